@@ -1,0 +1,22 @@
+"""Errors that a user can act on: what is wrong, where, and what to do about it.
+
+The command line prints their message without a traceback and exits with their `exit_code`.
+"""
+
+
+class StsslError(Exception):
+    """Base of every error that is the input's or the environment's, not a defect of the program."""
+
+    exit_code = 2
+
+
+class ConfigError(StsslError):
+    """A recipe, sweep file or command line says something that is unknown, impossible or out of range."""
+
+
+class DataError(StsslError):
+    """An archive, store or list of patches is missing, damaged or not what its user says it is."""
+
+
+class RunError(StsslError):
+    """A run cannot start, go on or be read: another recipe, no resources, no checkpoint, diverged."""
