@@ -46,7 +46,12 @@ def violations(package: Path) -> list[str]:
                 other = name.split(".")[1]
                 same_folder = other == own.split("/")[0]
                 within_first = floor(own) == floor(other) == 1
-                if other not in ("__version__",) and not same_folder and not within_first and floor(other) >= floor(own):
+                if (
+                    other not in ("__version__",)
+                    and not same_folder
+                    and not within_first
+                    and floor(other) >= floor(own)
+                ):
                     found.append(f"{own} imports {name}")
     return found
 

@@ -1,0 +1,246 @@
+"""Typed configuration trees: YAML with `base:` inheritance, dotted overrides, errors that name the key and the fix.
+
+A tree of plain dicts is merged first (files, then overrides) and validated once. A value's annotation may carry the
+`Domain` that a search draws it from, so that there is one list of what can be tuned.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stssl.errors import ConfigError
+
+Tree = dict[str, Any]
+
+
+class Config(BaseModel):
+    """Base of every part of a recipe: immutable, without silent conversions or unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where a search draws a value from: `choices`, or the range `low`..`high` (integers when both are)."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+
+C = TypeVar("C", bound=Config)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML where `1e-4` is a number (YAML 1.2) and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise ConfigError(f"line {node.start_mark.line + 1}: key {', '.join(sorted(twice))} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.[\d_]+([eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text; `source` names it in errors.
+
+    Raises:
+        ConfigError: Not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except ConfigError as error:
+        raise ConfigError(f"{source}, {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """Deep merge; a part whose `name` changes is replaced whole, since its other keys belong to the old name."""
+    merged = dict(under)
+    for key, value in over.items():
+        old = merged.get(key)
+        same_part = isinstance(old, Mapping) and isinstance(value, Mapping)
+        if same_part and value.get("name", old.get("name")) == old.get("name"):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
+    """Read a YAML file and the files that its `base:` keys name (relative to the naming file), nearest last.
+
+    Raises:
+        ConfigError: A file is missing, is not a mapping, or names itself as its base.
+    """
+    file = Path(path).resolve()
+    if file in seen:
+        raise ConfigError(f"{path}: base files name each other in a circle: {' -> '.join(map(str, (*seen, file)))}")
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of a YAML file.") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold keys and values at its top level, not a {type(tree).__name__}")
+    base = tree.pop("base", None)
+    return merge(load_tree(file.parent / base, (*seen, file)), tree) if base else tree
+
+
+def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
+    """Merge `dotted.key=value` arguments (values in YAML) into a tree.
+
+    Raises:
+        ConfigError: An argument has no `=` or its value is not YAML.
+    """
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override '{override}' must look like section.key=value")
+        tree = merge(tree, nested(key.strip(), parse_yaml(text, f"override {override}")))
+    return tree
+
+
+def nested(dotted: str, value: Any) -> Tree:
+    """The tree `{a: {b: value}}` of `a.b`."""
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Pairs of dotted key and value; lists count as values."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ or that only one tree has, sorted."""
+    left, right = dict(flatten(one)), dict(flatten(other))
+    return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
+
+
+def expand_variables(tree: Any, source: str, key: str = "") -> Any:
+    """Replace `${NAME}` in strings by environment variables.
+
+    Raises:
+        ConfigError: A variable is not set; names the key and the variable.
+    """
+    if isinstance(tree, dict):
+        return {name: expand_variables(value, source, f"{key}.{name}".lstrip(".")) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [expand_variables(value, source, key) for value in tree]
+    if not isinstance(tree, str):
+        return tree
+    for name in re.findall(r"\$\{(\w+)\}", tree):
+        if name not in os.environ:
+            raise ConfigError(
+                f"{source}: {key} needs the environment variable {name}, which is not set. "
+                f"Run `export {name}=...`, or give {key}=... on the command line."
+            )
+        tree = tree.replace(f"${{{name}}}", os.environ[name])
+    return tree
+
+
+def validate(model: type[C], tree: Mapping[str, Any], source: str) -> C:
+    """Build `model` from a tree; `source` names it in errors.
+
+    Raises:
+        ConfigError: Lists every wrong key with its dotted path, what is allowed, and the nearest right key.
+    """
+    try:
+        return model.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        lines = [_explain(model, tree, problem) for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{source}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
+
+
+def _explain(model: type[Config], tree: Mapping[str, Any], problem: Any) -> str:
+    location = _without_tags(problem["loc"], tree)
+    path = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        known = sorted(fields_of(model, tree, [str(part) for part in location[:-1]]))
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {path}: {hint}"
+    given = (
+        "" if problem["type"] == "missing" or isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+    )
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}{given}" if path else message
+
+
+def _without_tags(location: Sequence[str | int], tree: Any) -> list[str | int]:
+    """Drop the union tags that pydantic puts between a part's key and its fields, and the names of plain unions."""
+    kept: list[str | int] = []
+    for part in location:
+        if isinstance(tree, Mapping):
+            if part not in tree and (tree.get("name") == part or re.search(r"[\[\](),]", str(part))):
+                continue
+            tree = tree.get(part)
+        elif isinstance(part, str) and kept:
+            continue
+        kept.append(part)
+    return kept
+
+
+def fields_of(model: type[Config], tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """Fields (name -> pydantic FieldInfo) of the part at `path`, chosen by the `name` that the tree gives it.
+
+    Raises:
+        ConfigError: The path does not exist in this model; names the nearest key.
+    """
+    current: type[Config] = model
+    node: Any = tree
+    for depth, key in enumerate(path):
+        node = node.get(key, {}) if isinstance(node, Mapping) else {}
+        field = current.model_fields.get(key)
+        if field is None:
+            near = difflib.get_close_matches(key, current.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(current.model_fields))}"
+            raise ConfigError(f"unknown key {'.'.join(path[: depth + 1])}: {hint}")
+        parts = config_types(field.annotation)
+        name = node.get("name") if isinstance(node, Mapping) else None
+        chosen = [part for part in parts if name is None or part_name(part) in (None, name)]
+        if not chosen:
+            return {}
+        current = chosen[0]
+    return dict(current.model_fields)
+
+
+def config_types(annotation: Any) -> list[type[Config]]:
+    """The Config classes in a (possibly annotated, possibly union) type."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return [part for argument in get_args(annotation) for part in config_types(argument)]
+    return []
+
+
+def part_name(part: type[Config]) -> str | None:
+    """The `name` by which a polymorphic part is chosen, if it has one fixed name."""
+    field = part.model_fields.get("name")
+    values = get_args(field.annotation) if field is not None else ()
+    return str(values[0]) if len(values) == 1 else None

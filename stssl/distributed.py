@@ -1,0 +1,53 @@
+"""The few collectives that training needs, as functions that do nothing in a single process."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce as _differentiable_all_reduce
+
+
+def world_size() -> int:
+    """Number of ranks; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 outside a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def rows_of(total: int, rank: int, world: int) -> slice:
+    """The contiguous rows of a global batch of `total` rows that `rank` owns; sizes differ by at most one."""
+    return slice(total * rank // world, total * (rank + 1) // world)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate every rank's rows in rank order, without gradients; ranks may hold different numbers of rows.
+
+    Args:
+        rows: [n, ...], the same trailing shape on all ranks.
+    """
+    rows = rows.detach()
+    if world_size() == 1:
+        return rows
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+    counts = [int(size) for size in sizes]
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded.contiguous())
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum a tensor over ranks, without gradients; returns a new tensor."""
+    total = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def differentiable_sum(value: Tensor) -> Tensor:
+    """Sum a tensor over ranks so that gradients flow back to every rank's own part."""
+    return _differentiable_all_reduce(value) if world_size() > 1 else value
