@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML where `1e-4` is a number (YAML 1.2) and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = {str(key) for key in keys if keys.count(key) > 1}
         if twice:
             raise ConfigError(f"line {node.start_mark.line + 1}: key {', '.join(sorted(twice))} stands twice")
@@ -66,7 +66,7 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigError: Not valid YAML.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except ConfigError as error:
         raise ConfigError(f"{source}, {error}") from None
     except yaml.YAMLError as error:
@@ -78,9 +78,9 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     merged = dict(under)
     for key, value in over.items():
         old = merged.get(key)
-        same_part = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if same_part and value.get("name", old.get("name")) == old.get("name"):
-            merged[key] = merge(old, value)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            renamed = value.get("name", old.get("name")) != old.get("name")
+            merged[key] = dict(value) if renamed else merge(old, value)
         else:
             merged[key] = value
     return merged

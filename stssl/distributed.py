@@ -50,4 +50,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 def differentiable_sum(value: Tensor) -> Tensor:
     """Sum a tensor over ranks so that gradients flow back to every rank's own part."""
-    return _differentiable_all_reduce(value) if world_size() > 1 else value
+    if world_size() == 1:
+        return value
+    total: Tensor = _differentiable_all_reduce(value)  # type: ignore[no-untyped-call]
+    return total

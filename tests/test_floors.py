@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "stssl"
 FLOORS = [
     ["__init__"],
-    ["errors", "config", "labels", "distributed", "schema", "nomenclature"],
+    ["errors", "batch", "config", "labels", "distributed", "schema", "nomenclature"],
     ["augment", "losses", "metrics", "archives", "data", "models", "algorithms"],
     ["pretrain", "convert"],
     ["steps"],

@@ -1,0 +1,83 @@
+"""What flows from the loader through augmentation into a step: streams, views, metadata and the batch itself."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from torch import Tensor
+
+LAT, LON, DAY, HOUR = range(4)
+"""Columns of a metadata tensor [N, 4]: degrees north, degrees east, day of year 1..366, UTC hour 0..24; NaN = missing."""
+
+IGNORED = -1
+"""Way id of a label that is not known; it counts in no loss and no metric."""
+
+
+class Stream(Enum):
+    """The two infinite sources of patches."""
+
+    LABELED = "labeled"
+    UNLABELED = "unlabeled"
+
+
+class View(Enum):
+    """An augmented version of a stream's patches."""
+
+    LABELED_WEAK = "labeled_weak"
+    LABELED_STRONG = "labeled_strong"
+    UNLABELED_WEAK = "unlabeled_weak"
+    UNLABELED_STRONG = "unlabeled_strong"
+
+    @property
+    def stream(self) -> Stream:
+        """The stream whose patches this view shows."""
+        return Stream.LABELED if self in (View.LABELED_WEAK, View.LABELED_STRONG) else Stream.UNLABELED
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is: the step about to be taken, counted from 0, of `total`."""
+
+    step: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the steps already taken, 0..1."""
+        return self.step / max(self.total, 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's rows of one global batch, on the device of the networks.
+
+    Attributes:
+        images: For each view [n, bands, height, width], normalised; n is that of the view's stream.
+        metadata: For each stream [n, 4], columns LAT, LON, DAY, HOUR, NaN where missing.
+        labels: [n, G] way ids of the labeled rows, `IGNORED` where unknown.
+        index: [m] positions of the unlabeled rows in the run's list of unlabeled patches (0..unlabeled_count-1).
+        truth: [m, G] way ids of the unlabeled rows where they happen to be known, for measuring pseudo-labels only.
+    """
+
+    images: dict[View, Tensor]
+    metadata: dict[Stream, Tensor]
+    labels: Tensor
+    index: Tensor
+    truth: Tensor | None = None
+
+    def split(self, parts: int) -> Iterator["Batch"]:
+        """Contiguous micro-batches: each stream's rows divided into `parts` nearly equal blocks."""
+        for part in range(parts):
+            yield replace(
+                self,
+                images={view: block(image, part, parts) for view, image in self.images.items()},
+                metadata={stream: block(table, part, parts) for stream, table in self.metadata.items()},
+                labels=block(self.labels, part, parts),
+                index=block(self.index, part, parts),
+                truth=None if self.truth is None else block(self.truth, part, parts),
+            )
+
+
+def block(rows: Tensor, part: int, parts: int) -> Tensor:
+    """The `part`-th of `parts` contiguous blocks of rows."""
+    return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
