@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 from torch import Tensor
 
 LAT, LON, DAY, HOUR = range(4)
-"""Columns of a metadata tensor [N, 4]: degrees north, degrees east, day of year 1..366, UTC hour 0..24; NaN = missing."""
+"""Columns of metadata [N, 4]: degrees north, degrees east, day of year 1..366, UTC hour 0..24; NaN = missing."""
 
 IGNORED = -1
 """Way id of a label that is not known; it counts in no loss and no metric."""
@@ -81,3 +82,27 @@ class Batch:
 def block(rows: Tensor, part: int, parts: int) -> Tensor:
     """The `part`-th of `parts` contiguous blocks of rows."""
     return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """This rank's rows of one stream as they come from the store, in host memory.
+
+    Attributes:
+        arrays: For each band group [n, bands, height, width], as stored.
+        metadata: [n, 4], columns LAT, LON, DAY, HOUR, NaN where missing.
+        labels: [n, G] way ids, `IGNORED` where unknown.
+        index: [n] positions in the stream's list of patches.
+        rows: [n] store rows, for messages.
+        draws: The random choices for each view of these rows.
+    """
+
+    arrays: dict[str, Tensor]
+    metadata: Tensor
+    labels: Tensor
+    index: Tensor
+    rows: Tensor
+    draws: dict[View, Any]
+
+
+RawBatch = dict[Stream, RawRows]

@@ -6,9 +6,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "stssl"
 FLOORS = [
     ["__init__"],
-    ["errors", "batch", "config", "labels", "distributed", "schema", "nomenclature"],
+    ["errors", "batch", "config", "labels", "distributed", "randomness", "schema", "nomenclature"],
     ["augment", "losses", "metrics", "archives", "data", "models", "algorithms"],
-    ["pretrain", "convert"],
+    ["pretrain", "convert", "views"],
     ["steps"],
     ["recipe"],
     ["evaluate"],

@@ -1,0 +1,1 @@
+"""Stores and what reads them: splits, samplers, loaders."""

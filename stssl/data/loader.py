@@ -1,0 +1,145 @@
+"""Batches of the labeled and the unlabeled stream, read ahead of the step by a thread."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stssl.batch import RawBatch, RawRows, Stream, View
+from stssl.data.sampler import StreamSampler
+from stssl.distributed import rows_of
+from stssl.randomness import Ints
+
+
+class Reader(Protocol):
+    """What delivers pixels."""
+
+    def read(self, indices: Ints) -> dict[str, NDArray[Any]]:
+        """One array [n, bands, height, width] for each band group."""
+        ...
+
+
+class Drawer(Protocol):
+    """What draws the random choices of views."""
+
+    def __call__(self, stream: Stream, epochs: Ints, rows: Ints) -> dict[View, Any]:
+        """Choices for each view of the stream's patches."""
+        ...
+
+    def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
+        """Metadata with some fields blanked."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """One stream's patches.
+
+    Attributes:
+        reader: Delivers pixels of store rows.
+        rows: [size] store rows of the stream.
+        metadata: [N, 4] of all store rows.
+        labels: [N, G] way ids of all store rows.
+        sampler: The stream's order over positions 0..size-1.
+    """
+
+    reader: Reader
+    rows: Ints
+    metadata: Tensor
+    labels: Tensor
+    sampler: StreamSampler
+
+    def load(self, stream: Stream, draw: Drawer, step: int, block: tuple[int, int]) -> RawRows:
+        """This rank's rows of a step's global batch."""
+        positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *block))
+        rows = self.rows[positions]
+        chosen = torch.from_numpy(rows)
+        arrays = {name: _pinned(array) for name, array in self.reader.read(rows).items()}
+        metadata = draw.drop_metadata(self.metadata[chosen], stream, epochs, rows)
+        return RawRows(
+            arrays, metadata, self.labels[chosen], torch.from_numpy(positions), chosen, draw(stream, epochs, rows)
+        )
+
+
+def _pinned(array: NDArray[Any]) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
+class Loader:
+    """Iterates over this rank's part of the global batches `start`..`stop`-1, in order."""
+
+    def __init__(self, sources: Mapping[Stream, Source], draw: Drawer, rank: int = 0, world: int = 1) -> None:
+        """Load rank `rank`'s contiguous rows of each global batch."""
+        self.sources, self.draw, self.block = sources, draw, (rank, world)
+
+    def load(self, step: int) -> RawBatch:
+        """One step's rows, read now."""
+        return {stream: source.load(stream, self.draw, step, self.block) for stream, source in self.sources.items()}
+
+    def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawBatch]:
+        """Rows of each step, read by a thread up to `ahead` steps before they are asked for.
+
+        An error of the reader is raised here, at the step whose rows it could not read.
+        """
+        yield from prefetch((partial(self.load, step) for step in range(start, stop)), ahead)
+
+
+def prefetch(jobs: Iterator[Callable[[], Any]], ahead: int) -> Iterator[Any]:
+    """Run jobs in a thread, in order, and yield their results; stops the thread when the consumer stops."""
+    done: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def put(item: tuple[bool, Any]) -> bool:
+        while not stopped.is_set():
+            try:
+                done.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for job in jobs:
+                if not put((True, job())):
+                    return
+            put((False, None))
+        except BaseException as error:
+            put((False, error))
+
+    thread = threading.Thread(target=work, name="stssl-loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = done.get()
+            if item is not None and not more:
+                raise item
+            if not more:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def metadata_table(lat: NDArray[Any], lon: NDArray[Any], day: NDArray[Any], time: NDArray[Any]) -> Tensor:
+    """Columns of a store to [N, 4] float32 metadata, NaN where missing.
+
+    Args:
+        lat: Degrees north, NaN where missing.
+        lon: Degrees east, NaN where missing.
+        day: Day of year 1..366; below 1 where missing.
+        time: Seconds since 1970-01-01; the smallest int64 where missing.
+    """
+    known = time != np.iinfo(np.int64).min
+    hour = np.where(known, (np.where(known, time, 0) % 86400) / 3600, np.nan)
+    date = np.where(day >= 1, day, np.nan)
+    return torch.from_numpy(np.stack([lat, lon, date, hour], 1).astype(np.float32))
