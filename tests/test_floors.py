@@ -10,7 +10,7 @@ FLOORS = [
     ["augment", "losses", "metrics", "archives", "data", "models", "algorithms"],
     ["pretrain", "convert", "views"],
     ["steps"],
-    ["recipe"],
+    ["recipe", "build"],
     ["evaluate"],
     ["train"],
     ["sweep", "submit", "plan", "probe", "report"],

@@ -72,6 +72,7 @@ class LabelsConfig(Config):
     per_class: Annotated[int, Field(ge=1)] | None = None
     total: Annotated[int, Field(ge=1)] | None = None
     list: str | None = None
+    allow_missing_classes: bool = False
     seed: int = 0
 
     @model_validator(mode="after")

@@ -1,0 +1,101 @@
+"""One pass over a part of the split: logits, metrics, and the file that keeps them."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stssl.build import RunData
+from stssl.data.loader import prefetch
+from stssl.distributed import gather_rows, rank, rows_of, world_size
+from stssl.metrics import score
+from stssl.randomness import Ints
+from stssl.views import Pixels
+
+Predictor = Callable[[Tensor, Tensor], Tensor]
+"""Images [n, C, h, w] and metadata [n, 4] to logits [n, classes]."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one network on one part.
+
+    Attributes:
+        scores: Name to value.
+        per_class: Class to its scores.
+        rows: [n] store rows.
+        logits: [n, classes].
+    """
+
+    scores: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    rows: Ints
+    logits: Tensor
+
+
+def batches(data: RunData, pixels: Pixels, rows: Ints, batch: int) -> Any:
+    """Unaugmented images [n, C, h, w] and metadata [n, 4] of store rows, in order, on the device, read ahead."""
+    device = pixels.low.device
+    chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    for chunk, arrays in zip(chunks, prefetch((partial(data.reader.read, chunk) for chunk in chunks), 2), strict=True):
+        groups = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+        yield pixels(groups), data.metadata[torch.from_numpy(chunk)].to(device, non_blocking=True)
+
+
+@torch.no_grad()
+def predict(predictor: Predictor, data: RunData, pixels: Pixels, rows: Ints, batch: int) -> Tensor:
+    """Logits [n, classes] of all rows on every rank; each rank computes its block."""
+    own = rows[rows_of(len(rows), rank(), world_size())]
+    parts = [predictor(image, metadata).float() for image, metadata in batches(data, pixels, own, batch)]
+    classes = len(data.space.classes)
+    logits = torch.cat(parts) if parts else torch.zeros(0, classes, device=pixels.low.device)
+    return gather_rows(logits).cpu()
+
+
+def evaluate(
+    predictor: Predictor, data: RunData, pixels: Pixels, part: str, *, batch: int, limit: int | None
+) -> Evaluation:
+    """Score a network on `train`, `validation` or `test`; with `limit`, on that many patches spread over the part."""
+    rows = data.split.part(part)
+    if limit is not None and limit < len(rows):
+        rows = rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
+    logits = predict(predictor, data, pixels, rows, batch)
+    scores, per_class = score(logits, data.targets[torch.from_numpy(rows)], data.space)
+    return Evaluation(scores, per_class, rows, logits)
+
+
+def without_nan(value: Any) -> Any:
+    """The same value with null for NaN and infinities, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def save_evaluations(
+    results: dict[str, Evaluation], data: RunData, part: str, path: Path, about: dict[str, Any]
+) -> None:
+    """Write `<path>` (scores as JSON) and, beside it, `.npz` with rows, places, targets and every network's logits."""
+    first = next(iter(results.values()))
+    chosen = torch.from_numpy(first.rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        path.with_suffix(".npz"),
+        rows=first.rows,
+        metadata=data.metadata[chosen].numpy(),
+        targets=data.targets[chosen].numpy(),
+        **{f"logits_{name}": result.logits.numpy() for name, result in results.items()},
+    )
+    networks = {name: {"scores": result.scores, "per_class": result.per_class} for name, result in results.items()}
+    text = json.dumps(without_nan({"part": part, "patches": len(first.rows), **about, "networks": networks}), indent=1)
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(text)
+    fresh.replace(path)

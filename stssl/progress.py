@@ -1,0 +1,54 @@
+"""What a terminal shows while things run, and tables of scores."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with counts, time spent, time to go, and a note."""
+    return Progress(
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("to go"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+@contextlib.contextmanager
+def training_progress(console: Console, steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar that follows the rows of a run's metrics; yields what takes them."""
+    notes: dict[str, str] = {}
+    with progress_bar(console) as bar:
+        task = bar.add_task("train", total=steps, note="starting workers")
+
+        def watch(row: dict[str, Any]) -> None:
+            if row["kind"] == "train":
+                notes["loss"] = f"loss {row['loss']:.3f}"
+                notes["speed"] = f"{row['images_per_s']:.0f} images/s"
+            else:
+                name = "mAP" if "mAP" in row else "accuracy"
+                notes["score"] = f"validation {name} {row[name]:.3f}"
+            bar.update(task, completed=row["step"], note=", ".join(notes.values()))
+
+        yield watch
+
+
+def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """Networks as columns, scores as rows."""
+    table = Table(title=title)
+    table.add_column("score")
+    for network in results:
+        table.add_column(network, justify="right")
+    for name in dict.fromkeys(name for scores in results.values() for name in scores):
+        values = [scores.get(name) for scores in results.values()]
+        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
+    return table

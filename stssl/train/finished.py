@@ -1,0 +1,65 @@
+"""Runs that were trained: their networks back from a checkpoint, scored on any part of their split."""
+
+from pathlib import Path
+
+import torch
+
+from stssl.build import RunData, build_pixels, build_step, open_data
+from stssl.errors import ConfigError, RunError
+from stssl.evaluate import Evaluation, evaluate, save_evaluations
+from stssl.recipe import Recipe
+from stssl.steps.teacher_student import TeacherStudentStep
+from stssl.train.checkpoint import read_state
+from stssl.train.folder import RunFolder
+from stssl.train.loop import calibrate
+from stssl.views import Pixels
+
+
+def load_run(
+    folder: RunFolder, checkpoint: str, device: torch.device
+) -> tuple[Recipe, RunData, TeacherStudentStep, Pixels, int]:
+    """A run's recipe, data, trained step, scaling, and the checkpoint's step.
+
+    Raises:
+        RunError: There is no such checkpoint, or it is damaged.
+    """
+    if checkpoint not in ("best", "last"):
+        raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
+    path = folder.checkpoints.path(checkpoint)
+    if not path.exists():
+        raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
+    recipe = folder.recipe()
+    data = open_data(recipe)
+    state = read_state(path)
+    step = build_step(recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})}), data)
+    step.load_state_dict(state["step"])
+    pixels = build_pixels(recipe, data).to(device)
+    return recipe, data, step.to(device), pixels, int(state["position"]["step"])
+
+
+def evaluate_run(
+    path: str | Path, part: str, checkpoint: str = "best", device: str = "auto"
+) -> dict[str, dict[str, float]]:
+    """Score the networks of a run and write `evaluation/<part>.json` (and logits beside it).
+
+    Args:
+        path: The run's folder.
+        part: `train`, `validation` or `test`.
+        checkpoint: `best` or `last`.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        Scores of the student (averaged weights), and of the teacher where there is one.
+    """
+    folder = RunFolder.existing(path)
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    recipe, data, step, pixels, at = load_run(folder, checkpoint, torch.device(name))
+    calibrate(step, recipe, data, pixels)
+    results: dict[str, Evaluation] = {}
+    for network in ("student", "teacher")[: len(step.networks)]:
+        results[network] = evaluate(
+            step.predictor(network), data, pixels, part, batch=recipe.evaluation.batch, limit=recipe.evaluation.limit
+        )
+    about = {"checkpoint": checkpoint, "step": at, "recipe_hash": recipe.hash(), "name": recipe.name}
+    save_evaluations(results, data, part, folder.path / "evaluation" / f"{part}.json", about)
+    return {network: result.scores for network, result in results.items()}

@@ -1,0 +1,155 @@
+"""The folder of one run: what is in it, and whose it is."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stssl.build import RunData
+from stssl.config import Tree, differing_keys, validate
+from stssl.errors import RunError
+from stssl.evaluate import without_nan
+from stssl.recipe import PLACEMENT, Recipe
+from stssl.train.checkpoint import Checkpoints
+
+PACKAGES = ("stssl", "torch", "timm", "ray", "zarr", "numpy")
+
+
+class RunFolder:
+    """`recipe.yaml`, `record.json`, `labels.json`, `metrics.jsonl`, `checkpoints/`, `evaluation/`, `done.json`."""
+
+    def __init__(self, path: Path) -> None:
+        """Use `path`, which need not exist."""
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RunFolder":
+        """Where a recipe's run lives: `<launch.storage>/<name>`, absolute."""
+        return cls(Path(recipe.launch.storage).absolute() / recipe.name)
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """A run that was started.
+
+        Raises:
+            RunError: The folder is not a run's.
+        """
+        folder = cls(Path(path).absolute())
+        if not (folder.path / "recipe.yaml").exists():
+            raise RunError(f"{path} is not a run: it has no recipe.yaml. Give the folder that `stssl train` printed.")
+        return folder
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe that the run was started with."""
+        return validate(Recipe, self._tree(), str(self.path / "recipe.yaml"))
+
+    def _tree(self) -> Tree:
+        tree: Tree = yaml.safe_load((self.path / "recipe.yaml").read_text())
+        return tree
+
+    def claim(self, recipe: Recipe) -> None:
+        """Start a run here, or go on with the same one; call in one process.
+
+        Raises:
+            RunError: Another recipe ran under this name; lists the keys that differ.
+        """
+        if (self.path / "recipe.yaml").exists():
+            old = self._tree()
+            for section in PLACEMENT:
+                old.pop(section, None)
+            old.get("data", {}).pop("cache", None)
+            keys = differing_keys(old, recipe.identity())
+            if keys:
+                raise RunError(
+                    f"{self.path} holds a run of another recipe; it differs in {', '.join(keys)}. "
+                    "Give this run another name (name=...), or delete that folder."
+                )
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "recipe.yaml", recipe.yaml())
+
+    def finished(self) -> dict[str, Any] | None:
+        """How the run ended, or None while it has not."""
+        path = self.path / "done.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Mark the run as ended."""
+        write_text(self.path / "done.json", json.dumps(without_nan(result), indent=1))
+
+    def record(self, recipe: Recipe, data: RunData, world: int) -> None:
+        """Write down the drawn labels, and what produced the run: versions, commit, data, ranks."""
+        classes = data.targets[data.labeled]
+        names = data.store.column("patch_id")[data.labeled]
+        write_text(
+            self.path / "labels.json",
+            json.dumps(
+                {
+                    "rule": recipe.labels.model_dump(),
+                    "rows": data.labeled.tolist(),
+                    "patches": [str(name) for name in names],
+                    "prior": [round(float(value[-1]), 6) for value in data.prior()],
+                    "targets": classes.tolist(),
+                }
+            ),
+        )
+        about = {
+            "recipe_hash": recipe.hash(),
+            "seed": recipe.seed,
+            "store": {"path": data.store.path, "fingerprint": data.store.fingerprint},
+            "parts": {part: len(data.split.part(part)) for part in ("train", "validation", "test")},
+            "labeled": len(data.labeled),
+            "ranks": world,
+            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "commit": _commit(),
+        }
+        write_text(self.path / "record.json", json.dumps(about, indent=1))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of `metrics.jsonl` in order; a last line that was cut off is passed over."""
+        path = self.path / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+    def forget_after(self, step: int) -> None:
+        """Drop metric rows that a resumed run will write again."""
+        kept = [json.dumps(row) for row in self.rows() if row["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row of metrics."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(without_nan(row)) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once, so that no reader sees half of it."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package runs from, if it is one that git may read."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,186 @@
+"""Carries a run out: in this process, or on Ray workers, locally or on a cluster."""
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from stssl.build import open_data
+from stssl.config import validate
+from stssl.errors import RunError, StsslError
+from stssl.recipe import LaunchConfig, Recipe
+from stssl.train.folder import RunFolder
+from stssl.train.loop import train
+from stssl.train.session import Session, open_session
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+def run(recipe: Recipe, watch: Watch | None = None) -> RunFolder:
+    """Train a recipe to its end, going on from its last checkpoint if it was started before.
+
+    Args:
+        recipe: What to train.
+        watch: Called with each new row of the run's metrics.
+
+    Returns:
+        The run's folder; a run that is finished already returns at once.
+
+    Raises:
+        StsslError: The recipe, the data or the machines do not allow it; or training failed, saying why.
+    """
+    folder = RunFolder.of(recipe)
+    folder.claim(recipe)
+    if folder.finished():
+        return folder
+    open_data(recipe)
+    with watching(folder, watch):
+        if recipe.launch.workers == 0:
+            _train_here(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"), lambda metrics: None)
+        else:
+            _train_on_ray(recipe)
+    return folder
+
+
+def _train_here(recipe: Recipe, device: torch.device, report: Watch) -> None:
+    session = _prepared(open_session(recipe, device))
+    result = train(session, report)
+    session.folder.finish(result)
+
+
+def _prepared(session: Session, rank: int = 0, world: int = 1) -> Session:
+    """Resume from the last checkpoint, and let rank 0 write down what this run is."""
+    problems = session.resume()
+    if rank == 0:
+        for problem in problems:
+            logging.getLogger("stssl").warning("%s; going on from the one before", problem)
+        session.folder.record(session.recipe, session.data, world)
+        session.folder.forget_after(session.position.step)
+    return session
+
+
+def _train_on_ray(recipe: Recipe) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    launch = recipe.launch
+    with ray_session(launch):
+        _enough_resources(launch, ray.cluster_resources())
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"recipe": recipe.tree()},
+            scaling_config=ScalingConfig(
+                num_workers=launch.workers,
+                use_gpu=launch.gpus_per_worker > 0,
+                resources_per_worker=worker_resources(launch),
+                placement_strategy=launch.placement,
+            ),
+            torch_config=TorchConfig(timeout_s=launch.collective_timeout_s),
+            run_config=RunConfig(
+                name="ray",
+                storage_path=str(RunFolder.of(recipe).path),
+                failure_config=FailureConfig(max_failures=launch.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise _reason(error) from error
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What each Ray worker runs."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    recipe = validate(Recipe, config["recipe"], "recipe")
+    context = ray.train.get_context()
+    session = _prepared(open_session(recipe, get_device()), context.get_world_rank(), context.get_world_size())
+    result = train(session, ray.train.report)
+    if context.get_world_rank() == 0:
+        session.folder.finish(result)
+
+
+def worker_resources(launch: LaunchConfig) -> dict[str, float]:
+    """Ray resources of one worker."""
+    resources = {"CPU": launch.cpus_per_worker}
+    return resources | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
+
+
+def _enough_resources(launch: LaunchConfig, available: dict[str, float]) -> None:
+    workers = launch.workers[0] if isinstance(launch.workers, tuple) else launch.workers
+    for kind, amount in worker_resources(launch).items():
+        if workers * amount > available.get(kind, 0):
+            raise RunError(
+                f"launch: {workers} workers with {amount:g} {kind} each need {workers * amount:g} {kind}, and Ray has "
+                f"{available.get(kind, 0):g}. Lower launch.workers or launch.{kind.lower()}s_per_worker, or add nodes."
+            )
+
+
+def _reason(error: BaseException) -> StsslError:
+    """The worker's own error where it is one that a user can act on, else the first worker's words."""
+    failures = getattr(error, "worker_failures", None) or getattr(error.__cause__, "worker_failures", None) or {}
+    for failure in [error, *failures.values()]:
+        seen: BaseException | None = failure
+        while seen is not None:
+            if isinstance(seen, StsslError):
+                return seen
+            seen = getattr(seen, "cause", None) or seen.__cause__
+    lines = [line for line in str(next(iter(failures.values()), error)).splitlines() if line.strip()]
+    return RunError(f"training failed on a Ray worker: {lines[-1] if lines else type(error).__name__}")
+
+
+@contextlib.contextmanager
+def ray_session(launch: LaunchConfig, dashboard: bool = False) -> Iterator[None]:
+    """Use the Ray that is there, the cluster that the recipe names, or a local one for as long as this lasts."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = launch.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR)
+        else:
+            ray.init(include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RunError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
+    """Hand each row that the run adds to its metrics to `watch`, from a thread."""
+    if watch is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def follow() -> None:
+        seen = 0
+        while True:
+            last = stop.wait(0.3)
+            rows = list(folder.rows())
+            for row in rows[min(seen, len(rows)) :]:
+                watch(row)
+            seen = len(rows)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, name="stssl-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
