@@ -183,13 +183,12 @@ def _autocontrast(image: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def _equalize(image: Tensor, magnitude: Tensor) -> Tensor:
-    """Histogram equalisation of each band in 256 bins."""
+    """Histogram equalisation of each band in 256 bins: the share of the other pixels that are darker."""
     bins = (image.clamp(0, 1) * 255).long().flatten(2)
     counts = torch.zeros(*bins.shape[:2], 256, device=image.device).scatter_add_(2, bins, torch.ones_like(bins).float())
-    cumulated = counts.cumsum(2)
-    lowest = cumulated.gather(2, bins.amin(2, keepdim=True))
-    spread = bins.shape[2] - lowest
-    equalized = (cumulated.gather(2, bins) - lowest) / spread.clamp_min(1)
+    below = (counts.cumsum(2) - counts).gather(2, bins)
+    spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))
+    equalized = below / spread.clamp_min(1)
     return torch.where(spread[..., None] > 0, equalized.view_as(image), image)
 
 

@@ -20,7 +20,7 @@ RAY = {"convert", "train/launch", "sweep", "submit", "plan", "cli", "quickstart"
 
 
 def floor(name: str) -> int:
-    top = name.split("/")[0]
+    top = name.split("/", maxsplit=1)[0]
     return next(i for i, names in enumerate(FLOORS) if top in names)
 
 
@@ -44,7 +44,7 @@ def violations(package: Path) -> list[str]:
                 found.append(f"{own} imports ray")
             if name.startswith("stssl."):
                 other = name.split(".")[1]
-                same_folder = other == own.split("/")[0]
+                same_folder = other == own.split("/", maxsplit=1)[0]
                 within_first = floor(own) == floor(other) == 1
                 if (
                     other not in ("__version__",)

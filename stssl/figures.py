@@ -1,0 +1,128 @@
+"""Figures of finished runs, as SVG text that a page can hold."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Row = Mapping[str, Any]
+Floats = NDArray[np.floating[Any]]
+COLORS = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")
+STYLE = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#d5dbe1",
+    "grid.linewidth": 0.6,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "stssl",
+}
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -> str:
+    """One panel for each metric that any run has, one line for each run, over steps."""
+    present = [n for n in names if any(row.get(n) is not None for rows in runs.values() for row in rows)]
+    figure, axes = _figure(4.2 * max(1, len(present)), 3.0, max(1, len(present)))
+    for axis, name in zip(axes, present, strict=False):
+        for color, (run, rows) in zip(COLORS * len(runs), runs.items(), strict=False):
+            points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and row.get(name) is not None]
+            if points:
+                marker = "o" if kind == "validation" else None
+                axis.plot(
+                    *zip(*points, strict=True), label=run, color=color, linewidth=1.5, marker=marker, markersize=3
+                )
+        axis.set_title(name.replace("_", " "))
+        axis.set_xlabel("step")
+    if len(runs) > 1 and present:
+        axes[0].legend(fontsize=8)
+    return _svg(figure) if present else ""
+
+
+def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
+    """For each class one bar a network: average precision, or recall; classes by number of test patches.
+
+    Args:
+        networks: Network -> class -> its scores with `count` and `AP` or `recall`.
+    """
+    first = next(iter(networks.values()))
+    name = "AP" if "AP" in next(iter(first.values())) else "recall"
+    classes = sorted((c for c in first if first[c]["count"]), key=lambda c: first[c]["count"] or 0)
+    figure, (axis,) = _figure(8.4, 1.2 + 0.3 * len(classes) * max(1, len(networks) / 2))
+    height = 0.8 / len(networks)
+    for i, (network, scores) in enumerate(networks.items()):
+        values = [scores[c][name] or 0.0 for c in classes]
+        places = np.arange(len(classes)) + (len(networks) - 1 - i - (len(networks) - 1) / 2) * height
+        axis.barh(places, values, height, color=COLORS[i], label=network)
+    labels = [f"{c if len(c) < 48 else c[:46] + '…'} ({int(first[c]['count'] or 0)})" for c in classes]
+    axis.set_yticks(range(len(classes)), labels, fontsize=9)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(-0.6, len(classes) - 0.4)
+    axis.grid(axis="y", visible=False)
+    axis.set_title(f"{name} of each class (patches of that class)")
+    axis.legend(loc="lower right", fontsize=8)
+    return _svg(figure)
+
+
+def error_maps(lat: Floats, lon: Floats, errors: Mapping[str, Floats]) -> str:
+    """Mean error by place, one map a network with common colours; empty where no patch has a place."""
+    known = np.isfinite(lat) & np.isfinite(lon)
+    if not known.any():
+        return ""
+    figure, axes = _figure(4.6 * len(errors), 4.0, len(errors))
+    high = max(0.05, *(float(np.quantile(error[known], 0.98)) for error in errors.values()))
+    for axis, (network, error) in zip(axes, errors.items(), strict=True):
+        cells = axis.hexbin(
+            lon[known], lat[known], C=error[known], gridsize=34, mincnt=1, cmap="YlOrRd", vmin=0, vmax=min(1.0, high)
+        )
+        axis.set_title(f"{network}: mean error {error[known].mean():.3f}")
+        axis.set_xlabel("longitude in degrees")
+        axis.set_aspect(1 / max(0.2, float(np.cos(np.deg2rad(lat[known].mean())))))
+    axes[0].set_ylabel("latitude in degrees")
+    figure.colorbar(cells, ax=axes, label="share of wrong labels", shrink=0.8)
+    return _svg(figure)
+
+
+def reliability(confidences: Mapping[str, tuple[Floats, Floats]]) -> str:
+    """How often predictions of each probability are right: [n] probabilities and [n] outcomes (0 or 1) a network."""
+    figure, (axis,) = _figure(4.2, 3.6)
+    axis.plot([0, 1], [0, 1], color="#8895a3", linewidth=1, linestyle=":")
+    edges = np.linspace(0, 1, 11)
+    for color, (network, (probability, outcome)) in zip(COLORS, confidences.items(), strict=False):
+        which = np.clip(np.digitize(probability, edges) - 1, 0, 9)
+        filled = [i for i in range(10) if (which == i).any()]
+        mean = [float(probability[which == i].mean()) for i in filled]
+        share = [float(outcome[which == i].mean()) for i in filled]
+        axis.plot(mean, share, marker="o", markersize=4, color=color, label=network)
+    axis.set_xlabel("predicted probability")
+    axis.set_ylabel("share that is right")
+    axis.set_title("reliability")
+    axis.legend(fontsize=8)
+    return _svg(figure)

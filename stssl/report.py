@@ -1,0 +1,188 @@
+"""One self-contained HTML page about finished runs."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stssl import figures
+from stssl.batch import IGNORED
+from stssl.errors import RunError
+from stssl.labels import LabelSpace
+from stssl.train.folder import RunFolder, write_text
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+:root {{ color-scheme: light; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1d2730; background: #fbfcfd; max-width: 70rem;
+  margin: 2rem auto; padding: 0 1.2rem; }}
+h1 {{ font-size: 1.6rem; margin-bottom: .2rem; }} h2 {{ margin-top: 2.4rem; border-bottom: 1px solid #d5dbe1; }}
+h3 {{ margin-bottom: .3rem; }} p.note {{ color: #56636f; }}
+table {{ border-collapse: collapse; margin: .8rem 0; }} .wide {{ overflow-x: auto; }}
+th, td {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e8ec; }}
+th:first-child, td:first-child, td.text {{ text-align: left; }} thead th {{ border-bottom: 2px solid #aab4be; }}
+td.best {{ font-weight: 650; }} svg {{ max-width: 100%; height: auto; }}
+pre {{ background: #f1f4f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }}
+details > summary {{ cursor: pointer; margin: .6rem 0; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What the page shows of one run."""
+
+    name: str
+    recipe: str
+    record: dict[str, Any]
+    rows: list[dict[str, Any]]
+    parts: dict[str, dict[str, Any]]
+    arrays: dict[str, Mapping[str, NDArray[Any]]]
+    multilabel: bool
+
+
+def read_run(path: str | Path) -> RunView:
+    """Collect a run's files.
+
+    Raises:
+        RunError: It is no run, or was never evaluated.
+    """
+    folder = RunFolder.existing(path)
+    parts, arrays = {}, {}
+    for part in ("validation", "test", "train"):
+        file = folder.path / "evaluation" / f"{part}.json"
+        if file.exists():
+            parts[part] = json.loads(file.read_text())
+            arrays[part] = dict(np.load(file.with_suffix(".npz")))
+    if not parts:
+        raise RunError(f"{path} was not evaluated yet. Run `stssl evaluate {path} --split test` first.")
+    first = next(iter(parts.values()))["networks"]["student"]["scores"]
+    recipe, record = folder.path / "recipe.yaml", folder.path / "record.json"
+    return RunView(
+        name=folder.path.name,
+        recipe=recipe.read_text(),
+        record=json.loads(record.read_text()) if record.exists() else {},
+        rows=list(folder.rows()),
+        parts=parts,
+        arrays=arrays,
+        multilabel="mAP" in first,
+    )
+
+
+def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
+    """Write the page and return its absolute path.
+
+    Raises:
+        RunError: A folder is no run, or a run was never evaluated.
+    """
+    runs = [read_run(path) for path in paths]
+    names = ", ".join(run.name for run in runs)
+    body = [f"<h1>{_text(names if len(runs) < 4 else f'{len(runs)} runs')}</h1>", _facts(runs)]
+    body += ["<h2>Scores</h2>", *(_scores(runs, part) for part in ("test", "validation", "train"))]
+    body += ["<h2>Training</h2>", *_training(runs)]
+    for run in runs:
+        body += [f"<h2>{_text(run.name)}</h2>", *_details(run)]
+    target = Path(out).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, PAGE.format(title=_text(names), body="\n".join(body)))
+    return target
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _facts(runs: Sequence[RunView]) -> str:
+    facts = []
+    for run in runs:
+        record = run.record
+        if record:
+            sizes = ", ".join(f"{count:,} {part}" for part, count in record["parts"].items())
+            versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+            facts.append(
+                f"<p class='note'><b>{_text(run.name)}</b>: {record['labeled']:,} labeled of {sizes} patches; "
+                f"seed {record['seed']}, {record['ranks']} rank(s); {_text(versions)}; "
+                f"commit {_text(record['commit'] or 'unknown')}; data {_text(record['store']['fingerprint'][:12])}.</p>"
+            )
+    return "\n".join(facts)
+
+
+def _scores(runs: Sequence[RunView], part: str) -> str:
+    """One table a part: networks of all runs as rows, scores as columns, the best of each column bold."""
+    rows = {
+        f"{run.name} · {network}": result["scores"]
+        for run in runs
+        if part in run.parts
+        for network, result in run.parts[part]["networks"].items()
+    }
+    if not rows:
+        return ""
+    names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
+    lower = {"loss", "calibration_error"}
+    best = {}
+    for name in names:
+        values = [scores[name] for scores in rows.values() if scores.get(name) is not None]
+        best[name] = (min if name in lower else max)(values, default=None)
+    head = "".join(f"<th>{_text(name.replace('_', ' '))}</th>" for name in names)
+    lines = []
+    for label, scores in rows.items():
+        cells = "".join(_cell(scores.get(name), best[name]) for name in names)
+        lines.append(f"<tr><td>{_text(label)}</td>{cells}</tr>")
+    count = max(run.parts[part]["patches"] for run in runs if part in run.parts)
+    return (
+        f"<h3>{part} ({count:,} patches)</h3><div class='wide'><table><thead><tr><th>network</th>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _cell(value: float | None, best: float | None) -> str:
+    if value is None:
+        return "<td>–</td>"
+    return f"<td{' class=best' if value == best else ''}>{value:.4f}</td>"
+
+
+def _training(runs: Sequence[RunView]) -> list[str]:
+    rows = {run.name: run.rows for run in runs}
+    return [
+        figures.curves(rows, "validation", ("mAP", "accuracy", "F1", "loss")),
+        figures.curves(rows, "train", ("loss", "student_supervised", "student_unlabeled", "distillation")),
+        figures.curves(rows, "train", ("pseudo_rate", "pseudo_precision", "pseudo_recall")),
+        figures.curves(rows, "train", ("learning_rate", "images_per_s", "data_wait")),
+    ]
+
+
+def _details(run: RunView) -> list[str]:
+    part = "test" if "test" in run.parts else next(iter(run.parts))
+    networks = {name: result["per_class"] for name, result in run.parts[part]["networks"].items()}
+    arrays = run.arrays[part]
+    space = LabelSpace(tuple(next(iter(networks.values()))), run.multilabel)
+    predictions = {name: _outcome(arrays[f"logits_{name}"], arrays["targets"], space) for name in networks}
+    place = arrays["metadata"]
+    maps = figures.error_maps(place[:, 0], place[:, 1], {name: outcome[2] for name, outcome in predictions.items()})
+    return [
+        f"<h3>Classes, {part}</h3>",
+        figures.class_bars(networks),
+        *((f"<h3>Errors by place, {part}</h3>", maps) if maps else ()),
+        f"<h3>Calibration, {part}</h3>",
+        figures.reliability({name: outcome[:2] for name, outcome in predictions.items()}),
+        f"<details><summary>Recipe</summary><pre>{_text(run.recipe)}</pre></details>",
+    ]
+
+
+def _outcome(logits: NDArray[Any], targets: NDArray[Any], space: LabelSpace) -> tuple[NDArray[Any], ...]:
+    """Probability of each group's last way or best way, whether it came true, and each patch's share of errors."""
+    ways = space.grouped(torch.from_numpy(logits)).softmax(-1).numpy()
+    known = targets != IGNORED
+    wrong = ((ways.argmax(-1) != targets) & known).sum(1) / np.maximum(known.sum(1), 1)
+    chosen = np.ones_like(targets) if space.ways == 2 else ways.argmax(-1)
+    probability = np.take_along_axis(ways, chosen[..., None].astype(np.int64), -1)[..., 0]
+    return probability[known], (targets == chosen)[known].astype(float), wrong
