@@ -170,7 +170,7 @@ def _sharpness(image: Tensor, magnitude: Tensor) -> Tensor:
 
 def _posterize(image: Tensor, magnitude: Tensor) -> Tensor:
     levels = 2.0 ** torch.round(8 - 4 * magnitude.abs())
-    return torch.floor(image.clamp(0, 1) * 255 / 256 * levels) / levels
+    return torch.floor((image.clamp(0, 1) * 255).round() / 256 * levels) / levels * (256 / 255)
 
 
 def _solarize(image: Tensor, magnitude: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def _autocontrast(image: Tensor, magnitude: Tensor) -> Tensor:
 
 def _equalize(image: Tensor, magnitude: Tensor) -> Tensor:
     """Histogram equalisation of each band in 256 bins: the share of the other pixels that are darker."""
-    bins = (image.clamp(0, 1) * 255).long().flatten(2)
+    bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
     counts = torch.zeros(*bins.shape[:2], 256, device=image.device).scatter_add_(2, bins, torch.ones_like(bins).float())
     below = (counts.cumsum(2) - counts).gather(2, bins)
     spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))

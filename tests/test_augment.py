@@ -64,7 +64,7 @@ def test_strength_grows_with_magnitude():
 def test_photometric_operations_match_pillow(name):
     from PIL import Image, ImageEnhance, ImageOps
 
-    pixels = np.random.default_rng(0).integers(20, 230, (64, 64, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(20, 230, (192, 192, 3), dtype=np.uint8)
     image, magnitude = Image.fromarray(pixels), 0.5
     factor = 1 + 0.9 * magnitude
     gray = np.asarray(image, float).mean()
