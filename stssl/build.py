@@ -14,7 +14,7 @@ from stssl.data.splits import Split, draw_labeled, make_split
 from stssl.data.store import Reader, Store
 from stssl.errors import ConfigError, DataError
 from stssl.labels import LabelSpace
-from stssl.models import build_network
+from stssl.models import Role, build_network
 from stssl.randomness import Ints
 from stssl.recipe import DataConfig, Recipe
 from stssl.steps.teacher_student import TeacherStudentStep
@@ -92,13 +92,16 @@ def _positives(targets: Tensor, space: LabelSpace) -> Ints:
 
 
 def _every_class_labeled(positives: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
-    occurs, has_label = positives.any(0), positives[labeled].any(0)
+    occurs, has_label = positives.sum(0) > 0, positives[labeled].sum(0) > 0
     missing = [name for name, here, drawn in zip(space.classes, occurs, has_label, strict=True) if here and not drawn]
     if missing:
         raise DataError(
             f"no labeled training patch has {', '.join(missing)} ({labels}). Use more labels, another data.split, "
             "or set labels.allow_missing_classes=true."
         )
+
+
+_ROLES: dict[str, tuple[Role, ...]] = {"none": ("plain",), "teacher": ("student", "teacher"), "direct": ("direct",)}
 
 
 def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
@@ -109,7 +112,7 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
     """
     torch.manual_seed(recipe.seed)
     model = recipe.model
-    roles = {"none": ("plain",), "teacher": ("student", "teacher"), "direct": ("direct",)}[model.metadata]
+    roles = _ROLES[model.metadata]
     networks = [
         build_network(
             backbone=model.backbone,

@@ -87,12 +87,13 @@ def save_evaluations(
     first = next(iter(results.values()))
     chosen = torch.from_numpy(first.rows)
     path.parent.mkdir(parents=True, exist_ok=True)
+    logits: dict[str, Any] = {f"logits_{name}": result.logits.numpy() for name, result in results.items()}
     np.savez_compressed(
         path.with_suffix(".npz"),
         rows=first.rows,
         metadata=data.metadata[chosen].numpy(),
         targets=data.targets[chosen].numpy(),
-        **{f"logits_{name}": result.logits.numpy() for name, result in results.items()},
+        **logits,
     )
     networks = {name: {"scores": result.scores, "per_class": result.per_class} for name, result in results.items()}
     text = json.dumps(without_nan({"part": part, "patches": len(first.rows), **about, "networks": networks}), indent=1)

@@ -174,7 +174,7 @@ def _default(union: Any, name: str) -> Any:
     """The part called `name` of a union, with its defaults."""
     from stssl.config import config_types, part_name
 
-    return next(part for part in config_types(union) if part_name(part) == name)(name=name)
+    return next(part for part in config_types(union) if part_name(part) == name)()
 
 
 SMOKE: Tree = {

@@ -57,7 +57,8 @@ def read_run(path: str | Path) -> RunView:
         RunError: It is no run, or was never evaluated.
     """
     folder = RunFolder.existing(path)
-    parts, arrays = {}, {}
+    parts: dict[str, dict[str, Any]] = {}
+    arrays: dict[str, Mapping[str, NDArray[Any]]] = {}
     for part in ("validation", "test", "train"):
         file = folder.path / "evaluation" / f"{part}.json"
         if file.exists():
@@ -178,7 +179,9 @@ def _details(run: RunView) -> list[str]:
     ]
 
 
-def _outcome(logits: NDArray[Any], targets: NDArray[Any], space: LabelSpace) -> tuple[NDArray[Any], ...]:
+def _outcome(
+    logits: NDArray[Any], targets: NDArray[Any], space: LabelSpace
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Probability of each group's last way or best way, whether it came true, and each patch's share of errors."""
     ways = space.grouped(torch.from_numpy(logits)).softmax(-1).numpy()
     known = targets != IGNORED

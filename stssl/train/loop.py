@@ -64,7 +64,7 @@ def update(session: Session, raw: RawBatch) -> dict[str, Tensor]:
         group["lr"] = rate
     session.optimizer.zero_grad(set_to_none=True)
     logs = backward(session, raw, progress)
-    norms = clip_gradients(session.step.networks, recipe.optimizer.clip)
+    norms = clip_gradients(session.step.networks.items(), recipe.optimizer.clip)
     session.optimizer.step()
     session.step.after_optimizer()
     return logs | {f"gradient_norm_{name}": norm for name, norm in norms.items()}

@@ -39,12 +39,12 @@ def adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam
     return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, fused=True)
 
 
-def clip_gradients(networks: Iterable[nn.Module], bound: float | None) -> dict[int, torch.Tensor]:
-    """Bound each network's gradient norm on its own; returns the norms before, by position."""
+def clip_gradients(networks: Iterable[tuple[str, nn.Module]], bound: float | None) -> dict[str, torch.Tensor]:
+    """Bound each network's gradient norm on its own; returns the norms before, by name."""
     norms = {}
-    for position, network in enumerate(networks):
+    for name, network in networks:
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        norms[position] = nn.utils.get_total_norm(gradients, foreach=True)
+        norms[name] = nn.utils.get_total_norm(gradients, foreach=True)
         if bound is not None:
-            nn.utils.clip_grads_with_norm_(network.parameters(), bound, norms[position], foreach=True)
+            nn.utils.clip_grads_with_norm_(network.parameters(), bound, norms[name], foreach=True)
     return norms

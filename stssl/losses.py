@@ -1,0 +1,106 @@
+"""Losses as a numerator and a denominator, so that the loss of a global batch is exact on any number of ranks.
+
+The mean of the ranks' mean losses is not the mean over the global batch once weights, ignored targets or shards are
+uneven. So denominators are summed over ranks first (they need no gradients), and local numerators divided by them.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stssl.batch import IGNORED
+
+Distance = Literal["mse", "mae", "cosine", "logits", "none"]
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each decision, 0 where the target is ignored.
+
+    Args:
+        logits: [B, G, K].
+        target: [B, G] way ids (`IGNORED` counts nothing), or [B, G, K] distributions.
+
+    Returns:
+        [B, G].
+    """
+    log_probability = functional.log_softmax(logits, -1)
+    if target.dtype.is_floating_point:
+        return -(target * log_probability).sum(-1)
+    chosen = log_probability.gather(-1, target.clamp_min(0)[..., None])[..., 0]
+    return torch.where(target == IGNORED, 0.0, -chosen)
+
+
+def squared_error(logits: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of probabilities, mean over ways: [B, G] from logits [B, G, K] and targets as above."""
+    if not target.dtype.is_floating_point:
+        ids = functional.one_hot(target.clamp_min(0), logits.shape[-1]).to(logits.dtype)
+        error = (logits.softmax(-1) - ids).square().mean(-1)
+        return torch.where(target == IGNORED, 0.0, error)
+    return (logits.softmax(-1) - target).square().mean(-1)
+
+
+def asymmetric(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    gamma_negative: float,
+    gamma_positive: float,
+    clip: float,
+    detach_focus: bool = True,
+) -> Tensor:
+    """Asymmetric loss for multi-label decisions (Ridnik et al., ICCV 2021, arXiv:2009.14119).
+
+    Args:
+        logits: [B, G, 2], the second way is "present".
+        target: [B, G] way ids, or [B, G, 2] distributions.
+        gamma_negative: Focus on hard negatives.
+        gamma_positive: Focus on hard positives.
+        clip: Margin that the probability of absence is raised by.
+        detach_focus: Whether the focusing weight carries no gradient.
+
+    Returns:
+        [B, G], 0 where the target is ignored.
+    """
+    present = target[..., 1] if target.dtype.is_floating_point else target.clamp_min(0).to(logits.dtype)
+    positive = (logits[..., 1] - logits[..., 0]).sigmoid()
+    negative = (1 - positive + clip).clamp_max(1)
+    likelihood = present * positive.clamp_min(1e-8).log() + (1 - present) * negative.clamp_min(1e-8).log()
+    right = positive * present + negative * (1 - present)
+    gamma = gamma_positive * present + gamma_negative * (1 - present)
+    focus = (1 - right).clamp_min(0).pow(gamma)
+    loss = -likelihood * (focus.detach() if detach_focus else focus)
+    return loss if target.dtype.is_floating_point else torch.where(target == IGNORED, 0.0, loss)
+
+
+def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, float]:
+    """How far the student's context is from the teacher's, as (sum, count of terms on this rank).
+
+    Args:
+        kind: `mse` and `mae` mean over all entries; `cosine` is minus the mean cosine similarity of rows.
+        student: [N, D].
+        teacher: [N, D], taken without gradients.
+    """
+    teacher = teacher.detach()
+    if kind == "mse":
+        return (student - teacher).square().sum(), student.numel()
+    if kind == "mae":
+        return (student - teacher).abs().sum(), student.numel()
+    if kind == "cosine":
+        return -functional.cosine_similarity(student, teacher, dim=-1).sum(), len(student)
+    return student.sum() * 0.0, 1
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, float]:
+    """KL divergence of the student's from the teacher's softened ways (Hinton et al. 2015), as (sum, count).
+
+    Args:
+        student: Logits [N, G, K].
+        teacher: Logits [N, G, K], taken without gradients.
+        temperature: Both are divided by it; the loss is scaled by its square.
+    """
+    log_student = functional.log_softmax(student / temperature, -1)
+    log_teacher = functional.log_softmax(teacher.detach() / temperature, -1)
+    terms = (log_teacher.exp() * (log_teacher - log_student)).sum(-1) * temperature**2
+    return terms.sum(), terms.numel()

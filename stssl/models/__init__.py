@@ -1,0 +1,16 @@
+"""Networks: timm backbones, encoders of metadata, and the sites where it enters."""
+
+from stssl.models.injection import INJECTIONS, InjectionConfig
+from stssl.models.metadata import ENCODERS, EncoderConfig
+from stssl.models.network import Network, Prediction, Role, build_network
+
+__all__ = [
+    "ENCODERS",
+    "INJECTIONS",
+    "EncoderConfig",
+    "InjectionConfig",
+    "Network",
+    "Prediction",
+    "Role",
+    "build_network",
+]
