@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "stssl"
 FLOORS = [
     ["__init__"],
-    ["errors", "batch", "config", "labels", "distributed", "randomness", "schema", "nomenclature"],
+    ["errors", "batch", "cluster", "config", "labels", "distributed", "randomness", "schema", "nomenclature"],
     ["augment", "losses", "metrics", "archives", "data", "models", "algorithms"],
     ["pretrain", "convert", "views"],
     ["steps"],
@@ -16,7 +16,7 @@ FLOORS = [
     ["sweep", "submit", "plan", "probe", "report"],
     ["quickstart", "cli"],
 ]
-RAY = {"convert", "train/launch", "sweep", "submit", "plan", "cli", "quickstart"}
+RAY = {"cluster", "convert", "train/launch", "sweep", "submit", "plan", "cli", "quickstart"}
 
 
 def floor(name: str) -> int:

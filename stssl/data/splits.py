@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from stssl.config import Config
 from stssl.errors import ConfigError, DataError
+from stssl.schema import UNUSABLE
 
 Ints = NDArray[np.int64]
 PARTS = ("train", "validation", "test")
@@ -20,10 +21,18 @@ class Columns(Protocol):
     """What a split needs of a store."""
 
     path: str
-    size: int
-    split_names: tuple[str, ...]
 
-    def column(self, name: str) -> NDArray[np.generic]:
+    @property
+    def size(self) -> int:
+        """N: rows."""
+        ...
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Names of the stored splits."""
+        ...
+
+    def column(self, name: str) -> NDArray[Any]:
         """A metadata array [N] or [N, C]."""
         ...
 
@@ -119,7 +128,7 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
     if config == "blocks":
         config = BlockSplit(name="blocks")
     codes = _stored(store, config) if isinstance(config, str) else _RULES[type(config)](store, config)
-    keep = np.asarray(store.column("error_code")) == 0
+    keep = ~np.isin(store.column("error_code"), UNUSABLE)
     for name in exclude:
         keep &= ~np.asarray(store.column(name), bool)
     parts = [np.flatnonzero(keep & (codes == code)) for code in range(3)]
@@ -129,7 +138,7 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
     return Split(*parts)
 
 
-def _stored(store: Columns, name: str) -> NDArray[np.generic]:
+def _stored(store: Columns, name: str) -> NDArray[Any]:
     if name not in store.split_names:
         known = ", ".join((*store.split_names, "blocks"))
         raise ConfigError(f"data.split: {store.path} has no split '{name}'. It has: {known}.")

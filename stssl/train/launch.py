@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from stssl.build import open_data
+from stssl.cluster import ray_session
 from stssl.config import validate
 from stssl.errors import RunError, StsslError
 from stssl.recipe import LaunchConfig, Recipe
@@ -69,7 +69,7 @@ def _train_on_ray(recipe: Recipe) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     launch = recipe.launch
-    with ray_session(launch):
+    with ray_session(launch.address):
         _enough_resources(launch, ray.cluster_resources())
         trainer = TorchTrainer(
             _worker,
@@ -133,29 +133,6 @@ def _reason(error: BaseException) -> StsslError:
             seen = getattr(seen, "cause", None) or seen.__cause__
     lines = [line for line in str(next(iter(failures.values()), error)).splitlines() if line.strip()]
     return RunError(f"training failed on a Ray worker: {lines[-1] if lines else type(error).__name__}")
-
-
-@contextlib.contextmanager
-def ray_session(launch: LaunchConfig, dashboard: bool = False) -> Iterator[None]:
-    """Use the Ray that is there, the cluster that the recipe names, or a local one for as long as this lasts."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = launch.address or os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR)
-        else:
-            ray.init(include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RunError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,40 @@
+"""Reaching Ray: the session that is there, a cluster by address, or a local one for as long as it is needed."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from stssl.errors import RunError
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None = None, dashboard: bool = False, cpus: int | None = None) -> Iterator[None]:
+    """Connect to Ray while this lasts; a session that was there before is used and left alone.
+
+    Args:
+        address: Of a cluster; None takes `RAY_ADDRESS` or starts a local one.
+        dashboard: Whether a local one has a dashboard (Tune needs it where trials are stopped early).
+        cpus: Of a local one; None takes all.
+
+    Raises:
+        RunError: The cluster cannot be reached.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR)
+        else:
+            ray.init(num_cpus=cpus, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RunError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,173 @@
+"""A converted data set: what is in it, its metadata columns, and readers of its pixels."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from stssl.data.reader import Layout, Reader, direct_layout
+from stssl.errors import DataError
+from stssl.schema import SCHEMA_VERSION
+
+__all__ = ["BandGroup", "Reader", "Store"]
+
+
+@dataclass(frozen=True)
+class BandGroup:
+    """One array of pixels.
+
+    Attributes:
+        name: `b10`, `b20`, `b60` or `rgb`.
+        bands: Names in stored order.
+        height: Pixels.
+        width: Pixels.
+        dtype: Of the stored values.
+        statistics: For each band `mean`, `std`, `min`, `max`, `count`, and the split that they were computed on.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    height: int
+    width: int
+    dtype: np.dtype[Any]
+    statistics: dict[str, Any]
+
+
+class Store:
+    """An open store; columns are read when first asked for."""
+
+    def __init__(self, path: str, group: Any) -> None:
+        """Wrap an open Zarr group; use `Store.open`."""
+        self.path, self._group = path, group
+        self.attrs: dict[str, Any] = dict(group.attrs)
+        self._columns: dict[str, NDArray[Any]] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Store":
+        """Open a finished store.
+
+        Raises:
+            DataError: Nothing there, not a store, its conversion was not finished, or another schema version.
+        """
+        text = str(path)
+        if "://" not in text and not Path(text).exists():
+            raise DataError(f"there is no store at {text}. Make one with `stssl convert`.")
+        try:
+            group = zarr.open_group(text, mode="r")
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{text} is not a Zarr store: {error}") from None
+        version = group.attrs.get("schema_version")
+        if version is None:
+            raise DataError(f"{text} is a Zarr group, but not a store of stssl: it has no schema_version")
+        if version != SCHEMA_VERSION:
+            raise DataError(
+                f"{text} has schema version {version}, and this program reads {SCHEMA_VERSION}. "
+                "Convert the archive again."
+            )
+        if not group.attrs.get("complete"):
+            raise DataError(f"the conversion to {text} was not finished. Run the same `stssl convert` again.")
+        return cls(text, group)
+
+    @property
+    def size(self) -> int:
+        """N: patches, unreadable ones included."""
+        return int(self.attrs["patches"])
+
+    @cached_property
+    def groups(self) -> dict[str, BandGroup]:
+        """Pixel arrays by name, in order."""
+        found = {}
+        for name in self.attrs["pixel_arrays"]:
+            array = self._group[name]
+            bands, (_, _, height, width) = tuple(array.attrs["bands"]), array.shape
+            found[name] = BandGroup(name, bands, height, width, array.dtype, dict(array.attrs.get("statistics", {})))
+        return found
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """All bands in order of the arrays."""
+        return tuple(band for group in self.groups.values() for band in group.bands)
+
+    @property
+    def label_sets(self) -> tuple[str, ...]:
+        """Names of the label columns."""
+        return tuple(self.attrs["label_sets"])
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Names of the stored splits."""
+        return tuple(self.attrs["splits"])
+
+    def classes(self, label_set: str) -> tuple[str, ...]:
+        """Class names of a label column, in its order."""
+        return tuple(self._array(label_set).attrs["classes"])
+
+    def multilabel(self, label_set: str) -> bool:
+        """Whether a label column has any number of classes a patch."""
+        return bool(self._array(label_set).attrs["kind"] == "multi-label")
+
+    def has_column(self, name: str) -> bool:
+        """Whether there is a metadata array of that name."""
+        return name in self._group and name not in self.attrs["pixel_arrays"]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A metadata array [N] or [N, C], read once.
+
+        Raises:
+            DataError: There is none of that name; names those there are.
+        """
+        if name not in self._columns:
+            self._columns[name] = np.asarray(self._array(name)[:])
+        return self._columns[name]
+
+    def column_attributes(self, name: str) -> dict[str, Any]:
+        """Units, class names and meanings of a metadata array."""
+        return dict(self._array(name).attrs)
+
+    def _array(self, name: str) -> Any:
+        if not self.has_column(name):
+            known = sorted(key for key in self._group.array_keys() if key not in self.attrs["pixel_arrays"])
+            raise DataError(f"{self.path} has no column '{name}'. It has: {', '.join(known)}.")
+        return self._group[name]
+
+    def statistics(self, bands: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and standard deviation of each band, in the given order.
+
+        Raises:
+            DataError: The store has no statistics of a band.
+        """
+        known: dict[str, tuple[float, float]] = {}
+        for group in self.groups.values():
+            values = group.statistics
+            for i, band in enumerate(group.bands):
+                if values and values["mean"][i] is not None:
+                    known[band] = (values["mean"][i], max(values["std"][i], 1e-6))
+        missing = [band for band in bands if band not in known]
+        if missing:
+            raise DataError(f"{self.path} has no statistics of {', '.join(missing)}: no training patch has them")
+        mean, std = zip(*(known[band] for band in bands), strict=True)
+        return np.array(mean, np.float32), np.array(std, np.float32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of pixels, labels and layout, for the record of a run."""
+        digest = hashlib.blake2b(json.dumps([self.attrs["schema_version"], self.bands]).encode(), digest_size=16)
+        for name in ("content_hash", *self.label_sets):
+            digest.update(np.ascontiguousarray(self.column(name)).tobytes())
+        return digest.hexdigest()
+
+    def reader(self, bands: Sequence[str]) -> Reader:
+        """What delivers these bands."""
+        groups: dict[str, tuple[tuple[str, ...], Layout | None, Any]] = {}
+        for name, group in self.groups.items():
+            direct = None if "://" in self.path else direct_layout(Path(self.path) / name)
+            shape = (self.size, len(group.bands), group.height, group.width)
+            groups[name] = (group.bands, direct, (shape, group.dtype))
+        return Reader(self.path, groups, bands)
