@@ -74,13 +74,13 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
-    """Deep merge; a part whose `name` changes is replaced whole, since its other keys belong to the old name."""
+    """Deep merge; a part whose `name` changes, or that is given as `{}`, is replaced whole."""
     merged = dict(under)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             renamed = value.get("name", old.get("name")) != old.get("name")
-            merged[key] = dict(value) if renamed else merge(old, value)
+            merged[key] = dict(value) if renamed or not value else merge(old, value)
         else:
             merged[key] = value
     return merged

@@ -22,11 +22,12 @@ def slim_resnet(in_channels: int, classes: int, **options: Any) -> ResNet:
     """A timm ResNet for small images: few channels, a stride-1 stem without pooling, 0.32 M parameters by default."""
     options = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)} | options
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    stem = options["channels"][0]
     network = ResNet(
-        BasicBlock, in_chans=in_channels, num_classes=classes, stem_width=options["channels"][0], **options
+        BasicBlock, in_chans=in_channels, num_classes=classes, stem_type="deep", stem_width=stem // 2, **options
     )
-    network.conv1 = nn.Conv2d(in_channels, options["channels"][0], 3, padding=1, bias=False)
-    network.bn1 = nn.BatchNorm2d(options["channels"][0])
+    network.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
     return network
 
@@ -54,7 +55,10 @@ def make_backbone(
     if name in OWN:
         if hub:
             raise ConfigError(f"model.weights: {name} has no weights on timm's hub. Give none or file:PATH.")
-        return OWN[name](in_channels, classes, **options)
+        try:
+            return OWN[name](in_channels, classes, **options)
+        except TypeError as error:
+            raise ConfigError(f"model.backbone_args do not fit {name}: {error}") from None
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *OWN], n=3)
         raise ConfigError(f"model.backbone: timm has no '{name}'" + (f". Near: {', '.join(near)}" if near else ""))
