@@ -44,6 +44,17 @@ class LabelSpace:
         """The inverse of `grouped`: [..., G, K] to [..., C], up to a constant a row."""
         return grouped[..., 1] - grouped[..., 0] if self.multilabel else grouped[..., 0, :]
 
+    def outputs(self, ways: Tensor) -> Tensor:
+        """What concerns the networks' own outputs in a value for each way: [..., G, K] to [..., C], exactly.
+
+        Single-label: all ways. Multi-label: of each class the way "present", since that of "absent" follows from it.
+        """
+        return ways[..., 1] if self.multilabel else ways[..., 0, :]
+
+    def sides(self, ways: Tensor) -> Tensor:
+        """Which of the statistics that are kept apart for "absent" and "present" a way id belongs to; [B, G]."""
+        return ways if self.multilabel else torch.zeros_like(ways)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Network outputs [..., C] to the probability of each class [..., C]."""
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)

@@ -62,7 +62,7 @@ class Pixels(nn.Module):
 
     def normalise(self, image: Tensor) -> Tensor:
         """Centre [0, 1] values: (x - 0.5) / 0.25 where a standard deviation spans 0.25, else (x - 0.5) / 0.5."""
-        return (image - 0.5) / self.spread
+        return ((image - 0.5) / self.spread).contiguous(memory_format=torch.channels_last)
 
     def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """The unaugmented image as networks see it."""

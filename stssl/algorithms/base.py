@@ -15,6 +15,9 @@ from stssl.losses import cross_entropy
 Logits = Mapping[View, Tensor]
 """Of each view [B, G, K], grouped."""
 
+Role = Literal["labeler", "student"]
+"""`labeler`: the network that makes pseudo-labels (the teacher, or a student without one). `student`: the other one."""
+
 
 class AlgorithmConfig(Config):
     """What every algorithm's configuration has: who makes the pseudo-labels."""
@@ -33,6 +36,23 @@ class DataFacts:
 
     prior: Tensor
     unlabeled_count: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What networks say of some rows, without gradients.
+
+    Attributes:
+        labeler: The labeler's logits of the views in `Algorithm.views`.
+        student: Logits of `UNLABELED_STRONG` by the network that is not the labeler, where `watches_student`.
+        index: [B] positions of the unlabeled rows in the run's list.
+        blank: [1, G, K] the labeler's logits of the blank image, where `needs_blank`.
+    """
+
+    labeler: Logits
+    student: Logits
+    index: Tensor
+    blank: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,30 +75,83 @@ class Term:
 
 
 class Algorithm(nn.Module):
-    """Matches nothing; algorithms override what they need. State lives in persistent buffers."""
+    """Matches nothing; algorithms override what they need. State lives in persistent buffers.
+
+    Attributes:
+        views: What the labeler must look at.
+        stateful: Whether `observe` must be called.
+        watches_student: Whether `observe` must see what the student says, too.
+        needs_blank: Whether `observe` must see the labeler's logits of the blank image.
+        strong_labeled: Whether the supervised loss must be the mean over weak and strong views.
+        regularized: Whether `statistics` and `regularizer` add to the loss.
+    """
 
     views: ClassVar[frozenset[View]] = frozenset({View.UNLABELED_WEAK})
     stateful: ClassVar[bool] = False
+    watches_student: ClassVar[bool] = False
+    needs_blank: ClassVar[bool] = False
+    strong_labeled: ClassVar[bool] = False
+    regularized: ClassVar[bool] = False
 
     def __init__(self, config: Any, space: LabelSpace, facts: DataFacts) -> None:
         """Start with the configuration of this algorithm."""
         super().__init__()
         self.config, self.space = config, space
 
-    def observe(self, logits: Logits, index: Tensor, progress: Progress) -> None:
-        """Update all state, once a step, from the labeler's logits of the whole global batch."""
+    def waits(self, progress: Progress) -> bool:
+        """Whether only labels are learned from as yet, while state is already collected."""
+        return False
 
-    def terms(self, logits: Logits, progress: Progress) -> list[Term]:
-        """What to match, from the labeler's logits of some rows; changes nothing."""
+    def observe(self, seen: Seen, progress: Progress) -> None:
+        """Update all state, once a step, from the rows of the whole global batch."""
+
+    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+        """What to match, from some rows; changes nothing. The first term is what pseudo-labels are measured on."""
         return []
 
-    def criterion(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of each decision: [B, G] from [B, G, K] and [B, G] ids or [B, G, K] distributions."""
+    def supervised_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of each labeled decision: [B, G] from [B, G, K] and [B, G] ids."""
         return cross_entropy(logits, target)
 
-    def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
-        """Logits of a trained network, given its logits of the blank image; CDMAD subtracts the bias."""
+    def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of each unlabeled decision: [B, G] from [B, G, K] and [B, G] ids or [B, G, K] distributions."""
+        return cross_entropy(logits, target)
+
+    def adjust(self, logits: Tensor, role: Role, view: View, progress: Progress) -> Tensor:
+        """Logits [B, G, K] as they enter a loss; changes nothing."""
         return logits
+
+    def statistics(self, logits: Tensor, term: Term) -> Tensor:
+        """What the regularizer needs of some rows, as sums over rows that carry gradients."""
+        return logits.new_zeros(())
+
+    def regularizer(self, statistics: Tensor) -> Tensor:
+        """What is added to a network's loss, from its statistics of the whole global batch."""
+        return statistics.sum() * 0.0
+
+    def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
+        """Outputs [B, C] of a trained network, given its outputs [1, C] for the blank image."""
+        return logits
+
+
+class Running(nn.Module):
+    """An exponential moving average in a persistent buffer; without a start it begins as the first value."""
+
+    def __init__(self, decay: float, shape: tuple[int, ...], start: float | None = None) -> None:
+        """Keep `decay` of the old value at each update."""
+        super().__init__()
+        self.decay = decay
+        self.value: Tensor
+        self.started: Tensor
+        self.register_buffer("value", torch.full(shape, 0.0 if start is None else start))
+        self.register_buffer("started", torch.tensor(start is not None))
+
+    def update(self, new: Tensor, where: Tensor | None = None) -> Tensor:
+        """Move towards `new` (only at the entries `where` says); returns the value now."""
+        new = torch.where(self.started, torch.lerp(new, self.value, self.decay), new)
+        self.value.copy_(new if where is None else torch.where(where, new, self.value))
+        self.started.fill_(True)
+        return self.value
 
 
 def confident(probability: Tensor, threshold: float, band: tuple[float, float] | None) -> Tensor:
@@ -98,7 +171,22 @@ def confident(probability: Tensor, threshold: float, band: tuple[float, float] |
 
 def hard_or_soft(logits: Tensor, soft: bool, temperature: float) -> Tensor:
     """Targets from logits [B, G, K]: way ids, or probabilities sharpened by a temperature."""
-    return (logits / temperature).softmax(-1) if soft else logits.argmax(-1)
+    return (logits / temperature).softmax(-1) if soft else choose(logits)
+
+
+def choose(logits: Tensor) -> Tensor:
+    """The likeliest way [B, G]; the last of several equal ones, so that a logit of 0 means "present"."""
+    return logits.shape[-1] - 1 - logits.flip(-1).argmax(-1)
+
+
+def normalized(positive: Tensor) -> Tensor:
+    """Divided by its sum over the last axis."""
+    return positive / positive.sum(-1, keepdim=True)
+
+
+def share(ways: Tensor, count: int) -> Tensor:
+    """[G, K] share of each way among way ids [B, G]."""
+    return nn.functional.one_hot(ways, count).float().mean(0)
 
 
 def known(targets: Tensor) -> Tensor:

@@ -2,22 +2,23 @@
 
 Confident predictions on the weak view are targets for the strong view: hard labels (or probabilities sharpened by a
 temperature) wherever the labeler's probability passes a fixed cut-off. Multi-label decisions have two cut-offs on the
-probability of presence. No state.
+probability of presence, or with `absent_below: null` the one threshold for both sides. The loss is the mean over all
+decisions, not over the selected ones. No state.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
+from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, AlgorithmConfig, Logits, Term, confident, hard_or_soft
+from stssl.algorithms.base import Algorithm, AlgorithmConfig, Seen, Term, confident, hard_or_soft
 from stssl.batch import Progress, View
 from stssl.config import Domain
 
 
-class FixMatchConfig(AlgorithmConfig):
-    """Cut-offs and kind of label."""
+class CutoffConfig(AlgorithmConfig):
+    """Fixed cut-offs and the kind of label, as FixMatch and its descendants have them."""
 
-    name: Literal["fixmatch"] = "fixmatch"
     threshold: Annotated[float, Field(ge=0, le=1), Domain(0.6, 0.99)] = 0.95
     absent_below: Annotated[float, Field(ge=0, le=1), Domain(0.005, 0.3)] | None = 0.05
     present_above: Annotated[float, Field(ge=0, le=1), Domain(0.5, 0.98)] | None = 0.70
@@ -25,15 +26,25 @@ class FixMatchConfig(AlgorithmConfig):
     temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
 
 
+class FixMatchConfig(CutoffConfig):
+    """Cut-offs and kind of label."""
+
+    name: Literal["fixmatch"] = "fixmatch"
+
+
 class FixMatch(Algorithm):
     """Fixed cut-offs on the weak view, cross-entropy on the strong one."""
 
-    views: ClassVar[frozenset[View]] = frozenset({View.UNLABELED_WEAK})
+    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+        """The strong unlabeled view matches the weak one's confident labels."""
+        weak = seen.labeler[View.UNLABELED_WEAK]
+        return [Term(View.UNLABELED_STRONG, self.label(weak), self.select(weak))]
 
-    def terms(self, logits: Logits, progress: Progress) -> list[Term]:
-        """One term: the strong unlabeled view matches the weak one's confident labels."""
-        weak = logits[View.UNLABELED_WEAK]
-        target = hard_or_soft(weak, self.config.soft, self.config.temperature)
+    def label(self, weak: Tensor) -> Tensor:
+        """Targets from the labeler's logits."""
+        return hard_or_soft(weak, self.config.soft, self.config.temperature)
+
+    def select(self, weak: Tensor) -> Tensor:
+        """1 where the labeler is confident, else 0: [B, G]."""
         band = self.space.band(self.config.absent_below, self.config.present_above)
-        chosen = confident(weak.softmax(-1), self.config.threshold, band)
-        return [Term(View.UNLABELED_STRONG, target, chosen.float())]
+        return confident(weak.softmax(-1), self.config.threshold, band).float()

@@ -1,0 +1,132 @@
+"""Runs recipes over seeds and splits, two at a time, and prints test scores with their spread and paired gains.
+
+    EUROSAT=eurosat.zarr python experiments/benchmarks/study.py --out runs/eurosat-study --seeds 0 1 2 --jobs 2 \
+        --split official blocks --reference supervised_cpu \
+        experiments/eurosat/{supervised_cpu,fixmatch_cpu,fixmatch_absent_cpu,fixmatch_teacher_cpu}.yaml
+
+Every recipe of one seed and split draws the same labels. A recipe may be followed by overrides, joined by commas:
+`experiments/eurosat/supervised_cpu.yaml,schedule.steps=1000`. Runs that are finished are not run again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+SCORES = ("accuracy", "balanced_accuracy", "F1", "mAP", "mAP_micro", "calibration_error")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one recipe."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    split: str
+    seed: int
+    out: Path
+
+    @property
+    def label(self) -> str:
+        """Row of the table."""
+        return " ".join([Path(self.recipe).stem, *self.overrides])
+
+    @property
+    def name(self) -> str:
+        """Folder of the run."""
+        changes = "".join(f"-{change.replace('/', '_')}" for change in self.overrides)
+        return f"{Path(self.recipe).stem}{changes}-{self.split}-s{self.seed}"
+
+    def result(self, part: str) -> dict:
+        """Networks and their scores."""
+        return json.loads((self.out / self.name / "evaluation" / f"{part}.json").read_text())["networks"]
+
+    def run(self) -> None:
+        """Train and evaluate, in processes of their own; what they print goes to a log in the output folder."""
+        command = [sys.executable, "-m", "stssl.cli"]
+        where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
+        what = [f"data.split={self.split}", f"seed={self.seed}", f"labels.seed={self.seed}", *self.overrides]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with (self.out / f"{self.name}.log").open("a") as log:
+            options = {"stdout": log, "stderr": log, "env": environment, "check": True}
+            subprocess.run([*command, "train", self.recipe, *where, *what], **options)
+            for part in ("validation", "test"):
+                subprocess.run([*command, "evaluate", str(self.out / self.name), "--split", part], **options)
+        print(f"done {self.name}", file=sys.stderr, flush=True)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation in percent."""
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+
+
+def table(jobs: list[Job], reference: str | None) -> list[dict]:
+    """One row for each recipe, split and network: every score over seeds, and the gain over the reference's student."""
+    rows = []
+    for label, split in dict.fromkeys((job.label, job.split) for job in jobs):
+        ours = [job for job in jobs if (job.label, job.split) == (label, split)]
+        for network in ours[0].result("test"):
+            row = {"recipe": label, "split": split, "network": network, "seeds": len(ours)}
+            for part in ("test", "validation"):
+                for score in SCORES:
+                    values = [job.result(part)[network]["scores"].get(score) for job in ours]
+                    if None not in values:
+                        row[f"{part} {score}"] = values
+            row["gain"] = gains(ours, network, [job for job in jobs if (job.label, job.split) == (reference, split)])
+            rows.append(row)
+    return rows
+
+
+def gains(ours: list[Job], network: str, reference: list[Job]) -> list[float]:
+    """Paired differences of the headline test score, seed by seed."""
+    by_seed = {job.seed: job for job in reference}
+    pairs = [
+        (job.result("test")[network], by_seed[job.seed].result("test")["student"])
+        for job in ours
+        if job.seed in by_seed
+    ]
+    score = next((s for s in ("accuracy", "mAP") if pairs and s in pairs[0][0]["scores"]), "accuracy")
+    return [mine["scores"][score] - theirs["scores"][score] for mine, theirs in pairs]
+
+
+def main() -> None:
+    """Run everything that is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", nargs="+", default=["official"])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--set", nargs="*", default=[], help="overrides of all recipes")
+    parser.add_argument("--reference", help="row that gains are counted from")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.out = options.out.absolute()
+    options.out.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        Job(recipe.split(",")[0], (*recipe.split(",")[1:], *options.set), split, seed, options.out)
+        for seed in options.seeds
+        for split in options.split
+        for recipe in options.recipes
+    ]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(Job.run, jobs))
+    rows = table(jobs, options.reference)
+    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("seeds", "gain")]
+    print("| " + " | ".join([*columns, "gain over reference"]) + " |")
+    print("|" + " --- |" * (len(columns) + 1))
+    for row in rows:
+        cells = [spread(v) if isinstance(v := row.get(key, "-"), list) else str(v) for key in columns]
+        print("| " + " | ".join([*cells, spread(row["gain"]) if row["gain"] else "-"]) + " |")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

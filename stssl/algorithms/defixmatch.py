@@ -1,0 +1,34 @@
+"""DeFixMatch (Schmutz et al., "Don't fear the unlabelled", ICLR 2023, arXiv:2203.07512).
+
+FixMatch's unlabeled loss is biased; subtracting the same loss on labeled data, with the labels that the labeler would
+have given it, makes its expectation zero:
+
+    loss = supervised + w * (unlabeled loss of unlabeled data - unlabeled loss of labeled data)
+
+The supervised loss is the mean over weak and strong views. The paper's weight is `loss.unlabeled: 0.5`. No state.
+"""
+
+from typing import ClassVar, Literal
+
+from stssl.algorithms.base import Seen, Term
+from stssl.algorithms.fixmatch import CutoffConfig, FixMatch
+from stssl.batch import Progress, View
+
+
+class DeFixMatchConfig(CutoffConfig):
+    """Cut-offs and kind of label."""
+
+    name: Literal["defixmatch"] = "defixmatch"
+
+
+class DeFixMatch(FixMatch):
+    """FixMatch minus the same on labeled data."""
+
+    views: ClassVar[frozenset[View]] = frozenset({View.UNLABELED_WEAK, View.LABELED_WEAK})
+    strong_labeled: ClassVar[bool] = True
+
+    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+        """FixMatch's term, and its labeled twin subtracted."""
+        weak = seen.labeler[View.LABELED_WEAK]
+        twin = Term(View.LABELED_STRONG, self.label(weak), self.select(weak), sign=-1.0)
+        return [*super().terms(seen, progress), twin]

@@ -1,0 +1,111 @@
+"""FreeMatch (Wang et al., ICLR 2023, arXiv:2205.07246).
+
+Thresholds that follow the labeler: a running mean t of its confidence, scaled for each way by the running marginal,
+
+    threshold[way] = t * marginal[way] / max(marginal),
+
+and a fairness term that pulls the mean strong prediction of selected samples towards the marginal, both divided by
+the histogram of chosen ways:
+
+    fairness = sum(normalized(marginal / histogram) * log(normalized(mean p / histogram of p)))
+
+The first steps learn from labels only, while state is already collected. State: running confidence [G], marginal and
+histogram [G, K], from the labeler's weak view, updated before use.
+
+Departures from the public implementation: a decision without any selected sample adds 0 to the fairness term, not
+NaN; sums for it run over the whole global batch, not a rank's part.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stssl.algorithms.base import (
+    Algorithm,
+    AlgorithmConfig,
+    DataFacts,
+    Running,
+    Seen,
+    Term,
+    choose,
+    hard_or_soft,
+    normalized,
+    share,
+)
+from stssl.batch import Progress, View
+from stssl.config import Domain
+from stssl.labels import LabelSpace
+
+
+class FreeMatchConfig(AlgorithmConfig):
+    """Decay of the running values, weight of the fairness term, and variants of the threshold."""
+
+    name: Literal["freematch"] = "freematch"
+    ema_decay: Annotated[float, Field(ge=0, lt=1), Domain(0.9, 0.9999)] = 0.999
+    fairness_weight: Annotated[float, Field(ge=0), Domain(1e-4, 1e-1, log=True)] = 0.001
+    supervised_steps: Annotated[int, Field(ge=0)] = 2000
+    quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    clip: bool = False
+    soft: bool = False
+    temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
+
+
+class FreeMatch(Algorithm):
+    """Self-adaptive thresholds and fairness."""
+
+    stateful: ClassVar[bool] = True
+    regularized: ClassVar[bool] = True
+
+    def __init__(self, config: FreeMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
+        """All ways start equal."""
+        super().__init__(config, space, facts)
+        shape, even = (space.groups, space.ways), 1 / space.ways
+        self.confidence = Running(config.ema_decay, shape[:1], even)
+        self.marginal = Running(config.ema_decay, shape, even)
+        self.histogram = Running(config.ema_decay, shape, even)
+
+    def waits(self, progress: Progress) -> bool:
+        """The first steps are supervised."""
+        return progress.step < int(self.config.supervised_steps)
+
+    def observe(self, seen: Seen, progress: Progress) -> None:
+        """Follow confidence (its mean, or a quantile), marginal and histogram."""
+        p = seen.labeler[View.UNLABELED_WEAK].softmax(-1)
+        top, quantile = p.amax(-1), self.config.quantile
+        value = self.confidence.update(top.mean(0) if quantile is None else top.quantile(quantile, dim=0))
+        if self.config.clip:
+            value.clamp_(0.0, 0.95)
+        self.marginal.update(p.mean(0))
+        self.histogram.update(share(choose(p), self.space.ways))
+
+    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+        """The strong view matches what passes the way's own threshold."""
+        weak = seen.labeler[View.UNLABELED_WEAK]
+        marginal = self.marginal.value
+        threshold = self.confidence.value[:, None] * marginal / marginal.amax(-1, keepdim=True)
+        p = weak.softmax(-1)
+        chosen = p.amax(-1) >= threshold.expand_as(p).gather(-1, choose(weak)[..., None])[..., 0]
+        target = hard_or_soft(weak, self.config.soft, self.config.temperature)
+        return [Term(View.UNLABELED_STRONG, target, chosen.float())]
+
+    def statistics(self, logits: Tensor, term: Term) -> Tensor:
+        """[2, G, K]: sums over selected rows of probabilities, and of chosen ways."""
+        p, selected = logits.softmax(-1), (term.weight > 0).float()[..., None]
+        ways = torch.nn.functional.one_hot(choose(p.detach()), p.shape[-1])
+        return torch.stack([(p * selected).sum(0), (ways * selected).sum(0)])
+
+    def regularizer(self, statistics: Tensor) -> Tensor:
+        """The weighted fairness term; 0 where nothing is selected."""
+        total, ways = statistics[0], statistics[1].detach()
+        count = ways.sum(-1, keepdim=True)
+        mean = normalized(total / count.clamp_min(1) * _inverse(ways / count.clamp_min(1)) + (count == 0))
+        goal = normalized(self.marginal.value * _inverse(self.histogram.value))
+        fairness = torch.where(count == 0, 0.0, goal * (mean + 1e-12).log()).sum()
+        return fairness * float(self.config.fairness_weight)
+
+
+def _inverse(value: Tensor) -> Tensor:
+    """1 / value, and 0 for 0."""
+    return torch.where(value > 0, 1 / value.clamp_min(torch.finfo(value.dtype).tiny), 0.0)
