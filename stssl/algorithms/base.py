@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from stssl.batch import IGNORED, Progress, View
-from stssl.config import Config
+from stssl.config import Config, Domain
 from stssl.labels import LabelSpace
 from stssl.losses import cross_entropy
 
@@ -23,6 +24,17 @@ class AlgorithmConfig(Config):
     """What every algorithm's configuration has: who makes the pseudo-labels."""
 
     labeler: Literal["live", "ema"] = "live"
+
+
+class LabelConfig(AlgorithmConfig):
+    """The kind of pseudo-label: way ids, or (`soft`) probabilities at a temperature."""
+
+    soft: bool = False
+    temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
+
+    def label(self, logits: Tensor) -> Tensor:
+        """Targets [B, G] or [B, G, K] from logits [B, G, K]."""
+        return (logits / self.temperature).softmax(-1) if self.soft else choose(logits)
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class Algorithm(nn.Module):
         regularized: Whether `statistics` and `regularizer` add to the loss.
     """
 
-    views: ClassVar[frozenset[View]] = frozenset({View.UNLABELED_WEAK})
+    views: frozenset[View] = frozenset({View.UNLABELED_WEAK})
     stateful: ClassVar[bool] = False
     watches_student: ClassVar[bool] = False
     needs_blank: ClassVar[bool] = False
@@ -169,14 +181,14 @@ def confident(probability: Tensor, threshold: float, band: tuple[float, float] |
     return (present <= band[0]) | (present >= band[1])
 
 
-def hard_or_soft(logits: Tensor, soft: bool, temperature: float) -> Tensor:
-    """Targets from logits [B, G, K]: way ids, or probabilities sharpened by a temperature."""
-    return (logits / temperature).softmax(-1) if soft else choose(logits)
-
-
 def choose(logits: Tensor) -> Tensor:
     """The likeliest way [B, G]; the last of several equal ones, so that a logit of 0 means "present"."""
     return logits.shape[-1] - 1 - logits.flip(-1).argmax(-1)
+
+
+def of_way(values: Tensor, ways: Tensor) -> Tensor:
+    """The value [B, G] of each chosen way, from values [G, K] and way ids [B, G]."""
+    return values.expand(len(ways), -1, -1).gather(-1, ways[..., None])[..., 0]
 
 
 def normalized(positive: Tensor) -> Tensor:

@@ -24,11 +24,11 @@ class DeFixMatchConfig(CutoffConfig):
 class DeFixMatch(FixMatch):
     """FixMatch minus the same on labeled data."""
 
-    views: ClassVar[frozenset[View]] = frozenset({View.UNLABELED_WEAK, View.LABELED_WEAK})
+    views = frozenset({View.UNLABELED_WEAK, View.LABELED_WEAK})
     strong_labeled: ClassVar[bool] = True
 
     def terms(self, seen: Seen, progress: Progress) -> list[Term]:
         """FixMatch's term, and its labeled twin subtracted."""
         weak = seen.labeler[View.LABELED_WEAK]
-        twin = Term(View.LABELED_STRONG, self.label(weak), self.select(weak), sign=-1.0)
+        twin = Term(View.LABELED_STRONG, self.config.label(weak), self.select(weak), sign=-1.0)
         return [*super().terms(seen, progress), twin]

@@ -11,19 +11,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, AlgorithmConfig, Seen, Term, confident, hard_or_soft
+from stssl.algorithms.base import Algorithm, LabelConfig, Seen, Term, confident
 from stssl.batch import Progress, View
 from stssl.config import Domain
 
 
-class CutoffConfig(AlgorithmConfig):
-    """Fixed cut-offs and the kind of label, as FixMatch and its descendants have them."""
+class CutoffConfig(LabelConfig):
+    """Fixed cut-offs, as FixMatch and its descendants have them."""
 
     threshold: Annotated[float, Field(ge=0, le=1), Domain(0.6, 0.99)] = 0.95
     absent_below: Annotated[float, Field(ge=0, le=1), Domain(0.005, 0.3)] | None = 0.05
     present_above: Annotated[float, Field(ge=0, le=1), Domain(0.5, 0.98)] | None = 0.70
-    soft: bool = False
-    temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
 
 
 class FixMatchConfig(CutoffConfig):
@@ -38,11 +36,7 @@ class FixMatch(Algorithm):
     def terms(self, seen: Seen, progress: Progress) -> list[Term]:
         """The strong unlabeled view matches the weak one's confident labels."""
         weak = seen.labeler[View.UNLABELED_WEAK]
-        return [Term(View.UNLABELED_STRONG, self.label(weak), self.select(weak))]
-
-    def label(self, weak: Tensor) -> Tensor:
-        """Targets from the labeler's logits."""
-        return hard_or_soft(weak, self.config.soft, self.config.temperature)
+        return [Term(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
     def select(self, weak: Tensor) -> Tensor:
         """1 where the labeler is confident, else 0: [B, G]."""

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from stssl.algorithms.base import (
     Algorithm,
-    AlgorithmConfig,
     DataFacts,
+    LabelConfig,
     Running,
     Seen,
     Term,
     choose,
-    hard_or_soft,
     normalized,
+    of_way,
     share,
 )
 from stssl.batch import Progress, View
@@ -39,7 +39,7 @@ from stssl.config import Domain
 from stssl.labels import LabelSpace
 
 
-class FreeMatchConfig(AlgorithmConfig):
+class FreeMatchConfig(LabelConfig):
     """Decay of the running values, weight of the fairness term, and variants of the threshold."""
 
     name: Literal["freematch"] = "freematch"
@@ -48,8 +48,6 @@ class FreeMatchConfig(AlgorithmConfig):
     supervised_steps: Annotated[int, Field(ge=0)] = 2000
     quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip: bool = False
-    soft: bool = False
-    temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
 
 
 class FreeMatch(Algorithm):
@@ -85,10 +83,8 @@ class FreeMatch(Algorithm):
         weak = seen.labeler[View.UNLABELED_WEAK]
         marginal = self.marginal.value
         threshold = self.confidence.value[:, None] * marginal / marginal.amax(-1, keepdim=True)
-        p = weak.softmax(-1)
-        chosen = p.amax(-1) >= threshold.expand_as(p).gather(-1, choose(weak)[..., None])[..., 0]
-        target = hard_or_soft(weak, self.config.soft, self.config.temperature)
-        return [Term(View.UNLABELED_STRONG, target, chosen.float())]
+        chosen = weak.softmax(-1).amax(-1) >= of_way(threshold, choose(weak))
+        return [Term(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
     def statistics(self, logits: Tensor, term: Term) -> Tensor:
         """[2, G, K]: sums over selected rows of probabilities, and of chosen ways."""
@@ -97,13 +93,16 @@ class FreeMatch(Algorithm):
         return torch.stack([(p * selected).sum(0), (ways * selected).sum(0)])
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """The weighted fairness term; 0 where nothing is selected."""
+        """The weighted fairness term."""
+        return self.fairness(statistics) * float(self.config.fairness_weight)
+
+    def fairness(self, statistics: Tensor) -> Tensor:
+        """The fairness term; 0 for decisions without a selected row."""
         total, ways = statistics[0], statistics[1].detach()
         count = ways.sum(-1, keepdim=True)
         mean = normalized(total / count.clamp_min(1) * _inverse(ways / count.clamp_min(1)) + (count == 0))
         goal = normalized(self.marginal.value * _inverse(self.histogram.value))
-        fairness = torch.where(count == 0, 0.0, goal * (mean + 1e-12).log()).sum()
-        return fairness * float(self.config.fairness_weight)
+        return torch.where(count == 0, 0.0, goal * (mean + 1e-12).log()).sum()
 
 
 def _inverse(value: Tensor) -> Tensor:

@@ -18,14 +18,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, AlgorithmConfig, DataFacts, Running, Seen, Term, choose, hard_or_soft
-from stssl.algorithms.marginal import Marginal, TargetName, TargetMarginal
+from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Term, choose, of_way
+from stssl.algorithms.marginal import TargetMarginal, TargetName, align
 from stssl.batch import Progress, View
 from stssl.config import Domain
 from stssl.labels import LabelSpace
 
 
-class SoftMatchConfig(AlgorithmConfig):
+class SoftMatchConfig(LabelConfig):
     """Decay of running values, width of the weight, and what the marginal is aligned with."""
 
     name: Literal["softmatch"] = "softmatch"
@@ -34,5 +34,53 @@ class SoftMatchConfig(AlgorithmConfig):
     align: bool = True
     target: TargetName = "labeled"
     by_side: bool = False
-    soft: bool = False
-    temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
+
+
+class SoftMatch(Algorithm):
+    """Confidence below the mean weighs less."""
+
+    stateful: ClassVar[bool] = True
+
+    def __init__(self, config: SoftMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
+        """Mean and variance of confidence start as 1 / K and 1."""
+        super().__init__(config, space, facts)
+        self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
+        self.marginal = Running(config.ema_decay, (space.groups, space.ways))
+        shape = (space.groups, space.ways if config.by_side else 1)
+        self.mean = Running(config.ema_decay, shape, 1 / space.ways)
+        self.variance = Running(config.ema_decay, shape, 1.0)
+        self.views = Algorithm.views | self.target.views
+
+    def observe(self, seen: Seen, progress: Progress) -> None:
+        """Follow both marginals, then the aligned confidence."""
+        self.target.observe(seen)
+        weak = seen.labeler[View.UNLABELED_WEAK]
+        self.marginal.update(weak.softmax(-1).mean(0))
+        top, column = self._confidence(weak)
+        members = torch.nn.functional.one_hot(column, self.mean.value.shape[-1]).to(top.dtype)
+        count = members.sum(0)
+        mean = (top[..., None] * members).sum(0) / count.clamp_min(1)
+        squares = ((top[..., None] - mean).square() * members).sum(0)
+        # As in the public implementation, a side with fewer than two members counts as mean 0, variance 1.
+        self.mean.update(torch.where(count > 1, mean, 0.0))
+        self.variance.update(torch.where(count > 1, squares / (count - 1).clamp_min(1), 1.0))
+
+    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+        """All labels, weighted."""
+        weak = seen.labeler[View.UNLABELED_WEAK]
+        top, column = self._confidence(weak)
+        mean, variance = of_way(self.mean.value, column), of_way(self.variance.value, column)
+        below = (top - mean).clamp_max(0)
+        weight = (-below.square() * float(self.config.sigmas) ** 2 / (2 * variance)).exp()
+        return [Term(View.UNLABELED_STRONG, self.config.label(weak), weight)]
+
+    def aligned(self, weak: Tensor) -> Tensor:
+        """Probabilities [B, G, K] whose mean is the target marginal."""
+        p = weak.softmax(-1)
+        return align(p, self.target.value, self.marginal.value) if self.config.align else p
+
+    def _confidence(self, weak: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each decision the aligned confidence, and the column of the statistics that it belongs to."""
+        p = self.aligned(weak)
+        ways = choose(p)
+        return p.amax(-1), ways if self.config.by_side else torch.zeros_like(ways)

@@ -1,9 +1,8 @@
 """Supervised training: labels only. With `model.metadata: direct` it is the baseline that reads metadata itself."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from stssl.algorithms.base import Algorithm, AlgorithmConfig
-from stssl.batch import View
 
 
 class SupervisedConfig(AlgorithmConfig):
@@ -15,4 +14,4 @@ class SupervisedConfig(AlgorithmConfig):
 class Supervised(Algorithm):
     """No unlabeled terms and no state."""
 
-    views: ClassVar[frozenset[View]] = frozenset()
+    views = frozenset()

@@ -1,69 +1,25 @@
 """The one step of all semi-supervised algorithms: forward passes, losses, distillation, averaged weights.
 
 Order in a step: views that need gradients go through each network once, their logits detached for the labeler; then
-the views that only the labeler looks at, without gradients; the algorithm observes and says what should match what;
-then losses, with denominators of the global batch.
+the views that only the labeler looks at (and the blank image), without gradients; the algorithm observes and says what
+should match what; then losses, with denominators of the global batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from stssl.algorithms import Algorithm, Term
-from stssl.algorithms.base import Logits, known
-from stssl.batch import Batch, Progress, Stream, View, block
-from stssl.config import Config, Domain
+from stssl.algorithms import Algorithm, Logits, Role, Seen, Term
+from stssl.algorithms.base import known
+from stssl.batch import Batch, Progress, View
 from stssl.distributed import gather_rows, sum_over_ranks, world_size
 from stssl.labels import LabelSpace
-from stssl.losses import Distance, distance, divergence
 from stssl.models import Network, Prediction
 from stssl.models.ema import Ema, frozen_statistics, reestimate_batchnorm
+from stssl.steps.parts import LossConfig, Outputs, Plan, StepOutput, distilled, joined, quality, ratio
 
-Weight = Annotated[float, Field(ge=0)]
-
-
-class LossConfig(Config):
-    """Weights of the unlabeled and the distillation loss, and what distillation compares."""
-
-    unlabeled: Annotated[float, Field(ge=0), Domain(0.1, 10.0, log=True)] = 1.0
-    distillation: Annotated[float, Field(ge=0), Domain(0.001, 10.0, log=True)] = 1.0
-    distance: Distance = "mse"
-    temperature: Annotated[float, Field(gt=0), Domain(1.0, 8.0)] = 2.0
-
-    @property
-    def distills(self) -> bool:
-        """Whether the student learns from the teacher's context."""
-        return self.distance != "none" and self.distillation > 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one block of rows is to match, with the global batch's denominators, a rank (scalars)."""
-
-    terms: list[Term]
-    term_counts: list[Tensor]
-    supervised_count: Tensor
-    context_rows: Tensor
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """The loss to differentiate, and detached scalars whose mean over ranks is the global batch's value."""
-
-    loss: Tensor
-    logs: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One network's outputs: of each view grouped logits [n, G, K] and contexts [n, D]."""
-
-    logits: dict[View, Tensor]
-    contexts: dict[View, Tensor]
+__all__ = ["LossConfig", "Plan", "StepOutput", "TeacherStudentStep"]
 
 
 class TeacherStudentStep(nn.Module):
@@ -99,7 +55,8 @@ class TeacherStudentStep(nn.Module):
         self.averages = nn.ModuleDict({name: Ema(network, ema_decay) for name, network in named.items()})
         self.algorithm, self.space, self.loss = algorithm, space, loss
         self.supervised_start = supervised_start
-        self.supervised_views = [View.LABELED_WEAK] + ([View.LABELED_STRONG] if strong_labeled else [])
+        both = strong_labeled or algorithm.strong_labeled
+        self.supervised_views = [View.LABELED_WEAK] + ([View.LABELED_STRONG] if both else [])
 
     @property
     def labeler(self) -> str:
@@ -111,13 +68,6 @@ class TeacherStudentStep(nn.Module):
         """All views that some step of the run looks at."""
         return frozenset(self._gradient_views(True)) | self.algorithm.views
 
-    def _gradient_views(self, active: bool) -> list[View]:
-        matched = [View.UNLABELED_STRONG] if active and self.algorithm.views else []
-        return self.supervised_views + matched
-
-    def _active(self, progress: Progress) -> bool:
-        return progress.step >= self.supervised_start and bool(self.algorithm.views)
-
     def forward(self, batch: Batch, progress: Progress, plan: Plan | None = None) -> StepOutput:
         """Loss of this rank's rows, scaled so that the mean over ranks is the global batch's.
 
@@ -126,38 +76,30 @@ class TeacherStudentStep(nn.Module):
             progress: Which step this is.
             plan: What `plan` made for this micro-batch; made here when the batch is whole.
         """
-        active = self._active(progress)
-        views = self._gradient_views(active)
-        seen = {name: self._see(network, batch, views) for name, network in self._live()}
+        matching = self._matching(progress)
+        views = self._gradient_views(matching)
+        outputs = {name: self._see(network, batch, views) for name, network in self._live()}
         if plan is None:
-            plan = self._plan(batch, progress, seen[self.labeler].logits)
-        logs: dict[str, Tensor] = {}
-        total = torch.zeros((), device=batch.labels.device)
-        for name, outputs in seen.items():
-            supervised = self._supervised(outputs, batch, plan)
-            logs[f"{name}_supervised"] = supervised
-            total = total + supervised
-            if active:
-                unlabeled = self._unlabeled(outputs, plan)
-                logs[f"{name}_unlabeled"] = unlabeled
-                total = total + self.loss.unlabeled * unlabeled
-        distilled = self._distilled(seen, plan)
-        if active and self.loss.distills and "teacher" in seen:
-            logs["distillation"] = distilled
-            total = total + self.loss.distillation * distilled
-        else:
-            total = total + 0.0 * distilled
-        logs |= {"loss": total} | self._quality(batch, plan)
-        return StepOutput(total, {name: value.detach() for name, value in logs.items()})
+            plan = self._plan(batch, progress, {name: output.logits for name, output in outputs.items()})
+        losses: dict[str, Tensor] = {}
+        for name, output in outputs.items():
+            losses |= {f"{name}_{part}": loss for part, loss in self._losses(name, output, batch, progress, plan)}
+        student, teacher = outputs["student"], outputs.get("teacher")
+        if teacher is not None and matching and self.loss.distills:
+            losses["distillation"] = self.loss.distillation * distilled(self.loss, student, teacher, plan.rows)
+        total = torch.stack(list(losses.values())).sum() + 0.0 * joined(student.contexts).sum()
+        logs = {name: self._unweighted(name, loss.detach()) for name, loss in losses.items()}
+        return StepOutput(total, logs | {"loss": total.detach()} | quality(batch, plan, self.space))
 
     def plan(self, batch: Batch, progress: Progress, parts: int) -> list[Plan]:
-        """What each of `parts` micro-batches is to match: labels first, from all rows, then `forward` on each part."""
+        """What each of `parts` micro-batches is to match: from all rows first, then `forward` on each part."""
         with torch.no_grad():
-            chunks = [self._labels_of(part, []) for part in batch.split(parts)]
-            views = chunks[0].keys()
-            logits = {view: torch.cat([chunk[view] for chunk in chunks]) for view in views}
-            whole = self._plan(batch, progress, logits)
-        return [replace(whole, terms=[_block(term, part, parts) for term in whole.terms]) for part in range(parts)]
+            chunks = [self._preview(part, progress) for part in batch.split(parts)]
+            logits = {
+                name: {view: torch.cat([chunk[name][view] for chunk in chunks]) for view in views}
+                for name, views in chunks[0].items()
+            }
+            return self._plan(batch, progress, logits).split(parts)
 
     def after_optimizer(self) -> None:
         """Move the averages; call after each optimiser step."""
@@ -165,12 +107,17 @@ class TeacherStudentStep(nn.Module):
             self.averages[name].update(network)  # type: ignore[operator]
 
     def predictor(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """The averaged `student` or `teacher` as a function of images and metadata [n, 4] to logits [n, C]."""
+        """The averaged `student` or `teacher` as a function of images and metadata [n, 4] to logits [n, C].
+
+        Logits are calibrated where the algorithm does that.
+        """
         network = self._average(name)
 
         def predict(image: Tensor, metadata: Tensor) -> Tensor:
             prediction: Prediction = network(image, metadata)
-            return prediction.logits
+            if not self.algorithm.needs_blank:
+                return prediction.logits
+            return self.algorithm.calibrate(prediction.logits, self._blank(network, image))
 
         return predict
 
@@ -184,6 +131,13 @@ class TeacherStudentStep(nn.Module):
 
             reestimate_batchnorm(network, run)
 
+    def _matching(self, progress: Progress) -> bool:
+        """Whether this step learns from more than labels."""
+        return progress.step >= self.supervised_start and not self.algorithm.waits(progress)
+
+    def _gradient_views(self, matching: bool) -> list[View]:
+        return self.supervised_views + ([View.UNLABELED_STRONG] if matching and self.algorithm.views else [])
+
     def _live(self) -> list[tuple[str, Network]]:
         return [(name, network) for name, network in self.networks.items() if isinstance(network, Network)]
 
@@ -193,7 +147,10 @@ class TeacherStudentStep(nn.Module):
             raise TypeError(f"{name} is not a network")
         return network
 
-    def _see(self, network: nn.Module, batch: Batch, views: list[View]) -> _Seen:
+    def _role(self, name: str) -> Role:
+        return "labeler" if name == self.labeler else "student"
+
+    def _see(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
         """One forward pass over the concatenated views."""
         images = torch.cat([batch.images[view] for view in views])
         metadata = torch.cat([batch.metadata[view.stream] for view in views])
@@ -201,82 +158,103 @@ class TeacherStudentStep(nn.Module):
         sizes = [len(batch.images[view]) for view in views]
         logits = torch.split(self.space.grouped(prediction.logits.float()), sizes)
         contexts = torch.split(prediction.context.float(), sizes)
-        return _Seen(dict(zip(views, logits, strict=True)), dict(zip(views, contexts, strict=True)))
+        return Outputs(dict(zip(views, logits, strict=True)), dict(zip(views, contexts, strict=True)))
 
-    @torch.no_grad()
-    def _labels_of(self, batch: Batch, done: Iterable[tuple[View, Tensor]]) -> dict[View, Tensor]:
-        """The labeler's logits of the views that the algorithm looks at; `done` are those it has already."""
-        logits = {view: value.detach() for view, value in done}
-        if self.algorithm.config.labeler == "ema":
-            logits, network = {}, self._average(self.labeler)
-        else:
-            network = dict(self._live())[self.labeler]
-        missing = sorted(self.algorithm.views - logits.keys(), key=lambda view: view.value)
-        if missing:
-            with frozen_statistics(network):
-                logits |= self._see(network, batch, missing).logits
-        return {view: logits[view] for view in self.algorithm.views}
+    def _losses(
+        self, name: str, output: Outputs, batch: Batch, progress: Progress, plan: Plan
+    ) -> Iterator[tuple[str, Tensor]]:
+        """One network's weighted losses by name."""
+        algorithm, role = self.algorithm, self._role(name)
+        logits = {view: algorithm.adjust(value, role, view, progress) for view, value in output.logits.items()}
+        known_labels = [algorithm.supervised_loss(logits[view], batch.labels).sum() for view in self.supervised_views]
+        yield "supervised", ratio(torch.stack(known_labels).mean(), plan.labels)
+        if plan.terms:
+            matched = [
+                ratio(term.sign * (algorithm.unlabeled_loss(logits[term.view], term.target) * term.weight).sum(), count)
+                for term, count in zip(plan.terms, plan.counts, strict=True)
+            ]
+            yield "unlabeled", self.loss.unlabeled * torch.stack(matched).sum()
+        if name in plan.statistics:
+            local = algorithm.statistics(logits[plan.terms[0].view], plan.terms[0])
+            # The value is the global batch's; gradients flow through this block's part of the sums.
+            value = algorithm.regularizer(plan.statistics[name] + world_size() * (local - local.detach()))
+            yield "regularizer", value - value.detach() * (1 - 1 / plan.parts)
 
-    @torch.no_grad()
-    def _plan(self, batch: Batch, progress: Progress, seen: Logits) -> Plan:
-        labels = known(batch.labels)
-        terms: list[Term] = []
-        if self._active(progress):
-            logits = self._labels_of(batch, seen.items())
-            if self.algorithm.stateful:
-                gathered = {view: gather_rows(value) for view, value in logits.items()}
-                self.algorithm.observe(gathered, gather_rows(batch.index), progress)
-            terms = self.algorithm.terms(logits, progress)
-        counts = [term.weight.sum() if term.by_weight else known(term.target).sum() for term in terms]
-        rows = sum(len(batch.images[view]) for view in self._gradient_views(self._active(progress)))
-        local = torch.stack([labels.new_tensor(float(rows)), labels.sum(), *counts])
-        totals = sum_over_ranks(local) / world_size()
-        return Plan(terms, list(totals[2:]), supervised_count=totals[1], context_rows=totals[0])
+    def _unweighted(self, name: str, loss: Tensor) -> Tensor:
+        """A loss as it is logged: without the weight it has in the sum."""
+        if name == "distillation":
+            return loss / self.loss.distillation
+        return loss / self.loss.unlabeled if name.endswith("_unlabeled") and self.loss.unlabeled else loss
 
-    def _supervised(self, seen: _Seen, batch: Batch, plan: Plan) -> Tensor:
-        """Mean over views of the loss on known labels."""
-        losses = [self.algorithm.criterion(seen.logits[view], batch.labels).sum() for view in self.supervised_views]
-        return torch.stack(losses).mean() / plan.supervised_count.clamp_min(1e-8)
+    def _preview(self, batch: Batch, progress: Progress) -> dict[str, dict[View, Tensor]]:
+        """All logits that a plan needs, without gradients."""
+        needs: dict[str, set[View]] = {name: set() for name in self.networks}
+        if progress.step >= self.supervised_start and self.algorithm.views:
+            needs[self.labeler] |= self.algorithm.views if self.algorithm.config.labeler == "live" else set()
+            for name in self.networks if self._matching(progress) else ():
+                watched = self.algorithm.watches_student and self._role(name) == "student"
+                needs[name] |= {View.UNLABELED_STRONG} if watched or self.algorithm.regularized else set()
+        return {name: self._peek(network, batch, needs[name]) for name, network in self._live()}
 
-    def _unlabeled(self, seen: _Seen, plan: Plan) -> Tensor:
-        total = torch.zeros((), device=plan.supervised_count.device)
-        for term, count in zip(plan.terms, plan.term_counts, strict=True):
-            loss = self.algorithm.criterion(seen.logits[term.view], term.target)
-            total = total + term.sign * (loss * term.weight).sum() / count.clamp_min(1e-8)
-        return total
-
-    def _distilled(self, seen: dict[str, _Seen], plan: Plan) -> Tensor:
-        """Distance of the contexts over all gradient views; keeps the student's context in every step's graph."""
-        student = seen["student"]
-        contexts = torch.cat(list(student.contexts.values()))
-        if "teacher" not in seen or not self.loss.distills:
-            return contexts.sum() * 0.0
-        teacher = seen["teacher"]
-        if self.loss.distance == "logits":
-            own, other = (torch.cat(list(outputs.logits.values())) for outputs in (student, teacher))
-            total, count = divergence(own, other, self.loss.temperature)
-        else:
-            total, count = distance(self.loss.distance, contexts, torch.cat(list(teacher.contexts.values())))
-        return total / (count / len(contexts)) / plan.context_rows
-
-    @torch.no_grad()
-    def _quality(self, batch: Batch, plan: Plan) -> dict[str, Tensor]:
-        """Share of unlabeled decisions that carry weight, and where the truth is known, how often they are right."""
-        if not plan.terms:
+    def _peek(self, network: Network, batch: Batch, views: set[View] | frozenset[View]) -> dict[View, Tensor]:
+        """A network's logits of some views, leaving its BatchNorm statistics alone."""
+        if not views:
             return {}
-        term, count = plan.terms[0], plan.term_counts[0]
-        size = count if not term.by_weight else torch.as_tensor(float(term.weight.numel()), device=count.device)
-        logs = {"pseudo_rate": term.weight.sum() / size}
-        if batch.truth is None or term.view.stream is not Stream.UNLABELED:
-            return logs
-        ways = term.target.argmax(-1) if term.target.dtype.is_floating_point else term.target
-        truth_known = known(batch.truth) > 0
-        claimed = (term.weight > 0) & self.space.claims(ways) & truth_known
-        actual = self.space.claims(batch.truth) & truth_known
-        right = claimed & (ways == batch.truth)
-        parts = {"pseudo_claimed": claimed, "pseudo_actual": actual, "pseudo_right": right}
-        return logs | {name: value.sum() / size for name, value in parts.items()}
+        with frozen_statistics(network):
+            return self._see(network, batch, sorted(views, key=lambda view: view.value)).logits
+
+    def _look(self, batch: Batch, logits: Mapping[str, Logits]) -> Seen:
+        """What the algorithm is shown of this rank's rows; `logits` are what is there already."""
+        algorithm, done = self.algorithm, dict(logits[self.labeler])
+        network = dict(self._live())[self.labeler]
+        if algorithm.config.labeler == "ema":
+            done, network = {}, self._average(self.labeler)
+        done |= self._peek(network, batch, algorithm.views - done.keys())
+        watched = [View.UNLABELED_STRONG] if algorithm.watches_student and self.labeler != "student" else []
+        strong = {view: logits["student"][view].detach() for view in watched if view in logits["student"]}
+        blank = None
+        if algorithm.needs_blank:
+            blank = self.space.grouped(self._blank(network, batch.images[View.UNLABELED_WEAK]).float())
+        return Seen(
+            {view: done[view].detach() for view in sorted(algorithm.views, key=str)}, strong, batch.index, blank
+        )
+
+    @torch.no_grad()
+    def _blank(self, network: Network, like: Tensor) -> Tensor:
+        """[1, C] what a network says of an image without content, in evaluation mode and without metadata token."""
+        training = network.training
+        prediction: Prediction = network.eval()(torch.ones_like(like[:1]), None, inject=False)
+        network.train(training)
+        return prediction.logits
+
+    @torch.no_grad()
+    def _plan(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> Plan:
+        """Let the algorithm observe and say what to match; sum denominators over ranks."""
+        algorithm, terms = self.algorithm, list[Term]()
+        matching = self._matching(progress)
+        if algorithm.views and progress.step >= self.supervised_start:
+            seen = self._look(batch, logits)
+            if algorithm.stateful:
+                algorithm.observe(_gathered(seen), progress)
+            terms = algorithm.terms(seen, progress) if matching else []
+        statistics: dict[str, Tensor] = {}
+        if algorithm.regularized and terms:
+            for name, views in logits.items():
+                strong = algorithm.adjust(views[terms[0].view], self._role(name), terms[0].view, progress)
+                statistics[name] = sum_over_ranks(algorithm.statistics(strong, terms[0]))
+        rows = sum(len(batch.images[view]) for view in self._gradient_views(matching))
+        decisions = terms[0].weight.numel() if terms else 0
+        counts = [term.weight.sum() if term.by_weight else known(term.target).sum() for term in terms]
+        labels = known(batch.labels).sum()
+        local = torch.stack([labels, labels.new_tensor(rows), labels.new_tensor(decisions), *counts])
+        totals = list(sum_over_ranks(local) / world_size())
+        return Plan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)
 
 
-def _block(term: Term, part: int, parts: int) -> Term:
-    return replace(term, target=block(term.target, part, parts), weight=block(term.weight, part, parts))
+def _gathered(seen: Seen) -> Seen:
+    """The same of all ranks' rows."""
+    blank = None if seen.blank is None else gather_rows(seen.blank)
+    labeler, student = (
+        {view: gather_rows(rows) for view, rows in views.items()} for views in (seen.labeler, seen.student)
+    )
+    return Seen(labeler, student, gather_rows(seen.index), blank)

@@ -1,0 +1,101 @@
+"""CAP, class-aware pseudo-labeling (Xie et al., NeurIPS 2023, arXiv:2305.02795), for multi-label tasks.
+
+Every class takes as many positives as its labeled frequency says: over the last rows of unlabeled probabilities,
+
+    label      = p >= quantile(1 - frequency)
+    selected   = p >= quantile(1 - positive_share * frequency)  or  p <= quantile(negative_share * (1 - frequency))
+
+The quantile at q of n ascending values is the one at index clamp(floor(n q), 0, n - 1). Losses are asymmetric
+(arXiv:2009.14119) or cross-entropy, the unlabeled one divided by the number selected. Labels come from the averaged
+teacher. State: the ring of probabilities, and the cuts.
+
+Departures from the public implementation: the ring is kept with checkpoints and holds all ranks' rows; a batch may be
+larger than the ring; single-label tasks are refused by name; quantiles are found without sorting (see `ring`).
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stssl.algorithms.base import Algorithm, AlgorithmConfig, DataFacts, Seen, Term
+from stssl.algorithms.ring import Ring
+from stssl.batch import Progress, View
+from stssl.config import Domain
+from stssl.errors import ConfigError
+from stssl.labels import LabelSpace
+from stssl.losses import asymmetric, cross_entropy
+
+Share = Annotated[float, Field(gt=0, le=1), Domain(0.3, 1.0)]
+
+
+class CapConfig(AlgorithmConfig):
+    """Rows to take quantiles over, shares to select, and the loss."""
+
+    name: Literal["cap"] = "cap"
+    labeler: Literal["live", "ema"] = "ema"
+    rows: Annotated[int, Field(ge=1)] = 64_000
+    positive_share: Share = 1.0
+    negative_share: Share = 1.0
+    asymmetric: bool = True
+    gamma_negative: Annotated[float, Field(ge=0), Domain(0.0, 6.0)] = 4.0
+    gamma_positive: Annotated[float, Field(ge=0), Domain(0.0, 3.0)] = 1.0
+    clip: Annotated[float, Field(ge=0, lt=1), Domain(0.0, 0.2)] = 0.05
+    detach_focus: bool = True
+
+
+class Cap(Algorithm):
+    """Cuts at quantiles that the class frequencies give."""
+
+    stateful: ClassVar[bool] = True
+
+    def __init__(self, config: CapConfig, space: LabelSpace, facts: DataFacts) -> None:
+        """Start with an empty ring.
+
+        Raises:
+            ConfigError: The task is single-label.
+        """
+        super().__init__(config, space, facts)
+        if not space.multilabel:
+            raise ConfigError(
+                "algorithm.name: cap cuts each class by its own frequency, so it needs multi-label data. "
+                "Use freematch, softmatch or adamatch for single-label data."
+            )
+        frequency = facts.prior[:, 1].double()
+        positive, negative = config.positive_share, config.negative_share
+        self.shares = torch.stack([1 - frequency, 1 - positive * frequency, negative * (1 - frequency)])
+        self.ring = Ring(space.groups, config.rows)
+        self.cuts: Tensor
+        self.register_buffer("cuts", torch.full((3, space.groups), 0.5))
+
+    def observe(self, seen: Seen, progress: Progress) -> None:
+        """Push the batch, newest rows last, and take the cuts."""
+        self.ring.push(presence(seen.labeler[View.UNLABELED_WEAK]))
+        same = self.config.positive_share == self.config.negative_share == 1
+        cuts = [self.ring.quantile(share) for share in self.shares.to(self.cuts.device)[: 1 if same else 3]]
+        self.cuts.copy_(torch.stack(cuts * 3 if same else cuts))
+
+    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+        """Hard labels, selected at both ends."""
+        p = presence(seen.labeler[View.UNLABELED_WEAK])
+        cut, above, below = self.cuts
+        chosen = (p >= above) | (p <= below)
+        return [Term(View.UNLABELED_STRONG, (p >= cut).long(), chosen.float(), by_weight=True)]
+
+    def supervised_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Asymmetric loss, or cross-entropy."""
+        config = self.config
+        if not config.asymmetric:
+            return cross_entropy(logits, target)
+        focus = {"gamma_negative": config.gamma_negative, "gamma_positive": config.gamma_positive}
+        return asymmetric(logits, target, clip=config.clip, detach_focus=config.detach_focus, **focus)
+
+    def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The same."""
+        return self.supervised_loss(logits, target)
+
+
+def presence(logits: Tensor) -> Tensor:
+    """Probability that a class is there: [B, C] from [B, C, 2]."""
+    return (logits[..., 1] - logits[..., 0]).sigmoid()

@@ -1,0 +1,52 @@
+"""Class distributions that several algorithms keep: what the data's is taken to be, and alignment towards it."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from stssl.algorithms.base import DataFacts, Running, Seen, normalized
+from stssl.batch import View
+from stssl.labels import LabelSpace
+
+TargetName = Literal["labeled", "predicted", "uniform"]
+"""`labeled`: frequency in the labeled data. `predicted`: running mean of labeled weak predictions. `uniform`."""
+
+ALIGNMENT_FLOOR = 1e-6
+
+
+class TargetMarginal(nn.Module):
+    """The class distribution [G, K] that predictions should have."""
+
+    def __init__(self, name: TargetName, decay: float, space: LabelSpace, facts: DataFacts) -> None:
+        """Start with the labeled frequencies, or evenly."""
+        super().__init__()
+        self.follows = name == "predicted"
+        self.running = Running(decay, (space.groups, space.ways), 1 / space.ways)
+        if name == "labeled":
+            self.running.value.copy_(facts.prior)
+
+    @property
+    def views(self) -> frozenset[View]:
+        """What the labeler must look at for it."""
+        return frozenset({View.LABELED_WEAK}) if self.follows else frozenset()
+
+    @property
+    def value(self) -> Tensor:
+        """[G, K]."""
+        return self.running.value
+
+    def observe(self, seen: Seen) -> None:
+        """Follow the labeled weak predictions, if that is what it does."""
+        if self.follows:
+            self.running.update(seen.labeler[View.LABELED_WEAK].softmax(-1).mean(0))
+
+
+def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
+    """Probabilities [B, G, K] scaled by target over marginal [G, K], and normalised (ReMixMatch, arXiv:1911.09785)."""
+    return normalized(p * (target + ALIGNMENT_FLOOR) / (marginal + ALIGNMENT_FLOOR))
+
+
+def tempered(prior: Tensor, exponent: float) -> Tensor:
+    """A distribution [G, K] moved towards the uniform one by an exponent below 1."""
+    return normalized(prior.clamp_min(torch.finfo(prior.dtype).tiny) ** exponent)

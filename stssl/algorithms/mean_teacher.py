@@ -1,0 +1,44 @@
+"""Mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780).
+
+Probabilities on the strong view should equal those that the averaged labeler gives the weak view: mean squared error
+over ways, all decisions, with a weight that ramps up over the first steps T_r:
+
+    weight = exp(-5 (1 - t / T_r)^2)
+
+No state of its own: the average is the step's.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stssl.algorithms.base import Algorithm, AlgorithmConfig, Seen, Term
+from stssl.batch import Progress, View
+from stssl.config import Domain
+from stssl.losses import squared_error
+
+
+class MeanTeacherConfig(AlgorithmConfig):
+    """Steps of the ramp-up."""
+
+    name: Literal["mean_teacher"] = "mean_teacher"
+    labeler: Literal["live", "ema"] = "ema"
+    ramp_up: Annotated[int, Field(ge=0), Domain(0, 20_000)] = 4000
+
+
+class MeanTeacher(Algorithm):
+    """Consistency with the averaged labeler."""
+
+    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+        """All probabilities, equally weighted."""
+        target = seen.labeler[View.UNLABELED_WEAK].softmax(-1)
+        missing = 1 - min(1.0, progress.step / max(1, self.config.ramp_up))
+        weight = torch.full_like(target[..., 0], math.exp(-5 * missing**2) if self.config.ramp_up else 1.0)
+        return [Term(View.UNLABELED_STRONG, target, weight)]
+
+    def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Squared error of probabilities."""
+        return squared_error(logits, target)

@@ -1,0 +1,72 @@
+"""UDAL, unifying distribution alignment as a loss (Lazarow et al., WACV 2023).
+
+FixMatch's targets, but logits are shifted before each loss by
+
+    log(q / target^a),    a = 1 - (1 - a_min) * (t / T)^k,
+
+with target^a normalised over ways. q is the target marginal in supervised losses and the network's own running
+marginal in unlabeled ones. State: the labeler's marginal over its weak view, the student's over its strong view (both
+start as the first batch's); with `target: predicted` also a running mean of labeled weak predictions. All are updated
+before use. Multi-label: only the logit of "present" is shifted, as in the public implementation.
+
+Departures from it: the student uses its own marginal, not the teacher's; q is bounded from below, so that a class
+without labeled positives gives no NaN.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from stssl.algorithms.base import Algorithm, DataFacts, Role, Running, Seen
+from stssl.algorithms.fixmatch import CutoffConfig, FixMatch
+from stssl.algorithms.marginal import TargetMarginal, TargetName, tempered
+from stssl.batch import Progress, Stream, View
+from stssl.config import Domain
+from stssl.labels import LabelSpace
+
+FLOOR = 1e-9
+
+
+class UdalConfig(CutoffConfig):
+    """Cut-offs, decay of the marginals, and course of the exponent."""
+
+    name: Literal["udal"] = "udal"
+    ema_decay: Annotated[float, Field(ge=0, lt=1), Domain(0.9, 0.9999)] = 0.999
+    least_exponent: Annotated[float, Field(ge=0, le=1), Domain(0.0, 1.0)] = 0.5
+    power: Annotated[float, Field(gt=0), Domain(1.0, 4.0)] = 2.0
+    target: TargetName = "labeled"
+
+
+class Udal(FixMatch):
+    """FixMatch with shifted logits."""
+
+    stateful: ClassVar[bool] = True
+    watches_student: ClassVar[bool] = True
+
+    def __init__(self, config: UdalConfig, space: LabelSpace, facts: DataFacts) -> None:
+        """Marginals start with the first batch."""
+        super().__init__(config, space, facts)
+        self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
+        self.labeler = Running(config.ema_decay, (space.groups, space.ways))
+        self.student = Running(config.ema_decay, (space.groups, space.ways))
+        self.views = Algorithm.views | self.target.views
+
+    def observe(self, seen: Seen, progress: Progress) -> None:
+        """Follow all marginals."""
+        self.target.observe(seen)
+        self.labeler.update(seen.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
+        for strong in seen.student.values():
+            self.student.update(strong.softmax(-1).mean(0))
+
+    def adjust(self, logits: Tensor, role: Role, view: View, progress: Progress) -> Tensor:
+        """Shift by the ratio of marginals."""
+        own = self.labeler if role == "labeler" else self.student
+        q = self.target.value if view.stream is Stream.LABELED else own.value
+        shift = self.ratio(q, progress).clamp_min(FLOOR).log()
+        return logits + self.space.grouped(self.space.outputs(shift))
+
+    def ratio(self, q: Tensor, progress: Progress) -> Tensor:
+        """[G, K] q over the tempered target."""
+        exponent = 1 - (1 - self.config.least_exponent) * progress.fraction**self.config.power
+        return q / (tempered(self.target.value, exponent) + FLOOR)

@@ -1,0 +1,128 @@
+"""What a teacher-student step passes around: weights of losses, outputs, the plan of a step, and its logs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stssl.algorithms import Logits, Term
+from stssl.algorithms.base import known
+from stssl.batch import Batch, Stream, View, block
+from stssl.config import Config, Domain
+from stssl.labels import LabelSpace
+from stssl.losses import Distance, distance, divergence
+
+
+class LossConfig(Config):
+    """Weights of the unlabeled and the distillation loss, and what distillation compares."""
+
+    unlabeled: Annotated[float, Field(ge=0), Domain(0.1, 10.0, log=True)] = 1.0
+    distillation: Annotated[float, Field(ge=0), Domain(0.001, 10.0, log=True)] = 1.0
+    distance: Distance = "mse"
+    temperature: Annotated[float, Field(gt=0), Domain(1.0, 8.0)] = 2.0
+
+    @property
+    def distills(self) -> bool:
+        """Whether the student learns from the teacher besides its pseudo-labels."""
+        return self.distance != "none" and self.distillation > 0
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The loss to differentiate, and detached scalars whose mean over ranks is the global batch's value."""
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One network's outputs: of each view grouped logits [n, G, K] and contexts [n, D]."""
+
+    logits: dict[View, Tensor]
+    contexts: dict[View, Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a block of rows is to match, with denominators of the global batch.
+
+    Denominators are divided by the number of ranks, so that the mean over ranks of local sums over them is the global
+    batch's loss; for micro-batches it is the sum of theirs.
+
+    Attributes:
+        terms: What to match, for this block.
+        counts: Denominator of each term.
+        labels: Denominator of the supervised loss.
+        rows: Denominator of distillation: rows of all views.
+        decisions: Denominator of shares of pseudo-labels.
+        statistics: Of each network what the algorithm's regularizer needs, summed over the global batch.
+        parts: Blocks that the rank's rows are divided into.
+    """
+
+    terms: list[Term]
+    counts: list[Tensor]
+    labels: Tensor
+    rows: Tensor
+    decisions: Tensor
+    statistics: Mapping[str, Tensor]
+    parts: int = 1
+
+    def split(self, parts: int) -> "list[Plan]":
+        """The same for each of `parts` contiguous blocks of rows."""
+        return [
+            replace(self, terms=[_block(term, part, parts) for term in self.terms], parts=parts)
+            for part in range(parts)
+        ]
+
+
+def _block(term: Term, part: int, parts: int) -> Term:
+    return replace(term, target=block(term.target, part, parts), weight=block(term.weight, part, parts))
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """A loss from its sum and count; 0 where nothing counts."""
+    return numerator / denominator.clamp_min(1e-8)
+
+
+def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tensor) -> Tensor:
+    """How far the student is from the teacher, over all views that both see; `rows` is the global count of rows."""
+    if config.distance == "logits":
+        own, other = (joined(outputs.logits) for outputs in (student, teacher))
+        total, count = divergence(own, other, config.temperature)
+    else:
+        own, other = (joined(outputs.contexts) for outputs in (student, teacher))
+        total, count = distance(config.distance, own, other)
+    return total / (count / len(own) if len(own) else 1) / rows
+
+
+def joined(views: Logits) -> Tensor:
+    """All views' rows, one after the other."""
+    return torch.cat(list(views.values()))
+
+
+@torch.no_grad()
+def quality(batch: Batch, plan: Plan, space: LabelSpace) -> dict[str, Tensor]:
+    """How much pseudo-labels weigh, and where the truth is known, how often they are right.
+
+    `pseudo_rate` is the mean weight. With `claimed`, `actual` and `right` as shares of all decisions, precision is
+    right / claimed and recall right / actual; of multi-label decisions only presence counts.
+    """
+    if not plan.terms:
+        return {}
+    term = plan.terms[0]
+    logs = {"pseudo_rate": ratio(term.weight.sum(), plan.decisions)}
+    if batch.truth is None or term.view.stream is not Stream.UNLABELED:
+        return logs
+    ways = term.target.argmax(-1) if term.target.dtype.is_floating_point else term.target
+    counts = known(batch.truth)
+    claimed = term.weight * counts * space.claims(ways)
+    shares = {
+        "pseudo_claimed": claimed,
+        "pseudo_actual": counts * space.claims(batch.truth),
+        "pseudo_right": claimed * (ways == batch.truth),
+    }
+    return logs | {name: ratio(share.sum(), plan.decisions) for name, share in shares.items()}
