@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from stssl.errors import ConfigError
+from stssl.models.injection import Family, Shape
 
 Weights = dict[str, Tensor]
 
@@ -33,7 +34,6 @@ def slim_resnet(in_channels: int, classes: int, **options: Any) -> ResNet:
 
 
 OWN = {"slim_resnet": slim_resnet}
-_SIZED = frozenset({"vision_transformer", "deit", "eva", "beit", "cait", "xcit", "swin_transformer"})
 
 
 def make_backbone(
@@ -62,30 +62,49 @@ def make_backbone(
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *OWN], n=3)
         raise ConfigError(f"model.backbone: timm has no '{name}'" + (f". Near: {', '.join(near)}" if near else ""))
-    sized = {"img_size": size} if _takes_size(name) else {}
+    wanted = {"pretrained": hub, "in_chans": in_channels, "num_classes": classes, **options}
     try:
-        return timm.create_model(name, pretrained=hub, in_chans=in_channels, num_classes=classes, **sized, **options)
+        try:
+            return timm.create_model(name, img_size=size, **wanted)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            return timm.create_model(name, **wanted)
     except (TypeError, AssertionError, ValueError) as error:
         raise ConfigError(f"model.backbone_args do not fit {name} at {size} px: {error}") from None
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # the hub's client raises the errors of whichever transport it uses
+        if not hub:
+            raise
+        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"model.weights: cannot load the weights of {name} from timm's hub: {error}. "
+            f"model.weights: cannot load the weights of {name} from timm's hub ({reason}). "
             "Download them elsewhere and give model.weights=file:PATH."
         ) from None
 
 
-def _takes_size(name: str) -> bool:
-    """Whether the model's constructor has `img_size`: ViTs do, plain CNNs do not."""
-    return timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in (
-        "resnet",
-        "convnext",
-        "efficientnet",
-    )
+def shape_of(backbone: Any, name: str) -> Shape:
+    """What sites must know of a backbone called `name`.
+
+    Raises:
+        ConfigError: It has no single linear classifier.
+    """
+    classifier = backbone.get_classifier()
+    if not isinstance(classifier, nn.Linear):
+        raise ConfigError(f"model.backbone: {name} does not end in one linear classifier, so it cannot be used here")
+    width = classifier.in_features
+    if not (hasattr(backbone, "blocks") and hasattr(backbone, "num_prefix_tokens")):
+        return Shape("cnn", width, tuple(info["num_chs"] for info in getattr(backbone, "feature_info", ())))
+    family: Family = "vit" if isinstance(backbone, VisionTransformer) else "tokens"
+    heads = int(getattr(getattr(backbone.blocks[0], "attn", None), "num_heads", 1))
+    has_class = getattr(backbone, "cls_token", None) is not None
+    return Shape(family, width, (width,) * len(backbone.blocks), heads, has_class)
 
 
-def family(backbone: nn.Module) -> str:
-    """`vit` where the parts that token sites need are there, else `cnn`."""
-    return "vit" if isinstance(backbone, VisionTransformer) else "cnn"
+def stages(backbone: Any) -> list[nn.Module]:
+    """The modules at which sites enter: blocks of a transformer, stages of others."""
+    if hasattr(backbone, "blocks") and hasattr(backbone, "num_prefix_tokens"):
+        return list(backbone.blocks)
+    return [backbone.get_submodule(info["module"]) for info in backbone.feature_info]
 
 
 def load_weights(backbone: nn.Module, path: str, in_channels: int) -> None:
@@ -99,16 +118,25 @@ def load_weights(backbone: nn.Module, path: str, in_channels: int) -> None:
     Raises:
         ConfigError: The file cannot be read, or none of its tensors fit.
     """
-    state = read_weights(path)
-    own = backbone.state_dict()
+    own, head = backbone.state_dict(), _head(backbone)
+    state = {_renamed(name, own): value for name, value in read_weights(path).items()}
     fitted = {name: _fit(name, value, own[name], backbone) for name, value in state.items() if name in own}
     good = {name: value for name, value in fitted.items() if value.shape == own[name].shape}
-    bad = [name for name in fitted if name not in good and not name.startswith(_head(backbone))]
-    missing = [name for name in own if name not in good and not name.startswith(_head(backbone))]
-    if bad or len(missing) > len(own) // 2:
-        wrong = ", ".join((bad or missing)[:4])
-        raise ConfigError(f"model.weights: {path} does not fit model.backbone: {wrong}")
+    bad = [f"{name} {tuple(state[name].shape)}" for name in fitted if name not in good and not name.startswith(head)]
+    missing = [name for name in own if name not in fitted and not name.startswith(head)]
+    foreign = [name for name in state if name not in own and not name.startswith(head)]
+    if bad or missing or len(foreign) > len(state) // 10:
+        problem = (
+            f"other shapes: {bad[:3]}" if bad else f"lacks {missing[:3]}" if missing else f"also has {foreign[:3]}"
+        )
+        raise ConfigError(f"model.weights: {path} does not fit model.backbone ({problem}). It must be the same model.")
     backbone.load_state_dict(good, strict=False)
+
+
+def _renamed(name: str, own: Weights) -> str:
+    """Average pooling normalises after pooling, under another name."""
+    other = "fc_" + name
+    return other if name not in own and other in own else name
 
 
 def read_weights(path: str) -> Weights:
@@ -128,7 +156,9 @@ def read_weights(path: str) -> Weights:
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"model.weights: {path} does not hold tensors by name")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+    named = {str(name).removeprefix("module."): value for name, value in state.items()}
+    inner = {name.removeprefix("backbone."): value for name, value in named.items() if name.startswith("backbone.")}
+    return inner or named
 
 
 def _head(backbone: nn.Module) -> str:

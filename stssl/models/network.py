@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from stssl.config import Config
 from stssl.errors import ConfigError
-from stssl.models.backbones import family, load_weights, make_backbone
-from stssl.models.injection import INJECTIONS, NOWHERE, Injection, Nowhere
+from stssl.models.backbones import load_weights, make_backbone, shape_of, stages
+from stssl.models.injection import INJECTIONS, NOWHERE, Injection, Nowhere, Shape
 from stssl.models.metadata import ENCODERS, Encoder, EncoderBase
 
 Role = Literal["plain", "student", "teacher", "direct"]
@@ -32,11 +33,13 @@ class Prediction:
 class Network(nn.Module):
     """A backbone with its head; `teacher` and `direct` also have an encoder."""
 
-    def __init__(self, backbone: nn.Module, site: Injection, encoder: Encoder | None, project: nn.Module) -> None:
-        """Put together what `build_network` made."""
+    def __init__(
+        self, backbone: nn.Module, site: Injection, encoder: Encoder | None, project: nn.Module, tokens: bool
+    ) -> None:
+        """Put together what `build_network` made; `tokens` says whether the backbone is a transformer."""
         super().__init__()
         self.backbone, self.site, self.encoder, self.project = backbone, site, encoder, project
-        self.traverse = _FAMILIES[family(backbone)]
+        self.tokens = tokens
 
     def forward(self, image: Tensor, metadata: Tensor | None = None, inject: bool = True) -> Prediction:
         """Predict.
@@ -45,13 +48,34 @@ class Network(nn.Module):
             image: [B, bands, H, W], normalised.
             metadata: [B, 4], NaN where missing; only a network with an encoder looks at it, and all of it is missing
                 when this is None.
-            inject: False leaves out the site's own token, as for the blank image of CDMAD.
+            inject: False leaves the site out of the backbone, as for the blank image of CDMAD.
         """
         context = self._context(image, metadata)
-        feature, token = self.traverse(self.backbone, self.site if inject else NOWHERE, image, context)
-        feature = self.site.pooled(feature, context)
+        site = self.site if inject else NOWHERE
+        features, token = site.leave(self.features(image, context, site))
+        feature = self.site.pooled(self.backbone.forward_head(features, pre_logits=True), context)  # type: ignore[operator]
         logits: Tensor = self.backbone.get_classifier()(feature)  # type: ignore[operator]
         return Prediction(logits, self.project(feature if token is None else token))
+
+    def features(self, image: Tensor, context: Tensor | None, site: Injection) -> Tensor:
+        """Final tokens or maps of the backbone, with the context entering where the site says.
+
+        The site is called by hooks that live as long as this call, so that any timm model can be used as it is and
+        copies of a network do not share them.
+        """
+        parts = stages(self.backbone) if len(site.touched) else []
+        hooks = [self._hook(parts[number], number, site, context) for number in site.touched]
+        try:
+            tokens: Tensor = self.backbone.forward_features(image)  # type: ignore[operator]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tokens
+
+    def _hook(self, part: nn.Module, number: int, site: Injection, context: Tensor | None) -> RemovableHandle:
+        if self.tokens:
+            return part.register_forward_pre_hook(lambda _, given: (site.block(number, given[0], context), *given[1:]))
+        return part.register_forward_hook(lambda _, given, made: site.block(number, made, context))
 
     def _context(self, image: Tensor, metadata: Tensor | None) -> Tensor | None:
         if self.encoder is None:
@@ -60,21 +84,6 @@ class Network(nn.Module):
             metadata = torch.full((len(image), 4), torch.nan, device=image.device)
         context: Tensor = self.encoder(metadata)
         return context
-
-
-def _through_vit(backbone: Any, site: Injection, image: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(image))))
-    for number, block in enumerate(backbone.blocks):
-        tokens = block(site.block(number, tokens, context))
-    tokens, token = site.leave(backbone.norm(tokens))
-    return backbone.forward_head(tokens, pre_logits=True), token
-
-
-def _through_cnn(backbone: Any, site: Injection, image: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return backbone.forward_head(backbone.forward_features(image), pre_logits=True), None
-
-
-_FAMILIES = {"vit": _through_vit, "cnn": _through_cnn}
 
 
 def build_network(
@@ -89,6 +98,7 @@ def build_network(
     role: Role,
     weights: str,
     distill: bool,
+    places: Tensor | None = None,
 ) -> Network:
     """Build one network of a run.
 
@@ -103,45 +113,62 @@ def build_network(
         role: `teacher` and `direct` see metadata; a `student` carries what distillation needs; `plain` has neither.
         weights: `none`, `imagenet` (timm's hub) or `file:PATH`.
         distill: Whether the student is distilled.
+        places: [n, 4] metadata of the training patches, for encoders that standardise.
 
     Raises:
         ConfigError: Parts that do not fit each other.
     """
-    hub = weights == "imagenet"
-    net = make_backbone(backbone, backbone_args, size=image_size, in_channels=in_channels, classes=classes, hub=hub)
+    if not (weights in ("none", "imagenet") or weights.startswith("file:")):
+        raise ConfigError(f"model.weights: give none, imagenet or file:PATH (given: {weights!r})")
+    net = make_backbone(
+        backbone,
+        backbone_args,
+        size=image_size,
+        in_channels=in_channels,
+        classes=classes,
+        hub=weights == "imagenet",
+    )
     if weights.startswith("file:"):
         load_weights(net, weights.removeprefix("file:"), in_channels)
-    elif weights not in ("none", "imagenet"):
-        raise ConfigError(f"model.weights: give none, imagenet or file:PATH (given: {weights!r})")
-    width, kind = int(net.num_features), family(net)  # type: ignore[arg-type]
-    site_type = INJECTIONS[injection.name]  # type: ignore[attr-defined]
-    if kind not in site_type.families:
-        fitting = ", ".join(name for name, site in INJECTIONS.items() if kind in site.families)
-        raise ConfigError(
-            f"model.injection: '{injection.name}' needs a vision transformer, and {backbone} is none. "  # type: ignore[attr-defined]
-            f"It can have: {fitting}."
-        )
-    sees = role in ("teacher", "direct")
-    depth = len(net.blocks) if kind == "vit" else 4  # type: ignore[arg-type]
-    site: Injection = site_type(injection, width, depth)
-    tokened = site.own_token
-    head_width, context_width = site.head_width, (width if tokened else site.head_width)
+    shape = shape_of(net, backbone)
+    site = make_site(injection, shape, backbone)
+    sees, distilled = role in ("teacher", "direct"), role == "student" and distill
     project: nn.Module = nn.Identity()
     if not sees:
-        site = site if role == "student" and distill and tokened else Nowhere(injection, width, depth)
-        if role == "student" and distill and not tokened:
-            project = nn.Linear(width, context_width)
-    elif head_width != width:
-        _widen_head(net, head_width, classes)
-    return Network(net, site, ENCODERS[encoder.name](encoder, width) if sees else None, project)  # type: ignore[attr-defined]
+        if distilled and not site.own_token:
+            project = nn.Linear(shape.width, site.head_width)
+        site = site if distilled and site.own_token else Nowhere(injection, shape)
+    elif site.head_width != shape.width:
+        _widen_head(net, site.head_width)
+    # An encoder whose context goes nowhere would never get a gradient.
+    reads = sees and not isinstance(site, Nowhere)
+    made = ENCODERS[encoder.name](encoder, shape.width, places) if reads else None  # type: ignore[attr-defined]
+    return Network(net, site, made, project, shape.family != "cnn")
 
 
-def _widen_head(backbone: Any, width: int, classes: int) -> None:
+def make_site(injection: Config, shape: Shape, backbone: str) -> Injection:
+    """The site for a backbone called `backbone`.
+
+    Raises:
+        ConfigError: It does not fit; names those that do.
+    """
+    name = injection.name  # type: ignore[attr-defined]
+    site_type = INJECTIONS[name]
+    if shape.family not in site_type.families or (name == "film" and not shape.blocks):
+        fitting = ", ".join(name for name, site in INJECTIONS.items() if shape.family in site.families)
+        kind = "a plain vision transformer" if site_type.own_token else "a vision transformer"
+        raise ConfigError(f"model.injection: '{name}' needs {kind}, and {backbone} is none. It can have: {fitting}.")
+    return site_type(injection, shape)
+
+
+def _widen_head(backbone: Any, width: int) -> None:
     """Give the backbone a head for the wider feature; the image's part keeps its weights, the context's starts at 0."""
     old = backbone.get_classifier()
-    new = nn.Linear(width, classes)
+    new = nn.Linear(width, old.out_features)
     with torch.no_grad():
         new.weight.zero_()
         new.weight[:, : old.in_features] = old.weight
         new.bias.copy_(old.bias)
-    setattr(backbone, "fc" if hasattr(backbone, "fc") and isinstance(backbone.fc, nn.Linear) else "head", new)
+    path = next(name for name, module in backbone.named_modules() if module is old)
+    parent, _, child = path.rpartition(".")
+    setattr(backbone.get_submodule(parent), child, new)
