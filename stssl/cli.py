@@ -21,6 +21,52 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 
 @app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder that keeps everything.")] = Path("quickstart"),
+    patches: Annotated[int, typer.Option(min=200, help="Size of the generated archive.")] = 2000,
+    overrides: Overrides = None,
+) -> None:
+    """Run the whole way on generated data: archive, store, training on two workers, evaluation, report."""
+    from stssl.quickstart import quickstart as go
+
+    print(go(out, console, patches, tuple(overrides or ())))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="bigearthnet-v1, bigearthnet-v2, eurosat, eurosat-ms or manifest.")],
+    archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.")],
+    store: Annotated[Path, typer.Argument(help="Zarr store to write.")],
+    coordinates: Annotated[Path | None, typer.Option(help="eurosat: CSV with filepath, latitude, longitude.")] = None,
+    codec: Annotated[str, typer.Option(help="lz4, zstd or none.")] = "lz4",
+    shard: Annotated[int, typer.Option(min=1, help="Patches a shard.")] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first patches.")] = None,
+    strict: Annotated[bool, typer.Option(help="Stop at the first bad patch.")] = False,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0 converts without Ray.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Cluster to convert on.")] = None,
+) -> None:
+    """Convert an archive to a Zarr store; an interrupted conversion goes on where it stopped."""
+    from stssl.convert import Options
+    from stssl.convert import convert as go
+    from stssl.progress import conversion_progress, conversion_summary
+
+    options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers, address=ray_address)
+    with conversion_progress(console) as progress:
+        summary = go(source, archive, store, options, progress, coordinates=coordinates)
+    console.print(conversion_summary(summary))
+    print(summary.store)
+
+
+@app.command()
+def inspect(store: Annotated[str, typer.Argument(help="Path or URL of a store.")]) -> None:
+    """Say what is in a store: counts, splits, classes, ranges of date and place, bands, size, errors."""
+    from stssl.data.inspect import describe
+    from stssl.data.store import Store
+
+    print(describe(Store.open(store)))
+
+
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
     overrides: Overrides = None,

@@ -48,6 +48,7 @@ class Summary:
         shards: Shards of the store.
         converted: Shards written now; the others were there from an earlier, interrupted conversion.
         errors: Error name -> patches.
+        report: CSV that lists them.
     """
 
     store: str
@@ -55,6 +56,7 @@ class Summary:
     shards: int
     converted: int
     errors: dict[str, int]
+    report: str
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,9 @@ class Job:
     def finish(self, converted: int) -> Summary:
         """Write metadata arrays, statistics and the error report, and mark the store as whole."""
         if self.is_complete():
-            return Summary(self.store, self.patches, self.shards, 0, dict(self._attributes()["errors"]))
+            return Summary(
+                self.store, self.patches, self.shards, 0, dict(self._attributes()["errors"]), str(self.report)
+            )
         parts = [dict(np.load(self._sidecar(shard))) for shard in range(self.shards)]
         columns = {c.name: np.concatenate([part[c.name] for part in parts]) for c in self.archive.columns}
         columns["location_id"] = location_ids(columns)
@@ -307,7 +311,7 @@ class Job:
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(self.store)
         shutil.rmtree(self.work)
-        return Summary(self.store, self.patches, self.shards, converted, errors)
+        return Summary(self.store, self.patches, self.shards, converted, errors, str(self.report))
 
 
 def _stack(patches: list[Patch], array: PixelArray) -> NDArray[Any]:

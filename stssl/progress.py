@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from stssl.convert import Summary
+
 
 def progress_bar(console: Console) -> Progress:
     """A bar with counts, time spent, time to go, and a note."""
@@ -52,3 +54,21 @@ def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table
         values = [scores.get(name) for scores in results.values()]
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
     return table
+
+
+@contextlib.contextmanager
+def conversion_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar over shards; yields what takes the numbers of finished and of all shards."""
+    with progress_bar(console) as bar:
+        task = bar.add_task("convert", total=None, note="shards")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def conversion_summary(summary: Summary) -> str:
+    """One or more lines on what a conversion did."""
+    lines = [f"{summary.patches:,} patches in {summary.shards} shards, {summary.converted} of them converted now"]
+    for error, count in summary.errors.items():
+        lines.append(f"  {error}: {count:,}")
+    if summary.errors:
+        lines.append(f"  each is listed in {summary.report}")
+    return "\n".join(lines)

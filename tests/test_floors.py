@@ -14,7 +14,7 @@ FLOORS = [
     ["evaluate"],
     ["train"],
     ["sweep", "submit", "plan", "probe", "report"],
-    ["quickstart", "cli"],
+    ["progress", "quickstart", "cli"],
 ]
 RAY = {"cluster", "convert", "train/launch", "sweep", "submit", "plan", "cli", "quickstart"}
 

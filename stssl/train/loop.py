@@ -1,6 +1,6 @@
 """The loop that every run goes through, on one rank or many, with or without Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from stssl.batch import Progress, RawBatch
-from stssl.build import RunData
+from stssl.batch import Progress, RawBatch, View
+from stssl.build import RunData, build_loader
 from stssl.distributed import rank
-from stssl.evaluate import Evaluation, batches, evaluate
+from stssl.evaluate import Evaluation, evaluate
 from stssl.metrics import headline
 from stssl.models.ema import average_batchnorm
 from stssl.recipe import Recipe
@@ -19,7 +19,7 @@ from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.train.meter import Meter
 from stssl.train.optim import clip_gradients, learning_rate
 from stssl.train.session import Session
-from stssl.views import Pixels
+from stssl.views import Pixels, ViewMaker
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -120,8 +120,18 @@ def evaluate_student(session: Session, part: str) -> Evaluation:
 
 
 def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: Pixels) -> None:
-    """Estimate BatchNorm statistics for averaged weights from unaugmented training patches, the same on every rank."""
-    wanted = recipe.evaluation.batch * recipe.evaluation.batchnorm_batches
-    train = data.split.train
-    rows = train[:: max(1, len(train) // max(1, wanted))][:wanted]
-    step.reestimate_batchnorm(lambda: batches(data, pixels, rows, recipe.evaluation.batch))
+    """Estimate BatchNorm statistics for averaged weights from training batches, the same on every rank.
+
+    Batches must be composed as in training (views and classes mixed), since that is what the weights are used to:
+    neighbouring store rows would often share a class, and unaugmented ones alone cost points of accuracy.
+    """
+    views = step.views_needed - {View.UNLABELED_WEAK}
+    loader, maker = build_loader(recipe, data, views), ViewMaker(pixels)
+
+    def mixed() -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(recipe.evaluation.batchnorm_batches):
+            batch = maker(loader.load(number))
+            metadata = torch.cat([batch.metadata[view.stream] for view in batch.images])
+            yield torch.cat(list(batch.images.values())), metadata
+
+    step.reestimate_batchnorm(mixed)

@@ -1,0 +1,39 @@
+import os
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+import tiny
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """Path of a tiny EuroSAT store: 200 patches, 10 classes, with places."""
+    return tiny.tiny_store(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def recipe_tree(store, tmp_path):
+    """A recipe that trains in a second without Ray; tests change what they are about."""
+    return {
+        "name": "run",
+        "data": {"store": str(store), "labels": "label", "scale": "bytes"},
+        "labels": {"per_class": 3},
+        "model": {
+            "backbone": "slim_resnet",
+            "backbone_args": {"channels": [4, 8, 8, 8]},
+            "image_size": 16,
+            "metadata": "teacher",
+            "injection": {"name": "late"},
+        },
+        "algorithm": {"name": "fixmatch", "threshold": 0.3},
+        "batch": {"labeled": 8, "unlabeled_ratio": 2},
+        "augment": {"strong_labeled": True},
+        "optimizer": {"lr": 0.003},
+        "schedule": {"steps": 12, "warmup": 2, "supervised_start": 2, "evaluate_every": 4},
+        "ema": {"decay": 0.9},
+        "evaluation": {"batch": 32, "batchnorm_batches": 1},
+        "launch": {"workers": 0, "storage": str(tmp_path / "runs")},
+        "logging": {"every": 2, "tensorboard": False},
+    }

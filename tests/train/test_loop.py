@@ -1,0 +1,180 @@
+"""Training in one process: it learns, and it resumes exactly wherever it was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from stssl.config import merge, validate
+from stssl.errors import ConfigError, DataError, RunError
+from stssl.recipe import Recipe
+from stssl.train.checkpoint import read_state
+from stssl.train.folder import RunFolder
+from stssl.train.launch import run
+
+
+def make(tree, **changes):
+    for key, value in changes.items():
+        section, _, field = key.partition("__")
+        tree = merge(tree, {section: {field: value}} if field else {section: value})
+    return validate(Recipe, tree, "test")
+
+
+def flat(state, prefix=""):
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        elif isinstance(value, torch.Tensor):
+            yield f"{prefix}{key}", value
+
+
+def last(recipe, name="last"):
+    return read_state(RunFolder.of(recipe).checkpoints.path(name))
+
+
+def same(one, other):
+    left, right = dict(flat(one)), dict(flat(other))
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.fixture
+def unbroken(recipe_tree):
+    recipe = make(recipe_tree, name="unbroken")
+    run(recipe)
+    return recipe
+
+
+def test_a_run_leaves_what_it_promises(unbroken):
+    folder = RunFolder.of(unbroken)
+    rows = list(folder.rows())
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [4, 8, 12]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [2, 4, 6, 8, 10, 12]
+    assert folder.finished()["steps"] == 12
+    labels = json.loads((folder.path / "labels.json").read_text())
+    assert len(labels["rows"]) == 30 and sorted(t[0] for t in labels["targets"]) == sorted(list(range(10)) * 3)
+    record = json.loads((folder.path / "record.json").read_text())
+    assert record["recipe_hash"] == unbroken.hash() and record["versions"]["torch"] == torch.__version__
+    assert folder.recipe() == unbroken
+
+
+def test_training_learns(recipe_tree):
+    recipe = make(recipe_tree, schedule__steps=150, schedule__evaluate_every=150, schedule__supervised_start=50)
+    run(recipe)
+    rows = list(RunFolder.of(recipe).rows())
+    assert rows[-1]["accuracy"] > 0.3
+    assert rows[-2]["loss"] < rows[0]["loss"]
+
+
+KILLED = """
+import os, signal, sys, json
+from stssl.config import validate
+from stssl.recipe import Recipe
+from stssl.train import loop
+from stssl.train.launch import run
+
+recipe = validate(Recipe, json.load(open(sys.argv[1])), "test")
+update, count = loop.update, int(sys.argv[2])
+def counted(session, raw):
+    if session.position.step == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(session, raw)
+loop.update = counted
+run(recipe)
+"""
+
+
+def kill_at(recipe, step, tmp_path):
+    """Run a recipe in a process of its own that is killed before it takes `step`."""
+    (tmp_path / "killed.py").write_text(textwrap.dedent(KILLED))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.tree()))
+    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path / "recipe.json"), str(step)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("step", [3, 7, 11])
+def test_a_killed_run_ends_with_the_same_weights(unbroken, recipe_tree, tmp_path, step):
+    recipe = make(recipe_tree, name=f"killed{step}")
+    kill_at(recipe, step, tmp_path)
+    assert not RunFolder.of(recipe).finished()
+    run(recipe)
+    assert same(last(recipe)["step"], last(unbroken)["step"])
+    assert same(last(recipe)["optimizer"]["state"], last(unbroken)["optimizer"]["state"])
+    theirs, ours = (list(RunFolder.of(r).rows()) for r in (unbroken, recipe))
+    assert [row.get("loss") for row in theirs] == [row.get("loss") for row in ours]
+
+
+def test_control_another_position_gives_other_weights(unbroken, recipe_tree, tmp_path):
+    recipe = make(recipe_tree, name="shifted")
+    kill_at(recipe, 7, tmp_path)
+    path = RunFolder.of(recipe).checkpoints.path("last")
+    state = read_state(path)
+    state["position"]["step"] -= 1
+    from stssl.train.checkpoint import write_state
+
+    path.unlink()
+    write_state(state, path)
+    run(recipe)
+    assert not same(last(recipe)["step"], last(unbroken)["step"])
+
+
+def test_control_another_seed_gives_other_weights(unbroken, recipe_tree):
+    recipe = make(recipe_tree, name="other", seed=1)
+    run(recipe)
+    assert not same(last(recipe)["step"], last(unbroken)["step"])
+
+
+def test_a_finished_run_returns_at_once(unbroken):
+    before = RunFolder.of(unbroken).checkpoints.path("last").stat().st_mtime_ns
+    run(unbroken)
+    assert RunFolder.of(unbroken).checkpoints.path("last").stat().st_mtime_ns == before
+
+
+def test_another_recipe_under_an_old_name_is_refused(unbroken, recipe_tree):
+    changed = make(recipe_tree, name="unbroken", optimizer__lr=0.1)
+    with pytest.raises(RunError, match=r"differs in optimizer.lr"):
+        run(changed)
+    run(make(recipe_tree, name="unbroken", logging__every=3))
+
+
+def test_patience_ends_a_run(recipe_tree):
+    recipe = make(recipe_tree, schedule__patience=4, optimizer__lr=1e-9, ema__decay=0.0)
+    run(recipe)
+    assert RunFolder.of(recipe).finished()["steps"] < 12
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(recipe_tree):
+    recipe = make(recipe_tree, optimizer__lr=1e30, schedule__warmup=0)
+    with pytest.raises(RunError, match=r"not finite .* before step"):
+        run(recipe)
+    assert not RunFolder.of(recipe).finished()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"data__bands": ["B08"]}, ConfigError, r"has no B08. It has: B04, B03, B02"),
+        ({"data__labels": "labels_43"}, ConfigError, r"has no 'labels_43'. It has: label"),
+        ({"data__split": "seasons"}, ConfigError, r"no split 'seasons'. It has: official, blocks"),
+        ({"data__exclude": ["snow"]}, ConfigError, r"data.exclude: .*snow"),
+        ({"data__store": "/nowhere.zarr"}, DataError, r"no store at /nowhere.zarr"),
+        ({"model__backbone": "resnet5"}, ConfigError, r"timm has no 'resnet5'"),
+        ({"model__injection": {"name": "token"}}, ConfigError, r"'token' needs a vision transformer"),
+        ({"model__weights": "file:/nowhere.pt"}, ConfigError, r"no file /nowhere.pt"),
+    ],
+)
+def test_what_the_store_or_networks_lack_is_named(recipe_tree, changes, error, words):
+    with pytest.raises(error, match=words):
+        run(make(recipe_tree, **changes))
+
+
+def test_a_class_without_labels_is_named(recipe_tree, tmp_path):
+    (tmp_path / "list.txt").write_text("Forest_1\nForest_2\nRiver_1\n")
+    labels = {"per_class": None, "list": str(tmp_path / "list.txt")}
+    with pytest.raises(DataError, match=r"no labeled training patch has AnnualCrop, HerbaceousVegetation"):
+        run(make(recipe_tree, labels=labels))
