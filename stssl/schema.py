@@ -8,6 +8,8 @@ keeps its row, an error code, and the split code `NO_SPLIT`.
 from dataclasses import dataclass, field
 from typing import Any
 
+from numpy.typing import NDArray
+
 SCHEMA_VERSION = 1
 SHARD = 512
 NO_SPLIT = 255
@@ -29,8 +31,9 @@ ERRORS = {
     "unknown_label": 9,
     "no_label": 10,
     "bad_metadata": 11,
+    "foreign": 12,
 }
-"""Names of the codes in `error_code`; 0 is a whole patch."""
+"""Names of the codes in `error_code`; 0 is a whole patch, `foreign` a patch of another archive's format."""
 
 USABLE = frozenset({"ok", "bad_coordinates", "no_label"})
 UNUSABLE = tuple(code for name, code in ERRORS.items() if name not in USABLE)
@@ -48,6 +51,7 @@ class PixelArray:
         width: Pixels.
         dtype: `uint16` or `uint8`.
         gsd_m: Ground sampling distance in metres; 0 where unknown.
+        nodata: Value that stands for no measurement and is not counted in statistics.
     """
 
     name: str
@@ -56,6 +60,7 @@ class PixelArray:
     width: int
     dtype: str
     gsd_m: float
+    nodata: int | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,7 +70,17 @@ class PixelArray:
     @property
     def dimensions(self) -> tuple[str, ...]:
         """Names that differ between resolutions, since xarray gives equal names equal sizes."""
-        return ("patch", f"band_{self.name}", f"y_{self.name}", f"x_{self.name}")
+        grid = {"b10": "10m", "b20": "20m", "b60": "60m"}.get(self.name, self.name)
+        return ("patch", f"band_{grid}", f"y_{grid}", f"x_{grid}")
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Written beside the pixels; statistics join them at the end of a conversion."""
+        about: dict[str, Any] = {"bands": list(self.bands), "gsd_m": self.gsd_m}
+        reflectance = self.dtype == "uint16"
+        about["long_name"] = "surface reflectance times 10,000" if reflectance else "brightness"
+        about["units"] = "1e-4" if reflectance else "1"
+        return about if self.nodata is None else about | {"nodata": self.nodata}
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,7 @@ class Column:
         dtype: NumPy's name, or `string`.
         fill: What stands for a missing value.
         attributes: Written beside it: units, class names, meanings of codes.
+        width: Entries a patch; 0 for one value a patch.
     """
 
     name: str
@@ -84,6 +100,42 @@ class Column:
     fill: Any
     attributes: dict[str, Any] = field(default_factory=dict)
     width: int = 0
+
+
+class BadPatchError(Exception):
+    """A patch cannot be stored as it is: an error code, and words for the report."""
+
+    def __init__(self, code: str, words: str) -> None:
+        """`code` is a name in `ERRORS`."""
+        super().__init__(words)
+        self.code = code
+
+
+@dataclass
+class Patch:
+    """One patch as it goes into the store.
+
+    Attributes:
+        arrays: Pixels by array name; empty where there are none.
+        values: Metadata by column name; what is left out takes the column's fill value.
+        valid_bands: Bit i is set where the i-th band of all arrays has pixels.
+        problems: (error code name, words) of everything that is wrong.
+    """
+
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    valid_bands: int = 0
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    def complain(self, problem: BadPatchError) -> None:
+        """Write a problem down."""
+        self.problems.append((problem.code, str(problem)))
+
+    @property
+    def error(self) -> str:
+        """Name of the error code: the first problem that makes the patch useless, else the first, else `ok`."""
+        names = [name for name, _ in self.problems]
+        return next((name for name in names if name not in USABLE), names[0] if names else "ok")
 
 
 def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Column:
@@ -108,12 +160,32 @@ COMMON = (
         "time",
         "int64",
         MISSING_TIME,
-        {"long_name": "acquisition, UTC", "unit_of_count": "seconds since 1970-01-01", "missing": str(MISSING_TIME)},
+        {
+            "long_name": "acquisition, UTC",
+            "standard_name": "time",
+            "units": "seconds since 1970-01-01",
+            "calendar": "proleptic_gregorian",
+            "_FillValue": MISSING_TIME,
+        },
     ),
     Column("day_of_year", "int16", MISSING_DAY, {"long_name": "1 January is 1", "missing": MISSING_DAY}),
     Column("location_id", "int32", -1, {"long_name": "patches of one place share a number", "missing": -1}),
     Column("valid_bands", "uint16", 0, {"long_name": "bit i is set where the i-th band of all arrays has pixels"}),
-    Column("content_hash", "uint8", 0, {"long_name": "BLAKE2b-128 of the pixel arrays in order"}, width=16),
+    Column("content_hash", "uint8", 0, {"long_name": "BLAKE2b, 16 bytes, over the pixel arrays in order"}, width=16),
     Column("error_code", "uint8", 0, {"meanings": ERRORS}),
 )
 """Columns that every store has."""
+
+GEOREFERENCE = (
+    Column("utm_epsg", "int32", 0, {"long_name": "EPSG code of the patch's grid", "missing": 0}),
+    Column("ulx", "float64", float("nan"), {"units": "m", "long_name": "easting of the upper left corner"}),
+    Column("uly", "float64", float("nan"), {"units": "m", "long_name": "northing of the upper left corner"}),
+)
+"""Columns of georeferenced images; patches with equal ones are dates of one place."""
+
+REGION = (
+    Column("country", "string", ""),
+    Column("season", "string", "", {"long_name": "meteorological season of the date, northern hemisphere"}),
+)
+CONDITIONS = (Column("seasonal_snow", "bool", False), Column("cloud_or_shadow", "bool", False))
+"""Columns of BigEarthNet: where and when, and what its makers recommend to leave out."""

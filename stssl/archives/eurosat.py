@@ -11,16 +11,17 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stssl.archives.base import BadPatchError, Patch, good_place
+from stssl.archives.base import good_place
 from stssl.errors import DataError
 from stssl.nomenclature import EUROSAT
-from stssl.schema import COMMON, SPLIT_CODES, Column, PixelArray, label_columns, split_column
+from stssl.schema import COMMON, SPLIT_CODES, BadPatchError, Column, Patch, PixelArray, label_columns, split_column
 
 SIZE = 64
 
@@ -32,6 +33,8 @@ class EuroSat:
     label_sets = ("label",)
     splits = ("official",)
     statistics_split = "official"
+    maps: tuple[PixelArray, ...] = ()
+    attributes: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, archive: Path, coordinates: Path | None = None) -> None:
         """List the images.

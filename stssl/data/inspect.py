@@ -14,7 +14,8 @@ def describe(store: Store) -> str:
     """Counts, splits, classes, ranges of date and place, bands, size on disk and errors, one fact a line."""
     return "\n".join(
         [
-            f"{store.path}: {store.size:,} patches, {_size(store.path)}, schema version {store.attrs['schema_version']}",
+            f"{store.path}: {store.size:,} patches, {_size(store.path)}",
+            f"schema    version {store.attrs['schema_version']}",
             f"source    {store.attrs['conversion']['archive'].get('source', 'unknown')}",
             *_bands(store),
             *_places(store),

@@ -1,0 +1,263 @@
+"""BigEarthNet v1.0 and v2.0 (reBEN), Sentinel-2: one GeoTIFF a band, 120x120 pixels at 10 m.
+
+v1.0 (Sumbul et al. 2019, arXiv:1902.06148) has a JSON a patch; v2.0 (Clasen et al. 2024, arXiv:2407.03653) has Parquet
+tables. Lists of recommended splits, snow and clouds lie beside v1.0 as text files.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.archives.base import good_place, season_of, time_values
+from stssl.archives.places import epsg_of, to_degrees
+from stssl.archives.sentinel2 import EUROPE, read_bands, sentinel_arrays
+from stssl.archives.tables import ABOUT, NAMES, columns_of, find_list, find_split, read_names, read_table
+from stssl.errors import DataError
+from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
+from stssl.schema import (
+    COMMON,
+    CONDITIONS,
+    GEOREFERENCE,
+    NO_SPLIT,
+    REGION,
+    SPLIT_CODES,
+    BadPatchError,
+    Column,
+    Patch,
+    PixelArray,
+    label_columns,
+    split_column,
+)
+
+V1_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{4,6}_\d+_\d+")
+V2_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\w{5}(_\d+_\d+)?")
+SNOW, CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
+COUNTRIES = ("countries", "metadata")
+PUBLISHED = {
+    "source": "BigEarthNet v1.0, its makers' model repository",
+    "bands": ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"],
+    "mean": [340.77, 429.94, 614.22, 590.24, 950.68, 1792.46, 2075.47, 2218.95, 2266.46, 2246.06, 1594.43, 1009.33],
+    "std": [554.81, 572.42, 582.88, 675.89, 729.90, 1096.01, 1273.45, 1365.46, 1356.14, 1302.33, 1079.19, 818.87],
+}
+"""Kept apart from what a conversion measures: some pretrained weights want exactly these."""
+
+
+class BigEarthNet1:
+    """BigEarthNet v1.0: a folder of patches, each with 12 GeoTIFFs and a JSON."""
+
+    label_sets = ("labels_43", "labels_19")
+    statistics_split = "official"
+    maps: tuple[PixelArray, ...] = ()
+    attributes: Mapping[str, Any] = MappingProxyType({"published_statistics": PUBLISHED})
+
+    def __init__(
+        self,
+        archive: Path,
+        bands: str = "all",
+        metadata: Path | None = None,
+        splits: Mapping[str, Path] | None = None,
+    ) -> None:
+        """List the patches.
+
+        Args:
+            archive: `BigEarthNet-v1.0`, or the folder that holds it.
+            bands: `all` or `rgb`.
+            metadata: CSV or Parquet with a name column (patch_id, s2v1_name) and country; by default
+                `countries.csv` or `metadata.csv` beside the archive, if there is one.
+            splits: More splits by name: folders with lists train, val and test (txt, csv, csv.bz2). Those beside the
+                archive are the split `official`.
+
+        Raises:
+            DataError: No patches there, or a list cannot be read.
+        """
+        self.archive = archive
+        self.folders = sorted(list_patches(archive), key=lambda path: (Path(path).name, path))
+        if not self.folders:
+            raise DataError(f"{archive} has no patches of BigEarthNet v1.0 (S2A_MSIL2A_20170613T101031_0_45, ...)")
+        self.names = tuple(Path(path).name for path in self.folders)
+        self.arrays = sentinel_arrays(bands)
+        beside = (archive, archive / "BigEarthNet-v1.0", archive.parent)
+        lists = {"official": beside} | {name: (path,) for name, path in (splits or {}).items()}
+        self._codes = {name: code for name, where in lists.items() if (code := _codes(self.names, where)) is not None}
+        self.splits = tuple(self._codes)
+        self._flags = {
+            column: _flags(self.names, find_list(beside, stem))
+            for column, stem in (("seasonal_snow", SNOW), ("cloud_or_shadow", CLOUD))
+        }
+        self._countries = _countries(self.names, metadata or find_list(beside, *COUNTRIES))
+        self.columns: tuple[Column, ...] = (
+            *COMMON,
+            *GEOREFERENCE,
+            *REGION,
+            *CONDITIONS,
+            label_columns("labels_43", LABELS_43, True),
+            label_columns("labels_19", LABELS_19, True),
+            *(split_column(name) for name in self.splits),
+        )
+        self.about: Mapping[str, Any] = {
+            "source": "BigEarthNet v1.0",
+            "bands": bands,
+            "lists": _digest(*self._codes.values(), *self._flags.values(), self._countries.astype(np.str_)),
+        }
+
+    def read(self, row: int) -> Patch:
+        """One patch: its JSON, its bands, and what the lists say of it."""
+        name, folder = self.names[row], self.archive / self.folders[row]
+        patch = Patch(values={f"split_{split}": codes[row] for split, codes in self._codes.items()})
+        patch.values |= {column: flags[row] for column, flags in self._flags.items()}
+        patch.values["country"] = self._countries[row]
+        if V2_NAME.fullmatch(name):
+            patch.complain(BadPatchError("foreign", f"{name} is of BigEarthNet v2.0: convert it as bigearthnet-v2"))
+            return patch
+        if row and self.names[row - 1] == name:
+            patch.complain(BadPatchError("duplicate", f"{self.folders[row]} has the name of {self.folders[row - 1]}"))
+            return patch
+        try:
+            read_json(patch, folder / f"{name}_labels_metadata.json")
+        except BadPatchError as problem:
+            patch.complain(problem)
+        read_bands(patch, folder, name, self.arrays)
+        return patch
+
+
+def list_patches(archive: Path) -> Iterator[str]:
+    """Relative paths of patch folders, one or two levels down; folders of v2.0 too, so that they are reported."""
+    for entry in _folders(archive):
+        if V1_NAME.fullmatch(entry.name) or V2_NAME.fullmatch(entry.name) or _holds_bands(entry.path):
+            yield entry.name
+        else:
+            for inner in _folders(entry.path):
+                if V1_NAME.fullmatch(inner.name) or V2_NAME.fullmatch(inner.name) or _holds_bands(inner.path):
+                    yield f"{entry.name}/{inner.name}"
+
+
+def _folders(path: str | Path) -> Iterator["os.DirEntry[str]"]:
+    try:
+        with os.scandir(path) as entries:
+            yield from (entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except NotADirectoryError:
+        raise DataError(f"{path} is not a folder") from None
+
+
+def _holds_bands(path: str) -> bool:
+    """Whether a folder of another name looks like a patch."""
+    with os.scandir(path) as entries:
+        return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)
+
+
+def _codes(names: tuple[str, ...], folders: Iterable[Path]) -> NDArray[np.uint8] | None:
+    """Split codes of all patches from lists in some folders."""
+    parts = find_split(folders)
+    if parts is None:
+        return None
+    code_of = {name: SPLIT_CODES[part] for part, listed in parts.items() for name in listed}
+    return np.array([code_of.get(name, NO_SPLIT) for name in names], np.uint8)
+
+
+def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
+    listed = read_names(path) if path else frozenset()
+    return np.array([name in listed for name in names])
+
+
+def _countries(names: tuple[str, ...], path: Path | None) -> NDArray[Any]:
+    if path is None:
+        return np.full(len(names), "", object)
+    table = columns_of(read_table(path), {name: (name,) for name in NAMES} | {"country": ABOUT["country"]})
+    known: dict[str, str] = {}
+    for key in NAMES:
+        known |= dict(zip(table.get(key, ()), table.get("country", ()), strict=False))
+    return np.array([known.get(name) or "" for name in names], object)
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update("\n".join(array).encode() if array.dtype.kind == "U" else array.tobytes())
+    return digest.hexdigest()
+
+
+def read_json(patch: Patch, path: Path) -> None:
+    """Labels, time and place of a v1.0 patch; the time stands in the JSON only, since many names have it garbled.
+
+    Raises:
+        BadPatchError: The JSON is missing or not JSON; smaller problems are written down in the patch.
+    """
+    try:
+        about = json.loads(path.read_bytes())
+        labels, corners = list(about["labels"]), dict(about["coordinates"])
+    except FileNotFoundError:
+        raise BadPatchError("no_metadata", f"{path.name} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadPatchError("bad_metadata", f"{path.name}: {type(error).__name__}: {error}") from None
+    parts: tuple[Callable[[], dict[str, Any]], ...] = (
+        lambda: label_values(labels, LABELS_43),
+        lambda: _place(str(about.get("projection")), corners),
+        lambda: _date(about.get("acquisition_date")),
+    )
+    for part in parts:
+        try:
+            patch.values |= part()
+        except BadPatchError as problem:
+            patch.complain(problem)
+
+
+def label_values(labels: list[Any], known: tuple[str, ...]) -> dict[str, Any]:
+    """Columns of both label sets from class names of one of them.
+
+    Raises:
+        BadPatchError: No label, or a name that is not in the nomenclature.
+    """
+    if not labels:
+        raise BadPatchError("no_label", "the list of labels is empty")
+    strangers = [str(label) for label in labels if label not in known]
+    if strangers:
+        raise BadPatchError("unknown_label", f"unknown label {', '.join(strangers)}")
+    coarse = {TO_19.get(label, label) for label in labels}
+    values = {"labels_19": np.array([name in coarse for name in LABELS_19], np.uint8)}
+    if known is LABELS_43:
+        values["labels_43"] = np.array([name in labels for name in LABELS_43], np.uint8)
+    return values
+
+
+def _date(text: Any) -> dict[str, Any]:
+    try:
+        when = datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    except (TypeError, ValueError):
+        raise BadPatchError("bad_metadata", f"acquisition_date {text!r} is not YYYY-MM-DD HH:MM:SS") from None
+    return time_values(when) | {"season": season_of(when)}
+
+
+def _place(projection: str, corners: dict[str, Any]) -> dict[str, Any]:
+    """Centre of the corners in degrees, and the corner in the grid."""
+    try:
+        ulx, uly, lrx, lry = (float(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
+        return grid_place(projection, (ulx, uly), (lrx, lry)) | {"utm_epsg": epsg_of(projection)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadPatchError("bad_coordinates", f"{corners}: {error}") from None
+
+
+def grid_place(
+    projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]
+) -> dict[str, Any]:
+    """Place columns of a patch between two corners of a projected grid.
+
+    Raises:
+        ValueError: Not an area in Europe: missing, swapped or out of range.
+    """
+    (ulx, uly), (lrx, lry) = upper_left, lower_right
+    if not (np.isfinite([ulx, uly, lrx, lry]).all() and lrx > ulx and uly > lry):
+        raise ValueError("the corners do not span an area")
+    lat, lon = (float(values[0]) for values in to_degrees(projection, (ulx + lrx) / 2, (uly + lry) / 2))
+    (south, north), (west, east) = EUROPE
+    if not (good_place(lat, lon) and south <= lat <= north and west <= lon <= east):
+        raise ValueError(f"latitude {lat:.4g}, longitude {lon:.4g} is not in Europe (swapped?)")
+    return {"lat": lat, "lon": lon, "ulx": ulx, "uly": uly}

@@ -1,0 +1,50 @@
+"""From projected corners to latitude and longitude."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.warp import transform
+
+WGS84 = 4326
+
+
+@lru_cache(maxsize=256)
+def crs_of(definition: str | int) -> Any:
+    """A coordinate system of a WKT or an EPSG code.
+
+    Raises:
+        ValueError: It is not one that PROJ knows.
+    """
+    try:
+        return CRS.from_epsg(definition) if isinstance(definition, int) else CRS.from_wkt(definition)
+    except RasterioError as error:
+        raise ValueError(f"unknown projection: {error}") from None
+
+
+@lru_cache(maxsize=256)
+def epsg_of(definition: str) -> int:
+    """EPSG code of a WKT; 0 where it has none."""
+    return crs_of(definition).to_epsg() or 0
+
+
+def to_degrees(definition: str | int, x: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Latitudes and longitudes (WGS 84, degrees) of projected coordinates.
+
+    Raises:
+        ValueError: Unknown projection, or coordinates outside of it.
+    """
+    try:
+        lon, lat = transform(crs_of(definition), crs_of(WGS84), np.atleast_1d(x).tolist(), np.atleast_1d(y).tolist())
+    except RasterioError as error:
+        raise ValueError(f"coordinates cannot be projected: {error}") from None
+    return np.array(lat), np.array(lon)
+
+
+def from_degrees(epsg: int, lat: Any, lon: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Projected x and y of latitudes and longitudes (WGS 84, degrees)."""
+    x, y = transform(crs_of(WGS84), crs_of(epsg), np.atleast_1d(lon).tolist(), np.atleast_1d(lat).tolist())
+    return np.array(x), np.array(y)

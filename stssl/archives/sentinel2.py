@@ -1,0 +1,69 @@
+"""Sentinel-2 bands: which array each is stored in, and reading those of one patch from one file a band."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.archives.tiff import read_band
+from stssl.errors import ConfigError
+from stssl.schema import BadPatchError, Patch, PixelArray
+
+RESOLUTION = {
+    "b10": ("B04", "B03", "B02", "B08"),
+    "b20": ("B05", "B06", "B07", "B8A", "B11", "B12"),
+    "b60": ("B01", "B09"),
+}
+"""Bands of each stored array: red, green, blue first, so that reading them alone is one contiguous read."""
+
+GSD = {"b10": 10.0, "b20": 20.0, "b60": 60.0}
+BAND_CHOICES = ("all", "rgb")
+EUROPE = ((27.0, 72.0), (-32.0, 46.0))
+"""Latitudes and longitudes that BigEarthNet and EuroSAT lie in: swapped coordinates do not."""
+
+
+def sentinel_arrays(bands: str, side_m: float = 1200.0, nodata: int | None = None) -> tuple[PixelArray, ...]:
+    """Pixel arrays of patches `side_m` metres wide: all bands, or red, green and blue alone.
+
+    Raises:
+        ConfigError: `bands` is neither `all` nor `rgb`.
+    """
+    if bands not in BAND_CHOICES:
+        raise ConfigError(f"bands must be one of {', '.join(BAND_CHOICES)}, not '{bands}'")
+    kept = RESOLUTION if bands == "all" else {"b10": RESOLUTION["b10"][:3]}
+    sizes = {name: int(side_m / GSD[name]) for name in kept}
+    return tuple(
+        PixelArray(name, names, sizes[name], sizes[name], "uint16", GSD[name], nodata) for name, names in kept.items()
+    )
+
+
+def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, ...]) -> None:
+    """Fill a patch with the bands `<folder>/<name>_<band>.tif`; all of them or none, so that no channel shifts."""
+    blocks = {array.name: np.empty(array.shape, array.dtype) for array in arrays}
+    bad: list[BadPatchError] = []
+    for array in arrays:
+        for place, band in enumerate(array.bands):
+            try:
+                blocks[array.name][place] = read_band(folder / f"{name}_{band}.tif", array.height)
+            except BadPatchError as problem:
+                bad.append(problem)
+    missing = sum(one.code == "missing_band" for one in bad)
+    if missing == sum(len(array.bands) for array in arrays):
+        patch.complain(BadPatchError("no_pixels", f"no band of {name} is there"))
+    elif bad:
+        for one in bad:
+            patch.complain(one)
+    else:
+        keep_pixels(patch, blocks, arrays)
+
+
+def keep_pixels(patch: Patch, blocks: dict[str, NDArray[Any]], arrays: tuple[PixelArray, ...]) -> None:
+    """Give a patch its pixels, and complain of bands without a single measurement."""
+    patch.arrays = blocks
+    places = [(array, place) for array in arrays for place in range(len(array.bands))]
+    filled = [bool(blocks[array.name][place].any()) for array, place in places]
+    patch.valid_bands = sum(1 << bit for bit, there in enumerate(filled) if there)
+    empty = [array.bands[place] for (array, place), there in zip(places, filled, strict=True) if not there]
+    if empty:
+        patch.complain(BadPatchError("nodata", f"nothing but 0 (no data) in {', '.join(empty)}"))

@@ -1,0 +1,122 @@
+"""Small files beside and inside a store, on a local disk or at a URL, each written whole or not at all."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stssl.errors import DataError
+
+
+def is_remote(path: str) -> bool:
+    """Whether this is a URL, such as `s3://bucket/store.zarr`."""
+    return "://" in path
+
+
+class Files:
+    """The files under a folder."""
+
+    def __init__(self, root: str) -> None:
+        """Touch nothing yet."""
+        self.root = root
+
+    def __truediv__(self, name: str) -> "Files":
+        """A folder inside this one."""
+        return Files(f"{self.root}/{name}")
+
+    def path(self, name: str) -> str:
+        """Full path or URL of a file."""
+        return f"{self.root}/{name}"
+
+    def _remote(self, name: str = "") -> Any:
+        import fsspec  # type: ignore[import-untyped]
+
+        return fsspec.core.url_to_fs(f"{self.root}/{name}".rstrip("/"))
+
+    def read(self, name: str) -> bytes | None:
+        """Contents of a file; None where there is none."""
+        try:
+            if is_remote(self.root):
+                system, path = self._remote(name)
+                return bytes(system.cat_file(path))
+            return Path(self.root, name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole: a reader sees the old contents or the new ones, also after a crash."""
+        if is_remote(self.root):
+            system, path = self._remote(name)
+            system.pipe_file(path, data)
+            return
+        target = Path(self.root, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(target)
+
+    def names(self) -> list[str]:
+        """Of the entries of this folder, sorted; empty where it does not exist."""
+        try:
+            if is_remote(self.root):
+                system, path = self._remote()
+                return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in system.ls(path, detail=False))
+            return sorted(path.name for path in Path(self.root).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def sync(self, name: str) -> None:
+        """Make sure that a file that was just written survives a power cut."""
+        if not is_remote(self.root):
+            with Path(self.root, name).open("rb") as file:
+                os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        """Remove the folder and all in it."""
+        if is_remote(self.root):
+            system, path = self._remote()
+            with contextlib.suppress(FileNotFoundError):
+                system.rm(path, recursive=True)
+        else:
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    def remove_partial(self) -> None:
+        """Remove what writers that were killed left half-written."""
+        if not is_remote(self.root):
+            for path in Path(self.root).rglob("*.partial"):
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def sole_writer(store: str) -> Iterator[None]:
+    """Hold a store's lock; the system frees it when the process ends, however it ends.
+
+    A store on a local or network disk has its lock file beside it. One at a URL excludes writers of this machine only.
+
+    Raises:
+        DataError: Another process holds it.
+    """
+    if is_remote(store):
+        path = Path(tempfile.gettempdir(), f"stssl-{hashlib.blake2b(store.encode(), digest_size=8).hexdigest()}.lock")
+    else:
+        path = Path(store).with_name(f".{Path(store).name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another conversion is writing to {store}. Wait for it, or stop it.") from None
+        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            raise DataError(f"another conversion to {store} has just ended. Run this one again.")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

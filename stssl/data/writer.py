@@ -1,0 +1,283 @@
+"""Writes a store shard by shard, so that it can be stopped anywhere and goes on where it stopped.
+
+A shard's pixels are written first, then a sidecar with its rows of metadata, then a marker with the sidecar's hash.
+When all markers are there the metadata arrays are written, each in one chunk; the group's `complete` comes last, in
+one atomic write. Every step writes the same bytes when it is repeated.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from stssl.data.files import Files
+from stssl.data.tally import statistics, tally
+from stssl.errors import DataError
+from stssl.schema import ERRORS, NO_SPLIT, SCHEMA_VERSION, SPLIT_CODES, UNUSABLE, Column, Patch, PixelArray
+
+CODECS: dict[str, str | None] = {"lz4": "lz4", "zstd": "zstd", "none": None}
+LARGE_BAND = 16384
+Rows = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a store will hold.
+
+    Attributes:
+        patches: Rows.
+        shard: Patches a shard.
+        codec: A key of `CODECS`.
+        arrays: Pixel arrays that make up a patch.
+        maps: Arrays of the same rows that are no image bands.
+        columns: Metadata arrays.
+        label_sets: Names of the columns that are labels.
+        splits: Names of the splits, whose columns are `split_<name>`.
+        statistics_split: Whose training part the band statistics are of; all patches where there is no such split.
+        identity: What the store is a conversion of; no path, host or time.
+        attributes: More for the group's attributes.
+    """
+
+    patches: int
+    shard: int
+    codec: str
+    arrays: tuple[PixelArray, ...]
+    columns: tuple[Column, ...]
+    label_sets: tuple[str, ...]
+    splits: tuple[str, ...]
+    statistics_split: str
+    identity: dict[str, Any]
+    maps: tuple[PixelArray, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.patches // self.shard)
+
+    def rows(self, shard: int) -> range:
+        """Rows of a shard."""
+        return range(shard * self.shard, min((shard + 1) * self.shard, self.patches))
+
+
+class Writer:
+    """Writes one store; picklable, so that tasks can write shards of it."""
+
+    def __init__(self, store: str, plan: Plan) -> None:
+        """Plan to write `store`, a path or URL."""
+        self.store, self.plan = store.rstrip("/"), plan
+        parent, _, name = self.store.rpartition("/")
+        self.files, self.work = Files(self.store), Files(f"{parent}/.{name}.work")
+        self.beside, self.report = Files(parent), f"{name}.errors.csv"
+
+    def attributes(self) -> dict[str, Any]:
+        """Of the store's group; empty where there is none yet."""
+        text = self.files.read("zarr.json")
+        return dict(json.loads(text).get("attributes", {})) if text else {}
+
+    def prepare(self) -> None:
+        """Create the group and its pixel arrays, or make sure that those there are this conversion's.
+
+        Raises:
+            DataError: Something else is there.
+        """
+        found = self.attributes().get("conversion")
+        if found == self.plan.identity:
+            self.files.remove_partial()
+            return
+        if found is not None:
+            differs = ", ".join(sorted(key for key in found if found[key] != self.plan.identity.get(key)))
+            raise DataError(f"{self.store} is a conversion of something else ({differs} differ). Choose another path.")
+        strangers = self.files.names()
+        if strangers and "begun" not in self.work.names():
+            raise DataError(f"{self.store} is not empty and not a store ({strangers[0]}). Choose another path.")
+        self.work.write("begun", b"")
+        for array in (*self.plan.arrays, *self.plan.maps):
+            (self.files / array.name).remove()
+            self._create(array)
+        attributes = {"schema_version": SCHEMA_VERSION, "conversion": self.plan.identity, "complete": False}
+        group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        self.files.write("zarr.json", json.dumps(group, indent=2).encode())
+
+    def _create(self, array: PixelArray) -> None:
+        codec = CODECS[self.plan.codec]
+        # One Blosc block a large band: a reader that wants red, green and blue decodes three blocks of four.
+        band = array.height * array.width * np.dtype(array.dtype).itemsize
+        block = band if band >= LARGE_BAND else 0
+        compressors = BloscCodec(cname=codec, clevel=5, shuffle="bitshuffle", blocksize=block) if codec else None
+        zarr.create_array(
+            self.store,
+            name=array.name,
+            shape=(self.plan.patches, *array.shape),
+            chunks=(1, *array.shape),
+            shards=(self.plan.shard, *array.shape),
+            dtype=array.dtype,
+            compressors=compressors,
+            fill_value=0,
+            dimension_names=array.dimensions,
+            attributes=array.attributes,
+        )
+
+    def is_complete(self) -> bool:
+        """Whether the store is finished."""
+        return bool(self.attributes().get("complete"))
+
+    def missing(self) -> list[int]:
+        """Shards that are yet to be written."""
+        if self.is_complete():
+            return []
+        there = set(self.work.names())
+        return [i for i in range(self.plan.shards) if f"{i:06d}.done" not in there or self._sidecar(i) is None]
+
+    def _sidecar(self, shard: int) -> bytes | None:
+        """A shard's rows of metadata, if they are those that its marker means."""
+        marker, sidecar = self.work.read(f"{shard:06d}.done"), self.work.read(f"{shard:06d}.npz")
+        return sidecar if sidecar is not None and marker == _digest(sidecar) else None
+
+    def write_shard(self, shard: int, names: Sequence[str], patches: list[Patch]) -> None:
+        """Write a shard's pixels, its sidecar, and last its marker."""
+        rows = self.plan.rows(shard)
+        pixels = {array.name: _stack(patches, array) for array in self.plan.arrays}
+        group = zarr.open_group(self.store, mode="r+", use_consolidated=False)
+        for name, block in (pixels | {array.name: _stack(patches, array) for array in self.plan.maps}).items():
+            group[name][rows.start : rows.stop] = block
+            if block.any():
+                self.files.sync(f"{name}/c/{shard}/0/0/0")
+        columns = self._columns(names, patches, pixels)
+        sidecar = {
+            c.name: columns[c.name].astype(np.str_ if c.dtype == "string" else c.dtype) for c in self.plan.columns
+        }
+        counted = self._counted(columns)
+        for array in self.plan.arrays:
+            for key, value in tally(pixels[array.name][counted], array.nodata).items():
+                sidecar[f"{key}_{array.name}"] = value
+        problems = [[name, *problem] for name, patch in zip(names, patches, strict=True) for problem in patch.problems]
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, problems=np.array(json.dumps(problems)), **sidecar)  # type: ignore[arg-type]
+        self.work.write(f"{shard:06d}.npz", buffer.getvalue())
+        self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
+
+    def _columns(self, names: Sequence[str], patches: list[Patch], pixels: Rows) -> Rows:
+        columns = {column.name: _empty(column, len(patches)) for column in self.plan.columns}
+        for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
+            content = hashlib.blake2b(digest_size=16)
+            for block in pixels.values():
+                content.update(np.ascontiguousarray(block[place], dtype=block.dtype.newbyteorder("<")).data)
+            hashed = np.frombuffer(content.digest(), np.uint8)
+            made = {"patch_id": name, "valid_bands": patch.valid_bands, "content_hash": hashed}
+            for column, value in (patch.values | made | {"error_code": ERRORS[patch.error]}).items():
+                columns[column][place] = value
+        for split in self.plan.splits:
+            columns[f"split_{split}"][np.isin(columns["error_code"], UNUSABLE)] = NO_SPLIT
+        return columns
+
+    def _counted(self, columns: Rows) -> NDArray[np.bool_]:
+        """Whose pixels the statistics are of."""
+        split = columns.get(f"split_{self.plan.statistics_split}")
+        whole = ~np.isin(columns["error_code"], UNUSABLE)
+        return whole if split is None else whole & (split == SPLIT_CODES["train"])
+
+    def finish(self) -> dict[str, int]:
+        """Write metadata arrays, statistics and the error report, mark the store as whole, and tidy up.
+
+        Returns:
+            Error name -> how often it occurred.
+        """
+        if not self.is_complete():
+            parts = [dict(np.load(io.BytesIO(self._sidecar(shard) or b""))) for shard in range(self.plan.shards)]
+            group = zarr.open_group(self.store, mode="r+", use_consolidated=False)
+            columns = {c.name: np.concatenate([part[c.name] for part in parts]) for c in self.plan.columns}
+            columns["location_id"] = location_ids(columns)
+            for column in self.plan.columns:
+                _write_column(group, column, columns[column.name])
+            self._write_statistics(group, parts)
+            errors = self._write_report(parts)
+            self._mark_complete(errors)
+        self.work.remove()
+        return dict(self.attributes()["errors"])
+
+    def _write_statistics(self, group: Any, parts: list[Rows]) -> None:
+        split = self.plan.statistics_split
+        source = f"{split}:train" if split in self.plan.splits else "all"
+        for array in self.plan.arrays:
+            tallies = [{key: part[f"{key}_{array.name}"] for key in ("sums", "bins")} for part in parts]
+            group[array.name].attrs["statistics"] = statistics(tallies, array.dtype, source)
+
+    def _write_report(self, parts: list[Rows]) -> dict[str, int]:
+        problems = [row for part in parts for row in json.loads(str(part["problems"]))]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([["patch", "error", "details"], *problems])
+        self.beside.write(self.report, text.getvalue().encode())
+        return dict(sorted(Counter(code for _, code, _ in problems).items()))
+
+    def _mark_complete(self, errors: dict[str, int]) -> None:
+        about = {
+            "pixel_arrays": [array.name for array in self.plan.arrays],
+            "maps": [array.name for array in self.plan.maps],
+            "label_sets": list(self.plan.label_sets),
+            "splits": list(self.plan.splits),
+            "patches": self.plan.patches,
+            "errors": errors,
+            "error_codes": ERRORS,
+        }
+        zarr.open_group(self.store, mode="r+", use_consolidated=False).attrs.update(about | self.plan.attributes)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(self.store)
+        group = json.loads(self.files.read("zarr.json") or b"{}")
+        group["attributes"]["complete"] = True
+        self.files.remove_partial()
+        self.files.write("zarr.json", json.dumps(group, indent=2).encode())
+
+
+def _stack(patches: list[Patch], array: PixelArray) -> NDArray[Any]:
+    block = np.zeros((len(patches), *array.shape), array.dtype)
+    for place, patch in enumerate(patches):
+        if array.name in patch.arrays:
+            block[place] = patch.arrays[array.name]
+    return block
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).hexdigest().encode()
+
+
+def _empty(column: Column, rows: int) -> NDArray[Any]:
+    dtype: Any = object if column.dtype == "string" else column.dtype
+    return np.full((rows, column.width) if column.width else rows, column.fill, dtype=dtype)
+
+
+def location_ids(columns: Rows) -> NDArray[np.int32]:
+    """Number places: equal UTM corners where there are some, else what the archive said."""
+    if "ulx" not in columns:
+        return np.asarray(columns["location_id"], np.int32)
+    corner = np.stack([columns["utm_epsg"], columns["ulx"], columns["uly"]], 1)
+    known = np.isfinite(corner).all(1) & (columns["utm_epsg"] > 0)
+    ids = np.full(len(corner), -1, np.int32)
+    ids[known] = np.unique(corner[known], axis=0, return_inverse=True)[1].reshape(-1)
+    return ids
+
+
+def _write_column(group: Any, column: Column, values: NDArray[Any]) -> None:
+    dimensions = ("patch", f"{column.name}_entry")[: values.ndim]
+    options: dict[str, Any] = {"dtype": column.dtype, "fill_value": column.fill}
+    array = group.create_array(
+        column.name,
+        shape=values.shape,
+        chunks=tuple(max(1, size) for size in values.shape),
+        dimension_names=dimensions,
+        attributes=column.attributes,
+        overwrite=True,
+        **options,
+    )
+    array[:] = values.astype(object) if column.dtype == "string" else values
