@@ -10,7 +10,7 @@ from stssl.algorithms import ALGORITHMS, DataFacts
 from stssl.batch import IGNORED, Stream, View
 from stssl.data.loader import Loader, Source, metadata_table
 from stssl.data.sampler import StreamSampler
-from stssl.data.splits import Split, draw_labeled, make_split
+from stssl.data.splits import Split, draw_labeled, make_split, text
 from stssl.data.store import Reader, Store
 from stssl.errors import ConfigError, DataError
 from stssl.labels import LabelSpace
@@ -65,7 +65,7 @@ def open_data(recipe: Recipe) -> RunData:
     targets = space.targets(torch.from_numpy(np.array(store.column(config.labels))))
     split = make_split(store, config.split, config.exclude)
     positives = _positives(targets, space)
-    names = store.column("patch_id").astype(str) if recipe.labels.list else None
+    names = text(store.column("patch_id")) if recipe.labels.list else None
     labeled = draw_labeled(positives, split.train, recipe.labels, names)
     if not recipe.labels.allow_missing_classes:
         _every_class_labeled(positives, labeled, space, config.labels)

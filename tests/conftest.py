@@ -1,7 +1,7 @@
 import os
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import tiny
@@ -35,5 +35,6 @@ def recipe_tree(store, tmp_path):
         "ema": {"decay": 0.9},
         "evaluation": {"batch": 32, "batchnorm_batches": 1},
         "launch": {"workers": 0, "storage": str(tmp_path / "runs")},
+        "compute": {"threads": 1},
         "logging": {"every": 2, "tensorboard": False},
     }

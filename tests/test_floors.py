@@ -7,14 +7,18 @@ PACKAGE = Path(__file__).parents[1] / "stssl"
 FLOORS = [
     ["__init__"],
     ["errors", "batch", "cluster", "config", "labels", "distributed", "randomness", "schema", "nomenclature"],
-    ["augment", "losses", "metrics", "archives", "data", "models", "algorithms"],
+    ["augment", "figures", "losses", "metrics"],
+    ["archives", "data", "models", "algorithms"],
     ["pretrain", "convert", "views"],
     ["steps"],
-    ["recipe", "build"],
+    ["recipe"],
+    ["build"],
     ["evaluate"],
     ["train"],
     ["sweep", "submit", "plan", "probe", "report"],
-    ["progress", "quickstart", "cli"],
+    ["progress"],
+    ["quickstart"],
+    ["cli"],
 ]
 RAY = {"cluster", "convert", "train/launch", "sweep", "submit", "plan", "cli", "quickstart"}
 

@@ -177,7 +177,7 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
 
 
 def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
-    values = np.asarray(store.column(config.column)).astype(str)
+    values = text(store.column(config.column))
     held_out = np.isin(values, config.values)
     missing = sorted(set(config.values) - set(values[held_out]))
     if missing:
@@ -194,7 +194,7 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
 
 
 def _lists(store: Columns, config: ListSplit) -> Ints:
-    names = np.asarray(store.column("patch_id")).astype(str)
+    names = text(store.column("patch_id"))
     codes = np.full(store.size, 255, np.int64)
     for code, part in enumerate(PARTS):
         codes[rows_named(names, getattr(config, part), store.path)] = code
@@ -202,6 +202,11 @@ def _lists(store: Columns, config: ListSplit) -> Ints:
 
 
 _RULES: dict[type[Config], Callable[..., Ints]] = {BlockSplit: _blocks, LeaveOutSplit: _leave_out, ListSplit: _lists}
+
+
+def text(column: NDArray[Any]) -> NDArray[np.str_]:
+    """A column of strings as NumPy's fixed-width type, which every function takes."""
+    return np.array(column.tolist(), np.str_)
 
 
 def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:

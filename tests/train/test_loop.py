@@ -58,7 +58,7 @@ def test_a_run_leaves_what_it_promises(unbroken):
     labels = json.loads((folder.path / "labels.json").read_text())
     assert len(labels["rows"]) == 30 and sorted(t[0] for t in labels["targets"]) == sorted(list(range(10)) * 3)
     record = json.loads((folder.path / "record.json").read_text())
-    assert record["recipe_hash"] == unbroken.hash() and record["versions"]["torch"] == torch.__version__
+    assert record["recipe_hash"] == unbroken.hash() and torch.__version__.startswith(record["versions"]["torch"])
     assert folder.recipe() == unbroken
 
 
@@ -66,8 +66,8 @@ def test_training_learns(recipe_tree):
     recipe = make(recipe_tree, schedule__steps=150, schedule__evaluate_every=150, schedule__supervised_start=50)
     run(recipe)
     rows = list(RunFolder.of(recipe).rows())
-    assert rows[-1]["accuracy"] > 0.3
-    assert rows[-2]["loss"] < rows[0]["loss"]
+    assert rows[-1]["accuracy"] > 0.2
+    assert rows[-2]["student_supervised"] < 0.9 * rows[0]["student_supervised"]
 
 
 KILLED = """
@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe_tree):
         ({"data__exclude": ["snow"]}, ConfigError, r"data.exclude: .*snow"),
         ({"data__store": "/nowhere.zarr"}, DataError, r"no store at /nowhere.zarr"),
         ({"model__backbone": "resnet5"}, ConfigError, r"timm has no 'resnet5'"),
-        ({"model__injection": {"name": "token"}}, ConfigError, r"'token' needs a vision transformer"),
+        ({"model__injection": {"name": "token"}}, ConfigError, r"'token' needs a plain vision transformer"),
         ({"model__weights": "file:/nowhere.pt"}, ConfigError, r"no file /nowhere.pt"),
     ],
 )
