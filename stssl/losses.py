@@ -49,6 +49,7 @@ def asymmetric(
     gamma_positive: float,
     clip: float,
     detach_focus: bool = True,
+    epsilon: float = 1e-8,
 ) -> Tensor:
     """Asymmetric loss for multi-label decisions (Ridnik et al., ICCV 2021, arXiv:2009.14119).
 
@@ -59,6 +60,7 @@ def asymmetric(
         gamma_positive: Focus on hard positives.
         clip: Margin that the probability of absence is raised by.
         detach_focus: Whether the focusing weight carries no gradient.
+        epsilon: Least value of a logarithm's argument.
 
     Returns:
         [B, G], 0 where the target is ignored.
@@ -66,7 +68,8 @@ def asymmetric(
     present = target[..., 1] if target.dtype.is_floating_point else target.clamp_min(0).to(logits.dtype)
     positive = (logits[..., 1] - logits[..., 0]).sigmoid()
     negative = (1 - positive + clip).clamp_max(1)
-    likelihood = present * positive.clamp_min(1e-8).log() + (1 - present) * negative.clamp_min(1e-8).log()
+    likelihood = present * positive.clamp_min(epsilon).log()
+    likelihood = likelihood + (1 - present) * negative.clamp_min(epsilon).log()
     right = positive * present + negative * (1 - present)
     gamma = gamma_positive * present + gamma_negative * (1 - present)
     focus = (1 - right).clamp_min(0).pow(gamma)

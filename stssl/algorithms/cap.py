@@ -43,6 +43,7 @@ class CapConfig(AlgorithmConfig):
     gamma_positive: Annotated[float, Field(ge=0), Domain(0.0, 3.0)] = 1.0
     clip: Annotated[float, Field(ge=0, lt=1), Domain(0.0, 0.2)] = 0.05
     detach_focus: bool = True
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-8
 
 
 class Cap(Algorithm):
@@ -88,8 +89,8 @@ class Cap(Algorithm):
         config = self.config
         if not config.asymmetric:
             return cross_entropy(logits, target)
-        focus = {"gamma_negative": config.gamma_negative, "gamma_positive": config.gamma_positive}
-        return asymmetric(logits, target, clip=config.clip, detach_focus=config.detach_focus, **focus)
+        options = ("gamma_negative", "gamma_positive", "clip", "detach_focus", "epsilon")
+        return asymmetric(logits, target, **{name: getattr(config, name) for name in options})
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The same."""

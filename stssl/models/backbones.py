@@ -170,7 +170,7 @@ def _fit(name: str, value: Tensor, own: Tensor, backbone: nn.Module) -> Tensor:
     if name == "pos_embed" and value.shape != own.shape:
         prefix = int(getattr(backbone, "num_prefix_tokens", 1))
         grid: Any = backbone.patch_embed
-        return resample_abs_pos_embed(value, list(grid.grid_size), num_prefix_tokens=prefix)
+        return resample_abs_pos_embed(value, list(grid.grid_size), num_prefix_tokens=prefix, antialias=False)
     if value.ndim == 4 and own.ndim == 4 and value.shape[1] != own.shape[1] and value.shape[0] == own.shape[0]:
         return adapt_input_conv(own.shape[1], value)
     return value

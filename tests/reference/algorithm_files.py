@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts, Seen, Term
 from stssl.algorithms.cap import presence
-from stssl.batch import Batch, Progress, Stream, View
+from stssl.batch import Batch, Progress, View
 from stssl.config import config_types, part_name
 from stssl.labels import LabelSpace
 from stssl.losses import distance
@@ -98,6 +98,7 @@ OPTIONS = {
         "gamma_positive": float(h["gamma_pos"]),
         "clip": h["clip"],
         "detach_focus": h["disable_torch_grad_focal_loss"],
+        "epsilon": h["eps"],
     },
 }
 
@@ -311,8 +312,8 @@ def udal_state(replay: Replay, algorithm: Algorithm, progress: Progress) -> dict
 def cap_state(replay: Replay, algorithm: Algorithm, progress: Progress) -> dict[str, Tensor]:
     ring, size = algorithm.ring, algorithm.ring.values.shape[1]
     state = {
-        "state_queue_pointer": ring.pushed % size,
-        "state_queue_full": ring.pushed >= size,
+        "state_queue_pointer": torch.tensor(ring.pushed % size),
+        "state_queue_full": torch.tensor(ring.pushed >= size),
         "out_thre_vec": algorithm.cuts[0],
         "out_pos_thre": algorithm.cuts[1],
         "out_neg_thre": algorithm.cuts[2],
