@@ -59,7 +59,6 @@ def _prepared(session: Session, rank: int = 0, world: int = 1) -> Session:
         for problem in problems:
             logging.getLogger("stssl").warning("%s; going on from the one before", problem)
         session.folder.record(session.recipe, session.data, world)
-        session.folder.forget_after(session.position.step)
     return session
 
 

@@ -104,8 +104,8 @@ def validate(session: Session) -> dict[str, Any]:
     if better:
         position.best, position.best_step = score, position.step
     metrics = {"step": position.step, **result.scores, "score": score, "best": position.best}
+    session.journal.append("validation", position.step, result.scores)
     if rank() == 0:
-        session.folder.append({"step": position.step, "kind": "validation", **result.scores})
         session.folder.checkpoints.save(session.state(), best=better)
     return metrics | {"steps": recipe.schedule.steps}
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stssl.batch import RawBatch
-from stssl.distributed import rank, sum_over_ranks, world_size
+from stssl.distributed import sum_over_ranks, world_size
 from stssl.errors import RunError
 from stssl.train.session import Session
 
@@ -53,12 +53,10 @@ class Meter:
         elapsed = time.perf_counter() - self.since
         images = self.steps * sum(source.sampler.batch for source in self.session.loader.sources.values())
         recipe, step = self.session.recipe, self.session.position.step
-        row = {"step": step, "kind": "train", **means}
-        row |= {"images_per_s": images / elapsed, "seconds_per_step": elapsed / self.steps}
+        row = means | {"images_per_s": images / elapsed, "seconds_per_step": elapsed / self.steps}
         row["data_wait"] = self.waited / elapsed
         row["learning_rate"] = self.session.optimizer.param_groups[0]["lr"]
-        if rank() == 0:
-            self.session.folder.append(row)
+        self.session.journal.append("train", step, row)
         self.restart()
         if not torch.isfinite(torch.tensor(means["loss"])):
             losses = ", ".join(f"{name} {value:g}" for name, value in means.items() if "loss" in name)

@@ -14,6 +14,7 @@ from stssl.distributed import rank, world_size
 from stssl.recipe import Recipe
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.train.folder import RunFolder
+from stssl.train.journal import Journal
 from stssl.train.optim import adamw
 from stssl.views import ViewMaker
 
@@ -37,6 +38,7 @@ class Session:
 
     recipe: Recipe
     folder: RunFolder
+    journal: Journal
     data: RunData
     step: TeacherStudentStep
     model: nn.Module
@@ -64,9 +66,12 @@ class Session:
     def resume(self) -> list[str]:
         """Go on from the newest whole checkpoint, if there is one; returns what was wrong with newer ones."""
         found = self.folder.checkpoints.latest()
-        if found is None:
-            return []
-        state, problems = found
+        problems = [] if found is None else self._load(*found)
+        tensorboard = self.recipe.logging.tensorboard
+        self.journal = Journal(self.folder, writes=rank() == 0, tensorboard=tensorboard, step=self.position.step)
+        return problems
+
+    def _load(self, state: dict[str, Any], problems: list[str]) -> list[str]:
         self.step.load_state_dict(state["step"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(**state["position"])
@@ -86,9 +91,11 @@ def open_session(recipe: Recipe, device: torch.device) -> Session:
     step = build_step(recipe, data).to(device).to(memory_format=torch.channels_last)
     ddp = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
     lr, decay = recipe.optimizer.lr, recipe.optimizer.weight_decay
+    folder = RunFolder.of(recipe)
     return Session(
         recipe=recipe,
-        folder=RunFolder.of(recipe),
+        folder=folder,
+        journal=Journal(folder, writes=False, tensorboard=False, step=0),
         data=data,
         step=step,
         model=ddp,
