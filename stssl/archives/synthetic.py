@@ -1,0 +1,181 @@
+"""Writes a synthetic archive in BigEarthNet v1.0's real layout: 12 GeoTIFFs and a JSON a patch, lists beside them.
+
+The TIFFs are written by copying one that rasterio wrote and putting other pixels and another corner in, since they are
+all alike in everything else.
+"""
+
+import json
+import struct
+from collections.abc import Callable
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+
+from stssl.archives.bigearthnet import CLOUD, SNOW
+from stssl.archives.places import crs_of
+from stssl.archives.scenery import Painter, Subject
+from stssl.archives.sentinel2 import GSD, RESOLUTION
+from stssl.archives.world import CELL, World, from_table, generate
+from stssl.errors import ConfigError, DataError
+from stssl.nomenclature import LABELS_43
+
+FOLDER, RECORD = "BigEarthNet-v1.0", "synthetic.json"
+LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
+VERSION = 1
+Progress = Callable[[int, int], None]
+
+
+def synthesize(
+    out: str | Path,
+    patches: int = 2000,
+    seed: int = 0,
+    *,
+    locations: str | Path | None = None,
+    confounded: bool = True,
+    progress: Progress | None = None,
+) -> Path:
+    """Write an archive; one that is there already, made with the same arguments, is left as it is.
+
+    Args:
+        out: Folder to write: `BigEarthNet-v1.0/` with the patches, and beside it the lists train.csv, val.csv, test.csv
+            (whole places at random), snow and cloud lists, and countries.csv.
+        patches: How many.
+        seed: The same seed writes the same bytes.
+        locations: Table of real places, dates and classes to draw from (see `world.from_table`); without it they are
+            made up.
+        confounded: Whether dates go with countries (made-up places only).
+        progress: Called with the number of written and of all patches.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: No patches.
+        DataError: Something else is in `out`, or the table cannot be used.
+    """
+    folder = Path(out)
+    if patches < 1:
+        raise ConfigError(f"patches must be 1 or more, not {patches}")
+    record: dict[str, Any] = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
+    record["locations"] = Path(locations).name if locations else None
+    if _is_there(folder, record):
+        return folder
+    world = from_table(Path(locations), patches, seed) if locations else generate(patches, seed, confounded)
+    names = patch_names(world)
+    lat, _ = world.degrees()
+    painter = Painter(seed)
+    (folder / RECORD).write_text(json.dumps(record | {"complete": False}))
+    for row, name in enumerate(names):
+        _write_patch(folder / FOLDER / name, world, row, float(lat[row]), painter=painter, seed=seed)
+        if progress and (row % 100 == 99 or row == patches - 1):
+            progress(row + 1, patches)
+    _write_lists(folder, world, names, seed)
+    (folder / RECORD).write_text(json.dumps(record | {"complete": True}))
+    return folder
+
+
+def _is_there(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether this very archive was written before; makes sure that nothing else was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RECORD).exists():
+        if any(folder.iterdir()):
+            raise DataError(f"{folder} is not empty and not a synthetic archive. Choose another folder.")
+        return False
+    found = json.loads((folder / RECORD).read_text())
+    complete = found.pop("complete", False)
+    if found != record:
+        raise DataError(f"{folder} holds another synthetic archive ({found}). Choose another folder.")
+    return bool(complete)
+
+
+def patch_names(world: World) -> list[str]:
+    """Names like the real ones: satellite, second, column and row in the tile of 100 km."""
+    columns = (world.ulx % 100_000 // CELL).astype(int)
+    rows = ((-world.uly) % 100_000 // CELL).astype(int)
+    when = world.when.astype(object)
+    names: dict[str, None] = {}
+    for second, column, row in zip(when, columns, rows, strict=True):
+        satellite, taken = "AB"[second.timetuple().tm_yday // 5 % 2], row
+        while (name := f"S2{satellite}_MSIL2A_{second:%Y%m%dT%H%M%S}_{column}_{taken}") in names:
+            taken += 84
+        names[name] = None
+    return list(names)
+
+
+def _write_patch(folder: Path, world: World, row: int, lat: float, *, painter: Painter, seed: int) -> None:
+    when: datetime = world.when[row].astype(object)
+    labels = np.flatnonzero(world.labels[row])
+    bands = painter.paint(
+        Subject(
+            labels,
+            when.timetuple().tm_yday,
+            lat,
+            bool(world.snow[row]),
+            bool(world.cloud[row]),
+            place=(seed, 3, int(world.place[row])),
+            visit=(seed, 4, row),
+        )
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    epsg, ulx, uly = int(world.epsg[row]), float(world.ulx[row]), float(world.uly[row])
+    for array, names in RESOLUTION.items():
+        for band, pixels in zip(names, bands[array], strict=True):
+            (folder / f"{folder.name}_{band}.tif").write_bytes(tiff(pixels, epsg, ulx, uly, GSD[array]))
+    corners = {"ulx": int(ulx), "uly": int(uly), "lrx": int(ulx + CELL), "lry": int(uly - CELL)}
+    about = {
+        "labels": [LABELS_43[label] for label in labels],
+        "coordinates": corners,
+        "projection": _wkt(epsg),
+        "tile_source": f"{folder.name.rsplit('_', 2)[0].replace('L2A', 'L1C')}_N0205_R022_T{epsg % 100:02d}UUP.SAFE",
+        "acquisition_date": f"{when:%Y-%m-%d %H:%M:%S}",
+    }
+    (folder / f"{folder.name}_labels_metadata.json").write_text(json.dumps(about))
+
+
+@lru_cache(maxsize=64)
+def _wkt(epsg: int) -> str:
+    return str(crs_of(epsg).to_wkt())
+
+
+_CORNER = (123456.0, 7654321.0)
+
+
+@lru_cache(maxsize=256)
+def _template(size: int, epsg: int, gsd: float) -> tuple[bytes, int, int]:
+    """A TIFF that rasterio wrote, and where its corner and its pixels stand in it."""
+    marked = np.arange(1, size * size + 1, dtype=np.uint16).reshape(size, size)
+    with rasterio.MemoryFile() as memory:
+        transform = rasterio.transform.from_origin(*_CORNER, gsd, gsd)
+        options = {"driver": "GTiff", "width": size, "height": size, "count": 1, "dtype": "uint16"}
+        with memory.open(crs=crs_of(epsg), transform=transform, **options) as file:
+            file.write(marked, 1)
+        data = bytes(memory.read())
+    return data, data.index(struct.pack("<2d", *_CORNER)), data.index(marked.astype("<u2").tobytes())
+
+
+def tiff(pixels: NDArray[np.uint16], epsg: int, ulx: float, uly: float, gsd: float) -> bytes:
+    """A GeoTIFF of one band [H, W] in plain uncompressed strips, as BigEarthNet's are."""
+    data, corner, start = _template(len(pixels), epsg, gsd)
+    body = pixels.astype("<u2").tobytes()
+    head = bytearray(data[:start])
+    struct.pack_into("<2d", head, corner, ulx, uly)
+    return bytes(head) + body + data[start + len(body) :]
+
+
+def _write_lists(folder: Path, world: World, names: list[str], seed: int) -> None:
+    parts = world.split(seed)
+    for part, file in LISTS.items():
+        _write_list(folder / file, [name for name, own in zip(names, parts, strict=True) if own == part])
+    for stem, flags in ((SNOW, world.snow), (CLOUD, world.cloud)):
+        _write_list(folder / f"{stem}.csv", [name for name, flag in zip(names, flags, strict=True) if flag])
+    rows = [f"{name},{country}" for name, country in zip(names, world.country, strict=True)]
+    _write_list(folder / "countries.csv", ["patch_id,country", *rows])
+
+
+def _write_list(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines))

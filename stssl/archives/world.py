@@ -1,0 +1,292 @@
+"""Where, when and what a synthetic archive shows: places, dates and classes, generated or drawn from a table.
+
+A class occurs at a place where a latent Gaussian exceeds the class's threshold. Its variance is shared by a country's
+effect, a smooth regional field, a field of kilometres, and chance. So metadata says much within known regions, less
+between them, and nothing (or the wrong thing) of a country that was never seen, as in the real BigEarthNet.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.archives.places import from_degrees, to_degrees
+from stssl.archives.tables import read_table
+from stssl.errors import DataError
+from stssl.nomenclature import CLASSES_19, LABELS_43
+
+CELL = 1200.0
+COUNTRIES = {
+    "Austria": ((46.7, 48.7), (10.5, 16.5), 0.13),
+    "Belgium": ((49.8, 51.2), (3.0, 5.4), 0.05),
+    "Finland": ((60.3, 67.0), (22.5, 29.0), 0.22),
+    "Ireland": ((51.9, 54.8), (-9.8, -6.4), 0.11),
+    "Kosovo": ((42.1, 42.8), (20.4, 21.4), 0.04),
+    "Lithuania": ((54.2, 56.1), (21.6, 25.8), 0.13),
+    "Luxembourg": ((49.5, 50.0), (5.9, 6.3), 0.01),
+    "Portugal": ((37.3, 41.7), (-8.7, -7.2), 0.11),
+    "Serbia": ((43.2, 45.8), (19.5, 22.0), 0.13),
+    "Switzerland": ((46.2, 47.4), (6.6, 9.5), 0.07),
+}
+"""Latitudes, longitudes, and share of the patches."""
+
+RATES = dict.fromkeys(LABELS_43, 0.003) | {
+    "Mixed forest": 0.37,
+    "Coniferous forest": 0.36,
+    "Non-irrigated arable land": 0.33,
+    "Transitional woodland/shrub": 0.29,
+    "Broad-leaved forest": 0.26,
+    "Land principally occupied by agriculture, with significant areas of natural vegetation": 0.25,
+    "Complex cultivation patterns": 0.18,
+    "Pastures": 0.18,
+    "Water bodies": 0.14,
+    "Sea and ocean": 0.14,
+    "Discontinuous urban fabric": 0.12,
+    "Agro-forestry areas": 0.05,
+    "Peatbogs": 0.04,
+    "Permanently irrigated land": 0.023,
+    "Industrial or commercial units": 0.022,
+    "Natural grassland": 0.022,
+    "Olive groves": 0.021,
+    "Sclerophyllous vegetation": 0.019,
+    "Continuous urban fabric": 0.018,
+    "Water courses": 0.018,
+    "Vineyards": 0.016,
+    "Annual crops associated with permanent crops": 0.012,
+    "Inland marshes": 0.011,
+    "Moors and heathland": 0.010,
+    "Sport and leisure facilities": 0.009,
+    "Fruit trees and berry plantations": 0.008,
+    "Mineral extraction sites": 0.008,
+}
+"""Share of the patches that have a class, rounded from BigEarthNet v1.0; 0.3 % for the rarest."""
+
+VARIANCE = {"country": 0.30, "region": 0.38, "local": 0.18, "chance": 0.14}
+REGION_KM, LOCAL_KM = (280.0, 850.0), (5.0, 16.0)
+AREA_CELLS, AREA_PLACES = 6, 25
+FIRST_DAY, DAYS = np.datetime64("2017-06-01T00:00:00"), 365
+SHARES = {"train": 0.52, "validation": 0.24, "test": 0.24}
+
+
+@dataclass(frozen=True)
+class World:
+    """One entry a patch; patches of one place differ in date only.
+
+    Attributes:
+        place: Number of the place.
+        country: Its name.
+        epsg: Grid.
+        ulx: Easting of the upper left corner.
+        uly: Northing.
+        when: Acquisition, UTC, in seconds.
+        labels: [n, 43] which classes occur.
+        snow: Whether seasonal snow covers it.
+        cloud: Whether clouds do.
+    """
+
+    place: NDArray[np.int64]
+    country: NDArray[np.str_]
+    epsg: NDArray[np.int64]
+    ulx: NDArray[np.float64]
+    uly: NDArray[np.float64]
+    when: NDArray[np.datetime64]
+    labels: NDArray[np.bool_]
+    snow: NDArray[np.bool_]
+    cloud: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Number of patches."""
+        return len(self.place)
+
+    def take(self, rows: Any) -> "World":
+        """Some of its patches."""
+        return World(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def degrees(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Latitude and longitude of the centres."""
+        lat, lon = np.zeros(len(self)), np.zeros(len(self))
+        for epsg in np.unique(self.epsg):
+            rows = self.epsg == epsg
+            lat[rows], lon[rows] = to_degrees(int(epsg), self.ulx[rows] + CELL / 2, self.uly[rows] - CELL / 2)
+        return lat, lon
+
+    def split(self, seed: int) -> NDArray[np.str_]:
+        """The part of each patch: whole places at random; none (empty) under snow or clouds."""
+        of_place = np.random.default_rng((seed, 1)).choice(list(SHARES), self.place.max() + 1, p=list(SHARES.values()))
+        return np.where(self.snow | self.cloud, "", of_place[self.place])
+
+
+def generate(patches: int, seed: int, confounded: bool = True) -> World:
+    """A made-up part of Europe.
+
+    Args:
+        patches: How many.
+        seed: Of everything.
+        confounded: Whether a country is mostly seen in a season of its own, so that dates seem to tell land cover and
+            mislead in other seasons; otherwise dates and places are independent.
+    """
+    rng = np.random.default_rng((seed, 0))
+    names = list(COUNTRIES)
+    shares = np.array([share for *_, share in COUNTRIES.values()])
+    season_of_country = rng.permutation(len(names)) / len(names) * DAYS
+    parts: list[World] = []
+    order = _areas(shares, rng)
+    count = places = 0
+    while count < patches:
+        number = next(order)
+        area = _area(names[number], rng, season_of_country[number] if confounded else None)
+        parts.append(_shift(area, places))
+        count, places = count + len(area), places + int(area.place.max()) + 1
+    world = World(
+        **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(World)}
+    )
+    return _with_labels(world.take(slice(0, patches)), rng)
+
+
+def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[int]:
+    """Countries in an order that keeps to their shares; each comes up early."""
+    seen = rng.uniform(0.0, 0.3, len(shares))
+    while True:
+        number = int(np.argmin(seen / shares))
+        seen[number] += 1
+        yield number
+
+
+def _shift(area: World, places: int) -> World:
+    return World(**(area.__dict__ | {"place": area.place + places}))
+
+
+def _area(country: str, rng: np.random.Generator, favourite: float | None) -> World:
+    """Some neighbouring cells of a country, on one to four dates; labels are set later."""
+    (south, north), (west, east), _ = COUNTRIES[country]
+    lat, lon = rng.uniform(south, north), rng.uniform(west, east)
+    epsg = 32600 + int((lon + 180) // 6) + 1
+    x, y = (float(value[0] // CELL) * CELL for value in from_degrees(epsg, lat, lon))
+    cells = rng.permutation(AREA_CELLS**2)[:AREA_PLACES]
+    dates = _dates(int(rng.choice([1, 2, 3, 4], p=[0.3, 0.3, 0.25, 0.15])), favourite, rng)
+    place, date = np.nonzero(rng.random((AREA_PLACES, len(dates))) < 0.8)
+    when = dates[date]
+    size = len(place)
+    month = when.astype("datetime64[M]").astype(int) % 12 + 1
+    frost = np.isin(month, (12, 1, 2, 3)) & (lat > 53 or country in ("Austria", "Switzerland"))
+    snowy_date = rng.random(len(dates)) < 0.6
+    return World(
+        place=place,
+        country=np.full(size, country),
+        epsg=np.full(size, epsg),
+        ulx=np.asarray(x + cells[place] % AREA_CELLS * CELL, np.float64),
+        uly=np.asarray(y - cells[place] // AREA_CELLS * CELL, np.float64),
+        when=when,
+        labels=np.zeros((size, len(LABELS_43)), bool),
+        snow=frost & snowy_date[date],
+        cloud=(rng.random(size) < 0.02) & ~(frost & snowy_date[date]),
+    )
+
+
+def _dates(count: int, favourite: float | None, rng: np.random.Generator) -> NDArray[np.datetime64]:
+    days = rng.uniform(0, DAYS, count)
+    if favourite is not None:
+        own = rng.random(count) < 0.8
+        days = np.where(own, (favourite + rng.normal(0, 20, count)) % DAYS, days)
+    seconds = np.floor(days).astype(np.int64) * 86400 + rng.integers(9 * 3600, 12 * 3600, count)
+    return np.unique(FIRST_DAY + seconds.astype("timedelta64[s]"))
+
+
+def _with_labels(world: World, rng: np.random.Generator) -> World:
+    """Draw the classes of each place."""
+    _, first, inverse = np.unique(world.place, return_index=True, return_inverse=True)
+    places = world.take(first)
+    lat, lon = places.degrees()
+    plane = np.stack([lon * np.cos(np.radians(50)) * 111.3, lat * 111.3], 1)
+    threshold = np.array([NormalDist().inv_cdf(rate) for rate in RATES.values()])
+    by_country = rng.normal(size=(len(COUNTRIES), len(RATES)))
+    number = {name: i for i, name in enumerate(COUNTRIES)}
+    terms = {
+        "country": by_country[[number[name] for name in places.country]],
+        "region": _field(plane, REGION_KM, len(RATES), rng),
+        "local": _field(plane, LOCAL_KM, len(RATES), rng),
+        "chance": rng.normal(size=(len(places), len(RATES))),
+    }
+    latent = threshold + sum(np.sqrt(VARIANCE[name]) * term for name, term in terms.items())
+    labels = latent > 0
+    nothing = ~labels.any(1)
+    labels[nothing, latent[nothing].argmax(1)] = True
+    return World(**(world.__dict__ | {"labels": labels[inverse.reshape(-1)]}))
+
+
+def _field(
+    plane: NDArray[np.float64],
+    wavelengths: tuple[float, float],
+    classes: int,
+    rng: np.random.Generator,
+    waves: int = 96,
+) -> NDArray[np.float64]:
+    """Random smooth functions of the plane, one a class, of variance 1: [n, classes]."""
+    waves = 96
+    length = np.exp(rng.uniform(np.log(wavelengths[0]), np.log(wavelengths[1]), waves))
+    angle = rng.uniform(0, 2 * np.pi, waves)
+    phase = plane @ (2 * np.pi / length * np.stack([np.cos(angle), np.sin(angle)]))
+    features = np.concatenate([np.cos(phase), np.sin(phase)], 1)
+    return features @ rng.normal(0, waves**-0.5, (2 * waves, classes))
+
+
+TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
+
+
+def from_table(path: Path, patches: int, seed: int) -> World:
+    """Draw places, dates and classes from a table of real patches (`epsg`, `ulx`, `uly`, `date`, `labels`, `country`).
+
+    Squares of neighbouring places are drawn whole, with all their dates, so that the structure of kilometres stays.
+
+    Raises:
+        DataError: The table lacks a column, has fewer rows, or names unknown classes.
+    """
+    table = read_table(path)
+    missing = [name for name in TABLE_COLUMNS if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}. It has: {', '.join(table.column_names)}")
+    if table.num_rows < patches:
+        raise DataError(f"{path} has {table.num_rows} rows, and {patches} patches are asked for")
+    grid = np.stack([np.asarray(table[name], np.float64) for name in ("epsg", "ulx", "uly")], 1)
+    side = max(2, int((patches / 120) ** 0.5)) * CELL
+    squares = np.unique(np.floor(grid / [1, side, side]), axis=0, return_inverse=True)[1].reshape(-1)
+    rng = np.random.default_rng((seed, 0))
+    rank = rng.permutation(squares.max() + 1)[squares]
+    rows = np.sort(np.argsort(rank, kind="stable")[:patches])
+    chosen = table.take(rows)
+    place = np.unique(grid[rows], axis=0, return_inverse=True)[1].reshape(-1)
+    flags = {
+        name: np.asarray(chosen[column], bool) if column in table.column_names else np.zeros(patches, bool)
+        for name, column in (("snow", "contains_seasonal_snow"), ("cloud", "contains_cloud_or_shadow"))
+    }
+    return World(
+        place=place,
+        country=np.array(chosen["country"].to_pylist(), np.str_),
+        epsg=grid[rows, 0].astype(np.int64),
+        ulx=grid[rows, 1],
+        uly=grid[rows, 2],
+        when=np.asarray(chosen["date"].to_numpy(), "datetime64[s]"),
+        labels=_fine_labels(chosen["labels"].to_pylist(), place, rng, path),
+        **flags,
+    )
+
+
+def _fine_labels(
+    labels: list[list[str]], place: NDArray[np.int64], rng: np.random.Generator, path: Path
+) -> NDArray[np.bool_]:
+    """Level-3 classes [n, 43]: as listed, or for each of the 19 classes one of its members, the same on all dates."""
+    rates = np.array(list(RATES.values())) * rng.exponential(size=(place.max() + 1, len(RATES)))
+    found = np.zeros((len(labels), len(LABELS_43)), bool)
+    number = {name: i for i, name in enumerate(LABELS_43)}
+    members = {name: [number[member] for member in group] for name, group in CLASSES_19.items()}
+    members |= {name: [i] for name, i in number.items() if name not in members}
+    for row, names in enumerate(labels):
+        for name in names:
+            if name not in members:
+                raise DataError(f"{path} names the class '{name}', which is not one of BigEarthNet's")
+            found[row, max(members[name], key=lambda i: rates[place[row], i])] = True
+    return found
