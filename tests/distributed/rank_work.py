@@ -1,0 +1,79 @@
+"""What each of several processes does in the tests of ranks; importable by them."""
+
+from pathlib import Path
+
+import small
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from stssl.batch import Batch, Progress
+from stssl.labels import LabelSpace
+from stssl.steps import teacher_student
+from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
+
+ROWS = {"labeled": 16, "unlabeled": 64}
+STEPS = 2
+
+
+def spawn(world: int, folder: Path) -> list[dict]:
+    """Run `work` in `world` processes; what each of them found, by rank."""
+    torch.multiprocessing.spawn(work, (world, str(folder)), nprocs=world)
+    return [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
+
+
+def work(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
+    found = {case: replay(*small.CASES[number], rank, world) for number, case in enumerate(small.IDS)}
+    found["micro"] = replay("freematch", small.MULTILABEL, rank, world, parts=2)
+    found["start"] = replay("fixmatch", small.MULTILABEL, rank, world, supervised_start=1)
+    teacher_student.gather_rows = lambda rows: rows
+    found["no gather"] = replay("freematch", small.MULTILABEL, rank, world)
+    torch.save(found, Path(folder) / f"{world}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def make(name: str, space: LabelSpace, **options) -> TeacherStudentStep:
+    return small.make_step(name, space, strong_labeled=True, loss=LossConfig(distance="cosine"), **options)
+
+
+def global_batch(space: LabelSpace, number: int) -> Batch:
+    """Unknown labels, missing metadata, and rows that three ranks cannot share evenly."""
+    return small.make_batch(space, **ROWS, seed=number, ignored=True)
+
+
+def replay(name: str, space: LabelSpace, rank: int, world: int, parts: int = 1, **options) -> dict:
+    """Two steps on this rank's rows: loss and gradients of each, and the state at the end."""
+    step = make(name, space, **options)
+    model = DistributedDataParallel(step, broadcast_buffers=False) if world > 1 else step
+    losses, gradients = [], []
+    for number in range(STEPS):
+        step.zero_grad()
+        batch = small.rows_of_batch(global_batch(space, number), rank, world)
+        losses.append(backward(model, step, batch, Progress(number, STEPS), parts))
+        gradients.append(small.gradients(step))
+        with torch.no_grad():
+            for parameter in step.networks.parameters():
+                parameter.sub_(0.05 * parameter.grad)
+        step.after_optimizer()
+    return {"losses": losses, "gradients": gradients, "state": step.state_dict()}
+
+
+def backward(model, step: TeacherStudentStep, batch: Batch, progress: Progress, parts: int) -> dict[str, torch.Tensor]:
+    if parts == 1:
+        output = model(batch, progress)
+        output.loss.backward()
+        return output.logs
+    logs: dict[str, torch.Tensor] = {}
+    plans = step.plan(batch, progress, parts)
+    for part, (block, plan) in enumerate(zip(batch.split(parts), plans, strict=True)):
+        if part < parts - 1:
+            with model.no_sync():
+                output = model(block, progress, plan)
+                output.loss.backward()
+        else:
+            output = model(block, progress, plan)
+            output.loss.backward()
+        logs = {key: logs.get(key, 0) + value for key, value in output.logs.items()}
+    return logs
