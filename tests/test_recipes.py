@@ -1,0 +1,81 @@
+"""Every recipe of the repository parses, resolves and takes two steps on a tiny store."""
+
+from pathlib import Path
+
+import pytest
+
+from stssl.config import load_tree
+from stssl.errors import ConfigError
+from stssl.recipe import load_recipe
+from stssl.train.folder import RunFolder
+from stssl.train.launch import run
+
+ROOT = Path(__file__).parents[1] / "experiments"
+RECIPES = sorted(path for name in ("bigearthnet", "eurosat", "synthetic") for path in (ROOT / name).glob("*.yaml"))
+
+
+@pytest.fixture
+def stores(monkeypatch):
+    for name in ("BIGEARTHNET", "EUROSAT", "SYNTHETIC"):
+        monkeypatch.setenv(name, "/nowhere.zarr")
+
+
+def name_of(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+def test_there_is_a_recipe_for_every_row_of_the_paper():
+    names = {name_of(path) for path in RECIPES}
+    for share in ("0.5", "1", "2", "4", "8"):
+        kinds = ("supervised", "supervised_direct", "fixmatch", "fixmatch_teacher")
+        assert {f"bigearthnet/{kind}_{share}pct" for kind in kinds} <= names
+    others = ("freematch", "softmatch", "defixmatch", "udal", "cap", "cdmad", "flexmatch", "mean_teacher", "adamatch")
+    assert {f"bigearthnet/{name}{kind}_1pct" for name in others for kind in ("", "_teacher")} <= names
+    assert {f"eurosat/{name}_{count}" for name in ("fixmatch", "fixmatch_teacher") for count in (10, 20, 40, 80)} <= names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipes_parse_and_are_short(path, stores):
+    recipe = load_recipe(path)
+    assert recipe.name == f"{path.parent.name}-{path.stem}-s0"
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    assert len(lines) <= 15 and path.read_text().startswith("# ")
+    assert recipe.hash() == load_recipe(path, ["launch.workers=2"]).hash() != load_recipe(path, ["seed=1"]).hash()
+
+
+def test_the_papers_settings(stores):
+    recipe = load_recipe(ROOT / "bigearthnet" / "fixmatch_teacher_1pct.yaml")
+    assert (recipe.batch.labeled, recipe.batch.unlabeled_ratio, recipe.schedule.steps) == (64, 7, 64_000)
+    assert (recipe.optimizer.lr, recipe.loss.distillation, recipe.labels.fraction) == (1e-4, 1.0, 0.01)
+    assert recipe.algorithm.labeler == "live"
+    small = load_recipe(ROOT / "eurosat" / "fixmatch_teacher_40.yaml")
+    assert (small.batch.labeled, small.schedule.warmup, small.loss.distillation) == (8, 5_120, 0.01)
+    assert load_recipe(ROOT / "bigearthnet" / "defixmatch_1pct.yaml").loss.unlabeled == 0.5
+
+
+def smoke(path, store, tmp_path, *overrides):
+    """Two steps of a recipe, its network cut to one small block and its store replaced."""
+    tree = load_tree(path)
+    model = tree["model"]
+    vit = model["backbone"].startswith("vit")
+    tiny = (
+        ["model.backbone_args={embed_dim: 24, depth: 2, num_heads: 2, patch_size: 8}"]
+        if vit
+        else ["model.backbone_args={channels: [4, 8, 8, 8]}"]
+    )
+    where = [f"data.store={store}", f"launch.storage={tmp_path}", "compute.threads=1", "model.image_size=32"]
+    recipe = load_recipe(path, [*where, *tiny, *overrides], smoke=True)
+    run(recipe)
+    return RunFolder.of(recipe)
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name == "eurosat"], ids=name_of)
+def test_eurosat_recipes_train(path, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("EUROSAT", str(store))
+    assert smoke(path, store, tmp_path).finished()["steps"] == 4
+
+
+def test_cap_refuses_single_labels(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("EUROSAT", str(store))
+    with pytest.raises(ConfigError, match=r"(?i)cap"):
+        smoke(ROOT / "eurosat" / "fixmatch_cpu.yaml", store, tmp_path, "algorithm={name: cap}")
