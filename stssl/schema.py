@@ -52,6 +52,7 @@ class PixelArray:
         dtype: `uint16` or `uint8`.
         gsd_m: Ground sampling distance in metres; 0 where unknown.
         nodata: Value that stands for no measurement and is not counted in statistics.
+        long_name: What the values are, where they are neither reflectance nor brightness.
     """
 
     name: str
@@ -61,6 +62,7 @@ class PixelArray:
     dtype: str
     gsd_m: float
     nodata: int | None = None
+    long_name: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -78,8 +80,8 @@ class PixelArray:
         """Written beside the pixels; statistics join them at the end of a conversion."""
         about: dict[str, Any] = {"bands": list(self.bands), "gsd_m": self.gsd_m}
         reflectance = self.dtype == "uint16"
-        about["long_name"] = "surface reflectance times 10,000" if reflectance else "brightness"
-        about["units"] = "1e-4" if reflectance else "1"
+        about["long_name"] = self.long_name or ("surface reflectance" if reflectance else "brightness")
+        about["units"] = "1e-4" if reflectance and not self.long_name else "1"
         return about if self.nodata is None else about | {"nodata": self.nodata}
 
 

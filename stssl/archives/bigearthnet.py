@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stssl.archives.base import good_place, season_of, time_values
-from stssl.archives.places import epsg_of, to_degrees
-from stssl.archives.sentinel2 import EUROPE, read_bands, sentinel_arrays
+from stssl.archives.base import season_of, time_values
+from stssl.archives.places import epsg_of
+from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
 from stssl.archives.tables import ABOUT, NAMES, columns_of, find_list, find_split, read_names, read_table
 from stssl.errors import DataError
 from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
@@ -106,7 +106,7 @@ class BigEarthNet1:
         self.about: Mapping[str, Any] = {
             "source": "BigEarthNet v1.0",
             "bands": bands,
-            "lists": _digest(*self._codes.values(), *self._flags.values(), self._countries.astype(np.str_)),
+            "lists": digest_of(*self._codes.values(), *self._flags.values(), self._countries.astype(np.str_)),
         }
 
     def read(self, row: int) -> Patch:
@@ -131,16 +131,17 @@ class BigEarthNet1:
 
 def list_patches(archive: Path) -> Iterator[str]:
     """Relative paths of patch folders, one or two levels down; folders of v2.0 too, so that they are reported."""
-    for entry in _folders(archive):
+    for entry in folders_in(archive):
         if V1_NAME.fullmatch(entry.name) or V2_NAME.fullmatch(entry.name) or _holds_bands(entry.path):
             yield entry.name
         else:
-            for inner in _folders(entry.path):
+            for inner in folders_in(entry.path):
                 if V1_NAME.fullmatch(inner.name) or V2_NAME.fullmatch(inner.name) or _holds_bands(inner.path):
                     yield f"{entry.name}/{inner.name}"
 
 
-def _folders(path: str | Path) -> Iterator["os.DirEntry[str]"]:
+def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
+    """Folders in a folder, hidden ones aside."""
     try:
         with os.scandir(path) as entries:
             yield from (entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -178,7 +179,8 @@ def _countries(names: tuple[str, ...], path: Path | None) -> NDArray[Any]:
     return np.array([known.get(name) or "" for name in names], object)
 
 
-def _digest(*arrays: NDArray[Any]) -> str:
+def digest_of(*arrays: NDArray[Any]) -> str:
+    """Hash of numbers and texts: two conversions with other lists are not the same."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update("\n".join(array).encode() if array.dtype.kind == "U" else array.tobytes())
@@ -243,21 +245,3 @@ def _place(projection: str, corners: dict[str, Any]) -> dict[str, Any]:
         return grid_place(projection, (ulx, uly), (lrx, lry)) | {"utm_epsg": epsg_of(projection)}
     except (KeyError, TypeError, ValueError) as error:
         raise BadPatchError("bad_coordinates", f"{corners}: {error}") from None
-
-
-def grid_place(
-    projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]
-) -> dict[str, Any]:
-    """Place columns of a patch between two corners of a projected grid.
-
-    Raises:
-        ValueError: Not an area in Europe: missing, swapped or out of range.
-    """
-    (ulx, uly), (lrx, lry) = upper_left, lower_right
-    if not (np.isfinite([ulx, uly, lrx, lry]).all() and lrx > ulx and uly > lry):
-        raise ValueError("the corners do not span an area")
-    lat, lon = (float(values[0]) for values in to_degrees(projection, (ulx + lrx) / 2, (uly + lry) / 2))
-    (south, north), (west, east) = EUROPE
-    if not (good_place(lat, lon) and south <= lat <= north and west <= lon <= east):
-        raise ValueError(f"latitude {lat:.4g}, longitude {lon:.4g} is not in Europe (swapped?)")
-    return {"lat": lat, "lon": lon, "ulx": ulx, "uly": uly}

@@ -1,8 +1,8 @@
-"""EuroSAT RGB: 27,000 JPEG patches of 64x64 in ten class folders, in a folder or the official zip.
+"""EuroSAT (Helber et al. 2019, arXiv:1709.00029): 27,000 patches of 64x64 in ten class folders, in a folder or zip.
 
-The images have no georeference: places come from a table. Splits follow the code of "Context Matters"
-(arXiv:2404.18583): in each class, sorted by name, the first 80 % train and the last 20 % test; the last eighth of the
-training part validates here, so that no choice is made on test patches.
+RGB images are JPEGs without georeference: places come from a table. Multispectral ones are GeoTIFFs of 13 bands. Splits
+follow the code of "Context Matters" (arXiv:2404.18583): in each class, sorted by name, the first 80 % train and the
+last 20 % test; the last eighth of the training part validates here, so that no choice is made on test patches.
 """
 
 import csv
@@ -19,22 +19,75 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stssl.archives.base import good_place
-from stssl.errors import DataError
+from stssl.archives.sentinel2 import EUROPE, RESOLUTION, grid_place, keep_pixels
+from stssl.archives.tables import ABOUT, NAMES, read_text
+from stssl.archives.tiff import georeference, read_image
+from stssl.errors import ConfigError, DataError
 from stssl.nomenclature import EUROSAT
-from stssl.schema import COMMON, SPLIT_CODES, BadPatchError, Column, Patch, PixelArray, label_columns, split_column
+from stssl.schema import (
+    COMMON,
+    GEOREFERENCE,
+    SPLIT_CODES,
+    BadPatchError,
+    Column,
+    Patch,
+    PixelArray,
+    label_columns,
+    split_column,
+)
 
 SIZE = 64
+MS_ORDER = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
+"""Bands in the files: B8A is last, and there is a B10, which BigEarthNet lacks."""
+MS_ARRAYS = {"b10": RESOLUTION["b10"], "b20": RESOLUTION["b20"], "b60": (*RESOLUTION["b60"], "B10")}
 
 
-class EuroSat:
-    """EuroSAT RGB with a table of coordinates."""
+class _Images:
+    """What both EuroSATs share: a listing of images, their classes and splits, and their bytes."""
 
-    arrays = (PixelArray("rgb", ("B04", "B03", "B02"), SIZE, SIZE, "uint8", 10.0),)
     label_sets = ("label",)
     splits = ("official",)
     statistics_split = "official"
     maps: tuple[PixelArray, ...] = ()
     attributes: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, archive: Path, endings: tuple[str, ...], example: str) -> None:
+        self.archive = archive
+        self.members = sorted(_list_images(archive, endings), key=lambda path: (Path(path).stem, path))
+        if not self.members:
+            raise DataError(f"{archive} has no EuroSAT images ({example})")
+        self.names = tuple(Path(member).stem for member in self.members)
+        self.codes = _split_codes(self.names)
+        self._zip: zipfile.ZipFile | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open zip, which another process opens for itself."""
+        return self.__dict__ | {"_zip": None}
+
+    def _begin(self, row: int) -> Patch:
+        """A patch with its class and split; complains of a name that was there before."""
+        name = self.names[row]
+        label = EUROSAT.index(name.rpartition("_")[0])
+        patch = Patch(values={"label": label, "split_official": self.codes[row]})
+        if row and self.names[row - 1] == name:
+            patch.complain(BadPatchError("duplicate", f"{self.members[row]} has the name of {self.members[row - 1]}"))
+        return patch
+
+    def _bytes(self, member: str) -> bytes:
+        try:
+            if self.archive.is_dir():
+                return (self.archive / member).read_bytes()
+            if self._zip is None:
+                self._zip = zipfile.ZipFile(self.archive)
+            return self._zip.read(member)
+        except (OSError, zipfile.BadZipFile, EOFError) as error:
+            raise BadPatchError("unreadable", f"{member}: {error}") from None
+
+
+class EuroSat(_Images):
+    """EuroSAT RGB with a table of coordinates."""
+
+    arrays = (PixelArray("rgb", ("B04", "B03", "B02"), SIZE, SIZE, "uint8", 10.0),)
 
     def __init__(self, archive: Path, coordinates: Path | None = None) -> None:
         """List the images.
@@ -46,69 +99,100 @@ class EuroSat:
         Raises:
             DataError: No images there, or the table lacks a column.
         """
-        self.archive = archive
-        self.members = sorted(_list_images(archive))
-        if not self.members:
-            raise DataError(f"{archive} has no EuroSAT images (Class/Class_1.jpg, in a folder 2750 or EuroSAT_RGB)")
-        self.names = tuple(Path(member).stem for member in self.members)
+        super().__init__(archive, (".jpg", ".jpeg"), "Class/Class_1.jpg, in a folder 2750 or EuroSAT_RGB")
         self.places = read_coordinates(coordinates) if coordinates else {}
-        self.codes = _split_codes(self.names)
         self.columns: tuple[Column, ...] = (*COMMON, label_columns("label", EUROSAT, False), split_column("official"))
         self.about: Mapping[str, Any] = {"source": "EuroSAT RGB", "coordinates": bool(coordinates)}
-        self._zip: zipfile.ZipFile | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the open zip, which another process opens for itself."""
-        return self.__dict__ | {"_zip": None}
 
     def read(self, row: int) -> Patch:
         """One image with its class, place and split."""
-        name = self.names[row]
-        values: dict[str, Any] = {"label": EUROSAT.index(name.rpartition("_")[0]), "split_official": self.codes[row]}
-        patch = Patch(values=values)
-        place = self.places.get(name)
-        if place is not None and good_place(*place):
-            values["lat"], values["lon"] = place
-        elif self.places:
-            patch.problems.append(("bad_coordinates", f"no usable coordinates in the table: {place}"))
+        patch = self._begin(row)
         try:
             patch.arrays["rgb"] = self._pixels(self.members[row])
             patch.valid_bands = 0b111
         except BadPatchError as problem:
-            patch.problems.insert(0, (problem.code, str(problem)))
+            patch.complain(problem)
+        if self.places:
+            place = self.places.get(self.names[row], (float("nan"),) * 2)
+            (south, north), (west, east) = EUROPE
+            if good_place(*place) and south <= place[0] <= north and west <= place[1] <= east:
+                patch.values["lat"], patch.values["lon"] = place
+            else:
+                patch.complain(BadPatchError("bad_coordinates", f"latitude, longitude {place} are not in Europe"))
         return patch
 
     def _pixels(self, member: str) -> NDArray[np.uint8]:
         try:
             with Image.open(io.BytesIO(self._bytes(member))) as image:
                 pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, zipfile.BadZipFile) as error:
-            raise BadPatchError("unreadable", f"{member}: {error}") from None
+        except (OSError, SyntaxError) as error:
+            raise BadPatchError("unreadable", f"{member}: {str(error).split(' <')[0]}") from None
         if pixels.shape != (SIZE, SIZE, 3):
             raise BadPatchError("wrong_size", f"{member} is {pixels.shape[1]}x{pixels.shape[0]}, not {SIZE}x{SIZE}")
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
-    def _bytes(self, member: str) -> bytes:
-        if self.archive.is_dir():
-            return (self.archive / member).read_bytes()
-        if self._zip is None:
-            self._zip = zipfile.ZipFile(self.archive)
-        return self._zip.read(member)
+
+class EuroSatMs(_Images):
+    """EuroSAT multispectral: 13 bands resampled to 10 m, georeferenced."""
+
+    def __init__(self, archive: Path, bands: str = "all") -> None:
+        """List the images.
+
+        Args:
+            archive: The zip, or the folder that holds the class folders.
+            bands: `all` or `rgb`.
+
+        Raises:
+            ConfigError: `bands` is neither.
+            DataError: No images there.
+        """
+        if bands not in ("all", "rgb"):
+            raise ConfigError(f"bands must be all or rgb, not '{bands}'")
+        super().__init__(archive, (".tif", ".tiff"), "Class/Class_1.tif")
+        kept = MS_ARRAYS if bands == "all" else {"b10": RESOLUTION["b10"][:3]}
+        self.arrays = tuple(PixelArray(name, names, SIZE, SIZE, "uint16", 10.0) for name, names in kept.items())
+        label = label_columns("label", EUROSAT, False)
+        self.columns: tuple[Column, ...] = (*COMMON, *GEOREFERENCE, label, split_column("official"))
+        self.about: Mapping[str, Any] = {"source": "EuroSAT multispectral", "bands": bands}
+
+    def read(self, row: int) -> Patch:
+        """One image with its class, place and split."""
+        patch, member = self._begin(row), self.members[row]
+        try:
+            data = self._bytes(member)
+            image = read_image(io.BytesIO(data), member)
+            if image.shape != (len(MS_ORDER), SIZE, SIZE) or image.dtype != np.uint16:
+                shape = "x".join(map(str, image.shape))
+                raise BadPatchError("wrong_size", f"{member} is {shape} {image.dtype}, not 13x{SIZE}x{SIZE} uint16")
+            places = {array.name: [MS_ORDER.index(band) for band in array.bands] for array in self.arrays}
+            keep_pixels(patch, {name: image[bands] for name, bands in places.items()}, self.arrays)
+            patch.values |= _grid_values(data, member)
+        except BadPatchError as problem:
+            patch.complain(problem)
+        return patch
 
 
-def _list_images(archive: Path) -> list[str]:
-    """Paths inside the archive of `<Class>/<Class>_<number>.jpg`."""
+def _grid_values(data: bytes, member: str) -> dict[str, Any]:
+    """Place columns of a GeoTIFF in memory."""
+    frame = georeference(io.BytesIO(data), member)
+    epsg = frame.projection if isinstance(frame.projection, int) else 0
+    try:
+        return grid_place(frame.projection, frame.upper_left, frame.lower_right) | {"utm_epsg": epsg}
+    except ValueError as error:
+        raise BadPatchError("bad_coordinates", f"{member}: {error}") from None
+
+
+def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
+    """Paths inside the archive of `<Class>/<Class>_<number>` with one of these endings."""
     if archive.is_dir():
-        found = [str(path.relative_to(archive)) for path in archive.rglob("*.jp*g")]
+        found = [str(path.relative_to(archive)) for path in archive.rglob("*") if path.suffix in endings]
     else:
         try:
             with zipfile.ZipFile(archive) as file:
                 found = file.namelist()
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{archive} is neither a folder nor a readable zip: {error}") from None
-    return [
-        name for name in found if name.endswith((".jpg", ".jpeg")) and Path(name).stem.rpartition("_")[0] in EUROSAT
-    ]
+    return [name for name in found if name.endswith(endings) and Path(name).stem.rpartition("_")[0] in EUROSAT]
 
 
 def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
@@ -117,23 +201,16 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
     Raises:
         DataError: The table cannot be read or lacks a column.
     """
-    try:
-        with table.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the table of coordinates {table}: {error}") from None
-    found = rows[0].keys() if rows else ()
-    name, lat, lon = (
-        next((key for key in found if key.lower() in known), None)
-        for known in (
-            ("filepath", "filename", "name", "path", "image"),
-            ("latitude", "lat"),
-            ("longitude", "lon", "lng"),
-        )
-    )
-    if name is None or lat is None or lon is None:
-        raise DataError(f"{table} must have columns filepath, latitude and longitude. It has: {', '.join(found)}")
-    return {Path(row[name]).stem: (_number(row[lat]), _number(row[lon])) for row in rows}
+    rows = list(csv.DictReader(io.StringIO(read_text(table))))
+    known = rows[0].keys() if rows else ()
+    found = {
+        wanted: next((key for key in known if key.lower() in spellings), None)
+        for wanted, spellings in (("name", NAMES), ("lat", ABOUT["lat"]), ("lon", ABOUT["lon"]))
+    }
+    if None in found.values():
+        raise DataError(f"{table} must have columns filepath, latitude and longitude. It has: {', '.join(known)}")
+    columns = ([row[str(key)] for row in rows] for key in found.values())
+    return {Path(name).stem: (_number(lat), _number(lon)) for name, lat, lon in zip(*columns, strict=True)}
 
 
 def _number(text: str | None) -> float:
@@ -145,15 +222,12 @@ def _number(text: str | None) -> float:
 
 def _split_codes(names: tuple[str, ...]) -> list[int]:
     """Code of each image: 70 % train, 10 % validation, 20 % test of each class in sorted order."""
-    by_class: dict[str, list[int]] = defaultdict(list)
-    for row, name in enumerate(names):
-        by_class[name.rpartition("_")[0]].append(row)
-    codes = [SPLIT_CODES["train"]] * len(names)
-    for rows in by_class.values():
-        rows.sort(key=lambda row: names[row])
-        training = int(0.8 * len(rows))
-        for row in rows[training:]:
-            codes[row] = SPLIT_CODES["test"]
-        for row in rows[training - training // 8 : training]:
-            codes[row] = SPLIT_CODES["validation"]
-    return codes
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(set(names)):
+        by_class[name.rpartition("_")[0]].append(name)
+    code_of = dict.fromkeys(names, SPLIT_CODES["train"])
+    for members in by_class.values():
+        training = int(0.8 * len(members))
+        code_of |= dict.fromkeys(members[training:], SPLIT_CODES["test"])
+        code_of |= dict.fromkeys(members[training - training // 8 : training], SPLIT_CODES["validation"])
+    return [code_of[name] for name in names]

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.archives.base import good_place
+from stssl.archives.places import to_degrees
 from stssl.archives.tiff import read_band
 from stssl.errors import ConfigError
 from stssl.schema import BadPatchError, Patch, PixelArray
@@ -67,3 +69,21 @@ def keep_pixels(patch: Patch, blocks: dict[str, NDArray[Any]], arrays: tuple[Pix
     empty = [array.bands[place] for (array, place), there in zip(places, filled, strict=True) if not there]
     if empty:
         patch.complain(BadPatchError("nodata", f"nothing but 0 (no data) in {', '.join(empty)}"))
+
+
+def grid_place(
+    projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]
+) -> dict[str, Any]:
+    """Place columns of a patch between two corners of a projected grid.
+
+    Raises:
+        ValueError: Not an area in Europe: missing, swapped or out of range.
+    """
+    (ulx, uly), (lrx, lry) = upper_left, lower_right
+    if not (np.isfinite([ulx, uly, lrx, lry]).all() and lrx > ulx and uly > lry):
+        raise ValueError("the corners do not span an area")
+    lat, lon = (float(values[0]) for values in to_degrees(projection, (ulx + lrx) / 2, (uly + lry) / 2))
+    (south, north), (west, east) = EUROPE
+    if not (good_place(lat, lon) and south <= lat <= north and west <= lon <= east):
+        raise ValueError(f"latitude {lat:.4g}, longitude {lon:.4g} is not in Europe (swapped?)")
+    return {"lat": lat, "lon": lon, "ulx": ulx, "uly": uly}

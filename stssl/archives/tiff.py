@@ -4,35 +4,39 @@ Opening a file through GDAL costs milliseconds; BigEarthNet has 7.7 million file
 16-bit numbers. The direct reader checks every tag that it relies on, and hands over what it does not know.
 """
 
+import re
 import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from stssl.schema import BadPatchError
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES = 256, 257, 258, 259, 273, 277
 _ROWS, _COUNTS, _PLANAR, _PREDICTOR, _TILE, _FORMAT = 278, 279, 284, 317, 322, 339
-_SIZES = {3: ("H", 2), 4: ("I", 4)}
+_TIEPOINT, _GEOKEYS, _PROJECTED = 33922, 34735, 3072
+_SIZES = {3: ("H", 2), 4: ("I", 4), 12: ("d", 8)}
 _EXPECTED = {_BITS: (16,), _COMPRESSION: (1,), _SAMPLES: (1,), _PLANAR: (1,), _PREDICTOR: (1,), _FORMAT: (1,)}
 _NEEDED = (_WIDTH, _HEIGHT, _BITS, _OFFSETS, _COUNTS)
-_RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE})
+_RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE, _TIEPOINT, _GEOKEYS})
 
 
-def _tags(data: bytes) -> dict[int, tuple[int, ...]] | None:
-    """Integer tags of the first image of a little-endian classic TIFF; None where this is something else."""
+def _tags(data: bytes) -> dict[int, tuple[Any, ...]] | None:
+    """Numeric tags of the first image of a little-endian classic TIFF; None where this is something else."""
     if data[:4] != b"II*\0":
         return None
     (start,) = struct.unpack_from("<I", data, 4)
     (entries,) = struct.unpack_from("<H", data, start)
     if struct.unpack_from("<I", data, start + 2 + 12 * entries) != (0,):
         return None
-    found: dict[int, tuple[int, ...]] = {}
+    found: dict[int, tuple[Any, ...]] = {}
     for tag, kind, count, value in struct.iter_unpack("<HHI4s", data[start + 2 : start + 2 + 12 * entries]):
         if tag not in _RELEVANT:
             continue
@@ -66,7 +70,7 @@ def strips(data: bytes) -> NDArray[np.uint16] | None:
     return pixels.reshape(height, width).astype(np.uint16, copy=False)
 
 
-def _plain(tags: dict[int, tuple[int, ...]], size: int) -> bool:
+def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
     """Whether these are the tags of one uint16 band in uncompressed whole strips, all within the file."""
     if _TILE in tags or any(tag not in tags for tag in _NEEDED):
         return False
@@ -83,20 +87,74 @@ def _plain(tags: dict[int, tuple[int, ...]], size: int) -> bool:
     )
 
 
-def read_image(path: Path) -> NDArray[Any]:
-    """All bands [bands, H, W] of a raster, through rasterio.
+@dataclass(frozen=True)
+class Georeference:
+    """Where a raster lies: its projection (EPSG code, 0 if it has none, or WKT) and its corners."""
+
+    projection: int | str
+    upper_left: tuple[float, float]
+    lower_right: tuple[float, float]
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """X and y of the middle."""
+        (left, top), (right, bottom) = self.upper_left, self.lower_right
+        return (left + right) / 2, (top + bottom) / 2
+
+
+def georeference(source: Any, name: str) -> Georeference:
+    """Where a raster lies, from a path or an open file in memory.
+
+    Raises:
+        BadPatchError: It cannot be read, or says nothing of it.
+    """
+    try:
+        with _quiet(), rasterio.open(source) as file:
+            if file.crs is None:
+                raise BadPatchError("bad_coordinates", f"{name} is not georeferenced")
+            bounds = file.bounds
+            projection = file.crs.to_epsg() or file.crs.to_wkt()
+    except (RasterioError, OSError, ValueError) as error:
+        raise BadPatchError("unreadable", _words(name, error)) from None
+    return Georeference(projection, (bounds.left, bounds.top), (bounds.right, bounds.bottom))
+
+
+def _quiet() -> warnings.catch_warnings:
+    return warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning)
+
+
+def _words(name: str, error: Exception) -> str:
+    """An error in one line, without folders: reports must not depend on where an archive lies."""
+    return f"{name}: " + re.sub(r"\S*/", "", str(error).replace("\n", " "))
+
+
+def read_image(source: Any, name: str, size: int | None = None) -> NDArray[Any]:
+    """All bands [bands, H, W] of a raster (path or open file), through rasterio; resampled if a size is given.
 
     Raises:
         BadPatchError: It cannot be read, or not to its end.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                return np.asarray(file.read())
+        with _quiet(), rasterio.open(source) as file:
+            shape = None if size is None else (file.count, size, size)
+            return np.asarray(file.read(out_shape=shape, resampling=Resampling.bilinear))
     except (RasterioError, OSError, ValueError) as error:
-        words = str(error).replace(str(path.parent) + "/", "").replace("\n", " ")
-        raise BadPatchError("unreadable", f"{path.name}: {words}") from None
+        raise BadPatchError("unreadable", _words(name, error)) from None
+
+
+def utm_corner(data: bytes) -> tuple[int, float, float] | None:
+    """EPSG code and upper left corner of a plain GeoTIFF with a projected system; None where it is anything else."""
+    try:
+        tags = _tags(data)
+        if tags is None or not {_TIEPOINT, _GEOKEYS} <= tags.keys():
+            return None
+        keys = tags[_GEOKEYS]
+        entries = {keys[i]: keys[i + 1 : i + 4] for i in range(4, len(keys), 4)}
+        location, _, code = entries[_PROJECTED]
+        column, row, _, x, y, _ = tags[_TIEPOINT]
+    except (struct.error, KeyError, ValueError, IndexError):
+        return None
+    return (int(code), x, y) if location == 0 and column == row == 0 else None
 
 
 def read_band(path: Path, size: int) -> NDArray[np.uint16]:
@@ -113,7 +171,7 @@ def read_band(path: Path, size: int) -> NDArray[np.uint16]:
         raise BadPatchError("unreadable", f"{path.name}: {error.strerror}") from None
     pixels: NDArray[Any] | None = strips(data)
     if pixels is None:
-        image = read_image(path)
+        image = read_image(path, path.name)
         if len(image) != 1 or image.dtype != np.uint16:
             raise BadPatchError("wrong_size", f"{path.name} has {len(image)} bands of {image.dtype}, not one of uint16")
         pixels = image[0]

@@ -1,0 +1,208 @@
+"""BigEarthNet v2.0 (reBEN; Clasen et al. 2024, arXiv:2407.03653): folders of products, tables, reference maps."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+
+from stssl.archives.base import season_of, time_values
+from stssl.archives.bigearthnet import V1_NAME, V2_NAME, digest_of, folders_in, label_values
+from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
+from stssl.archives.tables import read_table
+from stssl.archives.tiff import georeference, read_band, utm_corner
+from stssl.errors import DataError
+from stssl.nomenclature import LABELS_19
+from stssl.schema import (
+    COMMON,
+    CONDITIONS,
+    GEOREFERENCE,
+    NO_SPLIT,
+    REGION,
+    BadPatchError,
+    Column,
+    Patch,
+    PixelArray,
+    label_columns,
+    split_column,
+)
+
+TABLES = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
+SIDE_M = 1200.0
+REFERENCE = PixelArray("reference_map", ("CLC",), 120, 120, "uint16", 10.0, 0, "CORINE Land Cover code, level 3")
+
+
+class BigEarthNet2:
+    """BigEarthNet v2.0: `BigEarthNet-S2/<product>/<patch>/` with 12 GeoTIFFs, and metadata in Parquet."""
+
+    label_sets = ("labels_19",)
+    splits = ("official",)
+    statistics_split = "official"
+    attributes: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(
+        self, archive: Path, bands: str = "all", metadata: Path | None = None, reference_maps: Path | None = None
+    ) -> None:
+        """List the patches.
+
+        Args:
+            archive: `BigEarthNet-S2`, or the folder that holds it.
+            bands: `all` or `rgb`.
+            metadata: `metadata.parquet`, or a folder with both of the archive's tables; by default beside the archive.
+            reference_maps: `Reference_Maps`; by default beside the archive, if it is there.
+
+        Raises:
+            DataError: No patches or no metadata there.
+        """
+        inner = archive / "BigEarthNet-S2"
+        self.archive = inner if inner.is_dir() else archive
+        self.folders = sorted(_list_patches(self.archive), key=lambda path: (Path(path).name, path))
+        if not self.folders:
+            raise DataError(f"{archive} has no patches of BigEarthNet v2.0 (BigEarthNet-S2/<product>/<patch>/)")
+        self.names = tuple(Path(path).name for path in self.folders)
+        self.arrays = sentinel_arrays(bands, nodata=0)
+        beside = [self.archive, self.archive.parent]
+        found = [path / "Reference_Maps" for path in beside if (path / "Reference_Maps").is_dir()]
+        self.reference = reference_maps or (found[0] if found else None)
+        self.maps = (REFERENCE,) if self.reference else ()
+        self._about = _Table(_tables([metadata] if metadata else beside, archive), self.names)
+        self.columns: tuple[Column, ...] = (
+            *COMMON,
+            *GEOREFERENCE,
+            *REGION,
+            *CONDITIONS,
+            label_columns("labels_19", LABELS_19, True),
+            split_column("official"),
+        )
+        self.about: Mapping[str, Any] = {
+            "source": "BigEarthNet v2.0",
+            "bands": bands,
+            "tables": digest_of(self._about.split, self._about.flags),
+            "reference_maps": bool(self.maps),
+        }
+
+    def read(self, row: int) -> Patch:
+        """One patch: its bands, its corner, and what the tables say of it."""
+        name, folder = self.names[row], self.archive / self.folders[row]
+        patch = Patch()
+        if V1_NAME.fullmatch(name):
+            patch.complain(BadPatchError("foreign", f"{name} is of BigEarthNet v1.0: convert it as bigearthnet-v1"))
+            return patch
+        if row and self.names[row - 1] == name:
+            patch.complain(BadPatchError("duplicate", f"{self.folders[row]} has the name of {self.folders[row - 1]}"))
+            return patch
+        parts: tuple[Callable[[], dict[str, Any]], ...] = (
+            lambda: self._about.values(row),
+            lambda: _date(name),
+            lambda: _place(folder / f"{name}_B02.tif"),
+        )
+        for part in parts:
+            try:
+                patch.values |= part()
+            except BadPatchError as problem:
+                patch.complain(problem)
+        read_bands(patch, folder, name, self.arrays)
+        if self.reference is not None:
+            self._read_map(patch, self.reference / folder.parent.name / name / f"{name}_reference_map.tif")
+        return patch
+
+    def _read_map(self, patch: Patch, path: Path) -> None:
+        try:
+            patch.arrays[REFERENCE.name] = read_band(path, REFERENCE.height)[None]
+        except BadPatchError as problem:
+            if problem.code != "missing_band":
+                patch.problems.append(("bad_metadata", str(problem)))
+
+
+def _list_patches(archive: Path) -> Iterator[str]:
+    """Relative paths of patch folders in their products; of patches that lie beside products too."""
+    for product in folders_in(archive):
+        if V1_NAME.fullmatch(product.name):
+            yield product.name
+            continue
+        for entry in folders_in(product.path):
+            if V1_NAME.fullmatch(entry.name) or V2_NAME.fullmatch(entry.name):
+                yield f"{product.name}/{entry.name}"
+
+
+def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
+    """The tables of metadata of these files or folders, one after the other."""
+    paths = [path for place in places for path in ([place] if place.is_file() else [place / name for name in TABLES])]
+    found = [read_table(path) for path in paths if path.is_file()]
+    if not found:
+        raise DataError(f"there is no {TABLES[0]} beside {archive}. Give it with --metadata.")
+    needed = ("patch_id", "labels", "split", "country", "contains_seasonal_snow", "contains_cloud_or_shadow")
+    for table in found:
+        missing = [name for name in needed if name not in table.column_names]
+        if missing:
+            raise DataError(f"the metadata of {archive} lacks the columns {', '.join(missing)}")
+    return pyarrow.concat_tables([table.select(needed) for table in found], promote_options="permissive")
+
+
+class _Table:
+    """What the tables say of an archive's patches, in the order of its rows."""
+
+    def __init__(self, table: pyarrow.Table, names: tuple[str, ...]) -> None:
+        place = {name: i for i, name in enumerate(table["patch_id"].to_pylist())}
+        where = [place.get(name, -1) for name in names]
+        self.known = np.array(where) >= 0
+        chosen = table.take([max(i, 0) for i in where])
+        part = {"train": 0, "validation": 1, "val": 1, "test": 2}
+        self.split = np.array([part.get(name, NO_SPLIT) for name in chosen["split"].to_pylist()], np.uint8)
+        self.country = np.array([name or "" for name in chosen["country"].to_pylist()], object)
+        flags = [chosen[name].to_pylist() for name in ("contains_seasonal_snow", "contains_cloud_or_shadow")]
+        self.flags = np.array(flags, bool)
+        self.labels = pyarrow.compute.fill_null(chosen["labels"].combine_chunks(), [])
+
+    def values(self, row: int) -> dict[str, Any]:
+        """Columns of a row.
+
+        Raises:
+            BadPatchError: The tables do not name the patch, or have no or unknown labels of it.
+        """
+        if not self.known[row]:
+            raise BadPatchError("no_metadata", "the tables of metadata do not have it")
+        snow, cloud = self.flags[:, row]
+        return label_values(self.labels[row].as_py(), LABELS_19) | {
+            "split_official": self.split[row],
+            "country": self.country[row],
+            "seasonal_snow": snow,
+            "cloud_or_shadow": cloud,
+        }
+
+
+_SECOND = re.compile(r"_(\d{8}T\d{6})_")
+
+
+def _date(name: str) -> dict[str, Any]:
+    """Time columns from a product's name."""
+    try:
+        found = _SECOND.search(name)
+        when = datetime.strptime(found[1] if found else "", "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        raise BadPatchError("bad_metadata", "the name has no valid date") from None
+    return time_values(when) | {"season": season_of(when)}
+
+
+def _place(path: Path) -> dict[str, Any]:
+    """Place columns from a band's georeference."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return {}  # The missing band is reported where the pixels are read.
+    corner = utm_corner(data)
+    if corner is None:
+        frame = georeference(path, path.name)
+        if isinstance(frame.projection, str):
+            raise BadPatchError("bad_coordinates", f"{path.name} has a projection without EPSG code")
+        corner = (frame.projection, *frame.upper_left)
+    epsg, ulx, uly = corner
+    try:
+        return grid_place(epsg, (ulx, uly), (ulx + SIDE_M, uly - SIDE_M)) | {"utm_epsg": epsg}
+    except ValueError as error:
+        raise BadPatchError("bad_coordinates", f"{path.name}: {error}") from None
