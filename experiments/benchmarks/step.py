@@ -1,0 +1,243 @@
+"""Seconds and FLOPs of one training step by part, for any algorithm, and beside it a naive step.
+
+    python experiments/benchmarks/step.py --algorithm fixmatch --naive --threads 2 --repeats 5 --json step.json
+    python experiments/benchmarks/step.py --algorithm all --naive --labeled 2
+
+The naive step is the public implementation's: one concatenated forward per network, every view with gradients (the
+teacher's weak unlabeled one, too), and the average taken from copies of the state dict. Both do the same arithmetic on
+pseudo-labels. FLOPs are those of matrix products and convolutions (torch.utils.flop_counter); seconds are medians.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stssl.algorithms import ALGORITHMS, AlgorithmConfig, DataFacts
+from stssl.batch import Batch, Progress, Stream, View
+from stssl.config import config_types, part_name
+from stssl.errors import ConfigError
+from stssl.labels import LabelSpace
+from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
+from stssl.steps.parts import Outputs
+from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
+from stssl.train.optim import adamw
+
+PARTS = ("student forward", "teacher forward", "labels", "algorithm", "losses", "backward", "optimizer", "average")
+
+
+class NaiveStep(TeacherStudentStep):
+    """The same losses, from one forward of all views with gradients."""
+
+    def _see(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
+        if torch.is_grad_enabled() and network is self.networks[self.labeler]:
+            weak = sorted(self.algorithm.views - set(views), key=lambda view: view.value)
+            seen = super()._see(network, batch, views + weak)
+            return Outputs(seen.logits, {view: seen.contexts[view] for view in views})
+        return super()._see(network, batch, views)
+
+    @torch.no_grad()
+    def after_optimizer(self) -> None:
+        """Averages by name, with a copy of all weights before and after."""
+        for name, network in self._live():
+            average = self._average(name)
+            live = {key: value.clone() for key, value in network.state_dict().items()}
+            held = {key: value.clone() for key, value in average.state_dict().items()}
+            for key, _ in network.named_parameters():
+                held[key] = held[key] * 0.999 + live[key] * 0.001
+            average.load_state_dict(held)
+
+
+class Meter:
+    """Seconds and FLOPs by part."""
+
+    def __init__(self, counter: FlopCounterMode | None = None) -> None:
+        """Count FLOPs too, if a counter is running."""
+        self.counter = counter
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.flops: defaultdict[str, float] = defaultdict(float)
+        self.inner = [0.0, 0.0]
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens inside, less what inner parts count for themselves."""
+        before, self.inner = self.inner, [0.0, 0.0]
+        start, flops = time.perf_counter(), self._flops()
+        yield
+        spent = [time.perf_counter() - start, self._flops() - flops]
+        self.seconds[name] += spent[0] - self.inner[0]
+        self.flops[name] += spent[1] - self.inner[1]
+        self.inner = [before[0] + spent[0], before[1] + spent[1]]
+
+    def wrap(self, name: Callable[[], str] | str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, counted."""
+
+        def counted(*args: Any, **options: Any) -> Any:
+            with self.part(name if isinstance(name, str) else name()):
+                return function(*args, **options)
+
+        return counted
+
+    def _flops(self) -> float:
+        return float(self.counter.get_total_flops()) if self.counter else 0.0
+
+
+def part(union: Any, name: str, **options: Any) -> Any:
+    """The configuration called `name` of a union."""
+    return next(kind for kind in config_types(union) if part_name(kind) == name)(**options)
+
+
+def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStudentStep:
+    """A step with teacher, past every warm-up."""
+    torch.manual_seed(0)
+    space = LabelSpace(tuple(map(str, range(options.classes))), not options.single_label)
+    prior = torch.full((space.groups, space.ways), 1 / space.ways)
+    config = part(AlgorithmConfig, name)
+
+    def network(role: str) -> Network:
+        return build_network(
+            backbone=options.backbone,
+            backbone_args={},
+            image_size=options.size,
+            in_channels=3,
+            classes=options.classes,
+            encoder=part(EncoderConfig, "raw"),
+            injection=part(InjectionConfig, options.site),
+            role=role,  # type: ignore[arg-type]
+            weights="none",
+            distill=True,
+        )
+
+    return (NaiveStep if naive else TeacherStudentStep)(
+        student=network("student"),
+        teacher=network("teacher"),
+        algorithm=ALGORITHMS[name](config, space, DataFacts(prior, 100_000)),
+        space=space,
+        loss=LossConfig(),
+        ema_decay=0.999,
+        strong_labeled=False,
+        supervised_start=0,
+    )
+
+
+def make_batch(options: argparse.Namespace, space: LabelSpace, device: torch.device) -> Batch:
+    """Random images of all views."""
+    torch.manual_seed(1)
+    rows = {Stream.LABELED: options.labeled, Stream.UNLABELED: options.labeled * options.ratio}
+    images = {view: torch.randn(rows[view.stream], 3, options.size, options.size, device=device) for view in View}
+    metadata = {stream: torch.rand(count, 4, device=device) * 40 for stream, count in rows.items()}
+    labels = torch.randint(0, space.ways, (options.labeled, space.groups), device=device)
+    return Batch(images, metadata, labels, torch.arange(rows[Stream.UNLABELED], device=device))
+
+
+def instrument(step: TeacherStudentStep, meter: Meter) -> None:
+    """Count the step's parts."""
+    for name, network in step.networks.items():
+        network.forward = meter.wrap(  # type: ignore[method-assign]
+            lambda name=name: f"{name} forward" if torch.is_grad_enabled() else "labels",
+            type(network).forward.__get__(network),
+        )
+    for name in ("observe", "terms"):
+        method = getattr(type(step.algorithm), name).__get__(step.algorithm)
+        setattr(step.algorithm, name, meter.wrap("algorithm", method))
+
+
+def take(step: TeacherStudentStep, optimizer: torch.optim.Optimizer, batch: Batch, meter: Meter) -> None:
+    """One whole step."""
+    optimizer.zero_grad(set_to_none=True)
+    with meter.part("losses"):
+        output = step(batch, Progress(50_000, 64_000))
+    with meter.part("backward"):
+        output.loss.backward()
+    with meter.part("optimizer"):
+        optimizer.step()
+    with meter.part("average"):
+        step.after_optimizer()
+    if batch.labels.is_cuda:
+        torch.cuda.synchronize()
+
+
+def measure(options: argparse.Namespace, name: str, naive: bool) -> dict[str, dict[str, float]]:
+    """Of each part the median seconds and the FLOPs."""
+    device = torch.device(options.device)
+    step = make_step(options, name, naive).to(device).train()
+    optimizer, batch = adamw(step.networks, 1e-4, 5e-4), make_batch(options, step.space, device)
+    runs: list[Meter] = []
+    for number in range(options.repeats + 1):
+        counter = FlopCounterMode(display=False) if number == 0 else None
+        runs.append(Meter(counter))
+        instrument(step, runs[-1])
+        with counter or nullcontext():
+            take(step, optimizer, batch, runs[-1])
+    timed = runs[1:]
+    names = [name for name in PARTS if name in runs[0].seconds]
+    return {
+        name: {"seconds": statistics.median(run.seconds[name] for run in timed), "flops": runs[0].flops[name]}
+        for name in names
+    }
+
+
+def table(name: str, ours: dict[str, dict[str, float]], naive: dict[str, dict[str, float]] | None) -> None:
+    """Print parts as rows; naive beside ours."""
+    columns = [("seconds", 1.0, "s"), ("flops", 1e9, "GFLOP")]
+    sides = [("", ours)] + ([("naive ", naive)] if naive else [])
+    print(f"\n{name:<18}" + "".join(f"{side + unit:>14}" for side, _ in sides for _, _, unit in columns))
+    for row in [*PARTS, "total"]:
+        cells = [_cell(parts, row, key) / scale for _, parts in sides for key, scale, _ in columns]
+        if any(cells):
+            print(f"{row:<18}" + "".join(f"{cell:>14.4g}" for cell in cells))
+    if naive:
+        shares = [_cell(ours, "total", key) / _cell(naive, "total", key) for key, _, _ in columns]
+        print(f"{'ours / naive':<18}{shares[0]:>14.3f}{shares[1]:>14.3f}")
+
+
+def _cell(parts: dict[str, dict[str, float]], row: str, key: str) -> float:
+    if row == "total":
+        return sum(values[key] for values in parts.values())
+    return parts.get(row, {}).get(key, 0.0)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithm", nargs="+", default=["fixmatch"], help="names, or all")
+    parser.add_argument("--naive", action="store_true", help="measure the naive step, too")
+    parser.add_argument("--backbone", default="vit_small_patch16_224")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--site", default="token")
+    parser.add_argument("--classes", type=int, default=43)
+    parser.add_argument("--single-label", action="store_true")
+    parser.add_argument("--labeled", type=int, default=4)
+    parser.add_argument("--ratio", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found: dict[str, Any] = {}
+    for name in ALGORITHMS if options.algorithm == ["all"] else options.algorithm:
+        try:
+            ours = measure(options, name, False)
+        except ConfigError as error:
+            print(f"\n{name}: {error}")
+            continue
+        naive = measure(options, name, True) if options.naive else None
+        table(name, ours, naive)
+        found[name] = {"ours": ours, "naive": naive}
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        options.json.write_text(json.dumps({"settings": settings, "steps": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
