@@ -33,6 +33,23 @@ def quickstart(
 
 
 @app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    patches: Annotated[int, typer.Option(min=1, help="How many patches.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
+    locations: Annotated[Path | None, typer.Option(help="Table of real places, dates and classes.")] = None,
+    confounded: Annotated[bool, typer.Option(help="Whether dates go with countries.")] = True,
+) -> None:
+    """Write a synthetic archive in the file layout of BigEarthNet v1.0."""
+    from stssl.archives.synthetic import synthesize as go
+    from stssl.progress import counting
+
+    with counting(console, "write", "patches") as progress:
+        written = go(out, patches, seed, locations=locations, confounded=confounded, progress=progress)
+    print(written)
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="bigearthnet-v1, bigearthnet-v2, eurosat, eurosat-ms or manifest.")],
     archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.")],
@@ -48,10 +65,10 @@ def convert(
     """Convert an archive to a Zarr store; an interrupted conversion goes on where it stopped."""
     from stssl.convert import Options
     from stssl.convert import convert as go
-    from stssl.progress import conversion_progress, conversion_summary
+    from stssl.progress import conversion_summary, counting
 
     options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers, address=ray_address)
-    with conversion_progress(console) as progress:
+    with counting(console, "convert", "shards") as progress:
         summary = go(source, archive, store, options, progress, coordinates=coordinates)
     console.print(conversion_summary(summary))
     print(summary.store)

@@ -1,5 +1,6 @@
 """Scores of a split's predictions; torchmetrics computes what it has."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,7 +61,10 @@ def headline(space: LabelSpace) -> str:
 def _multilabel(probabilities: Tensor, targets: Tensor) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     options = {"num_labels": probabilities.shape[1], "ignore_index": IGNORED}
     positives = (targets == 1).sum(0)
-    average_precision = multilabel_average_precision(probabilities, targets, average=None, **options)
+    with warnings.catch_warnings():
+        # A class without positives is left out of the mean below; torchmetrics warns of each.
+        warnings.simplefilter("ignore")
+        average_precision = multilabel_average_precision(probabilities, targets, average=None, **options)
     average_precision = torch.where(positives > 0, average_precision, torch.nan)
     flat, known = probabilities.flatten(), targets.flatten()
     return {

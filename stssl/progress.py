@@ -14,12 +14,12 @@ from stssl.convert import Summary
 def progress_bar(console: Console) -> Progress:
     """A bar with counts, time spent, time to go, and a note."""
     return Progress(
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
+        TextColumn("{task.description:<8}"),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("to go"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
         console=console,
     )
@@ -35,10 +35,9 @@ def training_progress(console: Console, steps: int) -> Iterator[Callable[[dict[s
         def watch(row: dict[str, Any]) -> None:
             if row["kind"] == "train":
                 notes["loss"] = f"loss {row['loss']:.3f}"
-                notes["speed"] = f"{row['images_per_s']:.0f} images/s"
             else:
                 name = "mAP" if "mAP" in row else "accuracy"
-                notes["score"] = f"validation {name} {row[name]:.3f}"
+                notes["score"] = f"{name} {row[name]:.3f}"
             bar.update(task, completed=row["step"], note=", ".join(notes.values()))
 
         yield watch
@@ -57,10 +56,10 @@ def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table
 
 
 @contextlib.contextmanager
-def conversion_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar over shards; yields what takes the numbers of finished and of all shards."""
+def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that counts; yields what takes the number of things done and of all things."""
     with progress_bar(console) as bar:
-        task = bar.add_task("convert", total=None, note="shards")
+        task = bar.add_task(what, total=None, note=unit)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

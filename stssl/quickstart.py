@@ -6,10 +6,10 @@ from rich.console import Console
 
 from stssl.archives.synthetic import synthesize
 from stssl.config import apply_overrides, parse_yaml, validate
-from stssl.convert import convert
+from stssl.convert import Options, convert
 from stssl.data.inspect import describe
 from stssl.data.store import Store
-from stssl.progress import score_table, training_progress
+from stssl.progress import conversion_summary, counting, score_table, training_progress
 from stssl.recipe import Recipe
 from stssl.report import write_report
 from stssl.train.finished import evaluate_run
@@ -53,10 +53,13 @@ def quickstart(out: Path, console: Console, patches: int = 2000, overrides: tupl
     out.mkdir(parents=True, exist_ok=True)
     archive, store = out / "archive", out / "store.zarr"
     console.rule("1  a synthetic archive in the BigEarthNet v1.0 file layout")
-    synthesize(archive, patches=patches, seed=0, console=console)
+    with counting(console, "write", "patches") as progress:
+        synthesize(archive, patches=patches, seed=0, progress=progress)
     console.rule("2  convert it to a Zarr store")
-    convert("bigearthnet-v1", archive, store, console=console)
-    console.print(describe(Store.open(store)))
+    with counting(console, "convert", "shards") as progress:
+        summary = convert("bigearthnet-v1", archive, store, Options(shard=128), progress)
+    console.print(conversion_summary(summary), highlight=False)
+    console.print(describe(Store.open(store)), highlight=False, markup=False, soft_wrap=True)
     console.rule("3  train: a teacher that sees place and date, a student that does not")
     text = RECIPE.replace("STORE", str(store.absolute()))
     write_text(out / "recipe.yaml", text)
