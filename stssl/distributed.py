@@ -1,9 +1,10 @@
 """The few collectives that training needs, as functions that do nothing in a single process."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce as _differentiable_all_reduce
 
 
 def world_size() -> int:
@@ -21,22 +22,30 @@ def rows_of(total: int, rank: int, world: int) -> slice:
     return slice(total * rank // world, total * (rank + 1) // world)
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def row_counts(rows: Tensor) -> list[int]:
+    """How many rows each rank holds, in rank order; waits for the device."""
+    if world_size() == 1:
+        return [len(rows)]
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+    return [int(size) for size in sizes]
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """Concatenate every rank's rows in rank order, without gradients; ranks may hold different numbers of rows.
 
     Args:
         rows: [n, ...], the same trailing shape on all ranks.
+        counts: How many rows each rank holds, if that is known; else ranks tell each other, which waits for the device.
     """
     rows = rows.detach()
     if world_size() == 1:
         return rows
-    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
-    counts = [int(size) for size in sizes]
+    counts = row_counts(rows) if counts is None else counts
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded.contiguous())
+    dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
@@ -45,12 +54,4 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     total = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)
-    return total
-
-
-def differentiable_sum(value: Tensor) -> Tensor:
-    """Sum a tensor over ranks so that gradients flow back to every rank's own part."""
-    if world_size() == 1:
-        return value
-    total: Tensor = _differentiable_all_reduce(value)  # type: ignore[no-untyped-call]
     return total

@@ -65,7 +65,9 @@ class Cap(Algorithm):
             )
         frequency = facts.prior[:, 1].double()
         positive, negative = config.positive_share, config.negative_share
-        self.shares = torch.stack([1 - frequency, 1 - positive * frequency, negative * (1 - frequency)])
+        shares = torch.stack([1 - frequency, 1 - positive * frequency, negative * (1 - frequency)])
+        self.shares: Tensor
+        self.register_buffer("shares", shares, persistent=False)
         self.ring = Ring(space.groups, config.rows)
         self.cuts: Tensor
         self.register_buffer("cuts", torch.full((3, space.groups), 0.5))
@@ -74,7 +76,7 @@ class Cap(Algorithm):
         """Push the batch, newest rows last, and take the cuts."""
         self.ring.push(presence(seen.labeler[View.UNLABELED_WEAK]))
         same = self.config.positive_share == self.config.negative_share == 1
-        cuts = [self.ring.quantile(share) for share in self.shares.to(self.cuts.device)[: 1 if same else 3]]
+        cuts = [self.ring.quantile(share) for share in self.shares[: 1 if same else 3]]
         self.cuts.copy_(torch.stack(cuts * 3 if same else cuts))
 
     def terms(self, seen: Seen, progress: Progress) -> list[Term]:

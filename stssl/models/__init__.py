@@ -2,7 +2,7 @@
 
 from stssl.models.injection import INJECTIONS, InjectionConfig
 from stssl.models.metadata import ENCODERS, EncoderConfig
-from stssl.models.network import Network, Prediction, Role, build_network
+from stssl.models.network import Network, Prediction, Role, build_network, check_fit
 
 __all__ = [
     "ENCODERS",
@@ -13,4 +13,5 @@ __all__ = [
     "Prediction",
     "Role",
     "build_network",
+    "check_fit",
 ]

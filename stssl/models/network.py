@@ -146,6 +146,25 @@ def build_network(
     return Network(net, site, made, project, shape.family != "cnn")
 
 
+def check_fit(*, backbone: str, backbone_args: Mapping[str, Any], image_size: int, injection: Config) -> None:
+    """Check that a backbone exists and that a site fits it, as cheaply as timm allows and without weights.
+
+    Raises:
+        ConfigError: They do not; says what would.
+    """
+
+    def make() -> nn.Module:
+        return make_backbone(backbone, backbone_args, size=image_size, in_channels=3, classes=2, hub=False)
+
+    try:
+        with torch.device("meta"):
+            net = make()
+    except (RuntimeError, NotImplementedError):  # constructors that look at numbers cannot be run without memory
+        net = make()
+    with torch.device("meta"):
+        make_site(injection, shape_of(net, backbone), backbone)
+
+
 def make_site(injection: Config, shape: Shape, backbone: str) -> Injection:
     """The site for a backbone called `backbone`.
 

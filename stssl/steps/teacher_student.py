@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stssl.algorithms import Algorithm, Logits, Role, Seen, Term
 from stssl.algorithms.base import known
-from stssl.batch import Batch, Progress, View
-from stssl.distributed import gather_rows, sum_over_ranks, world_size
+from stssl.batch import Batch, Progress, Stream, View
+from stssl.distributed import gather_rows, row_counts, sum_over_ranks, world_size
 from stssl.labels import LabelSpace
 from stssl.models import Network, Prediction
 from stssl.models.ema import Ema, frozen_statistics, reestimate_batchnorm
@@ -55,6 +55,7 @@ class TeacherStudentStep(nn.Module):
         self.averages = nn.ModuleDict({name: Ema(network, ema_decay) for name, network in named.items()})
         self.algorithm, self.space, self.loss = algorithm, space, loss
         self.supervised_start = supervised_start
+        self._counts: dict[tuple[Stream, int], list[int]] = {}
         both = strong_labeled or algorithm.strong_labeled
         self.supervised_views = [View.LABELED_WEAK] + ([View.LABELED_STRONG] if both else [])
 
@@ -80,7 +81,8 @@ class TeacherStudentStep(nn.Module):
         views = self._gradient_views(matching)
         outputs = {name: self._see(network, batch, views) for name, network in self._live()}
         if plan is None:
-            plan = self._plan(batch, progress, {name: output.logits for name, output in outputs.items()})
+            logits = {name: output.logits for name, output in outputs.items()}
+            plan = self._plan(batch, progress, self._look(batch, progress, logits), logits)
         losses: dict[str, Tensor] = {}
         for name, output in outputs.items():
             losses |= {f"{name}_{part}": loss for part, loss in self._losses(name, output, batch, progress, plan)}
@@ -93,13 +95,11 @@ class TeacherStudentStep(nn.Module):
 
     def plan(self, batch: Batch, progress: Progress, parts: int) -> list[Plan]:
         """What each of `parts` micro-batches is to match: from all rows first, then `forward` on each part."""
-        with torch.no_grad():
-            chunks = [self._preview(part, progress) for part in batch.split(parts)]
-            logits = {
-                name: {view: torch.cat([chunk[name][view] for chunk in chunks]) for view in views}
-                for name, views in chunks[0].items()
-            }
-            return self._plan(batch, progress, logits).split(parts)
+        blocks = list(batch.split(parts))
+        previews = [self._preview(block, progress) for block in blocks]
+        looks = [self._look(block, progress, logits) for block, logits in zip(blocks, previews, strict=True)]
+        logits = {name: _joined([preview[name] for preview in previews]) for name in self.networks}
+        return self._plan(batch, progress, _joined_looks(looks), logits).split(parts)
 
     def after_optimizer(self) -> None:
         """Move the averages; call after each optimiser step."""
@@ -186,16 +186,17 @@ class TeacherStudentStep(nn.Module):
             return loss / self.loss.distillation
         return loss / self.loss.unlabeled if name.endswith("_unlabeled") and self.loss.unlabeled else loss
 
-    def _preview(self, batch: Batch, progress: Progress) -> dict[str, dict[View, Tensor]]:
-        """All logits that a plan needs, without gradients."""
-        needs: dict[str, set[View]] = {name: set() for name in self.networks}
-        if progress.step >= self.supervised_start and self.algorithm.views:
-            needs[self.labeler] |= self.algorithm.views if self.algorithm.config.labeler == "live" else set()
-            for name in self.networks if self._matching(progress) else ():
-                watched = self.algorithm.watches_student and self._role(name) == "student"
-                needs[name] |= {View.UNLABELED_STRONG} if watched or self.algorithm.regularized else set()
-        return {name: self._peek(network, batch, needs[name]) for name, network in self._live()}
+    @torch.no_grad()
+    def _preview(self, batch: Batch, progress: Progress) -> dict[str, Logits]:
+        """Logits of strong views, where a plan needs them before losses are taken."""
+        algorithm, found = self.algorithm, dict[str, Logits]()
+        for name, network in self._live():
+            watched = algorithm.watches_student and self._role(name) == "student"
+            wanted = self._matching(progress) and (watched or algorithm.regularized)
+            found[name] = self._peek(network, batch, {View.UNLABELED_STRONG} if wanted else set())
+        return found
 
+    @torch.no_grad()
     def _peek(self, network: Network, batch: Batch, views: set[View] | frozenset[View]) -> dict[View, Tensor]:
         """A network's logits of some views, leaving its BatchNorm statistics alone."""
         if not views:
@@ -203,9 +204,11 @@ class TeacherStudentStep(nn.Module):
         with frozen_statistics(network):
             return self._see(network, batch, sorted(views, key=lambda view: view.value)).logits
 
-    def _look(self, batch: Batch, logits: Mapping[str, Logits]) -> Seen:
-        """What the algorithm is shown of this rank's rows; `logits` are what is there already."""
+    def _look(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> Seen | None:
+        """What the algorithm is shown of this rank's rows, if anything; `logits` are what is there already."""
         algorithm, done = self.algorithm, dict(logits[self.labeler])
+        if not algorithm.views or progress.step < self.supervised_start:
+            return None
         network = dict(self._live())[self.labeler]
         if algorithm.config.labeler == "ema":
             done, network = {}, self._average(self.labeler)
@@ -215,9 +218,8 @@ class TeacherStudentStep(nn.Module):
         blank = None
         if algorithm.needs_blank:
             blank = self.space.grouped(self._blank(network, batch.images[View.UNLABELED_WEAK]).float())
-        return Seen(
-            {view: done[view].detach() for view in sorted(algorithm.views, key=str)}, strong, batch.index, blank
-        )
+        views = sorted(algorithm.views, key=lambda view: view.value)
+        return Seen({view: done[view].detach() for view in views}, strong, batch.index, blank)
 
     @torch.no_grad()
     def _blank(self, network: Network, like: Tensor) -> Tensor:
@@ -228,14 +230,13 @@ class TeacherStudentStep(nn.Module):
         return prediction.logits
 
     @torch.no_grad()
-    def _plan(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> Plan:
+    def _plan(self, batch: Batch, progress: Progress, seen: Seen | None, logits: Mapping[str, Logits]) -> Plan:
         """Let the algorithm observe and say what to match; sum denominators over ranks."""
         algorithm, terms = self.algorithm, list[Term]()
         matching = self._matching(progress)
-        if algorithm.views and progress.step >= self.supervised_start:
-            seen = self._look(batch, logits)
+        if seen is not None:
             if algorithm.stateful:
-                algorithm.observe(_gathered(seen), progress)
+                algorithm.observe(self._gathered(seen), progress)
             terms = algorithm.terms(seen, progress) if matching else []
         statistics: dict[str, Tensor] = {}
         if algorithm.regularized and terms:
@@ -250,11 +251,34 @@ class TeacherStudentStep(nn.Module):
         totals = list(sum_over_ranks(local) / world_size())
         return Plan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)
 
+    def _gathered(self, seen: Seen) -> Seen:
+        """The same of all ranks' rows."""
+        if world_size() == 1:
+            return seen
+        labeler = {view: self._gather(rows, view.stream) for view, rows in seen.labeler.items()}
+        student = {view: self._gather(rows, view.stream) for view, rows in seen.student.items()}
+        blank = None if seen.blank is None else gather_rows(seen.blank, [1] * world_size())
+        return Seen(labeler, student, self._gather(seen.index, Stream.UNLABELED), blank)
 
-def _gathered(seen: Seen) -> Seen:
-    """The same of all ranks' rows."""
-    blank = None if seen.blank is None else gather_rows(seen.blank)
-    labeler, student = (
-        {view: gather_rows(rows) for view, rows in views.items()} for views in (seen.labeler, seen.student)
+    def _gather(self, rows: Tensor, stream: Stream) -> Tensor:
+        """All ranks' rows of a stream. Batch sizes are the same all run long, so ranks tell each other theirs once."""
+        key = (stream, len(rows))
+        if key not in self._counts:
+            self._counts[key] = row_counts(rows)
+        return gather_rows(rows, self._counts[key])
+
+
+def _joined(blocks: list[Logits]) -> Logits:
+    """Rows of several blocks, view by view."""
+    return {view: torch.cat([block[view] for block in blocks]) for view in blocks[0]}
+
+
+def _joined_looks(looks: list[Seen | None]) -> Seen | None:
+    """What several blocks of rows showed, as one."""
+    seen = [look for look in looks if look is not None]
+    if not seen:
+        return None
+    index = torch.cat([look.index for look in seen])
+    return Seen(
+        _joined([look.labeler for look in seen]), _joined([look.student for look in seen]), index, seen[0].blank
     )
-    return Seen(labeler, student, gather_rows(seen.index), blank)

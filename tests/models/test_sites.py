@@ -9,7 +9,7 @@ import torch
 from small import MULTILABEL, SIZE, make_network, part
 
 from stssl.errors import ConfigError
-from stssl.models import ENCODERS, INJECTIONS, EncoderConfig, InjectionConfig
+from stssl.models import ENCODERS, INJECTIONS, EncoderConfig, InjectionConfig, check_fit
 
 IMAGES = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 NAN = torch.nan
@@ -191,3 +191,13 @@ def test_standardised_places():
     features = encoder.place(places[:2, 0], places[:2, 1])
     torch.testing.assert_close(features.mean(0), torch.zeros(2))
     torch.testing.assert_close(features.std(0), torch.ones(2))
+
+
+def test_what_fits_can_be_asked_without_building_it():
+    for backbone, args in (("vit_small_patch16_224", {}), ("resnet18", {}), ("slim_resnet", {})):
+        check_fit(backbone=backbone, backbone_args=args, image_size=64, injection=part(InjectionConfig, "film"))
+        if "resnet" in backbone:
+            with pytest.raises(ConfigError, match="plain vision transformer"):
+                check_fit(
+                    backbone=backbone, backbone_args=args, image_size=64, injection=part(InjectionConfig, "token")
+                )

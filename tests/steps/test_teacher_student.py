@@ -1,9 +1,12 @@
 """What must hold for every algorithm in the table."""
 
+import copy
+
 import pytest
 import small
 import torch
 from small import CASES, IDS, MEMORY, MULTILABEL, SINGLELABEL, make_algorithm, make_batch, make_step, train
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 
 from stssl.algorithms import ALGORITHMS
 from stssl.batch import IGNORED, Progress, View
@@ -269,3 +272,45 @@ def test_the_table_names_every_algorithm_once():
     assert len(set(ALGORITHMS.values())) == len(ALGORITHMS)
     for name in ALGORITHMS:
         assert small.part(small.AlgorithmConfig, name).name == name
+
+
+def without_values(*things):
+    """Copies whose tensors have shapes but no values, and the mode in which they can be computed with."""
+    mode = FakeTensorMode()
+    with FakeCopyMode(mode):
+        return mode, *(copy.deepcopy(thing) for thing in things)
+
+
+@every
+def test_nothing_waits_for_the_device(name, space):
+    """Tensors without values raise wherever a number is asked of one."""
+    mode, step, batch = without_values(make_step(name, space), make_batch(space))
+    with mode:
+        for number in range(2):
+            step(batch, Progress(number, 10)).loss.backward()
+            step.after_optimizer()
+
+
+def test_control_a_number_asked_of_the_device_raises():
+    mode, step, batch = without_values(make_step("fixmatch", MULTILABEL), make_batch(MULTILABEL))
+    with mode, pytest.raises(DataDependentOutputException):
+        float(step(batch, Progress(0, 10)).loss.detach())
+
+
+@every
+def test_losses_are_in_full_precision_under_autocast(name, space):
+    step, batch = make_step(name, space), make_batch(space)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = step(batch, Progress(2, 10))
+    rough.loss.backward()
+    assert rough.loss.dtype == torch.float32 and torch.isfinite(rough.loss)
+    exact = make_step(name, space)(batch, Progress(2, 10))
+    torch.testing.assert_close(rough.logs["student_supervised"], exact.logs["student_supervised"], atol=0.1, rtol=0.05)
+
+
+def test_micro_batches_of_an_averaged_labeler_are_looked_at_in_blocks(monkeypatch):
+    step = make_step("fixmatch", MULTILABEL, labeler="ema")
+    sizes = []
+    step.averages["teacher"].network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    step.plan(make_batch(MULTILABEL, labeled=4, unlabeled=8), Progress(0, 10), 4)
+    assert sizes == [2, 2, 2, 2]
