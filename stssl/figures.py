@@ -16,6 +16,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#d5dbe1",
     "grid.linewidth": 0.6,
     "font.size": 10,
@@ -50,7 +51,8 @@ def _svg(figure: Any) -> str:
 def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -> str:
     """One panel for each metric that any run has, one line for each run, over steps."""
     present = [n for n in names if any(row.get(n) is not None for rows in runs.values() for row in rows)]
-    figure, axes = _figure(4.2 * max(1, len(present)), 3.0, max(1, len(present)))
+    columns = max(3, len(present))
+    figure, axes = _figure(4.2 * columns, 3.0, columns)
     for axis, name in zip(axes, present, strict=False):
         for color, (run, rows) in zip(COLORS * len(runs), runs.items(), strict=False):
             points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and row.get(name) is not None]
@@ -61,6 +63,8 @@ def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -
                 )
         axis.set_title(name.replace("_", " "))
         axis.set_xlabel("step")
+    for axis in axes[len(present) :]:
+        axis.set_visible(False)
     if len(runs) > 1 and present:
         axes[0].legend(fontsize=8)
     return _svg(figure) if present else ""

@@ -155,7 +155,7 @@ def _training(runs: Sequence[RunView]) -> list[str]:
     rows = {run.name: run.rows for run in runs}
     return [
         figures.curves(rows, "validation", ("mAP", "accuracy", "F1", "loss")),
-        figures.curves(rows, "train", ("loss", "student_supervised", "student_unlabeled", "distillation")),
+        figures.curves(rows, "train", ("student_supervised", "student_unlabeled", "distillation")),
         figures.curves(rows, "train", ("pseudo_rate", "pseudo_precision", "pseudo_recall")),
         figures.curves(rows, "train", ("learning_rate", "images_per_s", "data_wait")),
     ]

@@ -31,7 +31,8 @@ def test_there_is_a_recipe_for_every_row_of_the_paper():
         assert {f"bigearthnet/{kind}_{share}pct" for kind in kinds} <= names
     others = ("freematch", "softmatch", "defixmatch", "udal", "cap", "cdmad", "flexmatch", "mean_teacher", "adamatch")
     assert {f"bigearthnet/{name}{kind}_1pct" for name in others for kind in ("", "_teacher")} <= names
-    assert {f"eurosat/{name}_{count}" for name in ("fixmatch", "fixmatch_teacher") for count in (10, 20, 40, 80)} <= names
+    counts = (10, 20, 40, 80)
+    assert {f"eurosat/{name}_{count}" for name in ("fixmatch", "fixmatch_teacher") for count in counts} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)

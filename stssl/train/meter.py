@@ -50,6 +50,9 @@ class Meter:
         names = sorted(self.sums)
         table = torch.stack([self.sums[name].float() for name in names])
         means = dict(zip(names, (sum_over_ranks(table) / self.steps / world_size()).tolist(), strict=True))
+        if means.get("pseudo_claimed"):
+            means["pseudo_precision"] = means["pseudo_right"] / means["pseudo_claimed"]
+            means["pseudo_recall"] = means["pseudo_right"] / max(means["pseudo_actual"], 1e-12)
         elapsed = time.perf_counter() - self.since
         images = self.steps * sum(source.sampler.batch for source in self.session.loader.sources.values())
         recipe, step = self.session.recipe, self.session.position.step

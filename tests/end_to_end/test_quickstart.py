@@ -1,0 +1,29 @@
+"""The main job, small: archive, conversion with Ray tasks, two Ray Train workers, evaluation, report."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from stssl.data.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def test_quickstart(tmp_path):
+    out = tmp_path / "out"
+    small = ["schedule.steps=20", "schedule.warmup=2", "schedule.supervised_start=5", "schedule.evaluate_every=10"]
+    command = [sys.executable, "-m", "stssl.cli", "quickstart", "--out", str(out), "--patches", "300", *small]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    report = done.stdout.strip().splitlines()[-1]
+    assert report == str(out / "report.html")
+    assert "<svg" in (out / "report.html").read_text()
+    store = Store.open(out / "store.zarr")
+    assert store.size == 300 and store.bands[:3] == ("B04", "B03", "B02")
+    scores = json.loads((out / "runs" / "quickstart" / "evaluation" / "test.json").read_text())
+    assert set(scores["networks"]) == {"student", "teacher"}
+    assert json.loads((out / "runs" / "quickstart" / "record.json").read_text())["ranks"] == 2
+    assert any((out / "runs" / "quickstart" / "tensorboard").iterdir())
+    assert len(list((out / "archive").rglob("*.tif"))) == 12 * 300

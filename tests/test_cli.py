@@ -1,0 +1,102 @@
+"""The command line: what users do wrong ends with words, exit code 2 and no traceback."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+import zarr
+
+from stssl.cli import app
+
+
+def stssl(*arguments):
+    command = [sys.executable, "-m", "stssl.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def inside(*arguments):
+    """The same without a process of its own: exit code, standard output and error."""
+    from typer.testing import CliRunner
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe(recipe_tree, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_tree))
+    return path
+
+
+def test_train_evaluate_report(recipe, tmp_path):
+    trained = inside("train", recipe)
+    assert trained.exit_code == 0, trained.output
+    run = trained.stdout.strip().splitlines()[-1]
+    assert run == str(tmp_path / "runs" / "run")
+    assert "finished" in inside("train", recipe).stderr
+    for part in ("validation", "test"):
+        assert inside("evaluate", run, "--split", part).exit_code == 0
+    scores = json.loads((tmp_path / "runs" / "run" / "evaluation" / "test.json").read_text())
+    assert set(scores["networks"]) == {"student", "teacher"} and scores["patches"] == 40
+    page = tmp_path / "out" / "report.html"
+    assert inside("report", run, "--out", page).stdout.strip() == str(page)
+    text = page.read_text()
+    assert text.count("<svg") >= 6 and "balanced accuracy" in text and "backbone: slim_resnet" in text
+    for foreign in ("src=", "href=", "url(http"):
+        assert foreign not in text.replace("xlink:href", "").replace("url(#", "")
+
+
+def test_smoke_needs_no_ray_and_no_weights(recipe):
+    done = inside("train", recipe, "--smoke", "launch.workers=8", "model.weights=imagenet")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip().endswith("run-smoke")
+
+
+def test_inspect(store):
+    text = inside("inspect", store).stdout
+    assert "200 patches" in text and "official: 140 train, 20 validation, 40 test" in text
+    assert "errors    none" in text and "SeaLake" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimiser.lr=1", "unknown key optimiser: did you mean optimizer?"),
+        ("algorithm.threshold=1.5", "algorithm.threshold: Input should be less than or equal to 1 (given: 1.5)"),
+        ("schedule.steps=0", "schedule.steps"),
+        ("algorithm.name=fixmach", "'fixmatch'"),
+        ("data.store=/nowhere.zarr", "there is no store at /nowhere.zarr"),
+        ("data.bands=[B08]", "has no B08. It has: B04, B03, B02."),
+        ("data.labels=labels_43", "has no 'labels_43'"),
+        ("labels.total=30", "give one of fraction, per_class, total, list"),
+        ("launch.storage", "must look like section.key=value"),
+    ],
+)
+def test_mistakes_in_recipes(recipe, override, words):
+    done = stssl("train", recipe, override)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+
+
+def test_another_schema_version(recipe, store, tmp_path):
+    copy = tmp_path / "old.zarr"
+    shutil.copytree(store, copy)
+    zarr.open_group(copy, mode="r+").attrs["schema_version"] = 99
+    done = stssl("train", recipe, f"data.store={copy}")
+    assert done.returncode == 2 and "has schema version 99" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_mistakes_elsewhere(tmp_path, store):
+    for arguments, words in (
+        (("evaluate", tmp_path), "is not a run"),
+        (("report", tmp_path), "is not a run"),
+        (("inspect", tmp_path), "is not"),
+        (("convert", "eurosat", tmp_path / "no.zip", tmp_path / "s.zarr"), "there is no archive"),
+        (("convert", "landsat", store, tmp_path / "s.zarr"), "unknown archive format 'landsat'"),
+    ):
+        done = stssl(*arguments)
+        assert done.returncode == 2, arguments
+        assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
