@@ -1,149 +1,26 @@
-"""Pixels of many patches at once, straight from a store's shard files into batch buffers.
+"""Pixels of many patches at once, from a store into batch buffers.
 
-zarr-python spends a millisecond of Python on each chunk. This reader loads a shard's index once, checks its crc32c,
-then reads each patch with one `preadv` and decodes it where it belongs. It knows the layout that `convert` writes
-(one patch a chunk, index at the end, Blosc or no codec, a local folder); anything else goes through zarr, with equal
-results.
+Arrays in the layout that `convert` writes are read from their shard files (`shards`); any other layout, codec or remote
+store goes through zarr, with equal results.
 """
 
-import json
-import os
+import itertools
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
-from numcodecs import blosc
-from numpy.typing import NDArray
 
+from stssl.data.files import is_remote
+from stssl.data.shards import Pixels, ShardedArray, direct_layout
 from stssl.errors import DataError
 from stssl.randomness import Ints
 
-EMPTY = 2**64 - 1
-blosc.use_threads = False
-
-Pixels = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the direct path needs to know of one array."""
-
-    shape: tuple[int, ...]
-    shard: int
-    dtype: np.dtype[Any]
-    blosc: bool
-
-    @property
-    def patch_bytes(self) -> int:
-        """Bytes of one decoded patch."""
-        return int(np.prod(self.shape[1:])) * self.dtype.itemsize
-
-
-def direct_layout(folder: Path) -> Layout | None:
-    """The array's layout if the direct path can read it, else None."""
-    try:
-        meta = json.loads((folder / "zarr.json").read_text())
-        (sharding,) = meta["codecs"]
-        outer = meta["chunk_grid"]["configuration"]["chunk_shape"]
-        inner = sharding["configuration"]
-        codecs = [codec["name"] for codec in inner["codecs"]]
-        endian = inner["codecs"][0].get("configuration", {}).get("endian", "little")
-        index = [codec["name"] for codec in inner["index_codecs"]]
-        known = (
-            sharding["name"] == "sharding_indexed"
-            and codecs in (["bytes"], ["bytes", "blosc"])
-            and endian == "little"
-            and index == ["bytes", "crc32c"]
-            and inner.get("index_location", "end") == "end"
-            and inner["chunk_shape"] == [1, *meta["shape"][1:]]
-            and outer[1:] == meta["shape"][1:]
-            and meta["chunk_key_encoding"]["name"] == "default"
-        )
-    except (OSError, KeyError, ValueError, TypeError, IndexError):
-        return None
-    if not known:
-        return None
-    return Layout(tuple(meta["shape"]), outer[0], np.dtype(meta["data_type"]), codecs[-1] == "blosc")
-
-
-class DirectArray:
-    """Reads patches of one array whose layout is known."""
-
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        """Open nothing yet."""
-        self.folder, self.layout = folder, layout
-        self._open: dict[int, tuple[int, NDArray[np.uint64]]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without open files, which another process must open for itself."""
-        return self.__dict__ | {"_open": {}}
-
-    def read(self, rows: Ints, bands: slice, out: Pixels) -> None:
-        """Fill `out` [n, bands, H, W] with patches `rows`.
-
-        Raises:
-            DataError: A shard is missing, truncated or damaged; names file and patch.
-        """
-        whole = bands == slice(0, self.layout.shape[1])
-        offset = bands.start * self.layout.patch_bytes // self.layout.shape[1]
-        for place, row in enumerate(rows.tolist()):
-            shard, inside = divmod(row, self.layout.shard)
-            file, index = self._open.get(shard) or self._load(shard)
-            start, size = index[inside].tolist()
-            if start == EMPTY:
-                out[place] = 0
-            elif self.layout.blosc:
-                self._decode(os.pread(file, size, start), row, bands, None if whole else bands, out[place])
-            elif os.preadv(file, [out[place].data.cast("B")], start + offset) != out[place].nbytes:
-                raise DataError(f"{self._path(shard)} ends within patch {row}. Run `stssl verify`.")
-
-    def _decode(self, data: bytes, row: int, bands: slice, part: slice | None, out: Pixels) -> None:
-        try:
-            if part is None:
-                blosc.decompress(data, out)
-            else:
-                flat = np.frombuffer(blosc.decompress(data), self.layout.dtype)
-                out[:] = flat.reshape(self.layout.shape[1:])[part]
-        except (RuntimeError, ValueError) as error:
-            shard = self._path(row // self.layout.shard)
-            raise DataError(f"patch {row} in {shard} cannot be decoded ({error}). Run `stssl verify`.") from None
-
-    def _path(self, shard: int) -> Path:
-        return self.folder / "c" / str(shard) / "0" / "0" / "0"
-
-    def _load(self, shard: int) -> tuple[int, NDArray[np.uint64]]:
-        """Open a shard and keep its index: [patches, 2] offset and size."""
-        path = self._path(shard)
-        index_bytes = self.layout.shard * 16
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(
-                f"cannot read {path}: {error.strerror}. The store is incomplete: convert it again."
-            ) from None
-        size = os.fstat(file).st_size
-        tail = os.pread(file, index_bytes + 4, max(0, size - index_bytes - 4))
-        if len(tail) < index_bytes + 4 or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
-            os.close(file)
-            raise DataError(f"{path} is truncated or damaged: its index fails the checksum. Run `stssl verify`.")
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-        index = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
-        self._open[shard] = (file, index)
-        return file, index
-
-    def close(self) -> None:
-        """Close all files."""
-        for file, _ in self._open.values():
-            os.close(file)
-        self._open.clear()
-
-    def __del__(self) -> None:
-        """Close all files."""
-        self.close()
+__all__ = ["Pixels", "Reader", "Stored", "ZarrArray"]
 
 
 class ZarrArray:
@@ -160,55 +37,140 @@ class ZarrArray:
 
     def read(self, rows: Ints, bands: slice, out: Pixels) -> None:
         """Fill `out` [n, bands, H, W] with patches `rows`."""
+        if len(rows) == 0:
+            return
         if self._array is None:
             self._array = zarr.open_array(self.store, path=self.name, mode="r")
         unique, places = np.unique(rows, return_inverse=True)
-        out[:] = self._array.oindex[unique, bands][places.reshape(-1)]
+        try:
+            out[:] = self._array.oindex[unique, bands][places.reshape(-1)]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise DataError(f"{self.store}/{self.name} cannot be read ({error}). Run `stssl verify`.") from None
+
+    def close(self) -> None:
+        """Forget the open array."""
+        self._array = None
 
 
-Group = tuple[tuple[str, ...], Layout | None, Any]
+@dataclass(frozen=True)
+class Stored:
+    """One pixel array of a store, as a reader needs to know it.
+
+    Attributes:
+        bands: All its bands in stored order.
+        shape: [N, bands, H, W].
+        dtype: Of its values.
+    """
+
+    bands: tuple[str, ...]
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is read of one array: a span of bands, and those of the span that were asked for (None: all)."""
+
+    array: ShardedArray | ZarrArray
+    span: slice
+    picked: list[int] | None
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
 
 
 class Reader:
     """Delivers chosen bands of many patches: indices in, one array a band group out."""
 
     def __init__(
-        self, store: str, groups: dict[str, tuple[tuple[str, ...], Layout | None, Any]], bands: Sequence[str]
+        self, store: str, stored: dict[str, Stored], bands: Sequence[str], threads: int = 1, direct: bool = True
     ) -> None:
-        """Read `bands` of the arrays `groups`: name -> (all bands, direct layout or None, dtype and shape)."""
+        """Read `bands` of the arrays `stored`.
+
+        Args:
+            store: Path or URL.
+            stored: Its pixel arrays by name.
+            bands: Wanted bands.
+            threads: Number of threads that share a batch.
+            direct: Read shard files directly where their layout is known.
+        """
         self.layout: dict[str, tuple[str, ...]] = {}
-        self._arrays: dict[str, tuple[DirectArray | ZarrArray, slice, list[int] | None, Any]] = {}
-        for name, (all_bands, direct, about) in groups.items():
-            places = sorted(all_bands.index(band) for band in bands if band in all_bands)
+        self._size = next(iter(stored.values())).shape[0]
+        self._parts: dict[str, _Part] = {}
+        self._threads, self._lock = threads, threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        for name, about in stored.items():
+            places = sorted(about.bands.index(band) for band in bands if band in about.bands)
             if not places:
                 continue
             span = slice(places[0], places[-1] + 1)
-            picked = [place - places[0] for place in places]
-            array = DirectArray(Path(store) / name, direct) if direct else ZarrArray(store, name)
-            self.layout[name] = tuple(all_bands[place] for place in places)
-            self._arrays[name] = (array, span, None if len(picked) == span.stop - span.start else picked, about)
+            whole = len(places) == span.stop - span.start
+            known = direct_layout(Path(store) / name) if direct and not is_remote(store) else None
+            array = ShardedArray(Path(store) / name, known) if known else ZarrArray(store, name)
+            self.layout[name] = tuple(about.bands[place] for place in places)
+            picked = None if whole else [place - span.start for place in places]
+            _, _, height, width = about.shape
+            self._parts[name] = _Part(array, span, picked, (len(places), height, width), about.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without threads, which another process starts for itself."""
+        return self.__dict__ | {"_pool": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start nothing yet."""
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and type of the arrays that hold `count` patches, for buffers."""
+        return {name: ((count, *part.shape), part.dtype) for name, part in self._parts.items()}
 
     def read(self, indices: Ints, out: dict[str, Pixels] | None = None) -> dict[str, Pixels]:
         """Pixels of store rows, in the given order; a row may occur more than once.
 
         Args:
             indices: [n] rows.
-            out: Buffers to fill, as an earlier call returned them for the same number of rows.
+            out: Contiguous buffers to fill, of the shapes and types that `shapes(n)` says.
 
         Returns:
             For each band group [n, bands asked for, H, W], in the stored order of bands (`layout`).
 
         Raises:
-            DataError: A shard cannot be read; names file and patch.
+            DataError: No such row, or a shard cannot be read; names file and patch.
         """
         rows = np.ascontiguousarray(indices, np.int64)
-        result: dict[str, Pixels] = {}
-        for name, (array, span, picked, about) in self._arrays.items():
-            shape, dtype = about
-            if len(rows) and (rows.min() < 0 or rows.max() >= shape[0]):
-                raise DataError(f"patch {int(rows.max())} asked for, and the store has {shape[0]}")
-            wanted = (len(rows), span.stop - span.start, *shape[2:])
-            buffer = out[name] if out is not None and picked is None else np.empty(wanted, dtype)
-            array.read(rows, span, buffer)
-            result[name] = buffer if picked is None else np.ascontiguousarray(buffer[:, picked])
-        return result
+        if len(rows) and (rows.min() < 0 or rows.max() >= self._size):
+            wrong = rows.min() if rows.min() < 0 else rows.max()
+            raise DataError(f"patch {int(wrong)} is asked for, and the store has {self._size}")
+        if out is None:
+            out = {name: np.empty(shape, dtype) for name, (shape, dtype) in self.shapes(len(rows)).items()}
+        if self._threads == 1 or len(rows) < 2 * self._threads:
+            self._fill(rows, out, slice(0, len(rows)))
+        else:
+            edges = np.linspace(0, len(rows), self._threads + 1).astype(int)
+            pieces = [slice(start, stop) for start, stop in itertools.pairwise(edges.tolist())]
+            list(self._workers().map(lambda piece: self._fill(rows, out, piece), pieces))
+        return out
+
+    def _fill(self, rows: Ints, out: dict[str, Pixels], piece: slice) -> None:
+        for name, part in self._parts.items():
+            target = out[name][piece]
+            if part.picked is None:
+                part.array.read(rows[piece], part.span, target)
+            else:
+                spanned = np.empty((len(target), part.span.stop - part.span.start, *part.shape[1:]), part.dtype)
+                part.array.read(rows[piece], part.span, spanned)
+                target[:] = spanned[:, part.picked]
+
+    def _workers(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, "stssl-reader")
+            return self._pool
+
+    def close(self) -> None:
+        """Stop threads and close files; reading again starts them again."""
+        with self._lock:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+        for part in self._parts.values():
+            part.array.close()

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from stssl.data.reader import Layout, Reader, direct_layout
+from stssl.data.reader import Reader, Stored
 from stssl.errors import DataError
 from stssl.schema import SCHEMA_VERSION
 
@@ -91,6 +91,11 @@ class Store:
         return found
 
     @property
+    def _images(self) -> tuple[str, ...]:
+        """Arrays that are no columns."""
+        return (*self.attrs["pixel_arrays"], *self.attrs.get("maps", ()))
+
+    @property
     def bands(self) -> tuple[str, ...]:
         """All bands in order of the arrays."""
         return tuple(band for group in self.groups.values() for band in group.bands)
@@ -115,7 +120,7 @@ class Store:
 
     def has_column(self, name: str) -> bool:
         """Whether there is a metadata array of that name."""
-        return name in self._group and name not in self.attrs["pixel_arrays"]
+        return name in self._group and name not in self._images
 
     def column(self, name: str) -> NDArray[Any]:
         """A metadata array [N] or [N, C], read once.
@@ -133,7 +138,7 @@ class Store:
 
     def _array(self, name: str) -> Any:
         if not self.has_column(name):
-            known = sorted(key for key in self._group.array_keys() if key not in self.attrs["pixel_arrays"])
+            known = sorted(key for key in self._group.array_keys() if key not in self._images)
             raise DataError(f"{self.path} has no column '{name}'. It has: {', '.join(known)}.")
         return self._group[name]
 
@@ -163,11 +168,10 @@ class Store:
             digest.update(np.ascontiguousarray(self.column(name)).tobytes())
         return digest.hexdigest()
 
-    def reader(self, bands: Sequence[str]) -> Reader:
-        """What delivers these bands."""
-        groups: dict[str, tuple[tuple[str, ...], Layout | None, Any]] = {}
-        for name, group in self.groups.items():
-            direct = None if "://" in self.path else direct_layout(Path(self.path) / name)
-            shape = (self.size, len(group.bands), group.height, group.width)
-            groups[name] = (group.bands, direct, (shape, group.dtype))
-        return Reader(self.path, groups, bands)
+    def reader(self, bands: Sequence[str], threads: int = 1, direct: bool = True) -> Reader:
+        """What delivers these bands, on any number of threads; `direct=False` goes through zarr."""
+        stored = {
+            name: Stored(group.bands, (self.size, len(group.bands), group.height, group.width), group.dtype)
+            for name, group in self.groups.items()
+        }
+        return Reader(self.path, stored, bands, threads, direct)

@@ -26,7 +26,6 @@ from stssl.errors import DataError
 from stssl.schema import ERRORS, NO_SPLIT, SCHEMA_VERSION, SPLIT_CODES, UNUSABLE, Column, Patch, PixelArray
 
 CODECS: dict[str, str | None] = {"lz4": "lz4", "zstd": "zstd", "none": None}
-LARGE_BAND = 16384
 Rows = dict[str, NDArray[Any]]
 
 
@@ -111,10 +110,7 @@ class Writer:
 
     def _create(self, array: PixelArray) -> None:
         codec = CODECS[self.plan.codec]
-        # One Blosc block a large band: a reader that wants red, green and blue decodes three blocks of four.
-        band = array.height * array.width * np.dtype(array.dtype).itemsize
-        block = band if band >= LARGE_BAND else 0
-        compressors = BloscCodec(cname=codec, clevel=5, shuffle="bitshuffle", blocksize=block) if codec else None
+        compressors = BloscCodec(cname=codec, clevel=5, shuffle="bitshuffle") if codec else None
         zarr.create_array(
             self.store,
             name=array.name,
