@@ -107,3 +107,35 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
     log_teacher = functional.log_softmax(teacher.detach() / temperature, -1)
     terms = (log_teacher.exp() * (log_teacher - log_student)).sum(-1) * temperature**2
     return terms.sum(), terms.numel()
+
+
+def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) -> Tensor:
+    """FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246): to be minimised, largest if ways are even.
+
+    Mean probabilities and the marginal are both divided by how often each way was chosen, and compared by
+    sum(p log q); a way that was never chosen counts as 0.
+
+    Args:
+        total: [G, K] sum of selected rows' probabilities.
+        count: [G, K] how many selected rows choose each way; taken without gradients.
+        marginal: [G, K] distribution that the mean should follow.
+        histogram: [G, K] share of each way among the labeler's choices.
+
+    Returns:
+        The sum over groups; groups without a selected row add 0.
+    """
+    count = count.detach()
+    rows = count.sum(-1, keepdim=True)
+    mean = normalized(total / rows.clamp_min(1) * _inverse(count / rows.clamp_min(1)) + (rows == 0))
+    goal = normalized(marginal * _inverse(histogram))
+    return torch.where(rows == 0, 0.0, goal * (mean + 1e-12).log()).sum()
+
+
+def normalized(positive: Tensor) -> Tensor:
+    """Divided by its sum over the last axis."""
+    return positive / positive.sum(-1, keepdim=True)
+
+
+def _inverse(value: Tensor) -> Tensor:
+    """1 / value, and 0 for 0."""
+    return torch.where(value > 0, 1 / value.clamp_min(torch.finfo(value.dtype).tiny), 0.0)

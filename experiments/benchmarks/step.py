@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stssl.algorithms import ALGORITHMS, AlgorithmConfig, DataFacts
+from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts
+from stssl.algorithms.ring import Ring
 from stssl.batch import Batch, Progress, Stream, View
 from stssl.config import config_types, part_name
 from stssl.errors import ConfigError
@@ -139,6 +140,13 @@ def make_batch(options: argparse.Namespace, space: LabelSpace, device: torch.dev
     return Batch(images, metadata, labels, torch.arange(rows[Stream.UNLABELED], device=device))
 
 
+def fill(algorithm: Algorithm) -> None:
+    """Give memories the size that they have after thousands of steps."""
+    for module in algorithm.modules():
+        if isinstance(module, Ring):
+            module.push(torch.rand(module.values.T.shape, device=module.values.device))
+
+
 def instrument(step: TeacherStudentStep, meter: Meter) -> None:
     """Count the step's parts."""
     for name, network in step.networks.items():
@@ -170,6 +178,7 @@ def measure(options: argparse.Namespace, name: str, naive: bool) -> dict[str, di
     """Of each part the median seconds and the FLOPs."""
     device = torch.device(options.device)
     step = make_step(options, name, naive).to(device).train()
+    fill(step.algorithm)
     optimizer, batch = adamw(step.networks, 1e-4, 5e-4), make_batch(options, step.space, device)
     runs: list[Meter] = []
     for number in range(options.repeats + 1):

@@ -20,16 +20,23 @@ Role = Literal["labeler", "student"]
 """`labeler`: the network that makes pseudo-labels (the teacher, or a student without one). `student`: the other one."""
 
 
+LabelerName = Annotated[Literal["live", "ema"], Domain(choices=("live", "ema"))]
+"""Whether pseudo-labels come from the weights as they are, or from their running average."""
+
+Switch = Annotated[bool, Domain(choices=(False, True))]
+"""A yes or no that a search may range over."""
+
+
 class AlgorithmConfig(Config):
     """What every algorithm's configuration has: who makes the pseudo-labels."""
 
-    labeler: Literal["live", "ema"] = "live"
+    labeler: LabelerName = "live"
 
 
 class LabelConfig(AlgorithmConfig):
     """The kind of pseudo-label: way ids, or (`soft`) probabilities at a temperature."""
 
-    soft: bool = False
+    soft: Switch = False
     temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
 
     def label(self, logits: Tensor) -> Tensor:
@@ -189,11 +196,6 @@ def choose(logits: Tensor) -> Tensor:
 def of_way(values: Tensor, ways: Tensor) -> Tensor:
     """The value [B, G] of each chosen way, from values [G, K] and way ids [B, G]."""
     return values.expand(len(ways), -1, -1).gather(-1, ways[..., None])[..., 0]
-
-
-def normalized(positive: Tensor) -> Tensor:
-    """Divided by its sum over the last axis."""
-    return positive / positive.sum(-1, keepdim=True)
 
 
 def share(ways: Tensor, count: int) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, AlgorithmConfig, DataFacts, Seen, Term
+from stssl.algorithms.base import Algorithm, AlgorithmConfig, DataFacts, LabelerName, Seen, Switch, Term
 from stssl.algorithms.ring import Ring
 from stssl.batch import Progress, View
 from stssl.config import Domain
@@ -34,11 +34,11 @@ class CapConfig(AlgorithmConfig):
     """Rows to take quantiles over, shares to select, and the loss."""
 
     name: Literal["cap"] = "cap"
-    labeler: Literal["live", "ema"] = "ema"
+    labeler: LabelerName = "ema"
     rows: Annotated[int, Field(ge=1)] = 64_000
     positive_share: Share = 1.0
     negative_share: Share = 1.0
-    asymmetric: bool = True
+    asymmetric: Switch = True
     gamma_negative: Annotated[float, Field(ge=0), Domain(0.0, 6.0)] = 4.0
     gamma_positive: Annotated[float, Field(ge=0), Domain(0.0, 3.0)] = 1.0
     clip: Annotated[float, Field(ge=0, lt=1), Domain(0.0, 0.2)] = 0.05
@@ -60,8 +60,7 @@ class Cap(Algorithm):
         super().__init__(config, space, facts)
         if not space.multilabel:
             raise ConfigError(
-                "algorithm.name: cap cuts each class by its own frequency, so it needs multi-label data. "
-                "Use freematch, softmatch or adamatch for single-label data."
+                "algorithm.name: cap needs multi-label data. For single labels, take freematch or softmatch."
             )
         frequency = facts.prior[:, 1].double()
         positive, negative = config.positive_share, config.negative_share

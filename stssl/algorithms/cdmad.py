@@ -18,9 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import DataFacts, Seen, Term
+from stssl.algorithms.base import DataFacts, Seen, Switch, Term
 from stssl.algorithms.fixmatch import CutoffConfig, FixMatch
 from stssl.batch import Progress, View
+from stssl.config import Domain
 from stssl.labels import LabelSpace
 
 
@@ -28,9 +29,9 @@ class CdmadConfig(CutoffConfig):
     """Cut-offs, and when debiasing starts."""
 
     name: Literal["cdmad"] = "cdmad"
-    soft: bool = True
+    soft: Switch = True
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    debias_after: Annotated[int, Field(ge=0)] = 2000
+    debias_after: Annotated[int, Field(ge=0), Domain(0, 5000)] = 2000
 
 
 class Cdmad(FixMatch):

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Seen, Term, choose, of_way
+from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Seen, Switch, Term, choose, of_way
 from stssl.batch import IGNORED, Progress, View
 from stssl.config import Domain
 from stssl.labels import LabelSpace
@@ -30,7 +30,7 @@ class FlexMatchConfig(LabelConfig):
 
     name: Literal["flexmatch"] = "flexmatch"
     threshold: Annotated[float, Field(ge=0, le=1), Domain(0.6, 0.99)] = 0.95
-    count_unused: bool = False
+    count_unused: Switch = False
 
 
 class FlexMatch(Algorithm):

@@ -22,21 +22,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import (
-    Algorithm,
-    DataFacts,
-    LabelConfig,
-    Running,
-    Seen,
-    Term,
-    choose,
-    normalized,
-    of_way,
-    share,
-)
+from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Switch, Term, choose, of_way, share
 from stssl.batch import Progress, View
 from stssl.config import Domain
 from stssl.labels import LabelSpace
+from stssl.losses import fairness
 
 
 class FreeMatchConfig(LabelConfig):
@@ -45,9 +35,9 @@ class FreeMatchConfig(LabelConfig):
     name: Literal["freematch"] = "freematch"
     ema_decay: Annotated[float, Field(ge=0, lt=1), Domain(0.9, 0.9999)] = 0.999
     fairness_weight: Annotated[float, Field(ge=0), Domain(1e-4, 1e-1, log=True)] = 0.001
-    supervised_steps: Annotated[int, Field(ge=0)] = 2000
+    supervised_steps: Annotated[int, Field(ge=0), Domain(0, 5000)] = 2000
     quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
-    clip: bool = False
+    clip: Switch = False
 
 
 class FreeMatch(Algorithm):
@@ -97,14 +87,5 @@ class FreeMatch(Algorithm):
         return self.fairness(statistics) * float(self.config.fairness_weight)
 
     def fairness(self, statistics: Tensor) -> Tensor:
-        """The fairness term; 0 for decisions without a selected row."""
-        total, ways = statistics[0], statistics[1].detach()
-        count = ways.sum(-1, keepdim=True)
-        mean = normalized(total / count.clamp_min(1) * _inverse(ways / count.clamp_min(1)) + (count == 0))
-        goal = normalized(self.marginal.value * _inverse(self.histogram.value))
-        return torch.where(count == 0, 0.0, goal * (mean + 1e-12).log()).sum()
-
-
-def _inverse(value: Tensor) -> Tensor:
-    """1 / value, and 0 for 0."""
-    return torch.where(value > 0, 1 / value.clamp_min(torch.finfo(value.dtype).tiny), 0.0)
+        """The fairness term."""
+        return fairness(statistics[0], statistics[1], self.marginal.value, self.histogram.value)

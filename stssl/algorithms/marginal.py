@@ -1,15 +1,18 @@
 """Class distributions that several algorithms keep: what the data's is taken to be, and alignment towards it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from stssl.algorithms.base import DataFacts, Running, Seen, normalized
+from stssl.algorithms.base import DataFacts, Running, Seen
 from stssl.batch import View
+from stssl.config import Domain
 from stssl.labels import LabelSpace
+from stssl.losses import normalized
 
-TargetName = Literal["labeled", "predicted", "uniform"]
+_TARGETS = ("labeled", "predicted", "uniform")
+TargetName = Annotated[Literal["labeled", "predicted", "uniform"], Domain(choices=_TARGETS)]
 """`labeled`: frequency in the labeled data. `predicted`: running mean of labeled weak predictions. `uniform`."""
 
 ALIGNMENT_FLOOR = 1e-6

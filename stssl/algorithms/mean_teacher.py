@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, AlgorithmConfig, Seen, Term
+from stssl.algorithms.base import Algorithm, AlgorithmConfig, LabelerName, Seen, Term
 from stssl.batch import Progress, View
 from stssl.config import Domain
 from stssl.losses import squared_error
@@ -25,7 +25,7 @@ class MeanTeacherConfig(AlgorithmConfig):
     """Steps of the ramp-up."""
 
     name: Literal["mean_teacher"] = "mean_teacher"
-    labeler: Literal["live", "ema"] = "ema"
+    labeler: LabelerName = "ema"
     ramp_up: Annotated[int, Field(ge=0), Domain(0, 20_000)] = 4000
 
 

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Term, choose, of_way
+from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Switch, Term, choose, of_way
 from stssl.algorithms.marginal import TargetMarginal, TargetName, align
 from stssl.batch import Progress, View
 from stssl.config import Domain
@@ -31,9 +31,9 @@ class SoftMatchConfig(LabelConfig):
     name: Literal["softmatch"] = "softmatch"
     ema_decay: Annotated[float, Field(ge=0, lt=1), Domain(0.9, 0.9999)] = 0.999
     sigmas: Annotated[float, Field(gt=0), Domain(0.5, 4.0)] = 2.0
-    align: bool = True
+    align: Switch = True
     target: TargetName = "labeled"
-    by_side: bool = False
+    by_side: Switch = False
 
 
 class SoftMatch(Algorithm):

@@ -20,11 +20,14 @@ from stssl.models.harmonics import Harmonics, Sine
 YEAR = 365.0
 
 
+Switch = Annotated[bool, Domain(choices=(False, True))]
+
+
 class EncoderBase(Config):
     """What every encoder's configuration has: which groups it may see, and how often each is dropped in training."""
 
-    place: bool = True
-    date: bool = True
+    place: Switch = True
+    date: Switch = True
     dropout: Annotated[float, Field(ge=0, le=1), Domain(0.0, 0.5)] = 0.0
 
 
@@ -32,7 +35,7 @@ class RawConfig(EncoderBase):
     """The paper's scaling of degrees, or `standardized` by the training patches' places."""
 
     name: Literal["raw"] = "raw"
-    standardized: bool = False
+    standardized: Switch = False
 
 
 class FourierConfig(EncoderBase):

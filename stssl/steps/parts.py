@@ -21,7 +21,7 @@ class LossConfig(Config):
 
     unlabeled: Annotated[float, Field(ge=0), Domain(0.1, 10.0, log=True)] = 1.0
     distillation: Annotated[float, Field(ge=0), Domain(0.001, 10.0, log=True)] = 1.0
-    distance: Distance = "mse"
+    distance: Annotated[Distance, Domain(choices=("mse", "mae", "cosine", "logits", "none"))] = "mse"
     temperature: Annotated[float, Field(gt=0), Domain(1.0, 8.0)] = 2.0
 
     @property

@@ -64,6 +64,16 @@ def test_sites_of_convolutional_backbones(site, backbone):
     assert not torch.allclose(logits, teacher(images, PLACES[2:]).logits)
 
 
+@pytest.mark.parametrize("site", ["class_add", "token_add", "film", "cross_attention", "late"])
+@pytest.mark.parametrize("backbone", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
+def test_other_transformers_take_all_sites_but_the_token(site, backbone):
+    settings = {"backbone": backbone, "backbone_args": {"patch_size": 4, "depth": 2, "embed_dim": 24, "num_heads": 2}}
+    teacher = network(site, **settings)
+    assert torch.isfinite(teacher(IMAGES, PLACES).logits).all()
+    with pytest.raises(ConfigError, match="plain vision transformer"):
+        network("token", **settings)
+
+
 @pytest.mark.parametrize("site", ["film", "cross_attention", "late"])
 def test_sites_that_start_as_the_identity_do(site):
     teacher = network(site)

@@ -8,6 +8,7 @@ from oracle import GRADIENT, Oracle
 from torch import Tensor, nn
 
 from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts, Seen, Term
+from stssl.algorithms.base import known
 from stssl.algorithms.cap import presence
 from stssl.batch import Batch, Progress, View
 from stssl.config import config_types, part_name
@@ -237,7 +238,8 @@ def term_loss(replay: Replay, who: str, term: Term, progress: Progress) -> Tenso
 def supervised_parts(replay: Replay, who: str, progress: Progress) -> Tensor:
     labels = replay.space.targets(torch.from_numpy(replay.oracle["in_y_lb"][progress.step]))
     logits = [replay.grouped(who, short, progress.step) for short in ("lb", "lb_s")]
-    return torch.stack([replay.algorithm.supervised_loss(each, labels).mean() for each in logits])
+    counts = known(labels).sum()
+    return torch.stack([replay.algorithm.supervised_loss(each, labels).sum() / counts for each in logits])
 
 
 def check_distances(replay: Replay, it: int) -> None:
