@@ -14,6 +14,8 @@ from typing import Any
 from stssl.archives import ARCHIVES, Archive
 from stssl.cluster import ray_session
 from stssl.data.files import is_remote, sole_writer
+from stssl.data.store import Store
+from stssl.data.verify import Findings, verify
 from stssl.data.writer import CODECS, Plan, Writer
 from stssl.errors import ConfigError, DataError
 from stssl.schema import SHARD, Patch
@@ -93,7 +95,7 @@ def convert(
         raise ConfigError(f"unknown codec '{options.codec}'. Known: {', '.join(CODECS)}.")
     opened = open_archive(source, archive, **about)
     target = str(store) if is_remote(str(store)) else str(Path(store).absolute())
-    plan = make_plan(opened, options)
+    plan = make_plan(source, opened, options, about)
     job = Job(opened, Writer(target, plan), options.strict)
     with sole_writer(target):
         job.writer.prepare()
@@ -128,11 +130,17 @@ def open_archive(source: str, archive: str | Path, **about: Any) -> Archive:
     return ARCHIVES[source](path, **given)
 
 
-def make_plan(archive: Archive, options: Options) -> Plan:
-    """What the store of an archive will hold."""
+def make_plan(source: str, archive: Archive, options: Options, about: dict[str, Any]) -> Plan:
+    """What the store of an archive will hold, and what tells this conversion from another."""
     patches = min(len(archive.names), options.limit or len(archive.names))
-    names = hashlib.blake2b("\n".join(archive.names[:patches]).encode(), digest_size=16).hexdigest()
-    shape = {"codec": options.codec, "shard": options.shard, "limit": options.limit}
+    identity = {
+        "format": source,
+        "archive": dict(archive.about),
+        "patches": patches,
+        "names": hashlib.blake2b("\n".join(archive.names[:patches]).encode(), digest_size=16).hexdigest(),
+        "options": {"codec": options.codec, "shard": options.shard, "limit": options.limit},
+        "about": {name: value for name, value in about.items() if isinstance(value, str | int | float)},
+    }
     return Plan(
         patches=patches,
         shard=options.shard,
@@ -143,9 +151,33 @@ def make_plan(archive: Archive, options: Options) -> Plan:
         label_sets=archive.label_sets,
         splits=archive.splits,
         statistics_split=archive.statistics_split,
-        identity={"archive": dict(archive.about), "options": shape, "patches": patches, "names": names},
+        identity=identity,
         attributes=dict(archive.attributes),
     )
+
+
+def verify_store(
+    store: str | Path, archive: str | Path | None = None, progress: Progress | None = None, **about: Any
+) -> Findings:
+    """Check a store's checksums, hashes and counts, and with its archive every pixel.
+
+    Args:
+        store: Path or URL.
+        archive: Folder or file that it was converted from.
+        progress: Called with the number of checked and of all patches.
+        **about: Tables and lists that the conversion was told of and that do not lie beside the archive.
+
+    Raises:
+        DataError: There is no finished store, or no such archive.
+    """
+    if archive is None:
+        return verify(store, progress=progress)
+    conversion = Store.open(store).attrs["conversion"]
+    original = open_archive(conversion["format"], archive, **(conversion["about"] | about))
+    if len(original.names) < conversion["patches"]:
+        words = f"{archive} has {len(original.names)} patches, and {store} was converted from {conversion['patches']}"
+        return Findings(0, 0, (words,))
+    return verify(store, original.read, lambda row: original.names[row], progress)
 
 
 @dataclass

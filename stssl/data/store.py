@@ -129,7 +129,9 @@ class Store:
             DataError: There is none of that name; names those there are.
         """
         if name not in self._columns:
-            self._columns[name] = np.asarray(self._array(name)[:])
+            values = np.asarray(self._array(name)[:])
+            # NumPy cannot cast its own variable-length strings to fixed-width ones; it can cast Python's.
+            self._columns[name] = values.astype(object) if values.dtype.kind == "T" else values
         return self._columns[name]
 
     def column_attributes(self, name: str) -> dict[str, Any]:

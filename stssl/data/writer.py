@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from stssl.data.files import Files
+from stssl.data.hashing import content_hash
 from stssl.data.tally import statistics, tally
 from stssl.errors import DataError
 from stssl.schema import ERRORS, NO_SPLIT, SCHEMA_VERSION, SPLIT_CODES, UNUSABLE, Column, Patch, PixelArray
@@ -166,10 +167,7 @@ class Writer:
     def _columns(self, names: Sequence[str], patches: list[Patch], pixels: Rows) -> Rows:
         columns = {column.name: _empty(column, len(patches)) for column in self.plan.columns}
         for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
-            content = hashlib.blake2b(digest_size=16)
-            for block in pixels.values():
-                content.update(np.ascontiguousarray(block[place], dtype=block.dtype.newbyteorder("<")).data)
-            hashed = np.frombuffer(content.digest(), np.uint8)
+            hashed = content_hash([block[place] for block in pixels.values()])
             made = {"patch_id": name, "valid_bands": patch.valid_bands, "content_hash": hashed}
             for column, value in (patch.values | made | {"error_code": ERRORS[patch.error]}).items():
                 columns[column][place] = value
