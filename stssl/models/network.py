@@ -118,32 +118,31 @@ def build_network(
     Raises:
         ConfigError: Parts that do not fit each other.
     """
+    sizes = {"size": image_size, "in_channels": in_channels, "classes": classes}
+    net = _weighted_backbone(backbone, backbone_args, weights, sizes)
+    shape = shape_of(net, backbone)
+    site: Injection = Nowhere(injection, shape) if role == "plain" else make_site(injection, shape, backbone)
+    project: nn.Module = nn.Identity()
+    made: Encoder | None = None
+    if role == "student":
+        if distill and not site.own_token:
+            project = nn.Linear(shape.width, site.head_width)
+        site = site if distill and site.own_token else Nowhere(injection, shape)
+    elif not isinstance(site, Nowhere):  # an encoder whose context goes nowhere would never get a gradient
+        if site.head_width != shape.width:
+            _widen_head(net, site.head_width)
+        made = ENCODERS[encoder.name](encoder, shape.width, places)  # type: ignore[attr-defined]
+    return Network(net, site, made, project, shape.family != "cnn")
+
+
+def _weighted_backbone(name: str, options: Mapping[str, Any], weights: str, sizes: Mapping[str, int]) -> nn.Module:
     if not (weights in ("none", "imagenet") or weights.startswith("file:")):
         raise ConfigError(f"model.weights: give none, imagenet or file:PATH (given: {weights!r})")
-    net = make_backbone(
-        backbone,
-        backbone_args,
-        size=image_size,
-        in_channels=in_channels,
-        classes=classes,
-        hub=weights == "imagenet",
-    )
+    hub = weights == "imagenet"
+    net = make_backbone(name, options, hub=hub, **sizes)
     if weights.startswith("file:"):
-        load_weights(net, weights.removeprefix("file:"), in_channels)
-    shape = shape_of(net, backbone)
-    site = make_site(injection, shape, backbone)
-    sees, distilled = role in ("teacher", "direct"), role == "student" and distill
-    project: nn.Module = nn.Identity()
-    if not sees:
-        if distilled and not site.own_token:
-            project = nn.Linear(shape.width, site.head_width)
-        site = site if distilled and site.own_token else Nowhere(injection, shape)
-    elif site.head_width != shape.width:
-        _widen_head(net, site.head_width)
-    # An encoder whose context goes nowhere would never get a gradient.
-    reads = sees and not isinstance(site, Nowhere)
-    made = ENCODERS[encoder.name](encoder, shape.width, places) if reads else None  # type: ignore[attr-defined]
-    return Network(net, site, made, project, shape.family != "cnn")
+        load_weights(net, weights.removeprefix("file:"), sizes["in_channels"])
+    return net
 
 
 def check_fit(*, backbone: str, backbone_args: Mapping[str, Any], image_size: int, injection: Config) -> None:

@@ -157,6 +157,10 @@ def test_without_a_site_the_teacher_is_blind_too():
     assert teacher.encoder is None
 
 
+def test_a_network_without_metadata_needs_no_fitting_site():
+    assert network("token", role="plain", **RESNET)(IMAGES).logits.shape == (4, 5)
+
+
 def test_copies_do_not_share_sites():
     teacher = network("film")
     other = copy.deepcopy(teacher)
