@@ -13,6 +13,12 @@ def store(tmp_path_factory):
     return tiny.tiny_store(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def big_store(tmp_path_factory):
+    """Path of a store of 120 synthetic patches in BigEarthNet's layout: 12 bands, 43 and 19 classes, places, dates."""
+    return tiny.tiny_bigearthnet(tmp_path_factory.mktemp("big"))
+
+
 @pytest.fixture
 def recipe_tree(store, tmp_path):
     """A recipe that trains in a second without Ray; tests change what they are about."""

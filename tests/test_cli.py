@@ -4,24 +4,37 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 import yaml
 import zarr
 
-from stssl.cli import app
+from stssl.cli import main
 
 
-def stssl(*arguments):
-    command = [sys.executable, "-m", "stssl.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
 
 
-def inside(*arguments):
-    """The same without a process of its own: exit code, standard output and error."""
-    from typer.testing import CliRunner
+@pytest.fixture
+def stssl(monkeypatch, capsys):
+    """Runs the command in this process."""
 
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    def go(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stssl", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output = capsys.readouterr()
+        return Done(ended.value.code or 0, output.out, output.err)
+
+    return go
 
 
 @pytest.fixture
@@ -31,32 +44,32 @@ def recipe(recipe_tree, tmp_path):
     return path
 
 
-def test_train_evaluate_report(recipe, tmp_path):
-    trained = inside("train", recipe)
-    assert trained.exit_code == 0, trained.output
+def test_train_evaluate_report(stssl, recipe, tmp_path):
+    trained = stssl("train", recipe)
+    assert trained.code == 0, trained.stderr
     run = trained.stdout.strip().splitlines()[-1]
     assert run == str(tmp_path / "runs" / "run")
-    assert "finished" in inside("train", recipe).stderr
+    assert "finished" in stssl("train", recipe).stderr
     for part in ("validation", "test"):
-        assert inside("evaluate", run, "--split", part).exit_code == 0
+        assert stssl("evaluate", run, "--split", part).code == 0
     scores = json.loads((tmp_path / "runs" / "run" / "evaluation" / "test.json").read_text())
     assert set(scores["networks"]) == {"student", "teacher"} and scores["patches"] == 40
     page = tmp_path / "out" / "report.html"
-    assert inside("report", run, "--out", page).stdout.strip() == str(page)
+    assert stssl("report", run, "--out", page).stdout.strip() == str(page)
     text = page.read_text()
     assert text.count("<svg") >= 6 and "balanced accuracy" in text and "backbone: slim_resnet" in text
     for foreign in ("src=", "href=", "url(http"):
         assert foreign not in text.replace("xlink:href", "").replace("url(#", "")
 
 
-def test_smoke_needs_no_ray_and_no_weights(recipe):
-    done = inside("train", recipe, "--smoke", "launch.workers=8", "model.weights=imagenet")
-    assert done.exit_code == 0, done.output
+def test_smoke_needs_no_ray_and_no_weights(stssl, recipe):
+    done = stssl("train", recipe, "--smoke", "launch.workers=8", "model.weights=imagenet")
+    assert done.code == 0, done.stderr
     assert done.stdout.strip().endswith("run-smoke")
 
 
-def test_inspect(store):
-    text = inside("inspect", store).stdout
+def test_inspect(stssl, store):
+    text = stssl("inspect", store).stdout
     assert "200 patches" in text and "official: 140 train, 20 validation, 40 test" in text
     assert "errors    none" in text and "SeaLake" in text
 
@@ -75,21 +88,21 @@ def test_inspect(store):
         ("launch.storage", "must look like section.key=value"),
     ],
 )
-def test_mistakes_in_recipes(recipe, override, words):
+def test_mistakes_in_recipes(stssl, recipe, override, words):
     done = stssl("train", recipe, override)
-    assert done.returncode == 2
+    assert done.code == 2
     assert words in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
 
 
-def test_another_schema_version(recipe, store, tmp_path):
+def test_another_schema_version(stssl, recipe, store, tmp_path):
     copy = tmp_path / "old.zarr"
     shutil.copytree(store, copy)
     zarr.open_group(copy, mode="r+").attrs["schema_version"] = 99
     done = stssl("train", recipe, f"data.store={copy}")
-    assert done.returncode == 2 and "has schema version 99" in done.stderr and "Traceback" not in done.stderr
+    assert done.code == 2 and "has schema version 99" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_mistakes_elsewhere(tmp_path, store):
+def test_mistakes_elsewhere(stssl, tmp_path, store):
     for arguments, words in (
         (("evaluate", tmp_path), "is not a run"),
         (("report", tmp_path), "is not a run"),
@@ -98,5 +111,12 @@ def test_mistakes_elsewhere(tmp_path, store):
         (("convert", "landsat", store, tmp_path / "s.zarr"), "unknown archive format 'landsat'"),
     ):
         done = stssl(*arguments)
-        assert done.returncode == 2, arguments
+        assert done.code == 2, arguments
         assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_real_process_ends_with_code_2_and_words(recipe):
+    command = [sys.executable, "-m", "stssl.cli", "train", str(recipe), "seed=-1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "seed: Input should be greater than or equal to 0" in done.stderr and "Traceback" not in done.stderr

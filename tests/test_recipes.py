@@ -76,6 +76,12 @@ def test_eurosat_recipes_train(path, store, tmp_path, monkeypatch):
     assert smoke(path, store, tmp_path).finished()["steps"] == 4
 
 
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name != "eurosat"], ids=name_of)
+def test_recipes_on_a_bigearthnet_store_train(path, big_store, tmp_path, stores):
+    finished = smoke(path, big_store, tmp_path, "labels.fraction=0.5").finished()
+    assert finished["steps"] == 4
+
+
 def test_cap_refuses_single_labels(store, tmp_path, monkeypatch):
     monkeypatch.setenv("EUROSAT", str(store))
     with pytest.raises(ConfigError, match=r"(?i)cap"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stssl.archives.synthetic import synthesize
 from stssl.convert import Options, convert
 from stssl.nomenclature import EUROSAT
 
@@ -26,6 +27,13 @@ def write_eurosat(folder: Path, per_class: int = 20, seed: int = 0) -> tuple[Pat
     with table.open("w", newline="") as file:
         csv.writer(file).writerows(with_places)
     return archive, table
+
+
+def tiny_bigearthnet(folder: Path, patches: int = 120) -> Path:
+    """A converted tiny synthetic archive in BigEarthNet's layout."""
+    archive = synthesize(folder / "archive", patches=patches, seed=1)
+    convert("bigearthnet-v1", archive, folder / "big.zarr", Options(workers=0, shard=64))
+    return folder / "big.zarr"
 
 
 def tiny_store(folder: Path, per_class: int = 20) -> Path:
