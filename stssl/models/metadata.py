@@ -134,8 +134,8 @@ class Raw(Encoder):
                     "Set model.encoder.standardized=false or model.encoder.place=false."
                 )
             center, scale = known.mean(0).float(), known.std(0).clamp_min(1e-3).float()
-        self.register_buffer("center", center)
-        self.register_buffer("scale", scale)
+        self.register_buffer("center", center, persistent=config.standardized)
+        self.register_buffer("scale", scale, persistent=config.standardized)
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
         """Scaled degrees."""
