@@ -8,10 +8,12 @@ from torch import Tensor
 
 from stssl.algorithms import ALGORITHMS, DataFacts
 from stssl.batch import IGNORED, Stream, View
+from stssl.data.cache import Source as PixelSource
+from stssl.data.cache import Streamed, hold
 from stssl.data.loader import Loader, Source, metadata_table
 from stssl.data.sampler import StreamSampler
 from stssl.data.splits import Split, draw_labeled, make_split, text
-from stssl.data.store import Reader, Store
+from stssl.data.store import Store
 from stssl.errors import ConfigError, DataError
 from stssl.labels import LabelSpace
 from stssl.models import Role, build_network
@@ -36,7 +38,7 @@ class RunData:
     """
 
     store: Store
-    reader: Reader
+    reader: PixelSource
     space: LabelSpace
     split: Split
     labeled: Ints
@@ -51,8 +53,12 @@ class RunData:
         return ways.sum(0).double() / known.sum(0).clamp_min(1)
 
 
-def open_data(recipe: Recipe) -> RunData:
+def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
     """Open the store, check that it has what the recipe asks for, and draw the labels.
+
+    Args:
+        recipe: Of the run.
+        device: Of the networks, for training; None reads pixels from the store whatever `data.cache` says.
 
     Raises:
         ConfigError: The store lacks a band, label set, split or column; names those it has.
@@ -70,7 +76,10 @@ def open_data(recipe: Recipe) -> RunData:
     if not recipe.labels.allow_missing_classes:
         _every_class_labeled(positives, labeled, space, config.labels)
     columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
-    return RunData(store, store.reader(config.bands), space, split, labeled, targets, metadata_table(*columns))
+    reader = store.reader(config.bands)
+    held = np.concatenate([split.train, split.validation])
+    source = Streamed(reader) if device is None else hold(reader, held, store.size, config.cache, device)
+    return RunData(store, source, space, split, labeled, targets, metadata_table(*columns))
 
 
 def _check(store: Store, config: DataConfig) -> None:

@@ -45,7 +45,7 @@ def batches(data: RunData, pixels: Pixels, rows: Ints, batch: int) -> Any:
     device = pixels.low.device
     chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     for chunk, arrays in zip(chunks, prefetch((partial(data.reader.read, chunk) for chunk in chunks), 2), strict=True):
-        groups = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+        groups = {name: array.to(device, non_blocking=True) for name, array in arrays.items()}
         yield pixels(groups), data.metadata[torch.from_numpy(chunk)].to(device, non_blocking=True)
 
 

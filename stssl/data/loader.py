@@ -21,8 +21,8 @@ from stssl.randomness import Ints
 class Reader(Protocol):
     """What delivers pixels."""
 
-    def read(self, indices: Ints) -> dict[str, NDArray[Any]]:
-        """One array [n, bands, height, width] for each band group."""
+    def read(self, rows: Ints) -> dict[str, Tensor]:
+        """One tensor [n, bands, height, width] for each band group."""
         ...
 
 
@@ -61,16 +61,11 @@ class Source:
         positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *block))
         rows = self.rows[positions]
         chosen = torch.from_numpy(rows)
-        arrays = {name: _pinned(array) for name, array in self.reader.read(rows).items()}
+        arrays = self.reader.read(rows)
         metadata = draw.drop_metadata(self.metadata[chosen], stream, epochs, rows)
         return RawRows(
             arrays, metadata, self.labels[chosen], torch.from_numpy(positions), chosen, draw(stream, epochs, rows)
         )
-
-
-def _pinned(array: NDArray[Any]) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 class Loader:

@@ -87,7 +87,7 @@ def open_session(recipe: Recipe, device: torch.device) -> Session:
     """
     if recipe.compute.threads is not None:
         torch.set_num_threads(recipe.compute.threads)
-    data = open_data(recipe)
+    data = open_data(recipe, device)
     step = build_step(recipe, data).to(device).to(memory_format=torch.channels_last)
     ddp = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
     lr, decay = recipe.optimizer.lr, recipe.optimizer.weight_decay

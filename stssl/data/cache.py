@@ -1,0 +1,102 @@
+"""Where a loader takes pixels from: the store's shards, or a copy held decoded in host or device memory."""
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stssl.errors import RunError
+from stssl.randomness import Ints
+
+Where = Literal["none", "host", "device"]
+CHUNK = 1024
+
+
+class ArrayReader(Protocol):
+    """What reads NumPy arrays from a store."""
+
+    @property
+    def layout(self) -> dict[str, tuple[str, ...]]:
+        """For each band group the bands delivered."""
+        ...
+
+    def read(self, indices: Ints) -> dict[str, NDArray[Any]]:
+        """One array [n, bands, height, width] for each band group."""
+        ...
+
+
+class Streamed:
+    """Reads from the store each time, into pinned memory where there is a GPU."""
+
+    def __init__(self, reader: ArrayReader) -> None:
+        """Read with `reader`."""
+        self.reader, self.layout = reader, reader.layout
+
+    def read(self, rows: Ints) -> dict[str, Tensor]:
+        """One tensor [n, bands, height, width] for each band group."""
+        tensors = {name: torch.from_numpy(array) for name, array in self.reader.read(rows).items()}
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()} if torch.cuda.is_available() else tensors
+
+
+class Held:
+    """Delivers rows of a decoded copy."""
+
+    def __init__(self, arrays: dict[str, Tensor], layout: dict[str, tuple[str, ...]], position: Ints) -> None:
+        """Hold `arrays`; `position` [N] says where a store row is in them, -1 for those that are not held."""
+        self.arrays, self.layout, self.position = arrays, layout, position
+
+    def read(self, rows: Ints) -> dict[str, Tensor]:
+        """One tensor [n, bands, height, width] for each band group, on the device that holds the copy."""
+        places = torch.from_numpy(self.position[rows])
+        return {name: array[places.to(array.device)] for name, array in self.arrays.items()}
+
+
+Source = Streamed | Held
+
+
+def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch.device) -> Source:
+    """Prepare to deliver `rows` as `data.cache` asks for.
+
+    Args:
+        reader: Of the store.
+        rows: Store rows that will be asked for.
+        size: Rows of the store.
+        where: `none` reads each time; `host` and `device` hold a decoded copy there, one in each process.
+        device: Of the networks.
+
+    Raises:
+        RunError: The copy does not fit; says how much it takes and how much there is.
+    """
+    if where == "none":
+        return Streamed(reader)
+    target = device if where == "device" else torch.device("cpu")
+    rows = np.unique(rows)
+    first = reader.read(rows[:1])
+    needed = sum(array[0].nbytes for array in first.values()) * len(rows)
+    free = _free(target)
+    if needed > 0.8 * free:
+        raise RunError(
+            f"data.cache={where} takes {needed / 1e9:.2f} GB in each process for {len(rows):,} patches, "
+            f"and {target} has {free / 1e9:.2f} GB free. Use data.cache=none, fewer data.bands, or fewer workers a machine."
+        )
+    arrays = {
+        name: torch.empty((len(rows), *array.shape[1:]), dtype=torch.from_numpy(array).dtype, device=target)
+        for name, array in first.items()
+    }
+    for start in range(0, len(rows), CHUNK):
+        for name, array in reader.read(rows[start : start + CHUNK]).items():
+            arrays[name][start : start + CHUNK] = torch.from_numpy(array).to(target)
+    position = np.full(size, -1, np.int64)
+    position[rows] = np.arange(len(rows))
+    return Held(arrays, reader.layout, position)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of memory that a new tensor may take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with open("/proc/meminfo") as file:  # noqa: PTH123
+        known = dict(line.split(":") for line in file)
+    return int(known["MemAvailable"].split()[0]) * 1024

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+
+from stssl.data import cache
+from stssl.data.cache import hold
+from stssl.data.store import Store
+from stssl.errors import RunError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def opened(store):
+    return Store.open(store)
+
+
+@pytest.mark.parametrize("where", ["none", "host", "device"])
+def test_every_mode_delivers_the_same(opened, where):
+    reader = opened.reader(("B04", "B02"))
+    rows = np.array([7, 3, 3, 150])
+    source = hold(reader, np.arange(200), opened.size, where, CPU)
+    assert torch.equal(source.read(rows)["rgb"], torch.from_numpy(reader.read(rows)["rgb"]))
+    assert source.layout == {"rgb": ("B04", "B02")}
+
+
+def test_a_copy_holds_what_was_asked_for_alone(opened):
+    source = hold(opened.reader(("B04",)), np.array([5, 9, 5]), opened.size, "host", CPU)
+    assert source.arrays["rgb"].shape == (2, 1, 64, 64)
+    assert torch.equal(source.read(np.array([9]))["rgb"][0], source.arrays["rgb"][1])
+
+
+def test_a_copy_that_does_not_fit_is_refused(opened, monkeypatch):
+    monkeypatch.setattr(cache, "_free", lambda device: 500_000)
+    with pytest.raises(RunError, match=r"data.cache=host takes 0.00 GB .* 200 patches"):
+        hold(opened.reader(("B04",)), np.arange(200), opened.size, "host", CPU)
+    hold(opened.reader(("B04",)), np.arange(20), opened.size, "host", CPU)
+
+
+def test_free_memory_is_known():
+    assert 10**8 < cache._free(CPU) < 10**14
