@@ -129,15 +129,13 @@ class BigEarthNet1:
         return patch
 
 
-def list_patches(archive: Path) -> Iterator[str]:
-    """Relative paths of patch folders, one or two levels down; folders of v2.0 too, so that they are reported."""
-    for entry in folders_in(archive):
+def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterator[str]:
+    """Relative paths of patch folders, up to three levels down; folders of v2.0 too, so that they are reported."""
+    for entry in folders_in(folder):
         if V1_NAME.fullmatch(entry.name) or V2_NAME.fullmatch(entry.name) or _holds_bands(entry.path):
-            yield entry.name
-        else:
-            for inner in folders_in(entry.path):
-                if V1_NAME.fullmatch(inner.name) or V2_NAME.fullmatch(inner.name) or _holds_bands(inner.path):
-                    yield f"{entry.name}/{inner.name}"
+            yield prefix + entry.name
+        elif depth:
+            yield from list_patches(entry.path, f"{prefix}{entry.name}/", depth - 1)
 
 
 def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.warp import transform
@@ -21,7 +22,7 @@ def crs_of(definition: str | int) -> Any:
     """
     try:
         return CRS.from_epsg(definition) if isinstance(definition, int) else CRS.from_wkt(definition)
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         raise ValueError(f"unknown projection: {error}") from None
 
 
@@ -39,7 +40,7 @@ def to_degrees(definition: str | int, x: Any, y: Any) -> tuple[NDArray[np.float6
     """
     try:
         lon, lat = transform(crs_of(definition), crs_of(WGS84), np.atleast_1d(x).tolist(), np.atleast_1d(y).tolist())
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         raise ValueError(f"coordinates cannot be projected: {error}") from None
     return np.array(lat), np.array(lon)
 
