@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from affine import Affine
 
 from stssl.archives.synthetic import synthesize
 
@@ -34,7 +35,7 @@ def band(folder: Path, name: str) -> Path:
 def write_tiff(path: Path, pixels: np.ndarray, **options: object) -> None:
     count, height, width = pixels.shape
     shape = {"count": count, "height": height, "width": width, "dtype": pixels.dtype}
-    options = {"transform": rasterio.transform.from_origin(4e5, 5e6, 10, 10), "crs": "EPSG:32633"} | options
+    options = {"transform": Affine(10, 0, 4e5, 0, -10, 5e6), "crs": "EPSG:32633"} | options
     with rasterio.open(path, "w", driver="GTiff", **shape, **options) as file:
         file.write(pixels)
 
@@ -109,7 +110,11 @@ DIRT = {
         "bad_coordinates",
         "9000000000",
     ),
-    "unknown projection": (lambda f: change_json(f, projection="UTM-ish"), "bad_coordinates", "WKT could not be parsed"),
+    "unknown projection": (
+        lambda f: change_json(f, projection="UTM-ish"),
+        "bad_coordinates",
+        "WKT could not be parsed",
+    ),
     "unknown label": (
         lambda f: change_json(f, labels=["Pastures", "Sea of tranquility"]),
         "unknown_label",

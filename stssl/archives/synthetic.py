@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from affine import Affine
 from numpy.typing import NDArray
 
 from stssl.archives.bigearthnet import CLOUD, SNOW
@@ -150,7 +151,7 @@ def _template(size: int, epsg: int, gsd: float) -> tuple[bytes, int, int]:
     """A TIFF that rasterio wrote, and where its corner and its pixels stand in it."""
     marked = np.arange(1, size * size + 1, dtype=np.uint16).reshape(size, size)
     with rasterio.MemoryFile() as memory:
-        transform = rasterio.transform.from_origin(*_CORNER, gsd, gsd)
+        transform = Affine(gsd, 0, _CORNER[0], 0, -gsd, _CORNER[1])
         options = {"driver": "GTiff", "width": size, "height": size, "count": 1, "dtype": "uint16"}
         with memory.open(crs=crs_of(epsg), transform=transform, **options) as file:
             file.write(marked, 1)

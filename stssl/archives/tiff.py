@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
@@ -114,7 +115,7 @@ def georeference(source: Any, name: str) -> Georeference:
                 raise BadPatchError("bad_coordinates", f"{name} is not georeferenced")
             bounds = file.bounds
             projection = file.crs.to_epsg() or file.crs.to_wkt()
-    except (RasterioError, OSError, ValueError) as error:
+    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         raise BadPatchError("unreadable", _words(name, error)) from None
     return Georeference(projection, (bounds.left, bounds.top), (bounds.right, bounds.bottom))
 
@@ -138,7 +139,7 @@ def read_image(source: Any, name: str, size: int | None = None) -> NDArray[Any]:
         with _quiet(), rasterio.open(source) as file:
             shape = None if size is None else (file.count, size, size)
             return np.asarray(file.read(out_shape=shape, resampling=Resampling.bilinear))
-    except (RasterioError, OSError, ValueError) as error:
+    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         raise BadPatchError("unreadable", _words(name, error)) from None
 
 
