@@ -40,7 +40,8 @@ class NaiveStep(TeacherStudentStep):
     """The same losses, from one forward of all views with gradients."""
 
     def _see(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
-        if torch.is_grad_enabled() and network is self.networks[self.labeler]:
+        live = self.algorithm.config.labeler == "live"
+        if live and torch.is_grad_enabled() and network is self.networks[self.labeler]:
             weak = sorted(self.algorithm.views - set(views), key=lambda view: view.value)
             seen = super()._see(network, batch, views + weak)
             return Outputs(seen.logits, {view: seen.contexts[view] for view in views})
@@ -149,7 +150,8 @@ def fill(algorithm: Algorithm) -> None:
 
 def instrument(step: TeacherStudentStep, meter: Meter) -> None:
     """Count the step's parts."""
-    for name, network in step.networks.items():
+    networks = [*step.networks.items(), *((name, average.network) for name, average in step.averages.items())]
+    for name, network in networks:
         network.forward = meter.wrap(  # type: ignore[method-assign]
             lambda name=name: f"{name} forward" if torch.is_grad_enabled() else "labels",
             type(network).forward.__get__(network),
@@ -174,28 +176,50 @@ def take(step: TeacherStudentStep, optimizer: torch.optim.Optimizer, batch: Batc
         torch.cuda.synchronize()
 
 
-def measure(options: argparse.Namespace, name: str, naive: bool) -> dict[str, dict[str, float]]:
-    """Of each part the median seconds and the FLOPs."""
-    device = torch.device(options.device)
-    step = make_step(options, name, naive).to(device).train()
-    fill(step.algorithm)
-    optimizer, batch = adamw(step.networks, 1e-4, 5e-4), make_batch(options, step.space, device)
-    runs: list[Meter] = []
-    for number in range(options.repeats + 1):
-        counter = FlopCounterMode(display=False) if number == 0 else None
-        runs.append(Meter(counter))
-        instrument(step, runs[-1])
+Parts = dict[str, dict[str, float]]
+"""Of each part its `seconds` and `flops`."""
+
+
+class Subject:
+    """One kind of step, and what was measured of it."""
+
+    def __init__(self, options: argparse.Namespace, name: str, naive: bool) -> None:
+        """Build it."""
+        device = torch.device(options.device)
+        self.step = make_step(options, name, naive).to(device).train()
+        fill(self.step.algorithm)
+        self.optimizer = adamw(self.step.networks, 1e-4, 5e-4)
+        self.batch = make_batch(options, self.step.space, device)
+        self.flops = self.run(FlopCounterMode(display=False)).flops
+        self.runs: list[Meter] = []
+
+    def run(self, counter: FlopCounterMode | None = None) -> Meter:
+        """One step."""
+        meter = Meter(counter)
+        instrument(self.step, meter)
         with counter or nullcontext():
-            take(step, optimizer, batch, runs[-1])
-    timed = runs[1:]
-    names = [name for name in PARTS if name in runs[0].seconds]
-    return {
-        name: {"seconds": statistics.median(run.seconds[name] for run in timed), "flops": runs[0].flops[name]}
-        for name in names
-    }
+            take(self.step, self.optimizer, self.batch, meter)
+        return meter
+
+    def parts(self) -> Parts:
+        """Of each part the median seconds and the FLOPs."""
+        return {
+            name: {"seconds": statistics.median(run.seconds[name] for run in self.runs), "flops": self.flops[name]}
+            for name in PARTS
+            if name in self.runs[0].seconds
+        }
 
 
-def table(name: str, ours: dict[str, dict[str, float]], naive: dict[str, dict[str, float]] | None) -> None:
+def measure(options: argparse.Namespace, name: str) -> list[Parts]:
+    """Our step and, if asked for, the naive one; they take turns, so that a busy machine slows both."""
+    subjects = [Subject(options, name, naive) for naive in ((False, True) if options.naive else (False,))]
+    for _ in range(options.repeats):
+        for subject in subjects:
+            subject.runs.append(subject.run())
+    return [subject.parts() for subject in subjects]
+
+
+def table(name: str, ours: Parts, naive: Parts | None) -> None:
     """Print parts as rows; naive beside ours."""
     columns = [("seconds", 1.0, "s"), ("flops", 1e9, "GFLOP")]
     sides = [("", ours)] + ([("naive ", naive)] if naive else [])
@@ -209,7 +233,7 @@ def table(name: str, ours: dict[str, dict[str, float]], naive: dict[str, dict[st
         print(f"{'ours / naive':<18}{shares[0]:>14.3f}{shares[1]:>14.3f}")
 
 
-def _cell(parts: dict[str, dict[str, float]], row: str, key: str) -> float:
+def _cell(parts: Parts, row: str, key: str) -> float:
     if row == "total":
         return sum(values[key] for values in parts.values())
     return parts.get(row, {}).get(key, 0.0)
@@ -236,11 +260,10 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in ALGORITHMS if options.algorithm == ["all"] else options.algorithm:
         try:
-            ours = measure(options, name, False)
+            ours, naive = (*measure(options, name), None)[:2]
         except ConfigError as error:
             print(f"\n{name}: {error}")
             continue
-        naive = measure(options, name, True) if options.naive else None
         table(name, ours, naive)
         found[name] = {"ours": ours, "naive": naive}
     if options.json:
