@@ -18,10 +18,11 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from stssl.archives.bigearthnet import CLOUD, SNOW
+from stssl.archives.locations import from_table
 from stssl.archives.places import crs_of
 from stssl.archives.scenery import Painter, Subject
 from stssl.archives.sentinel2 import GSD, RESOLUTION
-from stssl.archives.world import CELL, World, from_table, generate
+from stssl.archives.world import CELL, World, generate
 from stssl.errors import ConfigError, DataError
 from stssl.nomenclature import LABELS_43
 
@@ -47,7 +48,7 @@ def synthesize(
             (whole places at random), snow and cloud lists, and countries.csv.
         patches: How many.
         seed: The same seed writes the same bytes.
-        locations: Table of real places, dates and classes to draw from (see `world.from_table`); without it they are
+        locations: Table of real places, dates and classes to draw from (see `locations.from_table`); without it they are
             made up.
         confounded: Whether dates go with countries (made-up places only).
         progress: Called with the number of written and of all patches.

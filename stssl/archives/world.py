@@ -1,4 +1,4 @@
-"""Where, when and what a synthetic archive shows: places, dates and classes, generated or drawn from a table.
+"""Where, when and what a synthetic archive shows: places, dates and classes, made up.
 
 A class occurs at a place where a latent Gaussian exceeds the class's threshold. Its variance is shared by a country's
 effect, a smooth regional field, a field of kilometres, and chance. So metadata says much within known regions, less
@@ -7,7 +7,6 @@ between them, and nothing (or the wrong thing) of a country that was never seen,
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -15,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stssl.archives.places import from_degrees, to_degrees
-from stssl.archives.tables import read_table
-from stssl.errors import DataError
-from stssl.nomenclature import CLASSES_19, LABELS_43
+from stssl.nomenclature import LABELS_43
 
 CELL = 1200.0
 COUNTRIES = {
@@ -232,61 +229,3 @@ def _field(
     phase = plane @ (2 * np.pi / length * np.stack([np.cos(angle), np.sin(angle)]))
     features = np.concatenate([np.cos(phase), np.sin(phase)], 1)
     return features @ rng.normal(0, waves**-0.5, (2 * waves, classes))
-
-
-TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
-
-
-def from_table(path: Path, patches: int, seed: int) -> World:
-    """Draw places, dates and classes from a table of real patches (`epsg`, `ulx`, `uly`, `date`, `labels`, `country`).
-
-    Squares of neighbouring places are drawn whole, with all their dates, so that the structure of kilometres stays.
-
-    Raises:
-        DataError: The table lacks a column, has fewer rows, or names unknown classes.
-    """
-    table = read_table(path)
-    missing = [name for name in TABLE_COLUMNS if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}. It has: {', '.join(table.column_names)}")
-    if table.num_rows < patches:
-        raise DataError(f"{path} has {table.num_rows} rows, and {patches} patches are asked for")
-    grid = np.stack([np.asarray(table[name], np.float64) for name in ("epsg", "ulx", "uly")], 1)
-    side = max(2, int((patches / 120) ** 0.5)) * CELL
-    squares = np.unique(np.floor(grid / [1, side, side]), axis=0, return_inverse=True)[1].reshape(-1)
-    rng = np.random.default_rng((seed, 0))
-    rank = rng.permutation(squares.max() + 1)[squares]
-    rows = np.sort(np.argsort(rank, kind="stable")[:patches])
-    chosen = table.take(rows)
-    place = np.unique(grid[rows], axis=0, return_inverse=True)[1].reshape(-1)
-    flags = {
-        name: np.asarray(chosen[column], bool) if column in table.column_names else np.zeros(patches, bool)
-        for name, column in (("snow", "contains_seasonal_snow"), ("cloud", "contains_cloud_or_shadow"))
-    }
-    return World(
-        place=place,
-        country=np.array(chosen["country"].to_pylist(), np.str_),
-        epsg=grid[rows, 0].astype(np.int64),
-        ulx=grid[rows, 1],
-        uly=grid[rows, 2],
-        when=np.asarray(chosen["date"].to_numpy(), "datetime64[s]"),
-        labels=_fine_labels(chosen["labels"].to_pylist(), place, rng, path),
-        **flags,
-    )
-
-
-def _fine_labels(
-    labels: list[list[str]], place: NDArray[np.int64], rng: np.random.Generator, path: Path
-) -> NDArray[np.bool_]:
-    """Level-3 classes [n, 43]: as listed, or for each of the 19 classes one of its members, the same on all dates."""
-    rates = np.array(list(RATES.values())) * rng.exponential(size=(place.max() + 1, len(RATES)))
-    found = np.zeros((len(labels), len(LABELS_43)), bool)
-    number = {name: i for i, name in enumerate(LABELS_43)}
-    members = {name: [number[member] for member in group] for name, group in CLASSES_19.items()}
-    members |= {name: [i] for name, i in number.items() if name not in members}
-    for row, names in enumerate(labels):
-        for name in names:
-            if name not in members:
-                raise DataError(f"{path} names the class '{name}', which is not one of BigEarthNet's")
-            found[row, max(members[name], key=lambda i: rates[place[row], i])] = True
-    return found

@@ -1,0 +1,227 @@
+import hashlib
+import json
+
+import dirty
+import numpy as np
+import pytest
+import rasterio
+from real import real_data
+
+from stssl.archives.locations import from_table
+from stssl.archives.sentinel2 import RESOLUTION
+from stssl.archives.synthetic import patch_names, synthesize
+from stssl.archives.world import World, generate
+from stssl.errors import ConfigError, DataError
+from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
+
+COARSE = np.array([[TO_19.get(fine) == name for name in LABELS_19] for fine in LABELS_43])
+
+
+def tree(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_layout_is_the_real_one(tmp_path):
+    archive = synthesize(tmp_path / "archive", 5, seed=1)
+    folder = dirty.folders(archive)[0]
+    assert len(list(folder.iterdir())) == 13
+    for array, gsd, side in (("b10", 10, 120), ("b20", 20, 60), ("b60", 60, 20)):
+        for name in RESOLUTION[array]:
+            with rasterio.open(dirty.band(folder, name)) as file:
+                assert (file.count, file.width, file.height, file.dtypes[0]) == (1, side, side, "uint16")
+                assert (file.transform.a, file.transform.e, file.transform.c % 1200) == (gsd, -gsd, 0)
+                assert 0 < file.read(1).min() < file.read(1).max()
+                bounds = file.bounds
+    about = json.loads((folder / f"{folder.name}_labels_metadata.json").read_text())
+    assert list(about) == ["labels", "coordinates", "projection", "tile_source", "acquisition_date"]
+    assert about["coordinates"] == {"ulx": bounds.left, "uly": bounds.top, "lrx": bounds.right, "lry": bounds.bottom}
+    assert set(about["labels"]) <= set(LABELS_43)
+    assert about["acquisition_date"].replace("-", "").replace(" ", "T").replace(":", "") in folder.name
+
+
+def test_a_file_is_as_rasterio_writes_it(tmp_path):
+    real = real_data("bigearthnet-v1/BigEarthNet-v1.0")
+    original = dirty.band(sorted(real.iterdir())[0], "B02")
+    made = dirty.band(dirty.folders(synthesize(tmp_path / "archive", 1))[0], "B02")
+    with rasterio.open(original) as first, rasterio.open(made) as second:
+        same = ("driver", "dtype", "nodata", "width", "height", "count", "blockysize", "tiled", "interleave")
+        assert {key: first.profile[key] for key in same} == {key: second.profile[key] for key in same}
+    assert abs(original.stat().st_size - made.stat().st_size) < 64
+
+
+def test_the_same_seed_writes_the_same_bytes(tmp_path):
+    first, again, other = (synthesize(tmp_path / name, 6, seed) for name, seed in (("a", 4), ("b", 4), ("c", 5)))
+    assert tree(first) == tree(again)
+    assert tree(first) != tree(other)
+
+
+def test_a_finished_archive_is_left_and_an_unfinished_one_goes_on(tmp_path):
+    archive = synthesize(tmp_path / "archive", 6)
+    before = tree(archive)
+    lost = dirty.folders(archive)[3]
+    dirty.remove_tiffs(lost)
+    synthesize(archive, 6)
+    assert tree(archive) != before
+    record = json.loads((archive / "synthetic.json").read_text())
+    (archive / "synthetic.json").write_text(json.dumps(record | {"complete": False}))
+    synthesize(archive, 6)
+    assert tree(archive) == before
+
+
+def test_other_things_are_not_overwritten(tmp_path):
+    synthesize(tmp_path / "archive", 2)
+    with pytest.raises(DataError, match="holds another synthetic archive"):
+        synthesize(tmp_path / "archive", 3)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.tex").write_text("")
+    with pytest.raises(DataError, match="is not empty and not a synthetic archive"):
+        synthesize(tmp_path / "thesis", 3)
+    with pytest.raises(ConfigError, match="patches must be 1 or more"):
+        synthesize(tmp_path / "none", 0)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return generate(20_000, 0)
+
+
+def test_places_lie_in_their_countries_and_many_have_several_dates(world):
+    lat, lon = world.degrees()
+    finland = world.country == "Finland"
+    assert lat[finland].min() > 60 > lat[~finland].max()
+    assert 36 < lat.min() < lat.max() < 68
+    assert -11 < lon.min() < lon.max() < 31
+    visits = np.bincount(world.place)
+    assert 0.4 < (visits[visits > 0] > 1).mean() < 0.8
+    assert len(set(patch_names(world))) == len(world)
+    for name in ("ulx", "uly", "epsg", "country"):
+        assert all(len(set(values)) == 1 for values in np.split(getattr(world, name), _starts(world.place))[:50])
+
+
+def _starts(place):
+    return np.flatnonzero(np.diff(place)) + 1
+
+
+def test_labels_are_as_frequent_as_the_real_ones(world):
+    labels = world.labels @ COARSE
+    assert 2.3 < labels.sum(1).mean() < 3.6
+    assert labels.any(0).all()
+    assert world.labels.any(1).all()
+
+
+def average_precision(scores, truth):
+    """Mean over classes, in percent."""
+    found = []
+    for score, hits in zip(scores.T, truth.T, strict=True):
+        if hits.any():
+            ordered = hits[np.argsort(-score, kind="stable")]
+            found.append((np.cumsum(ordered) / np.arange(1, len(ordered) + 1))[ordered > 0].mean())
+    return 100 * float(np.mean(found))
+
+
+def neighbours(features, labels, train, test, count):
+    """Mean label of the nearest training rows, the nearer the heavier."""
+    scores = []
+    for chunk in np.array_split(test, -(-len(test) // 500)):
+        square = ((features[chunk, None] - features[None, train]) ** 2).sum(2)
+        nearest = np.argpartition(square, count, axis=1)[:, :count]
+        weight = 1 / (np.sqrt(np.take_along_axis(square, nearest, 1)) + 1)
+        scores.append((labels[train][nearest] * weight[..., None]).sum(1) / weight.sum(1, keepdims=True))
+    return np.concatenate(scores)
+
+
+def metadata_alone(world, test, count=15):
+    """Macro average precision of class frequencies, of countries, and of the nearest places."""
+    labels = (world.labels @ COARSE).astype(float)
+    lat, lon = world.degrees()
+    plane = np.stack([lat * 111, lon * 72], 1)
+    rng = np.random.default_rng(0)
+    train, rows = np.flatnonzero(~test), np.flatnonzero(test)
+    train = rng.permutation(train)[:6000]
+    rows = rng.permutation(rows)[:2000]
+    frequency = np.tile(labels[train].mean(0), (len(rows), 1))
+    country = np.array(
+        [
+            labels[train][own].mean(0) if (own := world.country[train] == name).any() else frequency[0]
+            for name in world.country[rows]
+        ]
+    )
+    scores = (frequency, country, neighbours(plane, labels, train, rows, count))
+    return [average_precision(score, labels[rows]) for score in scores]
+
+
+def test_metadata_alone_tells_what_it_tells_of_the_real_data(world):
+    """Macro AP about 16 from frequencies, 31 from countries, 46 between regions, 60 between neighbours."""
+    rng = np.random.default_rng(1)
+    lat, lon = world.degrees()
+    block = np.unique(np.stack([np.floor(lat), np.floor(lon)], 1), axis=0, return_inverse=True)[1].reshape(-1)
+    by_place = (rng.random(world.place.max() + 1) < 0.3)[world.place]
+    by_block = (rng.random(block.max() + 1) < 0.3)[block]
+    frequency, country, near = metadata_alone(world, by_place)
+    _, _, regional = metadata_alone(world, by_block, 60)
+    assert 13 < frequency < 19
+    assert 26 < country < 38
+    assert 38 < regional < 52
+    assert 50 < near < 66
+    assert frequency + 8 < country < regional - 3 < near - 6
+
+
+@pytest.mark.parametrize("country", ["Portugal", "Austria", "Finland"])
+def test_metadata_says_nothing_of_a_country_left_out(world, country):
+    frequency, _, near = metadata_alone(world, world.country == country, 60)
+    assert abs(near - frequency) < 4
+
+
+def test_control_without_place_there_is_nothing_to_know(world):
+    """The same labels at shuffled places: neighbours are no better than frequencies."""
+    mixed = World(**(world.__dict__ | {"labels": np.random.default_rng(0).permutation(world.labels)}))
+    frequency, country, near = metadata_alone(mixed, np.random.default_rng(1).random(len(world)) < 0.3)
+    assert abs(near - frequency) < 3
+    assert abs(country - frequency) < 2
+
+
+def seasonality(world):
+    """How much a country's dates lie together in the year, on average: 0 evenly spread, 1 all on one day."""
+    day = (world.when - world.when.min()).astype("timedelta64[D]").astype(float)
+    turn = np.exp(2j * np.pi * day / 365)
+    return np.mean([abs(turn[world.country == name].mean()) for name in set(world.country)])
+
+
+def test_dates_go_with_countries_only_when_they_are_told_to(world):
+    assert seasonality(world) > 0.6
+    assert seasonality(generate(20_000, 0, confounded=False)) < 0.3
+
+
+def test_a_table_of_real_places(tmp_path):
+    table = real_data("bigearthnet-v2/patch_locations_derived.parquet")
+    world = from_table(table, 1500, 0)
+    assert len(world) == 1500
+    assert {"Austria", "Finland", "Portugal"} < set(world.country)
+    frequency, country, near = metadata_alone(world, np.random.default_rng(0).random(1500) < 0.3)
+    assert frequency + 5 < country < near
+    archive = synthesize(tmp_path / "archive", 4, locations=table)
+    assert len(dirty.folders(archive)) == 4
+
+
+def test_a_table_that_cannot_be_used(tmp_path):
+    (tmp_path / "table.csv").write_text("lat,lon\n1,2\n")
+    with pytest.raises(DataError, match=r"table.csv lacks the columns epsg, ulx, uly, date, labels, country"):
+        synthesize(tmp_path / "archive", 1, locations=tmp_path / "table.csv")
+
+
+def test_a_table_as_csv_is_one_as_parquet(tmp_path):
+    lines = ["epsg,ulx,uly,date,labels,country,contains_seasonal_snow"]
+    for place in range(6):
+        lines += [
+            f"32633,{3e5 + 1200 * place},5000400,2018-0{month}-03 10:00:00,Pastures;Mixed forest,Austria,{month < 3}"
+            for month in (1, 6)
+        ]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    world = from_table(tmp_path / "table.csv", 12, 0)
+    assert (len(set(world.place)), world.snow.sum(), set(world.country)) == (6, 6, {"Austria"})
+    assert {tuple(np.array(LABELS_19)[row]) for row in world.labels @ COARSE} == {("Pastures", "Mixed forest")}
+    assert set(world.when.astype("datetime64[M]").astype(str)) == {"2018-01", "2018-06"}
