@@ -110,10 +110,10 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
 
 
 def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) -> Tensor:
-    """FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246): to be minimised, largest if ways are even.
+    """FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246), with the sign that is added to a loss.
 
-    Mean probabilities and the marginal are both divided by how often each way was chosen, and compared by
-    sum(p log q); a way that was never chosen counts as 0.
+    The marginal p and the mean prediction q, both divided by how often each way was chosen and normalised, give
+    sum(p log q), minus their cross-entropy; a way that was never chosen counts as 0.
 
     Args:
         total: [G, K] sum of selected rows' probabilities.

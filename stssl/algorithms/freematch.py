@@ -4,8 +4,8 @@ Thresholds that follow the labeler: a running mean t of its confidence, scaled f
 
     threshold[way] = t * marginal[way] / max(marginal),
 
-and a fairness term that pulls the mean strong prediction of selected samples towards the marginal, both divided by
-the histogram of chosen ways:
+and a fairness term: minus the cross-entropy between the marginal and the mean strong prediction of selected samples,
+both divided by the histogram of chosen ways:
 
     fairness = sum(normalized(marginal / histogram) * log(normalized(mean p / histogram of p)))
 
