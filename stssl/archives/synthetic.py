@@ -48,8 +48,8 @@ def synthesize(
             (whole places at random), snow and cloud lists, and countries.csv.
         patches: How many.
         seed: The same seed writes the same bytes.
-        locations: Table of real places, dates and classes to draw from (see `locations.from_table`); without it they are
-            made up.
+        locations: Table of real places, dates and classes to draw from (see `locations.from_table`); they are made up
+            without it.
         confounded: Whether dates go with countries (made-up places only).
         progress: Called with the number of written and of all patches.
 
