@@ -73,12 +73,6 @@ class Files:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def sync(self, name: str) -> None:
-        """Make sure that a file that was just written survives a power cut."""
-        if not is_remote(self.root):
-            with Path(self.root, name).open("rb") as file:
-                os.fsync(file.fileno())
-
     def remove(self) -> None:
         """Remove the folder and all in it."""
         if is_remote(self.root):

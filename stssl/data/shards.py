@@ -24,7 +24,7 @@ from stssl.randomness import Ints
 
 EMPTY = 2**64 - 1
 SPARE_FILES = 256
-_HEADER = struct.Struct("<4s3I")
+_HEADER, _SIZE, _SIZE_AT, _MEMCPYED = struct.Struct("<4B3I"), struct.Struct("<I"), 4, 2
 blosc.use_threads = False
 
 Pixels = NDArray[Any]
@@ -148,24 +148,30 @@ class ShardedArray:
 
     def _decode(self, wanted: "_Wanted", bands: slice, out: Pixels) -> None:
         """Decode Blosc frames where they belong, or cut the wanted bands out of them."""
-        expected, spans = self.layout.patch_bytes, wanted.spans
+        expected, wants, spans = self.layout.patch_bytes, out[0].nbytes, wanted.spans
         scratch = memoryview(bytearray(int(spans[:, 1].max()) if len(spans) else 0))
-        whole = None if out[0].nbytes == expected else np.empty(self.layout.shape[1:], self.layout.dtype)
+        whole = np.empty(self.layout.shape[1:], self.layout.dtype)
         for i, (file, (start, size)) in enumerate(zip(wanted.files.tolist(), spans.tolist(), strict=True)):
             data, target = scratch[:size], out[wanted.places[i]]
             try:
                 got = os.preadv(file, [data], start)
                 # Blosc trusts its header, so that a damaged one would make it read beyond the buffer.
-                _, decoded, block, stored = _HEADER.unpack_from(data)
+                _, _, flags, _, decoded, block, stored = _HEADER.unpack_from(data)
                 if got != size or stored != size or decoded != expected or not 0 < block <= max(expected, 128):
                     raise ValueError("its header is damaged")
-                blosc.decompress(data, target if whole is None else whole)
+                if wants < expected and bands.start == 0 and wants % block == 0 and not flags & _MEMCPYED:
+                    # The first blocks are a frame of their own as soon as the header says that there are no more.
+                    _SIZE.pack_into(data, _SIZE_AT, wants)
+                    blosc.decompress(data, target)
+                elif wants < expected:
+                    blosc.decompress(data, whole)
+                    target[:] = whole[bands]
+                else:
+                    blosc.decompress(data, target)
             except (RuntimeError, ValueError, struct.error) as error:
                 row = int(wanted.rows[i])
                 path = self._path(row)
                 raise DataError(f"patch {row} in {path} cannot be decoded ({error}). Run `stssl verify`.") from None
-            if whole is not None:
-                target[:] = whole[bands]
 
     def _path(self, row: int) -> Path:
         return self._shard_path(row // self.layout.shard)

@@ -20,6 +20,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
+from stssl.data.encode import LEVEL, encode_shard
 from stssl.data.files import Files
 from stssl.data.hashing import content_hash
 from stssl.data.tally import statistics, tally
@@ -111,7 +112,7 @@ class Writer:
 
     def _create(self, array: PixelArray) -> None:
         codec = CODECS[self.plan.codec]
-        compressors = BloscCodec(cname=codec, clevel=5, shuffle="bitshuffle") if codec else None
+        compressors = BloscCodec(cname=codec, clevel=LEVEL, shuffle="bitshuffle") if codec else None
         zarr.create_array(
             self.store,
             name=array.name,
@@ -143,13 +144,11 @@ class Writer:
 
     def write_shard(self, shard: int, names: Sequence[str], patches: list[Patch]) -> None:
         """Write a shard's pixels, its sidecar, and last its marker."""
-        rows = self.plan.rows(shard)
         pixels = {array.name: _stack(patches, array) for array in self.plan.arrays}
-        group = zarr.open_group(self.store, mode="r+", use_consolidated=False)
-        for name, block in (pixels | {array.name: _stack(patches, array) for array in self.plan.maps}).items():
-            group[name][rows.start : rows.stop] = block
-            if block.any():
-                self.files.sync(f"{name}/c/{shard}/0/0/0")
+        maps = {array.name: _stack(patches, array) for array in self.plan.maps}
+        for name, block in (pixels | maps).items():
+            shard_bytes = encode_shard(block, self.plan.shard, CODECS[self.plan.codec])
+            self.files.write(f"{name}/c/{shard}/0/0/0", shard_bytes)
         columns = self._columns(names, patches, pixels)
         sidecar = {
             c.name: columns[c.name].astype(np.str_ if c.dtype == "string" else c.dtype) for c in self.plan.columns

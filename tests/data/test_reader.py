@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, GzipCodec
 
 from stssl.data import shards
+from stssl.data.encode import encode_shard
 from stssl.data.reader import Reader, Stored
 from stssl.data.shards import ShardedArray, direct_layout
 from stssl.errors import DataError
@@ -101,6 +102,53 @@ def test_only_known_layouts_take_the_direct_path(tmp_path, options, known):
     assert (direct_layout(tmp_path / "b10") is not None) == known
     got = reader(tmp_path, pixels, BANDS[:3]).read(np.arange(len(pixels)))["b10"]
     np.testing.assert_array_equal(got, pixels)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_shards_that_we_encode_are_zarrs(tmp_path_factory, data):
+    """Also where bands are blocks of their own, compressible or not."""
+    draw = data.draw
+    codec, bands = draw(st.sampled_from(["lz4", "zstd", None])), draw(st.integers(1, 4))
+    side, capacity = draw(st.sampled_from([8, 92, 120])), draw(st.integers(2, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    pixels = rng.integers(0, 500, (capacity - 1, bands, side, side)).astype("uint16")
+    for row in range(len(pixels)):
+        scale = draw(st.sampled_from(["zero", "flat", "noise", "signal", "mixed"]))
+        if scale in ("zero", "flat"):
+            pixels[row] = 0 if scale == "zero" else 7
+        if scale in ("noise", "mixed"):
+            some = slice(None) if scale == "noise" else slice(0, 1)
+            pixels[row, some] = rng.integers(0, 65536, pixels[row, some].shape)
+    folder = tmp_path_factory.mktemp("store")
+    compressor = BloscCodec(cname=codec, shuffle="bitshuffle") if codec else None
+    zarr.create_array(
+        str(folder),
+        name="b10",
+        shape=pixels.shape,
+        chunks=(1, bands, side, side),
+        shards=(capacity, bands, side, side),
+        dtype="uint16",
+        compressors=compressor,
+        fill_value=0,
+    )
+    shard_file(folder).parent.mkdir(parents=True)
+    shard_file(folder).write_bytes(encode_shard(pixels, capacity, codec))
+    np.testing.assert_array_equal(zarr.open_array(str(folder), path="b10", mode="r")[:], pixels)
+    for first in range(bands):
+        wanted = BANDS[:bands][: first + 1]
+        got = reader(folder, pixels, wanted).read(np.arange(len(pixels)))["b10"]
+        np.testing.assert_array_equal(got, pixels[:, : first + 1])
+
+
+def test_a_prefix_of_bands_is_decoded_alone(tmp_path, monkeypatch):
+    pixels = write(tmp_path, bands=4, side=120, size=5, shard=5)
+    shard_file(tmp_path).write_bytes(encode_shard(pixels, 5, "lz4"))
+    sizes, decode = [], shards.blosc.decompress
+    monkeypatch.setattr(shards.blosc, "decompress", lambda data, out: sizes.append(out.nbytes) or decode(data, out))
+    got = reader(tmp_path, pixels, BANDS[:3]).read(np.arange(5))["b10"]
+    np.testing.assert_array_equal(got, pixels[:, :3])
+    assert set(sizes) == {3 * 28800}
 
 
 def test_buffers_are_filled_in_place(tmp_path):
