@@ -1,0 +1,79 @@
+"""Patches a second of converting BigEarthNet v1.0 files, all bands, warm, on one core, and of its parts.
+
+    python experiments/benchmarks/convert.py --patches 2000 --repeats 5 --json convert.json
+
+The archive is generated (the real layout: 12 GeoTIFFs and a JSON a patch). `--threads 1` is one process without Ray;
+more are that many Ray workers, whose start counts.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from stssl.archives import tiff
+from stssl.archives.synthetic import synthesize
+from stssl.convert import Options, convert, open_archive, verify_store
+
+
+def rate(work: Callable[[], object], patches: int) -> float:
+    """Patches a second."""
+    start = time.perf_counter()
+    work()
+    return patches / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patches", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=1, help="workers")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    workers = 0 if options.threads == 1 else options.threads
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found["synthesize"] = [rate(lambda: synthesize(folder / "archive", options.patches), options.patches)]
+        archive = open_archive("bigearthnet-v1", folder / "archive")
+        few = range(0, options.patches, 20)
+        for _ in range(options.repeats):
+            store = folder / "store.zarr"
+            shutil.rmtree(store, ignore_errors=True)
+            paths: dict[str, tuple[Callable[[], object], int]] = {
+                "read, strips": (lambda: [archive.read(row) for row in range(options.patches)], options.patches),
+                "read, rasterio": (lambda: read_slowly(archive, few), len(few)),
+                "convert": (
+                    lambda s=store: convert("bigearthnet-v1", folder / "archive", s, Options(workers=workers)),
+                    options.patches,
+                ),
+                "verify": (lambda s=store: verify_store(s), options.patches),
+            }
+            for path, (work, count) in paths.items():
+                found.setdefault(path, []).append(rate(work, count))
+    per_core = statistics.median(found["convert"]) / options.threads
+    print(f"{'path':<18}{'patches/s':>12}")
+    for path, rates in found.items():
+        print(f"{path:<18}{statistics.median(rates):>12,.0f}")
+    rows = [{"what": "conversion of all bands, patches/s per core", "measured": per_core, "at least": 400.0}]
+    print(f"\n{rows[0]['what']:<46}{per_core:>10,.0f}{'wanted':>10}{400:>6}")
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        options.json.write_text(json.dumps({"settings": settings, "rows": rows, "rates": found}, indent=1))
+
+
+def read_slowly(archive: object, rows: range) -> None:
+    """The same patches with rasterio alone."""
+    with mock.patch.object(tiff, "strips", lambda data: None):
+        for row in rows:
+            archive.read(row)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()

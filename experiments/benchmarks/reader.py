@@ -1,0 +1,230 @@
+"""Patches a second through the reader, beside the limit (np.memmap) and what others use, in paired runs.
+
+    python experiments/benchmarks/reader.py --threads 1 --repeats 7 --json reader.json
+
+Random batches of 64 from a warm store of generated BigEarthNet patches. Every repeat runs all paths one after the
+other, so that they share what the machine is doing; the table has medians, and shares of medians of the same repeats.
+LMDB needs `pip install lmdb` and is left out without it.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+import zarr
+
+from stssl.archives.scenery import Painter, Subject
+from stssl.archives.sentinel2 import sentinel_arrays
+from stssl.augment import AugmentConfig
+from stssl.batch import Stream, View
+from stssl.data.cache import Streamed
+from stssl.data.encode import encode_shard
+from stssl.data.loader import Loader, Source
+from stssl.data.reader import Reader, Stored
+from stssl.data.sampler import StreamSampler
+from stssl.data.shards import ShardedArray, direct_layout
+from stssl.data.writer import CODECS, Plan, Writer
+from stssl.views import ViewDrawer
+
+RGB = ("B04", "B03", "B02")
+BATCH, SHARD = 64, 512
+Path_ = Callable[[np.ndarray], Any]
+
+
+def paint(count: int) -> dict[str, np.ndarray]:
+    """Pixels of generated patches, by array."""
+    painter, rng = Painter(0), np.random.default_rng(0)
+    made = [
+        painter.paint(Subject(rng.choice(43, 3, False), int(rng.integers(1, 365)), 50.0, False, False, (0, i), (1, i)))
+        for i in range(count)
+    ]
+    return {name: np.stack([patch[name] for patch in made]) for name in made[0]}
+
+
+def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str) -> dict[str, Stored]:
+    """Pixel arrays as a conversion writes them."""
+    count = len(pixels["b10"])
+    writer = Writer(str(folder), Plan(count, SHARD, codec, sentinel_arrays("all"), (), (), (), "", {}))
+    stored = {}
+    for array in writer.plan.arrays:
+        writer._create(array)
+        for shard in range(writer.plan.shards):
+            rows = writer.plan.rows(shard)
+            block = pixels[array.name][rows.start : rows.stop]
+            writer.files.write(f"{array.name}/c/{shard}/0/0/0", encode_shard(block, SHARD, CODECS[codec]))
+        stored[array.name] = Stored(array.bands, pixels[array.name].shape, pixels[array.name].dtype)
+    return stored
+
+
+def memmap_path(folder: Path, pixels: dict[str, np.ndarray], rgb: bool) -> Path_:
+    """Raw arrays: the limit."""
+    maps = []
+    for name, array in pixels.items():
+        np.save(folder / f"{name}.npy", array)
+        maps.append(np.load(folder / f"{name}.npy", mmap_mode="r"))
+    return lambda rows: maps[0][rows, :3] if rgb else [array[rows] for array in maps]
+
+
+def reader_path(folder: Path, stored: dict[str, Stored], bands: tuple[str, ...], threads: int) -> Path_:
+    """The reader into buffers that are kept."""
+    reader = Reader(str(folder), stored, bands, threads)
+    buffers = {name: np.empty(shape, dtype) for name, (shape, dtype) in reader.shapes(BATCH).items()}
+    return lambda rows: reader.read(rows, buffers)
+
+
+def oindex_path(folder: Path, bands: tuple[str, ...]) -> Path_:
+    """zarr-python on the same store."""
+    arrays = [zarr.open_array(str(folder), path=name, mode="r") for name in ("b10", "b20", "b60")]
+    if len(bands) == 3:
+        return lambda rows: arrays[0].oindex[rows, slice(0, 3)]
+    return lambda rows: [array.oindex[rows] for array in arrays]
+
+
+def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
+    """LMDB with a safetensors value a patch that holds red, green and blue only."""
+    try:
+        import lmdb
+    except ImportError:
+        return None
+    with lmdb.open(str(folder), map_size=2**36) as fresh, fresh.begin(write=True) as change:
+        for row, patch in enumerate(pixels["b10"]):
+            bands = {band: np.ascontiguousarray(patch[place]) for place, band in enumerate(RGB)}
+            change.put(str(row).encode(), safetensors.numpy.save(bands))
+    environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        with environment.begin() as look:
+            found = [safetensors.numpy.load(look.get(str(row).encode())) for row in rows]
+        return np.stack([np.stack([patch[band] for band in RGB]) for patch in found])
+
+    return read
+
+
+def loader_path(reader: Reader, count: int, steps: int) -> Callable[[], int]:
+    """Both streams through thread, prefetch and the draws of FixMatch: patches delivered."""
+    views = frozenset({View.LABELED_WEAK, View.UNLABELED_WEAK, View.UNLABELED_STRONG})
+    metadata, labels = torch.zeros(count, 4), torch.zeros(count, 43, dtype=torch.long)
+    rows = np.arange(count)
+    sources = {
+        stream: Source(Streamed(reader), rows, metadata, labels, StreamSampler(count, size, 0, stream.value))
+        for stream, size in ((Stream.LABELED, BATCH // 4), (Stream.UNLABELED, BATCH - BATCH // 4))
+    }
+    loader = Loader(sources, ViewDrawer(AugmentConfig(), views, 0, 128))
+
+    def run() -> int:
+        return sum(len(part.rows) for batch in loader.batches(0, steps) for part in batch.values())
+
+    return run
+
+
+def memory_beside(folder: Path) -> float:
+    """MB that a reader of 590,326 patches holds beside the batches: the index is simulated, the rest is real."""
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    kept = []
+    for name in ("b10", "b20", "b60"):
+        layout = direct_layout(folder / name)
+        if layout is None:
+            raise SystemExit("the store's layout is not known")
+        big = type(layout)((590_326, *layout.shape[1:]), SHARD, layout.dtype, layout.blosc, 0)
+        array = ShardedArray(folder / name, big)
+        index, _ = array._open(np.array([0]))
+        index[:] = index[0]
+        kept.append(array)
+    held = (tracemalloc.get_traced_memory()[0] - before) / 1e6
+    tracemalloc.stop()
+    return held
+
+
+def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """Rows of the table, and patches a second of each path in each repeat."""
+    pixels = paint(options.patches)
+    stored = {codec: write_store(folder / codec, pixels, codec) for codec in ("none", "lz4")}
+    every = tuple(band for array in stored["lz4"].values() for band in array.bands)
+    paths: dict[str, Path_ | None] = {
+        "memmap RGB": memmap_path(folder, pixels, True),
+        "memmap all": memmap_path(folder, pixels, False),
+        "lmdb RGB": lmdb_path(folder / "lmdb", pixels),
+    }
+    for codec, arrays in stored.items():
+        for label, bands in (("RGB", RGB), ("all", every)):
+            paths[f"{codec} {label}"] = reader_path(folder / codec, arrays, bands, options.threads)
+            paths[f"oindex {codec} {label}"] = oindex_path(folder / codec, bands)
+    steps = options.batches
+    through = loader_path(Reader(str(folder / "lz4"), stored["lz4"], RGB, options.threads), options.patches, steps)
+    rng = np.random.default_rng(0)
+    found: dict[str, list[float]] = {}
+    for _ in range(options.repeats):
+        batches = rng.integers(0, options.patches, (steps, BATCH))
+        for name, path in paths.items():
+            if path is not None:
+                some = batches[: max(1, steps // 50)] if name.startswith("oindex") else batches
+                found.setdefault(name, []).append(
+                    _rate(lambda p=path, b=some: sum(BATCH for rows in b if p(rows) is not None))
+                )
+        found.setdefault("loader lz4 RGB", []).append(_rate(through))
+    return rows_of(found, memory_beside(folder / "lz4")), found
+
+
+def _rate(work: Callable[[], int]) -> float:
+    start = time.perf_counter()
+    count = work()
+    return count / (time.perf_counter() - start)
+
+
+def rows_of(found: dict[str, list[float]], memory: float) -> list[dict[str, Any]]:
+    """The table: what is asked, what was measured, and whether it is enough."""
+
+    def share(one: str, other: str) -> float | None:
+        if one not in found or other not in found:
+            return None
+        return statistics.median(a / b for a, b in zip(found[one], found[other], strict=True))
+
+    asked = [
+        ("RGB, no codec, share of memmap", share("none RGB", "memmap RGB"), 0.60),
+        ("RGB, lz4, times LMDB + safetensors", share("lz4 RGB", "lmdb RGB"), 1.0),
+        ("RGB, lz4, loader's share of the bare reader", share("loader lz4 RGB", "lz4 RGB"), 0.8),
+        ("RGB, lz4, times zarr oindex", share("lz4 RGB", "oindex lz4 RGB"), 30.0),
+        ("all bands, no codec, share of memmap", share("none all", "memmap all"), None),
+        ("all bands, lz4, times zarr oindex", share("lz4 all", "oindex lz4 all"), 30.0),
+    ]
+    rows = [{"what": what, "measured": value, "at least": least} for what, value, least in asked]
+    return [*rows, {"what": "MB beside the batches, 590,326 patches", "measured": memory, "at most": 100.0}]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patches", type=int, default=4096)
+    parser.add_argument("--batches", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1, help="of the reader")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        rows, found = measure(options, Path(folder))
+    print(f"{'path':<22}{'patches/s':>12}")
+    for name, rates in found.items():
+        print(f"{name:<22}{statistics.median(rates):>12,.0f}")
+    print(f"\n{'what':<46}{'measured':>10}{'wanted':>10}")
+    for row in rows:
+        measured = "-" if row["measured"] is None else f"{row['measured']:.2f}"
+        wanted = row.get("at least", row.get("at most"))
+        print(f"{row['what']:<46}{measured:>10}{'' if wanted is None else wanted:>10}")
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        options.json.write_text(json.dumps({"settings": settings, "rows": rows, "rates": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
