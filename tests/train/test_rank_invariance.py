@@ -15,6 +15,7 @@ from stssl.recipe import Recipe
 from stssl.train import loop
 from stssl.train.session import open_session
 
+pytestmark = pytest.mark.slow
 STEPS = 20
 
 
