@@ -1,6 +1,6 @@
 """Are pseudo-labels better when the labeler sees place and date? Precision and recall against the true labels.
 
-    SYNTHETIC=synthetic.zarr python experiments/benchmarks/pseudo_labels.py --out runs/pseudo-labels --seeds 0 1 2 --jobs 2
+    SYNTHETIC=synthetic.zarr python experiments/benchmarks/pseudo_labels.py --out runs/pseudo-labels --jobs 2
 
 Every semi-supervised algorithm trains three times a seed, with equal steps and labels: without a teacher, with one, and
 with a teacher whose metadata is always absent (the control: two networks without what the second one is for). Numbers

@@ -53,10 +53,12 @@ class Job:
         what = [f"data.split={self.split}", f"seed={self.seed}", f"labels.seed={self.seed}", *self.overrides]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (self.out / f"{self.name}.log").open("a") as log:
-            options = {"stdout": log, "stderr": log, "env": environment, "check": True}
-            subprocess.run([*command, "train", self.recipe, *where, *what], **options)
+            options = {"stdout": log, "stderr": log, "env": environment}
+            subprocess.run([*command, "train", self.recipe, *where, *what], check=True, **options)
             for part in ("validation", "test"):
-                subprocess.run([*command, "evaluate", str(self.out / self.name), "--split", part], **options)
+                subprocess.run(
+                    [*command, "evaluate", str(self.out / self.name), "--split", part], check=True, **options
+                )
         print(f"done {self.name}", file=sys.stderr, flush=True)
 
 

@@ -77,9 +77,10 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
     needed = sum(array[0].nbytes for array in first.values()) * len(rows)
     free = _free(target)
     if needed > 0.8 * free:
+        takes = f"data.cache={where} takes {needed / 1e9:.2f} GB in each process for {len(rows):,} patches"
         raise RunError(
-            f"data.cache={where} takes {needed / 1e9:.2f} GB in each process for {len(rows):,} patches, "
-            f"and {target} has {free / 1e9:.2f} GB free. Use data.cache=none, fewer data.bands, or fewer workers a machine."
+            f"{takes}, and {target} has {free / 1e9:.2f} GB free. "
+            "Use data.cache=none, fewer data.bands, or fewer workers a machine."
         )
     arrays = {
         name: torch.empty((len(rows), *array.shape[1:]), dtype=torch.from_numpy(array).dtype, device=target)
