@@ -106,11 +106,17 @@ def test_rgb_alone(tmp_path):
     assert store.groups["b10"].height == 120
 
 
+@pytest.fixture(scope="module")
+def unspoilt(tmp_path_factory):
+    """The store of twelve clean patches."""
+    folder = tmp_path_factory.mktemp("unspoilt")
+    return converted(dirty.clean(folder / "archive", 12), folder)[1]
+
+
 @pytest.mark.parametrize("kind", dirty.DIRT)
-def test_each_kind_of_dirt_is_reported(kind, tmp_path):
+def test_each_kind_of_dirt_is_reported(kind, unspoilt, tmp_path):
     """By name, with an error code, without pixels or a split where they are lost, and other patches as before."""
     archive = dirty.clean(tmp_path / "archive", 12)
-    _, before = converted(archive, tmp_path / "before")
     spoil, error, words = dirty.DIRT[kind]
     victim = dirty.folders(archive)[5]
     spoil(victim)
@@ -133,7 +139,7 @@ def test_each_kind_of_dirt_is_reported(kind, tmp_path):
     if error == "bad_coordinates":
         assert np.isnan([store.column(name)[bad] for name in ("lat", "lon")]).all()
     others = np.delete(np.arange(store.size), bad)
-    kept = before.reader(before.bands).read(np.searchsorted(before.column("patch_id").astype(str), names[others]))
+    kept = unspoilt.reader(unspoilt.bands).read(np.searchsorted(unspoilt.column("patch_id").astype(str), names[others]))
     for name, block in pixels.items():
         np.testing.assert_array_equal(block[others], kept[name])
 
