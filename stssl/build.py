@@ -1,6 +1,7 @@
 """From a recipe to its parts: data, networks and algorithm in one step module, loader, views."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from stssl.data.splits import Split, draw_labeled, make_split, text
 from stssl.data.store import Store
 from stssl.errors import ConfigError, DataError
 from stssl.labels import LabelSpace
-from stssl.models import Role, build_network
+from stssl.models import Role, build_network, check_fit
 from stssl.randomness import Ints
 from stssl.recipe import DataConfig, Recipe
 from stssl.steps.teacher_student import TeacherStudentStep
@@ -110,6 +111,41 @@ def _every_class_labeled(positives: Ints, labeled: Ints, space: LabelSpace, labe
         )
 
 
+def check(recipe: Recipe) -> None:
+    """Find out before anything starts whether data and networks can be what the recipe says.
+
+    Raises:
+        ConfigError: They cannot; says what would fit.
+        DataError: The store cannot be read, or a class has no label.
+    """
+    open_data(recipe)
+    resolved_weights(recipe)
+    model = recipe.model
+    if model.metadata != "none":
+        check_fit(
+            backbone=model.backbone,
+            backbone_args=model.backbone_args,
+            image_size=model.image_size,
+            injection=model.injection,
+        )
+
+
+def resolved_weights(recipe: Recipe) -> str:
+    """`model.weights` with `run:` replaced by the file of that run's best student.
+
+    Raises:
+        ConfigError: There is no such run, or it has no checkpoint yet.
+    """
+    kind, _, name = recipe.model.weights.partition(":")
+    if kind != "run":
+        return recipe.model.weights
+    folder = Path(name) if Path(name).is_dir() else Path(recipe.launch.storage) / name
+    weights = folder / "checkpoints" / "student.safetensors"
+    if not weights.exists():
+        raise ConfigError(f"model.weights: {folder} has no {weights.name}. Give the name or folder of a finished run.")
+    return f"file:{weights}"
+
+
 _ROLES: dict[str, tuple[Role, ...]] = {"none": ("plain",), "teacher": ("student", "teacher"), "direct": ("direct",)}
 
 
@@ -132,12 +168,13 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
             encoder=model.encoder,
             injection=model.injection,
             role=role,
-            weights=model.weights,
+            weights=resolved_weights(recipe),
             distill=recipe.loss.distills,
+            places=data.metadata[torch.from_numpy(data.split.train)],
         )
         for role in roles
     ]
-    facts = DataFacts(prior=data.prior().float(), unlabeled_count=len(data.split.train))
+    facts = DataFacts(prior=data.prior(), unlabeled_count=len(data.split.train))
     algorithm = ALGORITHMS[recipe.algorithm.name](recipe.algorithm, data.space, facts)
     return TeacherStudentStep(
         student=networks[0],

@@ -13,7 +13,8 @@ from typing import Any
 
 from stssl.archives import ARCHIVES, Archive
 from stssl.cluster import ray_session
-from stssl.data.files import is_remote, sole_writer
+from stssl.data.files import sole_writer
+from stssl.data.remote import is_remote
 from stssl.data.store import Store
 from stssl.data.verify import Findings, verify
 from stssl.data.writer import CODECS, Plan, Writer

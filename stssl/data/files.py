@@ -1,4 +1,4 @@
-"""Small files beside and inside a store, on a local disk or at a URL, each written whole or not at all."""
+"""Files beside and inside a store, each written whole or not at all, and the lock of a store."""
 
 import contextlib
 import fcntl
@@ -8,18 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from stssl.data.remote import RemoteFiles, is_remote
 from stssl.errors import DataError
 
 
-def is_remote(path: str) -> bool:
-    """Whether this is a URL, such as `s3://bucket/store.zarr`."""
-    return "://" in path
-
-
 class Files:
-    """The files under a folder."""
+    """The files under a folder of a disk."""
 
     def __init__(self, root: str) -> None:
         """Touch nothing yet."""
@@ -30,30 +25,18 @@ class Files:
         return Files(f"{self.root}/{name}")
 
     def path(self, name: str) -> str:
-        """Full path or URL of a file."""
+        """Full path of a file."""
         return f"{self.root}/{name}"
-
-    def _remote(self, name: str = "") -> Any:
-        import fsspec  # type: ignore[import-untyped]
-
-        return fsspec.core.url_to_fs(f"{self.root}/{name}".rstrip("/"))
 
     def read(self, name: str) -> bytes | None:
         """Contents of a file; None where there is none."""
         try:
-            if is_remote(self.root):
-                system, path = self._remote(name)
-                return bytes(system.cat_file(path))
             return Path(self.root, name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole: a reader sees the old contents or the new ones, also after a crash."""
-        if is_remote(self.root):
-            system, path = self._remote(name)
-            system.pipe_file(path, data)
-            return
         target = Path(self.root, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -66,27 +49,23 @@ class Files:
     def names(self) -> list[str]:
         """Of the entries of this folder, sorted; empty where it does not exist."""
         try:
-            if is_remote(self.root):
-                system, path = self._remote()
-                return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in system.ls(path, detail=False))
             return sorted(path.name for path in Path(self.root).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def remove(self) -> None:
         """Remove the folder and all in it."""
-        if is_remote(self.root):
-            system, path = self._remote()
-            with contextlib.suppress(FileNotFoundError):
-                system.rm(path, recursive=True)
-        else:
-            shutil.rmtree(self.root, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def remove_partial(self) -> None:
         """Remove what writers that were killed left half-written."""
-        if not is_remote(self.root):
-            for path in Path(self.root).rglob("*.partial"):
-                path.unlink(missing_ok=True)
+        for path in Path(self.root).rglob("*.partial"):
+            path.unlink(missing_ok=True)
+
+
+def files_at(root: str) -> Files | RemoteFiles:
+    """The files under a path or URL."""
+    return RemoteFiles(root) if is_remote(root) else Files(root)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from stssl.data.files import is_remote
+from stssl.data.remote import is_remote, zarr_place
 from stssl.data.shards import Pixels, ShardedArray, direct_layout
 from stssl.errors import DataError
 from stssl.randomness import Ints
@@ -40,7 +40,7 @@ class ZarrArray:
         if len(rows) == 0:
             return
         if self._array is None:
-            self._array = zarr.open_array(self.store, path=self.name, mode="r")
+            self._array = zarr.open_array(**zarr_place(f"{self.store}/{self.name}"), mode="r")
         unique, places = np.unique(rows, return_inverse=True)
         try:
             out[:] = self._array.oindex[unique, bands][places.reshape(-1)]

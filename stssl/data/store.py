@@ -12,7 +12,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from stssl.data.files import files_at
 from stssl.data.reader import Reader, Stored
+from stssl.data.remote import is_remote, zarr_place
 from stssl.errors import DataError
 from stssl.schema import SCHEMA_VERSION
 
@@ -57,10 +59,10 @@ class Store:
             DataError: Nothing there, not a store, its conversion was not finished, or another schema version.
         """
         text = str(path)
-        if "://" not in text and not Path(text).exists():
+        if files_at(text).read("zarr.json") is None and (is_remote(text) or not Path(text).exists()):
             raise DataError(f"there is no store at {text}. Make one with `stssl convert`.")
         try:
-            group = zarr.open_group(text, mode="r")
+            group = zarr.open_group(**zarr_place(text), mode="r")
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{text} is not a Zarr store: {error}") from None
         version = group.attrs.get("schema_version")

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from stssl.data.encode import LEVEL, encode_shard
-from stssl.data.files import Files
+from stssl.data.files import files_at
 from stssl.data.hashing import content_hash
+from stssl.data.remote import zarr_place
 from stssl.data.tally import statistics, tally
 from stssl.errors import DataError
 from stssl.schema import ERRORS, NO_SPLIT, SCHEMA_VERSION, SPLIT_CODES, UNUSABLE, Column, Patch, PixelArray
@@ -78,8 +79,8 @@ class Writer:
         """Plan to write `store`, a path or URL."""
         self.store, self.plan = store.rstrip("/"), plan
         parent, _, name = self.store.rpartition("/")
-        self.files, self.work = Files(self.store), Files(f"{parent}/.{name}.work")
-        self.beside, self.report = Files(parent), f"{name}.errors.csv"
+        self.files, self.work = files_at(self.store), files_at(f"{parent}/.{name}.work")
+        self.beside, self.report = files_at(parent), f"{name}.errors.csv"
 
     def attributes(self) -> dict[str, Any]:
         """Of the store's group; empty where there is none yet."""
@@ -113,9 +114,10 @@ class Writer:
     def _create(self, array: PixelArray) -> None:
         codec = CODECS[self.plan.codec]
         compressors = BloscCodec(cname=codec, clevel=LEVEL, shuffle="bitshuffle") if codec else None
+        place = zarr_place(self.store)
         zarr.create_array(
-            self.store,
-            name=array.name,
+            place["store"],
+            name=f"{place['path']}/{array.name}".lstrip("/"),
             shape=(self.plan.patches, *array.shape),
             chunks=(1, *array.shape),
             shards=(self.plan.shard, *array.shape),
@@ -188,7 +190,7 @@ class Writer:
         """
         if not self.is_complete():
             parts = [dict(np.load(io.BytesIO(self._sidecar(shard) or b""))) for shard in range(self.plan.shards)]
-            group = zarr.open_group(self.store, mode="r+", use_consolidated=False)
+            group = zarr.open_group(**zarr_place(self.store), mode="r+", use_consolidated=False)
             columns = {c.name: np.concatenate([part[c.name] for part in parts]) for c in self.plan.columns}
             columns["location_id"] = location_ids(columns)
             for column in self.plan.columns:
@@ -223,10 +225,12 @@ class Writer:
             "errors": errors,
             "error_codes": ERRORS,
         }
-        zarr.open_group(self.store, mode="r+", use_consolidated=False).attrs.update(about | self.plan.attributes)
+        zarr.open_group(**zarr_place(self.store), mode="r+", use_consolidated=False).attrs.update(
+            about | self.plan.attributes
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(self.store)
+            zarr.consolidate_metadata(**zarr_place(self.store))
         group = json.loads(self.files.read("zarr.json") or b"{}")
         group["attributes"]["complete"] = True
         self.files.remove_partial()

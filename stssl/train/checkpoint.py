@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from stssl.errors import RunError
 
@@ -114,6 +115,20 @@ class Checkpoints:
         if problems:
             raise RunError("; ".join(problems) + ". Delete the run's folder to start it again.")
         return None
+
+
+STUDENT = "averages.student.network.backbone."
+
+
+def export_student(checkpoints: Checkpoints) -> Path:
+    """Write the best student's backbone, what users ship, as `student.safetensors`; returns its path."""
+    state = read_state(checkpoints.path("best"))["step"]
+    weights = {name.removeprefix(STUDENT): value for name, value in state.items() if name.startswith(STUDENT)}
+    target = checkpoints.folder / "student.safetensors"
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    save_file({name: value.contiguous() for name, value in weights.items()}, fresh)
+    fresh.replace(target)
+    return target
 
 
 def _replace_by_link(source: Path, target: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from stssl.build import open_data
+from stssl.build import check
 from stssl.cluster import ray_session
 from stssl.config import validate
 from stssl.errors import RunError, StsslError
 from stssl.recipe import LaunchConfig, Recipe
+from stssl.train.checkpoint import export_student
 from stssl.train.folder import RunFolder
 from stssl.train.loop import train
 from stssl.train.session import Session, open_session
@@ -37,7 +38,7 @@ def run(recipe: Recipe, watch: Watch | None = None) -> RunFolder:
     folder.claim(recipe)
     if folder.finished():
         return folder
-    open_data(recipe)
+    check(recipe)
     with watching(folder, watch):
         if recipe.launch.workers == 0:
             _train_here(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"), lambda metrics: None)
@@ -48,7 +49,12 @@ def run(recipe: Recipe, watch: Watch | None = None) -> RunFolder:
 
 def _train_here(recipe: Recipe, device: torch.device, report: Watch) -> None:
     session = _prepared(open_session(recipe, device))
-    result = train(session, report)
+    _finish(session, train(session, report))
+
+
+def _finish(session: Session, result: dict[str, Any]) -> None:
+    """Export what users ship and mark the run as ended; on rank 0 alone."""
+    export_student(session.folder.checkpoints)
     session.folder.finish(result)
 
 
@@ -102,7 +108,7 @@ def _worker(config: dict[str, Any]) -> None:
     session = _prepared(open_session(recipe, get_device()), context.get_world_rank(), context.get_world_size())
     result = train(session, ray.train.report)
     if context.get_world_rank() == 0:
-        session.folder.finish(result)
+        _finish(session, result)
 
 
 def worker_resources(launch: LaunchConfig) -> dict[str, float]:

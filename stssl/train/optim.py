@@ -29,7 +29,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = parameter.ndim < 2 or name.endswith(("pos_embed", "token", "absent"))
+        plain = parameter.ndim < 2 or name.endswith(("pos_embed", "token", "absent", "position"))
         (kept if plain else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 

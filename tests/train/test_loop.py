@@ -178,3 +178,19 @@ def test_a_class_without_labels_is_named(recipe_tree, tmp_path):
     labels = {"per_class": None, "list": str(tmp_path / "list.txt")}
     with pytest.raises(DataError, match=r"no labeled training patch has AnnualCrop, HerbaceousVegetation"):
         run(make(recipe_tree, labels=labels))
+
+
+def test_a_run_starts_from_another_runs_student(unbroken, recipe_tree):
+    recipe = make(recipe_tree, name="second", model__weights="run:unbroken", schedule__steps=4)
+    run(recipe)
+    from stssl.build import build_step, open_data
+
+    step = build_step(recipe, open_data(recipe))
+    first = last(unbroken, "best")["step"]
+    for name in ("student", "teacher"):
+        ours = step.networks[name].backbone.layer1[0].conv1.weight
+        assert torch.equal(ours, first["averages.student.network.backbone.layer1.0.conv1.weight"])
+    fresh = build_step(unbroken, open_data(unbroken)).networks["student"].backbone.layer1[0].conv1.weight
+    assert not torch.equal(ours, fresh)
+    with pytest.raises(ConfigError, match=r"has no student.safetensors"):
+        run(make(recipe_tree, name="third", model__weights="run:nobody"))
