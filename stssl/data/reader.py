@@ -40,7 +40,7 @@ class ZarrArray:
         if len(rows) == 0:
             return
         if self._array is None:
-            self._array = zarr.open_array(**zarr_place(f"{self.store}/{self.name}"), mode="r")
+            self._array = zarr.open_array(zarr_place(self.store), path=self.name, mode="r")
         unique, places = np.unique(rows, return_inverse=True)
         try:
             out[:] = self._array.oindex[unique, bands][places.reshape(-1)]

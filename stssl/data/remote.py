@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from stssl.errors import DataError
 
-SCHEMES = ("s3", "gs", "az", "memory")
-RETRY = {
+SCHEMES = ("s3", "gs", "az")
+RETRY: Any = {
     "max_retries": 6,
     "retry_timeout": timedelta(seconds=120),
     "backoff": {"base": 2, "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15)},
@@ -42,9 +42,9 @@ def split_url(url: str) -> tuple[str, str]:
     return f"{parts.scheme}://{parts.netloc}", parts.path.strip("/")
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def bucket(url: str) -> Any:
-    """An open bucket.
+    """An open bucket, or what lies under a key of it.
 
     Raises:
         DataError: obstore is not installed, or the environment's settings are impossible.
@@ -55,7 +55,7 @@ def bucket(url: str) -> Any:
     except ImportError:
         raise DataError(f"{url} needs the package obstore: pip install 'stssl[cloud]'") from None
     try:
-        return from_url(url) if url.startswith("memory:") else from_url(url, retry_config=RETRY)  # type: ignore[arg-type]
+        return from_url(url, retry_config=RETRY)
     except BaseError as error:
         raise DataError(f"{url}: {_first_line(error)}. {CREDENTIALS}") from None
 
@@ -70,7 +70,7 @@ def explained(url: str) -> Iterator[None]:
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
     except exceptions.BaseError as error:
-        missing = "169.254.169.254" in str(error) or "redential" in str(error)
+        missing = any(sign in str(error) for sign in ("169.254.169.254", "latest/api/token", "redential"))
         advice = f"there are no credentials. {CREDENTIALS}" if missing else "tried again several times, in vain."
         raise DataError(f"{url}: {_first_line(error)}; {advice}") from None
 
@@ -79,14 +79,14 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n", maxsplit=1)[0].rstrip(".")
 
 
-def zarr_place(path: str) -> dict[str, Any]:
-    """`store` and `path` arguments for zarr's functions."""
+def zarr_place(path: str) -> Any:
+    """What zarr's functions take as `store`: a path, or an object store that has the path as its root."""
     if not is_remote(path):
-        return {"store": path, "path": ""}
+        return path
     from zarr.storage import ObjectStore
 
-    url, key = split_url(path)
-    return {"store": ObjectStore(bucket(url)), "path": key}
+    split_url(path)
+    return ObjectStore(bucket(path))
 
 
 class RemoteFiles:
@@ -105,8 +105,8 @@ class RemoteFiles:
         return f"{self.root}/{name}"
 
     def _place(self, name: str = "") -> tuple[Any, str]:
-        url, key = split_url(f"{self.root}/{name}")
-        return bucket(url), key
+        url, key = split_url(self.root)
+        return bucket(url), f"{key}/{name}".strip("/")
 
     def read(self, name: str) -> bytes | None:
         """Contents of an object; None where there is none."""

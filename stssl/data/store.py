@@ -62,7 +62,7 @@ class Store:
         if files_at(text).read("zarr.json") is None and (is_remote(text) or not Path(text).exists()):
             raise DataError(f"there is no store at {text}. Make one with `stssl convert`.")
         try:
-            group = zarr.open_group(**zarr_place(text), mode="r")
+            group = zarr.open_group(zarr_place(text), mode="r")
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{text} is not a Zarr store: {error}") from None
         version = group.attrs.get("schema_version")

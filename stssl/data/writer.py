@@ -103,6 +103,7 @@ class Writer:
         strangers = self.files.names()
         if strangers and "begun" not in self.work.names():
             raise DataError(f"{self.store} is not empty and not a store ({strangers[0]}). Choose another path.")
+        self.work.remove()
         self.work.write("begun", b"")
         for array in (*self.plan.arrays, *self.plan.maps):
             (self.files / array.name).remove()
@@ -114,10 +115,9 @@ class Writer:
     def _create(self, array: PixelArray) -> None:
         codec = CODECS[self.plan.codec]
         compressors = BloscCodec(cname=codec, clevel=LEVEL, shuffle="bitshuffle") if codec else None
-        place = zarr_place(self.store)
         zarr.create_array(
-            place["store"],
-            name=f"{place['path']}/{array.name}".lstrip("/"),
+            zarr_place(self.store),
+            name=array.name,
             shape=(self.plan.patches, *array.shape),
             chunks=(1, *array.shape),
             shards=(self.plan.shard, *array.shape),
@@ -190,7 +190,7 @@ class Writer:
         """
         if not self.is_complete():
             parts = [dict(np.load(io.BytesIO(self._sidecar(shard) or b""))) for shard in range(self.plan.shards)]
-            group = zarr.open_group(**zarr_place(self.store), mode="r+", use_consolidated=False)
+            group = zarr.open_group(zarr_place(self.store), mode="r+", use_consolidated=False)
             columns = {c.name: np.concatenate([part[c.name] for part in parts]) for c in self.plan.columns}
             columns["location_id"] = location_ids(columns)
             for column in self.plan.columns:
@@ -217,6 +217,9 @@ class Writer:
 
     def _mark_complete(self, errors: dict[str, int]) -> None:
         about = {
+            "schema_version": SCHEMA_VERSION,
+            "conversion": self.plan.identity,
+            "complete": False,
             "pixel_arrays": [array.name for array in self.plan.arrays],
             "maps": [array.name for array in self.plan.maps],
             "label_sets": list(self.plan.label_sets),
@@ -225,16 +228,16 @@ class Writer:
             "errors": errors,
             "error_codes": ERRORS,
         }
-        zarr.open_group(**zarr_place(self.store), mode="r+", use_consolidated=False).attrs.update(
+        zarr.open_group(zarr_place(self.store), mode="r+", use_consolidated=False).attrs.update(
             about | self.plan.attributes
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(**zarr_place(self.store))
-        group = json.loads(self.files.read("zarr.json") or b"{}")
-        group["attributes"]["complete"] = True
+            zarr.consolidate_metadata(zarr_place(self.store))
+        whole = json.loads(self.files.read("zarr.json") or b"{}")
+        whole["attributes"]["complete"] = True
         self.files.remove_partial()
-        self.files.write("zarr.json", json.dumps(group, indent=2).encode())
+        self.files.write("zarr.json", json.dumps(whole, indent=2).encode())
 
 
 def _stack(patches: list[Patch], array: PixelArray) -> NDArray[Any]:

@@ -1,0 +1,129 @@
+"""The part of the S3 protocol that a store needs, on loopback: objects in memory, errors on demand."""
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from hashlib import md5
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape, unescape
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Path-style requests: /bucket/key."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", headers.pop("length", str(len(body))))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def begin(self) -> str | None:
+        """The object's key, unless the request is refused or fails on demand."""
+        length = int(self.headers.get("Content-Length") or 0)
+        self.body = self.rfile.read(length)
+        self.server.requests.append((self.command, self.path))
+        if self.server.failures > 0:
+            self.server.failures -= 1
+            return self.answer(503, b"<Error><Code>SlowDown</Code></Error>")
+        if self.server.key not in self.headers.get("Authorization", ""):
+            return self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+        return unquote(urlsplit(self.path).path).lstrip("/")
+
+    def do_PUT(self) -> None:
+        if key := self.begin():
+            if self.headers.get("If-None-Match") == "*" and key in self.server.objects:
+                return self.answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            self.server.objects[key] = self.body
+            return self.answer(200, ETag=f'"{md5(self.body).hexdigest()}"')
+        return None
+
+    def do_DELETE(self) -> None:
+        if key := self.begin():
+            self.server.objects.pop(key, None)
+            self.answer(204)
+
+    def do_POST(self) -> None:
+        """Delete many."""
+        if key := self.begin():
+            found = re.findall(r"<Key>(.*?)</Key>", self.body.decode())
+            for name in found:
+                self.server.objects.pop(f"{key.split('/')[0]}/{unescape(name)}", None)
+            gone = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in found)
+            self.answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        key = self.begin()
+        if key is None:
+            return
+        query = parse_qs(urlsplit(self.path).query)
+        if "list-type" in query:
+            self.list(key.split("/")[0], query.get("prefix", [""])[0], query.get("delimiter", [""])[0])
+        elif key not in self.server.objects:
+            self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        else:
+            self.send(self.server.objects[key])
+
+    def send(self, body: bytes) -> None:
+        about = {"ETag": f'"{md5(body).hexdigest()}"', "Last_Modified": formatdate(0, usegmt=True)}
+        wanted = self.headers.get("Range")
+        if not wanted:
+            return self.answer(200, body, **about)
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        start = int(first) if first else len(body) - int(last)
+        stop = min(int(last) + 1, len(body)) if first and last else len(body)
+        about["Content_Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
+        return self.answer(206, body[start:stop], **about)
+
+    def list(self, bucket: str, prefix: str, delimiter: str) -> None:
+        names = [key.removeprefix(f"{bucket}/") for key in sorted(self.server.objects)]
+        entries, folders = [], set()
+        for name in (name for name in names if name.startswith(prefix)):
+            rest = name[len(prefix) :]
+            if delimiter and delimiter in rest:
+                folders.add(prefix + rest.split(delimiter)[0] + delimiter)
+            else:
+                size = len(self.server.objects[f"{bucket}/{name}"])
+                date = "<LastModified>2020-01-01T00:00:00.000Z</LastModified>"
+                entries.append(f"<Contents><Key>{escape(name)}</Key>{date}<Size>{size}</Size></Contents>")
+        groups = [f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in sorted(folders)]
+        text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{''.join(entries + groups)}</ListBucketResult>"
+        self.answer(200, text.encode(), Content_Type="application/xml")
+
+
+@contextmanager
+def s3_server(key: str = "tester") -> Iterator[ThreadingHTTPServer]:
+    """A server; `objects`, `requests` and `failures` (how many requests fail next) are its attributes."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.objects, server.requests, server.failures, server.key = {}, [], 0, key
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def environment(server: ThreadingHTTPServer, key: str = "tester") -> dict[str, str]:
+    """Variables that lead to the server."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
