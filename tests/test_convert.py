@@ -294,6 +294,17 @@ def test_a_driver_that_is_killed_at_any_moment_loses_nothing(archive, whole, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store.zarr", "store.zarr.errors.csv"]
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_thousand_patches_survive_kills_at_random_moments(workers, tmp_path):
+    script = Path(__file__).parents[1] / "experiments" / "benchmarks" / "kill_converter.py"
+    options = ["--patches", "2000", "--repeats", "2", "--kills", "3", "--threads", str(workers)]
+    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("identical True") == 2
+
+
 @pytest.mark.ray
 def test_ray_writes_the_same_bytes_also_when_a_worker_dies(archive, whole, tmp_path):
     store = tmp_path / "store.zarr"

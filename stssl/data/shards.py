@@ -185,7 +185,7 @@ class ShardedArray:
             if self._index is None or self._files is None:
                 self._index = np.full((self.layout.shards * self.layout.shard, 2), EMPTY - 1, np.uint64)
                 self._files = np.full(self.layout.shards, -1, np.int64)
-                self._keep = _allow_files(self.layout.shards)
+                self._keep = _Files.reserve(self.layout.shards)
             files = self._files if self._keep else np.full_like(self._files, -1)
             for shard in shards[files[shards] < 0].tolist():
                 files[shard] = self._open_shard(shard, self._index)
@@ -212,6 +212,8 @@ class ShardedArray:
         if self._files is not None:
             for file in self._files[self._files >= 0].tolist():
                 os.close(file)
+            if self._keep:
+                _Files.release(self.layout.shards)
         self._fresh()
 
     def __del__(self) -> None:
@@ -238,17 +240,27 @@ def read_index(file: int, path: Path, patches: int) -> NDArray[np.uint64]:
     return index
 
 
-_reserved = 0
+class _Files:
+    """How many files all readers of this process may hold open."""
 
+    reserved = 0
+    lock = threading.Lock()
 
-def _allow_files(count: int) -> bool:
-    """Make room for that many open files beside those asked for before; whether there is."""
-    global _reserved  # noqa: PLW0603 - the limit is the process's, too.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = _reserved + count + SPARE_FILES
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        return False
-    if soft != resource.RLIM_INFINITY and needed > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    _reserved += count
-    return True
+    @classmethod
+    def reserve(cls, count: int) -> bool:
+        """Make room for that many open files beside those reserved before; whether there is."""
+        with cls.lock:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            needed = cls.reserved + count + SPARE_FILES
+            if hard != resource.RLIM_INFINITY and needed > hard:
+                return False
+            if soft != resource.RLIM_INFINITY and needed > soft:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            cls.reserved += count
+            return True
+
+    @classmethod
+    def release(cls, count: int) -> None:
+        """Give room back."""
+        with cls.lock:
+            cls.reserved -= count

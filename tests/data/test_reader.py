@@ -1,3 +1,4 @@
+import gc
 import pickle
 import struct
 import threading
@@ -176,18 +177,21 @@ def test_a_reader_can_be_pickled_after_use(tmp_path):
 
 def test_closing_frees_every_file(tmp_path):
     pixels = write(tmp_path, shard=2)
-    opened = reader(tmp_path, pixels, BANDS[:3])
+    gc.collect()
+    opened, reserved = reader(tmp_path, pixels, BANDS[:3]), shards._Files.reserved
     before = len(list(Path("/proc/self/fd").iterdir()))
     opened.read(np.arange(23))
     assert len(list(Path("/proc/self/fd").iterdir())) == before + 12
+    assert shards._Files.reserved == reserved + 12
     opened.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert shards._Files.reserved == reserved
     np.testing.assert_array_equal(opened.read(np.array([1]))["b10"], pixels[[1]])
 
 
 def test_with_few_files_allowed_none_stays_open(tmp_path, monkeypatch):
     pixels = write(tmp_path, shard=2)
-    monkeypatch.setattr(shards, "_allow_files", lambda count: False)
+    monkeypatch.setattr(shards._Files, "reserve", lambda count: False)
     opened = reader(tmp_path, pixels, BANDS[:3])
     before = len(list(Path("/proc/self/fd").iterdir()))
     np.testing.assert_array_equal(opened.read(np.array([5, 22, 5]))["b10"], pixels[[5, 22, 5]])
@@ -255,7 +259,7 @@ def test_the_index_of_all_bigearthnet_is_small(tmp_path, monkeypatch):
     write(tmp_path, size=4, shard=2)
     layout = direct_layout(tmp_path / "b10")
     big = ShardedArray(tmp_path / "b10", type(layout)((590_326, *layout.shape[1:]), 512, layout.dtype, True, 0))
-    monkeypatch.setattr(shards, "_allow_files", lambda count: False)
+    monkeypatch.setattr(shards._Files, "reserve", lambda count: False)
     monkeypatch.setattr(ShardedArray, "_open_shard", lambda self, shard, index: -1)
     index, files = big._open(np.arange(1))
     assert 3 * (index.nbytes + files.nbytes) < 30e6
