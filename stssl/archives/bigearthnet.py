@@ -71,8 +71,8 @@ class BigEarthNet1:
         Args:
             archive: `BigEarthNet-v1.0`, or the folder that holds it.
             bands: `all` or `rgb`.
-            metadata: CSV or Parquet with a name column (patch_id, s2v1_name) and country; by default
-                `countries.csv` or `metadata.csv` beside the archive, if there is one.
+            metadata: CSV or Parquet with a name column (patch_id, s2v1_name) and country, or a folder with v2.0's
+                tables; by default `countries.csv` or `metadata.csv` beside the archive, if there is one.
             splits: More splits by name: folders with lists train, val and test (txt, csv, csv.bz2). Those beside the
                 archive are the split `official`.
 
@@ -168,12 +168,11 @@ def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
 
 
 def _countries(names: tuple[str, ...], path: Path | None) -> NDArray[Any]:
-    if path is None:
-        return np.full(len(names), "", object)
-    table = columns_of(read_table(path), {name: (name,) for name in NAMES} | {"country": ABOUT["country"]})
     known: dict[str, str] = {}
-    for key in NAMES:
-        known |= dict(zip(table.get(key, ()), table.get("country", ()), strict=False))
+    for file in sorted(path.glob("metadata*.parquet")) if path and path.is_dir() else [path] if path else []:
+        table = columns_of(read_table(file), {name: (name,) for name in NAMES} | {"country": ABOUT["country"]})
+        for key in NAMES:
+            known |= dict(zip(table.get(key, ()), table.get("country", ()), strict=False))
     return np.array([known.get(name) or "" for name in names], object)
 
 

@@ -189,7 +189,8 @@ class Writer:
             Error name -> how often it occurred.
         """
         if not self.is_complete():
-            parts = [dict(np.load(io.BytesIO(self._sidecar(shard) or b""))) for shard in range(self.plan.shards)]
+            # Opened, not loaded: an archive's histograms take a gigabyte, and are wanted one array at a time.
+            parts = [np.load(io.BytesIO(self._sidecar(shard) or b"")) for shard in range(self.plan.shards)]
             group = zarr.open_group(zarr_place(self.store), mode="r+", use_consolidated=False)
             columns = {c.name: np.concatenate([part[c.name] for part in parts]) for c in self.plan.columns}
             columns["location_id"] = location_ids(columns)
@@ -201,14 +202,14 @@ class Writer:
         self.work.remove()
         return dict(self.attributes()["errors"])
 
-    def _write_statistics(self, group: Any, parts: list[Rows]) -> None:
+    def _write_statistics(self, group: Any, parts: list[Any]) -> None:
         split = self.plan.statistics_split
         source = f"{split}:train" if split in self.plan.splits else "all"
         for array in self.plan.arrays:
             tallies = [{key: part[f"{key}_{array.name}"] for key in ("sums", "bins")} for part in parts]
             group[array.name].attrs["statistics"] = statistics(tallies, array.dtype, source)
 
-    def _write_report(self, parts: list[Rows]) -> dict[str, int]:
+    def _write_report(self, parts: list[Any]) -> dict[str, int]:
         problems = [row for part in parts for row in json.loads(str(part["problems"]))]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([["patch", "error", "details"], *problems])

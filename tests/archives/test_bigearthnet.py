@@ -208,7 +208,8 @@ def test_no_archive_there(tmp_path):
 
 def test_the_real_patches(tmp_path):
     archive = real_data("bigearthnet-v1")
-    summary, store = converted(archive, tmp_path)
+    summary, store = converted(archive, tmp_path, metadata=archive.parent / "bigearthnet-v2")
+    assert store.column("country").tolist() == ["Austria", "Ireland", "Ireland", "Portugal", "Finland", "Finland"]
     assert (summary.patches, summary.errors) == (6, {})
     folders = dirty.folders(archive)
     for row, folder in enumerate(folders):
