@@ -23,7 +23,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder that keeps everything.")] = Path("quickstart"),
-    patches: Annotated[int, typer.Option(min=200, help="Size of the generated archive.")] = 2000,
+    patches: Annotated[int, typer.Option(min=200, help="Size of the generated archive.")] = 4000,
     overrides: Overrides = None,
 ) -> None:
     """Run the whole way on generated data: archive, store, training on two workers, evaluation, report."""

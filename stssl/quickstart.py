@@ -17,11 +17,11 @@ from stssl.train.folder import write_text
 from stssl.train.launch import run
 
 RECIPE = """\
-# Semi-supervised land cover from 5 % labels: FixMatch whose teacher also sees place and date (ST-FixMatch).
+# Semi-supervised land cover from 10 % labels: FixMatch whose teacher also sees place and date (ST-FixMatch).
 # A small network at 32 px, so that it trains in two minutes on two CPU cores.
 name: quickstart
 data: {store: STORE, split: official, bands: [B04, B03, B02, B08, B11], labels: labels_19}
-labels: {fraction: 0.05, allow_missing_classes: true}
+labels: {fraction: 0.1, allow_missing_classes: true}
 model:
   backbone: slim_resnet
   image_size: 32
@@ -33,7 +33,7 @@ loss: {unlabeled: 1.0, distillation: 0.01}
 batch: {labeled: 16, unlabeled_ratio: 3}
 augment: {strong_labeled: true}
 optimizer: {lr: 2.0e-3}
-schedule: {steps: 600, warmup: 50, supervised_start: 150, evaluate_every: 100}
+schedule: {steps: 800, warmup: 50, supervised_start: 200, evaluate_every: 100}
 ema: {decay: 0.98}
 evaluation: {batchnorm_batches: 2}
 launch: {workers: 2}
@@ -41,7 +41,7 @@ logging: {every: 20}
 """
 
 
-def quickstart(out: Path, console: Console, patches: int = 2000, overrides: tuple[str, ...] = ()) -> Path:
+def quickstart(out: Path, console: Console, patches: int = 4000, overrides: tuple[str, ...] = ()) -> Path:
     """Run the main job under `out` and return the report's path; a second call goes on where the first stopped.
 
     Args:
