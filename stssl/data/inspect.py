@@ -19,6 +19,7 @@ def describe(store: Store) -> str:
             f"source    {store.attrs['conversion']['archive'].get('source', 'unknown')}",
             *_bands(store),
             *_places(store),
+            *_regions(store),
             *_splits(store),
             *_classes(store),
             *_errors(store),
@@ -57,6 +58,18 @@ def _places(store: Store) -> Iterator[str]:
     counts = np.bincount(locations[locations >= 0]) if (locations >= 0).any() else np.zeros(0, int)
     if len(counts):
         yield f"locations {(counts > 0).sum():,}, {(counts > 1).sum():,} of them with several dates"
+
+
+def _regions(store: Store) -> Iterator[str]:
+    """Countries, seasons and conditions, where the archive had them."""
+    for name, title in (("country", "country"), ("season", "season")):
+        if store.has_column(name):
+            names, counts = np.unique(store.column(name).astype(str), return_counts=True)
+            found = ", ".join(f"{own or 'unknown'} {count:,}" for own, count in zip(names, counts, strict=True))
+            yield f"{title:<9} {found}"
+    for name in ("seasonal_snow", "cloud_or_shadow"):
+        if store.has_column(name):
+            yield f"flag      {name}: {np.sum(store.column(name)):,}"
 
 
 def _splits(store: Store) -> Iterator[str]:
