@@ -53,8 +53,10 @@ def synthesize(
 def convert(
     source: Annotated[str, typer.Argument(help="bigearthnet-v1, bigearthnet-v2, eurosat, eurosat-ms or manifest.")],
     archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.")],
-    store: Annotated[Path, typer.Argument(help="Zarr store to write.")],
+    store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.")],
     coordinates: Annotated[Path | None, typer.Option(help="eurosat: CSV with filepath, latitude, longitude.")] = None,
+    bands: Annotated[str | None, typer.Option(help="all or rgb.")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="bigearthnet: table with countries.")] = None,
     codec: Annotated[str, typer.Option(help="lz4, zstd or none.")] = "lz4",
     shard: Annotated[int, typer.Option(min=1, help="Patches a shard.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first patches.")] = None,
@@ -69,9 +71,30 @@ def convert(
 
     options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers, address=ray_address)
     with counting(console, "convert", "shards") as progress:
-        summary = go(source, archive, store, options, progress, coordinates=coordinates)
+        about = {"coordinates": coordinates, "bands": bands, "metadata": metadata}
+        summary = go(source, archive, store, options, progress, **about)
     console.print(conversion_summary(summary))
     print(summary.store)
+
+
+@app.command()
+def verify(
+    store: Annotated[str, typer.Argument(help="Path or URL of a store.")],
+    archive: Annotated[Path | None, typer.Option(help="Compare pixels with this archive too.")] = None,
+    coordinates: Annotated[Path | None, typer.Option(help="eurosat: the table that was given to convert.")] = None,
+) -> None:
+    """Check a store's checksums, hashes and counts, and with its archive every pixel."""
+    from stssl.convert import verify_store
+    from stssl.progress import counting
+
+    about = {"coordinates": coordinates} if coordinates else {}
+    with counting(console, "verify", "patches") as progress:
+        findings = verify_store(store, archive, progress, **about)
+    for problem in findings.problems:
+        print(problem)
+    compared = f", {findings.compared:,} compared with the archive" if archive else ""
+    console.print(f"{findings.patches:,} patches checked{compared}: {len(findings.problems)} problems")
+    raise typer.Exit(1 if findings.problems else 0)
 
 
 @app.command()

@@ -120,3 +120,15 @@ def test_a_real_process_ends_with_code_2_and_words(recipe):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "seed: Input should be greater than or equal to 0" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_verify_finds_damage(stssl, store, tmp_path):
+    assert "0 problems" in stssl("verify", store).stderr
+    copy = tmp_path / "damaged.zarr"
+    shutil.copytree(store, copy)
+    shard = next(path for path in sorted((copy / "rgb" / "c").rglob("*")) if path.is_file())
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 255
+    shard.write_bytes(data)
+    done = stssl("verify", copy)
+    assert done.code == 1 and done.stdout.strip()
