@@ -66,7 +66,7 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigError: Not valid YAML.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader: it builds no objects
     except ConfigError as error:
         raise ConfigError(f"{source}, {error}") from None
     except yaml.YAMLError as error:

@@ -53,13 +53,14 @@ class RunFolder:
         tree: Tree = yaml.safe_load((self.path / "recipe.yaml").read_text())
         return tree
 
-    def claim(self, recipe: Recipe) -> None:
-        """Start a run here, or go on with the same one; call in one process.
+    def refuse_others(self, recipe: Recipe) -> bool:
+        """Whether this recipe's run was started here already.
 
         Raises:
             RunError: Another recipe ran under this name; lists the keys that differ.
         """
-        if (self.path / "recipe.yaml").exists():
+        started = (self.path / "recipe.yaml").exists()
+        if started:
             old = self._tree()
             for section in PLACEMENT:
                 old.pop(section, None)
@@ -70,9 +71,17 @@ class RunFolder:
                     f"{self.path} holds a run of another recipe; it differs in {', '.join(keys)}. "
                     "Give this run another name (name=...), or delete that folder."
                 )
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "recipe.yaml", recipe.yaml())
+        return started
+
+    def claim(self, recipe: Recipe) -> None:
+        """Start a run here, or go on with the same one; call in one process, once the recipe is known to be possible.
+
+        Raises:
+            RunError: Another recipe ran under this name; lists the keys that differ.
+        """
+        if not self.refuse_others(recipe):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / "recipe.yaml", recipe.yaml())
 
     def finished(self) -> dict[str, Any] | None:
         """How the run ended, or None while it has not."""

@@ -35,10 +35,10 @@ def run(recipe: Recipe, watch: Watch | None = None) -> RunFolder:
         StsslError: The recipe, the data or the machines do not allow it; or training failed, saying why.
     """
     folder = RunFolder.of(recipe)
-    folder.claim(recipe)
-    if folder.finished():
+    if folder.refuse_others(recipe) and folder.finished():
         return folder
     check(recipe)
+    folder.claim(recipe)
     with watching(folder, watch):
         if recipe.launch.workers == 0:
             _train_here(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"), lambda metrics: None)

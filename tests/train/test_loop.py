@@ -194,3 +194,11 @@ def test_a_run_starts_from_another_runs_student(unbroken, recipe_tree):
     assert not torch.equal(ours, fresh)
     with pytest.raises(ConfigError, match=r"has no student.safetensors"):
         run(make(recipe_tree, name="third", model__weights="run:nobody"))
+
+
+def test_a_recipe_that_cannot_run_takes_no_name(recipe_tree):
+    with pytest.raises(DataError, match="no store"):
+        run(make(recipe_tree, name="typo", data__store="/nowhere.zarr"))
+    recipe = make(recipe_tree, name="typo", schedule__steps=4)
+    run(recipe)
+    assert RunFolder.of(recipe).finished()
