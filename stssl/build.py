@@ -71,7 +71,7 @@ def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
     space = LabelSpace(store.classes(config.labels), store.multilabel(config.labels))
     targets = space.targets(torch.from_numpy(np.array(store.column(config.labels))))
     split = make_split(store, config.split, config.exclude)
-    positives = _positives(targets, space)
+    positives = space.positives(targets).numpy().astype(np.int64)
     names = text(store.column("patch_id")) if recipe.labels.list else None
     labeled = draw_labeled(positives, split.train, recipe.labels, names)
     if not recipe.labels.allow_missing_classes:
@@ -92,13 +92,6 @@ def _check(store: Store, config: DataConfig) -> None:
     absent = [name for name in config.exclude if not store.has_column(name)]
     if absent:
         raise ConfigError(f"data.exclude: {store.path} has no column {', '.join(absent)}")
-
-
-def _positives(targets: Tensor, space: LabelSpace) -> Ints:
-    """[N, C] 1 where a patch is known to have a class."""
-    if targets.shape[1] == len(space.classes):
-        return (targets == 1).numpy().astype(np.int64)
-    return (targets == torch.arange(len(space.classes))).numpy().astype(np.int64)
 
 
 def _every_class_labeled(positives: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:

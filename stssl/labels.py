@@ -79,3 +79,7 @@ class LabelSpace:
         """
         ids = labels.long() if self.multilabel else labels.long()[:, None]
         return torch.where((ids >= 0) & (ids < self.ways), ids, IGNORED)
+
+    def positives(self, targets: Tensor) -> Tensor:
+        """Way ids [N, G] to [N, C] truth values: whether a patch is known to have a class."""
+        return targets == (1 if self.multilabel else torch.arange(len(self.classes), device=targets.device))
