@@ -1,7 +1,8 @@
 """Exponential moving average of weights, and the BatchNorm statistics that go with averaged weights."""
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -26,10 +27,12 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move towards the network's present parameters."""
+        """Move towards the network's present parameters; BatchNorm statistics, running means already, are taken over."""
         own: list[Tensor] = list(self.network.parameters())
         live: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(own, live, 1 - self.decay)
+        if statistics := running_statistics(network):
+            torch._foreach_copy_(running_statistics(self.network), statistics)
 
 
 def batchnorms(module: nn.Module) -> list[_BatchNorm]:
@@ -37,10 +40,15 @@ def batchnorms(module: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
 
 
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Means and variances of all BatchNorm layers."""
+    return [s for layer in batchnorms(module) for s in (layer.running_mean, layer.running_var) if s is not None]
+
+
 @torch.no_grad()
 def average_batchnorm(module: nn.Module) -> None:
     """Replace running statistics by their mean over ranks; call on all ranks before evaluation and checkpoint."""
-    statistics = [s for layer in batchnorms(module) for s in (layer.running_mean, layer.running_var) if s is not None]
+    statistics = running_statistics(module)
     if world_size() == 1 or not statistics:
         return
     flat = torch.cat([value.flatten() for value in statistics])
@@ -72,6 +80,17 @@ def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Context in which a network is in evaluation mode."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
 
 
 def frozen_statistics(module: nn.Module) -> "_Frozen":
