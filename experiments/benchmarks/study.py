@@ -4,7 +4,7 @@
         --split official blocks --reference supervised_cpu \
         experiments/eurosat/{supervised_cpu,fixmatch_cpu,fixmatch_absent_cpu,fixmatch_teacher_cpu}.yaml
 
-Every recipe of one seed and split draws the same labels. A recipe may be followed by overrides, joined by commas:
+Every recipe of one seed and split draws the same labels. A split that is drawn (`blocks`) is drawn anew for each seed. A recipe may be followed by overrides, joined by commas:
 `experiments/eurosat/supervised_cpu.yaml,schedule.steps=1000`. Runs that are finished are not run again.
 """
 
@@ -50,7 +50,8 @@ class Job:
         """Train and evaluate, in processes of their own; what they print goes to a log in the output folder."""
         command = [sys.executable, "-m", "stssl.cli"]
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
-        what = [f"data.split={self.split}", f"seed={self.seed}", f"labels.seed={self.seed}", *self.overrides]
+        split = f"{{name: {self.split}, seed: {self.seed}}}" if self.split == "blocks" else self.split
+        what = [f"data.split={split}", f"seed={self.seed}", f"labels.seed={self.seed}", *self.overrides]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (self.out / f"{self.name}.log").open("a") as log:
             options = {"stdout": log, "stderr": log, "env": environment}
