@@ -129,6 +129,31 @@ def train(
 
 
 @app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="Recipe or sweep file, inside the working folder.")],
+    overrides: Overrides = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server.")
+    ] = "http://127.0.0.1:8265",
+    folder: Annotated[Path, typer.Option(help="Working folder: goes to the cluster without data and .venv.")] = Path(),
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE (or NAME) for the job; repeatable.")] = None,
+    pip: Annotated[list[str] | None, typer.Option(help="Package or requirements file for the job.")] = None,
+    cpus: Annotated[float | None, typer.Option(min=0, help="CPUs of the job's first process.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of the job's first process.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
+) -> None:
+    """Run a recipe or sweep on a Ray cluster, follow its output and return its exit code."""
+    from stssl.submit import Submission
+    from stssl.submit import submit as go
+
+    given = Submission(
+        file, tuple(overrides or ()), address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait
+    )
+    code = go(given, lambda text: print(text, end="", flush=True), lambda line: console.print(line, markup=False))
+    raise typer.Exit(code)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",

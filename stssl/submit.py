@@ -1,0 +1,229 @@
+"""Submission of a recipe or sweep to a Ray cluster: `stssl submit`.
+
+The working folder travels with the job, without data, environments and runs; what the job prints comes back, and its
+exit code is the command's.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stssl.config import Tree, apply_overrides, load_tree, validate
+from stssl.errors import ConfigError, RunError
+from stssl.recipe import Recipe
+
+EXCLUDES = (
+    "/.git/",
+    ".venv/",
+    "/venv/",
+    "/data/",
+    "/runs/",
+    "/sweeps/",
+    "/quickstart/",
+    "/build/",
+    "__pycache__/",
+    ".*_cache/",
+    "*.egg-info/",
+    "*.zarr/",
+    "*.tif",
+    "*.zip",
+    "*.tar",
+    "*.tar.*",
+    "*.pt",
+)
+"""What stays here, in the words of .gitignore (the folder's own .gitignore counts too)."""
+
+TOKEN_ADVICE = (
+    "Set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token "
+    "(on a machine of the cluster `ray get-auth-token` prints it)."
+)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What to run, and where.
+
+    Attributes:
+        file: Recipe or sweep file, inside the working folder.
+        overrides: `key=value` arguments.
+        address: URL of the cluster's job server (its dashboard).
+        folder: Working folder, which travels with the job.
+        variables: `NAME=VALUE`, or `NAME` for the value it has here; for the job's environment.
+        pip: Packages to install for the job, or one requirements file.
+        cpus: Taken by the job's first process; None: nothing, unless it trains itself (`launch.workers: 0`).
+        gpus: Taken by the job's first process; None as for `cpus`.
+        wait: Follow the job to its end.
+    """
+
+    file: Path
+    overrides: tuple[str, ...]
+    address: str
+    folder: Path = field(default_factory=Path.cwd)
+    variables: tuple[str, ...] = ()
+    pip: tuple[str, ...] = ()
+    cpus: float | None = None
+    gpus: float | None = None
+    wait: bool = True
+
+
+def command_for(tree: Tree) -> str:
+    """The subcommand of `stssl` that a file is for: `sweep`, `pretrain` or `train`."""
+    if "search" in tree:
+        return "sweep"
+    return "pretrain" if "pretext" in tree else "train"
+
+
+def job(submission: Submission) -> dict[str, Any]:
+    """Arguments for Ray's `submit_job`, from files alone.
+
+    Raises:
+        ConfigError: The file is missing, wrong, outside the working folder, needs a variable that nobody gave, or
+            would keep its results where they vanish with the job.
+    """
+    folder, file = submission.folder.resolve(), submission.file.resolve()
+    tree = load_tree(submission.file)
+    command = command_for(tree)
+    if not file.is_relative_to(folder):
+        raise ConfigError(f"{submission.file} is not inside {folder}, which goes to the cluster. Give --folder.")
+    tree = apply_overrides(tree, submission.overrides)
+    resources = {"entrypoint_num_cpus": submission.cpus, "entrypoint_num_gpus": submission.gpus}
+    if command == "train":
+        launch = validate(Recipe, {"name": file.stem} | tree, str(submission.file)).launch
+        if launch.workers == 0:
+            own = {"entrypoint_num_cpus": launch.cpus_per_worker, "entrypoint_num_gpus": launch.gpus_per_worker}
+            resources = {key: own[key] if value is None else value for key, value in resources.items()}
+    if command != "sweep":
+        _lasting(tree.get("launch", {}).get("storage", "runs"))
+    words = ["python", "-m", "stssl.cli", command, str(file.relative_to(folder)), *submission.overrides]
+    environment = _environment(tree, submission)
+    return {
+        "entrypoint": shlex.join(words),
+        "runtime_env": {
+            "working_dir": str(folder),
+            "excludes": list(EXCLUDES),
+            "env_vars": environment,
+            **({"pip": _packages(submission.pip)} if submission.pip else {}),
+        },
+        "metadata": {"stssl": f"{command} {file.relative_to(folder)}"},
+        **{key: value for key, value in resources.items() if value is not None},
+    }
+
+
+def _lasting(storage: str) -> None:
+    if not Path(storage).is_absolute() and "${" not in storage:
+        raise ConfigError(
+            f"launch.storage: '{storage}' would lie in the job's copy of the folder and vanish with it. "
+            "Give a folder that all nodes share, such as launch.storage=/shared/runs."
+        )
+
+
+def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
+    """Variables of the job: those given, and those that the file names as `${NAME}`."""
+    found = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
+    for variable in submission.variables:
+        name, equals, value = variable.partition("=")
+        if not equals and name not in os.environ:
+            raise ConfigError(f"--env {name}: not set here. Give --env {name}=VALUE.")
+        found[name] = value if equals else os.environ[name]
+    for name in re.findall(r"\$\{(\w+)\}", str(tree)):
+        if name not in found and name not in os.environ:
+            raise ConfigError(
+                f"{submission.file} needs the environment variable {name}, which is not set. "
+                f"Give its value on the cluster: --env {name}=VALUE."
+            )
+        found.setdefault(name, os.environ.get(name, ""))
+    return found
+
+
+def _packages(pip: Sequence[str]) -> list[str] | str:
+    """A requirements file's path, or the names as they were given."""
+    return pip[0] if len(pip) == 1 and Path(pip[0]).is_file() else list(pip)
+
+
+def submit(submission: Submission, show: Callable[[str], None], say: Callable[[str], None]) -> int:
+    """Submit, and follow the job to its end.
+
+    Args:
+        submission: What to run, and where.
+        show: Takes what the job prints, in pieces.
+        say: Takes a line about the submission itself.
+
+    Returns:
+        The job's exit code; 0 once it is submitted where `wait` is off.
+
+    Raises:
+        ConfigError: The file or the address cannot be right.
+        RunError: No server there, it refuses the token, or it is lost.
+    """
+    arguments = job(submission)
+    with _explained(submission.address):
+        client = _client(submission.address)
+        name = client.submit_job(**arguments)
+        say(f"{name}: {arguments['entrypoint']}")
+        if not submission.wait:
+            return 0
+        try:
+            asyncio.run(_follow(client, name, show))
+        except KeyboardInterrupt:
+            say(f"The job goes on. Follow it with `ray job logs --follow {name} --address {submission.address}`.")
+            raise
+        about = client.get_job_info(name)
+    say(f"{name}: {about.status.value.lower()}")
+    if about.status.value != "SUCCEEDED" and about.message:
+        say(about.message.strip().splitlines()[0])
+    return about.driver_exit_code or (0 if about.status.value == "SUCCEEDED" else 1)
+
+
+def _client(address: str) -> Any:
+    if not re.match(r"https?://", address):
+        raise ConfigError(f"--address: '{address}' must be the URL of a job server, such as http://127.0.0.1:8265")
+    from ray.job_submission import JobSubmissionClient
+
+    return JobSubmissionClient(address)
+
+
+async def _follow(client: Any, name: str, show: Callable[[str], None]) -> None:
+    """Show a job's output until it ends, also over lost connections."""
+    import aiohttp
+
+    shown = 0
+    while True:
+        with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
+            position = 0
+            async for piece in client.tail_job_logs(name):
+                fresh = piece[max(0, shown - position) :]
+                position += len(piece)
+                shown = max(shown, position)
+                if fresh:
+                    show(fresh)
+        if client.get_job_status(name).is_terminal():
+            rest = client.get_job_logs(name)[shown:]
+            if rest:
+                show(rest)
+            return
+        await asyncio.sleep(1)
+
+
+@contextlib.contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """Turn what Ray's client raises into words on what to do."""
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError:
+        raise RunError(f"{address} refuses this client: no token, or a wrong one. {TOKEN_ADVICE}") from None
+    except (ConnectionError, requests.exceptions.RequestException) as error:
+        raise RunError(
+            f"no job server answers at {address} ({type(error).__name__}). Is the cluster up, and its dashboard's port "
+            "forwarded to this machine (`ray dashboard CLUSTER.yaml`, or `kubectl port-forward`)?"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"{address} did not take the job: {str(error).strip().splitlines()[0]}") from None

@@ -1,0 +1,170 @@
+"""`stssl submit` to a real cluster of two nodes on this machine, with and without its token."""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head and a worker node, their job server and token."""
+
+    address: str
+    token: str
+    temporary: Path
+
+
+def free_ports(count):
+    """Ports that nobody uses, outside those that Ray's workers take (10002-19999)."""
+    found, candidates = [], (port for port in range(20500 + os.getpid() % 5000, 60000, 7))
+    while len(found) < count:
+        port = next(candidates)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
+
+
+def environment(token=None, mode="token"):
+    """This process's, with or without a token; never one from the home folder."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    kept |= {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}:{kept['PATH']}", "HOME": "/nonexistent"}
+    kept |= {"RAY_AUTH_TOKEN": token} if token else {}
+    return kept | ({"RAY_AUTH_MODE": mode} if mode else {})
+
+
+def descendants(pid):
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, waiting = [], [pid]
+    while waiting:
+        for child in children.get(waiting.pop(), []):
+            found.append(child)
+            waiting.append(child)
+    return found
+
+
+def stop(process):
+    """End a node and all that it started, by process id."""
+    below = descendants(process.pid)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(30)
+    for pid in [process.pid, *below]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def start_node(log, token, *options):
+    command = [str(BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", *options]
+    with log.open("w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment(token))
+
+
+def stssl(cluster, *arguments, token=None, mode="token", timeout=240):
+    command = [sys.executable, "-m", "stssl.cli", "submit", *map(str, arguments), "--address", cluster.address]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment(token, mode), timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    port, dashboard, client, *agents = free_ports(5)
+    token = secrets.token_hex(32)
+    nodes = []
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        try:
+            nodes.append(
+                start_node(
+                    logs / "head",
+                    token,
+                    *head,
+                    f"--dashboard-agent-listen-port={agents[0]}",
+                    "--num-cpus=0",
+                    f"--temp-dir={temporary}",
+                )
+            )
+            found = Cluster(f"http://127.0.0.1:{dashboard}", token, Path(temporary))
+            wait_until(lambda: "Ray runtime started" in (logs / "head").read_text(), nodes, logs)
+            options = [f"--address=127.0.0.1:{port}", f"--dashboard-agent-listen-port={agents[1]}", "--num-cpus=2"]
+            nodes.append(start_node(logs / "worker", token, *options))
+            wait_until(lambda: "Ray runtime started" in (logs / "worker").read_text(), nodes, logs)
+            yield found
+        finally:
+            for node in reversed(nodes):
+                stop(node)
+
+
+def wait_until(condition, nodes, logs, seconds=180):
+    end = time.monotonic() + seconds
+    while not condition():
+        words = "\n".join(path.read_text() for path in sorted(logs.iterdir()))
+        assert time.monotonic() < end and all(node.poll() is None for node in nodes), words
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A working folder with things that must not travel."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in (".venv/lib.py", "data/image.bin", "runs/old/last.txt", "made.zarr/zarr.json", "kept/data/code.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    return folder
+
+
+@pytest.fixture
+def recipe(project, recipe_tree):
+    store = recipe_tree["data"].pop("store")
+    recipe_tree["data"]["store"] = "${TINY_STORE}"
+    recipe_tree["launch"] |= {"workers": 1}
+    (project / "recipe.yaml").write_text(yaml.safe_dump(recipe_tree))
+    return [project / "recipe.yaml", "--folder", project, "--env", f"TINY_STORE={store}"]
+
+
+def test_a_recipe_runs_and_its_output_comes_back(cluster, recipe, tmp_path):
+    done = stssl(cluster, *recipe, token=cluster.token)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(tmp_path / "runs" / "run") in done.stdout and "succeeded" in done.stderr
+    assert (tmp_path / "runs" / "run" / "done.json").exists()
+
+
+def test_only_code_travels(cluster, recipe):
+    """After the job above: what Ray unpacked for it."""
+    (sent,) = {path.parent for path in cluster.temporary.rglob("recipe.yaml") if "_ray_pkg" in str(path)}
+    names = {str(path.relative_to(sent)) for path in sent.rglob("*") if path.is_file()}
+    assert names == {"recipe.yaml", "kept/data/code.py"}
+
+
+def test_a_failing_job_fails_here_with_its_words(cluster, recipe):
+    done = stssl(cluster, *recipe, "data.bands=[B99]", "name=other", token=cluster.token)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "has no B99" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_without_the_token_or_with_another_it_is_refused(cluster, recipe):
+    for token, mode in ((None, None), (None, "token"), ("0" * 64, "token")):
+        done = stssl(cluster, *recipe, token=token, mode=mode)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "RAY_AUTH_TOKEN" in done.stderr and "Traceback" not in done.stderr

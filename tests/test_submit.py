@@ -1,0 +1,102 @@
+"""What a submission sends, from files alone; a real cluster takes one in distributed/test_submission.py."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from stssl.errors import ConfigError, RunError
+from stssl.submit import Submission, command_for, job, submit
+
+
+@pytest.fixture
+def recipe(recipe_tree, tmp_path):
+    path = tmp_path / "project" / "recipe.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(recipe_tree))
+    return path
+
+
+def submission(file, *overrides, **changes):
+    return Submission(**{"file": file, "overrides": overrides, "address": "http://127.0.0.1:1"} | changes)
+
+
+def asked(file, *overrides, **changes):
+    return job(submission(file, *overrides, **({"folder": file.parent} | changes)))
+
+
+def test_the_command_follows_from_the_file():
+    assert command_for({"search": {}, "recipe": "a.yaml"}) == "sweep"
+    assert command_for({"pretext": {}}) == "pretrain"
+    assert command_for({"algorithm": {}}) == "train"
+
+
+def test_a_recipe_becomes_a_command(recipe):
+    sent = asked(recipe, "launch.workers=2", "name=a b")
+    assert sent["entrypoint"] == "python -m stssl.cli train recipe.yaml launch.workers=2 'name=a b'"
+    assert sent["runtime_env"]["working_dir"] == str(recipe.parent)
+    assert "entrypoint_num_cpus" not in sent and "pip" not in sent["runtime_env"]
+
+
+def test_a_job_that_trains_itself_takes_its_resources(recipe):
+    sent = asked(recipe, "launch.workers=0", "launch.gpus_per_worker=1", "launch.cpus_per_worker=4")
+    assert (sent["entrypoint_num_cpus"], sent["entrypoint_num_gpus"]) == (4, 1)
+    assert asked(recipe, "launch.workers=0", cpus=0.5)["entrypoint_num_cpus"] == 0.5
+
+
+def test_variables_of_the_recipe_travel(recipe, monkeypatch):
+    monkeypatch.setenv("SOME_STORE", "/here.zarr")
+    monkeypatch.setenv("SECRET", "x")
+    text = "data.store=${SOME_STORE}"
+    sent = asked(recipe, text)["runtime_env"]["env_vars"]
+    assert sent["SOME_STORE"] == "/here.zarr" and "SECRET" not in sent
+    given = asked(recipe, text, variables=("SOME_STORE=/there.zarr", "SECRET"))["runtime_env"]["env_vars"]
+    assert given["SOME_STORE"] == "/there.zarr" and given["SECRET"] == "x"
+    monkeypatch.delenv("SOME_STORE")
+    with pytest.raises(ConfigError, match="--env SOME_STORE=VALUE"):
+        asked(recipe, text)
+
+
+def test_packages(recipe, tmp_path):
+    (tmp_path / "needed.txt").write_text("six\n")
+    assert asked(recipe, pip=("six", "wheel"))["runtime_env"]["pip"] == ["six", "wheel"]
+    assert asked(recipe, pip=(str(tmp_path / "needed.txt"),))["runtime_env"]["pip"] == str(tmp_path / "needed.txt")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "words"),
+    [
+        (("launch.storage=runs",), {}, "vanish with it"),
+        (("optimiser.lr=1",), {}, "did you mean optimizer"),
+        ((), {"folder": None}, "is not inside"),
+        ((), {"variables": ("NOT_SET_ANYWHERE",)}, "--env NOT_SET_ANYWHERE"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_sent(recipe, overrides, changes, words):
+    if "folder" in changes:
+        changes = {"folder": recipe.parents[1] / "elsewhere"}
+    with pytest.raises(ConfigError, match=words):
+        asked(recipe, *overrides, **changes)
+
+
+def test_an_address_that_is_none(recipe):
+    for address in ("ray://127.0.0.1:10001", "127.0.0.1:8265", "auto"):
+        with pytest.raises(ConfigError, match="must be the URL"):
+            submit(submission(recipe, folder=recipe.parent, address=address), print, print)
+
+
+def test_no_server(recipe):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(RunError, match="no job server answers"):
+            submit(submission(recipe, folder=recipe.parent, address=address), print, print)
+
+
+def test_a_missing_file_ends_the_command_with_words(tmp_path):
+    command = [sys.executable, "-m", "stssl.cli", "submit", str(tmp_path / "no.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "cannot read" in done.stderr and "Traceback" not in done.stderr
