@@ -30,12 +30,13 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Domain:
-    """Where a search draws a value from: `choices`, or the range `low`..`high` (integers when both are)."""
+    """Where a search draws a value from: `choices`, or the range `low`..`high`, in steps of `step`."""
 
     low: float | None = None
     high: float | None = None
     log: bool = False
     choices: tuple[Any, ...] = ()
+    step: float | None = None
 
 
 C = TypeVar("C", bound=Config)

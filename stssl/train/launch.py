@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +21,13 @@ from stssl.train.session import Session, open_session
 Watch = Callable[[dict[str, Any]], None]
 
 
-def run(recipe: Recipe, watch: Watch | None = None) -> RunFolder:
+def run(recipe: Recipe, watch: Watch | None = None, callbacks: Sequence[Any] = ()) -> RunFolder:
     """Train a recipe to its end, going on from its last checkpoint if it was started before.
 
     Args:
         recipe: What to train.
         watch: Called with each new row of the run's metrics.
+        callbacks: Ray Train's, for a run on Ray workers.
 
     Returns:
         The run's folder; a run that is finished already returns at once.
@@ -43,7 +44,7 @@ def run(recipe: Recipe, watch: Watch | None = None) -> RunFolder:
         if recipe.launch.workers == 0:
             _train_here(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"), lambda metrics: None)
         else:
-            _train_on_ray(recipe)
+            _train_on_ray(recipe, callbacks)
     return folder
 
 
@@ -68,7 +69,7 @@ def _prepared(session: Session, rank: int = 0, world: int = 1) -> Session:
     return session
 
 
-def _train_on_ray(recipe: Recipe) -> None:
+def _train_on_ray(recipe: Recipe, callbacks: Sequence[Any]) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -90,6 +91,7 @@ def _train_on_ray(recipe: Recipe) -> None:
                 name="ray",
                 storage_path=str(RunFolder.of(recipe).path),
                 failure_config=FailureConfig(max_failures=launch.max_failures),
+                callbacks=list(callbacks),
             ),
         )
         try:
