@@ -1,0 +1,82 @@
+"""One trial: a Ray Train run inside of a Tune trial, which only watches it."""
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+from stssl.config import validate
+from stssl.errors import RunError, StsslError
+from stssl.recipe import LaunchConfig, Recipe
+from stssl.train.folder import RunFolder, write_text
+from stssl.train.launch import run, worker_resources
+
+REASON = "failed.txt"
+HEAD = "node:__internal_head__"
+
+
+def trial(config: dict[str, Any]) -> None:
+    """What Tune calls: trains one recipe on its own Ray workers and passes their validations on.
+
+    A failure is written to the run's folder instead of raised: it is a result of the sweep, too.
+    """
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    recipe = validate(Recipe, config["recipe"], f"trial {config['number']}")
+    try:
+        run(recipe, callbacks=[TuneReportCallback()])
+    except StsslError as error:
+        _write_reason(recipe, str(error))
+    except Exception as error:
+        _write_reason(recipe, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+
+
+def _write_reason(recipe: Recipe, reason: str) -> None:
+    folder = RunFolder.of(recipe).path
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / REASON, reason)
+
+
+def failure(folder: Path) -> str | None:
+    """Why a trial's run failed, if it did."""
+    path = folder / REASON
+    return path.read_text() if path.exists() else None
+
+
+def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
+    """A recipe as a trial carries it out: under its own name, on Ray workers."""
+    workers = recipe.launch.workers or 1
+    launch = recipe.launch.model_copy(update={"workers": workers, "storage": str(storage)})
+    logging = recipe.logging.model_copy(update={"tensorboard": False})
+    return recipe.model_copy(update={"name": name, "launch": launch, "logging": logging})
+
+
+def needs(launch: LaunchConfig) -> dict[str, float]:
+    """Ray resources of all workers of a trial."""
+    workers = launch.workers[0] if isinstance(launch.workers, tuple) else max(launch.workers, 1)
+    return {kind: workers * amount for kind, amount in worker_resources(launch).items()}
+
+
+def driver_needs(nodes: int) -> dict[str, float]:
+    """Ray resources of a trial's driver, which only waits: none of the CPUs on one machine, hardly any on several.
+
+    A driver that took a share of a CPU could keep the last worker of another trial from starting.
+    """
+    return {HEAD: 0.001} if nodes == 1 else {"CPU": 0.01}
+
+
+def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[str, float]) -> int:
+    """How many trials there is room for at a time.
+
+    Raises:
+        RunError: Not for one.
+    """
+    room = []
+    for kind, amount in needs(launch).items():
+        each, total = amount + driver.get(kind, 0.0), available.get(kind, 0.0)
+        if each > total:
+            raise RunError(
+                f"launch: a trial's workers need {amount:g} {kind}, and Ray has {total:g} (a little goes to drivers). "
+                "Change launch.workers or their resources under `change:` of the sweep, or add nodes."
+            )
+        room.append(int(total / each + 1e-9))
+    return min(room)
