@@ -1,30 +1,56 @@
 #!/usr/bin/env bash
-# Train a recipe on Slurm nodes:  sbatch --nodes=4 cluster/slurm.sh RECIPE [KEY=VALUE ...]
+# Train a recipe, or carry out a sweep, on Slurm nodes:
+#   sbatch --nodes=4 cluster/slurm.sh FILE [KEY=VALUE ...]
+# Set STSSL_VENV to the folder of the virtual environment (on a disk that all nodes share) that has stssl.
 #SBATCH --job-name=stssl
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-task=4
 #SBATCH --cpus-per-task=32
-#SBATCH --signal=TERM@120
 #SBATCH --requeue
 set -euo pipefail
 
 if [ "$#" -lt 1 ]; then
-  echo "usage: sbatch --nodes=N cluster/slurm.sh RECIPE [KEY=VALUE ...]" >&2
+  echo "usage: sbatch --nodes=N cluster/slurm.sh FILE [KEY=VALUE ...]" >&2
   exit 2
+fi
+if [ ! -r "$1" ]; then
+  echo "cannot read $1: give a recipe or sweep file" >&2
+  exit 2
+fi
+if [ -n "${STSSL_VENV:-}" ]; then
+  export PATH="$STSSL_VENV/bin:$PATH"
+fi
+
+# The same rule as `stssl submit`: what a file is for shows in its keys.
+command=train
+if grep -q '^search:' "$1"; then
+  command=sweep
+elif grep -q '^pretext:' "$1"; then
+  command=pretrain
 fi
 
 nodes="${SLURM_JOB_NUM_NODES:?start this with sbatch}"
-head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"
 port="$((20000 + SLURM_JOB_ID % 10000))"
 
 # One token for this job only: nodes and clients without it are refused.
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 RAY_AUTH_TOKEN="$(python3 -c 'import secrets; print(secrets.token_hex(32))')"
 export RAY_AUTH_TOKEN
 
-# Starts Ray on every node, runs the command on the first once all are there, and stops Ray after it.
-# A requeued job goes on from the run's last checkpoint.
-exec srun --nodes="$nodes" --ntasks="$nodes" \
-  ray symmetric-run --address "${head_node}:${port}" --min-nodes "$nodes" -- \
-  stssl train "$@" launch.address=auto
+# symmetric-run starts Ray on every node, runs the command on the first once all are there, and stops Ray after it. It
+# returns 0 when Ray itself does not start, so the command leaves a mark that it ran.
+mark="$PWD/.stssl-$SLURM_JOB_ID"
+rm -f "$mark"
+trap 'rm -f "$mark"' EXIT
+# shellcheck disable=SC2016
+srun --nodes="$nodes" --ntasks="$nodes" \
+  ray symmetric-run --address "${head_node}:${port}" --min-nodes "$nodes" \
+  --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --temp-dir="/tmp/ray-$SLURM_JOB_ID" -- \
+  sh -c ': > "$1"; shift; exec stssl "$@"' start "$mark" "$command" "$@"
+if [ ! -e "$mark" ]; then
+  echo "Ray did not start on all $nodes nodes; nothing was run" >&2
+  exit 1
+fi

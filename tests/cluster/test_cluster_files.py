@@ -1,0 +1,167 @@
+"""The files in cluster/, checked without a cloud: Ray's own schema, KubeRay's, and what they name must exist."""
+
+import copy
+import os
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from stssl.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+MANIFESTS = {"kuberay-job.yaml": "ray.io_rayjobs.yaml", "kuberay-cluster.yaml": "ray.io_rayclusters.yaml"}
+
+
+def read(name):
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def ray_version():
+    return re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+
+
+def accepted_by_ray(config):
+    """Whether `ray up` takes it: defaults filled in and validated by Ray's own functions."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    try:
+        validate_config(prepare_config(copy.deepcopy(config)))
+    except (jsonschema.ValidationError, ValueError, KeyError):
+        return False
+    return True
+
+
+def test_ray_up_takes_the_file():
+    config = read("aws.yaml")
+    assert accepted_by_ray(config)
+    assert config["head_node_type"] in config["available_node_types"]
+    assert config["max_workers"] >= max(kind.get("max_workers", 0) for kind in config["available_node_types"].values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_wrokers", 4), ("max_workers", "many"), ("available_node_types", {"head": {"resource": {}}})],
+)
+def test_control_ray_refuses_broken_files(key, value):
+    assert not accepted_by_ray(read("aws.yaml") | {key: value})
+
+
+def schema(name):
+    """The schema of a custom resource from the folder STSSL_SCHEMAS, unknown keys refused."""
+    folder = os.environ.get("STSSL_SCHEMAS")
+    if not folder or not (Path(folder) / name).exists():
+        pytest.skip(f"STSSL_SCHEMAS names no folder with {name}")
+    return resource_schema(Path(folder) / name)
+
+
+@cache
+def resource_schema(path):
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    versions = yaml.load(path.read_text(), Loader=loader)["spec"]["versions"]  # a safe loader, the fast one
+    (found,) = [version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"]
+    rules = closed(found)
+    rules["properties"]["metadata"] = {"type": "object"}
+    return rules
+
+
+def closed(part):
+    """Kubernetes drops keys that it does not know; a test must refuse them."""
+    if isinstance(part, list):
+        return [closed(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    known = {key: closed(value) for key, value in part.items()}
+    open_part = part.get("x-kubernetes-preserve-unknown-fields") or part.get("x-kubernetes-embedded-resource")
+    named = isinstance(part.get("properties"), dict) and part.get("type") == "object"
+    if named and not open_part and "additionalProperties" not in part:
+        known["additionalProperties"] = False
+    return known
+
+
+def problems(manifest, rules):
+    return [error.message for error in jsonschema.Draft202012Validator(rules).iter_errors(manifest)]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_kuberay_takes_the_manifests(name):
+    assert problems(read(name), schema(MANIFESTS[name])) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "entrypont"), "true"),
+        (("spec", "backoffLimit"), "two"),
+        (("spec", "rayClusterSpec", "workerGroupSpecs", 0, "replicas"), "4"),
+        (("spec", "rayClusterSpec", "authOptions", "mode"), "password"),
+        (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containers", 0, "imagee"), "x"),
+    ],
+)
+def test_control_broken_manifests_are_refused(path, value):
+    rules, manifest = schema("ray.io_rayjobs.yaml"), read("kuberay-job.yaml")
+    part = manifest
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    assert problems(manifest, rules)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifests_agree_with_themselves_and_with_the_constraints(name):
+    spec = read(name)["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    assert cluster["rayVersion"] == ray_version()
+    assert cluster["authOptions"] == {"mode": "token"}
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
+        assert "dashboard-host" not in group["rayStartParams"]
+
+
+def test_the_job_names_a_recipe_that_exists(monkeypatch):
+    monkeypatch.setenv("BIGEARTHNET", "/shared/bigearthnet.zarr")
+    spec = read("kuberay-job.yaml")["spec"]
+    stssl, command, recipe, *overrides = shlex.split(spec["entrypoint"])
+    assert (stssl, command) == ("stssl", "train")
+    loaded = load_recipe(ROOT / Path(recipe).relative_to("/home/ray/stssl"), overrides)
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+    assert loaded.launch.workers == group["replicas"]
+    assert loaded.launch.gpus_per_worker <= float(limits["nvidia.com/gpu"])
+    assert loaded.launch.cpus_per_worker <= float(limits["cpu"])
+
+
+def copied(dockerfile):
+    """Paths that a Dockerfile copies out of the repository."""
+    for line in dockerfile.splitlines():
+        if line.startswith("COPY "):
+            yield from [word for word in line.split()[1:-1] if not word.startswith("--")]
+
+
+def test_the_image_copies_what_exists():
+    text = (CLUSTER / "Dockerfile").read_text()
+    names = list(copied(text))
+    assert {"pyproject.toml", "constraints.txt", "stssl", "experiments"} <= set(names)
+    assert [name for name in names if not (ROOT / name).exists()] == []
+    assert "RAY_AUTH_MODE=token" in text and re.search(r"^USER (?!root)", text, re.MULTILINE)
+    assert re.search(r"^FROM python:3\.1[1-9]", text, re.MULTILINE)
+
+
+def test_control_a_missing_file_is_seen():
+    assert list(copied("COPY --chown=ray nowhere.txt stssl ./")) == ["nowhere.txt", "stssl"]
+
+
+def test_tokens_are_on_and_nothing_opens_ports():
+    for path in CLUSTER.iterdir():
+        text = path.read_text()
+        assert "0.0.0.0" not in text, path
+        assert "RAY_AUTH_MODE=disabled" not in text, path
+    for command in read("aws.yaml")["head_start_ray_commands"] + read("aws.yaml")["worker_start_ray_commands"]:
+        assert command == "ray stop" or command.startswith("RAY_AUTH_MODE=token ray start")
