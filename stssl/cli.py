@@ -129,6 +129,26 @@ def train(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Sweep keys to change; change.KEY: recipe keys."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="Run so many of the best trials again with other seeds.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds for each of them.")] = 5,
+) -> None:
+    """Search recipe keys; the same command goes on with a sweep that was interrupted."""
+    from stssl.sweep.run import sweep as go
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    result = go(file, overrides or (), say, top, seeds)
+    print(result.best, result.report, sep="\n")
+
+
+@app.command()
 def submit(
     file: Annotated[Path, typer.Argument(help="Recipe or sweep file, inside the working folder.")],
     overrides: Overrides = None,

@@ -28,7 +28,8 @@ STYLE = {
 }
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+    """A figure of some inches with a row of axes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -38,7 +39,8 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[An
     return figure, list(axes)
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
+    """The text of a figure's SVG element."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
@@ -52,7 +54,7 @@ def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -
     """One panel for each metric that any run has, one line for each run, over steps."""
     present = [n for n in names if any(row.get(n) is not None for rows in runs.values() for row in rows)]
     columns = max(3, len(present))
-    figure, axes = _figure(4.2 * columns, 3.0, columns)
+    figure, axes = figure_of(4.2 * columns, 3.0, columns)
     for axis, name in zip(axes, present, strict=False):
         for color, (run, rows) in zip(COLORS * len(runs), runs.items(), strict=False):
             points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and row.get(name) is not None]
@@ -67,7 +69,7 @@ def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -
         axis.set_visible(False)
     if len(runs) > 1 and present:
         axes[0].legend(fontsize=8)
-    return _svg(figure) if present else ""
+    return svg(figure) if present else ""
 
 
 def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
@@ -79,7 +81,7 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     first = next(iter(networks.values()))
     name = "AP" if "AP" in next(iter(first.values())) else "recall"
     classes = sorted((c for c in first if first[c]["count"]), key=lambda c: first[c]["count"] or 0)
-    figure, (axis,) = _figure(8.4, 1.2 + 0.3 * len(classes) * max(1, len(networks) / 2))
+    figure, (axis,) = figure_of(8.4, 1.2 + 0.3 * len(classes) * max(1, len(networks) / 2))
     height = 0.8 / len(networks)
     for i, (network, scores) in enumerate(networks.items()):
         values = [scores[c][name] or 0.0 for c in classes]
@@ -92,7 +94,7 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     axis.grid(axis="y", visible=False)
     axis.set_title(f"{name} of each class (patches of that class)")
     axis.legend(loc="lower right", fontsize=8)
-    return _svg(figure)
+    return svg(figure)
 
 
 def error_maps(lat: Floats, lon: Floats, errors: Mapping[str, Floats]) -> str:
@@ -100,7 +102,7 @@ def error_maps(lat: Floats, lon: Floats, errors: Mapping[str, Floats]) -> str:
     known = np.isfinite(lat) & np.isfinite(lon)
     if not known.any():
         return ""
-    figure, axes = _figure(4.6 * len(errors), 4.0, len(errors))
+    figure, axes = figure_of(4.6 * len(errors), 4.0, len(errors))
     high = max(0.05, *(float(np.quantile(error[known], 0.98)) for error in errors.values()))
     for axis, (network, error) in zip(axes, errors.items(), strict=True):
         cells = axis.hexbin(
@@ -111,12 +113,12 @@ def error_maps(lat: Floats, lon: Floats, errors: Mapping[str, Floats]) -> str:
         axis.set_aspect(1 / max(0.2, float(np.cos(np.deg2rad(lat[known].mean())))))
     axes[0].set_ylabel("latitude in degrees")
     figure.colorbar(cells, ax=axes, label="share of wrong labels", shrink=0.8)
-    return _svg(figure)
+    return svg(figure)
 
 
 def reliability(confidences: Mapping[str, tuple[Floats, Floats]]) -> str:
     """How often predictions of each probability are right: [n] probabilities and [n] outcomes (0 or 1) a network."""
-    figure, (axis,) = _figure(4.2, 3.6)
+    figure, (axis,) = figure_of(4.2, 3.6)
     axis.plot([0, 1], [0, 1], color="#8895a3", linewidth=1, linestyle=":")
     edges = np.linspace(0, 1, 11)
     for color, (network, (probability, outcome)) in zip(COLORS, confidences.items(), strict=False):
@@ -129,4 +131,4 @@ def reliability(confidences: Mapping[str, tuple[Floats, Floats]]) -> str:
     axis.set_ylabel("share that is right")
     axis.set_title("reliability")
     axis.legend(fontsize=8)
-    return _svg(figure)
+    return svg(figure)

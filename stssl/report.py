@@ -1,6 +1,5 @@
 """One self-contained HTML page about finished runs."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,26 +14,9 @@ from stssl import figures
 from stssl.batch import IGNORED
 from stssl.errors import RunError
 from stssl.labels import LabelSpace
+from stssl.page import PAGE
+from stssl.page import text as _text
 from stssl.train.folder import RunFolder, write_text
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-:root {{ color-scheme: light; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1d2730; background: #fbfcfd; max-width: 70rem;
-  margin: 2rem auto; padding: 0 1.2rem; }}
-h1 {{ font-size: 1.6rem; margin-bottom: .2rem; }} h2 {{ margin-top: 2.4rem; border-bottom: 1px solid #d5dbe1; }}
-h3 {{ margin-bottom: .3rem; }} p.note {{ color: #56636f; }}
-table {{ border-collapse: collapse; margin: .8rem 0; }} .wide {{ overflow-x: auto; }}
-th, td {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e8ec; }}
-th:first-child, td:first-child, td.text {{ text-align: left; }} thead th {{ border-bottom: 2px solid #aab4be; }}
-td.best {{ font-weight: 650; }} svg {{ max-width: 100%; height: auto; }}
-pre {{ background: #f1f4f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }}
-details > summary {{ cursor: pointer; margin: .6rem 0; }}
-</style></head><body>
-{body}
-</body></html>
-"""
 
 
 @dataclass(frozen=True)
@@ -96,10 +78,6 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, PAGE.format(title=_text(names), body="\n".join(body)))
     return target
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
 
 
 def _facts(runs: Sequence[RunView]) -> str:

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "stssl"
 FLOORS = [
     ["__init__"],
     ["errors", "batch", "cluster", "config", "labels", "distributed", "randomness", "schema", "nomenclature"],
-    ["augment", "figures", "losses", "metrics"],
+    ["augment", "figures", "losses", "metrics", "page"],
     ["archives", "data", "models", "algorithms"],
     ["pretrain", "convert", "views"],
     ["steps"],
@@ -20,7 +20,8 @@ FLOORS = [
     ["quickstart"],
     ["cli"],
 ]
-RAY = {"cluster", "convert", "train/launch", "sweep", "submit", "plan", "cli", "quickstart"}
+RAY = {"cluster", "convert", "train/launch", "submit", "plan", "cli", "quickstart"}
+RAY |= {f"sweep/{name}" for name in ("run", "trial", "tuning", "confirm")}
 
 
 def floor(name: str) -> int:

@@ -18,6 +18,7 @@ class Outcome:
         names: Of the scores.
         values: Of the scores.
         step: Of the checkpoint.
+        last: The last step that was validated.
         finished: Whether the run went to its end.
         scores: All scores of that validation.
     """
@@ -25,6 +26,7 @@ class Outcome:
     names: tuple[str, ...]
     values: list[float]
     step: int
+    last: int
     finished: bool
     scores: dict[str, float]
 
@@ -37,9 +39,11 @@ def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
     """
     run = RunFolder(folder)
     best: dict[str, Any] | None = None
+    last = 0
     for row in run.rows():
         if row["kind"] != "validation":
             continue
+        last = max(last, row["step"])
         row["score"] = next((row[name] for name in HEADLINES if row.get(name) is not None), None)
         # The first of equals, as the run itself keeps its best checkpoint.
         if row["score"] is not None and (best is None or row["score"] > best["score"]):
@@ -51,5 +55,10 @@ def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
     if missing:
         raise ConfigError(f"metric: no {', '.join(missing)} among the scores of {folder}: {', '.join(scores)}")
     return Outcome(
-        metrics, [float(scores[name]) for name in metrics], int(best["step"]), run.finished() is not None, scores
+        names=metrics,
+        values=[float(scores[name]) for name in metrics],
+        step=int(best["step"]),
+        last=last,
+        finished=run.finished() is not None,
+        scores=scores,
     )

@@ -1,25 +1,63 @@
 """Carries a sweep out: Tune runs the trials, the study keeps them, files say what came of it."""
 
+import contextlib
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from stssl.build import check
 from stssl.cluster import ray_session
 from stssl.sweep.domains import build_space
-from stssl.sweep.spec import Sweep
+from stssl.sweep.spec import Sweep, load_sweep
 from stssl.sweep.study import Book, open_study
 
 Say = Callable[[str], None]
 
 
-def search(sweep: Sweep, say: Say) -> Book:
+@dataclass(frozen=True)
+class Result:
+    """Where the outcome of a sweep is."""
+
+    best: Path
+    report: Path
+
+
+def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, seeds: int = 5) -> Result:
+    """Carry out a sweep file, or go on with it, and write down what came of it.
+
+    Args:
+        path: The sweep file.
+        overrides: `key=value` changes to it.
+        say: Called with a line for each trial that ends.
+        top: How many of the best trials to run again with other seeds; 0 for none.
+        seeds: How many seeds for each of them.
+
+    Raises:
+        StsslError: The sweep cannot be what its file says, or no trial came to a validation.
+    """
+    from stssl.sweep.choosing import write_best
+    from stssl.sweep.confirm import confirm, confirmed
+    from stssl.sweep.report import write_sweep_report
+    from stssl.sweep.table import rows, write_table
+
+    book = search(load_sweep(path, overrides), say)
+    trials = rows(book)
+    write_table(book, trials)
+    best = write_best(book, trials)
+    found = confirm(book, trials, top, seeds, say) if top else confirmed(book)
+    return Result(best, write_sweep_report(book, trials, found))
+
+
+def search(what: Sweep, say: Say) -> Book:
     """Carry out all trials of a sweep that are not carried out yet.
 
     Args:
-        sweep: What to search.
+        what: What to search.
         say: Called with a line for each trial that ends.
 
     Returns:
@@ -28,13 +66,13 @@ def search(sweep: Sweep, say: Say) -> Book:
     Raises:
         StsslError: The sweep cannot be what its file says. A trial that fails is no error.
     """
-    space = build_space(sweep.config, sweep.recipe)
-    check(sweep.recipe)
-    sweep.folder.mkdir(parents=True, exist_ok=True)
-    book = Book(sweep, space, open_study(sweep, space))
+    space = build_space(what.config, what.recipe)
+    check(what.recipe)
+    what.folder.mkdir(parents=True, exist_ok=True)
+    book = Book(what, space, open_study(what, space))
     left = _left(book)
     if left:
-        say(f"{left} of {sweep.config.trials} trials to do; everything is kept in {sweep.folder}")
+        say(f"{left} of {what.config.trials} trials to do; everything is kept in {what.folder}")
         _tune(book, say)
     return book
 
@@ -51,37 +89,27 @@ def _left(book: Book) -> int:
 
 
 def _tune(book: Book, say: Say) -> None:
-    # Reports of Tune's own would say what the study says, and its files would be one more truth.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    sweep = book.sweep
-    with ray_session(sweep.recipe.launch.address, dashboard=True):
-        import ray
+    with tune_session(book) as (room, options):
         from ray import tune
 
-        from stssl.sweep.trial import concurrency, driver_needs, trial
+        from stssl.sweep.trial import trial
         from stssl.sweep.tuning import StudyScheduler, StudySearcher
 
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        driver = driver_needs(nodes)
-        room = concurrency(sweep.recipe.launch, ray.cluster_resources(), driver)
-        at_once = min(room, sweep.config.concurrent or room)
-        spent = float(book.study.user_attrs.get("hours", 0.0))
-        hours = sweep.config.hours
-        start = time.time()
-        deadline = start + (hours - spent) * 3600 if hours else float("inf")
-        searcher = StudySearcher(book, at_once, deadline, say)
+        config = book.sweep.config
+        spent, start = float(book.study.user_attrs.get("hours", 0.0)), time.time()
+        deadline = start + (config.hours - spent) * 3600 if config.hours else math.inf
+        searcher = StudySearcher(book, min(room, config.concurrent or room), deadline, say)
         tuner = tune.Tuner(
-            tune.with_resources(trial, driver),
+            tune.with_resources(trial, options.pop("driver")),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=StudyScheduler(searcher),
                 num_samples=-1,
-                time_budget_s=max(1.0, deadline - start) if hours else None,
+                time_budget_s=max(1.0, deadline - start) if config.hours else None,
                 reuse_actors=False,
                 trial_dirname_creator=_dirname,
             ),
-            run_config=_run_config(tune, sweep),
+            **options,
         )
         try:
             tuner.fit()
@@ -93,11 +121,31 @@ def _dirname(trial: Any) -> str:
     return f"trial-{trial.config['number']:04d}"
 
 
-def _run_config(tune: Any, sweep: Sweep) -> Any:
-    # Each start is a new Tune experiment: what is to be kept is in the study and in the runs' folders.
-    return tune.RunConfig(
-        name=datetime.now().strftime("%Y%m%d-%H%M%S-%f"),
-        storage_path=str(sweep.folder / "tune"),
-        verbose=0,
-        failure_config=tune.FailureConfig(max_failures=0),
-    )
+@contextlib.contextmanager
+def tune_session(book: Book) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Ray for trials: how many have room at a time; options of their `Tuner`, and `driver`, resources of a driver.
+
+    Raises:
+        RunError: Ray cannot be reached, or has no room for one trial.
+    """
+    # Reports of Tune's own would say what the study says, and its files would be one more truth.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    launch = book.sweep.recipe.launch
+    # Where trials are stopped, Ray Train asks the dashboard whether their drivers live, and else keeps their workers.
+    with ray_session(launch.address, dashboard=True):
+        import ray
+        from ray import tune
+
+        from stssl.sweep.trial import concurrency, driver_needs
+
+        driver = driver_needs(sum(bool(node["Alive"]) for node in ray.nodes()))
+        # Each start is a new Tune experiment: what is to be kept is in the study and in the runs' folders.
+        run_config = tune.RunConfig(
+            name=datetime.now().strftime("%Y%m%d-%H%M%S-%f"),
+            storage_path=str(book.sweep.folder / "tune"),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        )
+        room = concurrency(launch, ray.cluster_resources(), driver)
+        yield room, {"driver": driver, "run_config": run_config}

@@ -82,7 +82,7 @@ class Axis:
         if not self.integer and domain.step is None:
             raise ConfigError(f"search.{self.key}: a grid needs a list of values, or a range with a step")
         step = domain.step or 1
-        values = [low + i * step for i in range(int(math.floor((high - low) / step + 1e-9)) + 1)]
+        values = [low + i * step for i in range(math.floor((high - low) / step + 1e-9) + 1)]
         return tuple(int(value) if self.integer else value for value in values)
 
     def words(self) -> str:

@@ -34,7 +34,7 @@ class RangeConfig(Config):
 
 
 class AshaConfig(Config):
-    """Successive halving: of the trials that reach `grace`, `grace * reduction`, ... steps the best 1/`reduction` go on."""
+    """Successive halving: at `grace`, `grace * reduction`, ... steps the best 1/`reduction` of trials there go on."""
 
     name: Literal["asha"] = "asha"
     grace: Positive | None = None
@@ -89,9 +89,7 @@ class GridConfig(Config):
 
 
 SchedulerConfig = Annotated[AshaConfig | MedianConfig | NoneConfig, Field(discriminator="name")]
-SamplerConfig = Annotated[
-    TpeConfig | GpConfig | Nsga2Config | RandomConfig | GridConfig, Field(discriminator="name")
-]
+SamplerConfig = Annotated[TpeConfig | GpConfig | Nsga2Config | RandomConfig | GridConfig, Field(discriminator="name")]
 
 
 class SweepConfig(Config):
@@ -109,7 +107,7 @@ class SweepConfig(Config):
         sampler: How values are chosen.
         seed: Of the sampler.
         points: What is tried first; keys left out have the recipe's values.
-        search: Dotted recipe keys: `auto` takes the domain of the recipe's type, a list or a range narrows or replaces it.
+        search: Dotted recipe keys: null or `auto` takes the domain of the recipe's type, a list or a range replaces it.
         concurrent: Trials at a time; None takes as many as there are resources for.
         storage: Folder that keeps the sweep, seen by all machines.
         study: Optuna storage: None for SQLite in the sweep's folder, `postgresql://...`, or `journal:FILE`.

@@ -97,7 +97,9 @@ def _same(ours: dict[str, Any], study: Any, config: SweepConfig) -> None:
     text = study.user_attrs.get(SPACE)
     theirs = json.loads(text) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
-        raise RunError(f"the study '{config.name}' in {study_url(config)} was not made by a sweep. Use another name:")
+        raise RunError(
+            f"the study '{config.name}' in {study_url(config)} was not made by a sweep. Give another name=..."
+        )
     keys = differing_keys(theirs, ours) if theirs else []
     if keys:
         raise RunError(

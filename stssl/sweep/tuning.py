@@ -8,6 +8,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from stssl.errors import StsslError
 from stssl.sweep.outcome import outcome
 from stssl.sweep.study import Book, run_name, trials_folder
 from stssl.sweep.trial import failure, trial_recipe
@@ -15,7 +16,7 @@ from stssl.sweep.trial import failure, trial_recipe
 Say = Callable[[str], None]
 
 
-class StudySearcher(Searcher):  # type: ignore[misc]
+class StudySearcher(Searcher):
     """Takes trials from the study and writes their ends there."""
 
     def __init__(self, book: Book, at_once: int, deadline: float, say: Say) -> None:
@@ -43,8 +44,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         storage = trials_folder(self.book.sweep.folder)
         try:
             recipe = trial_recipe(self.book.space.recipe(values), run_name(trial.number), storage)
-        except Exception as error:
-            self._end(trial_id, lambda trial: self.book.fail(trial, str(error)), f"failed: {error}")
+        except StsslError as error:
+            why = str(error)
+            self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
             return self.suggest(trial_id)
         return {"number": trial.number, "recipe": recipe.tree()}
 
@@ -98,7 +100,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Nothing to restore: the study is on disk."""
 
 
-class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
+class StudyScheduler(FIFOScheduler):
     """Stops trials early where the study says so."""
 
     def __init__(self, searcher: StudySearcher) -> None:

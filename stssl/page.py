@@ -1,0 +1,27 @@
+"""The frame that all HTML pages share: one self-contained file, readable without scripts or a network."""
+
+import html
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+:root {{ color-scheme: light; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1d2730; background: #fbfcfd; max-width: 70rem;
+  margin: 2rem auto; padding: 0 1.2rem; }}
+h1 {{ font-size: 1.6rem; margin-bottom: .2rem; }} h2 {{ margin-top: 2.4rem; border-bottom: 1px solid #d5dbe1; }}
+h3 {{ margin-bottom: .3rem; }} p.note {{ color: #56636f; }}
+table {{ border-collapse: collapse; margin: .8rem 0; }} .wide {{ overflow-x: auto; }}
+th, td {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e8ec; }}
+th:first-child, td:first-child, td.text {{ text-align: left; }} thead th {{ border-bottom: 2px solid #aab4be; }}
+td.best {{ font-weight: 650; }} svg {{ max-width: 100%; height: auto; }}
+pre {{ background: #f1f4f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }}
+details > summary {{ cursor: pointer; margin: .6rem 0; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def text(value: object) -> str:
+    """A value as HTML shows it."""
+    return html.escape(str(value))
