@@ -1,7 +1,7 @@
 """Pixels of many patches at once, from a store into batch buffers.
 
-Arrays in the layout that `convert` writes are read from their shard files (`shards`); any other layout, codec or remote
-store goes through zarr, with equal results.
+Arrays in the layout that `convert` writes are read from their shard files (`shards`), those in an object store through
+a cache on disk (`fetched`); any other layout or codec goes through zarr, with equal results.
 """
 
 import itertools
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import zarr
 
+from stssl.data.disk import DiskCache
+from stssl.data.fetched import FetchedArray, fetched_array
 from stssl.data.remote import is_remote, zarr_place
 from stssl.data.shards import Pixels, ShardedArray, direct_layout
 from stssl.errors import DataError
@@ -78,11 +80,26 @@ class _Part:
     dtype: np.dtype[Any]
 
 
+def _sharded(store: str, name: str, cache: DiskCache | None) -> ShardedArray | None:
+    """An array whose layout is known, near or far."""
+    if is_remote(store):
+        return fetched_array(store, name, cache) if cache else None
+    layout = direct_layout(Path(store) / name)
+    return ShardedArray(Path(store) / name, layout) if layout else None
+
+
 class Reader:
     """Delivers chosen bands of many patches: indices in, one array a band group out."""
 
     def __init__(
-        self, store: str, stored: dict[str, Stored], bands: Sequence[str], threads: int = 1, direct: bool = True
+        self,
+        store: str,
+        stored: dict[str, Stored],
+        bands: Sequence[str],
+        threads: int = 1,
+        direct: bool = True,
+        *,
+        cache: DiskCache | None = None,
     ) -> None:
         """Read `bands` of the arrays `stored`.
 
@@ -92,6 +109,7 @@ class Reader:
             bands: Wanted bands.
             threads: Number of threads that share a batch.
             direct: Read shard files directly where their layout is known.
+            cache: For what is fetched from an object store; without it, zarr reads there.
         """
         self.layout: dict[str, tuple[str, ...]] = {}
         self._size = next(iter(stored.values())).shape[0]
@@ -104,8 +122,7 @@ class Reader:
                 continue
             span = slice(places[0], places[-1] + 1)
             whole = len(places) == span.stop - span.start
-            known = direct_layout(Path(store) / name) if direct and not is_remote(store) else None
-            array = ShardedArray(Path(store) / name, known) if known else ZarrArray(store, name)
+            array = (_sharded(store, name, cache) if direct else None) or ZarrArray(store, name)
             self.layout[name] = tuple(about.bands[place] for place in places)
             picked = None if whole else [place - span.start for place in places]
             _, _, height, width = about.shape
@@ -149,6 +166,25 @@ class Reader:
             pieces = [slice(start, stop) for start, stop in itertools.pairwise(edges.tolist())]
             list(self._workers().map(lambda piece: self._fill(rows, out, piece), pieces))
         return out
+
+    def fetch(self, indices: Ints, wait: bool = True) -> None:
+        """Bring the shards of these rows from the object store into the cache, now or in the background.
+
+        Raises:
+            DataError: The object store cannot be read (`wait` only; else reading says so).
+        """
+        for part in self._parts.values():
+            if isinstance(part.array, FetchedArray):
+                part.array.fetch(indices, wait)
+
+    @property
+    def shard(self) -> tuple[int, int] | None:
+        """Patches and bytes of a shard of all arrays read, where they come through a cache; else None."""
+        arrays = [part.array for part in self._parts.values()]
+        fetched = [array for array in arrays if isinstance(array, FetchedArray)]
+        if not fetched or len(fetched) < len(arrays):
+            return None
+        return fetched[0].layout.shard, sum(array.shard_bytes() for array in fetched)
 
     def _fill(self, rows: Ints, out: dict[str, Pixels], piece: slice) -> None:
         for name, part in self._parts.items():

@@ -6,7 +6,9 @@ run goes on where it was: the whole sampler state is the step number.
 
 import numpy as np
 
-from stssl.randomness import Ints, permutation
+from stssl.distributed import rows_of
+from stssl.errors import ConfigError
+from stssl.randomness import Ints, permutation, uniforms
 
 
 class StreamSampler:
@@ -30,3 +32,86 @@ class StreamSampler:
             here = epochs == epoch
             positions[here] = permutation(self.size, self.seed, self.stream, int(epoch))[offsets[here]]
         return positions, epochs
+
+
+class BlockSampler:
+    """The infinite order of a stream that is fetched shard by shard from an object store.
+
+    Each epoch puts the shards in random order and deals them out to the ranks. A rank goes through its shards, each
+    patch delayed by up to `mix` shards at random, as a buffer of that many shards would. So a step touches about `mix`
+    shards a rank, of which few are new; the order is a function of seed, stream, epoch and number of ranks, and the
+    whole sampler state is the step number.
+    """
+
+    def __init__(self, rows: Ints, shard: int, batch: int, seed: int, stream: str, *, mix: int, world: int = 1) -> None:
+        """Order the patches at store rows `rows`, in shards of `shard` patches, into batches of `batch`.
+
+        Args:
+            rows: [size] store rows of the stream.
+            shard: Patches a shard.
+            batch: Of all ranks together.
+            seed: Of the run.
+            stream: Names the order.
+            mix: Shards that are mixed; 0 delivers one shard after the other.
+            world: Number of ranks.
+
+        Raises:
+            ConfigError: There are fewer shards than ranks.
+        """
+        self.size, self.batch, self.seed, self.stream, self.mix, self.world = len(rows), batch, seed, stream, mix, world
+        shards = rows // shard
+        order = np.argsort(shards, kind="stable").astype(np.int64)
+        self._blocks = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
+        if len(self._blocks) < world:
+            raise ConfigError(
+                f"the training patches lie in {len(self._blocks)} shards, fewer than {world} ranks: "
+                "lower launch.workers, or set data.cache=host"
+            )
+        self._starts: list[list[int]] = [[0] for _ in range(world)]
+        self._orders: list[dict[int, Ints]] = [{} for _ in range(world)]
+
+    def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
+        """Positions and epochs, each [rows], of some rows of the global batch of a step; a rank's epochs are its own.
+
+        Args:
+            step: Counted from 0.
+            rows: The rows of the global batch that are wanted.
+        """
+        parts = []
+        for rank in range(self.world):
+            block = rows_of(self.batch, rank, self.world)
+            start, stop = max(rows.start, block.start), min(rows.stop, block.stop)
+            if start < stop:
+                first = step * (block.stop - block.start) - block.start
+                parts.append(self._drawn(rank, np.arange(first + start, first + stop, dtype=np.int64)))
+        positions, epochs = zip(*parts, strict=True)
+        return np.concatenate(positions), np.concatenate(epochs)
+
+    def _drawn(self, rank: int, places: Ints) -> tuple[Ints, Ints]:
+        """Positions and epochs at places of a rank's own order."""
+        starts = self._starts[rank]
+        while starts[-1] <= places[-1]:
+            starts.append(starts[-1] + sum(len(block) for block in self._dealt(rank, len(starts) - 1)))
+        epochs = np.searchsorted(starts, places, side="right").astype(np.int64) - 1
+        positions = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            positions[here] = self._order(rank, epoch)[places[here] - starts[epoch]]
+        return positions, epochs
+
+    def _dealt(self, rank: int, epoch: int) -> list[Ints]:
+        """A rank's blocks of positions in their order in an epoch."""
+        order = permutation(len(self._blocks), self.seed, self.stream, epoch)
+        return [self._blocks[number] for number in order[rank :: self.world].tolist()]
+
+    def _order(self, rank: int, epoch: int) -> Ints:
+        known = self._orders[rank]
+        if epoch not in known:
+            blocks = self._dealt(rank, epoch)
+            positions = np.concatenate(blocks)
+            turn = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
+            delay = uniforms((self.seed, self.stream, "delay", epoch, positions), 1)[:, 0].astype(np.float64) * self.mix
+            if len(known) > 1:
+                known.pop(min(known))
+            known[epoch] = positions[np.argsort(turn + delay, kind="stable")]
+        return known[epoch]

@@ -52,9 +52,17 @@ class Layout:
 
 
 def direct_layout(folder: Path) -> Layout | None:
-    """The array's layout if the direct path can read it, else None."""
+    """The layout of an array in a local folder if the direct path can read it, else None."""
     try:
-        meta = json.loads((folder / "zarr.json").read_text())
+        return known_layout((folder / "zarr.json").read_bytes())
+    except OSError:
+        return None
+
+
+def known_layout(description: bytes) -> Layout | None:
+    """The layout that an array's `zarr.json` describes if the direct path can read it, else None."""
+    try:
+        meta = json.loads(description)
         (sharding,) = meta["codecs"]
         outer = meta["chunk_grid"]["configuration"]["chunk_shape"]
         inner = sharding["configuration"]
@@ -80,11 +88,11 @@ def direct_layout(folder: Path) -> Layout | None:
             return None
         dtype = np.dtype(meta["data_type"]).newbyteorder("<")
         return Layout(tuple(meta["shape"]), outer[0], dtype, codecs[-1] == "blosc", int(meta["fill_value"]))
-    except (OSError, KeyError, ValueError, TypeError, IndexError):
+    except (KeyError, ValueError, TypeError, IndexError):
         return None
 
 
-class _Wanted(NamedTuple):
+class Wanted(NamedTuple):
     """Patches to read: their places in the batch, rows, open files, and spans [n, 2] of bytes."""
 
     places: Ints
@@ -129,14 +137,18 @@ class ShardedArray:
             there = np.flatnonzero(index[rows, 0] != EMPTY)
             if len(there) < len(rows):
                 out[index[rows, 0] == EMPTY] = self.layout.fill
-            wanted = _Wanted(there, rows[there], files[shards[there]], index[rows[there]].astype(np.int64))
-            (self._decode if self.layout.blosc else self._copy)(wanted, bands, out)
+            wanted = Wanted(there, rows[there], files[shards[there]], index[rows[there]].astype(np.int64))
+            self._deliver(wanted, bands, out)
         finally:
             if not self._keep:
                 for file in np.unique(files[files >= 0]).tolist():
                     os.close(file)
 
-    def _copy(self, wanted: "_Wanted", bands: slice, out: Pixels) -> None:
+    def _deliver(self, wanted: Wanted, bands: slice, out: Pixels) -> None:
+        """Read and decode patches where they belong."""
+        (self._decode if self.layout.blosc else self._copy)(wanted, bands, out)
+
+    def _copy(self, wanted: Wanted, bands: slice, out: Pixels) -> None:
         """Read plain numbers: one system call a patch, nothing else in the loop."""
         flat, size = out.data.cast("B"), out[0].nbytes
         starts = (wanted.spans[:, 0] + bands.start * (self.layout.patch_bytes // self.layout.shape[1])).tolist()
@@ -146,7 +158,7 @@ class ShardedArray:
                 row = int(wanted.rows[begins.index(begin)])
                 raise DataError(f"{self._path(row)} ends within patch {row}. Run `stssl verify`.")
 
-    def _decode(self, wanted: "_Wanted", bands: slice, out: Pixels) -> None:
+    def _decode(self, wanted: Wanted, bands: slice, out: Pixels) -> None:
         """Decode Blosc frames where they belong, or cut the wanted bands out of them."""
         expected, wants, spans = self.layout.patch_bytes, out[0].nbytes, wanted.spans
         scratch = memoryview(bytearray(int(spans[:, 1].max()) if len(spans) else 0))
@@ -229,8 +241,22 @@ def read_index(file: int, path: Path, patches: int) -> NDArray[np.uint64]:
         DataError: It is truncated or damaged.
     """
     size = os.fstat(file).st_size
-    length = patches * 16 + 4
-    tail = os.pread(file, length, max(0, size - length))
+    length = index_bytes(patches)
+    return parse_index(os.pread(file, length, max(0, size - length)), size, path, patches)
+
+
+def index_bytes(patches: int) -> int:
+    """Size of the index at the end of a shard."""
+    return patches * 16 + 4
+
+
+def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArray[np.uint64]:
+    """Offsets and sizes [patches, 2] from the last bytes of a shard of `size` bytes.
+
+    Raises:
+        DataError: It is truncated or damaged.
+    """
+    length = index_bytes(patches)
     if len(tail) < length or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
         raise DataError(f"{path} is truncated or damaged: its index fails the checksum. Run `stssl verify`.")
     index = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)

@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from stssl.data.disk import DiskCache
 from stssl.data.files import files_at
 from stssl.data.reader import Reader, Stored
 from stssl.data.remote import is_remote, zarr_place
@@ -172,10 +173,23 @@ class Store:
             digest.update(np.ascontiguousarray(self.column(name)).tobytes())
         return digest.hexdigest()
 
-    def reader(self, bands: Sequence[str], threads: int = 1, direct: bool = True) -> Reader:
-        """What delivers these bands, on any number of threads; `direct=False` goes through zarr."""
+    def about(self) -> dict[str, str]:
+        """Where this store is and what is in it, for the record of a run."""
+        return {"path": self.path, "fingerprint": self.fingerprint}
+
+    def reader(
+        self, bands: Sequence[str], threads: int = 1, direct: bool = True, *, cache: DiskCache | None = None
+    ) -> Reader:
+        """What delivers these bands, on any number of threads.
+
+        Args:
+            bands: Wanted bands.
+            threads: Number of threads that share a batch.
+            direct: Read shard files directly where their layout is known; else through zarr.
+            cache: For what is fetched from an object store; without it, zarr reads there.
+        """
         stored = {
             name: Stored(group.bands, (self.size, len(group.bands), group.height, group.width), group.dtype)
             for name, group in self.groups.items()
         }
-        return Reader(self.path, stored, bands, threads, direct)
+        return Reader(self.path, stored, bands, threads, direct, cache=cache)
