@@ -173,18 +173,21 @@ class Reader:
         Raises:
             DataError: The object store cannot be read (`wait` only; else reading says so).
         """
-        for part in self._parts.values():
-            if isinstance(part.array, FetchedArray):
-                part.array.fetch(indices, wait)
+        for array in self._fetched():
+            array.fetch(indices, wait)
 
     @property
-    def shard(self) -> tuple[int, int] | None:
-        """Patches and bytes of a shard of all arrays read, where they come through a cache; else None."""
-        arrays = [part.array for part in self._parts.values()]
-        fetched = [array for array in arrays if isinstance(array, FetchedArray)]
-        if not fetched or len(fetched) < len(arrays):
-            return None
-        return fetched[0].layout.shard, sum(array.shard_bytes() for array in fetched)
+    def shard(self) -> int | None:
+        """Patches a shard where all arrays come through a cache on disk; else None."""
+        fetched = self._fetched()
+        return fetched[0].layout.shard if fetched and len(fetched) == len(self._parts) else None
+
+    def shard_bytes(self) -> int:
+        """Stored size of a shard of all arrays read that come through a cache on disk."""
+        return sum(array.shard_bytes() for array in self._fetched())
+
+    def _fetched(self) -> list[FetchedArray]:
+        return [part.array for part in self._parts.values() if isinstance(part.array, FetchedArray)]
 
     def _fill(self, rows: Ints, out: dict[str, Pixels], piece: slice) -> None:
         for name, part in self._parts.items():

@@ -1,0 +1,118 @@
+"""In which order a stream comes: patch by patch from a disk, by blocks of shards from an object store."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from stssl.data.reader import Reader
+from stssl.data.sampler import BlockSampler, StreamSampler
+from stssl.randomness import Ints
+
+SHARDS_AHEAD = 2
+
+
+class Sampler(Protocol):
+    """An infinite order, cut into global batches."""
+
+    @property
+    def batch(self) -> int:
+        """Patches of a global batch."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        ...
+
+    def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
+        """Positions and epochs of some rows of the global batch of a step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How to go through a store in shards.
+
+    Attributes:
+        shard: Patches a shard.
+        mix: Shards that are mixed.
+        fetch: Brings the shards of rows near, now or in the background; None where all is held in memory.
+    """
+
+    shard: int
+    mix: int
+    fetch: Callable[[Ints, bool], None] | None
+
+    def about(self, world: int) -> str:
+        """For a run's record: what the order depends on."""
+        return (
+            f"the unlabeled stream comes by shards of {self.shard} patches, mixed {self.mix} at a time and dealt out "
+            f"to {world} ranks: with another number of ranks it comes in another order"
+        )
+
+
+class FetchingSampler:
+    """An order by blocks that brings the shards of a step near when its rows are asked for, and those to come."""
+
+    def __init__(self, order: BlockSampler, stored: Ints, blocks: Blocks) -> None:
+        """Say which store rows the order's positions are."""
+        self.order, self.stored, self.blocks, self.batch = order, stored, blocks, order.batch
+        self.seed = order.seed
+
+    def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
+        """Positions and epochs of some rows of the global batch of a step."""
+        positions, epochs = self.order.rows(step, rows)
+        if self.blocks.fetch is not None:
+            ahead = math.ceil(SHARDS_AHEAD * self.blocks.shard / len(positions))
+            self.blocks.fetch(self.stored[positions], True)
+            self.blocks.fetch(self.stored[self.order.rows(step + ahead, rows)[0]], False)
+        return positions, epochs
+
+
+def make_order(
+    stored: Ints, batch: int, seed: int, stream: str, *, blocks: Blocks | None, world: int
+) -> StreamSampler | FetchingSampler:
+    """The order of a stream.
+
+    Args:
+        stored: [size] store rows of the stream.
+        batch: Patches of a global batch.
+        seed: Of the run.
+        stream: Names the order.
+        blocks: Where the store is fetched in shards.
+        world: Number of ranks.
+
+    Raises:
+        ConfigError: There are fewer shards than ranks.
+    """
+    if blocks is None:
+        return StreamSampler(len(stored), batch, seed, stream)
+    order = BlockSampler(stored, blocks.shard, batch, seed, stream, mix=blocks.mix, world=world)
+    return FetchingSampler(order, stored, blocks)
+
+
+def blocks_of(reader: Reader, mix: int, limit: int, held: bool, tell: bool) -> Blocks | None:
+    """How to go through what a reader reads: in blocks where it comes through a cache on disk.
+
+    Args:
+        reader: Of the store.
+        mix: Shards that are mixed.
+        limit: Bytes of the cache.
+        held: All patches are held in memory, so that nothing needs to be fetched.
+        tell: Warn where the cache does not hold the shards that are mixed.
+    """
+    if reader.shard is None:
+        return None
+    if tell and not held:
+        needed = (mix + 1 + SHARDS_AHEAD) * reader.shard_bytes()
+        if needed > limit:
+            logging.getLogger("stssl").warning(
+                "data.cache_bytes is %s, and the %d shards that a rank mixes and fetches ahead take about %s: shards "
+                "will be fetched again and again. Raise data.cache_bytes, or lower data.shuffle_shards.",
+                f"{limit:,}",
+                mix + 1 + SHARDS_AHEAD,
+                f"{needed:,}",
+            )
+    return Blocks(reader.shard, mix, None if held else reader.fetch)
