@@ -31,6 +31,10 @@ class StudySearcher(Searcher):
         """Tune copies what it is given; there is one searcher."""
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune saves what it is given; nobody reads that."""
+        return (object, ())
+
     def suggest(self, trial_id: str) -> Any:
         """Values of the next trial, None while there is no room, `FINISHED` when all were tried."""
         if len(self.live) >= self.at_once:
@@ -111,6 +115,10 @@ class StudyScheduler(FIFOScheduler):
     def __deepcopy__(self, memo: dict[int, Any]) -> "StudyScheduler":
         """Tune copies what it is given; there is one scheduler."""
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune saves what it is given; nobody reads that."""
+        return (object, ())
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Continue or stop."""

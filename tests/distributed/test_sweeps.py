@@ -1,0 +1,226 @@
+"""Sweeps on real Ray: trials that are stopped, that raise, a driver that is killed, and a PostgreSQL study."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+optuna = pytest.importorskip("optuna")
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+COMMAND = [sys.executable, "-m", "stssl.cli", "sweep"]
+
+
+@pytest.fixture
+def write(recipe_tree, tmp_path):
+    """Writes a recipe of a few seconds and a sweep over it."""
+
+    def go(name, recipe=None, **sweep):
+        tree = recipe_tree | {"launch": {"workers": 1, "max_failures": 0, "storage": str(tmp_path / "runs")}}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree | (recipe or {})))
+        tree = {"recipe": "recipe.yaml", "metric": "accuracy", "storage": str(tmp_path / "sweeps"), **sweep}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+        return tmp_path / f"{name}.yaml"
+
+    return go
+
+
+def start(file, *overrides):
+    return subprocess.Popen(
+        [*COMMAND, str(file), *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process, timeout=400):
+    """Wait for a sweep; whatever happens, nothing of it is left."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        kill(family(process.pid))
+    return process.returncode, output
+
+
+def family(pid):
+    """Ids of a process and all below it, and of those in its session."""
+    parents, sessions = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            parents[int(stat.parent.name)], sessions[int(stat.parent.name)] = int(fields[1]), int(fields[3])
+    found, grown = {pid}, True
+    while grown:
+        more = {child for child, parent in parents.items() if parent in found or sessions[child] == pid} - found
+        grown, found = bool(more), found | more
+    return found
+
+
+def kill(pids):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(condition, what, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the sweep ended before {what}: {process.stdout.read()}"
+        assert time.monotonic() < end, f"{what} did not happen in {seconds} s"
+        time.sleep(0.2)
+
+
+def study_of(folder):
+    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
+
+
+def states(folder):
+    """Number of each trial to its state, by plain Optuna."""
+    with contextlib.suppress(Exception):
+        return {trial.number: trial.state.name for trial in study_of(folder).trials}
+    return {}
+
+
+def test_stopped_and_failed_trials_let_go_of_everything_and_the_sweep_ends(write, tmp_path):
+    file = write(
+        "eight",
+        {"schedule": {"steps": 16, "warmup": 0, "supervised_start": 2, "evaluate_every": 4}},
+        trials=8,
+        scheduler={"name": "asha", "grace": 4, "reduction": 2},
+        sampler={"name": "grid"},
+        points=[{"optimizer.lr": 0.003, "algorithm.threshold": 0.3}],
+        search={
+            "optimizer.lr": [0.003, 1.0e-9, 1.0e30, 2.0e-9],
+            "algorithm.threshold": [0.3, 0.999],
+        },
+    )
+    process = start(file)
+    children = set()
+    wait_for(lambda: "COMPLETE" in states(tmp_path / "sweeps" / "eight").values(), "a complete trial", process)
+    children |= family(process.pid) - {process.pid}
+    code, output = finish(process)
+    assert code == 0, output
+    folder = tmp_path / "sweeps" / "eight"
+    assert output.strip().splitlines()[-2:] == [str(folder / "best.yaml"), str(folder / "report.html")]
+    trials = study_of(folder).trials
+    ended = [trial.state.name for trial in trials]
+    assert len(ended) == 8 and set(ended) <= {"COMPLETE", "PRUNED", "FAIL"}
+    assert ended.count("PRUNED") >= 1 and ended.count("COMPLETE") >= 1
+    raised = [trial for trial in trials if trial.params["optimizer.lr"] == 1.0e30]
+    assert {trial.state.name for trial in raised} == {"FAIL"}
+    assert all("not finite" in trial.user_attrs["reason"] for trial in raised)
+    assert len(children) > 5
+    assert not [pid for pid in children if Path(f"/proc/{pid}/cmdline").exists()]
+
+
+def test_a_killed_sweep_goes_on_and_loses_nothing(write, tmp_path):
+    file = write(
+        "killed",
+        {"schedule": {"steps": 32, "warmup": 0, "supervised_start": 2, "evaluate_every": 4}},
+        trials=3,
+        scheduler={"name": "none"},
+        search={"algorithm.threshold": {"low": 0.2, "high": 0.9}},
+    )
+    folder = tmp_path / "sweeps" / "killed"
+    process = start(file)
+
+    def one_done_one_under_way():
+        known = states(folder)
+        running = [number for number, state in known.items() if state == "RUNNING"]
+        return "COMPLETE" in known.values() and any(checkpoint(folder, number).exists() for number in running)
+
+    wait_for(one_done_one_under_way, "one trial complete and another one with a checkpoint", process)
+    everything = family(process.pid)
+    kill([process.pid])
+    kill(everything)
+    process.communicate(timeout=60)
+    before = study_of(folder).trials
+    finished = [trial for trial in before if trial.state.name == "COMPLETE"]
+    running = [trial for trial in before if trial.state.name == "RUNNING"]
+    assert finished and running
+    steps = {trial.number: last_step(folder, trial.number) for trial in running}
+    times = {trial.number: trained(folder, trial.number) for trial in finished}
+
+    code, output = finish(start(file))
+    assert code == 0, output
+    after = study_of(folder).trials
+    assert [trial.state.name for trial in after] == ["COMPLETE"] * 3
+    for old in finished:
+        assert after[old.number].values == old.values and after[old.number].params == old.params
+        assert trained(folder, old.number) == times[old.number]
+    for old in running:
+        assert after[old.number].params == old.params
+    resumed = [number for number, step in steps.items() if step]
+    assert resumed
+    for number in resumed:
+        # Rows up to the checkpoint are those of the first start: a run from scratch would have dropped them.
+        rows = [row["step"] for row in metrics(folder, number) if row["kind"] == "validation"]
+        assert rows == list(range(4, 33, 4))
+
+    other = yaml.safe_load(file.read_text()) | {"search": {"algorithm.threshold": {"low": 0.1, "high": 0.9}}}
+    file.write_text(yaml.safe_dump(other))
+    code, output = finish(start(file))
+    assert code == 2 and "searched something else" in output and "Traceback" not in output
+
+
+def checkpoint(folder, number):
+    return folder / "trials" / f"trial-{number:04d}" / "checkpoints" / "last.pt"
+
+
+def metrics(folder, number):
+    path = folder / "trials" / f"trial-{number:04d}" / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def last_step(folder, number):
+    return max((row["step"] for row in metrics(folder, number) if row["kind"] == "validation"), default=0)
+
+
+def trained(folder, number):
+    return (folder / "trials" / f"trial-{number:04d}" / "done.json").stat().st_mtime_ns
+
+
+@pytest.fixture
+def postgres():
+    """Address of a real PostgreSQL server, in a folder that its own system user may reach."""
+    server_of = pytest.importorskip("pgserver", reason="pgserver has wheels for Python < 3.13 alone").get_server
+    pytest.importorskip("psycopg")
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as data:
+        try:
+            server = server_of(Path(data) / "data", cleanup_mode="stop")
+        except Exception as error:
+            pytest.skip(f"PostgreSQL does not start here: {error}")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+def test_a_study_in_postgresql(write, tmp_path, postgres):
+    file = write(
+        "shared",
+        trials=2,
+        scheduler={"name": "none"},
+        study=postgres,
+        search={"algorithm.threshold": {"low": 0.2, "high": 0.9}},
+    )
+    code, output = finish(start(file))
+    assert code == 0, output
+    study = optuna.load_study(study_name="shared", storage=postgres.replace("postgresql:", "postgresql+psycopg:", 1))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+    assert not (tmp_path / "sweeps" / "shared" / "study.db").exists()
+    best = json.loads((tmp_path / "sweeps" / "shared" / "best.json").read_text())
+    assert best["accuracy"] == study.best_value
