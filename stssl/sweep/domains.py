@@ -10,20 +10,24 @@ from pydantic.fields import FieldInfo
 from stssl.config import Config, Domain, config_types, part_name
 from stssl.errors import ConfigError, DataError
 from stssl.models import check_fit
-from stssl.recipe import Recipe
+from stssl.recipe import ModelConfig, Recipe
 from stssl.sweep.space import Axis, Gate, Space, nearest
 from stssl.sweep.spec import RangeConfig, SweepConfig
 
 IDLE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "model.encoder": (("model.metadata", ("none",)), ("model.injection.name", ("none",))),
     "model.injection": (("model.metadata", ("none",)),),
-    "loss.distillation": (("model.metadata", ("none", "direct")),),
+    "loss.distillation": (("model.metadata", ("none", "direct")), ("loss.distance", ("none",))),
     "loss.distance": (("model.metadata", ("none", "direct")),),
+    "loss.temperature": (
+        ("model.metadata", ("none", "direct")),
+        ("loss.distance", ("mse", "mae", "cosine", "none")),
+    ),
     "loss.unlabeled": (("algorithm.name", ("supervised",)),),
 }
 """Keys that mean nothing while another key has one of some values."""
 
-FIRST = ("model.metadata", "model.injection.name")
+FIRST = ("model.metadata", "model.injection.name", "loss.distance")
 """Keys that others wait for."""
 
 
@@ -120,14 +124,8 @@ class _Finder:
         return tuple(name for name, part in zip(names, union, strict=True) if self._fits(part))
 
     def _fits(self, site: type[Config]) -> bool:
-        model = self.recipe.model
         try:
-            check_fit(
-                backbone=model.backbone,
-                backbone_args=model.backbone_args,
-                image_size=model.image_size,
-                injection=site(),
-            )
+            check_site(self.recipe.model, site())
         except (ConfigError, DataError):
             return False
         return True
@@ -198,6 +196,16 @@ class _Finder:
         return " or ".join(map(str, given)) if isinstance(given, list) else str(self._own(f"{prefix}.name"))
 
 
+def check_site(model: ModelConfig, injection: Any) -> None:
+    """Raise a ConfigError where a site does not fit a recipe's backbone."""
+    check_fit(
+        backbone=model.backbone,
+        backbone_args=model.backbone_args,
+        image_size=model.image_size,
+        injection=injection,
+    )
+
+
 def _found(field: FieldInfo, gates: tuple[Gate, ...]) -> Found:
     annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     types = list(_types(annotation))
@@ -247,6 +255,8 @@ def _try(space: Space, axis: Axis, source: str) -> None:
         values = {gate.key: gate.values[0] for gate in axis.gates}
         number = int(value) if axis.integer and isinstance(value, float) else value
         try:
-            space.recipe(values | {axis.key: number})
+            recipe = space.recipe(values | {axis.key: number})
+            if axis.key.startswith("model.injection."):
+                check_site(recipe.model, recipe.model.injection)
         except ConfigError as error:
-            raise ConfigError(f"{source}.{axis.key}: {str(error).partition(': ')[2]}") from None
+            raise ConfigError(f"{source}.{axis.key}: the recipe refuses {value}: {error}") from None
