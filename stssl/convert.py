@@ -6,7 +6,8 @@ together and spreads the shards over the cluster.
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,23 @@ def convert(
         errors = job.writer.finish()
     report = job.writer.beside.path(job.writer.report)
     return Summary(target, plan.patches, plan.shards, len(missing), errors, report)
+
+
+def named_folders(words: Sequence[str] | None) -> dict[str, Path] | None:
+    """Folders by name from `NAME=FOLDER` words of a command line; None where there are none.
+
+    Raises:
+        ConfigError: A word is not of that form, or a name stands twice.
+    """
+    found: dict[str, Path] = {}
+    for word in words or ():
+        name, _, folder = word.partition("=")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not folder or name in found:
+            raise ConfigError(f"--split {word}: give NAME=FOLDER, each name once (small letters, digits and _)")
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--split {word}: there is no folder {folder}")
+        found[name] = Path(folder)
+    return found or None
 
 
 def open_archive(source: str, archive: str | Path, **about: Any) -> Archive:

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import dirty
+import numpy as np
 import pytest
 import yaml
 import zarr
+from PIL import Image
 
 from stssl.cli import main
+from stssl.data.store import Store
 
 
 @dataclass(frozen=True)
@@ -132,3 +136,48 @@ def test_verify_finds_damage(stssl, store, tmp_path):
     shard.write_bytes(data)
     done = stssl("verify", copy)
     assert done.code == 1 and done.stdout.strip()
+
+
+def test_convert_with_splits(stssl, tmp_path):
+    archive = dirty.clean(tmp_path / "archive", 6)
+    names = [folder.name for folder in dirty.folders(archive)]
+    lists = tmp_path / "seco"
+    lists.mkdir()
+    for part, chosen in (("train", names[:3]), ("val", names[3:4]), ("test", names[4:])):
+        (lists / f"{part}.txt").write_text("\n".join(chosen))
+    here = ("--workers", "0", "--shard", "8")
+    done = stssl("convert", "bigearthnet-v1", archive, tmp_path / "s.zarr", "--split", f"seco={lists}", *here)
+    assert done.code == 0, done.stderr
+    assert "seco: 3 train, 1 validation, 2 test" in stssl("inspect", tmp_path / "s.zarr").stdout
+    assert stssl("verify", tmp_path / "s.zarr", "--archive", archive).code == 0
+    (tmp_path / "empty").mkdir()
+    strangers = tmp_path / "strangers"
+    shutil.copytree(lists, strangers)
+    for path in strangers.iterdir():
+        path.write_text("nobody\n")
+    for word, words in (
+        ("seco", "give NAME=FOLDER"),
+        (f"Se/co={lists}", "give NAME=FOLDER"),
+        ("seco=/nowhere", "there is no folder /nowhere"),
+        (f"seco={tmp_path / 'empty'}", "has no lists train, val and test"),
+        (f"seco={strangers}", "name none of the archive's 6 patches"),
+    ):
+        done = stssl("convert", "bigearthnet-v1", archive, tmp_path / "t.zarr", "--split", word, *here)
+        assert done.code == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    done = stssl("convert", "bigearthnet-v1", archive, tmp_path / "t.zarr", "--size", "8", *here)
+    assert done.code == 2 and "has no option size" in done.stderr
+
+
+def test_convert_a_manifest_with_size_and_band_names(stssl, tmp_path):
+    for number in range(3):
+        Image.fromarray(np.full((20, 30, 3), 40 * number, np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "table.csv").write_text("path,label\n0.png,a\n1.png,b\n2.png,a\n")
+    done = stssl(
+        *("convert", "manifest", tmp_path / "table.csv", tmp_path / "s.zarr", "--workers", "0"),
+        *("--size", "16", "--band-names", "R,G,B"),
+    )
+    assert done.code == 0, done.stderr
+    store = Store.open(tmp_path / "s.zarr")
+    (group,) = store.groups.values()
+    assert (group.bands, group.height, group.width) == (("R", "G", "B"), 16, 16)
+    assert stssl("verify", tmp_path / "s.zarr", "--archive", tmp_path / "table.csv").code == 0

@@ -86,8 +86,9 @@ class BigEarthNet1:
         self.names = tuple(Path(path).name for path in self.folders)
         self.arrays = sentinel_arrays(bands)
         beside = (archive, archive / "BigEarthNet-v1.0", archive.parent)
-        lists = {"official": beside} | {name: (path,) for name, path in (splits or {}).items()}
-        self._codes = {name: code for name, where in lists.items() if (code := _codes(self.names, where)) is not None}
+        found = _codes(self.names, beside)
+        self._codes = {} if found is None else {"official": found}
+        self._codes |= listed_splits(self.names, splits)
         self.splits = tuple(self._codes)
         self._flags = {
             column: _flags(self.names, find_list(beside, stem))
@@ -160,6 +161,25 @@ def _codes(names: tuple[str, ...], folders: Iterable[Path]) -> NDArray[np.uint8]
         return None
     code_of = {name: SPLIT_CODES[part] for part, listed in parts.items() for name in listed}
     return np.array([code_of.get(name, NO_SPLIT) for name in names], np.uint8)
+
+
+def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> dict[str, NDArray[np.uint8]]:
+    """Codes of the splits that somebody asked for, each from a folder with lists.
+
+    Raises:
+        DataError: A folder has no lists, or they name none of the patches.
+    """
+    found = {}
+    for split, folder in (splits or {}).items():
+        codes = _codes(names, (folder,))
+        if codes is None:
+            raise DataError(
+                f"{folder} has no lists train, val and test (.txt, .csv, .csv.bz2) for the split '{split}'"
+            )
+        if (codes == NO_SPLIT).all():
+            raise DataError(f"the lists in {folder} name none of the archive's {len(names):,} patches")
+        found[split] = codes
+    return found
 
 
 def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.compute
 
 from stssl.archives.base import season_of, time_values
-from stssl.archives.bigearthnet import V1_NAME, V2_NAME, digest_of, folders_in, label_values
+from stssl.archives.bigearthnet import V1_NAME, V2_NAME, digest_of, folders_in, label_values, listed_splits
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
 from stssl.archives.tables import read_table
 from stssl.archives.tiff import georeference, read_band, utm_corner
@@ -41,12 +41,16 @@ class BigEarthNet2:
     """BigEarthNet v2.0: `BigEarthNet-S2/<product>/<patch>/` with 12 GeoTIFFs, and metadata in Parquet."""
 
     label_sets = ("labels_19",)
-    splits = ("official",)
     statistics_split = "official"
     attributes: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
-        self, archive: Path, bands: str = "all", metadata: Path | None = None, reference_maps: Path | None = None
+        self,
+        archive: Path,
+        bands: str = "all",
+        metadata: Path | None = None,
+        reference_maps: Path | None = None,
+        splits: Mapping[str, Path] | None = None,
     ) -> None:
         """List the patches.
 
@@ -55,9 +59,11 @@ class BigEarthNet2:
             bands: `all` or `rgb`.
             metadata: `metadata.parquet`, or a folder with both of the archive's tables; by default beside the archive.
             reference_maps: `Reference_Maps`; by default beside the archive, if it is there.
+            splits: More splits by name: folders with lists train, val and test (txt, csv, csv.bz2). The tables' is
+                `official`.
 
         Raises:
-            DataError: No patches or no metadata there.
+            DataError: No patches or no metadata there, or a list cannot be read.
         """
         inner = archive / "BigEarthNet-S2"
         self.archive = inner if inner.is_dir() else archive
@@ -71,18 +77,20 @@ class BigEarthNet2:
         self.reference = reference_maps or (found[0] if found else None)
         self.maps = (REFERENCE,) if self.reference else ()
         self._about = _Table(_tables([metadata] if metadata else beside, archive), self.names)
+        self._listed = listed_splits(self.names, splits)
+        self.splits = ("official", *(name for name in self._listed if name != "official"))
         self.columns: tuple[Column, ...] = (
             *COMMON,
             *GEOREFERENCE,
             *REGION,
             *CONDITIONS,
             label_columns("labels_19", LABELS_19, True),
-            split_column("official"),
+            *(split_column(name) for name in self.splits),
         )
         self.about: Mapping[str, Any] = {
             "source": "BigEarthNet v2.0",
             "bands": bands,
-            "tables": digest_of(self._about.split, self._about.flags),
+            "tables": digest_of(self._about.split, self._about.flags, *self._listed.values()),
             "reference_maps": bool(self.maps),
         }
 
@@ -106,6 +114,7 @@ class BigEarthNet2:
                 patch.values |= part()
             except BadPatchError as problem:
                 patch.complain(problem)
+        patch.values |= {f"split_{split}": codes[row] for split, codes in self._listed.items()}
         read_bands(patch, folder, name, self.arrays)
         if self.reference is not None:
             self._read_map(patch, self.reference / folder.parent.name / name / f"{name}_reference_map.tif")

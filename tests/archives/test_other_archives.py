@@ -58,6 +58,22 @@ def reben(tmp_path):
     return root
 
 
+def test_reben_with_lists_and_with_maps_elsewhere(reben, tmp_path):
+    names = [f"{PRODUCT}_{number}_{40 + number}" for number in range(4)]
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for part, chosen in (("train", names[2:]), ("val", names[:1]), ("test", names[1:2])):
+        (lists / f"{part}.txt").write_text("\n".join(chosen))
+    maps = (reben / "Reference_Maps").rename(tmp_path / "maps")
+    _, store = converted("bigearthnet-v2", reben, tmp_path, splits={"mine": lists}, reference_maps=maps)
+    assert store.split_names == ("official", "mine")
+    assert store.column("split_mine").tolist() == [1, 2, 0, 0]
+    assert store.column("split_official").tolist() == [0, 1, 0, 1]
+    assert store.attrs["maps"] == ["reference_map"]
+    convert("bigearthnet-v2", reben, tmp_path / "without.zarr", HERE)
+    assert not Store.open(tmp_path / "without.zarr").attrs["maps"]
+
+
 def test_reben(reben, tmp_path):
     summary, store = converted("bigearthnet-v2", reben, tmp_path)
     assert (summary.patches, summary.errors) == (4, {})
