@@ -57,6 +57,10 @@ def convert(
     coordinates: Annotated[Path | None, typer.Option(help="eurosat: CSV with filepath, latitude, longitude.")] = None,
     bands: Annotated[str | None, typer.Option(help="all or rgb.")] = None,
     metadata: Annotated[Path | None, typer.Option(help="bigearthnet: table with countries.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="bigearthnet: NAME=FOLDER of lists; repeatable.")] = None,
+    reference_maps: Annotated[Path | None, typer.Option(help="bigearthnet-v2: folder Reference_Maps.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="manifest: resample to so many pixels a side.")] = None,
+    band_names: Annotated[str | None, typer.Option(help="manifest: names with commas.")] = None,
     codec: Annotated[str, typer.Option(help="lz4, zstd or none.")] = "lz4",
     shard: Annotated[int, typer.Option(min=1, help="Patches a shard.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first patches.")] = None,
@@ -65,14 +69,26 @@ def convert(
     ray_address: Annotated[str | None, typer.Option(help="Cluster to convert on.")] = None,
 ) -> None:
     """Convert an archive to a Zarr store; an interrupted conversion goes on where it stopped."""
-    from stssl.convert import Options
+    from stssl.convert import Options, named_folders
     from stssl.convert import convert as go
     from stssl.progress import conversion_summary, counting
 
     options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers, address=ray_address)
     with counting(console, "convert", "shards") as progress:
-        about = {"coordinates": coordinates, "bands": bands, "metadata": metadata}
-        summary = go(source, archive, store, options, progress, **about)
+        summary = go(
+            source,
+            archive,
+            store,
+            options,
+            progress,
+            coordinates=coordinates,
+            bands=bands,
+            metadata=metadata,
+            splits=named_folders(split),
+            reference_maps=reference_maps,
+            size=size,
+            band_names=band_names,
+        )
     console.print(conversion_summary(summary))
     print(summary.store)
 
@@ -82,12 +98,14 @@ def verify(
     store: Annotated[str, typer.Argument(help="Path or URL of a store.")],
     archive: Annotated[Path | None, typer.Option(help="Compare pixels with this archive too.")] = None,
     coordinates: Annotated[Path | None, typer.Option(help="eurosat: the table that was given to convert.")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="bigearthnet: the same.")] = None,
+    reference_maps: Annotated[Path | None, typer.Option(help="bigearthnet-v2: the same.")] = None,
 ) -> None:
     """Check a store's checksums, hashes and counts, and with its archive every pixel."""
     from stssl.convert import verify_store
     from stssl.progress import counting
 
-    about = {"coordinates": coordinates} if coordinates else {}
+    about = {"coordinates": coordinates, "metadata": metadata, "reference_maps": reference_maps}
     with counting(console, "verify", "patches") as progress:
         findings = verify_store(store, archive, progress, **about)
     for problem in findings.problems:
@@ -146,6 +164,23 @@ def sweep(
 
     result = go(file, overrides or (), say, top, seeds)
     print(result.best, result.report, sep="\n")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Workers a machine.")] = None,
+    link: Annotated[float, typer.Option(min=0.001, help="Network in Gbit/s.")] = 10.0,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps to time.")] = 5,
+) -> None:
+    """Predict a run's time, memory and traffic from a few real steps on this machine."""
+    from stssl.plan import describe, load, machines_for
+    from stssl.plan import plan as go
+
+    loaded = load(recipe, overrides or ())
+    print(describe(go(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)))
 
 
 @app.command()
