@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,12 +10,16 @@ from torch import Tensor
 
 from stssl.algorithms import ALGORITHMS, DataFacts
 from stssl.batch import IGNORED, Stream, View
+from stssl.data.cache import Held, Streamed, hold
 from stssl.data.cache import Source as PixelSource
-from stssl.data.cache import Streamed, hold
+from stssl.data.disk import DiskCache, default_folder
 from stssl.data.loader import Loader, Source, metadata_table
+from stssl.data.order import Blocks, Sampler, blocks_of, make_order
+from stssl.data.remote import is_remote
 from stssl.data.sampler import StreamSampler
 from stssl.data.splits import Split, draw_labeled, make_split, text
 from stssl.data.store import Store
+from stssl.distributed import rank as own_rank
 from stssl.errors import ConfigError, DataError
 from stssl.labels import LabelSpace
 from stssl.models import Role, build_network, check_fit
@@ -25,26 +30,51 @@ from stssl.views import Pixels, ViewDrawer
 
 
 @dataclass(frozen=True)
-class RunData:
-    """One recipe's view of a store.
+class PixelData:
+    """One recipe's view of a store, without labels.
 
     Attributes:
         store: The open store.
         reader: Delivers the recipe's bands.
-        space: Classes and kind of task.
         split: Store rows of each part.
-        labeled: Store rows of the training part that keep their label.
-        targets: [N, G] way ids of all rows, `IGNORED` where unknown.
         metadata: [N, 4] of all rows.
+        blocks: How to go through the store in shards, where it is fetched from an object store.
     """
 
     store: Store
     reader: PixelSource
-    space: LabelSpace
     split: Split
-    labeled: Ints
-    targets: Tensor
     metadata: Tensor
+    blocks: Blocks | None
+
+    def order(self, rows: Ints, batch: int, seed: int, stream: str, *, world: int) -> Sampler:
+        """The order of a stream of all training patches.
+
+        Raises:
+            ConfigError: The store is fetched in shards, and there are fewer than ranks.
+        """
+        return make_order(rows, batch, seed, stream, blocks=self.blocks, world=world)
+
+    def about(self, world: int) -> dict[str, Any]:
+        """For a run's record: store, sizes of its parts, and what the order depends on where it is not the usual."""
+        parts = {part: len(self.split.part(part)) for part in ("train", "validation", "test")}
+        order = {"order": self.blocks.about(world)} if self.blocks else {}
+        return {"store": self.store.about(), "parts": parts, **order}
+
+
+@dataclass(frozen=True)
+class RunData(PixelData):
+    """The same with labels.
+
+    Attributes:
+        space: Classes and kind of task.
+        targets: [N, G] way ids of all rows, `IGNORED` where unknown.
+        labeled: Store rows of the training part that keep their label.
+    """
+
+    space: LabelSpace
+    targets: Tensor
+    labeled: Ints
 
     def prior(self) -> Tensor:
         """[G, K] frequency of each way among the known labels of the labeled rows."""
@@ -52,6 +82,42 @@ class RunData:
         known = (targets != IGNORED)[..., None]
         ways = torch.nn.functional.one_hot(targets.clamp_min(0).long(), self.space.ways) * known
         return ways.sum(0).double() / known.sum(0).clamp_min(1)
+
+
+def open_pixels(config: DataConfig, device: torch.device | None = None) -> PixelData:
+    """Open the store and check that it has the pixels and the split that a recipe asks for.
+
+    Args:
+        config: The recipe's `data`.
+        device: Of the networks, for training; None reads pixels from the store whatever `data.cache` says.
+
+    Raises:
+        ConfigError: The store lacks a band, split or column; names those it has.
+        DataError: No such store, or another schema version.
+    """
+    store = Store.open(config.store)
+    _check(store, config)
+    split = make_split(store, config.split, config.exclude)
+    columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
+    disk = DiskCache(config.cache_dir or default_folder(), config.cache_bytes) if is_remote(config.store) else None
+    reader = store.reader(config.bands, cache=disk)
+    held = np.concatenate([split.train, split.validation])
+    source = Streamed(reader) if device is None else hold(reader, held, store.size, config.cache, device)
+    kept = isinstance(source, Held)
+    blocks = blocks_of(reader, config.shuffle_shards, config.cache_bytes, kept, device is not None and own_rank() == 0)
+    return PixelData(store, source, split, metadata_table(*columns), blocks)
+
+
+def labels_of(store: Store, labels: str) -> tuple[LabelSpace, Tensor]:
+    """Classes of a stored label set, and [N, G] way ids of all rows.
+
+    Raises:
+        ConfigError: The store has no such labels; names those it has.
+    """
+    if labels not in store.label_sets:
+        raise ConfigError(f"data.labels: {store.path} has no '{labels}'. It has: {', '.join(store.label_sets)}.")
+    space = LabelSpace(store.classes(labels), store.multilabel(labels))
+    return space, space.targets(torch.from_numpy(np.array(store.column(labels))))
 
 
 def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
@@ -66,29 +132,20 @@ def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
         DataError: No such store, another schema version, or classes without a labeled patch.
     """
     config = recipe.data
-    store = Store.open(config.store)
-    _check(store, config)
-    space = LabelSpace(store.classes(config.labels), store.multilabel(config.labels))
-    targets = space.targets(torch.from_numpy(np.array(store.column(config.labels))))
-    split = make_split(store, config.split, config.exclude)
+    pixels = open_pixels(config, device)
+    space, targets = labels_of(pixels.store, config.labels)
     positives = space.positives(targets).numpy().astype(np.int64)
-    names = text(store.column("patch_id")) if recipe.labels.list else None
-    labeled = draw_labeled(positives, split.train, recipe.labels, names)
+    names = text(pixels.store.column("patch_id")) if recipe.labels.list else None
+    labeled = draw_labeled(positives, pixels.split.train, recipe.labels, names)
     if not recipe.labels.allow_missing_classes:
         _every_class_labeled(positives, labeled, space, config.labels)
-    columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
-    reader = store.reader(config.bands)
-    held = np.concatenate([split.train, split.validation])
-    source = Streamed(reader) if device is None else hold(reader, held, store.size, config.cache, device)
-    return RunData(store, source, space, split, labeled, targets, metadata_table(*columns))
+    return RunData(**vars(pixels), space=space, targets=targets, labeled=labeled)
 
 
 def _check(store: Store, config: DataConfig) -> None:
     missing = [band for band in config.bands if band not in store.bands]
     if missing:
         raise ConfigError(f"data.bands: {store.path} has no {', '.join(missing)}. It has: {', '.join(store.bands)}.")
-    if config.labels not in store.label_sets:
-        raise ConfigError(f"data.labels: {store.path} has no '{config.labels}'. It has: {', '.join(store.label_sets)}.")
     absent = [name for name in config.exclude if not store.has_column(name)]
     if absent:
         raise ConfigError(f"data.exclude: {store.path} has no column {', '.join(absent)}")
@@ -124,7 +181,7 @@ def check(recipe: Recipe) -> None:
 
 
 def resolved_weights(recipe: Recipe) -> str:
-    """`model.weights` with `run:` replaced by the file of that run's best student.
+    """`model.weights` with `run:` replaced by the file of that run's best student or pretrained encoder.
 
     Raises:
         ConfigError: There is no such run, or it has no checkpoint yet.
@@ -133,10 +190,14 @@ def resolved_weights(recipe: Recipe) -> str:
     if kind != "run":
         return recipe.model.weights
     folder = Path(name) if Path(name).is_dir() else Path(recipe.launch.storage) / name
-    weights = folder / "checkpoints" / "student.safetensors"
-    if not weights.exists():
-        raise ConfigError(f"model.weights: {folder} has no {weights.name}. Give the name or folder of a finished run.")
-    return f"file:{weights}"
+    files = [folder / "checkpoints" / f"{part}.safetensors" for part in ("student", "encoder")]
+    found = next((file for file in files if file.exists()), None)
+    if found is None:
+        raise ConfigError(
+            f"model.weights: {folder} has no {' or '.join(file.name for file in files)}. "
+            "Give the name or folder of a finished run."
+        )
+    return f"file:{found}"
 
 
 _ROLES: dict[str, tuple[Role, ...]] = {"none": ("plain",), "teacher": ("student", "teacher"), "direct": ("direct",)}
@@ -181,11 +242,10 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
     )
 
 
-def build_pixels(recipe: Recipe, data: RunData) -> Pixels:
-    """What scales stored bands for the networks."""
-    mean, std = data.store.statistics(recipe.data.bands)
-    scale, size = recipe.data.scale, recipe.model.image_size
-    return Pixels(data.reader.layout, recipe.data.bands, size, mean=mean, std=std, scale=scale)
+def build_pixels(config: DataConfig, size: int, data: PixelData) -> Pixels:
+    """What scales stored bands to images of `size` pixels a side for the networks."""
+    mean, std = data.store.statistics(config.bands)
+    return Pixels(data.reader.layout, config.bands, size, mean=mean, std=std, scale=config.scale)
 
 
 def build_loader(recipe: Recipe, data: RunData, views: frozenset[View], rank: int = 0, world: int = 1) -> Loader:
@@ -202,7 +262,9 @@ def build_loader(recipe: Recipe, data: RunData, views: frozenset[View], rank: in
             rows[stream],
             data.metadata,
             data.targets,
-            StreamSampler(len(rows[stream]), sizes[stream], recipe.seed, stream.value),
+            data.order(rows[stream], sizes[stream], recipe.seed, stream.value, world=world)
+            if stream is Stream.UNLABELED
+            else StreamSampler(len(rows[stream]), sizes[stream], recipe.seed, stream.value),
         )
         for stream in sorted({view.stream for view in views}, key=lambda stream: stream.value)
     }

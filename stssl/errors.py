@@ -18,5 +18,11 @@ class DataError(StsslError):
     """An archive, store or list of patches is missing, damaged or not what its user says it is."""
 
 
+class StoppedError(StsslError):
+    """The process was asked to end, and did so at a place from which the same command goes on."""
+
+    exit_code = 143
+
+
 class RunError(StsslError):
     """A run cannot start, go on or be read: another recipe, no resources, no checkpoint, diverged."""

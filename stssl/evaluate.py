@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stssl.build import RunData
+from stssl.build import PixelData, RunData
 from stssl.data.loader import prefetch
 from stssl.distributed import gather_rows, rank, rows_of, world_size
 from stssl.metrics import score
@@ -40,7 +40,7 @@ class Evaluation:
     logits: Tensor
 
 
-def batches(data: RunData, pixels: Pixels, rows: Ints, batch: int) -> Any:
+def batches(data: PixelData, pixels: Pixels, rows: Ints, batch: int) -> Any:
     """Unaugmented images [n, C, h, w] and metadata [n, 4] of store rows, in order, on the device, read ahead."""
     device = pixels.low.device
     chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]

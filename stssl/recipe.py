@@ -2,16 +2,28 @@
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from stssl.algorithms import AlgorithmConfig
 from stssl.augment import AugmentConfig
-from stssl.config import Config, Domain, Tree, apply_overrides, expand_variables, load_tree, merge, validate
+from stssl.config import (
+    Config,
+    Domain,
+    Tree,
+    apply_overrides,
+    config_types,
+    expand_variables,
+    load_tree,
+    merge,
+    part_name,
+    validate,
+)
 from stssl.data.splits import LabelsConfig, SplitConfig
 from stssl.models import EncoderConfig, InjectionConfig
 from stssl.steps.teacher_student import LossConfig
@@ -22,8 +34,16 @@ PLACEMENT = ("launch", "logging", "name")
 """Sections that say where and how a run is carried out, not what it computes."""
 
 
+CACHES = ("cache", "cache_dir", "cache_bytes")
+"""Keys of `data` that say where pixels are kept, not which."""
+
+
 class DataConfig(Config):
-    """Which patches, bands and labels."""
+    """Which patches, bands and labels.
+
+    `cache` holds decoded pixels in memory. Stores in an object store (`s3://...`) are fetched in shards through a cache
+    of `cache_bytes` in the folder `cache_dir` of each node, and `shuffle_shards` of them are mixed.
+    """
 
     store: str
     split: SplitConfig = "official"
@@ -32,6 +52,9 @@ class DataConfig(Config):
     exclude: tuple[str, ...] = ()
     scale: Literal["sigmas", "bytes"] = "sigmas"
     cache: Literal["none", "host", "device"] = "none"
+    cache_dir: str | None = None
+    cache_bytes: Positive = 50_000_000_000
+    shuffle_shards: Annotated[int, Field(ge=0)] = 8
 
 
 class ModelConfig(Config):
@@ -54,7 +77,7 @@ class BatchConfig(Config):
     micro: Positive | None = None
 
 
-class OptimizerConfig(Config):
+class AdamWConfig(Config):
     """AdamW; `clip` bounds each network's gradient norm."""
 
     name: Literal["adamw"] = "adamw"
@@ -63,14 +86,38 @@ class OptimizerConfig(Config):
     clip: Annotated[float, Field(gt=0)] | None = None
 
 
+class SgdConfig(Config):
+    """SGD with momentum; `clip` bounds each network's gradient norm."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: Annotated[float, Field(gt=0), Domain(1e-3, 1.0, log=True)] = 0.03
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0), Domain(1e-6, 1e-2, log=True)] = 1e-4
+    clip: Annotated[float, Field(gt=0)] | None = None
+
+
+def _optimizer_name(given: Any) -> Any:
+    return given.get("name", "adamw") if isinstance(given, dict) else getattr(given, "name", None)
+
+
+OptimizerConfig = Annotated[
+    Annotated[AdamWConfig, Tag("adamw")] | Annotated[SgdConfig, Tag("sgd")], Discriminator(_optimizer_name)
+]
+"""One without a `name` is AdamW's."""
+
+
 class ScheduleConfig(Config):
-    """How long, in steps; `patience` steps without a better validation score end the run."""
+    """How long, in steps; `patience` steps without a better validation score end the run.
+
+    `decay: fixmatch` ends at a fifth of the rate (cos(7 pi t / (16 T))), `cosine` at 0.
+    """
 
     steps: Positive = 64_000
     warmup: Annotated[int, Field(ge=0)] = 0
     supervised_start: Annotated[int, Field(ge=0)] = 0
     patience: Positive | None = None
     evaluate_every: Positive = 2_000
+    decay: Literal["fixmatch", "cosine"] = "fixmatch"
 
 
 class EmaConfig(Config):
@@ -88,10 +135,16 @@ class EvaluationConfig(Config):
 
 
 class ComputeConfig(Config):
-    """Arithmetic of a step; changes results by rounding only."""
+    """Arithmetic of a step; changes results by rounding only.
+
+    `compile` lets torch.compile fuse the networks' blocks. A step whose gradients are not finite is left out and
+    written down; more than `nonfinite_steps` of them end the run.
+    """
 
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: Positive | None = None
+    compile: bool = False
+    nonfinite_steps: Annotated[int, Field(ge=0)] = 10
 
 
 class LaunchConfig(Config):
@@ -105,47 +158,62 @@ class LaunchConfig(Config):
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     address: str | None = None
     collective_timeout_s: Positive = 1800
+    elastic_interval_s: Positive = 60
 
 
 class LoggingConfig(Config):
-    """A row of metrics every so many steps."""
+    """A row of metrics every so many steps, to JSONL, and where wanted to TensorBoard and MLflow.
+
+    `mlflow` is a tracking URI (needs `pip install 'stssl[mlflow]'`).
+    """
 
     every: Positive = 50
     tensorboard: bool = True
+    mlflow: str | None = None
 
 
-class Recipe(Config):
-    """One training run."""
+def _default(union: Any, name: str) -> Any:
+    """The part called `name` of a union, with its defaults."""
+    return next(part for part in config_types(union) if part_name(part) == name)()
+
+
+class RunRecipe(Config):
+    """What every kind of run says.
+
+    Attributes:
+        what: The kind, in messages.
+        smoke: What `--smoke` lays over a recipe: seconds on a laptop, no Ray, no hub.
+    """
+
+    what: ClassVar[str]
+    smoke: ClassVar[Tree]
 
     name: str
     data: DataConfig
-    labels: LabelsConfig = LabelsConfig()
-    model: ModelConfig
-    algorithm: Annotated[AlgorithmConfig, Field(discriminator="name")]
-    loss: LossConfig = LossConfig()
-    batch: BatchConfig = BatchConfig()
-    augment: AugmentConfig = AugmentConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    ema: EmaConfig = EmaConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compute: ComputeConfig = ComputeConfig()
     launch: LaunchConfig = LaunchConfig()
     logging: LoggingConfig = LoggingConfig()
     seed: Annotated[int, Field(ge=0)] = 0
 
+    @property
+    @abstractmethod
+    def least_rows(self) -> tuple[str, int]:
+        """The key and the size of the smallest stream of a global batch: each rank needs a row of it."""
+
     @model_validator(mode="after")
-    def _possible(self) -> "Recipe":
+    def _possible(self) -> "RunRecipe":
         if self.schedule.warmup >= self.schedule.steps:
             raise ValueError("schedule.warmup must be smaller than schedule.steps")
         workers = self.launch.workers
         smallest, most = workers if isinstance(workers, tuple) else (workers, workers)
         if smallest > most:
             raise ValueError(f"launch.workers: [{smallest}, {most}] must be [least, most]")
-        if self.batch.labeled < most:
-            raise ValueError(
-                f"batch.labeled {self.batch.labeled} is smaller than launch.workers {most}: no row for each"
-            )
+        key, rows = self.least_rows
+        if rows < most:
+            raise ValueError(f"{key} {rows} is smaller than launch.workers {most}: no row for each")
         return self
 
     def tree(self) -> Tree:
@@ -158,7 +226,8 @@ class Recipe(Config):
         tree = self.tree()
         for section in PLACEMENT:
             tree.pop(section)
-        tree["data"].pop("cache")
+        for key in CACHES:
+            tree["data"].pop(key)
         return tree
 
     def hash(self) -> str:
@@ -166,30 +235,52 @@ class Recipe(Config):
         return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def yaml(self) -> str:
-        """The resolved recipe as a file that `load_recipe` reads back."""
+        """The resolved recipe as a file that can be loaded again."""
         return yaml.safe_dump(self.tree(), sort_keys=False)
 
 
-def _default(union: Any, name: str) -> Any:
-    """The part called `name` of a union, with its defaults."""
-    from stssl.config import config_types, part_name
-
-    return next(part for part in config_types(union) if part_name(part) == name)()
-
+R = TypeVar("R", bound=RunRecipe)
 
 SMOKE: Tree = {
     "model": {"weights": "none"},
-    "batch": {"labeled": 4, "unlabeled_ratio": 1, "micro": None},
-    "schedule": {"steps": 4, "warmup": 0, "supervised_start": 0, "evaluate_every": 2, "patience": None},
+    "schedule": {"steps": 4, "warmup": 0, "evaluate_every": 2, "patience": None},
     "evaluation": {"batch": 8, "limit": 16, "batchnorm_batches": 1},
-    "compute": {"precision": "fp32"},
+    "compute": {"precision": "fp32", "compile": False},
     "launch": {"workers": 0, "gpus_per_worker": 0, "address": None},
-    "logging": {"every": 1, "tensorboard": False},
+    "logging": {"every": 1, "tensorboard": False, "mlflow": None},
 }
-"""What `--smoke` lays over any recipe: seconds on a laptop, no Ray, no hub."""
+"""What `--smoke` lays over any recipe."""
+
+
+class Recipe(RunRecipe):
+    """One teacher-student run."""
+
+    what: ClassVar[str] = "a training run"
+    smoke: ClassVar[Tree] = merge(
+        SMOKE,
+        {"batch": {"labeled": 4, "unlabeled_ratio": 1, "micro": None}, "schedule": {"supervised_start": 0}},
+    )
+
+    labels: LabelsConfig = LabelsConfig()
+    model: ModelConfig
+    algorithm: Annotated[AlgorithmConfig, Field(discriminator="name")]
+    loss: LossConfig = LossConfig()
+    batch: BatchConfig = BatchConfig()
+    augment: AugmentConfig = AugmentConfig()
+    ema: EmaConfig = EmaConfig()
+
+    @property
+    def least_rows(self) -> tuple[str, int]:
+        """The labeled rows."""
+        return "batch.labeled", self.batch.labeled
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> Recipe:
+    """Read a training recipe; see `load_as`."""
+    return load_as(Recipe, path, overrides, smoke)
+
+
+def load_as(kind: type[R], path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> R:
     """Read a recipe file with its bases, lay overrides over it, and check it.
 
     The name defaults to the file's (with its folder) and the seed; a smoke run's ends in `-smoke`.
@@ -199,8 +290,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = F
     """
     tree = apply_overrides(load_tree(path), overrides)
     if smoke:
-        tree = merge(tree, SMOKE)
+        tree = merge(tree, kind.smoke)
     file = Path(path).resolve()
     named = tree.get("name") or f"{file.parent.name}-{file.stem}-s{tree.get('seed', 0)}"
     tree["name"] = named if not smoke else f"{named}-smoke"
-    return validate(Recipe, expand_variables(tree, str(path)), str(path))
+    return validate(kind, expand_variables(tree, str(path)), str(path))

@@ -29,9 +29,10 @@ from stssl.config import config_types, part_name
 from stssl.errors import ConfigError
 from stssl.labels import LabelSpace
 from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
+from stssl.recipe import AdamWConfig
 from stssl.steps.parts import Outputs
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
-from stssl.train.optim import adamw
+from stssl.train.optim import make_optimizer
 
 PARTS = ("student forward", "teacher forward", "labels", "algorithm", "losses", "backward", "optimizer", "average")
 
@@ -188,7 +189,7 @@ class Subject:
         device = torch.device(options.device)
         self.step = make_step(options, name, naive).to(device).train()
         fill(self.step.algorithm)
-        self.optimizer = adamw(self.step.networks, 1e-4, 5e-4)
+        self.optimizer = make_optimizer(self.step.networks, AdamWConfig())
         self.batch = make_batch(options, self.step.space, device)
         self.flops = self.run(FlopCounterMode(display=False)).flops
         self.runs: list[Meter] = []

@@ -4,7 +4,8 @@
         --split official blocks --reference supervised_cpu \
         experiments/eurosat/{supervised_cpu,fixmatch_cpu,fixmatch_absent_cpu,fixmatch_teacher_cpu}.yaml
 
-Every recipe of one seed and split draws the same labels. A split that is drawn (`blocks`) is drawn anew for each seed. A recipe may be followed by overrides, joined by commas:
+Every recipe of one seed and split draws the same labels. A split that is drawn (`blocks`) is
+drawn anew for each seed. A recipe may be followed by overrides, joined by commas:
 `experiments/eurosat/supervised_cpu.yaml,schedule.steps=1000`. Runs that are finished are not run again.
 """
 

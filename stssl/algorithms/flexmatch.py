@@ -43,7 +43,7 @@ class FlexMatch(Algorithm):
         super().__init__(config, space, facts)
         self.last: Tensor
         self.counts: Tensor
-        self.register_buffer("last", torch.full((facts.unlabeled_count, space.groups), IGNORED, dtype=torch.int16))
+        self.register_buffer("last", torch.full((facts.unlabeled_count, space.groups), IGNORED, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(space.groups, space.ways, dtype=torch.int64))
 
     def observe(self, seen: Seen, progress: Progress) -> None:

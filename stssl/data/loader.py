@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stssl.batch import RawBatch, RawRows, Stream, View
-from stssl.data.sampler import StreamSampler
+from stssl.data.order import Sampler
 from stssl.distributed import rows_of
 from stssl.randomness import Ints
 
@@ -54,7 +54,12 @@ class Source:
     rows: Ints
     metadata: Tensor
     labels: Tensor
-    sampler: StreamSampler
+    sampler: Sampler
+
+    def global_rows(self, step: int) -> list[int]:
+        """Store rows of all ranks in a step."""
+        rows: list[int] = self.rows[self.sampler.rows(step, slice(0, self.sampler.batch))[0]].tolist()
+        return rows
 
     def load(self, stream: Stream, draw: Drawer, step: int, block: tuple[int, int]) -> RawRows:
         """This rank's rows of a step's global batch."""

@@ -26,11 +26,16 @@ class Ema(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move towards the network's present parameters; BatchNorm statistics, running means already, are taken over."""
+    def update_parameters(self, network: nn.Module) -> None:
+        """Move towards the network's present parameters."""
         own: list[Tensor] = list(self.network.parameters())
         live: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(own, live, 1 - self.decay)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move towards the network's present parameters; BatchNorm statistics are running means already: copied."""
+        self.update_parameters(network)
         if statistics := running_statistics(network):
             torch._foreach_copy_(running_statistics(self.network), statistics)
 

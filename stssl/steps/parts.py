@@ -1,4 +1,4 @@
-"""What a teacher-student step passes around: weights of losses, outputs, the plan of a step, and its logs."""
+"""What a teacher-student step passes around: weights of losses, outputs, and the plan of a step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,14 +28,6 @@ class LossConfig(Config):
     def distills(self) -> bool:
         """Whether the student learns from the teacher besides its pseudo-labels."""
         return self.distance != "none" and self.distillation > 0
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """The loss to differentiate, and detached scalars whose mean over ranks is the global batch's value."""
-
-    loss: Tensor
-    logs: dict[str, Tensor]
 
 
 @dataclass(frozen=True)

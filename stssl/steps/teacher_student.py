@@ -17,12 +17,13 @@ from stssl.distributed import gather_rows, row_counts, sum_over_ranks, world_siz
 from stssl.labels import LabelSpace
 from stssl.models import Network, Prediction
 from stssl.models.ema import Ema, evaluating, frozen_statistics, reestimate_batchnorm
-from stssl.steps.parts import LossConfig, Outputs, Plan, StepOutput, distilled, joined, quality, ratio
+from stssl.steps.base import StepOutput, TrainingStep
+from stssl.steps.parts import LossConfig, Outputs, Plan, distilled, joined, quality, ratio
 
-__all__ = ["LossConfig", "Plan", "StepOutput", "TeacherStudentStep"]
+__all__ = ["LossConfig", "Plan", "TeacherStudentStep"]
 
 
-class TeacherStudentStep(nn.Module):
+class TeacherStudentStep(TrainingStep):
     """Owns student, teacher, their averages and the algorithm; `forward` is one step's loss."""
 
     def __init__(
@@ -102,7 +103,7 @@ class TeacherStudentStep(nn.Module):
         return self._plan(batch, progress, _joined_looks(looks), logits).split(parts)
 
     def after_optimizer(self) -> None:
-        """Move the averages; call after each optimiser step."""
+        """Move the averages."""
         for name, network in self._live():
             self.averages[name].update(network)  # type: ignore[operator]
 
@@ -262,12 +263,10 @@ class TeacherStudentStep(nn.Module):
         return Plan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)
 
     def _gathered(self, seen: Seen) -> Seen:
-        """The same of all ranks' rows."""
-        if world_size() == 1:
-            return seen
-        labeler = {view: self._gather(rows, view.stream) for view, rows in seen.labeler.items()}
-        student = {view: self._gather(rows, view.stream) for view, rows in seen.student.items()}
-        blank = None if seen.blank is None else gather_rows(seen.blank, [1] * world_size())
+        """The same of all ranks' rows, without the infinities of a step gone wrong, which state would never forget."""
+        labeler = {view: self._gather(rows.nan_to_num(), view.stream) for view, rows in seen.labeler.items()}
+        student = {view: self._gather(rows.nan_to_num(), view.stream) for view, rows in seen.student.items()}
+        blank = None if seen.blank is None else gather_rows(seen.blank.nan_to_num(), [1] * world_size())
         return Seen(labeler, student, self._gather(seen.index, Stream.UNLABELED), blank)
 
     def _gather(self, rows: Tensor, stream: Stream) -> Tensor:

@@ -117,16 +117,19 @@ class Checkpoints:
         return None
 
 
-STUDENT = "averages.student.network.backbone."
+def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
+    """Write a part of the best checkpoint's step as `<name>.safetensors` beside it; returns its path.
 
-
-def export_student(checkpoints: Checkpoints) -> Path:
-    """Write the best student's backbone, what users ship, as `student.safetensors`; returns its path."""
+    Args:
+        checkpoints: Of the run.
+        prefix: Of the part's names in the step's state, left out in the file.
+        name: Of the file.
+    """
     state = read_state(checkpoints.path("best"))["step"]
-    weights = {name.removeprefix(STUDENT): value for name, value in state.items() if name.startswith(STUDENT)}
-    target = checkpoints.folder / "student.safetensors"
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    target = checkpoints.folder / f"{name}.safetensors"
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
-    save_file({name: value.contiguous() for name, value in weights.items()}, fresh)
+    save_file({key: value.contiguous() for key, value in weights.items()}, fresh)
     fresh.replace(target)
     return target
 

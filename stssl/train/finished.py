@@ -11,7 +11,7 @@ from stssl.recipe import Recipe
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.train.checkpoint import read_state
 from stssl.train.folder import RunFolder
-from stssl.train.loop import calibrate
+from stssl.train.teaching import calibrate
 from stssl.views import Pixels
 
 
@@ -28,12 +28,12 @@ def load_run(
     path = folder.checkpoints.path(checkpoint)
     if not path.exists():
         raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
-    recipe = folder.recipe()
+    recipe = folder.recipe_as(Recipe)
     data = open_data(recipe)
     state = read_state(path)
     step = build_step(recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})}), data)
     step.load_state_dict(state["step"])
-    pixels = build_pixels(recipe, data).to(device)
+    pixels = build_pixels(recipe.data, recipe.model.image_size, data).to(device)
     return recipe, data, step.to(device), pixels, int(state["position"]["step"])
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from stssl.build import RunData
 from stssl.config import Tree, differing_keys, validate
 from stssl.errors import RunError
 from stssl.evaluate import without_nan
-from stssl.recipe import PLACEMENT, Recipe
+from stssl.pretraining import kind_of
+from stssl.recipe import CACHES, PLACEMENT, R, RunRecipe
 from stssl.train.checkpoint import Checkpoints
 
 PACKAGES = ("stssl", "torch", "timm", "ray", "zarr", "numpy")
@@ -29,7 +29,7 @@ class RunFolder:
         self.checkpoints = Checkpoints(path / "checkpoints")
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "RunFolder":
+    def of(cls, recipe: RunRecipe) -> "RunFolder":
         """Where a recipe's run lives: `<launch.storage>/<name>`, absolute."""
         return cls(Path(recipe.launch.storage).absolute() / recipe.name)
 
@@ -45,15 +45,27 @@ class RunFolder:
             raise RunError(f"{path} is not a run: it has no recipe.yaml. Give the folder that `stssl train` printed.")
         return folder
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> RunRecipe:
         """The resolved recipe that the run was started with."""
-        return validate(Recipe, self._tree(), str(self.path / "recipe.yaml"))
+        tree = self._tree()
+        return validate(kind_of(tree), tree, str(self.path / "recipe.yaml"))
+
+    def recipe_as(self, kind: type[R]) -> R:
+        """The same, of a kind of run that must be this one's.
+
+        Raises:
+            RunError: It is another kind's.
+        """
+        recipe = self.recipe()
+        if not isinstance(recipe, kind):
+            raise RunError(f"{self.path} is {recipe.what}, not {kind.what}")
+        return recipe
 
     def _tree(self) -> Tree:
         tree: Tree = yaml.safe_load((self.path / "recipe.yaml").read_text())
         return tree
 
-    def refuse_others(self, recipe: Recipe) -> bool:
+    def refuse_others(self, recipe: RunRecipe) -> bool:
         """Whether this recipe's run was started here already.
 
         Raises:
@@ -64,7 +76,8 @@ class RunFolder:
             old = self._tree()
             for section in PLACEMENT:
                 old.pop(section, None)
-            old.get("data", {}).pop("cache", None)
+            for key in CACHES:
+                old.get("data", {}).pop(key, None)
             keys = differing_keys(old, recipe.identity())
             if keys:
                 raise RunError(
@@ -73,7 +86,7 @@ class RunFolder:
                 )
         return started
 
-    def claim(self, recipe: Recipe) -> None:
+    def claim(self, recipe: RunRecipe) -> None:
         """Start a run here, or go on with the same one; call in one process, once the recipe is known to be possible.
 
         Raises:
@@ -92,28 +105,14 @@ class RunFolder:
         """Mark the run as ended."""
         write_text(self.path / "done.json", json.dumps(without_nan(result), indent=1))
 
-    def record(self, recipe: Recipe, data: RunData, world: int) -> None:
-        """Write down the drawn labels, and what produced the run: versions, commit, data, ranks."""
-        classes = data.targets[data.labeled]
-        names = data.store.column("patch_id")[data.labeled]
-        write_text(
-            self.path / "labels.json",
-            json.dumps(
-                {
-                    "rule": recipe.labels.model_dump(),
-                    "rows": data.labeled.tolist(),
-                    "patches": [str(name) for name in names],
-                    "prior": [round(float(value[-1]), 6) for value in data.prior()],
-                    "targets": classes.tolist(),
-                }
-            ),
-        )
+    def record(self, recipe: RunRecipe, data: dict[str, Any], labels: dict[str, Any] | None, world: int) -> None:
+        """Write down what produced the run (versions, commit, data, ranks), and the drawn labels if there are any."""
+        if labels is not None:
+            write_text(self.path / "labels.json", json.dumps(labels))
         about = {
             "recipe_hash": recipe.hash(),
             "seed": recipe.seed,
-            "store": {"path": data.store.path, "fingerprint": data.store.fingerprint},
-            "parts": {part: len(data.split.part(part)) for part in ("train", "validation", "test")},
-            "labeled": len(data.labeled),
+            **data,
             "ranks": world,
             "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "commit": _commit(),
@@ -134,10 +133,10 @@ class RunFolder:
         kept = [json.dumps(row) for row in self.rows() if row["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: dict[str, Any], file: str = "metrics.jsonl") -> None:
         """Add a row of metrics."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(without_nan(row)) + "\n")
+        with (self.path / file).open("a") as lines:
+            lines.write(json.dumps(without_nan(row)) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,30 +1,108 @@
-"""Where a run's metrics go: `metrics.jsonl`, and TensorBoard where the recipe wants it."""
+"""Where a run's metrics go: `metrics.jsonl`, and TensorBoard and MLflow where the recipe wants them."""
 
-from typing import Any
+from typing import Any, Protocol
 
+from stssl.errors import ConfigError
+from stssl.recipe import RunRecipe
 from stssl.train.folder import RunFolder
+
+
+class Sink(Protocol):
+    """Takes rows of metrics, besides the run's own file."""
+
+    def append(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Take a row."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
+
+
+class TensorBoard:
+    """Event files in the run's folder."""
+
+    def __init__(self, folder: RunFolder, step: int) -> None:
+        """Go on after `step`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.board: Any = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
+
+    def append(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """One scalar each."""
+        for name, value in values.items():
+            self.board.add_scalar(f"{kind}/{name}", value, step)
+        self.board.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.board.close()
+
+
+class MlFlow:
+    """A run of the same name on a tracking server or in a folder; a resumed run goes on with it."""
+
+    def __init__(self, folder: RunFolder, recipe: RunRecipe, uri: str) -> None:
+        """Find the run by the recipe's hash, or make it.
+
+        Raises:
+            ConfigError: MLflow is not installed.
+        """
+        try:
+            from mlflow import MlflowClient
+        except ImportError:
+            raise ConfigError("logging.mlflow needs MLflow: pip install 'stssl[mlflow]'") from None
+        self.client: Any = MlflowClient(tracking_uri=uri)
+        known = self.client.get_experiment_by_name("stssl")
+        experiment = known.experiment_id if known else self.client.create_experiment("stssl")
+        mark = f"tags.recipe = '{recipe.hash()}' and tags.folder = '{folder.path}'"
+        found = self.client.search_runs([experiment], mark, max_results=1)
+        if found:
+            self.run: str = found[0].info.run_id
+            return
+        tags = {"recipe": recipe.hash(), "folder": str(folder.path)}
+        self.run = self.client.create_run(experiment, tags=tags, run_name=recipe.name).info.run_id
+        self.client.log_text(self.run, recipe.yaml(), "recipe.yaml")
+
+    def append(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """One metric each."""
+        for name, value in values.items():
+            self.client.log_metric(self.run, f"{kind}.{name}", value, step=step)
+
+    def close(self) -> None:
+        """Mark the run as finished."""
+        self.client.set_terminated(self.run)
 
 
 class Journal:
     """Writes rows of metrics; only rank 0's does anything."""
 
-    def __init__(self, folder: RunFolder, *, writes: bool, tensorboard: bool, step: int) -> None:
+    def __init__(self, folder: RunFolder, recipe: RunRecipe, *, writes: bool, step: int) -> None:
         """Go on after `step`; rows that an interrupted run wrote beyond it are dropped."""
         self.folder, self.writes = folder, writes
-        self._board: Any = None
-        if writes:
-            folder.forget_after(step)
-        if writes and tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
+        self.sinks: list[Sink] = []
+        if not writes:
+            return
+        folder.forget_after(step)
+        if recipe.logging.tensorboard:
+            self.sinks.append(TensorBoard(folder, step))
+        if recipe.logging.mlflow:
+            self.sinks.append(MlFlow(folder, recipe, recipe.logging.mlflow))
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Add a row; `kind` is `train` or `validation`."""
         if not self.writes:
             return
         self.folder.append({"step": step, "kind": kind, **values})
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
-            self._board.flush()
+        for sink in self.sinks:
+            sink.append(kind, step, values)
+
+    def note(self, file: str, row: dict[str, Any]) -> None:
+        """Add a row to another file of the run."""
+        if self.writes:
+            self.folder.append(row, file)
+
+    def close(self) -> None:
+        """The run is over."""
+        for sink in self.sinks:
+            sink.close()

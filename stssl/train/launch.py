@@ -1,27 +1,27 @@
 """Carries a run out: in this process, or on Ray workers, locally or on a cluster."""
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from stssl.build import check
 from stssl.cluster import ray_session
 from stssl.config import validate
 from stssl.errors import RunError, StsslError
-from stssl.recipe import LaunchConfig, Recipe
-from stssl.train.checkpoint import export_student
+from stssl.pretraining import kind_of
+from stssl.recipe import LaunchConfig, RunRecipe
 from stssl.train.folder import RunFolder
 from stssl.train.loop import train
 from stssl.train.session import Session, open_session
+from stssl.train.stages import check
+from stssl.train.surroundings import check_shared, log, memory_advice, start_line
 
 Watch = Callable[[dict[str, Any]], None]
 
 
-def run(recipe: Recipe, watch: Watch | None = None, callbacks: Sequence[Any] = ()) -> RunFolder:
+def run(recipe: RunRecipe, watch: Watch | None = None, callbacks: Sequence[Any] = ()) -> RunFolder:
     """Train a recipe to its end, going on from its last checkpoint if it was started before.
 
     Args:
@@ -48,14 +48,15 @@ def run(recipe: Recipe, watch: Watch | None = None, callbacks: Sequence[Any] = (
     return folder
 
 
-def _train_here(recipe: Recipe, device: torch.device, report: Watch) -> None:
-    session = _prepared(open_session(recipe, device))
-    _finish(session, train(session, report))
+def _train_here(recipe: RunRecipe, device: torch.device, report: Watch) -> None:
+    with memory_advice(recipe):
+        session = _prepared(open_session(recipe, device))
+        _finish(session, train(session, report))
 
 
 def _finish(session: Session, result: dict[str, Any]) -> None:
-    """Export what users ship and mark the run as ended; on rank 0 alone."""
-    export_student(session.folder.checkpoints)
+    """Export what users take and mark the run as ended; on rank 0 alone."""
+    session.stage.export(session.folder.checkpoints)
     session.folder.finish(result)
 
 
@@ -64,12 +65,14 @@ def _prepared(session: Session, rank: int = 0, world: int = 1) -> Session:
     problems = session.resume()
     if rank == 0:
         for problem in problems:
-            logging.getLogger("stssl").warning("%s; going on from the one before", problem)
-        session.folder.record(session.recipe, session.data, world)
+            log().warning("%s; going on from the one before", problem)
+        stage = session.stage
+        log().info("%s", start_line(session.recipe, stage.device, stage.rows))
+        session.folder.record(session.recipe, stage.about(), stage.labels(), world)
     return session
 
 
-def _train_on_ray(recipe: Recipe, callbacks: Sequence[Any]) -> None:
+def _train_on_ray(recipe: RunRecipe, callbacks: Sequence[Any]) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -85,6 +88,7 @@ def _train_on_ray(recipe: Recipe, callbacks: Sequence[Any]) -> None:
                 use_gpu=launch.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(launch),
                 placement_strategy=launch.placement,
+                **({"elastic_resize_monitor_interval_s": launch.elastic_interval_s} if _elastic(launch) else {}),
             ),
             torch_config=TorchConfig(timeout_s=launch.collective_timeout_s),
             run_config=RunConfig(
@@ -105,12 +109,18 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device
 
-    recipe = validate(Recipe, config["recipe"], "recipe")
+    recipe = validate(kind_of(config["recipe"]), config["recipe"], "recipe")
     context = ray.train.get_context()
-    session = _prepared(open_session(recipe, get_device()), context.get_world_rank(), context.get_world_size())
-    result = train(session, ray.train.report)
+    check_shared(RunFolder.of(recipe).path)
+    with memory_advice(recipe):
+        session = _prepared(open_session(recipe, get_device()), context.get_world_rank(), context.get_world_size())
+        result = train(session, ray.train.report)
     if context.get_world_rank() == 0:
         _finish(session, result)
+
+
+def _elastic(launch: LaunchConfig) -> bool:
+    return isinstance(launch.workers, tuple)
 
 
 def worker_resources(launch: LaunchConfig) -> dict[str, float]:

@@ -6,19 +6,22 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from stssl.recipe import OptimizerConfig, ScheduleConfig
 
-def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
-    """Linear warm-up, then cosine: base * cos(7 pi t / (16 T)), never below 0 (FixMatch, arXiv:2001.07685).
+
+def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
+    """Linear warm-up, then cosine: base * cos(7 pi t / (16 T)) (FixMatch, arXiv:2001.07685), or down to 0.
 
     Args:
         step: The step about to be taken, from 0.
-        total: Steps of the run.
-        warmup: Steps of the warm-up.
+        schedule: Of the run.
         base: Peak rate.
     """
-    if step < warmup:
-        return base * step / warmup
-    done = (step - warmup) / max(1, total - warmup)
+    if step < schedule.warmup:
+        return base * step / schedule.warmup
+    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
+    if schedule.decay == "cosine":
+        return base * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return base * max(0.0, math.cos(7 * math.pi / 16 * done))
 
 
@@ -34,9 +37,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
-def adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over a module's trainable parameters, fused where the device has it."""
-    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, fused=True)
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The recipe's optimiser over a module's trainable parameters, fused."""
+    groups = parameter_groups(module, config.weight_decay)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def clip_gradients(networks: Iterable[tuple[str, nn.Module]], bound: float | None) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Everything that one rank trains with, built from the recipe; knows no Ray."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,15 +9,19 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stssl.build import RunData, build_loader, build_pixels, build_step, open_data
-from stssl.data.loader import Loader
+from stssl.batch import Progress
 from stssl.distributed import rank, world_size
-from stssl.recipe import Recipe
-from stssl.steps.teacher_student import TeacherStudentStep
+from stssl.recipe import RunRecipe
+from stssl.train.compiling import compile_blocks
 from stssl.train.folder import RunFolder
+from stssl.train.guard import FILE, Guard
 from stssl.train.journal import Journal
-from stssl.train.optim import adamw
-from stssl.views import ViewMaker
+from stssl.train.optim import make_optimizer
+from stssl.train.stage import Stage
+from stssl.train.stages import open_stage
+
+BUCKET_MB = 100
+"""Gradients that DDP reduces at once: few large buckets, whatever the networks' sizes."""
 
 
 @dataclass
@@ -27,6 +32,13 @@ class Position:
     best: float | None = None
     best_step: int = 0
 
+    def better(self, score: float) -> bool:
+        """Take in a validation score; whether it is the best so far (where nothing is scored, the newest is)."""
+        if self.best is not None and score <= self.best:
+            return False
+        self.best, self.best_step = (None if math.isnan(score) else score), self.step
+        return True
+
     def exhausted(self, patience: int | None) -> bool:
         """Whether `patience` steps went by without a better score."""
         return patience is not None and self.best is not None and self.step - self.best_step >= patience
@@ -36,30 +48,38 @@ class Position:
 class Session:
     """One rank's parts of a run."""
 
-    recipe: Recipe
+    recipe: RunRecipe
     folder: RunFolder
     journal: Journal
-    data: RunData
-    step: TeacherStudentStep
+    stage: Stage
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    views: ViewMaker
-    loader: Loader
     position: Position
-    device: torch.device
+    guard: Guard
+
+    @property
+    def progress(self) -> Progress:
+        """The step about to be taken."""
+        return Progress(self.position.step, self.recipe.schedule.steps)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The recipe's arithmetic."""
         if self.recipe.compute.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.stage.device.type, torch.bfloat16)
+
+    def synchronized(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks add up gradients with the last micro-batch only."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
 
     def state(self) -> dict[str, Any]:
         """What exact resume needs: networks, EMA, algorithm buffers, optimiser, position. Orders follow from it."""
         return {
             "recipe": self.recipe.hash(),
             "position": asdict(self.position),
-            "step": self.step.state_dict(),
+            "step": self.stage.step.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -67,18 +87,30 @@ class Session:
         """Go on from the newest whole checkpoint, if there is one; returns what was wrong with newer ones."""
         found = self.folder.checkpoints.latest()
         problems = [] if found is None else self._load(*found)
-        tensorboard = self.recipe.logging.tensorboard
-        self.journal = Journal(self.folder, writes=rank() == 0, tensorboard=tensorboard, step=self.position.step)
+        self.journal = Journal(self.folder, self.recipe, writes=rank() == 0, step=self.position.step)
         return problems
 
     def _load(self, state: dict[str, Any], problems: list[str]) -> list[str]:
-        self.step.load_state_dict(state["step"])
+        self.stage.step.load_state_dict(state["step"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(**state["position"])
         return problems
 
+    def tell_of_bad_steps(self) -> None:
+        """Write down steps that were left out since the last call, with their patches.
 
-def open_session(recipe: Recipe, device: torch.device) -> Session:
+        Raises:
+            RunError: They are too many.
+        """
+        findings, sources = self.guard.findings(), self.stage.loader.sources
+        for found in findings:
+            rows = {stream.value: source.global_rows(found["step"]) for stream, source in sources.items()}
+            self.journal.note(FILE, found | {"rows": rows})
+        if findings:
+            self.guard.stop_if_too_many(str(self.folder.path / FILE), findings[-1])
+
+
+def open_session(recipe: RunRecipe, device: torch.device) -> Session:
     """Build one rank's parts.
 
     Raises:
@@ -87,21 +119,27 @@ def open_session(recipe: Recipe, device: torch.device) -> Session:
     """
     if recipe.compute.threads is not None:
         torch.set_num_threads(recipe.compute.threads)
-    data = open_data(recipe, device)
-    step = build_step(recipe, data).to(device).to(memory_format=torch.channels_last)
-    ddp = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
-    lr, decay = recipe.optimizer.lr, recipe.optimizer.weight_decay
+    stage = open_stage(recipe, device)
+    if recipe.compute.compile:
+        for backbone in stage.step.backbones():
+            compile_blocks(backbone)
     folder = RunFolder.of(recipe)
     return Session(
         recipe=recipe,
         folder=folder,
-        journal=Journal(folder, writes=False, tensorboard=False, step=0),
-        data=data,
-        step=step,
-        model=ddp,
-        optimizer=adamw(step, lr, decay),
-        views=ViewMaker(build_pixels(recipe, data)).to(device),
-        loader=build_loader(recipe, data, step.views_needed, rank(), world_size()),
+        journal=Journal(folder, recipe, writes=False, step=0),
+        stage=stage,
+        model=_shared(stage.step),
+        optimizer=make_optimizer(stage.step.networks, recipe.optimizer),
         position=Position(),
-        device=device,
+        guard=Guard(recipe.compute.nonfinite_steps),
+    )
+
+
+def _shared(step: nn.Module) -> nn.Module:
+    """The step under DDP where there are several ranks; buffers are equal by construction, so none are broadcast."""
+    if world_size() == 1:
+        return step
+    return DistributedDataParallel(
+        step, forward_sync_buffers=False, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
     )

@@ -20,6 +20,7 @@ from stssl.models.backbones import load_weights, make_backbone
 from stssl.models.ema import Ema
 from stssl.models.injection import TokenConfig
 from stssl.models.metadata import RawConfig
+from stssl.recipe import ScheduleConfig
 from stssl.schema import MISSING_DAY
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 from stssl.train.optim import clip_gradients, learning_rate, parameter_groups
@@ -100,7 +101,7 @@ def check_lr_schedule(oracle: Oracle) -> None:
     for name in oracle.names("total_warmup_"):
         total, warmup = map(int, oracle[name])
         rates = oracle.right(f"lr_{name.rsplit('_', 1)[1]}")
-        ours = [learning_rate(step, total, warmup, base) for step in range(len(rates))]
+        ours = [learning_rate(step, ScheduleConfig(steps=total, warmup=warmup), base) for step in range(len(rates))]
         np.testing.assert_allclose(ours, rates, rtol=1e-9, atol=1e-15)
 
 
@@ -215,7 +216,7 @@ def check_e2e(oracle: Oracle) -> None:
     step = e2e_step(oracle, h)
     optimizer = e2e_optimizer(oracle, step, h)
     for it in range(len(oracle["out_lr"])):
-        rate = learning_rate(it, h["num_train_iter"], h["num_warmup_iter"], h["lr"])
+        rate = learning_rate(it, ScheduleConfig(steps=h["num_train_iter"], warmup=h["num_warmup_iter"]), h["lr"])
         oracle.expect("out_lr", rate, it, rtol=1e-7, atol=1e-12)
         for group in optimizer.param_groups:
             group["lr"] = rate

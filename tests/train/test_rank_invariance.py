@@ -24,8 +24,8 @@ def losses_of(tree):
     recipe = validate(Recipe, tree, "test")
     session = open_session(recipe, torch.device("cpu"))
     losses = []
-    for raw in session.loader.batches(0, STEPS):
-        logs = loop.update(session, raw)
+    for raw in session.stage.loader.batches(0, STEPS):
+        logs, _ = loop.update(session, raw)
         world = dist.get_world_size() if dist.is_initialized() else 1
         losses.append(float(sum_over_ranks(logs["loss"])) / world)
         session.position.step += 1

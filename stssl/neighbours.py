@@ -1,0 +1,87 @@
+"""Frozen features of a store's patches, and what their nearest neighbours say: the early signal of pretraining."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stssl.batch import IGNORED
+from stssl.build import PixelData
+from stssl.distributed import gather_rows, rank, rows_of, world_size
+from stssl.evaluate import batches
+from stssl.labels import LabelSpace
+from stssl.metrics import score
+from stssl.randomness import Ints
+from stssl.views import Pixels
+
+Features = Callable[[Tensor], Tensor]
+"""Images [n, C, h, w] to features [n, width]."""
+
+
+@torch.no_grad()
+def embed(features: Features, data: PixelData, pixels: Pixels, rows: Ints, batch: int) -> Tensor:
+    """[n, width] features of all rows on every rank, on the device; each rank computes its block."""
+    own = rows[rows_of(len(rows), rank(), world_size())]
+    parts = [features(image).float() for image, _ in batches(data, pixels, own, batch)]
+    if not parts:  # fewer rows than ranks: one row tells the width
+        parts = [features(next(iter(batches(data, pixels, rows[:1], 1)))[0]).float()[:0]]
+    return gather_rows(torch.cat(parts))
+
+
+def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: int, temperature: float) -> Tensor:
+    """[n, C] logits from the nearest neighbours' labels, weighted by exp(cosine / temperature).
+
+    As in Wu et al., CVPR 2018 (arXiv:1805.01978).
+
+    Args:
+        query: [n, width] features.
+        bank: [m, width] features of patches with known labels.
+        targets: [m, G] their way ids, `IGNORED` where unknown.
+        space: The kind of task.
+        k: Neighbours that vote.
+        temperature: The smaller, the more the nearest one counts.
+    """
+    known = targets != IGNORED
+    ways = functional.one_hot(targets.clamp_min(0).long(), space.ways).float() * known[..., None]
+    bank, found = functional.normalize(bank, dim=1), []
+    for chunk in torch.split(functional.normalize(query, dim=1), 1024):
+        likeness, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
+        weight = ((likeness - likeness[:, :1]) / temperature).exp()
+        votes = torch.einsum("nk,nkgw->ngw", weight, ways[nearest])
+        found.append(votes / votes.sum(-1, keepdim=True).clamp_min(1e-12))
+    probabilities = torch.cat(found).clamp(1e-6, 1 - 1e-6)
+    return space.ungrouped(probabilities.log())
+
+
+def neighbour_scores(
+    features: Features,
+    data: PixelData,
+    pixels: Pixels,
+    labels: tuple[LabelSpace, Tensor],
+    part: str,
+    *,
+    bank: int,
+    k: int,
+    temperature: float,
+    batch: int,
+    limit: int | None,
+) -> dict[str, float]:
+    """Scores of k-NN on `part`, with up to `bank` training patches as neighbours; ranks call this together."""
+    space, targets = labels
+    known = (targets != IGNORED).any(1).numpy()
+    train, asked = (rows[known[rows]] for rows in (data.split.train, data.split.part(part)))
+    train, asked = spread(train, bank), asked if limit is None else spread(asked, limit)
+    own, others = (embed(features, data, pixels, rows, batch) for rows in (asked, train))
+    chosen = targets[torch.from_numpy(train)].to(own.device)
+    logits = vote(own, others, chosen, space, k=k, temperature=temperature).cpu()
+    scores, _ = score(logits, targets[torch.from_numpy(asked)], space)
+    return scores
+
+
+def spread(rows: Ints, limit: int) -> Ints:
+    """At most `limit` of the rows, evenly spread over them."""
+    if limit >= len(rows):
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]

@@ -1,0 +1,31 @@
+"""What the loop asks of every step."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The loss to differentiate, and detached scalars whose mean over ranks is the global batch's value."""
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+class TrainingStep(nn.Module):
+    """Owns what is trained and all its state; `forward` of a batch is one step's `StepOutput`.
+
+    Attributes:
+        networks: By name, what gets gradients. Each one's gradient norm is logged, and bounded on its own.
+    """
+
+    networks: nn.ModuleDict
+
+    def backbones(self) -> list[nn.Module]:
+        """What costs most of a step's arithmetic."""
+        found = [getattr(network, "backbone", None) for network in self.networks.values()]
+        return [backbone for backbone in found if isinstance(backbone, nn.Module)]
+
+    def after_optimizer(self) -> None:
+        """Move what follows the networks; called after each optimiser step."""

@@ -1,0 +1,32 @@
+"""torch.compile for the blocks of networks, with a way back that says so."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from stssl.models.backbones import stages
+from stssl.train.surroundings import log
+
+
+def compile_blocks(backbone: nn.Module) -> None:
+    """Let each block's `forward` be compiled when it is first called; hooks stay outside, names of weights the same."""
+    for block in stages(backbone):
+        block.forward = with_fallback(block.forward)
+
+
+def with_fallback(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The compiled function; the plain one from the first time that it cannot be compiled."""
+    chosen: list[Callable[..., Any]] = [torch.compile(function, dynamic=False)]
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return chosen[0](*arguments, **named)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            log().warning("compute.compile: going on without torch.compile: %s", reason)
+            chosen[0] = function
+            return function(*arguments, **named)
+
+    return call

@@ -1,0 +1,177 @@
+"""The stage of pretraining runs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stssl.build import PixelData, build_pixels, labels_of, open_pixels
+from stssl.distributed import rank, world_size
+from stssl.errors import ConfigError
+from stssl.metrics import headline
+from stssl.models.backbones import load_weights, make_backbone, shape_of
+from stssl.models.ema import average_batchnorm, evaluating
+from stssl.neighbours import neighbour_scores
+from stssl.pretrain.geography import ClustersConfig, NoGeoConfig, cluster_places
+from stssl.pretrain.pairs import PairLoader, PairSource, RawPairs
+from stssl.pretrain.positives import Positives
+from stssl.pretrain.views import apply_view
+from stssl.pretraining import EncoderModelConfig, PretrainRecipe
+from stssl.steps.contrastive import ContrastiveStep, Encoder, Pairs
+from stssl.train.checkpoint import Checkpoints, export_weights
+from stssl.train.stage import Stage
+from stssl.views import Pixels
+
+PLACES = "location_id"
+QUERY = "networks.query.backbone."
+
+
+class Contrasting(Stage):
+    """Pairs of views through a contrastive step."""
+
+    recipe: PretrainRecipe
+    step: ContrastiveStep
+    loader: PairLoader
+
+    def __init__(self, recipe: PretrainRecipe, device: torch.device) -> None:
+        """Build this rank's parts.
+
+        Raises:
+            ConfigError: The recipe asks for what the store or the networks cannot give.
+            DataError: The store cannot be read, or has too few places.
+        """
+        self.recipe, self.device = recipe, device
+        self.data = open_pixels(recipe.data, device)
+        self.positives = _positives(recipe, self.data)
+        self.step = _build_step(recipe, self.data).to(device).to(memory_format=torch.channels_last)
+        self.makes = PairMaker(recipe, self.data).to(device)
+        rows = self.data.split.train
+        sampler = self.data.order(rows, recipe.batch.size, recipe.seed, "pairs", world=world_size())
+        bands = len(recipe.data.bands)
+        source = PairSource(self.data.reader, rows, self.data.metadata, sampler, self.positives, recipe.views, bands)
+        self.loader = PairLoader(source, rank(), world_size())
+        self.pixels = build_pixels(recipe.data, recipe.model.image_size, self.data).to(device)
+
+    def batch(self, raw: RawPairs) -> Pairs:
+        """Query and key views."""
+        made: Pairs = self.makes(raw)
+        return made
+
+    def validate(self) -> tuple[dict[str, float], float]:
+        """k-NN on frozen features, where the store has labels; else the newest weights are the best."""
+        average_batchnorm(self.step)
+        if not self.data.store.label_sets:
+            return {}, float("nan")
+        labels = labels_of(self.data.store, self.recipe.data.labels)
+        options, asked = self.recipe.evaluation, self.recipe.neighbours
+        encoder = self.step.networks["query"]
+        with evaluating(encoder):
+            scores = neighbour_scores(
+                encoder.features,  # type: ignore[arg-type]
+                self.data,
+                self.pixels,
+                labels,
+                "validation",
+                bank=asked.bank,
+                k=asked.k,
+                temperature=asked.temperature,
+                batch=options.batch,
+                limit=options.limit,
+            )
+        return scores, scores[headline(labels[0])]
+
+    def export(self, checkpoints: Checkpoints) -> None:
+        """Write the best backbone as `encoder.safetensors`, which training recipes start from."""
+        export_weights(checkpoints, QUERY, "encoder")
+
+    def about(self) -> dict[str, Any]:
+        """Store, parts, and the share of patches whose place has another acquisition."""
+        share = self.positives.share(self.data.split.train) if self.positives else 0.0
+        return self.data.about(world_size()) | {"true_pairs": share}
+
+
+class PairMaker(nn.Module):
+    """Turns what the loader delivers into normalised views on the device."""
+
+    def __init__(self, recipe: PretrainRecipe, data: PixelData) -> None:
+        """Crop from the stored side, so that small crops keep their detail."""
+        super().__init__()
+        side = max(group.height for group in data.store.groups.values() if set(group.bands) & set(recipe.data.bands))
+        self.pixels: Pixels = build_pixels(recipe.data, max(side, recipe.model.image_size), data)
+        self.size = recipe.model.image_size
+
+    @torch.no_grad()
+    def forward(self, raw: RawPairs) -> Pairs:
+        """Query and key views."""
+        device = self.pixels.low.device
+        images = self.pixels.unit({name: a.to(device, non_blocking=True) for name, a in raw.arrays.items()})
+        views: list[Tensor] = []
+        for part, draw in zip((images[: len(raw.rows)], images[-len(raw.rows) :]), raw.draws, strict=True):
+            views.append(self.pixels.normalise(apply_view(part, draw.to(device), self.size)))
+        metadata, pairs = (value.to(device, non_blocking=True) for value in (raw.metadata, raw.true_pairs))
+        return Pairs(views[0], views[1], metadata, pairs)
+
+
+def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
+    if not recipe.pretext.temporal:
+        return None
+    if not data.store.has_column(PLACES):
+        raise ConfigError(
+            f"pretext.temporal: {data.store.path} does not say which patches show one place (no column {PLACES}). "
+            "Set pretext.temporal=false, or convert a manifest with location ids."
+        )
+    return Positives(data.split.train, data.store.column(PLACES))
+
+
+def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
+    """Encoder, queue and heads as one module, initialised from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    pretext = recipe.pretext
+    encoder = build_encoder(recipe.model, len(recipe.data.bands), pretext.projection, pretext.mlp)
+    centres = None
+    if isinstance(pretext.geo, ClustersConfig):
+        places = data.metadata[torch.from_numpy(data.split.train)]
+        centres = cluster_places(places, pretext.geo.k, recipe.seed)
+    return ContrastiveStep(encoder, pretext, centres, recipe.seed)
+
+
+def build_encoder(model: EncoderModelConfig, bands: int, projection: int, mlp: bool) -> Encoder:
+    """The backbone with a projection.
+
+    Raises:
+        ConfigError: No such backbone, or weights that do not fit it.
+    """
+    kind, _, path = model.weights.partition(":")
+    if kind not in ("none", "imagenet", "file"):
+        raise ConfigError(f"model.weights: give none, imagenet or file:PATH (given: {model.weights!r})")
+    backbone = make_backbone(
+        model.backbone,
+        model.backbone_args,
+        size=model.image_size,
+        in_channels=bands,
+        classes=2,
+        hub=kind == "imagenet",
+    )
+    if kind == "file":
+        load_weights(backbone, path, bands)
+    width = shape_of(backbone, model.backbone).width
+    backbone.reset_classifier(0)  # type: ignore[operator]
+    return Encoder(backbone, width, projection, mlp)
+
+
+def check(recipe: PretrainRecipe) -> None:
+    """Find out before anything starts whether data and network can be what the recipe says.
+
+    Raises:
+        ConfigError: They cannot; says what would fit.
+        DataError: The store cannot be read, or lacks places.
+    """
+    data = open_pixels(recipe.data)
+    if data.store.label_sets:
+        labels_of(data.store, recipe.data.labels)
+    _positives(recipe, data)
+    if not isinstance(recipe.pretext.geo, NoGeoConfig):
+        metadata = data.metadata[torch.from_numpy(data.split.train)]
+        cluster_places(metadata, 1, 0) if metadata.isnan()[:, 0].all() else None
+    model = recipe.model.model_copy(update={"weights": "none"} if recipe.model.weights == "imagenet" else {})
+    build_encoder(model, len(recipe.data.bands), recipe.pretext.projection, recipe.pretext.mlp)

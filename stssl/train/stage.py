@@ -1,0 +1,58 @@
+"""What a run trains, as the loop sees it: batches, a step, a score. Each kind of recipe has its stage."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+from stssl.batch import Progress
+from stssl.data.loader import Loader
+from stssl.pretrain.pairs import PairLoader
+from stssl.recipe import RunRecipe
+from stssl.steps.base import TrainingStep
+from stssl.train.checkpoint import Checkpoints
+
+
+class Stage(ABC):
+    """One rank's parts of a run that depend on its kind.
+
+    Attributes:
+        recipe: Of the run.
+        step: What is trained.
+        loader: This rank's part of the global batches.
+        device: Of the networks.
+    """
+
+    recipe: RunRecipe
+    step: TrainingStep
+    loader: Loader | PairLoader
+    device: torch.device
+
+    @property
+    def rows(self) -> int:
+        """Patches of a global batch."""
+        return sum(source.sampler.batch for source in self.loader.sources.values())
+
+    @abstractmethod
+    def batch(self, raw: Any) -> Any:
+        """What the loader delivered as normalised views on the device."""
+
+    def blocks(self, batch: Any, progress: Progress) -> list[tuple[Any, ...]]:
+        """Arguments of `step` for each micro-batch; one for the whole batch where a stage has no other way."""
+        return [(batch, progress)]
+
+    @abstractmethod
+    def validate(self) -> tuple[dict[str, float], float]:
+        """Scores on the validation part, and the one that tells the best checkpoint; ranks call this together."""
+
+    @abstractmethod
+    def export(self, checkpoints: Checkpoints) -> None:
+        """Write what users take from the finished run."""
+
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """What the run's record says of data."""
+
+    def labels(self) -> dict[str, Any] | None:
+        """Which patches kept their label, for `labels.json`; None where no labels are used."""
+        return None

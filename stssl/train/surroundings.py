@@ -1,0 +1,115 @@
+"""What a run meets on its machines: storage that must be shared, memory that runs out, signals to stop."""
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from stssl.distributed import gather_rows, rank, world_size
+from stssl.errors import RunError
+from stssl.recipe import RunRecipe
+
+
+def log() -> logging.Logger:
+    """The program's logger; warnings reach the terminal without any set-up."""
+    return logging.getLogger("stssl")
+
+
+def check_shared(folder: Path) -> None:
+    """Find out before the first step whether all ranks see the same folder; ranks call this together.
+
+    Raises:
+        RunError: They do not; names those that don't.
+    """
+    if world_size() == 1:
+        return
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    number = torch.tensor([uuid.uuid4().int % 2**62], device=device)
+    dist.broadcast(number, 0)
+    mark = folder / f".seen-{int(number)}"
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    dist.barrier()
+    with contextlib.suppress(OSError):
+        list(folder.iterdir())  # lets network file systems look again
+    blind = gather_rows(torch.tensor([not mark.exists()], device=device)).flatten().tolist()
+    if rank() == 0:
+        mark.unlink(missing_ok=True)
+    if any(blind):
+        ranks = ", ".join(str(number) for number, missing in enumerate(blind) if missing)
+        raise RunError(
+            f"launch.storage: {folder} is not the same folder on all nodes: rank {ranks} does not see what rank 0 "
+            f"wrote (this is rank {rank()} on {socket.gethostname()}). Give a folder that all nodes share."
+        )
+
+
+@contextlib.contextmanager
+def memory_advice(recipe: RunRecipe) -> Iterator[None]:
+    """Turn running out of memory into an error that says what helps."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in text:
+            raise
+        reason = text.splitlines()[0] if text else "the machine has no more"
+        micro = getattr(getattr(recipe, "batch", None), "micro", None)
+        smaller = f"batch.micro={micro // 2}" if micro and micro > 1 else "batch.micro=8"
+        raise RunError(
+            f"out of memory: {reason}. Try compute.precision=bf16, {smaller} (the same global batch in smaller parts), "
+            "more workers, or data.cache=none."
+        ) from error
+
+
+class Stop:
+    """Whether the process was asked to end (SIGTERM), to be looked at between steps."""
+
+    def __init__(self) -> None:
+        """Nobody asked yet."""
+        self.asked = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator["Stop"]:
+        """Take SIGTERM as a question for as long as this lasts; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.asked = True
+
+        before = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
+    """One line on what runs where."""
+    cuda = device.type == "cuda"
+    where = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
+    return (
+        f"{recipe.name}: {recipe.what} of {recipe.schedule.steps:,} steps, {rows} patches each, "
+        f"on {world_size()} rank(s), here {socket.gethostname()} with {where}, {recipe.compute.precision}"
+    )
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process in GB: of the device where it has any of its own, else of the host."""
+    if device.type == "cuda":
+        return {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+    import resource
+
+    peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"memory_gb": peak * 1024 / 1e9}

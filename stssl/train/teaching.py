@@ -1,0 +1,106 @@
+"""The stage of teacher-student runs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stssl.batch import Batch, Progress, RawBatch, View
+from stssl.build import RunData, build_loader, build_pixels, build_step, open_data
+from stssl.distributed import rank, world_size
+from stssl.evaluate import Evaluation, evaluate
+from stssl.metrics import headline
+from stssl.models.ema import average_batchnorm
+from stssl.recipe import Recipe
+from stssl.steps.teacher_student import TeacherStudentStep
+from stssl.train.checkpoint import Checkpoints, export_weights
+from stssl.train.stage import Stage
+from stssl.views import Pixels, ViewMaker
+
+STUDENT = "averages.student.network.backbone."
+
+
+class Teaching(Stage):
+    """Labeled and unlabeled streams through a teacher-student step."""
+
+    recipe: Recipe
+    step: TeacherStudentStep
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        """Build this rank's parts.
+
+        Raises:
+            ConfigError: The recipe asks for what the store or the networks cannot give.
+            DataError: The store cannot be read.
+        """
+        self.recipe, self.device = recipe, device
+        self.data = open_data(recipe, device)
+        self.step = build_step(recipe, self.data).to(device).to(memory_format=torch.channels_last)
+        self.views = ViewMaker(build_pixels(recipe.data, recipe.model.image_size, self.data)).to(device)
+        self.loader = build_loader(recipe, self.data, self.step.views_needed, rank(), world_size())
+
+    def batch(self, raw: RawBatch) -> Batch:
+        """All views of both streams."""
+        made: Batch = self.views(raw)
+        return made
+
+    def blocks(self, batch: Batch, progress: Progress) -> list[tuple[Any, ...]]:
+        """Micro-batches where the recipe asks for them, with what each is to match."""
+        micro = self.recipe.batch.micro
+        parts = 1 if micro is None else -(-len(batch.labels) // micro)
+        if parts == 1:
+            return [(batch, progress)]
+        plans = self.step.plan(batch, progress, parts)
+        return [(small, progress, plan) for small, plan in zip(batch.split(parts), plans, strict=True)]
+
+    def validate(self) -> tuple[dict[str, float], float]:
+        """Score the averaged student, its BatchNorm statistics estimated anew."""
+        average_batchnorm(self.step)
+        scores = self.evaluate_student("validation").scores
+        return scores, scores[headline(self.data.space)]
+
+    def evaluate_student(self, part: str) -> Evaluation:
+        """Score the averaged student on one part of the split."""
+        options, pixels = self.recipe.evaluation, self.views.pixels
+        calibrate(self.step, self.recipe, self.data, pixels)
+        predictor = self.step.predictor("student")
+        return evaluate(predictor, self.data, pixels, part, batch=options.batch, limit=options.limit)
+
+    def export(self, checkpoints: Checkpoints) -> None:
+        """Write the best student's backbone, what users ship, as `student.safetensors`."""
+        export_weights(checkpoints, STUDENT, "student")
+
+    def about(self) -> dict[str, Any]:
+        """Store, parts and number of labels."""
+        return self.data.about(world_size()) | {"labeled": len(self.data.labeled)}
+
+    def labels(self) -> dict[str, Any]:
+        """The drawn labels: the rule, store rows, patch names, class frequencies and way ids."""
+        data = self.data
+        names = data.store.column("patch_id")[data.labeled]
+        return {
+            "rule": self.recipe.labels.model_dump(),
+            "rows": data.labeled.tolist(),
+            "patches": [str(name) for name in names],
+            "prior": [round(float(value[-1]), 6) for value in data.prior()],
+            "targets": data.targets[data.labeled].tolist(),
+        }
+
+
+def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: Pixels) -> None:
+    """Estimate BatchNorm statistics for averaged weights from training batches, the same on every rank.
+
+    Batches must be composed as in training (views and classes mixed), since that is what the weights are used to:
+    neighbouring store rows would often share a class, and unaugmented ones alone cost points of accuracy.
+    """
+    views = step.views_needed - {View.UNLABELED_WEAK}
+    loader, maker = build_loader(recipe, data, views), ViewMaker(pixels)
+
+    def mixed() -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(recipe.evaluation.batchnorm_batches):
+            batch = maker(loader.load(number))
+            metadata = torch.cat([batch.metadata[view.stream] for view in batch.images])
+            yield torch.cat(list(batch.images.values())), metadata
+
+    step.reestimate_batchnorm(mixed)

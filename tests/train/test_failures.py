@@ -1,0 +1,182 @@
+"""What goes wrong in training: gradients that are not finite, memory, signals, storage, compilers, loggers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from test_loop import KILLED, kill_at, last, make, same
+
+from stssl.batch import View
+from stssl.errors import ConfigError, RunError
+from stssl.train import compiling
+from stssl.train.folder import RunFolder
+from stssl.train.guard import FILE
+from stssl.train.launch import run
+from stssl.train.loop import train
+from stssl.train.session import open_session
+from stssl.train.surroundings import check_shared, memory_advice
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def without_batchnorm(recipe_tree):
+    """The tiny recipe with a transformer, whose only state is its weights."""
+    model = recipe_tree["model"] | {
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_args": {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8},
+        "injection": {"name": "token"},
+    }
+    return recipe_tree | {"model": model, "algorithm": {"name": "freematch", "supervised_steps": 0}}
+
+
+def poisoned(recipe, steps):
+    """A session whose batches of some steps hold a number that is none."""
+    session = open_session(recipe, CPU)
+    session.resume()
+    make_batch = session.stage.batch
+
+    def batch(raw):
+        made = make_batch(raw)
+        if session.position.step in steps:
+            for view in (View.UNLABELED_STRONG, View.UNLABELED_WEAK):
+                made.images[view][0, 0, 0, 0] = torch.nan
+        return made
+
+    session.stage.batch = batch
+    return session
+
+
+def finite(module):
+    return all(bool(torch.isfinite(value).all()) for value in module.state_dict().values())
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_written_down(without_batchnorm):
+    recipe = make(without_batchnorm)
+    folder = RunFolder.of(recipe)
+    folder.claim(recipe)
+    session = poisoned(recipe, {5})
+    train(session, lambda metrics: None)
+    assert finite(session.stage.step)
+    (row,) = [json.loads(line) for line in (folder.path / FILE).read_text().splitlines()]
+    assert row["step"] == 5 and len(row["rows"]["unlabeled"]) == 16 and row["losses"]["loss"] is None
+    assert row["rows"]["unlabeled"] == session.stage.loader.sources[View.UNLABELED_WEAK.stream].global_rows(5)
+    assert all(value is not None for line in folder.rows() for value in line.values())
+
+
+def test_control_without_the_guard_weights_are_lost(without_batchnorm):
+    recipe = make(without_batchnorm)
+    RunFolder.of(recipe).claim(recipe)
+    session = poisoned(recipe, {5})
+    session.guard.note = lambda step, norms, logs: torch.tensor(False)
+    train(session, lambda metrics: None)
+    assert not finite(session.stage.step)
+
+
+def test_too_many_bad_steps_end_the_run(without_batchnorm):
+    recipe = make(without_batchnorm, compute__nonfinite_steps=2)
+    RunFolder.of(recipe).claim(recipe)
+    with pytest.raises(RunError, match=r"not finite in 4 steps, at last in step 9 .*loss nan.*lr"):
+        train(poisoned(recipe, {3, 5, 8, 9}), lambda metrics: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), r"out of memory.*batch.micro=8"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), r"compute.precision=bf16"),
+    ],
+)
+def test_out_of_memory_says_what_helps(recipe_tree, error, words):
+    with pytest.raises(RunError, match=words), memory_advice(make(recipe_tree)):
+        raise error
+    with pytest.raises(RuntimeError, match="else"), memory_advice(make(recipe_tree)):
+        raise RuntimeError("something else")
+
+
+def test_memory_that_really_runs_out(recipe_tree):
+    recipe = make(recipe_tree, batch__micro=4)
+    with pytest.raises(RunError, match=r"out of memory.*batch.micro=2"), memory_advice(recipe):
+        torch.empty(2**60)
+
+
+def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_exactly(recipe_tree, tmp_path):
+    unbroken, asked = make(recipe_tree, name="unbroken"), make(recipe_tree, name="asked")
+    run(unbroken)
+    (tmp_path / "asked.py").write_text(textwrap.dedent(KILLED).replace("SIGKILL", "SIGTERM"))
+    (tmp_path / "recipe.json").write_text(json.dumps(asked.tree()))
+    command = [sys.executable, str(tmp_path / "asked.py"), str(tmp_path / "recipe.json"), "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
+    assert "StoppedError: asked to end (SIGTERM) after step 7" in done.stderr
+    assert last(asked)["position"]["step"] == 7
+    run(asked)
+    assert same(last(asked)["step"], last(unbroken)["step"])
+
+
+def test_control_sigkill_leaves_an_older_checkpoint(recipe_tree, tmp_path):
+    killed = make(recipe_tree, name="killed")
+    kill_at(killed, 7, tmp_path)
+    assert last(killed)["position"]["step"] == 4
+    assert signal.SIGKILL != signal.SIGTERM
+
+
+def look(rank, folder, shared):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        check_shared(folder / ("runs" if shared else f"runs{rank}"))
+        said = "shared"
+    except RunError as error:
+        said = str(error)
+    (folder / f"{rank}.txt").write_text(said)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_storage_that_ranks_do_not_share_is_found_out(tmp_path, shared):
+    mp.spawn(look, (tmp_path, shared), nprocs=2)
+    for rank in range(2):
+        said = (tmp_path / f"{rank}.txt").read_text()
+        assert said == "shared" if shared else "not the same folder on all nodes: rank 1 does not see" in said
+
+
+def test_a_compiled_run_ends_near_the_plain_one(recipe_tree):
+    plain, compiled = (make(recipe_tree, name=f"c{flag}", compute__compile=flag) for flag in (False, True))
+    losses = []
+    for recipe in (plain, compiled):
+        run(recipe)
+        losses.append([row["loss"] for row in RunFolder.of(recipe).rows()])
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), atol=2e-2, rtol=2e-2)
+
+
+def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(caplog, monkeypatch):
+    def refuse(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: real(function, dynamic=dynamic, backend=refuse))
+    double = compiling.with_fallback(lambda x: x * 2)
+    assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
+    assert "going on without torch.compile" in caplog.text
+    assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
+
+
+def test_metrics_reach_mlflow_and_a_resumed_run_goes_on_in_the_same_one(recipe_tree, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    recipe = make(recipe_tree, logging__mlflow=uri)
+    try:
+        kill_at(recipe, 6, tmp_path)
+        run(recipe)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("stssl").experiment_id])
+    assert found.info.status == "FINISHED" and found.data.tags["recipe"] == recipe.hash()
+    assert {m.step for m in client.get_metric_history(found.info.run_id, "validation.accuracy")} == {4, 8, 12}
