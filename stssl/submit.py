@@ -16,6 +16,7 @@ from typing import Any
 
 from stssl.config import Tree, apply_overrides, load_tree, validate
 from stssl.errors import ConfigError, RunError
+from stssl.pretraining import kind_of
 from stssl.recipe import Recipe
 
 EXCLUDES = (
@@ -76,7 +77,7 @@ def command_for(tree: Tree) -> str:
     """The subcommand of `stssl` that a file is for: `sweep`, `pretrain` or `train`."""
     if "search" in tree:
         return "sweep"
-    return "pretrain" if "pretext" in tree else "train"
+    return "train" if kind_of(tree) is Recipe else "pretrain"
 
 
 def job(submission: Submission) -> dict[str, Any]:
@@ -93,13 +94,16 @@ def job(submission: Submission) -> dict[str, Any]:
         raise ConfigError(f"{submission.file} is not inside {folder}, which goes to the cluster. Give --folder.")
     tree = apply_overrides(tree, submission.overrides)
     resources = {"entrypoint_num_cpus": submission.cpus, "entrypoint_num_gpus": submission.gpus}
-    if command == "train":
-        launch = validate(Recipe, {"name": file.stem} | tree, str(submission.file)).launch
+    if command != "sweep":
+        launch = validate(kind_of(tree), {"name": file.stem} | tree, str(submission.file)).launch
         if launch.workers == 0:
             own = {"entrypoint_num_cpus": launch.cpus_per_worker, "entrypoint_num_gpus": launch.gpus_per_worker}
             resources = {key: own[key] if value is None else value for key, value in resources.items()}
-    if command != "sweep":
-        _lasting(tree.get("launch", {}).get("storage", "runs"))
+    if command == "sweep":
+        _lasting("storage", tree.get("storage", "sweeps"))
+        tree |= {"base recipe": load_tree(file.parent / str(tree.get("recipe")))}
+    else:
+        _lasting("launch.storage", tree.get("launch", {}).get("storage", "runs"))
     words = ["python", "-m", "stssl.cli", command, str(file.relative_to(folder)), *submission.overrides]
     environment = _environment(tree, submission)
     return {
@@ -115,11 +119,11 @@ def job(submission: Submission) -> dict[str, Any]:
     }
 
 
-def _lasting(storage: str) -> None:
+def _lasting(key: str, storage: str) -> None:
     if not Path(storage).is_absolute() and "${" not in storage:
         raise ConfigError(
-            f"launch.storage: '{storage}' would lie in the job's copy of the folder and vanish with it. "
-            "Give a folder that all nodes share, such as launch.storage=/shared/runs."
+            f"{key}: '{storage}' would lie in the job's copy of the folder and vanish with it. "
+            f"Give a folder that all nodes share, such as {key}=/shared/runs."
         )
 
 

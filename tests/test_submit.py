@@ -59,6 +59,19 @@ def test_variables_of_the_recipe_travel(recipe, monkeypatch):
         asked(recipe, text)
 
 
+def test_a_sweep_takes_the_variables_of_its_base(recipe, recipe_tree, monkeypatch):
+    recipe_tree["data"]["store"] = "${SOME_STORE}"
+    recipe.write_text(yaml.safe_dump(recipe_tree))
+    sweep = recipe.with_name("sweep.yaml")
+    sweep.write_text("recipe: recipe.yaml\ntrials: 2\nsearch: {optimizer.lr: auto}\n")
+    monkeypatch.setenv("SOME_STORE", "/here.zarr")
+    sent = asked(sweep, "storage=/shared")
+    assert sent["entrypoint"] == "python -m stssl.cli sweep sweep.yaml storage=/shared"
+    assert sent["runtime_env"]["env_vars"]["SOME_STORE"] == "/here.zarr"
+    with pytest.raises(ConfigError, match=r"storage: 'sweeps' would lie"):
+        asked(sweep)
+
+
 def test_packages(recipe, tmp_path):
     (tmp_path / "needed.txt").write_text("six\n")
     assert asked(recipe, pip=("six", "wheel"))["runtime_env"]["pip"] == ["six", "wheel"]
