@@ -11,6 +11,13 @@ from stssl.sweep.space import Axis
 from stssl.sweep.table import Row
 
 STOPPED = {"facecolors": "none", "edgecolors": "#8895a3", "linewidths": 0.9, "s": 20}
+LABEL = {
+    "textcoords": "offset points",
+    "fontsize": 8,
+    "va": "center",
+    "zorder": 5,
+    "bbox": {"facecolor": "#fbfcfd", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+}
 COMPLETE = {"color": COLORS[0], "s": 26, "linewidths": 0}
 
 
@@ -71,17 +78,21 @@ def slices(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str) 
 def _slice(panel: Any, trials: Sequence[Row], axis: Axis, metric: int) -> None:
     rows = [row for row in trials if row.values and axis.key in row.params]
     if axis.domain.choices:
-        places = {str(choice): place for place, choice in enumerate(axis.domain.choices)}
+        known = {str(choice): place for place, choice in enumerate(axis.domain.choices)}
         spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(rows))
         points = [
-            (places[str(row.params[axis.key])] + shift, row, (row.values or [])[metric])
+            (known[str(row.params[axis.key])] + shift, row, (row.values or [])[metric])
             for row, shift in zip(rows, spread, strict=True)
         ]
-        panel.set_xticks(range(len(places)), [_short(name, 14) for name in places], fontsize=8, rotation=20)
-        panel.set_xlim(-0.5, len(places) - 0.5)
+        panel.set_xticks(range(len(known)), [_short(name, 14) for name in known], fontsize=8, rotation=20)
+        panel.set_xlim(-0.5, len(known) - 0.5)
     else:
         points = [(float(row.params[axis.key]), row, (row.values or [])[metric]) for row in rows]
-        panel.set_xscale("log" if axis.domain.log else "linear")
+        if axis.domain.log:
+            places = np.geomspace(float(axis.domain.low or 0), float(axis.domain.high or 0), 4)
+            panel.set_xscale("log")
+            panel.set_xticks(places, [f"{place:.2g}" for place in places], fontsize=8)
+            panel.minorticks_off()
     _dots(panel, points)
     panel.set_title(axis.key)
 
@@ -107,7 +118,7 @@ def parallel(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str
     for x, axis in enumerate(keys):
         panel.axvline(x, color="#56636f", linewidth=0.8)
         for place, text in _ticks(axis):
-            panel.annotate(text, (x, place), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
+            panel.annotate(text, (x, place), xytext=(4, 0), **LABEL)
     panel.set_xticks(range(len(keys)), [axis.key.replace(".", ".\n", 1) for axis in keys], fontsize=8)
     panel.set_yticks([-0.12], ["absent"], fontsize=8)
     panel.set_xlim(-0.1, len(keys) - 0.5)

@@ -47,7 +47,7 @@ class Confirmation:
 
     Attributes:
         seeds: The seeds of runs and of label draws.
-        candidates: Best mean on validation first, the base recipe last.
+        candidates: Best mean on validation first; the base recipe is among them.
         looks: When test was evaluated, and for whom.
     """
 
@@ -94,7 +94,8 @@ def confirm(book: Book, trials: Sequence[Row], top: int, seeds: int, say: Callab
     best = ranked(trials, config.modes)[:top]
     if not best:
         raise RunError(f"no trial of {book.sweep.folder} has scores, so there is nothing to run again")
-    recipes = {row.run.name: chosen_recipe(book, row, row.run.name) for row in best} | {BASE: base}
+    recipes = {row.run.name: chosen_recipe(book, row, row.run.name) for row in best}
+    recipes = {name: recipe for name, recipe in recipes.items() if recipe.hash() != base.hash()} | {BASE: base}
     numbers = list(range(base.seed + 1, base.seed + 1 + seeds))
     runs = {name: [_seeded(recipe, name, number, book) for number in numbers] for name, recipe in recipes.items()}
     left = [recipe for group in runs.values() for recipe in group if not RunFolder.of(recipe).finished()]
@@ -103,13 +104,13 @@ def confirm(book: Book, trials: Sequence[Row], top: int, seeds: int, say: Callab
         _train(book, left)
     found = [_candidate(name, group, config.metrics) for name, group in runs.items()]
     sign = 1 if config.modes[0] == "max" else -1
-    ended = [one for one in found if one.validation[config.metrics[0]] and one.name != BASE]
+    ended = [one for one in found if one.validation[config.metrics[0]]]
     if not ended:
         raise RunError(f"no run with another seed came to its end; see {book.sweep.folder / 'confirm'}/*/failed.txt")
     ended.sort(key=lambda one: -sign * mean(one.validation[config.metrics[0]]))
-    chosen = [*ended[:1], *(one for one in found if one.name == BASE)]
+    chosen = [*ended[:1], *(one for one in ended[1:] if one.name == BASE)]
     looks = _test(book, chosen, runs)
-    result = Confirmation(numbers, [*ended, *chosen[1:]], looks)
+    result = Confirmation(numbers, ended, looks)
     write_text(_file(book), json.dumps(_plain(result), indent=1))
     for one in result.candidates:
         scores = ", ".join(f"{name} {words(values)}" for name, values in one.validation.items())

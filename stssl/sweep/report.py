@@ -216,7 +216,7 @@ def _table(lines: Sequence[dict[str, Any]]) -> str:
     if not lines:
         return ""
     names = [name for name in lines[0] if name != "run" and any(line[name] is not None for line in lines)]
-    head = "".join(f"<th>{text(name.replace('_', ' '))}</th>" for name in names)
+    head = "".join(f"<th>{text(name if '.' in name else name.replace('_', ' '))}</th>" for name in names)
     body = "".join(f"<tr>{''.join(_cell(line[name]) for name in names)}</tr>" for line in lines)
     return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 

@@ -1,6 +1,7 @@
 """Carries a sweep out: Tune runs the trials, the study keeps them, files say what came of it."""
 
 import contextlib
+import fcntl
 import math
 import os
 import time
@@ -10,9 +11,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stssl.build import check
+import torch
+
+from stssl.build import check, open_data
 from stssl.cluster import ray_session
+from stssl.errors import ConfigError, RunError
+from stssl.metrics import score
 from stssl.sweep.domains import build_space
+from stssl.sweep.space import nearest
 from stssl.sweep.spec import Sweep, load_sweep
 from stssl.sweep.study import Book, open_study
 
@@ -45,12 +51,30 @@ def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, se
     from stssl.sweep.report import write_sweep_report
     from stssl.sweep.table import rows, write_table
 
-    book = search(load_sweep(path, overrides), say)
-    trials = rows(book)
-    write_table(book, trials)
-    best = write_best(book, trials)
-    found = confirm(book, trials, top, seeds, say) if top else confirmed(book)
-    return Result(best, write_sweep_report(book, trials, found))
+    what = load_sweep(path, overrides)
+    with alone(what.folder):
+        book = search(what, say)
+        trials = rows(book)
+        write_table(book, trials)
+        best = write_best(book, trials)
+        found = confirm(book, trials, top, seeds, say) if top else confirmed(book)
+        return Result(best, write_sweep_report(book, trials, found))
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from carrying out the same sweep; the lock ends with the process, however that ends.
+
+    Raises:
+        RunError: Another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another process is carrying out the sweep in {folder}. Wait for it, or stop it.") from None
+        yield
 
 
 def search(what: Sweep, say: Say) -> Book:
@@ -68,6 +92,7 @@ def search(what: Sweep, say: Say) -> Book:
     """
     space = build_space(what.config, what.recipe)
     check(what.recipe)
+    _check_metrics(what)
     what.folder.mkdir(parents=True, exist_ok=True)
     book = Book(what, space, open_study(what, space))
     left = _left(book)
@@ -75,6 +100,15 @@ def search(what: Sweep, say: Say) -> Book:
         say(f"{left} of {what.config.trials} trials to do; everything is kept in {what.folder}")
         _tune(book, say)
     return book
+
+
+def _check_metrics(what: Sweep) -> None:
+    space = open_data(what.recipe).space
+    targets = torch.zeros(2, space.groups, dtype=torch.long)
+    scores, _ = score(torch.zeros(2, len(space.classes)), targets, space)
+    for name in what.config.metrics:
+        if name not in {"score", *scores}:
+            raise ConfigError(f"metric: {nearest(name, ['score', *scores])} There is no score '{name}'.")
 
 
 def _left(book: Book) -> int:

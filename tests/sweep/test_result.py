@@ -1,0 +1,122 @@
+"""What a sweep writes: the best recipe, tables, and a page that tells stopped trials apart."""
+
+import csv
+import json
+import math
+import re
+
+import pyarrow.parquet as pq
+import pytest
+
+from stssl.errors import RunError
+from stssl.recipe import load_recipe
+from stssl.sweep.choosing import pareto, ranked, write_best
+from stssl.sweep.confirm import Candidate, Confirmation
+from stssl.sweep.report import effect, write_sweep_report
+from stssl.sweep.table import rows, write_table
+
+TWO = {"metric": ["accuracy", "calibration_error"], "scheduler": {"name": "none"}}
+
+
+@pytest.fixture
+def book(open_book, carry_out):
+    """Six trials: four complete, one stopped while it was far ahead, one failed."""
+    book = open_book(trials=7)
+    carry_out(book, [0.1, 0.2])
+    carry_out(book, [0.1, 0.6, 0.4])
+    carry_out(book, [0.99], end="stopped")
+    carry_out(book, [], end="failed")
+    carry_out(book, [0.3])
+    carry_out(book, [0.5, 0.5])
+    book.next()
+    return book
+
+
+def test_states_and_scores_of_best_checkpoints(book):
+    found = rows(book)
+    states = ["complete", "complete", "stopped", "failed", "complete", "complete", "unfinished"]
+    assert [row.state for row in found] == states
+    assert [row.values for row in found] == [[0.2], [0.6], [0.99], None, [0.3], [0.5], None]
+    assert (found[1].step, found[1].last, found[5].step) == (8, 12, 4)
+    assert math.isclose(sum(row.cpu_hours for row in found[:3]), 3 * 60 / 3600)
+
+
+def test_a_stopped_trial_is_not_the_best(book):
+    order = ranked(rows(book), ["max"])
+    assert [row.number for row in order] == [1, 5, 4, 0]
+    assert ranked(rows(book), ["min"])[0].number == 0
+    only_stopped = [row for row in rows(book) if row.state == "stopped"]
+    assert ranked(only_stopped, ["max"]) == only_stopped
+
+
+def test_best_yaml_is_a_recipe(book):
+    path = write_best(book, rows(book))
+    recipe = load_recipe(path)
+    about = json.loads((path.parent / "best.json").read_text())
+    assert about["trial"] == 1 and about["accuracy"] == 0.6 and recipe.name == "s-best"
+    assert recipe.algorithm.threshold == about["values"]["algorithm.threshold"]
+    assert recipe.launch == book.sweep.recipe.launch
+    assert (path.parent / "best").resolve() == rows(book)[1].run
+
+
+def test_without_any_score_the_error_says_why(open_book, carry_out):
+    book = open_book()
+    carry_out(book, [], end="failed")
+    with pytest.raises(RunError, match="Trial 0 failed: loss is not finite at step 3"):
+        write_best(book, rows(book))
+
+
+def test_several_metrics_give_the_trials_that_no_other_dominates(open_book, carry_out):
+    book = open_book(**TWO)
+    for accuracy, error in ((0.5, 0.3), (0.6, 0.2), (0.7, 0.4), (0.4, 0.1), (0.65, 0.45)):
+        carry_out(book, [{"accuracy": accuracy, "calibration_error": error}])
+    found = rows(book)
+    assert {row.number for row in pareto(found, ["max", "min"])} == {1, 2, 3}
+    assert [row.number for row in ranked(found, ["max", "min"])] == [2, 1, 3, 4, 0]
+    write_best(book, found)
+    names = {path.stem for path in (book.sweep.folder / "pareto").iterdir()}
+    assert names == {"trial-0001", "trial-0002", "trial-0003"}
+    page = write_sweep_report(book, found).read_text()
+    assert "Trials that no other dominates" in page
+
+
+def test_tables_hold_every_trial(book):
+    write_table(book, rows(book))
+    with (book.sweep.folder / "trials.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["state"] for line in lines][2:4] == ["stopped", "failed"]
+    assert lines[3]["reason"] == "loss is not finite at step 3"
+    table = pq.read_table(book.sweep.folder / "trials.parquet")
+    assert table.num_rows == 7 and table["accuracy"].to_pylist()[1] == 0.6
+    assert {"algorithm.threshold", "optimizer.lr", "model.injection.name", "gpu_hours"} <= set(table.column_names)
+
+
+def test_the_page_is_whole_and_needs_nothing_else(book):
+    path = write_sweep_report(book, rows(book))
+    page = path.read_text()
+    for heading in ("Best trials", "History", "What mattered", "Effect of each injection site", "Slices", "Time"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "4 complete, 1 stopped, 1 failed, 1 unfinished" in page
+    assert "are not comparable with complete trials" in page
+    assert "more &lt;words&gt;" in page and "<words>" not in page
+    assert not re.search(r"<script|<link|(src|href)=.https?:", page)
+    assert page.count("<svg") >= 4
+
+
+def test_effects_leave_stopped_trials_out(book):
+    groups = effect(rows(book), "model.injection.name", ("late", "film"))
+    assert sum(map(len, groups.values())) == 4
+    assert not any(0.99 in values for values in groups.values())
+
+
+def test_the_page_shows_runs_with_other_seeds(book):
+    found = Confirmation(
+        [1, 2],
+        [
+            Candidate("trial-0001", {"accuracy": [0.5, 0.7]}, {"accuracy": [0.4, 0.6]}),
+            Candidate("recipe", {"accuracy": [0.3]}),
+        ],
+        [{"time": "2026-01-01T00:00", "runs": ["trial-0001"]}],
+    )
+    page = write_sweep_report(book, rows(book), found).read_text()
+    assert "0.6000 ± 0.1414" in page and "<td>0.3000</td>" in page and "2026-01-01T00:00: trial-0001" in page

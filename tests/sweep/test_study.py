@@ -1,0 +1,110 @@
+"""The study: what it refuses, what it keeps, and what a later start finds in it."""
+
+import optuna
+import pytest
+
+from stssl.errors import ConfigError, RunError
+from stssl.sweep.run import alone
+from stssl.sweep.study import storage_of
+
+
+def test_an_old_name_with_another_space_is_refused(open_book):
+    open_book(sampler={"name": "random"})
+    open_book(trials=9, sampler={"name": "tpe"}, scheduler={"name": "none"})
+    with pytest.raises(RunError, match=r"searched something else; it differs in search\..*search\.optimizer\.lr.*name="):
+        open_book(search={"algorithm.threshold": {"low": 0.2, "high": 0.9}})
+    with pytest.raises(RunError, match="differs in metrics"):
+        open_book(metric="F1")
+    with pytest.raises(RunError, match=r"differs in recipe\.seed"):
+        open_book(recipe={"seed": 5})
+    open_book(name="another", metric="F1")
+
+
+def test_a_study_of_someone_else_is_refused(open_book, tmp_path):
+    (tmp_path / "sweeps" / "s").mkdir(parents=True)
+    study = optuna.create_study(study_name="s", storage=f"sqlite:///{tmp_path}/sweeps/s/study.db")
+    study.add_trial(optuna.trial.create_trial(value=1.0))
+    with pytest.raises(RunError, match="was not made by a sweep"):
+        open_book()
+
+
+def test_points_come_first_and_once(open_book):
+    points = [{}, {"algorithm.threshold": 0.8}]
+    open_book(points=points)
+    book = open_book(points=points)
+    drawn = [book.next()[1] for _ in range(3)]
+    assert [values["algorithm.threshold"] for values in drawn[:2]] == [0.3, 0.8]
+    assert drawn[0]["optimizer.lr"] == drawn[1]["optimizer.lr"] == 0.003 != drawn[2]["optimizer.lr"]
+
+
+@pytest.mark.parametrize("study", [None, "journal"])
+def test_a_later_start_resumes_what_was_running(open_book, carry_out, tmp_path, study):
+    url = f"journal:{tmp_path}/journal.log" if study else None
+    book = open_book(study=url, trials=4)
+    done = carry_out(book, [0.2, 0.5, 0.4])
+    running, values = book.next()
+    later = open_book(study=url, trials=4)
+    again, same = later.next()
+    assert (again.number, same) == (running.number, values)
+    others = [later.next() for _ in range(2)]
+    assert sorted(trial.number for trial, _ in others) == [2, 3] and later.next() is None
+    kept = later.study.trials[done.number]
+    assert kept.state.name == "COMPLETE" and kept.values == [0.5]
+
+
+def test_a_later_start_does_not_draw_the_same_again(open_book):
+    first = open_book(trials=20, sampler={"name": "random"}, points=[])
+    one = [first.next()[1]["optimizer.lr"] for _ in range(5)]
+    for trial in first.study.trials:
+        first.study.tell(trial.number, 0.5)
+    second = open_book(trials=20, sampler={"name": "random"}, points=[])
+    two = [second.next()[1]["optimizer.lr"] for _ in range(5)]
+    assert not set(one) & set(two)
+
+
+def test_control_a_sampler_with_the_same_seed_draws_the_same(open_book):
+    one, two = (open_book(name=name, sampler={"name": "random"}, points=[]) for name in ("a", "b"))
+    assert one.next()[1] == two.next()[1]
+
+
+def test_asha_and_median_stop_the_worse(open_book, carry_out):
+    for scheduler in ({"name": "asha", "grace": 4, "reduction": 2}, {"name": "median", "startup": 2, "grace": 0}):
+        book = open_book(name=scheduler["name"], scheduler=scheduler)
+        for score in (0.6, 0.7, 0.8):
+            carry_out(book, [score, score, score])
+        assert book.report(book.next()[0], 4, 0.1, 1.0)
+        assert not book.report(book.next()[0], 4, 0.9, 1.0)
+    never = open_book(name="never", scheduler={"name": "none"})
+    carry_out(never, [0.9])
+    assert not never.report(never.next()[0], 4, 0.0, 1.0)
+
+
+def test_a_grid_ends_when_all_was_tried(open_book):
+    search = {"algorithm.threshold": [0.3, 0.5], "augment.strong_labeled": None}
+    book = open_book(sampler={"name": "grid"}, search=search, trials=100)
+    drawn = [book.next()[1] for _ in range(4)]
+    assert book.next() is None
+    assert len({tuple(sorted(values.items())) for values in drawn}) == 4
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+def test_every_sampler_proposes(open_book, carry_out, sampler):
+    options = {"tpe": {"startup": 2}, "gp": {"startup": 2}, "nsga2": {"population": 2}}.get(sampler, {})
+    book = open_book(sampler={"name": sampler, **options}, trials=8)
+    for score in (0.1, 0.5, 0.3, 0.2):
+        carry_out(book, [score])
+    assert set(book.next()[1]) == {"algorithm.threshold", "optimizer.lr", "model.injection.name"}
+
+
+def test_urls(tmp_path):
+    with pytest.raises(ConfigError, match="mysql"):
+        storage_of("mysql://x/y")
+    with pytest.raises(RunError, match="cannot open sqlite"):
+        storage_of("sqlite:////nowhere/at/all.db")
+
+
+def test_a_sweep_is_carried_out_by_one_process(tmp_path):
+    with alone(tmp_path), pytest.raises(RunError, match="another process"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass

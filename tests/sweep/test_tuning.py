@@ -1,0 +1,114 @@
+"""What Tune asks and is told, with real runs in this process instead of Ray workers."""
+
+import math
+
+import pytest
+
+from stssl.config import validate
+from stssl.errors import ConfigError, RunError
+from stssl.recipe import LaunchConfig, Recipe
+from stssl.sweep.run import search
+from stssl.sweep.trial import REASON, concurrency, driver_needs, needs
+from stssl.sweep.tuning import Searcher, StudyScheduler, StudySearcher
+from stssl.train.launch import run
+
+
+def go(book, deadline=math.inf):
+    lines = []
+    return StudySearcher(book, 2, deadline, lines.append), lines
+
+
+def train(config):
+    tree = config["recipe"]
+    tree["launch"]["workers"] = 0
+    return run(validate(Recipe, tree, "trial"))
+
+
+def states(book):
+    return [trial.state.name for trial in book.study.trials]
+
+
+def test_trials_are_handed_out_while_there_is_room(open_book):
+    book = open_book(trials=3)
+    searcher, _ = go(book)
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    assert first["number"] == 0 and second["number"] == 1 and searcher.suggest("c") is None
+    assert first["recipe"]["name"] == "trial-0000" and first["recipe"]["launch"]["workers"] == 1
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.suggest("c")["number"] == 2
+    searcher.on_trial_complete("b", error=True)
+    assert searcher.suggest("d") == Searcher.FINISHED
+    assert states(book) == ["FAIL", "FAIL", "RUNNING"]
+
+
+def test_a_trial_that_trained_to_its_end_is_complete(open_book):
+    book = open_book()
+    searcher, lines = go(book)
+    done = train(searcher.suggest("a")).finished()
+    searcher.on_trial_complete("a", {})
+    assert states(book)[0] == "COMPLETE" and math.isclose(book.study.trials[0].value, done["best"], rel_tol=1e-6)
+    assert lines == [f"trial 0: accuracy {done['best']:.4f}"]
+
+
+def test_a_trial_that_raised_is_recorded_with_its_reason(open_book):
+    book = open_book()
+    searcher, lines = go(book)
+    folder = book.sweep.folder / "trials" / f"trial-{searcher.suggest('a')['number']:04d}"
+    folder.mkdir(parents=True)
+    (folder / REASON).write_text("loss is not finite\nmore")
+    searcher.on_trial_complete("a", {})
+    assert states(book)[0] == "FAIL" and book.study.trials[0].user_attrs["reason"].startswith("loss is not")
+    assert lines == ["trial 0: failed: loss is not finite"]
+
+
+def test_a_trial_that_ran_out_of_time_goes_on_later(open_book):
+    book = open_book()
+    searcher, _ = go(book)
+    number = searcher.suggest("a")["number"]
+    searcher.on_trial_complete("a", {"step": 4})
+    assert states(book)[number] == "RUNNING"
+    late, _ = go(open_book(), deadline=0.0)
+    assert late.suggest("b") == Searcher.FINISHED
+    again, _ = go(open_book())
+    assert again.suggest("c")["number"] == number
+
+
+def test_the_scheduler_stops_what_the_study_gives_up_but_never_at_the_last_step(open_book, carry_out):
+    class Named:
+        trial_id = "a"
+
+    for step, decision in ((4, "STOP"), (12, "CONTINUE")):
+        book = open_book(name=f"at{step}", scheduler={"name": "asha", "grace": 4, "reduction": 2})
+        for score in (0.6, 0.7, 0.8):
+            carry_out(book, [score, score, score])
+        searcher, _ = go(book)
+        searcher.suggest("a")
+        scheduler = StudyScheduler(searcher)
+        assert scheduler.on_trial_result(None, Named(), {"step": step, "steps": 12, "accuracy": 0.1}) == decision
+        searcher.on_trial_complete("a", {"step": step})
+        assert states(book)[3] == {"STOP": "PRUNED", "CONTINUE": "RUNNING"}[decision]
+
+
+def test_values_that_do_not_go_together_fail_alone(open_book):
+    book = open_book(
+        search={"batch.labeled": [8, 4], "launch.workers": [1, 6]}, points=[{"batch.labeled": 4, "launch.workers": 6}]
+    )
+    searcher, lines = go(book)
+    assert searcher.suggest("a")["number"] == 1
+    assert states(book)[0] == "FAIL" and "batch.labeled" in lines[0]
+
+
+def test_resources_of_trials():
+    launch = LaunchConfig(workers=2, cpus_per_worker=1.5, gpus_per_worker=0.25)
+    assert needs(launch) == {"CPU": 3.0, "GPU": 0.5}
+    assert concurrency(launch, {"CPU": 12, "GPU": 1}, driver_needs(1)) == 2
+    assert concurrency(LaunchConfig(workers=1), {"CPU": 2}, driver_needs(1)) == 2
+    assert concurrency(LaunchConfig(workers=1), {"CPU": 2}, driver_needs(2)) == 1
+    with pytest.raises(RunError, match="need 3 CPU, and Ray has 2"):
+        concurrency(launch, {"CPU": 2, "GPU": 1}, driver_needs(1))
+
+
+def test_a_metric_that_no_run_has_is_an_error_before_anything_starts(open_book):
+    book = open_book(metric="acuracy")
+    with pytest.raises(ConfigError, match="Did you mean accuracy"):
+        search(book.sweep, print)
