@@ -7,6 +7,7 @@ that takes is computed from their bytes.
 import math
 import resource
 import statistics
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -257,7 +258,7 @@ def describe(found: Plan) -> str:
         "a step": f"{found.step:.3f} s, limited by {limit}",
         **{f"  {name}": f"{seconds:.3f} s" for name, seconds in found.parts.items()},
         "  exchanging gradients": f"{found.exchange:.3f} s of it ({found.gradients / 1e6:.1f} MB each step)",
-        "scaling": efficiency,
+        **({"scaling": efficiency} if machines.workers > 1 else {}),
         "a validation": f"{found.validation:.1f} s, {found.validations} of them",
         "the run": f"{found.hours:.2f} hours for {found.steps:,} steps",
         "memory": f"{share.memory / 1e9:.2f} GB a worker at the peak",
@@ -271,7 +272,8 @@ def describe(found: Plan) -> str:
         f"link's full speed and {NODE_BYTES_PER_S / 1e9:g} GB/s inside a node, and the store behind the same link. "
         "Not counted: starting Ray and its workers, slow nodes, a busy network."
     )
-    return "\n".join([*(f"{name:<{width}}  {value}" for name, value in lines.items()), "", rests])
+    words = [f"{name:<{width}}  {value}" for name, value in lines.items()]
+    return "\n".join([*words, "", *textwrap.wrap(rests, 100)])
 
 
 def load(path: Path, overrides: Iterable[str]) -> RunRecipe:

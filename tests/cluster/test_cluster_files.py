@@ -165,3 +165,11 @@ def test_tokens_are_on_and_nothing_opens_ports():
         assert "RAY_AUTH_MODE=disabled" not in text, path
     for command in read("aws.yaml")["head_start_ray_commands"] + read("aws.yaml")["worker_start_ray_commands"]:
         assert command == "ray stop" or command.startswith("RAY_AUTH_MODE=token ray start")
+
+
+def test_the_readme_names_what_exists_and_all_of_it():
+    text = (CLUSTER / "README.md").read_text()
+    for name in re.findall(r"(?:cluster|experiments)/[\w./-]+", text):
+        assert (ROOT / name).exists(), name
+    for path in CLUSTER.iterdir():
+        assert f"`{path.name}`" in text or path.name == "README.md", path
