@@ -23,8 +23,15 @@ TAIL = 4 + len(_MARK)
 
 
 def default_folder() -> Path:
-    """Where a cache lies if nobody says where: in the system's folder for temporary files, one for each user."""
-    return Path(tempfile.gettempdir(), f"stssl-cache-{os.getuid()}")
+    """Where a cache lies if nobody says where: in the system's folder for temporary files, one for each user.
+
+    Raises:
+        DataError: Somebody else has made that folder.
+    """
+    folder = Path(tempfile.gettempdir(), f"stssl-cache-{os.getuid()}")
+    if folder.exists() and folder.stat().st_uid != os.getuid():
+        raise DataError(f"{folder} belongs to another user. Set data.cache_dir.")
+    return folder
 
 
 class DiskCache:

@@ -113,11 +113,20 @@ class RunFolder:
             "recipe_hash": recipe.hash(),
             "seed": recipe.seed,
             **data,
-            "ranks": world,
+            **self._ranks(world),
             "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "commit": _commit(),
         }
         write_text(self.path / "record.json", json.dumps(about, indent=1))
+
+    def _ranks(self, world: int) -> dict[str, Any]:
+        """How many ranks the run has, and those it had before it was started again with another number."""
+        path = self.path / "record.json"
+        before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"ranks": world}
+        earlier: list[int] = before.get("earlier_ranks", [])
+        if before["ranks"] != world:
+            earlier = [*earlier, before["ranks"]]
+        return {"ranks": world} | ({"earlier_ranks": earlier} if earlier else {})
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of `metrics.jsonl` in order; a last line that was cut off is passed over."""

@@ -137,6 +137,18 @@ def test_a_store_on_a_disk_says_nothing_of_order(recipe_tree):
     assert data.blocks is None and "order" not in data.about(2)
 
 
+def test_the_record_keeps_the_numbers_of_ranks_before(far):
+    folder = RunFolder.of(recipe_of(far))
+    folder.path.mkdir(parents=True)
+    found = []
+    for world in (2, 2, 4, 1):
+        folder.record(recipe_of(far), open_pixels(recipe_of(far).data).about(world), None, world)
+        record = json.loads((folder.path / "record.json").read_text())
+        found.append((record["ranks"], record.get("earlier_ranks")))
+        assert f"dealt out to {world} ranks" in record["order"]
+    assert found == [(2, None), (2, None), (4, [2]), (1, [2, 4])]
+
+
 def test_another_number_of_ranks_is_said_and_has_another_order(far):
     data = open_pixels(recipe_of(far).data)
     assert "dealt out to 2 ranks" in data.about(2)["order"]
