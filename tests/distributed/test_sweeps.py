@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 optuna = pytest.importorskip("optuna")
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 COMMAND = [sys.executable, "-m", "stssl.cli", "sweep"]
 
 
@@ -42,7 +42,7 @@ def start(file, *overrides):
     )
 
 
-def finish(process, timeout=400):
+def finish(process, timeout=900):
     """Wait for a sweep; whatever happens, nothing of it is left."""
     try:
         output, _ = process.communicate(timeout=timeout)
@@ -71,7 +71,7 @@ def kill(pids):
             os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(condition, what, process, seconds=300):
+def wait_for(condition, what, process, seconds=900):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"the sweep ended before {what}: {process.stdout.read()}"

@@ -11,7 +11,7 @@ from stssl.sweep.study import storage_of
 def test_an_old_name_with_another_space_is_refused(open_book):
     open_book(sampler={"name": "random"})
     open_book(trials=9, sampler={"name": "tpe"}, scheduler={"name": "none"})
-    with pytest.raises(RunError, match=r"searched something else; it differs in search\..*search\.optimizer\.lr.*name="):
+    with pytest.raises(RunError, match=r"searched something else; it differs in .*search\.optimizer\.lr.*name="):
         open_book(search={"algorithm.threshold": {"low": 0.2, "high": 0.9}})
     with pytest.raises(RunError, match="differs in metrics"):
         open_book(metric="F1")
