@@ -2,11 +2,15 @@
 
 import json
 import logging
+import os
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from s3_server import environment, s3_server
 
+from stssl.batch import Stream
 from stssl.build import open_pixels
 from stssl.config import merge, validate
 from stssl.data import remote
@@ -14,6 +18,7 @@ from stssl.recipe import Recipe
 from stssl.train.checkpoint import read_state
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
+from stssl.train.loop import update
 from stssl.train.session import open_session
 
 pytest.importorskip("obstore")
@@ -60,7 +65,7 @@ def test_a_run_that_is_broken_off_ends_like_an_unbroken_one(far, monkeypatch):
     broken = recipe_of(merge(far, {"name": "broken"}))
     from stssl.train import loop
 
-    update, count = loop.update, iter(range(100))
+    count = iter(range(100))
 
     def stop(session, raw):
         if next(count) == 9:
@@ -135,6 +140,31 @@ def test_a_cache_smaller_than_the_buffer_is_warned_of(far, caplog):
 def test_a_store_on_a_disk_says_nothing_of_order(recipe_tree):
     data = open_pixels(recipe_of(recipe_tree).data)
     assert data.blocks is None and "order" not in data.about(2)
+
+
+def work(rank, folder, tree, variables):
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    session = open_session(recipe_of(tree), torch.device("cpu"))
+    seen = []
+    for raw in session.stage.loader.batches(0, 6):
+        update(session, raw)
+        seen += raw[Stream.UNLABELED].rows.tolist()
+        session.position.step += 1
+    (folder / f"rank{rank}.json").write_text(json.dumps(seen))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_go_through_different_shards_and_share_the_cache(far, server, tmp_path):
+    server.requests.clear()
+    mp.spawn(work, (tmp_path, far, environment(server)), nprocs=2)
+    seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    shards = [{row // 64 for row in rows} for rows in seen]
+    assert len(seen[0]) == 6 * 8 and shards[0] and not shards[0] & shards[1]
+    whole = [path for method, path in server.requests if method == "GET" and "/rgb/c/" in path]
+    assert len(set(whole)) == 4
 
 
 def test_the_record_keeps_the_numbers_of_ranks_before(far):
