@@ -88,13 +88,24 @@ def _slice(panel: Any, trials: Sequence[Row], axis: Axis, metric: int) -> None:
         panel.set_xlim(-0.5, len(known) - 0.5)
     else:
         points = [(float(row.params[axis.key]), row, (row.values or [])[metric]) for row in rows]
-        if axis.domain.log:
-            places = np.geomspace(float(axis.domain.low or 0), float(axis.domain.high or 0), 4)
-            panel.set_xscale("log")
-            panel.set_xticks(places, [f"{place:.2g}" for place in places], fontsize=8)
-            panel.minorticks_off()
+        _ranged(panel, axis)
     _dots(panel, points)
     panel.set_title(axis.key)
+
+
+def _ranged(panel: Any, axis: Axis) -> None:
+    """Show the whole domain, with a little room at its ends."""
+    low, high = float(axis.domain.low or 0), float(axis.domain.high or 0)
+    if axis.domain.log:
+        room = (high / low) ** 0.03
+        ticks = np.geomspace(low, high, 4)
+        panel.set_xscale("log")
+        panel.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], fontsize=8)
+        panel.minorticks_off()
+        panel.set_xlim(low / room, high * room)
+    else:
+        room = (high - low) * 0.03
+        panel.set_xlim(low - room, high + room)
 
 
 def parallel(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str) -> str:

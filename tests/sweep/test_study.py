@@ -1,11 +1,13 @@
 """The study: what it refuses, what it keeps, and what a later start finds in it."""
 
+import json
+
 import optuna
 import pytest
 
 from stssl.errors import ConfigError, RunError
 from stssl.sweep.run import alone
-from stssl.sweep.study import storage_of
+from stssl.sweep.study import SPACE, storage_of
 
 
 def test_an_old_name_with_another_space_is_refused(open_book):
@@ -108,3 +110,15 @@ def test_a_sweep_is_carried_out_by_one_process(tmp_path):
         pass
     with alone(tmp_path):
         pass
+
+
+def test_keys_that_recipes_did_not_have_yet_are_no_difference(open_book):
+    book = open_book()
+    tree = json.loads(book.study.user_attrs[SPACE])
+    assert tree["recipe"]["optimizer"].pop("clip") is None
+    book.study.set_user_attr(SPACE, json.dumps(tree))
+    open_book()
+    tree["recipe"]["optimizer"]["weight_decay"] = 0.7
+    book.study.set_user_attr(SPACE, json.dumps(tree))
+    with pytest.raises(RunError, match=r"differs in recipe\.optimizer\.weight_decay"):
+        open_book()
