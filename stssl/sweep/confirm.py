@@ -142,11 +142,14 @@ def _seeded(recipe: Recipe, name: str, seed: int, book: Book) -> Recipe:
 
 
 def _train(book: Book, recipes: Sequence[Recipe]) -> None:
+    for recipe in recipes:
+        (RunFolder.of(recipe).path / REASON).unlink(missing_ok=True)
+    if book.sweep.recipe.launch.workers == 0:
+        train_here(recipes)
+        return
     from ray import tune
 
     trees = [recipe.tree() for recipe in recipes]
-    for recipe in recipes:
-        (RunFolder.of(recipe).path / "failed.txt").unlink(missing_ok=True)
     with tune_session(book) as (room, options):
         tune.Tuner(
             tune.with_resources(tune.with_parameters(_again, trees=trees), options.pop("driver")),

@@ -98,7 +98,7 @@ def search(what: Sweep, say: Say) -> Book:
     left = _left(book)
     if left:
         say(f"{left} of {what.config.trials} trials to do; everything is kept in {what.folder}")
-        _tune(book, say)
+        _carry_out(book, say)
     return book
 
 
@@ -122,7 +122,23 @@ def _left(book: Book) -> int:
     return max(0, book.sweep.config.trials - ended)
 
 
-def _tune(book: Book, say: Say) -> None:
+def _carry_out(book: Book, say: Say) -> None:
+    config = book.sweep.config
+    spent, start = float(book.study.user_attrs.get("hours", 0.0)), time.time()
+    deadline = start + (config.hours - spent) * 3600 if config.hours else math.inf
+    try:
+        if book.sweep.recipe.launch.workers == 0:
+            from stssl.sweep.here import search_here
+            from stssl.sweep.tuning import StudySearcher
+
+            search_here(StudySearcher(book, 1, deadline, say))
+        else:
+            _tune(book, say, deadline)
+    finally:
+        book.study.set_user_attr("hours", spent + (time.time() - start) / 3600)
+
+
+def _tune(book: Book, say: Say, deadline: float) -> None:
     with tune_session(book) as (room, options):
         from ray import tune
 
@@ -130,25 +146,19 @@ def _tune(book: Book, say: Say) -> None:
         from stssl.sweep.tuning import StudyScheduler, StudySearcher
 
         config = book.sweep.config
-        spent, start = float(book.study.user_attrs.get("hours", 0.0)), time.time()
-        deadline = start + (config.hours - spent) * 3600 if config.hours else math.inf
         searcher = StudySearcher(book, min(room, config.concurrent or room), deadline, say)
-        tuner = tune.Tuner(
+        tune.Tuner(
             tune.with_resources(trial, options.pop("driver")),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=StudyScheduler(searcher),
                 num_samples=-1,
-                time_budget_s=max(1.0, deadline - start) if config.hours else None,
+                time_budget_s=max(1.0, deadline - time.time()) if config.hours else None,
                 reuse_actors=False,
                 trial_dirname_creator=_dirname,
             ),
             **options,
-        )
-        try:
-            tuner.fit()
-        finally:
-            book.study.set_user_attr("hours", spent + (time.time() - start) / 3600)
+        ).fit()
 
 
 def _dirname(trial: Any) -> str:

@@ -1,6 +1,7 @@
 """One trial: a Ray Train run inside of a Tune trial, which only watches it."""
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,34 @@ from stssl.config import validate
 from stssl.errors import RunError, StsslError
 from stssl.recipe import LaunchConfig, Recipe
 from stssl.train.folder import RunFolder, write_text
-from stssl.train.launch import run, worker_resources
+from stssl.train.launch import Watch, run, worker_resources
 
 REASON = "failed.txt"
 HEAD = "node:__internal_head__"
 
 
-def trial(config: dict[str, Any]) -> None:
-    """What Tune calls: trains one recipe on its own Ray workers and passes their validations on.
+class Stopped(Exception):  # noqa: N818
+    """Ends a run in this process whose trial is stopped early."""
 
-    A failure is written to the run's folder instead of raised: it is a result of the sweep, too.
-    """
+
+def trial(config: dict[str, Any]) -> None:
+    """What Tune calls: trains one recipe on its own Ray workers and passes their validations on."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
     recipe = validate(Recipe, config["recipe"], f"trial {config['number']}")
+    carry_out(recipe, callbacks=[TuneReportCallback()])
+
+
+def carry_out(recipe: Recipe, callbacks: Sequence[Any] = (), report: Watch | None = None) -> None:
+    """Train one recipe; a failure is written to the run's folder instead of raised: it is a result of the sweep, too.
+
+    Raises:
+        Stopped: `report` stopped the trial.
+    """
     try:
-        run(recipe, callbacks=[TuneReportCallback()])
+        run(recipe, callbacks=callbacks, report=report)
+    except Stopped:
+        raise
     except StsslError as error:
         _write_reason(recipe, str(error))
     except Exception as error:
@@ -43,9 +56,8 @@ def failure(folder: Path) -> str | None:
 
 
 def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
-    """A recipe as a trial carries it out: under its own name, on Ray workers."""
-    workers = recipe.launch.workers or 1
-    launch = recipe.launch.model_copy(update={"workers": workers, "storage": str(storage)})
+    """A recipe as a trial carries it out: under its own name, in the sweep's folder."""
+    launch = recipe.launch.model_copy(update={"storage": str(storage)})
     logging = recipe.logging.model_copy(update={"tensorboard": False})
     return recipe.model_copy(update={"name": name, "launch": launch, "logging": logging})
 

@@ -39,7 +39,7 @@ class StudySearcher(Searcher):
         """Values of the next trial, None while there is no room, `FINISHED` when all were tried."""
         if len(self.live) >= self.at_once:
             return None
-        drawn = None if time.time() > self.deadline else self.book.next()
+        drawn = None if self.late() else self.book.next()
         if drawn is None:
             return Searcher.FINISHED
         trial, values = drawn
@@ -53,6 +53,10 @@ class StudySearcher(Searcher):
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
             return self.suggest(trial_id)
         return {"number": trial.number, "recipe": recipe.tree()}
+
+    def late(self) -> bool:
+        """Whether the time for the sweep is over."""
+        return time.time() > self.deadline
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """The scheduler is told too, and decides."""

@@ -21,13 +21,16 @@ from stssl.train.surroundings import check_shared, log, memory_advice, start_lin
 Watch = Callable[[dict[str, Any]], None]
 
 
-def run(recipe: RunRecipe, watch: Watch | None = None, callbacks: Sequence[Any] = ()) -> RunFolder:
+def run(
+    recipe: RunRecipe, watch: Watch | None = None, callbacks: Sequence[Any] = (), report: Watch | None = None
+) -> RunFolder:
     """Train a recipe to its end, going on from its last checkpoint if it was started before.
 
     Args:
         recipe: What to train.
         watch: Called with each new row of the run's metrics.
         callbacks: Ray Train's, for a run on Ray workers.
+        report: Called with each validation's metrics, in a run in this process; may end it by raising.
 
     Returns:
         The run's folder; a run that is finished already returns at once.
@@ -42,7 +45,8 @@ def run(recipe: RunRecipe, watch: Watch | None = None, callbacks: Sequence[Any] 
     folder.claim(recipe)
     with watching(folder, watch):
         if recipe.launch.workers == 0:
-            _train_here(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"), lambda metrics: None)
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            _train_here(recipe, device, report or (lambda metrics: None))
         else:
             _train_on_ray(recipe, callbacks)
     return folder
