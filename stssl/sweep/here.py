@@ -1,0 +1,38 @@
+"""Trials in this process, one after another: `launch.workers: 0`, for small networks and for tests."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from stssl.config import validate
+from stssl.recipe import Recipe
+from stssl.sweep.trial import Stopped, carry_out
+from stssl.sweep.tuning import Searcher, StudySearcher
+
+
+def search_here(searcher: StudySearcher) -> None:
+    """Carry out what `searcher` hands out, until there is no more."""
+    number = 0
+    while (config := searcher.suggest(str(number))) != Searcher.FINISHED:
+        _trial(searcher, str(number), config)
+        number += 1
+
+
+def _trial(searcher: StudySearcher, trial_id: str, config: dict[str, Any]) -> None:
+    last: dict[str, Any] = {}
+
+    def report(metrics: dict[str, Any]) -> None:
+        last.update(metrics)
+        if searcher.decide(trial_id, metrics) or searcher.late():
+            raise Stopped
+
+    try:
+        carry_out(validate(Recipe, config["recipe"], f"trial {config['number']}"), report=report)
+    except Stopped:
+        pass
+    searcher.on_trial_complete(trial_id, last)
+
+
+def train_here(recipes: Sequence[Recipe]) -> None:
+    """Train some recipes."""
+    for recipe in recipes:
+        carry_out(recipe)
