@@ -12,11 +12,12 @@ from stssl.errors import RunError
 from stssl.page import text
 from stssl.recipe import Recipe
 from stssl.sweep.choosing import chosen_recipe, ranked
+from stssl.sweep.here import train_here
 from stssl.sweep.outcome import outcome
 from stssl.sweep.run import tune_session
 from stssl.sweep.study import Book
 from stssl.sweep.table import Row
-from stssl.sweep.trial import trial, trial_recipe
+from stssl.sweep.trial import REASON, trial, trial_recipe
 from stssl.train.finished import evaluate_run
 from stssl.train.folder import RunFolder, write_text
 

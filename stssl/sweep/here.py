@@ -1,5 +1,6 @@
 """Trials in this process, one after another: `launch.workers: 0`, for small networks and for tests."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,10 +26,8 @@ def _trial(searcher: StudySearcher, trial_id: str, config: dict[str, Any]) -> No
         if searcher.decide(trial_id, metrics) or searcher.late():
             raise Stopped
 
-    try:
+    with contextlib.suppress(Stopped):
         carry_out(validate(Recipe, config["recipe"], f"trial {config['number']}"), report=report)
-    except Stopped:
-        pass
     searcher.on_trial_complete(trial_id, last)
 
 
