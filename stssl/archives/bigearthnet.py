@@ -173,9 +173,7 @@ def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> 
     for split, folder in (splits or {}).items():
         codes = _codes(names, (folder,))
         if codes is None:
-            raise DataError(
-                f"{folder} has no lists train, val and test (.txt, .csv, .csv.bz2) for the split '{split}'"
-            )
+            raise DataError(f"{folder} has no lists train, val and test (.txt, .csv, .csv.bz2) for the split '{split}'")
         if (codes == NO_SPLIT).all():
             raise DataError(f"the lists in {folder} name none of the archive's {len(names):,} patches")
         found[split] = codes

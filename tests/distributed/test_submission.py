@@ -166,7 +166,7 @@ def test_a_failing_job_fails_here_with_its_words(cluster, recipe):
 
 
 def test_a_sweep_runs(cluster, recipe, project, tmp_path):
-    sweep = {"recipe": "recipe.yaml", "trials": 2, "scheduler": {"name": "none"}, "sampler": {"name": "random"}}
+    sweep = {"recipe": "recipe.yaml", "trials": 1, "scheduler": {"name": "none"}, "sampler": {"name": "random"}}
     sweep |= {"name": "tiny", "search": {"optimizer.lr": "auto"}, "storage": str(tmp_path / "sweeps")}
     (project / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     done = stssl(cluster, project / "sweep.yaml", *recipe[1:], token=cluster.token)
