@@ -1,13 +1,15 @@
 """What Tune asks and is told, with real runs in this process instead of Ray workers."""
 
+import json
 import math
 
+import optuna
 import pytest
 
 from stssl.config import validate
 from stssl.errors import ConfigError, RunError
-from stssl.recipe import LaunchConfig, Recipe
-from stssl.sweep.run import search
+from stssl.recipe import LaunchConfig, Recipe, load_recipe
+from stssl.sweep.run import search, sweep
 from stssl.sweep.trial import REASON, concurrency, driver_needs, needs
 from stssl.sweep.tuning import Searcher, StudyScheduler, StudySearcher
 from stssl.train.launch import run
@@ -110,3 +112,29 @@ def test_a_metric_that_no_run_has_is_an_error_before_anything_starts(open_book):
     book = open_book(metric="acuracy")
     with pytest.raises(ConfigError, match="Did you mean accuracy"):
         search(book.sweep, print)
+
+
+def test_a_whole_sweep_in_this_process(open_book, tmp_path):
+    schedule = {"steps": 12, "warmup": 0, "supervised_start": 2, "evaluate_every": 4}
+    search_for = {"optimizer.lr": [0.003, 1.0e30, 1.0e-12, 2.0e-12], "augment.strong_labeled": [True]}
+    asha = {"name": "asha", "grace": 4, "reduction": 2}
+    open_book("whole", {"schedule": schedule}, search=search_for, trials=9, sampler={"name": "grid"}, scheduler=asha)
+    lines = []
+    result = sweep(tmp_path / "whole.yaml", [], lines.append, top=1, seeds=2)
+    study = optuna.load_study(study_name="whole", storage=f"sqlite:///{tmp_path}/sweeps/whole/study.db")
+    by_rate = {trial.params["optimizer.lr"]: trial for trial in study.trials}
+    assert by_rate[0.003].state.name == "COMPLETE" and by_rate[1.0e30].state.name == "FAIL"
+    assert "finite" in by_rate[1.0e30].user_attrs["reason"]
+    assert len(study.trials) == 4 and not any(trial.state.name == "RUNNING" for trial in study.trials)
+    assert result.best.name == "best.yaml" and "Again with other seeds" in result.report.read_text()
+    found = json.loads((tmp_path / "sweeps" / "whole" / "confirmation.json").read_text())
+    assert found["seeds"] == [1, 2] and all(len(one["validation"]["accuracy"]) == 2 for one in found["candidates"])
+    assert len(found["looks"]) == 1 and any(one["test"] for one in found["candidates"])
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+    again = sweep(tmp_path / "whole.yaml", [], lines.append, top=1, seeds=2)
+    assert again == result and {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(json.loads((tmp_path / "sweeps" / "whole" / "confirmation.json").read_text())["looks"]) == 1
+
+    best = load_recipe(result.best)
+    assert run(best).finished()["steps"] == 12
