@@ -131,19 +131,44 @@ def train(
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
 ) -> None:
     """Train a recipe; the same command goes on with a run that was interrupted."""
-    from stssl.progress import training_progress
+    from stssl.progress import carried_out
     from stssl.recipe import load_recipe
-    from stssl.train.folder import RunFolder
-    from stssl.train.launch import run
 
-    loaded = load_recipe(recipe, overrides or (), smoke)
-    done = RunFolder.of(loaded).finished()
-    if done:
-        console.print(f"This run is finished: {done['steps']} steps, best validation score {done['best']:.4f}.")
-    else:
-        with training_progress(console, loaded.schedule.steps) as watch:
-            run(loaded, watch)
-    print(RunFolder.of(loaded).path)
+    print(carried_out(console, load_recipe(recipe, overrides or (), smoke)))
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(help="Pretraining recipe file (YAML).")],
+    overrides: Overrides = None,
+    smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 8 pairs a batch, no Ray, no hub.")] = False,
+) -> None:
+    """Pretrain a backbone without labels; training recipes start from it with model.weights=run:FOLDER."""
+    from stssl.pretraining import PretrainRecipe
+    from stssl.progress import carried_out
+    from stssl.recipe import load_as
+
+    print(carried_out(console, load_as(PretrainRecipe, recipe, overrides or (), smoke)))
+
+
+@app.command()
+def probe(
+    run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.")],
+    labels: Annotated[
+        list[str] | None, typer.Option(help="all, fraction=F, per-class=N or total=N; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of labels.")] = 0,
+    random: Annotated[bool, typer.Option("--random", help="Random weights instead: the control.")] = False,
+    fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Train the whole network too.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the probe; repeatable.")] = None,
+) -> None:
+    """Linear probe, k-NN and fine-tuning of a pretrained backbone: chosen on validation, reported on test."""
+    from stssl.probe import probe_run
+    from stssl.progress import probe_table
+
+    results = probe_run(run, labels or ["all"], seed, random=random, fine_tune=fine_tune, overrides=overrides or ())
+    console.print(probe_table(results.rows))
+    print(results.path)
 
 
 @app.command()

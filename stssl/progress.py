@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from stssl.convert import Summary
+from stssl.recipe import RunRecipe
+from stssl.train.folder import RunFolder
+from stssl.train.launch import run
 
 
 def progress_bar(console: Console) -> Progress:
@@ -41,6 +45,35 @@ def training_progress(console: Console, steps: int) -> Iterator[Callable[[dict[s
             bar.update(task, completed=row["step"], note=", ".join(notes.values()))
 
         yield watch
+
+
+def carried_out(console: Console, recipe: RunRecipe) -> Path:
+    """Carry a run out under a bar, or say that it is finished already; returns its folder."""
+    folder = RunFolder.of(recipe)
+    done = folder.finished()
+    if done:
+        best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
+        console.print(f"This run is finished: {done['steps']} steps{best}.")
+        return folder.path
+    with training_progress(console, recipe.schedule.steps) as watch:
+        return run(recipe, watch).path
+
+
+def probe_table(rows: list[dict[str, Any]]) -> Table:
+    """One line for each way of probing and each number of labels, on test."""
+    scores = [name for name in ("mAP", "mAP_micro", "accuracy", "balanced_accuracy", "F1") if name in rows[0]["test"]]
+    table = Table(title="test")
+    for name in ("weights", "method", "labels", *scores):
+        table.add_column(name, justify="right" if name in scores else "left")
+    for row in rows:
+        values = [row["test"].get(name) for name in scores]
+        table.add_row(
+            row["weights"],
+            row["method"],
+            f"{row['labels']} ({row['labeled']:,})",
+            *("-" if value is None else f"{value:.4f}" for value in values),
+        )
+    return table
 
 
 def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table:

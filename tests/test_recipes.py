@@ -6,7 +6,8 @@ import pytest
 
 from stssl.config import load_tree
 from stssl.errors import ConfigError
-from stssl.recipe import load_recipe
+from stssl.pretraining import PretrainRecipe
+from stssl.recipe import load_as, load_recipe
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
 
@@ -80,6 +81,25 @@ def test_eurosat_recipes_train(path, store, tmp_path, monkeypatch):
 def test_recipes_on_a_bigearthnet_store_train(path, big_store, tmp_path, stores):
     finished = smoke(path, big_store, tmp_path, "labels.fraction=0.5").finished()
     assert finished["steps"] == 4
+
+
+PRETRAINING = sorted((ROOT / "pretrain").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRETRAINING, ids=name_of)
+def test_pretraining_recipes_parse_and_train(path, store, big_store, tmp_path, stores):
+    assert load_as(PretrainRecipe, path).name == f"pretrain-{path.stem}-s0"
+    own = [f"data.store={store if path.stem == 'cpu' else big_store}", f"launch.storage={tmp_path}"]
+    tiny = ["model={backbone: slim_resnet, image_size: 16}", "model.backbone_args={channels: [4, 8, 8, 8]}"]
+    geo = ["pretext.geo.k=5"] if load_as(PretrainRecipe, path).pretext.geo.name == "clusters" else []
+    assert run(load_as(PretrainRecipe, path, [*own, *tiny, *geo, "compute.threads=1"], smoke=True)).finished()["steps"] == 4
+
+
+def test_the_papers_pretraining_settings(stores):
+    recipe = load_as(PretrainRecipe, ROOT / "pretrain" / "moco_geo_tp.yaml")
+    assert (recipe.pretext.queue, recipe.pretext.temperature, recipe.batch.size) == (65_536, 0.02, 256)
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.pretext.geo.k) == ("sgd", 0.03, 100)
+    assert recipe.pretext.temporal and recipe.schedule.decay == "cosine"
 
 
 def test_cap_refuses_single_labels(store, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+from stssl.config import flatten
 from stssl.errors import ConfigError
 from stssl.recipe import RunRecipe
 from stssl.train.folder import RunFolder
@@ -62,7 +63,8 @@ class MlFlow:
             return
         tags = {"recipe": recipe.hash(), "folder": str(folder.path)}
         self.run = self.client.create_run(experiment, tags=tags, run_name=recipe.name).info.run_id
-        self.client.log_text(self.run, recipe.yaml(), "recipe.yaml")
+        for key, value in flatten(recipe.tree()):
+            self.client.log_param(self.run, key, str(value)[:500])
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One metric each."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import algorithm_files
 import numpy as np
 import other_files
+import pretraining_files
 import pytest
 from oracle import FOLDER, Oracle
 
@@ -20,9 +21,8 @@ CHECKS = [
     (r"pos_embed_resize", lambda oracle, _, folder: other_files.check_pos_embed_resize(oracle, folder)),
     (r"lr_schedule", lambda oracle, *_: other_files.check_lr_schedule(oracle)),
     (r"e2e_fixmatch(?:_\w+)?", lambda oracle, *_: other_files.check_e2e(oracle)),
+    (r"moco_geo(?:_\w+)?", lambda oracle, *_: pretraining_files.check_moco_geo(oracle)),
 ]
-WAITING = r"moco_geo(?:_\w+)?"
-"""Files of a part that does not exist yet."""
 
 FILES = sorted(FOLDER.glob("*.npz"))
 
@@ -39,18 +39,11 @@ def check(path: Path, folder: str) -> None:
     pytest.fail(f"no check knows {path.name}")
 
 
-def marked(path: Path):
-    waits = re.fullmatch(WAITING, path.stem)
-    return pytest.param(
-        path, id=path.stem, marks=[pytest.mark.skip(reason="pretraining does not exist yet")] if waits else []
-    )
-
-
 def test_there_are_vectors():
     assert FILES, f"no vectors in {FOLDER}"
 
 
-@pytest.mark.parametrize("path", [marked(path) for path in FILES])
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in FILES])
 def test_vectors(path, tmp_path):
     check(path, str(tmp_path))
 
@@ -83,6 +76,8 @@ some = pytest.mark.skipif(not (FOLDER / "freematch_ml5.npz").exists(), reason="o
         ("e2e_fixmatch_ml", "final/student_head.weight", 1e-2),
         ("early_fusion_vit", "out_joint_meta_feat", 1e-2),
         ("ema", "shadow/0.weight", 1e-3),
+        ("moco_geo_cpc", "out_contrastive_loss", 1e-3),
+        ("moco_geo_ml_cpc", "final/encoder_k.fc.weight", 1e-3),
         ("lr_schedule", "lr_1", 1e-6),
     ],
 )

@@ -73,11 +73,12 @@ def test_training_learns(recipe_tree):
 KILLED = """
 import os, signal, sys, json
 from stssl.config import validate
-from stssl.recipe import Recipe
+from stssl.pretraining import kind_of
 from stssl.train import loop
 from stssl.train.launch import run
 
-recipe = validate(Recipe, json.load(open(sys.argv[1])), "test")
+tree = json.load(open(sys.argv[1]))
+recipe = validate(kind_of(tree), tree, "test")
 update, count = loop.update, int(sys.argv[2])
 def counted(session, raw):
     if session.position.step == count:

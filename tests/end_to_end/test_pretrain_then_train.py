@@ -1,0 +1,46 @@
+"""The documented sequence of two commands: pretrain, then train from the weights."""
+
+import subprocess
+import sys
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from stssl.build import build_step, open_data
+from stssl.recipe import Recipe
+from stssl.train.folder import RunFolder
+
+
+def command(*arguments):
+    program = [sys.executable, "-m", "stssl.cli", *map(str, arguments)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_a_training_run_starts_from_a_pretrained_one(recipe_tree, tmp_path):
+    training = recipe_tree | {"name": "train", "launch": {"workers": 0, "storage": str(tmp_path / "runs")}}
+    pretraining = {
+        "name": "pretrain",
+        "data": recipe_tree["data"],
+        "model": {key: recipe_tree["model"][key] for key in ("backbone", "backbone_args", "image_size")},
+        "pretext": {"geo": {"name": "clusters", "k": 5}, "queue": 32},
+        "batch": {"size": 16},
+        "schedule": {"steps": 6, "evaluate_every": 3},
+        "launch": training["launch"],
+        "logging": {"tensorboard": False},
+    }
+    for name, tree in (("train", training), ("pretrain", pretraining)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    made = command("pretrain", tmp_path / "pretrain.yaml")
+    trained = command("train", tmp_path / "train.yaml", f"model.weights=run:{made}")
+    recipe = RunFolder.existing(trained).recipe_as(Recipe)
+    assert recipe.model.weights == f"run:{made}"
+    step = build_step(recipe, open_data(recipe))
+    weights = load_file(f"{made}/checkpoints/encoder.safetensors")
+    for name in ("student", "teacher"):
+        assert torch.equal(step.networks[name].backbone.layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])
+    plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})})
+    fresh = build_step(plain, open_data(plain)).networks["student"].backbone
+    assert not torch.equal(fresh.layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])

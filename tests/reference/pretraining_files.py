@@ -1,0 +1,115 @@
+"""Whole pretraining steps of the geography-aware reference: both contrastive losses, queue, momentum encoder, SGD."""
+
+import math
+from unittest.mock import patch
+
+import torch
+from oracle import Oracle
+from torch import nn
+
+from stssl.batch import Progress
+from stssl.pretrain.geography import ClustersConfig
+from stssl.pretrain.moco import PretextConfig
+from stssl.recipe import SgdConfig
+from stssl.steps import contrastive
+from stssl.steps.contrastive import ContrastiveStep, Pairs
+from stssl.train.optim import make_optimizer
+
+
+class Small(nn.Module):
+    """Their encoder: Linear, ReLU, and a last layer `fc` that is itself three layers with `mlp`."""
+
+    def __init__(self, c: dict) -> None:
+        super().__init__()
+        self.l1 = nn.Linear(c["in"], c["h"])
+        last = nn.Linear(c["h"], c["dim"])
+        self.fc = nn.Sequential(nn.Linear(c["h"], c["h"]), nn.ReLU(), last) if c["mlp"] else last
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.l1(image).relu())
+
+
+def built(oracle: Oracle, c: dict) -> ContrastiveStep:
+    count = c["G"]
+    turns = torch.arange(count) * (2 * math.pi / count)
+    centres = torch.stack([turns.cos(), turns.sin(), torch.zeros(count)], 1)
+    config = PretextConfig(
+        geo=ClustersConfig(k=count),
+        projection=c["dim"],
+        mlp=c["mlp"],
+        queue=c["K"],
+        momentum=c["m"],
+        temperature=c["T"],
+        loss=c["loss"],
+        alpha=float(c["alpha"]),
+        alpha_end=float(c["alpha_low"]),
+        alpha_schedule="geometric" if c["ml_cpc_alpha_geo"] else "linear",
+    )
+    step = ContrastiveStep(Small(c), config, centres, seed=0)
+    load(step.networks["query"], oracle, "init/encoder_q.")
+    load(step.momentum.network, oracle, "init/encoder_k.")
+    load(step.networks["geo"], oracle, "init_geo/")
+    step.queue.keys.copy_(torch.from_numpy(oracle["init/queue"]).T)
+    step.queue.pointer.copy_(torch.from_numpy(oracle["init/queue_ptr"]))
+    return step
+
+
+def load(module: nn.Module, oracle: Oracle, prefix: str) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.data.copy_(torch.from_numpy(oracle[f"{prefix}{name}"]))
+
+
+def pairs(oracle: Oracle, it: int, c: dict) -> Pairs:
+    """A place in the middle of each wanted cluster."""
+    longitude = torch.from_numpy(oracle["in_geo"][it]) * (360.0 / c["G"])
+    metadata = torch.full((len(longitude), 4), torch.nan)
+    metadata[:, 0], metadata[:, 1] = 0.0, (longitude + 180) % 360 - 180
+    query, key = (torch.from_numpy(oracle[name][it]) for name in ("in_q", "in_k"))
+    return Pairs(query, key, metadata, torch.zeros(len(query), dtype=torch.bool))
+
+
+def check_moco_geo(oracle: Oracle) -> None:
+    c = oracle.json("config")
+    step = built(oracle, c)
+    settings = SgdConfig(lr=c["lr"], momentum=c["sgd_momentum"], weight_decay=c["weight_decay"])
+    optimizer = make_optimizer(step.networks, settings)
+    # The reference decays biases too; a recipe does not.
+    optimizer.param_groups[1]["weight_decay"] = c["weight_decay"]
+    seen: dict[str, torch.Tensor] = {}
+    step.networks["query"].register_forward_hook(lambda _, __, out: seen.update(embeddings=out))
+    similarities = contrastive.similarities
+
+    def watched(*arguments):
+        seen["logits"] = similarities(*arguments)
+        return seen["logits"]
+
+    for it in range(len(oracle["in_q"])):
+        optimizer.zero_grad()
+        with patch.object(contrastive, "similarities", watched):
+            output = step(pairs(oracle, it, c), Progress(c["epoch"], c["epochs"]))
+        output.loss.backward()
+        optimizer.step()
+        step.after_optimizer()
+        compare(oracle, it, c, step=step, seen=seen, logs=output.logs)
+    for ours, theirs in ((step.networks["query"], "q"), (step.momentum.network, "k")):
+        for name, parameter in ours.named_parameters():
+            oracle.expect(f"final/encoder_{theirs}.{name}", parameter)
+    for name, parameter in step.networks["geo"].named_parameters():
+        oracle.expect(f"final_geo/{name}", parameter)
+    oracle.expect("final/queue", step.queue.keys.T)
+    oracle.expect("final/queue_ptr", step.queue.pointer, exact=True)
+
+
+def compare(oracle: Oracle, it: int, c: dict, *, step: ContrastiveStep, seen: dict, logs: dict) -> None:
+    oracle.expect("out_embeddings", seen["embeddings"], it)
+    oracle.expect("out_logits", seen["logits"], it)
+    oracle.expect("out_labels", torch.zeros(c["N"]), it, exact=True)
+    oracle.expect("out_contrastive_loss", logs["contrast"], it)
+    oracle.expect("out_criterion_raw", logs["contrast"] * (c["alpha"] if c["loss"] == "ml_cpc" else 1), it)
+    oracle.expect("out_geo_loss", logs["geo"], it)
+    oracle.expect("out_total_loss", logs["loss"], it)
+    oracle.expect("state_queue", step.queue.keys.T, it)
+    oracle.expect("state_queue_ptr", step.queue.pointer, it, exact=True)
+    last = dict(step.momentum.network.named_parameters())
+    name = "fc.2.weight" if c["mlp"] else "fc.weight"
+    oracle.expect("state_k_fc", last[name], it)

@@ -1,0 +1,235 @@
+"""Pretraining runs: they learn, resume exactly, and are the same on any number of ranks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from test_loop import kill_at, last, same
+
+from stssl.config import merge, validate
+from stssl.distributed import sum_over_ranks
+from stssl.errors import ConfigError, DataError, RunError
+from stssl.labels import LabelSpace
+from stssl.neighbours import spread, vote
+from stssl.pretraining import PretrainRecipe
+from stssl.probe import label_rule, probe_run
+from stssl.recipe import Recipe
+from stssl.train import loop
+from stssl.train.folder import RunFolder
+from stssl.train.launch import run
+from stssl.train.session import open_session
+
+VIT = {
+    "backbone": "vit_tiny_patch16_224",
+    "backbone_args": {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8},
+    "image_size": 16,
+}
+RESNET = {"backbone": "slim_resnet", "backbone_args": {"channels": [4, 8, 8, 8]}, "image_size": 16}
+
+
+@pytest.fixture
+def tree(store, tmp_path):
+    return {
+        "name": "pre",
+        "data": {"store": str(store), "labels": "label", "scale": "bytes"},
+        "model": VIT,
+        "pretext": {"geo": {"name": "clusters", "k": 5}, "queue": 24, "momentum": 0.9, "temperature": 0.1},
+        "batch": {"size": 16},
+        "schedule": {"steps": 8, "evaluate_every": 4, "decay": "cosine"},
+        "evaluation": {"batch": 32},
+        "launch": {"workers": 0, "storage": str(tmp_path / "runs")},
+        "compute": {"threads": 1},
+        "logging": {"every": 2, "tensorboard": False},
+    }
+
+
+@pytest.fixture
+def dated(tree, big_store):
+    """The same on a store whose places have several dates."""
+    return merge(
+        tree,
+        {
+            "data": {"store": str(big_store), "labels": "labels_19", "scale": "sigmas"},
+            "pretext": {"temporal": True, "geo": {"name": "regression"}},
+        },
+    )
+
+
+def make(tree, **changes):
+    for key, value in changes.items():
+        tree = merge(tree, {key: value})
+    return validate(PretrainRecipe, tree, "test")
+
+
+def test_a_run_leaves_what_it_promises(tree):
+    recipe = make(tree)
+    folder = run(recipe)
+    rows = list(folder.rows())
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [4, 8]
+    assert {"contrast", "geo", "geo_right", "key_found", "loss"} <= rows[0].keys()
+    assert "accuracy" in rows[-1] and folder.finished()["steps"] == 8
+    assert folder.recipe() == recipe and (folder.path / "checkpoints" / "encoder.safetensors").exists()
+    assert not (folder.path / "labels.json").exists()
+    with pytest.raises(RunError, match="is a pretraining run, not a training run"):
+        folder.recipe_as(Recipe)
+
+
+def test_it_learns(tree):
+    easy = tree | {"model": RESNET, "views": {"jitter": 0.0, "grey": 0.0}}
+    recipe = make(easy, schedule={"steps": 120, "evaluate_every": 120}, optimizer={"name": "adamw", "lr": 0.005})
+    rows = [row for row in run(recipe).rows() if row["kind"] == "train"]
+    assert np.mean([row["geo"] for row in rows[-10:]]) < 0.9 * rows[0]["geo"]
+
+
+def test_temporal_positives_are_other_acquisitions(dated):
+    recipe = make(dated)
+    session = open_session(recipe, torch.device("cpu"))
+    raw = session.stage.loader.sources[next(iter(session.stage.loader.sources))].load(0, (0, 1))
+    places = np.asarray(session.stage.data.store.column("location_id"))
+    share = session.stage.positives.share(session.stage.data.split.train)
+    assert 0 < share < 1 and session.stage.about()["true_pairs"] == share
+    assert raw.true_pairs.any() and len(next(iter(raw.arrays.values()))) == 32
+    positives = session.stage.positives
+    partner = positives.draw(raw.rows.numpy(), np.zeros(16, np.int64), recipe.seed)
+    assert (places[partner] == places[raw.rows]).all() and (
+        (partner != raw.rows.numpy()) == raw.true_pairs.numpy()
+    ).all()
+    run(recipe)
+
+
+@pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet"])
+def test_a_killed_run_ends_with_the_same_weights_and_queue(dated, tmp_path, model):
+    unbroken, killed = (make(dated | {"model": model}, name=name) for name in ("unbroken", "killed"))
+    run(unbroken)
+    kill_at(killed, 6, tmp_path)
+    run(killed)
+    assert same(last(killed)["step"], last(unbroken)["step"])
+    assert {"queue.keys", "queue.pointer"} <= last(killed)["step"].keys()
+
+
+def test_control_without_the_queue_a_resumed_run_ends_elsewhere(dated, tmp_path):
+    from stssl.train.checkpoint import read_state, write_state
+
+    unbroken, killed = (make(dated, name=name) for name in ("unbroken", "killed"))
+    run(unbroken)
+    kill_at(killed, 6, tmp_path)
+    path = RunFolder.of(killed).checkpoints.path("last")
+    state = read_state(path)
+    state["step"]["queue.keys"] = torch.nn.functional.normalize(torch.randn(24, 128), dim=1)
+    path.unlink()
+    write_state(state, path)
+    run(killed)
+    assert not same(last(killed)["step"], last(unbroken)["step"])
+
+
+def replay(tree, gather=True):
+    session = open_session(validate(PretrainRecipe, tree, "test"), torch.device("cpu"))
+    if not gather:
+        from stssl.steps import contrastive
+
+        contrastive.gather_rows = lambda rows, *_: rows
+    losses = []
+    for raw in session.stage.loader.batches(0, 6):
+        logs, _ = loop.update(session, raw)
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        losses.append(float(sum_over_ranks(logs["loss"])) / world)
+        session.position.step += 1
+    queue = session.stage.step.queue
+    return {"losses": losses, "queue": queue.keys.flatten().tolist(), "pointer": int(queue.pointer)}
+
+
+def work(rank, world, folder, trees, gather):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    found = [replay(tree, gather) for tree in trees]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def on_ranks(folder, trees, gather=True):
+    folder.mkdir()
+    mp.spawn(work, (3, folder, trees, gather), nprocs=3)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
+
+
+def test_three_ranks_train_the_same_and_hold_the_same_queue(tree, dated, tmp_path):
+    multilabel = merge(tree, {"pretext": {"loss": "ml_cpc", "alpha": 2.0}})
+    trees = [tree, multilabel, dated]
+    ranks = on_ranks(tmp_path / "ranks", trees)
+    for number, own in enumerate(trees):
+        alone = replay(own)
+        for found in ranks:
+            assert found[number]["queue"] == ranks[0][number]["queue"]
+            assert found[number]["pointer"] == alone["pointer"]
+        np.testing.assert_allclose(ranks[0][number]["losses"], alone["losses"], atol=1e-4)
+        np.testing.assert_allclose(ranks[0][number]["queue"], alone["queue"], atol=1e-4)
+
+
+def test_control_without_the_gather_queues_differ(tree, tmp_path):
+    ranks = on_ranks(tmp_path / "apart", [tree], gather=False)
+    assert ranks[0][0]["queue"] != ranks[1][0]["queue"]
+
+
+def test_ranks_shuffle_keys_where_the_backbone_has_batchnorm(tree, tmp_path):
+    ranks = on_ranks(tmp_path / "shuffled", [tree | {"model": RESNET}])
+    assert ranks[0][0]["queue"] == ranks[1][0]["queue"] == ranks[2][0]["queue"]
+    assert np.isfinite(ranks[0][0]["losses"]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"pretext": {"geo": {"name": "clusters", "k": 5000}}}, DataError, r"5000 clusters need as many"),
+        ({"pretext": {"que": 1}}, ConfigError, r"unknown key pretext.que: did you mean queue"),
+        ({"data": {"labels": "labels_43"}}, ConfigError, r"has no 'labels_43'"),
+        ({"launch": {"workers": 17}}, ConfigError, r"batch.size 16 is smaller than launch.workers 17"),
+    ],
+)
+def test_what_cannot_be_is_named(tree, changes, error, words):
+    with pytest.raises(error, match=words):
+        run(make(tree, **changes))
+
+
+def test_neighbours_vote_for_their_class():
+    space = LabelSpace(("a", "b"), False)
+    bank = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.5, 0.5]])
+    targets = torch.tensor([[0], [0], [1], [-1]])
+    said = vote(torch.tensor([[1.0, 0.05], [0.1, 1.0]]), bank, targets, space, k=2, temperature=0.1)
+    assert said.argmax(1).tolist() == [0, 1]
+    many = LabelSpace(("a", "b"), True)
+    said = vote(
+        torch.tensor([[1.0, 0.0]]), bank, torch.tensor([[1, 0], [1, 0], [0, 1], [0, 0]]), many, k=2, temperature=1
+    )
+    assert said[0, 0] > 0 > said[0, 1]
+    assert len(spread(np.arange(10), 4)) == 4 and len(spread(np.arange(3), 4)) == 3
+
+
+def test_a_probe_is_chosen_on_validation_and_written_down(tree):
+    folder = run(make(tree))
+    found = probe_run(folder.path, ["per-class=3", "all"], overrides=["epochs=10"])
+    rows = {(row["method"], row["labels"]): row for row in found.rows}
+    assert set(rows) == {(method, labels) for method in ("linear", "k-NN") for labels in ("per-class=3", "all")}
+    assert rows["linear", "per-class=3"]["labeled"] == 30
+    assert rows["linear", "all"]["test"]["accuracy"] > 0.2
+    assert json.loads(found.path.read_text())["rows"] == found.rows
+    again = probe_run(folder.path, ["per-class=3"], overrides=["epochs=10"])
+    assert again.rows[0] == rows["linear", "per-class=3"]
+    other = probe_run(folder.path, ["per-class=3"], random=True, overrides=["epochs=10"])
+    assert other.rows[0]["test"] != rows["linear", "per-class=3"]["test"] and other.path != found.path
+
+
+def test_fine_tuning_is_a_run_beside_the_pretraining(tree):
+    folder = run(make(tree))
+    found = probe_run(folder.path, ["per-class=3"], fine_tune=True, overrides=["epochs=2", "fine_tune_steps=4"])
+    assert found.rows[-1]["method"] == "fine-tune" and "accuracy" in found.rows[-1]["test"]
+    (done,) = (folder.path / "probe").glob("fine_tune-*/done.json")
+    assert json.loads(done.read_text())["steps"] == 4
+
+
+@pytest.mark.parametrize("text", ["few", "fraction", "per-class=0", "fraction=2"])
+def test_wrong_numbers_of_labels_are_named(text):
+    with pytest.raises(ConfigError, match=f"labels {text}"):
+        label_rule(text, 0)
