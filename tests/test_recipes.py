@@ -92,7 +92,8 @@ def test_pretraining_recipes_parse_and_train(path, store, big_store, tmp_path, s
     own = [f"data.store={store if path.stem == 'cpu' else big_store}", f"launch.storage={tmp_path}"]
     tiny = ["model={backbone: slim_resnet, image_size: 16}", "model.backbone_args={channels: [4, 8, 8, 8]}"]
     geo = ["pretext.geo.k=5"] if load_as(PretrainRecipe, path).pretext.geo.name == "clusters" else []
-    assert run(load_as(PretrainRecipe, path, [*own, *tiny, *geo, "compute.threads=1"], smoke=True)).finished()["steps"] == 4
+    recipe = load_as(PretrainRecipe, path, [*own, *tiny, *geo, "compute.threads=1"], smoke=True)
+    assert run(recipe).finished()["steps"] == 4
 
 
 def test_the_papers_pretraining_settings(stores):
