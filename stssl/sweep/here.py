@@ -7,13 +7,13 @@ from typing import Any
 from stssl.config import validate
 from stssl.recipe import Recipe
 from stssl.sweep.trial import Stopped, carry_out
-from stssl.sweep.tuning import Searcher, StudySearcher
+from stssl.sweep.tuning import FINISHED, StudySearcher
 
 
 def search_here(searcher: StudySearcher) -> None:
     """Carry out what `searcher` hands out, until there is no more."""
     number = 0
-    while (config := searcher.suggest(str(number))) != Searcher.FINISHED:
+    while (config := searcher.suggest(str(number))) != FINISHED:
         _trial(searcher, str(number), config)
         number += 1
 

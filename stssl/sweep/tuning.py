@@ -14,6 +14,7 @@ from stssl.sweep.study import Book, run_name, trials_folder
 from stssl.sweep.trial import failure, trial_recipe
 
 Say = Callable[[str], None]
+FINISHED = str(Searcher.FINISHED)
 
 
 class StudySearcher(Searcher):
@@ -41,7 +42,7 @@ class StudySearcher(Searcher):
             return None
         drawn = None if self.late() else self.book.next()
         if drawn is None:
-            return Searcher.FINISHED
+            return FINISHED
         trial, values = drawn
         self.live[trial_id] = trial
         self.since[trial_id] = time.time() - float(trial.user_attrs.get("seconds", 0.0))

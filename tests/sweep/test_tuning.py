@@ -11,7 +11,7 @@ from stssl.errors import ConfigError, RunError
 from stssl.recipe import LaunchConfig, Recipe, load_recipe
 from stssl.sweep.run import search, sweep
 from stssl.sweep.trial import REASON, concurrency, driver_needs, needs
-from stssl.sweep.tuning import Searcher, StudyScheduler, StudySearcher
+from stssl.sweep.tuning import FINISHED, StudyScheduler, StudySearcher
 from stssl.train.launch import run
 
 
@@ -37,7 +37,7 @@ def test_trials_are_handed_out_while_there_is_room(open_book):
     searcher.on_trial_complete("a", error=True)
     assert searcher.suggest("c")["number"] == 2
     searcher.on_trial_complete("b", error=True)
-    assert searcher.suggest("d") == Searcher.FINISHED
+    assert searcher.suggest("d") == FINISHED
     assert states(book) == ["FAIL", "FAIL", "RUNNING"]
 
 
@@ -68,7 +68,7 @@ def test_a_trial_that_ran_out_of_time_goes_on_later(open_book):
     searcher.on_trial_complete("a", {"step": 4})
     assert states(book)[number] == "RUNNING"
     late, _ = go(open_book(), deadline=0.0)
-    assert late.suggest("b") == Searcher.FINISHED
+    assert late.suggest("b") == FINISHED
     again, _ = go(open_book())
     assert again.suggest("c")["number"] == number
 
