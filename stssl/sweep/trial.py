@@ -1,12 +1,13 @@
 """One trial: a Ray Train run inside of a Tune trial, which only watches it."""
 
+import contextlib
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stssl.config import validate
-from stssl.errors import RunError, StsslError
+from stssl.errors import RunError, StoppedError, StsslError
 from stssl.recipe import LaunchConfig, Recipe
 from stssl.train.folder import RunFolder, write_text
 from stssl.train.launch import Watch, run, worker_resources
@@ -24,7 +25,8 @@ def trial(config: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     recipe = validate(Recipe, config["recipe"], f"trial {config['number']}")
-    carry_out(recipe, callbacks=[TuneReportCallback()])
+    with contextlib.suppress(StoppedError):  # its machine was asked to end: the next start goes on with it
+        carry_out(recipe, callbacks=[TuneReportCallback()])
 
 
 def carry_out(recipe: Recipe, callbacks: Sequence[Any] = (), report: Watch | None = None) -> None:
@@ -32,10 +34,11 @@ def carry_out(recipe: Recipe, callbacks: Sequence[Any] = (), report: Watch | Non
 
     Raises:
         Stopped: `report` stopped the trial.
+        StoppedError: The process was asked to end.
     """
     try:
         run(recipe, callbacks=callbacks, report=report)
-    except Stopped:
+    except (Stopped, StoppedError):
         raise
     except StsslError as error:
         _write_reason(recipe, str(error))

@@ -90,8 +90,8 @@ class StudySearcher(Searcher):
             why = reason or "its driver died; see Ray's logs"
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why.splitlines()[0]}")
         else:
-            # Out of time: the study keeps it as running, and the next start goes on with it.
-            self.live.pop(trial_id)
+            # Out of time, or asked to end: the study keeps it as running.
+            self.say(f"trial {self.live.pop(trial_id).number}: not at its end; the same command goes on with it")
 
     def _end(self, trial_id: str, write: Callable[[Any], None], words: str) -> None:
         trial = self.live.pop(trial_id)

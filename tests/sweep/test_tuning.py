@@ -2,16 +2,19 @@
 
 import json
 import math
+import signal
 
 import optuna
 import pytest
 
 from stssl.config import validate
-from stssl.errors import ConfigError, RunError
+from stssl.errors import ConfigError, RunError, StoppedError
 from stssl.recipe import LaunchConfig, Recipe, load_recipe
+from stssl.sweep.here import search_here
 from stssl.sweep.run import search, sweep
 from stssl.sweep.trial import REASON, concurrency, driver_needs, needs
 from stssl.sweep.tuning import FINISHED, StudyScheduler, StudySearcher
+from stssl.train.folder import RunFolder
 from stssl.train.launch import run
 
 
@@ -138,3 +141,25 @@ def test_a_whole_sweep_in_this_process(open_book, tmp_path):
 
     best = load_recipe(result.best)
     assert run(best).finished()["steps"] == 12
+
+
+def test_a_sweep_that_is_asked_to_end_goes_on_later(open_book, tmp_path):
+    schedule = {"steps": 12, "warmup": 0, "supervised_start": 2, "evaluate_every": 2}
+    book = open_book("asked", {"schedule": schedule}, trials=2, scheduler={"name": "none"})
+    searcher, _ = go(book)
+    decide = searcher.decide
+
+    def decide_and_ask(trial_id, metrics):
+        if metrics["step"] == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return decide(trial_id, metrics)
+
+    searcher.decide = decide_and_ask
+    with pytest.raises(StoppedError):
+        search_here(searcher)
+    assert states(book)[0] == "RUNNING"
+    sweep(tmp_path / "asked.yaml", [], print)
+    later = open_book("asked", {"schedule": schedule}, trials=2, scheduler={"name": "none"})
+    assert states(later) == ["COMPLETE", "COMPLETE"]
+    rows = RunFolder(tmp_path / "sweeps" / "asked" / "trials" / "trial-0000").rows()
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [2, 4, 6, 8, 10, 12]
