@@ -1,0 +1,249 @@
+"""The whole training loop, measured: images/s, seconds by part, waiting for data, memory, utilisation, checkpoints.
+
+    python experiments/benchmarks/train.py --steps 20 --threads 2 --repeats 3 --json train.json
+    python experiments/benchmarks/train.py --labeled 64 --precision bf16 --device cuda --peak 989
+    python experiments/benchmarks/train.py --ranks 1 2 --threads 1
+
+It writes its own synthetic store and trains ST-FixMatch on it through the loader, augmentation, step, optimiser and
+average of a real run, without Ray. `--peak` is the device's peak in TFLOP/s, from which utilisation follows (FLOPs of
+matrix products and convolutions that one step needs). With `--ranks`, local gloo ranks: weak scaling keeps the rows of
+a rank, strong scaling those of the global batch.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.utils.flop_counter import FlopCounterMode
+
+from stssl.archives.synthetic import synthesize
+from stssl.config import validate
+from stssl.convert import Options, convert
+from stssl.recipe import Recipe
+from stssl.train.loop import update
+from stssl.train.session import Session, open_session
+
+PARTS = ("wait for data", "views", "forward", "backward", "rest of the step")
+
+
+def recipe(options: argparse.Namespace, store: Path, labeled: int) -> Recipe:
+    """ST-FixMatch at the asked size."""
+    vit = options.backbone.startswith("vit")
+    tree: dict[str, Any] = {
+        "name": "train",
+        "data": {"store": str(store), "labels": "labels_19", "cache": options.cache},
+        "labels": {"fraction": 0.5, "allow_missing_classes": True},
+        "model": {
+            "backbone": options.backbone,
+            "image_size": options.size,
+            "metadata": "teacher",
+            "injection": {"name": "token" if vit else "late"},
+        },
+        "algorithm": {"name": "fixmatch"},
+        "batch": {"labeled": labeled, "unlabeled_ratio": options.ratio, "micro": options.micro},
+        "schedule": {"steps": 10**6, "evaluate_every": 10**6},
+        "compute": {"precision": options.precision, "threads": options.threads, "compile": options.compile},
+        "launch": {"workers": 0, "storage": str(store.parent / "runs")},
+        "logging": {"tensorboard": False},
+    }
+    return validate(Recipe, tree, "benchmark")
+
+
+class Clock:
+    """Seconds of parts; waits for the device at each end, so parts add up to more than an undisturbed step takes."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing measured yet."""
+        self.device, self.spent = device, dict.fromkeys(PARTS, 0.0)
+
+    def now(self) -> float:
+        """Seconds, once the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def by_part(session: Session, batches: Any, steps: int) -> dict[str, float]:
+    """Mean seconds a step of each part; the device is waited for in between."""
+    clock = Clock(session.stage.device)
+    for _ in range(steps):
+        start = clock.now()
+        raw = next(batches)
+        got = clock.now()
+        batch = session.stage.batch(raw)
+        seen = clock.now()
+        session.optimizer.zero_grad(set_to_none=True)
+        forward = backward = 0.0
+        with session.autocast():
+            blocks = session.stage.blocks(batch, session.progress)
+        for block in blocks:
+            before = clock.now()
+            with session.autocast():
+                output = session.model(*block)
+            middle = clock.now()
+            output.loss.backward()
+            forward, backward = forward + middle - before, backward + clock.now() - middle
+        done = clock.now()
+        session.optimizer.step()
+        session.stage.step.after_optimizer()
+        rest = clock.now() - done + (done - seen - forward - backward)
+        session.position.step += 1
+        for name, value in zip(PARTS, (got - start, seen - got, forward, backward, rest), strict=True):
+            clock.spent[name] += value / steps
+    return clock.spent
+
+
+def flops(session: Session, raw: Any) -> float:
+    """FLOPs of one step's matrix products and convolutions, by this rank."""
+    with FlopCounterMode(display=False) as counter:
+        update(session, raw)
+    session.position.step += 1
+    return float(counter.get_total_flops())
+
+
+def checkpoint_seconds(session: Session) -> tuple[float, float]:
+    """How long training stops for a checkpoint, and how long the file takes in the background."""
+    start = time.perf_counter()
+    session.folder.checkpoints.save(session.state(), best=True)
+    stopped = time.perf_counter() - start
+    session.folder.checkpoints.wait()
+    return stopped, time.perf_counter() - start
+
+
+def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str, Any]:
+    """One row: medians over repeats."""
+    session = open_session(recipe(options, store, labeled), torch.device(options.device))
+    batches = session.stage.loader.batches(0, 10**6)
+    clock = Clock(session.stage.device)
+    for _ in range(options.warmup):
+        update(session, next(batches))
+        session.position.step += 1
+    needed = flops(session, next(batches))
+    seconds, waits = [], []
+    for _ in range(options.repeats):
+        start, waited = clock.now(), 0.0
+        for _ in range(options.steps):
+            before = time.perf_counter()
+            raw = next(batches)
+            waited += time.perf_counter() - before
+            update(session, raw)
+            session.position.step += 1
+        seconds.append((clock.now() - start) / options.steps)
+        waits.append(waited / options.steps)
+    parts = by_part(session, batches, max(1, options.steps // 2))
+    second = statistics.median(seconds)
+    row = {
+        "backbone": options.backbone,
+        "size": options.size,
+        "precision": options.precision,
+        "labeled": labeled,
+        "unlabeled": labeled * options.ratio,
+        "s/step": second,
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+        "images/s": labeled * (1 + options.ratio) / second,
+        "data wait": statistics.median(waits) / second,
+        "TFLOP/step": needed / 1e12,
+        "memory GB": memory(session.stage.device),
+    }
+    if options.peak:
+        row["utilisation"] = needed / second / (options.peak * 1e12)
+    stopped, written = checkpoint_seconds(session)
+    row |= {"checkpoint stop s": stopped, "checkpoint s": written}
+    batches.close()
+    return row | {f"{name} s": value for name, value in parts.items()}
+
+
+def memory(device: torch.device) -> float:
+    """Peak memory in GB."""
+    from stssl.train.surroundings import memory as peak
+
+    return peak(device)["memory_gb"]
+
+
+def write_store(folder: Path, patches: int) -> Path:
+    """A converted synthetic archive."""
+    store = folder / "store.zarr"
+    if not store.exists():
+        archive = synthesize(folder / "archive", patches=patches, seed=0)
+        convert("bigearthnet-v1", archive, store, Options(workers=0, shard=128))
+    return store
+
+
+def one_rank(rank: int, world: int, options: argparse.Namespace, store: str, labeled: int, out: str) -> None:
+    """One of several gloo ranks."""
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    dist.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=world)
+    row = measure(options, Path(store), labeled)
+    if rank == 0:
+        Path(out).write_text(json.dumps(row | {"ranks": world}))
+    dist.destroy_process_group()
+
+
+def scaling(options: argparse.Namespace, store: Path) -> list[dict[str, Any]]:
+    """Weak and strong scaling over local ranks, relative to the first number of ranks."""
+    rows = []
+    for kind in ("weak", "strong"):
+        first: dict[str, Any] | None = None
+        for world in options.ranks:
+            labeled = options.labeled * world if kind == "weak" else options.labeled
+            out = str(store.parent / f"{kind}{world}.json")
+            mp.spawn(one_rank, (world, options, str(store), labeled, out), nprocs=world)
+            row = {"scaling": kind, **json.loads(Path(out).read_text())}
+            first = first or row
+            expected = first["images/s"] * world / first["ranks"]
+            rows.append(row | {"efficiency": row["images/s"] / expected})
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="vit_small_patch16_224")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--labeled", type=int, default=4)
+    parser.add_argument("--ratio", type=int, default=7)
+    parser.add_argument("--micro", type=int)
+    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cache", default="none", choices=["none", "host", "device"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--peak", type=float, help="of the device, in TFLOP/s")
+    parser.add_argument("--patches", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ranks", type=int, nargs="*", default=[])
+    parser.add_argument("--store", type=Path, help="folder that keeps the generated store")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.store or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        store = write_store(folder, options.patches)
+        for precision in options.precision:
+            chosen = argparse.Namespace(**vars(options) | {"precision": precision})
+            rows += scaling(chosen, store) if options.ranks else [measure(chosen, store, options.labeled)]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print("| " + " | ".join(columns) + " |")
+    print("|" + " --- |" * len(columns))
+    for row in rows:
+        cells = [f"{v:.3g}" if isinstance(v := row.get(key, "-"), float | np.floating) else str(v) for key in columns]
+        print("| " + " | ".join(cells) + " |")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
