@@ -179,11 +179,11 @@ def write_store(folder: Path, patches: int) -> Path:
     return store
 
 
-def one_rank(rank: int, world: int, options: argparse.Namespace, store: str, labeled: int, out: str) -> None:
+def one_rank(rank: int, world: int, options: argparse.Namespace, labeled: int, out: str) -> None:
     """One of several gloo ranks."""
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     dist.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=world)
-    row = measure(options, Path(store), labeled)
+    row = measure(options, Path(out).parent / "store.zarr", labeled)
     if rank == 0:
         Path(out).write_text(json.dumps(row | {"ranks": world}))
     dist.destroy_process_group()
@@ -197,7 +197,7 @@ def scaling(options: argparse.Namespace, store: Path) -> list[dict[str, Any]]:
         for world in options.ranks:
             labeled = options.labeled * world if kind == "weak" else options.labeled
             out = str(store.parent / f"{kind}{world}.json")
-            mp.spawn(one_rank, (world, options, str(store), labeled, out), nprocs=world)
+            mp.spawn(one_rank, (world, options, labeled, out), nprocs=world)
             row = {"scaling": kind, **json.loads(Path(out).read_text())}
             first = first or row
             expected = first["images/s"] * world / first["ranks"]

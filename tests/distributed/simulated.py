@@ -1,7 +1,7 @@
 """Runs recipes on several simulated nodes, in a process of its own: `python simulated.py lost|joined FOLDER`.
 
-`lost`: an undisturbed run, then one whose node is lost in mid-run, on three one-CPU nodes. `joined`: an elastic run that
-starts on one node and gets a second. What was seen goes to FOLDER/seen.json.
+`lost`: an undisturbed run, then one whose node is lost in mid-run, on three one-CPU nodes. `joined`: an elastic run
+that starts on one node and gets a second. What was seen goes to FOLDER/seen.json.
 """
 
 import json
