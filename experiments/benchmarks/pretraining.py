@@ -1,7 +1,8 @@
 """Pretrains with several pretexts and seeds and compares them with random weights by k-NN and a linear probe on test.
 
-    EUROSAT=eurosat.zarr python experiments/benchmarks/pretraining.py --out runs/pretraining --blocks --labels per-class=20
-        --set compute.threads=1 -- "experiments/pretrain/cpu.yaml,pretext.geo={name: none}" experiments/pretrain/cpu.yaml
+    EUROSAT=eurosat.zarr python experiments/benchmarks/pretraining.py --out runs/pretraining --blocks
+        --labels per-class=20 --set compute.threads=1
+        -- "experiments/pretrain/cpu.yaml,pretext.geo={name: none}" experiments/pretrain/cpu.yaml
 
 A recipe may be followed by overrides, joined by `,`. Runs that are finished are not run again. `--blocks` draws spatial
 blocks anew for each seed.
