@@ -31,12 +31,13 @@ fi
 
 nodes="${SLURM_JOB_NUM_NODES:?start this with sbatch}"
 head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"
-port="$((20000 + SLURM_JOB_ID % 10000))"
+address="${head_node}:$((20000 + SLURM_JOB_ID % 10000))"
 
 # One token for this job only: nodes and clients without it are refused.
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+export RAY_TMPDIR="/tmp/stssl-$SLURM_JOB_ID"
 RAY_AUTH_TOKEN="$(python3 -c 'import secrets; print(secrets.token_hex(32))')"
 export RAY_AUTH_TOKEN
 
@@ -47,9 +48,8 @@ rm -f "$mark"
 trap 'rm -f "$mark"' EXIT
 # shellcheck disable=SC2016
 srun --nodes="$nodes" --ntasks="$nodes" \
-  ray symmetric-run --address "${head_node}:${port}" --min-nodes "$nodes" \
-  --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --temp-dir="/tmp/ray-$SLURM_JOB_ID" -- \
-  sh -c ': > "$1"; shift; exec stssl "$@"' start "$mark" "$command" "$@"
+  ray symmetric-run --address "$address" --min-nodes "$nodes" --num-cpus="${SLURM_CPUS_PER_TASK:-1}" -- \
+  sh -c ': > "$1"; export RAY_ADDRESS="$2"; shift 2; exec stssl "$@"' start "$mark" "$address" "$command" "$@"
 if [ ! -e "$mark" ]; then
   echo "Ray did not start on all $nodes nodes; nothing was run" >&2
   exit 1

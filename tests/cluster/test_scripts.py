@@ -16,7 +16,7 @@ STUBS = {
     # Runs what stands after `--`, as symmetric-run does on the head node; or fails to start, and still ends with 0.
     "ray": 'echo "ray $* [$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}]" >> "$LOG"\n[ -z "${NO_RAY:-}" ] || exit 0\n'
     'while [ "$1" != -- ]; do shift; done\nshift\nexec "$@"',
-    "stssl": 'printf "stssl" >> "$LOG"\nprintf " <%s>" "$@" >> "$LOG"\necho >> "$LOG"\nexit "${CODE:-0}"',
+    "stssl": 'printf "stssl at $RAY_ADDRESS" >> "$LOG"\nprintf " <%s>" "$@" >> "$LOG"\necho >> "$LOG"\nexit "${CODE:-0}"',
 }
 
 
@@ -79,13 +79,13 @@ def test_the_slurm_script_starts_ray_everywhere_and_trains(slurm, tmp_path):
     assert done.returncode == 0, done.stderr
     assert srun.startswith("srun --nodes=2 --ntasks=2 ray symmetric-run --address node1:23456 --min-nodes 2")
     assert ray.endswith("[token 64]")
-    assert stssl == "stssl <train> <recipe.yaml> <name=two words> <seed=1>"
+    assert stssl == "stssl at node1:23456 <train> <recipe.yaml> <name=two words> <seed=1>"
     assert not list(tmp_path.glob(".stssl-*"))
 
 
 def test_the_slurm_script_knows_sweeps_and_pretraining(slurm):
-    assert slurm("sweep.yaml")[1][-1] == "stssl <sweep> <sweep.yaml>"
-    assert slurm("pretrain.yaml")[1][-1] == "stssl <pretrain> <pretrain.yaml>"
+    assert slurm("sweep.yaml")[1][-1] == "stssl at node1:23456 <sweep> <sweep.yaml>"
+    assert slurm("pretrain.yaml")[1][-1] == "stssl at node1:23456 <pretrain> <pretrain.yaml>"
 
 
 def test_the_slurm_script_fails_with_the_run_and_without_ray(slurm):
