@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stssl.build import check, open_data
+from stssl.build import open_data
 from stssl.cluster import ray_session
 from stssl.errors import ConfigError, RunError
 from stssl.metrics import score
@@ -21,6 +21,7 @@ from stssl.sweep.domains import build_space
 from stssl.sweep.space import nearest
 from stssl.sweep.spec import Sweep, load_sweep
 from stssl.sweep.study import Book, open_study
+from stssl.train.stages import check
 
 Say = Callable[[str], None]
 
@@ -176,6 +177,9 @@ def tune_session(book: Book) -> Iterator[tuple[int, dict[str, Any]]]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     launch = book.sweep.recipe.launch
+    if not (launch.address or os.environ.get("RAY_ADDRESS")):
+        # Nobody takes this machine away from Ray; watching for it would cost each trial a process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Where trials are stopped, Ray Train asks the dashboard whether their drivers live, and else keeps their workers.
     with ray_session(launch.address, dashboard=True):
         import ray

@@ -202,8 +202,12 @@ def _tree(change: Tree, source: str) -> Tree:
 
 
 def _absolute(recipe: Recipe) -> Recipe:
-    """The recipe with a local store's absolute path: workers run elsewhere."""
-    store = Path(recipe.data.store)
-    if "://" in recipe.data.store or store.is_absolute():
-        return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"store": str(store.absolute())})})
+    """The recipe with absolute paths: workers run elsewhere, and trials have a storage of their own."""
+    store, (kind, _, name) = Path(recipe.data.store), recipe.model.weights.partition(":")
+    if "://" not in recipe.data.store and not store.is_absolute():
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"store": str(store.absolute())})})
+    if kind == "run":
+        run = Path(name) if Path(name).is_dir() else Path(recipe.launch.storage) / name
+        model = recipe.model.model_copy(update={"weights": f"run:{run.absolute()}"})
+        recipe = recipe.model_copy(update={"model": model})
+    return recipe

@@ -30,14 +30,14 @@ def trial(config: dict[str, Any]) -> None:
 
 
 def carry_out(recipe: Recipe, callbacks: Sequence[Any] = (), report: Watch | None = None) -> None:
-    """Train one recipe; a failure is written to the run's folder instead of raised: it is a result of the sweep, too.
+    """Train a checked recipe; its failure is a result of the sweep, too: written to the run's folder, not raised.
 
     Raises:
         Stopped: `report` stopped the trial.
         StoppedError: The process was asked to end.
     """
     try:
-        run(recipe, callbacks=callbacks, report=report)
+        run(recipe, callbacks=callbacks, report=report, checked=True)
     except (Stopped, StoppedError):
         raise
     except StsslError as error:

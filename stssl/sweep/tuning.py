@@ -12,6 +12,7 @@ from stssl.errors import StsslError
 from stssl.sweep.outcome import outcome
 from stssl.sweep.study import Book, run_name, trials_folder
 from stssl.sweep.trial import failure, trial_recipe
+from stssl.train.stages import check
 
 Say = Callable[[str], None]
 FINISHED = str(Searcher.FINISHED)
@@ -49,6 +50,7 @@ class StudySearcher(Searcher):
         storage = trials_folder(self.book.sweep.folder)
         try:
             recipe = trial_recipe(self.book.space.recipe(values), run_name(trial.number), storage)
+            check(recipe)
         except StsslError as error:
             why = str(error)
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")

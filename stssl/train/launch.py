@@ -22,7 +22,11 @@ Watch = Callable[[dict[str, Any]], None]
 
 
 def run(
-    recipe: RunRecipe, watch: Watch | None = None, callbacks: Sequence[Any] = (), report: Watch | None = None
+    recipe: RunRecipe,
+    watch: Watch | None = None,
+    callbacks: Sequence[Any] = (),
+    report: Watch | None = None,
+    checked: bool = False,
 ) -> RunFolder:
     """Train a recipe to its end, going on from its last checkpoint if it was started before.
 
@@ -31,6 +35,7 @@ def run(
         watch: Called with each new row of the run's metrics.
         callbacks: Ray Train's, for a run on Ray workers.
         report: Called with each validation's metrics, in a run in this process; may end it by raising.
+        checked: Whether the caller knows already that data and networks allow the recipe.
 
     Returns:
         The run's folder; a run that is finished already returns at once.
@@ -41,7 +46,8 @@ def run(
     folder = RunFolder.of(recipe)
     if folder.refuse_others(recipe) and folder.finished():
         return folder
-    check(recipe)
+    if not checked:
+        check(recipe)
     folder.claim(recipe)
     with watching(folder, watch):
         if recipe.launch.workers == 0:

@@ -115,3 +115,13 @@ def test_sweeps_of_the_repository_are_whole(path, monkeypatch):
 
 def test_there_are_the_promised_sweeps():
     assert {path.stem for path in SWEEPS} >= {"thresholds", "distillation", "sites", "joint", "cpu"}
+
+
+def test_paths_are_absolute_because_trials_run_elsewhere(space_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space_of({"optimizer.lr": None}, {"data.store": "here.zarr", "model.weights": "run:first", "launch.storage": "out"})
+    recipe = load_sweep("s.yaml").recipe
+    assert recipe.data.store == str(tmp_path / "here.zarr")
+    assert recipe.model.weights == f"run:{tmp_path / 'out' / 'first'}"
+    space_of({"optimizer.lr": None}, {"data.store": "s3://bucket/a.zarr"})
+    assert load_sweep("s.yaml").recipe.data.store == "s3://bucket/a.zarr"
