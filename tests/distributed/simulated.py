@@ -6,6 +6,7 @@ that starts on one node and gets a second. What was seen goes to FOLDER/seen.jso
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -87,8 +88,17 @@ def joined(cluster: Cluster, folder: Path, seen: dict) -> None:
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     elastic = recipe(folder, "elastic", cluster.address, workers=[1, 2], elastic_interval_s=3)
-    when_validated(RunFolder.of(elastic), 40, lambda: cluster.add_node(num_cpus=1))
-    run(elastic)
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.address}"]
+    # A process of its own: nodes can only be started from a main thread, and ours trains.
+    started: list[subprocess.Popen] = []
+    join = lambda: started.append(subprocess.Popen([*command, "--num-cpus=1"]))  # noqa: E731
+    when_validated(RunFolder.of(elastic), 40, join)
+    try:
+        run(elastic)
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait(30)
 
 
 def main() -> None:
