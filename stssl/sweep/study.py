@@ -15,6 +15,9 @@ from stssl.sweep.spec import Sweep, SweepConfig
 SPACE = "stssl"
 """The study's attribute that says what is searched."""
 
+DEATHS = 3
+"""So often may a trial's driver die before the trial counts as failed."""
+
 
 def storage_of(url: str) -> Any:
     """The Optuna storage of `sqlite:///FILE`, `postgresql://...` or `journal:FILE`.
@@ -190,6 +193,14 @@ class Book:
         values = self.space.draw(trial)
         trial.set_user_attr("started", datetime.now().isoformat(timespec="seconds"))
         return trial, values
+
+    def again(self, trial: Any) -> bool:
+        """Hand a trial out once more whose driver or machine died; False when that happened too often."""
+        deaths = int(trial.user_attrs.get("deaths", 0)) + 1
+        trial.set_user_attr("deaths", deaths)
+        if deaths < DEATHS:
+            self.interrupted.append(trial)
+        return deaths < DEATHS
 
     def report(self, trial: Any, step: int, value: float, seconds: float) -> bool:
         """Write down a score in mid-run; returns whether the trial is to be stopped."""

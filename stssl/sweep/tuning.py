@@ -43,7 +43,8 @@ class StudySearcher(Searcher):
             return None
         drawn = None if self.late() else self.book.next()
         if drawn is None:
-            return FINISHED
+            # While trials are live, one of them may have to be handed out again.
+            return None if self.live else FINISHED
         trial, values = drawn
         self.live[trial_id] = trial
         self.since[trial_id] = time.time() - float(trial.user_attrs.get("seconds", 0.0))
@@ -88,6 +89,8 @@ class StudySearcher(Searcher):
             values = ended.values
             words = ", ".join(f"{name} {value:.4f}" for name, value in zip(ended.names, values, strict=True))
             self._end(trial_id, lambda trial: self.book.complete(trial, values), words)
+        elif reason is None and error and self.book.again(self.live[trial_id]):
+            self.say(f"trial {self.live.pop(trial_id).number}: its driver died; it goes on from its checkpoint")
         elif reason is not None or error:
             why = reason or "its driver died; see Ray's logs"
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why.splitlines()[0]}")

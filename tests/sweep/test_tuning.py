@@ -37,11 +37,23 @@ def test_trials_are_handed_out_while_there_is_room(open_book):
     first, second = searcher.suggest("a"), searcher.suggest("b")
     assert first["number"] == 0 and second["number"] == 1 and searcher.suggest("c") is None
     assert first["recipe"]["name"] == "trial-0000" and first["recipe"]["launch"]["workers"] == 0
-    searcher.on_trial_complete("a", error=True)
+    book.stop(searcher.live.pop("a"))
     assert searcher.suggest("c")["number"] == 2
-    searcher.on_trial_complete("b", error=True)
+    book.stop(searcher.live.pop("b"))
+    assert searcher.suggest("d") is None
+    book.stop(searcher.live.pop("c"))
     assert searcher.suggest("d") == FINISHED
-    assert states(book) == ["FAIL", "FAIL", "RUNNING"]
+    assert states(book) == ["PRUNED"] * 3
+
+
+def test_a_trial_whose_driver_died_is_handed_out_again_but_not_for_ever(open_book):
+    book = open_book(trials=1)
+    searcher, lines = go(book)
+    for start in ("a", "b", "c"):
+        assert searcher.suggest(start)["number"] == 0 and states(book) == ["RUNNING"]
+        searcher.on_trial_complete(start, error=True)
+    assert states(book) == ["FAIL"] and "driver died" in book.study.trials[0].user_attrs["reason"]
+    assert len(lines) == 3 and searcher.suggest("d") == FINISHED
 
 
 def test_a_trial_that_trained_to_its_end_is_complete(open_book):
