@@ -31,7 +31,14 @@ def ray_session(address: str | None = None, dashboard: bool = False, cpus: int |
         if address:
             ray.init(address=address, logging_level=logging.ERROR)
         else:
-            ray.init(num_cpus=cpus, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+            # Without "local", Ray would join any cluster that was started on this machine, also one that is gone.
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=dashboard,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RunError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
     try:

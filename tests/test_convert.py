@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -352,3 +353,22 @@ def test_eurosat_splits_as_the_paper_does(tmp_path):
     places = {Path(row["filepath"]).stem: row for row in csv.DictReader(table.open())}
     for name, lat, lon in zip(names, store.column("lat"), store.column("lon"), strict=True):
         assert (lat, lon) == (float(places[name]["latitude"]), float(places[name]["longitude"]))
+
+
+@pytest.mark.ray
+def test_a_cluster_that_is_gone_is_not_joined(archive, tmp_path):
+    """Ray remembers the last cluster that was started on a machine, and would take it for this one."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        remembered = Path(temporary, "ray", "ray_current_cluster")
+        remembered.parent.mkdir()
+        remembered.write_text("127.0.0.1:9")
+        command = [sys.executable, "-c", DRIVER, str(archive), str(tmp_path / "store.zarr"), "1"]
+        done = subprocess.run(
+            command,
+            env=os.environ | {"RAY_TMPDIR": temporary},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
