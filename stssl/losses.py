@@ -4,13 +4,15 @@ The mean of the ranks' mean losses is not the mean over the global batch once we
 uneven. So denominators are summed over ranks first (they need no gradients), and local numerators divided by them.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from stssl.batch import IGNORED
+from stssl.config import Config, Domain
 
 Distance = Literal["mse", "mae", "cosine", "logits", "none"]
 
@@ -41,6 +43,16 @@ def squared_error(logits: Tensor, target: Tensor) -> Tensor:
     return (logits.softmax(-1) - target).square().mean(-1)
 
 
+class AsymmetricConfig(Config):
+    """Focus on hard negatives and positives, margin of absence, and how the focusing weight is taken."""
+
+    gamma_negative: Annotated[float, Field(ge=0), Domain(0.0, 6.0)] = 4.0
+    gamma_positive: Annotated[float, Field(ge=0), Domain(0.0, 3.0)] = 1.0
+    clip: Annotated[float, Field(ge=0, lt=1), Domain(0.0, 0.2)] = 0.05
+    detach_focus: bool = True
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-8
+
+
 def asymmetric(
     logits: Tensor,
     target: Tensor,
@@ -66,7 +78,7 @@ def asymmetric(
         [B, G], 0 where the target is ignored.
     """
     present = target[..., 1] if target.dtype.is_floating_point else target.clamp_min(0).to(logits.dtype)
-    positive = (logits[..., 1] - logits[..., 0]).sigmoid()
+    positive = presence(logits)
     negative = (1 - positive + clip).clamp_max(1)
     likelihood = present * positive.clamp_min(epsilon).log()
     likelihood = likelihood + (1 - present) * negative.clamp_min(epsilon).log()
@@ -75,6 +87,11 @@ def asymmetric(
     focus = (1 - right).clamp_min(0).pow(gamma)
     loss = -likelihood * (focus.detach() if detach_focus else focus)
     return loss if target.dtype.is_floating_point else torch.where(target == IGNORED, 0.0, loss)
+
+
+def presence(logits: Tensor) -> Tensor:
+    """Probability that a class is there: [B, C] from [B, C, 2]."""
+    return (logits[..., 1] - logits[..., 0]).sigmoid()
 
 
 def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, float]:

@@ -7,10 +7,8 @@ Every class takes as many positives as its labeled frequency says: over the last
 
 The quantile at q of n ascending values is the one at index clamp(floor(n q), 0, n - 1). Losses are asymmetric
 (arXiv:2009.14119) or cross-entropy, the unlabeled one divided by the number selected. Labels come from the averaged
-teacher. State: the ring of probabilities, and the cuts.
-
-Departures from the public implementation: the ring is kept with checkpoints and holds all ranks' rows; a batch may be
-larger than the ring; single-label tasks are refused by name; quantiles are found without sorting (see `ring`).
+teacher. State: the ring of probabilities, and the cuts. Departures from the public implementation: checkpoints keep the
+ring, which holds all ranks' rows and sees any batch; single labels are refused by name; no sorting (see `ring`).
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -25,12 +23,12 @@ from stssl.batch import Progress, View
 from stssl.config import Domain
 from stssl.errors import ConfigError
 from stssl.labels import LabelSpace
-from stssl.losses import asymmetric, cross_entropy
+from stssl.losses import AsymmetricConfig, asymmetric, cross_entropy, presence
 
 Share = Annotated[float, Field(gt=0, le=1), Domain(0.3, 1.0)]
 
 
-class CapConfig(AlgorithmConfig):
+class CapConfig(AlgorithmConfig, AsymmetricConfig):
     """Rows to take quantiles over, shares to select, and the loss."""
 
     name: Literal["cap"] = "cap"
@@ -39,11 +37,6 @@ class CapConfig(AlgorithmConfig):
     positive_share: Share = 1.0
     negative_share: Share = 1.0
     asymmetric: Switch = True
-    gamma_negative: Annotated[float, Field(ge=0), Domain(0.0, 6.0)] = 4.0
-    gamma_positive: Annotated[float, Field(ge=0), Domain(0.0, 3.0)] = 1.0
-    clip: Annotated[float, Field(ge=0, lt=1), Domain(0.0, 0.2)] = 0.05
-    detach_focus: bool = True
-    epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-8
 
 
 class Cap(Algorithm):
@@ -59,9 +52,7 @@ class Cap(Algorithm):
         """
         super().__init__(config, space, facts)
         if not space.multilabel:
-            raise ConfigError(
-                "algorithm.name: cap needs multi-label data. For single labels, take freematch or softmatch."
-            )
+            raise ConfigError("algorithm.name: cap needs multi-label data. For single labels, take freematch.")
         frequency = facts.prior[:, 1].double()
         positive, negative = config.positive_share, config.negative_share
         shares = torch.stack([1 - frequency, 1 - positive * frequency, negative * (1 - frequency)])
@@ -90,14 +81,8 @@ class Cap(Algorithm):
         config = self.config
         if not config.asymmetric:
             return cross_entropy(logits, target)
-        options = ("gamma_negative", "gamma_positive", "clip", "detach_focus", "epsilon")
-        return asymmetric(logits, target, **{name: getattr(config, name) for name in options})
+        return asymmetric(logits, target, **{name: getattr(config, name) for name in AsymmetricConfig.model_fields})
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The same."""
         return self.supervised_loss(logits, target)
-
-
-def presence(logits: Tensor) -> Tensor:
-    """Probability that a class is there: [B, C] from [B, C, 2]."""
-    return (logits[..., 1] - logits[..., 0]).sigmoid()

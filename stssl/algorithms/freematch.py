@@ -10,10 +10,8 @@ both divided by the histogram of chosen ways:
     fairness = sum(normalized(marginal / histogram) * log(normalized(mean p / histogram of p)))
 
 The first steps learn from labels only, while state is already collected. State: running confidence [G], marginal and
-histogram [G, K], from the labeler's weak view, updated before use.
-
-Departures from the public implementation: a decision without any selected sample adds 0 to the fairness term, not
-NaN; sums for it run over the whole global batch, not a rank's part.
+histogram [G, K], from the labeler's weak view, updated before use. Departures from the public implementation: a
+decision without any selected sample adds 0 to fairness, not NaN; its sums run over the whole global batch.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -83,7 +81,7 @@ class FreeMatch(Algorithm):
         return torch.stack([(p * selected).sum(0), (ways * selected).sum(0)])
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """The weighted fairness term."""
+        """Weighted fairness."""
         return self.fairness(statistics) * float(self.config.fairness_weight)
 
     def fairness(self, statistics: Tensor) -> Tensor:

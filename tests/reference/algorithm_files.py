@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts, Seen, Term
 from stssl.algorithms.base import known
-from stssl.algorithms.cap import presence
 from stssl.batch import Batch, Progress, View
 from stssl.config import config_types, part_name
 from stssl.labels import LabelSpace
-from stssl.losses import distance
+from stssl.losses import distance, presence
 from stssl.models import Network, Prediction
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 
