@@ -49,6 +49,22 @@ def on_sphere(metadata: Tensor) -> Tensor:
     return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], 1).float()
 
 
+def known_places(metadata: Tensor, least: int) -> Tensor:
+    """[m, 3] the different known places in [n, 4] metadata, as points of the unit sphere.
+
+    Raises:
+        DataError: They are fewer than `least`.
+    """
+    points = on_sphere(metadata)
+    points = torch.unique(points[~points.isnan().any(1)], dim=0)
+    if len(points) < least:
+        raise DataError(
+            f"pretext.geo: {least} different places are needed, and the training part has {len(points)}. "
+            "Lower pretext.geo.k, or set pretext.geo={name: none} where a store has no places."
+        )
+    return points
+
+
 def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
     """[k, 3] centres of k-means over places on the unit sphere.
 
@@ -62,13 +78,7 @@ def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
     """
     from sklearn.cluster import KMeans
 
-    points = on_sphere(metadata)
-    points = torch.unique(points[~points.isnan().any(1)], dim=0).double().numpy()
-    if len(points) < k:
-        raise DataError(
-            f"pretext.geo.k: {k} clusters need as many different places, and the training part has {len(points)}. "
-            "Lower it, or set pretext.geo={name: none} where a store has no places."
-        )
+    points = known_places(metadata, k).double().numpy()
     if len(points) > SAMPLE:
         points = points[np.random.Generator(np.random.Philox(key=seed)).choice(len(points), SAMPLE, replace=False)]
     centres = KMeans(k, n_init=1, random_state=seed).fit(points).cluster_centers_

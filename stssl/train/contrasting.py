@@ -12,7 +12,7 @@ from stssl.metrics import headline
 from stssl.models.backbones import load_weights, make_backbone, shape_of
 from stssl.models.ema import average_batchnorm, evaluating
 from stssl.neighbours import neighbour_scores
-from stssl.pretrain.geography import ClustersConfig, NoGeoConfig, cluster_places
+from stssl.pretrain.geography import ClustersConfig, NoGeoConfig, cluster_places, known_places
 from stssl.pretrain.pairs import PairLoader, PairSource, RawPairs
 from stssl.pretrain.positives import Positives
 from stssl.pretrain.views import apply_view
@@ -171,7 +171,6 @@ def check(recipe: PretrainRecipe) -> None:
         labels_of(data.store, recipe.data.labels)
     _positives(recipe, data)
     if not isinstance(recipe.pretext.geo, NoGeoConfig):
-        metadata = data.metadata[torch.from_numpy(data.split.train)]
-        cluster_places(metadata, 1, 0) if metadata.isnan()[:, 0].all() else None
+        known_places(data.metadata[torch.from_numpy(data.split.train)], getattr(recipe.pretext.geo, "k", 1))
     model = recipe.model.model_copy(update={"weights": "none"} if recipe.model.weights == "imagenet" else {})
     build_encoder(model, len(recipe.data.bands), recipe.pretext.projection, recipe.pretext.mlp)

@@ -65,7 +65,7 @@ def test_missing_places_have_no_cluster_and_clusters_follow_from_the_seed():
     assert nearest(table, centres)[-1] == -1 and set(nearest(table, centres)[:-1].tolist()) == set(range(5))
     assert torch.equal(centres, cluster_places(table, 5, seed=1))
     assert on_sphere(table)[-1].isnan().any()
-    with pytest.raises(DataError, match=r"pretext.geo.k: 60 clusters .* has 50"):
+    with pytest.raises(DataError, match=r"60 different places are needed, .* has 50"):
         cluster_places(table, 60, seed=1)
 
 

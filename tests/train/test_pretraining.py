@@ -182,7 +182,7 @@ def test_ranks_shuffle_keys_where_the_backbone_has_batchnorm(tree, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"pretext": {"geo": {"name": "clusters", "k": 5000}}}, DataError, r"5000 clusters need as many"),
+        ({"pretext": {"geo": {"name": "clusters", "k": 5000}}}, DataError, r"5000 different places are needed"),
         ({"pretext": {"que": 1}}, ConfigError, r"unknown key pretext.que: did you mean queue"),
         ({"data": {"labels": "labels_43"}}, ConfigError, r"has no 'labels_43'"),
         ({"launch": {"workers": 17}}, ConfigError, r"batch.size 16 is smaller than launch.workers 17"),
