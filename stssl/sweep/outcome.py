@@ -31,6 +31,13 @@ class Outcome:
     scores: dict[str, float]
 
 
+def scored(row: dict[str, Any]) -> dict[str, Any]:
+    """A validation's row with `score`, that which chooses the best checkpoint; without scores that are missing."""
+    known = {name: value for name, value in row.items() if value is not None}
+    headline = next((known[name] for name in HEADLINES if name in known), None)
+    return known if headline is None else known | {"score": headline}
+
+
 def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
     """Scores of the best checkpoint of a run; None before its first validation.
 
@@ -43,11 +50,10 @@ def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
     for row in run.rows():
         if row["kind"] != "validation":
             continue
-        last = max(last, row["step"])
-        row["score"] = next((row[name] for name in HEADLINES if row.get(name) is not None), None)
+        last, known = max(last, row["step"]), scored(row)
         # The first of equals, as the run itself keeps its best checkpoint.
-        if row["score"] is not None and (best is None or row["score"] > best["score"]):
-            best = row
+        if "score" in known and (best is None or known["score"] > best["score"]):
+            best = known
     if best is None:
         return None
     scores = {name: value for name, value in best.items() if name not in ("step", "kind") and value is not None}

@@ -2,13 +2,13 @@
 
 import contextlib
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stssl.config import validate
 from stssl.errors import RunError, StoppedError, StsslError
 from stssl.recipe import LaunchConfig, Recipe
+from stssl.sweep.outcome import scored
 from stssl.train.folder import RunFolder, write_text
 from stssl.train.launch import Watch, run, worker_resources
 
@@ -21,15 +21,24 @@ class Stopped(Exception):  # noqa: N818
 
 
 def trial(config: dict[str, Any]) -> None:
-    """What Tune calls: trains one recipe on its own Ray workers and passes their validations on."""
-    from ray.tune.integration.ray_train import TuneReportCallback
+    """What Tune calls: trains one recipe on its own Ray workers and passes their validations on.
+
+    It reads them off the run's folder. Ray's `TuneReportCallback` has a queue instead, and a driver that is still to
+    take a report from it when its run ends waits for itself for ever (seen with Ray 2.60).
+    """
+    from ray import tune
 
     recipe = validate(Recipe, config["recipe"], f"trial {config['number']}")
+
+    def watch(row: dict[str, Any]) -> None:
+        if row["kind"] == "validation":
+            tune.report(scored(row) | {"steps": recipe.schedule.steps})
+
     with contextlib.suppress(StoppedError):  # its machine was asked to end: the next start goes on with it
-        carry_out(recipe, callbacks=[TuneReportCallback()])
+        carry_out(recipe, watch=watch)
 
 
-def carry_out(recipe: Recipe, callbacks: Sequence[Any] = (), report: Watch | None = None) -> None:
+def carry_out(recipe: Recipe, watch: Watch | None = None, report: Watch | None = None) -> None:
     """Train a checked recipe; its failure is a result of the sweep, too: written to the run's folder, not raised.
 
     Raises:
@@ -37,7 +46,7 @@ def carry_out(recipe: Recipe, callbacks: Sequence[Any] = (), report: Watch | Non
         StoppedError: The process was asked to end.
     """
     try:
-        run(recipe, callbacks=callbacks, report=report, checked=True)
+        run(recipe, watch, report=report, checked=True)
     except (Stopped, StoppedError):
         raise
     except StsslError as error:

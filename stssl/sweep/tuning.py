@@ -27,6 +27,7 @@ class StudySearcher(Searcher):
         self.book, self.at_once, self.deadline, self.say = book, at_once, deadline, say
         self.live: dict[str, Any] = {}
         self.stopped: set[str] = set()
+        self.exhausted = False
         self.since: dict[str, float] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StudySearcher":
@@ -41,7 +42,11 @@ class StudySearcher(Searcher):
         """Values of the next trial, None while there is no room, `FINISHED` when all were tried."""
         if len(self.live) >= self.at_once:
             return None
+        # Tune asks all the time, and the study is on disk.
+        if self.exhausted and not self.book.interrupted:
+            return None if self.live else FINISHED
         drawn = None if self.late() else self.book.next()
+        self.exhausted = drawn is None
         if drawn is None:
             # While trials are live, one of them may have to be handed out again.
             return None if self.live else FINISHED

@@ -1,10 +1,12 @@
 """Sweep files: what they may say, what their keys mean, and errors before anything starts."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from stssl.cli import main
 from stssl.config import Domain
 from stssl.errors import ConfigError
 from stssl.sweep.domains import build_space
@@ -125,3 +127,15 @@ def test_paths_are_absolute_because_trials_run_elsewhere(space_of, tmp_path, mon
     assert recipe.model.weights == f"run:{tmp_path / 'out' / 'first'}"
     space_of({"optimizer.lr": None}, {"data.store": "s3://bucket/a.zarr"})
     assert load_sweep("s.yaml").recipe.data.store == "s3://bucket/a.zarr"
+
+
+def test_the_command_ends_with_words_before_anything_starts(space_of, tmp_path, monkeypatch, capsys):
+    space_of({"optimizer.lr": None}, storage=str(tmp_path / "sweeps"))
+    tree = yaml.safe_load((tmp_path / "s.yaml").read_text())
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(tree | {"search": {"optimizer.rate": None}}))
+    monkeypatch.setattr(sys, "argv", ["stssl", "sweep", str(tmp_path / "s.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "unknown key optimizer.rate" in capsys.readouterr().err
+    assert not (tmp_path / "sweeps" / "s" / "study.db").exists()
