@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ Watch = Callable[[dict[str, Any]], None]
 def run(
     recipe: RunRecipe,
     watch: Watch | None = None,
-    callbacks: Sequence[Any] = (),
     report: Watch | None = None,
     checked: bool = False,
 ) -> RunFolder:
@@ -33,7 +32,6 @@ def run(
     Args:
         recipe: What to train.
         watch: Called with each new row of the run's metrics.
-        callbacks: Ray Train's, for a run on Ray workers.
         report: Called with each validation's metrics, in a run in this process; may end it by raising.
         checked: Whether the caller knows already that data and networks allow the recipe.
 
@@ -54,7 +52,7 @@ def run(
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             _train_here(recipe, device, report or (lambda metrics: None))
         else:
-            _train_on_ray(recipe, callbacks)
+            _train_on_ray(recipe)
     return folder
 
 
@@ -82,7 +80,7 @@ def _prepared(session: Session, rank: int = 0, world: int = 1) -> Session:
     return session
 
 
-def _train_on_ray(recipe: RunRecipe, callbacks: Sequence[Any]) -> None:
+def _train_on_ray(recipe: RunRecipe) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -105,7 +103,6 @@ def _train_on_ray(recipe: RunRecipe, callbacks: Sequence[Any]) -> None:
                 name="ray",
                 storage_path=str(RunFolder.of(recipe).path),
                 failure_config=FailureConfig(max_failures=launch.max_failures),
-                callbacks=list(callbacks),
             ),
         )
         try:
