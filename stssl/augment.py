@@ -161,7 +161,9 @@ def _brightness(image: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def _sharpness(image: Tensor, magnitude: Tensor) -> Tensor:
-    kernel = image.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+    kernel = image.new_ones(3, 3)
+    kernel[1, 1] = 5
+    kernel = kernel / 13
     bands = image.shape[1]
     padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
     smooth = functional.conv2d(padded, kernel.expand(bands, 1, 3, 3), groups=bands)
@@ -227,7 +229,7 @@ def _warp(image: Tensor, draw: Draw) -> Tensor:
         return _crop(image, draw)
     height, width = image.shape[2:]
     sign = 1.0 - 2.0 * draw.flip.flip(1).to(image.dtype)
-    shift = draw.shift.flip(1) * (2.0 / image.new_tensor([width - 1, height - 1]))
+    shift = torch.stack([draw.shift[:, 1] * (2.0 / (width - 1)), draw.shift[:, 0] * (2.0 / (height - 1))], 1)
     linear = draw.matrix * sign[:, None, :]
     offset = draw.offset + (draw.matrix @ shift[:, :, None])[:, :, 0]
     grid = functional.affine_grid(torch.cat([linear, offset[:, :, None]], 2), list(image.shape), align_corners=True)

@@ -75,7 +75,8 @@ def neighbour_scores(
     train, asked = spread(train, bank), asked if limit is None else spread(asked, limit)
     own, others = (embed(features, data, pixels, rows, batch) for rows in (asked, train))
     chosen = targets[torch.from_numpy(train)].to(own.device)
-    logits = vote(own, others, chosen, space, k=k, temperature=temperature).cpu()
+    with torch.autocast(own.device.type, enabled=False):  # in bf16 many neighbours would be equally near
+        logits = vote(own, others, chosen, space, k=k, temperature=temperature).cpu()
     scores, _ = score(logits, targets[torch.from_numpy(asked)], space)
     return scores
 

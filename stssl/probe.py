@@ -122,8 +122,16 @@ def probe_run(
             )
     target = folder.path / "probe" / f"{weights}-s{seed}.json"
     target.parent.mkdir(exist_ok=True)
+    rows = _kept(target, rows) + rows
     write_text(target, json.dumps(without_nan({"protocol": options.model_dump(), "rows": rows}), indent=1))
     return Probed(rows, target)
+
+
+def _kept(path: Path, fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that an earlier call wrote and this one does not replace."""
+    new = {(row["method"], row["labels"]) for row in fresh}
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in before if (row["method"], row["labels"]) not in new]
 
 
 def label_rule(text: str, seed: int) -> LabelsConfig:
@@ -142,7 +150,7 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
 
 
 def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> Encoder:
-    """The best checkpoint's encoder in evaluation mode, or a random one as the run began with."""
+    """The best checkpoint's encoder in evaluation mode, or a random one."""
     state = read_state(folder.checkpoints.path("best"))["step"]
     torch.manual_seed(recipe.seed)
     model = recipe.model.model_copy(update={"weights": "none"})

@@ -58,7 +58,7 @@ class Source:
 
     def global_rows(self, step: int) -> list[int]:
         """Store rows of all ranks in a step."""
-        rows: list[int] = self.rows[self.sampler.rows(step, slice(0, self.sampler.batch))[0]].tolist()
+        rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
     def load(self, stream: Stream, draw: Drawer, step: int, block: tuple[int, int]) -> RawRows:

@@ -30,6 +30,10 @@ class Sampler(Protocol):
         """Positions and epochs of some rows of the global batch of a step."""
         ...
 
+    def whole(self, step: int) -> Ints:
+        """Positions of a step's global batch, without fetching anything."""
+        ...
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -60,6 +64,10 @@ class FetchingSampler:
         """Say which store rows the order's positions are."""
         self.order, self.stored, self.blocks, self.batch = order, stored, blocks, order.batch
         self.seed = order.seed
+
+    def whole(self, step: int) -> Ints:
+        """[batch] positions of a step's global batch, without fetching anything."""
+        return self.order.whole(step)
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
         """Positions and epochs of some rows of the global batch of a step."""

@@ -4,6 +4,8 @@ Nothing here depends on ranks, threads or restarts, so one rank and many see the
 run goes on where it was: the whole sampler state is the step number.
 """
 
+import threading
+
 import numpy as np
 
 from stssl.distributed import rows_of
@@ -32,6 +34,10 @@ class StreamSampler:
             here = epochs == epoch
             positions[here] = permutation(self.size, self.seed, self.stream, int(epoch))[offsets[here]]
         return positions, epochs
+
+    def whole(self, step: int) -> Ints:
+        """[batch] positions of a step's global batch."""
+        return self.rows(step, slice(0, self.batch))[0]
 
 
 class BlockSampler:
@@ -69,6 +75,7 @@ class BlockSampler:
             )
         self._starts: list[list[int]] = [[0] for _ in range(world)]
         self._orders: list[dict[int, Ints]] = [{} for _ in range(world)]
+        self._lock = threading.Lock()
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
         """Positions and epochs, each [rows], of some rows of the global batch of a step; a rank's epochs are its own.
@@ -87,8 +94,16 @@ class BlockSampler:
         positions, epochs = zip(*parts, strict=True)
         return np.concatenate(positions), np.concatenate(epochs)
 
+    def whole(self, step: int) -> Ints:
+        """[batch] positions of a step's global batch."""
+        return self.rows(step, slice(0, self.batch))[0]
+
     def _drawn(self, rank: int, places: Ints) -> tuple[Ints, Ints]:
-        """Positions and epochs at places of a rank's own order."""
+        """Positions and epochs at places of a rank's own order; one thread at a time remembers orders."""
+        with self._lock:
+            return self._placed(rank, places)
+
+    def _placed(self, rank: int, places: Ints) -> tuple[Ints, Ints]:
         starts = self._starts[rank]
         while starts[-1] <= places[-1]:
             starts.append(starts[-1] + sum(len(block) for block in self._dealt(rank, len(starts) - 1)))

@@ -50,6 +50,35 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
     return [s for layer in batchnorms(module) for s in (layer.running_mean, layer.running_var) if s is not None]
 
 
+class KeptStatistics:
+    """Running statistics of BatchNorm layers, saved before a step, and put back where the step went wrong."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Keep those of all layers of `module` that are in training mode."""
+        self.live = [
+            value
+            for layer in batchnorms(module)
+            if layer.training
+            for value in (layer.running_mean, layer.running_var)
+            if value is not None
+        ]
+        self.saved: Tensor | None = None
+
+    def save(self) -> None:
+        """Remember them as they are."""
+        if self.live:
+            self.saved = torch.cat([value.flatten() for value in self.live])
+
+    @torch.no_grad()
+    def restore(self, bad: Tensor) -> None:
+        """Where `bad` (a scalar), make them again what they were; without waiting for the device."""
+        if self.saved is None:
+            return
+        flat = torch.where(bad, self.saved, torch.cat([value.flatten() for value in self.live]))
+        parts = torch.split(flat, [value.numel() for value in self.live])
+        torch._foreach_copy_(self.live, [part.view_as(value) for part, value in zip(parts, self.live, strict=True)])
+
+
 @torch.no_grad()
 def average_batchnorm(module: nn.Module) -> None:
     """Replace running statistics by their mean over ranks; call on all ranks before evaluation and checkpoint."""

@@ -8,7 +8,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,6 +39,12 @@ class PretextConfig(Config):
     alpha_end: Annotated[float, Field(gt=0)] = 1.0
     alpha_schedule: Literal["linear", "geometric"] = "linear"
 
+    @model_validator(mode="after")
+    def _possible(self) -> "PretextConfig":
+        if max(self.alpha, self.alpha_end) >= self.queue + 1:
+            raise ValueError(f"alpha and alpha_end must be below queue + 1, which is {self.queue + 1}")
+        return self
+
     def alpha_at(self, fraction: float) -> float:
         """Weight of positives when a share of the steps is done."""
         if self.alpha_schedule == "geometric":
@@ -59,12 +65,13 @@ class Queue(nn.Module):
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
 
     @torch.no_grad()
-    def push(self, keys: Tensor) -> None:
-        """Take in the global batch's keys [n, width]; of more than fit, the last ones stay."""
+    def push(self, keys: Tensor, bad: Tensor | None = None) -> None:
+        """Take in the global batch's keys [n, width]; of more than fit, the last ones stay; where `bad`, none."""
         size = len(self.keys)
         keys, skipped = keys[-size:], max(0, len(keys) - size)
         places = (self.pointer + skipped + torch.arange(len(keys), device=keys.device)) % size
-        self.keys.index_copy_(0, places, keys.to(self.keys.dtype))
+        fresh = keys.to(self.keys.dtype)
+        self.keys.index_copy_(0, places, fresh if bad is None else torch.where(bad, self.keys[places], fresh))
         self.pointer.copy_((self.pointer + skipped + len(keys)) % size)
 
 

@@ -60,7 +60,7 @@ class PairSource:
 
     def global_rows(self, step: int) -> list[int]:
         """Store rows of all ranks' queries in a step."""
-        rows: list[int] = self.rows[self.sampler.rows(step, slice(0, self.sampler.batch))[0]].tolist()
+        rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
     def load(self, step: int, block: tuple[int, int]) -> RawPairs:

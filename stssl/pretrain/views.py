@@ -50,7 +50,7 @@ class ViewDraw:
         box: [n, 2, 3] affine map of the crop and flips, in normalised coordinates.
         gain: [n, bands] factors, 1 where a patch is not jittered; for colours all bands of a patch have the same.
         offset: [n, bands] what is added.
-        contrast: [n] factors around the patch's mean.
+        contrast: [n] factors around the patch's mean, 1 where bands are no colours.
         colour: [n, 3, 3] map of colours, the identity for other inputs.
         sigma: [n] width of the blur in pixels, 0 for none.
     """
@@ -79,7 +79,7 @@ def draw_view(numbers: Floats, config: PretrainViewsConfig, bands: int) -> ViewD
     jittered = u[:, 5] < config.jitter
     signed = 2 * u - 1
     gain, offset = torch.ones(len(u), bands), torch.zeros(len(u), bands)
-    contrast = torch.where(jittered, 1 + config.contrast * signed[:, 7], 1.0)
+    contrast = torch.where(jittered & colours, 1 + config.contrast * signed[:, 7], 1.0)
     if colours:
         gain = torch.where(jittered, 1 + config.brightness * signed[:, 6], 1.0)[:, None].expand(-1, bands)
         colour = _colours(u, signed, jittered, config)

@@ -27,5 +27,9 @@ class TrainingStep(nn.Module):
         found = [getattr(network, "backbone", None) for network in self.networks.values()]
         return [backbone for backbone in found if isinstance(backbone, nn.Module)]
 
-    def after_optimizer(self) -> None:
-        """Move what follows the networks; called after each optimiser step."""
+    def after_optimizer(self, bad: Tensor) -> None:
+        """Move what follows the networks; called after each optimiser step.
+
+        Args:
+            bad: Scalar: whether the step was left out because its gradients are not finite.
+        """

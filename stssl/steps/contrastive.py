@@ -81,7 +81,7 @@ class GeoHead(nn.Module):
             place = on_sphere(metadata).to(said.device)
             known = ~place.isnan().any(1)
             likeness = functional.cosine_similarity(said.float(), place.nan_to_num(), dim=1)
-            errors, right = torch.where(known, 1 - likeness, 0.0), likeness[known].sum()
+            errors, right = torch.where(known, 1 - likeness, 0.0), torch.where(known, likeness, 0.0).sum()
         count = sum_over_ranks(known.sum().float()).clamp_min(1) / world_size()
         return errors.sum() / count, {"geo_right": right / count}
 
@@ -109,6 +109,7 @@ class ContrastiveStep(TrainingStep):
         self.queue = Queue(config.queue, config.projection)
         self.shuffles = bool(batchnorms(encoder))
         self._fresh: Tensor | None = None
+        self._counts: dict[int, list[int]] = {}
 
     def train(self, mode: bool = True) -> "ContrastiveStep":
         """The momentum encoder is in training mode whenever the query encoder is, as its BatchNorm must see batches."""
@@ -119,15 +120,20 @@ class ContrastiveStep(TrainingStep):
     def forward(self, batch: Pairs, progress: Progress) -> StepOutput:
         """Loss of this rank's rows, scaled so that the mean over ranks is the global batch's."""
         embedding = self.networks["query"](batch.query).float()
-        query = functional.normalize(embedding, dim=1)
         key = self._keys(batch, progress)
+        # In bf16 near neighbours among keys and places would be one and the same.
+        with torch.autocast(embedding.device.type, enabled=False):
+            return self._losses(embedding, key, batch, progress)
+
+    def _losses(self, embedding: Tensor, key: Tensor, batch: Pairs, progress: Progress) -> StepOutput:
+        query = functional.normalize(embedding, dim=1)
         logits = similarities(query, key, self.queue.keys, self.config.temperature)
-        rows = sum_over_ranks(logits.new_tensor(float(len(logits))))
+        rows = sum_over_ranks(torch.full((), float(len(logits)), device=logits.device))
         if self.config.loss == "cpc":
             contrast = info_nce(logits, rows)
         else:
             contrast = multilabel_cpc(logits, rows, self.config.alpha_at(progress.fraction))
-        self._fresh = gather_rows(key)
+        self._fresh = gather_rows(key, self._row_counts(key))
         share = world_size() / rows
         found = (logits.detach().argmax(1) == 0).sum() * share
         logs = {"contrast": contrast.detach(), "key_found": found, "true_pairs": batch.true_pairs.sum() * share}
@@ -139,11 +145,17 @@ class ContrastiveStep(TrainingStep):
             logs |= {"geo": geo.detach(), **more}
         return StepOutput(total, logs | {"loss": total.detach()})
 
-    def after_optimizer(self) -> None:
-        """Take this step's keys into the queue."""
+    def after_optimizer(self, bad: Tensor) -> None:
+        """Take this step's keys into the queue; in the place of those of a step gone wrong the oldest stay."""
         if self._fresh is not None:
-            self.queue.push(self._fresh)
+            self.queue.push(self._fresh, bad)
             self._fresh = None
+
+    def _row_counts(self, rows: Tensor) -> list[int]:
+        """How many rows each rank has. Batch sizes are the same all run long, so ranks tell each other once."""
+        if len(rows) not in self._counts:
+            self._counts[len(rows)] = row_counts(rows)
+        return self._counts[len(rows)]
 
     @torch.no_grad()
     def _keys(self, batch: Pairs, progress: Progress) -> Tensor:
@@ -151,11 +163,13 @@ class ContrastiveStep(TrainingStep):
         self.momentum.update_parameters(self.networks["query"])
         if world_size() == 1 or not self.shuffles:
             return functional.normalize(self.momentum.network(batch.key).float(), dim=1)
-        counts = row_counts(batch.key)
+        counts = self._row_counts(batch.key)
         images = gather_rows(batch.key, counts)
-        order = torch.from_numpy(permutation(len(images), self.seed, "shuffle", progress.step).copy()).to(images.device)
-        own = images[order[rows_of(len(images), rank(), world_size())]]
-        keys = gather_rows(functional.normalize(self.momentum.network(own).float(), dim=1))
+        order = torch.from_numpy(permutation(len(images), self.seed, "shuffle", progress.step).copy())
+        order = order.to(images.device, non_blocking=True)
+        shares = [rows_of(len(images), number, world_size()) for number in range(world_size())]
+        own = functional.normalize(self.momentum.network(images[order[shares[rank()]]]).float(), dim=1)
+        keys = gather_rows(own, [share.stop - share.start for share in shares])
         back = torch.empty_like(keys)
         back[order] = keys
         return back[sum(counts[: rank()]) :][: len(batch.key)]

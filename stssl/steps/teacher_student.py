@@ -102,8 +102,8 @@ class TeacherStudentStep(TrainingStep):
         logits = {name: _joined([preview[name] for preview in previews]) for name in self.networks}
         return self._plan(batch, progress, _joined_looks(looks), logits).split(parts)
 
-    def after_optimizer(self) -> None:
-        """Move the averages."""
+    def after_optimizer(self, bad: Tensor | None = None) -> None:
+        """Move the averages; a step that was left out has left the networks as they were."""
         for name, network in self._live():
             self.averages[name].update(network)  # type: ignore[operator]
 
@@ -258,7 +258,8 @@ class TeacherStudentStep(TrainingStep):
         decisions = terms[0].weight.numel() if terms else 0
         counts = [term.weight.sum() if term.by_weight else known(term.target).sum() for term in terms]
         labels = known(batch.labels).sum()
-        local = torch.stack([labels, labels.new_tensor(rows), labels.new_tensor(decisions), *counts])
+        sizes = [torch.full_like(labels, value) for value in (rows, decisions)]
+        local = torch.stack([labels, *sizes, *counts])
         totals = list(sum_over_ranks(local) / world_size())
         return Plan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)
 

@@ -9,9 +9,13 @@ from torch import nn
 from stssl.models.backbones import stages
 from stssl.train.surroundings import log
 
+VARIANTS = 256
+
 
 def compile_blocks(backbone: nn.Module) -> None:
     """Let each block's `forward` be compiled when it is first called; hooks stay outside, names of weights the same."""
+    # All blocks share one code object, whose variants (blocks, networks, training or not) count together.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for block in stages(backbone):
         block.forward = with_fallback(block.forward)
 

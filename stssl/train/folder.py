@@ -128,9 +128,9 @@ class RunFolder:
             earlier = [*earlier, before["ranks"]]
         return {"ranks": world} | ({"earlier_ranks": earlier} if earlier else {})
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of `metrics.jsonl` in order; a last line that was cut off is passed over."""
-        path = self.path / "metrics.jsonl"
+    def rows(self, file: str = "metrics.jsonl") -> Iterator[dict[str, Any]]:
+        """Rows of `metrics.jsonl`, or another such file, in order; a last line that was cut off is passed over."""
+        path = self.path / file
         for line in path.read_text().splitlines() if path.exists() else ():
             try:
                 yield json.loads(line)
@@ -139,8 +139,10 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop metric rows that a resumed run will write again."""
-        kept = [json.dumps(row) for row in self.rows() if row["step"] <= step]
-        write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+        for name in ("metrics.jsonl", "nonfinite.jsonl"):
+            if name == "metrics.jsonl" or (self.path / name).exists():
+                kept = [json.dumps(row) for row in self.rows(name) if row["step"] <= step]
+                write_text(self.path / name, "".join(f"{line}\n" for line in kept))
 
     def append(self, row: dict[str, Any], file: str = "metrics.jsonl") -> None:
         """Add a row of metrics."""

@@ -15,7 +15,7 @@ class Guard:
 
     def __init__(self, allowed: int) -> None:
         """Let `allowed` steps be left out before the run ends."""
-        self.allowed, self.left_out = allowed, 0
+        self.allowed = allowed
         self.seen: list[tuple[int, Tensor, dict[str, Tensor]]] = []
 
     def note(self, step: int, norms: dict[str, Tensor], logs: dict[str, Tensor]) -> Tensor:
@@ -33,19 +33,18 @@ class Guard:
             if bad
         ]
         self.seen.clear()
-        self.left_out += len(found)
         return found
 
-    def stop_if_too_many(self, where: str, last: dict[str, Any]) -> None:
-        """End the run once more steps were left out than allowed.
+    def stop_if_too_many(self, left_out: int, where: str, last: dict[str, Any]) -> None:
+        """End the run once more of its steps were left out than allowed.
 
         Raises:
             RunError: Says the step, its losses, and what to try.
         """
-        if self.left_out > self.allowed:
+        if left_out > self.allowed:
             shown = {name: value for name, value in last["losses"].items() if not name.startswith("pseudo")}
             losses = ", ".join(f"{name} {value:g}" for name, value in shown.items())
             raise RunError(
-                f"gradients were not finite in {self.left_out} steps, at last in step {last['step']} ({losses}); "
+                f"gradients were not finite in {left_out} steps, at last in step {last['step']} ({losses}); "
                 f"{where} has their patches. Lower optimizer.lr, set optimizer.clip=1.0, or use compute.precision=fp32."
             )

@@ -32,7 +32,7 @@ def train(session: Session, report: Report) -> dict[str, Any]:
     """
     schedule, position = session.recipe.schedule, session.position
     meter = Meter(session)
-    with Stop().listening() as stop:
+    with Stop().listening(world_size() == 1) as stop:
         for raw in meter.waiting(session.stage.loader.batches(position.step, schedule.steps)):
             meter.add(*update(session, raw))
             position.step += 1
@@ -43,7 +43,7 @@ def train(session: Session, report: Report) -> dict[str, Any]:
                 if position.exhausted(schedule.patience):
                     break
                 meter.restart()
-            elif stop.asked and world_size() == 1:
+            if stop.asked and position.step < schedule.steps:
                 leave(session)
     session.folder.checkpoints.wait()
     session.journal.close()
@@ -61,12 +61,14 @@ def update(session: Session, raw: Any) -> tuple[dict[str, Tensor], Tensor]:
     for group in session.optimizer.param_groups:
         group["lr"] = learning_rate(step, recipe.schedule, recipe.optimizer.lr)
     session.optimizer.zero_grad(set_to_none=True)
+    session.statistics.save()
     logs = backward(session, raw)
     norms = clip_gradients(session.stage.step.networks.items(), recipe.optimizer.clip)
     bad = session.guard.note(step, norms, logs)
     session.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # fused optimisers skip such a step
     session.optimizer.step()
-    session.stage.step.after_optimizer()
+    session.statistics.restore(bad)
+    session.stage.step.after_optimizer(bad)
     return logs | {f"gradient_norm_{name}": norm for name, norm in norms.items()}, bad
 
 
@@ -88,6 +90,7 @@ def backward(session: Session, raw: Any) -> dict[str, Tensor]:
 def validate(session: Session) -> dict[str, Any]:
     """Score on validation, write a checkpoint, and remember the best."""
     position = session.position
+    session.tell_of_bad_steps()
     with session.autocast():
         scores, score = session.stage.validate()
     better = position.better(score)
@@ -100,6 +103,7 @@ def validate(session: Session) -> dict[str, Any]:
 
 def leave(session: Session) -> None:
     """Write a checkpoint of this moment and end."""
+    session.tell_of_bad_steps()
     session.folder.checkpoints.save(session.state(), best=False)
     session.folder.checkpoints.wait()
     raise StoppedError(

@@ -51,9 +51,9 @@ class Meter:
         self.session.tell_of_bad_steps()
         counted = self.sums.pop("counted", None)
         names = sorted(self.sums)
-        if counted is None or not names:
+        if counted is None or counted == 0:
             return
-        table = torch.stack([self.sums[name].float() for name in names]) / counted.clamp_min(1)
+        table = torch.stack([self.sums[name].float() for name in names]) / counted
         means = dict(zip(names, (sum_over_ranks(table) / world_size()).tolist(), strict=True))
         if means.get("pseudo_claimed"):
             means["pseudo_precision"] = means["pseudo_right"] / means["pseudo_claimed"]

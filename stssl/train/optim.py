@@ -41,7 +41,11 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     """The recipe's optimiser over a module's trainable parameters, fused."""
     groups = parameter_groups(module, config.weight_decay)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        for parameter in module.parameters():  # a first step that is left out would leave them as memory came
+            if config.momentum and parameter.requires_grad:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stssl.batch import Progress
 from stssl.distributed import rank, world_size
+from stssl.models.ema import KeptStatistics
 from stssl.recipe import RunRecipe
 from stssl.train.compiling import compile_blocks
 from stssl.train.folder import RunFolder
@@ -31,10 +32,11 @@ class Position:
     step: int = 0
     best: float | None = None
     best_step: int = 0
+    left_out: int = 0
 
     def better(self, score: float) -> bool:
         """Take in a validation score; whether it is the best so far (where nothing is scored, the newest is)."""
-        if self.best is not None and score <= self.best:
+        if self.best is not None and not score > self.best:
             return False
         self.best, self.best_step = (None if math.isnan(score) else score), self.step
         return True
@@ -56,6 +58,7 @@ class Session:
     optimizer: torch.optim.Optimizer
     position: Position
     guard: Guard
+    statistics: KeptStatistics
 
     @property
     def progress(self) -> Progress:
@@ -103,11 +106,12 @@ class Session:
             RunError: They are too many.
         """
         findings, sources = self.guard.findings(), self.stage.loader.sources
-        for found in findings:
+        self.position.left_out += len(findings)
+        for found in findings if self.journal.writes else ():
             rows = {stream.value: source.global_rows(found["step"]) for stream, source in sources.items()}
             self.journal.note(FILE, found | {"rows": rows})
         if findings:
-            self.guard.stop_if_too_many(str(self.folder.path / FILE), findings[-1])
+            self.guard.stop_if_too_many(self.position.left_out, str(self.folder.path / FILE), findings[-1])
 
 
 def open_session(recipe: RunRecipe, device: torch.device) -> Session:
@@ -133,6 +137,7 @@ def open_session(recipe: RunRecipe, device: torch.device) -> Session:
         optimizer=make_optimizer(stage.step.networks, recipe.optimizer),
         position=Position(),
         guard=Guard(recipe.compute.nonfinite_steps),
+        statistics=KeptStatistics(stage.step),
     )
 
 

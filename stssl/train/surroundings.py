@@ -63,12 +63,20 @@ def memory_advice(recipe: RunRecipe) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in text:
             raise
         reason = text.splitlines()[0] if text else "the machine has no more"
-        micro = getattr(getattr(recipe, "batch", None), "micro", None)
-        smaller = f"batch.micro={micro // 2}" if micro and micro > 1 else "batch.micro=8"
-        raise RunError(
-            f"out of memory: {reason}. Try compute.precision=bf16, {smaller} (the same global batch in smaller parts), "
-            "more workers, or data.cache=none."
-        ) from error
+        raise RunError(f"out of memory: {reason}. Try {', '.join(_savings(recipe))}.") from error
+
+
+def _savings(recipe: RunRecipe) -> Iterator[str]:
+    """What takes less memory than the recipe does."""
+    if recipe.compute.precision != "bf16":
+        yield "compute.precision=bf16"
+    batch: Any = getattr(recipe, "batch", None)
+    if hasattr(batch, "micro"):
+        micro = batch.micro // 2 if batch.micro and batch.micro > 1 else 8
+        yield f"batch.micro={micro} (the same global batch in smaller parts)"
+    if recipe.data.cache != "none":
+        yield "data.cache=none"
+    yield "more workers"
 
 
 class Stop:
@@ -79,9 +87,9 @@ class Stop:
         self.asked = False
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["Stop"]:
-        """Take SIGTERM as a question for as long as this lasts; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
+    def listening(self, alone: bool) -> Iterator["Stop"]:
+        """Take SIGTERM as a question for as long as this lasts; only a main thread can, and only one rank `alone`."""
+        if not alone or threading.current_thread() is not threading.main_thread():
             yield self
             return
 

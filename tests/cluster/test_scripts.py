@@ -16,7 +16,8 @@ STUBS = {
     # Runs what stands after `--`, as symmetric-run does on the head node; or fails to start, and still ends with 0.
     "ray": 'echo "ray $* [$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}]" >> "$LOG"\n[ -z "${NO_RAY:-}" ] || exit 0\n'
     'while [ "$1" != -- ]; do shift; done\nshift\nexec "$@"',
-    "stssl": 'printf "stssl at $RAY_ADDRESS" >> "$LOG"\nprintf " <%s>" "$@" >> "$LOG"\necho >> "$LOG"\nexit "${CODE:-0}"',
+    "stssl": 'printf "stssl at $RAY_ADDRESS" >> "$LOG"\nprintf " <%s>" "$@" >> "$LOG"\n'
+    'echo >> "$LOG"\nexit "${CODE:-0}"',
 }
 
 

@@ -59,6 +59,17 @@ def test_the_date_line_is_no_seam():
     assert (flat.max() - flat.min()) > 300  # the control: as plain numbers these places are far apart
 
 
+def test_places_keep_their_clusters_in_bf16():
+    table = metadata(np.random.default_rng(0).uniform(36, 66, 400), np.random.default_rng(1).uniform(-9, 30, 400))
+    centres = cluster_places(table, 40, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = (on_sphere(table) @ centres.T).argmax(1)
+        with torch.autocast("cpu", enabled=False):
+            exact = nearest(table, centres)
+    assert torch.equal(exact, nearest(table, centres))
+    assert (rounded != exact).float().mean() > 0.1  # the control: why the step looks places up in fp32
+
+
 def test_missing_places_have_no_cluster_and_clusters_follow_from_the_seed():
     table = metadata([*np.linspace(40, 60, 50), np.nan], [*np.linspace(0, 20, 50), 3.0])
     centres = cluster_places(table, 5, seed=1)
@@ -77,7 +88,11 @@ def test_the_queue_is_a_ring_of_the_newest_keys():
         reference += list(keys)
     held = {tuple(key.tolist()) for key in queue.keys}
     assert held == {tuple(key.tolist()) for key in reference[-7:]} and int(queue.pointer) == 15 % 7
-    queue.push(torch.arange(20.0)[:, None].expand(20, 2))
+    before = queue.keys.clone()
+    queue.push(torch.full((3, 2), torch.nan), torch.tensor(True))
+    assert torch.equal(queue.keys, before) and int(queue.pointer) == 18 % 7
+    queue.pointer.fill_(15 % 7)
+    queue.push(torch.arange(20.0)[:, None].expand(20, 2), torch.tensor(False))
     assert sorted(queue.keys[:, 0].tolist()) == list(range(13, 20)) and int(queue.pointer) == 35 % 7
 
 
@@ -90,6 +105,11 @@ def test_info_nce_is_cross_entropy_with_the_key_first():
     logits = similarities(unit(4), unit(4, seed=1), unit(9, seed=2), 0.1)
     ours = info_nce(logits, torch.tensor(4.0))
     torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(logits, torch.zeros(4, dtype=torch.long)))
+
+
+def test_alpha_must_leave_weight_for_negatives():
+    with pytest.raises(ValueError, match="below queue"):
+        PretextConfig(queue=8, alpha_end=9.0)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 3.0])
@@ -145,7 +165,7 @@ def test_greyscale_keeps_luminance_and_other_bands_are_never_mixed():
     torch.testing.assert_close(grey[:, 0], grey[:, 1], atol=1e-3, rtol=0)
     image = torch.rand(6, 4, 24, 24) * 0.4
     image[:, 1] = 0.3  # a constant band stays constant whatever happens to the others
-    gain = view(PretrainViewsConfig(**STILL | {"jitter": 1.0, "contrast": 0.0}), bands=4, image=image)
+    gain = view(PretrainViewsConfig(**STILL | {"jitter": 1.0}), bands=4, image=image)
     assert gain[:, 1].flatten(1).std(1).max() < 1e-5
     ratios = gain.mean((2, 3)) / image.mean((2, 3))
     assert ratios.std(1).min() > 1e-3  # each band has a gain of its own

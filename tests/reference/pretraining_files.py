@@ -89,7 +89,7 @@ def check_moco_geo(oracle: Oracle) -> None:
             output = step(pairs(oracle, it, c), Progress(c["epoch"], c["epochs"]))
         output.loss.backward()
         optimizer.step()
-        step.after_optimizer()
+        step.after_optimizer(torch.tensor(False))
         compare(oracle, it, c, step=step, seen=seen, logs=output.logs)
     for ours, theirs in ((step.networks["query"], "q"), (step.momentum.network, "k")):
         for name, parameter in ours.named_parameters():

@@ -46,7 +46,7 @@ def poisoned(recipe, steps):
     def batch(raw):
         made = make_batch(raw)
         if session.position.step in steps:
-            for view in (View.UNLABELED_STRONG, View.UNLABELED_WEAK):
+            for view in made.images:
                 made.images[view][0, 0, 0, 0] = torch.nan
         return made
 
@@ -71,11 +71,42 @@ def test_a_step_that_is_not_finite_is_left_out_and_written_down(without_batchnor
     assert all(value is not None for line in folder.rows() for value in line.values())
 
 
+@pytest.mark.parametrize("network", ["transformer", "batchnorm"])
+def test_a_bad_step_leaves_nothing_behind(without_batchnorm, recipe_tree, network):
+    recipe = make(without_batchnorm if network == "transformer" else recipe_tree)
+    RunFolder.of(recipe).claim(recipe)
+    session = poisoned(recipe, {0, 5})
+    train(session, lambda metrics: None)
+    assert finite(session.stage.step)
+
+
+def test_control_unrestored_statistics_stay_broken(recipe_tree):
+    recipe = make(recipe_tree)
+    RunFolder.of(recipe).claim(recipe)
+    session = poisoned(recipe, {5})
+    session.statistics.restore = lambda bad: None
+    train(session, lambda metrics: None)
+    assert not finite(session.stage.step)
+
+
+def test_bad_steps_count_across_restarts_and_before_the_first_row(without_batchnorm, tmp_path):
+    recipe = make(without_batchnorm, compute__nonfinite_steps=1, logging__every=50)
+    folder = RunFolder.of(recipe)
+    folder.claim(recipe)
+    with pytest.raises(RunError, match="not finite in 2 steps, at last in step 6"):
+        train(poisoned(recipe, {1, 6}), lambda metrics: None)
+    assert last(recipe)["position"]["left_out"] == 1
+    with pytest.raises(RunError, match="not finite in 2 steps, at last in step 6"):
+        train(poisoned(recipe, {6}), lambda metrics: None)
+    assert [row["step"] for row in folder.rows(FILE)] == [1, 6]
+
+
 def test_control_without_the_guard_weights_are_lost(without_batchnorm):
     recipe = make(without_batchnorm)
     RunFolder.of(recipe).claim(recipe)
     session = poisoned(recipe, {5})
     session.guard.note = lambda step, norms, logs: torch.tensor(False)
+    session.statistics.restore = lambda bad: None
     train(session, lambda metrics: None)
     assert not finite(session.stage.step)
 
@@ -146,13 +177,16 @@ def test_storage_that_ranks_do_not_share_is_found_out(tmp_path, shared):
         assert said == "shared" if shared else "not the same folder on all nodes: rank 1 does not see" in said
 
 
-def test_a_compiled_run_ends_near_the_plain_one(recipe_tree):
+def test_a_compiled_run_ends_near_the_plain_one(recipe_tree, caplog):
     plain, compiled = (make(recipe_tree, name=f"c{flag}", compute__compile=flag) for flag in (False, True))
     losses = []
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for recipe in (plain, compiled):
         run(recipe)
         losses.append([row["loss"] for row in RunFolder.of(recipe).rows()])
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), atol=2e-2, rtol=2e-2)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    assert "going on without torch.compile" not in caplog.text
 
 
 def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(caplog, monkeypatch):

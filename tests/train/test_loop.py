@@ -151,7 +151,7 @@ def test_patience_ends_a_run(recipe_tree):
 
 def test_a_loss_that_is_not_finite_stops_the_run(recipe_tree):
     recipe = make(recipe_tree, optimizer__lr=1e30, schedule__warmup=0)
-    with pytest.raises(RunError, match=r"not finite in 11 steps, at last in step 10 .*has their patches"):
+    with pytest.raises(RunError, match=r"not finite in 11 steps, at last in step 11 .*has their patches"):
         run(recipe)
     assert not RunFolder.of(recipe).finished()
 

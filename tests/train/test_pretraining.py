@@ -17,6 +17,7 @@ from stssl.neighbours import spread, vote
 from stssl.pretraining import PretrainRecipe
 from stssl.probe import label_rule, probe_run
 from stssl.recipe import Recipe
+from stssl.steps.contrastive import ContrastiveStep
 from stssl.train import loop
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
@@ -125,8 +126,10 @@ def test_control_without_the_queue_a_resumed_run_ends_elsewhere(dated, tmp_path)
     assert not same(last(killed)["step"], last(unbroken)["step"])
 
 
-def replay(tree, gather=True):
+def replay(tree, gather=True, shuffles=None):
     session = open_session(validate(PretrainRecipe, tree, "test"), torch.device("cpu"))
+    if shuffles is not None:
+        session.stage.step.shuffles = shuffles
     if not gather:
         from stssl.steps import contrastive
 
@@ -141,17 +144,17 @@ def replay(tree, gather=True):
     return {"losses": losses, "queue": queue.keys.flatten().tolist(), "pointer": int(queue.pointer)}
 
 
-def work(rank, world, folder, trees, gather):
+def work(rank, world, folder, trees, options):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    found = [replay(tree, gather) for tree in trees]
+    found = [replay(tree, **options) for tree in trees]
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-def on_ranks(folder, trees, gather=True):
+def on_ranks(folder, trees, **options):
     folder.mkdir()
-    mp.spawn(work, (3, folder, trees, gather), nprocs=3)
+    mp.spawn(work, (3, folder, trees, options), nprocs=3)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 
 
@@ -173,10 +176,46 @@ def test_control_without_the_gather_queues_differ(tree, tmp_path):
     assert ranks[0][0]["queue"] != ranks[1][0]["queue"]
 
 
-def test_ranks_shuffle_keys_where_the_backbone_has_batchnorm(tree, tmp_path):
-    ranks = on_ranks(tmp_path / "shuffled", [tree | {"model": RESNET}])
-    assert ranks[0][0]["queue"] == ranks[1][0]["queue"] == ranks[2][0]["queue"]
-    assert np.isfinite(ranks[0][0]["losses"]).all()
+def test_shuffled_keys_come_back_to_their_queries(tree, tmp_path):
+    """A transformer does not mind who shares its batch, so with shuffling it must train as without."""
+    shuffled, plain = on_ranks(tmp_path / "shuffled", [tree], shuffles=True)[0][0], replay(tree)
+    np.testing.assert_allclose(shuffled["losses"], plain["losses"], atol=1e-4)
+    np.testing.assert_allclose(shuffled["queue"], plain["queue"], atol=1e-4)
+
+
+def test_control_a_wrong_way_back_trains_otherwise(tree, tmp_path, monkeypatch):
+    plain = replay(tree)["losses"]
+    right = ContrastiveStep._keys
+    wrong = lambda self, batch, progress: right(self, batch, progress).flip(0)  # noqa: E731
+    monkeypatch.setattr(ContrastiveStep, "_keys", wrong)
+    assert max(abs(a - b) for a, b in zip(replay(tree)["losses"], plain, strict=True)) > 1e-4
+
+
+def test_batchnorm_backbones_shuffle_and_transformers_do_not(tree):
+    for model, shuffles in ((RESNET, True), (VIT, False)):
+        assert open_session(make(tree | {"model": model}), torch.device("cpu")).stage.step.shuffles is shuffles
+
+
+def test_a_key_that_is_not_finite_never_enters_the_queue(tree):
+    """The first step, which SGD has no momentum for yet, goes wrong in the key and in BatchNorm's statistics."""
+    recipe = make(tree | {"model": RESNET})
+    RunFolder.of(recipe).claim(recipe)
+    session = open_session(recipe, torch.device("cpu"))
+    session.resume()
+    make_batch = session.stage.batch
+
+    def batch(raw):
+        made = make_batch(raw)
+        if session.position.step == 0:
+            made.query[0] = made.key[0] = torch.nan
+        return made
+
+    session.stage.batch = batch
+    loop.train(session, lambda metrics: None)
+    state = session.stage.step.state_dict()
+    assert all(bool(torch.isfinite(value).all()) for value in state.values())
+    assert max(float(value.abs().max()) for name, value in state.items() if "weight" in name) < 10
+    assert [row["step"] for row in RunFolder.of(recipe).rows("nonfinite.jsonl")] == [0]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +255,7 @@ def test_a_probe_is_chosen_on_validation_and_written_down(tree):
     assert rows["linear", "all"]["test"]["accuracy"] > 0.2
     assert json.loads(found.path.read_text())["rows"] == found.rows
     again = probe_run(folder.path, ["per-class=3"], overrides=["epochs=10"])
-    assert again.rows[0] == rows["linear", "per-class=3"]
+    assert len(again.rows) == 4 and all(row in found.rows for row in again.rows)
     other = probe_run(folder.path, ["per-class=3"], random=True, overrides=["epochs=10"])
     assert other.rows[0]["test"] != rows["linear", "per-class=3"]["test"] and other.path != found.path
 
