@@ -63,12 +63,17 @@ def evaluate(
     predictor: Predictor, data: RunData, pixels: Pixels, part: str, *, batch: int, limit: int | None
 ) -> Evaluation:
     """Score a network on `train`, `validation` or `test`; with `limit`, on that many patches spread over the part."""
-    rows = data.split.part(part)
-    if limit is not None and limit < len(rows):
-        rows = rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
+    rows = spread(data.split.part(part), limit)
     logits = predict(predictor, data, pixels, rows, batch)
     scores, per_class = score(logits, data.targets[torch.from_numpy(rows)], data.space)
     return Evaluation(scores, per_class, rows, logits)
+
+
+def spread(rows: Ints, limit: int | None) -> Ints:
+    """At most `limit` of the rows, evenly spread over them."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
 
 
 def without_nan(value: Any) -> Any:

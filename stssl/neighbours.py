@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,7 +9,7 @@ from torch.nn import functional
 from stssl.batch import IGNORED
 from stssl.build import PixelData
 from stssl.distributed import gather_rows, rank, rows_of, world_size
-from stssl.evaluate import batches
+from stssl.evaluate import batches, spread
 from stssl.labels import LabelSpace
 from stssl.metrics import score
 from stssl.randomness import Ints
@@ -72,17 +71,10 @@ def neighbour_scores(
     space, targets = labels
     known = (targets != IGNORED).any(1).numpy()
     train, asked = (rows[known[rows]] for rows in (data.split.train, data.split.part(part)))
-    train, asked = spread(train, bank), asked if limit is None else spread(asked, limit)
+    train, asked = spread(train, bank), spread(asked, limit)
     own, others = (embed(features, data, pixels, rows, batch) for rows in (asked, train))
     chosen = targets[torch.from_numpy(train)].to(own.device)
     with torch.autocast(own.device.type, enabled=False):  # in bf16 many neighbours would be equally near
         logits = vote(own, others, chosen, space, k=k, temperature=temperature).cpu()
     scores, _ = score(logits, targets[torch.from_numpy(asked)], space)
     return scores
-
-
-def spread(rows: Ints, limit: int) -> Ints:
-    """At most `limit` of the rows, evenly spread over them."""
-    if limit >= len(rows):
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]

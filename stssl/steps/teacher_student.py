@@ -209,8 +209,8 @@ class TeacherStudentStep(TrainingStep):
     def _ask(self, network: Network, batch: Batch, views: frozenset[View]) -> dict[View, Tensor]:
         """What the labeler says of some views: in evaluation mode.
 
-        With statistics of the weak views alone instead of running ones, which strong views share in, pseudo-labels of
-        a trained EuroSAT network were right in 71.8 instead of 76.0 % of cases.
+        Running statistics are what weak and strong views together gave, and what the network is used to; those of the
+        weak views alone would shift its answers.
         """
         if not views:
             return {}

@@ -12,8 +12,9 @@ from test_loop import kill_at, last, same
 from stssl.config import merge, validate
 from stssl.distributed import sum_over_ranks
 from stssl.errors import ConfigError, DataError, RunError
+from stssl.evaluate import spread
 from stssl.labels import LabelSpace
-from stssl.neighbours import spread, vote
+from stssl.neighbours import vote
 from stssl.pretraining import PretrainRecipe
 from stssl.probe import label_rule, probe_run
 from stssl.recipe import Recipe
