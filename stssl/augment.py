@@ -113,30 +113,23 @@ def _by_operation(
 
 
 def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], ...]:
-    """Inverse affine map of all geometric operations of each patch: [n, 2, 2] and [n, 2]."""
+    """Inverse affine map of all geometric operations of each patch: [n, 2, 2] and [n, 2].
+
+    In normalised coordinates (the image spans -1..1). A patch has one operation a round: the others' amounts are 0.
+    """
     rows = len(choices)
     matrix, offset = np.tile(np.eye(2), (rows, 1, 1)), np.zeros((rows, 2))
+    step, move = np.empty((rows, 2, 2)), np.empty((rows, 2))
     for i in range(choices.shape[1]):
-        for name, scale in _GEOMETRY.items():
-            here = np.flatnonzero(choices[:, i] == _NAMES.index(name))
-            step, move = _affine(name, magnitudes[here, i] * scale)
-            offset[here] = np.einsum("nij,nj->ni", matrix[here], move) + offset[here]
-            matrix[here] = matrix[here] @ step
-    return matrix, offset
-
-
-def _affine(name: str, amount: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Matrices [k, 2, 2] and translations [k, 2], in normalised coordinates (the image spans -1..1)."""
-    matrix, offset = np.tile(np.eye(2), (len(amount), 1, 1)), np.zeros((len(amount), 2))
-    if name == "rotate":
-        cos, sin = np.cos(amount), np.sin(amount)
-        matrix = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
-    elif name == "shear_x":
-        matrix[:, 0, 1] = amount
-    elif name == "shear_y":
-        matrix[:, 1, 0] = amount
-    else:
-        offset[:, 0 if name == "translate_x" else 1] = 2 * amount
+        turn, shear_x, shear_y, move_x, move_y = (
+            np.where(choices[:, i] == _NAMES.index(name), magnitudes[:, i] * scale, 0.0)
+            for name, scale in _GEOMETRY.items()
+        )
+        cos, sin = np.cos(turn), np.sin(turn)
+        step[:, 0, 0], step[:, 0, 1], step[:, 1, 0], step[:, 1, 1] = cos, shear_x - sin, shear_y + sin, cos
+        move[:, 0], move[:, 1] = 2 * move_x, 2 * move_y
+        offset += np.einsum("nij,nj->ni", matrix, move)
+        matrix = matrix @ step
     return matrix, offset
 
 

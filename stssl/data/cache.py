@@ -1,5 +1,7 @@
 """Where a loader takes pixels from: the store's shards, or a copy held decoded in host or device memory."""
 
+import threading
+import weakref
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -12,6 +14,7 @@ from stssl.randomness import Ints
 
 Where = Literal["none", "host", "device"]
 CHUNK = 1024
+KEPT = 16
 
 
 class ArrayReader(Protocol):
@@ -22,9 +25,39 @@ class ArrayReader(Protocol):
         """For each band group the bands delivered."""
         ...
 
-    def read(self, indices: Ints) -> dict[str, NDArray[Any]]:
-        """One array [n, bands, height, width] for each band group."""
+    def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and type of the arrays that hold `count` patches."""
         ...
+
+    def read(self, indices: Ints, out: dict[str, NDArray[Any]] | None = None) -> dict[str, NDArray[Any]]:
+        """One array [n, bands, height, width] for each band group, in `out` where it is given."""
+        ...
+
+
+class Buffers:
+    """Host memory that is used again when no tensor refers to it any more: fresh memory is paid for page by page."""
+
+    def __init__(self) -> None:
+        """Keep nothing yet."""
+        self._kept: list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]] = []
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
+        """Another process starts with none."""
+        return Buffers, ()
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """An array that nobody else uses; it stays so as long as a tensor that `torch.from_numpy` made of it lives."""
+        with self._lock:
+            for place, (array, lent) in enumerate(self._kept):
+                if lent() is None and array.shape == shape and array.dtype == dtype:
+                    del self._kept[place]
+                    break
+            else:
+                array = np.empty(shape, dtype)
+            view = array[:]
+            self._kept = [*self._kept[-KEPT:], (array, weakref.ref(view))]
+        return view
 
 
 class Streamed:
@@ -32,12 +65,19 @@ class Streamed:
 
     def __init__(self, reader: ArrayReader) -> None:
         """Read with `reader`."""
-        self.reader, self.layout = reader, reader.layout
+        self.reader, self.layout, self._buffers = reader, reader.layout, Buffers()
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
         """One tensor [n, bands, height, width] for each band group."""
-        tensors = {name: torch.from_numpy(array) for name, array in self.reader.read(rows).items()}
-        return {name: tensor.pin_memory() for name, tensor in tensors.items()} if torch.cuda.is_available() else tensors
+        tensors = {name: self._empty(*about) for name, about in self.reader.shapes(len(rows)).items()}
+        self.reader.read(rows, {name: tensor.numpy() for name, tensor in tensors.items()})
+        return tensors
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        if torch.cuda.is_available():
+            # torch keeps pinned memory, and knows when a copy from it has ended.
+            return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
+        return torch.from_numpy(self._buffers.take(shape, dtype))
 
 
 class Held:

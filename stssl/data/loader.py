@@ -1,10 +1,11 @@
 """Batches of the labeled and the unlabeled stream, read ahead of the step by a thread."""
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,41 +94,16 @@ class Loader:
 
 
 def prefetch(jobs: Iterator[Callable[[], Any]], ahead: int) -> Iterator[Any]:
-    """Run jobs in a thread, in order, and yield their results; stops the thread when the consumer stops."""
-    done: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=ahead)
-    stopped = threading.Event()
-
-    def put(item: tuple[bool, Any]) -> bool:
-        while not stopped.is_set():
-            try:
-                done.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def work() -> None:
+    """Run jobs in a thread, up to `ahead` before they are asked for, and yield their results in order."""
+    with ThreadPoolExecutor(1, "stssl-loader") as pool:
+        running = deque(pool.submit(job) for job in islice(jobs, ahead))
         try:
-            for job in jobs:
-                if not put((True, job())):
-                    return
-            put((False, None))
-        except BaseException as error:
-            put((False, error))
-
-    thread = threading.Thread(target=work, name="stssl-loader", daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, item = done.get()
-            if item is not None and not more:
-                raise item
-            if not more:
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+            while running:
+                result = running.popleft().result()
+                running.extend(pool.submit(job) for job in islice(jobs, 1))
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def metadata_table(lat: NDArray[Any], lon: NDArray[Any], day: NDArray[Any], time: NDArray[Any]) -> Tensor:

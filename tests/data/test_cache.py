@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from stssl.data import cache
-from stssl.data.cache import hold
+from stssl.data.cache import Buffers, Streamed, hold
 from stssl.data.store import Store
 from stssl.errors import RunError
 
@@ -39,3 +39,27 @@ def test_a_copy_that_does_not_fit_is_refused(opened, monkeypatch):
 
 def test_free_memory_is_known():
     assert 10**8 < cache._free(CPU) < 10**14
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it():
+    buffers = Buffers()
+    about = ((4, 3), np.dtype(np.uint16))
+    held = torch.from_numpy(buffers.take(*about))
+    part = held[1:]
+    place = held.data_ptr()
+    held.fill_(7)
+    del held
+    other = torch.from_numpy(buffers.take(*about))
+    assert other.data_ptr() != place
+    other.fill_(1)
+    assert part.unique().tolist() == [7]
+    del part
+    assert torch.from_numpy(buffers.take(*about)).data_ptr() == place
+
+
+def test_batches_read_ahead_do_not_share_memory(opened):
+    reader = opened.reader(("B04",))
+    source = Streamed(reader)
+    kept = [source.read(np.array([row, row + 1]))["rgb"] for row in range(6)]
+    for row, batch in enumerate(kept):
+        assert torch.equal(batch, torch.from_numpy(reader.read(np.array([row, row + 1]))["rgb"]))
