@@ -89,10 +89,15 @@ def _facts(runs: Sequence[RunView]) -> str:
             versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
             facts.append(
                 f"<p class='note'><b>{_text(run.name)}</b>: {record['labeled']:,} labeled of {sizes} patches; "
-                f"seed {record['seed']}, {record['ranks']} rank(s); {_text(versions)}; "
+                f"seed {record['seed']}, {record['ranks']} rank(s){_resumed(record['starts'])}; {_text(versions)}; "
                 f"commit {_text(record['commit'] or 'unknown')}; data {_text(record['store']['fingerprint'][:12])}.</p>"
             )
     return "\n".join(facts)
+
+
+def _resumed(starts: list[dict[str, Any]]) -> str:
+    steps = ", ".join(f"{start['step']:,}" for start in starts[1:])
+    return f", started again after step {steps}" if steps else ""
 
 
 def _scores(runs: Sequence[RunView], part: str) -> str:

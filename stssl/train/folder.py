@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -105,28 +106,25 @@ class RunFolder:
         """Mark the run as ended."""
         write_text(self.path / "done.json", json.dumps(without_nan(result), indent=1))
 
-    def record(self, recipe: RunRecipe, data: dict[str, Any], labels: dict[str, Any] | None, world: int) -> None:
-        """Write down what produced the run (versions, commit, data, ranks), and the drawn labels if there are any."""
+    def record(
+        self, recipe: RunRecipe, data: dict[str, Any], labels: dict[str, Any] | None, *, world: int, step: int
+    ) -> None:
+        """Write down what produced the run, each of its starts (when, after which step, ranks) and the drawn labels."""
         if labels is not None:
             write_text(self.path / "labels.json", json.dumps(labels))
+        path = self.path / "record.json"
+        starts = json.loads(path.read_text())["starts"] if path.exists() else []
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         about = {
             "recipe_hash": recipe.hash(),
             "seed": recipe.seed,
             **data,
-            **self._ranks(world),
+            "ranks": world,
+            "starts": [*starts, {"at": now, "step": step, "ranks": world}],
             "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "commit": _commit(),
         }
-        write_text(self.path / "record.json", json.dumps(about, indent=1))
-
-    def _ranks(self, world: int) -> dict[str, Any]:
-        """How many ranks the run has, and those it had before it was started again with another number."""
-        path = self.path / "record.json"
-        before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"ranks": world}
-        earlier: list[int] = before.get("earlier_ranks", [])
-        if before["ranks"] != world:
-            earlier = [*earlier, before["ranks"]]
-        return {"ranks": world} | ({"earlier_ranks": earlier} if earlier else {})
+        write_text(path, json.dumps(about, indent=1))
 
     def rows(self, file: str = "metrics.jsonl") -> Iterator[dict[str, Any]]:
         """Rows of `metrics.jsonl`, or another such file, in order; a last line that was cut off is passed over."""

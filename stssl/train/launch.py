@@ -76,7 +76,8 @@ def _prepared(session: Session, rank: int = 0, world: int = 1) -> Session:
             log().warning("%s; going on from the one before", problem)
         stage = session.stage
         log().info("%s", start_line(session.recipe, stage.device, stage.rows))
-        session.folder.record(session.recipe, stage.about(), stage.labels(), world)
+        about, step = stage.about(), session.position.step
+        session.folder.record(session.recipe, about, stage.labels(), world=world, step=step)
     return session
 
 

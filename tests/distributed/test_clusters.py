@@ -50,9 +50,16 @@ def weights(runs, name, steps):
     return {key: value for key, value in state["step"].items() if isinstance(value, torch.Tensor)}
 
 
+def starts(runs, name):
+    return json.loads((runs / name / "record.json").read_text())["starts"]
+
+
 def test_a_run_that_loses_a_node_ends_with_the_same_weights(simulate):
     seen, runs = simulate("lost", 120)
     assert 40 <= seen["removed_at"] < 120
+    assert [start["step"] for start in starts(runs, "unbroken")] == [0]
+    first, *again = (start["step"] for start in starts(runs, "lost"))
+    assert first == 0 and 20 <= seen["removed_at"] - 20 <= again[-1] < 120
     one, other = (weights(runs, name, 120) for name in ("unbroken", "lost"))
     assert all(torch.equal(one[key], other[key]) for key in one)
     early = read_state(runs / "lost" / "checkpoints" / "previous.pt")["step"]  # the control: weights do move
@@ -61,8 +68,8 @@ def test_a_run_that_loses_a_node_ends_with_the_same_weights(simulate):
 
 def test_an_elastic_run_takes_in_a_node_that_joins(simulate):
     _, runs = simulate("joined", 1500)
-    record = json.loads((runs / "elastic" / "record.json").read_text())
-    assert (record["ranks"], record["earlier_ranks"]) == (2, [1])
+    first, *_, grown = starts(runs, "elastic")
+    assert (first["ranks"], grown["ranks"]) == (1, 2) and grown["step"] >= 40
     weights(runs, "elastic", 1500)
     rows = [json.loads(line) for line in (runs / "elastic" / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if row["kind"] == "train"]

@@ -167,16 +167,16 @@ def test_two_ranks_go_through_different_shards_and_share_the_cache(far, server, 
     assert len(set(whole)) == 4
 
 
-def test_the_record_keeps_the_numbers_of_ranks_before(far):
+def test_the_record_keeps_every_start(far):
     folder = RunFolder.of(recipe_of(far))
     folder.path.mkdir(parents=True)
-    found = []
-    for world in (2, 2, 4, 1):
-        folder.record(recipe_of(far), open_pixels(recipe_of(far).data).about(world), None, world)
+    for step, world in ((0, 2), (8, 2), (12, 4)):
+        about = open_pixels(recipe_of(far).data).about(world)
+        folder.record(recipe_of(far), about, None, world=world, step=step)
         record = json.loads((folder.path / "record.json").read_text())
-        found.append((record["ranks"], record.get("earlier_ranks")))
+        assert record["ranks"] == world
         assert f"dealt out to {world} ranks" in record["order"]
-    assert found == [(2, None), (2, None), (4, [2]), (1, [2, 4])]
+    assert [(start["step"], start["ranks"]) for start in record["starts"]] == [(0, 2), (8, 2), (12, 4)]
 
 
 def test_another_number_of_ranks_is_said_and_has_another_order(far):
