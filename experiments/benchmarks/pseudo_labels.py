@@ -9,10 +9,9 @@ are means over the last quarter of training; F1 is of pseudo-labels that carry w
 
 import argparse
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from study import Job, spread
+from study import Job, carry_out, spread
 
 ALGORITHMS = (
     "fixmatch",
@@ -68,8 +67,7 @@ def main() -> None:
         for algorithm in options.algorithms
         for labeler, changes in LABELERS.items()
     }
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(Job.run, jobs.values()))
+    carry_out(list(jobs.values()), options.jobs)
     rows = []
     print("| algorithm | labeler's metadata | precision | recall | F1 | student, test |\n|" + " --- |" * 6)
     for algorithm, labeler in dict.fromkeys((algorithm, labeler) for algorithm, labeler, _ in jobs):

@@ -12,11 +12,12 @@ drawn anew for each seed. A recipe may be followed by overrides, joined by comma
 import argparse
 import json
 import os
+import re
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 SCORES = ("accuracy", "balanced_accuracy", "F1", "mAP", "mAP_micro", "calibration_error")
@@ -40,7 +41,7 @@ class Job:
     @property
     def name(self) -> str:
         """Folder of the run."""
-        changes = "".join(f"-{change.replace('/', '_')}" for change in self.overrides)
+        changes = "".join(f"-{re.sub('[^A-Za-z0-9_.=-]+', '_', change)}" for change in self.overrides)
         return f"{Path(self.recipe).stem}{changes}-{self.split}-s{self.seed}"
 
     def result(self, part: str) -> dict:
@@ -48,20 +49,29 @@ class Job:
         return json.loads((self.out / self.name / "evaluation" / f"{part}.json").read_text())["networks"]
 
     def run(self) -> None:
-        """Train and evaluate, in processes of their own; what they print goes to a log in the output folder."""
-        command = [sys.executable, "-m", "stssl.cli"]
+        """Train and evaluate what is not there yet."""
+        from stssl.recipe import load_recipe
+        from stssl.train.finished import evaluate_run
+        from stssl.train.launch import run
+
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
         split = f"{{name: {self.split}, seed: {self.seed}}}" if self.split == "blocks" else self.split
         what = [f"data.split={split}", f"seed={self.seed}", f"labels.seed={self.seed}", *self.overrides]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        with (self.out / f"{self.name}.log").open("a") as log:
-            options = {"stdout": log, "stderr": log, "env": environment}
-            subprocess.run([*command, "train", self.recipe, *where, *what], check=True, **options)
-            for part in ("validation", "test"):
-                subprocess.run(
-                    [*command, "evaluate", str(self.out / self.name), "--split", part], check=True, **options
-                )
+        folder = run(load_recipe(Path(self.recipe), [*where, *what])).path
+        for part in ("validation", "test"):
+            if not (folder / "evaluation" / f"{part}.json").exists():
+                evaluate_run(folder, part, "best", "auto")
         print(f"done {self.name}", file=sys.stderr, flush=True)
+
+
+def carry_out(jobs: list[Job], at_once: int) -> None:
+    """Run jobs in that many processes of one thread each; first all others, then the error of one that failed."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(at_once, get_context("spawn")) as pool:
+        running = {pool.submit(job.run): job for job in jobs}
+        failed = {job.name: error for future, job in running.items() if (error := future.exception())}
+    for name, error in failed.items():
+        raise SystemExit(f"{name}: {error} ({len(failed)} of {len(jobs)} runs failed; the same command goes on)")
 
 
 def spread(values: list[float]) -> str:
@@ -119,8 +129,7 @@ def main() -> None:
         for split in options.split
         for recipe in options.recipes
     ]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(Job.run, jobs))
+    carry_out(jobs, options.jobs)
     rows = table(jobs, options.reference)
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("seeds", "gain")]
     print("| " + " | ".join([*columns, "gain over reference"]) + " |")
