@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from stssl.config import Domain
 from stssl.figures import COLORS, figure_of, svg
 from stssl.sweep.space import Axis
 from stssl.sweep.table import Row
@@ -62,7 +64,7 @@ def importances(shares: Mapping[str, float]) -> str:
 
 def slices(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str) -> list[str]:
     """A panel for each key: its value against the score; three panels a figure."""
-    keys = list({axis.key: axis for axis in axes}.values())
+    keys = wholes(axes)
     found = []
     for start in range(0, len(keys), 3):
         figure, panels = figure_of(12.6, 3.0, 3)
@@ -73,6 +75,23 @@ def slices(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str) 
         panels[0].set_ylabel(name)
         found.append(svg(figure))
     return found
+
+
+def wholes(axes: Sequence[Axis]) -> list[Axis]:
+    """One axis a key, over the domains of all parts that have it."""
+    groups: dict[str, list[Axis]] = {}
+    for axis in axes:
+        groups.setdefault(axis.key, []).append(axis)
+    return [replace(group[0], domain=_joined([axis.domain for axis in group])) for group in groups.values()]
+
+
+def _joined(domains: Sequence[Domain]) -> Domain:
+    if len(domains) == 1:
+        return domains[0]
+    if domains[0].choices:
+        return Domain(choices=tuple(dict.fromkeys(choice for domain in domains for choice in domain.choices)))
+    lows, highs = [float(domain.low or 0) for domain in domains], [float(domain.high or 0) for domain in domains]
+    return Domain(min(lows), max(highs), log=all(domain.log for domain in domains))
 
 
 def _slice(panel: Any, trials: Sequence[Row], axis: Axis, metric: int) -> None:
@@ -113,7 +132,7 @@ def parallel(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str
     rows = sorted(
         (row for row in trials if row.state == "complete" and row.values), key=lambda row: (row.values or [0])[metric]
     )
-    keys = list({axis.key: axis for axis in axes}.values())
+    keys = wholes(axes)
     if len(rows) < 2 or len(keys) < 2:
         return ""
     from matplotlib import colormaps
@@ -180,7 +199,8 @@ def front(trials: Sequence[Row], best: Sequence[Row], names: Sequence[str]) -> s
     """Two scores against each other, the trials that no other dominates marked."""
     figure, (axis,) = figure_of(6.0, 4.2)
     rows = [row for row in trials if row.state == "complete" and row.values]
-    axis.scatter(*zip(*[(row.values or [])[:2] for row in rows], strict=True), **COMPLETE, label="complete")
+    if rows:
+        axis.scatter(*zip(*[(row.values or [])[:2] for row in rows], strict=True), **COMPLETE, label="complete")
     ordered = sorted((row.values or [])[:2] for row in best)
     axis.plot(*zip(*ordered, strict=True), color=COLORS[1], marker="D", markersize=5, linewidth=1.2, label="best")
     axis.set_xlabel(names[0])

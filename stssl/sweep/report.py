@@ -9,7 +9,7 @@ from stssl.page import PAGE, text
 from stssl.sweep import charts
 from stssl.sweep.choosing import pareto, ranked
 from stssl.sweep.confirm import Confirmation
-from stssl.sweep.spec import SweepConfig
+from stssl.sweep.spec import Mode, SweepConfig
 from stssl.sweep.study import Book, study_url
 from stssl.sweep.table import Row, records
 from stssl.train.folder import write_text
@@ -114,16 +114,20 @@ def _mattered(book: Book, trials: Sequence[Row]) -> list[str]:
 
 
 def _importances(book: Book, metric: int) -> dict[str, float]:
+    """Shares by name of parameter. What is called with a target asks what makes it low."""
     import warnings
 
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+    sign = -1 if book.sweep.config.modes[metric] == "max" else 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return dict(
                 get_param_importances(
-                    book.study, evaluator=PedAnovaImportanceEvaluator(), target=lambda trial: trial.values[metric]
+                    book.study,
+                    evaluator=PedAnovaImportanceEvaluator(),
+                    target=lambda trial: sign * trial.values[metric],
                 )
             )
         except (ValueError, RuntimeError):  # too few trials, or all alike
@@ -133,13 +137,13 @@ def _importances(book: Book, metric: int) -> dict[str, float]:
 def _effects(book: Book, trials: Sequence[Row]) -> list[str]:
     """For each choice of a site, and of other parts, the scores of its complete trials."""
     parts: list[str] = []
-    name = book.sweep.config.metrics[0]
+    name, mode = book.sweep.config.metrics[0], book.sweep.config.modes[0]
     keys = {axis.key: axis for axis in book.space.axes if axis.domain.choices}
     for key in sorted(keys, key=lambda key: key != SITE):
         groups = effect(trials, key, keys[key].domain.choices)
         if len(groups) > 1:
             title = "Effect of each injection site" if key == SITE else f"Effect of {key}"
-            parts += [f"<h2>{text(title)}</h2>", charts.strips(groups, name), _spread(groups, name)]
+            parts += [f"<h2>{text(title)}</h2>", charts.strips(groups, name), _spread(groups, name, mode)]
     if parts:
         parts.append(
             "<p class='note'>Complete trials only, by choice: dots are trials, the diamond is their mean with one "
@@ -162,7 +166,8 @@ def effect(trials: Sequence[Row], key: str, choices: Sequence[Any]) -> dict[str,
     return {choice: values for choice, values in groups.items() if values}
 
 
-def _spread(groups: dict[str, list[float]], name: str) -> str:
+def _spread(groups: dict[str, list[float]], name: str, mode: Mode) -> str:
+    best, worst = (max, min) if mode == "max" else (min, max)
     return _table(
         [
             {
@@ -170,8 +175,8 @@ def _spread(groups: dict[str, list[float]], name: str) -> str:
                 "trials": len(values),
                 f"mean {name}": mean(values),
                 "standard deviation": stdev(values) if len(values) > 1 else None,
-                "best": max(values),
-                "worst": min(values),
+                "best": best(values),
+                "worst": worst(values),
             }
             for choice, values in groups.items()
         ]

@@ -4,17 +4,20 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
 from stssl.errors import RunError
 from stssl.recipe import load_recipe
+from stssl.sweep import charts
 from stssl.sweep.choosing import pareto, ranked, write_best
 from stssl.sweep.confirm import Candidate, Confirmation
-from stssl.sweep.report import effect, write_sweep_report
+from stssl.sweep.report import _importances, _spread, effect, write_sweep_report
 from stssl.sweep.table import rows, write_table
 
+MODES = {1: "max", -1: "min"}
 TWO = {"metric": ["accuracy", "calibration_error"], "scheduler": {"name": "none"}}
 
 
@@ -120,3 +123,49 @@ def test_the_page_shows_runs_with_other_seeds(book):
     )
     page = write_sweep_report(book, rows(book), found).read_text()
     assert "0.6000 ± 0.1414" in page and "<td>0.3000</td>" in page and "2026-01-01T00:00: trial-0001" in page
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("accuracy", 1), ("loss", -1)])
+def test_importances_are_of_what_makes_trials_good(open_book, metric, sign):
+    """The rate alone decides which trials are good, the decay alone which are bad."""
+    search = {"optimizer.lr": {"low": 0.0001, "high": 1.0}, "ema.decay": {"low": 0.5, "high": 0.9}}
+    options = {"sampler": {"name": "random"}, "scheduler": {"name": "none"}, "points": [], "trials": 60}
+    book = open_book(search=search, metric=metric, **options)
+    for number in range(60):
+        trial, values = book.next()
+        good, bad = values["optimizer.lr"] > 0.8, values["ema.decay"] < 0.6
+        book.complete(trial, [sign * (0.9 if good else 0.1 if bad else 0.5 + number / 1000)])
+    good = _importances(book, 0)
+    assert good["optimizer.lr"] > 0.8
+    control = open_book(search=search, metric=metric, **options)
+    control.sweep = replace(control.sweep, config=control.sweep.config.model_copy(update={"mode": MODES[-sign]}))
+    assert _importances(control, 0)["ema.decay"] > 0.8
+
+
+def test_best_and_worst_follow_the_mode(open_book, carry_out):
+    groups = {"late": [0.2, 0.4]}
+    assert cells(_spread(groups, "loss", "min"))[-2:] == ["0.2", "0.4"]
+    assert cells(_spread(groups, "mAP", "max"))[-2:] == ["0.4", "0.2"]
+
+
+def cells(table):
+    return re.findall(r"<td[^>]*>([^<]*)</td>", table)
+
+
+def test_the_page_of_several_metrics_needs_no_complete_trial(open_book, carry_out):
+    book = open_book(**TWO)
+    for accuracy, error in ((0.5, 0.3), (0.6, 0.4)):
+        carry_out(book, [{"accuracy": accuracy, "calibration_error": error}], end="unfinished")
+    assert "No trial is complete" in write_sweep_report(book, rows(book)).read_text()
+    carry_out(book, [{"accuracy": 0.7, "calibration_error": 0.1}])
+    assert "No trial is complete" not in write_sweep_report(book, rows(book)).read_text()
+
+
+def test_a_chart_has_room_for_the_values_of_every_part(open_book):
+    search = {"optimizer.name": None, "optimizer.lr": None}
+    (name, lr) = charts.wholes(open_book(search=search).space.axes)
+    assert name.domain.choices == ("adamw", "sgd")
+    assert (lr.domain.low, lr.domain.high, lr.domain.log) == (1e-5, 1.0, True)
+    bands = [["B04"], ["B04", "B03"]]
+    kept, rate = charts.wholes(open_book("alone", search={"data.bands": bands, "optimizer.lr": None}).space.axes)
+    assert (rate.domain.low, rate.domain.high) == (1e-5, 1e-2) and list(kept.domain.choices) == bands
