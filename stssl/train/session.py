@@ -20,6 +20,7 @@ from stssl.train.journal import Journal
 from stssl.train.optim import make_optimizer
 from stssl.train.stage import Stage
 from stssl.train.stages import open_stage
+from stssl.train.surroundings import keep_memory
 
 BUCKET_MB = 100
 """Gradients that DDP reduces at once: few large buckets, whatever the networks' sizes."""
@@ -123,6 +124,7 @@ def open_session(recipe: RunRecipe, device: torch.device) -> Session:
     """
     if recipe.compute.threads is not None:
         torch.set_num_threads(recipe.compute.threads)
+    keep_memory()
     stage = open_stage(recipe, device)
     if recipe.compute.compile:
         for backbone in stage.step.backbones():
