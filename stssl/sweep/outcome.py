@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stssl.errors import ConfigError
 from stssl.train.folder import RunFolder
 
 HEADLINES = ("mAP", "accuracy")
@@ -39,10 +38,9 @@ def scored(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
-    """Scores of the best checkpoint of a run; None before its first validation.
+    """Scores of the best checkpoint of a run; None before its first validation, or where that has not all `metrics`.
 
-    Raises:
-        ConfigError: A metric is none that the run has; names those it has.
+    A score that is no number (no class has a positive, say) is missing from the run's rows.
     """
     run = RunFolder(folder)
     best: dict[str, Any] | None = None
@@ -54,12 +52,9 @@ def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
         # The first of equals, as the run itself keeps its best checkpoint.
         if "score" in known and (best is None or known["score"] > best["score"]):
             best = known
-    if best is None:
+    if best is None or any(name not in best for name in metrics):
         return None
-    scores = {name: value for name, value in best.items() if name not in ("step", "kind") and value is not None}
-    missing = [name for name in metrics if name not in scores]
-    if missing:
-        raise ConfigError(f"metric: no {', '.join(missing)} among the scores of {folder}: {', '.join(scores)}")
+    scores = {name: value for name, value in best.items() if name not in ("step", "kind")}
     return Outcome(
         names=metrics,
         values=[float(scores[name]) for name in metrics],

@@ -11,7 +11,8 @@ from ray.tune.search import Searcher
 from stssl.errors import StsslError
 from stssl.sweep.outcome import outcome
 from stssl.sweep.study import Book, run_name, trials_folder
-from stssl.sweep.trial import failure, trial_recipe
+from stssl.sweep.trial import REASON, failure, trial_recipe
+from stssl.train.folder import RunFolder
 from stssl.train.stages import check
 
 Say = Callable[[str], None]
@@ -61,6 +62,8 @@ class StudySearcher(Searcher):
             why = str(error)
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
             return self.suggest(trial_id)
+        # A start that was killed may have left the reason of a failure that nobody wrote down: this one tries again.
+        (self._folder(trial.number) / REASON).unlink(missing_ok=True)
         return {"number": trial.number, "recipe": recipe.tree()}
 
     def late(self) -> bool:
@@ -94,6 +97,9 @@ class StudySearcher(Searcher):
             values = ended.values
             words = ", ".join(f"{name} {value:.4f}" for name, value in zip(ended.names, values, strict=True))
             self._end(trial_id, lambda trial: self.book.complete(trial, values), words)
+        elif RunFolder(folder).finished() is not None:
+            why = f"it was trained to its end, but no checkpoint has {' and '.join(self.book.sweep.config.metrics)}"
+            self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
         elif reason is None and error and self.book.again(self.live[trial_id]):
             self.say(f"trial {self.live.pop(trial_id).number}: its driver died; it goes on from its checkpoint")
         elif reason is not None or error:

@@ -12,6 +12,7 @@ from stssl.errors import ConfigError, RunError, StoppedError
 from stssl.recipe import LaunchConfig, Recipe, load_recipe
 from stssl.sweep.here import search_here
 from stssl.sweep.run import search, sweep
+from stssl.sweep.table import rows
 from stssl.sweep.trial import REASON, concurrency, driver_needs, needs
 from stssl.sweep.tuning import FINISHED, StudyScheduler, StudySearcher
 from stssl.train.folder import RunFolder
@@ -63,6 +64,38 @@ def test_a_trial_that_trained_to_its_end_is_complete(open_book):
     searcher.on_trial_complete("a", {})
     assert states(book)[0] == "COMPLETE" and math.isclose(book.study.trials[0].value, done["best"], rel_tol=1e-6)
     assert lines == [f"trial 0: accuracy {done['best']:.4f}"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "state"),
+    [
+        ("accuracy", {"accuracy": None}, "FAIL"),
+        ("calibration_error", {"accuracy": 0.5, "calibration_error": None}, "FAIL"),
+        ("calibration_error", {"accuracy": 0.5, "calibration_error": 0.25}, "COMPLETE"),
+    ],
+)
+def test_a_trial_without_its_score_fails_alone(open_book, metric, scores, state):
+    book = open_book(metric=metric)
+    searcher, lines = go(book)
+    folder = RunFolder(book.sweep.folder / "trials" / f"trial-{searcher.suggest('a')['number']:04d}")
+    folder.path.mkdir(parents=True)
+    folder.append({"step": 12, "kind": "validation", "loss": 1.0, **scores})
+    folder.finish({"best": scores["accuracy"]})
+    searcher.on_trial_complete("a", {})
+    assert states(book)[0] == state and ("no checkpoint has" in lines[0]) == (state == "FAIL")
+    assert rows(book)[0].values == ([0.25] if state == "COMPLETE" else None)
+
+
+def test_the_reason_of_an_earlier_start_is_forgotten(open_book):
+    book = open_book()
+    searcher, _ = go(book)
+    reason = book.sweep.folder / "trials" / f"trial-{searcher.suggest('a')['number']:04d}" / REASON
+    reason.parent.mkdir(parents=True)
+    reason.write_text("no room on the disk")
+    again, lines = go(open_book())  # the first process was killed before it wrote that down
+    assert again.suggest("b")["number"] == 0 and not reason.exists()
+    again.on_trial_complete("b", {"step": 4})
+    assert states(book)[0] == "RUNNING" and "not at its end" in lines[0]
 
 
 def test_a_trial_that_raised_is_recorded_with_its_reason(open_book):
@@ -173,5 +206,5 @@ def test_a_sweep_that_is_asked_to_end_goes_on_later(open_book, tmp_path):
     sweep(tmp_path / "asked.yaml", [], print)
     later = open_book("asked", {"schedule": schedule}, trials=2, scheduler={"name": "none"})
     assert states(later) == ["COMPLETE", "COMPLETE"]
-    rows = RunFolder(tmp_path / "sweeps" / "asked" / "trials" / "trial-0000").rows()
-    assert [row["step"] for row in rows if row["kind"] == "validation"] == [2, 4, 6, 8, 10, 12]
+    written = RunFolder(tmp_path / "sweeps" / "asked" / "trials" / "trial-0000").rows()
+    assert [row["step"] for row in written if row["kind"] == "validation"] == [2, 4, 6, 8, 10, 12]
