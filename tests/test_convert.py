@@ -372,3 +372,27 @@ def test_a_cluster_that_is_gone_is_not_joined(archive, tmp_path):
             check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("column", ["labels_19", "lat", "country"])
+def test_verify_notices_a_lost_or_changed_column(column, whole, tmp_path):
+    """Zarr reads a chunk that is gone as missing values, without a word."""
+    store = tmp_path / "store.zarr"
+    shutil.copytree(whole, store)
+    assert verify_store(store).problems == ()
+    shutil.rmtree(store / column / "c")
+    assert verify_store(store).problems == (f"column {column}: its values are not those that were converted",)
+
+
+def test_verify_says_what_cannot_be_read_at_all(whole, tmp_path):
+    for lost, words in (("b20", "b20"), ("patch_id/c/0", "column patch_id")):
+        store = tmp_path / f"{lost[:3]}.zarr"
+        shutil.copytree(whole, store)
+        if (store / lost).is_dir():
+            shutil.rmtree(store / lost)
+            problems = verify_store(store).problems
+            assert len(problems) == Store.open(store).size and all(words in problem for problem in problems)
+        else:
+            os.truncate(store / lost, 20)
+            with pytest.raises(DataError, match=words):
+                verify_store(store)

@@ -1,6 +1,7 @@
-"""The hash that says which pixels a patch has."""
+"""The hashes that say which pixels a patch has, and what stands in a column."""
 
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -13,3 +14,12 @@ def content_hash(arrays: list[NDArray[Any]]) -> NDArray[np.uint8]:
     for array in arrays:
         digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
     return np.frombuffer(digest.digest(), np.uint8)
+
+
+def column_hash(values: NDArray[Any]) -> str:
+    """BLAKE2b, 16 bytes in hexadecimal, over a metadata array [N] or [N, C]: strings as JSON, numbers little endian."""
+    if values.dtype.kind in "OU":
+        data = json.dumps([str(value) for value in values.tolist()]).encode()
+    else:
+        data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

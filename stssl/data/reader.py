@@ -41,10 +41,10 @@ class ZarrArray:
         """Fill `out` [n, bands, H, W] with patches `rows`."""
         if len(rows) == 0:
             return
-        if self._array is None:
-            self._array = zarr.open_array(zarr_place(self.store), path=self.name, mode="r")
         unique, places = np.unique(rows, return_inverse=True)
         try:
+            if self._array is None:
+                self._array = zarr.open_array(zarr_place(self.store), path=self.name, mode="r")
             out[:] = self._array.oindex[unique, bands][places.reshape(-1)]
         except (RuntimeError, ValueError, OSError) as error:
             raise DataError(f"{self.store}/{self.name} cannot be read ({error}). Run `stssl verify`.") from None

@@ -86,12 +86,20 @@ class Store:
     @cached_property
     def groups(self) -> dict[str, BandGroup]:
         """Pixel arrays by name, in order."""
-        found = {}
-        for name in self.attrs["pixel_arrays"]:
+        return {name: self._band_group(name) for name in self.attrs["pixel_arrays"]}
+
+    @cached_property
+    def maps(self) -> dict[str, BandGroup]:
+        """Arrays of the same patches that are no image bands, by name."""
+        return {name: self._band_group(name) for name in self.attrs.get("maps", ())}
+
+    def _band_group(self, name: str) -> BandGroup:
+        try:
             array = self._group[name]
-            bands, (_, _, height, width) = tuple(array.attrs["bands"]), array.shape
-            found[name] = BandGroup(name, bands, height, width, array.dtype, dict(array.attrs.get("statistics", {})))
-        return found
+        except (KeyError, ValueError, OSError) as error:
+            raise DataError(f"{self.path} has lost its array {name} ({error}). Convert the archive again.") from None
+        bands, (_, _, height, width) = tuple(array.attrs["bands"]), array.shape
+        return BandGroup(name, bands, height, width, array.dtype, dict(array.attrs.get("statistics", {})))
 
     @property
     def _images(self) -> tuple[str, ...]:
@@ -132,7 +140,10 @@ class Store:
             DataError: There is none of that name; names those there are.
         """
         if name not in self._columns:
-            values = np.asarray(self._array(name)[:])
+            try:
+                values = np.asarray(self._array(name)[:])
+            except (RuntimeError, ValueError, OSError) as error:
+                raise DataError(f"{self.path}: column {name} cannot be read ({error}). Convert again.") from None
             # NumPy cannot cast its own variable-length strings to fixed-width ones; it can cast Python's.
             self._columns[name] = values.astype(object) if values.dtype.kind == "T" else values
         return self._columns[name]
@@ -188,8 +199,15 @@ class Store:
             direct: Read shard files directly where their layout is known; else through zarr.
             cache: For what is fetched from an object store; without it, zarr reads there.
         """
-        stored = {
+        return Reader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
+
+    def map_reader(self) -> Reader:
+        """What delivers all `maps`."""
+        bands = [band for group in self.maps.values() for band in group.bands]
+        return Reader(self.path, self._stored(self.maps), bands)
+
+    def _stored(self, groups: dict[str, BandGroup]) -> dict[str, Stored]:
+        return {
             name: Stored(group.bands, (self.size, len(group.bands), group.height, group.width), group.dtype)
-            for name, group in self.groups.items()
+            for name, group in groups.items()
         }
-        return Reader(self.path, stored, bands, threads, direct, cache=cache)

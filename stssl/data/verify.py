@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stssl.data.hashing import content_hash
+from stssl.data.hashing import column_hash, content_hash
+from stssl.data.reader import Reader
 from stssl.data.store import Store
 from stssl.errors import DataError
 from stssl.schema import ERRORS, Patch
@@ -40,8 +41,8 @@ def verify(
 ) -> Findings:
     """Check a store.
 
-    Every shard's index against its checksum, every patch against its hash, every column against the number of patches;
-    with the archive's reader also every patch against its pixels there.
+    Every shard's index against its checksum, every patch against its hash, every column against the number of patches
+    and its hash; with the archive's reader also every patch, and its maps, against what is there.
 
     Args:
         path: Path or URL of the store.
@@ -54,26 +55,43 @@ def verify(
     """
     store = Store.open(path)
     _check_columns(store)
-    problems: list[str] = []
-    reader = store.reader(store.bands)
+    problems, checked = _changed_columns(store), 0
+    readers = [store.reader(store.bands), *([store.map_reader()] if store.maps else [])]
     hashes, ids = store.column("content_hash"), store.column("patch_id").astype(str)
     for start in range(0, store.size, BATCH):
         rows = np.arange(start, min(start + BATCH, store.size))
-        for row, found in zip(rows.tolist(), _hashes(reader, rows), strict=True):
+        pixels, maps = _blocks(readers[0], rows), _blocks(readers[-1], rows) if store.maps else [{}] * len(rows)
+        for row, found, own_maps in zip(rows.tolist(), pixels, maps, strict=True):
             name = ids[row]
-            if isinstance(found, DataError):
-                problems.append(f"{name}: {found}")
-            elif not np.array_equal(found, hashes[row]):
+            problems += [f"{name}: {block}" for block in (found, own_maps) if isinstance(block, DataError)]
+            if isinstance(found, dict) and not np.array_equal(content_hash([*found.values()]), hashes[row]):
                 problems.append(f"{name} (row {row}): its pixels are not those that were converted")
             if original is not None:
-                problems += _compare(name, names(row) if names else name, original(row), hashes[row], store)
+                patch = original(row)
+                problems += _compare(name, names(row) if names else name, patch, hashes[row], store)
+                problems += _compare_maps(name, patch, own_maps)
+        checked = int(rows[-1]) + 1
         if progress:
-            progress(int(rows[-1]) + 1, store.size)
+            progress(checked, store.size)
         if len(problems) > MOST_FINDINGS:
             problems = [*problems[:MOST_FINDINGS], "and more: stopped"]
             break
-    reader.close()
-    return Findings(store.size, store.size if original else 0, tuple(problems))
+    for reader in readers:
+        reader.close()
+    return Findings(checked, checked if original else 0, tuple(problems))
+
+
+def _changed_columns(store: Store) -> list[str]:
+    """Metadata arrays that are not those that were converted: a lost chunk reads as missing values, without an error.
+
+    Stores of before there were such hashes have none to compare with.
+    """
+    known = store.attrs.get("column_hashes", {})
+    return [
+        f"column {name}: its values are not those that were converted"
+        for name, hashed in known.items()
+        if not store.has_column(name) or column_hash(store.column(name)) != hashed
+    ]
 
 
 def _check_columns(store: Store) -> None:
@@ -92,15 +110,15 @@ def _check_columns(store: Store) -> None:
         raise DataError(f"{store.path}: {'; '.join(problems)}. Convert the archive again.")
 
 
-def _hashes(reader: Any, rows: NDArray[np.int64]) -> list[NDArray[np.uint8] | DataError]:
-    """Hash of each row's pixels, or why it cannot be read."""
+def _blocks(reader: Reader, rows: NDArray[np.int64]) -> list[dict[str, NDArray[Any]] | DataError]:
+    """Each row's arrays by name, or why it cannot be read."""
     try:
         blocks = reader.read(rows)
     except DataError as error:
         if len(rows) == 1:
             return [error]
-        return [found for row in rows for found in _hashes(reader, np.array([row]))]
-    return [content_hash([block[place] for block in blocks.values()]) for place in range(len(rows))]
+        return [found for row in rows for found in _blocks(reader, np.array([row]))]
+    return [{name: block[place] for name, block in blocks.items()} for place in range(len(rows))]
 
 
 def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uint8], store: Store) -> list[str]:
@@ -114,3 +132,11 @@ def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uin
     arrays = [patch.arrays.get(group, zeros) for group, zeros in blank.items()]
     same = np.array_equal(content_hash(arrays), stored)
     return [] if same else [f"{name}: its pixels differ from the archive's"]
+
+
+def _compare_maps(name: str, patch: Patch, maps: dict[str, NDArray[Any]] | DataError) -> list[str]:
+    """Maps of one patch that are not the archive's; where it has none, zeros stand."""
+    if isinstance(maps, DataError):
+        return []
+    differ = [key for key, block in maps.items() if not np.array_equal(block, patch.arrays.get(key, 0 * block))]
+    return [f"{name}: its {key} differs from the archive's" for key in differ]

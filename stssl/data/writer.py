@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec
 
 from stssl.data.encode import LEVEL, encode_shard
 from stssl.data.files import files_at
-from stssl.data.hashing import content_hash
+from stssl.data.hashing import column_hash, content_hash
 from stssl.data.remote import zarr_place
 from stssl.data.tally import statistics, tally
 from stssl.errors import DataError
@@ -197,8 +197,8 @@ class Writer:
             for column in self.plan.columns:
                 _write_column(group, column, columns[column.name])
             self._write_statistics(group, parts)
-            errors = self._write_report(parts)
-            self._mark_complete(errors)
+            hashes = {c.name: column_hash(columns[c.name]) for c in self.plan.columns}
+            self._mark_complete(self._write_report(parts), hashes)
         self.work.remove()
         return dict(self.attributes()["errors"])
 
@@ -216,7 +216,7 @@ class Writer:
         self.beside.write(self.report, text.getvalue().encode())
         return dict(sorted(Counter(code for _, code, _ in problems).items()))
 
-    def _mark_complete(self, errors: dict[str, int]) -> None:
+    def _mark_complete(self, errors: dict[str, int], hashes: dict[str, str]) -> None:
         about = {
             "schema_version": SCHEMA_VERSION,
             "conversion": self.plan.identity,
@@ -226,6 +226,7 @@ class Writer:
             "label_sets": list(self.plan.label_sets),
             "splits": list(self.plan.splits),
             "patches": self.plan.patches,
+            "column_hashes": hashes,
             "errors": errors,
             "error_codes": ERRORS,
         }

@@ -93,6 +93,24 @@ def test_reben(reben, tmp_path):
     assert verify_store(tmp_path / "store.zarr", reben).problems == ()
 
 
+@pytest.mark.parametrize("damage", ["index", "pixels", "archive"])
+def test_verify_looks_at_maps_too(damage, reben, tmp_path):
+    converted("bigearthnet-v2", reben, tmp_path)
+    path = tmp_path / "store.zarr" / "reference_map" / "c" / "0" / "0" / "0" / "0"
+    data = bytearray(path.read_bytes())
+    data[{"index": -10, "pixels": 4, "archive": 4}[damage]] ^= 255
+    if damage == "archive":
+        (changed,) = (reben / "Reference_Maps").rglob("*_2_42_reference_map.tif")
+        write_tiff(changed, np.full((1, 120, 120), 7, np.uint16))
+        assert verify_store(tmp_path / "store.zarr").problems == ()
+        problems = verify_store(tmp_path / "store.zarr", reben).problems
+        assert problems == (f"{PRODUCT}_2_42: its reference_map differs from the archive's",)
+        return
+    path.write_bytes(data)
+    problems = verify_store(tmp_path / "store.zarr").problems
+    assert len(problems) == (4 if damage == "index" else 1) and "reference_map" in problems[0]
+
+
 def test_reben_dirt(reben, tmp_path):
     product = reben / "BigEarthNet-S2" / PRODUCT
     first, second = sorted(product.iterdir())[:2]
