@@ -4,6 +4,7 @@ Opening a file through GDAL costs milliseconds; BigEarthNet has 7.7 million file
 16-bit numbers. The direct reader checks every tag that it relies on, and hands over what it does not know.
 """
 
+import contextlib
 import re
 import struct
 import warnings
@@ -26,6 +27,8 @@ _TIEPOINT, _GEOKEYS, _PROJECTED = 33922, 34735, 3072
 _SIZES = {3: ("H", 2), 4: ("I", 4), 12: ("d", 8)}
 _EXPECTED = {_BITS: (16,), _COMPRESSION: (1,), _SAMPLES: (1,), _PLANAR: (1,), _PREDICTOR: (1,), _FORMAT: (1,)}
 _NEEDED = (_WIDTH, _HEIGHT, _BITS, _OFFSETS, _COUNTS)
+MOST_BANDS, MOST_BYTES = 256, 1 << 29
+"""What a raster that holds one patch is never larger than, decoded."""
 _RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE, _TIEPOINT, _GEOKEYS})
 
 
@@ -57,9 +60,10 @@ def strips(data: bytes) -> NDArray[np.uint16] | None:
     """
     try:
         tags = _tags(data)
-    except struct.error:
+        plain = tags is not None and _plain(tags, len(data))
+    except (struct.error, IndexError, ValueError):
         return None
-    if tags is None or not _plain(tags, len(data)):
+    if tags is None or not plain:
         return None
     height, width, offsets, counts = tags[_HEIGHT][0], tags[_WIDTH][0], tags[_OFFSETS], tags[_COUNTS]
     ends = [offset + count for offset, count in zip(offsets, counts, strict=True)]
@@ -79,6 +83,8 @@ def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
         return False
     row = 2 * tags[_WIDTH][0]
     rows, per_strip = tags[_HEIGHT][0], tags.get(_ROWS, tags[_HEIGHT])[0]
+    if row * rows > size:
+        return False
     expected = [min(per_strip, rows - start) * row for start in range(0, rows, per_strip)] if per_strip else []
     offsets, counts = tags[_OFFSETS], tags[_COUNTS]
     return (
@@ -137,10 +143,24 @@ def read_image(source: Any, name: str, size: int | None = None) -> NDArray[Any]:
     """
     try:
         with _quiet(), rasterio.open(source) as file:
+            _refuse_giants(file, name)
             shape = None if size is None else (file.count, size, size)
-            return np.asarray(file.read(out_shape=shape, resampling=Resampling.bilinear))
-    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
+            with _thorough(file):
+                return np.asarray(file.read(out_shape=shape, resampling=Resampling.bilinear))
+    except (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError) as error:
         raise BadPatchError("unreadable", _words(name, error)) from None
+
+
+def _thorough(file: Any) -> contextlib.AbstractContextManager[Any]:
+    """GDAL's fast way to read a PNG takes what memory held before for the pixels that a truncated file lacks."""
+    return rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO") if file.driver == "PNG" else contextlib.nullcontext()
+
+
+def _refuse_giants(file: Any, name: str) -> None:
+    """A damaged header may claim any size, which GDAL would fill with zeros for minutes or until memory ends."""
+    size = file.count * file.height * file.width * max(np.dtype(dtype).itemsize for dtype in file.dtypes)
+    if file.count > MOST_BANDS or size > MOST_BYTES:
+        raise BadPatchError("unreadable", f"{name} claims to be {file.count}x{file.height}x{file.width}")
 
 
 def utm_corner(data: bytes) -> tuple[int, float, float] | None:

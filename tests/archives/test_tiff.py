@@ -6,9 +6,10 @@ import rasterio
 from dirty import write_tiff
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from real import real_data
 
-from stssl.archives.tiff import read_band, strips, utm_corner
+from stssl.archives.tiff import read_band, read_image, strips, utm_corner
 from stssl.schema import BadPatchError
 
 OPTIONS = {
@@ -100,3 +101,32 @@ def test_every_real_file(tmp_path):
         assert utm_corner(path.read_bytes()) == (epsg, transform.c, transform.f)
         direct += strips(path.read_bytes()) is not None
     assert direct == len(found) - 1, "all but the compressed reference map"
+
+
+@pytest.mark.parametrize(("tag", "value"), [(277, 50177), (257, 60000), (257, 2**31 - 1), (256, 2**20)])
+def test_a_header_that_claims_a_giant_is_refused_at_once(tag, value, tmp_path):
+    """One changed byte of a plain file: GDAL would fill what is not there with zeros, for minutes."""
+    write_tiff(tmp_path / "image.tif", np.ones((1, 40, 40), np.uint16))
+    data = bytearray((tmp_path / "image.tif").read_bytes())
+    assert read_band(tmp_path / "image.tif", 40).shape == (40, 40)
+    (start,) = struct.unpack_from("<I", data, 4)
+    entry = next(place for place in range(start + 2, len(data), 12) if struct.unpack_from("<H", data, place) == (tag,))
+    struct.pack_into("<HHII", data, entry, tag, 3 if value < 2**16 else 4, 1, value)
+    (tmp_path / "image.tif").write_bytes(data)
+    with pytest.raises(BadPatchError):
+        read_band(tmp_path / "image.tif", 40)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_truncated_images_are_unreadable(ending, tmp_path):
+    """GDAL's fast way with PNGs delivers what memory held before, without an error."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    path = tmp_path / f"image.{ending}"
+    Image.fromarray(pixels).save(path)
+    whole = read_image(path, path.name)
+    assert whole.shape == (3, 64, 64) and (ending == "jpg" or (whole == pixels.transpose(2, 0, 1)).all())
+    data = path.read_bytes()
+    for share in (0.3, 0.6, 0.95):
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(BadPatchError):
+            read_image(path, path.name)
