@@ -11,13 +11,14 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from stssl.config import Tree, apply_overrides, load_tree, validate
+from stssl.config import Tree, apply_overrides, load_tree, parse_yaml, validate
 from stssl.errors import ConfigError, RunError
 from stssl.pretraining import kind_of
-from stssl.recipe import Recipe
+from stssl.recipe import LaunchConfig, Recipe
 
 EXCLUDES = (
     "/.git/",
@@ -84,26 +85,26 @@ def job(submission: Submission) -> dict[str, Any]:
     """Arguments for Ray's `submit_job`, from files alone.
 
     Raises:
-        ConfigError: The file is missing, wrong, outside the working folder, needs a variable that nobody gave, or
-            would keep its results where they vanish with the job.
+        ConfigError: The file (or one that it names) is missing, wrong, does not travel with the working folder, needs
+            a variable that nobody gave, or would keep its results where they vanish with the job.
     """
     folder, file = submission.folder.resolve(), submission.file.resolve()
-    tree = load_tree(submission.file)
+    tree = apply_overrides(load_tree(submission.file), submission.overrides)
     command = command_for(tree)
-    if not file.is_relative_to(folder):
-        raise ConfigError(f"{submission.file} is not inside {folder}, which goes to the cluster. Give --folder.")
-    tree = apply_overrides(tree, submission.overrides)
-    resources = {"entrypoint_num_cpus": submission.cpus, "entrypoint_num_gpus": submission.gpus}
-    if command != "sweep":
-        launch = validate(kind_of(tree), {"name": file.stem} | tree, str(submission.file)).launch
-        if launch.workers == 0:
-            own = {"entrypoint_num_cpus": launch.cpus_per_worker, "entrypoint_num_gpus": launch.gpus_per_worker}
-            resources = {key: own[key] if value is None else value for key, value in resources.items()}
     if command == "sweep":
-        _lasting("storage", tree.get("storage", "sweeps"))
-        tree |= {"base recipe": load_tree(file.parent / str(tree.get("recipe")))}
+        key, storage, launch, recipe = _sweep(submission)
+        tree |= {"base recipe": load_tree(recipe)}
+        files = [*_files(file), *_files(recipe)]
     else:
-        _lasting("launch.storage", tree.get("launch", {}).get("storage", "runs"))
+        launch = validate(kind_of(tree), {"name": file.stem} | tree, str(submission.file)).launch
+        key, storage, files = "launch.storage", launch.storage, [*_files(file)]
+    for one in files:
+        _travels(one, folder)
+    _lasting(key, storage)
+    resources = {"entrypoint_num_cpus": submission.cpus, "entrypoint_num_gpus": submission.gpus}
+    if launch.workers == 0:
+        own = {"entrypoint_num_cpus": launch.cpus_per_worker, "entrypoint_num_gpus": launch.gpus_per_worker}
+        resources = {name: own[name] if value is None else value for name, value in resources.items()}
     words = ["python", "-m", "stssl.cli", command, str(file.relative_to(folder)), *submission.overrides]
     environment = _environment(tree, submission)
     return {
@@ -115,8 +116,42 @@ def job(submission: Submission) -> dict[str, Any]:
             **({"pip": _packages(submission.pip)} if submission.pip else {}),
         },
         "metadata": {"stssl": f"{command} {file.relative_to(folder)}"},
-        **{key: value for key, value in resources.items() if value is not None},
+        **{name: value for name, value in resources.items() if value is not None},
     }
+
+
+def _sweep(submission: Submission) -> tuple[str, str, LaunchConfig, Path]:
+    """Check a sweep file as far as that goes here; its key of storage, the storage, how trials run, and its recipe."""
+    from stssl.sweep.domains import build_space
+    from stssl.sweep.spec import load_sweep
+
+    what = load_sweep(submission.file, submission.overrides, here=False)
+    space = build_space(what.config, what.recipe)
+    for number, point in enumerate(what.config.points):
+        space.point(point, f"points[{number}]")
+    recipe = submission.file.resolve().parent / what.config.recipe
+    return "storage", what.config.storage, what.recipe.launch, recipe.resolve()
+
+
+def _files(file: Path) -> Iterator[Path]:
+    """A file and those that its `base:` names; all were read before."""
+    yield file
+    base = parse_yaml(file.read_text(), str(file)).get("base")
+    if base:
+        yield from _files((file.parent / base).resolve())
+
+
+def _travels(file: Path, folder: Path) -> None:
+    if not file.is_relative_to(folder):
+        raise ConfigError(f"{file} is not inside {folder}, which goes to the cluster. Give --folder.")
+    parts = file.relative_to(folder).parts
+    for pattern in EXCLUDES:
+        places = parts[:-1] if pattern.endswith("/") else parts
+        places = places[:1] if pattern.startswith("/") else places
+        if any(fnmatch(part, pattern.strip("/")) for part in places):
+            raise ConfigError(
+                f"{file} does not go to the cluster: '{pattern}' stays here. Copy it to another place in {folder}."
+            )
 
 
 def _lasting(key: str, storage: str) -> None:

@@ -1,4 +1,4 @@
-"""What a submission sends, from files alone; a real cluster takes one in distributed/test_submission.py."""
+"""What a submission sends, from files alone; a real cluster takes one in cluster/test_submission.py."""
 
 import socket
 import subprocess
@@ -70,6 +70,63 @@ def test_a_sweep_takes_the_variables_of_its_base(recipe, recipe_tree, monkeypatc
     assert sent["runtime_env"]["env_vars"]["SOME_STORE"] == "/here.zarr"
     with pytest.raises(ConfigError, match=r"storage: 'sweeps' would lie"):
         asked(sweep)
+
+
+@pytest.fixture
+def sweep(recipe):
+    """Writes a sweep over the recipe."""
+
+    def go(**changes):
+        tree = {"recipe": "recipe.yaml", "trials": 2, "search": {"optimizer.lr": "auto"}, "storage": "/shared"}
+        (recipe.parent / "s.yaml").write_text(yaml.safe_dump(tree | changes))
+        return recipe.parent / "s.yaml"
+
+    return go
+
+
+def test_a_sweep_that_trains_in_the_jobs_own_process_takes_its_resources(sweep):
+    own = {"launch.workers": 0, "launch.gpus_per_worker": 1, "launch.cpus_per_worker": 4}
+    sent = asked(sweep(change=own))
+    assert (sent["entrypoint_num_cpus"], sent["entrypoint_num_gpus"]) == (4, 1)
+    assert asked(sweep(change=own), gpus=0)["entrypoint_num_gpus"] == 0
+    assert "entrypoint_num_gpus" not in asked(sweep(change=own | {"launch.workers": 1}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trails": 3}, "did you mean trials"),
+        ({"search": {"optimizer.lrr": None}}, r"Did you mean optimizer\.lr"),
+        ({"change": {"optimiser.lr": 3}}, "did you mean optimizer"),
+        ({"points": [{"optimizer.lr": 7.0}]}, "outside of its domain"),
+        ({"storage": 5}, "storage: Input should be a valid string"),
+        ({"recipe": "nowhere.yaml"}, "cannot read"),
+    ],
+)
+def test_mistakes_in_a_sweep_are_found_before_anything_is_sent(sweep, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        asked(sweep(**changes))
+
+
+def test_files_that_would_stay_here_are_refused(recipe, sweep):
+    best = recipe.parent / "sweeps" / "first" / "best.yaml"
+    best.parent.mkdir(parents=True)
+    best.write_text(recipe.read_text())
+    with pytest.raises(ConfigError, match=r"'/sweeps/' stays here\. Copy it"):
+        asked(best, "launch.storage=/shared", folder=recipe.parent)
+    kept = recipe.parent / "experiments" / "sweeps" / "best.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("base: ../../recipe.yaml\n")
+    assert asked(kept, "launch.storage=/shared", folder=recipe.parent)["entrypoint"].split()[4] == (
+        "experiments/sweeps/best.yaml"
+    )
+    outside = recipe.parents[1] / "outside.yaml"
+    outside.write_text(recipe.read_text())
+    with pytest.raises(ConfigError, match=r"outside\.yaml is not inside"):
+        asked(sweep(recipe="../outside.yaml"))
+    kept.write_text(f"base: {outside}\n")
+    with pytest.raises(ConfigError, match=r"outside\.yaml is not inside"):
+        asked(kept, "launch.storage=/shared", folder=recipe.parent)
 
 
 def test_packages(recipe, tmp_path):

@@ -172,23 +172,30 @@ class Sweep:
         return self.config.folder
 
 
-def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
+def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = True) -> Sweep:
     """Read a sweep file (which may have a `base:`) and its recipe.
 
     Args:
         path: The file.
         overrides: `key=value` changes to the sweep file; `change.KEY=value` ones to the recipe.
+        here: Whether this machine carries it out; if not, variables (`${NAME}`) and relative paths stay as they are.
 
     Raises:
         ConfigError: Names the file, the wrong keys and what is allowed.
     """
     tree = apply_overrides(load_tree(path), overrides)
     file = Path(path).resolve()
-    config = validate(SweepConfig, expand_variables({"name": file.stem} | tree, str(path)), str(path))
+    expanded = expand_variables if here else _unexpanded
+    config = validate(SweepConfig, expanded({"name": file.stem} | tree, str(path)), str(path))
     source = file.parent / config.recipe
-    recipe = load_recipe(source)
+    recipe = load_recipe(source) if here else validate(Recipe, {"name": source.stem} | load_tree(source), str(source))
     changed = merge(recipe.tree(), _tree(config.change, str(path)))
-    return Sweep(config, _absolute(validate(Recipe, expand_variables(changed, str(path)), f"{path}: change")))
+    recipe = validate(Recipe, expanded(changed, str(path)), f"{path}: change")
+    return Sweep(config, _absolute(recipe) if here else recipe)
+
+
+def _unexpanded(tree: Tree, source: str) -> Tree:
+    return tree
 
 
 def _tree(change: Tree, source: str) -> Tree:
