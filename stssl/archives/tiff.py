@@ -9,6 +9,7 @@ import re
 import struct
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -135,25 +136,29 @@ def _words(name: str, error: Exception) -> str:
     return f"{name}: " + re.sub(r"\S*/", "", str(error).replace("\n", " "))
 
 
-def read_image(source: Any, name: str, size: int | None = None) -> NDArray[Any]:
+def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> NDArray[Any]:
     """All bands [bands, H, W] of a raster (path or open file), through rasterio; resampled if a size is given.
 
     Raises:
         BadPatchError: It cannot be read, or not to its end.
     """
     try:
-        with _quiet(), rasterio.open(source) as file:
+        with _quiet(), _thorough(source), rasterio.open(source) as file:
             _refuse_giants(file, name)
             shape = None if size is None else (file.count, size, size)
-            with _thorough(file):
-                return np.asarray(file.read(out_shape=shape, resampling=Resampling.bilinear))
+            return np.asarray(file.read(out_shape=shape, resampling=Resampling.bilinear))
     except (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError) as error:
         raise BadPatchError("unreadable", _words(name, error)) from None
 
 
-def _thorough(file: Any) -> contextlib.AbstractContextManager[Any]:
+def _thorough(source: Path | BytesIO) -> contextlib.AbstractContextManager[Any]:
     """GDAL's fast way to read a PNG takes what memory held before for the pixels that a truncated file lacks."""
-    return rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO") if file.driver == "PNG" else contextlib.nullcontext()
+    if isinstance(source, BytesIO):
+        start = bytes(source.getbuffer()[:4])
+    else:
+        with source.open("rb") as file:
+            start = file.read(4)
+    return rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO") if start == b"\x89PNG" else contextlib.nullcontext()
 
 
 def _refuse_giants(file: Any, name: str) -> None:
