@@ -84,6 +84,8 @@ class _Finder:
                 raise ConfigError(f"{self.source}.{key}: the list of values is empty")
             return Domain(choices=tuple(float(v) if self._is_float(found, v) else v for v in given))
         if isinstance(given, RangeConfig):
+            if found.integer and not all(float(end or 0).is_integer() for end in (given.low, given.high, given.step)):
+                raise ConfigError(f"{self.source}.{key} is a whole number: so must be low, high and step")
             return Domain(given.low, given.high, given.log, step=given.step)
         if found.domain is None:
             raise ConfigError(
@@ -161,7 +163,13 @@ class _Finder:
                     continue
                 if other in self.search:
                     choices = self.axes(other)[0].domain.choices
-                    yield Gate(other, tuple(choice for choice in choices if choice not in idle))
+                    awake = tuple(choice for choice in choices if choice not in idle)
+                    if not awake:
+                        raise ConfigError(
+                            f"{self.source}.{key} changes nothing with any {other} under search "
+                            f"({', '.join(map(str, choices))}). Leave it out, or search {other} more widely."
+                        )
+                    yield Gate(other, awake)
                 elif self._own(other) in idle:
                     raise ConfigError(
                         f"{self.source}.{key} changes nothing while {other} is {self._own(other)}. Set {other} in "

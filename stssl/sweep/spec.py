@@ -30,6 +30,9 @@ class RangeConfig(Config):
             raise ValueError(f"low {self.low:g} must be smaller than high {self.high:g}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low > 0 and no step")
+        steps = (self.high - self.low) / (self.step or (self.high - self.low))
+        if abs(steps - round(steps)) > 1e-9 * steps:
+            raise ValueError(f"steps of {self.step:g} from low {self.low:g} do not come to high {self.high:g}")
         return self
 
 
@@ -213,6 +216,9 @@ def _absolute(recipe: Recipe) -> Recipe:
     store, (kind, _, name) = Path(recipe.data.store), recipe.model.weights.partition(":")
     if "://" not in recipe.data.store and not store.is_absolute():
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"store": str(store.absolute())})})
+    if recipe.data.cache_dir is not None:
+        cache = str(Path(recipe.data.cache_dir).absolute())
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_dir": cache})})
     if kind == "run":
         run = Path(name) if Path(name).is_dir() else Path(recipe.launch.storage) / name
         model = recipe.model.model_copy(update={"weights": f"run:{run.absolute()}"})

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -28,26 +29,30 @@ def storage_of(url: str) -> Any:
     """
     import optuna
 
-    kind, _, rest = url.partition(":")
+    (kind, _, rest), shown = url.partition(":"), _without_password(url)
     if kind == "journal":
-        backend = optuna.storages.journal.JournalFileBackend(rest.removeprefix("//"))
+        try:
+            backend = optuna.storages.journal.JournalFileBackend(rest.removeprefix("//"))
+        except OSError as error:
+            raise RunError(f"study: cannot open {url}: {error.strerror}. Give journal:FILE in a folder.") from None
         return optuna.storages.JournalStorage(backend)
     if kind.partition("+")[0] not in ("sqlite", "postgresql", "postgres"):
-        raise ConfigError(f"study: '{url}' is not sqlite:///FILE, postgresql://USER@HOST/NAME or journal:FILE")
+        raise ConfigError(f"study: '{shown}' is not sqlite:///FILE, postgresql://USER@HOST/NAME or journal:FILE")
     if kind in ("postgresql", "postgres"):
         url = f"postgresql+psycopg:{rest}"
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
-        raise ConfigError(f"study: {url} needs a driver: pip install 'stssl[postgres]' ({error})") from None
+        raise ConfigError(f"study: {shown} needs a driver: pip install 'stssl[postgres]' ({error})") from None
     except Exception as error:  # SQLAlchemy and drivers have errors of their own
         raise RunError(f"study: cannot open {_without_password(url)}: {str(error).splitlines()[0]}") from None
 
 
 def _without_password(url: str) -> str:
     head, at, tail = url.rpartition("@")
-    return f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
+    hidden = f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", hidden)
 
 
 def study_url(config: SweepConfig) -> str:
@@ -97,18 +102,16 @@ def storage_studies(storage: Any) -> list[Any]:
 
 
 def _same(ours: dict[str, Any], study: Any, config: SweepConfig) -> None:
-    text = study.user_attrs.get(SPACE)
+    text, place = study.user_attrs.get(SPACE), _without_password(study_url(config))
     theirs = json.loads(text) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
-        raise RunError(
-            f"the study '{config.name}' in {study_url(config)} was not made by a sweep. Give another name=..."
-        )
+        raise RunError(f"the study '{config.name}' in {place} was not made by a sweep. Give another name=...")
     # A key that the study lacks came into recipes after it: parts are written out whole, and their names are compared.
     known = dict(flatten(theirs or {}))
     keys = [key for key in differing_keys(theirs or ours, ours) if key in known or not key.startswith("recipe.")]
     if keys:
         raise RunError(
-            f"the study '{config.name}' in {study_url(config)} searched something else; it differs in "
+            f"the study '{config.name}' in {place} searched something else; it differs in "
             f"{', '.join(keys)}. Give this sweep another name (name=...), or delete the study and {config.folder}."
         )
 

@@ -67,11 +67,21 @@ def test_a_file_narrows_or_replaces_a_domain(space_of):
         ({"algorithm.name": ["fixmatch", "fixmach"]}, "the recipe refuses fixmach"),
         ({"optimizer.lr": {"low": 1.0, "high": 0.1}}, "low 1 must be smaller than high 0.1"),
         ({"model.injection.name": ["late", "token"]}, "the recipe refuses token"),
+        ({"optimizer.lr": {"low": 0.1, "high": 0.5, "step": 0.3}}, r"steps of 0\.3 from low 0\.1 do not come to high"),
+        ({"augment.randaugment.n": {"low": 1, "high": 4, "step": 0.5}}, r"randaugment\.n is a whole number"),
+        ({"augment.randaugment.n": {"low": 1.5, "high": 4}}, r"randaugment\.n is a whole number"),
+        ({"algorithm.name": ["supervised"], "loss.unlabeled": None}, r"nothing with any algorithm\.name under search"),
     ],
 )
 def test_wrong_keys_and_values_are_errors(space_of, search, message):
     with pytest.raises(ConfigError, match=message):
         space_of(search)
+
+
+def test_ranges_that_are_possible_are_taken(space_of):
+    space_of({"optimizer.lr": {"low": 0.1, "high": 0.7, "step": 0.3}})
+    space_of({"augment.randaugment.n": {"low": 1, "high": 4}})
+    space_of({"algorithm.name": ["supervised", "fixmatch"], "loss.unlabeled": None})
 
 
 def test_keys_that_change_nothing_are_errors(space_of):
@@ -125,8 +135,9 @@ def test_paths_are_absolute_because_trials_run_elsewhere(space_of, tmp_path, mon
     recipe = load_sweep("s.yaml").recipe
     assert recipe.data.store == str(tmp_path / "here.zarr")
     assert recipe.model.weights == f"run:{tmp_path / 'out' / 'first'}"
-    space_of({"optimizer.lr": None}, {"data.store": "s3://bucket/a.zarr"})
-    assert load_sweep("s.yaml").recipe.data.store == "s3://bucket/a.zarr"
+    space_of({"optimizer.lr": None}, {"data.store": "s3://bucket/a.zarr", "data.cache_dir": "kept"})
+    data = load_sweep("s.yaml").recipe.data
+    assert (data.store, data.cache_dir) == ("s3://bucket/a.zarr", str(tmp_path / "kept"))
 
 
 def test_the_command_ends_with_words_before_anything_starts(space_of, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from stssl.errors import ConfigError, RunError
 from stssl.sweep.run import alone
-from stssl.sweep.study import SPACE, storage_of
+from stssl.sweep.study import SPACE, _same, storage_of
 
 
 def test_an_old_name_with_another_space_is_refused(open_book):
@@ -103,6 +103,25 @@ def test_urls(tmp_path):
         storage_of("mysql://x/y")
     with pytest.raises(RunError, match="cannot open sqlite"):
         storage_of("sqlite:////nowhere/at/all.db")
+    with pytest.raises(RunError, match=r"cannot open journal:/nowhere/at/all\.log: No such file"):
+        storage_of("journal:/nowhere/at/all.log")
+    assert storage_of(f"journal:{tmp_path}/study.log").get_all_studies() == []
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:geheim@{}/x", "postgresql://{}/x?user=me&password=geheim"])
+def test_passwords_are_not_shown(open_book, url):
+    pytest.importorskip("psycopg")
+    with pytest.raises(RunError, match="cannot open") as error:
+        storage_of(url.format("127.0.0.1:1"))
+    assert "geheim" not in str(error.value) and "127.0.0.1:1/x" in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        storage_of(url.format("h").replace("postgresql", "mysql"))
+    assert "geheim" not in str(error.value) and "mysql" in str(error.value)
+    book = open_book()
+    config = book.sweep.config.model_copy(update={"study": url.format("h")})
+    with pytest.raises(RunError, match="searched something else") as error:
+        _same({"search": {}}, book.study, config)
+    assert "geheim" not in str(error.value) and "postgresql" in str(error.value)
 
 
 def test_a_sweep_is_carried_out_by_one_process(tmp_path):
