@@ -7,6 +7,7 @@ together and spreads the shards over the cluster.
 import hashlib
 import inspect
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def convert(
     opened = open_archive(source, archive, **about)
     target = str(store) if is_remote(str(store)) else str(Path(store).absolute())
     plan = make_plan(source, opened, options, about)
-    job = Job(opened, Writer(target, plan), options.strict)
+    job = Job(opened, Writer(target, plan), options.strict, Path(archive).absolute())
     with sole_writer(target):
         job.writer.prepare()
         missing = job.writer.missing()
@@ -138,10 +139,14 @@ def open_archive(source: str, archive: str | Path, **about: Any) -> Archive:
     """
     if source not in ARCHIVES:
         raise ConfigError(f"unknown archive format '{source}'. Known: {', '.join(ARCHIVES)}.")
-    path = Path(archive)
+    path = Path(archive).absolute()  # Workers of a cluster have another working folder.
     if not path.exists():
         raise DataError(f"there is no archive at {archive}")
-    given = {name: value for name, value in about.items() if value is not None}
+    given = {
+        name: value.absolute() if isinstance(value, Path) else value
+        for name, value in about.items()
+        if value is not None
+    }
     known = [name for name in inspect.signature(ARCHIVES[source]).parameters if name != "archive"]
     strangers = sorted(set(given) - set(known))
     if strangers:
@@ -206,12 +211,19 @@ class Job:
     archive: Archive
     writer: Writer
     strict: bool
+    root: Path
 
     def convert_shard(self, shard: int) -> int:
         """Read a shard's patches and write its part of everything."""
         rows = self.writer.plan.rows(shard)
         names = [self.archive.names[row] for row in rows]
         patches = [self._read(row) for row in rows]
+        if not self.root.exists():
+            # Else every patch that could not be found would be stored as a bad one.
+            raise DataError(
+                f"{self.root} is not there on {socket.gethostname()}. The archive must lie where every node of the "
+                "cluster sees it; run the same `stssl convert` again then."
+            )
         for name, patch in zip(names, patches, strict=True):
             if patch.problems and self.strict:
                 code, words = patch.problems[0]

@@ -396,3 +396,69 @@ def test_verify_says_what_cannot_be_read_at_all(whole, tmp_path):
             os.truncate(store / lost, 20)
             with pytest.raises(DataError, match=words):
                 verify_store(store)
+
+
+def test_workers_with_another_working_folder_find_the_archive(archive, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(archive.parent)
+    write = Writer.write_shard
+
+    def elsewhere(self, *rest):
+        os.chdir("/")
+        write(self, *rest)
+
+    monkeypatch.setattr(Writer, "write_shard", elsewhere)
+    convert("bigearthnet-v1", archive.name, tmp_path / "store.zarr", HERE)
+    assert tree(tmp_path / "store.zarr") == tree(whole)
+
+
+def test_an_archive_that_goes_away_is_no_archive_of_bad_patches(archive, whole, tmp_path, monkeypatch):
+    moved, write = tmp_path / "archive", Writer.write_shard
+    shutil.copytree(archive, moved)
+
+    def unmount(self, shard, *rest):
+        write(self, shard, *rest)
+        if shard == 2:
+            moved.rename(tmp_path / "away")
+
+    monkeypatch.setattr(Writer, "write_shard", unmount)
+    with pytest.raises(DataError, match="archive is not there on"):
+        convert("bigearthnet-v1", moved, tmp_path / "store.zarr", HERE)
+    (tmp_path / "away").rename(moved)
+    monkeypatch.setattr(Writer, "write_shard", write)
+    assert convert("bigearthnet-v1", moved, tmp_path / "store.zarr", HERE).converted == 5
+    assert tree(tmp_path / "store.zarr") == tree(whole)
+
+
+def test_shards_that_were_written_elsewhere_are_missed(archive, whole, tmp_path, monkeypatch):
+    """As on a cluster whose nodes do not share the folder."""
+    write = Writer.write_shard
+
+    def on_another_node(self, shard, *rest):
+        if shard != 3:
+            write(self, shard, *rest)
+
+    monkeypatch.setattr(Writer, "write_shard", on_another_node)
+    with pytest.raises(DataError, match=r"1 of 8 shards of .* are not here \(the first: 3\)"):
+        convert("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)
+    monkeypatch.setattr(Writer, "write_shard", write)
+    assert convert("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE).converted == 1
+    assert tree(tmp_path / "store.zarr") == tree(whole)
+
+
+def test_places_where_nothing_can_be_written(archive, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    for store, words in (
+        (tmp_path / "file", "is a file. Choose another path"),
+        (tmp_path / "file" / "store.zarr", "cannot write .*store.zarr: File exists|Not a directory"),
+        ("/proc/nowhere/store.zarr", "cannot write"),
+    ):
+        with pytest.raises(DataError, match=words):
+            convert("bigearthnet-v1", archive, store, HERE)
+    assert (tmp_path / "file").read_text() == "mine"
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"cannot write .*: No space left on device"):
+        convert("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)

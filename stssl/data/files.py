@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from stssl.data.remote import RemoteFiles, is_remote
 from stssl.errors import DataError
@@ -36,15 +37,24 @@ class Files:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole: a reader sees the old contents or the new ones, also after a crash."""
+        """Write a file whole: a reader sees the old contents or the new ones, also after a crash.
+
+        Raises:
+            DataError: The disk is full or may not be written.
+        """
         target = Path(self.root, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        with fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with fresh.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(target)
+        except OSError as error:
+            raise DataError(
+                f"cannot write {target}: {error.strerror}. Once it can be written, the same command goes on."
+            ) from None
 
     def names(self) -> list[str]:
         """Of the entries of this folder, sorted; empty where it does not exist."""
@@ -75,14 +85,13 @@ def sole_writer(store: str) -> Iterator[None]:
     A store on a local or network disk has its lock file beside it. One at a URL excludes writers of this machine only.
 
     Raises:
-        DataError: Another process holds it.
+        DataError: Another process holds it, or nothing can be written there.
     """
     if is_remote(store):
         path = Path(tempfile.gettempdir(), f"stssl-{hashlib.blake2b(store.encode(), digest_size=8).hexdigest()}.lock")
     else:
         path = Path(store).with_name(f".{Path(store).name}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with _opened(path, store) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -93,3 +102,11 @@ def sole_writer(store: str) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _opened(path: Path, store: str) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a")
+    except OSError as error:
+        raise DataError(f"cannot write {store}: {error.strerror} ({path}). Choose another path.") from None

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from zarr.codecs import BloscCodec
 from stssl.data.encode import LEVEL, encode_shard
 from stssl.data.files import files_at
 from stssl.data.hashing import column_hash, content_hash
-from stssl.data.remote import zarr_place
+from stssl.data.remote import is_remote, split_url, zarr_place
 from stssl.data.tally import statistics, tally
 from stssl.errors import DataError
 from stssl.schema import ERRORS, NO_SPLIT, SCHEMA_VERSION, SPLIT_CODES, UNUSABLE, Column, Patch, PixelArray
@@ -91,8 +92,12 @@ class Writer:
         """Create the group and its pixel arrays, or make sure that those there are this conversion's.
 
         Raises:
-            DataError: Something else is there.
+            DataError: Something else is there, or nothing can be written there.
         """
+        if is_remote(self.store) and not split_url(self.store)[1]:
+            raise DataError(f"{self.store} is a whole bucket. Give a path in it, such as {self.store}/NAME.zarr.")
+        if not is_remote(self.store) and Path(self.store).is_file():
+            raise DataError(f"{self.store} is a file. Choose another path.")
         found = self.attributes().get("conversion")
         if found == self.plan.identity:
             self.files.remove_partial()
@@ -189,6 +194,12 @@ class Writer:
             Error name -> how often it occurred.
         """
         if not self.is_complete():
+            lost = self.missing()
+            if lost:
+                raise DataError(
+                    f"{len(lost)} of {self.plan.shards} shards of {self.store} were written and are not here "
+                    f"(the first: {lost[0]}). Give a folder that all nodes see, or a URL, and convert again."
+                )
             # Opened, not loaded: an archive's histograms take a gigabyte, and are wanted one array at a time.
             parts = [np.load(io.BytesIO(self._sidecar(shard) or b"")) for shard in range(self.plan.shards)]
             group = zarr.open_group(zarr_place(self.store), mode="r+", use_consolidated=False)

@@ -74,6 +74,12 @@ def test_an_interrupted_conversion_goes_on(server, archive, monkeypatch):
     assert not [key for key in server.objects if ".work" in key]
 
 
+def test_a_whole_bucket_is_no_place_for_a_store(server, archive):
+    with pytest.raises(DataError, match=r"s3://bucket is a whole bucket. Give a path in it"):
+        convert("bigearthnet-v1", archive, "s3://bucket", HERE)
+    assert not server.objects
+
+
 def test_no_store_there(server):
     with pytest.raises(DataError, match=r"there is no store at s3://bucket/nowhere.zarr"):
         Store.open("s3://bucket/nowhere.zarr")
