@@ -21,13 +21,25 @@ if [ -n "${STSSL_VENV:-}" ]; then
   export PATH="$STSSL_VENV/bin:$PATH"
 fi
 
-# The same rule as `stssl submit`: what a file is for shows in its keys.
+# The same rule as `stssl submit`: what a file is for shows in its keys, or in those of the file that is its base.
 command=train
-if grep -q '^search:' "$1"; then
-  command=sweep
-elif grep -q '^pretext:' "$1"; then
-  command=pretrain
-fi
+file="$1"
+for _ in 1 2 3 4 5 6 7 8; do
+  base="$(sed -n "s/^base:[[:space:]]*[\"']\{0,1\}\([^\"'#]*[^\"'#[:space:]]\).*/\1/p" "$file")"
+  if grep -q '^search:' "$file"; then
+    command=sweep
+  elif grep -q '^pretext:' "$file"; then
+    command=pretrain
+  fi
+  case "$base" in
+    "") break ;;
+    /*) file="$base" ;;
+    *) file="$(dirname "$file")/$base" ;;
+  esac
+  if [ "$command" != train ] || [ ! -r "$file" ]; then
+    break
+  fi
+done
 
 nodes="${SLURM_JOB_NUM_NODES:?start this with sbatch}"
 head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"

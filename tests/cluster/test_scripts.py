@@ -89,6 +89,19 @@ def test_the_slurm_script_knows_sweeps_and_pretraining(slurm):
     assert slurm("pretrain.yaml")[1][-1] == "stssl at node1:23456 <pretrain> <pretrain.yaml>"
 
 
+def test_the_slurm_script_knows_files_by_their_base(slurm, tmp_path):
+    for name, base in (("a", "sweep.yaml"), ("c", "recipe.yaml"), ("d", "none.yaml")):
+        (tmp_path / "more").mkdir(exist_ok=True)
+        (tmp_path / "more" / f"{name}.yaml").write_text(f"# its base: sweep.yaml\nbase: ../{base}\nseed: 1\n")
+    (tmp_path / "more" / "b.yaml").write_text("base: '../pretrain.yaml'  # that\n")
+    (tmp_path / "e.yaml").write_text(f"base: {tmp_path}/more/a.yaml\n")
+    (tmp_path / "f.yaml").write_text("base: f.yaml\n")
+    found = {
+        name: slurm(f"{name}.yaml")[1][-1].split("<")[1] for name in ("more/a", "more/b", "more/c", "more/d", "e", "f")
+    }
+    assert [word.rstrip("> ") for word in found.values()] == ["sweep", "pretrain", "train", "train", "sweep", "train"]
+
+
 def test_the_slurm_script_fails_with_the_run_and_without_ray(slurm):
     assert slurm("recipe.yaml", CODE="3")[0].returncode == 3
     done, _ = slurm("recipe.yaml", NO_RAY="1")
