@@ -462,3 +462,15 @@ def test_places_where_nothing_can_be_written(archive, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match=r"cannot write .*: No space left on device"):
         convert("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)
+
+
+def test_another_name_of_a_split_is_another_conversion(archive, tmp_path):
+    names = [folder.name for folder in dirty.folders(archive)]
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for part, chosen in (("train", names[:30]), ("val", names[30:40]), ("test", names[40:])):
+        (lists / f"{part}.txt").write_text("\n".join(chosen))
+    convert("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"one": lists})
+    assert convert("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"one": lists}).converted == 0
+    with pytest.raises(DataError, match="archive differ"):
+        convert("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"two": lists})

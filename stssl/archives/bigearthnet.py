@@ -77,13 +77,15 @@ class BigEarthNet1:
                 archive are the split `official`.
 
         Raises:
-            DataError: No patches there, or a list cannot be read.
+            DataError: No patches there, a list cannot be read, or `metadata` says nothing of the patches.
         """
         self.archive = archive
         self.folders = sorted(list_patches(archive), key=lambda path: (Path(path).name, path))
         if not self.folders:
             raise DataError(f"{archive} has no patches of BigEarthNet v1.0 (S2A_MSIL2A_20170613T101031_0_45, ...)")
         self.names = tuple(Path(path).name for path in self.folders)
+        if all(map(V2_NAME.fullmatch, self.names)):
+            raise DataError(f"the patches in {archive} are of BigEarthNet v2.0. Convert them as bigearthnet-v2.")
         self.arrays = sentinel_arrays(bands)
         beside = (archive, archive / "BigEarthNet-v1.0", archive.parent)
         found = _codes(self.names, beside)
@@ -95,6 +97,11 @@ class BigEarthNet1:
             for column, stem in (("seasonal_snow", SNOW), ("cloud_or_shadow", CLOUD))
         }
         self._countries = _countries(self.names, metadata or find_list(beside, *COUNTRIES))
+        if metadata and not any(self._countries):
+            raise DataError(
+                f"{metadata} tells the country of none of the patches: it needs the columns patch_id (or s2v1_name) "
+                "and country"
+            )
         self.columns: tuple[Column, ...] = (
             *COMMON,
             *GEOREFERENCE,
@@ -108,6 +115,7 @@ class BigEarthNet1:
             "source": "BigEarthNet v1.0",
             "bands": bands,
             "lists": digest_of(*self._codes.values(), *self._flags.values(), self._countries.astype(np.str_)),
+            **({"splits": list(self.splits)} if splits else {}),
         }
 
     def read(self, row: int) -> Patch:

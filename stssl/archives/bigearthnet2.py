@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.compute
+from numpy.typing import NDArray
 
 from stssl.archives.base import season_of, time_values
 from stssl.archives.bigearthnet import V1_NAME, V2_NAME, digest_of, folders_in, label_values, listed_splits
@@ -63,7 +64,7 @@ class BigEarthNet2:
                 `official`.
 
         Raises:
-            DataError: No patches or no metadata there, or a list cannot be read.
+            DataError: No patches, metadata or maps there, or a list cannot be read.
         """
         inner = archive / "BigEarthNet-S2"
         self.archive = inner if inner.is_dir() else archive
@@ -71,11 +72,16 @@ class BigEarthNet2:
         if not self.folders:
             raise DataError(f"{archive} has no patches of BigEarthNet v2.0 (BigEarthNet-S2/<product>/<patch>/)")
         self.names = tuple(Path(path).name for path in self.folders)
+        if all(map(V1_NAME.fullmatch, self.names)):
+            raise DataError(f"the patches in {archive} are of BigEarthNet v1.0. Convert them as bigearthnet-v1.")
         self.arrays = sentinel_arrays(bands, nodata=0)
         beside = [self.archive, self.archive.parent]
         found = [path / "Reference_Maps" for path in beside if (path / "Reference_Maps").is_dir()]
         self.reference = reference_maps or (found[0] if found else None)
         self.maps = (REFERENCE,) if self.reference else ()
+        products = {Path(folder).parent.name for folder in self.folders}
+        if reference_maps and not any((reference_maps / product).is_dir() for product in products):
+            raise DataError(f"{reference_maps} has no maps of the patches in {archive} (Reference_Maps/<product>/)")
         self._about = _Table(_tables([metadata] if metadata else beside, archive), self.names)
         self._listed = listed_splits(self.names, splits)
         self.splits = ("official", *(name for name in self._listed if name != "official"))
@@ -90,7 +96,8 @@ class BigEarthNet2:
         self.about: Mapping[str, Any] = {
             "source": "BigEarthNet v2.0",
             "bands": bands,
-            "tables": digest_of(self._about.split, self._about.flags, *self._listed.values()),
+            "tables": digest_of(*self._about.arrays(), *self._listed.values()),
+            "splits": list(self.splits),
             "reference_maps": bool(self.maps),
         }
 
@@ -141,6 +148,9 @@ def _list_patches(archive: Path) -> Iterator[str]:
 
 def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
     """The tables of metadata of these files or folders, one after the other."""
+    for place in places:
+        if not place.exists():
+            raise DataError(f"there is no metadata at {place}")
     paths = [path for place in places for path in ([place] if place.is_file() else [place / name for name in TABLES])]
     found = [read_table(path) for path in paths if path.is_file()]
     if not found:
@@ -150,6 +160,8 @@ def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
         missing = [name for name in needed if name not in table.column_names]
         if missing:
             raise DataError(f"the metadata of {archive} lacks the columns {', '.join(missing)}")
+        if not getattr(table.schema.field("labels").type, "value_type", None):
+            raise DataError(f"the metadata of {archive} has no lists of labels. Give the archive's own {TABLES[0]}.")
     return pyarrow.concat_tables([table.select(needed) for table in found], promote_options="permissive")
 
 
@@ -167,6 +179,11 @@ class _Table:
         flags = [chosen[name].to_pylist() for name in ("contains_seasonal_snow", "contains_cloud_or_shadow")]
         self.flags = np.array(flags, bool)
         self.labels = pyarrow.compute.fill_null(chosen["labels"].combine_chunks(), [])
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All that the tables say of the patches, to tell one conversion from another."""
+        labels = [";".join(names) for names in self.labels.to_pylist()]
+        return self.known, self.split, self.flags, self.country.astype(np.str_), np.array(labels, np.str_)
 
     def values(self, row: int) -> dict[str, Any]:
         """Columns of a row.

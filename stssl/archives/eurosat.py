@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stssl.archives.base import good_place
+from stssl.archives.bigearthnet import digest_of
 from stssl.archives.sentinel2 import EUROPE, RESOLUTION, grid_place, keep_pixels
 from stssl.archives.tables import ABOUT, NAMES, read_text
 from stssl.archives.tiff import georeference, read_image
@@ -97,12 +98,19 @@ class EuroSat(_Images):
             coordinates: CSV with a name column (filepath) and latitude and longitude columns.
 
         Raises:
-            DataError: No images there, or the table lacks a column.
+            DataError: No images there, or the table lacks a column or names none of them.
         """
         super().__init__(archive, (".jpg", ".jpeg"), "Class/Class_1.jpg, in a folder 2750 or EuroSAT_RGB")
         self.places = read_coordinates(coordinates) if coordinates else {}
+        if coordinates and self.places.keys().isdisjoint(self.names):
+            raise DataError(f"{coordinates} names none of the {len(self.names):,} images of {archive}")
         self.columns: tuple[Column, ...] = (*COMMON, label_columns("label", EUROSAT, False), split_column("official"))
-        self.about: Mapping[str, Any] = {"source": "EuroSAT RGB", "coordinates": bool(coordinates)}
+        self.about: Mapping[str, Any] = {"source": "EuroSAT RGB", "coordinates": self._places_digest()}
+
+    def _places_digest(self) -> str | None:
+        """Of the places of all images, since a conversion with another table is another one."""
+        missing = (float("nan"),) * 2
+        return digest_of(np.array([self.places.get(name, missing) for name in self.names])) if self.places else None
 
     def read(self, row: int) -> Patch:
         """One image with its class, place and split."""
@@ -201,7 +209,10 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
     Raises:
         DataError: The table cannot be read or lacks a column.
     """
-    rows = list(csv.DictReader(io.StringIO(read_text(table))))
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(table))))
+    except csv.Error as error:
+        raise DataError(f"cannot read the table {table}: {error}") from None
     known = rows[0].keys() if rows else ()
     found = {
         wanted: next((key for key in known if key.lower() in spellings), None)
@@ -210,7 +221,7 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
     if None in found.values():
         raise DataError(f"{table} must have columns filepath, latitude and longitude. It has: {', '.join(known)}")
     columns = ([row[str(key)] for row in rows] for key in found.values())
-    return {Path(name).stem: (_number(lat), _number(lon)) for name, lat, lon in zip(*columns, strict=True)}
+    return {Path(name or "").stem: (_number(lat), _number(lon)) for name, lat, lon in zip(*columns, strict=True)}
 
 
 def _number(text: str | None) -> float:

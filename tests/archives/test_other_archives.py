@@ -329,3 +329,45 @@ def test_a_manifest_that_cannot_be_used(rows, about, error, words, tmp_path):
     pictures(tmp_path, 1)
     with pytest.raises(error, match=words):
         converted("manifest", write_manifest(tmp_path, rows), tmp_path, **about)
+
+
+def test_another_table_is_another_conversion(reben, tmp_path):
+    """Else a corrected table would seem to be converted, and an interrupted conversion would mix both."""
+    archive, table = tiny.write_eurosat(tmp_path, per_class=2)
+    moved = tmp_path / "moved.csv"
+    moved.write_text(table.read_text().replace("AnnualCrop,4", "AnnualCrop,5"))
+    assert moved.read_text() != table.read_text()
+    convert("eurosat", archive, tmp_path / "e.zarr", HERE, coordinates=table)
+    assert convert("eurosat", archive, tmp_path / "e.zarr", HERE, coordinates=table).converted == 0
+    with pytest.raises(DataError, match=r"conversion of something else \(archive differ"):
+        convert("eurosat", archive, tmp_path / "e.zarr", HERE, coordinates=moved)
+    convert("bigearthnet-v2", reben, tmp_path / "r.zarr", HERE)
+    assert convert("bigearthnet-v2", reben, tmp_path / "r.zarr", HERE).converted == 0
+    path = reben / "metadata.parquet"
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row | {"labels": ["Pastures"]} for row in rows]), path)
+    with pytest.raises(DataError, match="archive differ"):
+        convert("bigearthnet-v2", reben, tmp_path / "r.zarr", HERE)
+
+
+def test_tables_and_folders_that_say_nothing_of_the_archive_are_errors(reben, tmp_path):
+    archive, table = tiny.write_eurosat(tmp_path, per_class=2)
+    strange, broken, strings = (tmp_path / name for name in ("strange.csv", "broken.csv", "strings.csv"))
+    strange.write_text(table.read_text().replace("_", "-"))
+    broken.write_text('filepath,latitude,longitude\n"' + 200_000 * "x")
+    columns = "patch_id,labels,split,country,contains_seasonal_snow,contains_cloud_or_shadow"
+    strings.write_text(f"{columns}\n{PRODUCT}_0_40,Pastures,train,Austria,False,False\n")
+    for source, folder, about, words in (
+        ("eurosat", archive, {"coordinates": strange}, "names none of the 20 images"),
+        ("eurosat", archive, {"coordinates": broken}, "cannot read the table .*broken.csv: field larger"),
+        ("bigearthnet-v2", reben, {"metadata": tmp_path / "no.parquet"}, "there is no metadata at .*no.parquet"),
+        ("bigearthnet-v2", reben, {"metadata": strings}, "has no lists of labels"),
+        ("bigearthnet-v2", reben, {"reference_maps": tmp_path / "2750"}, "2750 has no maps of the patches"),
+        ("bigearthnet-v2", tmp_path / "v1", {"metadata": reben}, "are of BigEarthNet v1.0"),
+        ("bigearthnet-v1", reben, {}, "are of BigEarthNet v2.0"),
+        ("bigearthnet-v1", tmp_path / "v1", {"metadata": strange}, "tells the country of none"),
+        ("bigearthnet-v1", tmp_path / "v1", {"metadata": archive}, "tells the country of none"),
+    ):
+        with pytest.raises(DataError, match=words):
+            convert(source, folder, tmp_path / "store.zarr", HERE, **about)
+    convert("eurosat", archive, tmp_path / "store.zarr", HERE, coordinates=table)
