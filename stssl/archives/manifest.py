@@ -7,6 +7,7 @@ georeferenced image may say itself.
 import hashlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
+from math import isnan
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +26,8 @@ from stssl.schema import label_columns as labels_of
 WANTED = {"path": ("path", "filepath", "filename", "image", "file")} | ABOUT
 PARTS = SPLIT_CODES | {"val": SPLIT_CODES["validation"], "valid": SPLIT_CODES["validation"]}
 SAMPLE = 16
+MOST_BANDS = 16
+"""Bits of `valid_bands`."""
 
 
 class Manifest:
@@ -59,7 +62,7 @@ class Manifest:
         self.arrays = (self._look(bands, band_names),)
         self.splits = ("official",) if "split" in table else ()
         self.label_sets = tuple(name for name in ("label", "labels") if name in table)
-        self.classes = {name: _classes(table[name]) for name in self.label_sets}
+        self.classes = {name: _classes(table[name], name == "labels") for name in self.label_sets}
         places = sorted({str(place) for place in table.get("location_id", ()) if place not in (None, "")})
         self._places = {place: number for number, place in enumerate(places)}
         self.columns: tuple[Column, ...] = (
@@ -85,12 +88,20 @@ class Manifest:
             raise DataError(f"none of the first {SAMPLE} images can be read ({found}). Paths start at {self.folder}")
         count, height, width = image.shape
         colour = image.dtype == np.uint8 and count == 3
-        names = tuple(band_names.split(",")) if band_names else ("B04", "B03", "B02") if colour else _numbers(count)
-        if len(names) != count:
-            raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands")
+        given = tuple(name.strip() for name in band_names.split(",")) if band_names else None
+        names = given or (("B04", "B03", "B02") if colour else _numbers(count))
+        if len(names) != count or len(set(names)) != count or not all(names):
+            raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands: {names}")
+        if count < 3 and bands == "rgb":
+            raise ConfigError(f"bands=rgb takes the first three bands, and the images have {count}")
         if height != width and self._size is None:
             raise DataError(f"{self.names[0]} is {width}x{height}: images must be square, or resampled with a size")
         kept = names[:3] if bands == "rgb" else names
+        if len(kept) > MOST_BANDS:
+            raise ConfigError(
+                f"a store holds at most {MOST_BANDS} bands, and the images have {count}. Give --bands rgb."
+            )
+        self._count = count
         return PixelArray("rgb" if colour else "image", kept, height, width, str(image.dtype), 0.0)
 
     def read(self, row: int) -> Patch:
@@ -107,7 +118,7 @@ class Manifest:
                 patch.complain(problem)
         try:
             image = _read(self.folder / name, name, self._size)
-            if image.shape[1:] != array.shape[1:] or len(image) < len(array.bands) or str(image.dtype) != array.dtype:
+            if image.shape[1:] != array.shape[1:] or len(image) != self._count or str(image.dtype) != array.dtype:
                 shape = "x".join(map(str, image.shape))
                 raise BadPatchError("wrong_size", f"{name} is {shape} {image.dtype}, not {array.shape} {array.dtype}")
             patch.arrays[array.name] = image[: len(array.bands)]
@@ -122,9 +133,11 @@ class Manifest:
     def _labels(self, row: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, classes in self.classes.items():
-            own = _split_labels(self._table[name][row])
+            own = _split_labels(self._table[name][row], name == "labels")
             if not own:
                 raise BadPatchError("no_label", f"no {name}")
+            if name == "label" and len(own) > 1:
+                raise BadPatchError("bad_metadata", f"label {', '.join(own)}: a column of several is called labels")
             hits = np.array([label in own for label in classes], np.uint8)
             values[name] = hits if name == "labels" else int(hits.argmax())
         return values
@@ -143,6 +156,8 @@ class Manifest:
                 raise BadPatchError("bad_metadata", f"time '{when}' is not ISO 8601") from None
         elif isinstance(when, date) and not isinstance(when, datetime):
             when = datetime(when.year, when.month, when.day)
+        elif not isinstance(when, datetime):
+            raise BadPatchError("bad_metadata", f"time {when} is a {type(when).__name__}, not ISO 8601")
         when = when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
         return values | time_values(when) | {"season": season_of(when)}
 
@@ -152,7 +167,7 @@ class Manifest:
             return self._own_place(row)
         try:
             lat, lon = map(float, given)
-        except ValueError:
+        except (TypeError, ValueError):
             lat = lon = float("nan")
         if not good_place(lat, lon):
             hint = " (swapped?)" if good_place(lon, lat) else ""
@@ -189,10 +204,13 @@ def _numbers(count: int) -> tuple[str, ...]:
     return tuple(str(number + 1) for number in range(count))
 
 
-def _split_labels(cell: Any) -> list[str]:
-    parts = cell if isinstance(cell, list) else str("" if cell is None else cell).split(";")
+def _split_labels(cell: Any, several: bool) -> list[str]:
+    """Class names of a cell; only where there may be several does a `;` divide them."""
+    if cell is None or (isinstance(cell, float) and isnan(cell)):  # as tables of numbers have it where nothing stands
+        return []
+    parts = cell if isinstance(cell, list) else str(cell).split(";") if several else [cell]
     return [str(part).strip() for part in parts if str(part).strip()]
 
 
-def _classes(cells: list[Any]) -> tuple[str, ...]:
-    return tuple(sorted({label for cell in cells for label in _split_labels(cell)}))
+def _classes(cells: list[Any], several: bool) -> tuple[str, ...]:
+    return tuple(sorted({label for cell in cells for label in _split_labels(cell, several)}))

@@ -322,13 +322,45 @@ def test_manifest_dirt(tmp_path):
         ([{"image_id": "7"}], {}, DataError, r"needs a column 'path'"),
         ([{"path": "nowhere.png"}], {}, DataError, r"none of the first 16 images can be read .nowhere.png is missing"),
         ([{"path": "0.png"}], {"band_names": "a,b"}, ConfigError, r"2 band names are given, and the images have 3"),
+        ([{"path": "0.png"}], {"band_names": "a,b, a"}, ConfigError, r"have 3 bands: \('a', 'b', 'a'\)"),
+        ([{"path": "grey.png"}], {"bands": "rgb"}, ConfigError, r"the images have 1"),
+        ([{"path": "17.tif"}], {}, ConfigError, r"at most 16 bands, and the images have 17"),
         ([{"path": "0.png"}], {"bands": "nir"}, ConfigError, r"bands must be all or rgb"),
     ],
 )
 def test_a_manifest_that_cannot_be_used(rows, about, error, words, tmp_path):
     pictures(tmp_path, 1)
+    Image.new("L", (16, 16), 3).save(tmp_path / "grey.png")
+    write_tiff(tmp_path / "17.tif", np.ones((17, 16, 16), np.uint16))
     with pytest.raises(error, match=words):
         converted("manifest", write_manifest(tmp_path, rows), tmp_path, **about)
+
+
+def test_a_manifest_in_parquet_with_values_of_other_kinds(tmp_path):
+    pictures(tmp_path, 4)
+    table = {
+        "path": [f"{n}.png" for n in range(4)],
+        "label": ["a;b", "a", "a", "c"],
+        "time": [1_500_000_000, None, None, None],
+        "lat": [[1.0], [2.0], None, None],
+        "lon": [1.0, 2.0, None, None],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "table.parquet")
+    summary, store = converted("manifest", tmp_path / "table.parquet", tmp_path, band_names="R, G,B")
+    assert summary.errors == {"bad_coordinates": 2, "bad_metadata": 1}
+    assert store.bands == ("R", "G", "B") and store.classes("label") == ("a", "a;b", "c")
+    assert store.column("label").tolist() == [1, 0, 0, 2]
+    numbers = {"path": table["path"][:2], "label": [float("nan"), 7.0]}
+    pyarrow.parquet.write_table(pyarrow.table(numbers), tmp_path / "numbers.parquet")
+    summary = convert("manifest", tmp_path / "numbers.parquet", tmp_path / "n.zarr", HERE)
+    assert summary.errors == {"no_label": 1} and Store.open(tmp_path / "n.zarr").classes("label") == ("7.0",)
+
+
+def test_an_image_of_more_bands_than_the_others_is_not_cut(tmp_path):
+    for name, bands in (("a", 4), ("b", 5), ("c", 4)):
+        write_tiff(tmp_path / f"{name}.tif", np.ones((bands, 16, 16), np.uint16))
+    summary, store = converted("manifest", write_manifest(tmp_path, [{"path": f"{n}.tif"} for n in "abc"]), tmp_path)
+    assert summary.errors == {"wrong_size": 1} and store.column("error_code").tolist() == [0, 3, 0]
 
 
 def test_another_table_is_another_conversion(reben, tmp_path):
