@@ -13,11 +13,12 @@ from stssl.batch import IGNORED, Stream, View
 from stssl.data.cache import Held, Streamed, hold
 from stssl.data.cache import Source as PixelSource
 from stssl.data.disk import DiskCache, default_folder
+from stssl.data.lists import text
 from stssl.data.loader import Loader, Source, metadata_table
 from stssl.data.order import Blocks, Sampler, blocks_of, make_order
 from stssl.data.remote import is_remote
 from stssl.data.sampler import StreamSampler
-from stssl.data.splits import Split, draw_labeled, make_split, text
+from stssl.data.splits import Split, draw_labeled, make_split
 from stssl.data.store import Store
 from stssl.distributed import rank as own_rank
 from stssl.errors import ConfigError, DataError

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from stssl.config import Config
+from stssl.data.lists import rows_named, text
 from stssl.errors import ConfigError, DataError
 from stssl.schema import UNUSABLE
 
@@ -130,7 +130,10 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
     codes = _stored(store, config) if isinstance(config, str) else _RULES[type(config)](store, config)
     keep = ~np.isin(store.column("error_code"), UNUSABLE)
     for name in exclude:
-        keep &= ~np.asarray(store.column(name), bool)
+        flags = np.asarray(store.column(name))
+        if flags.dtype != bool:
+            raise ConfigError(f"data.exclude: {name} of {store.path} is no column of flags, such as seasonal_snow")
+        keep &= ~flags
     parts = [np.flatnonzero(keep & (codes == code)) for code in range(3)]
     for name, rows in zip(PARTS, parts, strict=True):
         if len(rows) == 0:
@@ -178,6 +181,8 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
 
 def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
     values = text(store.column(config.column))
+    if values.ndim > 1:
+        raise ConfigError(f"data.split.column: {config.column} has many values a patch. Give one such as country.")
     held_out = np.isin(values, config.values)
     missing = sorted(set(config.values) - set(values[held_out]))
     if missing:
@@ -197,34 +202,18 @@ def _lists(store: Columns, config: ListSplit) -> Ints:
     names = text(store.column("patch_id"))
     codes = np.full(store.size, 255, np.int64)
     for code, part in enumerate(PARTS):
-        codes[rows_named(names, getattr(config, part), store.path)] = code
+        rows = rows_named(names, getattr(config, part), store.path)
+        twice = rows[codes[rows] != 255]
+        if len(twice):
+            raise DataError(
+                f"{getattr(config, part)} names {len(twice)} patches that another part has too (the first: "
+                f"{names[twice[0]]}): data.split's lists must not overlap"
+            )
+        codes[rows] = code
     return codes
 
 
 _RULES: dict[type[Config], Callable[..., Ints]] = {BlockSplit: _blocks, LeaveOutSplit: _leave_out, ListSplit: _lists}
-
-
-def text(column: NDArray[Any]) -> NDArray[np.str_]:
-    """A column of strings as NumPy's fixed-width type, which every function takes."""
-    return np.array(column.tolist(), np.str_)
-
-
-def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
-    """Rows of the patches that a text file names, one a line; names that the store lacks are passed over.
-
-    Raises:
-        DataError: The file cannot be read, or the store has none of its patches.
-    """
-    try:
-        wanted = {line.strip().split(",")[0] for line in Path(path).read_text().splitlines() if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the list {path}: {error}") from None
-    rows = np.flatnonzero(np.isin(names, list(wanted)))
-    if len(rows) == 0:
-        raise DataError(
-            f"{path} names {len(wanted)} patches and {store} has none of them. Is it the list of this data set?"
-        )
-    return rows
 
 
 def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray[np.str_] | None = None) -> Ints:
@@ -247,7 +236,10 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
     """
     if config.list is not None:
         known = np.array([], str) if names is None else names
-        return np.intersect1d(rows_named(known, config.list, "the store"), rows)
+        listed = np.intersect1d(rows_named(known, config.list, "the store"), rows)
+        if len(listed) == 0:
+            raise DataError(f"none of the patches that labels.list {config.list} names is in the training part")
+        return listed
     rows = rows[targets[rows].any(1)]
     if len(rows) == 0:
         raise DataError("no training patch has a label: check data.labels and data.split")

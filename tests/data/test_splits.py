@@ -1,3 +1,5 @@
+import bz2
+import gzip
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -141,3 +143,43 @@ def test_single_label_draws_are_balanced():
 def test_one_rule_only():
     with pytest.raises(ValueError, match="give one of"):
         LabelsConfig(fraction=0.1, total=10)
+
+
+def write_lists(folder, ending=".txt", pack=bytes, **parts):
+    for part, lines in parts.items():
+        (folder / f"{part}{ending}").write_bytes(pack("\n".join(lines).encode()))
+    paths = {part: str(folder / f"{part}{ending}") for part in ("train", "validation", "test")}
+    return ListSplit(name="lists", **paths)
+
+
+@pytest.mark.parametrize(("ending", "pack"), [(".txt", bytes), (".csv.bz2", bz2.compress), (".csv.gz", gzip.compress)])
+def test_lists_of_any_kind_lose_no_name(ending, pack, tmp_path, caplog):
+    """A byte order mark, quotes and further columns stand in lists that spreadsheets write."""
+    parts = {"train": ["\ufeffp0", '"p1"', "p2, x"], "validation": ["p3", ""], "test": ["p4"]}
+    split = make_split(Table(), write_lists(tmp_path, ending, pack, **parts))
+    assert (split.train.tolist(), split.validation.tolist(), split.test.tolist()) == ([0, 1, 2], [3], [4])
+    assert not caplog.records
+    make_split(Table(), write_lists(tmp_path, ending, pack, **(parts | {"test": ["p4", "stranger", "other"]})))
+    assert "2 of its 3 names are not in demo.zarr" in caplog.text
+
+
+def test_lists_that_overlap_or_name_nobody(tmp_path):
+    lists = write_lists(tmp_path, train=["p0", "p1"], validation=["p2"], test=["p1", "p3"])
+    with pytest.raises(DataError, match=r"test.txt names 1 patches that another part has too .the first: p1."):
+        make_split(Table(), lists)
+    with pytest.raises(DataError, match=r"names 0 patches and demo.zarr has none"):
+        make_split(Table(), write_lists(tmp_path, test=[""]))
+    names, targets = Table().column("patch_id"), np.ones((N, 2), np.int64)
+    chosen = LabelsConfig(list=str(tmp_path / "train.txt"))
+    assert draw_labeled(targets, np.arange(1, 9), chosen, names).tolist() == [1]
+    with pytest.raises(DataError, match=r"none of the patches that labels.list .* is in the training part"):
+        draw_labeled(targets, np.arange(5, 9), chosen, names)
+
+
+def test_columns_that_cannot_be_used():
+    table = Table({"labels_19": np.ones((N, 19), np.uint8)})
+    for column in ("labels_19", "country"):
+        with pytest.raises(ConfigError, match=f"{column} of demo.zarr is no column of flags"):
+            make_split(table, "official", (column,))
+    with pytest.raises(ConfigError, match="labels_19 has many values a patch"):
+        make_split(table, LeaveOutSplit(name="leave_out", column="labels_19", values=("1",)))
