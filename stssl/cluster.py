@@ -45,3 +45,32 @@ def ray_session(address: str | None = None, dashboard: bool = False, cpus: int |
         yield
     finally:
         ray.shutdown()
+
+
+def resources_for(bundles: list[dict[str, float]], seconds: float) -> dict[str, float]:
+    """All resources of the session, once it has had time to start nodes for some bundles that it has no room for.
+
+    An autoscaler starts nodes for what is waited for, and keeps them for its idle time-out after that.
+
+    Args:
+        bundles: Each fits one node: the resources of a worker.
+        seconds: How long to wait at most.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    found: dict[str, float] = ray.cluster_resources()
+    if seconds and lacking(bundles, found):
+        group = placement_group(bundles)
+        try:
+            group.wait(seconds)
+        finally:
+            remove_placement_group(group)
+        found = ray.cluster_resources()
+    return found
+
+
+def lacking(bundles: list[dict[str, float]], available: dict[str, float]) -> dict[str, float]:
+    """How much of each kind some bundles need where `available` has less of it."""
+    needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for bundle in bundles for kind in bundle}
+    return {kind: amount for kind, amount in needed.items() if amount > available.get(kind, 0.0)}

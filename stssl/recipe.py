@@ -148,7 +148,10 @@ class ComputeConfig(Config):
 
 
 class LaunchConfig(Config):
-    """Where a run is carried out. `workers: 0` trains in this process; `[2, 8]` lets Ray grow and shrink the group."""
+    """Where a run is carried out. `workers: 0` trains in this process; `[2, 8]` lets Ray grow and shrink the group.
+
+    `nodes_timeout_s` is how long a cluster that adds nodes by itself may take to bring those that lack.
+    """
 
     workers: Annotated[int, Field(ge=0)] | tuple[Positive, Positive] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
@@ -159,6 +162,7 @@ class LaunchConfig(Config):
     address: str | None = None
     collective_timeout_s: Positive = 1800
     elastic_interval_s: Positive = 60
+    nodes_timeout_s: Annotated[int, Field(ge=0)] = 0
 
 
 class LoggingConfig(Config):

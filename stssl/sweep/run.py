@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from stssl.build import open_data
-from stssl.cluster import ray_session
+from stssl.cluster import ray_session, resources_for
 from stssl.errors import ConfigError, RunError
 from stssl.metrics import score
 from stssl.sweep.domains import build_space
 from stssl.sweep.space import nearest
 from stssl.sweep.spec import Sweep, load_sweep
 from stssl.sweep.study import Book, open_study
+from stssl.train.launch import worker_bundles
 from stssl.train.stages import check
 
 Say = Callable[[str], None]
@@ -187,6 +188,9 @@ def tune_session(book: Book) -> Iterator[tuple[int, dict[str, Any]]]:
 
         from stssl.sweep.trial import concurrency, driver_needs
 
+        # A cluster that grows brings the nodes of one trial, or of `concurrent` where the file says that.
+        trials = worker_bundles(launch) * (book.sweep.config.concurrent or 1)
+        available = resources_for(trials, launch.nodes_timeout_s)
         driver = driver_needs(sum(bool(node["Alive"]) for node in ray.nodes()))
         # Each start is a new Tune experiment: what is to be kept is in the study and in the runs' folders.
         run_config = tune.RunConfig(
@@ -195,5 +199,5 @@ def tune_session(book: Book) -> Iterator[tuple[int, dict[str, Any]]]:
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
         )
-        room = concurrency(launch, ray.cluster_resources(), driver)
+        room = concurrency(launch, available, driver)
         yield room, {"driver": driver, "run_config": run_config}

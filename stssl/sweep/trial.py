@@ -10,7 +10,7 @@ from stssl.errors import RunError, StoppedError, StsslError
 from stssl.recipe import LaunchConfig, Recipe
 from stssl.sweep.outcome import scored
 from stssl.train.folder import RunFolder, write_text
-from stssl.train.launch import Watch, run, worker_resources
+from stssl.train.launch import Watch, growing, run, worker_bundles
 
 REASON = "failed.txt"
 HEAD = "node:__internal_head__"
@@ -76,8 +76,8 @@ def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
 
 def needs(launch: LaunchConfig) -> dict[str, float]:
     """Ray resources of all workers of a trial."""
-    workers = launch.workers[0] if isinstance(launch.workers, tuple) else max(launch.workers, 1)
-    return {kind: workers * amount for kind, amount in worker_resources(launch).items()}
+    bundles = worker_bundles(launch)
+    return {kind: len(bundles) * amount for kind, amount in bundles[0].items()}
 
 
 def driver_needs(nodes: int) -> dict[str, float]:
@@ -100,7 +100,8 @@ def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[
         if each > total:
             raise RunError(
                 f"launch: a trial's workers need {amount:g} {kind}, and Ray has {total:g} (a little goes to drivers). "
-                "Change launch.workers or their resources under `change:` of the sweep, or add nodes."
+                "Change launch.workers or their resources under `change:` of the sweep, or add nodes. "
+                f"{growing(launch)}"
             )
         room.append(int(total / each + 1e-9))
     return min(room)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stssl.cluster import ray_session
+from stssl.cluster import lacking, ray_session, resources_for
 from stssl.config import validate
 from stssl.errors import RunError, StsslError
 from stssl.pretraining import kind_of
@@ -82,13 +82,13 @@ def _prepared(session: Session, rank: int = 0, world: int = 1) -> Session:
 
 
 def _train_on_ray(recipe: RunRecipe) -> None:
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     launch = recipe.launch
     with ray_session(launch.address):
-        _enough_resources(launch, ray.cluster_resources())
+        bundles = worker_bundles(launch)
+        _enough_resources(launch, bundles, resources_for(bundles, launch.nodes_timeout_s))
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"recipe": recipe.tree()},
@@ -137,14 +137,26 @@ def worker_resources(launch: LaunchConfig) -> dict[str, float]:
     return resources | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
 
 
-def _enough_resources(launch: LaunchConfig, available: dict[str, float]) -> None:
-    workers = launch.workers[0] if isinstance(launch.workers, tuple) else launch.workers
-    for kind, amount in worker_resources(launch).items():
-        if workers * amount > available.get(kind, 0):
-            raise RunError(
-                f"launch: {workers} workers with {amount:g} {kind} each need {workers * amount:g} {kind}, and Ray has "
-                f"{available.get(kind, 0):g}. Lower launch.workers or launch.{kind.lower()}s_per_worker, or add nodes."
-            )
+def worker_bundles(launch: LaunchConfig) -> list[dict[str, float]]:
+    """Ray resources of each worker, of the least number of them where that may change."""
+    workers = launch.workers[0] if isinstance(launch.workers, tuple) else max(launch.workers, 1)
+    return [worker_resources(launch)] * workers
+
+
+def _enough_resources(launch: LaunchConfig, bundles: list[dict[str, float]], available: dict[str, float]) -> None:
+    for kind, amount in lacking(bundles, available).items():
+        raise RunError(
+            f"launch: {len(bundles)} workers with {bundles[0][kind]:g} {kind} each need {amount:g} {kind}, and Ray has "
+            f"{available.get(kind, 0):g}. Lower launch.workers or launch.{kind.lower()}s_per_worker, or add nodes. "
+            f"{growing(launch)}"
+        )
+
+
+def growing(launch: LaunchConfig) -> str:
+    """What to do where a cluster starts its nodes when they are asked for."""
+    if launch.nodes_timeout_s:
+        return f"No node came within launch.nodes_timeout_s={launch.nodes_timeout_s}."
+    return "A cluster that adds nodes by itself needs time for that: launch.nodes_timeout_s=900."
 
 
 def _reason(error: BaseException) -> StsslError:

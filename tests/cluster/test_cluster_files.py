@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from stssl.recipe import load_recipe
+from stssl.recipe import LaunchConfig, load_recipe
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -165,6 +165,18 @@ def test_tokens_are_on_and_nothing_opens_ports():
         assert "RAY_AUTH_MODE=disabled" not in text, path
     for command in read("aws.yaml")["head_start_ray_commands"] + read("aws.yaml")["worker_start_ray_commands"]:
         assert command == "ray stop" or command.startswith("RAY_AUTH_MODE=token ray start")
+
+
+def test_clusters_that_start_empty_say_how_runs_wait_for_nodes():
+    """A run is refused where there is no room for it: from zero nodes none would ever start."""
+    (group,) = read("kuberay-cluster.yaml")["spec"]["workerGroupSpecs"]
+    empty = {"kuberay-cluster.yaml": group["replicas"]}
+    empty["aws.yaml"] = sum(kind.get("min_workers", 0) for kind in read("aws.yaml")["available_node_types"].values())
+    for name, nodes in empty.items():
+        assert nodes > 0 or "launch.nodes_timeout_s=" in (CLUSTER / name).read_text(), name
+    assert LaunchConfig(nodes_timeout_s=900) and "launch.nodes_timeout_s=900" in (CLUSTER / "README.md").read_text()
+    (job,) = read("kuberay-job.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert job["replicas"] > 0 and "nodes_timeout_s" not in (CLUSTER / "kuberay-job.yaml").read_text()
 
 
 def test_the_readme_names_what_exists_and_all_of_it():

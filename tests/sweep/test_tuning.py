@@ -7,6 +7,7 @@ import signal
 import optuna
 import pytest
 
+from stssl.cluster import lacking
 from stssl.config import validate
 from stssl.errors import ConfigError, RunError, StoppedError
 from stssl.recipe import LaunchConfig, Recipe, load_recipe
@@ -16,7 +17,7 @@ from stssl.sweep.table import rows
 from stssl.sweep.trial import REASON, concurrency, driver_needs, needs
 from stssl.sweep.tuning import FINISHED, StudyScheduler, StudySearcher
 from stssl.train.folder import RunFolder
-from stssl.train.launch import run
+from stssl.train.launch import run, worker_bundles
 
 
 def go(book, deadline=math.inf):
@@ -154,6 +155,21 @@ def test_resources_of_trials():
     assert concurrency(LaunchConfig(workers=1), {"CPU": 2}, driver_needs(2)) == 1
     with pytest.raises(RunError, match="need 3 CPU, and Ray has 2"):
         concurrency(launch, {"CPU": 2, "GPU": 1}, driver_needs(1))
+
+
+def test_bundles_and_what_lacks():
+    bundles = worker_bundles(LaunchConfig(workers=(2, 4), cpus_per_worker=1.5, gpus_per_worker=0.25))
+    assert bundles == [{"CPU": 1.5, "GPU": 0.25}] * 2
+    assert lacking(bundles, {"CPU": 3, "GPU": 0.5}) == {}
+    assert lacking(bundles, {"CPU": 2.5, "GPU": 0.5}) == {"CPU": 3.0}
+    assert lacking(bundles, {"CPU": 3}) == {"GPU": 0.5}
+
+
+def test_a_cluster_that_grows_is_given_time_where_the_recipe_says_so():
+    with pytest.raises(RunError, match=r"launch\.nodes_timeout_s=900"):
+        concurrency(LaunchConfig(), {}, driver_needs(1))
+    with pytest.raises(RunError, match=r"No node came within launch\.nodes_timeout_s=60"):
+        concurrency(LaunchConfig(nodes_timeout_s=60), {}, driver_needs(1))
 
 
 def test_a_metric_that_no_run_has_is_an_error_before_anything_starts(open_book):
