@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,34 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
     """Write the page and return its absolute path.
 
     Raises:
-        RunError: A folder is no run, or a run was never evaluated.
+        RunError: A folder is no run, a run was never evaluated, or the page cannot be written.
     """
-    runs = [read_run(path) for path in paths]
+    target = Path(out).absolute()
+    if target.is_dir():
+        raise RunError(f"{out} is a folder. Give --out a file, such as {Path(out) / 'report.html'}.")
+    folders = list(dict.fromkeys(Path(path).absolute() for path in paths))
+    runs = [replace(read_run(path), name=name) for path, name in zip(folders, names_apart(folders), strict=True)]
     names = ", ".join(run.name for run in runs)
     body = [f"<h1>{_text(names if len(runs) < 4 else f'{len(runs)} runs')}</h1>", _facts(runs)]
     body += ["<h2>Scores</h2>", *(_scores(runs, part) for part in ("test", "validation", "train"))]
     body += ["<h2>Training</h2>", *_training(runs)]
     for run in runs:
         body += [f"<h2>{_text(run.name)}</h2>", *_details(run)]
-    target = Path(out).absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, PAGE.format(title=_text(names), body="\n".join(body)))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, PAGE.format(title=_text(names), body="\n".join(body)))
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {error.strerror}. Give --out another file.") from None
     return target
+
+
+def names_apart(folders: Sequence[Path]) -> list[str]:
+    """A name for each run's folder: its last part, with as many of those before it as tell all of them apart."""
+    for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _facts(runs: Sequence[RunView]) -> str:

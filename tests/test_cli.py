@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import dirty
 import numpy as np
 import pytest
+import torch
 import yaml
 import zarr
 from PIL import Image
@@ -181,3 +182,35 @@ def test_convert_a_manifest_with_size_and_band_names(stssl, tmp_path):
     (group,) = store.groups.values()
     assert (group.bands, group.height, group.width) == (("R", "G", "B"), 16, 16)
     assert stssl("verify", tmp_path / "s.zarr", "--archive", tmp_path / "table.csv").code == 0
+
+
+def test_runs_of_one_name_are_told_apart_and_evaluated_as_they_were_trained(stssl, recipe, store, tmp_path):
+    small = ("schedule.steps=2", "schedule.warmup=0", "schedule.evaluate_every=2", "schedule.supervised_start=0")
+    runs = [tmp_path / place / "run" for place in ("one", "two")]
+    copy = tmp_path / "copy.zarr"
+    shutil.copytree(store, copy)
+    for seed, run in enumerate(runs):
+        done = stssl("train", recipe, *small, f"launch.storage={run.parent}", f"seed={seed}", f"data.store={copy}")
+        assert done.code == 0, done.stderr
+    for arguments, words in (
+        (("--device", "gpu"), "unknown device 'gpu': give cpu, cuda or auto"),
+        (("--split", "tset"), "unknown part 'tset'"),
+        (("--checkpoint", "bst"), "unknown checkpoint 'bst'"),
+    ):
+        done = stssl("evaluate", runs[0], *arguments)
+        assert done.code == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    if not torch.cuda.is_available():
+        assert "there is no GPU" in stssl("evaluate", runs[0], "--device", "cuda").stderr
+    assert all(stssl("evaluate", run).code == 0 for run in runs)
+    page = tmp_path / "report.html"
+    assert stssl("report", *runs, runs[0], "--out", page).code == 0
+    assert (
+        page.read_text().count("<td>one/run · student</td>") == page.read_text().count("<td>two/run · student</td>") > 0
+    )
+    (tmp_path / "file").write_text("")
+    for out, words in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.html", "cannot write")):
+        done = stssl("report", runs[0], "--out", out)
+        assert done.code == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    zarr.open_group(copy, mode="r+")["label"][3] = 7
+    done = stssl("evaluate", runs[0])
+    assert done.code == 2 and "has other patches or labels than when" in done.stderr

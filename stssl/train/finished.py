@@ -1,5 +1,6 @@
 """Runs that were trained: their networks back from a checkpoint, scored on any part of their split."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -50,10 +51,15 @@ def evaluate_run(
 
     Returns:
         Scores of the student (averaged weights), and of the teacher where there is one.
+
+    Raises:
+        ConfigError: Unknown part, checkpoint or device.
+        RunError: There is no such checkpoint, or the store is not the one that the run was trained on.
     """
     folder = RunFolder.existing(path)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    recipe, data, step, pixels, at = load_run(folder, checkpoint, torch.device(name))
+    recipe, data, step, pixels, at = load_run(folder, checkpoint, _device(device))
+    data.split.part(part)
+    _same_store(folder, data)
     calibrate(step, recipe, data, pixels)
     results: dict[str, Evaluation] = {}
     for network in ("student", "teacher")[: len(step.networks)]:
@@ -63,3 +69,20 @@ def evaluate_run(
     about = {"checkpoint": checkpoint, "step": at, "recipe_hash": recipe.hash(), "name": recipe.name}
     save_evaluations(results, data, part, folder.path / "evaluation" / f"{part}.json", about)
     return {network: result.scores for network, result in results.items()}
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"unknown device '{name}': give cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no GPU that PyTorch can use: give device cpu or auto")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _same_store(folder: RunFolder, data: RunData) -> None:
+    """Scores on other patches, or on other orders of classes, would look like this run's."""
+    record = folder.path / "record.json"
+    if record.exists():
+        trained = json.loads(record.read_text())["store"]["fingerprint"]
+        if trained != data.store.fingerprint:
+            raise RunError(f"{data.store.path} has other patches or labels than when {folder.path} was trained on it")
