@@ -20,7 +20,7 @@ def from_table(path: Path, patches: int, seed: int) -> World:
     Squares of neighbouring places are drawn whole, with all their dates, so that the structure of kilometres stays.
 
     Raises:
-        DataError: The table lacks a column, has fewer rows, or names unknown classes.
+        DataError: The table lacks a column, has fewer rows, cells that are no numbers or dates, or unknown classes.
     """
     table = read_table(path)
     missing = [name for name in TABLE_COLUMNS if name not in table.column_names]
@@ -28,7 +28,13 @@ def from_table(path: Path, patches: int, seed: int) -> World:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}. It has: {', '.join(table.column_names)}")
     if table.num_rows < patches:
         raise DataError(f"{path} has {table.num_rows} rows, and {patches} patches are asked for")
-    grid = np.stack([np.asarray(table[name], np.float64) for name in ("epsg", "ulx", "uly")], 1)
+    try:
+        grid = np.stack([np.asarray(table[name], np.float64) for name in ("epsg", "ulx", "uly")], 1)
+        when = np.asarray(table["date"].to_numpy(), "datetime64[s]")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: epsg, ulx and uly must be numbers and date ISO 8601 ({error})") from None
+    if not np.isfinite(grid).all() or np.isnat(when).any():
+        raise DataError(f"{path}: some rows have no epsg, ulx, uly or date")
     side = max(2, int((patches / 120) ** 0.5)) * CELL
     squares = np.unique(np.floor(grid / [1, side, side]), axis=0, return_inverse=True)[1].reshape(-1)
     rng = np.random.default_rng((seed, 0))
@@ -42,11 +48,11 @@ def from_table(path: Path, patches: int, seed: int) -> World:
     }
     return World(
         place=place,
-        country=np.array(chosen["country"].to_pylist(), np.str_),
+        country=np.array([name or "" for name in chosen["country"].to_pylist()], np.str_),
         epsg=grid[rows, 0].astype(np.int64),
         ulx=grid[rows, 1],
         uly=grid[rows, 2],
-        when=np.asarray(chosen["date"].to_numpy(), "datetime64[s]"),
+        when=when[rows],
         labels=_fine_labels([_names(cell) for cell in chosen["labels"].to_pylist()], place, rng, path),
         **flags,
     )
@@ -58,7 +64,7 @@ def _flags(cells: list[Any]) -> NDArray[np.bool_]:
 
 
 def _names(cell: Any) -> list[str]:
-    return [name.strip() for name in cell.split(";")] if isinstance(cell, str) else list(cell)
+    return [name.strip() for name in cell.split(";")] if isinstance(cell, str) else list(cell or ())
 
 
 def _fine_labels(
@@ -71,6 +77,8 @@ def _fine_labels(
     members = {name: [number[member] for member in group] for name, group in CLASSES_19.items()}
     members |= {name: [i] for name, i in number.items() if name not in members}
     for row, names in enumerate(labels):
+        if not names:
+            raise DataError(f"{path} has a row without labels")
         for name in names:
             if name not in members:
                 raise DataError(f"{path} names the class '{name}', which is not one of BigEarthNet's")

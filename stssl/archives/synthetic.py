@@ -83,12 +83,18 @@ def synthesize(
 
 def _is_there(folder: Path, record: dict[str, Any]) -> bool:
     """Whether this very archive was written before; makes sure that nothing else was."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {folder}: {error.strerror}. Choose another.") from None
     if not (folder / RECORD).exists():
         if any(folder.iterdir()):
             raise DataError(f"{folder} is not empty and not a synthetic archive. Choose another folder.")
         return False
-    found = json.loads((folder / RECORD).read_text())
+    try:
+        found = dict(json.loads((folder / RECORD).read_text()))
+    except ValueError:
+        found = {}
     complete = found.pop("complete", False)
     if found != record:
         raise DataError(f"{folder} holds another synthetic archive ({found}). Choose another folder.")

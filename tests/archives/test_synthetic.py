@@ -225,3 +225,31 @@ def test_a_table_as_csv_is_one_as_parquet(tmp_path):
     assert (len(set(world.place)), world.snow.sum(), set(world.country)) == (6, 6, {"Austria"})
     assert {tuple(np.array(LABELS_19)[row]) for row in world.labels @ COARSE} == {("Pastures", "Mixed forest")}
     assert set(world.when.astype("datetime64[M]").astype(str)) == {"2018-01", "2018-06"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ("a,5e6,2017-06-13,Pastures", "must be numbers"),
+        ("4e5,,2017-06-13,Pastures", "some rows have no epsg, ulx, uly or date|must be numbers"),
+        ("4e5,5e6,yesterday,Pastures", "date ISO 8601"),
+        ("4e5,5e6,,Pastures", "some rows have no"),
+        ("4e5,5e6,2017-06-13,", "a row without labels"),
+        ("4e5,5e6,2017-06-13,Moon", "names the class 'Moon'"),
+        ("4e5,5e6,2017-06-13,Pastures", None),
+    ],
+)
+def test_cells_that_cannot_be_used(cells, words, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text(f"epsg,ulx,uly,date,labels,country\n32633,{cells},Austria\n")
+    if words is None:
+        synthesize(tmp_path / "archive", 1, locations=table)
+        return
+    with pytest.raises(DataError, match=words):
+        synthesize(tmp_path / "archive", 1, locations=table)
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="cannot make the folder"):
+        synthesize(tmp_path / "file", 1)
