@@ -57,10 +57,11 @@ class PixelData:
         return make_order(rows, batch, seed, stream, blocks=self.blocks, world=world)
 
     def about(self, world: int) -> dict[str, Any]:
-        """For a run's record: store, sizes of its parts, and what the order depends on where it is not the usual."""
+        """For a run's record: store, sizes of its parts, what memory holds of it, and an unusual order."""
         parts = {part: len(self.split.part(part)) for part in ("train", "validation", "test")}
         order = {"order": self.blocks.about(world)} if self.blocks else {}
-        return {"store": self.store.about(), "parts": parts, **order}
+        held = {"held_bytes": self.reader.nbytes} if isinstance(self.reader, Held) else {}
+        return {"store": self.store.about(), "parts": parts, **order, **held}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """Where a loader takes pixels from: the store's shards, or a copy held decoded in host or device memory."""
 
+import contextlib
+import os
+import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -87,9 +91,20 @@ class Held:
         """Hold `arrays`; `position` [N] says where a store row is in them, -1 for those that are not held."""
         self.arrays, self.layout, self.position = arrays, layout, position
 
+    @property
+    def nbytes(self) -> int:
+        """What the copy takes."""
+        return sum(array.nbytes for array in self.arrays.values())
+
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """One tensor [n, bands, height, width] for each band group, on the device that holds the copy."""
+        """One tensor [n, bands, height, width] for each band group, on the device that holds the copy.
+
+        Raises:
+            RunError: A row is not held.
+        """
         places = torch.from_numpy(self.position[rows])
+        if len(places) and places.min() < 0:
+            raise RunError(f"patch {int(rows[int(places.argmin())])} is asked for, and not among those held in memory")
         return {name: array[places.to(array.device)] for name, array in self.arrays.items()}
 
 
@@ -115,11 +130,12 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
     rows = np.unique(rows)
     first = reader.read(rows[:1])
     needed = sum(array[0].nbytes for array in first.values()) * len(rows)
-    free = _free(target)
+    # Ranks of one machine ask at the same time, each before the others have taken their part.
+    free = _free(target) // (_ranks_here() if target.type == "cpu" else 1)
     if needed > 0.8 * free:
         takes = f"data.cache={where} takes {needed / 1e9:.2f} GB in each process for {len(rows):,} patches"
         raise RunError(
-            f"{takes}, and {target} has {free / 1e9:.2f} GB free. "
+            f"{takes}, and {target} has {free / 1e9:.2f} GB free for each. "
             "Use data.cache=none, fewer data.bands, or fewer workers a machine."
         )
     arrays = {
@@ -140,4 +156,35 @@ def _free(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     with open("/proc/meminfo") as file:  # noqa: PTH123
         known = dict(line.split(":") for line in file)
-    return int(known["MemAvailable"].split()[0]) * 1024
+    return min(int(known["MemAvailable"].split()[0]) * 1024, group_free())
+
+
+def _ranks_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def group_free(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process's control groups leave: containers and jobs have less than their machine."""
+    free = sys.maxsize
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, kinds, group = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        folder = root / kinds / group.strip("/")
+        limit, used = ("memory.max", "memory.current") if not kinds else _FIRST_VERSION
+        for level in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # The root has no limit; without one stands "max".
+                taken = int((level / used).read_text()) - _cached(level / "memory.stat")
+                free = min(free, max(0, int((level / limit).read_text()) - taken))
+            if level == root:
+                break
+    return free
+
+
+_FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _cached(statistics: Path) -> int:
+    """Bytes of files that a group keeps in memory as long as nobody needs it."""
+    known = dict(line.split() for line in statistics.read_text().splitlines())
+    return sum(int(known.get(f"total_{name}", known.get(name, 0))) for name in ("active_file", "inactive_file"))

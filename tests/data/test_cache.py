@@ -37,6 +37,39 @@ def test_a_copy_that_does_not_fit_is_refused(opened, monkeypatch):
     hold(opened.reader(("B04",)), np.arange(20), opened.size, "host", CPU)
 
 
+def test_ranks_of_one_machine_share_its_memory(opened, monkeypatch):
+    needed = 100 * 64 * 64
+    monkeypatch.setattr(cache, "_free", lambda device: 2 * needed)
+    hold(opened.reader(("B04",)), np.arange(100), opened.size, "host", CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(RunError, match="GB free for each"):
+        hold(opened.reader(("B04",)), np.arange(100), opened.size, "host", CPU)
+
+
+def test_patches_that_are_not_held_are_not_others(opened):
+    source = hold(opened.reader(("B04",)), np.arange(20), opened.size, "host", CPU)
+    assert source.nbytes == 20 * 64 * 64
+    assert len(source.read(np.array([3, 19]))["rgb"]) == 2
+    with pytest.raises(RunError, match="patch 20 is asked for"):
+        source.read(np.array([3, 20]))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_control_groups_leave_less_than_the_machine_has(version, tmp_path):
+    """Of the group and those above it, the one that leaves least; files kept in memory do not count."""
+    kind, limit, used = ("memory", *cache._FIRST_VERSION) if version == 1 else ("", "memory.max", "memory.current")
+    own, root = tmp_path / "cgroup", tmp_path / "root"
+    own.write_text(f"5:cpu:/elsewhere\n{4 if kind else 0}:{kind}:/job/step\n")
+    assert cache.group_free(own, root) == cache.group_free(tmp_path / "none", root) > 10**18
+    for group, bound, taken in (("job", "1000", 400), ("job/step", "max" if version == 2 else str(2**62), 300)):
+        folder = root / kind / group
+        folder.mkdir(parents=True)
+        (folder / limit).write_text(f"{bound}\n")
+        (folder / used).write_text(f"{taken}\n")
+        (folder / "memory.stat").write_text("anon 200\nactive_file 60\ninactive_file 40\n")
+    assert cache.group_free(own, root) == 700
+
+
 def test_free_memory_is_known():
     assert 10**8 < cache._free(CPU) < 10**14
 
