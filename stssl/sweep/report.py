@@ -190,8 +190,7 @@ def _time(book: Book, trials: Sequence[Row]) -> str:
         if rows:
             lines.append(_hours(state, rows))
     lines.append(_hours("all", trials))
-    wall = float(book.study.user_attrs.get("hours", 0.0))
-    return f"{_table(lines)}<p class='note'>The sweep took {wall:.3f} hours on the clock, starts included.</p>"
+    return f"{_table(lines)}<p class='note'>The sweep took {book.hours:.3f} hours on the clock, starts included.</p>"
 
 
 def _hours(name: str, rows: Sequence[Row]) -> dict[str, Any]:

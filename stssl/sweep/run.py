@@ -126,8 +126,11 @@ def _left(book: Book) -> int:
 
 def _carry_out(book: Book, say: Say) -> None:
     config = book.sweep.config
-    spent, start = float(book.study.user_attrs.get("hours", 0.0)), time.time()
-    deadline = start + (config.hours - spent) * 3600 if config.hours else math.inf
+    deadline = time.time() + (config.hours - book.hours) * 3600 if config.hours else math.inf
+    if deadline <= time.time():
+        say(f"the sweep's {config.hours:g} hours are over; the same command with more (hours=...) goes on")
+        return
+    book.tick()
     try:
         if book.sweep.recipe.launch.workers == 0:
             from stssl.sweep.here import search_here
@@ -137,7 +140,7 @@ def _carry_out(book: Book, say: Say) -> None:
         else:
             _tune(book, say, deadline)
     finally:
-        book.study.set_user_attr("hours", spent + (time.time() - start) / 3600)
+        book.tick()
 
 
 def _tune(book: Book, say: Say, deadline: float) -> None:

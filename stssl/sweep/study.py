@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -175,10 +176,22 @@ class Book:
         self.sweep, self.space, self.study = sweep, space, study
         states = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.interrupted = [Trial(study, frozen._trial_id) for frozen in states]
+        self.started: float | None = None
+        self.spent = self.hours
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Book":
         """Tune copies what it is given; there is one book."""
         return self
+
+    @property
+    def hours(self) -> float:
+        """Time on the clock that all starts of the sweep took together, as far as it is written down."""
+        return float(self.study.user_attrs.get("hours", 0.0))
+
+    def tick(self) -> None:
+        """Write down the time since the first tick, so that a sweep that is killed has spent it all the same."""
+        self.started = self.started or time.time()
+        self.study.set_user_attr("hours", self.spent + (time.time() - self.started) / 3600)
 
     def next(self) -> tuple[Any, dict[str, Any]] | None:
         """The next trial and its values; None when all were handed out."""
@@ -207,6 +220,7 @@ class Book:
 
     def report(self, trial: Any, step: int, value: float, seconds: float) -> bool:
         """Write down a score in mid-run; returns whether the trial is to be stopped."""
+        self.tick()
         trial.set_user_attr("seconds", round(seconds, 2))
         if len(self.sweep.config.metrics) > 1:
             return False

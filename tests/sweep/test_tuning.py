@@ -204,6 +204,25 @@ def test_a_whole_sweep_in_this_process(open_book, tmp_path):
     assert run(best).finished()["steps"] == 12
 
 
+def test_the_hours_of_a_killed_sweep_are_spent(open_book):
+    plan = {"trials": 2, "hours": 1.0, "scheduler": {"name": "none"}}
+    book = open_book(**plan)
+    assert book.hours == 0.0
+    book.tick()
+    book.started -= 1800
+    book.report(book.next()[0], 4, 0.5, 1800.0)  # nothing after it: killed
+    again = open_book(**plan)
+    assert 0.5 <= again.hours < 0.6
+    again.tick()
+    again.started -= 1800
+    again.tick()
+    lines = []
+    search(open_book(**plan).sweep, lines.append)
+    assert "1 hours are over" in lines[-1] and states(again) == ["RUNNING"]
+    search(open_book(**plan | {"hours": 9.0}).sweep, lines.append)
+    assert states(again) == ["COMPLETE", "COMPLETE"]
+
+
 def test_a_sweep_that_is_asked_to_end_goes_on_later(open_book, tmp_path):
     schedule = {"steps": 12, "warmup": 0, "supervised_start": 2, "evaluate_every": 2}
     book = open_book("asked", {"schedule": schedule}, trials=2, scheduler={"name": "none"})
