@@ -154,12 +154,17 @@ def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
             yield from (entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except NotADirectoryError:
         raise DataError(f"{path} is not a folder") from None
+    except OSError as error:
+        raise DataError(f"cannot list {path}: {error.strerror}") from None
 
 
 def _holds_bands(path: str) -> bool:
     """Whether a folder of another name looks like a patch."""
-    with os.scandir(path) as entries:
-        return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)
+    try:
+        with os.scandir(path) as entries:
+            return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)
+    except OSError as error:
+        raise DataError(f"cannot list {path}: {error.strerror}") from None
 
 
 def _codes(names: tuple[str, ...], folders: Iterable[Path]) -> NDArray[np.uint8] | None:

@@ -8,6 +8,7 @@ last 20 % test; the last eighth of the training part validates here, so that no 
 import csv
 import io
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +82,7 @@ class _Images:
             if self._zip is None:
                 self._zip = zipfile.ZipFile(self.archive)
             return self._zip.read(member)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
             raise BadPatchError("unreadable", f"{member}: {error}") from None
 
 
@@ -132,11 +133,12 @@ class EuroSat(_Images):
     def _pixels(self, member: str) -> NDArray[np.uint8]:
         try:
             with Image.open(io.BytesIO(self._bytes(member))) as image:
+                if image.size != (SIZE, SIZE):
+                    words = f"{member} is {image.width}x{image.height}, not {SIZE}x{SIZE}"
+                    raise BadPatchError("wrong_size", words)
                 pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BadPatchError("unreadable", f"{member}: {str(error).split(' <')[0]}") from None
-        if pixels.shape != (SIZE, SIZE, 3):
-            raise BadPatchError("wrong_size", f"{member} is {pixels.shape[1]}x{pixels.shape[0]}, not {SIZE}x{SIZE}")
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

@@ -403,3 +403,28 @@ def test_tables_and_folders_that_say_nothing_of_the_archive_are_errors(reben, tm
         with pytest.raises(DataError, match=words):
             convert(source, folder, tmp_path / "store.zarr", HERE, **about)
     convert("eurosat", archive, tmp_path / "store.zarr", HERE, coordinates=table)
+
+
+def test_a_damaged_member_of_a_zip_and_an_image_that_claims_a_giant(tmp_path):
+    archive, _ = tiny.write_eurosat(tmp_path, per_class=1)
+    giant = archive / "River" / "River_1.jpg"
+    data = bytearray(giant.read_bytes())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = b"\xff\x00\xff\x00"
+    giant.write_bytes(data)
+    packed = tmp_path / "EuroSAT.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(archive.rglob("*.jpg")):
+            file.write(path, f"2750/{path.parent.name}/{path.name}")
+    with zipfile.ZipFile(packed) as file:
+        about = file.getinfo("2750/Forest/Forest_1.jpg")
+    whole = bytearray(packed.read_bytes())
+    start = about.header_offset + 30 + len(about.filename)
+    whole[start : start + 40] = b"\xff" * 40
+    packed.write_bytes(whole)
+    summary, store = converted("eurosat", packed, tmp_path)
+    bad = dict(zip(store.column("patch_id"), store.column("error_code"), strict=True))
+    assert summary.errors == {"unreadable": 2} and {name for name, code in bad.items() if code} == {
+        "Forest_1",
+        "River_1",
+    }
