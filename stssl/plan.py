@@ -26,6 +26,8 @@ from stssl.train.loop import update
 from stssl.train.session import Session, open_session
 
 WARM_UP = 2
+MORE = 5
+"""Batches of the longer ones of two validations that are timed."""
 COPIES = 4
 """Files of the whole state while one is written: last, previous, best, and the new one."""
 NODE_BYTES_PER_S = 10e9
@@ -209,23 +211,31 @@ def _measure(session: Session, workers: int, steps: int) -> Measured | None:
 
 
 def _validation(session: Session, recipe: RunRecipe, workers: int) -> float:
-    """Seconds of a validation on all workers, from two short ones: a fixed part, and one that grows with patches."""
+    """Seconds of a validation on all workers: a fixed part, and one that grows with patches.
+
+    What grows is found without the batches for BatchNorm, whose time would drown it; the first validation is not
+    counted, since it brings things into memory.
+    """
     options = recipe.evaluation
     data: PixelData = session.stage.data  # type: ignore[attr-defined]
     total = len(data.split.validation)
     total = total if options.limit is None else min(total, options.limit)
-    taken = []
-    for batches in (1, 2):
-        limited = options.model_copy(update={"limit": batches * options.batch})
+
+    def taken(batches: int, **changes: int) -> float:
+        limited = options.model_copy(update={"limit": batches * options.batch, **changes})
         session.stage.recipe = recipe.model_copy(update={"evaluation": limited})
         before = time.perf_counter()
         with session.autocast():
             session.stage.validate()
-        taken.append(time.perf_counter() - before)
+        return time.perf_counter() - before
+
+    taken(1)
+    whole = taken(1)
+    little, much = (min(taken(batches, batchnorm_batches=0) for _ in range(2)) for batches in (1, MORE))
     session.stage.recipe = recipe
-    first, second = (min(total, batches * options.batch) for batches in (1, 2))
-    growing = max(0.0, taken[1] - taken[0]) / (second - first) if second > first else 0.0
-    return max(0.0, taken[0] - growing * first) + growing * total / workers
+    first, last = (min(total, batches * options.batch) for batches in (1, MORE))
+    growing = max(0.0, much - little) / (last - first) if last > first else 0.0
+    return max(0.0, whole - growing * first) + growing * total / workers
 
 
 def _stored_bytes(session: Session) -> float:

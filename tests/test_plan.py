@@ -1,13 +1,15 @@
 """Predictions: what is measured comes from the real step, what is computed follows the formulas."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from stssl.config import merge, validate
 from stssl.errors import ConfigError
-from stssl.plan import Machines, Measured, Plan, describe, exchange_seconds, machines_for, plan
-from stssl.recipe import Recipe
+from stssl.plan import Machines, Measured, Plan, _validation, describe, exchange_seconds, machines_for, plan
+from stssl.recipe import EvaluationConfig, Recipe
 
 GB = 10**9
 
@@ -63,6 +65,26 @@ def test_real_steps_are_measured_and_nothing_is_written(recipe, tmp_path):
     assert not (tmp_path / "runs").exists()
     words = describe(found)
     assert "2 workers (1 x 2)" in words and "Assumed" in words
+
+
+@pytest.mark.parametrize(("patches", "seconds"), [(100_000, 60 + 1000 / 4), (200, 60 + 2.0)])
+def test_a_validation_is_predicted_from_short_ones(recipe, monkeypatch, patches, seconds):
+    """A clock that only validations move: 3 s a BatchNorm batch, 10 ms a patch, and once 5 s for the first."""
+    clock, calls = [0.0], []
+    options = EvaluationConfig(batch=256, batchnorm_batches=20)
+    stage = SimpleNamespace(data=SimpleNamespace(split=SimpleNamespace(validation=range(patches))))
+
+    def validate():
+        asked = stage.recipe.evaluation
+        clock[0] += 3 * asked.batchnorm_batches + 0.01 * min(patches, asked.limit) + (0 if calls else 5)
+        calls.append(asked.limit)
+
+    stage.validate = validate
+    monkeypatch.setattr("stssl.plan.time.perf_counter", lambda: clock[0])
+    session = SimpleNamespace(stage=stage, autocast=nullcontext)
+    given = recipe.model_copy(update={"evaluation": options})
+    assert _validation(session, given, 4) == pytest.approx(seconds)
+    assert max(calls) < 100_000 / 50 and stage.recipe is given
 
 
 def test_a_larger_network_costs_more(recipe, recipe_tree):
