@@ -48,7 +48,7 @@ class Confirmation:
 
     Attributes:
         seeds: The seeds of runs and of label draws.
-        candidates: Best mean on validation first; the base recipe is among them.
+        candidates: Best mean on validation first, those with failed seeds last; the base recipe is among them.
         looks: When test was evaluated, and for whom.
     """
 
@@ -108,7 +108,8 @@ def confirm(book: Book, trials: Sequence[Row], top: int, seeds: int, say: Callab
     ended = [one for one in found if one.validation[config.metrics[0]]]
     if not ended:
         raise RunError(f"no run with another seed came to its end; see {book.sweep.folder / 'confirm'}/*/failed.txt")
-    ended.sort(key=lambda one: -sign * mean(one.validation[config.metrics[0]]))
+    # The mean over the seeds that a candidate survived says too much good of it: those that lost none come first.
+    ended.sort(key=lambda one: (one.failed, -sign * mean(one.validation[config.metrics[0]])))
     chosen = [*ended[:1], *(one for one in ended[1:] if one.name == BASE)]
     looks = _test(book, chosen, runs)
     result = Confirmation(numbers, ended, looks)
@@ -175,7 +176,7 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
     """Evaluate the chosen on test where that was not done before, and write down that it was."""
     old = confirmed(book)
     looks = list(old.looks) if old else []
-    fresh: list[str] = []
+    known, fresh = {name for look in looks for name in look["runs"]}, list[str]()
     for one in chosen:
         for recipe in runs[one.name]:
             folder = RunFolder.of(recipe)
@@ -184,6 +185,8 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
             file = folder.path / "evaluation" / "test.json"
             if not file.exists():
                 evaluate_run(folder.path, "test")
+                fresh.append(one.name)
+            elif one.name not in known:  # a start that was killed looked, and did not come to say so
                 fresh.append(one.name)
             scores = json.loads(file.read_text())["networks"]["student"]["scores"]
             headline = next(scores[name] for name in ("mAP", "accuracy") if scores.get(name) is not None)

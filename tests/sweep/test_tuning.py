@@ -11,6 +11,7 @@ from stssl.cluster import lacking
 from stssl.config import validate
 from stssl.errors import ConfigError, RunError, StoppedError
 from stssl.recipe import LaunchConfig, Recipe, load_recipe
+from stssl.sweep.confirm import confirm
 from stssl.sweep.here import search_here
 from stssl.sweep.run import search, sweep
 from stssl.sweep.table import rows
@@ -200,8 +201,33 @@ def test_a_whole_sweep_in_this_process(open_book, tmp_path):
     assert again == result and {path: path.stat().st_mtime_ns for path in before} == before
     assert len(json.loads((tmp_path / "sweeps" / "whole" / "confirmation.json").read_text())["looks"]) == 1
 
+    confirmation = tmp_path / "sweeps" / "whole" / "confirmation.json"
+    looked = json.loads(confirmation.read_text())["looks"][0]["runs"]
+    confirmation.unlink()  # as if the process had been killed after its look at test
+    sweep(tmp_path / "whole.yaml", [], lines.append, top=1, seeds=2)
+    assert [look["runs"] for look in json.loads(confirmation.read_text())["looks"]] == [looked]
+
     best = load_recipe(result.best)
     assert run(best).finished()["steps"] == 12
+
+
+@pytest.mark.parametrize(("lost", "first"), [(0, "trial-0000"), (1, "recipe")])
+def test_a_candidate_that_lost_seeds_does_not_win_by_the_rest(open_book, carry_out, monkeypatch, lost, first):
+    """The trial is better than the recipe on each seed that it came to the end of."""
+    book = open_book(trials=1, points=[{"optimizer.lr": 0.005}])
+    carry_out(book, [0.5])
+    assert book.space.recipe(rows(book)[0].params).hash() != book.sweep.recipe.hash()
+    monkeypatch.setattr("stssl.sweep.confirm._test", lambda *_: [])
+    for name, score, seeds in (("trial-0000", 0.9, (1, 2)[lost:]), ("recipe", 0.4, (1, 2))):
+        for seed in (1, 2):
+            folder = RunFolder(book.sweep.folder / "confirm" / f"{name}-s{seed}")
+            folder.path.mkdir(parents=True)
+            if seed in seeds:
+                folder.append({"step": 12, "kind": "validation", "loss": 1.0, "accuracy": score})
+                folder.finish({"best": score})
+    monkeypatch.setattr("stssl.sweep.confirm._train", lambda book, recipes: None)  # the lost seed fails again
+    found = confirm(book, rows(book), 1, 2, lambda line: None)
+    assert found.candidates[0].name == first and [one.failed for one in found.candidates] == [0, lost]
 
 
 def test_the_hours_of_a_killed_sweep_are_spent(open_book):
