@@ -20,7 +20,7 @@ from stssl.data.remote import is_remote
 from stssl.data.store import Store
 from stssl.data.verify import Findings, verify
 from stssl.data.writer import CODECS, Plan, Writer
-from stssl.errors import ConfigError, DataError
+from stssl.errors import ConfigError, DataError, RunError
 from stssl.schema import SHARD, Patch
 
 Progress = Callable[[int, int], None]
@@ -93,6 +93,7 @@ def convert(
         ConfigError: Unknown source, codec or option.
         DataError: No such archive, the store belongs to another conversion or is being written, or, with `strict`, a
             bad patch.
+        RunError: Ray cannot be reached, or its workers keep dying.
     """
     if options.codec not in CODECS:
         raise ConfigError(f"unknown codec '{options.codec}'. Known: {', '.join(CODECS)}.")
@@ -261,6 +262,12 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
                 yield from ray.get(ready)
             except ray.exceptions.RayTaskError as error:
                 raise (DataError(str(error.cause)) if isinstance(error.cause, DataError) else error) from None
+            except ray.exceptions.RayError as error:
+                words = " ".join(str(error).split())[:300]
+                raise RunError(
+                    f"workers died again and again ({words}). Finished shards are kept: run the same command again, "
+                    "with fewer --workers or a smaller --shard if memory ran out."
+                ) from None
 
 
 _jobs: dict[Any, Job] = {}

@@ -32,7 +32,7 @@ from stssl.recipe import Positive, Recipe
 from stssl.steps.contrastive import Encoder
 from stssl.train.checkpoint import read_state
 from stssl.train.contrasting import QUERY, build_encoder
-from stssl.train.finished import evaluate_run
+from stssl.train.finished import evaluate_run, same_store
 from stssl.train.folder import RunFolder, write_text
 from stssl.train.launch import run
 
@@ -104,6 +104,7 @@ def probe_run(
         torch.set_num_threads(options.threads)
     rules = {text: label_rule(text, seed) for text in labels}
     data = open_pixels(recipe.data)
+    same_store(folder, data)
     space, targets = labels_of(data.store, recipe.data.labels)
     encoder = load_encoder(folder, recipe, random)
     frozen = freeze(encoder, recipe, data, targets)

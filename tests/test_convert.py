@@ -474,3 +474,29 @@ def test_another_name_of_a_split_is_another_conversion(archive, tmp_path):
     assert convert("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"one": lists}).converted == 0
     with pytest.raises(DataError, match="archive differ"):
         convert("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"two": lists})
+
+
+DEADLY = """
+import os, sys
+from stssl.archives import ARCHIVES, bigearthnet
+from stssl.cli import main
+
+class Deadly(bigearthnet.BigEarthNet1):
+    def read(self, row):
+        os.kill(os.getpid(), 9)
+
+ARCHIVES["bigearthnet-v1"] = Deadly
+sys.argv = ["stssl", "convert", "bigearthnet-v1", *sys.argv[1:], "--workers", "1", "--shard", "64"]
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_workers_that_always_die_end_in_words(archive, tmp_path):
+    """As when memory ends: Ray kills them, and tries three times more."""
+    command = [sys.executable, "-c", DEADLY, str(archive), str(tmp_path / "store.zarr")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "workers died again and again" in done.stderr and "Traceback" not in done.stderr
+    assert convert("bigearthnet-v1", archive, tmp_path / "store.zarr", Options(workers=0, shard=64)).converted == 1

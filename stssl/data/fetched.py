@@ -34,7 +34,6 @@ class FetchedArray(ShardedArray):
         """Fetch nothing yet; `folder` is the array's URL as a path, for messages."""
         super().__init__(folder, layout)
         self.store, self.prefix, self.cache = store, prefix, cache
-        self._coming: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without threads and indexes, which another process makes for itself."""
@@ -45,6 +44,7 @@ class FetchedArray(ShardedArray):
         super()._fresh()
         self._indexes: dict[int, NDArray[np.uint64]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._coming: set[int] = set()
 
     def read(self, rows: Ints, bands: slice, out: Pixels) -> None:
         """Fill `out` [n, bands, H, W], contiguous, with patches `rows`.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from stssl.build import RunData, build_pixels, build_step, open_data
+from stssl.build import PixelData, RunData, build_pixels, build_step, open_data
 from stssl.errors import ConfigError, RunError
 from stssl.evaluate import Evaluation, evaluate, save_evaluations
 from stssl.recipe import Recipe
@@ -59,7 +59,7 @@ def evaluate_run(
     folder = RunFolder.existing(path)
     recipe, data, step, pixels, at = load_run(folder, checkpoint, _device(device))
     data.split.part(part)
-    _same_store(folder, data)
+    same_store(folder, data)
     calibrate(step, recipe, data, pixels)
     results: dict[str, Evaluation] = {}
     for network in ("student", "teacher")[: len(step.networks)]:
@@ -79,8 +79,12 @@ def _device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def _same_store(folder: RunFolder, data: RunData) -> None:
-    """Scores on other patches, or on other orders of classes, would look like this run's."""
+def same_store(folder: RunFolder, data: PixelData) -> None:
+    """Make sure that scores are of the data that a run was trained on.
+
+    Raises:
+        RunError: The store has other patches or labels now.
+    """
     record = folder.path / "record.json"
     if record.exists():
         trained = json.loads(record.read_text())["store"]["fingerprint"]

@@ -194,3 +194,15 @@ def test_missing_shards_and_refused_credentials_are_said(server, cache, monkeypa
     server.key = "another"
     with pytest.raises(DataError, match="access is denied"):
         reader.read(np.arange(8))
+
+
+def test_what_was_on_its_way_at_the_end_is_fetched_the_next_time(server, cache):
+    """Threads that are stopped forget what they were asked for."""
+    (array,) = Store.open(URL).reader(("B04",), cache=cache)._fetched()
+    array._coming.add(2)
+    array.close()
+    asked(server)
+    array.fetch(np.array([16]), False)
+    array._threads().shutdown()
+    assert asked(server) == 1
+    array.close()
