@@ -41,6 +41,9 @@ EXCLUDES = (
 )
 """What stays here, in the words of .gitignore (the folder's own .gitignore counts too)."""
 
+LOST = (OSError, RuntimeError)
+"""What Ray's client raises where a connection is lost; errors of `requests` are among them."""
+
 TOKEN_ADVICE = (
     "Set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token "
     "(on a machine of the cluster `ray get-auth-token` prints it)."
@@ -204,15 +207,17 @@ def submit(submission: Submission, show: Callable[[str], None], say: Callable[[s
     with _explained(submission.address):
         client = _client(submission.address)
         name = client.submit_job(**arguments)
-        say(f"{name}: {arguments['entrypoint']}")
-        if not submission.wait:
-            return 0
-        try:
-            asyncio.run(_follow(client, name, show))
-        except KeyboardInterrupt:
-            say(f"The job goes on. Follow it with `ray job logs --follow {name} --address {submission.address}`.")
-            raise
-        about = client.get_job_info(name)
+    say(f"{name}: {arguments['entrypoint']}")
+    if not submission.wait:
+        return 0
+    later = f"The job goes on. Follow it with `ray job logs --follow {name} --address {submission.address}`."
+    try:
+        about = asyncio.run(_follow(client, name, show))
+    except KeyboardInterrupt:
+        say(later)
+        raise
+    except LOST as error:
+        raise RunError(f"{submission.address} does not answer any more ({type(error).__name__}). {later}") from None
     say(f"{name}: {about.status.value.lower()}")
     if about.status.value != "SUCCEEDED" and about.message:
         say(about.message.strip().splitlines()[0])
@@ -227,13 +232,17 @@ def _client(address: str) -> Any:
     return JobSubmissionClient(address)
 
 
-async def _follow(client: Any, name: str, show: Callable[[str], None]) -> None:
-    """Show a job's output until it ends, also over lost connections."""
+async def _follow(client: Any, name: str, show: Callable[[str], None], patience: int = 60, pause: float = 1.0) -> Any:
+    """Show a job's output until it ends, also over lost connections; returns what is known of it then.
+
+    Raises:
+        OSError, RuntimeError: The server did not answer `patience` times, `pause` seconds apart.
+    """
     import aiohttp
 
-    shown = 0
+    shown, failures = 0, 0
     while True:
-        with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
+        with contextlib.suppress(*LOST, aiohttp.ClientError):
             position = 0
             async for piece in client.tail_job_logs(name):
                 fresh = piece[max(0, shown - position) :]
@@ -241,12 +250,19 @@ async def _follow(client: Any, name: str, show: Callable[[str], None]) -> None:
                 shown = max(shown, position)
                 if fresh:
                     show(fresh)
-        if client.get_job_status(name).is_terminal():
-            rest = client.get_job_logs(name)[shown:]
-            if rest:
-                show(rest)
-            return
-        await asyncio.sleep(1)
+        try:
+            about = client.get_job_info(name)
+            if about.status.is_terminal():
+                rest = client.get_job_logs(name)[shown:]
+                if rest:
+                    show(rest)
+                return about
+            failures = 0
+        except LOST:
+            failures += 1
+            if failures >= patience:
+                raise
+        await asyncio.sleep(pause)
 
 
 @contextlib.contextmanager

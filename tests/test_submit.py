@@ -1,14 +1,16 @@
 """What a submission sends, from files alone; a real cluster takes one in cluster/test_submission.py."""
 
+import asyncio
 import socket
 import subprocess
 import sys
 
 import pytest
 import yaml
+from ray.job_submission import JobDetails, JobStatus
 
 from stssl.errors import ConfigError, RunError
-from stssl.submit import Submission, command_for, job, submit
+from stssl.submit import Submission, _follow, command_for, job, submit
 
 
 @pytest.fixture
@@ -170,3 +172,33 @@ def test_a_missing_file_ends_the_command_with_words(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
     assert "cannot read" in done.stderr and "Traceback" not in done.stderr
+
+
+class Server:
+    """A job whose server goes away in between; `answers` are what one gets who asks for its state."""
+
+    def __init__(self, *answers):
+        self.answers, self.output = list(answers), ""
+
+    async def tail_job_logs(self, name):
+        self.output += "line\n"
+        yield self.output
+        raise ConnectionResetError
+
+    def get_job_info(self, name):
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return JobDetails(type="SUBMISSION", entrypoint="true", status=answer)
+
+    def get_job_logs(self, name):
+        return f"{self.output}end\n"
+
+
+def test_a_job_is_followed_over_lost_connections():
+    shown = []
+    server = Server(ConnectionError(), RuntimeError("502"), JobStatus.RUNNING, ConnectionError(), JobStatus.SUCCEEDED)
+    about = asyncio.run(_follow(server, "job", shown.append, patience=3, pause=0))
+    assert about.status == JobStatus.SUCCEEDED and "".join(shown) == "line\n" * 5 + "end\n"
+    with pytest.raises(RuntimeError, match="502"):
+        asyncio.run(_follow(Server(ConnectionError(), RuntimeError("502")), "job", shown.append, patience=2, pause=0))

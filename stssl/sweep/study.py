@@ -224,7 +224,8 @@ class Book:
         trial.set_user_attr("seconds", round(seconds, 2))
         if len(self.sweep.config.metrics) > 1:
             return False
-        trial.report(value, step)
+        with _quiet():  # a trial that goes on tells its earlier validations again
+            trial.report(value, step)
         return bool(trial.should_prune())
 
     def complete(self, trial: Any, values: list[float]) -> None:

@@ -4,6 +4,7 @@ import copy
 import os
 import re
 import shlex
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -150,6 +151,9 @@ def test_the_image_copies_what_exists():
     names = list(copied(text))
     assert {"pyproject.toml", "constraints.txt", "stssl", "experiments"} <= set(names)
     assert [name for name in names if not (ROOT / name).exists()] == []
+    (extras,) = re.findall(r"'\.\[(.+)\]'", text)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"cloud", "postgres"} <= set(extras.split(",")) <= set(known)
     assert "RAY_AUTH_MODE=token" in text and re.search(r"^USER (?!root)", text, re.MULTILINE)
     assert re.search(r"^FROM python:3\.1[1-9]", text, re.MULTILINE)
 

@@ -81,6 +81,16 @@ def test_asha_and_median_stop_the_worse(open_book, carry_out):
     assert not never.report(never.next()[0], 4, 0.0, 1.0)
 
 
+def test_a_trial_that_goes_on_may_tell_again_what_it_told(open_book, recwarn):
+    book = open_book()
+    trial, _ = book.next()
+    for _ in range(2):
+        book.report(trial, 4, 0.5, 1.0)
+    assert not recwarn.list and book.study.trials[0].intermediate_values == {4: 0.5}
+    trial.report(0.5, 4)
+    assert "already reported" in str(recwarn.list[0].message)
+
+
 def test_a_grid_ends_when_all_was_tried(open_book):
     search = {"algorithm.threshold": [0.3, 0.5], "augment.strong_labeled": None}
     book = open_book(sampler={"name": "grid"}, search=search, trials=100)
