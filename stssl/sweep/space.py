@@ -50,7 +50,11 @@ class Axis:
         """Whether a value lies in the domain."""
         domain = self.domain
         if domain.choices:
-            return any(value == choice and type(value) is type(choice) for choice in domain.choices)
+            numbers = (int, float)  # 1 is 1.0, but True is neither
+            return any(
+                value == choice and (type(value) is type(choice) or {type(value), type(choice)} == {*numbers})
+                for choice in domain.choices
+            )
         if isinstance(value, bool) or not isinstance(value, int | float) or (self.integer and value != int(value)):
             return False
         return bool(domain.low <= value <= domain.high)  # type: ignore[operator]

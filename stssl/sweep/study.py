@@ -3,7 +3,9 @@
 import contextlib
 import json
 import re
+import socket
 import time
+import uuid
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +18,9 @@ from stssl.sweep.spec import Sweep, SweepConfig
 
 SPACE = "stssl"
 """The study's attribute that says what is searched."""
+
+FOLDER = "folder"
+"""The study's attribute that says whose runs it is about: a mark in the sweep's folder, and where that was."""
 
 DEATHS = 3
 """So often may a trial's driver die before the trial counts as failed."""
@@ -89,6 +94,8 @@ def open_study(sweep: Sweep, space: Space) -> Any:
         with _quiet():
             study.set_metric_names(list(config.metrics))
         study.set_user_attr(SPACE, json.dumps(ours))
+    if config.study is not None:
+        _one_folder(study, config)
     # A sampler that starts again with the same seed would draw the same values again.
     study.sampler = _sampler(config, len(study.get_trials(deepcopy=False)))
     _enqueue(study, config, space)
@@ -114,6 +121,20 @@ def _same(ours: dict[str, Any], study: Any, config: SweepConfig) -> None:
         raise RunError(
             f"the study '{config.name}' in {place} searched something else; it differs in "
             f"{', '.join(keys)}. Give this sweep another name (name=...), or delete the study and {config.folder}."
+        )
+
+
+def _one_folder(study: Any, config: SweepConfig) -> None:
+    """Keep two folders from sharing a study: each would take up the other's running trials, and miss its runs."""
+    mark, theirs = config.folder / "study.id", study.user_attrs.get(FOLDER)
+    if not mark.exists():
+        mark.write_text(uuid.uuid4().hex)
+    if theirs is None:
+        study.set_user_attr(FOLDER, [mark.read_text(), f"{socket.gethostname()}:{config.folder}"])
+    elif theirs[0] != mark.read_text():
+        raise RunError(
+            f"the study '{config.name}' in {_without_password(study_url(config))} keeps its runs in {theirs[1]}, and "
+            f"not in {config.folder}. Go on with it there (storage=...), or give this sweep another name (name=...)."
         )
 
 

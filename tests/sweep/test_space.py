@@ -117,6 +117,17 @@ def test_a_point_takes_the_recipes_values(space_of):
     assert soft["algorithm.sigmas"] == 2.0 and soft["algorithm.ema_decay@softmatch"] == 0.999
 
 
+def test_a_point_may_name_a_whole_number_of_a_list(space_of):
+    space = space_of({"loss.distillation": [0.1, 1.0], "augment.strong_labeled": None})
+    study = quiet_study()
+    study.enqueue_trial(space.point({"loss.distillation": 1}))
+    assert space.draw(study.ask())["loss.distillation"] == 1.0
+    with pytest.raises(ConfigError, match="outside of its domain"):
+        space.point({"loss.distillation": True})
+    with pytest.raises(ConfigError, match="outside of its domain"):
+        space.point({"augment.strong_labeled": 1})
+
+
 @pytest.mark.parametrize(
     ("point", "message"),
     [

@@ -134,6 +134,20 @@ def test_passwords_are_not_shown(open_book, url):
     assert "geheim" not in str(error.value) and "postgresql" in str(error.value)
 
 
+def test_two_folders_do_not_share_a_study(open_book, tmp_path):
+    shared = {"study": f"sqlite:///{tmp_path}/shared.db", "trials": 2}
+    assert open_book(**shared).next()[0].number == 0
+    again = open_book(**shared)
+    assert len(again.interrupted) == 1
+    with pytest.raises(RunError, match=r"keeps its runs in .*sweeps/s, and not in"):
+        open_book(**shared, storage=str(tmp_path / "elsewhere"))
+    again.sweep.folder.rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(tmp_path / "elsewhere" / "s2")
+    (tmp_path / "elsewhere" / "s").rename(tmp_path / "other")
+    (tmp_path / "elsewhere" / "s2").rename(tmp_path / "elsewhere" / "s")
+    assert len(open_book(**shared, storage=str(tmp_path / "elsewhere")).interrupted) == 1
+
+
 def test_a_sweep_is_carried_out_by_one_process(tmp_path):
     with alone(tmp_path), pytest.raises(RunError, match="another process"), alone(tmp_path):
         pass
