@@ -125,6 +125,8 @@ def named_folders(words: Sequence[str] | None) -> dict[str, Path] | None:
         name, _, folder = word.partition("=")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not folder or name in found:
             raise ConfigError(f"--split {word}: give NAME=FOLDER, each name once (small letters, digits and _)")
+        if name == "blocks":
+            raise ConfigError(f"--split {word}: data.split=blocks means blocks of places. Choose another name.")
         if not Path(folder).is_dir():
             raise ConfigError(f"--split {word}: there is no folder {folder}")
         found[name] = Path(folder)

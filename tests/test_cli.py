@@ -160,6 +160,7 @@ def test_convert_with_splits(stssl, tmp_path):
         ("seco", "give NAME=FOLDER"),
         (f"Se/co={lists}", "give NAME=FOLDER"),
         ("seco=/nowhere", "there is no folder /nowhere"),
+        (f"blocks={lists}", "Choose another name"),
         (f"seco={tmp_path / 'empty'}", "has no lists train, val and test"),
         (f"seco={strangers}", "name none of the archive's 6 patches"),
     ):

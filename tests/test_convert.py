@@ -445,6 +445,14 @@ def test_shards_that_were_written_elsewhere_are_missed(archive, whole, tmp_path,
     assert tree(tmp_path / "store.zarr") == tree(whole)
 
 
+def test_a_store_whose_description_is_damaged_is_left_alone(archive, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "store.zarr")
+    os.truncate(tmp_path / "store.zarr" / "zarr.json", 50)
+    for use in (lambda store: convert("bigearthnet-v1", archive, store, HERE), Store.open):
+        with pytest.raises(DataError, match=r"store.zarr.* is (damaged|not a Zarr store)"):
+            use(tmp_path / "store.zarr")
+
+
 def test_places_where_nothing_can_be_written(archive, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     for store, words in (

@@ -86,7 +86,10 @@ class Writer:
     def attributes(self) -> dict[str, Any]:
         """Of the store's group; empty where there is none yet."""
         text = self.files.read("zarr.json")
-        return dict(json.loads(text).get("attributes", {})) if text else {}
+        try:
+            return dict(json.loads(text).get("attributes", {})) if text else {}
+        except (ValueError, AttributeError):
+            raise DataError(f"{self.store}/zarr.json is damaged. Remove the store, or choose another path.") from None
 
     def prepare(self) -> None:
         """Create the group and its pixel arrays, or make sure that those there are this conversion's.
