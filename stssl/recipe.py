@@ -32,8 +32,6 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PLACEMENT = ("launch", "logging", "name")
 """Sections that say where and how a run is carried out, not what it computes."""
-
-
 CACHES = ("cache", "cache_dir", "cache_bytes")
 """Keys of `data` that say where pixels are kept, not which."""
 
