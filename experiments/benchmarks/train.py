@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stssl.archives.synthetic import synthesize
 from stssl.config import validate
 from stssl.convert import Options, convert
+from stssl.distributed import rank
 from stssl.recipe import Recipe
 from stssl.train.loop import update
 from stssl.train.session import Session, open_session
@@ -52,7 +53,7 @@ def recipe(options: argparse.Namespace, store: Path, labeled: int) -> Recipe:
         "batch": {"labeled": labeled, "unlabeled_ratio": options.ratio, "micro": options.micro},
         "schedule": {"steps": 10**6, "evaluate_every": 10**6},
         "compute": {"precision": options.precision, "threads": options.threads, "compile": options.compile},
-        "launch": {"workers": 0, "storage": str(store.parent / "runs")},
+        "launch": {"workers": 0, "storage": str(store.parent / f"runs-{rank()}")},
         "logging": {"tensorboard": False},
     }
     return validate(Recipe, tree, "benchmark")
