@@ -4,7 +4,6 @@ v1.0 (Sumbul et al. 2019, arXiv:1902.06148) has a JSON a patch; v2.0 (Clasen et 
 tables. Lists of recommended splits, snow and clouds lie beside v1.0 as text files.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from stssl.archives.base import season_of, time_values
 from stssl.archives.places import epsg_of
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
 from stssl.archives.tables import ABOUT, NAMES, columns_of, find_list, find_split, read_names, read_table
+from stssl.data.hashing import digest_of
 from stssl.errors import DataError
 from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
 from stssl.schema import (
@@ -114,7 +114,7 @@ class BigEarthNet1:
         self.about: Mapping[str, Any] = {
             "source": "BigEarthNet v1.0",
             "bands": bands,
-            "lists": digest_of(*self._codes.values(), *self._flags.values(), self._countries.astype(np.str_)),
+            "lists": digest_of(*self._codes.values(), *self._flags.values(), self._countries),
             **({"splits": list(self.splits)} if splits else {}),
         }
 
@@ -205,14 +205,6 @@ def _countries(names: tuple[str, ...], path: Path | None) -> NDArray[Any]:
         for key in NAMES:
             known |= dict(zip(table.get(key, ()), table.get("country", ()), strict=False))
     return np.array([known.get(name) or "" for name in names], object)
-
-
-def digest_of(*arrays: NDArray[Any]) -> str:
-    """Hash of numbers and texts: two conversions with other lists are not the same."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update("\n".join(array).encode() if array.dtype.kind == "U" else array.tobytes())
-    return digest.hexdigest()
 
 
 def read_json(patch: Patch, path: Path) -> None:

@@ -18,7 +18,6 @@ from stssl.randomness import Ints
 
 Where = Literal["none", "host", "device"]
 CHUNK = 1024
-KEPT = 16
 
 
 class ArrayReader(Protocol):
@@ -43,7 +42,7 @@ class Buffers:
 
     def __init__(self) -> None:
         """Keep nothing yet."""
-        self._kept: list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]] = []
+        self._kept: dict[tuple[Any, ...], list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]]] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
@@ -53,14 +52,11 @@ class Buffers:
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """An array that nobody else uses; it stays so as long as a tensor that `torch.from_numpy` made of it lives."""
         with self._lock:
-            for place, (array, lent) in enumerate(self._kept):
-                if lent() is None and array.shape == shape and array.dtype == dtype:
-                    del self._kept[place]
-                    break
-            else:
-                array = np.empty(shape, dtype)
+            kept = self._kept.setdefault((shape, dtype), [])
+            place = next((i for i, (_, lent) in enumerate(kept) if lent() is None), None)
+            array = np.empty(shape, dtype) if place is None else kept.pop(place)[0]
             view = array[:]
-            self._kept = [*self._kept[-KEPT:], (array, weakref.ref(view))]
+            kept.append((array, weakref.ref(view)))
         return view
 
 

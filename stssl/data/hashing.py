@@ -23,3 +23,8 @@ def column_hash(values: NDArray[Any]) -> str:
     else:
         data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def digest_of(*columns: NDArray[Any]) -> str:
+    """One hash over several columns: a conversion with other lists or tables is another conversion."""
+    return hashlib.blake2b(" ".join(map(column_hash, columns)).encode(), digest_size=16).hexdigest()

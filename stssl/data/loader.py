@@ -95,15 +95,15 @@ class Loader:
 
 def prefetch(jobs: Iterator[Callable[[], Any]], ahead: int) -> Iterator[Any]:
     """Run jobs in a thread, up to `ahead` before they are asked for, and yield their results in order."""
-    with ThreadPoolExecutor(1, "stssl-loader") as pool:
+    pool = ThreadPoolExecutor(1, "stssl-loader")
+    try:
         running = deque(pool.submit(job) for job in islice(jobs, ahead))
-        try:
-            while running:
-                result = running.popleft().result()
-                running.extend(pool.submit(job) for job in islice(jobs, 1))
-                yield result
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while running:
+            result = running.popleft().result()
+            running.extend(pool.submit(job) for job in islice(jobs, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def metadata_table(lat: NDArray[Any], lon: NDArray[Any], day: NDArray[Any], time: NDArray[Any]) -> Tensor:
