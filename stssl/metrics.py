@@ -1,4 +1,4 @@
-"""Scores of a split's predictions; torchmetrics computes what it has."""
+"""Scores of a split's predictions; torchmetrics computes what it has, imported when asked since that takes seconds."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -7,17 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.classification import (
-    binary_calibration_error,
-    binary_f1_score,
-    multiclass_accuracy,
-    multiclass_calibration_error,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-    multilabel_average_precision,
-    multilabel_f1_score,
-)
 
 from stssl.batch import IGNORED
 from stssl.labels import LabelSpace
@@ -59,42 +48,46 @@ def headline(space: LabelSpace) -> str:
 
 
 def _multilabel(probabilities: Tensor, targets: Tensor) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    from torchmetrics.functional import classification as measure
+
     options = {"num_labels": probabilities.shape[1], "ignore_index": IGNORED}
     positives = (targets == 1).sum(0)
     with warnings.catch_warnings():
         # A class without positives is left out of the mean below; torchmetrics warns of each.
         warnings.simplefilter("ignore")
-        average_precision = multilabel_average_precision(probabilities, targets, average=None, **options)
+        average_precision = measure.multilabel_average_precision(probabilities, targets, average=None, **options)
     average_precision = torch.where(positives > 0, average_precision, torch.nan)
     flat, known = probabilities.flatten(), targets.flatten()
     return {
         "mAP": average_precision.nanmean(),
-        "mAP_micro": multilabel_average_precision(probabilities, targets, average="micro", **options),
-        "F1": multilabel_f1_score(probabilities, targets, average="macro", **options),
-        "F1_micro": binary_f1_score(flat, known, ignore_index=IGNORED),
-        "calibration_error": binary_calibration_error(flat, known, n_bins=15, ignore_index=IGNORED),
+        "mAP_micro": measure.multilabel_average_precision(probabilities, targets, average="micro", **options),
+        "F1": measure.multilabel_f1_score(probabilities, targets, average="macro", **options),
+        "F1_micro": measure.binary_f1_score(flat, known, ignore_index=IGNORED),
+        "calibration_error": measure.binary_calibration_error(flat, known, n_bins=15, ignore_index=IGNORED),
     }, {
         "AP": average_precision,
-        "F1": multilabel_f1_score(probabilities, targets, average=None, **options),
+        "F1": measure.multilabel_f1_score(probabilities, targets, average=None, **options),
         "count": positives,
     }
 
 
 def _multiclass(probabilities: Tensor, targets: Tensor) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    from torchmetrics.functional import classification as measure
+
     target = targets[:, 0]
     options = {"num_classes": probabilities.shape[1]}
     count = torch.bincount(target, minlength=probabilities.shape[1])
-    recall = multiclass_recall(probabilities, target, average=None, **options)
+    recall = measure.multiclass_recall(probabilities, target, average=None, **options)
     return {
-        "accuracy": multiclass_accuracy(probabilities, target, average="micro", **options),
+        "accuracy": measure.multiclass_accuracy(probabilities, target, average="micro", **options),
         "balanced_accuracy": recall[count > 0].mean(),
-        "precision": multiclass_precision(probabilities, target, average="macro", **options),
-        "recall": multiclass_recall(probabilities, target, average="macro", **options),
-        "F1": multiclass_f1_score(probabilities, target, average="macro", **options),
-        "calibration_error": multiclass_calibration_error(probabilities, target, n_bins=15, **options),
+        "precision": measure.multiclass_precision(probabilities, target, average="macro", **options),
+        "recall": measure.multiclass_recall(probabilities, target, average="macro", **options),
+        "F1": measure.multiclass_f1_score(probabilities, target, average="macro", **options),
+        "calibration_error": measure.multiclass_calibration_error(probabilities, target, n_bins=15, **options),
     }, {
         "recall": torch.where(count > 0, recall, torch.nan),
-        "F1": multiclass_f1_score(probabilities, target, average=None, **options),
+        "F1": measure.multiclass_f1_score(probabilities, target, average=None, **options),
         "count": count,
     }
 

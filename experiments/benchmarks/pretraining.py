@@ -1,8 +1,7 @@
 """Pretrains with several pretexts and seeds and compares them with random weights by k-NN and a linear probe on test.
 
-    EUROSAT=eurosat.zarr python experiments/benchmarks/pretraining.py --out runs/pretraining --blocks
-        --labels per-class=20 --set compute.threads=1
-        -- "experiments/pretrain/cpu.yaml,pretext.geo={name: none}" experiments/pretrain/cpu.yaml
+    EUROSAT=eurosat.zarr python experiments/benchmarks/pretraining.py --out runs/pretraining --blocks \
+        --labels per-class=20 -- "experiments/pretrain/cpu.yaml,pretext.geo={name: none}" experiments/pretrain/cpu.yaml
 
 A recipe may be followed by overrides, joined by `,`. Runs that are finished are not run again. `--blocks` draws spatial
 blocks anew for each seed.
@@ -10,13 +9,12 @@ blocks anew for each seed.
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
+import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from study import carry_out, spread
 
 
 @dataclass(frozen=True)
@@ -24,64 +22,58 @@ class Job:
     """One pretraining run and its probes."""
 
     recipe: str
+    changes: tuple[str, ...]
     seed: int
-    options: argparse.Namespace
+    labels: tuple[str, ...]
+    blocks: bool
+    control: bool
+    out: Path
+
+    @property
+    def weights(self) -> tuple[bool, ...]:
+        """Whether random: random weights do not depend on the pretext, so one recipe of each seed probes them too."""
+        return (False, True) if self.control else (False,)
 
     @property
     def label(self) -> str:
         """Row of the table."""
-        file, *changes = self.recipe.split(",")
-        return " ".join([Path(file).stem, *changes])
+        return " ".join([Path(self.recipe).stem, *self.changes])
 
     @property
-    def folder(self) -> Path:
-        """Of the run."""
-        plain = self.label.replace(" ", "-").replace("/", "_")
-        return self.options.out / f"{plain}-s{self.seed}"
+    def name(self) -> str:
+        """Folder of the run."""
+        return f"{re.sub('[^A-Za-z0-9_.=-]+', '_', self.label)}-s{self.seed}"
 
     def run(self) -> None:
-        """Pretrain, then probe the pretrained and, once for each seed, the random weights."""
-        file, *changes = self.recipe.split(",")
-        split = [f"data.split={{name: blocks, seed: {self.seed}}}"] if self.options.blocks else []
-        where = [f"name={self.folder.name}", f"launch.storage={self.options.out}", "launch.workers=0"]
-        what = [f"seed={self.seed}", *split, *changes, *self.options.set]
-        self.call("pretrain", file, *where, *what)
-        labels = [f"--labels={text}" for text in self.options.labels]
-        for more in ([], ["--random"]):
-            if not self.file(bool(more)).exists():
-                self.call("probe", str(self.folder), f"--seed={self.seed}", *labels, *more)
-        print(f"done {self.folder.name}", file=sys.stderr, flush=True)
+        """Pretrain, then probe."""
+        from stssl.pretraining import PretrainRecipe
+        from stssl.probe import probe_run
+        from stssl.recipe import load_as
+        from stssl.train.launch import run
 
-    def call(self, *arguments: str) -> None:
-        """A command in a process of its own; what it prints goes to a log."""
-        with (self.options.out / f"{self.folder.name}.log").open("a") as log:
-            command = [sys.executable, "-m", "stssl.cli", *arguments]
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
+        where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
+        split = [f"data.split={{name: blocks, seed: {self.seed}}}"] if self.blocks else []
+        recipe = load_as(PretrainRecipe, Path(self.recipe), [*where, *split, f"seed={self.seed}", *self.changes])
+        folder = run(recipe).path
+        for random in self.weights:
+            if not self.file(random).exists():
+                probe_run(folder, self.labels, self.seed, random=random)
+        print(f"done {self.name}", file=sys.stderr, flush=True)
 
     def file(self, random: bool) -> Path:
         """Where the probe writes."""
-        return self.folder / "probe" / f"{'random' if random else 'pretrained'}-s{self.seed}.json"
+        return self.out / self.name / "probe" / f"{'random' if random else 'pretrained'}-s{self.seed}.json"
 
     def rows(self, random: bool) -> list[dict]:
         """What the probe found."""
         return json.loads(self.file(random).read_text())["rows"]
 
 
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation in percent."""
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
-
-
 def table(jobs: list[Job]) -> list[dict]:
     """One row for each recipe, way of probing and number of labels, with the scores of all seeds."""
     rows: dict[tuple[str, str, str], dict] = {}
-    first = jobs[0].label
     for job in jobs:
-        for random in (False, True):
-            if random and job.label != first:
-                continue  # random weights do not depend on the pretext
+        for random in job.weights:
             for found in job.rows(random):
                 name = "random weights" if random else job.label
                 row = rows.setdefault((name, found["method"], found["labels"]), {})
@@ -105,9 +97,20 @@ def main() -> None:
     options = parser.parse_args()
     options.out = options.out.absolute()
     options.out.mkdir(parents=True, exist_ok=True)
-    jobs = [Job(recipe, seed, options) for seed in options.seeds for recipe in options.recipes]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(Job.run, jobs))
+    jobs = [
+        Job(
+            recipe.split(",")[0],
+            (*recipe.split(",")[1:], *options.set),
+            seed,
+            tuple(options.labels),
+            options.blocks,
+            number == 0,
+            options.out,
+        )
+        for seed in options.seeds
+        for number, recipe in enumerate(options.recipes)
+    ]
+    carry_out(jobs, options.jobs)
     rows = table(jobs)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     print("| " + " | ".join(columns) + " |")

@@ -15,10 +15,12 @@ import os
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 SCORES = ("accuracy", "balanced_accuracy", "F1", "mAP", "mAP_micro", "calibration_error")
 
@@ -64,8 +66,8 @@ class Job:
         print(f"done {self.name}", file=sys.stderr, flush=True)
 
 
-def carry_out(jobs: list[Job], at_once: int) -> None:
-    """Run jobs in that many processes of one thread each; first all others, then the error of one that failed."""
+def carry_out(jobs: Sequence[Any], at_once: int) -> None:
+    """Run jobs (of a `name` and a `run`) in that many processes of one thread; an error is said when all have ended."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(at_once, get_context("spawn")) as pool:
         running = {pool.submit(job.run): job for job in jobs}

@@ -1,11 +1,11 @@
 """Stores in an object store, read through the cache on disk: what is fetched, kept, checked and thrown away."""
 
-import multiprocessing
 import os
 
 import dirty
 import numpy as np
 import pytest
+from processes import CONTEXT
 from s3_server import environment, s3_server
 
 from stssl.convert import Options, convert
@@ -148,11 +148,10 @@ def read_in_process(folder, variables, barrier):
 
 def test_processes_share_the_cache(server, tmp_path):
     """Three processes read all four shards at the same time; each shard is fetched once."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(3)
+    barrier = CONTEXT.Barrier(3)
     server.requests.clear()
     arguments = (tmp_path / "cache", environment(server), barrier)
-    processes = [context.Process(target=read_in_process, args=arguments) for _ in range(3)]
+    processes = [CONTEXT.Process(target=read_in_process, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import small
 import torch
-import torch.distributed as dist
+from processes import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from stssl.batch import Batch, Progress
@@ -18,20 +18,18 @@ STEPS = 2
 
 def spawn(world: int, folder: Path) -> list[dict]:
     """Run `work` in `world` processes; what each of them found, by rank."""
-    torch.multiprocessing.spawn(work, (world, str(folder)), nprocs=world)
+    on_ranks(world, work, folder, world)
     return [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
 
 
-def work(rank: int, world: int, folder: str) -> None:
+def work(rank: int, folder: Path, world: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
     found = {case: replay(*small.CASES[number], rank, world) for number, case in enumerate(small.IDS)}
     found["micro"] = replay("freematch", small.MULTILABEL, rank, world, parts=2)
     found["start"] = replay("fixmatch", small.MULTILABEL, rank, world, supervised_start=1)
     teacher_student.gather_rows = lambda rows, counts: rows
     found["no gather"] = replay("freematch", small.MULTILABEL, rank, world)
-    torch.save(found, Path(folder) / f"{world}-{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(found, folder / f"{world}-{rank}.pt")
 
 
 def make(name: str, space: LabelSpace, **options) -> TeacherStudentStep:

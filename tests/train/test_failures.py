@@ -1,17 +1,12 @@
 """What goes wrong in training: gradients that are not finite, memory, signals, storage, compilers, loggers."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from test_loop import KILLED, kill_at, last, make, same
+from processes import exit_code, on_ranks
+from test_loop import kill_at, last, make, same, signalled
 
 from stssl.batch import View
 from stssl.errors import ConfigError, RunError
@@ -141,11 +136,8 @@ def test_memory_that_really_runs_out(recipe_tree):
 def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_exactly(recipe_tree, tmp_path):
     unbroken, asked = make(recipe_tree, name="unbroken"), make(recipe_tree, name="asked")
     run(unbroken)
-    (tmp_path / "asked.py").write_text(textwrap.dedent(KILLED).replace("SIGKILL", "SIGTERM"))
-    (tmp_path / "recipe.json").write_text(json.dumps(asked.tree()))
-    command = [sys.executable, str(tmp_path / "asked.py"), str(tmp_path / "recipe.json"), "6"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
-    assert "StoppedError: asked to end (SIGTERM) after step 7" in done.stderr
+    assert exit_code(signalled, asked.tree(), 6, signal.SIGTERM, tmp_path / "said") == 0
+    assert (tmp_path / "said").read_text().startswith("asked to end (SIGTERM) after step 7")
     assert last(asked)["position"]["step"] == 7
     run(asked)
     assert same(last(asked)["step"], last(unbroken)["step"])
@@ -153,25 +145,23 @@ def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_exactly(recipe_tree, tm
 
 def test_control_sigkill_leaves_an_older_checkpoint(recipe_tree, tmp_path):
     killed = make(recipe_tree, name="killed")
-    kill_at(killed, 7, tmp_path)
+    kill_at(killed, 7)
     assert last(killed)["position"]["step"] == 4
     assert signal.SIGKILL != signal.SIGTERM
 
 
 def look(rank, folder, shared):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         check_shared(folder / ("runs" if shared else f"runs{rank}"))
         said = "shared"
     except RunError as error:
         said = str(error)
     (folder / f"{rank}.txt").write_text(said)
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_storage_that_ranks_do_not_share_is_found_out(tmp_path, shared):
-    mp.spawn(look, (tmp_path, shared), nprocs=2)
+    on_ranks(2, look, tmp_path, shared)
     for rank in range(2):
         said = (tmp_path / f"{rank}.txt").read_text()
         assert said == "shared" if shared else "not the same folder on all nodes: rank 1 does not see" in said
@@ -206,7 +196,7 @@ def test_metrics_reach_mlflow_and_a_resumed_run_goes_on_in_the_same_one(recipe_t
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     recipe = make(recipe_tree, logging__mlflow=uri)
     try:
-        kill_at(recipe, 6, tmp_path)
+        kill_at(recipe, 6)
         run(recipe)
     except ConfigError as error:
         pytest.skip(str(error))

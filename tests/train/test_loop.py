@@ -3,16 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
+from processes import exit_code
 
 from stssl.config import merge, validate
-from stssl.errors import ConfigError, DataError, RunError
+from stssl.errors import ConfigError, DataError, RunError, StoppedError
+from stssl.pretraining import kind_of
 from stssl.recipe import Recipe
+from stssl.train import loop
 from stssl.train.checkpoint import read_state
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
@@ -70,38 +70,32 @@ def test_training_learns(recipe_tree):
     assert rows[-2]["student_supervised"] < 0.9 * rows[0]["student_supervised"]
 
 
-KILLED = """
-import os, signal, sys, json
-from stssl.config import validate
-from stssl.pretraining import kind_of
-from stssl.train import loop
-from stssl.train.launch import run
+def signalled(tree, step, number, said=None):
+    """In a process of its own: run a recipe, and at `step` send this process a signal."""
+    torch.set_num_threads(1)
+    update = loop.update
 
-tree = json.load(open(sys.argv[1]))
-recipe = validate(kind_of(tree), tree, "test")
-update, count = loop.update, int(sys.argv[2])
-def counted(session, raw):
-    if session.position.step == count:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return update(session, raw)
-loop.update = counted
-run(recipe)
-"""
+    def counted(session, raw):
+        if session.position.step == step:
+            os.kill(os.getpid(), number)
+        return update(session, raw)
+
+    loop.update = counted
+    try:
+        run(validate(kind_of(tree), tree, "test"))
+    except StoppedError as error:
+        said.write_text(str(error))
 
 
-def kill_at(recipe, step, tmp_path):
+def kill_at(recipe, step):
     """Run a recipe in a process of its own that is killed before it takes `step`."""
-    (tmp_path / "killed.py").write_text(textwrap.dedent(KILLED))
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe.tree()))
-    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path / "recipe.json"), str(step)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert exit_code(signalled, recipe.tree(), step, signal.SIGKILL) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("step", [3, 7, 11])
 def test_a_killed_run_ends_with_the_same_weights(unbroken, recipe_tree, tmp_path, step):
     recipe = make(recipe_tree, name=f"killed{step}")
-    kill_at(recipe, step, tmp_path)
+    kill_at(recipe, step)
     assert not RunFolder.of(recipe).finished()
     run(recipe)
     assert same(last(recipe)["step"], last(unbroken)["step"])
@@ -112,7 +106,7 @@ def test_a_killed_run_ends_with_the_same_weights(unbroken, recipe_tree, tmp_path
 
 def test_control_another_position_gives_other_weights(unbroken, recipe_tree, tmp_path):
     recipe = make(recipe_tree, name="shifted")
-    kill_at(recipe, 7, tmp_path)
+    kill_at(recipe, 7)
     path = RunFolder.of(recipe).checkpoints.path("last")
     state = read_state(path)
     state["position"]["step"] -= 1

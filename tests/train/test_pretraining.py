@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import on_ranks
 from test_loop import kill_at, last, same
 
 from stssl.config import merge, validate
@@ -106,7 +106,7 @@ def test_temporal_positives_are_other_acquisitions(dated):
 def test_a_killed_run_ends_with_the_same_weights_and_queue(dated, tmp_path, model):
     unbroken, killed = (make(dated | {"model": model}, name=name) for name in ("unbroken", "killed"))
     run(unbroken)
-    kill_at(killed, 6, tmp_path)
+    kill_at(killed, 6)
     run(killed)
     assert same(last(killed)["step"], last(unbroken)["step"])
     assert {"queue.keys", "queue.pointer"} <= last(killed)["step"].keys()
@@ -117,7 +117,7 @@ def test_control_without_the_queue_a_resumed_run_ends_elsewhere(dated, tmp_path)
 
     unbroken, killed = (make(dated, name=name) for name in ("unbroken", "killed"))
     run(unbroken)
-    kill_at(killed, 6, tmp_path)
+    kill_at(killed, 6)
     path = RunFolder.of(killed).checkpoints.path("last")
     state = read_state(path)
     state["step"]["queue.keys"] = torch.nn.functional.normalize(torch.randn(24, 128), dim=1)
@@ -145,24 +145,21 @@ def replay(tree, gather=True, shuffles=None):
     return {"losses": losses, "queue": queue.keys.flatten().tolist(), "pointer": int(queue.pointer)}
 
 
-def work(rank, world, folder, trees, options):
+def work(rank, folder, trees, options):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    found = [replay(tree, **options) for tree in trees]
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps([replay(tree, **options) for tree in trees]))
 
 
-def on_ranks(folder, trees, **options):
+def together(folder, trees, **options):
     folder.mkdir()
-    mp.spawn(work, (3, folder, trees, options), nprocs=3)
+    on_ranks(3, work, folder, trees, options)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 
 
 def test_three_ranks_train_the_same_and_hold_the_same_queue(tree, dated, tmp_path):
     multilabel = merge(tree, {"pretext": {"loss": "ml_cpc", "alpha": 2.0}})
     trees = [tree, multilabel, dated]
-    ranks = on_ranks(tmp_path / "ranks", trees)
+    ranks = together(tmp_path / "ranks", trees)
     for number, own in enumerate(trees):
         alone = replay(own)
         for found in ranks:
@@ -173,13 +170,13 @@ def test_three_ranks_train_the_same_and_hold_the_same_queue(tree, dated, tmp_pat
 
 
 def test_control_without_the_gather_queues_differ(tree, tmp_path):
-    ranks = on_ranks(tmp_path / "apart", [tree], gather=False)
+    ranks = together(tmp_path / "apart", [tree], gather=False)
     assert ranks[0][0]["queue"] != ranks[1][0]["queue"]
 
 
 def test_shuffled_keys_come_back_to_their_queries(tree, tmp_path):
     """A transformer does not mind who shares its batch, so with shuffling it must train as without."""
-    shuffled, plain = on_ranks(tmp_path / "shuffled", [tree], shuffles=True)[0][0], replay(tree)
+    shuffled, plain = together(tmp_path / "shuffled", [tree], shuffles=True)[0][0], replay(tree)
     np.testing.assert_allclose(shuffled["losses"], plain["losses"], atol=1e-4)
     np.testing.assert_allclose(shuffled["queue"], plain["queue"], atol=1e-4)
 

@@ -6,8 +6,7 @@ import os
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import on_ranks
 from s3_server import environment, s3_server
 
 from stssl.batch import Stream
@@ -145,7 +144,6 @@ def test_a_store_on_a_disk_says_nothing_of_order(recipe_tree):
 def work(rank, folder, tree, variables):
     os.environ.update(variables)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     session = open_session(recipe_of(tree), torch.device("cpu"))
     seen = []
     for raw in session.stage.loader.batches(0, 6):
@@ -153,13 +151,12 @@ def work(rank, folder, tree, variables):
         seen += raw[Stream.UNLABELED].rows.tolist()
         session.position.step += 1
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_ranks_go_through_different_shards_and_share_the_cache(far, server, tmp_path):
     server.requests.clear()
-    mp.spawn(work, (tmp_path, far, environment(server)), nprocs=2)
+    on_ranks(2, work, tmp_path, far, environment(server))
     seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     shards = [{row // 64 for row in rows} for rows in seen]
     assert len(seen[0]) == 6 * 8 and shards[0] and not shards[0] & shards[1]

@@ -1,0 +1,68 @@
+"""Processes of tests, forked from a server that has imported once what takes each of them seconds."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import psutil
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["stssl.train.launch", "stssl.train.session", "torchmetrics"])
+
+
+def exit_code(work: Callable[..., None], *arguments: Any, limit: float = 120) -> int:
+    """Run a module's function in a process; its exit status, negative the signal that ended it."""
+    process = CONTEXT.Process(target=work, args=arguments)
+    process.start()
+    process.join(limit)
+    assert process.exitcode is not None, f"still running after {limit} s"
+    return process.exitcode
+
+
+def on_ranks(world: int, work: Callable[..., None], folder: Any, *arguments: Any) -> None:
+    """Run `work(rank, folder, *arguments)` in `world` processes that have met through gloo."""
+    mp.start_processes(_rank, (world, work, folder, *arguments), nprocs=world, start_method="forkserver")
+
+
+def _rank(rank: int, world: int, work: Callable[..., None], folder: Any, *arguments: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
+    work(rank, folder, *arguments)
+    dist.destroy_process_group()
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    """A command in a session of its own, its output together."""
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, start_new_session=True, **options)
+
+
+def finish(process: subprocess.Popen[str], limit: float) -> tuple[int, str]:
+    """Wait for a command; whatever happens, nothing of it is left."""
+    try:
+        output, _ = process.communicate(timeout=limit)
+    finally:
+        kill(family(process.pid))
+    return process.returncode, output
+
+
+def family(pid: int) -> dict[int, str]:
+    """Ids and command lines of a process, of all below it, and of those in its session."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if pid in (process.pid, os.getsid(process.pid), *(above.pid for above in process.parents())):
+                found[process.pid] = " ".join(process.cmdline())
+    return found
+
+
+def kill(pids: Iterable[int]) -> None:
+    """End processes at once."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
