@@ -29,25 +29,4 @@ def big_store(tmp_path_factory):
 @pytest.fixture
 def recipe_tree(store, tmp_path):
     """A recipe that trains in a second without Ray; tests change what they are about."""
-    return {
-        "name": "run",
-        "data": {"store": str(store), "labels": "label", "scale": "bytes"},
-        "labels": {"per_class": 3},
-        "model": {
-            "backbone": "slim_resnet",
-            "backbone_args": {"channels": [4, 8, 8, 8]},
-            "image_size": 16,
-            "metadata": "teacher",
-            "injection": {"name": "late"},
-        },
-        "algorithm": {"name": "fixmatch", "threshold": 0.3},
-        "batch": {"labeled": 8, "unlabeled_ratio": 2},
-        "augment": {"strong_labeled": True},
-        "optimizer": {"lr": 0.003},
-        "schedule": {"steps": 12, "warmup": 2, "supervised_start": 2, "evaluate_every": 4},
-        "ema": {"decay": 0.9},
-        "evaluation": {"batch": 32, "batchnorm_batches": 1},
-        "launch": {"workers": 0, "storage": str(tmp_path / "runs")},
-        "compute": {"threads": 1},
-        "logging": {"every": 2, "tensorboard": False},
-    }
+    return tiny.tiny_recipe(store, tmp_path / "runs")

@@ -41,3 +41,29 @@ def tiny_store(folder: Path, per_class: int = 20) -> Path:
     archive, table = write_eurosat(folder, per_class)
     convert("eurosat", archive, folder / "tiny.zarr", Options(workers=0, shard=64), coordinates=table)
     return folder / "tiny.zarr"
+
+
+def tiny_recipe(store: Path, runs: Path) -> dict:
+    """A recipe that trains on `tiny_store` in a second, in this process."""
+    return {
+        "name": "run",
+        "data": {"store": str(store), "labels": "label", "scale": "bytes"},
+        "labels": {"per_class": 3},
+        "model": {
+            "backbone": "slim_resnet",
+            "backbone_args": {"channels": [4, 8, 8, 8]},
+            "image_size": 16,
+            "metadata": "teacher",
+            "injection": {"name": "late"},
+        },
+        "algorithm": {"name": "fixmatch", "threshold": 0.3},
+        "batch": {"labeled": 8, "unlabeled_ratio": 2},
+        "augment": {"strong_labeled": True},
+        "optimizer": {"lr": 0.003},
+        "schedule": {"steps": 12, "warmup": 2, "supervised_start": 2, "evaluate_every": 4},
+        "ema": {"decay": 0.9},
+        "evaluation": {"batch": 32, "batchnorm_batches": 1},
+        "launch": {"workers": 0, "storage": str(runs)},
+        "compute": {"threads": 1},
+        "logging": {"every": 2, "tensorboard": False},
+    }

@@ -1,16 +1,14 @@
-"""timm backbones: made by name, with weights from timm's hub or a local file."""
+"""timm backbones: made by name, with weights from timm's hub or a local file.
+
+timm is imported by who builds a network: that takes seconds, and drivers and controllers do without.
+"""
 
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
-from timm.models import adapt_input_conv
-from timm.models.resnet import BasicBlock, ResNet
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from stssl.errors import ConfigError
@@ -19,8 +17,10 @@ from stssl.models.injection import Family, Shape
 Weights = dict[str, Tensor]
 
 
-def slim_resnet(in_channels: int, classes: int, **options: Any) -> ResNet:
+def slim_resnet(in_channels: int, classes: int, **options: Any) -> nn.Module:
     """A timm ResNet for small images: few channels, a stride-1 stem without pooling, 0.32 M parameters by default."""
+    from timm.models.resnet import BasicBlock, ResNet
+
     options = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)} | options
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     stem = options["channels"][0]
@@ -59,6 +59,8 @@ def make_backbone(
             return OWN[name](in_channels, classes, **options)
         except TypeError as error:
             raise ConfigError(f"model.backbone_args do not fit {name}: {error}") from None
+    import timm
+
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *OWN], n=3)
         raise ConfigError(f"model.backbone: timm has no '{name}'" + (f". Near: {', '.join(near)}" if near else ""))
@@ -88,6 +90,8 @@ def shape_of(backbone: Any, name: str) -> Shape:
     Raises:
         ConfigError: It has no single linear classifier.
     """
+    from timm.models.vision_transformer import VisionTransformer
+
     classifier = backbone.get_classifier()
     if not isinstance(classifier, nn.Linear):
         raise ConfigError(f"model.backbone: {name} does not end in one linear classifier, so it cannot be used here")
@@ -162,11 +166,14 @@ def read_weights(path: str) -> Weights:
 
 
 def _head(backbone: nn.Module) -> str:
-    return str(getattr(backbone, "default_cfg", {}).get("classifier", "fc" if isinstance(backbone, ResNet) else "head"))
+    return str(getattr(backbone, "default_cfg", {}).get("classifier", "fc" if hasattr(backbone, "fc") else "head"))
 
 
 def _fit(name: str, value: Tensor, own: Tensor, backbone: nn.Module) -> Tensor:
     """Adapt position embeddings to another grid and the first kernel to another number of bands."""
+    from timm.layers import resample_abs_pos_embed
+    from timm.models import adapt_input_conv
+
     if name == "pos_embed" and value.shape != own.shape:
         prefix = int(getattr(backbone, "num_prefix_tokens", 1))
         grid: Any = backbone.patch_embed

@@ -1,11 +1,12 @@
-"""Runs recipes on several simulated nodes, in a process of its own: `python simulated.py lost|joined FOLDER`.
+"""Runs recipes on several simulated nodes, in a process of its own: `python simulated.py FOLDER`.
 
-`lost`: an undisturbed run, then one whose node is lost in mid-run, on three one-CPU nodes. `joined`: an elastic run
-that starts on one node and gets a second. What was seen goes to FOLDER/seen.json.
+One after the other, on nodes of one CPU: an elastic run that starts on one node and gets a second; then on three nodes
+an undisturbed run, one whose worker is killed, and one whose node is lost. What was seen goes to FOLDER/seen.json.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import psutil
 import yaml
 from ray.cluster_utils import Cluster
 
@@ -24,94 +26,75 @@ from stssl.train.folder import RunFolder
 from stssl.train.launch import run
 
 LIMIT = 300
+DISTURBED = 20
 
 
-def children(pid: int) -> list[tuple[int, str]]:
-    """Process ids and command lines right below a process."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append((int(stat.parent.name), (stat.parent / "cmdline").read_text()))
-        except OSError:
-            continue
-    return found
-
-
-def has_worker(node) -> bool:
-    raylet = node.all_processes["raylet"][0].process.pid
-    return any("RayTrainWorker" in line for _, line in children(raylet))
+def workers(node) -> list[int]:
+    """Ids of the processes that train on a node."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [child.pid for child in raylet.children() if "RayTrainWorker" in " ".join(child.cmdline())]
 
 
 def validated(folder: RunFolder) -> int:
     return max((row["step"] for row in folder.rows() if row["kind"] == "validation"), default=0)
 
 
-def when_validated(folder: RunFolder, step: int, act) -> threading.Thread:
-    """Act once a run is past a validation."""
+def disturb(recipe: Recipe, act) -> int:
+    """Train, and act once the run is past a validation; the step of the last validation before that."""
+    folder, steps = RunFolder.of(recipe), []
 
     def watch() -> None:
         end = time.monotonic() + LIMIT
-        while validated(folder) < step and time.monotonic() < end:
+        while validated(folder) < DISTURBED and time.monotonic() < end:
             time.sleep(0.1)
+        steps.append(validated(folder))
         act()
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=watch, daemon=True).start()
+    run(recipe)
+    return steps[0]
 
 
 def recipe(folder: Path, name: str, address: str, **launch) -> Recipe:
-    tree = yaml.safe_load((folder / "recipe.yaml").read_text())
+    tree = yaml.safe_load((folder / f"{name}.yaml").read_text())
     tree["launch"] |= {"address": address, "placement": "SPREAD", "storage": str(folder / "runs"), **launch}
     return validate(Recipe, tree | {"name": name}, name)
 
 
-def lost(cluster: Cluster, folder: Path, seen: dict) -> None:
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
+def join(address: str, started: list[subprocess.Popen]) -> None:
+    """A node in a process of its own: Ray's can only be started from a main thread, and ours trains."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={address}"]
+    started.append(subprocess.Popen([*command, "--num-cpus=1"]))
+
+
+def disturbances(cluster: Cluster, folder: Path, seen: dict, started: list[subprocess.Popen]) -> None:
+    at = cluster.address
+    nodes = [cluster.add_node(num_cpus=1)]
     cluster.wait_for_nodes()
-    run(recipe(folder, "unbroken", cluster.address, workers=2))
-    disturbed = recipe(folder, "lost", cluster.address, workers=2)
-
-    def remove() -> None:
-        victim = next(node for node in nodes if has_worker(node))
-        seen["removed_at"] = validated(RunFolder.of(disturbed))
-        cluster.remove_node(victim, allow_graceful=False)
-
-    when_validated(RunFolder.of(disturbed), 40, remove)
-    start = time.monotonic()
-    run(disturbed)
-    seen["seconds"] = time.monotonic() - start
-
-
-def joined(cluster: Cluster, folder: Path, seen: dict) -> None:
-    cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    elastic = recipe(folder, "elastic", cluster.address, workers=[1, 2], elastic_interval_s=3)
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.address}"]
-    # A process of its own: nodes can only be started from a main thread, and ours trains.
-    started: list[subprocess.Popen] = []
-    join = lambda: started.append(subprocess.Popen([*command, "--num-cpus=1"]))  # noqa: E731
-    when_validated(RunFolder.of(elastic), 40, join)
-    try:
-        run(elastic)
-    finally:
-        for process in started:
-            process.terminate()
-            process.wait(30)
+    elastic = recipe(folder, "elastic", at, workers=[1, 2], elastic_interval_s=2)
+    seen["elastic"] = disturb(elastic, lambda: join(at, started))
+    nodes.append(cluster.add_node(num_cpus=1))
+    run(recipe(folder, "unbroken", at))
+    kill = lambda: os.kill(next(pid for node in nodes for pid in workers(node)), signal.SIGKILL)  # noqa: E731
+    seen["worker"] = disturb(recipe(folder, "worker", at), kill)
+    lose = lambda: cluster.remove_node(next(node for node in nodes if workers(node)), allow_graceful=False)  # noqa: E731
+    seen["node"] = disturb(recipe(folder, "node", at), lose)
 
 
 def main() -> None:
-    kind, folder = sys.argv[1], Path(sys.argv[2])
+    folder = Path(sys.argv[1])
     seen: dict = {}
+    started: list[subprocess.Popen] = []
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        {"lost": lost, "joined": joined}[kind](cluster, folder, seen)
-        seen["ended"] = True
+        disturbances(cluster, folder, seen, started)
     except StsslError as error:
         seen["error"] = str(error)
     finally:
         (folder / "seen.json").write_text(json.dumps(seen))
+        for process in started:
+            process.terminate()
+            process.wait(30)
         cluster.shutdown()
 
 

@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -12,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import family, finish, kill, start
 
 optuna = pytest.importorskip("optuna")
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -30,45 +28,6 @@ def write(recipe_tree, tmp_path):
         return tmp_path / f"{name}.yaml"
 
     return go
-
-
-def start(file, *overrides):
-    return subprocess.Popen(
-        [*COMMAND, str(file), *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process, timeout=900):
-    """Wait for a sweep; whatever happens, nothing of it is left."""
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    finally:
-        kill(family(process.pid))
-    return process.returncode, output
-
-
-def family(pid):
-    """Ids of a process and all below it, and of those in its session."""
-    parents, sessions = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            parents[int(stat.parent.name)], sessions[int(stat.parent.name)] = int(fields[1]), int(fields[3])
-    found, grown = {pid}, True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in found or sessions[child] == pid} - found
-        grown, found = bool(more), found | more
-    return found
-
-
-def kill(pids):
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def wait_for(condition, what, process, seconds=900):
@@ -103,11 +62,11 @@ def test_stopped_and_failed_trials_let_go_of_everything_and_the_sweep_ends(write
             "algorithm.threshold": [0.3, 0.999],
         },
     )
-    process = start(file)
+    process = start(*COMMAND, str(file))
     children = set()
     wait_for(lambda: "COMPLETE" in states(tmp_path / "sweeps" / "eight").values(), "a complete trial", process)
-    children |= family(process.pid) - {process.pid}
-    code, output = finish(process)
+    children |= family(process.pid).keys() - {process.pid}
+    code, output = finish(process, 900)
     assert code == 0, output
     folder = tmp_path / "sweeps" / "eight"
     assert output.strip().splitlines()[-2:] == [str(folder / "best.yaml"), str(folder / "report.html")]
@@ -131,7 +90,7 @@ def test_a_killed_sweep_goes_on_and_loses_nothing(write, tmp_path):
         search={"algorithm.threshold": {"low": 0.2, "high": 0.9}},
     )
     folder = tmp_path / "sweeps" / "killed"
-    process = start(file)
+    process = start(*COMMAND, str(file))
 
     def one_done_one_under_way():
         known = states(folder)
@@ -150,7 +109,7 @@ def test_a_killed_sweep_goes_on_and_loses_nothing(write, tmp_path):
     steps = {trial.number: last_step(folder, trial.number) for trial in running}
     times = {trial.number: trained(folder, trial.number) for trial in finished}
 
-    code, output = finish(start(file))
+    code, output = finish(start(*COMMAND, str(file)), 900)
     assert code == 0, output
     after = study_of(folder).trials
     assert [trial.state.name for trial in after] == ["COMPLETE"] * 3
@@ -168,7 +127,7 @@ def test_a_killed_sweep_goes_on_and_loses_nothing(write, tmp_path):
 
     other = yaml.safe_load(file.read_text()) | {"search": {"algorithm.threshold": {"low": 0.1, "high": 0.9}}}
     file.write_text(yaml.safe_dump(other))
-    code, output = finish(start(file))
+    code, output = finish(start(*COMMAND, str(file)), 900)
     assert code == 2 and "searched something else" in output and "Traceback" not in output
 
 
@@ -217,7 +176,7 @@ def test_a_study_in_postgresql(write, tmp_path, postgres):
         study=postgres,
         search={"algorithm.threshold": {"low": 0.2, "high": 0.9}},
     )
-    code, output = finish(start(file))
+    code, output = finish(start(*COMMAND, str(file)), 900)
     assert code == 0, output
     study = optuna.load_study(study_name="shared", storage=postgres.replace("postgresql:", "postgresql+psycopg:", 1))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
