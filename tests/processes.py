@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -42,12 +43,16 @@ def start(*command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, start_new_session=True, **options)
 
 
-def finish(process: subprocess.Popen[str], limit: float) -> tuple[int, str]:
-    """Wait for a command; whatever happens, nothing of it is left."""
+def finish(process: subprocess.Popen[str], limit: float, linger: float = 30) -> tuple[int, str]:
+    """Wait for a command and all that it started to end by themselves; whatever happens, nothing of it is left."""
     try:
         output, _ = process.communicate(timeout=limit)
+        end = time.monotonic() + linger
+        while (left := family(process.pid)) and time.monotonic() < end:
+            time.sleep(0.2)
     finally:
         kill(family(process.pid))
+    assert not left, f"still there after the end of {process.args}: {left}\n{output[-2000:]}"
     return process.returncode, output
 
 
