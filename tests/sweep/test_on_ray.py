@@ -51,28 +51,25 @@ def states(folder):
 
 def test_stopped_and_failed_trials_let_go_of_everything_and_the_sweep_ends(write, tmp_path):
     file = write(
-        "eight",
+        "five",
         {"schedule": {"steps": 16, "warmup": 0, "supervised_start": 2, "evaluate_every": 4}},
-        trials=8,
+        trials=5,
         scheduler={"name": "asha", "grace": 4, "reduction": 2},
         sampler={"name": "grid"},
-        points=[{"optimizer.lr": 0.003, "algorithm.threshold": 0.3}],
-        search={
-            "optimizer.lr": [0.003, 1.0e-9, 1.0e30, 2.0e-9],
-            "algorithm.threshold": [0.3, 0.999],
-        },
+        points=[{"optimizer.lr": 0.003}],
+        search={"optimizer.lr": [0.003, 1.0e-9, 1.0e30, 2.0e-9, 3.0e-9]},
     )
     process = start(*COMMAND, str(file))
     children = set()
-    wait_for(lambda: "COMPLETE" in states(tmp_path / "sweeps" / "eight").values(), "a complete trial", process)
+    wait_for(lambda: "COMPLETE" in states(tmp_path / "sweeps" / "five").values(), "a complete trial", process)
     children |= family(process.pid).keys() - {process.pid}
     code, output = finish(process, 900)
     assert code == 0, output
-    folder = tmp_path / "sweeps" / "eight"
+    folder = tmp_path / "sweeps" / "five"
     assert output.strip().splitlines()[-2:] == [str(folder / "best.yaml"), str(folder / "report.html")]
     trials = study_of(folder).trials
     ended = [trial.state.name for trial in trials]
-    assert len(ended) == 8 and set(ended) <= {"COMPLETE", "PRUNED", "FAIL"}
+    assert len(ended) == 5 and set(ended) <= {"COMPLETE", "PRUNED", "FAIL"}
     assert ended.count("PRUNED") >= 1 and ended.count("COMPLETE") >= 1
     raised = [trial for trial in trials if trial.params["optimizer.lr"] == 1.0e30]
     assert {trial.state.name for trial in raised} == {"FAIL"}
