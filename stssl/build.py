@@ -23,9 +23,9 @@ from stssl.data.store import Store
 from stssl.distributed import rank as own_rank
 from stssl.errors import ConfigError, DataError
 from stssl.labels import LabelSpace
-from stssl.models import Role, build_network, check_fit
+from stssl.models import Role, build_network
 from stssl.randomness import Ints
-from stssl.recipe import DataConfig, Recipe
+from stssl.recipe import DataConfig, R, Recipe
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.views import Pixels, ViewDrawer
 
@@ -170,16 +170,29 @@ def check(recipe: Recipe) -> None:
         ConfigError: They cannot; says what would fit.
         DataError: The store cannot be read, or a class has no label.
     """
-    open_data(recipe)
-    resolved_weights(recipe)
-    model = recipe.model
-    if model.metadata != "none":
-        check_fit(
-            backbone=model.backbone,
-            backbone_args=model.backbone_args,
-            image_size=model.image_size,
-            injection=model.injection,
+    data = open_data(recipe)
+    require_labels(data, data.split.validation, "validation")
+    local = recipe.model.weights.startswith(("file:", "run:"))
+    build_step(recipe if local else without_weights(recipe), data)
+
+
+def require_labels(data: "RunData", rows: Ints, part: str) -> None:
+    """Make sure that some of a part's rows can be scored.
+
+    Raises:
+        DataError: None of them has a known label.
+    """
+    if not (data.targets[torch.from_numpy(rows)] != IGNORED).any():
+        raise DataError(
+            f"none of the {len(rows):,} {part} patches has a label, so nothing can be scored on them. "
+            "Use another data.split, data.labels or evaluation.limit."
         )
+
+
+def without_weights(recipe: R) -> R:
+    """The same recipe, its networks starting from random weights: what they are comes from a checkpoint."""
+    model: Any = recipe.model  # type: ignore[attr-defined]
+    return recipe.model_copy(update={"model": model.model_copy(update={"weights": "none"})})
 
 
 def resolved_weights(recipe: Recipe) -> str:

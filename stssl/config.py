@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stssl.errors import ConfigError
 
@@ -39,6 +39,10 @@ class Domain:
     step: float | None = None
 
 
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Of anything random: all generators that are used take these."""
+
 C = TypeVar("C", bound=Config)
 
 
@@ -53,6 +57,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# A date is a text here: nothing in a recipe is a point in time.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.[\d_]+([eE][-+]?\d+)?$"),
@@ -98,12 +107,15 @@ def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
         raise ConfigError(f"{path}: base files name each other in a circle: {' -> '.join(map(str, (*seen, file)))}")
     try:
         text = file.read_text()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of a YAML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"cannot read {path}: {reason}. Give the path of a YAML file.") from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold keys and values at its top level, not a {type(tree).__name__}")
     base = tree.pop("base", None)
+    if not isinstance(base, str | None):
+        raise ConfigError(f"{path}: base must be the path of one file, not {base!r}")
     return merge(load_tree(file.parent / base, (*seen, file)), tree) if base else tree
 
 
@@ -173,6 +185,8 @@ def validate(model: type[C], tree: Mapping[str, Any], source: str) -> C:
     """
     try:
         return model.model_validate_json(json.dumps(tree))
+    except TypeError as error:
+        raise ConfigError(f"{source} has a value of a kind that recipes do not know: {error}") from None
     except ValidationError as error:
         lines = [_explain(model, tree, problem) for problem in error.errors(include_url=False)]
         raise ConfigError(f"{source}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
@@ -193,12 +207,16 @@ def _explain(model: type[Config], tree: Mapping[str, Any], problem: Any) -> str:
     return f"{path}: {message}{given}" if path else message
 
 
+_UNION = re.compile(r"[\[\](),]|^(str|int|float|bool)$")
+"""What pydantic calls the members of plain unions."""
+
+
 def _without_tags(location: Sequence[str | int], tree: Any) -> list[str | int]:
     """Drop the union tags that pydantic puts between a part's key and its fields, and the names of plain unions."""
     kept: list[str | int] = []
     for part in location:
         if isinstance(tree, Mapping):
-            if part not in tree and (tree.get("name") == part or re.search(r"[\[\](),]", str(part))):
+            if part not in tree and (tree.get("name") == part or _UNION.search(str(part))):
                 continue
             tree = tree.get(part)
         elif isinstance(part, str) and kept:

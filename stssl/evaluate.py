@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stssl.build import PixelData, RunData
+from stssl.build import PixelData, RunData, require_labels
 from stssl.data.loader import prefetch
 from stssl.distributed import gather_rows, rank, rows_of, world_size
 from stssl.metrics import score
@@ -62,8 +62,13 @@ def predict(predictor: Predictor, data: RunData, pixels: Pixels, rows: Ints, bat
 def evaluate(
     predictor: Predictor, data: RunData, pixels: Pixels, part: str, *, batch: int, limit: int | None
 ) -> Evaluation:
-    """Score a network on `train`, `validation` or `test`; with `limit`, on that many patches spread over the part."""
+    """Score a network on `train`, `validation` or `test`; with `limit`, on that many patches spread over the part.
+
+    Raises:
+        DataError: No patch of the part has a known label.
+    """
     rows = spread(data.split.part(part), limit)
+    require_labels(data, rows, part)
     logits = predict(predictor, data, pixels, rows, batch)
     scores, per_class = score(logits, data.targets[torch.from_numpy(rows)], data.space)
     return Evaluation(scores, per_class, rows, logits)

@@ -1,6 +1,5 @@
 """Scores of a split's predictions; torchmetrics computes what it has, imported when asked since that takes seconds."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,18 +11,20 @@ from stssl.batch import IGNORED
 from stssl.labels import LabelSpace
 
 Scores = dict[str, float]
+NAN = torch.tensor(torch.nan, dtype=torch.float64)
 
 
 def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> tuple[Scores, dict[str, Scores]]:
     """Score predictions.
 
-    Multi-label: `mAP` (macro over classes that have a positive) and `mAP_micro`, `F1` and `F1_micro` at probability
-    0.5. Single-label: `accuracy`, `balanced_accuracy`, macro `precision`, `recall` and `F1`. Both: `loss` (mean
-    cross-entropy of the known labels) and `calibration_error` (expected, 15 bins).
+    Multi-label: `mAP` and `mAP_micro`, `F1` and `F1_micro` at probability 0.5. Single-label: `accuracy`,
+    `balanced_accuracy`, `precision`, `recall` (the same as balanced accuracy) and `F1`. Both: `loss` (mean
+    cross-entropy of the known labels) and `calibration_error` (expected, 15 bins). Means over classes are over those
+    that have a positive.
 
     Args:
         logits: [N, C].
-        targets: [N, G] way ids, `IGNORED` where unknown.
+        targets: [N, G] way ids, `IGNORED` where unknown; some must be known.
         space: The kind of task.
 
     Returns:
@@ -50,25 +51,23 @@ def headline(space: LabelSpace) -> str:
 def _multilabel(probabilities: Tensor, targets: Tensor) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     from torchmetrics.functional import classification as measure
 
-    options = {"num_labels": probabilities.shape[1], "ignore_index": IGNORED}
-    positives = (targets == 1).sum(0)
-    with warnings.catch_warnings():
-        # A class without positives is left out of the mean below; torchmetrics warns of each.
-        warnings.simplefilter("ignore")
-        average_precision = measure.multilabel_average_precision(probabilities, targets, average=None, **options)
-    average_precision = torch.where(positives > 0, average_precision, torch.nan)
-    flat, known = probabilities.flatten(), targets.flatten()
+    known, positives = targets != IGNORED, (targets == 1).sum(0)
+    rows = [(values[here], ways[here]) for values, ways, here in zip(probabilities.T, targets.T, known.T, strict=True)]
+    average_precision = torch.stack(
+        [measure.binary_average_precision(*row) if count else NAN for row, count in zip(rows, positives, strict=True)]
+    )
+    f1 = measure.multilabel_f1_score(
+        probabilities, targets, average=None, num_labels=probabilities.shape[1], ignore_index=IGNORED
+    )
+    f1 = torch.where(positives > 0, f1, NAN)
+    flat, ways = probabilities[known], targets[known]
     return {
         "mAP": average_precision.nanmean(),
-        "mAP_micro": measure.multilabel_average_precision(probabilities, targets, average="micro", **options),
-        "F1": measure.multilabel_f1_score(probabilities, targets, average="macro", **options),
-        "F1_micro": measure.binary_f1_score(flat, known, ignore_index=IGNORED),
-        "calibration_error": measure.binary_calibration_error(flat, known, n_bins=15, ignore_index=IGNORED),
-    }, {
-        "AP": average_precision,
-        "F1": measure.multilabel_f1_score(probabilities, targets, average=None, **options),
-        "count": positives,
-    }
+        "mAP_micro": measure.binary_average_precision(flat, ways),
+        "F1": f1.nanmean(),
+        "F1_micro": measure.binary_f1_score(flat, ways),
+        "calibration_error": measure.binary_calibration_error(flat, ways, n_bins=15),
+    }, {"AP": average_precision, "F1": f1, "count": positives}
 
 
 def _multiclass(probabilities: Tensor, targets: Tensor) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
@@ -77,19 +76,19 @@ def _multiclass(probabilities: Tensor, targets: Tensor) -> tuple[dict[str, Any],
     target = targets[:, 0]
     options = {"num_classes": probabilities.shape[1]}
     count = torch.bincount(target, minlength=probabilities.shape[1])
-    recall = measure.multiclass_recall(probabilities, target, average=None, **options)
+    measured = {"precision": measure.multiclass_precision, "recall": measure.multiclass_recall}
+    measured |= {"F1": measure.multiclass_f1_score}
+    each = {
+        name: torch.where(count > 0, function(probabilities, target, average=None, **options), NAN)
+        for name, function in measured.items()
+    }
+    macro = {name: values.nanmean() for name, values in each.items()}
     return {
         "accuracy": measure.multiclass_accuracy(probabilities, target, average="micro", **options),
-        "balanced_accuracy": recall[count > 0].mean(),
-        "precision": measure.multiclass_precision(probabilities, target, average="macro", **options),
-        "recall": measure.multiclass_recall(probabilities, target, average="macro", **options),
-        "F1": measure.multiclass_f1_score(probabilities, target, average="macro", **options),
+        "balanced_accuracy": macro["recall"],
+        **macro,
         "calibration_error": measure.multiclass_calibration_error(probabilities, target, n_bins=15, **options),
-    }, {
-        "recall": torch.where(count > 0, recall, torch.nan),
-        "F1": measure.multiclass_f1_score(probabilities, target, average=None, **options),
-        "count": count,
-    }
+    }, {"recall": each["recall"], "F1": each["F1"], "count": count}
 
 
 _TASKS: dict[bool, Callable[[Tensor, Tensor], tuple[dict[str, Any], Mapping[str, Tensor]]]] = {

@@ -67,10 +67,15 @@ def neighbour_scores(
     batch: int,
     limit: int | None,
 ) -> dict[str, float]:
-    """Scores of k-NN on `part`, with up to `bank` training patches as neighbours; ranks call this together."""
+    """Scores of k-NN on `part`, with up to `bank` training patches as neighbours; ranks call this together.
+
+    None where no patch of one of the two parts has a known label.
+    """
     space, targets = labels
     known = (targets != IGNORED).any(1).numpy()
     train, asked = (rows[known[rows]] for rows in (data.split.train, data.split.part(part)))
+    if not len(train) or not len(asked):
+        return {}
     train, asked = spread(train, bank), spread(asked, limit)
     own, others = (embed(features, data, pixels, rows, batch) for rows in (asked, train))
     chosen = targets[torch.from_numpy(train)].to(own.device)

@@ -217,7 +217,7 @@ def _validation(session: Session, recipe: RunRecipe, workers: int) -> float:
     counted, since it brings things into memory.
     """
     options = recipe.evaluation
-    data: PixelData = session.stage.data  # type: ignore[attr-defined]
+    data: PixelData = session.stage.data
     total = len(data.split.validation)
     total = total if options.limit is None else min(total, options.limit)
 
@@ -240,7 +240,7 @@ def _validation(session: Session, recipe: RunRecipe, workers: int) -> float:
 
 def _stored_bytes(session: Session) -> float:
     """Bytes that reading one patch moves, as stored: all bands of each array that has a wanted one."""
-    data: PixelData = session.stage.data  # type: ignore[attr-defined]
+    data: PixelData = session.stage.data
     store, names = data.store, data.reader.layout
     if is_remote(store.path):
         reader = store.reader(session.recipe.data.bands)

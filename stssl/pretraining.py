@@ -5,10 +5,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from stssl.config import Config, Tree, merge
+from stssl.config import Config, Positive, Tree, merge
+from stssl.optimizers import OptimizerConfig, SgdConfig
 from stssl.pretrain.moco import PretextConfig
 from stssl.pretrain.views import PretrainViewsConfig
-from stssl.recipe import SMOKE, OptimizerConfig, Positive, Recipe, RunRecipe, SgdConfig
+from stssl.recipe import SMOKE, Recipe, RunRecipe
 
 
 class EncoderModelConfig(Config):
@@ -41,6 +42,7 @@ class PretrainRecipe(RunRecipe):
     smoke: ClassVar[Tree] = merge(
         SMOKE, {"batch": {"size": 8}, "pretext": {"queue": 32, "alpha": 1.0, "alpha_end": 1.0}}
     )
+    optimizer_name: ClassVar[str] = "sgd"
 
     model: EncoderModelConfig
     pretext: PretextConfig = PretextConfig()

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stssl.build import PixelData, build_pixels, labels_of, open_pixels
-from stssl.config import Config, apply_overrides, merge, validate
+from stssl.config import Config, Positive, apply_overrides, merge, validate
 from stssl.data.splits import LabelsConfig, draw_labeled
 from stssl.errors import ConfigError
 from stssl.evaluate import without_nan
@@ -28,11 +28,11 @@ from stssl.metrics import headline, score
 from stssl.neighbours import embed, vote
 from stssl.pretraining import PretrainRecipe
 from stssl.randomness import Ints, permutation
-from stssl.recipe import Positive, Recipe
+from stssl.recipe import Recipe
 from stssl.steps.contrastive import Encoder
 from stssl.train.checkpoint import read_state
 from stssl.train.contrasting import QUERY, build_encoder
-from stssl.train.finished import evaluate_run, same_store
+from stssl.train.finished import evaluate_run
 from stssl.train.folder import RunFolder, write_text
 from stssl.train.launch import run
 
@@ -104,16 +104,18 @@ def probe_run(
         torch.set_num_threads(options.threads)
     rules = {text: label_rule(text, seed) for text in labels}
     data = open_pixels(recipe.data)
-    same_store(folder, data)
+    folder.require_store(data.store)
     space, targets = labels_of(data.store, recipe.data.labels)
-    encoder = load_encoder(folder, recipe, random)
+    encoder, step = load_encoder(folder, recipe, random)
     frozen = freeze(encoder, recipe, data, targets)
     weights = "random" if random else "pretrained"
-    rows = []
+    target = folder.path / "probe" / f"{weights}-s{seed}.json"
+    target.parent.mkdir(exist_ok=True)
+    rows: list[dict[str, Any]] = []
     for text, rule in rules.items():
         positives = space.positives(targets).numpy().astype(np.int64)
         labeled = np.sort(draw_labeled(positives, data.split.train, rule, None))
-        about = {"weights": weights, "labels": text, "labeled": len(labeled), "seed": seed}
+        about = {"weights": weights, "labels": text, "labeled": len(labeled), "seed": seed, "step": step}
         own = frozen.labeled(labeled)
         rows.append(about | {"method": "linear"} | linear(own, frozen, space, options, seed))
         rows.append(about | {"method": "k-NN"} | neighbours(own, frozen, space, options))
@@ -121,18 +123,22 @@ def probe_run(
             rows.append(
                 about | {"method": "fine-tune"} | tuned(folder, recipe, rule, options, random=random, name=text)
             )
-    target = folder.path / "probe" / f"{weights}-s{seed}.json"
-    target.parent.mkdir(exist_ok=True)
-    rows = _kept(target, rows) + rows
-    write_text(target, json.dumps(without_nan({"protocol": options.model_dump(), "rows": rows}), indent=1))
-    return Probed(rows, target)
+        rows = [row | {"protocol": options.model_dump()} for row in rows]
+        written = _kept(target, rows) + rows
+        write_text(target, json.dumps(without_nan({"rows": written}), indent=1))
+    return Probed(written, target)
 
 
 def _kept(path: Path, fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that an earlier call wrote and this one does not replace."""
+    """Rows of the same weights and protocol that an earlier call wrote and this one does not replace."""
     new = {(row["method"], row["labels"]) for row in fresh}
+    same = {(row["step"], json.dumps(row["protocol"])) for row in without_nan(fresh)}
     before = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [row for row in before if (row["method"], row["labels"]) not in new]
+    return [
+        row
+        for row in before
+        if (row["method"], row["labels"]) not in new and (row.get("step"), json.dumps(row.get("protocol"))) in same
+    ]
 
 
 def label_rule(text: str, seed: int) -> LabelsConfig:
@@ -150,16 +156,17 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
     return validate(LabelsConfig, apply_overrides({"seed": seed}, [f"{key}={value}"]), f"--labels {text}")
 
 
-def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> Encoder:
-    """The best checkpoint's encoder in evaluation mode, or a random one."""
-    state = read_state(folder.checkpoints.path("best"))["step"]
+def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tuple[Encoder, int]:
+    """The newest checkpoint's encoder in evaluation mode and its step; or a random one, of step 0."""
+    state = read_state(folder.checkpoints.path("best"))
     torch.manual_seed(recipe.seed)
     model = recipe.model.model_copy(update={"weights": "none"})
     encoder = build_encoder(model, len(recipe.data.bands), recipe.pretext.projection, recipe.pretext.mlp)
     if not random:
-        own = {key.removeprefix(QUERY): value for key, value in state.items() if key.startswith(QUERY)}
+        own = {key.removeprefix(QUERY): value for key, value in state["step"].items() if key.startswith(QUERY)}
         encoder.backbone.load_state_dict(own)
-    return encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return encoder, 0 if random else int(state["position"]["step"])
 
 
 def freeze(encoder: Encoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:
@@ -228,13 +235,14 @@ def tuned(
     tree = {
         "name": f"fine_tune-{'random' if random else 'pretrained'}-{name.replace('=', '')}-s{rule.seed}",
         "data": recipe.data.model_dump(mode="json"),
-        "labels": rule.model_dump(),
+        "labels": rule.model_dump() | {"allow_missing_classes": True},
         "model": merge(recipe.model.model_dump(), {"weights": "none" if random else f"run:{folder.path}"}),
         "algorithm": {"name": "supervised"},
         "batch": {"labeled": 64, "unlabeled_ratio": 0},
         "augment": {"strong_labeled": True},
         "optimizer": {"lr": options.fine_tune_lr},
         "schedule": {"steps": steps, "evaluate_every": max(1, steps // 8)},
+        "ema": {"decay": 0.0},
         "evaluation": recipe.evaluation.model_dump(),
         "compute": recipe.compute.model_dump(),
         "launch": merge(recipe.launch.model_dump(mode="json"), {"storage": str(folder.path / "probe")}),

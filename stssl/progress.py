@@ -41,7 +41,8 @@ def training_progress(console: Console, steps: int) -> Iterator[Callable[[dict[s
                 notes["loss"] = f"loss {row['loss']:.3f}"
             else:
                 name = "mAP" if "mAP" in row else "accuracy"
-                notes["score"] = f"{name} {row[name]:.3f}"
+                if row.get(name) is not None:
+                    notes["score"] = f"{name} {row[name]:.3f}"
             bar.update(task, completed=row["step"], note=", ".join(notes.values()))
 
         yield watch

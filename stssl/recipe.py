@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from stssl.algorithms import AlgorithmConfig
 from stssl.augment import AugmentConfig
 from stssl.config import (
     Config,
     Domain,
+    Positive,
+    Seed,
     Tree,
     apply_overrides,
     config_types,
@@ -26,9 +28,9 @@ from stssl.config import (
 )
 from stssl.data.splits import LabelsConfig, SplitConfig
 from stssl.models import EncoderConfig, InjectionConfig
+from stssl.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from stssl.steps.teacher_student import LossConfig
 
-Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PLACEMENT = ("launch", "logging", "name")
 """Sections that say where and how a run is carried out, not what it computes."""
@@ -73,49 +75,6 @@ class BatchConfig(Config):
     labeled: Positive = 64
     unlabeled_ratio: Annotated[int, Field(ge=0)] = 7
     micro: Positive | None = None
-
-
-class AdamWConfig(Config):
-    """AdamW; `clip` bounds each network's gradient norm."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: Annotated[float, Field(gt=0), Domain(1e-5, 1e-2, log=True)] = 1e-4
-    weight_decay: Annotated[float, Field(ge=0), Domain(1e-5, 1e-1, log=True)] = 5e-4
-    clip: Annotated[float, Field(gt=0)] | None = None
-
-
-class SgdConfig(Config):
-    """SGD with momentum; `clip` bounds each network's gradient norm."""
-
-    name: Literal["sgd"] = "sgd"
-    lr: Annotated[float, Field(gt=0), Domain(1e-3, 1.0, log=True)] = 0.03
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0), Domain(1e-6, 1e-2, log=True)] = 1e-4
-    clip: Annotated[float, Field(gt=0)] | None = None
-
-
-def _optimizer_name(given: Any) -> Any:
-    return given.get("name", "adamw") if isinstance(given, dict) else getattr(given, "name", None)
-
-
-OptimizerConfig = Annotated[
-    Annotated[AdamWConfig, Tag("adamw")] | Annotated[SgdConfig, Tag("sgd")], Discriminator(_optimizer_name)
-]
-"""One without a `name` is AdamW's."""
-
-
-class ScheduleConfig(Config):
-    """How long, in steps; `patience` steps without a better validation score end the run.
-
-    `decay: fixmatch` ends at a fifth of the rate (cos(7 pi t / (16 T))), `cosine` at 0.
-    """
-
-    steps: Positive = 64_000
-    warmup: Annotated[int, Field(ge=0)] = 0
-    supervised_start: Annotated[int, Field(ge=0)] = 0
-    patience: Positive | None = None
-    evaluate_every: Positive = 2_000
-    decay: Literal["fixmatch", "cosine"] = "fixmatch"
 
 
 class EmaConfig(Config):
@@ -185,10 +144,12 @@ class RunRecipe(Config):
     Attributes:
         what: The kind, in messages.
         smoke: What `--smoke` lays over a recipe: seconds on a laptop, no Ray, no hub.
+        optimizer_name: The optimiser of a recipe that names none.
     """
 
     what: ClassVar[str]
     smoke: ClassVar[Tree]
+    optimizer_name: ClassVar[str] = "adamw"
 
     name: str
     data: DataConfig
@@ -198,7 +159,7 @@ class RunRecipe(Config):
     compute: ComputeConfig = ComputeConfig()
     launch: LaunchConfig = LaunchConfig()
     logging: LoggingConfig = LoggingConfig()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @property
     @abstractmethod
@@ -276,6 +237,13 @@ class Recipe(RunRecipe):
         """The labeled rows."""
         return "batch.labeled", self.batch.labeled
 
+    @model_validator(mode="after")
+    def _unlabeled(self) -> "Recipe":
+        name = self.algorithm.name
+        if name != "supervised" and not self.batch.unlabeled_ratio:
+            raise ValueError(f"batch.unlabeled_ratio: 0 leaves nothing for algorithm {name}; give 1 or more")
+        return self
+
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> Recipe:
     """Read a training recipe; see `load_as`."""
@@ -290,7 +258,7 @@ def load_as(kind: type[R], path: str | Path, overrides: Iterable[str] = (), smok
     Raises:
         ConfigError: Names the file, the wrong keys and what is allowed.
     """
-    tree = apply_overrides(load_tree(path), overrides)
+    tree = apply_overrides(merge({"optimizer": {"name": kind.optimizer_name}}, load_tree(path)), overrides)
     if smoke:
         tree = merge(tree, kind.smoke)
     file = Path(path).resolve()

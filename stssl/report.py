@@ -16,7 +16,9 @@ from stssl.errors import RunError
 from stssl.labels import LabelSpace
 from stssl.page import PAGE
 from stssl.page import text as _text
+from stssl.recipe import Recipe
 from stssl.train.folder import RunFolder, write_text
+from stssl.train.surroundings import log
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def read_run(path: str | Path) -> RunView:
         RunError: It is no run, or was never evaluated.
     """
     folder = RunFolder.existing(path)
+    folder.recipe_as(Recipe)
     parts: dict[str, dict[str, Any]] = {}
     arrays: dict[str, Mapping[str, NDArray[Any]]] = {}
     for part in ("validation", "test", "train"):
@@ -62,16 +65,25 @@ def read_run(path: str | Path) -> RunView:
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
-    """Write the page and return its absolute path.
+    """Write the page and return its absolute path; folders that cannot be shown are left out, saying so.
 
     Raises:
-        RunError: A folder is no run, a run was never evaluated, or the page cannot be written.
+        RunError: Nothing is left: no folder is a training run's that was evaluated; or the page cannot be written.
     """
     target = Path(out).absolute()
     if target.is_dir():
         raise RunError(f"{out} is a folder. Give --out a file, such as {Path(out) / 'report.html'}.")
     folders = list(dict.fromkeys(Path(path).absolute() for path in paths))
-    runs = [replace(read_run(path), name=name) for path, name in zip(folders, names_apart(folders), strict=True)]
+    runs, reasons = [], []
+    for path, name in zip(folders, names_apart(folders), strict=True):
+        try:
+            runs.append(replace(read_run(path), name=name))
+        except RunError as error:
+            reasons.append(str(error))
+    if not runs:
+        raise RunError("\n".join(reasons))
+    for reason in reasons:
+        log().warning("left out: %s", reason)
     names = ", ".join(run.name for run in runs)
     body = [f"<h1>{_text(names if len(runs) < 4 else f'{len(runs)} runs')}</h1>", _facts(runs)]
     body += ["<h2>Scores</h2>", *(_scores(runs, part) for part in ("test", "validation", "train"))]

@@ -116,9 +116,11 @@ class ViewMaker(nn.Module):
         device = self.pixels.low.device
         images: dict[View, Tensor] = {}
         for rows in raw.values():
-            unit = self.pixels.unit({name: array.to(device, non_blocking=True) for name, array in rows.arrays.items()})
-            for view, draw in rows.draws.items():
-                images[view] = self.pixels.normalise(apply_view(unit, draw.to(device)))
+            arrays = {name: array.to(device, non_blocking=True) for name, array in rows.arrays.items()}
+            with torch.autocast(device.type, enabled=False):  # bf16 has no room for the places of pixels
+                unit = self.pixels.unit(arrays)
+                for view, draw in rows.draws.items():
+                    images[view] = self.pixels.normalise(apply_view(unit, draw.to(device)))
         labeled, unlabeled = raw[Stream.LABELED], raw.get(Stream.UNLABELED)
         return Batch(
             images=images,

@@ -117,3 +117,15 @@ def test_fields_of_a_part_follow_its_name():
     assert any(isinstance(item, Domain) for item in field.metadata)
     assert "lives" not in fields_of(Home, {"pet": {"name": "dog"}}, ["pet"])
     assert "did you mean pet" in message(fields_of, Home, tree, ["pets"])
+
+
+def test_dates_are_texts(tmp_path):
+    assert apply_overrides({}, ["name=2026-11-21"]) == {"name": "2026-11-21"}
+    (tmp_path / "bases.yaml").write_text("base: [a.yaml]")
+    with pytest.raises(ConfigError, match="base must be the path of one file"):
+        load_tree(tmp_path / "bases.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_tree(tmp_path / "bytes.yaml")
+    with pytest.raises(ConfigError, match="of a kind that recipes do not know"):
+        validate(Cat, {"name": {1, 2}}, "test")

@@ -71,3 +71,24 @@ def test_single_label_scores():
 
 def test_headlines():
     assert (headline(MULTI), headline(SINGLE)) == ("mAP", "accuracy")
+
+
+def test_means_over_classes_are_over_those_that_occur(multi):
+    _, targets = multi
+    scores, classes = score(20.0 * (2 * targets - 1), targets, MULTI)
+    assert scores["mAP"] == scores["F1"] == 1 and np.isnan(classes["d"]["F1"])
+    truth = torch.tensor([0, 0, 1, 1])
+    scores, classes = score(torch.eye(3)[[0, 2, 1, 1]], truth[:, None], SINGLE)
+    assert scores["recall"] == scores["balanced_accuracy"] == 0.75
+    assert scores["precision"] == 1 and np.isnan(classes["c"]["F1"])
+
+
+def test_a_class_that_nobody_labeled_has_no_score(multi):
+    logits, targets = multi
+    without = targets.clone()
+    without[:, 2] = IGNORED
+    scores, classes = score(logits, without, MULTI)
+    known, _ = score(logits[:, [0, 1, 3]], targets[:, [0, 1, 3]], LabelSpace(("a", "b", "d"), True))
+    assert np.isnan(classes["c"]["AP"])
+    for name in ("mAP", "mAP_micro", "F1_micro", "calibration_error"):
+        assert scores[name] == pytest.approx(known[name], abs=1e-9)

@@ -107,3 +107,21 @@ def test_cap_refuses_single_labels(store, tmp_path, monkeypatch):
     monkeypatch.setenv("EUROSAT", str(store))
     with pytest.raises(ConfigError, match=r"(?i)cap"):
         smoke(ROOT / "eurosat" / "fixmatch_cpu.yaml", store, tmp_path, "algorithm={name: cap}")
+
+
+def test_an_optimizer_without_a_name_is_its_recipes_own(stores):
+    pretraining, training = ROOT / "pretrain" / "moco.yaml", ROOT / "eurosat" / "fixmatch_cpu.yaml"
+    changed = load_as(PretrainRecipe, pretraining, ["optimizer.lr=0.05", "data.store=/nowhere.zarr"])
+    assert (changed.optimizer.name, changed.optimizer.lr) == ("sgd", 0.05)
+    own = load_recipe(training)
+    assert load_recipe(training, ["optimizer.name=adamw"]).optimizer == own.optimizer
+    assert load_recipe(training, ["optimizer.name=sgd"]).optimizer.lr == 0.03  # the control
+    for override, words in (
+        ("optimizer.lr=-1", r"optimizer.lr: Input should be greater than 0"),
+        ("optimizer.weight_decy=1", r"unknown key optimizer.weight_decy: did you mean weight_decay"),
+        ("data.split={name: blocks, sed: 1}", r"unknown key data.split.sed: did you mean seed"),
+        ("seed=1763740000000", r"seed: Input should be less than"),
+    ):
+        with pytest.raises(ConfigError, match=words) as error:
+            load_recipe(training, [override])
+        assert "adamw" not in str(error.value)

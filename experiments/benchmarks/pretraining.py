@@ -56,8 +56,9 @@ class Job:
         recipe = load_as(PretrainRecipe, Path(self.recipe), [*where, *split, f"seed={self.seed}", *self.changes])
         folder = run(recipe).path
         for random in self.weights:
-            if not self.file(random).exists():
-                probe_run(folder, self.labels, self.seed, random=random)
+            known = {row["labels"] for row in self.rows(random)} if self.file(random).exists() else set()
+            if missing := [text for text in self.labels if text not in known]:
+                probe_run(folder, missing, self.seed, random=random)
         print(f"done {self.name}", file=sys.stderr, flush=True)
 
     def file(self, random: bool) -> Path:

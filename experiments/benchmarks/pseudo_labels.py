@@ -36,10 +36,9 @@ def quality(job: Job) -> dict[str, float]:
     """Means of a run's pseudo-label precision, recall and F1 over its last quarter, and its student's test mAP."""
     rows = [json.loads(line) for line in (job.out / job.name / "metrics.jsonl").read_text().splitlines()]
     last = max(row["step"] for row in rows)
-    late = [row for row in rows if row["step"] > 0.75 * last and row.get("pseudo_precision") is not None]
-    precision, recall = (
-        sum(row[f"pseudo_{key}"] for row in late) / max(len(late), 1) for key in ("precision", "recall")
-    )
+    late = [row for row in rows if row["step"] > 0.75 * last and "pseudo_claimed" in row]
+    claimed, actual, right = (sum(row[f"pseudo_{key}"] for row in late) for key in ("claimed", "actual", "right"))
+    precision, recall = right / max(claimed, 1e-12), right / max(actual, 1e-12)
     f1 = 2 * precision * recall / max(precision + recall, 1e-12)
     scores = job.result("test")["student"]["scores"]
     return {"precision": precision, "recall": recall, "F1": f1, "test": scores.get("mAP", scores.get("accuracy"))}

@@ -29,7 +29,7 @@ from stssl.config import config_types, part_name
 from stssl.errors import ConfigError
 from stssl.labels import LabelSpace
 from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
-from stssl.recipe import AdamWConfig
+from stssl.optimizers import AdamWConfig
 from stssl.steps.parts import Outputs
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 from stssl.train.optim import make_optimizer
@@ -60,6 +60,12 @@ class NaiveStep(TeacherStudentStep):
             average.load_state_dict(held)
 
 
+def settle() -> None:
+    """Wait until a GPU has done what it was told, so that seconds are of work, not of launches."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 class Meter:
     """Seconds and FLOPs by part."""
 
@@ -74,8 +80,10 @@ class Meter:
     def part(self, name: str) -> Iterator[None]:
         """Count what happens inside, less what inner parts count for themselves."""
         before, self.inner = self.inner, [0.0, 0.0]
+        settle()
         start, flops = time.perf_counter(), self._flops()
         yield
+        settle()
         spent = [time.perf_counter() - start, self._flops() - flops]
         self.seconds[name] += spent[0] - self.inner[0]
         self.flops[name] += spent[1] - self.inner[1]
@@ -173,8 +181,6 @@ def take(step: TeacherStudentStep, optimizer: torch.optim.Optimizer, batch: Batc
         optimizer.step()
     with meter.part("average"):
         step.after_optimizer()
-    if batch.labels.is_cuda:
-        torch.cuda.synchronize()
 
 
 Parts = dict[str, dict[str, float]]

@@ -6,10 +6,12 @@
 
 Every recipe of one seed and split draws the same labels. A split that is drawn (`blocks`) is
 drawn anew for each seed. A recipe may be followed by overrides, joined by commas:
-`experiments/eurosat/supervised_cpu.yaml,schedule.steps=1000`. Runs that are finished are not run again.
+`experiments/eurosat/supervised_cpu.yaml,schedule.steps=1000`; in these `{seed}` stands for the seed, as in
+`model.weights=run:runs/pretraining/cpu-s{seed}`. Runs that are finished are not run again.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -22,6 +24,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+LONGEST = 256
 SCORES = ("accuracy", "balanced_accuracy", "F1", "mAP", "mAP_micro", "calibration_error")
 
 
@@ -34,6 +37,7 @@ class Job:
     split: str
     seed: int
     out: Path
+    common: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -42,9 +46,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Folder of the run."""
-        changes = "".join(f"-{re.sub('[^A-Za-z0-9_.=-]+', '_', change)}" for change in self.overrides)
-        return f"{Path(self.recipe).stem}{changes}-{self.split}-s{self.seed}"
+        """Folder of the run; a name that is too long for one ends in a hash of the rest."""
+        changes = "".join(f"-{re.sub('[^A-Za-z0-9_.=-]+', '_', change)}" for change in (*self.overrides, *self.common))
+        end = f"-{self.split}-s{self.seed}"
+        name = f"{Path(self.recipe).stem}{changes}{end}"
+        digest = hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
+        return name if len(name) < LONGEST else f"{name[:150]}-{digest}{end}"
 
     def result(self, part: str) -> dict:
         """Networks and their scores."""
@@ -58,7 +65,8 @@ class Job:
 
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
         split = f"{{name: {self.split}, seed: {self.seed}}}" if self.split == "blocks" else self.split
-        what = [f"data.split={split}", f"seed={self.seed}", f"labels.seed={self.seed}", *self.overrides]
+        changes = [change.replace("{seed}", str(self.seed)) for change in (*self.overrides, *self.common)]
+        what = [f"data.split={split}", f"seed={self.seed}", f"labels.seed={self.seed}", *changes]
         folder = run(load_recipe(Path(self.recipe), [*where, *what])).path
         for part in ("validation", "test"):
             if not (folder / "evaluation" / f"{part}.json").exists():
@@ -126,11 +134,13 @@ def main() -> None:
     options.out = options.out.absolute()
     options.out.mkdir(parents=True, exist_ok=True)
     jobs = [
-        Job(recipe.split(",")[0], (*recipe.split(",")[1:], *options.set), split, seed, options.out)
+        Job(recipe.split(",")[0], tuple(recipe.split(",")[1:]), split, seed, options.out, tuple(options.set))
         for seed in options.seeds
         for split in options.split
         for recipe in options.recipes
     ]
+    if options.reference and options.reference not in {job.label for job in jobs}:
+        parser.error(f"--reference {options.reference}: the rows are {', '.join(dict.fromkeys(j.label for j in jobs))}")
     carry_out(jobs, options.jobs)
     rows = table(jobs, options.reference)
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("seeds", "gain")]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stssl.config import Config
+from stssl.config import Config, Seed
 from stssl.data.lists import rows_named, text
 from stssl.errors import ConfigError, DataError
 from stssl.schema import UNUSABLE
@@ -48,7 +48,7 @@ class BlockSplit(Config):
     degrees: Annotated[float, Field(gt=0)] = 1.0
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    seed: int = 0
+    seed: Seed = 0
 
 
 class LeaveOutSplit(Config):
@@ -59,7 +59,7 @@ class LeaveOutSplit(Config):
     values: Annotated[tuple[str, ...], Field(min_length=1)]
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     degrees: Annotated[float, Field(gt=0)] = 0.1
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ListSplit(Config):
@@ -82,7 +82,7 @@ class LabelsConfig(Config):
     total: Annotated[int, Field(ge=1)] | None = None
     list: str | None = None
     allow_missing_classes: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_rule(self) -> "LabelsConfig":

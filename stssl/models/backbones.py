@@ -125,7 +125,7 @@ def load_weights(backbone: nn.Module, path: str, in_channels: int) -> None:
     own, head = backbone.state_dict(), _head(backbone)
     state = {_renamed(name, own): value for name, value in read_weights(path).items()}
     fitted = {name: _fit(name, value, own[name], backbone) for name, value in state.items() if name in own}
-    good = {name: value for name, value in fitted.items() if value.shape == own[name].shape}
+    good = {n: value for n, value in fitted.items() if value.shape == own[n].shape and not n.startswith(head)}
     bad = [f"{name} {tuple(state[name].shape)}" for name in fitted if name not in good and not name.startswith(head)]
     missing = [name for name in own if name not in fitted and not name.startswith(head)]
     foreign = [name for name in state if name not in own and not name.startswith(head)]
@@ -152,8 +152,9 @@ def read_weights(path: str) -> Weights:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return dict(load_file(file))
-        state = torch.load(file, map_location="cpu", weights_only=True)
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ConfigError(f"model.weights: {path} is not a state dict: {str(error).splitlines()[0]}") from None
     for key in ("model", "state_dict"):

@@ -94,7 +94,11 @@ class Encoder(nn.Module):
         return circle(day / YEAR)
 
     def forward(self, metadata: Tensor) -> Tensor:
-        """Metadata [N, 4], NaN where missing, to contexts [N, width]."""
+        """Metadata [N, 4], NaN where missing, to contexts [N, width]; in fp32, since bf16 merges places 40 km apart."""
+        with torch.autocast(metadata.device.type, enabled=False):
+            return self._context(metadata)
+
+    def _context(self, metadata: Tensor) -> Tensor:
         lat, lon, day = metadata[:, LAT], metadata[:, LON], metadata[:, DAY]
         place_known = self._kept(torch.isfinite(lat) & torch.isfinite(lon) & self.place_on)
         date_known = self._kept(torch.isfinite(day) & self.date_on)

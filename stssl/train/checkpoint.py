@@ -103,6 +103,17 @@ class Checkpoints:
             error, self._error = self._error, None
             raise RunError(f"could not write a checkpoint to {self.folder}: {error}. Is the disk full?") from error
 
+    def exist(self) -> bool:
+        """Whether one was written."""
+        return any(self.path(name).exists() for name in ("last", "previous"))
+
+    def mend(self, state: State, best: bool) -> None:
+        """Put right what a kill amid a write left: half-written files, and a best that was not given its name yet."""
+        for path in self.folder.glob(".*.pt.*"):
+            path.unlink(missing_ok=True)
+        if best:
+            write_state(state, self.path("best"))
+
     def latest(self) -> tuple[State, list[str]] | None:
         """The newest whole checkpoint and what was wrong with newer ones; None before the first."""
         problems: list[str] = []

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from stssl.build import PixelData, build_pixels, labels_of, open_pixels
 from stssl.distributed import rank, world_size
 from stssl.errors import ConfigError
-from stssl.metrics import headline
 from stssl.models.backbones import load_weights, make_backbone, shape_of
 from stssl.models.ema import average_batchnorm, evaluating
 from stssl.neighbours import neighbour_scores
@@ -58,7 +57,7 @@ class Contrasting(Stage):
         return made
 
     def validate(self) -> tuple[dict[str, float], float]:
-        """k-NN on frozen features, where the store has labels; else the newest weights are the best."""
+        """k-NN on frozen features where patches of both parts have labels: to look at, not to choose weights by."""
         average_batchnorm(self.step)
         if not self.data.store.label_sets:
             return {}, float("nan")
@@ -78,10 +77,10 @@ class Contrasting(Stage):
                 batch=options.batch,
                 limit=options.limit,
             )
-        return scores, scores[headline(labels[0])]
+        return scores, float("nan")
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the best backbone as `encoder.safetensors`, which training recipes start from."""
+        """Write the newest backbone as `encoder.safetensors`, which training recipes start from."""
         export_weights(checkpoints, QUERY, "encoder")
 
     def about(self) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Runs that were trained: their networks back from a checkpoint, scored on any part of their split."""
 
-import json
 from pathlib import Path
 
 import torch
 
-from stssl.build import PixelData, RunData, build_pixels, build_step, open_data
+from stssl.build import RunData, build_pixels, build_step, open_data, without_weights
 from stssl.errors import ConfigError, RunError
 from stssl.evaluate import Evaluation, evaluate, save_evaluations
 from stssl.recipe import Recipe
@@ -22,7 +21,7 @@ def load_run(
     """A run's recipe, data, trained step, scaling, and the checkpoint's step.
 
     Raises:
-        RunError: There is no such checkpoint, or it is damaged.
+        RunError: There is no such checkpoint, it is damaged, or the store is not the one that the run was trained on.
     """
     if checkpoint not in ("best", "last"):
         raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
@@ -31,8 +30,9 @@ def load_run(
         raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
     recipe = folder.recipe_as(Recipe)
     data = open_data(recipe)
+    folder.require_store(data.store)
     state = read_state(path)
-    step = build_step(recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})}), data)
+    step = build_step(without_weights(recipe), data)
     step.load_state_dict(state["step"])
     pixels = build_pixels(recipe.data, recipe.model.image_size, data).to(device)
     return recipe, data, step.to(device), pixels, int(state["position"]["step"])
@@ -41,7 +41,7 @@ def load_run(
 def evaluate_run(
     path: str | Path, part: str, checkpoint: str = "best", device: str = "auto"
 ) -> dict[str, dict[str, float]]:
-    """Score the networks of a run and write `evaluation/<part>.json` (and logits beside it).
+    """Score the networks of a run on all of a part and write `evaluation/<part>.json` (and logits beside it).
 
     Args:
         path: The run's folder.
@@ -54,18 +54,17 @@ def evaluate_run(
 
     Raises:
         ConfigError: Unknown part, checkpoint or device.
+        DataError: No patch of the part has a known label.
         RunError: There is no such checkpoint, or the store is not the one that the run was trained on.
     """
     folder = RunFolder.existing(path)
     recipe, data, step, pixels, at = load_run(folder, checkpoint, _device(device))
     data.split.part(part)
-    same_store(folder, data)
     calibrate(step, recipe, data, pixels)
     results: dict[str, Evaluation] = {}
     for network in ("student", "teacher")[: len(step.networks)]:
-        results[network] = evaluate(
-            step.predictor(network), data, pixels, part, batch=recipe.evaluation.batch, limit=recipe.evaluation.limit
-        )
+        predictor = step.predictor(network)
+        results[network] = evaluate(predictor, data, pixels, part, batch=recipe.evaluation.batch, limit=None)
     about = {"checkpoint": checkpoint, "step": at, "recipe_hash": recipe.hash(), "name": recipe.name}
     save_evaluations(results, data, part, folder.path / "evaluation" / f"{part}.json", about)
     return {network: result.scores for network, result in results.items()}
@@ -77,16 +76,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("there is no GPU that PyTorch can use: give device cpu or auto")
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
-def same_store(folder: RunFolder, data: PixelData) -> None:
-    """Make sure that scores are of the data that a run was trained on.
-
-    Raises:
-        RunError: The store has other patches or labels now.
-    """
-    record = folder.path / "record.json"
-    if record.exists():
-        trained = json.loads(record.read_text())["store"]["fingerprint"]
-        if trained != data.store.fingerprint:
-            raise RunError(f"{data.store.path} has other patches or labels than when {folder.path} was trained on it")

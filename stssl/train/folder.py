@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from stssl.build import without_weights
 from stssl.config import Tree, differing_keys, validate
+from stssl.data.store import Store
 from stssl.errors import RunError
 from stssl.evaluate import without_nan
 from stssl.pretraining import kind_of
@@ -97,6 +99,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / "recipe.yaml", recipe.yaml())
 
+    def going_on(self, recipe: R) -> R:
+        """What networks are built by: where a checkpoint will fill them, the weights to start from may be gone."""
+        return without_weights(recipe) if self.checkpoints.exist() else recipe
+
     def finished(self) -> dict[str, Any] | None:
         """How the run ended, or None while it has not."""
         path = self.path / "done.json"
@@ -126,6 +132,19 @@ class RunFolder:
         }
         write_text(path, json.dumps(about, indent=1))
 
+    def require_store(self, store: Store) -> None:
+        """Make sure that a store is the one that the run was started on.
+
+        Raises:
+            RunError: It has other patches or labels now.
+        """
+        path = self.path / "record.json"
+        if path.exists() and json.loads(path.read_text())["store"]["fingerprint"] != store.fingerprint:
+            raise RunError(
+                f"{store.path} has other patches or labels than when {self.path} was trained on it. "
+                "Give back that store, or train under another name (name=...)."
+            )
+
     def rows(self, file: str = "metrics.jsonl") -> Iterator[dict[str, Any]]:
         """Rows of `metrics.jsonl`, or another such file, in order; a last line that was cut off is passed over."""
         path = self.path / file
@@ -139,7 +158,9 @@ class RunFolder:
         """Drop metric rows that a resumed run will write again."""
         for name in ("metrics.jsonl", "nonfinite.jsonl"):
             if name == "metrics.jsonl" or (self.path / name).exists():
-                kept = [json.dumps(row) for row in self.rows(name) if row["step"] <= step]
+                # Metrics tell of steps taken so far; a step that is left out has its index, one less.
+                last = step if name == "metrics.jsonl" else step - 1
+                kept = [json.dumps(row) for row in self.rows(name) if row["step"] <= last]
                 write_text(self.path / name, "".join(f"{line}\n" for line in kept))
 
     def append(self, row: dict[str, Any], file: str = "metrics.jsonl") -> None:

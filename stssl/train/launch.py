@@ -45,7 +45,7 @@ def run(
     if folder.refuse_others(recipe) and folder.finished():
         return folder
     if not checked:
-        check(recipe)
+        check(folder.going_on(recipe))
     folder.claim(recipe)
     with watching(folder, watch):
         if recipe.launch.workers == 0:

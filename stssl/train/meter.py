@@ -23,6 +23,7 @@ class Meter:
     def restart(self) -> None:
         """Forget, and count time from now."""
         self.sums: dict[str, Tensor] = {}
+        self.before: dict[str, Tensor | int] = {}
         self.steps, self.waited, self.since = 0, 0.0, time.perf_counter()
 
     def waiting(self, stream: Iterator[Any]) -> Iterator[Any]:
@@ -38,8 +39,10 @@ class Meter:
     def add(self, logs: dict[str, Tensor], bad: Tensor) -> None:
         """Count one step; what a step that was left out says enters no mean."""
         self.steps += 1
+        counted = self.sums.get("counted", 0)
         for name, value in (logs | {"counted": torch.ones((), device=bad.device)}).items():
             kept = torch.where(bad, 0.0, value)
+            self.before.setdefault(name, counted)  # some losses begin amid the run
             self.sums[name] = self.sums[name] + kept if name in self.sums else kept
 
     def write(self) -> None:
@@ -53,11 +56,12 @@ class Meter:
         names = sorted(self.sums)
         if counted is None or counted == 0:
             return
-        table = torch.stack([self.sums[name].float() for name in names]) / counted
+        steps = [torch.as_tensor(counted - self.before[name]).clamp_min(1) for name in names]
+        table = torch.stack([self.sums[name].float() / own for name, own in zip(names, steps, strict=True)])
         means = dict(zip(names, (sum_over_ranks(table) / world_size()).tolist(), strict=True))
-        if means.get("pseudo_claimed"):
-            means["pseudo_precision"] = means["pseudo_right"] / means["pseudo_claimed"]
-            means["pseudo_recall"] = means["pseudo_right"] / max(means["pseudo_actual"], 1e-12)
+        for name, among in (("pseudo_precision", "pseudo_claimed"), ("pseudo_recall", "pseudo_actual")):
+            if means.get(among):
+                means[name] = means["pseudo_right"] / means[among]
         elapsed = time.perf_counter() - self.since
         images = self.steps * self.session.stage.rows
         row = means | {"images_per_s": images / elapsed, "seconds_per_step": elapsed / self.steps}

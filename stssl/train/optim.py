@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from stssl.recipe import OptimizerConfig, ScheduleConfig
+from stssl.optimizers import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:

@@ -88,16 +88,23 @@ class Session:
         }
 
     def resume(self) -> list[str]:
-        """Go on from the newest whole checkpoint, if there is one; returns what was wrong with newer ones."""
+        """Go on from the newest whole checkpoint, if there is one; returns what was wrong with newer ones.
+
+        Raises:
+            RunError: No checkpoint is whole, or the store is not the one that the run was started on.
+        """
         found = self.folder.checkpoints.latest()
         problems = [] if found is None else self._load(*found)
         self.journal = Journal(self.folder, self.recipe, writes=rank() == 0, step=self.position.step)
         return problems
 
     def _load(self, state: dict[str, Any], problems: list[str]) -> list[str]:
+        self.folder.require_store(self.stage.data.store)
         self.stage.step.load_state_dict(state["step"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(**state["position"])
+        if rank() == 0:
+            self.folder.checkpoints.mend(state, best=self.position.best_step == self.position.step)
         return problems
 
     def tell_of_bad_steps(self) -> None:
@@ -125,11 +132,11 @@ def open_session(recipe: RunRecipe, device: torch.device) -> Session:
     if recipe.compute.threads is not None:
         torch.set_num_threads(recipe.compute.threads)
     keep_memory()
-    stage = open_stage(recipe, device)
+    folder = RunFolder.of(recipe)
+    stage = open_stage(folder.going_on(recipe), device)
     if recipe.compute.compile:
         for backbone in stage.step.backbones():
             compile_blocks(backbone)
-    folder = RunFolder.of(recipe)
     return Session(
         recipe=recipe,
         folder=folder,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from stssl.batch import Progress
+from stssl.build import PixelData
 from stssl.data.loader import Loader
 from stssl.pretrain.pairs import PairLoader
 from stssl.recipe import RunRecipe
@@ -21,12 +22,14 @@ class Stage(ABC):
         step: What is trained.
         loader: This rank's part of the global batches.
         device: Of the networks.
+        data: The store, its split, and what reads it.
     """
 
     recipe: RunRecipe
     step: TrainingStep
     loader: Loader | PairLoader
     device: torch.device
+    data: PixelData
 
     @property
     def rows(self) -> int:

@@ -18,7 +18,7 @@ from stssl.train.checkpoint import Checkpoints, export_weights
 from stssl.train.stage import Stage
 from stssl.views import Pixels, ViewMaker
 
-STUDENT = "averages.student.network.backbone."
+STUDENT = "averages.student.network."
 
 
 class Teaching(Stage):
@@ -26,6 +26,7 @@ class Teaching(Stage):
 
     recipe: Recipe
     step: TeacherStudentStep
+    data: RunData
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         """Build this rank's parts.
@@ -47,10 +48,10 @@ class Teaching(Stage):
 
     def blocks(self, batch: Batch, progress: Progress) -> list[tuple[Any, ...]]:
         """Micro-batches where the recipe asks for them, with what each is to match."""
-        micro = self.recipe.batch.micro
-        parts = 1 if micro is None else -(-len(batch.labels) // micro)
-        if parts == 1:
+        micro, most = self.recipe.batch.micro, -(-self.recipe.batch.labeled // world_size())
+        if micro is None or most <= micro:  # decided by the largest rank: all ranks plan, or none does
             return [(batch, progress)]
+        parts = max(1, -(-len(batch.labels) // micro))
         plans = self.step.plan(batch, progress, parts)
         return [(small, progress, plan) for small, plan in zip(batch.split(parts), plans, strict=True)]
 
@@ -68,7 +69,10 @@ class Teaching(Stage):
         return evaluate(predictor, self.data, pixels, part, batch=options.batch, limit=options.limit)
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the best student's backbone, what users ship, as `student.safetensors`."""
+        """Write the best student, what users ship, as `student.safetensors`.
+
+        `backbone.` is timm's network; `site.` and the like are what the recipe's injection and metadata add to it.
+        """
         export_weights(checkpoints, STUDENT, "student")
 
     def about(self) -> dict[str, Any]:
@@ -83,7 +87,7 @@ class Teaching(Stage):
             "rule": self.recipe.labels.model_dump(),
             "rows": data.labeled.tolist(),
             "patches": [str(name) for name in names],
-            "prior": [round(float(value[-1]), 6) for value in data.prior()],
+            "prior": [round(float(value), 6) for value in data.space.outputs(data.prior())],
             "targets": data.targets[data.labeled].tolist(),
         }
 
@@ -92,8 +96,11 @@ def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: P
     """Estimate BatchNorm statistics for averaged weights from training batches, the same on every rank.
 
     Batches must be composed as in training (views and classes mixed), since that is what the weights are used to:
-    neighbouring store rows would often share a class, and unaugmented ones alone cost points of accuracy.
+    neighbouring store rows would often share a class, and unaugmented ones alone cost points of accuracy. With
+    `evaluation.batchnorm_batches: 0` the averages keep the networks' own running statistics.
     """
+    if not recipe.evaluation.batchnorm_batches:
+        return
     views = step.views_needed - {View.UNLABELED_WEAK}
     loader, maker = build_loader(recipe, data, views), ViewMaker(pixels)
 

@@ -85,3 +85,11 @@ def test_the_slim_resnet_is_small_and_keeps_the_resolution_of_its_stem():
     backbone = make_backbone("slim_resnet", {}, size=32, in_channels=3, classes=10, hub=False)
     assert 0.30e6 < sum(p.numel() for p in backbone.parameters()) < 0.34e6
     assert backbone.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 128, 4, 4)
+
+
+def test_a_head_of_the_same_shape_is_left_alone(tmp_path):
+    source = vit()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    backbone = loaded(tmp_path / "w.safetensors")
+    assert backbone.head.weight.shape == source.head.weight.shape
+    assert not torch.equal(backbone.head.weight, source.head.weight)

@@ -215,3 +215,13 @@ def test_what_fits_can_be_asked_without_building_it():
                 check_fit(
                     backbone=backbone, backbone_args=args, image_size=64, injection=part(InjectionConfig, "token")
                 )
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+def test_bf16_keeps_places_apart(encoder):
+    """A twentieth of a degree is lost in bf16's eight bits."""
+    made = network(encoder=encoder).encoder.eval()
+    near = torch.tensor([[48.0, 11.0, 100.0, 10.0], [48.05, 11.0, 100.0, 10.0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        one, other = made(near)
+    assert one.dtype == torch.float32 and not torch.equal(one, other)

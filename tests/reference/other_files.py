@@ -20,7 +20,7 @@ from stssl.models.backbones import load_weights, make_backbone
 from stssl.models.ema import Ema
 from stssl.models.injection import TokenConfig
 from stssl.models.metadata import RawConfig
-from stssl.recipe import ScheduleConfig
+from stssl.optimizers import ScheduleConfig
 from stssl.schema import MISSING_DAY
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 from stssl.train.optim import clip_gradients, learning_rate, parameter_groups

@@ -8,9 +8,9 @@ from oracle import Oracle
 from torch import nn
 
 from stssl.batch import Progress
+from stssl.optimizers import SgdConfig
 from stssl.pretrain.geography import ClustersConfig
 from stssl.pretrain.moco import PretextConfig
-from stssl.recipe import SgdConfig
 from stssl.steps import contrastive
 from stssl.steps.contrastive import ContrastiveStep, Pairs
 from stssl.train.optim import make_optimizer
