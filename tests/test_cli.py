@@ -185,7 +185,7 @@ def test_convert_a_manifest_with_size_and_band_names(stssl, tmp_path):
     assert stssl("verify", tmp_path / "s.zarr", "--archive", tmp_path / "table.csv").code == 0
 
 
-def test_runs_of_one_name_are_told_apart_and_evaluated_as_they_were_trained(stssl, recipe, store, tmp_path):
+def test_runs_of_one_name_are_told_apart_and_evaluated_as_they_were_trained(stssl, recipe, store, tmp_path, caplog):
     small = ("schedule.steps=2", "schedule.warmup=0", "schedule.evaluate_every=2", "schedule.supervised_start=0")
     runs = [tmp_path / place / "run" for place in ("one", "two")]
     copy = tmp_path / "copy.zarr"
@@ -208,6 +208,10 @@ def test_runs_of_one_name_are_told_apart_and_evaluated_as_they_were_trained(stss
     assert (
         page.read_text().count("<td>one/run · student</td>") == page.read_text().count("<td>two/run · student</td>") > 0
     )
+    (tmp_path / "unseen").mkdir()
+    shutil.copy(runs[0] / "recipe.yaml", tmp_path / "unseen")
+    assert stssl("report", *runs, tmp_path / "unseen", "--out", page).code == 0
+    assert "left out" in caplog.text and "was not evaluated yet" in caplog.text
     (tmp_path / "file").write_text("")
     for out, words in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.html", "cannot write")):
         done = stssl("report", runs[0], "--out", out)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import on_ranks
+from rich.console import Console
 from test_loop import kill_at, last, same
 
 from stssl.config import merge, validate
@@ -14,9 +15,10 @@ from stssl.distributed import sum_over_ranks
 from stssl.errors import ConfigError, DataError, RunError
 from stssl.evaluate import spread
 from stssl.labels import LabelSpace
-from stssl.neighbours import vote
+from stssl.neighbours import neighbour_scores, vote
 from stssl.pretraining import PretrainRecipe
 from stssl.probe import label_rule, probe_run
+from stssl.progress import training_progress
 from stssl.recipe import Recipe
 from stssl.steps.contrastive import ContrastiveStep
 from stssl.train import loop
@@ -254,8 +256,36 @@ def test_a_probe_is_chosen_on_validation_and_written_down(tree):
     assert json.loads(found.path.read_text())["rows"] == found.rows
     again = probe_run(folder.path, ["per-class=3"], overrides=["epochs=10"])
     assert len(again.rows) == 4 and all(row in found.rows for row in again.rows)
+    longer = probe_run(folder.path, ["per-class=3"], overrides=["epochs=11"])
+    assert {row["labels"] for row in longer.rows} == {"per-class=3"}  # rows of another protocol are not kept
     other = probe_run(folder.path, ["per-class=3"], random=True, overrides=["epochs=10"])
     assert other.rows[0]["test"] != rows["linear", "per-class=3"]["test"] and other.path != found.path
+
+
+def test_the_newest_weights_are_kept_whatever_labels_say(tree):
+    folder = run(make(tree))
+    best = folder.checkpoints.path("best").read_bytes()
+    assert best == folder.checkpoints.path("last").read_bytes() and folder.finished()["best"] is None
+
+
+def test_labels_on_one_part_alone_give_no_score_and_no_error(tree):
+    session = open_session(make(tree), torch.device("cpu"))
+    stage = session.stage
+    known = np.asarray(stage.data.store.column("label")).copy()
+    known[stage.data.split.validation] = -1
+    space = LabelSpace(stage.data.store.classes("label"), False)
+    options = {"bank": 50, "k": 3, "temperature": 0.1, "batch": 32, "limit": None}
+    encoder = stage.step.networks["query"]
+    for targets, found in ((known, False), (np.asarray(stage.data.store.column("label")), True)):
+        labels = space, torch.from_numpy(targets.astype(np.int64))[:, None]
+        scores = neighbour_scores(encoder.features, stage.data, stage.pixels, labels, "validation", **options)
+        assert bool(scores) is found
+
+
+def test_a_bar_shows_runs_without_scores(capsys):
+    with training_progress(Console(), 4) as watch:
+        for row in ({"kind": "train", "step": 2, "loss": 1.0}, {"kind": "validation", "step": 2}):
+            watch(row)
 
 
 def test_fine_tuning_is_a_run_beside_the_pretraining(tree):

@@ -89,3 +89,10 @@ def test_control_without_the_gather_ranks_train_otherwise(trees, tmp_path):
     alone = {name: losses_of(tree) for name, tree in chosen.items()}
     worst = difference(in_world(2, tmp_path / "apart", chosen, gather=False), alone)
     assert min(worst.values()) > 1e-4, worst
+
+
+def test_ranks_with_different_numbers_of_micro_batches_do_not_wait_for_each_other(trees, tmp_path):
+    """Five labeled rows on two ranks, two at a time: one rank has two micro-batches, the other one."""
+    tree = merge(trees["freematch"], {"batch": {"labeled": 5}})
+    uneven = in_world(2, tmp_path / "uneven", {"uneven": merge(tree, {"batch": {"micro": 2}})})
+    assert difference(uneven, {"uneven": losses_of(tree)})["uneven"] < 1e-4
