@@ -95,19 +95,20 @@ class Teaching(Stage):
 def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: Pixels) -> None:
     """Estimate BatchNorm statistics for averaged weights from training batches, the same on every rank.
 
-    Batches must be composed as in training (views and classes mixed), since that is what the weights are used to:
-    neighbouring store rows would often share a class, and unaugmented ones alone cost points of accuracy. With
-    `evaluation.batchnorm_batches: 0` the averages keep the networks' own running statistics.
+    Batches must be composed as in training (views and classes mixed, in micro-batches where there are any), since that
+    is what the weights are used to: neighbouring store rows would often share a class, and unaugmented ones alone cost
+    points of accuracy. With `evaluation.batchnorm_batches: 0` the averages keep the networks' own running statistics.
     """
     if not recipe.evaluation.batchnorm_batches:
         return
     views = step.views_needed - {View.UNLABELED_WEAK}
     loader, maker = build_loader(recipe, data, views), ViewMaker(pixels)
+    parts = -(-recipe.batch.labeled // (recipe.batch.micro or recipe.batch.labeled))
 
     def mixed() -> Iterator[tuple[Tensor, Tensor]]:
         for number in range(recipe.evaluation.batchnorm_batches):
-            batch = maker(loader.load(number))
-            metadata = torch.cat([batch.metadata[view.stream] for view in batch.images])
-            yield torch.cat(list(batch.images.values())), metadata
+            for batch in maker(loader.load(number)).split(parts):
+                metadata = torch.cat([batch.metadata[view.stream] for view in batch.images])
+                yield torch.cat(list(batch.images.values())), metadata
 
     step.reestimate_batchnorm(mixed)

@@ -16,6 +16,7 @@ from stssl.train.checkpoint import Checkpoints
 from stssl.train.finished import evaluate_run
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
+from stssl.train.session import open_session
 
 
 @pytest.fixture
@@ -149,3 +150,23 @@ def test_a_semi_supervised_algorithm_needs_unlabeled_patches(recipe_tree):
     with pytest.raises(ConfigError, match="unlabeled_ratio: 0 leaves nothing for algorithm fixmatch"):
         make(recipe_tree, batch__unlabeled_ratio=0)
     make(recipe_tree, batch__unlabeled_ratio=0, algorithm={"name": "supervised"})
+
+
+@pytest.mark.parametrize(("micro", "blocks"), [(None, 1), (4, 2), (3, 3)])
+def test_batchnorm_is_estimated_in_as_many_blocks_as_a_step_has(recipe_tree, monkeypatch, micro, blocks):
+    stage = open_session(make(recipe_tree, batch__micro=micro), torch.device("cpu")).stage
+    sizes = []
+    monkeypatch.setattr(
+        stage.step, "reestimate_batchnorm", lambda mixed: sizes.extend(len(rows) for rows, _ in mixed())
+    )
+    stage.evaluate_student("validation")
+    assert len(sizes) == blocks and sum(sizes) == 2 * 8 + 16  # weak and strong labeled, strong unlabeled
+
+
+def test_without_batches_for_it_batchnorm_keeps_what_training_counted(recipe_tree):
+    stage = open_session(make(recipe_tree, evaluation__batchnorm_batches=0), torch.device("cpu")).stage
+    average = stage.step.averages["student"].network
+    (first, *_) = [module for module in average.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    first.running_mean.fill_(3.0)
+    stage.evaluate_student("validation")
+    assert (first.running_mean == 3).all()
