@@ -7,6 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "stssl"
 FLOORS = [
     ["__init__"],
     ["errors", "batch", "cluster", "config", "labels", "distributed", "randomness", "schema", "nomenclature"],
+    ["hashing", "optimizers"],
     ["augment", "figures", "losses", "metrics", "page"],
     ["archives", "data", "models", "algorithms"],
     ["pretrain", "convert", "views"],

@@ -20,8 +20,8 @@ from stssl.archives.base import season_of, time_values
 from stssl.archives.places import epsg_of
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
 from stssl.archives.tables import ABOUT, NAMES, columns_of, find_list, find_split, read_names, read_table
-from stssl.data.hashing import digest_of
 from stssl.errors import DataError
+from stssl.hashing import digest_of
 from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
 from stssl.schema import (
     COMMON,

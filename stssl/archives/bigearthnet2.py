@@ -17,8 +17,8 @@ from stssl.archives.bigearthnet import V1_NAME, V2_NAME, folders_in, label_value
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
 from stssl.archives.tables import read_table
 from stssl.archives.tiff import georeference, read_band, utm_corner
-from stssl.data.hashing import digest_of
 from stssl.errors import DataError
+from stssl.hashing import digest_of
 from stssl.nomenclature import LABELS_19
 from stssl.schema import (
     COMMON,

@@ -23,8 +23,8 @@ from stssl.archives.base import good_place
 from stssl.archives.sentinel2 import EUROPE, RESOLUTION, grid_place, keep_pixels
 from stssl.archives.tables import ABOUT, NAMES, read_text
 from stssl.archives.tiff import georeference, read_image
-from stssl.data.hashing import digest_of
 from stssl.errors import ConfigError, DataError
+from stssl.hashing import digest_of
 from stssl.nomenclature import EUROSAT
 from stssl.schema import (
     COMMON,

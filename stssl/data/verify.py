@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stssl.data.hashing import column_hash, content_hash
 from stssl.data.reader import Reader
 from stssl.data.store import Store
 from stssl.errors import DataError
+from stssl.hashing import column_hash, content_hash
 from stssl.schema import ERRORS, Patch
 
 BATCH = 64

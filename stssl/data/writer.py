@@ -23,10 +23,10 @@ from zarr.codecs import BloscCodec
 
 from stssl.data.encode import LEVEL, encode_shard
 from stssl.data.files import files_at
-from stssl.data.hashing import column_hash, content_hash
 from stssl.data.remote import is_remote, split_url, zarr_place
 from stssl.data.tally import statistics, tally
 from stssl.errors import DataError
+from stssl.hashing import column_hash, content_hash
 from stssl.schema import ERRORS, NO_SPLIT, SCHEMA_VERSION, SPLIT_CODES, UNUSABLE, Column, Patch, PixelArray
 
 CODECS: dict[str, str | None] = {"lz4": "lz4", "zstd": "zstd", "none": None}
