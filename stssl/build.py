@@ -171,20 +171,20 @@ def check(recipe: Recipe) -> None:
         DataError: The store cannot be read, or a class has no label.
     """
     data = open_data(recipe)
-    require_labels(data, data.split.validation, "validation")
+    require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
     local = recipe.model.weights.startswith(("file:", "run:"))
     build_step(recipe if local else without_weights(recipe), data)
 
 
-def require_labels(data: "RunData", rows: Ints, part: str) -> None:
-    """Make sure that some of a part's rows can be scored.
+def require_labels(targets: Tensor, part: str) -> None:
+    """Make sure that some of a part's patches can be scored, given their way ids [n, G].
 
     Raises:
         DataError: None of them has a known label.
     """
-    if not (data.targets[torch.from_numpy(rows)] != IGNORED).any():
+    if not (targets != IGNORED).any():
         raise DataError(
-            f"none of the {len(rows):,} {part} patches has a label, so nothing can be scored on them. "
+            f"none of the {len(targets):,} {part} patches has a label, so nothing can be scored on them. "
             "Use another data.split, data.labels or evaluation.limit."
         )
 

@@ -68,9 +68,10 @@ def evaluate(
         DataError: No patch of the part has a known label.
     """
     rows = spread(data.split.part(part), limit)
-    require_labels(data, rows, part)
+    targets = data.targets[torch.from_numpy(rows)]
+    require_labels(targets, part)
     logits = predict(predictor, data, pixels, rows, batch)
-    scores, per_class = score(logits, data.targets[torch.from_numpy(rows)], data.space)
+    scores, per_class = score(logits, targets, data.space)
     return Evaluation(scores, per_class, rows, logits)
 
 

@@ -69,7 +69,7 @@ def neighbour_scores(
 ) -> dict[str, float]:
     """Scores of k-NN on `part`, with up to `bank` training patches as neighbours; ranks call this together.
 
-    None where no patch of one of the two parts has a known label.
+    There are none where no patch of one of the two parts has a known label.
     """
     space, targets = labels
     known = (targets != IGNORED).any(1).numpy()

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stssl.build import PixelData, build_pixels, labels_of, open_pixels
+from stssl.build import PixelData, build_pixels, labels_of, open_pixels, require_labels
 from stssl.config import Config, Positive, apply_overrides, merge, validate
 from stssl.data.splits import LabelsConfig, draw_labeled
 from stssl.errors import ConfigError
@@ -95,6 +95,7 @@ def probe_run(
 
     Raises:
         ConfigError: A wrong number of labels.
+        DataError: No validation or no test patch has a label.
         RunError: The folder is not a pretraining run's, or it has no checkpoint yet.
     """
     folder = RunFolder.existing(path)
@@ -107,6 +108,8 @@ def probe_run(
     folder.require_store(data.store)
     space, targets = labels_of(data.store, recipe.data.labels)
     encoder, step = load_encoder(folder, recipe, random)
+    for part in ("validation", "test"):
+        require_labels(targets[torch.from_numpy(data.split.part(part))], part)
     frozen = freeze(encoder, recipe, data, targets)
     weights = "random" if random else "pretrained"
     target = folder.path / "probe" / f"{weights}-s{seed}.json"

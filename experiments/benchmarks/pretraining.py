@@ -9,12 +9,11 @@ blocks anew for each seed.
 
 import argparse
 import json
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from study import carry_out, spread
+from study import carry_out, plain, spread
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Job:
     @property
     def name(self) -> str:
         """Folder of the run."""
-        return f"{re.sub('[^A-Za-z0-9_.=-]+', '_', self.label)}-s{self.seed}"
+        return f"{plain(self.label)}-s{self.seed}"
 
     def run(self) -> None:
         """Pretrain, then probe."""

@@ -28,6 +28,11 @@ LONGEST = 256
 SCORES = ("accuracy", "balanced_accuracy", "F1", "mAP", "mAP_micro", "calibration_error")
 
 
+def plain(text: str) -> str:
+    """Text that may be a part of a folder's name."""
+    return re.sub("[^A-Za-z0-9_.=-]+", "_", text)
+
+
 @dataclass(frozen=True)
 class Job:
     """One run of one recipe."""
@@ -47,7 +52,7 @@ class Job:
     @property
     def name(self) -> str:
         """Folder of the run; a name that is too long for one ends in a hash of the rest."""
-        changes = "".join(f"-{re.sub('[^A-Za-z0-9_.=-]+', '_', change)}" for change in (*self.overrides, *self.common))
+        changes = "".join(f"-{plain(change)}" for change in (*self.overrides, *self.common))
         end = f"-{self.split}-s{self.seed}"
         name = f"{Path(self.recipe).stem}{changes}{end}"
         digest = hashlib.blake2b(name.encode(), digest_size=6).hexdigest()

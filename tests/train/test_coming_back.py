@@ -10,7 +10,9 @@ import torch
 from processes import exit_code
 from test_loop import kill_at, last, make, same, signalled
 
-from stssl.build import check, open_data, require_labels
+from stssl import build
+from stssl.batch import IGNORED
+from stssl.build import check, open_data
 from stssl.errors import ConfigError, DataError, RunError
 from stssl.train.checkpoint import Checkpoints
 from stssl.train.finished import evaluate_run
@@ -101,12 +103,15 @@ def test_recipes_that_cannot_run_take_no_name(recipe_tree, changes, words):
     assert not RunFolder.of(recipe).path.exists()
 
 
-def test_a_validation_part_without_labels_is_found_out_before_training(recipe_tree):
-    data = open_data(make(recipe_tree))
-    data.targets[:] = -1
+def test_a_validation_part_without_labels_is_found_out_before_training(recipe_tree, monkeypatch):
+    recipe = make(recipe_tree)
+    check(recipe)  # the control
+    data = open_data(recipe)
+    data.targets[data.split.validation] = IGNORED
+    monkeypatch.setattr(build, "open_data", lambda recipe: data)
     with pytest.raises(DataError, match=r"none of the .* validation patches has a label"):
-        require_labels(data, data.split.validation, "validation")
-    check(make(recipe_tree))  # the control
+        run(recipe)
+    assert not RunFolder.of(recipe).path.exists()
 
 
 def test_steps_that_were_left_out_are_not_told_of_twice(recipe_tree):
