@@ -26,3 +26,9 @@ class StoppedError(StsslError):
 
 class RunError(StsslError):
     """A run cannot start, go on or be read: another recipe, no resources, no checkpoint, diverged."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its type's name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -56,10 +56,9 @@ def _multilabel(probabilities: Tensor, targets: Tensor) -> tuple[dict[str, Any],
     average_precision = torch.stack(
         [measure.binary_average_precision(*row) if count else NAN for row, count in zip(rows, positives, strict=True)]
     )
-    f1 = measure.multilabel_f1_score(
-        probabilities, targets, average=None, num_labels=probabilities.shape[1], ignore_index=IGNORED
+    f1 = torch.stack(
+        [measure.binary_f1_score(*row).double() if count else NAN for row, count in zip(rows, positives, strict=True)]
     )
-    f1 = torch.where(positives > 0, f1, NAN)
     flat, ways = probabilities[known], targets[known]
     return {
         "mAP": average_precision.nanmean(),

@@ -70,7 +70,10 @@ class ModelConfig(Config):
 
 
 class BatchConfig(Config):
-    """Global batch sizes: `labeled` patches and `unlabeled_ratio` times as many unlabeled ones a step."""
+    """Global batch sizes: `labeled` patches and `unlabeled_ratio` times as many unlabeled ones a step.
+
+    A rank with more than `micro` labeled patches takes them, and its unlabeled ones, in parts of at most that many.
+    """
 
     labeled: Positive = 64
     unlabeled_ratio: Annotated[int, Field(ge=0)] = 7

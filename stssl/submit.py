@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stssl.config import Tree, apply_overrides, load_tree, parse_yaml, validate
-from stssl.errors import ConfigError, RunError
+from stssl.errors import ConfigError, RunError, first_line
 from stssl.pretraining import kind_of
 from stssl.recipe import LaunchConfig, Recipe
 
@@ -281,4 +281,4 @@ def _explained(address: str) -> Iterator[None]:
             "forwarded to this machine (`ray dashboard CLUSTER.yaml`, or `kubectl port-forward`)?"
         ) from None
     except (RuntimeError, ValueError) as error:
-        raise RunError(f"{address} did not take the job: {str(error).strip().splitlines()[0]}") from None
+        raise RunError(f"{address} did not take the job: {first_line(error)}") from None

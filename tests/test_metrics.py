@@ -92,3 +92,9 @@ def test_a_class_that_nobody_labeled_has_no_score(multi):
     assert np.isnan(classes["c"]["AP"])
     for name in ("mAP", "mAP_micro", "F1_micro", "calibration_error"):
         assert scores[name] == pytest.approx(known[name], abs=1e-9)
+
+
+def test_a_task_of_one_class_is_scored():
+    space, targets = LabelSpace(("only",), True), torch.tensor([[1], [0], [1], [IGNORED]])
+    scores, classes = score(torch.tensor([[2.0], [-1.0], [-3.0], [5.0]]), targets, space)
+    assert classes["only"]["F1"] == scores["F1"] == scores["F1_micro"] == pytest.approx(2 / 3)

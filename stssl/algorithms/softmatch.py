@@ -71,6 +71,7 @@ class SoftMatch(Algorithm):
         top, column = self._confidence(weak)
         mean, variance = of_way(self.mean.value, column), of_way(self.variance.value, column)
         below = (top - mean).clamp_max(0)
+        variance = variance.clamp_min(1e-12)  # 0 where all are equally sure
         weight = (-below.square() * float(self.config.sigmas) ** 2 / (2 * variance)).exp()
         return [Term(View.UNLABELED_STRONG, self.config.label(weak), weight)]
 

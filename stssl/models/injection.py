@@ -80,7 +80,8 @@ class Shape:
         width: Size of the pooled feature and of the context.
         blocks: Channels at each block or stage.
         heads: Attention heads of a block.
-        class_token: Whether there is one.
+        class_token: Whether there is one among the tokens of all blocks.
+        channels_last: Whether maps are [B, H, W, C].
     """
 
     family: Family
@@ -88,6 +89,7 @@ class Shape:
     blocks: tuple[int, ...]
     heads: int = 1
     class_token: bool = False
+    channels_last: bool = False
 
 
 class Injection(nn.Module):
@@ -212,7 +214,7 @@ class Film(Injection):
     def __init__(self, config: FilmConfig, shape: Shape) -> None:
         """One zero-initialised layer for each block or stage."""
         super().__init__(config, shape)
-        self.touched = range(len(shape.blocks))
+        self.touched, self.channels_last = range(len(shape.blocks)), shape.channels_last
         self.layers = nn.ModuleList(nn.Linear(shape.width, 2 * channels) for channels in shape.blocks)
         for parameter in self.layers.parameters():
             nn.init.zeros_(parameter)
@@ -223,7 +225,8 @@ class Film(Injection):
             return values
         factors: Tensor = self.layers[number](context)
         scale, shift = factors.chunk(2, 1)
-        first = values.ndim == 4 and values.shape[1] == scale.shape[1]
+        square = values.shape[1] == values.shape[-1]  # then the shape does not tell which axis has the channels
+        first = values.ndim == 4 and values.shape[1] == scale.shape[1] and not (square and self.channels_last)
         axes = [len(scale), *([1] * (values.ndim - 2))]
         axes.insert(1 if first else values.ndim - 1, scale.shape[1])
         return values * (1 + scale.view(axes)) + shift.view(axes)

@@ -10,9 +10,10 @@ from torch.utils.hooks import RemovableHandle
 
 from stssl.config import Config
 from stssl.errors import ConfigError
-from stssl.models.backbones import load_weights, make_backbone, shape_of, stages
+from stssl.models.backbones import make_backbone, shape_of, stages
 from stssl.models.injection import INJECTIONS, NOWHERE, Injection, Nowhere, Shape
 from stssl.models.metadata import ENCODERS, Encoder, EncoderBase
+from stssl.models.weights import weighted_backbone
 
 Role = Literal["plain", "student", "teacher", "direct"]
 
@@ -118,8 +119,7 @@ def build_network(
     Raises:
         ConfigError: Parts that do not fit each other.
     """
-    sizes = {"size": image_size, "in_channels": in_channels, "classes": classes}
-    net = _weighted_backbone(backbone, backbone_args, weights, sizes)
+    net = weighted_backbone(backbone, backbone_args, weights, size=image_size, in_channels=in_channels, classes=classes)
     shape = shape_of(net, backbone)
     site: Injection = Nowhere(injection, shape) if role == "plain" else make_site(injection, shape, backbone)
     project: nn.Module = nn.Identity()
@@ -133,16 +133,6 @@ def build_network(
             _widen_head(net, site.head_width)
         made = ENCODERS[encoder.name](encoder, shape.width, places)  # type: ignore[attr-defined]
     return Network(net, site, made, project, shape.family != "cnn")
-
-
-def _weighted_backbone(name: str, options: Mapping[str, Any], weights: str, sizes: Mapping[str, int]) -> nn.Module:
-    if not (weights in ("none", "imagenet") or weights.startswith("file:")):
-        raise ConfigError(f"model.weights: give none, imagenet or file:PATH (given: {weights!r})")
-    hub = weights == "imagenet"
-    net = make_backbone(name, options, hub=hub, **sizes)
-    if weights.startswith("file:"):
-        load_weights(net, weights.removeprefix("file:"), sizes["in_channels"])
-    return net
 
 
 def check_fit(*, backbone: str, backbone_args: Mapping[str, Any], image_size: int, injection: Config) -> None:

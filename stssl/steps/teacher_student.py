@@ -48,7 +48,7 @@ class TeacherStudentStep(TrainingStep):
             loss: Weights.
             ema_decay: Of the averaged weights.
             strong_labeled: Whether the supervised loss is the mean over weak and strong views.
-            supervised_start: Steps that learn from labels only.
+            supervised_start: Steps that learn from labels only; an algorithm with state already follows predictions.
         """
         super().__init__()
         named = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
@@ -207,7 +207,7 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _ask(self, network: Network, batch: Batch, views: frozenset[View]) -> dict[View, Tensor]:
-        """What the labeler says of some views: in evaluation mode.
+        """What the labeler says of all views that the algorithm compares: in evaluation mode.
 
         Running statistics are what weak and strong views together gave, and what the network is used to; those of the
         weak views alone would shift its answers.
@@ -219,19 +219,18 @@ class TeacherStudentStep(TrainingStep):
 
     def _look(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> Seen | None:
         """What the algorithm is shown of this rank's rows, if anything; `logits` are what is there already."""
-        algorithm, done = self.algorithm, dict(logits[self.labeler])
-        if not algorithm.views or progress.step < self.supervised_start:
+        algorithm = self.algorithm
+        if not algorithm.views or not (algorithm.stateful or self._matching(progress)):
             return None
-        network = dict(self._live())[self.labeler]
-        if algorithm.config.labeler == "ema":
-            done, network = {}, self._average(self.labeler)
-        done |= self._ask(network, batch, algorithm.views - done.keys())
+        averaged = algorithm.config.labeler == "ema"
+        network = self._average(self.labeler) if averaged else dict(self._live())[self.labeler]
+        said = self._ask(network, batch, algorithm.views)
         watched = [View.UNLABELED_STRONG] if algorithm.watches_student and self.labeler != "student" else []
         strong = {view: logits["student"][view].detach() for view in watched if view in logits["student"]}
         blank = None
         if algorithm.needs_blank:
             blank = self.space.grouped(self._blank(network, batch.images[View.UNLABELED_WEAK]).float())
-        return Seen({view: done[view].detach() for view in ordered(algorithm.views)}, strong, batch.index, blank)
+        return Seen(said, strong, batch.index, blank)
 
     @torch.no_grad()
     def _blank(self, network: Network, like: Tensor) -> Tensor:

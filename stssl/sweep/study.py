@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stssl.config import differing_keys, flatten
-from stssl.errors import ConfigError, RunError
+from stssl.errors import ConfigError, RunError, first_line
 from stssl.sweep.space import Space
 from stssl.sweep.spec import Sweep, SweepConfig
 
@@ -52,7 +52,7 @@ def storage_of(url: str) -> Any:
     except ImportError as error:
         raise ConfigError(f"study: {shown} needs a driver: pip install 'stssl[postgres]' ({error})") from None
     except Exception as error:  # SQLAlchemy and drivers have errors of their own
-        raise RunError(f"study: cannot open {_without_password(url)}: {str(error).splitlines()[0]}") from None
+        raise RunError(f"study: cannot open {_without_password(url)}: {first_line(error)}") from None
 
 
 def _without_password(url: str) -> str:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from stssl.build import PixelData, build_pixels, labels_of, open_pixels
 from stssl.distributed import rank, world_size
 from stssl.errors import ConfigError
-from stssl.models.backbones import load_weights, make_backbone, shape_of
+from stssl.models.backbones import shape_of
 from stssl.models.ema import average_batchnorm, evaluating
+from stssl.models.weights import weighted_backbone
 from stssl.neighbours import neighbour_scores
 from stssl.pretrain.geography import ClustersConfig, NoGeoConfig, cluster_places, known_places
 from stssl.pretrain.pairs import PairLoader, PairSource, RawPairs
@@ -140,19 +141,9 @@ def build_encoder(model: EncoderModelConfig, bands: int, projection: int, mlp: b
     Raises:
         ConfigError: No such backbone, or weights that do not fit it.
     """
-    kind, _, path = model.weights.partition(":")
-    if kind not in ("none", "imagenet", "file"):
-        raise ConfigError(f"model.weights: give none, imagenet or file:PATH (given: {model.weights!r})")
-    backbone = make_backbone(
-        model.backbone,
-        model.backbone_args,
-        size=model.image_size,
-        in_channels=bands,
-        classes=2,
-        hub=kind == "imagenet",
+    backbone = weighted_backbone(
+        model.backbone, model.backbone_args, model.weights, size=model.image_size, in_channels=bands, classes=2
     )
-    if kind == "file":
-        load_weights(backbone, path, bands)
     width = shape_of(backbone, model.backbone).width
     backbone.reset_classifier(0)  # type: ignore[operator]
     return Encoder(backbone, width, projection, mlp)

@@ -119,3 +119,12 @@ def confidences(space, labeled):
             members = labeled[:, group].argmax(-1) == side if space.multilabel else np.ones(len(top), bool)
             table[group, side] = top[members].mean() if members.any() else top.mean()
     return table
+
+
+def test_softmatch_without_memory_counts_labels_that_are_all_equally_sure():
+    """Their variance is 0, and 0 / 0 would end the run."""
+    algorithm = make_algorithm("softmatch", SINGLELABEL, ema_decay=0.0, align=False, target="labeled")
+    sure = 100 * torch.nn.functional.one_hot(torch.zeros(6, 1, dtype=torch.long), SINGLELABEL.ways).float()
+    seen = Seen({View.UNLABELED_WEAK: sure}, {}, torch.arange(6))
+    algorithm.observe(seen, Progress(0, 10))
+    assert (algorithm.terms(seen, Progress(0, 10))[0].weight == 1).all()

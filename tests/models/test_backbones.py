@@ -8,6 +8,7 @@ from small import MULTILABEL, SIZE, make_network
 
 from stssl.errors import ConfigError
 from stssl.models.backbones import make_backbone
+from stssl.models.weights import load_weights
 
 
 def vit(size=SIZE, in_channels=3, classes=5, **options):
@@ -50,15 +51,67 @@ def test_other_bands_grids_and_heads_are_adapted(tmp_path):
         (lambda path: None, "there is no file"),
         (lambda path: path.write_bytes(b"not a state dict"), "is not a state dict"),
         (lambda path: torch.save([1, 2], path), "does not hold tensors"),
-        (lambda path: torch.save(vit(depth=1).state_dict(), path), r"lacks \['blocks.1"),
-        (lambda path: torch.save(vit(depth=3).state_dict(), path), r"also has \['blocks.2"),
-        (lambda path: torch.save(vit(embed_dim=24).state_dict(), path), r"other shapes: \['cls_token \(1, 1, 24\)"),
+        (lambda path: torch.save(vit(depth=1).state_dict(), path), r"lacks: blocks.1"),
+        (lambda path: torch.save(vit(depth=3).state_dict(), path), r"also has: blocks.2"),
+        (lambda path: torch.save(vit().state_dict() | {"reg_token": torch.ones(1)}, path), "also has: reg_token"),
+        (lambda path: torch.save(vit(size=48, reg_tokens=1).state_dict(), path), "other shapes: pos_embed"),
+        (lambda path: torch.save(vit(in_channels=12).state_dict(), path), "sees 12 bands and data.bands has 3"),
+        (lambda path: path.write_bytes(b""), "is not a state dict: EOFError"),
+        (lambda path: torch.save(vit(embed_dim=24).state_dict(), path), r"other shapes: cls_token \(1, 1, 24\)"),
     ],
 )
 def test_files_that_do_not_fit_are_named(tmp_path, write, words):
     write(tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=words):
         loaded(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deit3_small_patch16_224", small.VIT | {"no_embed_class": True}),
+        ("cait_xxs24_224", {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}),
+    ],
+)
+def test_grids_are_adapted_where_class_tokens_have_no_position(tmp_path, name, options):
+    source, own = (make_backbone(name, options, size=size, in_channels=3, classes=5, hub=False) for size in (16, 32))
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    load_weights(own, str(tmp_path / "w.pt"))
+    assert own.pos_embed.shape[1] == 4 * source.pos_embed.shape[1]
+    torch.testing.assert_close(own.pos_embed.mean(), source.pos_embed.mean(), atol=1e-3, rtol=0)
+
+
+def test_counters_of_batchnorm_may_be_missing(tmp_path):
+    source, own = (make_backbone("slim_resnet", {}, size=32, in_channels=3, classes=10, hub=False) for _ in range(2))
+    state = {name: value for name, value in source.state_dict().items() if "num_batches" not in name}
+    torch.save(state, tmp_path / "w.pt")
+    load_weights(own, str(tmp_path / "w.pt"))
+    assert torch.equal(own.conv1.weight, source.conv1.weight)
+    torch.save({name: value for name, value in state.items() if "running_var" not in name}, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=r"lacks: bn1\.running_var"):
+        load_weights(own, str(tmp_path / "w.pt"))
+
+
+def test_kernels_of_another_resnet_do_not_fit(tmp_path):
+    sizes = {"size": 32, "in_channels": 3, "classes": 10, "hub": False}
+    torch.save(make_backbone("resnet18", {}, **sizes).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=r"other shapes: layer1\.0\.conv1\.weight"):
+        load_weights(make_backbone("resnet50", {}, **sizes), str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_classes": 7}, "num_classes: data.labels decides"),
+        ({"pretrained": True}, "pretrained: model.weights decides"),
+        ({"channels": []}, "do not fit slim_resnet"),
+        ({"channels": [5, 8, 8, 8]}, "do not fit slim_resnet"),
+        ({"layers": [1, 1]}, "do not fit slim_resnet"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(options, words):
+    with pytest.raises(ConfigError, match=words):
+        make_backbone("slim_resnet", options, size=32, in_channels=3, classes=10, hub=False)
 
 
 def test_code_in_a_file_is_not_run(tmp_path):

@@ -199,6 +199,24 @@ def test_parts_that_do_not_fit_are_named(changes, words):
         network(**changes)
 
 
+def test_a_class_token_that_joins_late_cannot_be_added_to():
+    settings = {"backbone_args": {"patch_size": 4, "depth": 1, "embed_dim": 24, "num_heads": 2}}
+    with pytest.raises(ConfigError, match="class_add needs a class token"):
+        network("class_add", backbone="cait_xxs24_224", **settings)
+    network("token_add", backbone="cait_xxs24_224", **settings)
+
+
+def test_film_scales_channels_of_maps_as_long_as_they_are_wide():
+    """A Swin stage of 16 channels and 16 x 16 places, channels last: the shape alone does not tell them apart."""
+    options = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 1], "window_size": 4}
+    teacher = network("film", backbone="swin_tiny_patch4_window7_224", backbone_args=options, image_size=64)
+    values, context = torch.ones(2, 16, 16, 16), torch.randn(2, 32)
+    with torch.no_grad():
+        teacher.site.layers[0].weight.normal_()
+        scaled = teacher.site.block(0, values, context)
+    assert torch.equal(scaled, scaled[:, :1, :1].expand_as(scaled)) and scaled[0, 0, 0].std() > 0
+
+
 def test_standardised_places():
     places = torch.tensor([[40.0, 0.0, 1, 1], [50.0, 20.0, 1, 1], [NAN, NAN, 1, 1]])
     encoder = network(encoder_options={"standardized": True}, places=places).encoder

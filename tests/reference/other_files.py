@@ -16,10 +16,11 @@ from stssl.labels import LabelSpace
 from stssl.losses import asymmetric
 from stssl.metrics import score
 from stssl.models import Network, build_network
-from stssl.models.backbones import load_weights, make_backbone
+from stssl.models.backbones import make_backbone
 from stssl.models.ema import Ema
 from stssl.models.injection import TokenConfig
 from stssl.models.metadata import RawConfig
+from stssl.models.weights import load_weights
 from stssl.optimizers import ScheduleConfig
 from stssl.schema import MISSING_DAY
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
@@ -114,7 +115,7 @@ def check_pos_embed_resize(oracle: Oracle, folder: str) -> None:
         make_backbone("vit_tiny_patch16_224", options, size=size, in_channels=3, classes=2, hub=False) for size in sizes
     )
     torch.save(old.state_dict() | {"pos_embed": torch.from_numpy(oracle["pos_embed"])}, f"{folder}/weights.pt")
-    load_weights(new, f"{folder}/weights.pt", 3)
+    load_weights(new, f"{folder}/weights.pt")
     oracle.expect("out", new.pos_embed)
 
 

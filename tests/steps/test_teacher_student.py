@@ -171,11 +171,35 @@ def test_a_supervised_start_looks_at_labels_only(monkeypatch):
     assert "student_unlabeled" in step(make_batch(MULTILABEL), Progress(3, 10)).logs
 
 
-def test_freematch_collects_state_before_it_matches():
-    step = make_step("freematch", MULTILABEL, supervised_steps=2)
-    before = step.algorithm.marginal.value.clone()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("freematch", {"supervised_steps": 2}),
+        ("freematch", {"supervised_start": 2}),
+        ("softmatch", {"supervised_start": 2}),
+        ("udal", {"supervised_start": 2}),
+        ("adamatch", {"supervised_start": 2}),
+    ],
+)
+def test_state_is_collected_before_anything_is_matched(name, options):
+    """Else thresholds would start from what an untrained network says."""
+    step = make_step(name, MULTILABEL, **options)
+    before = {key: value.clone() for key, value in step.algorithm.state_dict().items()}
     assert "student_unlabeled" not in step(make_batch(MULTILABEL), Progress(1, 10)).logs
-    assert not torch.equal(step.algorithm.marginal.value, before)
+    assert any(not torch.equal(value, before[key]) for key, value in step.algorithm.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["defixmatch", "adamatch"])
+def test_labeled_and_unlabeled_views_are_compared_in_the_same_mode(name, monkeypatch):
+    """Dropout in one of them only would be a difference between the two sets."""
+    step = make_step(name, MULTILABEL, network={"backbone_args": small.VIT | {"drop_path_rate": 0.5}})
+    seen = counted(step, monkeypatch)
+    batch, progress = make_batch(MULTILABEL, labeled=4, unlabeled=8), Progress(0, 10)
+    step(batch, progress)
+    assert seen[-1] == ("teacher", 12, False)
+    whole, parts = step.plan(batch, progress, 1)[0], step.plan(batch, progress, 2)
+    for number, term in enumerate(whole.terms):
+        torch.testing.assert_close(term.weight, torch.cat([part.terms[number].weight for part in parts]))
 
 
 def test_strong_labeled_views_share_the_supervised_loss():

@@ -1,0 +1,136 @@
+"""The weights that a backbone starts from: a local file's, adapted to bands and image size, or timm's hub's."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stssl.errors import ConfigError, first_line
+from stssl.models.backbones import make_backbone
+
+Weights = dict[str, Tensor]
+
+COUNTERS = ("num_batches_tracked",)
+"""Endings of tensors that a file may lack: nothing is computed from them."""
+DERIVED = (*COUNTERS, "relative_position_index", "attn_mask", "mask_token")
+"""Endings of tensors that a file may have beside the backbone's: made anew, or not looked at without masking."""
+
+
+def weighted_backbone(
+    name: str, options: Mapping[str, Any], weights: str, *, size: int, in_channels: int, classes: int
+) -> nn.Module:
+    """Build a backbone and load the weights that it starts from.
+
+    Args:
+        name: As in `make_backbone`, like the following.
+        options: Further arguments of its constructor.
+        weights: `none`, `imagenet` (timm's hub) or `file:PATH`.
+        size: Side of the images in pixels.
+        in_channels: Bands.
+        classes: Outputs.
+
+    Raises:
+        ConfigError: No such backbone or weights, or they do not fit each other.
+    """
+    kind, _, path = weights.partition(":")
+    if weights not in ("none", "imagenet") and kind != "file":
+        raise ConfigError(f"model.weights: give none, imagenet or file:PATH (given: {weights!r})")
+    hub = weights == "imagenet"
+    backbone = make_backbone(name, options, size=size, in_channels=in_channels, classes=classes, hub=hub)
+    if kind == "file":
+        load_weights(backbone, path)
+    return backbone
+
+
+def load_weights(backbone: nn.Module, path: str) -> None:
+    """Load a state dict, adapting band count and grid of position embeddings; the head is left as it is.
+
+    Args:
+        backbone: What `make_backbone` built.
+        path: `.safetensors`, or a file of `torch.save` that holds tensors only; also one of this project's exports.
+
+    Raises:
+        ConfigError: The file cannot be read, or is another model's.
+    """
+    own, head = backbone.state_dict(), _head(backbone)
+    state = {_renamed(name, own): value for name, value in read_weights(path).items()}
+    state = {name: value for name, value in state.items() if not name.startswith(head)}
+    needed = {name: value for name, value in own.items() if not name.startswith(head)}
+    fitted = {name: _fit(name, value, own[name], backbone, path) for name, value in state.items() if name in needed}
+    problems = {
+        "other shapes": [
+            f"{name} {tuple(state[name].shape)}" for name in fitted if fitted[name].shape != own[name].shape
+        ],
+        "lacks": [name for name in needed if name not in fitted and not name.endswith(COUNTERS)],
+        "also has": [name for name in state if name not in needed and not name.endswith(DERIVED)],
+    }
+    for what, names in problems.items():
+        if names:
+            raise ConfigError(
+                f"model.weights: {path} does not fit model.backbone ({what}: {', '.join(names[:3])}). "
+                "It must be the same model, with the same model.backbone_args."
+            )
+    backbone.load_state_dict(fitted, strict=False)
+
+
+def read_weights(path: str) -> Weights:
+    """Tensors by name from a safetensors file or a pickled state dict, read without running any code of it."""
+    file = Path(path)
+    if not file.exists():
+        raise ConfigError(f"model.weights: there is no file {path}")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"model.weights: {path} is not a state dict: {first_line(error)}") from None
+    for key in ("model", "state_dict"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"model.weights: {path} does not hold tensors by name")
+    named = {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+    inner = {name.removeprefix("backbone."): value for name, value in named.items() if name.startswith("backbone.")}
+    return inner or named
+
+
+def _renamed(name: str, own: Weights) -> str:
+    """Average pooling normalises after pooling, under another name."""
+    other = "fc_" + name
+    return other if name not in own and other in own else name
+
+
+def _head(backbone: nn.Module) -> str:
+    return str(getattr(backbone, "default_cfg", {}).get("classifier", "fc" if hasattr(backbone, "fc") else "head"))
+
+
+def _first_kernel(backbone: nn.Module) -> str:
+    """Name of the kernel that sees the bands."""
+    first = getattr(backbone, "default_cfg", {}).get("first_conv", "conv1")
+    return f"{first[0] if isinstance(first, tuple | list) else first}.weight"
+
+
+def _fit(name: str, value: Tensor, own: Tensor, backbone: nn.Module, path: str) -> Tensor:
+    """Adapt position embeddings to another grid and the first kernel to another number of bands, where possible."""
+    from timm.layers import resample_abs_pos_embed
+    from timm.models import adapt_input_conv
+
+    if name == "pos_embed" and value.ndim == own.ndim == 3 and value.shape != own.shape:
+        grid: Any = backbone.patch_embed
+        prefix = own.shape[1] - math.prod(grid.grid_size)  # timm's models differ in which tokens have a position
+        if math.isqrt(value.shape[1] - prefix) ** 2 != value.shape[1] - prefix:
+            return value
+        return resample_abs_pos_embed(value, list(grid.grid_size), num_prefix_tokens=prefix, antialias=False)
+    if name == _first_kernel(backbone) and value.ndim == own.ndim == 4 and value.shape[1] != own.shape[1]:
+        if value.shape[1] != 3:
+            raise ConfigError(
+                f"model.weights: {path} sees {value.shape[1]} bands and data.bands has {own.shape[1]}. "
+                "Only weights for 3 bands can be adapted to others."
+            )
+        return adapt_input_conv(own.shape[1], value)
+    return value
