@@ -13,12 +13,13 @@ from stssl.batch import IGNORED, Stream, View
 from stssl.data.cache import Held, Streamed, hold
 from stssl.data.cache import Source as PixelSource
 from stssl.data.disk import DiskCache, default_folder
+from stssl.data.draws import draw_labeled
 from stssl.data.lists import text
 from stssl.data.loader import Loader, Source, metadata_table
 from stssl.data.order import Blocks, Sampler, blocks_of, make_order
 from stssl.data.remote import is_remote
 from stssl.data.sampler import StreamSampler
-from stssl.data.splits import Split, draw_labeled, make_split
+from stssl.data.splits import Split, make_split
 from stssl.data.store import Store
 from stssl.distributed import rank as own_rank
 from stssl.errors import ConfigError, DataError
@@ -140,7 +141,8 @@ def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
     names = text(pixels.store.column("patch_id")) if recipe.labels.list else None
     labeled = draw_labeled(positives, pixels.split.train, recipe.labels, names)
     if not recipe.labels.allow_missing_classes:
-        _every_class_labeled(positives, labeled, space, config.labels)
+        used = np.concatenate([pixels.split.train, pixels.split.validation, pixels.split.test])
+        _every_class_labeled(positives, used, labeled, space, config.labels)
     return RunData(**vars(pixels), space=space, targets=targets, labeled=labeled)
 
 
@@ -153,8 +155,8 @@ def _check(store: Store, config: DataConfig) -> None:
         raise ConfigError(f"data.exclude: {store.path} has no column {', '.join(absent)}")
 
 
-def _every_class_labeled(positives: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
-    occurs, has_label = positives.sum(0) > 0, positives[labeled].sum(0) > 0
+def _every_class_labeled(positives: Ints, used: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
+    occurs, has_label = positives[used].sum(0) > 0, positives[labeled].sum(0) > 0
     missing = [name for name, here, drawn in zip(space.classes, occurs, has_label, strict=True) if here and not drawn]
     if missing:
         raise DataError(

@@ -89,7 +89,7 @@ def convert(
             size=size,
             band_names=band_names,
         )
-    console.print(conversion_summary(summary))
+    console.print(conversion_summary(summary), markup=False, soft_wrap=True)
     print(summary.store)
 
 
@@ -267,6 +267,11 @@ def main() -> None:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        console.print(f"cannot use {error.filename}: {error.strerror}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

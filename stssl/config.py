@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from stssl.errors import ConfigError
 
@@ -44,6 +44,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of anything random: all generators that are used take these."""
 
 C = TypeVar("C", bound=Config)
+
+
+def located(path: str) -> str:
+    """An absolute path, so that a run can be read from any folder, with `~` as the shell has it; URLs as they are."""
+    return path if "://" in path else os.path.abspath(Path(path).expanduser())  # noqa: PTH100
+
+
+Location = Annotated[str, AfterValidator(located)]
+"""A file or folder that a recipe names."""
 
 
 class _Loader(yaml.SafeLoader):

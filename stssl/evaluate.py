@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stssl.batch import IGNORED
 from stssl.build import PixelData, RunData, require_labels
 from stssl.data.loader import prefetch
 from stssl.distributed import gather_rows, rank, rows_of, world_size
@@ -99,15 +100,14 @@ def save_evaluations(
     chosen = torch.from_numpy(first.rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     logits: dict[str, Any] = {f"logits_{name}": result.logits.numpy() for name, result in results.items()}
-    np.savez_compressed(
-        path.with_suffix(".npz"),
-        rows=first.rows,
-        metadata=data.metadata[chosen].numpy(),
-        targets=data.targets[chosen].numpy(),
-        **logits,
-    )
+    targets, fresh = data.targets[chosen], path.with_suffix(".tmp")
+    with fresh.open("wb") as file:
+        np.savez_compressed(
+            file, rows=first.rows, metadata=data.metadata[chosen].numpy(), targets=targets.numpy(), **logits
+        )
+    fresh.replace(path.with_suffix(".npz"))
+    scored = int((targets != IGNORED).any(1).sum())
     networks = {name: {"scores": result.scores, "per_class": result.per_class} for name, result in results.items()}
-    text = json.dumps(without_nan({"part": part, "patches": len(first.rows), **about, "networks": networks}), indent=1)
-    fresh = path.with_suffix(".tmp")
+    text = json.dumps(without_nan({"part": part, "patches": scored, **about, "networks": networks}), indent=1)
     fresh.write_text(text)
     fresh.replace(path)

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 Row = Mapping[str, Any]
 Floats = NDArray[np.floating[Any]]
 COLORS = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")
+LINES = ("-", "--", ":", "-.")
 STYLE = {
+    "text.parse_math": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "axes.spines.top": False,
@@ -40,9 +42,12 @@ def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, list[
 
 
 def svg(figure: Any) -> str:
-    """The text of a figure's SVG element."""
+    """The text of a figure's SVG element; dollars in names start no formula."""
     import matplotlib as mpl
+    from matplotlib.text import Text
 
+    for words in figure.findobj(Text):
+        words.set_parse_math(False)
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -56,13 +61,12 @@ def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -
     columns = max(3, len(present))
     figure, axes = figure_of(4.2 * columns, 3.0, columns)
     for axis, name in zip(axes, present, strict=False):
-        for color, (run, rows) in zip(COLORS * len(runs), runs.items(), strict=False):
+        for number, (run, rows) in enumerate(runs.items()):
             points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and row.get(name) is not None]
             if points:
                 marker = "o" if kind == "validation" else None
-                axis.plot(
-                    *zip(*points, strict=True), label=run, color=color, linewidth=1.5, marker=marker, markersize=3
-                )
+                looks = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number // len(COLORS) % len(LINES)]}
+                axis.plot(*zip(*points, strict=True), label=run, linewidth=1.5, marker=marker, markersize=3, **looks)
         axis.set_title(name.replace("_", " "))
         axis.set_xlabel("step")
     for axis in axes[len(present) :]:
@@ -98,8 +102,8 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
 
 
 def error_maps(lat: Floats, lon: Floats, errors: Mapping[str, Floats]) -> str:
-    """Mean error by place, one map a network with common colours; empty where no patch has a place."""
-    known = np.isfinite(lat) & np.isfinite(lon)
+    """Mean error by place, one map a network with common colours; empty where no patch has a place and a label."""
+    known = np.isfinite(lat) & np.isfinite(lon) & np.isfinite(next(iter(errors.values())))
     if not known.any():
         return ""
     figure, axes = figure_of(4.6 * len(errors), 4.0, len(errors))

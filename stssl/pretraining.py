@@ -43,6 +43,7 @@ class PretrainRecipe(RunRecipe):
         SMOKE, {"batch": {"size": 8}, "pretext": {"queue": 32, "alpha": 1.0, "alpha_end": 1.0}}
     )
     optimizer_name: ClassVar[str] = "sgd"
+    others: ClassVar[dict[str, str]] = {"search": "sweep", "algorithm": "train"}
 
     model: EncoderModelConfig
     pretext: PretextConfig = PretextConfig()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stssl.build import PixelData, build_pixels, labels_of, open_pixels, require_labels
 from stssl.config import Config, Positive, apply_overrides, merge, validate
-from stssl.data.splits import LabelsConfig, draw_labeled
+from stssl.data.draws import LabelsConfig, draw_labeled
 from stssl.errors import ConfigError
 from stssl.evaluate import without_nan
 from stssl.labels import LabelSpace

@@ -51,7 +51,7 @@ def training_progress(console: Console, steps: int) -> Iterator[Callable[[dict[s
 def carried_out(console: Console, recipe: RunRecipe) -> Path:
     """Carry a run out under a bar, or say that it is finished already; returns its folder."""
     folder = RunFolder.of(recipe)
-    done = folder.finished()
+    done = folder.finished() if folder.refuse_others(recipe) else None
     if done:
         best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
         console.print(f"This run is finished: {done['steps']} steps{best}.")

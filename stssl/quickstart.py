@@ -1,11 +1,12 @@
 """The whole way on generated data: archive, store, two-worker training, evaluation, report."""
 
+import json
 from pathlib import Path
 
 from rich.console import Console
 
 from stssl.archives.synthetic import synthesize
-from stssl.config import apply_overrides, parse_yaml, validate
+from stssl.config import apply_overrides, merge, parse_yaml, validate
 from stssl.convert import Options, convert
 from stssl.data.inspect import describe
 from stssl.data.store import Store
@@ -20,7 +21,7 @@ RECIPE = """\
 # Semi-supervised land cover from 10 % labels: FixMatch whose teacher also sees place and date (ST-FixMatch).
 # A small network at 32 px, so that it trains in two minutes on two CPU cores.
 name: quickstart
-data: {store: STORE, split: official, bands: [B04, B03, B02, B08, B11], labels: labels_19}
+data: {store: "${STORE}", split: official, bands: [B04, B03, B02, B08, B11], labels: labels_19}
 labels: {fraction: 0.1, allow_missing_classes: true}
 model:
   backbone: slim_resnet
@@ -58,12 +59,13 @@ def quickstart(out: Path, console: Console, patches: int = 4000, overrides: tupl
     console.rule("2  convert it to a Zarr store")
     with counting(console, "convert", "shards") as progress:
         summary = convert("bigearthnet-v1", archive, store, Options(shard=128), progress)
-    console.print(conversion_summary(summary), highlight=False)
+    console.print(conversion_summary(summary), highlight=False, markup=False, soft_wrap=True)
     console.print(describe(Store.open(store)), highlight=False, markup=False, soft_wrap=True)
     console.rule("3  train: a teacher that sees place and date, a student that does not")
-    text = RECIPE.replace("STORE", str(store.absolute()))
+    text = RECIPE.replace('"${STORE}"', json.dumps(str(store.absolute())))
     write_text(out / "recipe.yaml", text)
-    tree = apply_overrides(parse_yaml(text, "quickstart"), (f"launch.storage={out.absolute() / 'runs'}", *overrides))
+    where = {"launch": {"storage": str(out.absolute() / "runs")}}
+    tree = apply_overrides(merge(parse_yaml(text, "quickstart"), where), overrides)
     recipe = validate(Recipe, tree, str(out / "recipe.yaml"))
     with training_progress(console, recipe.schedule.steps) as watch:
         folder = run(recipe, watch)

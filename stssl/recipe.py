@@ -15,6 +15,7 @@ from stssl.augment import AugmentConfig
 from stssl.config import (
     Config,
     Domain,
+    Location,
     Positive,
     Seed,
     Tree,
@@ -26,7 +27,9 @@ from stssl.config import (
     part_name,
     validate,
 )
-from stssl.data.splits import LabelsConfig, SplitConfig
+from stssl.data.draws import LabelsConfig
+from stssl.data.splits import SplitConfig
+from stssl.errors import ConfigError
 from stssl.models import EncoderConfig, InjectionConfig
 from stssl.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from stssl.steps.teacher_student import LossConfig
@@ -45,14 +48,14 @@ class DataConfig(Config):
     of `cache_bytes` in the folder `cache_dir` of each node, and `shuffle_shards` of them are mixed.
     """
 
-    store: str
+    store: Location
     split: SplitConfig = "official"
     bands: Annotated[tuple[str, ...], Field(min_length=1)] = ("B04", "B03", "B02")
     labels: str = "labels_43"
     exclude: tuple[str, ...] = ()
     scale: Literal["sigmas", "bytes"] = "sigmas"
     cache: Literal["none", "host", "device"] = "none"
-    cache_dir: str | None = None
+    cache_dir: Location | None = None
     cache_bytes: Positive = 50_000_000_000
     shuffle_shards: Annotated[int, Field(ge=0)] = 8
 
@@ -116,7 +119,7 @@ class LaunchConfig(Config):
     workers: Annotated[int, Field(ge=0)] | tuple[Positive, Positive] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    storage: str = "runs"
+    storage: Location = "runs"
     max_failures: Annotated[int, Field(ge=-1)] = 3
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     address: str | None = None
@@ -148,11 +151,13 @@ class RunRecipe(Config):
         what: The kind, in messages.
         smoke: What `--smoke` lays over a recipe: seconds on a laptop, no Ray, no hub.
         optimizer_name: The optimiser of a recipe that names none.
+        others: Keys that only files of other commands have, and the command.
     """
 
     what: ClassVar[str]
     smoke: ClassVar[Tree]
     optimizer_name: ClassVar[str] = "adamw"
+    others: ClassVar[dict[str, str]] = {"search": "sweep"}
 
     name: str
     data: DataConfig
@@ -222,6 +227,7 @@ class Recipe(RunRecipe):
     """One teacher-student run."""
 
     what: ClassVar[str] = "a training run"
+    others: ClassVar[dict[str, str]] = {"search": "sweep", "pretext": "pretrain"}
     smoke: ClassVar[Tree] = merge(
         SMOKE,
         {"batch": {"labeled": 4, "unlabeled_ratio": 1, "micro": None}, "schedule": {"supervised_start": 0}},
@@ -261,7 +267,11 @@ def load_as(kind: type[R], path: str | Path, overrides: Iterable[str] = (), smok
     Raises:
         ConfigError: Names the file, the wrong keys and what is allowed.
     """
-    tree = apply_overrides(merge({"optimizer": {"name": kind.optimizer_name}}, load_tree(path)), overrides)
+    tree = load_tree(path)
+    for key, command in kind.others.items():
+        if key in tree:
+            raise ConfigError(f"{path} has the key {key}: it is a file for `stssl {command}`")
+    tree = apply_overrides(merge({"optimizer": {"name": kind.optimizer_name}}, tree), overrides)
     if smoke:
         tree = merge(tree, kind.smoke)
     file = Path(path).resolve()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from stssl import figures
 from stssl.batch import IGNORED
-from stssl.errors import RunError
+from stssl.errors import RunError, StsslError, first_line
 from stssl.labels import LabelSpace
 from stssl.page import PAGE
 from stssl.page import text as _text
@@ -38,10 +39,19 @@ def read_run(path: str | Path) -> RunView:
     """Collect a run's files.
 
     Raises:
-        RunError: It is no run, or was never evaluated.
+        RunError: It is no run, was never evaluated, or a file of it is damaged.
+        ConfigError: Its recipe is another version's.
     """
     folder = RunFolder.existing(path)
     folder.recipe_as(Recipe)
+    try:
+        return _collected(folder)
+    except (OSError, EOFError, ValueError, KeyError, StopIteration, BadZipFile) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise RunError(f"{path} has a damaged file ({reason}). Evaluate it again: `stssl evaluate {path}`.") from None
+
+
+def _collected(folder: RunFolder) -> RunView:
     parts: dict[str, dict[str, Any]] = {}
     arrays: dict[str, Mapping[str, NDArray[Any]]] = {}
     for part in ("validation", "test", "train"):
@@ -50,6 +60,7 @@ def read_run(path: str | Path) -> RunView:
             parts[part] = json.loads(file.read_text())
             arrays[part] = dict(np.load(file.with_suffix(".npz")))
     if not parts:
+        path = folder.path
         raise RunError(f"{path} was not evaluated yet. Run `stssl evaluate {path} --split test` first.")
     first = next(iter(parts.values()))["networks"]["student"]["scores"]
     recipe, record = folder.path / "recipe.yaml", folder.path / "record.json"
@@ -78,7 +89,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
     for path, name in zip(folders, names_apart(folders), strict=True):
         try:
             runs.append(replace(read_run(path), name=name))
-        except RunError as error:
+        except StsslError as error:
             reasons.append(str(error))
     if not runs:
         raise RunError("\n".join(reasons))
@@ -129,12 +140,12 @@ def _resumed(starts: list[dict[str, Any]]) -> str:
 
 def _scores(runs: Sequence[RunView], part: str) -> str:
     """One table a part: networks of all runs as rows, scores as columns, the best of each column bold."""
-    rows = {
-        f"{run.name} · {network}": result["scores"]
-        for run in runs
-        if part in run.parts
-        for network, result in run.parts[part]["networks"].items()
-    }
+    rows, steps = dict[str, dict[str, Any]](), dict[str, str]()
+    for run in runs:
+        scored = run.parts.get(part, {"networks": {}})
+        for network, result in scored["networks"].items():
+            rows[f"{run.name} · {network}"] = result["scores"]
+            steps[f"{run.name} · {network}"] = f"{scored['checkpoint']}, {scored['step']:,}"
     if not rows:
         return ""
     names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
@@ -147,10 +158,11 @@ def _scores(runs: Sequence[RunView], part: str) -> str:
     lines = []
     for label, scores in rows.items():
         cells = "".join(_cell(scores.get(name), best[name]) for name in names)
-        lines.append(f"<tr><td>{_text(label)}</td>{cells}</tr>")
+        lines.append(f"<tr><td>{_text(label)}</td><td>{_text(steps[label])}</td>{cells}</tr>")
     count = max(run.parts[part]["patches"] for run in runs if part in run.parts)
     return (
-        f"<h3>{part} ({count:,} patches)</h3><div class='wide'><table><thead><tr><th>network</th>{head}</tr></thead>"
+        f"<h3>{part} ({count:,} patches)</h3><div class='wide'><table>"
+        f"<thead><tr><th>network</th><th>checkpoint, step</th>{head}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -192,10 +204,14 @@ def _details(run: RunView) -> list[str]:
 def _outcome(
     logits: NDArray[Any], targets: NDArray[Any], space: LabelSpace
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Probability of each group's last way or best way, whether it came true, and each patch's share of errors."""
+    """Probability of each group's last way or best way, whether it came true, and each patch's share of errors.
+
+    That share is NaN for a patch without a known label.
+    """
     ways = space.grouped(torch.from_numpy(logits)).softmax(-1).numpy()
     known = targets != IGNORED
-    wrong = ((ways.argmax(-1) != targets) & known).sum(1) / np.maximum(known.sum(1), 1)
+    count = known.sum(1)
+    wrong = np.where(count > 0, ((ways.argmax(-1) != targets) & known).sum(1) / np.maximum(count, 1), np.nan)
     chosen = np.ones_like(targets) if space.ways == 2 else ways.argmax(-1)
     probability = np.take_along_axis(ways, chosen[..., None].astype(np.int64), -1)[..., 0]
     return probability[known], (targets == chosen)[known].astype(float), wrong

@@ -67,6 +67,59 @@ def test_train_evaluate_report(stssl, recipe, tmp_path):
         assert foreign not in text.replace("xlink:href", "").replace("url(#", "")
 
 
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(stssl, recipe):
+    assert stssl("train", recipe).code == 0
+    done = stssl("train", recipe, "optimizer.lr=0.5")
+    assert done.code == 2 and "another recipe; it differs in optimizer.lr" in done.stderr
+    assert stssl("train", recipe, "logging.every=7").code == 0
+
+
+def test_a_run_is_read_from_any_folder(stssl, recipe_tree, tmp_path, monkeypatch, store):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "near.zarr").symlink_to(store)
+    tree = recipe_tree | {"data": recipe_tree["data"] | {"store": "near.zarr"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    run = stssl("train", "recipe.yaml").stdout.strip()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert stssl("evaluate", run).code == 0
+    assert "finished" in stssl("train", "../recipe.yaml", "data.store=../near.zarr").stderr
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "finished" in stssl("train", "../recipe.yaml", "data.store=~/near.zarr", "launch.storage=~/runs").stderr
+
+
+def test_a_report_leaves_out_damaged_runs(stssl, recipe, tmp_path, caplog):
+    run = tmp_path / "runs" / "run"
+    assert stssl("train", recipe).code == 0 and stssl("evaluate", run).code == 0
+    damages = {
+        "other-key": lambda path: (path / "recipe.yaml").write_text("name: x\nnews: 1\n"),
+        "no-logits": lambda path: (path / "evaluation" / "test.npz").unlink(),
+        "cut-logits": lambda path: (path / "evaluation" / "test.npz").write_bytes(b"PK\x03\x04cut"),
+        "cut-scores": lambda path: (path / "evaluation" / "test.json").write_text("{"),
+        "cut-record": lambda path: (path / "record.json").write_text("{"),
+    }
+    for name, damage in damages.items():
+        shutil.copytree(run, tmp_path / "runs" / name)
+        damage(tmp_path / "runs" / name)
+    done = stssl("report", *(tmp_path / "runs" / name for name in ("run", *damages)), "--out", tmp_path / "r.html")
+    assert done.code == 0, done.stderr
+    assert [name for name in damages if name not in caplog.text] == []
+    page = (tmp_path / "r.html").read_text()
+    assert "best, " in page and "no-logits" not in page
+
+
+def test_files_of_other_commands_are_named(stssl, recipe, tmp_path):
+    (tmp_path / "sweep.yaml").write_text("search: {}\n")
+    (tmp_path / "pre.yaml").write_text("pretext: {}\n")
+    for command, file, right in (
+        ("train", "sweep.yaml", "stssl sweep"),
+        ("train", "pre.yaml", "stssl pretrain"),
+        ("pretrain", recipe, "stssl train"),
+    ):
+        done = stssl(command, tmp_path / file)
+        assert done.code == 2 and right in done.stderr
+
+
 def test_smoke_needs_no_ray_and_no_weights(stssl, recipe):
     done = stssl("train", recipe, "--smoke", "launch.workers=8", "model.weights=imagenet")
     assert done.code == 0, done.stderr
@@ -113,6 +166,7 @@ def test_mistakes_elsewhere(stssl, tmp_path, store):
         (("report", tmp_path), "is not a run"),
         (("inspect", tmp_path), "is not"),
         (("convert", "eurosat", tmp_path / "no.zip", tmp_path / "s.zarr"), "there is no archive"),
+        (("quickstart", "--out", store / "zarr.json"), "zarr.json: File exists"),
         (("convert", "landsat", store, tmp_path / "s.zarr"), "unknown archive format 'landsat'"),
     ):
         done = stssl(*arguments)
@@ -155,9 +209,13 @@ def test_convert_with_splits(stssl, tmp_path):
     strangers = tmp_path / "strangers"
     shutil.copytree(lists, strangers)
     for path in strangers.iterdir():
-        path.write_text("nobody\n")
+        path.write_text(f"nobody of {path.stem}\n")
+    twice = tmp_path / "twice"
+    shutil.copytree(lists, twice)
+    (twice / "test.txt").write_text("\n".join(names))
     for word, words in (
         ("seco", "give NAME=FOLDER"),
+        (f"seco={twice}", "share 3 patches"),
         (f"Se/co={lists}", "give NAME=FOLDER"),
         ("seco=/nowhere", "there is no folder /nowhere"),
         (f"blocks={lists}", "Choose another name"),

@@ -4,10 +4,11 @@ v1.0 (Sumbul et al. 2019, arXiv:1902.06148) has a JSON a patch; v2.0 (Clasen et 
 tables. Lists of recommended splits, snow and clouds lie beside v1.0 as text files.
 """
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -167,11 +168,22 @@ def _holds_bands(path: str) -> bool:
         raise DataError(f"cannot list {path}: {error.strerror}") from None
 
 
-def _codes(names: tuple[str, ...], folders: Iterable[Path]) -> NDArray[np.uint8] | None:
-    """Split codes of all patches from lists in some folders."""
+def _codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.uint8] | None:
+    """Split codes of all patches from lists in some folders.
+
+    Raises:
+        DataError: A patch is in two of the lists.
+    """
     parts = find_split(folders)
     if parts is None:
         return None
+    for one, other in itertools.combinations(parts, 2):
+        if both := parts[one] & parts[other]:
+            where = " or ".join(dict.fromkeys(str(folder) for folder in folders))
+            raise DataError(
+                f"the lists of {one} and {other} in {where} share {len(both):,} patches (such as {min(both)}): "
+                "a split's lists must not overlap"
+            )
     code_of = {name: SPLIT_CODES[part] for part, listed in parts.items() for name in listed}
     return np.array([code_of.get(name, NO_SPLIT) for name in names], np.uint8)
 

@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def read_text(path: Path) -> str:
         elif path.suffix == ".gz":
             data = gzip.decompress(data)
         return data.decode("utf-8-sig")
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}. Lists are plain text, one patch name a line.") from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
 
 
 def read_names(path: Path) -> frozenset[str]:

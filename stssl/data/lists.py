@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import logging
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
     try:
         data = _UNPACK.get(Path(path).suffix, bytes)(Path(path).read_bytes())
         lines = data.decode("utf-8-sig").splitlines()
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"cannot read the list {path}: {error}") from None
     wanted = {line.split(",")[0].strip().strip('"') for line in lines} - {""}
     rows = np.flatnonzero(np.isin(names, list(wanted)))

@@ -1,20 +1,22 @@
-"""Which patches train, validate and test, and which of the training patches carry a label."""
+"""Which patches train, validate and test."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from stssl.config import Config, Seed
+from stssl.config import Config, Location, Seed
 from stssl.data.lists import rows_named, text
 from stssl.errors import ConfigError, DataError
 from stssl.schema import UNUSABLE
 
 Ints = NDArray[np.int64]
 PARTS = ("train", "validation", "test")
+LOG = logging.getLogger("stssl")
 
 
 class Columns(Protocol):
@@ -66,32 +68,12 @@ class ListSplit(Config):
     """Lists of patch names, one a line, for each part."""
 
     name: Literal["lists"]
-    train: str
-    validation: str
-    test: str
+    train: Location
+    validation: Location
+    test: Location
 
 
 SplitConfig = str | Annotated[BlockSplit | LeaveOutSplit | ListSplit, Field(discriminator="name")]
-
-
-class LabelsConfig(Config):
-    """How many training patches keep their label: exactly one of fraction, per_class, total, list; or all."""
-
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    per_class: Annotated[int, Field(ge=1)] | None = None
-    total: Annotated[int, Field(ge=1)] | None = None
-    list: str | None = None
-    allow_missing_classes: bool = False
-    seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> "LabelsConfig":
-        given = [name for name in ("fraction", "per_class", "total", "list") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(
-                f"give one of fraction, per_class, total, list (given: {', '.join(given)}; set others to null)"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -133,6 +115,8 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
         flags = np.asarray(store.column(name))
         if flags.dtype != bool:
             raise ConfigError(f"data.exclude: {name} of {store.path} is no column of flags, such as seasonal_snow")
+        if not flags.any():
+            LOG.warning("data.exclude: no patch of %s has %s set, so it leaves out nothing", store.path, name)
         keep &= ~flags
     parts = [np.flatnonzero(keep & (codes == code)) for code in range(3)]
     for name, rows in zip(PARTS, parts, strict=True):
@@ -154,6 +138,13 @@ def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
     rows = np.flatnonzero(np.isfinite(lat) & np.isfinite(lon))
     if len(rows) == 0:
         raise DataError(f"{store.path} has no coordinates, so it cannot be split by place. Choose another data.split.")
+    if len(rows) < store.size:
+        LOG.warning(
+            "%s: %d of %d patches have no place, so no block of the split takes them",
+            store.path,
+            store.size - len(rows),
+            store.size,
+        )
     cells = np.stack([np.floor(lat[rows] / degrees), np.floor(lon[rows] / degrees)], 1).astype(np.int64)
     return rows, np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1)
 
@@ -214,76 +205,3 @@ def _lists(store: Columns, config: ListSplit) -> Ints:
 
 
 _RULES: dict[type[Config], Callable[..., Ints]] = {BlockSplit: _blocks, LeaveOutSplit: _leave_out, ListSplit: _lists}
-
-
-def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray[np.str_] | None = None) -> Ints:
-    """Choose the training rows that keep their label.
-
-    Every class that occurs keeps at least one row. `per_class` and `total` deal classes in turn where a row has one
-    class; `fraction` draws at random once every class is covered.
-
-    Args:
-        targets: [N, C] 1 where a patch has a class.
-        rows: Training rows.
-        config: The rule and its seed.
-        names: Patch names, for `list`.
-
-    Returns:
-        Ascending store rows.
-
-    Raises:
-        DataError: No training row has a label, or fewer are asked for than there are classes.
-    """
-    if config.list is not None:
-        known = np.array([], str) if names is None else names
-        listed = np.intersect1d(rows_named(known, config.list, "the store"), rows)
-        if len(listed) == 0:
-            raise DataError(f"none of the patches that labels.list {config.list} names is in the training part")
-        return listed
-    rows = rows[targets[rows].any(1)]
-    if len(rows) == 0:
-        raise DataError("no training patch has a label: check data.labels and data.split")
-    order = np.random.default_rng(config.seed).permutation(rows)
-    hits = targets[order].astype(bool)
-    if config.per_class is not None:
-        chosen = _cover(hits, config.per_class)
-    elif config.total is not None:
-        chosen = _fill(hits, config.total)
-    elif config.fraction is not None:
-        chosen = _at_random(hits, max(1, round(config.fraction * len(rows))))
-    else:
-        chosen = np.arange(len(order))
-    return np.sort(order[chosen])
-
-
-def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
-    """Places in the order such that each class has `times` rows (or all it has), rare classes first."""
-    chosen = np.zeros(len(hits), bool)
-    for label in np.argsort(hits.sum(0), kind="stable"):
-        missing = times - int(hits[chosen, label].sum())
-        if missing > 0:
-            chosen[np.flatnonzero(hits[:, label] & ~chosen)[:missing]] = True
-    return np.flatnonzero(chosen)
-
-
-def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Raise the number a class until the total is reached; the last round stops at the total."""
-    classes = int(hits.any(0).sum())
-    if total < classes:
-        raise DataError(f"labels.total is {total}, but {classes} classes occur and each keeps at least one label")
-    chosen = _cover(hits, 1)
-    times = 1
-    while len(chosen) < min(total, len(hits)):
-        times += 1
-        more = np.setdiff1d(_cover(hits, times), chosen)
-        if len(more) == 0 and times > hits.sum(0).max():
-            break
-        chosen = np.concatenate([chosen, more[: total - len(chosen)]])
-    return chosen
-
-
-def _at_random(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Rows that cover every class, filled up to the total in the given random order."""
-    chosen = _cover(hits, 1)
-    rest = np.setdiff1d(np.arange(len(hits)), chosen)
-    return np.concatenate([chosen, rest[: max(0, total - len(chosen))]])

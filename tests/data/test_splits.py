@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from stssl.data.splits import BlockSplit, LabelsConfig, LeaveOutSplit, ListSplit, draw_labeled, make_split
+from stssl.data.splits import BlockSplit, LeaveOutSplit, ListSplit, make_split
 from stssl.errors import ConfigError, DataError
 
 N = 600
@@ -102,49 +102,6 @@ def test_unknown_split_and_empty_part():
         make_split(table, "official")
 
 
-@pytest.fixture
-def multi():
-    rng = np.random.default_rng(1)
-    targets = (rng.random((N, 6)) < [0.5, 0.4, 0.2, 0.1, 0.01, 0.0]).astype(np.int64)
-    targets[:3, 4] = 1
-    return targets
-
-
-def test_every_class_keeps_a_label(multi):
-    rows = np.arange(N)
-    drawn = draw_labeled(multi, rows, LabelsConfig(fraction=0.01))
-    assert multi[drawn].any(0).tolist() == [True] * 5 + [False]
-    assert len(drawn) == max(round(0.01 * multi[rows].any(1).sum()), len(drawn))
-    plain = np.random.default_rng(0).permutation(rows)[: len(drawn)]
-    assert not multi[plain][:, 4].any()
-
-
-def test_draws_follow_their_seed_and_sizes(multi):
-    rows = np.arange(N)
-    one = draw_labeled(multi, rows, LabelsConfig(fraction=0.1, seed=1))
-    assert np.array_equal(one, draw_labeled(multi, rows, LabelsConfig(fraction=0.1, seed=1)))
-    assert not np.array_equal(one, draw_labeled(multi, rows, LabelsConfig(fraction=0.1, seed=2)))
-    assert len(one) == round(0.1 * multi.any(1).sum())
-    assert len(draw_labeled(multi, rows, LabelsConfig())) == multi.any(1).sum()
-
-
-def test_single_label_draws_are_balanced():
-    targets = np.eye(5, dtype=np.int64)[np.arange(N) % 5]
-    rows = np.arange(100, N)
-    per_class = draw_labeled(targets, rows, LabelsConfig(per_class=20))
-    assert targets[per_class].sum(0).tolist() == [20] * 5 and per_class.min() >= 100
-    assert targets[draw_labeled(targets, rows, LabelsConfig(total=15))].sum(0).tolist() == [3] * 5
-    uneven = targets[draw_labeled(targets, rows, LabelsConfig(total=12))].sum(0)
-    assert uneven.sum() == 12 and uneven.min() >= 2
-    with pytest.raises(DataError, match="5 classes occur"):
-        draw_labeled(targets, rows, LabelsConfig(total=3))
-
-
-def test_one_rule_only():
-    with pytest.raises(ValueError, match="give one of"):
-        LabelsConfig(fraction=0.1, total=10)
-
-
 def write_lists(folder, ending=".txt", pack=bytes, **parts):
     for part, lines in parts.items():
         (folder / f"{part}{ending}").write_bytes(pack("\n".join(lines).encode()))
@@ -169,11 +126,19 @@ def test_lists_that_overlap_or_name_nobody(tmp_path):
         make_split(Table(), lists)
     with pytest.raises(DataError, match=r"names 0 patches and demo.zarr has none"):
         make_split(Table(), write_lists(tmp_path, test=[""]))
-    names, targets = Table().column("patch_id"), np.ones((N, 2), np.int64)
-    chosen = LabelsConfig(list=str(tmp_path / "train.txt"))
-    assert draw_labeled(targets, np.arange(1, 9), chosen, names).tolist() == [1]
-    with pytest.raises(DataError, match=r"none of the patches that labels.list .* is in the training part"):
-        draw_labeled(targets, np.arange(5, 9), chosen, names)
+    (tmp_path / "train.gz").write_bytes(b"\x1f\x8b\x08\x00" + bytes(20))
+    with pytest.raises(DataError, match=r"cannot read the list .*train.gz"):
+        make_split(Table(), ListSplit(**(lists.model_dump() | {"train": str(tmp_path / "train.gz")})))
+
+
+def test_patches_without_a_place_and_flags_that_are_never_set_are_told(caplog):
+    table = Table()
+    table.columns["lat"][:7] = np.nan
+    make_split(table, "blocks", ("seasonal_snow",))
+    assert "7 of 600 patches have no place" in caplog.text and "leaves out nothing" not in caplog.text
+    table.columns["seasonal_snow"][:] = False
+    make_split(table, "official", ("seasonal_snow",))
+    assert "no patch of demo.zarr has seasonal_snow set" in caplog.text
 
 
 def test_columns_that_cannot_be_used():
