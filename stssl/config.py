@@ -46,13 +46,20 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 C = TypeVar("C", bound=Config)
 
 
+def from_home(path: str) -> str:
+    """A path with `~` as the shell has it."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
 def located(path: str) -> str:
-    """An absolute path, so that a run can be read from any folder, with `~` as the shell has it; URLs as they are."""
-    return path if "://" in path else os.path.abspath(Path(path).expanduser())  # noqa: PTH100
+    """An absolute path, so that a run can be read from any folder; URLs and variables of other machines as they are."""
+    return path if "://" in path or "${" in path else os.path.abspath(from_home(path))  # noqa: PTH100
 
 
+Home = Annotated[str, AfterValidator(from_home)]
+"""A folder that may be relative to where a command runs."""
 Location = Annotated[str, AfterValidator(located)]
-"""A file or folder that a recipe names."""
+"""A file or folder that a recipe reads."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -15,6 +15,7 @@ from stssl.augment import AugmentConfig
 from stssl.config import (
     Config,
     Domain,
+    Home,
     Location,
     Positive,
     Seed,
@@ -119,7 +120,7 @@ class LaunchConfig(Config):
     workers: Annotated[int, Field(ge=0)] | tuple[Positive, Positive] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    storage: Location = "runs"
+    storage: Home = "runs"
     max_failures: Annotated[int, Field(ge=-1)] = 3
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     address: str | None = None

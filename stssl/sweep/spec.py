@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stssl.config import Config, Tree, apply_overrides, expand_variables, load_tree, merge, nested, validate
+from stssl.config import Config, Home, Tree, apply_overrides, expand_variables, load_tree, merge, nested, validate
 from stssl.errors import ConfigError
 from stssl.recipe import Recipe, load_recipe
 
@@ -129,7 +129,7 @@ class SweepConfig(Config):
     points: tuple[dict[str, Any], ...] = ({},)
     search: Annotated[dict[str, Literal["auto"] | RangeConfig | list[Any] | None], Field(min_length=1)]
     concurrent: Positive | None = None
-    storage: str = "sweeps"
+    storage: Home = "sweeps"
     study: str | None = None
 
     @model_validator(mode="after")
@@ -212,13 +212,8 @@ def _tree(change: Tree, source: str) -> Tree:
 
 
 def _absolute(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths: workers run elsewhere, and trials have a storage of their own."""
-    store, (kind, _, name) = Path(recipe.data.store), recipe.model.weights.partition(":")
-    if "://" not in recipe.data.store and not store.is_absolute():
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"store": str(store.absolute())})})
-    if recipe.data.cache_dir is not None:
-        cache = str(Path(recipe.data.cache_dir).absolute())
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_dir": cache})})
+    """The recipe with an absolute run to start from: workers run elsewhere, and trials have a storage of their own."""
+    kind, _, name = recipe.model.weights.partition(":")
     if kind == "run":
         run = Path(name) if Path(name).is_dir() else Path(recipe.launch.storage) / name
         model = recipe.model.model_copy(update={"weights": f"run:{run.absolute()}"})
