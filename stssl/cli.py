@@ -239,12 +239,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    store: Annotated[str | None, typer.Option(help="Where the run's store lies now, if not where it was.")] = None,
 ) -> None:
     """Score a run's student (and teacher) on a part of its split."""
     from stssl.progress import score_table
     from stssl.train.finished import evaluate_run
 
-    results = evaluate_run(run, split, checkpoint, device)
+    results = evaluate_run(run, split, checkpoint, device, store)
     console.print(score_table(results, split))
 
 

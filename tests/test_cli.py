@@ -83,6 +83,10 @@ def test_a_run_is_read_from_any_folder(stssl, recipe_tree, tmp_path, monkeypatch
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert stssl("evaluate", run).code == 0
+    (tmp_path / "near.zarr").rename(tmp_path / "moved.zarr")
+    assert "there is no store" in stssl("evaluate", run).stderr
+    assert stssl("evaluate", run, "--store", "../moved.zarr").code == 0
+    (tmp_path / "moved.zarr").rename(tmp_path / "near.zarr")
     assert "finished" in stssl("train", "../recipe.yaml", "data.store=../near.zarr").stderr
     monkeypatch.setenv("HOME", str(tmp_path))
     assert "finished" in stssl("train", "../recipe.yaml", "data.store=~/near.zarr", "launch.storage=~/runs").stderr

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from stssl.build import RunData, build_pixels, build_step, open_data, without_weights
+from stssl.config import located
 from stssl.errors import ConfigError, RunError
 from stssl.evaluate import Evaluation, evaluate, save_evaluations
 from stssl.recipe import Recipe
@@ -16,9 +17,9 @@ from stssl.views import Pixels
 
 
 def load_run(
-    folder: RunFolder, checkpoint: str, device: torch.device
+    folder: RunFolder, checkpoint: str, device: torch.device, store: str | None = None
 ) -> tuple[Recipe, RunData, TeacherStudentStep, Pixels, int]:
-    """A run's recipe, data, trained step, scaling, and the checkpoint's step.
+    """A run's recipe, data, trained step, scaling, and the checkpoint's step; `store` is where its store lies now.
 
     Raises:
         RunError: There is no such checkpoint, it is damaged, or the store is not the one that the run was trained on.
@@ -29,6 +30,8 @@ def load_run(
     if not path.exists():
         raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
     recipe = folder.recipe_as(Recipe)
+    if store is not None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"store": located(store)})})
     data = open_data(recipe)
     folder.require_store(data.store)
     state = read_state(path)
@@ -39,7 +42,7 @@ def load_run(
 
 
 def evaluate_run(
-    path: str | Path, part: str, checkpoint: str = "best", device: str = "auto"
+    path: str | Path, part: str, checkpoint: str = "best", device: str = "auto", store: str | None = None
 ) -> dict[str, dict[str, float]]:
     """Score the networks of a run on all of a part and write `evaluation/<part>.json` (and logits beside it).
 
@@ -48,6 +51,7 @@ def evaluate_run(
         part: `train`, `validation` or `test`.
         checkpoint: `best` or `last`.
         device: `cpu`, `cuda` or `auto`.
+        store: Where the run's store lies now, if not where it was trained.
 
     Returns:
         Scores of the student (averaged weights), and of the teacher where there is one.
@@ -58,7 +62,7 @@ def evaluate_run(
         RunError: There is no such checkpoint, or the store is not the one that the run was trained on.
     """
     folder = RunFolder.existing(path)
-    recipe, data, step, pixels, at = load_run(folder, checkpoint, _device(device))
+    recipe, data, step, pixels, at = load_run(folder, checkpoint, _device(device), store)
     data.split.part(part)
     calibrate(step, recipe, data, pixels)
     results: dict[str, Evaluation] = {}
