@@ -1,6 +1,7 @@
 """Figures of finished runs, as SVG text that a page can hold."""
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,13 +56,26 @@ def svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
+def brief(names: Sequence[str], longest: int = 40) -> list[str]:
+    """Names for a legend: of long ones, what they do not share, and at most so many letters of that."""
+    if max(map(len, names), default=0) <= longest:
+        return list(names)
+    letters = os.path.commonprefix  # noqa: RUF071  of letters, not of folders
+    start = max(letters(names).rfind(mark) for mark in "-_/ ") + 1
+    backwards = letters([name[start:][::-1] for name in names])
+    end = max(backwards.rfind(mark) for mark in "-_/ ") + 1
+    own = [name[start : len(name) - end] for name in names]
+    short = [text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 :]}" for text in own]
+    return short if len(set(short)) == len(short) else [f"run {number}" for number in range(1, len(names) + 1)]
+
+
 def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -> str:
     """One panel for each metric that any run has, one line for each run, over steps."""
     present = [n for n in names if any(row.get(n) is not None for rows in runs.values() for row in rows)]
     columns = max(3, len(present))
     figure, axes = figure_of(4.2 * columns, 3.0, columns)
     for axis, name in zip(axes, present, strict=False):
-        for number, (run, rows) in enumerate(runs.items()):
+        for number, (run, rows) in enumerate(zip(brief(list(runs)), runs.values(), strict=True)):
             points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and row.get(name) is not None]
             if points:
                 marker = "o" if kind == "validation" else None

@@ -25,6 +25,15 @@ def test_dollars_in_names_are_no_formulas(name):
     assert name.replace("{", "") in figures.class_bars({name: {name: {"count": 3, "AP": 0.5}}}).replace("{", "")
 
 
+def test_long_names_are_told_apart_by_what_they_do_not_share():
+    end = "-schedule.steps=300-evaluation.batchnorm_batches=2-official"
+    names = [f"fixmatch_teacher-model.metadata={kind}{end}-s0" for kind in ("none", "teacher")]
+    assert figures.brief(names) == ["model.metadata=none", "model.metadata=teacher"]
+    assert figures.brief(["a", "b"]) == ["a", "b"]
+    assert all(len(name) <= 41 for name in figures.brief(["x" * 90 + "1" * 90, "y" * 90 + "2" * 90]))
+    assert figures.brief(["x" * 90 + "1" + "x" * 90, "x" * 90 + "2" + "x" * 90]) == ["run 1", "run 2"]
+
+
 def test_runs_beyond_the_colours_have_another_line():
     rows = [{"step": step, "kind": "train", "loss": 1.0} for step in (1, 2)]
     page = figures.curves({f"run {number}": rows for number in range(7)}, "train", ["loss"])
