@@ -60,7 +60,7 @@ def brief(names: Sequence[str], longest: int = 40) -> list[str]:
     """Names for a legend: of long ones, what they do not share, and at most so many letters of that."""
     if max(map(len, names), default=0) <= longest:
         return list(names)
-    letters = os.path.commonprefix  # noqa: RUF071  of letters, not of folders
+    letters = os.path.commonprefix
     start = max(letters(names).rfind(mark) for mark in "-_/ ") + 1
     backwards = letters([name[start:][::-1] for name in names])
     end = max(backwards.rfind(mark) for mark in "-_/ ") + 1
