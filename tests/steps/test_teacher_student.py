@@ -38,6 +38,7 @@ def test_losses_are_finite_and_weights_change(name, space, teacher):
     assert all("absent" in key or "project" in key for key in still), still
 
 
+@pytest.mark.slow
 @every
 def test_a_reloaded_step_goes_on_with_the_same_losses(name, space):
     first = make_step(name, space)
@@ -49,6 +50,7 @@ def test_a_reloaded_step_goes_on_with_the_same_losses(name, space):
     assert train(first, more, start=3) == train(again, more, start=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "space"), [case for case in CASES if case[0] in MEMORY])
 def test_control_without_its_state_an_algorithm_goes_on_differently(name, space):
     first = make_step(name, space)
@@ -101,6 +103,7 @@ def in_parts(step, batch, progress, parts):
     return logs, small.gradients(step)
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored"])
 def test_micro_batches_make_no_difference(name, space, ignored):
@@ -305,6 +308,7 @@ def without_values(*things):
         return mode, *(copy.deepcopy(thing) for thing in things)
 
 
+@pytest.mark.slow
 @every
 def test_nothing_waits_for_the_device(name, space):
     """Tensors without values raise wherever a number is asked of one."""
