@@ -17,6 +17,8 @@ import os
 import re
 import statistics
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -82,11 +84,22 @@ class Job:
 def carry_out(jobs: Sequence[Any], at_once: int) -> None:
     """Run jobs (of a `name` and a `run`) in that many processes of one thread; an error is said when all have ended."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(at_once, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(at_once, get_context("spawn"), _leave_with, (os.getpid(),)) as pool:
         running = {pool.submit(job.run): job for job in jobs}
         failed = {job.name: error for future, job in running.items() if (error := future.exception())}
     for name, error in failed.items():
         raise SystemExit(f"{name}: {error} ({len(failed)} of {len(jobs)} runs failed; the same command goes on)")
+
+
+def _leave_with(parent: int) -> None:
+    """End this process soon after its parent, whose death a pool does not tell it: it would go on with the next job."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def spread(values: list[float]) -> str:
