@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= quickstart
+# Files of tests side by side. Tests on real Ray run one after another: they fill the machine themselves.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: install quickstart test check lint clean
@@ -19,10 +21,11 @@ quickstart: install
 	$(BIN)/stssl quickstart --out $(OUT)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ray"
+	$(BIN)/python -m pytest -m ray
 
 check: lint
-	$(BIN)/python -m pytest -m "not ray and not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not slow"
 
 lint: install
 	$(BIN)/ruff check .

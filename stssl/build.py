@@ -1,5 +1,6 @@
 """From a recipe to its parts: data, networks and algorithm in one step module, loader, views."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,9 +266,20 @@ def build_pixels(config: DataConfig, size: int, data: PixelData) -> Pixels:
     return Pixels(data.reader.layout, config.bands, size, mean=mean, std=std, scale=config.scale)
 
 
-def build_loader(recipe: Recipe, data: RunData, views: frozenset[View], rank: int = 0, world: int = 1) -> Loader:
-    """This rank's part of both streams; the unlabeled one is all training patches, left out where no view needs it."""
-    drawer = ViewDrawer(recipe.augment, views, recipe.seed, recipe.model.image_size)
+def build_loader(
+    recipe: Recipe, data: RunData, views: Callable[[int], frozenset[View]], rank: int = 0, world: int = 1
+) -> Loader:
+    """This rank's part of both streams; the unlabeled one is all training patches, left out where no view needs it.
+
+    Args:
+        recipe: Of the run.
+        data: Its data.
+        views: Those that a step looks at; the last step of the run looks at all that any does.
+        rank: This process.
+        world: Number of processes.
+    """
+    drawer = ViewDrawer(recipe.augment, recipe.seed, recipe.model.image_size)
+    needed = views(recipe.schedule.steps - 1)
     sizes = {
         Stream.LABELED: recipe.batch.labeled,
         Stream.UNLABELED: recipe.batch.labeled * recipe.batch.unlabeled_ratio,
@@ -283,6 +295,6 @@ def build_loader(recipe: Recipe, data: RunData, views: frozenset[View], rank: in
             if stream is Stream.UNLABELED
             else StreamSampler(len(rows[stream]), sizes[stream], recipe.seed, stream.value),
         )
-        for stream in sorted({view.stream for view in views}, key=lambda stream: stream.value)
+        for stream in sorted({view.stream for view in needed}, key=lambda stream: stream.value)
     }
-    return Loader(sources, drawer, rank, world)
+    return Loader(sources, drawer, views, rank, world)

@@ -78,15 +78,15 @@ class Pixels(nn.Module):
 
 
 class ViewDrawer:
-    """Draws the choices for every view of a stream's rows; runs beside the reader, on the host."""
+    """Draws the choices for views of a stream's rows; runs beside the reader, on the host."""
 
-    def __init__(self, config: AugmentConfig, views: Collection[View], seed: int, size: int) -> None:
-        """Draw for these views of images with `size` pixels a side; `seed` is the run's."""
-        self.config, self.views, self.seed, self.size = config, frozenset(views), seed, size
+    def __init__(self, config: AugmentConfig, seed: int, size: int) -> None:
+        """Draw for images with `size` pixels a side; `seed` is the run's."""
+        self.config, self.seed, self.size = config, seed, size
 
-    def __call__(self, stream: Stream, epochs: Ints, rows: Ints) -> dict[View, Draw]:
-        """Choices for each view of patches `rows` in their `epochs`, both [n]."""
-        return {view: self._draw(view, epochs, rows) for view in sorted(self.views, key=str) if view.stream is stream}
+    def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
+        """Choices for each of `views` of patches `rows` in their `epochs`, both [n]."""
+        return {view: self._draw(view, epochs, rows) for view in sorted(views, key=str)}
 
     def _draw(self, view: View, epochs: Ints, rows: Ints) -> Draw:
         strong = self.config.randaugment if view in (View.LABELED_STRONG, View.UNLABELED_STRONG) else None

@@ -118,7 +118,7 @@ def loader_path(reader: Reader, count: int, steps: int) -> Callable[[], int]:
         stream: Source(Streamed(reader), rows, metadata, labels, StreamSampler(count, size, 0, stream.value))
         for stream, size in ((Stream.LABELED, BATCH // 4), (Stream.UNLABELED, BATCH - BATCH // 4))
     }
-    loader = Loader(sources, ViewDrawer(AugmentConfig(), views, 0, 128))
+    loader = Loader(sources, ViewDrawer(AugmentConfig(), 0, 128), lambda _: views)
 
     def run() -> int:
         return sum(len(part.rows) for batch in loader.batches(0, steps) for part in batch.values())

@@ -1,7 +1,7 @@
 """Batches of the labeled and the unlabeled stream, read ahead of the step by a thread."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +30,8 @@ class Reader(Protocol):
 class Drawer(Protocol):
     """What draws the random choices of views."""
 
-    def __call__(self, stream: Stream, epochs: Ints, rows: Ints) -> dict[View, Any]:
-        """Choices for each view of the stream's patches."""
+    def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Any]:
+        """Choices for each view of the patches."""
         ...
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
@@ -62,28 +62,56 @@ class Source:
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
-    def load(self, stream: Stream, draw: Drawer, step: int, block: tuple[int, int]) -> RawRows:
-        """This rank's rows of a step's global batch."""
+    def load(self, views: Collection[View], draw: Drawer, step: int, block: tuple[int, int]) -> RawRows:
+        """This rank's rows of a step's global batch, with choices for `views` of this stream."""
+        stream = next(iter(views)).stream
         positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *block))
         rows = self.rows[positions]
         chosen = torch.from_numpy(rows)
         arrays = self.reader.read(rows)
         metadata = draw.drop_metadata(self.metadata[chosen], stream, epochs, rows)
-        return RawRows(
-            arrays, metadata, self.labels[chosen], torch.from_numpy(positions), chosen, draw(stream, epochs, rows)
-        )
+        draws = draw(views, epochs, rows)
+        return RawRows(arrays, metadata, self.labels[chosen], torch.from_numpy(positions), chosen, draws)
 
 
 class Loader:
     """Iterates over this rank's part of the global batches `start`..`stop`-1, in order."""
 
-    def __init__(self, sources: Mapping[Stream, Source], draw: Drawer, rank: int = 0, world: int = 1) -> None:
-        """Load rank `rank`'s contiguous rows of each global batch."""
-        self.sources, self.draw, self.block = sources, draw, (rank, world)
+    def __init__(
+        self,
+        sources: Mapping[Stream, Source],
+        draw: Drawer,
+        views: Callable[[int], Collection[View]],
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Load rank `rank`'s contiguous rows of each global batch.
+
+        Args:
+            sources: The patches of each stream.
+            draw: Draws the random choices of views.
+            views: Those that a step looks at; a stream without any is not read in that step.
+            rank: This process.
+            world: Number of processes.
+        """
+        self.sources, self.draw, self.views, self.block = sources, draw, views, (rank, world)
 
     def load(self, step: int) -> RawBatch:
         """One step's rows, read now."""
-        return {stream: source.load(stream, self.draw, step, self.block) for stream, source in self.sources.items()}
+        return {
+            stream: source.load(views, self.draw, step, self.block) for stream, source, views in self._streams(step)
+        }
+
+    def global_rows(self, step: int) -> dict[str, list[int]]:
+        """Store rows of all ranks in a step, by the name of their stream."""
+        return {stream.value: source.global_rows(step) for stream, source, _ in self._streams(step)}
+
+    def _streams(self, step: int) -> Iterator[tuple[Stream, Source, list[View]]]:
+        """The streams that a step looks at, with the views it looks at."""
+        wanted = self.views(step)
+        for stream, source in self.sources.items():
+            if views := [view for view in wanted if view.stream is stream]:
+                yield stream, source, views
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawBatch]:
         """Rows of each step, read by a thread up to `ahead` steps before they are asked for.

@@ -85,6 +85,10 @@ class PairLoader:
         """Load rank `rank`'s contiguous rows of each global batch."""
         self.sources, self.block = {Stream.UNLABELED: source}, (rank, world)
 
+    def global_rows(self, step: int) -> dict[str, list[int]]:
+        """Store rows of all ranks' queries in a step, by the name of their stream."""
+        return {stream.value: source.global_rows(step) for stream, source in self.sources.items()}
+
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawPairs]:
         """Rows of each step, read by a thread up to `ahead` steps before they are asked for."""
         (source,) = self.sources.values()

@@ -67,8 +67,13 @@ class TeacherStudentStep(TrainingStep):
 
     @property
     def views_needed(self) -> frozenset[View]:
-        """All views that some step of the run looks at."""
+        """All views that some step of a run may look at."""
         return frozenset(self._gradient_views(True)) | self.algorithm.views
+
+    def views_at(self, progress: Progress) -> frozenset[View]:
+        """The views that one step looks at: before it learns from more than labels, fewer than later."""
+        asked = self.algorithm.views if self._asks(progress) else frozenset[View]()
+        return frozenset(self._gradient_views(self._matching(progress))) | asked
 
     def forward(self, batch: Batch, progress: Progress, plan: Plan | None = None) -> StepOutput:
         """Loss of this rank's rows, scaled so that the mean over ranks is the global batch's.
@@ -135,6 +140,10 @@ class TeacherStudentStep(TrainingStep):
     def _matching(self, progress: Progress) -> bool:
         """Whether this step learns from more than labels."""
         return progress.step >= self.supervised_start and not self.algorithm.waits(progress)
+
+    def _asks(self, progress: Progress) -> bool:
+        """Whether the labeler is asked in this step: for something to match, or for the algorithm's state."""
+        return bool(self.algorithm.views) and (self.algorithm.stateful or self._matching(progress))
 
     def _gradient_views(self, matching: bool) -> list[View]:
         return self.supervised_views + ([View.UNLABELED_STRONG] if matching and self.algorithm.views else [])
@@ -220,7 +229,7 @@ class TeacherStudentStep(TrainingStep):
     def _look(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> Seen | None:
         """What the algorithm is shown of this rank's rows, if anything; `logits` are what is there already."""
         algorithm = self.algorithm
-        if not algorithm.views or not (algorithm.stateful or self._matching(progress)):
+        if not self._asks(progress):
             return None
         averaged = algorithm.config.labeler == "ema"
         network = self._average(self.labeler) if averaged else dict(self._live())[self.labeler]

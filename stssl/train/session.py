@@ -113,11 +113,10 @@ class Session:
         Raises:
             RunError: They are too many.
         """
-        findings, sources = self.guard.findings(), self.stage.loader.sources
+        findings, loader = self.guard.findings(), self.stage.loader
         self.position.left_out += len(findings)
         for found in findings if self.journal.writes else ():
-            rows = {stream.value: source.global_rows(found["step"]) for stream, source in sources.items()}
-            self.journal.note(FILE, found | {"rows": rows})
+            self.journal.note(FILE, found | {"rows": loader.global_rows(found["step"])})
         if findings:
             self.guard.stop_if_too_many(self.position.left_out, str(self.folder.path / FILE), findings[-1])
 

@@ -39,7 +39,10 @@ class Teaching(Stage):
         self.data = open_data(recipe, device)
         self.step = build_step(recipe, self.data).to(device).to(memory_format=torch.channels_last)
         self.views = ViewMaker(build_pixels(recipe.data, recipe.model.image_size, self.data)).to(device)
-        self.loader = build_loader(recipe, self.data, self.step.views_needed, rank(), world_size())
+        self.loader = build_loader(recipe, self.data, self._views_at, rank(), world_size())
+
+    def _views_at(self, step: int) -> frozenset[View]:
+        return self.step.views_at(Progress(step, self.recipe.schedule.steps))
 
     def batch(self, raw: RawBatch) -> Batch:
         """All views of both streams."""
@@ -102,7 +105,7 @@ def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: P
     if not recipe.evaluation.batchnorm_batches:
         return
     views = step.views_needed - {View.UNLABELED_WEAK}
-    loader, maker = build_loader(recipe, data, views), ViewMaker(pixels)
+    loader, maker = build_loader(recipe, data, lambda _: views), ViewMaker(pixels)
     parts = -(-recipe.batch.labeled // (recipe.batch.micro or recipe.batch.labeled))
 
     def mixed() -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,6 +1,7 @@
 """What must hold for every algorithm in the table."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import small
@@ -172,6 +173,29 @@ def test_a_supervised_start_looks_at_labels_only(monkeypatch):
     assert seen == [("student", 4, True), ("teacher", 4, True)]
     assert set(output.logs) == {"student_supervised", "teacher_supervised", "loss"}
     assert "student_unlabeled" in step(make_batch(MULTILABEL), Progress(3, 10)).logs
+
+
+@every
+@pytest.mark.parametrize("micro", [1, 2])
+def test_a_step_needs_the_views_that_it_says(name, space, micro):
+    """Those of later steps are neither read nor made for it."""
+    start, whole = 2, make_batch(space)
+    for position in range(start + 2):
+        one, other = (make_step(name, space, supervised_start=start) for _ in range(2))
+        progress = Progress(position, 10)
+        views = one.views_at(progress)
+        assert views <= one.views_needed and (position < start or views == one.views_needed)
+        few = replace(whole, images={view: whole.images[view] for view in views})
+        plans = [step.plan(batch, progress, micro) for step, batch in ((one, few), (other, whole))]
+        for part, all_views, *plan in zip(few.split(micro), whole.split(micro), *plans, strict=True):
+            assert torch.equal(one(part, progress, plan[0]).loss, other(all_views, progress, plan[1]).loss)
+
+
+def test_control_a_view_that_is_not_there_is_an_error():
+    step, batch = make_step("fixmatch", MULTILABEL, supervised_start=2), make_batch(MULTILABEL)
+    few = replace(batch, images={view: batch.images[view] for view in step.views_at(Progress(0, 10))})
+    with pytest.raises(KeyError):
+        step(few, Progress(2, 10))
 
 
 @pytest.mark.parametrize(

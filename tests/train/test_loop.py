@@ -8,6 +8,7 @@ import pytest
 import torch
 from processes import exit_code
 
+from stssl.batch import Stream, View
 from stssl.config import merge, validate
 from stssl.errors import ConfigError, DataError, RunError, StoppedError
 from stssl.pretraining import kind_of
@@ -16,6 +17,7 @@ from stssl.train import loop
 from stssl.train.checkpoint import read_state
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
+from stssl.train.session import open_session
 
 
 def make(tree, **changes):
@@ -60,6 +62,23 @@ def test_a_run_leaves_what_it_promises(unbroken):
     record = json.loads((folder.path / "record.json").read_text())
     assert record["recipe_hash"] == unbroken.hash() and torch.__version__.startswith(record["versions"]["torch"])
     assert folder.recipe() == unbroken
+
+
+def test_unlabeled_patches_are_read_from_the_step_that_learns_from_them(recipe_tree):
+    recipe = make(recipe_tree, schedule__supervised_start=3)
+    loaded = [list(raw) for raw in open_session(recipe, torch.device("cpu")).stage.loader.batches(0, 5)]
+    assert loaded == [[Stream.LABELED]] * 3 + [[Stream.LABELED, Stream.UNLABELED]] * 2
+    late, early = (
+        open_session(make(recipe_tree, schedule__supervised_start=start), torch.device("cpu")).stage.loader.load(4)
+        for start in (3, 0)
+    )
+    assert torch.equal(late[Stream.UNLABELED].rows, early[Stream.UNLABELED].rows)
+
+
+def test_control_an_algorithm_with_state_reads_them_from_the_first(recipe_tree):
+    recipe = make(recipe_tree, schedule__supervised_start=3, algorithm={"name": "softmatch"})
+    raw = open_session(recipe, torch.device("cpu")).stage.loader.load(0)
+    assert list(raw[Stream.UNLABELED].draws) == [View.UNLABELED_WEAK]
 
 
 @pytest.mark.slow
