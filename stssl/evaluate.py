@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from stssl.batch import IGNORED
-from stssl.build import PixelData, RunData, require_labels
 from stssl.data.loader import prefetch
 from stssl.distributed import gather_rows, rank, rows_of, world_size
 from stssl.metrics import score
 from stssl.randomness import Ints
+from stssl.rundata import PixelData, RunData, require_labels
 from stssl.views import Pixels
 
 Predictor = Callable[[Tensor, Tensor], Tensor]

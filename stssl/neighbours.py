@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from stssl.batch import IGNORED
-from stssl.build import PixelData
 from stssl.distributed import gather_rows, rank, rows_of, world_size
 from stssl.evaluate import batches, spread
 from stssl.labels import LabelSpace
 from stssl.metrics import score
 from stssl.randomness import Ints
+from stssl.rundata import PixelData
 from stssl.views import Pixels
 
 Features = Callable[[Tensor], Tensor]

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from stssl.build import PixelData
 from stssl.config import load_tree
 from stssl.data.remote import is_remote
 from stssl.errors import ConfigError, RunError
 from stssl.pretraining import kind_of
 from stssl.recipe import RunRecipe, load_as
+from stssl.rundata import PixelData
 from stssl.train.loop import update
 from stssl.train.session import Session, open_session
 

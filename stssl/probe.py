@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stssl.build import PixelData, build_pixels, labels_of, open_pixels, require_labels
+from stssl.build import build_pixels
 from stssl.config import Config, Positive, apply_overrides, merge, validate
 from stssl.data.draws import LabelsConfig, draw_labeled
 from stssl.errors import ConfigError
@@ -29,6 +29,7 @@ from stssl.neighbours import embed, vote
 from stssl.pretraining import PretrainRecipe
 from stssl.randomness import Ints, permutation
 from stssl.recipe import Recipe
+from stssl.rundata import PixelData, labels_of, open_pixels, require_labels
 from stssl.steps.contrastive import Encoder
 from stssl.train.checkpoint import read_state
 from stssl.train.contrasting import QUERY, build_encoder

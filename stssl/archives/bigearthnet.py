@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stssl.archives.base import season_of, time_values
 from stssl.archives.places import epsg_of
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
-from stssl.archives.tables import ABOUT, NAMES, columns_of, find_list, find_split, read_names, read_table
+from stssl.archives.tables import ABOUT, NAMES, columns_of, find_list, find_split, read_table
 from stssl.errors import DataError
 from stssl.hashing import digest_of
 from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
@@ -38,6 +38,7 @@ from stssl.schema import (
     label_columns,
     split_column,
 )
+from stssl.textfiles import read_names
 
 V1_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{4,6}_\d+_\d+")
 V2_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\w{5}(_\d+_\d+)?")

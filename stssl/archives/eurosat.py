@@ -21,7 +21,7 @@ from PIL import Image
 
 from stssl.archives.base import good_place
 from stssl.archives.sentinel2 import EUROPE, RESOLUTION, grid_place, keep_pixels
-from stssl.archives.tables import ABOUT, NAMES, read_text
+from stssl.archives.tables import ABOUT, NAMES
 from stssl.archives.tiff import georeference, read_image
 from stssl.errors import ConfigError, DataError
 from stssl.hashing import digest_of
@@ -37,6 +37,7 @@ from stssl.schema import (
     label_columns,
     split_column,
 )
+from stssl.textfiles import read_text
 
 SIZE = 64
 MS_ORDER = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")

@@ -1,10 +1,7 @@
 """Lists and tables that come beside an archive: names of patches, and columns about them."""
 
-import bz2
 import csv
-import gzip
 import io
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,32 +10,10 @@ import pyarrow
 import pyarrow.parquet
 
 from stssl.errors import DataError
+from stssl.textfiles import read_names, read_text
 
 LIST_ENDINGS = (".txt", ".csv", ".csv.bz2", ".csv.gz", ".txt.bz2", ".txt.gz")
 PART_NAMES = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
-
-
-def read_text(path: Path) -> str:
-    """Text of a plain, bz2 or gzip file.
-
-    Raises:
-        DataError: It cannot be read, or is not text.
-    """
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".bz2":
-            data = bz2.decompress(data)
-        elif path.suffix == ".gz":
-            data = gzip.decompress(data)
-        return data.decode("utf-8-sig")
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
-
-
-def read_names(path: Path) -> frozenset[str]:
-    """Patch names of a list: one a line, the first column where there are several."""
-    lines = (line.split(",")[0].strip().strip('"') for line in read_text(path).splitlines())
-    return frozenset(name for name in lines if name)
 
 
 def find_list(folders: Iterable[Path], *stems: str) -> Path | None:

@@ -1,10 +1,6 @@
 """Lists of patch names: which rows of a store they mean."""
 
-import bz2
-import gzip
 import logging
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +9,7 @@ from numpy.typing import NDArray
 
 from stssl.errors import DataError
 from stssl.randomness import Ints
-
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {".bz2": bz2.decompress, ".gz": gzip.decompress}
+from stssl.textfiles import read_names
 
 
 def text(column: NDArray[Any]) -> NDArray[np.str_]:
@@ -30,12 +25,7 @@ def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
     Raises:
         DataError: The file cannot be read, or the store has none of its patches.
     """
-    try:
-        data = _UNPACK.get(Path(path).suffix, bytes)(Path(path).read_bytes())
-        lines = data.decode("utf-8-sig").splitlines()
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"cannot read the list {path}: {error}") from None
-    wanted = {line.split(",")[0].strip().strip('"') for line in lines} - {""}
+    wanted = read_names(Path(path))
     rows = np.flatnonzero(np.isin(names, list(wanted)))
     if len(rows) == 0:
         raise DataError(

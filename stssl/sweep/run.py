@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from stssl.build import open_data
 from stssl.cluster import ray_session, resources_for
 from stssl.errors import ConfigError, RunError
 from stssl.metrics import score
+from stssl.rundata import open_data
 from stssl.sweep.domains import build_space
 from stssl.sweep.space import nearest
 from stssl.sweep.spec import Sweep, load_sweep

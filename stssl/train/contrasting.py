@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stssl.build import PixelData, build_pixels, labels_of, open_pixels
+from stssl.build import build_pixels
 from stssl.distributed import rank, world_size
 from stssl.errors import ConfigError
 from stssl.models.backbones import shape_of
@@ -17,6 +17,7 @@ from stssl.pretrain.pairs import PairLoader, PairSource, RawPairs
 from stssl.pretrain.positives import Positives
 from stssl.pretrain.views import apply_view
 from stssl.pretraining import EncoderModelConfig, PretrainRecipe
+from stssl.rundata import PixelData, labels_of, open_pixels
 from stssl.steps.contrastive import ContrastiveStep, Encoder, Pairs
 from stssl.train.checkpoint import Checkpoints, export_weights
 from stssl.train.stage import Stage

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 
-from stssl.build import RunData, build_pixels, build_step, open_data, without_weights
+from stssl.build import build_pixels, build_step, without_weights
 from stssl.config import located
 from stssl.errors import ConfigError, RunError
 from stssl.evaluate import Evaluation, evaluate, save_evaluations
 from stssl.recipe import Recipe
+from stssl.rundata import RunData, open_data
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.train.checkpoint import read_state
 from stssl.train.folder import RunFolder

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from stssl.batch import Progress
-from stssl.build import PixelData
 from stssl.data.loader import Loader
 from stssl.pretrain.pairs import PairLoader
 from stssl.recipe import RunRecipe
+from stssl.rundata import PixelData
 from stssl.steps.base import TrainingStep
 from stssl.train.checkpoint import Checkpoints
 

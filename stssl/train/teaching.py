@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from stssl.batch import Batch, Progress, RawBatch, View
-from stssl.build import RunData, build_loader, build_pixels, build_step, open_data
+from stssl.build import build_loader, build_pixels, build_step
 from stssl.distributed import rank, world_size
 from stssl.evaluate import Evaluation, evaluate
 from stssl.metrics import headline
 from stssl.models.ema import average_batchnorm
 from stssl.recipe import Recipe
+from stssl.rundata import RunData, open_data
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.train.checkpoint import Checkpoints, export_weights
 from stssl.train.stage import Stage

@@ -8,8 +8,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from stssl.build import build_step, open_data
+from stssl.build import build_step
 from stssl.recipe import Recipe
+from stssl.rundata import open_data
 from stssl.train.folder import RunFolder
 
 

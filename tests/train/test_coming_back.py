@@ -12,8 +12,9 @@ from test_loop import kill_at, last, make, same, signalled
 
 from stssl import build
 from stssl.batch import IGNORED
-from stssl.build import check, open_data
+from stssl.build import check
 from stssl.errors import ConfigError, DataError, RunError
+from stssl.rundata import open_data
 from stssl.train.checkpoint import Checkpoints
 from stssl.train.finished import evaluate_run
 from stssl.train.folder import RunFolder

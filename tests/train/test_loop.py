@@ -9,6 +9,7 @@ import torch
 from processes import exit_code
 
 from stssl.batch import Stream, View
+from stssl.build import check
 from stssl.config import merge, validate
 from stssl.errors import ConfigError, DataError, RunError, StoppedError
 from stssl.pretraining import kind_of
@@ -73,6 +74,20 @@ def test_unlabeled_patches_are_read_from_the_step_that_learns_from_them(recipe_t
         for start in (3, 0)
     )
     assert torch.equal(late[Stream.UNLABELED].rows, early[Stream.UNLABELED].rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schedule__supervised_start": 12}, True),
+        ({"algorithm": {"name": "freematch", "supervised_steps": 12}}, True),
+        ({"schedule__supervised_start": 11}, False),
+        ({"schedule__supervised_start": 12, "algorithm": {"name": "supervised"}}, False),
+    ],
+)
+def test_a_run_that_never_comes_to_unlabeled_patches_says_so(changes, said, recipe_tree, caplog):
+    check(make(recipe_tree, **changes))
+    assert ("no step of this run learns from unlabeled patches" in caplog.text) == said
 
 
 def test_control_an_algorithm_with_state_reads_them_from_the_first(recipe_tree):
@@ -202,7 +217,8 @@ def test_a_class_without_labels_is_named(recipe_tree, tmp_path):
 def test_a_run_starts_from_another_runs_student(unbroken, recipe_tree):
     recipe = make(recipe_tree, name="second", model__weights="run:unbroken", schedule__steps=4)
     run(recipe)
-    from stssl.build import build_step, open_data
+    from stssl.build import build_step
+    from stssl.rundata import open_data
 
     step = build_step(recipe, open_data(recipe))
     first = last(unbroken, "best")["step"]

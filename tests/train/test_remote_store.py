@@ -10,10 +10,10 @@ from processes import on_ranks
 from s3_server import environment, s3_server
 
 from stssl.batch import Stream
-from stssl.build import open_pixels
 from stssl.config import merge, validate
 from stssl.data import remote
 from stssl.recipe import Recipe
+from stssl.rundata import open_pixels
 from stssl.train.checkpoint import read_state
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
