@@ -16,7 +16,7 @@ from stssl.train.folder import RunFolder
 from stssl.train.loop import train
 from stssl.train.session import Session, open_session
 from stssl.train.stages import check
-from stssl.train.surroundings import check_shared, log, memory_advice, start_line
+from stssl.train.surroundings import check_shared, log, memory_advice, slow_arithmetic, start_line
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -76,6 +76,8 @@ def _prepared(session: Session, rank: int = 0, world: int = 1) -> Session:
             log().warning("%s; going on from the one before", problem)
         stage = session.stage
         log().info("%s", start_line(session.recipe, stage.device, stage.rows))
+        if slow := slow_arithmetic(session.recipe, stage.device):
+            log().warning("%s", slow)
         about, step = stage.about(), session.position.step
         session.folder.record(session.recipe, about, stage.labels(), world=world, step=step)
     return session

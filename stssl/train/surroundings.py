@@ -128,6 +128,19 @@ def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
     )
 
 
+def slow_arithmetic(recipe: RunRecipe, device: torch.device) -> str | None:
+    """What to change where a CPU is asked for bf16 that it has no instructions for; None where all is well."""
+    if device.type != "cpu" or recipe.compute.precision != "bf16":
+        return None
+    cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # a newer torch tells
+    if cpu.get("architecture") != "x86_64" or cpu.get("avx512_bf16") or cpu.get("amx_bf16"):
+        return None
+    return (
+        f"compute.precision=bf16: {cpu.get('cpu_name', 'this CPU')} has no bf16 instructions, so that steps take two "
+        "to three times as long as with compute.precision=fp32"
+    )
+
+
 def memory(device: torch.device) -> dict[str, float]:
     """Peak memory of this process in GB: of the device where it has any of its own, else of the host."""
     if device.type == "cuda":

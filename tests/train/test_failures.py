@@ -9,6 +9,7 @@ from processes import exit_code, on_ranks
 from test_loop import kill_at, last, make, same, signalled
 
 from stssl.batch import View
+from stssl.config import merge
 from stssl.errors import ConfigError, RunError
 from stssl.train import compiling
 from stssl.train.folder import RunFolder
@@ -16,7 +17,7 @@ from stssl.train.guard import FILE
 from stssl.train.launch import run
 from stssl.train.loop import train
 from stssl.train.session import open_session
-from stssl.train.surroundings import check_shared, memory_advice
+from stssl.train.surroundings import check_shared, memory_advice, slow_arithmetic
 
 CPU = torch.device("cpu")
 
@@ -64,6 +65,26 @@ def test_a_step_that_is_not_finite_is_left_out_and_written_down(without_batchnor
     assert row["step"] == 5 and len(row["rows"]["unlabeled"]) == 16 and row["losses"]["loss"] is None
     assert row["rows"]["unlabeled"] == session.stage.loader.sources[View.UNLABELED_WEAK.stream].global_rows(5)
     assert all(value is not None for line in folder.rows() for value in line.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "cpu", "said"),
+    [
+        ({"precision": "bf16"}, "cpu", {}, True),
+        ({"precision": "bf16"}, "cpu", {"avx512_bf16": True}, False),
+        ({"precision": "bf16"}, "cpu", {"amx_bf16": True}, False),
+        ({"precision": "bf16"}, "cpu", {"architecture": "aarch64"}, False),
+        ({"precision": "fp32"}, "cpu", {}, False),
+        ({"precision": "bf16"}, "cuda", {}, False),
+    ],
+)
+def test_bf16_on_a_cpu_without_it_is_warned_of(changes, device, cpu, said, recipe_tree, monkeypatch):
+    known = {"architecture": "x86_64", "cpu_name": "A CPU", "avx512_bf16": False, "amx_bf16": False} | cpu
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    words = slow_arithmetic(make(merge(recipe_tree, {"compute": changes})), torch.device(device))
+    assert (words is not None) == said
+    if said:
+        assert "A CPU has no bf16 instructions" in words and "compute.precision=fp32" in words
 
 
 @pytest.mark.slow
