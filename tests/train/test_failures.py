@@ -68,20 +68,21 @@ def test_a_step_that_is_not_finite_is_left_out_and_written_down(without_batchnor
 
 
 @pytest.mark.parametrize(
-    ("changes", "device", "cpu", "said"),
+    ("asked", "cpu", "said"),
     [
-        ({"precision": "bf16"}, "cpu", {}, True),
-        ({"precision": "bf16"}, "cpu", {"avx512_bf16": True}, False),
-        ({"precision": "bf16"}, "cpu", {"amx_bf16": True}, False),
-        ({"precision": "bf16"}, "cpu", {"architecture": "aarch64"}, False),
-        ({"precision": "fp32"}, "cpu", {}, False),
-        ({"precision": "bf16"}, "cuda", {}, False),
+        (("bf16", "cpu"), {}, True),
+        (("bf16", "cpu"), {"avx512_bf16": True}, False),
+        (("bf16", "cpu"), {"amx_bf16": True}, False),
+        (("bf16", "cpu"), {"architecture": "aarch64"}, False),
+        (("fp32", "cpu"), {}, False),
+        (("bf16", "cuda"), {}, False),
     ],
 )
-def test_bf16_on_a_cpu_without_it_is_warned_of(changes, device, cpu, said, recipe_tree, monkeypatch):
+def test_bf16_on_a_cpu_without_it_is_warned_of(asked, cpu, said, recipe_tree, monkeypatch):
     known = {"architecture": "x86_64", "cpu_name": "A CPU", "avx512_bf16": False, "amx_bf16": False} | cpu
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    words = slow_arithmetic(make(merge(recipe_tree, {"compute": changes})), torch.device(device))
+    precision, device = asked
+    words = slow_arithmetic(make(merge(recipe_tree, {"compute": {"precision": precision}})), torch.device(device))
     assert (words is not None) == said
     if said:
         assert "A CPU has no bf16 instructions" in words and "compute.precision=fp32" in words
