@@ -136,8 +136,8 @@ def slow_arithmetic(recipe: RunRecipe, device: torch.device) -> str | None:
     if cpu.get("architecture") != "x86_64" or cpu.get("avx512_bf16") or cpu.get("amx_bf16"):
         return None
     return (
-        f"compute.precision=bf16: {cpu.get('cpu_name', 'this CPU')} has no bf16 instructions, so that steps take nearly "
-        "twice as long as with compute.precision=fp32"
+        f"compute.precision=bf16: {cpu.get('cpu_name', 'this CPU')} has no bf16 instructions, so that steps take "
+        "nearly twice as long as with compute.precision=fp32"
     )
 
 
