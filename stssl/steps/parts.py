@@ -1,6 +1,6 @@
 """What a teacher-student step passes around: weights of losses, outputs, and the plan of a step."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms import Logits, Term
+from stssl.algorithms import Logits, Seen, Term
 from stssl.algorithms.base import known
 from stssl.batch import Batch, Stream, View, block
 from stssl.config import Config, Domain
@@ -118,3 +118,27 @@ def quality(batch: Batch, plan: Plan, space: LabelSpace) -> dict[str, Tensor]:
         "pseudo_right": claimed * (ways == batch.truth),
     }
     return logs | {name: ratio(share.sum(), plan.decisions) for name, share in shares.items()}
+
+
+def joined_views(blocks: list[Logits]) -> Logits:
+    """Rows of several blocks, view by view."""
+    return {view: torch.cat([block[view] for block in blocks]) for view in blocks[0]}
+
+
+def joined_looks(looks: list[Seen | None]) -> Seen | None:
+    """What several blocks of rows showed, as one."""
+    seen = [look for look in looks if look is not None]
+    if not seen:
+        return None
+    index = torch.cat([look.index for look in seen])
+    return Seen(
+        joined_views([look.labeler for look in seen]),
+        joined_views([look.student for look in seen]),
+        index,
+        seen[0].blank,
+    )
+
+
+def ordered(views: Collection[View]) -> list[View]:
+    """Views in an order that is the same everywhere."""
+    return sorted(views, key=lambda view: view.value)

@@ -5,7 +5,7 @@ the views that only the labeler looks at (and the blank image), without gradient
 should match what; then losses, with denominators of the global batch.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,18 @@ from stssl.labels import LabelSpace
 from stssl.models import Network, Prediction
 from stssl.models.ema import Ema, evaluating, frozen_statistics, reestimate_batchnorm
 from stssl.steps.base import StepOutput, TrainingStep
-from stssl.steps.parts import LossConfig, Outputs, Plan, distilled, joined, quality, ratio
+from stssl.steps.parts import (
+    LossConfig,
+    Outputs,
+    Plan,
+    distilled,
+    joined,
+    joined_looks,
+    joined_views,
+    ordered,
+    quality,
+    ratio,
+)
 
 __all__ = ["LossConfig", "Plan", "TeacherStudentStep"]
 
@@ -104,8 +115,8 @@ class TeacherStudentStep(TrainingStep):
         blocks = list(batch.split(parts))
         previews = [self._preview(block, progress) for block in blocks]
         looks = [self._look(block, progress, logits) for block, logits in zip(blocks, previews, strict=True)]
-        logits = {name: _joined([preview[name] for preview in previews]) for name in self.networks}
-        return self._plan(batch, progress, _joined_looks(looks), logits).split(parts)
+        logits = {name: joined_views([preview[name] for preview in previews]) for name in self.networks}
+        return self._plan(batch, progress, joined_looks(looks), logits).split(parts)
 
     def after_optimizer(self, bad: Tensor | None = None) -> None:
         """Move the averages; a step that was left out has left the networks as they were."""
@@ -284,24 +295,3 @@ class TeacherStudentStep(TrainingStep):
         if key not in self._counts:
             self._counts[key] = row_counts(rows)
         return gather_rows(rows, self._counts[key])
-
-
-def ordered(views: Collection[View]) -> list[View]:
-    """Views in an order that is the same everywhere."""
-    return sorted(views, key=lambda view: view.value)
-
-
-def _joined(blocks: list[Logits]) -> Logits:
-    """Rows of several blocks, view by view."""
-    return {view: torch.cat([block[view] for block in blocks]) for view in blocks[0]}
-
-
-def _joined_looks(looks: list[Seen | None]) -> Seen | None:
-    """What several blocks of rows showed, as one."""
-    seen = [look for look in looks if look is not None]
-    if not seen:
-        return None
-    index = torch.cat([look.index for look in seen])
-    return Seen(
-        _joined([look.labeler for look in seen]), _joined([look.student for look in seen]), index, seen[0].blank
-    )
