@@ -74,6 +74,8 @@ def test_unlabeled_patches_are_read_from_the_step_that_learns_from_them(recipe_t
         for start in (3, 0)
     )
     assert torch.equal(late[Stream.UNLABELED].rows, early[Stream.UNLABELED].rows)
+    assert all(view.stream is stream for stream, raw in late.items() for view in raw.draws)
+    assert {View.UNLABELED_WEAK, View.UNLABELED_STRONG} == set(late[Stream.UNLABELED].draws)
 
 
 @pytest.mark.parametrize(
