@@ -201,7 +201,8 @@ def plan(
     steps: Annotated[int, typer.Option(min=1, help="How many steps to time.")] = 5,
 ) -> None:
     """Predict a run's time, memory and traffic from a few real steps on this machine."""
-    from stssl.plan import describe, load, machines_for
+    from stssl.costs import describe
+    from stssl.plan import load, machines_for
     from stssl.plan import plan as go
 
     loaded = load(recipe, overrides or ())

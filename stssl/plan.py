@@ -7,16 +7,16 @@ that takes is computed from their bytes.
 import math
 import resource
 import statistics
-import textwrap
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stssl.config import load_tree
+from stssl.costs import Machines, Measured, Plan, exchange_seconds
 from stssl.data.remote import is_remote
 from stssl.errors import ConfigError, RunError
 from stssl.pretraining import kind_of
@@ -24,112 +24,11 @@ from stssl.recipe import RunRecipe, load_as
 from stssl.rundata import PixelData
 from stssl.train.loop import update
 from stssl.train.session import Session, open_session
+from stssl.train.stage import Stage
 
 WARM_UP = 2
 MORE = 5
 """Batches of the longer ones of two validations that are timed."""
-COPIES = 4
-"""Files of the whole state while one is written: last, previous, best, and the new one."""
-NODE_BYTES_PER_S = 10e9
-"""What is assumed to pass between the GPUs of one node; NVLink is faster."""
-
-
-@dataclass(frozen=True)
-class Machines:
-    """What a run is planned for.
-
-    Attributes:
-        nodes: Number of machines.
-        per_node: Workers on each.
-        link: Network between nodes, and to the store, in Gbit/s.
-    """
-
-    nodes: int
-    per_node: int
-    link: float
-
-    @property
-    def workers(self) -> int:
-        """All workers."""
-        return self.nodes * self.per_node
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Medians over the steps of one worker of `workers`, in this process.
-
-    Attributes:
-        step: Seconds a step, without reading.
-        load: Seconds to read and draw one worker's rows of a step, with one thread.
-        rows: Patches of that step.
-        memory: Bytes at the peak: of the GPU where there is one, else of the process.
-    """
-
-    step: float
-    load: float
-    rows: int
-    memory: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Predictions for a run.
-
-    Attributes:
-        machines: What it is planned for.
-        one: Measured with the whole global batch; None where that does not fit.
-        share: Measured with one worker's share.
-        exchange: Seconds to sum gradients over workers.
-        link: Seconds to bring a node's patches over the network, were the store behind it.
-        validation: Seconds of one validation.
-        steps: Of the recipe.
-        validations: Of the recipe.
-        gradients: Bytes.
-        checkpoint: Bytes of one.
-        stored: Bytes of a patch as it is stored.
-        rows: Patches of a global step.
-        device: Where it was measured.
-    """
-
-    machines: Machines
-    one: Measured | None
-    share: Measured
-    exchange: float
-    link: float
-    validation: float
-    steps: int
-    validations: int
-    gradients: int
-    checkpoint: int
-    stored: float
-    rows: int
-    device: str
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """Seconds of what goes on at the same time; the longest limits the step."""
-        return {
-            "computing and exchanging gradients": self.share.step + self.exchange,
-            "reading and drawing patches on the CPU": self.share.load,
-            "the network to the store": self.link,
-        }
-
-    @property
-    def step(self) -> float:
-        """Seconds a step, if the exchange of gradients hides behind nothing."""
-        return max(self.parts.values())
-
-    @property
-    def hours(self) -> float:
-        """The whole run, validations included."""
-        return (self.steps * self.step + self.validations * self.validation) / 3600
-
-    @property
-    def efficiency(self) -> float | None:
-        """Speed against one worker with the whole batch, over the number of workers."""
-        if self.one is None:
-            return None
-        return max(self.one.step, self.one.load) / (self.step * self.machines.workers)
 
 
 def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
@@ -149,8 +48,8 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
         raise ConfigError(f"{key} {least} is smaller than {machines.workers} workers: no row for each")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     session = open_session(recipe, device)
-    session.position.step = min(recipe.schedule.supervised_start, recipe.schedule.steps - 1)
-    share = _measure(session, machines.workers, steps)
+    *begun, (last, _) = _phases(session.stage, recipe.schedule.steps)
+    share = _measure(session, machines.workers, steps, last)
     if share is None:
         raise RunError(
             f"one worker's rows of a step do not fit into this machine's memory ({machines.workers} workers). "
@@ -159,7 +58,12 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
     checkpoint = sum(tensor.nbytes for tensor in _tensors(session.state()))
     gradients = sum(part.nbytes for part in session.stage.step.networks.parameters() if part.requires_grad)
     validation = _validation(session, recipe, machines.workers)
-    one = share if machines.workers == 1 else _measure(session, 1, steps)
+    one = share if machines.workers == 1 else _measure(session, 1, steps, last)
+    earlier = [
+        (length, _measure(session, machines.workers, steps, first))
+        for first, length in begun
+        if length >= WARM_UP + steps
+    ]
     stored, rows = _stored_bytes(session), session.stage.rows
     return Plan(
         machines=machines,
@@ -175,20 +79,24 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
         stored=stored,
         rows=rows,
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        earlier=tuple((length, measured) for length, measured in earlier if measured is not None),
     )
 
 
-def exchange_seconds(gradients: int, machines: Machines) -> float:
-    """Time of a ring all-reduce: inside each node, then between nodes, each sending 2 (n - 1) / n of the bytes."""
-    inside = 2 * (machines.per_node - 1) / machines.per_node * gradients / NODE_BYTES_PER_S
-    between = 2 * (machines.nodes - 1) / machines.nodes * gradients * 8 / (machines.link * 1e9)
-    return inside + between
+def _phases(stage: Stage, steps: int) -> list[tuple[int, int]]:
+    """Stretches of a run whose steps look at as many views: the first step of each, and how many."""
+    found, first = list[tuple[int, int]](), 0
+    while first < steps:
+        end = bisect_right(range(steps), stage.looks(first), key=stage.looks)
+        found.append((first, end - first))
+        first = end
+    return found
 
 
-def _measure(session: Session, workers: int, steps: int) -> Measured | None:
-    """Steps of one worker's rows; None where they do not fit into memory."""
-    loader, device, start = session.stage.loader, session.stage.device, session.position.step
-    loader.block = (0, workers)
+def _measure(session: Session, workers: int, steps: int, start: int) -> Measured | None:
+    """Steps of one worker's rows, as at `start`; None where they do not fit into memory."""
+    loader, device = session.stage.loader, session.stage.device
+    loader.block, session.position.step = (0, workers), start
     loading, taken = [], []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -206,7 +114,7 @@ def _measure(session: Session, workers: int, steps: int) -> Measured | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     memory = int(torch.cuda.max_memory_allocated()) if device.type == "cuda" else peak
-    rows = session.stage.rows // workers
+    rows = loader.rows_at(start) // workers
     return Measured(statistics.median(taken[WARM_UP:]), statistics.median(loading[WARM_UP:]), rows, memory)
 
 
@@ -226,7 +134,7 @@ def _validation(session: Session, recipe: RunRecipe, workers: int) -> float:
         session.stage.recipe = recipe.model_copy(update={"evaluation": limited})
         before = time.perf_counter()
         with session.autocast():
-            session.stage.validate()
+            session.stage.validate(session.progress)
         return time.perf_counter() - before
 
     taken(1)
@@ -255,35 +163,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, Mapping):
         for part in value.values():
             yield from _tensors(part)
-
-
-def describe(found: Plan) -> str:
-    """The plan in words, with what it rests on."""
-    machines, share = found.machines, found.share
-    limit = max(found.parts, key=lambda name: found.parts[name])
-    shown = "unknown (the whole batch does not fit one device here)"
-    efficiency = shown if found.efficiency is None else f"{found.efficiency:.0%} of {machines.workers} x one worker"
-    lines = {
-        "planned for": f"{machines.workers} workers ({machines.nodes} x {machines.per_node}), {machines.link:g} Gbit/s",
-        "a step": f"{found.step:.3f} s, limited by {limit}",
-        **{f"  {name}": f"{seconds:.3f} s" for name, seconds in found.parts.items()},
-        "  exchanging gradients": f"{found.exchange:.3f} s of it ({found.gradients / 1e6:.1f} MB each step)",
-        **({"scaling": efficiency} if machines.workers > 1 else {}),
-        "a validation": f"{found.validation:.1f} s, {found.validations} of them",
-        "the run": f"{found.hours:.2f} hours for {found.steps:,} steps",
-        "memory": f"{share.memory / 1e9:.2f} GB a worker at the peak",
-        "store": f"{found.rows / found.step:,.0f} patches/s, {found.rows * found.stored / found.step / 1e6:,.1f} MB/s",
-        "checkpoints": f"{COPIES * found.checkpoint / 1e6:,.0f} MB on disk ({COPIES} times the whole state)",
-    }
-    width = max(map(len, lines))
-    rests = (
-        f"Measured here ({found.device}) in one process, with the {share.rows} patches of a step that one worker has: "
-        "other machines differ. Assumed: gradients hide behind nothing (DDP hides some), a ring all-reduce at the "
-        f"link's full speed and {NODE_BYTES_PER_S / 1e9:g} GB/s inside a node, and the store behind the same link. "
-        "Not counted: starting Ray and its workers, slow nodes, a busy network."
-    )
-    words = [f"{name:<{width}}  {value}" for name, value in lines.items()]
-    return "\n".join([*words, "", *textwrap.wrap(rests, 100)])
 
 
 def load(path: Path, overrides: Iterable[str]) -> RunRecipe:

@@ -8,7 +8,7 @@ FLOORS = [
     ["__init__"],
     ["errors", "batch", "cluster", "config", "labels", "distributed", "randomness", "schema", "nomenclature"],
     ["hashing", "optimizers", "textfiles"],
-    ["augment", "figures", "losses", "metrics", "page"],
+    ["augment", "costs", "figures", "losses", "metrics", "page"],
     ["archives", "data", "models", "algorithms"],
     ["pretrain", "convert", "views"],
     ["steps"],

@@ -106,6 +106,10 @@ class Loader:
         """Store rows of all ranks in a step, by the name of their stream."""
         return {stream.value: source.global_rows(step) for stream, source, _ in self._streams(step)}
 
+    def rows_at(self, step: int) -> int:
+        """How many patches all ranks read in a step."""
+        return sum(source.sampler.batch for _, source, _ in self._streams(step))
+
     def _streams(self, step: int) -> Iterator[tuple[Stream, Source, list[View]]]:
         """The streams that a step looks at, with the views it looks at."""
         wanted = self.views(step)

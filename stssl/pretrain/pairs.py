@@ -89,6 +89,10 @@ class PairLoader:
         """Store rows of all ranks' queries in a step, by the name of their stream."""
         return {stream.value: source.global_rows(step) for stream, source in self.sources.items()}
 
+    def rows_at(self, step: int) -> int:
+        """How many queries all ranks read in a step: each as many."""
+        return sum(source.sampler.batch for source in self.sources.values())
+
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawPairs]:
         """Rows of each step, read by a thread up to `ahead` steps before they are asked for."""
         (source,) = self.sources.values()

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stssl.batch import Progress
 from stssl.build import build_pixels
 from stssl.distributed import rank, world_size
 from stssl.errors import ConfigError
@@ -58,7 +59,7 @@ class Contrasting(Stage):
         made: Pairs = self.makes(raw)
         return made
 
-    def validate(self) -> tuple[dict[str, float], float]:
+    def validate(self, progress: Progress) -> tuple[dict[str, float], float]:
         """k-NN on frozen features where patches of both parts have labels: to look at, not to choose weights by."""
         average_batchnorm(self.step)
         if not self.data.store.label_sets:

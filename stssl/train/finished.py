@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from stssl.batch import Progress
 from stssl.build import build_pixels, build_step, without_weights
 from stssl.config import located
 from stssl.errors import ConfigError, RunError
@@ -65,7 +66,7 @@ def evaluate_run(
     folder = RunFolder.existing(path)
     recipe, data, step, pixels, at = load_run(folder, checkpoint, _device(device), store)
     data.split.part(part)
-    calibrate(step, recipe, data, pixels)
+    calibrate(step, recipe, data, pixels, Progress(at - 1, recipe.schedule.steps))
     results: dict[str, Evaluation] = {}
     for network in ("student", "teacher")[: len(step.networks)]:
         predictor = step.predictor(network)

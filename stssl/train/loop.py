@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stssl.batch import Progress
 from stssl.distributed import rank, world_size
 from stssl.errors import StoppedError
 from stssl.train.meter import Meter
@@ -94,7 +95,7 @@ def validate(session: Session) -> dict[str, Any]:
     position = session.position
     session.tell_of_bad_steps()
     with session.autocast():
-        scores, score = session.stage.validate()
+        scores, score = session.stage.validate(Progress(position.step - 1, session.recipe.schedule.steps))
     better = position.better(score)
     session.journal.append("validation", position.step, scores)
     if rank() == 0:

@@ -24,7 +24,7 @@ class Meter:
         """Forget, and count time from now."""
         self.sums: dict[str, Tensor] = {}
         self.before: dict[str, Tensor | int] = {}
-        self.steps, self.waited, self.since = 0, 0.0, time.perf_counter()
+        self.steps, self.rows, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
 
     def waiting(self, stream: Iterator[Any]) -> Iterator[Any]:
         """The same batches, the time until each comes counted."""
@@ -39,6 +39,7 @@ class Meter:
     def add(self, logs: dict[str, Tensor], bad: Tensor) -> None:
         """Count one step; what a step that was left out says enters no mean."""
         self.steps += 1
+        self.rows += self.session.stage.loader.rows_at(self.session.position.step)
         counted = self.sums.get("counted", 0)
         for name, value in (logs | {"counted": torch.ones((), device=bad.device)}).items():
             kept = torch.where(bad, 0.0, value)
@@ -63,8 +64,7 @@ class Meter:
             if means.get(among):
                 means[name] = means["pseudo_right"] / means[among]
         elapsed = time.perf_counter() - self.since
-        images = self.steps * self.session.stage.rows
-        row = means | {"images_per_s": images / elapsed, "seconds_per_step": elapsed / self.steps}
+        row = means | {"images_per_s": self.rows / elapsed, "seconds_per_step": elapsed / self.steps}
         row["data_wait"] = self.waited / elapsed
         row["learning_rate"] = self.session.optimizer.param_groups[0]["lr"]
         row |= memory(self.session.stage.device)

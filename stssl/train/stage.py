@@ -33,8 +33,8 @@ class Stage(ABC):
 
     @property
     def rows(self) -> int:
-        """Patches of a global batch."""
-        return sum(source.sampler.batch for source in self.loader.sources.values())
+        """Patches of a global batch of the last step, which looks at all that any does."""
+        return self.loader.rows_at(self.recipe.schedule.steps - 1)
 
     @abstractmethod
     def batch(self, raw: Any) -> Any:
@@ -45,8 +45,16 @@ class Stage(ABC):
         return [(batch, progress)]
 
     @abstractmethod
-    def validate(self) -> tuple[dict[str, float], float]:
-        """Scores on the validation part, and the one that tells the best checkpoint; ranks call this together."""
+    def validate(self, progress: Progress) -> tuple[dict[str, float], float]:
+        """Scores on the validation part, and the one that tells the best checkpoint; ranks call this together.
+
+        Args:
+            progress: The step that was taken last.
+        """
+
+    def looks(self, step: int) -> int:
+        """How many kinds of views a step looks at; it never falls from one step to the next."""
+        return 1
 
     @abstractmethod
     def export(self, checkpoints: Checkpoints) -> None:

@@ -46,7 +46,7 @@ class Teaching(Stage):
         return self.step.views_at(Progress(step, self.recipe.schedule.steps))
 
     def batch(self, raw: RawBatch) -> Batch:
-        """All views of both streams."""
+        """The views that were drawn: those that the step looks at."""
         made: Batch = self.views(raw)
         return made
 
@@ -59,16 +59,20 @@ class Teaching(Stage):
         plans = self.step.plan(batch, progress, parts)
         return [(small, progress, plan) for small, plan in zip(batch.split(parts), plans, strict=True)]
 
-    def validate(self) -> tuple[dict[str, float], float]:
+    def looks(self, step: int) -> int:
+        """Fewer in a supervised start than after it."""
+        return len(self._views_at(step))
+
+    def validate(self, progress: Progress) -> tuple[dict[str, float], float]:
         """Score the averaged student, its BatchNorm statistics estimated anew."""
         average_batchnorm(self.step)
-        scores = self.evaluate_student("validation").scores
+        scores = self.evaluate_student("validation", progress).scores
         return scores, scores[headline(self.data.space)]
 
-    def evaluate_student(self, part: str) -> Evaluation:
-        """Score the averaged student on one part of the split."""
+    def evaluate_student(self, part: str, progress: Progress) -> Evaluation:
+        """Score the averaged student on one part of the split; `progress` is the step that was taken last."""
         options, pixels = self.recipe.evaluation, self.views.pixels
-        calibrate(self.step, self.recipe, self.data, pixels)
+        calibrate(self.step, self.recipe, self.data, pixels, progress)
         predictor = self.step.predictor("student")
         return evaluate(predictor, self.data, pixels, part, batch=options.batch, limit=options.limit)
 
@@ -96,8 +100,10 @@ class Teaching(Stage):
         }
 
 
-def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: Pixels) -> None:
+def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: Pixels, progress: Progress) -> None:
     """Estimate BatchNorm statistics for averaged weights from training batches, the same on every rank.
+
+    `progress` is the step that the weights took last: of a supervised start the batches have labeled patches alone.
 
     Batches must be composed as in training (views and classes mixed, in micro-batches where there are any), since that
     is what the weights are used to: neighbouring store rows would often share a class, and unaugmented ones alone cost
@@ -105,7 +111,7 @@ def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: P
     """
     if not recipe.evaluation.batchnorm_batches:
         return
-    views = step.views_needed - {View.UNLABELED_WEAK}
+    views = step.views_at(progress) - {View.UNLABELED_WEAK}
     loader, maker = build_loader(recipe, data, lambda _: views), ViewMaker(pixels)
     parts = -(-recipe.batch.labeled // (recipe.batch.micro or recipe.batch.labeled))
 

@@ -11,8 +11,9 @@ from processes import exit_code
 from test_loop import kill_at, last, make, same, signalled
 
 from stssl import build
-from stssl.batch import IGNORED
+from stssl.batch import IGNORED, Progress, Stream
 from stssl.build import check
+from stssl.data.loader import Source
 from stssl.errors import ConfigError, DataError, RunError
 from stssl.rundata import open_data
 from stssl.train.checkpoint import Checkpoints
@@ -164,13 +165,37 @@ def test_a_semi_supervised_algorithm_needs_unlabeled_patches(recipe_tree):
 
 @pytest.mark.parametrize(("micro", "blocks"), [(None, 1), (4, 2), (3, 3)])
 def test_batchnorm_is_estimated_in_as_many_blocks_as_a_step_has(recipe_tree, monkeypatch, micro, blocks):
-    stage = open_session(make(recipe_tree, batch__micro=micro), torch.device("cpu")).stage
+    recipe = make(recipe_tree, batch__micro=micro, schedule__supervised_start=3)
+    stage = open_session(recipe, torch.device("cpu")).stage
     sizes = []
     monkeypatch.setattr(
         stage.step, "reestimate_batchnorm", lambda mixed: sizes.extend(len(rows) for rows, _ in mixed())
     )
-    stage.evaluate_student("validation")
+    stage.evaluate_student("validation", Progress(3, 12))
     assert len(sizes) == blocks and sum(sizes) == 2 * 8 + 16  # weak and strong labeled, strong unlabeled
+    sizes.clear()
+    stage.evaluate_student("validation", Progress(2, 12))
+    assert len(sizes) == blocks and sum(sizes) == 2 * 8  # a supervised start has seen labeled ones alone
+
+
+@pytest.mark.parametrize(("start", "streams"), [(12, {Stream.LABELED}), (8, set(Stream))])
+def test_a_checkpoint_is_scored_with_batches_as_its_last_step_had(recipe_tree, monkeypatch, start, streams):
+    """So that a supervised start, or a whole supervised run, reads no unlabeled patch."""
+    read, load = set(), Source.load
+
+    def watched(source, views, *rest):
+        read.update(view.stream for view in views)
+        return load(source, views, *rest)
+
+    monkeypatch.setattr(Source, "load", watched)
+    recipe = make(recipe_tree, schedule__supervised_start=start)
+    folder = run(recipe)
+    assert read == streams
+    read.clear()
+    scores = evaluate_run(folder.path, "validation", "last")
+    assert read == streams
+    *_, last_row = (row for row in folder.rows() if row["kind"] == "validation")
+    assert scores["student"]["accuracy"] == last_row["accuracy"]
 
 
 def test_without_batches_for_it_batchnorm_keeps_what_training_counted(recipe_tree):
@@ -178,5 +203,5 @@ def test_without_batches_for_it_batchnorm_keeps_what_training_counted(recipe_tre
     average = stage.step.averages["student"].network
     (first, *_) = [module for module in average.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     first.running_mean.fill_(3.0)
-    stage.evaluate_student("validation")
+    stage.evaluate_student("validation", Progress(5, 12))
     assert (first.running_mean == 3).all()

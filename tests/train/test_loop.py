@@ -78,6 +78,13 @@ def test_unlabeled_patches_are_read_from_the_step_that_learns_from_them(recipe_t
     assert {View.UNLABELED_WEAK, View.UNLABELED_STRONG} == set(late[Stream.UNLABELED].draws)
 
 
+def test_throughput_counts_the_patches_that_a_step_reads(recipe_tree):
+    folder = run(make(recipe_tree, schedule__supervised_start=6))
+    rows = [row for row in folder.rows() if row["kind"] == "train"]
+    counted = {row["step"]: row["images_per_s"] * row["seconds_per_step"] for row in rows}
+    assert counted == pytest.approx({2: 8, 4: 8, 6: 8, 8: 24, 10: 24, 12: 24})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

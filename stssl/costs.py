@@ -1,0 +1,155 @@
+"""What a run costs, from what its steps were measured to take and from what their gradients and patches weigh."""
+
+import textwrap
+from dataclasses import dataclass
+
+COPIES = 4
+"""Files of the whole state while one is written: last, previous, best, and the new one."""
+NODE_BYTES_PER_S = 10e9
+"""What is assumed to pass between the GPUs of one node; NVLink is faster."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run is planned for.
+
+    Attributes:
+        nodes: Number of machines.
+        per_node: Workers on each.
+        link: Network between nodes, and to the store, in Gbit/s.
+    """
+
+    nodes: int
+    per_node: int
+    link: float
+
+    @property
+    def workers(self) -> int:
+        """All workers."""
+        return self.nodes * self.per_node
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Medians over the steps of one worker of `workers`, in this process.
+
+    Attributes:
+        step: Seconds a step, without reading.
+        load: Seconds to read and draw one worker's rows of a step, with one thread.
+        rows: Patches of that step.
+        memory: Bytes at the peak: of the GPU where there is one, else of the process.
+    """
+
+    step: float
+    load: float
+    rows: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Predictions for a run.
+
+    Attributes:
+        machines: What it is planned for.
+        one: Measured with the whole global batch; None where that does not fit.
+        share: Measured with one worker's share.
+        exchange: Seconds to sum gradients over workers.
+        link: Seconds to bring a node's patches over the network, were the store behind it.
+        validation: Seconds of one validation.
+        steps: Of the recipe.
+        validations: Of the recipe.
+        gradients: Bytes.
+        checkpoint: Bytes of one.
+        stored: Bytes of a patch as it is stored.
+        rows: Patches of a global step.
+        device: Where it was measured.
+        earlier: Steps at the run's start that look at fewer views: how many, and one worker's share of such a step.
+    """
+
+    machines: Machines
+    one: Measured | None
+    share: Measured
+    exchange: float
+    link: float
+    validation: float
+    steps: int
+    validations: int
+    gradients: int
+    checkpoint: int
+    stored: float
+    rows: int
+    device: str
+    earlier: tuple[tuple[int, Measured], ...] = ()
+
+    def parts_of(self, share: Measured) -> dict[str, float]:
+        """Seconds of what goes on at the same time in a step; the longest limits it."""
+        return {
+            "computing and exchanging gradients": share.step + self.exchange,
+            "reading and drawing patches on the CPU": share.load,
+            "the network to the store": self.link * share.rows / self.share.rows,
+        }
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Of a step that looks at all views."""
+        return self.parts_of(self.share)
+
+    @property
+    def step(self) -> float:
+        """Seconds a step, if the exchange of gradients hides behind nothing."""
+        return max(self.parts.values())
+
+    @property
+    def hours(self) -> float:
+        """The whole run, validations included."""
+        phases = [(steps, max(self.parts_of(share).values())) for steps, share in self.earlier]
+        phases.append((self.steps - sum(steps for steps, _ in phases), self.step))
+        return (sum(steps * seconds for steps, seconds in phases) + self.validations * self.validation) / 3600
+
+    @property
+    def efficiency(self) -> float | None:
+        """Speed against one worker with the whole batch, over the number of workers."""
+        if self.one is None:
+            return None
+        return max(self.one.step, self.one.load) / (self.step * self.machines.workers)
+
+
+def exchange_seconds(gradients: int, machines: Machines) -> float:
+    """Time of a ring all-reduce: inside each node, then between nodes, each sending 2 (n - 1) / n of the bytes."""
+    inside = 2 * (machines.per_node - 1) / machines.per_node * gradients / NODE_BYTES_PER_S
+    between = 2 * (machines.nodes - 1) / machines.nodes * gradients * 8 / (machines.link * 1e9)
+    return inside + between
+
+
+def describe(found: Plan) -> str:
+    """The plan in words, with what it rests on."""
+    machines, share = found.machines, found.share
+    limit = max(found.parts, key=lambda name: found.parts[name])
+    shown = "unknown (the whole batch does not fit one device here)"
+    efficiency = shown if found.efficiency is None else f"{found.efficiency:.0%} of {machines.workers} x one worker"
+    lines = {
+        "planned for": f"{machines.workers} workers ({machines.nodes} x {machines.per_node}), {machines.link:g} Gbit/s",
+        "a step": f"{found.step:.3f} s, limited by {limit}",
+        **{f"  {name}": f"{seconds:.3f} s" for name, seconds in found.parts.items()},
+        "  exchanging gradients": f"{found.exchange:.3f} s of it ({found.gradients / 1e6:.1f} MB each step)",
+        **{
+            f"  of the first {steps:,}": f"{max(found.parts_of(early).values()):.3f} s, looking at fewer views"
+            for steps, early in found.earlier
+        },
+        **({"scaling": efficiency} if machines.workers > 1 else {}),
+        "a validation": f"{found.validation:.1f} s, {found.validations} of them",
+        "the run": f"{found.hours:.2f} hours for {found.steps:,} steps",
+        "memory": f"{share.memory / 1e9:.2f} GB a worker at the peak",
+        "store": f"{found.rows / found.step:,.0f} patches/s, {found.rows * found.stored / found.step / 1e6:,.1f} MB/s",
+        "checkpoints": f"{COPIES * found.checkpoint / 1e6:,.0f} MB on disk ({COPIES} times the whole state)",
+    }
+    width = max(map(len, lines))
+    rests = (
+        f"Measured here ({found.device}) in one process, with the {share.rows} patches of a step that one worker has: "
+        "other machines differ. Assumed: gradients hide behind nothing (DDP hides some), a ring all-reduce at the "
+        f"link's full speed and {NODE_BYTES_PER_S / 1e9:g} GB/s inside a node, and the store behind the same link. "
+        "Not counted: starting Ray and its workers, slow nodes, a busy network."
+    )
+    words = [f"{name:<{width}}  {value}" for name, value in lines.items()]
+    return "\n".join([*words, "", *textwrap.wrap(rests, 100)])
