@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
-from stssl.algorithms import AlgorithmConfig
+from stssl.algorithms import ALGORITHMS, AlgorithmConfig
 from stssl.augment import AugmentConfig
 from stssl.config import (
     Config,
@@ -170,6 +170,11 @@ class RunRecipe(Config):
     logging: LoggingConfig = LoggingConfig()
     seed: Seed = 0
 
+    @classmethod
+    def smoked(cls, tree: Tree) -> Tree:
+        """A recipe's tree with `--smoke` laid over it."""
+        return merge(tree, cls.smoke)
+
     @property
     @abstractmethod
     def least_rows(self) -> tuple[str, int]:
@@ -242,6 +247,13 @@ class Recipe(RunRecipe):
     augment: AugmentConfig = AugmentConfig()
     ema: EmaConfig = EmaConfig()
 
+    @classmethod
+    def smoked(cls, tree: Tree) -> Tree:
+        """The same, with what the algorithm needs to match anything in four steps."""
+        algorithm = tree.get("algorithm")
+        kind = ALGORITHMS.get(str(algorithm.get("name"))) if isinstance(algorithm, dict) else None
+        return super().smoked(merge(tree, {"algorithm": kind.smoke}) if kind and kind.smoke else tree)
+
     @property
     def least_rows(self) -> tuple[str, int]:
         """The labeled rows."""
@@ -274,7 +286,7 @@ def load_as(kind: type[R], path: str | Path, overrides: Iterable[str] = (), smok
             raise ConfigError(f"{path} has the key {key}: it is a file for `stssl {command}`")
     tree = apply_overrides(merge({"optimizer": {"name": kind.optimizer_name}}, tree), overrides)
     if smoke:
-        tree = merge(tree, kind.smoke)
+        tree = kind.smoked(tree)
     file = Path(path).resolve()
     named = tree.get("name") or f"{file.parent.name}-{file.stem}-s{tree.get('seed', 0)}"
     tree["name"] = named if not smoke else f"{named}-smoke"

@@ -85,6 +85,12 @@ def test_recipes_on_a_bigearthnet_store_train(path, big_store, tmp_path, stores)
     assert finished["steps"] == 4
 
 
+def test_a_smoke_run_matches_something_whatever_its_algorithm_waits_for(stores):
+    path = ROOT / "bigearthnet" / "freematch_1pct.yaml"
+    assert load_recipe(path).algorithm.supervised_steps == 2000
+    assert load_recipe(path, smoke=True).algorithm.supervised_steps == 0
+
+
 PRETRAINING = sorted((ROOT / "pretrain").glob("*.yaml"))
 
 

@@ -98,6 +98,7 @@ class Algorithm(nn.Module):
 
     Attributes:
         views: What the labeler must look at.
+        smoke: What `--smoke` changes in this algorithm's configuration, so that four steps do all that it does.
         stateful: Whether `observe` must be called.
         watches_student: Whether `observe` must see what the student says, too.
         needs_blank: Whether `observe` must see the labeler's logits of the blank image.
@@ -106,6 +107,7 @@ class Algorithm(nn.Module):
     """
 
     views: frozenset[View] = frozenset({View.UNLABELED_WEAK})
+    smoke: ClassVar[dict[str, Any]] = {}
     stateful: ClassVar[bool] = False
     watches_student: ClassVar[bool] = False
     needs_blank: ClassVar[bool] = False

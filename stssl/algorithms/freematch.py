@@ -14,7 +14,7 @@ histogram [G, K], from the labeler's weak view, updated before use. Departures f
 decision without any selected sample adds 0 to fairness, not NaN; its sums run over the whole global batch.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -41,6 +41,7 @@ class FreeMatchConfig(LabelConfig):
 class FreeMatch(Algorithm):
     """Self-adaptive thresholds and fairness."""
 
+    smoke: ClassVar[dict[str, Any]] = {"supervised_steps": 0}
     stateful: ClassVar[bool] = True
     regularized: ClassVar[bool] = True
 
