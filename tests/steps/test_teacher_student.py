@@ -10,7 +10,7 @@ from small import CASES, IDS, MEMORY, MULTILABEL, SINGLELABEL, make_algorithm, m
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 
 from stssl.algorithms import ALGORITHMS
-from stssl.batch import IGNORED, Progress, View
+from stssl.batch import IGNORED, Progress, Stream, View
 from stssl.errors import ConfigError
 from stssl.steps.teacher_student import LossConfig
 
@@ -175,27 +175,55 @@ def test_a_supervised_start_looks_at_labels_only(monkeypatch):
     assert "student_unlabeled" in step(make_batch(MULTILABEL), Progress(3, 10)).logs
 
 
+def only(batch, views):
+    """A batch as the loader delivers it where a step looks at `views`: nothing of a stream without any."""
+    streams = {view.stream for view in views}
+    kept = {
+        "images": {view: batch.images[view] for view in views},
+        "metadata": {stream: table for stream, table in batch.metadata.items() if stream in streams},
+    }
+    if Stream.UNLABELED not in streams:
+        kept |= {"index": batch.index[:0], "truth": None}
+    return replace(batch, **kept)
+
+
+def taken(step, batch, progress, micro):
+    """Losses of a step's micro-batches; of the whole batch at once, without a plan, where `micro` is None."""
+    if micro is None:
+        return [step(batch, progress).loss]
+    plans = step.plan(batch, progress, micro)
+    return [step(part, progress, plan).loss for part, plan in zip(batch.split(micro), plans, strict=True)]
+
+
+STARTS = {
+    name: {"supervised_start": 2} | ({"supervised_steps": 3} if name == "freematch" else {}) for name in ALGORITHMS
+}
+"""Steps until an algorithm has something to match; those of FreeMatch go on for longer than all others'."""
+
+
 @every
-@pytest.mark.parametrize("micro", [1, 2])
-def test_a_step_needs_the_views_that_it_says(name, space, micro):
+@pytest.mark.parametrize("micro", [None, 1, 2])
+def test_a_step_looks_at_the_views_that_it_says_and_at_no_others(name, space, micro):
     """Those of later steps are neither read nor made for it."""
-    start, whole = 2, make_batch(space)
-    for position in range(start + 2):
-        one, other = (make_step(name, space, supervised_start=start) for _ in range(2))
+    whole = make_batch(space)
+    for position in range(5):
+        one, other = (make_step(name, space, **STARTS[name]) for _ in range(2))
         progress = Progress(position, 10)
         views = one.views_at(progress)
-        assert views <= one.views_needed and (position < start or views == one.views_needed)
-        few = replace(whole, images={view: whole.images[view] for view in views})
-        plans = [step.plan(batch, progress, micro) for step, batch in ((one, few), (other, whole))]
-        for part, all_views, *plan in zip(few.split(micro), whole.split(micro), *plans, strict=True):
-            assert torch.equal(one(part, progress, plan[0]).loss, other(all_views, progress, plan[1]).loss)
+        assert views <= one.views_needed and (position < 3 or views == one.views_needed)
+        assert taken(one, only(whole, views), progress, micro) == taken(other, whole, progress, micro)
 
 
-def test_control_a_view_that_is_not_there_is_an_error():
-    step, batch = make_step("fixmatch", MULTILABEL, supervised_start=2), make_batch(MULTILABEL)
-    few = replace(batch, images={view: batch.images[view] for view in step.views_at(Progress(0, 10))})
-    with pytest.raises(KeyError):
-        step(few, Progress(2, 10))
+@pytest.mark.slow
+@every
+@pytest.mark.parametrize("micro", [None, 2])
+def test_control_a_step_cannot_do_without_any_of_its_views(name, space, micro):
+    whole = make_batch(space)
+    for position in (0, 4):
+        step, progress = make_step(name, space, **STARTS[name]), Progress(position, 10)
+        for view in step.views_at(progress):
+            with pytest.raises(KeyError):
+                taken(step, only(whole, step.views_at(progress) - {view}), progress, micro)
 
 
 @pytest.mark.parametrize(

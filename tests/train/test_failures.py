@@ -67,6 +67,15 @@ def test_a_step_that_is_not_finite_is_left_out_and_written_down(without_batchnor
     assert all(value is not None for line in folder.rows() for value in line.values())
 
 
+def test_a_bad_step_of_a_supervised_start_names_labeled_patches_alone(without_batchnorm):
+    recipe = make(without_batchnorm | {"algorithm": {"name": "fixmatch"}}, schedule__supervised_start=2)
+    folder = RunFolder.of(recipe)
+    folder.claim(recipe)
+    train(poisoned(recipe, {0}), lambda metrics: None)
+    (row,) = folder.rows(FILE)
+    assert row["step"] == 0 and list(row["rows"]) == ["labeled"] and len(row["rows"]["labeled"]) == 8
+
+
 @pytest.mark.parametrize(
     ("asked", "cpu", "said"),
     [
@@ -86,6 +95,18 @@ def test_bf16_on_a_cpu_without_it_is_warned_of(asked, cpu, said, recipe_tree, mo
     assert (words is not None) == said
     if said:
         assert "A CPU has no bf16 instructions" in words and "compute.precision=fp32" in words
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_run_warns_of_it_with_what_this_torch_says_of_cpus(recipe_tree, monkeypatch, caplog, has):
+    real = torch.cpu.get_capabilities()
+    assert {"architecture", "cpu_name"} <= real.keys()
+    if real["architecture"] == "x86_64":
+        assert {"avx512_bf16", "amx_bf16"} <= real.keys()
+    pretended = real | {"architecture": "x86_64", "avx512_bf16": has, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: pretended)
+    run(make(merge(recipe_tree, {"compute": {"precision": "bf16"}}), schedule__steps=4))
+    assert ("has no bf16 instructions" in caplog.text) != has
 
 
 @pytest.mark.slow
