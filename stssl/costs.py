@@ -64,7 +64,8 @@ class Plan:
         stored: Bytes of a patch as it is stored.
         rows: Patches of a global step.
         device: Where it was measured.
-        earlier: Steps at the run's start that look at fewer views: how many, and one worker's share of such a step.
+        start: Steps at the run's start that look at fewer views, as those of a supervised start.
+        early: Measured with one worker's share of such a step; None where there are none.
     """
 
     machines: Machines
@@ -80,7 +81,8 @@ class Plan:
     stored: float
     rows: int
     device: str
-    earlier: tuple[tuple[int, Measured], ...] = ()
+    start: int = 0
+    early: Measured | None = None
 
     def parts_of(self, share: Measured) -> dict[str, float]:
         """Seconds of what goes on at the same time in a step; the longest limits it."""
@@ -101,11 +103,15 @@ class Plan:
         return max(self.parts.values())
 
     @property
+    def early_step(self) -> float:
+        """Seconds a step of the run's start."""
+        return max(self.parts_of(self.early or self.share).values())
+
+    @property
     def hours(self) -> float:
         """The whole run, validations included."""
-        phases = [(steps, max(self.parts_of(share).values())) for steps, share in self.earlier]
-        phases.append((self.steps - sum(steps for steps, _ in phases), self.step))
-        return (sum(steps * seconds for steps, seconds in phases) + self.validations * self.validation) / 3600
+        taken = self.start * self.early_step + (self.steps - self.start) * self.step
+        return (taken + self.validations * self.validation) / 3600
 
     @property
     def efficiency(self) -> float | None:
@@ -133,10 +139,7 @@ def describe(found: Plan) -> str:
         "a step": f"{found.step:.3f} s, limited by {limit}",
         **{f"  {name}": f"{seconds:.3f} s" for name, seconds in found.parts.items()},
         "  exchanging gradients": f"{found.exchange:.3f} s of it ({found.gradients / 1e6:.1f} MB each step)",
-        **{
-            f"  of the first {steps:,}": f"{max(found.parts_of(early).values()):.3f} s, looking at fewer views"
-            for steps, early in found.earlier
-        },
+        **({f"  of the first {found.start:,}": f"{found.early_step:.3f} s, at fewer views"} if found.start else {}),
         **({"scaling": efficiency} if machines.workers > 1 else {}),
         "a validation": f"{found.validation:.1f} s, {found.validations} of them",
         "the run": f"{found.hours:.2f} hours for {found.steps:,} steps",

@@ -8,7 +8,7 @@ import math
 import resource
 import statistics
 import time
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from stssl.recipe import RunRecipe, load_as
 from stssl.rundata import PixelData
 from stssl.train.loop import update
 from stssl.train.session import Session, open_session
-from stssl.train.stage import Stage
 
 WARM_UP = 2
 MORE = 5
@@ -48,7 +47,7 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
         raise ConfigError(f"{key} {least} is smaller than {machines.workers} workers: no row for each")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     session = open_session(recipe, device)
-    *begun, (last, _) = _phases(session.stage, recipe.schedule.steps)
+    last = recipe.schedule.steps - 1
     share = _measure(session, machines.workers, steps, last)
     if share is None:
         raise RunError(
@@ -59,11 +58,8 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
     gradients = sum(part.nbytes for part in session.stage.step.networks.parameters() if part.requires_grad)
     validation = _validation(session, recipe, machines.workers)
     one = share if machines.workers == 1 else _measure(session, 1, steps, last)
-    earlier = [
-        (length, _measure(session, machines.workers, steps, first))
-        for first, length in begun
-        if length >= WARM_UP + steps
-    ]
+    start = bisect_left(range(last), session.stage.looks(last), key=session.stage.looks)
+    early = _measure(session, machines.workers, steps, 0) if start >= WARM_UP + steps else None
     stored, rows = _stored_bytes(session), session.stage.rows
     return Plan(
         machines=machines,
@@ -79,18 +75,9 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
         stored=stored,
         rows=rows,
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        earlier=tuple((length, measured) for length, measured in earlier if measured is not None),
+        start=start if early else 0,
+        early=early,
     )
-
-
-def _phases(stage: Stage, steps: int) -> list[tuple[int, int]]:
-    """Stretches of a run whose steps look at as many views: the first step of each, and how many."""
-    found, first = list[tuple[int, int]](), 0
-    while first < steps:
-        end = bisect_right(range(steps), stage.looks(first), key=stage.looks)
-        found.append((first, end - first))
-        first = end
-    return found
 
 
 def _measure(session: Session, workers: int, steps: int, start: int) -> Measured | None:

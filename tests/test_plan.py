@@ -5,14 +5,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from stssl.config import merge, validate
 from stssl.costs import Machines, Measured, Plan, describe, exchange_seconds
 from stssl.errors import ConfigError
-from stssl.plan import _phases, _validation, machines_for, plan
+from stssl.plan import _validation, machines_for, plan
 from stssl.recipe import EvaluationConfig, Recipe
-from stssl.train.session import open_session
 
 GB = 10**9
 
@@ -91,40 +89,27 @@ def test_a_validation_is_predicted_from_short_ones(recipe, monkeypatch, patches,
 
 
 def test_steps_that_look_at_fewer_views_are_counted_as_they_are():
-    first = Measured(step=0.15, load=0.1, rows=8, memory=GB)
-    begun = replace(PLAN, earlier=((400, first),))
-    assert begun.parts_of(first)["the network to the store"] == pytest.approx(0.3 * 8 / 32)
+    begun = replace(PLAN, start=400, early=Measured(step=0.15, load=0.1, rows=8, memory=GB))
+    assert begun.parts_of(begun.early)["the network to the store"] == pytest.approx(0.3 * 8 / 32)
     assert begun.hours == pytest.approx((400 * 0.2 + 600 * 0.6 + 10 * 36) / 3600) and begun.step == PLAN.step
-    assert "of the first 400" in describe(begun) and "0.200 s, looking at fewer views" in describe(begun)
+    assert "of the first 400" in describe(begun) and "0.200 s, at fewer views" in describe(begun)
     assert "fewer views" not in describe(PLAN)
 
 
 @pytest.mark.parametrize(
-    ("changes", "phases"),
+    ("changes", "start", "rows"),
     [
-        ({}, [(0, 2), (2, 10)]),
-        ({"schedule": {"supervised_start": 0}}, [(0, 12)]),
-        ({"schedule": {"supervised_start": 40}}, [(0, 12)]),
-        ({"algorithm": {"name": "softmatch"}}, [(0, 2), (2, 10)]),
-        (
-            {"algorithm": {"name": "freematch", "supervised_steps": 5}, "schedule": {"supervised_start": 0}},
-            [(0, 5), (5, 7)],
-        ),
+        ({"schedule": {"supervised_start": 8}}, 8, 4),
+        ({"schedule": {"supervised_start": 0}}, 0, None),
+        ({"schedule": {"supervised_start": 40}}, 0, None),  # all steps are alike
+        ({"algorithm": {"name": "softmatch"}, "schedule": {"supervised_start": 8}}, 8, 12),
+        ({"algorithm": {"name": "freematch", "supervised_steps": 11}}, 11, 12),
     ],
 )
-def test_phases_are_steps_that_look_at_as_many_views(recipe_tree, changes, phases):
-    tree = recipe_tree | {"algorithm": changes["algorithm"]} if "algorithm" in changes else recipe_tree
-    recipe = validate(Recipe, merge(tree, changes), "test")
-    assert _phases(open_session(recipe, torch.device("cpu")).stage, 12) == phases
-
-
-def test_a_supervised_start_is_measured_on_its_own(recipe_tree):
-    long = validate(Recipe, merge(recipe_tree, {"schedule": {"supervised_start": 8}}), "test")
-    found = plan(long, Machines(1, 2, 10), steps=2)
-    ((length, early),) = found.earlier
-    assert (length, early.rows, found.share.rows) == (8, 4, 12) and early.step > 0
-    waiting = recipe_tree | {"algorithm": {"name": "freematch", "supervised_steps": 11}}
-    assert plan(validate(Recipe, waiting, "test"), Machines(1, 1, 10), steps=2).share.rows == 24
+def test_a_supervised_start_is_measured_on_its_own(recipe_tree, changes, start, rows):
+    found = plan(validate(Recipe, merge(recipe_tree, changes), "test"), Machines(1, 2, 10), steps=2)
+    assert found.start == start and (found.early.rows if found.early else None) == rows
+    assert found.share.rows == 12 or changes == {"schedule": {"supervised_start": 40}}
 
 
 def test_a_larger_network_costs_more(recipe, recipe_tree):

@@ -97,6 +97,7 @@ def test_bf16_on_a_cpu_without_it_is_warned_of(asked, cpu, said, recipe_tree, mo
         assert "A CPU has no bf16 instructions" in words and "compute.precision=fp32" in words
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="an older torch does not tell")
 @pytest.mark.parametrize("has", [True, False])
 def test_a_run_warns_of_it_with_what_this_torch_says_of_cpus(recipe_tree, monkeypatch, caplog, has):
     real = torch.cpu.get_capabilities()
