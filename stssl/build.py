@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from stssl.algorithms import ALGORITHMS, DataFacts
-from stssl.batch import Progress, Stream, View
+from stssl.batch import IGNORED, Progress, Stream, View
 from stssl.data.loader import Loader, Source
 from stssl.data.sampler import StreamSampler
 from stssl.errors import ConfigError
 from stssl.models import Role, build_network
 from stssl.recipe import DataConfig, R, Recipe
 from stssl.rundata import PixelData, RunData, open_data, require_labels
+from stssl.steps.neighbours import Neighbours
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.views import Pixels, ViewDrawer
 
@@ -105,7 +106,28 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
         ema_decay=recipe.ema.decay,
         strong_labeled=recipe.augment.strong_labeled,
         supervised_start=recipe.schedule.supervised_start,
+        neighbours=_neighbours(recipe, data),
     )
+
+
+def _neighbours(recipe: Recipe, data: RunData) -> Neighbours | None:
+    """Who votes on pseudo-labels: all training patches, of which only the labeled ones' labels are known.
+
+    Raises:
+        ConfigError: The patches have no places.
+    """
+    if recipe.neighbours is None:
+        return None
+    train = torch.from_numpy(data.split.train)
+    labeled = torch.isin(train, torch.from_numpy(data.labeled))
+    targets = torch.where(labeled[:, None], data.targets[train], IGNORED)
+    found = Neighbours(recipe.neighbours, data.metadata[train], targets, data.space.ways)
+    if not found.near.shape[1]:
+        raise ConfigError(
+            f"neighbours: at most one training patch of {data.store.path} has a place, so nobody has neighbours. "
+            "Set neighbours=null, or convert the archive with its coordinates."
+        )
+    return found
 
 
 def build_pixels(config: DataConfig, size: int, data: PixelData) -> Pixels:

@@ -11,6 +11,7 @@ from stssl.batch import IGNORED, Batch, Progress, Stream, View
 from stssl.config import config_types, part_name
 from stssl.labels import LabelSpace
 from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
+from stssl.steps.neighbours import Neighbours, NeighboursConfig
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 
 MULTILABEL = LabelSpace(("a", "b", "c", "d", "e"), True)
@@ -78,6 +79,7 @@ def make_step(
     supervised_start: int = 0,
     seed: int = 0,
     network: dict[str, Any] | None = None,
+    neighbours: NeighboursConfig | None = None,
     **options: Any,
 ) -> TeacherStudentStep:
     torch.manual_seed(seed)
@@ -92,6 +94,7 @@ def make_step(
         ema_decay=0.5,
         strong_labeled=strong_labeled,
         supervised_start=supervised_start,
+        neighbours=make_neighbours(space, neighbours),
     )
     for parameter in step.networks.parameters():
         # Networks that tell images apart with some confidence, so that masks are neither empty nor full.
@@ -99,6 +102,18 @@ def make_step(
     for live, average in zip(step.networks.parameters(), step.averages.parameters(), strict=True):
         average.data.copy_(live)
     return step
+
+
+def make_neighbours(space: LabelSpace, config: NeighboursConfig | None) -> Neighbours | None:
+    """Of 64 patches within some 30 km, a few of them labeled, some without a place."""
+    if config is None:
+        return None
+    generator = torch.Generator().manual_seed(5)
+    metadata = torch.tensor([50.0, 8.0, 100.0, 12.0]) + 0.3 * torch.rand(64, 4, generator=generator)
+    metadata[::9, :2] = torch.nan
+    targets = torch.randint(0, space.ways, (64, space.groups), generator=generator)
+    targets[torch.rand(targets.shape, generator=generator) < 0.8] = IGNORED
+    return Neighbours(config, metadata, targets, space.ways)
 
 
 def make_batch(

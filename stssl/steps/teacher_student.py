@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from stssl.algorithms import Algorithm, Logits, Role, Seen, Term
 from stssl.algorithms.base import known
-from stssl.batch import Batch, Progress, Stream, View
-from stssl.distributed import gather_rows, row_counts, sum_over_ranks, world_size
+from stssl.batch import Batch, Progress, View
+from stssl.distributed import sum_over_ranks, world_size
 from stssl.labels import LabelSpace
 from stssl.models import Network, Prediction
 from stssl.models.ema import Ema, evaluating, frozen_statistics, reestimate_batchnorm
 from stssl.steps.base import StepOutput, TrainingStep
+from stssl.steps.gathering import Gathering
+from stssl.steps.neighbours import Neighbours
 from stssl.steps.parts import (
     LossConfig,
     Outputs,
@@ -48,6 +50,7 @@ class TeacherStudentStep(TrainingStep):
         ema_decay: float,
         strong_labeled: bool,
         supervised_start: int,
+        neighbours: Neighbours | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -60,14 +63,15 @@ class TeacherStudentStep(TrainingStep):
             ema_decay: Of the averaged weights.
             strong_labeled: Whether the supervised loss is the mean over weak and strong views.
             supervised_start: Steps that learn from labels only; an algorithm with state already follows predictions.
+            neighbours: Patches nearby that vote on pseudo-labels, if any.
         """
         super().__init__()
         named = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
         self.networks = nn.ModuleDict(named)
         self.averages = nn.ModuleDict({name: Ema(network, ema_decay) for name, network in named.items()})
         self.algorithm, self.space, self.loss = algorithm, space, loss
-        self.supervised_start = supervised_start
-        self._counts: dict[tuple[Stream, int], list[int]] = {}
+        self.supervised_start, self.neighbours = supervised_start, neighbours
+        self._gather = Gathering()
         both = strong_labeled or algorithm.strong_labeled
         self.supervised_views = [View.LABELED_WEAK] + ([View.LABELED_STRONG] if both else [])
 
@@ -265,8 +269,12 @@ class TeacherStudentStep(TrainingStep):
         algorithm, terms = self.algorithm, list[Term]()
         matching = self._matching(progress)
         if seen is not None:
+            everyone = self._gather(seen) if algorithm.stateful or self.neighbours is not None else seen
+            if self.neighbours is not None:
+                self.neighbours.observe(everyone)
+                seen, everyone = self.neighbours.informed(seen), self.neighbours.informed(everyone)
             if algorithm.stateful:
-                algorithm.observe(self._gathered(seen), progress)
+                algorithm.observe(everyone, progress)
             terms = algorithm.terms(seen, progress) if matching else []
         statistics: dict[str, Tensor] = {}
         if algorithm.regularized and terms:
@@ -281,17 +289,3 @@ class TeacherStudentStep(TrainingStep):
         local = torch.stack([labels, *sizes, *counts])
         totals = list(sum_over_ranks(local) / world_size())
         return Plan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)
-
-    def _gathered(self, seen: Seen) -> Seen:
-        """The same of all ranks' rows, without the infinities of a step gone wrong, which state would never forget."""
-        labeler = {view: self._gather(rows.nan_to_num(), view.stream) for view, rows in seen.labeler.items()}
-        student = {view: self._gather(rows.nan_to_num(), view.stream) for view, rows in seen.student.items()}
-        blank = None if seen.blank is None else gather_rows(seen.blank.nan_to_num(), [1] * world_size())
-        return Seen(labeler, student, self._gather(seen.index, Stream.UNLABELED), blank)
-
-    def _gather(self, rows: Tensor, stream: Stream) -> Tensor:
-        """All ranks' rows of a stream. Batch sizes are the same all run long, so ranks tell each other theirs once."""
-        key = (stream, len(rows))
-        if key not in self._counts:
-            self._counts[key] = row_counts(rows)
-        return gather_rows(rows, self._counts[key])

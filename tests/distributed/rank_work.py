@@ -9,11 +9,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stssl.batch import Batch, Progress
 from stssl.labels import LabelSpace
-from stssl.steps import teacher_student
+from stssl.steps import gathering
+from stssl.steps.neighbours import NeighboursConfig
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 
 ROWS = {"labeled": 16, "unlabeled": 64}
 STEPS = 2
+MORE = {
+    "micro": ("freematch", small.MULTILABEL, {"parts": 2}),
+    "start": ("fixmatch", small.MULTILABEL, {"supervised_start": 1}),
+    "neighbours": ("fixmatch", small.SINGLELABEL, {"neighbours": NeighboursConfig(count=4), "threshold": 0.8}),
+}
 
 
 def spawn(world: int, folder: Path) -> list[dict]:
@@ -25,10 +31,10 @@ def spawn(world: int, folder: Path) -> list[dict]:
 def work(rank: int, folder: Path, world: int) -> None:
     torch.set_num_threads(1)
     found = {case: replay(*small.CASES[number], rank, world) for number, case in enumerate(small.IDS)}
-    found["micro"] = replay("freematch", small.MULTILABEL, rank, world, parts=2)
-    found["start"] = replay("fixmatch", small.MULTILABEL, rank, world, supervised_start=1)
-    teacher_student.gather_rows = lambda rows, counts: rows
-    found["no gather"] = replay("freematch", small.MULTILABEL, rank, world)
+    found |= {case: replay(*options[:2], rank, world, **options[2]) for case, options in MORE.items()}
+    gathering.gather_rows = lambda rows, counts: rows
+    for case in ("micro", "neighbours"):
+        found[f"{case}, no gather"] = replay(*MORE[case][:2], rank, world, **MORE[case][2])
     torch.save(found, folder / f"{world}-{rank}.pt")
 
 

@@ -20,8 +20,8 @@ def alone():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     results = {case: rank_work.replay(*small.CASES[number], 0, 1) for number, case in enumerate(small.IDS)}
-    results["micro"] = rank_work.replay("freematch", small.MULTILABEL, 0, 1)
-    results["start"] = rank_work.replay("fixmatch", small.MULTILABEL, 0, 1, supervised_start=1)
+    for case, (name, space, options) in rank_work.MORE.items():
+        results[case] = rank_work.replay(name, space, 0, 1, **(options | {"parts": 1}))
     torch.set_num_threads(before)
     return results
 
@@ -31,21 +31,22 @@ def differing(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*small.IDS, "micro", "start"])
+@pytest.mark.parametrize("case", [*small.IDS, *rank_work.MORE])
 @pytest.mark.parametrize("world", WORLDS)
 def test_ranks_hold_equal_parameters_and_buffers(found, world, case):
     first, *others = (result[case]["state"] for result in found[world])
     assert all(differing(first, other) == [] for other in others)
 
 
+@pytest.mark.parametrize(("case", "buffer"), [("micro", "algorithm.marginal.value"), ("neighbours", "neighbours.said")])
 @pytest.mark.parametrize("world", WORLDS)
-def test_control_without_the_gather_buffers_differ(found, world):
-    first, *others = (result["no gather"]["state"] for result in found[world])
-    assert all("algorithm.marginal.value" in differing(first, other) for other in others)
+def test_control_without_the_gather_buffers_differ(found, world, case, buffer):
+    first, *others = (result[f"{case}, no gather"]["state"] for result in found[world])
+    assert all(buffer in differing(first, other) for other in others)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*small.IDS, "micro", "start"])
+@pytest.mark.parametrize("case", [*small.IDS, *rank_work.MORE])
 @pytest.mark.parametrize("world", WORLDS)
 def test_ranks_do_what_one_process_does(found, alone, world, case):
     for number in range(rank_work.STEPS):

@@ -34,9 +34,9 @@ def losses_of(tree):
 def work(rank, folder, trees, gather):
     torch.set_num_threads(1)
     if not gather:
-        from stssl.steps import teacher_student
+        from stssl.steps import gathering
 
-        teacher_student.gather_rows = lambda rows, *_: rows
+        gathering.gather_rows = lambda rows, *_: rows
     found = {name: losses_of(tree) for name, tree in trees.items()}
     if rank == 0:
         (folder / "losses.json").write_text(json.dumps(found))

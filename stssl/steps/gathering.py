@@ -1,0 +1,28 @@
+"""What all ranks saw, in the order of the global batch: what state is updated from."""
+
+from torch import Tensor
+
+from stssl.algorithms import Seen
+from stssl.batch import Stream
+from stssl.distributed import gather_rows, row_counts, world_size
+
+
+class Gathering:
+    """Gathers rows over ranks. Batch sizes are the same all run long, so ranks tell each other theirs once."""
+
+    def __init__(self) -> None:
+        """Know no sizes yet."""
+        self._counts: dict[tuple[Stream, int], list[int]] = {}
+
+    def __call__(self, seen: Seen) -> Seen:
+        """The same of all ranks' rows, without the infinities of a step gone wrong, which state would never forget."""
+        labeler = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in seen.labeler.items()}
+        student = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in seen.student.items()}
+        blank = None if seen.blank is None else gather_rows(seen.blank.nan_to_num(), [1] * world_size())
+        return Seen(labeler, student, self._rows(seen.index, Stream.UNLABELED), blank)
+
+    def _rows(self, rows: Tensor, stream: Stream) -> Tensor:
+        key = (stream, len(rows))
+        if key not in self._counts:
+            self._counts[key] = row_counts(rows)
+        return gather_rows(rows, self._counts[key])
