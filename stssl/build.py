@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stssl.algorithms import ALGORITHMS, DataFacts
+from stssl.algorithms import ALGORITHMS, Algorithm, DataFacts
 from stssl.batch import IGNORED, Progress, Stream, View
 from stssl.data.loader import Loader, Source
 from stssl.data.sampler import StreamSampler
@@ -15,7 +15,7 @@ from stssl.errors import ConfigError
 from stssl.models import Role, build_network
 from stssl.recipe import DataConfig, R, Recipe
 from stssl.rundata import PixelData, RunData, open_data, require_labels
-from stssl.steps.neighbours import Neighbours
+from stssl.steps.neighbours import Neighbours, NoVotesConfig
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.views import Pixels, ViewDrawer
 
@@ -45,6 +45,11 @@ def without_weights(recipe: R) -> R:
     """The same recipe, its networks starting from random weights: what they are comes from a checkpoint."""
     model: Any = recipe.model  # type: ignore[attr-defined]
     return recipe.model_copy(update={"model": model.model_copy(update={"weights": "none"})})
+
+
+def as_trained(recipe: Recipe) -> Recipe:
+    """The recipe of the networks alone, for whoever has a checkpoint of them and trains no further."""
+    return without_weights(recipe).model_copy(update={"neighbours": NoVotesConfig()})
 
 
 def resolved_weights(recipe: Recipe) -> str:
@@ -106,26 +111,32 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
         ema_decay=recipe.ema.decay,
         strong_labeled=recipe.augment.strong_labeled,
         supervised_start=recipe.schedule.supervised_start,
-        neighbours=_neighbours(recipe, data),
+        neighbours=_neighbours(recipe, data, algorithm),
     )
 
 
-def _neighbours(recipe: Recipe, data: RunData) -> Neighbours | None:
+def _neighbours(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Neighbours | None:
     """Who votes on pseudo-labels: all training patches, of which only the labeled ones' labels are known.
 
     Raises:
-        ConfigError: The patches have no places.
+        ConfigError: The algorithm has no use for votes, or the patches have no places.
     """
-    if recipe.neighbours is None:
+    config = recipe.neighbours
+    if isinstance(config, NoVotesConfig):
         return None
+    if not algorithm.takes_votes:
+        raise ConfigError(
+            f"neighbours.name: {recipe.algorithm.name} as it is set has no use for {config.name}, which change what is "
+            "said of unlabeled patches alone. Set neighbours={name: none}, or another algorithm, such as fixmatch."
+        )
     train = torch.from_numpy(data.split.train)
     labeled = torch.isin(train, torch.from_numpy(data.labeled))
     targets = torch.where(labeled[:, None], data.targets[train], IGNORED)
-    found = Neighbours(recipe.neighbours, data.metadata[train], targets, data.space.ways)
+    found = Neighbours(config, data.metadata[train], targets, data.space.ways)
     if not found.near.shape[1]:
         raise ConfigError(
             f"neighbours: at most one training patch of {data.store.path} has a place, so nobody has neighbours. "
-            "Set neighbours=null, or convert the archive with its coordinates."
+            "Set neighbours={name: none}, or convert the archive with its coordinates."
         )
     return found
 

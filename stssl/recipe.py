@@ -33,7 +33,7 @@ from stssl.data.splits import SplitConfig
 from stssl.errors import ConfigError
 from stssl.models import EncoderConfig, InjectionConfig
 from stssl.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
-from stssl.steps.neighbours import NeighboursConfig
+from stssl.steps.neighbours import NeighboursConfig, NoVotesConfig
 from stssl.steps.teacher_student import LossConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -243,7 +243,7 @@ class Recipe(RunRecipe):
     labels: LabelsConfig = LabelsConfig()
     model: ModelConfig
     algorithm: Annotated[AlgorithmConfig, Field(discriminator="name")]
-    neighbours: NeighboursConfig | None = None
+    neighbours: Annotated[NeighboursConfig, Field(discriminator="name")] = NoVotesConfig()
     loss: LossConfig = LossConfig()
     batch: BatchConfig = BatchConfig()
     augment: AugmentConfig = AugmentConfig()

@@ -11,7 +11,7 @@ from stssl.batch import IGNORED, Batch, Progress, Stream, View
 from stssl.config import config_types, part_name
 from stssl.labels import LabelSpace
 from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
-from stssl.steps.neighbours import Neighbours, NeighboursConfig
+from stssl.steps.neighbours import Neighbours, VotesConfig
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 
 MULTILABEL = LabelSpace(("a", "b", "c", "d", "e"), True)
@@ -79,7 +79,7 @@ def make_step(
     supervised_start: int = 0,
     seed: int = 0,
     network: dict[str, Any] | None = None,
-    neighbours: NeighboursConfig | None = None,
+    neighbours: VotesConfig | None = None,
     **options: Any,
 ) -> TeacherStudentStep:
     torch.manual_seed(seed)
@@ -104,7 +104,7 @@ def make_step(
     return step
 
 
-def make_neighbours(space: LabelSpace, config: NeighboursConfig | None) -> Neighbours | None:
+def make_neighbours(space: LabelSpace, config: VotesConfig | None) -> Neighbours | None:
     """Of 64 patches within some 30 km, a few of them labeled, some without a place."""
     if config is None:
         return None

@@ -123,6 +123,14 @@ class Algorithm(nn.Module):
         """Whether only labels are learned from as yet, while state is already collected."""
         return False
 
+    @property
+    def takes_votes(self) -> bool:
+        """Whether others than the labeler may have a say in the logits of weak unlabeled views that this is shown.
+
+        Not where it compares them with logits of other views, or takes them for a network's own.
+        """
+        return self.views == {View.UNLABELED_WEAK} and not self.watches_student
+
     def observe(self, seen: Seen, progress: Progress) -> None:
         """Update all state, once a step, from the rows of the whole global batch."""
 

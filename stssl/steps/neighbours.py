@@ -3,21 +3,24 @@
 Land cover is spatially autocorrelated: neighbours often share a class, and a confident mistake of one patch is seldom
 its neighbours' as well. The labeler's probabilities p of a patch become, up to a factor,
 
-    p * (votes / prior) ^ weight,    votes = sum of exp(-distance / reach) * p of each neighbour + PSEUDO * prior,
+    p * (votes / prior)^weight,    votes = sum of exp(-distance / reach) * p of each neighbour + PSEUDO * prior,
 
-where the neighbours' p are what the labeler last said of their weak views without any votes (of labeled patches: the
-label), and the prior is the mean over all patches seen. So errors do not feed on themselves by way of neighbours.
-Only training patches vote, and only for pseudo-labels: the student and evaluation never see a place.
+where the neighbours' p are what the labeler last said of their weak views, without any votes (of labeled patches: the
+label), and the prior is the mean over all patches that it has spoken of. A patch never votes for itself, and votes are
+not remembered, so that a mistake can spread only by way of what the network learns. Only training patches vote, and
+only on pseudo-labels: votes give the student no place.
+
+The memory starts with the labels alone, at the first step that learns from unlabeled patches, and is full one pass over
+them later. It is part of checkpoints: 4 bytes a patch, group and way.
 """
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stssl.algorithms import Seen
 from stssl.batch import IGNORED, View
@@ -28,15 +31,25 @@ EARTH_KM = 6371.0
 PSEUDO = 0.5
 """Neighbours at no distance that the prior counts for."""
 LEAST = 1e-6
-"""Probability that is taken for none."""
+"""What a way that was never said counts for, as a number of patches."""
 
 
-class NeighboursConfig(Config):
-    """How many neighbours vote on a pseudo-label, at which distance a vote counts 1/e, and how much votes count."""
+class NoVotesConfig(Config):
+    """Pseudo-labels are the labeler's alone."""
 
+    name: Literal["none"] = "none"
+
+
+class VotesConfig(Config):
+    """How many patches nearby vote on a pseudo-label, at which distance a vote counts 1/e, and how much votes count."""
+
+    name: Literal["votes"] = "votes"
     count: Annotated[Positive, Domain(4, 64, log=True)] = 32
     reach_km: Annotated[float, Field(gt=0), Domain(0.5, 50.0, log=True)] = 4.0
     weight: Annotated[float, Field(gt=0), Domain(0.25, 2.0)] = 1.0
+
+
+NeighboursConfig = NoVotesConfig | VotesConfig
 
 
 class Neighbours(nn.Module):
@@ -47,7 +60,7 @@ class Neighbours(nn.Module):
     said: Tensor
     fixed: Tensor
 
-    def __init__(self, config: NeighboursConfig, metadata: Tensor, targets: Tensor, ways: int) -> None:
+    def __init__(self, config: VotesConfig, metadata: Tensor, targets: Tensor, ways: int) -> None:
         """Find the neighbours.
 
         Args:
@@ -61,29 +74,32 @@ class Neighbours(nn.Module):
         near, distance = nearest_places(metadata, config.count)
         share = torch.exp(-distance / config.reach_km).float()
         known = targets != IGNORED
-        said = functional.one_hot(targets.clamp_min(0).long(), ways).float() * known[..., None]
+        said = torch.zeros(*targets.shape, ways).scatter_(-1, targets.clamp_min(0).long()[..., None], 1.0)
         self.register_buffer("near", near, persistent=False)
         self.register_buffer("share", share, persistent=False)
         self.register_buffer("fixed", known, persistent=False)
-        self.register_buffer("said", said)
+        self.register_buffer("said", said * known[..., None])
 
     def observe(self, seen: Seen) -> None:
         """Remember what the labeler says of weak views, once a step, from the rows of the whole global batch.
 
-        Of a patch that stands in it twice, the last counts.
+        Of a patch that stands in it twice, the last counts. Logits that are all 0 come from a step gone wrong: nothing
+        was said.
         """
         index, order = seen.index.sort(stable=True)
         newest = torch.searchsorted(index, index, right=True) - 1
-        said = seen.labeler[View.UNLABELED_WEAK][order][newest].softmax(-1)
-        self.said[index] = torch.where(self.fixed[index][..., None], self.said[index], said)
+        logits = seen.labeler[View.UNLABELED_WEAK][order][newest]
+        keep = self.fixed[index][..., None] | (logits == 0).all(-1, keepdim=True)
+        self.said[index] = torch.where(keep, self.said[index], logits.softmax(-1))
 
     def informed(self, seen: Seen) -> Seen:
         """The same with the labeler's logits [B, G, K] of weak views as their neighbours' votes change them."""
         prior = self.said.sum(0).clamp_min(LEAST)
         prior = prior / prior.sum(-1, keepdim=True)
-        share, near = self.share[seen.index], self.near[seen.index]
-        votes = torch.einsum("bk,bkgw->bgw", share, self.said[near]) + PSEUDO * prior
-        shift = (votes / votes.sum(-1, keepdim=True)).clamp_min(LEAST).log() - prior.log()
+        share = self.share[seen.index][..., None, None]
+        # Not as a product of matrices, which autocast would take in bf16.
+        votes = (share * self.said[self.near[seen.index]]).sum(1) + PSEUDO * prior
+        shift = (votes / votes.sum(-1, keepdim=True)).log() - prior.log()
         logits = seen.labeler[View.UNLABELED_WEAK] + self.weight * shift
         return replace(seen, labeler={**seen.labeler, View.UNLABELED_WEAK: logits})
 

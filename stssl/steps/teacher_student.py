@@ -269,12 +269,13 @@ class TeacherStudentStep(TrainingStep):
         algorithm, terms = self.algorithm, list[Term]()
         matching = self._matching(progress)
         if seen is not None:
-            everyone = self._gather(seen) if algorithm.stateful or self.neighbours is not None else seen
-            if self.neighbours is not None:
-                self.neighbours.observe(everyone)
-                seen, everyone = self.neighbours.informed(seen), self.neighbours.informed(everyone)
+            neighbours = self.neighbours
+            everyone = self._gather(seen) if algorithm.stateful or neighbours else seen
+            if neighbours:
+                neighbours.observe(everyone)
+                seen = neighbours.informed(seen)
             if algorithm.stateful:
-                algorithm.observe(everyone, progress)
+                algorithm.observe(neighbours.informed(everyone) if neighbours else everyone, progress)
             terms = algorithm.terms(seen, progress) if matching else []
         statistics: dict[str, Tensor] = {}
         if algorithm.regularized and terms:

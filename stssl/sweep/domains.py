@@ -24,6 +24,7 @@ IDLE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("loss.distance", ("mse", "mae", "cosine", "none")),
     ),
     "loss.unlabeled": (("algorithm.name", ("supervised",)),),
+    "neighbours": (("algorithm.name", ("supervised", "defixmatch", "adamatch", "udal")),),
 }
 """Keys that mean nothing while another key has one of some values."""
 

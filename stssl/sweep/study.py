@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stssl.config import differing_keys, flatten
+from stssl.config import differing_keys, flatten, validate
 from stssl.errors import ConfigError, RunError, first_line
+from stssl.recipe import Recipe
 from stssl.sweep.space import Space
 from stssl.sweep.spec import Sweep, SweepConfig
 
@@ -114,6 +115,7 @@ def _same(ours: dict[str, Any], study: Any, config: SweepConfig) -> None:
     theirs = json.loads(text) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
         raise RunError(f"the study '{config.name}' in {place} was not made by a sweep. Give another name=...")
+    theirs = _as_today(theirs)
     # A key that the study lacks came into recipes after it: parts are written out whole, and their names are compared.
     known = dict(flatten(theirs or {}))
     keys = [key for key in differing_keys(theirs or ours, ours) if key in known or not key.startswith("recipe.")]
@@ -122,6 +124,15 @@ def _same(ours: dict[str, Any], study: Any, config: SweepConfig) -> None:
             f"the study '{config.name}' in {place} searched something else; it differs in "
             f"{', '.join(keys)}. Give this sweep another name (name=...), or delete the study and {config.folder}."
         )
+
+
+def _as_today(identity: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A space's identity as this version would write it: keys that recipes did not have then have their defaults."""
+    try:
+        recipe = validate(Recipe, {"name": "study", **(identity or {})["recipe"]}, "the study")
+    except (ConfigError, KeyError):
+        return identity
+    return {**(identity or {}), "recipe": json.loads(json.dumps(recipe.identity()))}
 
 
 def _one_folder(study: Any, config: SweepConfig) -> None:

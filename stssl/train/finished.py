@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from stssl.batch import Progress
-from stssl.build import build_pixels, build_step, without_weights
+from stssl.build import as_trained, build_pixels, build_step
 from stssl.config import located
 from stssl.errors import ConfigError, RunError
 from stssl.evaluate import Evaluation, evaluate, save_evaluations
@@ -37,8 +37,8 @@ def load_run(
     data = open_data(recipe)
     folder.require_store(data.store)
     state = read_state(path)
-    step = build_step(without_weights(recipe), data)
-    step.load_state_dict(state["step"])
+    step = build_step(as_trained(recipe), data)
+    step.load_state_dict({name: value for name, value in state["step"].items() if not name.startswith("neighbours.")})
     pixels = build_pixels(recipe.data, recipe.model.image_size, data).to(device)
     return recipe, data, step.to(device), pixels, int(state["position"]["step"])
 

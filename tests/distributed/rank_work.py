@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stssl.batch import Batch, Progress
 from stssl.labels import LabelSpace
 from stssl.steps import gathering
-from stssl.steps.neighbours import NeighboursConfig
+from stssl.steps.neighbours import VotesConfig
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 
 ROWS = {"labeled": 16, "unlabeled": 64}
@@ -18,7 +18,7 @@ STEPS = 2
 MORE = {
     "micro": ("freematch", small.MULTILABEL, {"parts": 2}),
     "start": ("fixmatch", small.MULTILABEL, {"supervised_start": 1}),
-    "neighbours": ("fixmatch", small.SINGLELABEL, {"neighbours": NeighboursConfig(count=4), "threshold": 0.8}),
+    "neighbours": ("freematch", small.MULTILABEL, {"neighbours": VotesConfig(count=4)}),
 }
 
 

@@ -7,12 +7,15 @@ import small
 import torch
 from small import MULTILABEL, SINGLELABEL, make_batch, make_step, train
 
-from stssl.algorithms import Seen
-from stssl.batch import IGNORED, Progress, View
-from stssl.steps.neighbours import PSEUDO, Neighbours, NeighboursConfig, nearest_places
+from stssl.algorithms import Algorithm, Seen
+from stssl.algorithms.base import AlgorithmConfig
+from stssl.batch import IGNORED, Progress, Stream, View
+from stssl.steps.gathering import Gathering
+from stssl.steps.neighbours import PSEUDO, Neighbours, VotesConfig, nearest_places
 
 SOFT = {"soft": True, "threshold": 0.0, "absent_below": None}
-CONFIG = NeighboursConfig(count=5, reach_km=3.0, weight=0.7)
+UNKNOWN = torch.full((900, 1), IGNORED)
+CONFIG = VotesConfig(count=5, reach_km=3.0, weight=0.7)
 spaces = pytest.mark.parametrize("space", [SINGLELABEL, MULTILABEL], ids=["single", "multi"])
 
 
@@ -56,26 +59,29 @@ def test_patches_without_a_place_have_no_neighbours(known):
     assert torch.isinf(distance[known:]).all() and (near[:known] < known).all()
 
 
-def looked(neighbours_of, logits, index):
+def looked(logits, index):
     return Seen({View.UNLABELED_WEAK: logits}, {}, index)
 
 
-def filled(space, config=CONFIG, seed=0):
-    """64 patches, all of which the labeler has spoken of."""
-    found = small.make_neighbours(space, config)
-    generator = torch.Generator().manual_seed(seed)
+def filled(space, spoken=64):
+    """64 patches, `spoken` of which the labeler has spoken of."""
+    found = small.make_neighbours(space, CONFIG)
+    generator = torch.Generator().manual_seed(0)
     logits = space.grouped(2 * torch.randn(64, len(space.classes), generator=generator))
-    found.observe(looked(found, logits, torch.arange(64)))
+    found.observe(looked(logits[:spoken], torch.arange(spoken)))
     return found, logits
 
 
 @spaces
-def test_votes_are_those_of_the_formula(space):
-    found, logits = filled(space)
-    prior = found.said.double().mean(0)
+@pytest.mark.parametrize("spoken", [64, 20])
+def test_votes_are_those_of_the_formula(space, spoken):
+    found, logits = filled(space, spoken)
+    silent = ~found.fixed[spoken:]
+    assert (found.said[spoken:][silent] == 0).all()
+    prior = found.said.double().sum(0)
     prior = prior / prior.sum(-1, keepdim=True)
     index = torch.tensor([3, 0, 40, 63])
-    informed = found.informed(looked(found, logits[index], index)).labeler[View.UNLABELED_WEAK].softmax(-1)
+    informed = found.informed(looked(logits[index], index)).labeler[View.UNLABELED_WEAK].softmax(-1)
     for row, own in enumerate(index.tolist()):
         for group in range(space.groups):
             votes = PSEUDO * prior[group]
@@ -89,16 +95,43 @@ def test_votes_are_those_of_the_formula(space):
 def test_nobody_votes_for_itself_and_places_that_are_missing_change_nothing(space):
     found, logits = filled(space)
     near = found.near[1].tolist()
-    before = found.informed(looked(found, logits[1:2], torch.tensor([1]))).labeler[View.UNLABELED_WEAK]
+    before = found.informed(looked(logits[1:2], torch.tensor([1]))).labeler[View.UNLABELED_WEAK]
     votes = torch.einsum("k,kgw->gw", found.share[1], found.said[found.near[1]])
     found.said[1] = found.said[1].flip(-1)
     torch.testing.assert_close(torch.einsum("k,kgw->gw", found.share[1], found.said[found.near[1]]), votes)
     found.said[near] = found.said[near].flip(-1)
-    after = found.informed(looked(found, logits[1:2], torch.tensor([1]))).labeler[View.UNLABELED_WEAK]
+    after = found.informed(looked(logits[1:2], torch.tensor([1]))).labeler[View.UNLABELED_WEAK]
     assert (before.softmax(-1) - after.softmax(-1)).abs().max() > 0.01
     nowhere = torch.arange(0, 64, 9)
-    alone = found.informed(looked(found, logits[nowhere], nowhere)).labeler[View.UNLABELED_WEAK]
+    alone = found.informed(looked(logits[nowhere], nowhere)).labeler[View.UNLABELED_WEAK]
     torch.testing.assert_close(alone.softmax(-1), logits[nowhere].softmax(-1))
+
+
+def test_a_way_that_nobody_believes_in_gains_nothing_without_neighbours():
+    found = Neighbours(CONFIG, places(*[(50, 8 + i / 100) for i in range(63)], (math.nan, 8)), UNKNOWN[:64], 4)
+    logits = torch.tensor([[[9.0, 4.0, 0.0, -30.0]]]).expand(64, -1, -1)
+    found.observe(looked(logits, torch.arange(64)))
+    alone = found.informed(looked(logits[:1], torch.tensor([63]))).labeler[View.UNLABELED_WEAK]
+    torch.testing.assert_close(alone.log_softmax(-1), logits[:1].log_softmax(-1))
+
+
+def test_a_step_gone_wrong_is_not_remembered():
+    found = Neighbours(CONFIG, places(*[(50, 8 + i / 100) for i in range(8)]), UNKNOWN[:8], 4)
+    logits = torch.randn(8, 1, 4)
+    found.observe(looked(logits, torch.arange(8)))
+    before = found.said.clone()
+    found.observe(Gathering()(looked(torch.full((8, 1, 4), torch.nan), torch.arange(8))))
+    assert torch.equal(found.said, before)
+    found.observe(looked(-logits, torch.arange(8)))  # the control
+    assert not torch.equal(found.said, before)
+
+
+def test_autocast_changes_no_vote():
+    found, logits = filled(SINGLELABEL)
+    seen = looked(logits, torch.arange(64))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = found.informed(seen).labeler[View.UNLABELED_WEAK]
+    assert torch.equal(cast, found.informed(seen).labeler[View.UNLABELED_WEAK])
 
 
 @spaces
@@ -112,10 +145,9 @@ def test_labeled_patches_vote_with_their_label(space):
 
 
 def test_of_a_patch_that_stands_twice_in_a_batch_the_last_counts():
-    table, targets = places(*[(50, 8 + i / 100) for i in range(8)]), torch.full((8, 1), IGNORED)
-    found = Neighbours(CONFIG, table, targets, 4)
+    found = Neighbours(CONFIG, places(*[(50, 8 + i / 100) for i in range(8)]), UNKNOWN[:8], 4)
     logits = torch.randn(4, 1, 4)
-    found.observe(looked(found, logits, torch.tensor([5, 2, 5, 0])))
+    found.observe(looked(logits, torch.tensor([5, 2, 5, 0])))
     torch.testing.assert_close(found.said[[5, 2, 0]], logits[[2, 1, 3]].softmax(-1))
     assert found.said[[1, 3, 4, 6, 7]].sum() == 0
 
@@ -130,8 +162,8 @@ def test_neighbours_correct_mistakes_where_land_cover_is_patchy(shuffled):
     if shuffled:
         table = table[torch.randperm(900, generator=generator)]
     logits = 1.2 * torch.randn(900, 4, generator=generator) + 1.5 * torch.nn.functional.one_hot(truth, 4)
-    found = Neighbours(NeighboursConfig(count=8), table, torch.full((900, 1), IGNORED), 4)
-    seen = looked(found, logits[:, None], torch.arange(900))
+    found = Neighbours(VotesConfig(count=8), table, UNKNOWN, 4)
+    seen = looked(logits[:, None], torch.arange(900))
     found.observe(seen)
     informed = found.informed(seen).labeler[View.UNLABELED_WEAK]
     before, after = ((value.argmax(-1) == truth).float().mean() for value in (logits, informed[:, 0]))
@@ -155,8 +187,37 @@ def test_a_reloaded_step_goes_on_the_same_and_without_its_memory_otherwise(space
     assert losses[0] == expected and losses[1] != expected
 
 
+class Recording(Algorithm):
+    """Keeps what it is shown."""
+
+    stateful = True
+
+    def observe(self, seen, progress):
+        self.observed = seen
+
+    def terms(self, seen, progress):
+        self.asked = seen
+        return []
+
+
+@pytest.mark.parametrize("votes", [CONFIG, None], ids=["", "control: without votes"])
+def test_state_and_labels_both_come_from_informed_logits(votes):
+    algorithm = Recording(AlgorithmConfig(), MULTILABEL, None)
+    step = make_step("", MULTILABEL, algorithm=algorithm, neighbours=votes)
+    batch = make_batch(MULTILABEL)
+    step(batch, Progress(0, 10))
+    observed, asked = algorithm.observed.labeler, algorithm.asked.labeler
+    assert torch.equal(observed[View.UNLABELED_WEAK], asked[View.UNLABELED_WEAK])
+    network = step.networks["teacher"].eval()
+    said = network(batch.images[View.UNLABELED_WEAK], batch.metadata[Stream.UNLABELED]).logits.detach()
+    alone = looked(MULTILABEL.grouped(said), batch.index)
+    expected = step.neighbours.informed(alone) if votes else alone
+    torch.testing.assert_close(asked[View.UNLABELED_WEAK], expected.labeler[View.UNLABELED_WEAK])
+    assert votes is None or not torch.allclose(asked[View.UNLABELED_WEAK], alone.labeler[View.UNLABELED_WEAK])
+
+
 @spaces
-@pytest.mark.parametrize("name", ["fixmatch", "flexmatch", "softmatch", "freematch", "adamatch", "defixmatch"])
+@pytest.mark.parametrize("name", ["fixmatch", "flexmatch", "freematch"])
 def test_micro_batches_make_no_difference_and_votes_do(name, space):
     batch, progress = make_batch(space, labeled=6, unlabeled=12, seed=5), Progress(2, 10)
     losses = []
@@ -173,11 +234,11 @@ def test_micro_batches_make_no_difference_and_votes_do(name, space):
 @pytest.mark.parametrize(("key", "value"), [("count", 0), ("reach_km", 0.0), ("weight", -1.0)])
 def test_settings_out_of_range_are_refused(key, value):
     with pytest.raises(ValueError, match=key):
-        NeighboursConfig(**{key: value})
+        VotesConfig(**{key: value})
 
 
 def test_before_anything_was_said_votes_are_finite():
     table = places(*[(50, 8 + i / 100) for i in range(8)])
-    found = Neighbours(CONFIG, table, torch.full((8, 1), IGNORED), 4)
-    fresh = found.informed(looked(found, torch.randn(2, 1, 4), torch.tensor([0, 1])))
+    found = Neighbours(CONFIG, table, UNKNOWN[:8], 4)
+    fresh = found.informed(looked(torch.randn(2, 1, 4), torch.tensor([0, 1])))
     assert torch.isfinite(fresh.labeler[View.UNLABELED_WEAK]).all()

@@ -136,6 +136,17 @@ def test_passwords_are_not_shown(open_book, url):
     assert "geheim" not in str(error.value) and "postgresql" in str(error.value)
 
 
+def test_a_study_of_before_there_were_votes_goes_on_without_them_and_only_so(open_book):
+    book = open_book()
+    old = json.loads(book.study.user_attrs[SPACE])
+    assert old["recipe"].pop("neighbours") == {"name": "none"}
+    book.study.set_user_attr(SPACE, json.dumps(old))
+    open_book()
+    ours = old | {"recipe": old["recipe"] | {"neighbours": {"name": "votes", "count": 32}}}
+    with pytest.raises(RunError, match=r"differs in recipe.neighbours.name"):
+        _same(ours, book.study, book.sweep.config)
+
+
 def test_two_folders_do_not_share_a_study(open_book, tmp_path):
     shared = {"study": f"sqlite:///{tmp_path}/shared.db", "trials": 2}
     assert open_book(**shared).next()[0].number == 0

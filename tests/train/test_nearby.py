@@ -7,22 +7,24 @@ from test_loop import kill_at, last, make, same
 from stssl.errors import ConfigError
 from stssl.rundata import open_data
 from stssl.train.checkpoint import read_state, write_state
+from stssl.train.finished import evaluate_run
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
 from stssl.train.session import open_session
 
+PREDICTED = {"name": "softmatch", "target": "predicted"}
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def voting(recipe_tree):
     """The tiny recipe, soft labels of all patches: its losses follow every vote."""
-    votes = {"count": 6, "reach_km": 100.0}
+    votes = {"name": "votes", "count": 6, "reach_km": 100.0}
     return recipe_tree | {"neighbours": votes, "algorithm": {"name": "fixmatch", "threshold": 0.0, "soft": True}}
 
 
 def test_votes_change_a_run_and_only_labels_of_labeled_patches_are_known(voting):
-    recipe, without = make(voting, name="voting"), make(voting | {"neighbours": None}, name="without")
+    recipe, without = make(voting, name="voting"), make(voting | {"neighbours": {"name": "none"}}, name="without")
     for each in (recipe, without):
         run(each)
     rows, others = (list(RunFolder.of(each).rows()) for each in (recipe, without))
@@ -45,7 +47,9 @@ def test_a_killed_run_ends_with_the_same_weights(voting, forgets):
     state = read_state(path)
     assert state["position"]["step"] == 8 and state["step"]["neighbours.said"].sum() > 30
     if forgets:
-        state["step"]["neighbours.said"].zero_()
+        fresh = open_session(make(voting, name="fresh"), CPU).stage.step.neighbours
+        assert not torch.equal(state["step"]["neighbours.said"], fresh.said)
+        state["step"]["neighbours.said"].copy_(fresh.said)
         path.unlink()
         write_state(state, path)
     run(recipe)
@@ -58,3 +62,22 @@ def test_a_store_without_places_is_told(voting, monkeypatch):
     with pytest.raises(ConfigError, match=r"neighbours: at most one training patch of .* has a place"):
         run(recipe)
     assert not RunFolder.of(recipe).path.exists()
+
+
+@pytest.mark.parametrize(
+    "algorithm", [{"name": name} for name in ("supervised", "adamatch", "defixmatch", "udal")] + [PREDICTED]
+)
+def test_an_algorithm_that_has_no_use_for_votes_is_refused(voting, algorithm):
+    recipe = make(voting | {"algorithm": algorithm})
+    with pytest.raises(ConfigError, match=rf"neighbours.name: {algorithm['name']} as it is set has no use for votes"):
+        run(recipe)
+    assert not RunFolder.of(recipe).path.exists()
+    run(make(voting | {"algorithm": {"name": "softmatch"}}, schedule__steps=4))  # the control
+
+
+def test_a_run_is_evaluated_without_its_votes(voting, monkeypatch):
+    recipe = make(voting, name="voting")
+    run(recipe)
+    before = evaluate_run(RunFolder.of(recipe).path, "validation")
+    monkeypatch.setattr("stssl.build._neighbours", lambda recipe, *_: 1 / (recipe.neighbours.name == "none") and None)
+    assert evaluate_run(RunFolder.of(recipe).path, "validation") == before
