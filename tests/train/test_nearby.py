@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_loop import kill_at, last, make, same
 
+from stssl.build import check
 from stssl.errors import ConfigError
 from stssl.rundata import open_data
 from stssl.train.checkpoint import read_state, write_state
@@ -72,7 +73,10 @@ def test_an_algorithm_that_has_no_use_for_votes_is_refused(voting, algorithm):
     with pytest.raises(ConfigError, match=rf"neighbours.name: {algorithm['name']} as it is set has no use for votes"):
         run(recipe)
     assert not RunFolder.of(recipe).path.exists()
-    run(make(voting | {"algorithm": {"name": "softmatch"}}, schedule__steps=4))  # the control
+
+
+def test_control_votes_are_not_refused_where_only_unlabeled_patches_are_looked_at(voting):
+    check(make(voting | {"algorithm": PREDICTED | {"target": "labeled"}}))
 
 
 def test_a_run_is_evaluated_without_its_votes(voting, monkeypatch):
