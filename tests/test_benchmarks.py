@@ -1,7 +1,9 @@
 """Benchmark scripts: what they start ends with them."""
 
 import contextlib
+import importlib.util
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
 SCRIPT = """
@@ -18,7 +21,7 @@ sys.path.insert(0, {benchmarks!r})
 import study
 
 class Job:
-    name = "job"
+    name, tree = "job", None
 
     def run(self):
         Path({pid!r}).write_text(str(os.getpid()) + "\\n")
@@ -28,6 +31,34 @@ if __name__ == "__main__":
     {change}
     study.carry_out([Job()], 1)
 """
+
+
+@pytest.fixture
+def study(monkeypatch):
+    spec = importlib.util.spec_from_file_location("study", BENCHMARKS / "study.py")
+    found = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "study", found)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_recipes_that_change_while_a_study_runs_change_nothing(study, recipe_tree, tmp_path):
+    file = tmp_path / "one.yaml"
+    job = study.Job(str(file), ("optimizer.lr=0.5",), "blocks", 3, tmp_path)
+    file.write_text(yaml.safe_dump(recipe_tree))
+    assert (job.tree["ema"]["decay"], job.tree["optimizer"]["lr"], job.tree["labels"]["seed"]) == (0.9, 0.5, 3)
+    file.write_text(yaml.safe_dump(recipe_tree | {"ema": {"decay": 0.8}}))
+    assert pickle.loads(pickle.dumps(job)).tree["ema"]["decay"] == 0.9
+    assert study.Job(*[getattr(job, name) for name in job.__dataclass_fields__]).tree["ema"]["decay"] == 0.8
+
+
+def test_a_recipe_that_is_wrong_is_told_before_any_run(study, recipe_tree, tmp_path):
+    file = tmp_path / "one.yaml"
+    file.write_text(yaml.safe_dump(recipe_tree))
+    jobs = [study.Job(str(file), change, "blocks", 0, tmp_path / "runs") for change in ((), ("ema.decy=1",))]
+    with pytest.raises(SystemExit, match=r"did you mean decay"):
+        study.carry_out(jobs, 1)
+    assert not (tmp_path / "runs").exists()
 
 
 def until(condition, seconds):

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from study import carry_out, plain, spread
@@ -43,17 +44,24 @@ class Job:
         """Folder of the run."""
         return f"{plain(self.label)}-s{self.seed}"
 
-    def run(self) -> None:
-        """Pretrain, then probe."""
+    @cached_property
+    def tree(self) -> dict:
+        """The resolved recipe, as its file was when this was first asked for."""
         from stssl.pretraining import PretrainRecipe
-        from stssl.probe import probe_run
         from stssl.recipe import load_as
-        from stssl.train.launch import run
 
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
         split = [f"data.split={{name: blocks, seed: {self.seed}}}"] if self.blocks else []
-        recipe = load_as(PretrainRecipe, Path(self.recipe), [*where, *split, f"seed={self.seed}", *self.changes])
-        folder = run(recipe).path
+        return load_as(PretrainRecipe, Path(self.recipe), [*where, *split, f"seed={self.seed}", *self.changes]).tree()
+
+    def run(self) -> None:
+        """Pretrain, then probe."""
+        from stssl.config import validate
+        from stssl.pretraining import PretrainRecipe
+        from stssl.probe import probe_run
+        from stssl.train.launch import run
+
+        folder = run(validate(PretrainRecipe, self.tree, self.name)).path
         for random in self.weights:
             known = {row["labels"] for row in self.rows(random)} if self.file(random).exists() else set()
             if missing := [text for text in self.labels if text not in known]:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -64,17 +65,25 @@ class Job:
         """Networks and their scores."""
         return json.loads((self.out / self.name / "evaluation" / f"{part}.json").read_text())["networks"]
 
-    def run(self) -> None:
-        """Train and evaluate what is not there yet."""
+    @cached_property
+    def tree(self) -> dict:
+        """The resolved recipe, as its file was when this was first asked for."""
         from stssl.recipe import load_recipe
-        from stssl.train.finished import evaluate_run
-        from stssl.train.launch import run
 
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
         split = f"{{name: {self.split}, seed: {self.seed}}}" if self.split == "blocks" else self.split
         changes = [change.replace("{seed}", str(self.seed)) for change in (*self.overrides, *self.common)]
         what = [f"data.split={split}", f"seed={self.seed}", f"labels.seed={self.seed}", *changes]
-        folder = run(load_recipe(Path(self.recipe), [*where, *what])).path
+        return load_recipe(Path(self.recipe), [*where, *what]).tree()
+
+    def run(self) -> None:
+        """Train and evaluate what is not there yet."""
+        from stssl.config import validate
+        from stssl.recipe import Recipe
+        from stssl.train.finished import evaluate_run
+        from stssl.train.launch import run
+
+        folder = run(validate(Recipe, self.tree, self.name)).path
         for part in ("validation", "test"):
             if not (folder / "evaluation" / f"{part}.json").exists():
                 evaluate_run(folder, part, "best", "auto")
@@ -82,7 +91,18 @@ class Job:
 
 
 def carry_out(jobs: Sequence[Any], at_once: int) -> None:
-    """Run jobs (of a `name` and a `run`) in that many processes of one thread; an error is said when all have ended."""
+    """Run jobs (of a `name`, a `tree` and a `run`) in that many processes of one thread.
+
+    All recipes are read before the first run: one that is wrong is told now, and files may change while it runs. Other
+    errors are said when all jobs have ended.
+    """
+    from stssl.errors import StsslError
+
+    for job in jobs:
+        try:
+            _ = job.tree
+        except StsslError as error:
+            raise SystemExit(f"{job.name}: {error}") from None
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(at_once, get_context("spawn"), _leave_with, (os.getpid(),)) as pool:
         running = {pool.submit(job.run): job for job in jobs}
