@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stssl.config import differing_keys, flatten, validate
+from stssl.config import differing_keys, validate
 from stssl.errors import ConfigError, RunError, first_line
 from stssl.recipe import Recipe
 from stssl.sweep.space import Space
@@ -112,13 +112,10 @@ def storage_studies(storage: Any) -> list[Any]:
 
 def _same(ours: dict[str, Any], study: Any, config: SweepConfig) -> None:
     text, place = study.user_attrs.get(SPACE), _without_password(study_url(config))
-    theirs = json.loads(text) if text else None
+    theirs = _as_today(json.loads(text)) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
         raise RunError(f"the study '{config.name}' in {place} was not made by a sweep. Give another name=...")
-    theirs = _as_today(theirs)
-    # A key that the study lacks came into recipes after it: parts are written out whole, and their names are compared.
-    known = dict(flatten(theirs or {}))
-    keys = [key for key in differing_keys(theirs or ours, ours) if key in known or not key.startswith("recipe.")]
+    keys = differing_keys(theirs or ours, ours)
     if keys:
         raise RunError(
             f"the study '{config.name}' in {place} searched something else; it differs in "
@@ -126,13 +123,13 @@ def _same(ours: dict[str, Any], study: Any, config: SweepConfig) -> None:
         )
 
 
-def _as_today(identity: dict[str, Any] | None) -> dict[str, Any] | None:
+def _as_today(identity: dict[str, Any]) -> dict[str, Any]:
     """A space's identity as this version would write it: keys that recipes did not have then have their defaults."""
     try:
-        recipe = validate(Recipe, {"name": "study", **(identity or {})["recipe"]}, "the study")
+        recipe = validate(Recipe, {"name": "study", **identity["recipe"]}, "the study")
     except (ConfigError, KeyError):
         return identity
-    return {**(identity or {}), "recipe": json.loads(json.dumps(recipe.identity()))}
+    return {**identity, "recipe": json.loads(json.dumps(recipe.identity()))}
 
 
 def _one_folder(study: Any, config: SweepConfig) -> None:

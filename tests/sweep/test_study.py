@@ -143,7 +143,7 @@ def test_a_study_of_before_there_were_votes_goes_on_without_them_and_only_so(ope
     book.study.set_user_attr(SPACE, json.dumps(old))
     open_book()
     ours = old | {"recipe": old["recipe"] | {"neighbours": {"name": "votes", "count": 32}}}
-    with pytest.raises(RunError, match=r"differs in recipe.neighbours.name"):
+    with pytest.raises(RunError, match=r"differs in recipe.neighbours.count, recipe.neighbours.name"):
         _same(ours, book.study, book.sweep.config)
 
 
