@@ -5,14 +5,16 @@ import math
 import pytest
 import small
 import torch
-from small import MULTILABEL, SINGLELABEL, make_batch, make_step, train
+from small import MULTILABEL, SINGLELABEL, make_algorithm, make_batch, make_step, train
 
-from stssl.algorithms import Algorithm, Seen
+from stssl.algorithms import ALGORITHMS, Algorithm, Seen
 from stssl.algorithms.base import AlgorithmConfig
 from stssl.batch import IGNORED, Progress, Stream, View
 from stssl.steps.gathering import Gathering
 from stssl.steps.neighbours import PSEUDO, Neighbours, VotesConfig, nearest_places
+from stssl.sweep.domains import IDLE
 
+LABELED = {"softmatch": {"target": "labeled"}}
 SOFT = {"soft": True, "threshold": 0.0, "absent_below": None}
 UNKNOWN = torch.full((900, 1), IGNORED)
 CONFIG = VotesConfig(count=5, reach_km=3.0, weight=0.7)
@@ -229,6 +231,12 @@ def test_micro_batches_make_no_difference_and_votes_do(name, space):
         losses.append(float(sum(step(block, progress, plan).loss.detach() for block, plan in blocks)))
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert losses[0] != pytest.approx(losses[2], abs=1e-4)
+
+
+def test_a_search_knows_which_algorithms_take_no_votes():
+    plain = {name: make_algorithm(name, MULTILABEL, **LABELED.get(name, {})) for name in ALGORITHMS}
+    ((key, names),) = IDLE["neighbours"]
+    assert key == "algorithm.name" and set(names) == {name for name in plain if not plain[name].takes_votes}
 
 
 @pytest.mark.parametrize(("key", "value"), [("count", 0), ("reach_km", 0.0), ("weight", -1.0)])
