@@ -40,7 +40,7 @@ def moving(recipe_tree, store, tmp_path):
 @pytest.mark.slow
 def test_another_store_is_refused_and_the_record_kept(moving):
     recipe, change = moving
-    kill_at(recipe, 6)
+    kill_at(recipe, 6, written=True)
     record = (RunFolder.of(recipe).path / "record.json").read_text()
     change()
     with pytest.raises(RunError, match="has other patches or labels than when"):
@@ -86,7 +86,7 @@ def test_the_source_of_weights_may_be_gone(recipe_tree):
     source = make(recipe_tree, name="source", schedule__steps=4)
     run(source)
     recipe = make(recipe_tree, name="second", model__weights="run:source")
-    kill_at(recipe, 6)
+    kill_at(recipe, 6, written=True)
     shutil.rmtree(RunFolder.of(source).path)
     run(recipe)
     assert RunFolder.of(recipe).finished()["steps"] == 12

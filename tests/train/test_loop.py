@@ -114,13 +114,15 @@ def test_training_learns(recipe_tree):
     assert rows[-2]["student_supervised"] < 0.9 * rows[0]["student_supervised"]
 
 
-def signalled(tree, step, number, said=None):
-    """In a process of its own: run a recipe, and at `step` send this process a signal."""
+def signalled(tree, step, number, said=None, written=False):
+    """In a process of its own: run a recipe, and at `step` send it a signal (`written`: with checkpoints on disk)."""
     torch.set_num_threads(1)
     update = loop.update
 
     def counted(session, raw):
         if session.position.step == step:
+            if written:
+                session.folder.checkpoints.wait()
             os.kill(os.getpid(), number)
         return update(session, raw)
 
@@ -131,9 +133,9 @@ def signalled(tree, step, number, said=None):
         said.write_text(str(error))
 
 
-def kill_at(recipe, step):
-    """Run a recipe in a process of its own that is killed before it takes `step`."""
-    assert exit_code(signalled, recipe.tree(), step, signal.SIGKILL) == -signal.SIGKILL
+def kill_at(recipe, step, written=False):
+    """Run a recipe in a process of its own that is killed before it takes `step`, amid a write or (`written`) not."""
+    assert exit_code(signalled, recipe.tree(), step, signal.SIGKILL, None, written) == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -152,7 +154,7 @@ def test_a_killed_run_ends_with_the_same_weights(unbroken, recipe_tree, tmp_path
 @pytest.mark.slow
 def test_control_another_position_gives_other_weights(unbroken, recipe_tree, tmp_path):
     recipe = make(recipe_tree, name="shifted")
-    kill_at(recipe, 7)
+    kill_at(recipe, 7, written=True)
     path = RunFolder.of(recipe).checkpoints.path("last")
     state = read_state(path)
     state["position"]["step"] -= 1

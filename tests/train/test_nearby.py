@@ -43,7 +43,7 @@ def test_votes_change_a_run_and_only_labels_of_labeled_patches_are_known(voting)
 def test_a_killed_run_ends_with_the_same_weights(voting, forgets):
     unbroken, recipe = make(voting, name="unbroken"), make(voting, name="killed")
     run(unbroken)
-    kill_at(recipe, 11)
+    kill_at(recipe, 11, written=True)
     path = RunFolder.of(recipe).checkpoints.path("last")
     state = read_state(path)
     assert state["position"]["step"] == 8 and state["step"]["neighbours.said"].sum() > 30

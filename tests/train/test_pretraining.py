@@ -122,7 +122,7 @@ def test_control_without_the_queue_a_resumed_run_ends_elsewhere(dated, tmp_path)
 
     unbroken, killed = (make(dated, name=name) for name in ("unbroken", "killed"))
     run(unbroken)
-    kill_at(killed, 6)
+    kill_at(killed, 6, written=True)
     path = RunFolder.of(killed).checkpoints.path("last")
     state = read_state(path)
     state["step"]["queue.keys"] = torch.nn.functional.normalize(torch.randn(24, 128), dim=1)
