@@ -14,10 +14,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from stssl.errors import ConfigError
+from stssl.errors import ConfigError, shown
+from stssl.textfiles import read_bounded
+from stssl.yamltext import DEPTH, FILE_BYTES, parse_yaml, unclean
 
 Tree = dict[str, Any]
 
@@ -44,11 +45,21 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of anything random: all generators that are used take these."""
 
 C = TypeVar("C", bound=Config)
+MOST_BASES = 20
+MOST_PROBLEMS = 20
+YAML_ADVICE = "Give the path of a YAML file."
 
 
 def from_home(path: str) -> str:
-    """A path with `~` as the shell has it."""
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+    """A path with `~` as the shell has it.
+
+    Raises:
+        ValueError: It names the home of a user that this machine does not know.
+    """
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise ValueError(f"this machine knows no home folder {Path(path).parts[0]}") from None
 
 
 def located(path: str) -> str:
@@ -60,43 +71,6 @@ Home = Annotated[str, AfterValidator(from_home)]
 """A folder that may be relative to where a command runs."""
 Location = Annotated[str, AfterValidator(located)]
 """A file or folder that a recipe reads."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML where `1e-4` is a number (YAML 1.2) and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {str(key) for key in keys if keys.count(key) > 1}
-        if twice:
-            raise ConfigError(f"line {node.start_mark.line + 1}: key {', '.join(sorted(twice))} stands twice")
-        return super().construct_mapping(node, deep)
-
-
-# A date is a text here: nothing in a recipe is a point in time.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.[\d_]+([eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text; `source` names it in errors.
-
-    Raises:
-        ConfigError: Not valid YAML.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader: it builds no objects
-    except ConfigError as error:
-        raise ConfigError(f"{source}, {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
@@ -116,36 +90,48 @@ def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
     """Read a YAML file and the files that its `base:` keys name (relative to the naming file), nearest last.
 
     Raises:
-        ConfigError: A file is missing, is not a mapping, or names itself as its base.
+        ConfigError: A file is missing, too large, not a mapping, or names itself as its base.
     """
-    file = Path(path).resolve()
+    try:
+        file = Path(path).resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise ConfigError(f"cannot read {shown(str(path))}: it is no path to a file. {YAML_ADVICE}") from None
     if file in seen:
         raise ConfigError(f"{path}: base files name each other in a circle: {' -> '.join(map(str, (*seen, file)))}")
+    if len(seen) >= MOST_BASES:
+        raise ConfigError(f"{seen[0]}: more than {MOST_BASES} files name each other as base; write fewer")
+    tree = _read_tree(path)
+    base = tree.pop("base", None)
+    if not isinstance(base, str | None):
+        raise ConfigError(f"{path}: base must be the path of one file, not {shown(base)}")
+    return merge(load_tree(file.parent / base, (*seen, file)), tree) if base else tree
+
+
+def _read_tree(path: str | Path) -> Tree:
     try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"cannot read {path}: {reason}. Give the path of a YAML file.") from None
+        text = read_bounded(path, FILE_BYTES, ConfigError, YAML_ADVICE).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read {path}: it is not UTF-8 text. {YAML_ADVICE}") from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold keys and values at its top level, not a {type(tree).__name__}")
-    base = tree.pop("base", None)
-    if not isinstance(base, str | None):
-        raise ConfigError(f"{path}: base must be the path of one file, not {base!r}")
-    return merge(load_tree(file.parent / base, (*seen, file)), tree) if base else tree
+    return tree
 
 
 def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
     """Merge `dotted.key=value` arguments (values in YAML) into a tree.
 
     Raises:
-        ConfigError: An argument has no `=` or its value is not YAML.
+        ConfigError: An argument has no `=`, its key has an empty or too many parts, or its value is not YAML.
     """
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override '{override}' must look like section.key=value")
-        tree = merge(tree, nested(key.strip(), parse_yaml(text, f"override {override}")))
+        parts = key.strip().split(".")
+        if not equals or not all(part and part == part.strip() for part in parts) or len(parts) > DEPTH:
+            raise ConfigError(f"override '{shown(override)}' must look like section.key=value")
+        if problem := unclean(key):
+            raise ConfigError(f"override '{shown(override)}': the key {problem}")
+        tree = merge(tree, nested(key.strip(), parse_yaml(text, f"override {shown(override)}")))
     return tree
 
 
@@ -183,14 +169,18 @@ def expand_variables(tree: Any, source: str, key: str = "") -> Any:
         return [expand_variables(value, source, key) for value in tree]
     if not isinstance(tree, str):
         return tree
-    for name in re.findall(r"\$\{(\w+)\}", tree):
-        if name not in os.environ:
-            raise ConfigError(
-                f"{source}: {key} needs the environment variable {name}, which is not set. "
-                f"Run `export {name}=...`, or give {key}=... on the command line."
-            )
-        tree = tree.replace(f"${{{name}}}", os.environ[name])
-    return tree
+    return re.sub(r"\$\{(\w+)\}", lambda found: _variable(found[1], source, key), tree)
+
+
+def _variable(name: str, source: str, key: str) -> str:
+    if name not in os.environ:
+        raise ConfigError(
+            f"{source}: {key} needs the environment variable {name}, which is not set. "
+            f"Run `export {name}=...`, or give {key}=... on the command line."
+        )
+    if problem := unclean(os.environ[name]):
+        raise ConfigError(f"{source}: {key}: the value of the environment variable {name} {problem}")
+    return os.environ[name]
 
 
 def validate(model: type[C], tree: Mapping[str, Any], source: str) -> C:
@@ -200,11 +190,16 @@ def validate(model: type[C], tree: Mapping[str, Any], source: str) -> C:
         ConfigError: Lists every wrong key with its dotted path, what is allowed, and the nearest right key.
     """
     try:
-        return model.model_validate_json(json.dumps(tree))
-    except TypeError as error:
+        text = json.dumps(tree)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source} has a value of a kind that recipes do not know: {error}") from None
+    try:
+        return model.model_validate_json(text)
     except ValidationError as error:
-        lines = [_explain(model, tree, problem) for problem in error.errors(include_url=False)]
+        problems = error.errors(include_url=False)
+        lines = [shown(_explain(model, tree, problem), 1000) for problem in problems[:MOST_PROBLEMS]]
+        if len(problems) > MOST_PROBLEMS:
+            lines.append(f"and {len(problems) - MOST_PROBLEMS} more")
         raise ConfigError(f"{source}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
 
 
@@ -217,7 +212,9 @@ def _explain(model: type[Config], tree: Mapping[str, Any], problem: Any) -> str:
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {path}: {hint}"
     given = (
-        "" if problem["type"] == "missing" or isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+        ""
+        if problem["type"] == "missing" or isinstance(problem["input"], dict)
+        else f" (given: {shown(repr(problem['input']))})"
     )
     message = problem["msg"].removeprefix("Value error, ")
     return f"{path}: {message}{given}" if path else message

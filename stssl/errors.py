@@ -32,3 +32,10 @@ def first_line(error: BaseException) -> str:
     """What another library's error says, in one line; its type's name where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def shown(text: object, most: int = 80) -> str:
+    """Something for a message, short and in printable characters."""
+    words = text if isinstance(text, str) else repr(text)
+    words = words if len(words) <= most else f"{words[: most - 3]}..."
+    return words if words.isprintable() else ascii(words)

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from stssl.archives.synthetic import synthesize
-from stssl.config import apply_overrides, merge, parse_yaml, validate
+from stssl.config import apply_overrides, merge, validate
 from stssl.convert import Options, convert
 from stssl.data.inspect import describe
 from stssl.data.store import Store
@@ -16,6 +16,7 @@ from stssl.report import write_report
 from stssl.train.finished import evaluate_run
 from stssl.train.folder import write_text
 from stssl.train.launch import run
+from stssl.yamltext import parse_yaml
 
 RECIPE = """\
 # Semi-supervised land cover from 10 % labels: FixMatch whose teacher also sees place and date (ST-FixMatch).

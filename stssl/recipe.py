@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import yaml
 from pydantic import Field, model_validator
 
 from stssl.algorithms import ALGORITHMS, AlgorithmConfig
@@ -35,6 +34,7 @@ from stssl.models import EncoderConfig, InjectionConfig
 from stssl.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from stssl.steps.neighbours import NeighboursConfig, NoVotesConfig
 from stssl.steps.teacher_student import LossConfig
+from stssl.yamltext import dump_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PLACEMENT = ("launch", "logging", "name")
@@ -214,7 +214,7 @@ class RunRecipe(Config):
 
     def yaml(self) -> str:
         """The resolved recipe as a file that can be loaded again."""
-        return yaml.safe_dump(self.tree(), sort_keys=False)
+        return dump_yaml(self.tree())
 
 
 R = TypeVar("R", bound=RunRecipe)

@@ -15,10 +15,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from stssl.config import Tree, apply_overrides, load_tree, parse_yaml, validate
+from stssl.config import Tree, apply_overrides, load_tree, validate
 from stssl.errors import ConfigError, RunError, first_line
 from stssl.pretraining import kind_of
 from stssl.recipe import LaunchConfig, Recipe
+from stssl.yamltext import parse_yaml
 
 EXCLUDES = (
     "/.git/",

@@ -1,13 +1,22 @@
-"""Text files that users bring, plain or packed, and the lists of patch names in them."""
+"""Text files that users bring, plain or packed, and the lists of patch names in them; JSON within limits."""
 
 import bz2
 import gzip
+import json
+import math
+import os
+import stat
 import zlib
 from pathlib import Path
+from typing import Any, TypeVar
 
-from stssl.errors import DataError
+from stssl.errors import DataError, StsslError, shown
 
 _UNPACK = {".bz2": bz2.decompress, ".gz": gzip.decompress}
+JSON_BYTES = 64 << 20
+JSON_DEPTH = 100
+
+T = TypeVar("T")
 
 
 def read_text(path: Path) -> str:
@@ -30,3 +39,115 @@ def read_names(path: Path) -> frozenset[str]:
     """
     lines = (line.split(",")[0].strip().strip('"') for line in read_text(path).splitlines())
     return frozenset(name for name in lines if name)
+
+
+def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataError, advice: str = "") -> bytes:
+    """Bytes of a plain file of at most `most` bytes; folders, pipes and devices are not opened.
+
+    Args:
+        path: The file.
+        most: Its largest size.
+        error: What to raise.
+        advice: What to do about it, a sentence at the end of the message.
+
+    Raises:
+        StsslError: Of the kind `error`: names the file and the reason.
+    """
+
+    def wrong(reason: str) -> StsslError:
+        return error(f"cannot read {shown(str(path), 300)}: {reason}. {advice}".rstrip())
+
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  takes what a user typed, as it is
+            raise wrong("it is not a file")
+        with open(path, "rb") as file:  # noqa: PTH123
+            content = file.read(most + 1)
+    except OSError as problem:
+        raise wrong(problem.strerror or type(problem).__name__) from None
+    except ValueError:
+        raise wrong("a path cannot hold such characters") from None
+    if len(content) > most:
+        raise wrong(f"it is larger than {most:,} bytes")
+    return content
+
+
+def read_json(
+    path: str | Path,
+    kind: type[T] = dict,  # type: ignore[assignment]
+    *,
+    error: type[StsslError] = DataError,
+    most: int = JSON_BYTES,
+    advice: str = "",
+) -> T:
+    """Value of a JSON file, of a kind (`dict`, `list`) that it must have.
+
+    Args:
+        path: The file.
+        kind: The type of the value.
+        error: What to raise.
+        most: The file's largest size.
+        advice: What to do about it, a sentence at the end of the message.
+
+    Raises:
+        StsslError: Of the kind `error`: the file cannot be read, is cut off, or is not such JSON; names it.
+    """
+    return parse_json(read_bounded(path, most, error, advice), str(path), kind, error=error, advice=advice)
+
+
+def parse_json(
+    content: bytes | str,
+    source: str,
+    kind: type[T] = dict,  # type: ignore[assignment]
+    *,
+    error: type[StsslError] = DataError,
+    advice: str = "",
+) -> T:
+    """Value of JSON text, at most `JSON_DEPTH` deep, with finite numbers and texts that can be written.
+
+    NaN is taken as Python writes it. `source` names the text in errors; for the rest see `read_json`.
+
+    Raises:
+        StsslError: Of the kind `error`; names the source and the reason.
+    """
+    try:
+        value = json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"), parse_float=_finite)
+        _require_plain(value)
+        if not isinstance(value, kind):
+            words = {"dict": "keys and values", "list": "a list"}
+            raise ValueError(f"it must hold {words.get(kind.__name__, kind.__name__)} at its top level")
+    except RecursionError:
+        reason = f"it is nested more than {JSON_DEPTH} deep"
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
+    except ValueError as problem:
+        reason = "the file is empty" if not content.strip() else str(problem)
+    else:
+        return value
+    raise error(f"{source} cannot be used as JSON: {reason}. {advice}".rstrip())
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _require_plain(value: Any) -> None:
+    """Refuse what later code could not walk through or write down.
+
+    Raises:
+        RecursionError: Too deep.
+        ValueError: A text is no Unicode.
+    """
+    rest = [(0, value)]
+    while rest:
+        depth, one = rest.pop()
+        if depth > JSON_DEPTH:
+            raise RecursionError
+        if isinstance(one, dict):
+            rest += [(depth + 1, part) for pair in one.items() for part in pair]
+        elif isinstance(one, list):
+            rest += [(depth + 1, part) for part in one]
+        elif isinstance(one, str) and not one.isascii() and any("\ud800" <= letter <= "\udfff" for letter in one):
+            raise ValueError("a text in it holds half a character (a lone surrogate)")

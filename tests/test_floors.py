@@ -6,8 +6,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "stssl"
 FLOORS = [
     ["__init__"],
-    ["errors", "batch", "cluster", "config", "labels", "distributed", "randomness", "schema", "nomenclature"],
-    ["hashing", "optimizers", "textfiles"],
+    ["errors", "batch", "cluster", "config", "labels", "distributed", "randomness", "schema", "nomenclature"]
+    + ["textfiles", "yamltext"],
+    ["hashing", "optimizers"],
     ["augment", "costs", "figures", "losses", "metrics", "page"],
     ["archives", "data", "models", "algorithms"],
     ["pretrain", "convert", "views"],
