@@ -4,12 +4,14 @@ What is written and in which order is `data.writer`'s matter, what is read the a
 together and spreads the shards over the cluster.
 """
 
+import csv
 import hashlib
 import inspect
+import io
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ class Summary:
         converted: Shards written now; the others were there from an earlier, interrupted conversion.
         errors: Error name -> how often it occurred.
         report: CSV that lists them.
+        examples: Error name -> the first patch that has it, and the words.
+        notes: What the archive says of itself, a line each: columns read and not read, unlabeled rows.
     """
 
     store: str
@@ -45,6 +49,8 @@ class Summary:
     converted: int
     errors: dict[str, int]
     report: str
+    examples: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,17 @@ def convert(
                 progress(done, plan.shards)
         errors = job.writer.finish()
     report = job.writer.beside.path(job.writer.report)
-    return Summary(target, plan.patches, plan.shards, len(missing), errors, report)
+    examples = _examples(job.writer) if errors else {}
+    return Summary(target, plan.patches, plan.shards, len(missing), errors, report, examples, tuple(opened.notes))
+
+
+def _examples(writer: Writer) -> dict[str, str]:
+    """The first patch of each error, from the report; empty where somebody removed it."""
+    found: dict[str, str] = {}
+    text = (writer.beside.read(writer.report) or b"").decode("utf-8", "replace")
+    for name, error, words in csv.reader(io.StringIO(text, newline="")):
+        found.setdefault(error, words if name in words else f"{name}: {words}")
+    return found
 
 
 def named_folders(words: Sequence[str] | None) -> dict[str, Path] | None:
@@ -160,6 +176,9 @@ def open_archive(source: str, archive: str | Path, **about: Any) -> Archive:
 def make_plan(source: str, archive: Archive, options: Options, about: dict[str, Any]) -> Plan:
     """What the store of an archive will hold, and what tells this conversion from another."""
     patches = min(len(archive.names), options.limit or len(archive.names))
+    for name in archive.names[:patches]:
+        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
+            raise DataError(f"the name of {name.encode('utf-8', 'backslashreplace').decode()} is not UTF-8. Rename it.")
     identity = {
         "format": source,
         "archive": dict(archive.about),

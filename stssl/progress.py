@@ -11,6 +11,7 @@ from rich.table import Table
 
 from stssl.convert import Summary
 from stssl.recipe import RunRecipe
+from stssl.schema import printable
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
 
@@ -100,8 +101,10 @@ def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, 
 def conversion_summary(summary: Summary) -> str:
     """One or more lines on what a conversion did."""
     lines = [f"{summary.patches:,} patches in {summary.shards} shards, {summary.converted} of them converted now"]
+    lines += [f"  {printable(note)}" for note in summary.notes]
     for error, count in summary.errors.items():
-        lines.append(f"  {error}: {count:,}")
+        example = f" (such as {printable(summary.examples[error], 200)})" if error in summary.examples else ""
+        lines.append(f"  {error}: {count:,}{example}")
     if summary.errors:
         lines.append(f"  each is listed in {summary.report}")
     return "\n".join(lines)

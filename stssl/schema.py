@@ -32,10 +32,13 @@ ERRORS = {
     "no_label": 10,
     "bad_metadata": 11,
     "foreign": 12,
+    "bad_time": 13,
+    "bad_split": 14,
 }
 """Names of the codes in `error_code`; 0 is a whole patch, `foreign` a patch of another archive's format."""
 
-USABLE = frozenset({"ok", "bad_coordinates", "no_label"})
+USABLE = frozenset({"ok", "bad_coordinates", "no_label", "bad_time", "bad_split"})
+"""Codes of patches that lack one value and are good without it."""
 UNUSABLE = tuple(code for name, code in ERRORS.items() if name not in USABLE)
 """Codes of patches that take no part in any split: without pixels, or with pixels or labels that may be wrong."""
 
@@ -131,13 +134,19 @@ class Patch:
 
     def complain(self, problem: BadPatchError) -> None:
         """Write a problem down."""
-        self.problems.append((problem.code, str(problem)))
+        self.problems.append((problem.code, printable(str(problem))))
 
     @property
     def error(self) -> str:
         """Name of the error code: the first problem that makes the patch useless, else the first, else `ok`."""
         names = [name for name, _ in self.problems]
         return next((name for name in names if name not in USABLE), names[0] if names else "ok")
+
+
+def printable(words: str, most: int = 500) -> str:
+    """Words from a foreign file, short and without control characters, so that reports and terminals can show them."""
+    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in words[:most])
+    return shown if len(words) <= most else f"{shown}..."
 
 
 def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Column:

@@ -1,6 +1,8 @@
 """Text files that users bring, plain or packed, and the lists of patch names in them; JSON within limits."""
 
 import bz2
+import codecs
+import csv
 import gzip
 import json
 import math
@@ -8,27 +10,76 @@ import os
 import stat
 import zlib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from stssl.errors import DataError, StsslError, shown
 
-_UNPACK = {".bz2": bz2.decompress, ".gz": gzip.decompress}
+MOST_BYTES = 512_000_000
+"""What a list or table may hold, unpacked; more than the names of every patch of a country take."""
+_WIDE = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 JSON_BYTES = 64 << 20
 JSON_DEPTH = 100
 
 T = TypeVar("T")
 
 
-def read_text(path: Path) -> str:
-    """Text of a plain, bz2 or gzip file.
+def read_unpacked(path: Path) -> bytes:
+    """Bytes of a plain, bz2 or gzip file; never more than `MOST_BYTES` of them are unpacked.
 
     Raises:
-        DataError: It cannot be read, or is not text.
+        DataError: It cannot be read, or holds more.
     """
     try:
-        return _UNPACK.get(path.suffix, bytes)(path.read_bytes()).decode("utf-8-sig")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"cannot read {path}: it is not a file")
+        with _opened(path) as file:
+            data = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
+    if len(data) > MOST_BYTES:
+        raise DataError(f"{path} holds more than {MOST_BYTES:,} bytes: that is no list or table of patches. Divide it.")
+    return data
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if path.suffix == ".bz2":
+        return bz2.open(path)
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def read_text(path: Path) -> str:
+    """Text of a plain, bz2 or gzip file, in UTF-8 or, where its first bytes say so, UTF-16 or UTF-32.
+
+    Raises:
+        DataError: It cannot be read, is too large, or is not text; names the line.
+    """
+    return as_text(read_unpacked(path), path)
+
+
+def as_text(data: bytes, path: Path) -> str:
+    """The text in a file's bytes.
+
+    Raises:
+        DataError: They are not text; names the line.
+    """
+    encoding = next((name for mark, name in _WIDE if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"cannot read {path}: line {line} is not {encoding.removesuffix('-sig').upper()} "
+            f"(byte 0x{data[error.start]:02x}). Save it as UTF-8."
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"cannot read {path}: line {line} has a NUL character. Save it as text in UTF-8.")
+    return text
 
 
 def read_names(path: Path) -> frozenset[str]:
@@ -37,8 +88,20 @@ def read_names(path: Path) -> frozenset[str]:
     Raises:
         DataError: It cannot be read, or is not text.
     """
-    lines = (line.split(",")[0].strip().strip('"') for line in read_text(path).splitlines())
-    return frozenset(name for name in lines if name)
+    return frozenset(name for line in read_text(path).splitlines() if (name := _first_cell(line)))
+
+
+def _first_cell(line: str) -> str:
+    """What stands before a line's first comma, semicolon or tab, unless quotes say otherwise."""
+    line = line.strip()
+    if not line.startswith('"'):
+        for separator in ",;\t":
+            line = line.partition(separator)[0]
+        return line.strip()
+    try:
+        return next(csv.reader([line]))[0].strip()
+    except csv.Error:
+        return line.strip('"').strip()
 
 
 def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataError, advice: str = "") -> bytes:

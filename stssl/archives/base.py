@@ -1,7 +1,9 @@
 """What an archive is to the converter: a fixed list of patches, each read on its own, whatever the format."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,6 +60,11 @@ class Archive(Protocol):
         """What identifies this archive and the way it is read, without paths, hosts or times."""
         ...
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a conversion says of this archive, a line each: what was read of its tables, and what looks wrong."""
+        ...
+
     def read(self, row: int) -> Patch:
         """The patch of a row; what is wrong with it goes into `problems`, never out as an exception."""
         ...
@@ -74,6 +81,16 @@ def time_values(when: datetime | None) -> dict[str, Any]:
 def season_of(when: datetime | None) -> str:
     """Meteorological season in the northern hemisphere; empty without a date."""
     return SEASONS[when.month] if when else ""
+
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def degrees(cell: Any) -> float:
+    """The number in a cell of a table; NaN where there is none, so that `1_0` or `48,1` is no place."""
+    if isinstance(cell, str):
+        return float(cell) if _NUMBER.fullmatch(cell := cell.strip()) else float("nan")
+    return float(cell) if isinstance(cell, int | float | Decimal) and not isinstance(cell, bool) else float("nan")
 
 
 def good_place(lat: float, lon: float) -> bool:

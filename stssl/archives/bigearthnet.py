@@ -59,6 +59,7 @@ class BigEarthNet1:
     label_sets = ("labels_43", "labels_19")
     statistics_split = "official"
     maps: tuple[PixelArray, ...] = ()
+    notes: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = MappingProxyType({"published_statistics": PUBLISHED})
 
     def __init__(
@@ -214,7 +215,7 @@ def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
 def _countries(names: tuple[str, ...], path: Path | None) -> NDArray[Any]:
     known: dict[str, str] = {}
     for file in sorted(path.glob("metadata*.parquet")) if path and path.is_dir() else [path] if path else []:
-        table = columns_of(read_table(file), {name: (name,) for name in NAMES} | {"country": ABOUT["country"]})
+        table = columns_of(read_table(file), {name: (name,) for name in NAMES} | {"country": ABOUT["country"]}, file)
         for key in NAMES:
             known |= dict(zip(table.get(key, ()), table.get("country", ()), strict=False))
     return np.array([known.get(name) or "" for name in names], object)

@@ -44,6 +44,7 @@ class BigEarthNet2:
 
     label_sets = ("labels_19",)
     statistics_split = "official"
+    notes: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(

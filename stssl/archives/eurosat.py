@@ -5,7 +5,6 @@ follow the code of "Context Matters" (arXiv:2404.18583): in each class, sorted b
 last 20 % test; the last eighth of the training part validates here, so that no choice is made on test patches.
 """
 
-import csv
 import io
 import zipfile
 import zlib
@@ -19,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stssl.archives.base import good_place
+from stssl.archives.base import degrees, good_place
 from stssl.archives.sentinel2 import EUROPE, RESOLUTION, grid_place, keep_pixels
-from stssl.archives.tables import ABOUT, NAMES
+from stssl.archives.tables import ABOUT, NAMES, columns_of, read_table
 from stssl.archives.tiff import georeference, read_image
 from stssl.errors import ConfigError, DataError
 from stssl.hashing import digest_of
@@ -37,7 +36,6 @@ from stssl.schema import (
     label_columns,
     split_column,
 )
-from stssl.textfiles import read_text
 
 SIZE = 64
 MS_ORDER = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
@@ -52,6 +50,7 @@ class _Images:
     splits = ("official",)
     statistics_split = "official"
     maps: tuple[PixelArray, ...] = ()
+    notes: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, archive: Path, endings: tuple[str, ...], example: str) -> None:
@@ -212,26 +211,14 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
     Raises:
         DataError: The table cannot be read or lacks a column.
     """
-    try:
-        rows = list(csv.DictReader(io.StringIO(read_text(table))))
-    except csv.Error as error:
-        raise DataError(f"cannot read the table {table}: {error}") from None
-    known = rows[0].keys() if rows else ()
-    found = {
-        wanted: next((key for key in known if key.lower() in spellings), None)
-        for wanted, spellings in (("name", NAMES), ("lat", ABOUT["lat"]), ("lon", ABOUT["lon"]))
-    }
-    if None in found.values():
-        raise DataError(f"{table} must have columns filepath, latitude and longitude. It has: {', '.join(known)}")
-    columns = ([row[str(key)] for row in rows] for key in found.values())
-    return {Path(name or "").stem: (_number(lat), _number(lon)) for name, lat, lon in zip(*columns, strict=True)}
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return float("nan")
+    wanted = {"name": NAMES, "lat": ABOUT["lat"], "lon": ABOUT["lon"]}
+    read = read_table(table)
+    found = columns_of(read, wanted, table)
+    if len(found) < len(wanted):
+        known = ", ".join(read.column_names)
+        raise DataError(f"{table} must have columns filepath, latitude and longitude. It has: {known}")
+    rows = zip(*(found[name] for name in wanted), strict=True)
+    return {Path(str(name or "")).stem: (degrees(lat), degrees(lon)) for name, lat, lon in rows}
 
 
 def _split_codes(names: tuple[str, ...]) -> list[int]:

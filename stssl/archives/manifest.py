@@ -5,9 +5,7 @@ georeferenced image may say itself.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime
-from math import isnan
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,16 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stssl.archives.base import good_place, season_of, time_values
+from stssl.archives.base import good_place
+from stssl.archives.cells import first_rows, image_path, place_name, place_of, split_of, time_of
+from stssl.archives.label_cells import is_missing, read_labels
 from stssl.archives.places import to_degrees
-from stssl.archives.tables import ABOUT, columns_of, read_table
+from stssl.archives.tables import ABOUT, FORM, cells_of, choose_columns, read_table
 from stssl.archives.tiff import georeference, read_image
 from stssl.errors import ConfigError, DataError
-from stssl.schema import COMMON, REGION, SPLIT_CODES, BadPatchError, Column, Patch, PixelArray, split_column
+from stssl.schema import COMMON, REGION, BadPatchError, Column, Patch, PixelArray, split_column
 from stssl.schema import label_columns as labels_of
 
-WANTED = {"path": ("path", "filepath", "filename", "image", "file")} | ABOUT
-PARTS = SPLIT_CODES | {"val": SPLIT_CODES["validation"], "valid": SPLIT_CODES["validation"]}
+PATHS = ("path", "filepath", "file_path", "filename", "file_name", "image", "image_path", "file")
+READ = ("country", "lat", "lon", "label", "labels", "time", "location_id", "split")
+WANTED = {"path": PATHS} | {name: ABOUT[name] for name in READ}
+"""What a manifest may say -> spellings of the column, the first that is there."""
 SAMPLE = 16
 MOST_BANDS = 16
 """Bits of `valid_bands`."""
@@ -53,17 +55,26 @@ class Manifest:
             ConfigError: Impossible options.
             DataError: The table has no `path`, no rows, or no image can be read.
         """
-        table = columns_of(read_table(archive), WANTED)
-        if not table.get("path"):
-            raise DataError(f"{archive} needs a column 'path' with the images' paths, and at least one row")
+        whole = read_table(archive)
+        columns = choose_columns(whole.column_names, WANTED, archive)
+        if "path" not in columns.used or not whole.num_rows:
+            raise DataError(f"{archive} needs {_missing(whole.column_names, 'path' in columns.used)}")
+        table = {name: cells_of(whole, own, archive) for name, own in columns.used.items()}
         self.folder, self._table, self._size = archive.parent, table, size
-        self.names = tuple(str(path or "") for path in table["path"])
-        self._first = {name: row for row, name in reversed(list(enumerate(self.names)))}
+        self.names = tuple("" if path is None else str(path) for path in table["path"])
+        self._first = first_rows(self.folder, self.names)
         self.arrays = (self._look(bands, band_names),)
         self.splits = ("official",) if "split" in table else ()
-        self.label_sets = tuple(name for name in ("label", "labels") if name in table)
-        self.classes = {name: _classes(table[name], name == "labels") for name in self.label_sets}
-        places = sorted({str(place) for place in table.get("location_id", ()) if place not in (None, "")})
+        labels = {
+            name: read_labels(columns.used[name], table[name], name == "labels", archive)
+            for name in ("label", "labels")
+            if name in table
+        }
+        self._labels_of = {name: own for name, own in labels.items() if own.classes}
+        self.label_sets = tuple(self._labels_of)
+        self.classes = {name: own.classes for name, own in self._labels_of.items()}
+        self.notes = (*columns.words(), *_remarks(table), *(note for own in labels.values() for note in own.notes))
+        places = sorted({place_name(place) for place in table.get("location_id", ())} - {""})
         self._places = {place: number for number, place in enumerate(places)}
         self.columns: tuple[Column, ...] = (
             *COMMON,
@@ -80,7 +91,7 @@ class Manifest:
             raise ConfigError(f"bands must be all or rgb (not '{bands}'), and size 1 or more")
         for name in self.names[:SAMPLE]:
             try:
-                image = _read(self.folder / name, name, self._size)
+                image = _read(image_path(self.folder, name), name, self._size)
                 break
             except BadPatchError as problem:
                 found = str(problem)
@@ -107,17 +118,22 @@ class Manifest:
     def read(self, row: int) -> Patch:
         """One image, and what the table says of it."""
         name, patch, array = self.names[row], Patch(), self.arrays[0]
-        if self._first[name] != row:
-            patch.complain(BadPatchError("duplicate", f"row {row + 1} names the image of row {self._first[name] + 1}"))
+        if self._first[row] != row:
+            patch.complain(BadPatchError("duplicate", f"row {row + 1} names the image of row {self._first[row] + 1}"))
             return patch
-        parts: tuple[Callable[[int], dict[str, Any]], ...] = (self._labels, self._time, self._place, self._split)
+        parts: tuple[Callable[[], dict[str, Any]], ...] = (
+            lambda: self._labels(row) | self._plain(row),
+            lambda: time_of(self._cell("time", row)),
+            lambda: self._place(row),
+            lambda: split_of(self._cell("split", row)),
+        )
         for part in parts:
             try:
-                patch.values |= part(row)
+                patch.values |= part()
             except BadPatchError as problem:
                 patch.complain(problem)
         try:
-            image = _read(self.folder / name, name, self._size)
+            image = _read(image_path(self.folder, name), name, self._size)
             if image.shape[1:] != array.shape[1:] or len(image) != self._count or str(image.dtype) != array.dtype:
                 shape = "x".join(map(str, image.shape))
                 raise BadPatchError("wrong_size", f"{name} is {shape} {image.dtype}, not {array.shape} {array.dtype}")
@@ -131,63 +147,34 @@ class Manifest:
         return self._table[column][row] if column in self._table else None
 
     def _labels(self, row: int) -> dict[str, Any]:
+        """Classes; a row without any is unlabeled, which is no error."""
         values: dict[str, Any] = {}
-        for name, classes in self.classes.items():
-            own = _split_labels(self._table[name][row], name == "labels")
-            if not own:
-                raise BadPatchError("no_label", f"no {name}")
-            if name == "label" and len(own) > 1:
-                raise BadPatchError("bad_metadata", f"label {', '.join(own)}: a column of several is called labels")
-            hits = np.array([label in own for label in classes], np.uint8)
-            values[name] = hits if name == "labels" else int(hits.argmax())
+        for name, labels in self._labels_of.items():
+            own = labels.rows[row]
+            if own:
+                hits = np.zeros(len(labels.classes), np.uint8)
+                hits[list(own)] = 1
+                values[name] = hits if name == "labels" else own[0]
         return values
 
-    def _time(self, row: int) -> dict[str, Any]:
-        """Time, season and the other plain columns."""
-        location = self._places.get(str(self._cell("location_id", row)), -1)
-        values: dict[str, Any] = {"country": str(self._cell("country", row) or ""), "location_id": location}
-        when = self._cell("time", row)
-        if when in (None, ""):
-            return values
-        if isinstance(when, str):
-            try:
-                when = datetime.fromisoformat(when)
-            except ValueError:
-                raise BadPatchError("bad_metadata", f"time '{when}' is not ISO 8601") from None
-        elif isinstance(when, date) and not isinstance(when, datetime):
-            when = datetime(when.year, when.month, when.day)
-        elif not isinstance(when, datetime):
-            raise BadPatchError("bad_metadata", f"time {when} is a {type(when).__name__}, not ISO 8601")
-        when = when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
-        return values | time_values(when) | {"season": season_of(when)}
+    def _plain(self, row: int) -> dict[str, Any]:
+        """Country and location."""
+        country = self._cell("country", row)
+        location = self._places.get(place_name(self._cell("location_id", row)), -1)
+        return {"country": "" if country is None else str(country).strip(), "location_id": location}
 
     def _place(self, row: int) -> dict[str, Any]:
-        given = [self._cell(name, row) for name in ("lat", "lon")]
-        if None in given or "" in given:
-            return self._own_place(row)
-        try:
-            lat, lon = map(float, given)
-        except (TypeError, ValueError):
-            lat = lon = float("nan")
-        if not good_place(lat, lon):
-            hint = " (swapped?)" if good_place(lon, lat) else ""
-            raise BadPatchError("bad_coordinates", f"latitude {given[0]}, longitude {given[1]}{hint}")
-        return {"lat": lat, "lon": lon}
+        """The place that the table states, else that of the image."""
+        return place_of(self._cell("lat", row), self._cell("lon", row), row) or self._own_place(row)
 
     def _own_place(self, row: int) -> dict[str, Any]:
         """The place that a georeferenced image states, if it does."""
         try:
-            frame = georeference(self.folder / self.names[row], self.names[row])
+            frame = georeference(image_path(self.folder, self.names[row]), self.names[row])
             lat, lon = (float(value[0]) for value in to_degrees(frame.projection, *frame.centre))
         except (BadPatchError, ValueError):
             return {}
         return {"lat": lat, "lon": lon} if good_place(lat, lon) else {}
-
-    def _split(self, row: int) -> dict[str, Any]:
-        part = str(self._cell("split", row) or "").lower()
-        if part and part not in PARTS:
-            raise BadPatchError("bad_metadata", f"split '{part}' is none of {', '.join(SPLIT_CODES)}")
-        return {"split_official": PARTS[part]} if part else {}
 
 
 def _read(path: Path, name: str, size: int | None) -> NDArray[Any]:
@@ -204,13 +191,19 @@ def _numbers(count: int) -> tuple[str, ...]:
     return tuple(str(number + 1) for number in range(count))
 
 
-def _split_labels(cell: Any, several: bool) -> list[str]:
-    """Class names of a cell; only where there may be several does a `;` divide them."""
-    if cell is None or (isinstance(cell, float) and isnan(cell)):  # as tables of numbers have it where nothing stands
-        return []
-    parts = cell if isinstance(cell, list) else str(cell).split(";") if several else [cell]
-    return [str(part).strip() for part in parts if str(part).strip()]
+def _missing(names: list[str], rows: bool) -> str:
+    """What a table that is no manifest lacks."""
+    if rows:
+        return "at least one row below the names of the columns"
+    has = f"It has: {', '.join(names)[:300]}" if names else "It is empty"
+    return f"a column 'path' with the images' paths, and at least one row. {has}. In words: {FORM}"
 
 
-def _classes(cells: list[Any], several: bool) -> tuple[str, ...]:
-    return tuple(sorted({label for cell in cells for label in _split_labels(cell, several)}))
+def _remarks(table: Mapping[str, list[Any]]) -> Iterator[str]:
+    """What looks wrong in a table as a whole."""
+    for name, other in (("lat", "lon"), ("lon", "lat")):
+        if name in table and other not in table:
+            yield f"{name} is of no use without a column {other}: no patch has its place from the table"
+    for name in ("lat", "lon", "time", "location_id", "split"):
+        if name in table and all(map(is_missing, table[name])):
+            yield f"the column of {name} is empty"

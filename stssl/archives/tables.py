@@ -2,18 +2,38 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from stssl.errors import DataError
-from stssl.textfiles import read_names, read_text
+from stssl.errors import DataError, first_line
+from stssl.textfiles import MOST_BYTES, as_text, read_names, read_unpacked
 
 LIST_ENDINGS = (".txt", ".csv", ".csv.bz2", ".csv.gz", ".txt.bz2", ".txt.gz")
 PART_NAMES = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+SEPARATORS = ",;\t|"
+"""What may stand between a text table's cells; its first line shows which."""
+FORM = "a table is a CSV or Parquet file such as: path,label,lat,lon,time,split (first line), then a line an image"
+KINDS = (
+    (b"PK\x03\x04", "a zip archive or spreadsheet"),
+    (b"\xd0\xcf\x11\xe0", "a spreadsheet"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"II+\0", "a TIFF image"),
+    (b"MM\0+", "a TIFF image"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"SQLite format 3", "a SQLite file"),
+    (b"%PDF", "a PDF"),
+)
+PARQUET = b"PAR1"
 
 
 def find_list(folders: Iterable[Path], *stems: str) -> Path | None:
@@ -44,42 +64,201 @@ def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
 
 
 def read_table(path: Path) -> pyarrow.Table:
-    """A CSV (of strings) or Parquet table.
+    """A Parquet table, or one of text (then all cells are strings) with commas, semicolons, tabs or bars between cells.
+
+    Names of columns lose the spaces and quotes around them.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: It cannot be read or is no table, or two columns have one name; names the line.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, not a table: {FORM}")
     try:
-        if path.suffix == ".parquet":
-            return pyarrow.parquet.read_table(path)
-        rows = list(csv.DictReader(io.StringIO(read_text(path))))
-    except (OSError, pyarrow.ArrowException, csv.Error) as error:
-        raise DataError(f"cannot read the table {path}: {error}") from None
-    names = list(rows[0]) if rows else []
-    return pyarrow.table({name: [row[name] or None for row in rows] for name in names if name})
+        with path.open("rb") as file:
+            head = file.read(16)
+        table = _read_parquet(path) if head.startswith(PARQUET) else _read_lines(path, head)
+    except (OSError, pyarrow.ArrowException, ValueError) as error:
+        raise DataError(f"cannot read the table {path}: {first_line(error)}") from None
+    names = [_stripped(name) for name in table.column_names]
+    for place, name in enumerate(names):
+        if name and name in names[:place]:
+            both = f"columns {names.index(name) + 1} and {place + 1}"
+            raise DataError(f"{path}: {both} are both called '{name}'. Rename or remove one of them.")
+    return table.rename_columns(names)
 
 
-def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, list[Any]]:
-    """Those of the wanted columns that a table has, under any of their names (case aside), as lists."""
-    known = {name.lower(): name for name in table.column_names}
-    found: dict[str, list[Any]] = {}
-    for name, spellings in wanted.items():
-        column = next((known[spelling] for spelling in spellings if spelling in known), None)
-        if column is not None:
-            found[name] = table.column(column).to_pylist()
-    return found
+def _read_parquet(path: Path) -> pyarrow.Table:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+        size = sum(group.total_byte_size for group in groups)
+        if size > 8 * MOST_BYTES:
+            raise ValueError(f"it holds {size:,} bytes")
+        return file.read()
+
+
+def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
+    """A text table; only a text that can be told apart is taken for one."""
+    kind = next((words for start, words in KINDS if head.startswith(start)), None)
+    if path.suffix in (".parquet", ".pq"):
+        raise DataError(f"cannot read the table {path}: it is {kind or 'not a Parquet file (it does not start so)'}")
+    text = "" if kind else as_text(read_unpacked(path), path)
+    if text.lstrip()[:1] in ("{", "["):
+        kind = "JSON"
+    if kind:
+        raise DataError(f"{path} is {kind}, not a table: {FORM}")
+    rows, lines = _cells(text, path)
+    if not rows:
+        return pyarrow.table({})
+    header = rows[0]
+    for row, line in zip(rows[1:], lines[1:], strict=True):
+        if len(row) != len(header):
+            raise DataError(f"{path}: line {line} has {len(row)} cells, and the first line names {len(header)} columns")
+    columns = [
+        pyarrow.array([row[place] or None for row in rows[1:]], pyarrow.string()) for place in range(len(header))
+    ]
+    return pyarrow.Table.from_arrays(columns, header)
+
+
+def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
+    """Cells of all lines but empty ones, and the number of each line."""
+    skipped = 0
+    separator = ""
+    first = text.partition("\n")[0].strip().strip('"')
+    if first.lower().startswith("sep=") and len(first) == 5:  # as Excel writes it
+        skipped, separator = 1, first[4]
+        text = text.partition("\n")[2]
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    separator = separator or _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append(row)
+                lines.append(reader.line_num + skipped)
+    except csv.Error as error:
+        line = (lines[-1] if lines else skipped) + 1
+        raise DataError(
+            f"cannot read the table {path}: {error} (lines {line} to {reader.line_num + skipped}). "
+            "A quote that opens a cell must also close it."
+        ) from None
+    return rows, lines
+
+
+def _separator(text: str) -> str:
+    """What divides the first line that has text into most cells."""
+    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    try:
+        counts = {sign: len(next(csv.reader([first], delimiter=sign))) for sign in SEPARATORS}
+    except csv.Error:
+        return ","
+    return max(counts, key=lambda sign: (counts[sign], -SEPARATORS.index(sign)))
+
+
+def _stripped(name: str) -> str:
+    """A column's name without byte order mark, spaces of any kind and quotes around it."""
+    name = "".join(sign for sign in str(name) if unicodedata.category(sign) not in ("Cf", "Cc"))
+    return name.strip().strip("\"'").strip()
+
+
+def _key(name: str) -> str:
+    """A name as it is compared: case, spaces, hyphens and ways of writing letters aside."""
+    return "_".join(unicodedata.normalize("NFKC", name).casefold().replace("-", " ").replace("_", " ").split())
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which of a table's columns are read.
+
+    Attributes:
+        used: What is read -> the column's name in the table.
+        unused: Names of the other columns.
+        doubled: What is read -> columns that could be it as well, and are not.
+    """
+
+    used: dict[str, str]
+    unused: tuple[str, ...]
+    doubled: dict[str, tuple[str, ...]]
+
+    def words(self) -> tuple[str, ...]:
+        """What is read and what is not, a line each."""
+        used = ", ".join(name if name == own else f"{name} from '{own}'" for name, own in self.used.items())
+        lines = [f"columns used: {used}"]
+        if self.unused:
+            lines.append(f"columns not used: {', '.join(name or '(without a name)' for name in self.unused)}")
+        for name, others in self.doubled.items():
+            rest = " and ".join(f"'{other}'" for other in others)
+            lines.append(f"{name} is read from '{self.used[name]}', not from {rest}")
+        return tuple(lines)
+
+
+def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> Columns:
+    """Find the wanted columns under any of their spellings, the earlier ones first.
+
+    Args:
+        names: Of the table's columns.
+        wanted: What to read -> its spellings in small letters.
+        path: Of the table, for the message.
+
+    Raises:
+        DataError: Two columns have one spelling but for case and spaces.
+    """
+    known: dict[str, list[str]] = {}
+    for name in names:
+        known.setdefault(_key(name), []).append(name)
+    used: dict[str, str] = {}
+    doubled: dict[str, tuple[str, ...]] = {}
+    for what, spellings in wanted.items():
+        found = [known[spelling] for spelling in spellings if spelling in known]
+        for same in found:
+            if len(same) > 1:
+                both = " and ".join(f"'{name}'" for name in same)
+                raise DataError(f"{path}: the columns {both} are one to stssl. Rename or remove one of them.")
+        if found:
+            used[what] = found[0][0]
+        if len(found) > 1:
+            doubled[what] = tuple(same[0] for same in found[1:])
+    taken = set(used.values())
+    return Columns(used, tuple(name for name in names if name not in taken), doubled)
+
+
+def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path: Path) -> dict[str, list[Any]]:
+    """Those of the wanted columns that a table has, under any of their names, as lists.
+
+    Raises:
+        DataError: Two columns have one spelling, or a column's cells cannot be read.
+    """
+    chosen = choose_columns(table.column_names, wanted, path)
+    return {what: cells_of(table, name, path) for what, name in chosen.used.items()}
+
+
+def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[Any]:
+    """The cells of one column.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    column = table.column(name)
+    try:
+        if pyarrow.types.is_timestamp(column.type):
+            column = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
+        cells: list[Any] = column.to_pylist()
+    except (pyarrow.ArrowException, ValueError, OverflowError, LookupError) as error:
+        raise DataError(f"{path}: the column '{name}' cannot be read: {first_line(error)}") from None
+    return cells
 
 
 NAMES = ("patch_id", "s2v1_name", "patch", "name", "filepath", "filename", "path", "image")
 ABOUT = {
     "country": ("country",),
     "lat": ("lat", "latitude"),
-    "lon": ("lon", "lng", "longitude"),
-    "label": ("label", "class"),
-    "labels": ("labels",),
-    "time": ("time", "date", "datetime", "timestamp", "acquisition_date"),
+    "lon": ("lon", "lng", "long", "longitude"),
+    "label": ("label", "class", "category", "label_name", "class_name", "category_name", "classname")
+    + ("land_cover", "landcover", "lulc", "land_use", "landuse"),
+    "labels": ("labels", "classes", "categories"),
+    "time": ("time", "date", "datetime", "timestamp", "acquisition_date", "acquisition_time"),
     "location_id": ("location_id", "location", "place_id"),
-    "split": ("split", "part"),
+    "split": ("split", "part", "subset"),
     "seasonal_snow": ("contains_seasonal_snow", "seasonal_snow"),
     "cloud_or_shadow": ("contains_cloud_or_shadow", "cloud_or_shadow"),
 }

@@ -227,7 +227,7 @@ class Writer:
         problems = [row for part in parts for row in json.loads(str(part["problems"]))]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([["patch", "error", "details"], *problems])
-        self.beside.write(self.report, text.getvalue().encode())
+        self.beside.write(self.report, text.getvalue().encode("utf-8", "backslashreplace"))
         return dict(sorted(Counter(code for _, code, _ in problems).items()))
 
     def _mark_complete(self, errors: dict[str, int], hashes: dict[str, str]) -> None:

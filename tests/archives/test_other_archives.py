@@ -307,12 +307,15 @@ def test_manifest_dirt(tmp_path):
         "no_pixels",
         "duplicate",
         "bad_coordinates",
-        "no_label",
-        "bad_metadata",
-        "bad_metadata",
+        "ok",
+        "bad_split",
+        "bad_time",
         "bad_coordinates",
     ]
-    assert sum(summary.errors.values()) == 9
+    assert sum(summary.errors.values()) == 8
+    assert store.column("split_official").tolist() == [0, 255, 255, 255, 255, 0, 0, 255, 0, 0]
+    assert store.column("label").tolist()[5:] == [0, -1, 0, 0, 0]
+    assert "label: 1 of 10 rows are unlabeled" in summary.notes
     assert "swapped?" in (tmp_path / "store.zarr.errors.csv").read_text()
 
 
@@ -347,13 +350,13 @@ def test_a_manifest_in_parquet_with_values_of_other_kinds(tmp_path):
     }
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "table.parquet")
     summary, store = converted("manifest", tmp_path / "table.parquet", tmp_path, band_names="R, G,B")
-    assert summary.errors == {"bad_coordinates": 2, "bad_metadata": 1}
+    assert summary.errors == {"bad_coordinates": 2, "bad_time": 1}
     assert store.bands == ("R", "G", "B") and store.classes("label") == ("a", "a;b", "c")
     assert store.column("label").tolist() == [1, 0, 0, 2]
     numbers = {"path": table["path"][:2], "label": [float("nan"), 7.0]}
     pyarrow.parquet.write_table(pyarrow.table(numbers), tmp_path / "numbers.parquet")
     summary = convert("manifest", tmp_path / "numbers.parquet", tmp_path / "n.zarr", HERE)
-    assert summary.errors == {"no_label": 1} and Store.open(tmp_path / "n.zarr").classes("label") == ("7.0",)
+    assert summary.errors == {} and Store.open(tmp_path / "n.zarr").classes("label") == ("7",)
 
 
 def test_an_image_of_more_bands_than_the_others_is_not_cut(tmp_path):

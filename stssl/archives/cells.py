@@ -1,0 +1,152 @@
+"""What the cells of a manifest mean: paths, times, places, parts of a split. A bad one costs its own value only."""
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from stssl.archives.base import degrees, good_place, season_of, time_values
+from stssl.archives.label_cells import is_missing
+from stssl.schema import SPLIT_CODES, BadPatchError
+
+PARTS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
+"""Other words for the parts of a split."""
+YEARS = (1800, 2200)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_YEAR_FIRST = re.compile(r"(\d{4})/(\d{1,2})/(\d{1,2})(?=$|[T ])")
+_NO_DATE = re.compile(r"\d{1,4}|\d{5,7}|\d{9,}(\.\d*)?")
+
+
+def image_path(folder: Path, name: str) -> Path:
+    """Where the image lies that a table names: relative to the table's folder, absolute, with `~` or `file://`.
+
+    Raises:
+        BadPatchError: The name is no path of a file here: empty, a URL, or with a character that no path has.
+    """
+    text = name.strip()
+    if text.startswith("file://"):
+        text = unquote(text.removeprefix("file://").removeprefix("localhost"))
+    if is_missing(text):
+        raise BadPatchError("no_pixels", "the row names no image")
+    if _URL.match(text):
+        raise BadPatchError("no_pixels", f"{name} is a URL: images must lie in folders. Fetch them first.")
+    if "\0" in text:
+        raise BadPatchError("no_pixels", f"{name} has a NUL character")
+    if _DRIVE.match(text) and os.sep == "/":
+        raise BadPatchError("no_pixels", f"{name} is a path of another system. Make it relative to the table.")
+    if "\\" in text and "/" not in text:
+        text = text.replace("\\", "/")
+    if text.startswith("~"):
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise BadPatchError("no_pixels", f"{name} starts at the folder of nobody here") from None
+    return folder / text
+
+
+def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
+    """For each name the first row that names the same file, however it is written: `a/../b`, `./b`, links."""
+    first: dict[str, int] = {}
+    parents: dict[str, str] = {}
+    found = []
+    for row, name in enumerate(names):
+        try:
+            parent, own = os.path.split(os.path.abspath(image_path(folder, name)))  # noqa: PTH100
+            if parent not in parents:
+                parents[parent] = os.path.realpath(parent)
+            whole = os.path.join(parents[parent], own)  # noqa: PTH118
+            key = os.path.realpath(whole) if os.path.islink(whole) else whole  # noqa: PTH114
+        except (BadPatchError, OSError, ValueError):
+            key = name
+        found.append(first.setdefault(key, row))
+    return found
+
+
+def time_of(cell: Any) -> dict[str, Any]:
+    """Columns of a time; none where the cell is empty.
+
+    Raises:
+        BadPatchError: It is no ISO 8601 time, or one that could be read in two ways.
+    """
+    if is_missing(cell):
+        return {}
+    when = _moment(cell)
+    try:
+        when = when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
+    except OverflowError:
+        raise BadPatchError("bad_time", f"time '{cell}' is out of range") from None
+    if not YEARS[0] <= when.year <= YEARS[1]:
+        raise BadPatchError("bad_time", f"time '{cell}' is out of range")
+    return time_values(when) | {"season": season_of(when)}
+
+
+def _moment(cell: Any) -> datetime:
+    if isinstance(cell, datetime):
+        return cell
+    if isinstance(cell, date):
+        return datetime(cell.year, cell.month, cell.day)
+    if not isinstance(cell, str):
+        kind = type(cell).__name__
+        raise BadPatchError("bad_time", f"time {cell} is a {kind}, not ISO 8601 (such as 2017-06-13T10:10:31Z)")
+    text = cell.strip()
+    form = "ISO 8601 (such as 2017-06-13 or 2017-06-13T10:10:31Z)"
+    if _NO_DATE.fullmatch(text):
+        raise BadPatchError("bad_time", f"time '{cell}' is a bare number, not {form}")
+    try:
+        return datetime.fromisoformat(_YEAR_FIRST.sub(lambda got: f"{got[1]}-{got[2]:0>2}-{got[3]:0>2}", text, count=1))
+    except (ValueError, OverflowError):
+        either = " (day or month first?)" if re.match(r"\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}", text) else ""
+        raise BadPatchError("bad_time", f"time '{cell}' is not {form}{either}") from None
+
+
+def place_of(lat: Any, lon: Any, row: int) -> dict[str, Any]:
+    """Columns of a place; none where both cells are empty.
+
+    Raises:
+        BadPatchError: They are no place in degrees; names row and column.
+    """
+    cells = {"lat": lat, "lon": lon}
+    missing = [name for name, cell in cells.items() if is_missing(cell)]
+    if len(missing) == len(cells):
+        return {}
+    where = f"row {row + 1} below the header"
+    if missing:
+        raise BadPatchError("bad_coordinates", f"{where} has no {missing[0]}, and the other one")
+    for name, cell in cells.items():
+        if isinstance(cell, str) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", cell):
+            hint = f"'{cell}' has a decimal comma: write {cell.strip().replace(',', '.')}"
+            raise BadPatchError("bad_coordinates", f"{where}, column {name}: {hint}")
+    south, east = degrees(lat), degrees(lon)
+    if not good_place(south, east):
+        hint = " (swapped?)" if good_place(east, south) else ""
+        if good_place(south, east - 360):
+            hint = " (longitudes run from -180 to 180)"
+        raise BadPatchError("bad_coordinates", f"{where}: latitude {lat}, longitude {lon}{hint}")
+    return {"lat": south, "lon": east}
+
+
+def split_of(cell: Any) -> dict[str, Any]:
+    """The column of the split; none where the cell is empty.
+
+    Raises:
+        BadPatchError: It is no part of a split.
+    """
+    if is_missing(cell):
+        return {}
+    part = str(cell).strip().lower()
+    part = PARTS.get(part, part)
+    if part not in SPLIT_CODES:
+        raise BadPatchError("bad_split", f"split '{part}' is none of {', '.join(SPLIT_CODES)}")
+    return {"split_official": SPLIT_CODES[part]}
+
+
+def place_name(cell: Any) -> str:
+    """A location's name, 7 and 7.0 being one; empty where there is none."""
+    if is_missing(cell):
+        return ""
+    text = str(cell).strip()
+    return text.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
