@@ -14,7 +14,7 @@ from stssl.data.sampler import StreamSampler
 from stssl.errors import ConfigError
 from stssl.models import Role, build_network
 from stssl.recipe import DataConfig, R, Recipe
-from stssl.rundata import PixelData, RunData, open_data, require_labels
+from stssl.rundata import PixelData, RunData, open_data, require_labels, require_metadata
 from stssl.steps.neighbours import Neighbours, NoVotesConfig
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.views import Pixels, ViewDrawer
@@ -30,6 +30,8 @@ def check(recipe: Recipe) -> None:
         DataError: The store cannot be read, or a class has no label.
     """
     data = open_data(recipe)
+    if recipe.model.metadata != "none":
+        require_metadata(data, "model.metadata", recipe.model.metadata)
     require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
     local = recipe.model.weights.startswith(("file:", "run:"))
     step, steps = build_step(recipe if local else without_weights(recipe), data), recipe.schedule.steps

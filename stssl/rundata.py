@@ -1,5 +1,6 @@
 """What a recipe sees of a store: its pixels, split, places, classes and drawn labels."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,10 @@ from stssl.errors import ConfigError, DataError
 from stssl.labels import LabelSpace
 from stssl.randomness import Ints
 from stssl.recipe import DataConfig, Recipe
+
+LOG = logging.getLogger("stssl")
+FEW = 0.5
+"""Share of training patches with metadata below which a recipe that uses them is warned of."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,23 @@ def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
         used = np.concatenate([pixels.split.train, pixels.split.validation, pixels.split.test])
         _every_class_labeled(positives, used, labeled, space, config.labels)
     return RunData(**vars(pixels), space=space, targets=targets, labeled=labeled)
+
+
+def require_metadata(data: PixelData, key: str, value: str) -> None:
+    """Make sure that some training patch has a place or a date where a recipe uses them; warn where few have.
+
+    Raises:
+        ConfigError: None has; names the key and what to do.
+    """
+    known = (~data.metadata[torch.from_numpy(data.split.train)].isnan()).any(1)
+    if not known.any():
+        raise ConfigError(
+            f"{key}: {value} uses places and dates, and no training patch of {data.store.path} has either. Set {key}="
+            "none, or convert the archive with columns lat, lon and time (`stssl convert` says which columns it read)."
+        )
+    if known.float().mean() < FEW:
+        words = "%s: only %d of the %d training patches of %s have a place or a date"
+        LOG.warning(words, key, int(known.sum()), len(known), data.store.path)
 
 
 def _check(store: Store, config: DataConfig) -> None:

@@ -173,11 +173,12 @@ def parse_json(
         StsslError: Of the kind `error`; names the source and the reason.
     """
     try:
-        value = json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"), parse_float=_finite)
+        words = content if isinstance(content, str) else content.decode("utf-8-sig")
+        value = json.loads(words, parse_float=_finite, object_pairs_hook=_once)
         _require_plain(value)
         if not isinstance(value, kind):
-            words = {"dict": "keys and values", "list": "a list"}
-            raise ValueError(f"it must hold {words.get(kind.__name__, kind.__name__)} at its top level")
+            kinds = {"dict": "keys and values", "list": "a list"}
+            raise ValueError(f"it must hold {kinds.get(kind.__name__, kind.__name__)} at its top level")
     except RecursionError:
         reason = f"it is nested more than {JSON_DEPTH} deep"
     except UnicodeDecodeError:
@@ -187,6 +188,16 @@ def parse_json(
     else:
         return value
     raise error(f"{source} cannot be used as JSON: {reason}. {advice}".rstrip())
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys stand once each, since nobody can say which of two values is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shown(twice, 40)} stands in it twice")
+    return found
 
 
 def _finite(text: str) -> float:

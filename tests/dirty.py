@@ -100,10 +100,40 @@ DIRT = {
     "broken json": (
         lambda f: (f / f"{f.name}_labels_metadata.json").write_text('{"labels": ['),
         "bad_metadata",
-        "JSONDecodeError",
+        "cannot be used as JSON",
     ),
     "json without labels": (lambda f: change_json(f, labels=None), "bad_metadata", "'labels'"),
-    "invalid date": (lambda f: change_json(f, acquisition_date="2018-02-04 9:41:61"), "bad_metadata", "9:41:61"),
+    "json nested deeply": (
+        lambda f: (f / f"{f.name}_labels_metadata.json").write_text("[" * 200_000),
+        "bad_metadata",
+        "nested",
+    ),
+    "json of a giant number": (
+        lambda f: (f / f"{f.name}_labels_metadata.json").write_text(
+            '{"labels": ["Pastures"], "x": ' + "9" * 9999 + "}"
+        ),
+        "bad_metadata",
+        "digits",
+    ),
+    "json with a key twice": (
+        lambda f: (f / f"{f.name}_labels_metadata.json").write_text('{"labels": ["Pastures"], "labels": []}'),
+        "bad_metadata",
+        "'?labels'? stands in it twice",
+    ),
+    "json larger than any": (
+        lambda f: change_json(f, padding="x" * 2_000_000),
+        "bad_metadata",
+        "is larger than",
+    ),
+    "json with half a letter": (lambda f: change_json(f, labels=["Pastures", "\ud800"]), "bad_metadata", "surrogate"),
+    "labels with shares": (lambda f: change_json(f, labels={"Pastures": 0.9}), "bad_metadata", "no list 'labels'"),
+    "a corner beyond floats": (
+        lambda f: change_json(f, coordinates=corners(f) | {"ulx": 10**400}),
+        "bad_coordinates",
+        "too large",
+    ),
+    "no corners": (lambda f: change_json(f, coordinates=None), "bad_coordinates", "ulx"),
+    "invalid date": (lambda f: change_json(f, acquisition_date="2018-02-04 9:41:61"), "bad_time", "9:41:61"),
     "no data": (
         lambda f: write_tiff(band(f, "B02"), np.zeros((1, 120, 120), np.uint16)),
         "nodata",

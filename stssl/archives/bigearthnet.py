@@ -5,7 +5,6 @@ tables. Lists of recommended splits, snow and clouds lie beside v1.0 as text fil
 """
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,12 +37,14 @@ from stssl.schema import (
     label_columns,
     split_column,
 )
-from stssl.textfiles import read_names
+from stssl.textfiles import parse_json, read_bounded, read_names
 
 V1_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{4,6}_\d+_\d+")
 V2_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\w{5}(_\d+_\d+)?")
 SNOW, CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
 COUNTRIES = ("countries", "metadata")
+PATCH_BYTES = 1 << 20
+"""A patch's JSON has some 600 bytes; one of more than a thousand times that is none."""
 PUBLISHED = {
     "source": "BigEarthNet v1.0, its makers' model repository",
     "bands": ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"],
@@ -59,7 +60,6 @@ class BigEarthNet1:
     label_sets = ("labels_43", "labels_19")
     statistics_split = "official"
     maps: tuple[PixelArray, ...] = ()
-    notes: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = MappingProxyType({"published_statistics": PUBLISHED})
 
     def __init__(
@@ -94,6 +94,7 @@ class BigEarthNet1:
         found = _codes(self.names, beside)
         self._codes = {} if found is None else {"official": found}
         self._codes |= listed_splits(self.names, splits)
+        self.notes = split_notes(self.names, splits)
         self.splits = tuple(self._codes)
         self._flags = {
             column: _flags(self.names, find_list(beside, stem))
@@ -207,6 +208,22 @@ def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> 
     return found
 
 
+def split_notes(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> tuple[str, ...]:
+    """How the lists that somebody gave and an archive fit together, a line a split."""
+    known = frozenset(names)
+    found = []
+    for split, folder in (splits or {}).items():
+        listed = frozenset().union(*(find_split((folder,)) or {}).values())
+        strangers = listed - known
+        left = len(known - listed)
+        if strangers:
+            what = f"{len(strangers):,} of the {len(listed):,} names in its lists are no patches of the archive"
+            found.append(f"split {split}: {what} (such as {min(strangers)})")
+        if left:
+            found.append(f"split {split}: {left:,} of the {len(known):,} patches are in none of its lists")
+    return tuple(found)
+
+
 def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
     listed = read_names(path) if path else frozenset()
     return np.array([name in listed for name in names])
@@ -225,18 +242,20 @@ def read_json(patch: Patch, path: Path) -> None:
     """Labels, time and place of a v1.0 patch; the time stands in the JSON only, since many names have it garbled.
 
     Raises:
-        BadPatchError: The JSON is missing or not JSON; smaller problems are written down in the patch.
+        BadPatchError: The JSON is missing, not JSON or without labels; smaller problems are written down in the patch.
     """
+    if not path.is_file():
+        raise BadPatchError("no_metadata", f"{path.name} is missing")
     try:
-        about = json.loads(path.read_bytes())
-        labels, corners = list(about["labels"]), dict(about["coordinates"])
-    except FileNotFoundError:
-        raise BadPatchError("no_metadata", f"{path.name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadPatchError("bad_metadata", f"{path.name}: {type(error).__name__}: {error}") from None
+        about: dict[str, Any] = parse_json(read_bounded(path, PATCH_BYTES), path.name)
+    except DataError as error:
+        raise BadPatchError("bad_metadata", str(error).replace(str(path), path.name)) from None
+    labels, corners = about.get("labels"), about.get("coordinates")
+    if not isinstance(labels, list):
+        raise BadPatchError("bad_metadata", f"{path.name} has no list 'labels'")
     parts: tuple[Callable[[], dict[str, Any]], ...] = (
         lambda: label_values(labels, LABELS_43),
-        lambda: _place(str(about.get("projection")), corners),
+        lambda: _place(str(about.get("projection")), corners if isinstance(corners, dict) else {}),
         lambda: _date(about.get("acquisition_date")),
     )
     for part in parts:
@@ -268,7 +287,7 @@ def _date(text: Any) -> dict[str, Any]:
     try:
         when = datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     except (TypeError, ValueError):
-        raise BadPatchError("bad_metadata", f"acquisition_date {text!r} is not YYYY-MM-DD HH:MM:SS") from None
+        raise BadPatchError("bad_time", f"acquisition_date {text!r} is not YYYY-MM-DD HH:MM:SS") from None
     return time_values(when) | {"season": season_of(when)}
 
 
@@ -277,5 +296,5 @@ def _place(projection: str, corners: dict[str, Any]) -> dict[str, Any]:
     try:
         ulx, uly, lrx, lry = (float(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
         return grid_place(projection, (ulx, uly), (lrx, lry)) | {"utm_epsg": epsg_of(projection)}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadPatchError("bad_coordinates", f"{corners}: {error}") from None

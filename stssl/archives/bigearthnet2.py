@@ -13,7 +13,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from stssl.archives.base import season_of, time_values
-from stssl.archives.bigearthnet import V1_NAME, V2_NAME, folders_in, label_values, listed_splits
+from stssl.archives.bigearthnet import V1_NAME, V2_NAME, folders_in, label_values, listed_splits, split_notes
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
 from stssl.archives.tables import read_table
 from stssl.archives.tiff import georeference, read_band, utm_corner
@@ -44,7 +44,6 @@ class BigEarthNet2:
 
     label_sets = ("labels_19",)
     statistics_split = "official"
-    notes: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
@@ -86,6 +85,7 @@ class BigEarthNet2:
             raise DataError(f"{reference_maps} has no maps of the patches in {archive} (Reference_Maps/<product>/)")
         self._about = _Table(_tables([metadata] if metadata else beside, archive), self.names)
         self._listed = listed_splits(self.names, splits)
+        self.notes = split_notes(self.names, splits)
         self.splits = ("official", *(name for name in self._listed if name != "official"))
         self.columns: tuple[Column, ...] = (
             *COMMON,
@@ -184,7 +184,7 @@ class _Table:
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """All that the tables say of the patches, to tell one conversion from another."""
-        labels = [";".join(names) for names in self.labels.to_pylist()]
+        labels = [";".join(map(str, names)) for names in self.labels.to_pylist()]
         return self.known, self.split, self.flags, self.country.astype(np.str_), np.array(labels, np.str_)
 
     def values(self, row: int) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _date(name: str) -> dict[str, Any]:
         found = _SECOND.search(name)
         when = datetime.strptime(found[1] if found else "", "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
     except ValueError:
-        raise BadPatchError("bad_metadata", "the name has no valid date") from None
+        raise BadPatchError("bad_time", "the name has no valid date") from None
     return time_values(when) | {"season": season_of(when)}
 
 

@@ -89,7 +89,7 @@ def _classes(store: Store) -> Iterator[str]:
             yield f"          {count:>9,}  {name}"
         unknown = np.sum(labels[:, 0] == UNKNOWN_LABEL) if multilabel else np.sum(labels < 0)
         if unknown:
-            yield f"          {unknown:>9,}  (unknown)"
+            yield f"          {unknown:>9,}  (unlabeled)"
 
 
 def _errors(store: Store) -> Iterator[str]:

@@ -161,7 +161,12 @@ def check(recipe: PretrainRecipe) -> None:
     data = open_pixels(recipe.data)
     if data.store.label_sets:
         labels_of(data.store, recipe.data.labels)
-    _positives(recipe, data)
+    positives = _positives(recipe, data)
+    if positives and not positives.share(data.split.train):
+        raise ConfigError(
+            f"pretext.temporal: no training patch of {data.store.path} shares its place with another. "
+            "Set pretext.temporal=false, or convert a manifest with a column location_id."
+        )
     if not isinstance(recipe.pretext.geo, NoGeoConfig):
         known_places(data.metadata[torch.from_numpy(data.split.train)], getattr(recipe.pretext.geo, "k", 1))
     model = recipe.model.model_copy(update={"weights": "none"} if recipe.model.weights == "imagenet" else {})
