@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= quickstart
-# Files of tests side by side. Tests on real Ray run one after another: they fill the machine themselves.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
+# Files of tests side by side; those on real Ray one after another in one process (groups: tests/conftest.py).
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install quickstart test check lint clean
+.PHONY: install quickstart test test-slow soak check lint clean
 
 install: $(VENV)/installed
 
@@ -21,8 +21,13 @@ quickstart: install
 	$(BIN)/stssl quickstart --out $(OUT)
 
 test: install
-	$(BIN)/python -m pytest $(PARALLEL) -m "not ray"
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
+
+soak: install
+	$(BIN)/python experiments/benchmarks/soak.py
 
 check: lint
 	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not slow"

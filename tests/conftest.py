@@ -2,16 +2,45 @@ import os
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compilers that torch.compile keeps ready would each import torch for the few graphs of these tests.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import re
+from unittest import mock
 
 import pytest
 import tiny
 
+SLOW = re.compile(r"soak|kill|fuzz|readme", re.IGNORECASE)
+NO_RAY = "/dev/null/a-test-that-starts-Ray-needs-the-marker-ray"
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Clusters of processes on a busy machine may miss each other once: such a test has a second try, and says so."""
+    """See that markers mean what they say, and deal tests out to processes: by file, those on real Ray to one.
+
+    Clusters of processes on a busy machine may miss each other once: such a test has a second try, and says so.
+    """
+    strangers = [item.nodeid for item in items if item.get_closest_marker("slow") and not SLOW.search(item.nodeid)]
+    if strangers:
+        kinds = SLOW.pattern.replace("|", ", ")
+        raise pytest.UsageError(f"only tests named after one of {kinds} may be slow, not {', '.join(strangers)}")
     for item in items:
-        if item.get_closest_marker("ray"):
+        on_ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.name))
+        if on_ray:
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=10))
+    # The longest group begins first.
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Let Ray start for tests with its marker alone: others, and all processes of theirs, have no folder for it."""
+    if item.get_closest_marker("ray"):
+        return (yield)
+    with mock.patch.dict(os.environ, {"RAY_TMPDIR": NO_RAY}):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,6 @@ def until(condition, seconds):
     return bool(condition())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("change", "leaves"), [("pass", True), ("study._leave_with = print", False)])
 def test_workers_of_a_study_that_is_killed_end_too(change, leaves, tmp_path):
     """The second case is the control: left to themselves they go on."""

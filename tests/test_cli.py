@@ -49,7 +49,6 @@ def recipe(recipe_tree, tmp_path):
     return path
 
 
-@pytest.mark.slow
 def test_train_evaluate_report(stssl, recipe, tmp_path):
     trained = stssl("train", recipe)
     assert trained.code == 0, trained.stderr
@@ -75,7 +74,6 @@ def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(stssl, recip
     assert stssl("train", recipe, "logging.every=7").code == 0
 
 
-@pytest.mark.slow
 def test_a_run_is_read_from_any_folder(stssl, recipe_tree, tmp_path, monkeypatch, store):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "near.zarr").symlink_to(store)
@@ -94,7 +92,6 @@ def test_a_run_is_read_from_any_folder(stssl, recipe_tree, tmp_path, monkeypatch
     assert "finished" in stssl("train", "../recipe.yaml", "data.store=~/near.zarr", "launch.storage=~/runs").stderr
 
 
-@pytest.mark.slow
 def test_a_report_leaves_out_damaged_runs(stssl, recipe, tmp_path, caplog):
     run = tmp_path / "runs" / "run"
     assert stssl("train", recipe).code == 0 and stssl("evaluate", run).code == 0
@@ -181,7 +178,6 @@ def test_mistakes_elsewhere(stssl, tmp_path, store):
         assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-@pytest.mark.slow
 def test_a_real_process_ends_with_code_2_and_words(recipe):
     command = [sys.executable, "-m", "stssl.cli", "train", str(recipe), "seed=-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -251,7 +247,6 @@ def test_convert_a_manifest_with_size_and_band_names(stssl, tmp_path):
     assert stssl("verify", tmp_path / "s.zarr", "--archive", tmp_path / "table.csv").code == 0
 
 
-@pytest.mark.slow
 def test_runs_of_one_name_are_told_apart_and_evaluated_as_they_were_trained(stssl, recipe, store, tmp_path, caplog):
     small = ("schedule.steps=2", "schedule.warmup=0", "schedule.evaluate_every=2", "schedule.supervised_start=0")
     runs = [tmp_path / place / "run" for place in ("one", "two")]
@@ -288,7 +283,6 @@ def test_runs_of_one_name_are_told_apart_and_evaluated_as_they_were_trained(stss
     assert done.code == 2 and "has other patches or labels than when" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("module", "heavy"), [("stssl.train.launch", False), ("stssl.models", False), ("timm", True)])
 def test_drivers_and_controllers_start_without_what_only_networks_and_scores_need(module, heavy):
     program = f"import sys, {module}; print(bool({{'timm', 'torchmetrics'}} & sys.modules.keys()))"

@@ -62,7 +62,6 @@ def test_nothing_else_is_left_behind(whole):
     assert sorted(path.name for path in whole.parent.iterdir()) == ["store.zarr", "store.zarr.errors.csv"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shards", range(9))
 def test_an_interrupted_conversion_goes_on(shards, archive, whole, tmp_path, monkeypatch):
     """Stopped after each shard, and before the last step."""
@@ -91,7 +90,6 @@ def test_an_interrupted_conversion_goes_on(shards, archive, whole, tmp_path, mon
     assert tree(store) == tree(whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", ["_write_statistics", "_write_report", "_mark_complete"])
 def test_an_interrupted_ending_is_repeated(step, archive, whole, tmp_path, monkeypatch):
     store, real = tmp_path / "store.zarr", getattr(Writer, step)
@@ -178,7 +176,6 @@ def test_unknown_names(source, options, words, archive, tmp_path):
         convert(source, archive, tmp_path / "store.zarr", options)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
 def test_codecs_and_limits_hold_the_same_pixels(codec, archive, whole, tmp_path):
     summary = convert("bigearthnet-v1", archive, tmp_path / "s", Options(workers=0, shard=7, limit=20, codec=codec))
@@ -503,7 +500,6 @@ main()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_workers_that_always_die_end_in_words(archive, tmp_path):
     """As when memory ends: Ray kills them, and tries three times more."""

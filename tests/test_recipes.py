@@ -71,14 +71,12 @@ def smoke(path, store, tmp_path, *overrides):
     return RunFolder.of(recipe)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name == "eurosat"], ids=name_of)
 def test_eurosat_recipes_train(path, store, tmp_path, monkeypatch):
     monkeypatch.setenv("EUROSAT", str(store))
     assert smoke(path, store, tmp_path).finished()["steps"] == 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name != "eurosat"], ids=name_of)
 def test_recipes_on_a_bigearthnet_store_train(path, big_store, tmp_path, stores):
     finished = smoke(path, big_store, tmp_path, "labels.fraction=0.5").finished()
@@ -94,7 +92,6 @@ def test_a_smoke_run_matches_something_whatever_its_algorithm_waits_for(stores):
 PRETRAINING = sorted((ROOT / "pretrain").glob("*.yaml"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", PRETRAINING, ids=name_of)
 def test_pretraining_recipes_parse_and_train(path, store, big_store, tmp_path, stores):
     assert load_as(PretrainRecipe, path).name == f"pretrain-{path.stem}-s0"

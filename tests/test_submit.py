@@ -167,7 +167,6 @@ def test_no_server(recipe):
             submit(submission(recipe, folder=recipe.parent, address=address), print, print)
 
 
-@pytest.mark.slow
 def test_a_missing_file_ends_the_command_with_words(tmp_path):
     command = [sys.executable, "-m", "stssl.cli", "submit", str(tmp_path / "no.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -47,7 +47,6 @@ def check_against_rasterio(store, folder, row):
     assert store.column("utm_epsg")[row] == crs.to_epsg()
 
 
-@pytest.mark.slow
 def test_a_clean_archive_converts_as_it_is(tmp_path):
     archive = dirty.clean(tmp_path / "archive")
     summary, store = converted(archive, tmp_path)
@@ -114,7 +113,6 @@ def unspoilt(tmp_path_factory):
     return converted(dirty.clean(folder / "archive", 12), folder)[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", dirty.DIRT)
 def test_each_kind_of_dirt_is_reported(kind, unspoilt, tmp_path):
     """By name, with an error code, without pixels or a split where they are lost, and other patches as before."""

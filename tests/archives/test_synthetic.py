@@ -154,7 +154,6 @@ def metadata_alone(world, test, count=15):
     return [average_precision(score, labels[rows]) for score in scores]
 
 
-@pytest.mark.slow
 def test_metadata_alone_tells_what_it_tells_of_the_real_data(world):
     """Macro AP about 16 from frequencies, 31 from countries, 46 between regions, 60 between neighbours."""
     rng = np.random.default_rng(1)
@@ -171,14 +170,12 @@ def test_metadata_alone_tells_what_it_tells_of_the_real_data(world):
     assert frequency + 8 < country < regional - 3 < near - 6
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("country", ["Portugal", "Austria", "Finland"])
 def test_metadata_says_nothing_of_a_country_left_out(world, country):
     frequency, _, near = metadata_alone(world, world.country == country, 60)
     assert abs(near - frequency) < 4
 
 
-@pytest.mark.slow
 def test_control_without_place_there_is_nothing_to_know(world):
     """The same labels at shuffled places: neighbours are no better than frequencies."""
     mixed = World(**(world.__dict__ | {"labels": np.random.default_rng(0).permutation(world.labels)}))

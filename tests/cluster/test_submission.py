@@ -15,7 +15,7 @@ import pytest
 import yaml
 from processes import family, kill
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 BIN = Path(sys.executable).parent
 
 

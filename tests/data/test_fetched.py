@@ -64,7 +64,6 @@ def check(near, reader, bands, rows=ROWS):
         np.testing.assert_array_equal(block, Store.open(near).reader(bands).read(rows)[name])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bands", [("B04", "B03", "B02"), ("B08", "B01"), None], ids=["rgb", "two", "all"])
 def test_fetched_patches_are_those_on_the_disk(server, near, cache, bands):
     store = Store.open(URL)
@@ -103,7 +102,6 @@ def test_whole_shards_are_fetched_ahead(server, near, cache):
     assert asked(server) == 1
 
 
-@pytest.mark.slow
 def test_damaged_files_are_fetched_again(server, near, cache, tmp_path):
     Store.open(URL).reader(("B04",), cache=cache).read(np.arange(8))
     (file,) = (tmp_path / "cache" / "files").iterdir()
@@ -148,7 +146,6 @@ def read_in_process(folder, variables, barrier):
     Store.open(URL).reader(("B04",), cache=DiskCache(folder, 1 << 30)).read(np.arange(32))
 
 
-@pytest.mark.slow
 def test_processes_share_the_cache(server, tmp_path):
     """Three processes read all four shards at the same time; each shard is fetched once."""
     barrier = CONTEXT.Barrier(3)

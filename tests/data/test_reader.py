@@ -57,7 +57,6 @@ def reader(folder, pixels, bands, **options):
     return Reader(str(folder), {"b10": Stored(BANDS[: pixels.shape[1]], pixels.shape, pixels.dtype)}, bands, **options)
 
 
-@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_direct_reads_equal_zarr_on_any_layout(tmp_path_factory, data):

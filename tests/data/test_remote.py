@@ -28,7 +28,6 @@ def archive(tmp_path):
     return dirty.clean(tmp_path / "archive", 20)
 
 
-@pytest.mark.slow
 def test_a_store_in_s3_is_the_one_on_a_disk(server, archive, tmp_path):
     url = "s3://bucket/some/store.zarr"
     summary = convert("bigearthnet-v1", archive, url, HERE)
@@ -49,14 +48,12 @@ def test_a_store_in_s3_is_the_one_on_a_disk(server, archive, tmp_path):
     assert verify_store(url, archive).problems == ()
 
 
-@pytest.mark.slow
 def test_requests_that_fail_are_tried_again(server, archive):
     server.failures = 2
     convert("bigearthnet-v1", archive, "s3://bucket/store.zarr", HERE)
     assert Store.open("s3://bucket/store.zarr").size == 20
 
 
-@pytest.mark.slow
 def test_an_interrupted_conversion_goes_on(server, archive, monkeypatch):
     from stssl.data.writer import Writer
 

@@ -1,7 +1,7 @@
-"""Runs recipes on several simulated nodes, in a process of its own: `python simulated.py FOLDER`.
+"""Runs recipes on several simulated nodes, in a process of its own: `python simulated.py FOLDER PART...`.
 
-One after the other, on nodes of one CPU: an elastic run that starts on one node and gets a second; then on three nodes
-an undisturbed run, one whose worker is killed, and one whose node is lost. What was seen goes to FOLDER/seen.json.
+Each part is a run on nodes of one CPU: `elastic` starts on one node and gets a second; `worker` has two of three nodes
+and loses a worker to a kill, `node` loses a node. What was seen goes to FOLDER/seen.json.
 """
 
 import json
@@ -67,18 +67,16 @@ def join(address: str, started: list[subprocess.Popen]) -> None:
     started.append(subprocess.Popen([*command, "--num-cpus=1"]))
 
 
-def disturbances(cluster: Cluster, folder: Path, seen: dict, started: list[subprocess.Popen]) -> None:
+def disturbances(cluster: Cluster, folder: Path, parts: list[str], seen: dict, started: list[subprocess.Popen]) -> None:
     at = cluster.address
-    nodes = [cluster.add_node(num_cpus=1)]
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(1 if parts == ["elastic"] else 3)]
     cluster.wait_for_nodes()
-    elastic = recipe(folder, "elastic", at, workers=[1, 2], elastic_interval_s=2)
-    seen["elastic"] = disturb(elastic, lambda: join(at, started))
-    nodes.append(cluster.add_node(num_cpus=1))
-    run(recipe(folder, "unbroken", at))
     kill = lambda: os.kill(next(pid for node in nodes for pid in workers(node)), signal.SIGKILL)  # noqa: E731
-    seen["worker"] = disturb(recipe(folder, "worker", at), kill)
     lose = lambda: cluster.remove_node(next(node for node in nodes if workers(node)), allow_graceful=False)  # noqa: E731
-    seen["node"] = disturb(recipe(folder, "node", at), lose)
+    acts = {"elastic": lambda: join(at, started), "worker": kill, "node": lose}
+    for part in parts:
+        launch = {"workers": [1, 2], "elastic_interval_s": 2} if part == "elastic" else {}
+        seen[part] = disturb(recipe(folder, part, at, **launch), acts[part])
 
 
 def main() -> None:
@@ -87,7 +85,7 @@ def main() -> None:
     started: list[subprocess.Popen] = []
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        disturbances(cluster, folder, seen, started)
+        disturbances(cluster, folder, sys.argv[2:], seen, started)
     except StsslError as error:
         seen["error"] = str(error)
     finally:

@@ -30,7 +30,6 @@ def differing(one, other):
     return [key for key, value in one.items() if not torch.equal(value, other[key])]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [*small.IDS, *rank_work.MORE])
 @pytest.mark.parametrize("world", WORLDS)
 def test_ranks_hold_equal_parameters_and_buffers(found, world, case):
@@ -45,7 +44,6 @@ def test_control_without_the_gather_buffers_differ(found, world, case, buffer):
     assert all(buffer in differing(first, other) for other in others)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [*small.IDS, *rank_work.MORE])
 @pytest.mark.parametrize("world", WORLDS)
 def test_ranks_do_what_one_process_does(found, alone, world, case):

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -21,7 +20,6 @@ def command(*arguments):
     return done.stdout.strip().splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_a_training_run_starts_from_a_pretrained_one(recipe_tree, tmp_path):
     training = recipe_tree | {"name": "train", "launch": {"workers": 0, "storage": str(tmp_path / "runs")}}
     pretraining = {

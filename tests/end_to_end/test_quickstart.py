@@ -8,7 +8,7 @@ import pytest
 
 from stssl.data.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def test_quickstart(tmp_path):

@@ -49,7 +49,6 @@ def metadata(lat, lon):
     return table
 
 
-@pytest.mark.slow
 def test_the_date_line_is_no_seam():
     table = metadata([0.0, 0.0, 0.0, 0.0, 50.0, 50.2], [179.9, -179.9, 179.8, -179.8, 10.0, 10.2])
     centres = cluster_places(table, 2, seed=0)

@@ -39,7 +39,6 @@ def test_losses_are_finite_and_weights_change(name, space, teacher):
     assert all("absent" in key or "project" in key for key in still), still
 
 
-@pytest.mark.slow
 @every
 def test_a_reloaded_step_goes_on_with_the_same_losses(name, space):
     first = make_step(name, space)
@@ -51,7 +50,6 @@ def test_a_reloaded_step_goes_on_with_the_same_losses(name, space):
     assert train(first, more, start=3) == train(again, more, start=3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "space"), [case for case in CASES if case[0] in MEMORY])
 def test_control_without_its_state_an_algorithm_goes_on_differently(name, space):
     first = make_step(name, space)
@@ -104,7 +102,6 @@ def in_parts(step, batch, progress, parts):
     return logs, small.gradients(step)
 
 
-@pytest.mark.slow
 @every
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored"])
 def test_micro_batches_make_no_difference(name, space, ignored):
@@ -214,7 +211,6 @@ def test_a_step_looks_at_the_views_that_it_says_and_at_no_others(name, space, mi
         assert taken(one, only(whole, views), progress, micro) == taken(other, whole, progress, micro)
 
 
-@pytest.mark.slow
 @every
 @pytest.mark.parametrize("micro", [None, 2])
 def test_control_a_step_cannot_do_without_any_of_its_views(name, space, micro):
@@ -360,7 +356,6 @@ def without_values(*things):
         return mode, *(copy.deepcopy(thing) for thing in things)
 
 
-@pytest.mark.slow
 @every
 def test_nothing_waits_for_the_device(name, space):
     """Tensors without values raise wherever a number is asked of one."""

@@ -12,7 +12,7 @@ import yaml
 from processes import family, finish, kill, start
 
 optuna = pytest.importorskip("optuna")
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 COMMAND = [sys.executable, "-m", "stssl.cli", "sweep"]
 
 
@@ -78,6 +78,7 @@ def test_stopped_and_failed_trials_let_go_of_everything_and_the_sweep_ends(write
     assert not [pid for pid in children if Path(f"/proc/{pid}/cmdline").exists()]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_loses_nothing(write, tmp_path):
     file = write(
         "killed",

@@ -35,7 +35,6 @@ def book(open_book, carry_out):
     return book
 
 
-@pytest.mark.slow
 def test_states_and_scores_of_best_checkpoints(book):
     found = rows(book)
     states = ["complete", "complete", "stopped", "failed", "complete", "complete", "unfinished"]
@@ -70,7 +69,6 @@ def test_without_any_score_the_error_says_why(open_book, carry_out):
         write_best(book, rows(book))
 
 
-@pytest.mark.slow
 def test_several_metrics_give_the_trials_that_no_other_dominates(open_book, carry_out):
     book = open_book(**TWO)
     for accuracy, error in ((0.5, 0.3), (0.6, 0.2), (0.7, 0.4), (0.4, 0.1), (0.65, 0.45)):
@@ -96,7 +94,6 @@ def test_tables_hold_every_trial(book):
     assert {"algorithm.threshold", "optimizer.lr", "model.injection.name", "gpu_hours"} <= set(table.column_names)
 
 
-@pytest.mark.slow
 def test_the_page_is_whole_and_needs_nothing_else(book):
     path = write_sweep_report(book, rows(book))
     page = path.read_text()
@@ -115,7 +112,6 @@ def test_effects_leave_stopped_trials_out(book):
     assert not any(0.99 in values for values in groups.values())
 
 
-@pytest.mark.slow
 def test_the_page_shows_runs_with_other_seeds(book):
     found = Confirmation(
         [1, 2],
@@ -129,7 +125,6 @@ def test_the_page_shows_runs_with_other_seeds(book):
     assert "0.6000 ± 0.1414" in page and "<td>0.3000</td>" in page and "2026-01-01T00:00: trial-0001" in page
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "sign"), [("accuracy", 1), ("loss", -1)])
 def test_importances_are_of_what_makes_trials_good(open_book, metric, sign):
     """The rate alone decides which trials are good, the decay alone which are bad."""
@@ -157,7 +152,6 @@ def cells(table):
     return re.findall(r"<td[^>]*>([^<]*)</td>", table)
 
 
-@pytest.mark.slow
 def test_the_page_of_several_metrics_needs_no_complete_trial(open_book, carry_out):
     book = open_book(**TWO)
     for accuracy, error in ((0.5, 0.3), (0.6, 0.4)):

@@ -128,7 +128,6 @@ def test_a_point_may_name_a_whole_number_of_a_list(space_of):
         space.point({"augment.strong_labeled": 1})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "message"),
     [

@@ -114,7 +114,6 @@ def test_modes_are_known_of_own_scores(space_of, tmp_path):
     assert load_sweep(tmp_path / "s.yaml", ["trials=9", "change.seed=3"]).recipe.seed == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_sweeps_of_the_repository_are_whole(path, monkeypatch):
     for name in ("BIGEARTHNET", "SYNTHETIC"):

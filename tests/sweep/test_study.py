@@ -69,7 +69,6 @@ def test_control_a_sampler_with_the_same_seed_draws_the_same(open_book):
     assert one.next()[1] == two.next()[1]
 
 
-@pytest.mark.slow
 def test_asha_and_median_stop_the_worse(open_book, carry_out):
     for scheduler in ({"name": "asha", "grace": 4, "reduction": 2}, {"name": "median", "startup": 2, "grace": 0}):
         book = open_book(name=scheduler["name"], scheduler=scheduler)
@@ -100,7 +99,6 @@ def test_a_grid_ends_when_all_was_tried(open_book):
     assert len({tuple(sorted(values.items())) for values in drawn}) == 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
 def test_every_sampler_proposes(open_book, carry_out, sampler):
     options = {"tpe": {"startup": 2}, "gp": {"startup": 2}, "nsga2": {"population": 2}}.get(sampler, {})

@@ -59,7 +59,6 @@ def test_a_trial_whose_driver_died_is_handed_out_again_but_not_for_ever(open_boo
     assert len(lines) == 3 and searcher.suggest("d") == FINISHED
 
 
-@pytest.mark.slow
 def test_a_trial_that_trained_to_its_end_is_complete(open_book):
     book = open_book()
     searcher, lines = go(book)
@@ -69,7 +68,6 @@ def test_a_trial_that_trained_to_its_end_is_complete(open_book):
     assert lines == [f"trial 0: accuracy {done['best']:.4f}"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "scores", "state"),
     [
@@ -125,7 +123,6 @@ def test_a_trial_that_ran_out_of_time_goes_on_later(open_book):
     assert again.suggest("c")["number"] == number
 
 
-@pytest.mark.slow
 def test_the_scheduler_stops_what_the_study_gives_up_but_never_at_the_last_step(open_book, carry_out):
     class Named:
         trial_id = "a"
@@ -182,7 +179,6 @@ def test_a_metric_that_no_run_has_is_an_error_before_anything_starts(open_book):
         search(book.sweep, print)
 
 
-@pytest.mark.slow
 def test_a_whole_sweep_in_this_process(open_book, tmp_path):
     schedule = {"steps": 12, "warmup": 0, "supervised_start": 2, "evaluate_every": 4}
     search_for = {"optimizer.lr": [0.003, 1.0e30, 1.0e-12, 2.0e-12], "augment.strong_labeled": [True]}
@@ -234,7 +230,6 @@ def test_a_candidate_that_lost_seeds_does_not_win_by_the_rest(open_book, carry_o
     assert found.candidates[0].name == first and [one.failed for one in found.candidates] == [0, lost]
 
 
-@pytest.mark.slow
 def test_the_hours_of_a_killed_sweep_are_spent(open_book):
     plan = {"trials": 2, "hours": 1.0, "scheduler": {"name": "none"}}
     book = open_book(**plan)
@@ -254,7 +249,6 @@ def test_the_hours_of_a_killed_sweep_are_spent(open_book):
     assert states(again) == ["COMPLETE", "COMPLETE"]
 
 
-@pytest.mark.slow
 def test_a_sweep_that_is_asked_to_end_goes_on_later(open_book, tmp_path):
     schedule = {"steps": 12, "warmup": 0, "supervised_start": 2, "evaluate_every": 2}
     book = open_book("asked", {"schedule": schedule}, trials=2, scheduler={"name": "none"})

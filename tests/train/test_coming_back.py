@@ -37,7 +37,6 @@ def moving(recipe_tree, store, tmp_path):
     return make(recipe_tree, data__store=str(path), algorithm={"name": "flexmatch"}), change
 
 
-@pytest.mark.slow
 def test_another_store_is_refused_and_the_record_kept(moving):
     recipe, change = moving
     kill_at(recipe, 6, written=True)
@@ -61,7 +60,6 @@ def test_a_run_whose_patience_had_ended_takes_no_further_step(recipe_tree):
     assert folder.finished() == ended
 
 
-@pytest.mark.slow
 def test_a_kill_amid_a_write_costs_neither_the_best_weights_nor_disk(recipe_tree):
     recipe = make(recipe_tree, name="amid", schedule__evaluate_every=6)
     kill_at(recipe, 9)
@@ -81,7 +79,6 @@ def test_control_a_best_of_an_earlier_step_is_left_alone(tmp_path):
     assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == 1
 
 
-@pytest.mark.slow
 def test_the_source_of_weights_may_be_gone(recipe_tree):
     source = make(recipe_tree, name="source", schedule__steps=4)
     run(source)
@@ -143,7 +140,6 @@ def test_the_shipped_student_is_the_evaluated_one(recipe_tree):
     assert len(json.loads((folder.path / "labels.json").read_text())["prior"]) == 10
 
 
-@pytest.mark.slow
 def test_losses_that_begin_amid_a_window_are_means_over_their_own_steps(recipe_tree):
     """Rows of every step tell what a row of all four must be."""
     found = {}

@@ -110,7 +110,6 @@ def test_a_run_warns_of_it_with_what_this_torch_says_of_cpus(recipe_tree, monkey
     assert ("has no bf16 instructions" in caplog.text) != has
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("network", ["transformer", "batchnorm"])
 def test_a_bad_step_leaves_nothing_behind(without_batchnorm, recipe_tree, network):
     recipe = make(without_batchnorm if network == "transformer" else recipe_tree)
@@ -178,7 +177,6 @@ def test_memory_that_really_runs_out(recipe_tree):
         torch.empty(2**60)
 
 
-@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_exactly(recipe_tree, tmp_path):
     unbroken, asked = make(recipe_tree, name="unbroken"), make(recipe_tree, name="asked")
     run(unbroken)
@@ -213,7 +211,6 @@ def test_storage_that_ranks_do_not_share_is_found_out(tmp_path, shared):
         assert said == "shared" if shared else "not the same folder on all nodes: rank 1 does not see" in said
 
 
-@pytest.mark.slow
 def test_a_compiled_run_ends_near_the_plain_one(recipe_tree, caplog):
     plain, compiled = (make(recipe_tree, name=f"c{flag}", compute__compile=flag) for flag in (False, True))
     losses = []
@@ -238,7 +235,6 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(caplog, monkeypatch
     assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
 
 
-@pytest.mark.slow
 def test_metrics_reach_mlflow_and_a_resumed_run_goes_on_in_the_same_one(recipe_tree, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"

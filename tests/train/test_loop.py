@@ -105,7 +105,6 @@ def test_control_an_algorithm_with_state_reads_them_from_the_first(recipe_tree):
     assert list(raw[Stream.UNLABELED].draws) == [View.UNLABELED_WEAK]
 
 
-@pytest.mark.slow
 def test_training_learns(recipe_tree):
     recipe = make(recipe_tree, schedule__steps=150, schedule__evaluate_every=150, schedule__supervised_start=50)
     run(recipe)
@@ -138,7 +137,6 @@ def kill_at(recipe, step, written=False):
     assert exit_code(signalled, recipe.tree(), step, signal.SIGKILL, None, written) == -signal.SIGKILL
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 7, 11])
 def test_a_killed_run_ends_with_the_same_weights(unbroken, recipe_tree, tmp_path, step):
     recipe = make(recipe_tree, name=f"killed{step}")
@@ -151,7 +149,6 @@ def test_a_killed_run_ends_with_the_same_weights(unbroken, recipe_tree, tmp_path
     assert [row.get("loss") for row in theirs] == [row.get("loss") for row in ours]
 
 
-@pytest.mark.slow
 def test_control_another_position_gives_other_weights(unbroken, recipe_tree, tmp_path):
     recipe = make(recipe_tree, name="shifted")
     kill_at(recipe, 7, written=True)
@@ -166,7 +163,6 @@ def test_control_another_position_gives_other_weights(unbroken, recipe_tree, tmp
     assert not same(last(recipe)["step"], last(unbroken)["step"])
 
 
-@pytest.mark.slow
 def test_control_another_seed_gives_other_weights(unbroken, recipe_tree):
     recipe = make(recipe_tree, name="other", seed=1)
     run(recipe)
@@ -224,7 +220,6 @@ def test_a_class_without_labels_is_named(recipe_tree, tmp_path):
         run(make(recipe_tree, labels=labels))
 
 
-@pytest.mark.slow
 def test_a_run_starts_from_another_runs_student(unbroken, recipe_tree):
     recipe = make(recipe_tree, name="second", model__weights="run:unbroken", schedule__steps=4)
     run(recipe)

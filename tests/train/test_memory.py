@@ -28,7 +28,6 @@ def faults(how):
     return int(done.stdout)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_steps_do_not_get_their_memory_anew():
     pages = 8 * 2**20 * 8 // 4096  # of one step

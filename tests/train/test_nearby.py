@@ -38,7 +38,6 @@ def test_votes_change_a_run_and_only_labels_of_labeled_patches_are_known(voting)
     assert torch.equal(found.said[known].argmax(-1), truth)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("forgets", [False, True], ids=["", "control: without its memory"])
 def test_a_killed_run_ends_with_the_same_weights(voting, forgets):
     unbroken, recipe = make(voting, name="unbroken"), make(voting, name="killed")

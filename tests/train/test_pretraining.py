@@ -81,7 +81,6 @@ def test_a_run_leaves_what_it_promises(tree):
         folder.recipe_as(Recipe)
 
 
-@pytest.mark.slow
 def test_it_learns(tree):
     easy = tree | {"model": RESNET, "views": {"jitter": 0.0, "grey": 0.0}}
     recipe = make(easy, schedule={"steps": 120, "evaluate_every": 120}, optimizer={"name": "adamw", "lr": 0.005})
@@ -105,7 +104,6 @@ def test_temporal_positives_are_other_acquisitions(dated):
     run(recipe)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet"])
 def test_a_killed_run_ends_with_the_same_weights_and_queue(dated, tmp_path, model):
     unbroken, killed = (make(dated | {"model": model}, name=name) for name in ("unbroken", "killed"))
@@ -116,7 +114,6 @@ def test_a_killed_run_ends_with_the_same_weights_and_queue(dated, tmp_path, mode
     assert {"queue.keys", "queue.pointer"} <= last(killed)["step"].keys()
 
 
-@pytest.mark.slow
 def test_control_without_the_queue_a_resumed_run_ends_elsewhere(dated, tmp_path):
     from stssl.train.checkpoint import read_state, write_state
 
@@ -161,7 +158,6 @@ def together(folder, trees, **options):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 
 
-@pytest.mark.slow
 def test_three_ranks_train_the_same_and_hold_the_same_queue(tree, dated, tmp_path):
     multilabel = merge(tree, {"pretext": {"loss": "ml_cpc", "alpha": 2.0}})
     trees = [tree, multilabel, dated]
@@ -175,13 +171,11 @@ def test_three_ranks_train_the_same_and_hold_the_same_queue(tree, dated, tmp_pat
         np.testing.assert_allclose(ranks[0][number]["queue"], alone["queue"], atol=1e-4)
 
 
-@pytest.mark.slow
 def test_control_without_the_gather_queues_differ(tree, tmp_path):
     ranks = together(tmp_path / "apart", [tree], gather=False)
     assert ranks[0][0]["queue"] != ranks[1][0]["queue"]
 
 
-@pytest.mark.slow
 def test_shuffled_keys_come_back_to_their_queries(tree, tmp_path):
     """A transformer does not mind who shares its batch, so with shuffling it must train as without."""
     shuffled, plain = together(tmp_path / "shuffled", [tree], shuffles=True)[0][0], replay(tree)

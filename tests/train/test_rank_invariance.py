@@ -14,7 +14,6 @@ from stssl.recipe import Recipe
 from stssl.train import loop
 from stssl.train.session import open_session
 
-pytestmark = pytest.mark.slow
 STEPS = 20
 
 

@@ -58,7 +58,6 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.slow
 def test_a_run_that_is_broken_off_ends_like_an_unbroken_one(far, monkeypatch):
     unbroken = recipe_of(merge(far, {"name": "unbroken"}))
     run(unbroken)
@@ -82,7 +81,6 @@ def test_a_run_that_is_broken_off_ends_like_an_unbroken_one(far, monkeypatch):
     assert "dealt out to 1 ranks" in record["order"] and record["ranks"] == 1
 
 
-@pytest.mark.slow
 def test_control_without_the_buffer_another_order_and_other_weights(far):
     with_buffer, without = recipe_of(merge(far, {"name": "with"})), recipe_of(merge(far, {"name": "without"}))
     without = recipe_of(merge(far, {"name": "without"}), shuffle_shards=0)
@@ -156,7 +154,6 @@ def work(rank, folder, tree, variables):
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))
 
 
-@pytest.mark.slow
 def test_two_ranks_go_through_different_shards_and_share_the_cache(far, server, tmp_path):
     server.requests.clear()
     on_ranks(2, work, tmp_path, far, environment(server))
