@@ -143,10 +143,11 @@ def _neighbours(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Neighbou
     return found
 
 
-def build_pixels(config: DataConfig, size: int, data: PixelData) -> Pixels:
-    """What scales stored bands to images of `size` pixels a side for the networks."""
+def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: torch.memory_format) -> Pixels:
+    """What scales stored bands to images of `size` pixels a side, which lie in memory as the networks do."""
     mean, std = data.store.statistics(config.bands)
-    return Pixels(data.reader.layout, config.bands, size, mean=mean, std=std, scale=config.scale)
+    layout, scale = data.reader.layout, config.scale
+    return Pixels(layout, config.bands, size, mean=mean, std=std, scale=scale, memory_format=memory_format)
 
 
 def build_loader(

@@ -25,6 +25,7 @@ from stssl.evaluate import without_nan
 from stssl.labels import LabelSpace
 from stssl.losses import cross_entropy
 from stssl.metrics import headline, score
+from stssl.models.layout import memory_format, placed
 from stssl.neighbours import embed, vote
 from stssl.pretraining import PretrainRecipe
 from stssl.randomness import Ints, permutation
@@ -169,14 +170,15 @@ def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tup
     if not random:
         own = {key.removeprefix(QUERY): value for key, value in state["step"].items() if key.startswith(QUERY)}
         encoder.backbone.load_state_dict(own)
-    encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    placed(encoder.eval(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return encoder, 0 if random else int(state["position"]["step"])
 
 
 def freeze(encoder: Encoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:
     """Features of all parts, each computed once, standardised by the training part's mean and deviation."""
     device = next(encoder.parameters()).device
-    pixels = build_pixels(recipe.data, recipe.model.image_size, data).to(device)
+    memory = memory_format(encoder, device)
+    pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
     rows = {part: np.sort(data.split.part(part)) for part in PARTS}
     found = {part: embed(encoder.features, data, pixels, rows[part], recipe.evaluation.batch) for part in PARTS}
     mean, deviation = found["train"].mean(0), found["train"].std(0).clamp_min(1e-6)

@@ -32,6 +32,7 @@ class Pixels(nn.Module):
         mean: Floats,
         std: Floats,
         scale: Literal["sigmas", "bytes"],
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """Set up the scaling.
 
@@ -42,9 +43,10 @@ class Pixels(nn.Module):
             mean: [C] of the stored values, in the order of `bands`.
             std: [C] likewise.
             scale: `sigmas` maps mean -/+ 2 standard deviations to 0 and 1 and clips; `bytes` divides by 255.
+            memory_format: How the networks want their images to lie in memory.
         """
         super().__init__()
-        self.groups, self.size = tuple(layout), size
+        self.groups, self.size, self.memory_format = tuple(layout), size, memory_format
         delivered = [band for group in layout.values() for band in group]
         self.in_order = delivered == list(bands)
         self.register_buffer("order", torch.tensor([delivered.index(band) for band in bands]), persistent=False)
@@ -62,7 +64,7 @@ class Pixels(nn.Module):
 
     def normalise(self, image: Tensor) -> Tensor:
         """Centre [0, 1] values: (x - 0.5) / 0.25 where a standard deviation spans 0.25, else (x - 0.5) / 0.5."""
-        return ((image - 0.5) / self.spread).contiguous(memory_format=torch.channels_last)
+        return ((image - 0.5) / self.spread).contiguous(memory_format=self.memory_format)
 
     def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """The unaugmented image as networks see it."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from stssl.models.backbones import stages
+from stssl.models.layout import memory_format
 from stssl.train.surroundings import log
 
 VARIANTS = 256
@@ -16,13 +17,22 @@ def compile_blocks(backbone: nn.Module) -> None:
     """Let each block's `forward` be compiled when it is first called; hooks stay outside, names of weights the same."""
     # All blocks share one code object, whose variants (blocks, networks, training or not) count together.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    # Inductor puts every convolution on the CPU into channels_last, even those where that is not safe.
+    device = next(backbone.parameters()).device
+    free = memory_format(backbone, device) == torch.channels_last
     for block in stages(backbone):
-        block.forward = with_fallback(block.forward)
+        block.forward = with_fallback(block.forward, free)
 
 
-def with_fallback(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiled function; the plain one from the first time that it cannot be compiled."""
-    chosen: list[Callable[..., Any]] = [torch.compile(function, dynamic=False)]
+def with_fallback(function: Callable[..., Any], free: bool = True) -> Callable[..., Any]:
+    """The compiled function; the plain one from the first time that it cannot be compiled.
+
+    Args:
+        function: What to compile.
+        free: Whether the compiler may choose how images lie in memory.
+    """
+    compiled = torch.compile(function, dynamic=False, options=None if free else {"layout_optimization": False})
+    chosen: list[Callable[..., Any]] = [compiled]
 
     def call(*arguments: Any, **named: Any) -> Any:
         try:

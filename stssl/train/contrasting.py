@@ -11,6 +11,7 @@ from stssl.distributed import rank, world_size
 from stssl.errors import ConfigError
 from stssl.models.backbones import shape_of
 from stssl.models.ema import average_batchnorm, evaluating
+from stssl.models.layout import placed
 from stssl.models.weights import weighted_backbone
 from stssl.neighbours import neighbour_scores
 from stssl.pretrain.geography import ClustersConfig, NoGeoConfig, cluster_places, known_places
@@ -45,14 +46,15 @@ class Contrasting(Stage):
         self.recipe, self.device = recipe, device
         self.data = open_pixels(recipe.data, device)
         self.positives = _positives(recipe, self.data)
-        self.step = _build_step(recipe, self.data).to(device).to(memory_format=torch.channels_last)
-        self.makes = PairMaker(recipe, self.data).to(device)
+        self.step = _build_step(recipe, self.data)
+        memory = placed(self.step, device)
+        self.makes = PairMaker(recipe, self.data, memory).to(device)
         rows = self.data.split.train
         sampler = self.data.order(rows, recipe.batch.size, recipe.seed, "pairs", world=world_size())
         bands = len(recipe.data.bands)
         source = PairSource(self.data.reader, rows, self.data.metadata, sampler, self.positives, recipe.views, bands)
         self.loader = PairLoader(source, rank(), world_size())
-        self.pixels = build_pixels(recipe.data, recipe.model.image_size, self.data).to(device)
+        self.pixels = build_pixels(recipe.data, recipe.model.image_size, self.data, memory).to(device)
 
     def batch(self, raw: RawPairs) -> Pairs:
         """Query and key views."""
@@ -95,11 +97,11 @@ class Contrasting(Stage):
 class PairMaker(nn.Module):
     """Turns what the loader delivers into normalised views on the device."""
 
-    def __init__(self, recipe: PretrainRecipe, data: PixelData) -> None:
+    def __init__(self, recipe: PretrainRecipe, data: PixelData, memory: torch.memory_format) -> None:
         """Crop from the stored side, so that small crops keep their detail."""
         super().__init__()
         side = max(group.height for group in data.store.groups.values() if set(group.bands) & set(recipe.data.bands))
-        self.pixels: Pixels = build_pixels(recipe.data, max(side, recipe.model.image_size), data)
+        self.pixels: Pixels = build_pixels(recipe.data, max(side, recipe.model.image_size), data, memory)
         self.size = recipe.model.image_size
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from stssl.build import as_trained, build_pixels, build_step
 from stssl.config import located
 from stssl.errors import ConfigError, RunError
 from stssl.evaluate import Evaluation, evaluate, save_evaluations
+from stssl.models.layout import placed
 from stssl.recipe import Recipe
 from stssl.rundata import RunData, open_data
 from stssl.steps.teacher_student import TeacherStudentStep
@@ -39,8 +40,9 @@ def load_run(
     state = read_state(path)
     step = build_step(as_trained(recipe), data)
     step.load_state_dict({name: value for name, value in state["step"].items() if not name.startswith("neighbours.")})
-    pixels = build_pixels(recipe.data, recipe.model.image_size, data).to(device)
-    return recipe, data, step.to(device), pixels, int(state["position"]["step"])
+    memory = placed(step, device)
+    pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
+    return recipe, data, step, pixels, int(state["position"]["step"])
 
 
 def evaluate_run(

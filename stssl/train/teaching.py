@@ -12,6 +12,7 @@ from stssl.distributed import rank, world_size
 from stssl.evaluate import Evaluation, evaluate
 from stssl.metrics import headline
 from stssl.models.ema import average_batchnorm
+from stssl.models.layout import placed
 from stssl.recipe import Recipe
 from stssl.rundata import RunData, open_data
 from stssl.steps.teacher_student import TeacherStudentStep
@@ -38,8 +39,9 @@ class Teaching(Stage):
         """
         self.recipe, self.device = recipe, device
         self.data = open_data(recipe, device)
-        self.step = build_step(recipe, self.data).to(device).to(memory_format=torch.channels_last)
-        self.views = ViewMaker(build_pixels(recipe.data, recipe.model.image_size, self.data)).to(device)
+        self.step = build_step(recipe, self.data)
+        memory = placed(self.step, device)
+        self.views = ViewMaker(build_pixels(recipe.data, recipe.model.image_size, self.data, memory)).to(device)
         self.loader = build_loader(recipe, self.data, self._views_at, rank(), world_size())
 
     def _views_at(self, step: int) -> frozenset[View]:

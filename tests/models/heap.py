@@ -1,0 +1,79 @@
+"""Trains a step of each network of the recipes, for malloc's checks; run by test_layout.py in a process of its own."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from stssl.config import load_tree
+from stssl.models.backbones import make_backbone
+from stssl.models.layout import placed
+from stssl.pretraining import kind_of
+from stssl.recipe import RunRecipe, load_as
+from stssl.sweep.spec import load_sweep
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+CPU = torch.device("cpu")
+SMALL = {"channels": [4, 8, 8, 8]}
+Case = tuple[str, dict, int, int, bool]
+
+
+def recipes() -> list[RunRecipe]:
+    found = []
+    for path in sorted(EXPERIMENTS.rglob("*.yaml")):
+        if path.parent.name == "sweeps":
+            found.append(load_sweep(path, ()).recipe)
+        elif path.parent.name != "base":
+            found.append(load_as(kind_of(load_tree(path)), path))
+    return found
+
+
+def cases() -> list[Case]:
+    """Backbone, its arguments, bands, image size, bf16: each that a recipe has, and small ones as tests use them."""
+    asked = [
+        (r.model.backbone, r.model.backbone_args, len(r.data.bands), r.model.image_size, r.compute.precision == "bf16")  # type: ignore[attr-defined]
+        for r in recipes()
+    ]
+    asked += [("slim_resnet", {}, 5, 24, False)]  # stssl quickstart
+    asked += [("slim_resnet", SMALL, bands, size, half) for bands, size, half in ((1, 48, False), (3, 64, True))]
+    return [case for number, case in enumerate(asked) if case not in asked[:number]]
+
+
+def step(case: Case, rows: int, memory: torch.memory_format | None = None) -> torch.memory_format:
+    name, options, bands, size, half = case
+    network = make_backbone(name, options, size=size, in_channels=bands, classes=3, hub=False)
+    chosen = placed(network, CPU)
+    if memory is not None:
+        chosen = memory
+        network.to(memory_format=memory)
+    for _ in range(2 if name == "slim_resnet" else 1):
+        image = torch.randn(rows, bands, size, size).contiguous(memory_format=chosen)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            network(image).float().square().sum().backward()
+    with torch.no_grad():
+        network.eval()(image)
+    return chosen
+
+
+def control() -> int:
+    """How a step ends that lays a network with few channels out as GPUs want it: the number of a signal, or 0."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(100)  # it may hang as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        for _ in range(3):
+            step(("slim_resnet", SMALL, 3, 64, False), 12, torch.channels_last)
+        os._exit(0)
+    return -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "control":
+        sys.stdout.write(f"{control()}\n")
+    else:
+        for case in cases():
+            chosen = step(case, 8 if case[0] == "slim_resnet" else 2)
+            sys.stdout.write(" ".join(map(str, (*case, chosen))) + "\n")
