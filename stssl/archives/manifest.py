@@ -179,7 +179,11 @@ class Manifest:
 
 def _read(path: Path, name: str, size: int | None) -> NDArray[Any]:
     """An image of 8 or 16 bits; without the alpha of an 8-bit one."""
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # A name that is too long, or a folder that nobody may look into.
+        raise BadPatchError("no_pixels", f"{name[:200]}: {error.strerror}") from None
+    if not there:
         raise BadPatchError("no_pixels", f"{name} is missing")
     image = read_image(path, name, size)
     if image.dtype not in (np.uint8, np.uint16):

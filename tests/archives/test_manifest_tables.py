@@ -164,6 +164,12 @@ def test_names_that_are_no_paths_lose_their_row_in_words(name, images):
         image_path(images, name)
 
 
+def test_a_name_that_is_too_long_costs_its_row_only(images):
+    summary, store = store_of(written(images, f"path,label\n{'9' * 5000},a\ni1.png,b\n"))
+    assert summary.errors == {"no_pixels": 1} and "too long" in summary.examples["no_pixels"]
+    assert store.column("label").tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("cell", "second"),
     [
