@@ -1,0 +1,125 @@
+"""Seeded inputs for a parser, and what counts as a failure of it.
+
+A parser may succeed, or raise an error of the project that names the file. Anything else is a finding: another
+exception, an error without the file, more seconds or memory than an input deserves, or values that changed in silence
+(the parser's own check raises `AssertionError`). Each finding is told by the input's number, which reproduces it.
+"""
+
+import contextlib
+import os
+import random
+import resource
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stssl.errors import StsslError
+
+INPUTS = int(os.environ.get("FUZZ_INPUTS", "200"))
+SECONDS = 30.0
+"""On the clock, on a busy machine; a hang has no end."""
+BYTES = 1 << 30
+
+Mutation = Callable[[random.Random, bytes], bytes]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parser under test.
+
+    Attributes:
+        files: What is mutated, one of them at a time; restored afterwards.
+        parse: Reads them; called with the mutated one.
+        mutations: Of a file's bytes; one is chosen for each input.
+        names: What one of an error's words must contain, from the mutated file; by default its name.
+        expected: Errors that are counted, not raised, in the product (of one patch of many).
+    """
+
+    files: tuple[Path, ...]
+    parse: Callable[[Path], object]
+    mutations: tuple[Mutation, ...]
+    names: Callable[[Path], tuple[str, ...]] = lambda path: (path.name,)
+    expected: tuple[type[Exception], ...] = (StsslError,)
+    seconds: float = SECONDS
+    memory: int = BYTES
+
+
+@dataclass
+class Outcome:
+    """How the inputs went."""
+
+    accepted: int = 0
+    refused: int = 0
+    findings: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.accepted} accepted, {self.refused} refused in words, {len(self.findings)} findings"
+
+
+class Hang(BaseException):
+    """An input took too long."""
+
+
+def fuzz(target: Target, inputs: int = INPUTS, seed: int = 0) -> Outcome:
+    """Give a parser so many mutated inputs."""
+    outcome, originals = Outcome(), {path: path.read_bytes() for path in target.files}
+    for number in range(inputs):
+        dice = random.Random(f"{seed}/{number}")
+        path = dice.choice(target.files)
+        mutated = originals[path]
+        for _ in range(dice.choice((1, 1, 1, 2, 4))):
+            mutated = dice.choice(target.mutations)(dice, mutated)
+        path.write_bytes(mutated)
+        try:
+            _one(target, path, number, outcome)
+        finally:
+            path.write_bytes(originals[path])
+    return outcome
+
+
+def _one(target: Target, path: Path, number: int, outcome: Outcome) -> None:
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on
+    try:
+        with _limits(target):
+            target.parse(path)
+    except target.expected as error:
+        outcome.refused += 1
+        if not any(name in str(error) for name in target.names(path)):
+            outcome.findings.append(f"input {number} of {path.name}: the error does not name the file: {error}")
+    except Hang:
+        outcome.findings.append(f"input {number} of {path.name}: longer than {target.seconds:g} s")
+    except Exception as error:  # the point of the harness: whatever else comes out is a finding
+        place = "".join(traceback.format_exception(error)[-4:])
+        outcome.findings.append(f"input {number} of {path.name}: {type(error).__name__}\n{place}")
+    else:
+        outcome.accepted += 1
+    if (more := _resident("VmHWM") - before) > target.memory:
+        outcome.findings.append(f"input {number} of {path.name}: {more >> 20} MB of memory")
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+
+
+@contextlib.contextmanager
+def _limits(target: Target) -> Iterator[None]:
+    """An end on the clock, and a bound on addresses: far beyond `memory`, so that the machine lives through a bomb."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Hang
+
+    old, (soft, hard) = signal.signal(signal.SIGALRM, end), resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + target.memory + (4 << 30), hard))
+    signal.setitimer(signal.ITIMER_REAL, target.seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
