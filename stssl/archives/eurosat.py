@@ -82,7 +82,7 @@ class _Images:
             if self._zip is None:
                 self._zip = zipfile.ZipFile(self.archive)
             return self._zip.read(member)
-        except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
+        except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, ValueError) as error:
             raise BadPatchError("unreadable", f"{member}: {error}") from None
 
 
@@ -200,7 +200,7 @@ def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
         try:
             with zipfile.ZipFile(archive) as file:
                 found = file.namelist()
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:  # as of damaged listings
             raise DataError(f"{archive} is neither a folder nor a readable zip: {error}") from None
     return [name for name in found if name.endswith(endings) and Path(name).stem.rpartition("_")[0] in EUROSAT]
 

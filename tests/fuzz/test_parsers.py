@@ -32,7 +32,7 @@ from stssl.data.store import Store
 from stssl.errors import StsslError
 from stssl.pretraining import PretrainRecipe, kind_of
 from stssl.recipe import Recipe, load_as
-from stssl.report import write_report
+from stssl.report import _facts, read_run, write_report
 from stssl.schema import BadPatchError, Patch
 from stssl.sweep.domains import build_space
 from stssl.sweep.outcome import outcome
@@ -54,10 +54,10 @@ def check(target, name):
 
 @pytest.fixture(scope="module")
 def small_store(tmp_path_factory):
-    """20 patches, in shards of 8."""
+    """100 patches, in shards of 32."""
     folder = tmp_path_factory.mktemp("small")
-    archive, table = tiny.write_eurosat(folder, 2)
-    convert("eurosat", archive, folder / "small.zarr", Options(workers=0, shard=8), coordinates=table)
+    archive, table = tiny.write_eurosat(folder, 10)
+    convert("eurosat", archive, folder / "small.zarr", Options(workers=0, shard=32), coordinates=table)
     return folder / "small.zarr"
 
 
@@ -229,10 +229,12 @@ def _contents(path):
     store = Store.open(path)
     found = {}
     for direct in (True, False):
-        pixels = np.empty((store.size, len(store.bands), 64, 64), np.uint8)
         reader = store.reader(store.bands, direct=direct)
-        found[f"pixels {direct}"] = reader.read(np.arange(store.size), pixels)
-        found[f"pixels {direct}"] = pixels if found[f"pixels {direct}"] is None else found[f"pixels {direct}"]
+        try:
+            rows = np.arange(store.size) if direct else np.array([0, store.size - 1])  # zarr takes its time
+            found |= {f"{name} {direct}": pixels for name, pixels in reader.read(rows).items()}
+        finally:
+            reader.close()
     for name in ("label", "lat", "lon", "patch_id", "split_official", "content_hash", "error_code"):
         found[name] = store.column(name)
     store.statistics(store.bands)
@@ -251,7 +253,7 @@ def _same_or_error(small_store, tmp_path):
     def parse(path):
         found = _contents(copy)
         for name, values in truth.items():
-            same = np.array_equal(found[name], values, equal_nan=values.dtype.kind == "f")
+            same = name in found and np.array_equal(found[name], values, equal_nan=values.dtype.kind == "f")
             assert same, f"other values of {name} in silence"
 
     parse(copy)
@@ -302,13 +304,13 @@ def test_run_files(finished_run, small_store, tmp_path):
         outcome(path, ("accuracy",))
         if file.parent.name == "checkpoints":
             read_state(file)
-        write_report([path], tmp_path / "report.html")
-        page = (tmp_path / "report.html").read_text()
-        assert "<script>" not in page.replace("<script>", "", truth), "markup from a file reaches the page"
+        view = read_run(path)
+        if file.name == "record.json":  # a page takes a second to draw
+            page = _facts([view])
+            assert "<script>" not in page, "markup from a file reaches the page"
 
     run(recipe)  # a run that ended stays as it is
     write_report([path], tmp_path / "report.html")
-    truth = (tmp_path / "report.html").read_text().count("<script>")
     names = ("recipe.yaml", "record.json", "done.json", "metrics.jsonl", "labels.json")
     files = [path / name for name in names] + [*(path / "evaluation").iterdir()]
     files += [file for file in (path / "checkpoints").iterdir() if file.suffix == ".pt" and not file.is_symlink()]

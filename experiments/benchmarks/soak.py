@@ -1,0 +1,377 @@
+"""Kills training, conversion, pretraining and a search at random moments, and checks that nothing of it shows.
+
+    python experiments/benchmarks/soak.py --kills 60 --seed 0 --json soak.json
+
+Each kind of command is carried out once undisturbed. Then, until its share of the kills is done, it is started afresh,
+gets SIGKILL at up to three random moments together with every process below it (Ray's too), and is started again by the
+same command each time, until it ends. What must be equal, byte for byte:
+
+- train (in one process, and on two Ray workers) and pretrain: every value in the checkpoints `last` and `best`
+  (weights, averages, optimizer, queue, position), the exported student or encoder, and the metric rows without times;
+- convert: every file of the store;
+- sweep on Ray: parameters, state and scores of each trial, `best.yaml` without the hours in its comments, and the
+  student of each trial. Its sampler is a grid, one trial at a time: the random samplers are seeded anew at each start
+  by what was drawn before, so that they end well but not the same.
+
+A kill counts when the command was still running; nothing may be left running when a command has ended.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+from stssl.archives.synthetic import synthesize
+from stssl.convert import Options, convert
+from stssl.train.checkpoint import read_state
+
+LIMIT = 900
+LINGER = 30
+TIMES = ("images_per_s", "seconds", "data_wait", "memory")
+CLI = [sys.executable, "-m", "stssl.cli"]
+Digest = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A command that is killed.
+
+    Attributes:
+        name: For people.
+        command: Carries it out in a folder, or goes on with it there.
+        results: What must be equal, by name.
+        begun: What is there in that folder once the command works, not only starts.
+    """
+
+    name: str
+    command: Callable[[Path], list[str]]
+    results: Callable[[Path], Digest]
+    begun: Callable[[Path], bool]
+
+
+@dataclass
+class Count:
+    """What came of one kind."""
+
+    kind: str
+    seconds: float
+    kills: int = 0
+    runs: int = 0
+    moments: list[float] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Whether all was as it must be."""
+        return not (self.different or self.left or self.failed)
+
+
+def adopt_orphans() -> None:
+    """Make what loses its parent a child of this process, so that nothing below it can get away."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+def below() -> list[psutil.Process]:
+    """All processes below this one that run."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL for a command and everything below this process, until nothing is left."""
+    process.kill()
+    end = time.monotonic() + LINGER
+    while left := below():
+        for one in left:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        if time.monotonic() > end:
+            raise SystemExit(f"cannot be killed: {left}")
+        time.sleep(0.02)
+    process.wait()
+    bury()
+
+
+def bury() -> None:
+    """Take note of adopted processes that ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
+
+
+def left_behind() -> list[str]:
+    """What still runs a while after a command's end; it is killed then."""
+    end = time.monotonic() + LINGER
+    while (left := below()) and time.monotonic() < end:
+        time.sleep(0.2)
+    names = []
+    for one in left:
+        with contextlib.suppress(psutil.Error):
+            names.append(" ".join(one.cmdline())[:120])
+            one.kill()
+            one.wait(LINGER)
+    bury()
+    return names
+
+
+def start(kind: Kind, folder: Path) -> subprocess.Popen[bytes]:
+    """The command, in a session of its own; its words go to `log` in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(kind.command(folder), stdout=log, stderr=log, cwd=folder, start_new_session=True)
+
+
+def undisturbed(kind: Kind, folder: Path) -> tuple[float, float]:
+    """Carry a command out; seconds to its first work, and to its end."""
+    began, first = time.monotonic(), None
+    process = start(kind, folder)
+    while process.poll() is None:
+        if time.monotonic() - began > LIMIT:
+            kill_all(process)
+            raise SystemExit(f"{kind.name} does not end:\n{(folder / 'log').read_text()[-3000:]}")
+        if first is None and kind.begun(folder):
+            first = time.monotonic() - began
+        time.sleep(0.02)
+    seconds = time.monotonic() - began
+    if process.returncode:
+        raise SystemExit(f"{kind.name} failed undisturbed:\n{(folder / 'log').read_text()[-3000:]}")
+    if left := left_behind():
+        raise SystemExit(f"{kind.name} leaves processes: {left}")
+    return seconds if first is None else first, seconds
+
+
+def disturbed(kind: Kind, folder: Path, most: int, moments: Iterator[float], count: Count) -> bool:
+    """Carry a command out that is killed at most so many times; whether it came to its end."""
+    kills = 0
+    while True:
+        process = start(kind, folder)
+        moment = next(moments)
+        try:
+            code = process.wait(moment if kills < most else LIMIT)
+        except subprocess.TimeoutExpired:
+            kill_all(process)
+            if kills == most:
+                count.failed.append("does not end")
+                return False
+            kills, count.kills = kills + 1, count.kills + 1
+            count.moments.append(round(moment, 2))
+            continue
+        count.left += left_behind()
+        if code:
+            count.failed.append(f"exit code {code}: {(folder / 'log').read_text()[-1500:]}")
+        return code == 0
+
+
+def drawn(dice: random.Random, first: float, last: float) -> Iterator[float]:
+    """Moments of kills: one in five while the command starts, the others while it works."""
+    while True:
+        yield dice.uniform(0, first) if dice.random() < 0.2 else dice.uniform(first, last)
+
+
+def soak(kind: Kind, scratch: Path, kills: int, dice: random.Random) -> Count:
+    """Kill one kind of command so many times."""
+    first, seconds = undisturbed(kind, scratch / "whole")
+    truth = kind.results(scratch / "whole")
+    count, moments = Count(kind.name, round(seconds, 1)), drawn(dice, first, seconds)
+    while count.kills < kills and count.good:
+        folder = scratch / "killed"
+        shutil.rmtree(folder, ignore_errors=True)
+        count.runs += 1
+        if disturbed(kind, folder, min(3, kills - count.kills), moments, count):
+            found = kind.results(folder)
+            count.different += sorted(key for key in truth.keys() | found.keys() if truth.get(key) != found.get(key))
+    return count
+
+
+def hashes(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Pairs of dotted name and hash of every tensor and number in a state."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from hashes(part, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from hashes(part, f"{name}.{i}")
+    elif isinstance(value, torch.Tensor):
+        content = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        yield name, f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(content).hexdigest()}"
+    else:
+        yield name, repr(value)
+
+
+def of_files(folder: Path, pattern: str = "**/*") -> Digest:
+    """Hash of each file below a folder."""
+    files = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def of_run(run: Path, *others: str) -> Digest:
+    """What a run computed."""
+    found = of_files(run, "checkpoints/*.safetensors")
+    for name in ("last", "best"):
+        found |= dict(hashes(read_state(run / "checkpoints" / f"{name}.pt"), name))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        kept = {key: value for key, value in row.items() if not any(word in key for word in TIMES)}
+        found[f"metrics.{row['kind']}.{row['step']}"] = json.dumps(kept, sort_keys=True)
+    found["rows"] = str(len(rows))
+    return found | {"done": str((run / "done.json").exists())}
+
+
+def of_sweep(folder: Path) -> Digest:
+    """What a search found."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
+    found = {}
+    for trial in study.trials:
+        found[f"trial {trial.number}"] = f"{trial.state.name} {sorted(trial.params.items())} {trial.values}"
+        run = folder / "trials" / f"trial-{trial.number:04d}"
+        found |= {f"{run.name}/{key}": value for key, value in of_files(run, "checkpoints/*.safetensors").items()}
+    best = (folder / "best.yaml").read_text().splitlines()
+    return found | {"best.yaml": "\n".join(line for line in best if not line.startswith("#"))}
+
+
+def write_recipes(folder: Path, store: Path) -> None:
+    """A training recipe, a pretraining recipe and a sweep that take seconds, beside their store."""
+    data = {"store": str(store), "labels": "labels_19", "split": "official"}
+    backbone = {"backbone": "slim_resnet", "backbone_args": {"channels": [4, 8, 8, 8]}, "image_size": 16}
+    common = {"name": "run", "data": data, "compute": {"threads": 1}, "logging": {"every": 5, "tensorboard": False}}
+    train = common | {
+        "labels": {"fraction": 0.5, "allow_missing_classes": True},
+        "model": backbone | {"metadata": "teacher", "injection": {"name": "late"}},
+        "algorithm": {"name": "fixmatch", "threshold": 0.3},
+        "batch": {"labeled": 8, "unlabeled_ratio": 2},
+        "schedule": {"steps": 120, "warmup": 2, "supervised_start": 20, "evaluate_every": 10},
+        "evaluation": {"batch": 32, "batchnorm_batches": 1},
+        "ema": {"decay": 0.9},
+        "launch": {"workers": 0, "storage": "runs"},
+    }
+    pretrain = common | {
+        "model": backbone,
+        "pretext": {"queue": 64},
+        "batch": {"size": 16},
+        "schedule": {"steps": 120, "warmup": 2, "evaluate_every": 10},
+        "evaluation": {"batch": 32, "batchnorm_batches": 1},
+        "launch": {"workers": 0, "storage": "runs"},
+    }
+    sweep = {
+        "name": "sweep",
+        "recipe": "train.yaml",
+        "change": {"launch.workers": 1, "schedule.steps": 40},
+        "trials": 3,
+        "concurrent": 1,
+        "seed": 0,
+        "storage": "sweeps",
+        "scheduler": {"name": "none"},
+        "sampler": {"name": "grid"},
+        "points": [],
+        "search": {"optimizer.lr": [0.001, 0.003, 0.01]},
+    }
+    for name, tree in (("train", train), ("pretrain", pretrain), ("sweep", sweep)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+def kinds(inputs: Path, archive: Path) -> list[Kind]:
+    """All kinds of commands."""
+
+    def run(command: str, *overrides: str) -> Callable[[Path], list[str]]:
+        # The storage is spelled out: how relative ones are taken is another test's subject.
+        return lambda folder: [*CLI, command, f"{inputs}/{command}.yaml", f"launch.storage={folder}/runs", *overrides]
+
+    def trained(folder: Path) -> bool:
+        return (folder / "runs" / "run" / "recipe.yaml").exists()
+
+    def of(folder: Path) -> Digest:
+        return of_run(folder / "runs" / "run")
+
+    def converted(folder: Path) -> list[str]:
+        return [*CLI, "convert", "bigearthnet-v1", str(archive), f"{folder}/s.zarr", "--workers", "2", "--shard", "16"]
+
+    def searched(folder: Path) -> list[str]:
+        return [*CLI, "sweep", f"{inputs}/sweep.yaml", f"storage={folder}/sweeps"]
+
+    return [
+        Kind("train, one process", run("train"), of, trained),
+        Kind("train, two Ray workers", run("train", "launch.workers=2"), of, trained),
+        Kind("pretrain", run("pretrain"), of, trained),
+        Kind(
+            "convert",
+            converted,
+            lambda folder: of_files(folder / "s.zarr"),
+            lambda folder: (folder / "s.zarr").exists(),
+        ),
+        Kind(
+            "sweep on Ray",
+            searched,
+            lambda folder: of_sweep(folder / "sweeps" / "sweep"),
+            lambda folder: (folder / "sweeps" / "sweep" / "study.db").exists(),
+        ),
+    ]
+
+
+def main() -> None:
+    """Kill, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=60, help="of all kinds together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="*", default=[], help="only those whose name has one of these words")
+    parser.add_argument("--patches", type=int, default=400)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    adopt_orphans()
+    counts = []
+    with tempfile.TemporaryDirectory(prefix="soak-") as name:
+        scratch = Path(name)
+        archive = synthesize(scratch / "archive", options.patches, seed=1)
+        convert("bigearthnet-v1", archive, scratch / "store.zarr", Options(workers=0, shard=64))
+        write_recipes(scratch, scratch / "store.zarr")
+        chosen = [
+            kind
+            for kind in kinds(scratch, archive)
+            if not options.kinds or any(word in kind.name for word in options.kinds)
+        ]
+        for number, kind in enumerate(chosen):
+            share = options.kills // len(chosen) + (number < options.kills % len(chosen))
+            dice = random.Random(f"{options.seed}/{kind.name}")
+            counts.append(soak(kind, scratch / str(number), share, dice))
+            shutil.rmtree(scratch / str(number), ignore_errors=True)
+            print(json.dumps(vars(counts[-1])), flush=True)
+    print(f"\n{'kind':24} {'seconds':>8} {'kills':>6} {'runs':>5}  result")
+    for count in counts:
+        words = "identical" if count.good else f"{count.different[:3]} {count.left[:3]} {count.failed[:1]}"
+        print(f"{count.kind:24} {count.seconds:8.1f} {count.kills:6} {count.runs:5}  {words}")
+    print(f"{sum(count.kills for count in counts)} kills")
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        options.json.write_text(
+            json.dumps({"settings": settings, "kinds": [vars(count) for count in counts]}, indent=1)
+        )
+    if not all(count.good for count in counts):
+        raise SystemExit("not all identical")
+
+
+if __name__ == "__main__":
+    main()
