@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from stssl.algorithms import ALGORITHMS, Algorithm, DataFacts
@@ -145,7 +146,10 @@ def _neighbours(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Neighbou
 
 def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: torch.memory_format) -> Pixels:
     """What scales stored bands to images of `size` pixels a side, which lie in memory as the networks do."""
-    mean, std = data.store.statistics(config.bands)
+    if config.scale == "bytes":  # for which stores without statistics will do
+        mean = std = np.zeros(len(config.bands), np.float32)
+    else:
+        mean, std = data.store.statistics(config.bands)
     layout, scale = data.reader.layout, config.scale
     return Pixels(layout, config.bands, size, mean=mean, std=std, scale=scale, memory_format=memory_format)
 

@@ -108,8 +108,8 @@ def verify(
     about = {"coordinates": coordinates, "metadata": metadata, "reference_maps": reference_maps}
     with counting(console, "verify", "patches") as progress:
         findings = verify_store(store, archive, progress, **about)
-    for problem in findings.problems:
-        print(problem)
+    for line in findings.lines():
+        print(line)
     compared = f", {findings.compared:,} compared with the archive" if archive else ""
     console.print(f"{findings.patches:,} patches checked{compared}: {len(findings.problems)} problems")
     raise typer.Exit(1 if findings.problems else 0)

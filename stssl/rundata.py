@@ -166,6 +166,15 @@ def _check(store: Store, config: DataConfig) -> None:
     missing = [band for band in config.bands if band not in store.bands]
     if missing:
         raise ConfigError(f"data.bands: {store.path} has no {', '.join(missing)}. It has: {', '.join(store.bands)}.")
+    wide = [
+        group for group in store.groups.values() if group.dtype != np.uint8 and set(group.bands) & set(config.bands)
+    ]
+    if config.scale == "bytes" and wide:
+        bands = ", ".join(band for group in wide for band in group.bands if band in config.bands)
+        raise ConfigError(
+            f"data.scale: bytes divides by 255, and {store.path} stores {bands} as {wide[0].dtype}. "
+            "Set data.scale=sigmas."
+        )
     absent = [name for name in config.exclude if not store.has_column(name)]
     if absent:
         raise ConfigError(f"data.exclude: {store.path} has no column {', '.join(absent)}")

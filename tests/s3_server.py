@@ -1,6 +1,8 @@
 """The part of the S3 protocol that a store needs, on loopback: objects in memory, errors on demand."""
 
 import re
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ class Handler(BaseHTTPRequestHandler):
     """Path-style requests: /bucket/key."""
 
     protocol_version = "HTTP/1.1"
+    breaks = ""
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""
@@ -25,8 +28,16 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", headers.pop("length", str(len(body))))
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        if not self.breaks or len(body) < 2:
             self.wfile.write(body)
+            return
+        self.wfile.write(body[: len(body) // 2])  # and then nothing more
+        self.wfile.flush()
+        if self.breaks == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.breaks, self.close_connection = "", True
 
     def begin(self) -> str | None:
         """The object's key, unless the request is refused or fails on demand."""
@@ -35,7 +46,13 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, self.path))
         if self.server.failures > 0:
             self.server.failures -= 1
-            return self.answer(503, b"<Error><Code>SlowDown</Code></Error>")
+            if self.server.kind == "silent":
+                self.server.over.wait(60)
+                self.close_connection = True
+                return None
+            if self.server.kind not in ("short", "reset"):
+                return self.answer(self.server.kind, b"<Error><Code>SlowDown</Code></Error>")
+            self.breaks = self.server.kind
         if self.server.key not in self.headers.get("Authorization", ""):
             return self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
         return unquote(urlsplit(self.path).path).lstrip("/")
@@ -106,14 +123,20 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def s3_server(key: str = "tester") -> Iterator[ThreadingHTTPServer]:
-    """A server; `objects`, `requests` and `failures` (how many requests fail next) are its attributes."""
+    """A server with `objects` and `requests`.
+
+    `failures` says how many requests fail next, and `kind` how: a status, `silent` (no answer), `short` or `reset`
+    (half an answer).
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.objects, server.requests, server.failures, server.key = {}, [], 0, key
+    server.kind, server.over = 503, threading.Event()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         yield server
     finally:
+        server.over.set()
         server.shutdown()
         server.server_close()
 

@@ -1,13 +1,16 @@
 """A tiny real store, made without Ray: EuroSAT's layout with generated JPEGs whose class shows in colour and place."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
+import zarr
 from PIL import Image
 
 from stssl.archives.synthetic import synthesize
 from stssl.convert import Options, convert
+from stssl.hashing import column_hash
 from stssl.nomenclature import EUROSAT
 
 
@@ -41,6 +44,15 @@ def tiny_store(folder: Path, per_class: int = 20) -> Path:
     archive, table = write_eurosat(folder, per_class)
     convert("eurosat", archive, folder / "tiny.zarr", Options(workers=0, shard=64), coordinates=table)
     return folder / "tiny.zarr"
+
+
+def relabel(store: Path, row: int, label: int) -> None:
+    """Make of a tiny store one that was converted with another label."""
+    values = zarr.open_group(str(store), mode="r+")["label"]
+    values[row] = label
+    group = json.loads((store / "zarr.json").read_text())
+    group["attributes"]["column_hashes"]["label"] = column_hash(np.asarray(values[:]))
+    (store / "zarr.json").write_text(json.dumps(group))
 
 
 def tiny_recipe(store: Path, runs: Path) -> dict:

@@ -1,7 +1,11 @@
 """Bytes of a shard, as Zarr's sharding codec defines them: chunks, then an index with its crc32c.
 
-Each chunk is one patch. A compressed one is a Blosc frame with a block for each large band, so that a reader that wants
-red, green and blue decodes three blocks of four; Blosc's own choice of blocks would make it decode them all.
+Each chunk is one patch, followed by its crc32c. Between chunks and index, where Zarr looks for nothing, stands a table
+of these checksums: without it, all shards of uncompressed patches would have the same index, and one could stand in
+another's place. The crc32c of table and index is listed in the array's attributes (`SHARD_CHECKSUMS`).
+
+A compressed patch is a Blosc frame with a block for each large band, so that a reader that wants red, green and blue
+decodes three blocks of four; Blosc's own choice of blocks would make it decode them all.
 """
 
 import struct
@@ -12,31 +16,49 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
+SHARD_CHECKSUMS = "shard_checksums"
 LEVEL, LARGE_BAND = 5, 16384
 EMPTY = 2**64 - 1
 _MEMCPYED = 2
 _HEADER = struct.Struct("<4B3I")
 
 
-def encode_shard(patches: NDArray[Any], capacity: int, codec: str | None) -> bytes:
+def encode_shard(patches: NDArray[Any], capacity: int, codec: str | None, checked: bool = False) -> bytes:
     """A shard of `patches` [n, bands, H, W], n <= `capacity`; patches of zeros only are left out (fill value 0).
 
     Args:
         patches: Pixels, C order.
         capacity: Patches a whole shard has.
         codec: Blosc's name of a compressor, or None.
+        checked: Whether each patch is followed by its crc32c, and their table stands before the index.
     """
-    index = np.full((capacity, 2), EMPTY, "<u8")
+    index, checksums = np.full((capacity, 2), EMPTY, "<u8"), np.zeros(capacity, "<u4")
     parts, offset = [], 0
     for place, patch in enumerate(patches.astype(patches.dtype.newbyteorder("<"), copy=False)):
         if not patch.any():
             continue
         part = patch.tobytes() if codec is None else frame(patch, codec)
+        if checked:
+            checksums[place] = google_crc32c.value(part)
+            part += checksums[place].tobytes()
         parts.append(part)
         index[place] = offset, len(part)
         offset += len(part)
-    table = index.tobytes()
-    return b"".join([*parts, table, google_crc32c.value(table).to_bytes(4, "little")])
+    table, sums = index.tobytes(), checksums.tobytes() if checked else b""
+    return b"".join([*parts, sums, table, google_crc32c.value(table).to_bytes(4, "little")])
+
+
+def tail_bytes(capacity: int, listed: bool = True) -> int:
+    """Bytes at the end of a shard: the patches' checksums where its own is `listed`, the index, and its checksum."""
+    return capacity * (20 if listed else 16) + 4
+
+
+def shard_checksum(tail: bytes) -> int:
+    """What an array's attributes list of a shard, given its last `tail_bytes`.
+
+    The index's own checksum is left out: together with it, one index changes a crc32c just as another does.
+    """
+    return int(google_crc32c.value(tail[:-4]))
 
 
 def frame(patch: NDArray[Any], codec: str) -> bytes:

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from stssl.data.disk import DiskCache
-from stssl.data.remote import RemoteFiles, bucket, explained, split_url
-from stssl.data.shards import EMPTY, Layout, Pixels, ShardedArray, Wanted, index_bytes, known_layout, parse_index
+from stssl.data.encode import EMPTY, tail_bytes
+from stssl.data.remote import RemoteFiles, bucket, explained, get_object, split_url
+from stssl.data.shards import Layout, Pixels, ShardedArray, Wanted, known_layout, parse_tail
 from stssl.errors import DataError
 from stssl.randomness import Ints
 
@@ -42,7 +44,7 @@ class FetchedArray(ShardedArray):
 
     def _fresh(self) -> None:
         super()._fresh()
-        self._indexes: dict[int, NDArray[np.uint64]] = {}
+        self._indexes: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint32]]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._coming: set[int] = set()
 
@@ -89,7 +91,8 @@ class FetchedArray(ShardedArray):
         else:
             opened = np.array([files[row] for row in kept.tolist()], np.int64)
             found[:, 0] = 0
-        self._deliver(Wanted(places[there], kept, opened, found), bands, out)
+        sums = np.array([self._sum(row) for row in kept.tolist()], np.uint32) if self.layout.checksums else None
+        self._deliver(Wanted(places[there], kept, opened, found, sums), bands, out)
 
     def fetch(self, rows: Ints, wait: bool) -> None:
         """Bring the whole shards of these rows into the cache, now or in the background."""
@@ -121,37 +124,70 @@ class FetchedArray(ShardedArray):
     @contextmanager
     def _shard(self, shard: int, fetch: bool) -> Iterator[int | None]:
         """An open whole shard, None where it is not in the cache and not to be fetched."""
-        file = self.cache.open(f"{self.prefix}-s{shard}", (lambda: self._get(shard)) if fetch else None)
+        file = self.cache.open(f"{self.prefix}-s{shard}", (lambda: self._get_shard(shard)) if fetch else None)
         try:
             if file is not None and shard not in self._indexes:
-                size, length = self.cache.size(file), index_bytes(self.layout.shard)
+                size, length = self.cache.size(file), self._tail_bytes
                 tail = os.pread(file, min(length, size), max(0, size - length))
-                self._indexes[shard] = parse_index(tail, size, self._shard_path(shard), self.layout.shard)
+                self._indexes[shard] = parse_tail(tail, size, self._shard_path(shard), self.layout, shard)
             yield file
         finally:
             if file is not None:
                 os.close(file)
 
     def _open_patch(self, row: int) -> int:
-        start, size = (int(value) for value in self._span(row))
-        file = self.cache.open(
-            f"{self.prefix}-p{row}", lambda: self._get(row // self.layout.shard, {"range": (start, start + size)})
-        )
+        file = self.cache.open(f"{self.prefix}-p{row}", lambda: self._get_patch(row))
         assert file is not None  # for mypy: it was to be fetched
         return file
 
     def _span(self, row: int) -> NDArray[np.uint64]:
         shard, place = divmod(row, self.layout.shard)
-        span: NDArray[np.uint64] = self._index_of(shard)[place]
+        span: NDArray[np.uint64] = self._index_of(shard)[0][place]
         return span
 
-    def _index_of(self, shard: int) -> NDArray[np.uint64]:
-        """Offsets and sizes of a shard's patches, fetched from its end where they are not known."""
+    def _sum(self, row: int) -> int:
+        """The checksum that its shard lists for a patch."""
+        shard, place = divmod(row, self.layout.shard)
+        return int(self._index_of(shard)[1][place])
+
+    @property
+    def _tail_bytes(self) -> int:
+        return tail_bytes(self.layout.shard, bool(self.layout.checksums))
+
+    def _get_shard(self, shard: int) -> bytes:
+        """A whole shard, every patch of which was checked: the cache seals what it is given."""
+        data = self._get(shard)
+        index, sums = parse_tail(data[-self._tail_bytes :], len(data), self._shard_path(shard), self.layout, shard)
+        for place in np.flatnonzero(index[:, 0] != EMPTY).tolist() if self.layout.checked else ():
+            start, size = (int(value) for value in index[place])
+            self._check(
+                shard * self.layout.shard + place, data[start : start + size], sums[place] if len(sums) else None
+            )
+        return data
+
+    def _get_patch(self, row: int) -> bytes:
+        """A patch by its range, checked."""
+        start, size = (int(value) for value in self._span(row))
+        data = self._get(row // self.layout.shard, {"range": (start, start + size)})
+        if len(data) != size:
+            self._refuse(row, f"{len(data)} of {size} bytes came")
+        self._check(row, data, self._sum(row) if self.layout.checksums else None)
+        return data
+
+    def _check(self, row: int, data: bytes, listed: int | None) -> None:
+        if self.layout.checked:
+            value = google_crc32c.value(data[:-4])
+            if value != int.from_bytes(data[-4:], "little"):
+                self._refuse(row, "it fails its checksum")
+            if listed is not None and value != listed:
+                self._refuse(row, "it is another patch")
+
+    def _index_of(self, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        """Offsets, sizes and checksums of a shard's patches, fetched from its end where they are not known."""
         if shard not in self._indexes:
-            length = index_bytes(self.layout.shard)
             found: list[int] = []
-            tail = self._get(shard, {"range": {"suffix": length}}, found)
-            self._indexes[shard] = parse_index(tail, found[0], self._shard_path(shard), self.layout.shard)
+            tail = self._get(shard, {"range": {"suffix": self._tail_bytes}}, found)
+            self._indexes[shard] = parse_tail(tail, found[0], self._shard_path(shard), self.layout, shard)
         return self._indexes[shard]
 
     def _get(self, shard: int, options: dict[str, Any] | None = None, size: list[int] | None = None) -> bytes:
@@ -159,14 +195,13 @@ class FetchedArray(ShardedArray):
         path = self._shard_path(shard).relative_to(self.folder)
         url, key = split_url(self.store)
         place = "/".join(part for part in (key, self.folder.name, str(path)) if part)
-        with explained(self.store):
-            try:
-                answer = bucket(url).get(place, options=options)
-                if size is not None:
-                    size.append(int(answer.meta["size"]))
-                return bytes(answer.bytes())
-            except FileNotFoundError:
-                raise DataError(f"{url}/{place} is missing. Run `stssl verify`.") from None
+        try:
+            data, whole = get_object(url, place, options)
+        except FileNotFoundError:
+            raise DataError(f"{url}/{place} is missing. Run `stssl verify`.") from None
+        if size is not None:
+            size.append(whole)
+        return data
 
     def shard_bytes(self) -> int:
         """Size of the first shard as it is stored."""

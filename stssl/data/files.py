@@ -36,6 +36,15 @@ class Files:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def tail(self, name: str, size: int) -> bytes | None:
+        """The last `size` bytes of a file, or all of a shorter one; None where there is none."""
+        try:
+            with Path(self.root, name).open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+                return file.read(size)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole: a reader sees the old contents or the new ones, also after a crash.
 

@@ -23,6 +23,7 @@ def describe(store: Store) -> str:
             *_splits(store),
             *_classes(store),
             *_errors(store),
+            f"checksums {'of columns, patches and shards' if store.has_checksums else 'none: an older store'}",
         ]
     )
 

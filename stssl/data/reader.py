@@ -16,13 +16,17 @@ import numpy as np
 import zarr
 
 from stssl.data.disk import DiskCache
+from stssl.data.encode import tail_bytes
 from stssl.data.fetched import FetchedArray, fetched_array
-from stssl.data.remote import is_remote, zarr_place
-from stssl.data.shards import Pixels, ShardedArray, direct_layout
+from stssl.data.files import files_at
+from stssl.data.remote import explained_if_remote, is_remote, zarr_place
+from stssl.data.shards import Layout, Pixels, ShardedArray, direct_layout, known_layout, parse_tail
 from stssl.errors import DataError
 from stssl.randomness import Ints
 
 __all__ = ["Pixels", "Reader", "Stored", "ZarrArray"]
+SIZE_UNKNOWN = 2**62
+"""Of a shard whose end alone is looked at; zarr finds spans beyond it."""
 
 
 class ZarrArray:
@@ -32,6 +36,8 @@ class ZarrArray:
         """Open nothing yet."""
         self.store, self.name = store, name
         self._array: Any = None
+        self._layout: Layout | None = None
+        self._seen: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open array."""
@@ -43,15 +49,36 @@ class ZarrArray:
             return
         unique, places = np.unique(rows, return_inverse=True)
         try:
-            if self._array is None:
-                self._array = zarr.open_array(zarr_place(self.store), path=self.name, mode="r")
-            out[:] = self._array.oindex[unique, bands][places.reshape(-1)]
+            with explained_if_remote(self.store):
+                if self._array is None:
+                    self._array = zarr.open_array(zarr_place(self.store), path=self.name, mode="r")
+                self._check(unique)
+                out[:] = self._array.oindex[unique, bands][places.reshape(-1)]
         except (RuntimeError, ValueError, OSError) as error:
             raise DataError(f"{self.store}/{self.name} cannot be read ({error}). Run `stssl verify`.") from None
 
+    def _check(self, rows: Ints) -> None:
+        """Make sure that the shards of these rows are there and those that were converted: zarr reads zeros instead.
+
+        Raises:
+            DataError: One is not.
+        """
+        files = files_at(self.store)
+        layout = known_layout(files.read(f"{self.name}/zarr.json") or b"") if not self._seen else self._layout
+        self._layout = layout
+        if layout is None:
+            return
+        for shard in set(np.unique(rows // layout.shard).tolist()) - self._seen:
+            name = f"{self.name}/c/{shard}/0/0/0"
+            tail = files.tail(name, tail_bytes(layout.shard, bool(layout.checksums)))
+            if tail is None:
+                raise DataError(f"{files.path(name)} is missing. Run `stssl verify`.")
+            parse_tail(tail, SIZE_UNKNOWN, files.path(name), layout, shard)
+            self._seen.add(shard)
+
     def close(self) -> None:
         """Forget the open array."""
-        self._array = None
+        self._array, self._layout, self._seen = None, None, set()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,13 +15,18 @@ import zarr
 from numpy.typing import NDArray
 
 from stssl.data.disk import DiskCache
+from stssl.data.encode import SHARD_CHECKSUMS
 from stssl.data.files import files_at
 from stssl.data.reader import Reader, Stored
-from stssl.data.remote import is_remote, zarr_place
+from stssl.data.remote import explained_if_remote, is_remote, zarr_place
 from stssl.errors import DataError
+from stssl.hashing import column_hash
 from stssl.schema import SCHEMA_VERSION
 
 __all__ = ["BandGroup", "Reader", "Store"]
+COLUMN_HASHES = "column_hashes"
+_TOLD: set[str] = set()
+"""Stores of which this process has told that they are without checksums."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,8 @@ class Store:
         if files_at(text).read("zarr.json") is None and (is_remote(text) or not Path(text).exists()):
             raise DataError(f"there is no store at {text}. Make one with `stssl convert`.")
         try:
-            group = zarr.open_group(zarr_place(text), mode="r")
+            with explained_if_remote(text):
+                group = zarr.open_group(zarr_place(text), mode="r")
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{text} is not a Zarr store: {error}") from None
         version = group.attrs.get("schema_version")
@@ -76,7 +84,35 @@ class Store:
             )
         if not group.attrs.get("complete"):
             raise DataError(f"the conversion to {text} was not finished. Run the same `stssl convert` again.")
-        return cls(text, group)
+        store = cls(text, group)
+        store._check_parts()
+        return store
+
+    def _check_parts(self) -> None:
+        """Make sure that all arrays are there, and tell once of a store that is older than checksums.
+
+        Raises:
+            DataError: An array is lost.
+        """
+        known = (*self._images, *self.attrs.get(COLUMN_HASHES, ()))
+        lost = [name for name in known if name not in self._group]
+        if lost:
+            raise DataError(
+                f"{self.path} has lost its array {', '.join(lost)}. Copy the store again, or convert again."
+            )
+        if not self.has_checksums and self.path not in _TOLD:
+            _TOLD.add(self.path)
+            logging.getLogger("stssl").warning(
+                "%s was written before stores had checksums of their %s: bytes that change there are not noticed. "
+                "Convert the archive again to have them.",
+                self.path,
+                "columns and pixels" if COLUMN_HASHES not in self.attrs else "pixels",
+            )
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether columns, patches and shards can be compared with what was converted."""
+        return COLUMN_HASHES in self.attrs and all(SHARD_CHECKSUMS in self._group[name].attrs for name in self._images)
 
     @property
     def size(self) -> int:
@@ -140,13 +176,36 @@ class Store:
             DataError: There is none of that name; names those there are.
         """
         if name not in self._columns:
-            try:
-                values = np.asarray(self._array(name)[:])
-            except (RuntimeError, ValueError, OSError) as error:
-                raise DataError(f"{self.path}: column {name} cannot be read ({error}). Convert again.") from None
-            # NumPy cannot cast its own variable-length strings to fixed-width ones; it can cast Python's.
-            self._columns[name] = values.astype(object) if values.dtype.kind == "T" else values
+            values = self.unchecked(name)
+            if not self.is_converted(name, values):
+                raise DataError(
+                    f"{self.path}/{name} is not the column that was converted: its file is lost, damaged or another "
+                    "store's. Copy the store again, or convert again."
+                )
+            self._columns[name] = values
         return self._columns[name]
+
+    def unchecked(self, name: str) -> NDArray[Any]:
+        """A metadata array as it is stored, whether or not it is the one that was converted.
+
+        Raises:
+            DataError: There is none of that name, or it cannot be read.
+        """
+        try:
+            with explained_if_remote(self.path):
+                values = np.asarray(self._array(name)[:])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise DataError(f"{self.path}: column {name} cannot be read ({error}). Convert again.") from None
+        # NumPy cannot cast its own variable-length strings to fixed-width ones; it can cast Python's.
+        return values.astype(object) if values.dtype.kind == "T" else values
+
+    def is_converted(self, name: str, values: NDArray[Any]) -> bool:
+        """Whether a column's values are those that were converted: a lost chunk reads as missing values.
+
+        Stores of before there were such hashes have none to compare with.
+        """
+        hashed = self.attrs.get(COLUMN_HASHES, {}).get(name)
+        return len(values) == self.size and (hashed is None or column_hash(values) == hashed)
 
     def column_attributes(self, name: str) -> dict[str, Any]:
         """Units, class names and meanings of a metadata array."""
@@ -166,10 +225,11 @@ class Store:
         """
         known: dict[str, tuple[float, float]] = {}
         for group in self.groups.values():
-            values = group.statistics
+            values = group.statistics if isinstance(group.statistics, dict) else {}
             for i, band in enumerate(group.bands):
-                if values and values["mean"][i] is not None:
-                    known[band] = (values["mean"][i], max(values["std"][i], 1e-6))
+                own = [_number(values.get(key), i, f"{self.path}/{group.name}", key) for key in ("mean", "std")]
+                if own[0] is not None and own[1] is not None:
+                    known[band] = (own[0], max(own[1], 1e-6))
         missing = [band for band in bands if band not in known]
         if missing:
             raise DataError(f"{self.path} has no statistics of {', '.join(missing)}: no training patch has them")
@@ -201,13 +261,29 @@ class Store:
         """
         return Reader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
 
-    def map_reader(self) -> Reader:
+    def map_reader(self, cache: DiskCache | None = None) -> Reader:
         """What delivers all `maps`."""
         bands = [band for group in self.maps.values() for band in group.bands]
-        return Reader(self.path, self._stored(self.maps), bands)
+        return Reader(self.path, self._stored(self.maps), bands, cache=cache)
 
     def _stored(self, groups: dict[str, BandGroup]) -> dict[str, Stored]:
         return {
             name: Stored(group.bands, (self.size, len(group.bands), group.height, group.width), group.dtype)
             for name, group in groups.items()
         }
+
+
+def _number(values: Any, place: int, where: str, key: str) -> float | None:
+    """One of a band's statistics; None where there is none.
+
+    Raises:
+        DataError: It is no number.
+    """
+    try:
+        value = values[place] if values is not None else None
+        number = None if value is None else float(value)
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
+        number = math.nan
+    if number is None or math.isfinite(number):
+        return number
+    raise DataError(f"{where}/zarr.json: statistics.{key} is no list of a number a band. Convert the archive again.")

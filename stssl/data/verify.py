@@ -1,5 +1,6 @@
 """Whether a store is what its conversion wrote: every index checked, every patch decoded and hashed."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.data.disk import DiskCache
 from stssl.data.reader import Reader
-from stssl.data.store import Store
+from stssl.data.remote import is_remote
+from stssl.data.store import COLUMN_HASHES, Store
 from stssl.errors import DataError
-from stssl.hashing import column_hash, content_hash
+from stssl.hashing import content_hash
 from stssl.schema import ERRORS, Patch
 
 BATCH = 64
+CACHE_BYTES = 4_000_000_000
 MOST_FINDINGS = 1000
 
 
@@ -31,6 +35,13 @@ class Findings:
     patches: int
     compared: int
     problems: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The problems, those of many patches that differ in the patch alone in one line with their number."""
+        found: dict[str, list[str]] = {}
+        for problem in self.problems:
+            found.setdefault(problem.partition(": ")[2] or problem, []).append(problem)
+        return [same[0] if len(same) == 1 else f"{len(same):,} patches, the first {same[0]}" for same in found.values()]
 
 
 def verify(
@@ -56,8 +67,11 @@ def verify(
     store = Store.open(path)
     _check_columns(store)
     problems, checked = _changed_columns(store), 0
-    readers = [store.reader(store.bands), *([store.map_reader()] if store.maps else [])]
-    hashes, ids = store.column("content_hash"), store.column("patch_id").astype(str)
+    # What is in the object store, and not in a cache that others have filled.
+    folder = tempfile.TemporaryDirectory(prefix="stssl-verify-") if is_remote(store.path) else None
+    cache = DiskCache(folder.name, CACHE_BYTES) if folder else None
+    readers = [store.reader(store.bands, cache=cache), *([store.map_reader(cache)] if store.maps else [])]
+    hashes, ids = store.unchecked("content_hash"), store.unchecked("patch_id").astype(str)
     for start in range(0, store.size, BATCH):
         rows = np.arange(start, min(start + BATCH, store.size))
         pixels, maps = _blocks(readers[0], rows), _blocks(readers[-1], rows) if store.maps else [{}] * len(rows)
@@ -78,6 +92,8 @@ def verify(
             break
     for reader in readers:
         reader.close()
+    if folder:
+        folder.cleanup()
     return Findings(checked, checked if original else 0, tuple(problems))
 
 
@@ -86,11 +102,10 @@ def _changed_columns(store: Store) -> list[str]:
 
     Stores of before there were such hashes have none to compare with.
     """
-    known = store.attrs.get("column_hashes", {})
     return [
         f"column {name}: its values are not those that were converted"
-        for name, hashed in known.items()
-        if not store.has_column(name) or column_hash(store.column(name)) != hashed
+        for name in store.attrs.get(COLUMN_HASHES, {})
+        if not store.is_converted(name, store.unchecked(name))
     ]
 
 
@@ -101,10 +116,10 @@ def _check_columns(store: Store) -> None:
     for name in (*needed, *(f"split_{split}" for split in store.split_names)):
         if not store.has_column(name):
             problems.append(f"column {name} is missing")
-        elif len(store.column(name)) != store.size:
-            problems.append(f"column {name} has {len(store.column(name))} rows, and the store {store.size} patches")
+        elif len(store.unchecked(name)) != store.size:
+            problems.append(f"column {name} has {len(store.unchecked(name))} rows, and the store {store.size} patches")
     if store.has_column("error_code"):
-        codes = np.setdiff1d(store.column("error_code"), list(ERRORS.values()))
+        codes = np.setdiff1d(store.unchecked("error_code"), list(ERRORS.values()))
         problems += [f"error_code has the unknown code {code}" for code in codes]
     if problems:
         raise DataError(f"{store.path}: {'; '.join(problems)}. Convert the archive again.")

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
-from stssl.data.encode import LEVEL, encode_shard
+from stssl.data.encode import LEVEL, SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
 from stssl.data.files import files_at
 from stssl.data.remote import is_remote, split_url, zarr_place
 from stssl.data.tally import statistics, tally
@@ -102,14 +102,14 @@ class Writer:
         if not is_remote(self.store) and Path(self.store).is_file():
             raise DataError(f"{self.store} is a file. Choose another path.")
         found = self.attributes().get("conversion")
-        if found == self.plan.identity:
+        if found == self.plan.identity and (self.is_complete() or self._arrays_are_ours()):
             self.files.remove_partial()
             return
-        if found is not None:
+        if found is not None and found != self.plan.identity:
             differs = ", ".join(sorted(key for key in found if found[key] != self.plan.identity.get(key)))
             raise DataError(f"{self.store} is a conversion of something else ({differs} differ). Choose another path.")
         strangers = self.files.names()
-        if strangers and "begun" not in self.work.names():
+        if found is None and strangers and "begun" not in self.work.names():
             raise DataError(f"{self.store} is not empty and not a store ({strangers[0]}). Choose another path.")
         self.work.remove()
         self.work.write("begun", b"")
@@ -122,7 +122,7 @@ class Writer:
 
     def _create(self, array: PixelArray) -> None:
         codec = CODECS[self.plan.codec]
-        compressors = BloscCodec(cname=codec, clevel=LEVEL, shuffle="bitshuffle") if codec else None
+        blosc = [BloscCodec(cname=codec, clevel=LEVEL, shuffle="bitshuffle")] if codec else []
         zarr.create_array(
             zarr_place(self.store),
             name=array.name,
@@ -130,10 +130,17 @@ class Writer:
             chunks=(1, *array.shape),
             shards=(self.plan.shard, *array.shape),
             dtype=array.dtype,
-            compressors=compressors,
+            compressors=[*blosc, Crc32cCodec()],
             fill_value=0,
             dimension_names=array.dimensions,
             attributes=array.attributes,
+        )
+
+    def _arrays_are_ours(self) -> bool:
+        """Whether the arrays that were begun have checksums: before, conversions wrote none, and begin again."""
+        names = [array.name for array in (*self.plan.arrays, *self.plan.maps)]
+        return all(
+            b"crc32c" in (self.files.read(f"{name}/zarr.json") or b"").partition(b"index_codecs")[0] for name in names
         )
 
     def is_complete(self) -> bool:
@@ -145,7 +152,24 @@ class Writer:
         if self.is_complete():
             return []
         there = set(self.work.names())
-        return [i for i in range(self.plan.shards) if f"{i:06d}.done" not in there or self._sidecar(i) is None]
+        return [i for i in range(self.plan.shards) if f"{i:06d}.done" not in there or not self._is_whole(i)]
+
+    def _is_whole(self, shard: int) -> bool:
+        """Whether a shard's metadata are those that its marker means, and its files end as they were written."""
+        sidecar = self._sidecar(shard)
+        if sidecar is None:
+            return False
+        with np.load(io.BytesIO(sidecar)) as part:
+            return all(
+                f"shard_{array.name}" in part
+                and self._checksum_there(array.name, shard) == int(part[f"shard_{array.name}"])
+                for array in (*self.plan.arrays, *self.plan.maps)
+            )
+
+    def _checksum_there(self, name: str, shard: int) -> int | None:
+        """Checksum of the shard that is there; None without one."""
+        tail = self.files.tail(f"{name}/c/{shard}/0/0/0", tail_bytes(self.plan.shard))
+        return None if tail is None else shard_checksum(tail)
 
     def _sidecar(self, shard: int) -> bytes | None:
         """A shard's rows of metadata, if they are those that its marker means."""
@@ -154,11 +178,14 @@ class Writer:
 
     def write_shard(self, shard: int, names: Sequence[str], patches: list[Patch]) -> None:
         """Write a shard's pixels, its sidecar, and last its marker."""
+        checksums = {}
         pixels = {array.name: _stack(patches, array) for array in self.plan.arrays}
         maps = {array.name: _stack(patches, array) for array in self.plan.maps}
         for name, block in (pixels | maps).items():
-            shard_bytes = encode_shard(block, self.plan.shard, CODECS[self.plan.codec])
+            shard_bytes = encode_shard(block, self.plan.shard, CODECS[self.plan.codec], checked=True)
             self.files.write(f"{name}/c/{shard}/0/0/0", shard_bytes)
+            # Of what was made, not of what is read again later: a disk that returns something else is found out.
+            checksums[f"shard_{name}"] = np.array(shard_checksum(shard_bytes[-tail_bytes(self.plan.shard) :]), np.int64)
         columns = self._columns(names, patches, pixels)
         sidecar = {
             c.name: columns[c.name].astype(np.str_ if c.dtype == "string" else c.dtype) for c in self.plan.columns
@@ -169,6 +196,7 @@ class Writer:
                 sidecar[f"{key}_{array.name}"] = value
         problems = [[name, *problem] for name, patch in zip(names, patches, strict=True) for problem in patch.problems]
         buffer = io.BytesIO()
+        sidecar |= checksums
         np.savez_compressed(buffer, problems=np.array(json.dumps(problems)), **sidecar)  # type: ignore[arg-type]
         self.work.write(f"{shard:06d}.npz", buffer.getvalue())
         self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
@@ -211,6 +239,8 @@ class Writer:
             for column in self.plan.columns:
                 _write_column(group, column, columns[column.name])
             self._write_statistics(group, parts)
+            for array in (*self.plan.arrays, *self.plan.maps):
+                group[array.name].attrs[SHARD_CHECKSUMS] = [int(part[f"shard_{array.name}"]) for part in parts]
             hashes = {c.name: column_hash(columns[c.name]) for c in self.plan.columns}
             self._mark_complete(self._write_report(parts), hashes)
         self.work.remove()
