@@ -148,9 +148,9 @@ def explained(url: str) -> Iterator[None]:
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
     except exceptions.BaseError as error:
-        if "403 Forbidden" in str(error):  # as listings say it
-            raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
         missing = any(sign in str(error) for sign in ("169.254.169.254", "latest/api/token", "redential"))
+        if not missing and "403 Forbidden" in str(error):  # as listings say it
+            raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
         advice = f"there are no credentials. {CREDENTIALS}" if missing else "tried again several times, in vain."
         if not missing and ("timed out" in repr(error) or "TimedOut" in repr(error)):
             advice = "it does not answer. Look at network and server, and run the same command again."
