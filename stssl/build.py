@@ -64,7 +64,7 @@ def resolved_weights(recipe: Recipe) -> str:
     kind, _, name = recipe.model.weights.partition(":")
     if kind != "run":
         return recipe.model.weights
-    folder = Path(name) if Path(name).is_dir() else Path(recipe.launch.storage) / name
+    folder = Path(name)
     files = [folder / "checkpoints" / f"{part}.safetensors" for part in ("student", "encoder")]
     found = next((file for file in files if file.exists()), None)
     if found is None:

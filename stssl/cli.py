@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,12 +17,37 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 
+
+def _local(parameter: typer.CallbackParam, value: Any) -> Any:
+    """Refuse URLs where a path of this machine is asked for: a folder named `s3:` is what nobody wants."""
+    from stssl.paths import path_given
+
+    for path in value if isinstance(value, list | tuple) else [value]:
+        if path is not None:
+            path_given(path, _shown(parameter))
+    return value
+
+
+def _shown(parameter: typer.CallbackParam) -> str:
+    """An option as it is typed; an argument as the help calls it."""
+    return next((one for one in parameter.opts if one.startswith("--")), (parameter.name or "").upper())
+
+
+def _store(parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuse what is neither a path nor a URL."""
+    from stssl.paths import store_given
+
+    if value is not None:
+        store_given(value, _shown(parameter))
+    return value
+
+
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")]
 
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Folder that keeps everything.")] = Path("quickstart"),
+    out: Annotated[Path, typer.Option(help="Folder that keeps everything.", callback=_local)] = Path("quickstart"),
     patches: Annotated[int, typer.Option(min=200, help="Size of the generated archive.")] = 4000,
     overrides: Overrides = None,
 ) -> None:
@@ -34,10 +59,12 @@ def quickstart(
 
 @app.command()
 def synthesize(
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", callback=_local)],
     patches: Annotated[int, typer.Option(min=1, help="How many patches.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
-    locations: Annotated[Path | None, typer.Option(help="Table of real places, dates and classes.")] = None,
+    locations: Annotated[
+        Path | None, typer.Option(help="Table of real places, dates and classes.", callback=_local)
+    ] = None,
     confounded: Annotated[bool, typer.Option(help="Whether dates go with countries.")] = True,
 ) -> None:
     """Write a synthetic archive in the file layout of BigEarthNet v1.0."""
@@ -52,13 +79,17 @@ def synthesize(
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="bigearthnet-v1, bigearthnet-v2, eurosat, eurosat-ms or manifest.")],
-    archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.")],
-    store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.")],
-    coordinates: Annotated[Path | None, typer.Option(help="eurosat: CSV with filepath, latitude, longitude.")] = None,
+    archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.", callback=_local)],
+    store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.", callback=_store)],
+    coordinates: Annotated[
+        Path | None, typer.Option(help="eurosat: CSV with filepath, latitude, longitude.", callback=_local)
+    ] = None,
     bands: Annotated[str | None, typer.Option(help="all or rgb.")] = None,
-    metadata: Annotated[Path | None, typer.Option(help="bigearthnet: table with countries.")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="bigearthnet: table with countries.", callback=_local)] = None,
     split: Annotated[list[str] | None, typer.Option(help="bigearthnet: NAME=FOLDER of lists; repeatable.")] = None,
-    reference_maps: Annotated[Path | None, typer.Option(help="bigearthnet-v2: folder Reference_Maps.")] = None,
+    reference_maps: Annotated[
+        Path | None, typer.Option(help="bigearthnet-v2: folder Reference_Maps.", callback=_local)
+    ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="manifest: resample to so many pixels a side.")] = None,
     band_names: Annotated[str | None, typer.Option(help="manifest: names with commas.")] = None,
     codec: Annotated[str, typer.Option(help="lz4, zstd or none.")] = "lz4",
@@ -95,11 +126,13 @@ def convert(
 
 @app.command()
 def verify(
-    store: Annotated[str, typer.Argument(help="Path or URL of a store.")],
-    archive: Annotated[Path | None, typer.Option(help="Compare pixels with this archive too.")] = None,
-    coordinates: Annotated[Path | None, typer.Option(help="eurosat: the table that was given to convert.")] = None,
-    metadata: Annotated[Path | None, typer.Option(help="bigearthnet: the same.")] = None,
-    reference_maps: Annotated[Path | None, typer.Option(help="bigearthnet-v2: the same.")] = None,
+    store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=_store)],
+    archive: Annotated[Path | None, typer.Option(help="Compare pixels with this archive too.", callback=_local)] = None,
+    coordinates: Annotated[
+        Path | None, typer.Option(help="eurosat: the table that was given to convert.", callback=_local)
+    ] = None,
+    metadata: Annotated[Path | None, typer.Option(help="bigearthnet: the same.", callback=_local)] = None,
+    reference_maps: Annotated[Path | None, typer.Option(help="bigearthnet-v2: the same.", callback=_local)] = None,
 ) -> None:
     """Check a store's checksums, hashes and counts, and with its archive every pixel."""
     from stssl.convert import verify_store
@@ -116,7 +149,7 @@ def verify(
 
 
 @app.command()
-def inspect(store: Annotated[str, typer.Argument(help="Path or URL of a store.")]) -> None:
+def inspect(store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=_store)]) -> None:
     """Say what is in a store: counts, splits, classes, ranges of date and place, bands, size, errors."""
     from stssl.data.inspect import describe
     from stssl.data.store import Store
@@ -126,7 +159,7 @@ def inspect(store: Annotated[str, typer.Argument(help="Path or URL of a store.")
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=_local)],
     overrides: Overrides = None,
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
 ) -> None:
@@ -139,7 +172,7 @@ def train(
 
 @app.command()
 def pretrain(
-    recipe: Annotated[Path, typer.Argument(help="Pretraining recipe file (YAML).")],
+    recipe: Annotated[Path, typer.Argument(help="Pretraining recipe file (YAML).", callback=_local)],
     overrides: Overrides = None,
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 8 pairs a batch, no Ray, no hub.")] = False,
 ) -> None:
@@ -153,7 +186,7 @@ def pretrain(
 
 @app.command()
 def probe(
-    run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.", callback=_local)],
     labels: Annotated[
         list[str] | None, typer.Option(help="all, fraction=F, per-class=N or total=N; repeatable.")
     ] = None,
@@ -173,7 +206,7 @@ def probe(
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).")],
+    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).", callback=_local)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Sweep keys to change; change.KEY: recipe keys."),
@@ -193,7 +226,7 @@ def sweep(
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=_local)],
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Workers a machine.")] = None,
@@ -211,12 +244,14 @@ def plan(
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="Recipe or sweep file, inside the working folder.")],
+    file: Annotated[Path, typer.Argument(help="Recipe or sweep file, inside the working folder.", callback=_local)],
     overrides: Overrides = None,
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server.")
     ] = "http://127.0.0.1:8265",
-    folder: Annotated[Path, typer.Option(help="Working folder: goes to the cluster without data and .venv.")] = Path(),
+    folder: Annotated[
+        Path, typer.Option(help="Working folder: goes to the cluster without data and .venv.", callback=_local)
+    ] = Path(),
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE (or NAME) for the job; repeatable.")] = None,
     pip: Annotated[list[str] | None, typer.Option(help="Package or requirements file for the job.")] = None,
     cpus: Annotated[float | None, typer.Option(min=0, help="CPUs of the job's first process.")] = None,
@@ -236,11 +271,13 @@ def submit(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=_local)],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    store: Annotated[str | None, typer.Option(help="Where the run's store lies now, if not where it was.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Where the run's store lies now, if not where it was.", callback=_store)
+    ] = None,
 ) -> None:
     """Score a run's student (and teacher) on a part of its split."""
     from stssl.progress import score_table
@@ -252,8 +289,8 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", callback=_local)],
+    out: Annotated[Path, typer.Option(help="HTML file to write.", callback=_local)] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page about runs: recipes, curves, scores, classes, maps."""
     from stssl.report import write_report

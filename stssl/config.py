@@ -14,9 +14,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stssl.errors import ConfigError, shown
+from stssl.paths import ELSEWHERE
 from stssl.textfiles import read_bounded
 from stssl.yamltext import DEPTH, FILE_BYTES, parse_yaml, unclean
 
@@ -48,29 +49,6 @@ C = TypeVar("C", bound=Config)
 MOST_BASES = 20
 MOST_PROBLEMS = 20
 YAML_ADVICE = "Give the path of a YAML file."
-
-
-def from_home(path: str) -> str:
-    """A path with `~` as the shell has it.
-
-    Raises:
-        ValueError: It names the home of a user that this machine does not know.
-    """
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError:
-        raise ValueError(f"this machine knows no home folder {Path(path).parts[0]}") from None
-
-
-def located(path: str) -> str:
-    """An absolute path, so that a run can be read from any folder; URLs and variables of other machines as they are."""
-    return path if "://" in path or "${" in path else os.path.abspath(from_home(path))  # noqa: PTH100
-
-
-Home = Annotated[str, AfterValidator(from_home)]
-"""A folder that may be relative to where a command runs."""
-Location = Annotated[str, AfterValidator(located)]
-"""A file or folder that a recipe reads."""
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
@@ -183,8 +161,14 @@ def _variable(name: str, source: str, key: str) -> str:
     return os.environ[name]
 
 
-def validate(model: type[C], tree: Mapping[str, Any], source: str) -> C:
-    """Build `model` from a tree; `source` names it in errors.
+def validate(model: type[C], tree: Mapping[str, Any], source: str, absolute: bool = True) -> C:
+    """Build `model` from a tree, its paths absolute.
+
+    Args:
+        model: What to build.
+        tree: Its values.
+        source: What names it in errors.
+        absolute: Whether paths become absolute, as they must where this machine carries it out.
 
     Raises:
         ConfigError: Lists every wrong key with its dotted path, what is allowed, and the nearest right key.
@@ -194,7 +178,7 @@ def validate(model: type[C], tree: Mapping[str, Any], source: str) -> C:
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source} has a value of a kind that recipes do not know: {error}") from None
     try:
-        return model.model_validate_json(text)
+        return model.model_validate_json(text, context=None if absolute else ELSEWHERE)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         lines = [shown(_explain(model, tree, problem), 1000) for problem in problems[:MOST_PROBLEMS]]

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from stssl.config import Config, Positive, Tree, merge
 from stssl.optimizers import OptimizerConfig, SgdConfig
+from stssl.paths import Weights
 from stssl.pretrain.moco import PretextConfig
 from stssl.pretrain.views import PretrainViewsConfig
 from stssl.recipe import SMOKE, Recipe, RunRecipe
@@ -18,7 +19,7 @@ class EncoderModelConfig(Config):
     backbone: str
     backbone_args: dict[str, Any] = Field(default_factory=dict)
     image_size: Positive = 128
-    weights: str = "none"
+    weights: Weights = "none"
 
 
 class PairBatchConfig(Config):

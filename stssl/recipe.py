@@ -7,15 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from stssl.algorithms import ALGORITHMS, AlgorithmConfig
 from stssl.augment import AugmentConfig
 from stssl.config import (
     Config,
     Domain,
-    Home,
-    Location,
     Positive,
     Seed,
     Tree,
@@ -32,6 +30,18 @@ from stssl.data.splits import SplitConfig
 from stssl.errors import ConfigError
 from stssl.models import EncoderConfig, InjectionConfig
 from stssl.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
+from stssl.paths import (
+    ELSEWHERE,
+    Folder,
+    Location,
+    Name,
+    StorePlace,
+    Tracking,
+    Weights,
+    absolute,
+    stable_weights,
+    started_from,
+)
 from stssl.steps.neighbours import NeighboursConfig, NoVotesConfig
 from stssl.steps.teacher_student import LossConfig
 from stssl.yamltext import dump_yaml
@@ -50,7 +60,7 @@ class DataConfig(Config):
     of `cache_bytes` in the folder `cache_dir` of each node, and `shuffle_shards` of them are mixed.
     """
 
-    store: Location
+    store: StorePlace
     split: SplitConfig = "official"
     bands: Annotated[tuple[str, ...], Field(min_length=1)] = ("B04", "B03", "B02")
     labels: str = "labels_43"
@@ -68,7 +78,7 @@ class ModelConfig(Config):
     backbone: str
     backbone_args: dict[str, Any] = Field(default_factory=dict)
     image_size: Positive = 128
-    weights: str = "none"
+    weights: Weights = "none"
     metadata: Literal["none", "teacher", "direct"] = "none"
     encoder: EncoderConfig = Field(default_factory=lambda: _default(EncoderConfig, "raw"), discriminator="name")
     injection: InjectionConfig = Field(default_factory=lambda: _default(InjectionConfig, "token"), discriminator="name")
@@ -121,7 +131,7 @@ class LaunchConfig(Config):
     workers: Annotated[int, Field(ge=0)] | tuple[Positive, Positive] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    storage: Home = "runs"
+    storage: Folder = "runs"
     max_failures: Annotated[int, Field(ge=-1)] = 3
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     address: str | None = None
@@ -138,7 +148,7 @@ class LoggingConfig(Config):
 
     every: Positive = 50
     tensorboard: bool = True
-    mlflow: str | None = None
+    mlflow: Tracking | None = None
 
 
 def _default(union: Any, name: str) -> Any:
@@ -161,7 +171,7 @@ class RunRecipe(Config):
     optimizer_name: ClassVar[str] = "adamw"
     others: ClassVar[dict[str, str]] = {"search": "sweep"}
 
-    name: str
+    name: Name
     data: DataConfig
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -194,6 +204,22 @@ class RunRecipe(Config):
             raise ValueError(f"{key} {rows} is smaller than launch.workers {most}: no row for each")
         return self
 
+    @model_validator(mode="after")
+    def _settled(self, info: ValidationInfo) -> "RunRecipe":
+        """The same with the storage's default and the run to start from absolute, which follows from the storage."""
+        if info.context == ELSEWHERE:
+            return self
+        own: Any = self
+        storage = absolute(self.launch.storage)
+        weights = started_from(own.model.weights, storage)
+        if (storage, weights) == (self.launch.storage, own.model.weights):
+            return self
+        parts = {
+            "launch": self.launch.model_copy(update={"storage": storage}),
+            "model": own.model.model_copy(update={"weights": weights}),
+        }
+        return self.model_copy(update=parts)
+
     def tree(self) -> Tree:
         """The recipe as plain values, every default written out."""
         tree: Tree = json.loads(self.model_dump_json())
@@ -201,12 +227,7 @@ class RunRecipe(Config):
 
     def identity(self) -> Tree:
         """What the run computes: the tree without the sections that only say where and how."""
-        tree = self.tree()
-        for section in PLACEMENT:
-            tree.pop(section)
-        for key in CACHES:
-            tree["data"].pop(key)
-        return tree
+        return identity_of(self.tree())
 
     def hash(self) -> str:
         """Short name of the identity."""
@@ -215,6 +236,18 @@ class RunRecipe(Config):
     def yaml(self) -> str:
         """The resolved recipe as a file that can be loaded again."""
         return dump_yaml(self.tree())
+
+
+def identity_of(tree: Tree) -> Tree:
+    """A resolved recipe's tree without what only says where and how; also of a file that an earlier version wrote."""
+    kept = {key: value for key, value in tree.items() if key not in PLACEMENT}
+    data, model, launch = (tree.get(key) for key in ("data", "model", "launch"))
+    if isinstance(data, dict):
+        kept["data"] = {key: value for key, value in data.items() if key not in CACHES}
+    if isinstance(model, dict) and isinstance(launch, dict):
+        names = str(model.get("weights", "none")), str(launch.get("storage", "runs"))
+        kept["model"] = model | {"weights": stable_weights(*names)}
+    return kept
 
 
 R = TypeVar("R", bound=RunRecipe)
@@ -274,10 +307,19 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = F
     return load_as(Recipe, path, overrides, smoke)
 
 
-def load_as(kind: type[R], path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> R:
+def load_as(
+    kind: type[R], path: str | Path, overrides: Iterable[str] = (), smoke: bool = False, absolute: bool = True
+) -> R:
     """Read a recipe file with its bases, lay overrides over it, and check it.
 
     The name defaults to the file's (with its folder) and the seed; a smoke run's ends in `-smoke`.
+
+    Args:
+        kind: Of run.
+        path: The file.
+        overrides: `key=value` changes.
+        smoke: Whether to shrink it.
+        absolute: Whether paths become absolute; without that the recipe is for laying more over it.
 
     Raises:
         ConfigError: Names the file, the wrong keys and what is allowed.
@@ -292,4 +334,4 @@ def load_as(kind: type[R], path: str | Path, overrides: Iterable[str] = (), smok
     file = Path(path).resolve()
     named = tree.get("name") or f"{file.parent.name}-{file.stem}-s{tree.get('seed', 0)}"
     tree["name"] = named if not smoke else f"{named}-smoke"
-    return validate(kind, expand_variables(tree, str(path)), str(path))
+    return validate(kind, expand_variables(tree, str(path)), str(path), absolute)

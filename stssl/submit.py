@@ -100,7 +100,7 @@ def job(submission: Submission) -> dict[str, Any]:
         tree |= {"base recipe": load_tree(recipe)}
         files = [*_files(file), *_files(recipe)]
     else:
-        launch = validate(kind_of(tree), {"name": file.stem} | tree, str(submission.file)).launch
+        launch = validate(kind_of(tree), {"name": file.stem} | tree, str(submission.file), absolute=False).launch
         key, storage, files = "launch.storage", launch.storage, [*_files(file)]
     for one in files:
         _travels(one, folder)
@@ -159,7 +159,7 @@ def _travels(file: Path, folder: Path) -> None:
 
 
 def _lasting(key: str, storage: str) -> None:
-    if not Path(storage).is_absolute() and "${" not in storage:
+    if not storage.startswith(("/", "~")) and "${" not in storage:
         raise ConfigError(
             f"{key}: '{storage}' would lie in the job's copy of the folder and vanish with it. "
             f"Give a folder that all nodes share, such as {key}=/shared/runs."

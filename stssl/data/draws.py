@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stssl.config import Config, Location, Seed
+from stssl.config import Config, Seed
 from stssl.data.lists import rows_named
 from stssl.errors import DataError
+from stssl.paths import Location
 from stssl.randomness import Ints
 
 

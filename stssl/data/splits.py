@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stssl.config import Config, Location, Seed
+from stssl.config import Config, Seed
 from stssl.data.lists import rows_named, text
 from stssl.errors import ConfigError, DataError
+from stssl.paths import Location
 from stssl.schema import UNUSABLE
 
 Ints = NDArray[np.int64]

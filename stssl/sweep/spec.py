@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stssl.config import Config, Home, Tree, apply_overrides, expand_variables, load_tree, merge, nested, validate
+from stssl.config import Config, Tree, apply_overrides, expand_variables, load_tree, merge, nested, validate
 from stssl.errors import ConfigError
-from stssl.recipe import Recipe, load_recipe
+from stssl.paths import Folder, Study, SweepName
+from stssl.recipe import Recipe, load_as
 
 Positive = Annotated[int, Field(ge=1)]
 Mode = Literal["max", "min"]
@@ -116,7 +117,7 @@ class SweepConfig(Config):
         study: Optuna storage: None for SQLite in the sweep's folder, `postgresql://...`, or `journal:FILE`.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: SweepName
     recipe: str
     change: dict[str, Any] = Field(default_factory=dict)
     metric: str | Annotated[tuple[str, ...], Field(min_length=1)] = "score"
@@ -129,8 +130,8 @@ class SweepConfig(Config):
     points: tuple[dict[str, Any], ...] = ({},)
     search: Annotated[dict[str, Literal["auto"] | RangeConfig | list[Any] | None], Field(min_length=1)]
     concurrent: Positive | None = None
-    storage: Home = "sweeps"
-    study: str | None = None
+    storage: Folder = Field("sweeps", validate_default=True)
+    study: Study | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> "SweepConfig":
@@ -159,7 +160,7 @@ class SweepConfig(Config):
     @property
     def folder(self) -> Path:
         """Where everything of the sweep is kept, absolute."""
-        return Path(self.storage).absolute() / self.name
+        return Path(self.storage) / self.name
 
 
 @dataclass(frozen=True)
@@ -189,12 +190,15 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
     tree = apply_overrides(load_tree(path), overrides)
     file = Path(path).resolve()
     expanded = expand_variables if here else _unexpanded
-    config = validate(SweepConfig, expanded({"name": file.stem} | tree, str(path)), str(path))
+    config = validate(SweepConfig, expanded({"name": file.stem} | tree, str(path)), str(path), here)
     source = file.parent / config.recipe
-    recipe = load_recipe(source) if here else validate(Recipe, {"name": source.stem} | load_tree(source), str(source))
+    named = {"name": source.stem}
+    if here:
+        recipe = load_as(Recipe, source, absolute=False)
+    else:
+        recipe = validate(Recipe, named | load_tree(source), str(source), absolute=False)
     changed = merge(recipe.tree(), _tree(config.change, str(path)))
-    recipe = validate(Recipe, expanded(changed, str(path)), f"{path}: change")
-    return Sweep(config, _absolute(recipe) if here else recipe)
+    return Sweep(config, validate(Recipe, expanded(changed, str(path)), f"{path}: change", here))
 
 
 def _unexpanded(tree: Tree, source: str) -> Tree:
@@ -209,13 +213,3 @@ def _tree(change: Tree, source: str) -> Tree:
             raise ConfigError(f"{source}: change has an empty key")
         tree = merge(tree, nested(key, value))
     return tree
-
-
-def _absolute(recipe: Recipe) -> Recipe:
-    """The recipe with an absolute run to start from: workers run elsewhere, and trials have a storage of their own."""
-    kind, _, name = recipe.model.weights.partition(":")
-    if kind == "run":
-        run = Path(name) if Path(name).is_dir() else Path(recipe.launch.storage) / name
-        model = recipe.model.model_copy(update={"weights": f"run:{run.absolute()}"})
-        recipe = recipe.model_copy(update={"model": model})
-    return recipe

@@ -81,7 +81,7 @@ def open_study(sweep: Sweep, space: Space) -> Any:
     ours = space.identity() | {"metrics": list(config.metrics), "modes": list(config.modes)}
     known = {summary.study_name for summary in storage_studies(storage)}
     if config.name in known:
-        _same(ours, optuna.load_study(study_name=config.name, storage=storage), config)
+        _same(ours, optuna.load_study(study_name=config.name, storage=storage), config, sweep.recipe.launch.storage)
     with _quiet():
         study = optuna.create_study(
             study_name=config.name,
@@ -110,9 +110,9 @@ def storage_studies(storage: Any) -> list[Any]:
     return list(optuna.get_all_study_summaries(storage))
 
 
-def _same(ours: dict[str, Any], study: Any, config: SweepConfig) -> None:
+def _same(ours: dict[str, Any], study: Any, config: SweepConfig, runs: str = "runs") -> None:
     text, place = study.user_attrs.get(SPACE), _without_password(study_url(config))
-    theirs = _as_today(json.loads(text)) if text else None
+    theirs = _as_today(json.loads(text), runs) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
         raise RunError(f"the study '{config.name}' in {place} was not made by a sweep. Give another name=...")
     keys = differing_keys(theirs or ours, ours)
@@ -123,10 +123,11 @@ def _same(ours: dict[str, Any], study: Any, config: SweepConfig) -> None:
         )
 
 
-def _as_today(identity: dict[str, Any]) -> dict[str, Any]:
+def _as_today(identity: dict[str, Any], storage: str) -> dict[str, Any]:
     """A space's identity as this version would write it: keys that recipes did not have then have their defaults."""
     try:
-        recipe = validate(Recipe, {"name": "study", **identity["recipe"]}, "the study")
+        tree = {"name": "study", **identity["recipe"], "launch": {"storage": storage}}
+        recipe = validate(Recipe, tree, "the study")
     except (ConfigError, KeyError):
         return identity
     return {**identity, "recipe": json.loads(json.dumps(recipe.identity()))}

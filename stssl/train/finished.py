@@ -6,10 +6,10 @@ import torch
 
 from stssl.batch import Progress
 from stssl.build import as_trained, build_pixels, build_step
-from stssl.config import located
 from stssl.errors import ConfigError, RunError
 from stssl.evaluate import Evaluation, evaluate, save_evaluations
 from stssl.models.layout import placed
+from stssl.paths import store_given
 from stssl.recipe import Recipe
 from stssl.rundata import RunData, open_data
 from stssl.steps.teacher_student import TeacherStudentStep
@@ -34,7 +34,9 @@ def load_run(
         raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
     recipe = folder.recipe_as(Recipe)
     if store is not None:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"store": located(store)})})
+        recipe = recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"store": store_given(store, "--store")})}
+        )
     data = open_data(recipe)
     folder.require_store(data.store)
     state = read_state(path)

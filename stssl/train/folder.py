@@ -17,7 +17,7 @@ from stssl.data.store import Store
 from stssl.errors import RunError
 from stssl.evaluate import without_nan
 from stssl.pretraining import kind_of
-from stssl.recipe import CACHES, PLACEMENT, R, RunRecipe
+from stssl.recipe import R, RunRecipe, identity_of
 from stssl.train.checkpoint import Checkpoints
 
 PACKAGES = ("stssl", "torch", "timm", "ray", "zarr", "numpy")
@@ -33,8 +33,8 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: RunRecipe) -> "RunFolder":
-        """Where a recipe's run lives: `<launch.storage>/<name>`, absolute."""
-        return cls(Path(recipe.launch.storage).absolute() / recipe.name)
+        """Where a recipe's run lives: `<launch.storage>/<name>`, absolute since the recipe was loaded."""
+        return cls(Path(recipe.launch.storage) / recipe.name)
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
@@ -76,12 +76,7 @@ class RunFolder:
         """
         started = (self.path / "recipe.yaml").exists()
         if started:
-            old = self._tree()
-            for section in PLACEMENT:
-                old.pop(section, None)
-            for key in CACHES:
-                old.get("data", {}).pop(key, None)
-            keys = differing_keys(old, recipe.identity())
+            keys = differing_keys(identity_of(self._tree()), recipe.identity())
             if keys:
                 raise RunError(
                     f"{self.path} holds a run of another recipe; it differs in {', '.join(keys)}. "
