@@ -212,7 +212,7 @@ def test_paths_that_only_look_like_urls(file, tmp_path):
     assert load_recipe(file, ["data.store=s3://b/a.zarr"]).data.store == "s3://b/a.zarr"
     for key, words in (
         ("launch.storage=''", "is empty"),
-        ('launch.storage="a\\0"', "NUL"),
+        ('launch.storage="a\\0"', "U.0000"),
         ("data.store=s3:/b", "neither"),
     ):
         with pytest.raises(ConfigError, match=words):
