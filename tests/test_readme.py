@@ -6,6 +6,7 @@ or paths that are relative.
 """
 
 import csv
+import logging
 import os
 import re
 import shlex
@@ -305,7 +306,7 @@ def carry_out(copy, command):
             code, output = shell(copy, line.replace("{address}", address))
     else:
         code, output = shell(copy, line)
-    print(f"{time.monotonic() - begun:6.1f} s  {command}")
+    logging.getLogger("readme").info("%.1f s  %s", time.monotonic() - begun, command)
     assert code == 0, f"{command}\n{line}\nended with {code}:\n{output[-6000:]}"
     assert "Traceback" not in output, output
     for words in told.words:
