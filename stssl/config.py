@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stssl.errors import ConfigError, shown
+from stssl.mistakes import explain, one_for_each, without_tags
 from stssl.paths import ELSEWHERE
 from stssl.textfiles import read_bounded
 from stssl.yamltext import DEPTH, FILE_BYTES, parse_yaml, unclean
@@ -180,46 +181,22 @@ def validate(model: type[C], tree: Mapping[str, Any], source: str, absolute: boo
     try:
         return model.model_validate_json(text, context=None if absolute else ELSEWHERE)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        lines = [shown(_explain(model, tree, problem), 1000) for problem in problems[:MOST_PROBLEMS]]
+        problems = one_for_each(error.errors(include_url=False), tree)
+        lines = list(dict.fromkeys(shown(_explain(model, tree, problem), 1000) for problem in problems[:MOST_PROBLEMS]))
         if len(problems) > MOST_PROBLEMS:
             lines.append(f"and {len(problems) - MOST_PROBLEMS} more")
         raise ConfigError(f"{source}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
 
 
 def _explain(model: type[Config], tree: Mapping[str, Any], problem: Any) -> str:
-    location = _without_tags(problem["loc"], tree)
-    path = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        known = sorted(fields_of(model, tree, [str(part) for part in location[:-1]]))
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {path}: {hint}"
-    given = (
-        ""
-        if problem["type"] == "missing" or isinstance(problem["input"], dict)
-        else f" (given: {shown(repr(problem['input']))})"
-    )
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {message}{given}" if path else message
-
-
-_UNION = re.compile(r"[\[\](),]|^(str|int|float|bool)$")
-"""What pydantic calls the members of plain unions."""
-
-
-def _without_tags(location: Sequence[str | int], tree: Any) -> list[str | int]:
-    """Drop the union tags that pydantic puts between a part's key and its fields, and the names of plain unions."""
-    kept: list[str | int] = []
-    for part in location:
-        if isinstance(tree, Mapping):
-            if part not in tree and (tree.get("name") == part or _UNION.search(str(part))):
-                continue
-            tree = tree.get(part)
-        elif isinstance(part, str) and kept:
-            continue
-        kept.append(part)
-    return kept
+    location = without_tags(problem["loc"], tree)
+    entry = bool(location) and isinstance(location[-1], int)
+    above = [str(part) for part in location[: -2 if entry else -1]]
+    try:
+        fields = fields_of(model, tree, above)
+    except ConfigError:  # an entry of a list or of a free mapping
+        fields = {}
+    return explain(problem, tree, fields)
 
 
 def fields_of(model: type[Config], tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:

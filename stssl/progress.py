@@ -1,7 +1,9 @@
 """What a terminal shows while things run, and tables of scores."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +17,58 @@ from stssl.schema import printable
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
 
+EVERY = 10
+"""Output to a file or pipe has a line each time so many percent more are done."""
 
-def progress_bar(console: Console) -> Progress:
-    """A bar with counts, time spent, time to go, and a note."""
-    return Progress(
-        TextColumn("{task.description:<8}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("to go"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
+
+Follow = Callable[[int, int | None, str], None]
+"""Takes the number of things done, of all, and a note."""
+
+
+class _Lines:
+    """Progress in whole lines, for files and pipes: what is done, for how long, how much longer."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self.console, self.what, self.begun, self.shown = console, what, time.monotonic(), -1
+
+    def update(self, done: int, total: int | None, note: str) -> None:
+        """Say so where a step of `EVERY` percent was reached."""
+        reached = 100 * done // total // EVERY if total else -1
+        if not total or reached <= self.shown:
+            return
+        self.shown, spent = reached, time.monotonic() - self.begun
+        left = f", {_clock(spent / done * (total - done))} left" if 0 < done < total else ""
+        self.say(f"{100 * done // total:3d} %, {done}/{total} {note}, {_clock(spent)} elapsed{left}")
+
+    def say(self, words: str) -> None:
+        """One line, at once."""
+        print(f"{self.what}: {words}", file=self.console.file, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 @contextlib.contextmanager
-def training_progress(console: Console, steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar that follows the rows of a run's metrics; yields what takes them."""
+def _following(console: Console, what: str, total: int | None, note: str) -> Iterator[Follow]:
+    """A bar on a terminal, lines elsewhere; yields what takes the number done, of all, and a note."""
+    if not console.file.isatty() or console.is_dumb_terminal:
+        lines = _Lines(console, what)
+        lines.say(note)
+        yield lines.update
+        return
+    columns = [TextColumn("{task.description:<8}"), BarColumn(bar_width=20), MofNCompleteColumn()]
+    times = [TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True)]
+    with Progress(*columns, *times, TextColumn("{task.fields[note]}"), console=console) as bar:
+        task = bar.add_task(what, total=total, note=note)
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+
+@contextlib.contextmanager
+def training_progress(console: Console, steps: int, workers: bool = True) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Follow the rows of a run's metrics; yields what takes them. `workers` says whether Ray starts any."""
     notes: dict[str, str] = {}
-    with progress_bar(console) as bar:
-        task = bar.add_task("train", total=steps, note="starting workers")
+    with _following(console, "train", steps, "starting workers" if workers else "starting") as follow:
 
         def watch(row: dict[str, Any]) -> None:
             if row["kind"] == "train":
@@ -44,7 +77,7 @@ def training_progress(console: Console, steps: int) -> Iterator[Callable[[dict[s
                 name = "mAP" if "mAP" in row else "accuracy"
                 if row.get(name) is not None:
                     notes["score"] = f"{name} {row[name]:.3f}"
-            bar.update(task, completed=row["step"], note=", ".join(notes.values()))
+            follow(row["step"], steps, ", ".join(notes.values()))
 
         yield watch
 
@@ -57,7 +90,7 @@ def carried_out(console: Console, recipe: RunRecipe) -> Path:
         best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
         console.print(f"This run is finished: {done['steps']} steps{best}.")
         return folder.path
-    with training_progress(console, recipe.schedule.steps) as watch:
+    with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
         return run(recipe, watch).path
 
 
@@ -92,10 +125,9 @@ def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table
 
 @contextlib.contextmanager
 def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that counts; yields what takes the number of things done and of all things."""
-    with progress_bar(console) as bar:
-        task = bar.add_task(what, total=None, note=unit)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    """Count; yields what takes the number of things done and of all things."""
+    with _following(console, what, None, unit) as follow:
+        yield lambda done, total: follow(done, total, unit)
 
 
 def conversion_summary(summary: Summary) -> str:

@@ -68,7 +68,7 @@ def quickstart(out: Path, console: Console, patches: int = 4000, overrides: tupl
     where = {"launch": {"storage": str(out.absolute() / "runs")}}
     tree = apply_overrides(merge(parse_yaml(text, "quickstart"), where), overrides)
     recipe = validate(Recipe, tree, str(out / "recipe.yaml"))
-    with training_progress(console, recipe.schedule.steps) as watch:
+    with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
         folder = run(recipe, watch)
     console.rule("4  evaluate and report")
     for part in ("validation", "test"):

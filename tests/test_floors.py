@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "stssl"
 FLOORS = [
     ["__init__"],
     ["errors", "batch", "cluster", "config", "labels", "distributed", "randomness", "schema", "nomenclature"]
-    + ["paths", "textfiles", "yamltext"],
+    + ["mistakes", "paths", "textfiles", "yamltext"],
     ["hashing", "optimizers"],
     ["augment", "costs", "figures", "losses", "metrics", "page"],
     ["archives", "data", "models", "algorithms"],

@@ -11,13 +11,17 @@ from pydantic import Field
 
 from stssl.config import Config, Seed
 from stssl.data.lists import rows_named, text
-from stssl.errors import ConfigError, DataError
+from stssl.errors import ConfigError, DataError, shown
 from stssl.paths import Location
 from stssl.schema import UNUSABLE
 
 Ints = NDArray[np.int64]
 PARTS = ("train", "validation", "test")
 LOG = logging.getLogger("stssl")
+OWN_SPLIT = (
+    "For a split of your own give the manifest a column `split` (train, validation, test) and convert it, or give "
+    "lists of patch names: data.split={name: lists, train: FILE, validation: FILE, test: FILE}."
+)
 
 
 class Columns(Protocol):
@@ -128,8 +132,10 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
 
 def _stored(store: Columns, name: str) -> NDArray[Any]:
     if name not in store.split_names:
-        known = ", ".join((*store.split_names, "blocks"))
-        raise ConfigError(f"data.split: {store.path} has no split '{name}'. It has: {known}.")
+        places = np.isfinite(np.asarray(store.column("lat"), float)).any()
+        known = ", ".join((*store.split_names, *(["blocks"] if places else [])))
+        has = known or "none, and no places"
+        raise ConfigError(f"data.split: {store.path} has no split '{shown(name)}'. It has: {has}. {OWN_SPLIT}")
     return store.column(f"split_{name}")
 
 
@@ -138,7 +144,7 @@ def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
     lat, lon = (np.asarray(store.column(name), float) for name in ("lat", "lon"))
     rows = np.flatnonzero(np.isfinite(lat) & np.isfinite(lon))
     if len(rows) == 0:
-        raise DataError(f"{store.path} has no coordinates, so it cannot be split by place. Choose another data.split.")
+        raise DataError(f"data.split: {store.path} has no coordinates, so it cannot be split by place. {OWN_SPLIT}")
     if len(rows) < store.size:
         LOG.warning(
             "%s: %d of %d patches have no place, so no block of the split takes them",

@@ -1,14 +1,15 @@
 """What a sweep file may say."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from stssl.config import Config, Tree, apply_overrides, expand_variables, load_tree, merge, nested, validate
-from stssl.errors import ConfigError
+from stssl.config import Config, Tree, apply_overrides, expand_variables, flatten, load_tree, merge, nested, validate
+from stssl.errors import ConfigError, shown
 from stssl.paths import Folder, Study, SweepName
 from stssl.recipe import Recipe, load_as
 
@@ -133,6 +134,23 @@ class SweepConfig(Config):
     storage: Folder = Field("sweeps", validate_default=True)
     study: Study | None = None
 
+    @field_validator("search", mode="before")
+    @classmethod
+    def _forms(cls, search: Any) -> Any:
+        """What is searched has one of three forms; a union would complain of each."""
+        if not isinstance(search, dict):
+            raise ValueError("give recipe keys and where their values come from, such as {optimizer.lr: auto}")
+        for key, value in search.items():
+            if isinstance(value, dict) and not value.keys() & RangeConfig.model_fields.keys():
+                inner, last = next(flatten(value, f"{key}."), (f"{key}.KEY", "auto"))
+                raise ValueError(f"write the whole key in one: 'search={{{inner}: {json.dumps(last)}}}'")
+            if isinstance(value, dict) and (unknown := value.keys() - RangeConfig.model_fields.keys()):
+                raise ValueError(f"{key}: a range has low, high, log and step, not {shown(', '.join(sorted(unknown)))}")
+            if not isinstance(value, dict | list) and value not in (None, "auto"):
+                forms = "auto, a list of values such as [0.5, 0.9], or a range such as {low: 0.1, high: 1.0}"
+                raise ValueError(f"{key}: give {forms}, not {shown(value)}")
+        return search
+
     @model_validator(mode="after")
     def _possible(self) -> "SweepConfig":
         if len(self.modes) != len(self.metrics):
@@ -188,6 +206,9 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
         ConfigError: Names the file, the wrong keys and what is allowed.
     """
     tree = apply_overrides(load_tree(path), overrides)
+    if "search" not in tree and tree.keys() & {"algorithm", "pretext", "model", "data"}:
+        command = "pretrain" if "pretext" in tree else "train"
+        raise ConfigError(f"{path} has no key search: it is a recipe, for `stssl {command}`")
     file = Path(path).resolve()
     expanded = expand_variables if here else _unexpanded
     config = validate(SweepConfig, expanded({"name": file.stem} | tree, str(path)), str(path), here)

@@ -1,5 +1,6 @@
 """The stage of pretraining runs."""
 
+import logging
 from typing import Any
 
 import torch
@@ -161,6 +162,15 @@ def check(recipe: PretrainRecipe) -> None:
         DataError: The store cannot be read, or lacks places.
     """
     data = open_pixels(recipe.data)
+    most = len(data.split.train)
+    if recipe.pretext.queue > most:
+        logging.getLogger("stssl").warning(
+            "pretext.queue=%d is longer than the %d training patches, so that it holds patches as their own negatives: "
+            "give pretext.queue=%d or less",
+            recipe.pretext.queue,
+            most,
+            most,
+        )
     if data.store.label_sets:
         labels_of(data.store, recipe.data.labels)
     positives = _positives(recipe, data)

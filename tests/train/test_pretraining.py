@@ -22,6 +22,7 @@ from stssl.progress import training_progress
 from stssl.recipe import Recipe
 from stssl.steps.contrastive import ContrastiveStep
 from stssl.train import loop
+from stssl.train.contrasting import check
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
 from stssl.train.session import open_session
@@ -230,6 +231,12 @@ def test_a_key_that_is_not_finite_never_enters_the_queue(tree):
 def test_what_cannot_be_is_named(tree, changes, error, words):
     with pytest.raises(error, match=words):
         run(make(tree, **changes))
+
+
+@pytest.mark.parametrize(("queue", "told"), [(4096, True), (24, False)])
+def test_a_queue_longer_than_the_data_is_told(tree, caplog, queue, told):
+    check(make(tree, pretext={"queue": queue}))
+    assert ("pretext.queue=4096 is longer than the" in caplog.text) is told
 
 
 def test_neighbours_vote_for_their_class():
