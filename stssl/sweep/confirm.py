@@ -18,11 +18,13 @@ from stssl.sweep.run import tune_session
 from stssl.sweep.study import Book
 from stssl.sweep.table import Row
 from stssl.sweep.trial import REASON, trial, trial_recipe
+from stssl.textfiles import read_json
 from stssl.train.finished import evaluate_run
 from stssl.train.folder import RunFolder, write_text
 
 BASE = "recipe"
 """What the base recipe is called among the trials."""
+ADVICE = "Delete it: the same `stssl sweep --top N` writes it again."
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,32 @@ def confirm(book: Book, trials: Sequence[Row], top: int, seeds: int, say: Callab
 
 
 def confirmed(book: Book) -> Confirmation | None:
-    """What was found by an earlier start."""
-    if not _file(book).exists():
+    """What was found by an earlier start.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    file = _file(book)
+    if not file.exists():
         return None
-    tree = json.loads(_file(book).read_text())
-    return Confirmation(tree["seeds"], [Candidate(**one) for one in tree["candidates"]], tree["looks"])
+    tree: dict[str, Any] = read_json(file, error=RunError, advice=ADVICE)
+    try:
+        candidates, looks = [Candidate(**one) for one in tree["candidates"]], list(tree["looks"])
+        names = [name for look in looks for name in look["runs"]]
+        numbers = [value for one in candidates for part in (one.validation, one.test) for value in part.values()]
+        if all(isinstance(name, str) for name in names) and all(isinstance(value, list) for value in numbers):
+            return Confirmation(list(tree["seeds"]), candidates, looks)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        pass
+    raise RunError(f"{file} is not what a confirmation writes. {ADVICE}")
+
+
+def _test_scores(file: Path) -> dict[str, Any]:
+    advice = "Delete it: the same command evaluates that run again."
+    try:
+        return dict(read_json(file, error=RunError, advice=advice)["networks"]["student"]["scores"])
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"{file} has no scores of the student. {advice}") from None
 
 
 def _file(book: Book) -> Path:
@@ -188,7 +211,7 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
                 fresh.append(one.name)
             elif one.name not in known:  # a start that was killed looked, and did not come to say so
                 fresh.append(one.name)
-            scores = json.loads(file.read_text())["networks"]["student"]["scores"]
+            scores = _test_scores(file)
             headline = next(scores[name] for name in ("mAP", "accuracy") if scores.get(name) is not None)
             for metric in book.sweep.config.metrics:
                 one.test.setdefault(metric, []).append(float({**scores, "score": headline}[metric]))

@@ -14,6 +14,8 @@ from stssl.recipe import Recipe
 
 Values = dict[str, Any]
 """Dotted key to value."""
+MOST_POINTS = 10_000
+"""Of a grid; each is a training run."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Axis:
         """All values, for a grid.
 
         Raises:
-            ConfigError: There are infinitely many.
+            ConfigError: There are infinitely many, or too many.
         """
         domain, low, high = self.domain, self.domain.low or 0, self.domain.high or 0
         if domain.choices:
@@ -86,6 +88,8 @@ class Axis:
         if not self.integer and domain.step is None:
             raise ConfigError(f"search.{self.key}: a grid needs a list of values, or a range with a step")
         step = domain.step or 1
+        if (high - low) / step >= MOST_POINTS:
+            raise ConfigError(f"search.{self.key}: a grid takes at most {MOST_POINTS:,} values; make step larger")
         values = [low + i * step for i in range(math.floor((high - low) / step + 1e-9) + 1)]
         return tuple(int(value) if self.integer else value for value in values)
 
@@ -160,18 +164,21 @@ class Space:
         """Optuna parameters of every combination that can be.
 
         Raises:
-            ConfigError: A domain is a range without a step.
+            ConfigError: A domain is a range without a step, or there are too many combinations.
         """
-        points: list[Values] = []
-        for combination in product(*(axis.listed() for axis in self.axes)):
+        points: dict[str, Values] = {}
+        lists = [axis.listed() for axis in self.axes]
+        if math.prod(map(len, lists)) > MOST_POINTS:
+            keys = ", ".join(axis.key for axis in self.axes)
+            raise ConfigError(f"search: a grid over {keys} has more than {MOST_POINTS:,} points; list fewer values")
+        for combination in product(*lists):
             values, params = self._fixed(), Values()
             for axis, value in zip(self.axes, combination, strict=True):
                 if axis.exists(values):
                     values[axis.key] = value
                     params[axis.name] = axis.encode(value)
-            if params not in points:
-                points.append(params)
-        return points
+            points.setdefault(json.dumps(params), params)
+        return list(points.values())
 
     def identity(self) -> Tree:
         """What must be the same for trials of two starts to belong together."""

@@ -1,6 +1,7 @@
 """What a sweep file may say."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ class RangeConfig(Config):
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low > 0 and no step")
         steps = (self.high - self.low) / (self.step or (self.high - self.low))
+        if not math.isfinite(steps):
+            raise ValueError(f"low {self.low:g} and high {self.high:g} are too far apart, or the step is too small")
         if abs(steps - round(steps)) > 1e-9 * steps:
             raise ValueError(f"steps of {self.step:g} from low {self.low:g} do not come to high {self.high:g}")
         return self

@@ -203,6 +203,12 @@ def test_a_whole_sweep_in_this_process(open_book, tmp_path):
 
     confirmation = tmp_path / "sweeps" / "whole" / "confirmation.json"
     looked = json.loads(confirmation.read_text())["looks"][0]["runs"]
+    for damage in ("", "[]", '{"seeds": [1]}', '{"seeds": 1, "candidates": [{"x": 1}], "looks": []}'):
+        whole = confirmation.read_text()
+        confirmation.write_text(damage)
+        with pytest.raises(RunError, match=r"confirmation.json.*Delete it"):
+            sweep(tmp_path / "whole.yaml", [], lines.append)
+        confirmation.write_text(whole)
     confirmation.unlink()  # as if the process had been killed after its look at test
     sweep(tmp_path / "whole.yaml", [], lines.append, top=1, seeds=2)
     assert [look["runs"] for look in json.loads(confirmation.read_text())["looks"]] == [looked]
