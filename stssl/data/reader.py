@@ -54,7 +54,7 @@ class ZarrArray:
                     self._array = zarr.open_array(zarr_place(self.store), path=self.name, mode="r")
                 self._check(unique)
                 out[:] = self._array.oindex[unique, bands][places.reshape(-1)]
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self.store}/{self.name} cannot be read ({error}). Run `stssl verify`.") from None
 
     def _check(self, rows: Ints) -> None:

@@ -25,6 +25,8 @@ from stssl.schema import SCHEMA_VERSION
 
 __all__ = ["BandGroup", "Reader", "Store"]
 COLUMN_HASHES = "column_hashes"
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+"""What zarr raises where its metadata is not what it should be."""
 _TOLD: set[str] = set()
 """Stores of which this process has told that they are without checksums."""
 
@@ -72,7 +74,7 @@ class Store:
         try:
             with explained_if_remote(text):
                 group = zarr.open_group(zarr_place(text), mode="r")
-        except (OSError, ValueError, KeyError) as error:
+        except DAMAGE as error:
             raise DataError(f"{text} is not a Zarr store: {error}") from None
         version = group.attrs.get("schema_version")
         if version is None:
@@ -85,7 +87,13 @@ class Store:
         if not group.attrs.get("complete"):
             raise DataError(f"the conversion to {text} was not finished. Run the same `stssl convert` again.")
         store = cls(text, group)
-        store._check_parts()
+        try:
+            store._check_parts()
+        except DAMAGE as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(
+                f"{text}: a zarr.json is damaged ({reason}). Copy the store again, or convert again."
+            ) from None
         return store
 
     def _check_parts(self) -> None:
@@ -132,10 +140,10 @@ class Store:
     def _band_group(self, name: str) -> BandGroup:
         try:
             array = self._group[name]
-        except (KeyError, ValueError, OSError) as error:
+            bands, (_, _, height, width) = tuple(array.attrs["bands"]), array.shape
+            return BandGroup(name, bands, height, width, array.dtype, dict(array.attrs.get("statistics", {})))
+        except DAMAGE as error:
             raise DataError(f"{self.path} has lost its array {name} ({error}). Convert the archive again.") from None
-        bands, (_, _, height, width) = tuple(array.attrs["bands"]), array.shape
-        return BandGroup(name, bands, height, width, array.dtype, dict(array.attrs.get("statistics", {})))
 
     @property
     def _images(self) -> tuple[str, ...]:
@@ -194,7 +202,7 @@ class Store:
         try:
             with explained_if_remote(self.path):
                 values = np.asarray(self._array(name)[:])
-        except (RuntimeError, ValueError, OSError) as error:
+        except DAMAGE as error:
             raise DataError(f"{self.path}: column {name} cannot be read ({error}). Convert again.") from None
         # NumPy cannot cast its own variable-length strings to fixed-width ones; it can cast Python's.
         return values.astype(object) if values.dtype.kind == "T" else values

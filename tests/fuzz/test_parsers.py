@@ -47,7 +47,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(0), pytest.mark.filterwarnin
 
 def check(target, name):
     found = fuzz(target)
-    sys.stdout.write(f"{name}: {INPUTS} inputs: {found}\n")
+    sys.stdout.write("\n".join([f"{name}: {INPUTS} inputs: {found}", *found.findings, ""]))
+    sys.stdout.flush()
     assert found.findings == [], "\n".join([str(found), *found.findings])
     assert found.accepted and found.refused, found
 
