@@ -60,7 +60,7 @@ def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str) -> dict
         for shard in range(writer.plan.shards):
             rows = writer.plan.rows(shard)
             block = pixels[array.name][rows.start : rows.stop]
-            writer.files.write(f"{array.name}/c/{shard}/0/0/0", encode_shard(block, SHARD, CODECS[codec]))
+            writer.files.write(f"{array.name}/c/{shard}/0/0/0", encode_shard(block, SHARD, CODECS[codec], checked=True))
         stored[array.name] = Stored(array.bands, pixels[array.name].shape, pixels[array.name].dtype)
     return stored
 
