@@ -79,7 +79,10 @@ def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
         raise ConfigError(f"{path}: base files name each other in a circle: {' -> '.join(map(str, (*seen, file)))}")
     if len(seen) >= MOST_BASES:
         raise ConfigError(f"{seen[0]}: more than {MOST_BASES} files name each other as base; write fewer")
-    tree = _read_tree(path)
+    try:
+        tree = _read_tree(path)
+    except ConfigError as error:
+        raise ConfigError(f"{seen[-1]}: base: {error}" if seen else str(error)) from None
     base = tree.pop("base", None)
     if not isinstance(base, str | None):
         raise ConfigError(f"{path}: base must be the path of one file, not {shown(base)}")

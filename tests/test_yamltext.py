@@ -148,7 +148,8 @@ def test_files_that_are_no_files_are_refused_and_never_waited_for(tmp_path):
     for path in ("/dev/zero", "/dev/stdin", tmp_path / "pipe", tmp_path):
         assert "cannot read" in message(load_tree, path)
     (tmp_path / "own.yaml").write_text(f"base: {tmp_path / 'pipe'}")
-    assert "pipe: it is not a file" in message(load_tree, tmp_path / "own.yaml")
+    told = message(load_tree, tmp_path / "own.yaml")
+    assert "own.yaml: base: " in told and "pipe: it is not a file" in told
     assert "cannot read" in message(load_tree, "a\0b")
     assert "cannot read" in message(load_tree, "a" * 5000)
 
