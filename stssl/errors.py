@@ -23,6 +23,11 @@ class StoppedError(StsslError):
 
     exit_code = 143
 
+    def __init__(self, message: str, exit_code: int = 143) -> None:
+        """Say how to go on; the exit code is 128 and the number of the signal."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 class RunError(StsslError):
     """A run cannot start, go on or be read: another recipe, no resources, no checkpoint, diverged."""

@@ -1,5 +1,7 @@
 """One pass over a part of the split: logits, metrics, and the file that keeps them."""
 
+import hashlib
+import io
 import json
 import math
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from stssl.metrics import score
 from stssl.randomness import Ints
 from stssl.rundata import PixelData, RunData, require_labels
 from stssl.views import Pixels
+from stssl.wholefiles import write_whole
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
 """Images [n, C, h, w] and metadata [n, 4] to logits [n, classes]."""
@@ -95,19 +98,27 @@ def without_nan(value: Any) -> Any:
 def save_evaluations(
     results: dict[str, Evaluation], data: RunData, part: str, path: Path, about: dict[str, Any]
 ) -> None:
-    """Write `<path>` (scores as JSON) and, beside it, `.npz` with rows, places, targets and every network's logits."""
+    """Write `<path>` (scores as JSON) and, beside it, `.npz` with rows, places, targets and every network's logits.
+
+    The scores come last and name the other file's digest, so that files of two evaluations are never read together.
+
+    Raises:
+        RunError: A file cannot be written.
+    """
     first = next(iter(results.values()))
     chosen = torch.from_numpy(first.rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
     logits: dict[str, Any] = {f"logits_{name}": result.logits.numpy() for name, result in results.items()}
-    targets, fresh = data.targets[chosen], path.with_suffix(".tmp")
-    with fresh.open("wb") as file:
-        np.savez_compressed(
-            file, rows=first.rows, metadata=data.metadata[chosen].numpy(), targets=targets.numpy(), **logits
-        )
-    fresh.replace(path.with_suffix(".npz"))
+    targets, buffer = data.targets[chosen], io.BytesIO()
+    np.savez_compressed(
+        buffer, rows=first.rows, metadata=data.metadata[chosen].numpy(), targets=targets.numpy(), **logits
+    )
+    write_whole(path.with_suffix(".npz"), buffer.getbuffer())
     scored = int((targets != IGNORED).any(1).sum())
     networks = {name: {"scores": result.scores, "per_class": result.per_class} for name, result in results.items()}
-    text = json.dumps(without_nan({"part": part, "patches": scored, **about, "networks": networks}), indent=1)
-    fresh.write_text(text)
-    fresh.replace(path)
+    about = {"part": part, "patches": scored, "arrays": array_digest(buffer.getbuffer()), **about}
+    write_whole(path, json.dumps(without_nan(about | {"networks": networks}), indent=1))
+
+
+def array_digest(data: bytes | memoryview) -> str:
+    """What the scores say of the bytes of the file beside them."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

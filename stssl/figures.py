@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 Row = Mapping[str, Any]
@@ -42,18 +43,21 @@ def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, list[
     return figure, list(axes)
 
 
-def svg(figure: Any) -> str:
-    """The text of a figure's SVG element; dollars in names start no formula."""
+def svg(figure: Any) -> Markup:
+    """A figure's SVG element; dollars in names start no formula, and control characters are shown by a sign."""
     import matplotlib as mpl
     from matplotlib.text import Text
 
     for words in figure.findobj(Text):
         words.set_parse_math(False)
+        if not words.get_text().isprintable():
+            words.set_text("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in words.get_text()))
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    # Matplotlib writes texts through its XML writer, which escapes them.
+    return Markup(text[text.index("<svg") :])
 
 
 def brief(names: Sequence[str], longest: int = 40) -> list[str]:
@@ -69,7 +73,7 @@ def brief(names: Sequence[str], longest: int = 40) -> list[str]:
     return short if len(set(short)) == len(short) else [f"run {number}" for number in range(1, len(names) + 1)]
 
 
-def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -> str:
+def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -> Markup:
     """One panel for each metric that any run has, one line for each run, over steps."""
     present = [n for n in names if any(row.get(n) is not None for rows in runs.values() for row in rows)]
     columns = max(3, len(present))
@@ -87,10 +91,10 @@ def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -
         axis.set_visible(False)
     if len(runs) > 1 and present:
         axes[0].legend(fontsize=8)
-    return svg(figure) if present else ""
+    return svg(figure) if present else Markup()
 
 
-def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
+def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Markup:
     """For each class one bar a network: average precision, or recall; classes by number of test patches.
 
     Args:
@@ -104,7 +108,7 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     for i, (network, scores) in enumerate(networks.items()):
         values = [scores[c][name] or 0.0 for c in classes]
         places = np.arange(len(classes)) + (len(networks) - 1 - i - (len(networks) - 1) / 2) * height
-        axis.barh(places, values, height, color=COLORS[i], label=network)
+        axis.barh(places, values, height, color=COLORS[i % len(COLORS)], label=network)
     labels = [f"{c if len(c) < 48 else c[:46] + '…'} ({int(first[c]['count'] or 0)})" for c in classes]
     axis.set_yticks(range(len(classes)), labels, fontsize=9)
     axis.set_xlim(0, 1)
@@ -115,11 +119,11 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     return svg(figure)
 
 
-def error_maps(lat: Floats, lon: Floats, errors: Mapping[str, Floats]) -> str:
+def error_maps(lat: Floats, lon: Floats, errors: Mapping[str, Floats]) -> Markup:
     """Mean error by place, one map a network with common colours; empty where no patch has a place and a label."""
     known = np.isfinite(lat) & np.isfinite(lon) & np.isfinite(next(iter(errors.values())))
     if not known.any():
-        return ""
+        return Markup()
     figure, axes = figure_of(4.6 * len(errors), 4.0, len(errors))
     high = max(0.05, *(float(np.quantile(error[known], 0.98)) for error in errors.values()))
     for axis, (network, error) in zip(axes, errors.items(), strict=True):
@@ -134,7 +138,7 @@ def error_maps(lat: Floats, lon: Floats, errors: Mapping[str, Floats]) -> str:
     return svg(figure)
 
 
-def reliability(confidences: Mapping[str, tuple[Floats, Floats]]) -> str:
+def reliability(confidences: Mapping[str, tuple[Floats, Floats]]) -> Markup:
     """How often predictions of each probability are right: [n] probabilities and [n] outcomes (0 or 1) a network."""
     figure, (axis,) = figure_of(4.2, 3.6)
     axis.plot([0, 1], [0, 1], color="#8895a3", linewidth=1, linestyle=":")

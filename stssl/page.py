@@ -1,8 +1,15 @@
-"""The frame that all HTML pages share: one self-contained file, readable without scripts or a network."""
+"""The frame that all HTML pages share: one self-contained file, readable without scripts or a network.
 
-import html
+Pages are put together from `Markup`: what is formatted or joined into it and is none itself is escaped. Nothing else
+makes a page, so that no file's words become HTML.
+"""
 
-PAGE = """<!doctype html>
+from collections.abc import Iterable
+
+from markupsafe import Markup
+
+_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
+_PAGE = Markup("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
 :root {{ color-scheme: light; }}
@@ -19,9 +26,20 @@ details > summary {{ cursor: pointer; margin: .6rem 0; }}
 </style></head><body>
 {body}
 </body></html>
-"""
+""")
 
 
-def text(value: object) -> str:
-    """A value as HTML shows it."""
-    return html.escape(str(value))
+def page(title: str, body: Iterable[Markup | str]) -> str:
+    """A page's text; what is no `Markup` is shown as it is written, control characters as a sign for them."""
+    made = _PAGE.format(title=title, body=joined("\n", body))
+    return str(made).translate(_CONTROLS).encode("utf-8", "replace").decode()
+
+
+def joined(between: str, parts: Iterable[Markup | str]) -> Markup:
+    """Parts after each other; those that are no `Markup` are escaped."""
+    return Markup(between).join(parts)
+
+
+def number(value: object) -> str:
+    """A count with its thousands apart; whatever else a file has in its place, as it is."""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -32,11 +32,13 @@ from stssl.randomness import Ints, permutation
 from stssl.recipe import Recipe
 from stssl.rundata import PixelData, labels_of, open_pixels, require_labels
 from stssl.steps.contrastive import Encoder
-from stssl.train.checkpoint import read_state
+from stssl.train.checkpoint import does_not_fit
 from stssl.train.contrasting import QUERY, build_encoder
-from stssl.train.finished import evaluate_run
+from stssl.train.finished import evaluate_run, read_own_state
 from stssl.train.folder import RunFolder, write_text
+from stssl.train.kept import Probes, read_kept
 from stssl.train.launch import run
+from stssl.wholefiles import is_there
 
 PARTS = ("train", "validation", "test")
 
@@ -115,7 +117,6 @@ def probe_run(
     frozen = freeze(encoder, recipe, data, targets)
     weights = "random" if random else "pretrained"
     target = folder.path / "probe" / f"{weights}-s{seed}.json"
-    target.parent.mkdir(exist_ok=True)
     rows: list[dict[str, Any]] = []
     for text, rule in rules.items():
         positives = space.positives(targets).numpy().astype(np.int64)
@@ -138,7 +139,7 @@ def _kept(path: Path, fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the same weights and protocol that an earlier call wrote and this one does not replace."""
     new = {(row["method"], row["labels"]) for row in fresh}
     same = {(row["step"], json.dumps(row["protocol"])) for row in without_nan(fresh)}
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    before = read_kept(Probes, path, "Remove it, and probe again.")[1]["rows"] if is_there(path) else []
     return [
         row
         for row in before
@@ -163,13 +164,17 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
 
 def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tuple[Encoder, int]:
     """The newest checkpoint's encoder in evaluation mode and its step; or a random one, of step 0."""
-    state = read_state(folder.checkpoints.path("best"))
+    path = folder.checkpoints.path("best")
+    state = read_own_state(folder, path, recipe.hash())
     torch.manual_seed(recipe.seed)
     model = recipe.model.model_copy(update={"weights": "none"})
     encoder = build_encoder(model, len(recipe.data.bands), recipe.pretext.projection, recipe.pretext.mlp)
     if not random:
-        own = {key.removeprefix(QUERY): value for key, value in state["step"].items() if key.startswith(QUERY)}
-        encoder.backbone.load_state_dict(own)
+        own = {key.removeprefix(QUERY): value for key, value in state["step"].items() if str(key).startswith(QUERY)}
+        try:
+            encoder.backbone.load_state_dict(own)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise does_not_fit(path, state, error) from None
     placed(encoder.eval(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return encoder, 0 if random else int(state["position"]["step"])
 

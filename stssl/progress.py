@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from stssl.convert import Summary
 from stssl.recipe import RunRecipe
@@ -72,7 +73,7 @@ def training_progress(console: Console, steps: int, workers: bool = True) -> Ite
 
         def watch(row: dict[str, Any]) -> None:
             if row["kind"] == "train":
-                notes["loss"] = f"loss {row['loss']:.3f}"
+                notes["loss"] = f"loss {row['loss']:.3f}" if row.get("loss") is not None else ""
             else:
                 name = "mAP" if "mAP" in row else "accuracy"
                 if row.get(name) is not None:
@@ -103,9 +104,8 @@ def probe_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         values = [row["test"].get(name) for name in scores]
         table.add_row(
-            row["weights"],
-            row["method"],
-            f"{row['labels']} ({row['labeled']:,})",
+            *(Text(printable(row[name])) for name in ("weights", "method")),
+            Text(printable(f"{row['labels']} ({row['labeled']:,})")),
             *("-" if value is None else f"{value:.4f}" for value in values),
         )
     return table

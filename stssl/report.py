@@ -1,25 +1,33 @@
 """One self-contained HTML page about finished runs."""
 
-import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from stssl import figures
 from stssl.batch import IGNORED
 from stssl.errors import RunError, StsslError, first_line
+from stssl.evaluate import array_digest
 from stssl.labels import LabelSpace
-from stssl.page import PAGE
-from stssl.page import text as _text
+from stssl.page import joined, number, page
 from stssl.recipe import Recipe
-from stssl.train.folder import RunFolder, write_text
+from stssl.textfiles import read_bounded
+from stssl.train.folder import RunFolder
+from stssl.train.kept import Record, Scored, read_kept
 from stssl.train.surroundings import log
+from stssl.wholefiles import is_there, write_whole
+
+MOST_BYTES = 8 << 30
+"""What arrays of one part may take in memory; those of a million patches and a thousand classes take half of it."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +36,9 @@ class RunView:
 
     name: str
     recipe: str
-    record: dict[str, Any]
+    record: Record | None
     rows: list[dict[str, Any]]
-    parts: dict[str, dict[str, Any]]
+    parts: dict[str, Scored]
     arrays: dict[str, Mapping[str, NDArray[Any]]]
     multilabel: bool
 
@@ -39,40 +47,70 @@ def read_run(path: str | Path) -> RunView:
     """Collect a run's files.
 
     Raises:
-        RunError: It is no run, was never evaluated, or a file of it is damaged.
+        RunError: It is no run, was never evaluated, or a file of it is damaged; names the file.
         ConfigError: Its recipe is another version's.
     """
     folder = RunFolder.existing(path)
     folder.recipe_as(Recipe)
-    try:
-        return _collected(folder)
-    except (OSError, EOFError, ValueError, KeyError, StopIteration, BadZipFile) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise RunError(f"{path} has a damaged file ({reason}). Evaluate it again: `stssl evaluate {path}`.") from None
-
-
-def _collected(folder: RunFolder) -> RunView:
-    parts: dict[str, dict[str, Any]] = {}
+    parts: dict[str, Scored] = {}
     arrays: dict[str, Mapping[str, NDArray[Any]]] = {}
     for part in ("validation", "test", "train"):
         file = folder.path / "evaluation" / f"{part}.json"
-        if file.exists():
-            parts[part] = json.loads(file.read_text())
-            arrays[part] = dict(np.load(file.with_suffix(".npz")))
+        if is_there(file):
+            advice = f"Evaluate it again: `stssl evaluate {folder.path} --split {part}`."
+            parts[part] = read_kept(Scored, file, advice)[0]
+            arrays[part] = _arrays(file.with_suffix(".npz"), parts[part], advice)
     if not parts:
         path = folder.path
         raise RunError(f"{path} was not evaluated yet. Run `stssl evaluate {path} --split test` first.")
-    first = next(iter(parts.values()))["networks"]["student"]["scores"]
-    recipe, record = folder.path / "recipe.yaml", folder.path / "record.json"
+    rows, damaged = folder.told()
+    if damaged:
+        log().warning("%s: %d damaged lines are left out", folder.path / "metrics.jsonl", damaged)
     return RunView(
         name=folder.path.name,
-        recipe=recipe.read_text(),
-        record=json.loads(record.read_text()) if record.exists() else {},
-        rows=list(folder.rows()),
+        recipe=folder.recipe_text(),
+        record=folder.recorded()[0],
+        rows=rows,
         parts=parts,
         arrays=arrays,
-        multilabel="mAP" in first,
+        multilabel=next(iter(parts.values())).networks["student"].multilabel,
     )
+
+
+def _arrays(path: Path, scored: Scored, advice: str) -> dict[str, NDArray[Any]]:
+    """Targets, places and logits of a part, each of the shape that its scores say.
+
+    Raises:
+        RunError: The file is missing or damaged, or is of another evaluation.
+    """
+    data = read_bounded(path, MOST_BYTES, RunError, advice)
+    if scored.arrays is not None and array_digest(data) != scored.arrays:
+        raise RunError(f"{path} is damaged, or of another evaluation than the scores beside it. {advice}")
+    try:
+        with ZipFile(BytesIO(data)) as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > MOST_BYTES:
+                raise ValueError("it is too large")
+        found = dict(np.load(BytesIO(data), allow_pickle=False))
+        _require_shapes(found, scored)
+    except (ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, BadZipFile, zlib.error) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {first_line(error)}). {advice}") from None
+    return found
+
+
+def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: Scored) -> None:
+    """Raise ValueError or KeyError where arrays are not those of the scores."""
+    targets, places = arrays["targets"], arrays["metadata"]
+    for network, result in scored.networks.items():
+        logits, classes = arrays[f"logits_{network}"], len(result.per_class)
+        groups = classes if result.multilabel else 1
+        if logits.shape != (len(targets), classes) or targets.shape != (len(targets), groups):
+            raise ValueError(f"logits {logits.shape} and targets {targets.shape} do not go with {classes} classes")
+        if logits.dtype.kind != "f" or targets.dtype.kind != "i":
+            raise ValueError(f"logits are {logits.dtype} and targets {targets.dtype}")
+        if ((targets != IGNORED) & ((targets < 0) | (targets >= max(2, classes)))).any():
+            raise ValueError("targets are beyond the classes")
+    if places.ndim != 2 or len(places) != len(targets) or places.shape[1] < 2 or places.dtype.kind != "f":
+        raise ValueError(f"metadata {places.shape} does not go with {len(targets)} patches")
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
@@ -96,16 +134,12 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
     for reason in reasons:
         log().warning("left out: %s", reason)
     names = ", ".join(run.name for run in runs)
-    body = [f"<h1>{_text(names if len(runs) < 4 else f'{len(runs)} runs')}</h1>", _facts(runs)]
-    body += ["<h2>Scores</h2>", *(_scores(runs, part) for part in ("test", "validation", "train"))]
-    body += ["<h2>Training</h2>", *_training(runs)]
+    body = [Markup("<h1>{}</h1>").format(names if len(runs) < 4 else f"{len(runs)} runs"), _facts(runs)]
+    body += [Markup("<h2>Scores</h2>"), *(_scores(runs, part) for part in ("test", "validation", "train"))]
+    body += [Markup("<h2>Training</h2>"), *_training(runs)]
     for run in runs:
-        body += [f"<h2>{_text(run.name)}</h2>", *_details(run)]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, PAGE.format(title=_text(names), body="\n".join(body)))
-    except OSError as error:
-        raise RunError(f"cannot write {out}: {error.strerror}. Give --out another file.") from None
+        body += [Markup("<h2>{}</h2>").format(run.name), *_details(run)]
+    write_whole(target, page(names, body))
     return target
 
 
@@ -118,62 +152,76 @@ def names_apart(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _facts(runs: Sequence[RunView]) -> str:
-    facts = []
-    for run in runs:
-        record = run.record
-        if record:
-            sizes = ", ".join(f"{count:,} {part}" for part, count in record["parts"].items())
-            versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-            facts.append(
-                f"<p class='note'><b>{_text(run.name)}</b>: {record['labeled']:,} labeled of {sizes} patches; "
-                f"seed {record['seed']}, {record['ranks']} rank(s){_resumed(record['starts'])}; {_text(versions)}; "
-                f"commit {_text(record['commit'] or 'unknown')}; data {_text(record['store']['fingerprint'][:12])}.</p>"
-            )
-    return "\n".join(facts)
+_FACTS = Markup(
+    "<p class='note'><b>{name}</b>: {labeled} labeled of {sizes} patches; seed {seed}, {ranks} rank(s){resumed}; "
+    "{versions}; commit {commit}; data {data}.</p>"
+)
 
 
-def _resumed(starts: list[dict[str, Any]]) -> str:
-    steps = ", ".join(f"{start['step']:,}" for start in starts[1:])
-    return f", started again after step {steps}" if steps else ""
+def _facts(runs: Sequence[RunView]) -> Markup:
+    return joined("\n", (_fact(run.name, run.record) for run in runs if run.record is not None))
 
 
-def _scores(runs: Sequence[RunView], part: str) -> str:
-    """One table a part: networks of all runs as rows, scores as columns, the best of each column bold."""
-    rows, steps = dict[str, dict[str, Any]](), dict[str, str]()
-    for run in runs:
-        scored = run.parts.get(part, {"networks": {}})
-        for network, result in scored["networks"].items():
-            rows[f"{run.name} · {network}"] = result["scores"]
-            steps[f"{run.name} · {network}"] = f"{scored['checkpoint']}, {scored['step']:,}"
-    if not rows:
-        return ""
-    names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
-    lower = {"loss", "calibration_error"}
-    best = {}
-    for name in names:
-        values = [scores[name] for scores in rows.values() if scores.get(name) is not None]
-        best[name] = (min if name in lower else max)(values, default=None)
-    head = "".join(f"<th>{_text(name.replace('_', ' '))}</th>" for name in names)
-    lines = []
-    for label, scores in rows.items():
-        cells = "".join(_cell(scores.get(name), best[name]) for name in names)
-        lines.append(f"<tr><td>{_text(label)}</td><td>{_text(steps[label])}</td>{cells}</tr>")
-    count = max(run.parts[part]["patches"] for run in runs if part in run.parts)
-    return (
-        f"<h3>{part} ({count:,} patches)</h3><div class='wide'><table>"
-        f"<thead><tr><th>network</th><th>checkpoint, step</th>{head}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+def _fact(name: str, record: Record) -> Markup:
+    steps = ", ".join(number(start.step) for start in record.starts[1:])
+    return _FACTS.format(
+        name=name,
+        labeled=number(record.labeled),
+        sizes=", ".join(f"{number(count)} {part}" for part, count in record.parts.items()),
+        seed=record.seed,
+        ranks=record.ranks,
+        resumed=f", started again after step {steps}" if steps else "",
+        versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),
+        commit=record.commit or "unknown",
+        data=record.store.fingerprint[:12],
     )
 
 
-def _cell(value: float | None, best: float | None) -> str:
+_SCORES = Markup(
+    "<h3>{part} ({count} patches)</h3><div class='wide'><table><thead><tr><th>network</th><th>checkpoint, step</th>"
+    "{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+)
+
+
+def _scores(runs: Sequence[RunView], part: str) -> Markup:
+    """One table a part: networks of all runs as rows, scores as columns, the best of each column bold."""
+    rows, steps = dict[str, Mapping[str, float | None]](), dict[str, str]()
+    for run in runs:
+        scored = run.parts.get(part)
+        for network, result in scored.networks.items() if scored else ():
+            rows[f"{run.name} · {network}"] = result.scores
+            steps[f"{run.name} · {network}"] = f"{scored.checkpoint}, {scored.step:,}" if scored else ""
+    if not rows:
+        return Markup()
+    names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
+    lower = {"loss", "calibration_error"}
+    best: dict[str, float | None] = {}
+    for name in names:
+        values = [value for scores in rows.values() if (value := scores.get(name)) is not None]
+        best[name] = (min if name in lower else max)(values, default=None)
+    line = Markup("<tr><td>{}</td><td>{}</td>{}</tr>")
+    return _SCORES.format(
+        part=part,
+        count=number(max(run.parts[part].patches for run in runs if part in run.parts)),
+        head=joined("", (Markup("<th>{}</th>").format(name.replace("_", " ")) for name in names)),
+        lines=joined(
+            "",
+            (
+                line.format(label, steps[label], joined("", (_cell(scores.get(name), best[name]) for name in names)))
+                for label, scores in rows.items()
+            ),
+        ),
+    )
+
+
+def _cell(value: float | None, best: float | None) -> Markup:
     if value is None:
-        return "<td>–</td>"
-    return f"<td{' class=best' if value == best else ''}>{value:.4f}</td>"
+        return Markup("<td>–</td>")
+    cell = Markup("<td class=best>{}</td>") if value == best else Markup("<td>{}</td>")
+    return cell.format(f"{value:.4f}" if abs(value) < 1e9 else f"{value:.4g}")
 
 
-def _training(runs: Sequence[RunView]) -> list[str]:
+def _training(runs: Sequence[RunView]) -> list[Markup]:
     rows = {run.name: run.rows for run in runs}
     return [
         figures.curves(rows, "validation", ("mAP", "accuracy", "F1", "loss")),
@@ -183,21 +231,22 @@ def _training(runs: Sequence[RunView]) -> list[str]:
     ]
 
 
-def _details(run: RunView) -> list[str]:
+def _details(run: RunView) -> list[Markup]:
     part = "test" if "test" in run.parts else next(iter(run.parts))
-    networks = {name: result["per_class"] for name, result in run.parts[part]["networks"].items()}
+    networks = {name: result.per_class for name, result in run.parts[part].networks.items()}
     arrays = run.arrays[part]
     space = LabelSpace(tuple(next(iter(networks.values()))), run.multilabel)
     predictions = {name: _outcome(arrays[f"logits_{name}"], arrays["targets"], space) for name in networks}
     place = arrays["metadata"]
     maps = figures.error_maps(place[:, 0], place[:, 1], {name: outcome[2] for name, outcome in predictions.items()})
+    title = Markup("<h3>{}, {}</h3>")
     return [
-        f"<h3>Classes, {part}</h3>",
+        title.format("Classes", part),
         figures.class_bars(networks),
-        *((f"<h3>Errors by place, {part}</h3>", maps) if maps else ()),
-        f"<h3>Calibration, {part}</h3>",
+        *((title.format("Errors by place", part), maps) if maps else ()),
+        title.format("Calibration", part),
         figures.reliability({name: outcome[:2] for name, outcome in predictions.items()}),
-        f"<details><summary>Recipe</summary><pre>{_text(run.recipe)}</pre></details>",
+        Markup("<details><summary>Recipe</summary><pre>{}</pre></details>").format(run.recipe),
     ]
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "stssl"
 FLOORS = [
-    ["__init__"],
+    ["__init__", "__version__"],
     ["errors", "batch", "cluster", "config", "labels", "distributed", "randomness", "schema", "nomenclature"]
-    + ["mistakes", "paths", "textfiles", "yamltext"],
+    + ["mistakes", "paths", "textfiles", "wholefiles", "yamltext"],
     ["hashing", "optimizers"],
     ["augment", "costs", "figures", "losses", "metrics", "page"],
     ["archives", "data", "models", "algorithms"],

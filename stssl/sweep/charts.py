@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from stssl.config import Domain
 from stssl.figures import COLORS, figure_of, svg
@@ -23,7 +24,7 @@ LABEL = {
 COMPLETE = {"color": COLORS[0], "s": 26, "linewidths": 0}
 
 
-def history(trials: Sequence[Row], metric: int, name: str, larger: bool) -> str:
+def history(trials: Sequence[Row], metric: int, name: str, larger: bool) -> Markup:
     """One score over trials, with the best so far."""
     figure, (axis,) = figure_of(8.4, 3.2)
     _dots(axis, [(row.number, row, row.values[metric]) for row in trials if row.values])
@@ -50,7 +51,7 @@ def _dots(axis: Any, points: Sequence[tuple[float, Row, float]]) -> None:
             axis.scatter(*zip(*shown, strict=True), **style, label=label)
 
 
-def importances(shares: Mapping[str, float]) -> str:
+def importances(shares: Mapping[str, float]) -> Markup:
     """Bars, the largest on top."""
     names = sorted(shares, key=lambda name: shares[name])
     figure, (axis,) = figure_of(8.4, 0.9 + 0.32 * len(names))
@@ -62,7 +63,7 @@ def importances(shares: Mapping[str, float]) -> str:
     return svg(figure)
 
 
-def slices(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str) -> list[str]:
+def slices(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str) -> list[Markup]:
     """A panel for each key: its value against the score; three panels a figure."""
     keys = wholes(axes)
     found = []
@@ -127,14 +128,14 @@ def _ranged(panel: Any, axis: Axis) -> None:
         panel.set_xlim(low - room, high + room)
 
 
-def parallel(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str) -> str:
+def parallel(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str) -> Markup:
     """A line a complete trial across all keys, coloured by its score; a key that a trial lacks is at the bottom."""
     rows = sorted(
         (row for row in trials if row.state == "complete" and row.values), key=lambda row: (row.values or [0])[metric]
     )
     keys = wholes(axes)
     if len(rows) < 2 or len(keys) < 2:
-        return ""
+        return Markup()
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -179,7 +180,7 @@ def _ticks(axis: Axis) -> list[tuple[float, str]]:
     return [(0.0, f"{axis.domain.low:g}"), (1.0, f"{axis.domain.high:g}")]
 
 
-def strips(groups: Mapping[str, Sequence[float]], name: str) -> str:
+def strips(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
     """Every trial of each group as a dot, with mean and standard deviation."""
     figure, (axis,) = figure_of(8.4, 1.0 + 0.42 * len(groups))
     random = np.random.default_rng(0)
@@ -195,7 +196,7 @@ def strips(groups: Mapping[str, Sequence[float]], name: str) -> str:
     return svg(figure)
 
 
-def front(trials: Sequence[Row], best: Sequence[Row], names: Sequence[str]) -> str:
+def front(trials: Sequence[Row], best: Sequence[Row], names: Sequence[str]) -> Markup:
     """Two scores against each other, the trials that no other dominates marked."""
     figure, (axis,) = figure_of(6.0, 4.2)
     rows = [row for row in trials if row.state == "complete" and row.values]

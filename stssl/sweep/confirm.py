@@ -8,19 +8,22 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from markupsafe import Markup
+
 from stssl.errors import RunError
-from stssl.page import text
+from stssl.page import joined
 from stssl.recipe import Recipe
 from stssl.sweep.choosing import chosen_recipe, ranked
 from stssl.sweep.here import train_here
-from stssl.sweep.outcome import outcome
+from stssl.sweep.outcome import outcome, scored
 from stssl.sweep.run import tune_session
 from stssl.sweep.study import Book
 from stssl.sweep.table import Row
 from stssl.sweep.trial import REASON, trial, trial_recipe
-from stssl.textfiles import read_json
 from stssl.train.finished import evaluate_run
 from stssl.train.folder import RunFolder, write_text
+from stssl.train.kept import Confirmed, Scored, read_kept
+from stssl.wholefiles import is_there
 
 BASE = "recipe"
 """What the base recipe is called among the trials."""
@@ -58,26 +61,33 @@ class Confirmation:
     candidates: list[Candidate]
     looks: list[dict[str, Any]]
 
-    def html(self) -> str:
+    def html(self) -> Markup:
         """A section of the report."""
         names = list(self.candidates[0].validation)
-        head = "".join(f"<th>{text(name)}, {part}</th>" for part in ("validation", "test") for name in names)
-        lines = "".join(_line(one, names) for one in self.candidates)
-        looks = "; ".join(f"{look['time']}: {', '.join(look['runs'])}" for look in self.looks) or "never"
-        return (
-            "<h2>Again with other seeds</h2><div class='wide'><table><thead><tr><th>candidate</th><th>runs</th>"
-            f"{head}</tr></thead><tbody>{lines}</tbody></table></div>"
-            f"<p class='note'>Mean ± standard deviation over seeds {', '.join(map(str, self.seeds))}, none of which "
-            "the search used; a seed changes networks, orders and the draw of labels. The winner is chosen by its "
-            "mean on validation. Test was evaluated after that, for the winner and the base recipe: "
-            f"{text(looks)}.</p>"
+        head = Markup("<th>{}, {}</th>")
+        return _SECTION.format(
+            head=joined("", (head.format(name, part) for part in ("validation", "test") for name in names)),
+            lines=joined("", (_line(one, names) for one in self.candidates)),
+            seeds=", ".join(map(str, self.seeds)),
+            looks="; ".join(f"{look['time']}: {', '.join(look['runs'])}" for look in self.looks) or "never",
         )
 
 
-def _line(one: Candidate, names: Sequence[str]) -> str:
+_SECTION = Markup(
+    "<h2>Again with other seeds</h2><div class='wide'><table><thead><tr><th>candidate</th><th>runs</th>"
+    "{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+    "<p class='note'>Mean ± standard deviation over seeds {seeds}, none of which the search used; a seed changes "
+    "networks, orders and the draw of labels. The winner is chosen by its mean on validation. Test was evaluated after "
+    "that, for the winner and the base recipe: {looks}.</p>"
+)
+
+
+def _line(one: Candidate, names: Sequence[str]) -> Markup:
     cells = [words(scores.get(name, [])) for scores in (one.validation, one.test) for name in names]
     runs = len(one.validation[names[0]])
-    return f"<tr><td>{text(one.name)}</td><td>{runs}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return Markup("<tr><td>{}</td><td>{}</td>{}</tr>").format(
+        one.name, runs, joined("", (Markup("<td>{}</td>").format(cell) for cell in cells))
+    )
 
 
 def words(values: Sequence[float]) -> str:
@@ -124,32 +134,12 @@ def confirm(book: Book, trials: Sequence[Row], top: int, seeds: int, say: Callab
 
 
 def confirmed(book: Book) -> Confirmation | None:
-    """What was found by an earlier start.
-
-    Raises:
-        RunError: It is damaged.
-    """
-    file = _file(book)
-    if not file.exists():
+    """What was found by an earlier start."""
+    if not is_there(_file(book)):
         return None
-    tree: dict[str, Any] = read_json(file, error=RunError, advice=ADVICE)
-    try:
-        candidates, looks = [Candidate(**one) for one in tree["candidates"]], list(tree["looks"])
-        names = [name for look in looks for name in look["runs"]]
-        numbers = [value for one in candidates for part in (one.validation, one.test) for value in part.values()]
-        if all(isinstance(name, str) for name in names) and all(isinstance(value, list) for value in numbers):
-            return Confirmation(list(tree["seeds"]), candidates, looks)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        pass
-    raise RunError(f"{file} is not what a confirmation writes. {ADVICE}")
-
-
-def _test_scores(file: Path) -> dict[str, Any]:
-    advice = "Delete it: the same command evaluates that run again."
-    try:
-        return dict(read_json(file, error=RunError, advice=advice)["networks"]["student"]["scores"])
-    except (KeyError, TypeError, ValueError):
-        raise RunError(f"{file} has no scores of the student. {advice}") from None
+    kept = read_kept(Confirmed, _file(book), ADVICE)[0]
+    candidates = [Candidate(one.name, one.validation, one.test, one.failed) for one in kept.candidates]
+    return Confirmation(kept.seeds, candidates, [look.model_dump() for look in kept.looks])
 
 
 def _file(book: Book) -> Path:
@@ -206,15 +196,19 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
             if not folder.finished():
                 continue
             file = folder.path / "evaluation" / "test.json"
-            if not file.exists():
+            if not is_there(file):
                 evaluate_run(folder.path, "test")
                 fresh.append(one.name)
             elif one.name not in known:  # a start that was killed looked, and did not come to say so
                 fresh.append(one.name)
-            scores = _test_scores(file)
-            headline = next(scores[name] for name in ("mAP", "accuracy") if scores.get(name) is not None)
+            scores = read_kept(Scored, file, f"Evaluate it again: `stssl evaluate {folder.path}`.")[0].student
             for metric in book.sweep.config.metrics:
-                one.test.setdefault(metric, []).append(float({**scores, "score": headline}[metric]))
+                value = scored(scores).get(metric)
+                if value is None:
+                    raise RunError(
+                        f"{file} has no score {metric}: no patch of the test part tells. Give another metric."
+                    )
+                one.test.setdefault(metric, []).append(value)
     if fresh:
         now = datetime.now().isoformat(timespec="minutes")
         looks.append({"time": now, "runs": list(dict.fromkeys(fresh))})

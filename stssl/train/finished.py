@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from stssl import __version__
 from stssl.batch import Progress
 from stssl.build import as_trained, build_pixels, build_step
 from stssl.errors import ConfigError, RunError
@@ -13,10 +14,11 @@ from stssl.paths import store_given
 from stssl.recipe import Recipe
 from stssl.rundata import RunData, open_data
 from stssl.steps.teacher_student import TeacherStudentStep
-from stssl.train.checkpoint import read_state
+from stssl.train.checkpoint import State, UnusableError, does_not_fit, read_state, require_state
 from stssl.train.folder import RunFolder
 from stssl.train.teaching import calibrate
 from stssl.views import Pixels
+from stssl.wholefiles import is_there
 
 
 def load_run(
@@ -30,21 +32,42 @@ def load_run(
     if checkpoint not in ("best", "last"):
         raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
     path = folder.checkpoints.path(checkpoint)
-    if not path.exists():
+    if not is_there(path):
         raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
     recipe = folder.recipe_as(Recipe)
+    expected = recipe.hash()
     if store is not None:
         recipe = recipe.model_copy(
             update={"data": recipe.data.model_copy(update={"store": store_given(store, "--store")})}
         )
     data = open_data(recipe)
     folder.require_store(data.store)
-    state = read_state(path)
+    state = read_own_state(folder, path, expected)
     step = build_step(as_trained(recipe), data)
-    step.load_state_dict({name: value for name, value in state["step"].items() if not name.startswith("neighbours.")})
+    weights = {name: value for name, value in state["step"].items() if not str(name).startswith("neighbours.")}
+    try:
+        step.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise does_not_fit(path, state, error) from None
     memory = placed(step, device)
     pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
     return recipe, data, step, pixels, int(state["position"]["step"])
+
+
+def read_own_state(folder: RunFolder, path: Path, recipe: str) -> State:
+    """A run's checkpoint; one that an earlier version wrote may know the recipe by the hash of that time.
+
+    Raises:
+        RunError: It is damaged, or another run's; says what can be used instead.
+    """
+    try:
+        state = require_state(read_state(path), path)
+        earlier = folder.recorded()[1].get("recipe_hash") if state.get("written_by") != __version__ else None
+        return require_state(state, path, recipe if state["recipe"] != earlier else None)
+    except UnusableError as error:
+        other = "last" if path.stem == "best" else "best"
+        whole = f"Give --checkpoint {other}, or put" if is_there(folder.checkpoints.path(other)) else "Put"
+        raise RunError(f"{error}. {whole} a whole one back.") from None
 
 
 def evaluate_run(

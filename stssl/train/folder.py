@@ -1,6 +1,7 @@
 """The folder of one run: what is in it, and whose it is."""
 
 import json
+import logging
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -9,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stssl.build import without_weights
 from stssl.config import Tree, differing_keys, validate
 from stssl.data.store import Store
@@ -18,8 +17,13 @@ from stssl.errors import RunError
 from stssl.evaluate import without_nan
 from stssl.pretraining import kind_of
 from stssl.recipe import R, RunRecipe, identity_of
+from stssl.textfiles import read_bounded
 from stssl.train.checkpoint import Checkpoints
+from stssl.train.kept import Done, Record, read_kept, read_rows
+from stssl.wholefiles import append_line, is_there, sync, write_whole
+from stssl.yamltext import FILE_BYTES, parse_yaml
 
+log = logging.getLogger("stssl")
 PACKAGES = ("stssl", "torch", "timm", "ray", "zarr", "numpy")
 
 
@@ -65,8 +69,27 @@ class RunFolder:
         return recipe
 
     def _tree(self) -> Tree:
-        tree: Tree = yaml.safe_load((self.path / "recipe.yaml").read_text())
+        text = self.recipe_text()
+        tree = parse_yaml(text, str(self.path / "recipe.yaml"))
+        if not isinstance(tree, dict):
+            raise RunError(f"{self.path / 'recipe.yaml'} is {'no recipe' if text.strip() else 'empty'}. {self._advice}")
         return tree
+
+    def recipe_text(self) -> str:
+        """The resolved recipe as it stands in `recipe.yaml`.
+
+        Raises:
+            RunError: It cannot be read.
+        """
+        path = self.path / "recipe.yaml"
+        try:
+            return read_bounded(path, FILE_BYTES, RunError, self._advice).decode()
+        except UnicodeDecodeError:
+            raise RunError(f"{path} is damaged: it is not UTF-8 text. {self._advice}") from None
+
+    @property
+    def _advice(self) -> str:
+        return f"Put the run's recipe back, or delete {self.path} to start the run again."
 
     def refuse_others(self, recipe: RunRecipe) -> bool:
         """Whether this recipe's run was started here already.
@@ -74,7 +97,7 @@ class RunFolder:
         Raises:
             RunError: Another recipe ran under this name; lists the keys that differ.
         """
-        started = (self.path / "recipe.yaml").exists()
+        started = is_there(self.path / "recipe.yaml")
         if started:
             keys = differing_keys(identity_of(self._tree()), recipe.identity())
             if keys:
@@ -91,7 +114,6 @@ class RunFolder:
             RunError: Another recipe ran under this name; lists the keys that differ.
         """
         if not self.refuse_others(recipe):
-            self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / "recipe.yaml", recipe.yaml())
 
     def going_on(self, recipe: R) -> R:
@@ -99,9 +121,16 @@ class RunFolder:
         return without_weights(recipe) if self.checkpoints.exist() else recipe
 
     def finished(self) -> dict[str, Any] | None:
-        """How the run ended, or None while it has not."""
+        """How the run ended, or None while it has not.
+
+        Raises:
+            RunError: `done.json` is damaged.
+        """
         path = self.path / "done.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if not is_there(path):
+            return None
+        done = read_kept(Done, path, "Remove it: the same command finishes the run again then.")[0]
+        return done.model_dump()
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the run as ended."""
@@ -114,7 +143,7 @@ class RunFolder:
         if labels is not None:
             write_text(self.path / "labels.json", json.dumps(labels))
         path = self.path / "record.json"
-        starts = json.loads(path.read_text())["starts"] if path.exists() else []
+        starts = self.recorded()[1].get("starts", [])
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         about = {
             "recipe_hash": recipe.hash(),
@@ -127,48 +156,78 @@ class RunFolder:
         }
         write_text(path, json.dumps(about, indent=1))
 
+    def recorded(self) -> tuple[Record | None, dict[str, Any]]:
+        """What `record.json` says, checked and as it stands there; None and nothing before the first start.
+
+        Raises:
+            RunError: It is damaged.
+        """
+        path = self.path / "record.json"
+        if not is_there(path):
+            return None, {}
+        return read_kept(Record, path, "Put it back, or remove it: the next start of the run writes it again.")
+
     def require_store(self, store: Store) -> None:
         """Make sure that a store is the one that the run was started on.
 
         Raises:
             RunError: It has other patches or labels now.
         """
-        path = self.path / "record.json"
-        if path.exists() and json.loads(path.read_text())["store"]["fingerprint"] != store.fingerprint:
+        record = self.recorded()[0]
+        if record is not None and record.store.fingerprint != store.fingerprint:
             raise RunError(
                 f"{store.path} has other patches or labels than when {self.path} was trained on it. "
                 "Give back that store, or train under another name (name=...)."
             )
 
     def rows(self, file: str = "metrics.jsonl") -> Iterator[dict[str, Any]]:
-        """Rows of `metrics.jsonl`, or another such file, in order; a last line that was cut off is passed over."""
-        path = self.path / file
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        """Rows of `metrics.jsonl`, or another such file, in order; what is damaged is passed over."""
+        yield from self.told(file)[0]
+
+    def told(self, file: str = "metrics.jsonl") -> tuple[list[dict[str, Any]], int]:
+        """Rows of such a file in order, and how many lines are none, as those that power loss or a kill cut off.
+
+        Raises:
+            RunError: It cannot be read.
+        """
+        return read_rows(self.path / file, numbers=file == "metrics.jsonl")
 
     def forget_after(self, step: int) -> None:
-        """Drop metric rows that a resumed run will write again."""
+        """Drop metric rows that a resumed run will write again, and lines that are none, saying so.
+
+        Raises:
+            RunError: A file cannot be read or written.
+        """
         for name in ("metrics.jsonl", "nonfinite.jsonl"):
-            if name == "metrics.jsonl" or (self.path / name).exists():
+            if name == "metrics.jsonl" or is_there(self.path / name):
                 # Metrics tell of steps taken so far; a step that is left out has its index, one less.
                 last = step if name == "metrics.jsonl" else step - 1
-                kept = [json.dumps(row) for row in self.rows(name) if row["step"] <= last]
+                rows, damaged = self.told(name)
+                if damaged:
+                    log.warning("%s: %d damaged lines are left out", self.path / name, damaged)
+                kept = [json.dumps(row) for row in rows if row["step"] <= last]
                 write_text(self.path / name, "".join(f"{line}\n" for line in kept))
 
     def append(self, row: dict[str, Any], file: str = "metrics.jsonl") -> None:
-        """Add a row of metrics."""
-        with (self.path / file).open("a") as lines:
-            lines.write(json.dumps(without_nan(row)) + "\n")
+        """Add a row of metrics: all of it, or nothing.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        append_line(self.path / file, json.dumps(without_nan(row)))
+
+    def sync(self) -> None:
+        """Bring metrics to the disk, so that they are there wherever a checkpoint of their step is."""
+        sync(self.path / "metrics.jsonl")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file at once, so that no reader sees half of it."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
-    fresh.replace(path)
+    """Replace a file at once, so that no reader sees half of it.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    write_whole(path, text)
 
 
 def _version(package: str) -> str:

@@ -1,11 +1,15 @@
 """Where a run's metrics go: `metrics.jsonl`, and TensorBoard and MLflow where the recipe wants them."""
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from stssl.config import flatten
-from stssl.errors import ConfigError
+from stssl.errors import ConfigError, RunError
 from stssl.recipe import RunRecipe
 from stssl.train.folder import RunFolder
+from stssl.wholefiles import cannot_write
 
 
 class Sink(Protocol):
@@ -27,17 +31,43 @@ class TensorBoard:
         """Go on after `step`."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.board: Any = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
+        self.path = folder.path / "tensorboard"
+        _keep_quiet()
+        with self._written():
+            self.board: Any = SummaryWriter(str(self.path), purge_step=step + 1)
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One scalar each."""
-        for name, value in values.items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)
-        self.board.flush()
+        with self._written():
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+            self.board.flush()
 
     def close(self) -> None:
         """Close the event file."""
-        self.board.close()
+        with self._written():
+            self.board.close()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"logging.tensorboard: {cannot_write(self.path, error)}") from None
+
+
+def _keep_quiet() -> None:
+    """Keep TensorBoard's writing thread from printing a traceback of the error that `flush` raises anyway."""
+    before = threading.excepthook
+    if getattr(before, "quiet", False):
+        return
+
+    def hook(about: threading.ExceptHookArgs) -> None:
+        if type(about.thread).__name__ != "_AsyncWriterThread" or not issubclass(about.exc_type, OSError):
+            before(about)
+
+    hook.quiet = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
 
 
 class MlFlow:

@@ -73,7 +73,7 @@ def _prepared(session: Session, rank: int = 0, world: int = 1) -> Session:
     problems = session.resume()
     if rank == 0:
         for problem in problems:
-            log().warning("%s; going on from the one before", problem)
+            log().warning("%s", problem)
         stage = session.stage
         log().info("%s", start_line(session.recipe, stage.device, stage.rows))
         if slow := slow_arithmetic(session.recipe, stage.device):

@@ -1,5 +1,6 @@
 """The loop that every run goes through, on one rank or many, with or without Ray."""
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,7 @@ def train(session: Session, report: Report) -> dict[str, Any]:
                     break
                 meter.restart()
             if stop.asked and position.step < schedule.steps:
-                leave(session)
+                leave(session, stop)
     session.folder.checkpoints.wait()
     session.journal.close()
     return {"steps": position.step, "best": position.best, "best_step": position.best_step}
@@ -99,17 +100,22 @@ def validate(session: Session) -> dict[str, Any]:
     better = position.better(score)
     session.journal.append("validation", position.step, scores)
     if rank() == 0:
+        session.folder.sync()
         session.folder.checkpoints.save(session.state(), best=better)
     told = {"step": position.step, **scores, "score": score, "best": position.best}
     return told | {"steps": session.recipe.schedule.steps}
 
 
-def leave(session: Session) -> None:
+def leave(session: Session, stop: Stop) -> None:
     """Write a checkpoint of this moment and end."""
+    stop.leaving = True
     session.tell_of_bad_steps()
+    session.folder.sync()
     session.folder.checkpoints.save(session.state(), best=False)
     session.folder.checkpoints.wait()
+    by = stop.by or signal.SIGTERM
     raise StoppedError(
-        f"asked to end (SIGTERM) after step {session.position.step}; the same command goes on from there "
-        f"({session.folder.path})"
+        f"asked to end ({by.name}) after step {session.position.step}; the same command goes on from there "
+        f"({session.folder.path})",
+        exit_code=128 + by,
     )

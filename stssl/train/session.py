@@ -3,16 +3,19 @@
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from stssl import __version__
 from stssl.batch import Progress
 from stssl.distributed import rank, world_size
 from stssl.models.ema import KeptStatistics
 from stssl.recipe import RunRecipe
+from stssl.train.checkpoint import UnusableError, does_not_fit, none_whole, read_state, require_state
 from stssl.train.compiling import compile_blocks
 from stssl.train.folder import RunFolder
 from stssl.train.guard import FILE, Guard
@@ -82,30 +85,61 @@ class Session:
         """What exact resume needs: networks, EMA, algorithm buffers, optimiser, position. Orders follow from it."""
         return {
             "recipe": self.recipe.hash(),
+            "written_by": __version__,
             "position": asdict(self.position),
             "step": self.stage.step.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def resume(self) -> list[str]:
-        """Go on from the newest whole checkpoint, if there is one; returns what was wrong with newer ones.
+        """Go on from the newest checkpoint that can be used, if there is one; returns what was wrong with others.
 
         Raises:
-            RunError: No checkpoint is whole, or the store is not the one that the run was started on.
+            RunError: No checkpoint can be used, or the store is not the one that the run was started on.
         """
-        found = self.folder.checkpoints.latest()
-        problems = [] if found is None else self._load(*found)
+        problems: list[str] = []
+        for path, found in self.folder.checkpoints.newest(self.recipe.hash()):
+            try:
+                self._load(path, found)
+            except UnusableError as error:
+                problems.append(str(error))
+            else:
+                problems = [f"{problem}; going on from the one before" for problem in problems]
+                problems += self._check_best()
+                break
+        else:
+            if problems:
+                raise none_whole(problems, self.folder.path)
         self.journal = Journal(self.folder, self.recipe, writes=rank() == 0, step=self.position.step)
         return problems
 
-    def _load(self, state: dict[str, Any], problems: list[str]) -> list[str]:
+    def _load(self, path: Path, found: dict[str, Any] | UnusableError) -> None:
+        if isinstance(found, UnusableError):
+            raise found
         self.folder.require_store(self.stage.data.store)
-        self.stage.step.load_state_dict(state["step"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.position = Position(**state["position"])
+        try:
+            self.stage.step.load_state_dict(found["step"])
+            self.optimizer.load_state_dict(found["optimizer"])
+            self.position = Position(**found["position"])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise does_not_fit(path, found, error) from None
         if rank() == 0:
-            self.folder.checkpoints.mend(state, best=self.position.best_step == self.position.step)
-        return problems
+            self.folder.checkpoints.mend(found, best=self.position.best_step == self.position.step)
+
+    def _check_best(self) -> list[str]:
+        """Choose the best checkpoint anew where that of an earlier step is lost; what was wrong with it."""
+        position, path = self.position, self.folder.checkpoints.path("best")
+        if position.best_step in (0, position.step):
+            return []
+        try:
+            require_state(read_state(path), path, self.recipe.hash())
+        except UnusableError as error:
+            if position.step < self.recipe.schedule.steps:
+                position.best, position.best_step = None, 0
+            return [f"{error}; the best checkpoint is chosen anew among those from step {position.step} on"]
+        return []
 
     def tell_of_bad_steps(self) -> None:
         """Write down steps that were left out since the last call, with their patches.

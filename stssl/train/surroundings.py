@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from stssl.recipe import RunRecipe
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Names of malloc.h."""
+TOGETHER_S = 1.0
+"""Signals so close to each other count as one."""
 
 
 def log() -> logging.Logger:
@@ -95,27 +98,48 @@ def _savings(recipe: RunRecipe) -> Iterator[str]:
 
 
 class Stop:
-    """Whether the process was asked to end (SIGTERM), to be looked at between steps."""
+    """Whether the process was asked to end, to be looked at between steps: Ctrl-C, SIGTERM, or a terminal that closed.
+
+    Ctrl-C a second time ends the run at once, but for while its last checkpoint is written.
+    """
 
     def __init__(self) -> None:
         """Nobody asked yet."""
-        self.asked = False
+        self.by: signal.Signals | None = None
+        self.at, self.leaving = 0.0, False
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody did."""
+        return self.by is not None
 
     @contextlib.contextmanager
     def listening(self, alone: bool) -> Iterator["Stop"]:
-        """Take SIGTERM as a question for as long as this lasts; only a main thread can, and only one rank `alone`."""
+        """Take signals as a question for as long as this lasts; only a main thread can, and only one rank `alone`.
+
+        A signal that is ignored, as under `nohup`, stays ignored.
+        """
         if not alone or threading.current_thread() is not threading.main_thread():
             yield self
             return
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self.asked = True
+            # Some programs hand on a Ctrl-C that this process got from the terminal, too: those two are one.
+            again = self.by is not None and time.monotonic() - self.at > TOGETHER_S
+            if again and number == signal.SIGINT and not self.leaving:
+                raise KeyboardInterrupt
+            if self.by is None:
+                self.by, self.at = signal.Signals(number), time.monotonic()
 
-        before = signal.signal(signal.SIGTERM, ask)
+        before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        taken = [name for name, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+        for name in taken:
+            signal.signal(name, ask)
         try:
             yield self
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for name in taken:
+                signal.signal(name, before[name])
 
 
 def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
