@@ -124,12 +124,14 @@ class Patch:
         arrays: Pixels by array name; empty where there are none.
         values: Metadata by column name; what is left out takes the column's fill value.
         valid_bands: Bit i is set where the i-th band of all arrays has pixels.
+        measured: [bands, H, W] booleans of arrays in which a file says that some pixels are not measured.
         problems: (error code name, words) of everything that is wrong.
     """
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     valid_bands: int = 0
+    measured: dict[str, NDArray[Any]] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def complain(self, problem: BadPatchError) -> None:

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stssl.archives.base import degrees, good_place
+from stssl.archives.images import open_picture, read_bytes, read_image
 from stssl.archives.sentinel2 import EUROPE, RESOLUTION, grid_place, keep_pixels
 from stssl.archives.tables import ABOUT, NAMES, columns_of, read_table
-from stssl.archives.tiff import georeference, read_image
+from stssl.archives.tiff import georeference
+from stssl.archives.zips import check_directory
 from stssl.errors import ConfigError, DataError
 from stssl.hashing import digest_of
 from stssl.nomenclature import EUROSAT
@@ -38,6 +40,8 @@ from stssl.schema import (
 )
 
 SIZE = 64
+MOST_MEMBER = 16 << 20
+"""Bytes that no image of EuroSAT has; a zip may claim any number."""
 MS_ORDER = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
 """Bands in the files: B8A is last, and there is a B10, which BigEarthNet lacks."""
 MS_ARRAYS = {"b10": RESOLUTION["b10"], "b20": RESOLUTION["b20"], "b60": (*RESOLUTION["b60"], "B10")}
@@ -78,10 +82,13 @@ class _Images:
     def _bytes(self, member: str) -> bytes:
         try:
             if self.archive.is_dir():
-                return (self.archive / member).read_bytes()
+                return read_bytes(self.archive / member, member)
             if self._zip is None:
                 self._zip = zipfile.ZipFile(self.archive)
-            return self._zip.read(member)
+            info = self._zip.getinfo(member)
+            if info.file_size > MOST_MEMBER:
+                raise BadPatchError("unreadable", f"{member} claims {info.file_size:,} bytes: no image of EuroSAT has")
+            return self._zip.read(info)
         except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, ValueError) as error:
             raise BadPatchError("unreadable", f"{member}: {error}") from None
 
@@ -132,7 +139,7 @@ class EuroSat(_Images):
 
     def _pixels(self, member: str) -> NDArray[np.uint8]:
         try:
-            with Image.open(io.BytesIO(self._bytes(member))) as image:
+            with open_picture(self._bytes(member)) as image:
                 if image.size != (SIZE, SIZE):
                     words = f"{member} is {image.width}x{image.height}, not {SIZE}x{SIZE}"
                     raise BadPatchError("wrong_size", words)
@@ -170,12 +177,15 @@ class EuroSatMs(_Images):
         patch, member = self._begin(row), self.members[row]
         try:
             data = self._bytes(member)
-            image = read_image(io.BytesIO(data), member)
+            picture = read_image(io.BytesIO(data), member)
+            image = picture.pixels
             if image.shape != (len(MS_ORDER), SIZE, SIZE) or image.dtype != np.uint16:
                 shape = "x".join(map(str, image.shape))
                 raise BadPatchError("wrong_size", f"{member} is {shape} {image.dtype}, not 13x{SIZE}x{SIZE} uint16")
             places = {array.name: [MS_ORDER.index(band) for band in array.bands] for array in self.arrays}
             keep_pixels(patch, {name: image[bands] for name, bands in places.items()}, self.arrays)
+            if picture.measured is not None:
+                patch.measured = {name: picture.measured[bands] for name, bands in places.items()}
             patch.values |= _grid_values(data, member)
         except BadPatchError as problem:
             patch.complain(problem)
@@ -198,6 +208,7 @@ def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
         found = [str(path.relative_to(archive)) for path in archive.rglob("*") if path.suffix in endings]
     else:
         try:
+            check_directory(archive)
             with zipfile.ZipFile(archive) as file:
                 found = file.namelist()
         except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:  # as of damaged listings

@@ -1,24 +1,23 @@
 """Any other set of images: a CSV or Parquet table with `path`, and any of label(s), lat, lon, time, location_id, split.
 
-Images are JPEG, PNG or GeoTIFF, 8 or 16 bits, of one size or resampled to one. What a table leaves out of the place, a
-georeferenced image may say itself.
+Images are GeoTIFF, PNG, JPEG or JPEG 2000, 8 or 16 bits, of one size or resampled to one. What a table leaves out of
+the place, a georeferenced image may say itself. Files beside an image (`.aux.xml`, `.tfw`, `.msk`, ...) are never read.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stssl.archives.base import good_place
 from stssl.archives.cells import first_rows, image_path, place_name, place_of, split_of, time_of
+from stssl.archives.image_places import place_in
+from stssl.archives.images import Picture, in_color_order, read_image, sidecars
 from stssl.archives.label_cells import is_missing, read_labels
-from stssl.archives.places import to_degrees
 from stssl.archives.tables import ABOUT, FORM, cells_of, choose_columns, read_table
-from stssl.archives.tiff import georeference, read_image
 from stssl.errors import ConfigError, DataError
 from stssl.schema import COMMON, REGION, BadPatchError, Column, Patch, PixelArray, split_column
 from stssl.schema import label_columns as labels_of
@@ -73,7 +72,13 @@ class Manifest:
         self._labels_of = {name: own for name, own in labels.items() if own.classes}
         self.label_sets = tuple(self._labels_of)
         self.classes = {name: own.classes for name, own in self._labels_of.items()}
-        self.notes = (*columns.words(), *_remarks(table), *(note for own in labels.values() for note in own.notes))
+        self.notes = (
+            *columns.words(),
+            *_remarks(table),
+            *(note for own in labels.values() for note in own.notes),
+            *_beside(self.folder, self.names),
+            *_scales(self._scaling),
+        )
         places = sorted({place_name(place) for place in table.get("location_id", ())} - {""})
         self._places = {place: number for number, place in enumerate(places)}
         self.columns: tuple[Column, ...] = (
@@ -91,12 +96,14 @@ class Manifest:
             raise ConfigError(f"bands must be all or rgb (not '{bands}'), and size 1 or more")
         for name in self.names[:SAMPLE]:
             try:
-                image = _read(image_path(self.folder, name), name, self._size)
+                first = _read(image_path(self.folder, name), name, self._size)
                 break
             except BadPatchError as problem:
                 found = str(problem)
         else:
             raise DataError(f"none of the first {SAMPLE} images can be read ({found}). Paths start at {self.folder}")
+        self._named, self._scaling = band_names is not None, first.scaling
+        image = self._arranged(first).pixels
         count, height, width = image.shape
         colour = image.dtype == np.uint8 and count == 3
         given = tuple(name.strip() for name in band_names.split(",")) if band_names else None
@@ -115,9 +122,18 @@ class Manifest:
         self._count = count
         return PixelArray("rgb" if colour else "image", kept, height, width, str(image.dtype), 0.0)
 
+    def _arranged(self, picture: Picture) -> Picture:
+        """Put red, green and blue first where a file names them in another order, unless the user names the bands."""
+        order = None if self._named else in_color_order(picture.colors)
+        if order is None or order == sorted(order):
+            return picture
+        measured = None if picture.measured is None else picture.measured[order]
+        colors = tuple(picture.colors[band] for band in order)
+        return replace(picture, pixels=picture.pixels[order], measured=measured, colors=colors)
+
     def read(self, row: int) -> Patch:
         """One image, and what the table says of it."""
-        name, patch, array = self.names[row], Patch(), self.arrays[0]
+        name, patch = self.names[row], Patch()
         if self._first[row] != row:
             patch.complain(BadPatchError("duplicate", f"row {row + 1} names the image of row {self._first[row] + 1}"))
             return patch
@@ -133,15 +149,31 @@ class Manifest:
             except BadPatchError as problem:
                 patch.complain(problem)
         try:
-            image = _read(image_path(self.folder, name), name, self._size)
-            if image.shape[1:] != array.shape[1:] or len(image) != self._count or str(image.dtype) != array.dtype:
-                shape = "x".join(map(str, image.shape))
-                raise BadPatchError("wrong_size", f"{name} is {shape} {image.dtype}, not {array.shape} {array.dtype}")
-            patch.arrays[array.name] = image[: len(array.bands)]
-            patch.valid_bands = (1 << len(array.bands)) - 1
+            self._keep(patch, name)
         except BadPatchError as problem:
             patch.complain(problem)
         return patch
+
+    def _keep(self, patch: Patch, name: str) -> None:
+        """Give a patch its pixels, and say which of them are measured."""
+        array = self.arrays[0]
+        picture = self._arranged(_read(image_path(self.folder, name), name, self._size))
+        image, measured = picture.pixels, picture.measured
+        if image.shape[1:] != array.shape[1:] or len(image) != self._count or str(image.dtype) != array.dtype:
+            shape = "x".join(map(str, image.shape))
+            raise BadPatchError("wrong_size", f"{name} is {shape} {image.dtype}, not {array.shape} {array.dtype}")
+        if picture.scaling != self._scaling:
+            raise BadPatchError("wrong_size", f"{name} states another scale or offset than the first image")
+        count = len(array.bands)
+        patch.arrays[array.name] = image[:count]
+        patch.valid_bands = (1 << count) - 1
+        if measured is not None:
+            patch.measured[array.name] = measured[:count]
+            filled = [bool(band.any()) for band in measured[:count]]
+            patch.valid_bands = sum(1 << bit for bit, there in enumerate(filled) if there)
+            empty = [band for band, there in zip(array.bands, filled, strict=True) if not there]
+            if empty:
+                raise BadPatchError("nodata", f"{name} has no measured pixel in {', '.join(empty)}")
 
     def _cell(self, column: str, row: int) -> Any:
         return self._table[column][row] if column in self._table else None
@@ -168,27 +200,59 @@ class Manifest:
         return place_of(self._cell("lat", row), self._cell("lon", row), row) or self._own_place(row)
 
     def _own_place(self, row: int) -> dict[str, Any]:
-        """The place that a georeferenced image states, if it does."""
+        """The place that stands in the image, if one does.
+
+        Raises:
+            BadPatchError: It says something from which no place follows.
+        """
         try:
-            frame = georeference(image_path(self.folder, self.names[row]), self.names[row])
-            lat, lon = (float(value[0]) for value in to_degrees(frame.projection, *frame.centre))
-        except (BadPatchError, ValueError):
-            return {}
-        return {"lat": lat, "lon": lon} if good_place(lat, lon) else {}
+            place = place_in(image_path(self.folder, self.names[row]), self.names[row])
+        except BadPatchError as problem:
+            if problem.code == "bad_coordinates":
+                raise
+            return {}  # The image cannot be read, which is said of its pixels.
+        return {} if place is None else {"lat": place[0], "lon": place[1]}
 
 
-def _read(path: Path, name: str, size: int | None) -> NDArray[Any]:
-    """An image of 8 or 16 bits; without the alpha of an 8-bit one."""
+def _read(path: Path, name: str, size: int | None) -> Picture:
+    """An image of 8 or 16 bits."""
     try:
         there = path.is_file()
     except OSError as error:  # A name that is too long, or a folder that nobody may look into.
         raise BadPatchError("no_pixels", f"{name[:200]}: {error.strerror}") from None
     if not there:
         raise BadPatchError("no_pixels", f"{name} is missing")
-    image = read_image(path, name, size)
-    if image.dtype not in (np.uint8, np.uint16):
-        raise BadPatchError("wrong_size", f"{name} has pixels of {image.dtype}, not uint8 or uint16")
-    return image[:3] if image.dtype == np.uint8 and len(image) == 4 else image
+    picture = read_image(path, name, size)
+    if picture.pixels.dtype not in (np.uint8, np.uint16):
+        raise BadPatchError("wrong_size", f"{name} has pixels of {picture.pixels.dtype}, not uint8 or uint16")
+    return picture
+
+
+def _beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """Say once how many images have files beside them that GDAL would read and this program does not."""
+    listed: dict[Path, frozenset[str]] = {}
+    count, example = 0, ""
+    for name in dict.fromkeys(names):
+        try:
+            path = image_path(folder, name)
+            if path.parent not in listed:
+                listed[path.parent] = frozenset(file.name.lower() for file in path.parent.iterdir())
+        except (BadPatchError, OSError, ValueError):
+            continue
+        found = sidecars(path, listed[path.parent])
+        count, example = count + bool(found), example or next(iter(found), "")
+    if count:
+        yield (
+            f"{count:,} images have files beside them that are never read (such as {example}): a place, mask or "
+            "palette that stands only there counts as absent"
+        )
+
+
+def _scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
+    """Say that stated scales and offsets are kept out of the stored values."""
+    if any(one != (1.0, 0.0) for one in scaling):
+        scale, offset = scaling[0]
+        yield f"values are stored as the files have them; these state a scale of {scale:g} and an offset of {offset:g}"
 
 
 def _numbers(count: int) -> tuple[str, ...]:

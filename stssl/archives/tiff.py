@@ -1,40 +1,45 @@
-"""Pixels of GeoTIFFs: a direct reader of plain uncompressed strips, and rasterio for everything else.
+"""Pixels of GeoTIFFs: a direct reader of plain uncompressed strips; `images` reads everything else through rasterio.
 
 Opening a file through GDAL costs milliseconds; BigEarthNet has 7.7 million files that are all a header and a block of
 16-bit numbers. The direct reader checks every tag that it relies on, and hands over what it does not know.
 """
 
-import contextlib
-import re
 import struct
-import warnings
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
-from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from stssl.archives.images import opened, read_bytes, read_stored
 from stssl.schema import BadPatchError
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES = 256, 257, 258, 259, 273, 277
 _ROWS, _COUNTS, _PLANAR, _PREDICTOR, _TILE, _FORMAT = 278, 279, 284, 317, 322, 339
 _TIEPOINT, _GEOKEYS, _PROJECTED = 33922, 34735, 3072
+_ASCII = 2
 _SIZES = {3: ("H", 2), 4: ("I", 4), 12: ("d", 8)}
-_EXPECTED = {_BITS: (16,), _COMPRESSION: (1,), _SAMPLES: (1,), _PLANAR: (1,), _PREDICTOR: (1,), _FORMAT: (1,)}
+_EXPECTED: dict[int, tuple[Any, ...]] = {
+    _BITS: (16,),
+    _COMPRESSION: (1,),
+    _SAMPLES: (1,),
+    _PLANAR: (1,),
+    _PREDICTOR: (1,),
+    _FORMAT: (1,),
+}
 _NEEDED = (_WIDTH, _HEIGHT, _BITS, _OFFSETS, _COUNTS)
-MOST_BANDS, MOST_BYTES = 256, 1 << 29
-"""What a raster that holds one patch is never larger than, decoded."""
-_RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE, _TIEPOINT, _GEOKEYS})
+_KIND, _PHOTOMETRIC, _ORIENTATION, _EXTRA, _NODATA = 254, 262, 274, 338, 42113
+_EXPECTED |= {_KIND: (0,), _PHOTOMETRIC: (1,), _ORIENTATION: (1,), _NODATA: (b"0",)}
+"""What the tags must be where they are there; BigEarthNet v2 declares 0 as its nodata value, which 0 is taken for."""
+_ABSENT: dict[int, tuple[Any, ...]] = {_KIND: (0,), _NODATA: (b"0",)}
+"""What an absent tag means where that is not 1."""
+_RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE, _TIEPOINT, _GEOKEYS, _EXTRA})
 
 
 def _tags(data: bytes) -> dict[int, tuple[Any, ...]] | None:
-    """Numeric tags of the first image of a little-endian classic TIFF; None where this is something else."""
+    """Tags of the first image of a little-endian classic TIFF; None where this is something else."""
     if data[:4] != b"II*\0":
         return None
     (start,) = struct.unpack_from("<I", data, 4)
@@ -44,6 +49,10 @@ def _tags(data: bytes) -> dict[int, tuple[Any, ...]] | None:
     found: dict[int, tuple[Any, ...]] = {}
     for tag, kind, count, value in struct.iter_unpack("<HHI4s", data[start + 2 : start + 2 + 12 * entries]):
         if tag not in _RELEVANT:
+            continue
+        if tag == _NODATA and kind == _ASCII:
+            at = 0 if count <= 4 else struct.unpack("<I", value)[0]
+            found[tag] = ((value if count <= 4 else data)[at : at + count].rstrip(b"\0 "),)
             continue
         if kind not in _SIZES:
             return None
@@ -78,9 +87,12 @@ def strips(data: bytes) -> NDArray[np.uint16] | None:
 
 def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
     """Whether these are the tags of one uint16 band in uncompressed whole strips, all within the file."""
-    if _TILE in tags or any(tag not in tags for tag in _NEEDED):
+    if _TILE in tags or _EXTRA in tags or any(tag not in tags for tag in _NEEDED):
         return False
-    if any(tags.get(tag, (1,)) != value for tag, value in _EXPECTED.items()):
+    if any(
+        tags.get(tag, value if tag == _NODATA else (1 if tag != _KIND else 0,)) != value
+        for tag, value in _EXPECTED.items()
+    ):
         return False
     row = 2 * tags[_WIDTH][0]
     rows, per_strip = tags[_HEIGHT][0], tags.get(_ROWS, tags[_HEIGHT])[0]
@@ -110,62 +122,18 @@ class Georeference:
         return (left + right) / 2, (top + bottom) / 2
 
 
-def georeference(source: Any, name: str) -> Georeference:
-    """Where a raster lies, from a path or an open file in memory.
+def georeference(source: Path | BytesIO, name: str) -> Georeference:
+    """Read where a raster lies, from a path or an open file in memory.
 
     Raises:
         BadPatchError: It cannot be read, or says nothing of it.
     """
-    try:
-        with _quiet(), rasterio.open(source) as file:
-            if file.crs is None:
-                raise BadPatchError("bad_coordinates", f"{name} is not georeferenced")
-            bounds = file.bounds
-            projection = file.crs.to_epsg() or file.crs.to_wkt()
-    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
-        raise BadPatchError("unreadable", _words(name, error)) from None
+    with opened(read_bytes(source, name), name) as file:
+        if file.crs is None or file.transform.is_identity:
+            raise BadPatchError("bad_coordinates", f"{name} is not georeferenced")
+        bounds = file.bounds
+        projection = file.crs.to_epsg() or file.crs.to_wkt()
     return Georeference(projection, (bounds.left, bounds.top), (bounds.right, bounds.bottom))
-
-
-def _quiet() -> warnings.catch_warnings:
-    return warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning)
-
-
-def _words(name: str, error: Exception) -> str:
-    """An error in one line, without folders: reports must not depend on where an archive lies."""
-    return f"{name}: " + re.sub(r"\S*/", "", str(error).replace("\n", " "))
-
-
-def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> NDArray[Any]:
-    """All bands [bands, H, W] of a raster (path or open file), through rasterio; resampled if a size is given.
-
-    Raises:
-        BadPatchError: It cannot be read, or not to its end.
-    """
-    try:
-        with _quiet(), _thorough(source), rasterio.open(source) as file:
-            _refuse_giants(file, name)
-            shape = None if size is None else (file.count, size, size)
-            return np.asarray(file.read(out_shape=shape, resampling=Resampling.bilinear))
-    except (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError) as error:
-        raise BadPatchError("unreadable", _words(name, error)) from None
-
-
-def _thorough(source: Path | BytesIO) -> contextlib.AbstractContextManager[Any]:
-    """GDAL's fast way to read a PNG takes what memory held before for the pixels that a truncated file lacks."""
-    if isinstance(source, BytesIO):
-        start = bytes(source.getbuffer()[:4])
-    else:
-        with source.open("rb") as file:
-            start = file.read(4)
-    return rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO") if start == b"\x89PNG" else contextlib.nullcontext()
-
-
-def _refuse_giants(file: Any, name: str) -> None:
-    """A damaged header may claim any size, which GDAL would fill with zeros for minutes or until memory ends."""
-    size = file.count * file.height * file.width * max(np.dtype(dtype).itemsize for dtype in file.dtypes)
-    if file.count > MOST_BANDS or size > MOST_BYTES:
-        raise BadPatchError("unreadable", f"{name} claims to be {file.count}x{file.height}x{file.width}")
 
 
 def utm_corner(data: bytes) -> tuple[int, float, float] | None:
@@ -197,9 +165,11 @@ def read_band(path: Path, size: int) -> NDArray[np.uint16]:
         raise BadPatchError("unreadable", f"{path.name}: {error.strerror}") from None
     pixels: NDArray[Any] | None = strips(data)
     if pixels is None:
-        image = read_image(path, path.name)
+        image, measured = read_stored(path, path.name)
         if len(image) != 1 or image.dtype != np.uint16:
             raise BadPatchError("wrong_size", f"{path.name} has {len(image)} bands of {image.dtype}, not one of uint16")
+        if image[~measured].any():
+            raise BadPatchError("nodata", f"{path.name} declares {int((~measured).sum()):,} pixels as not measured")
         pixels = image[0]
     if pixels.shape != (size, size):
         words = f"{path.name} has {pixels.shape[1]}x{pixels.shape[0]} pixels, not {size}x{size}"

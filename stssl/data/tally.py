@@ -10,12 +10,15 @@ PERCENTILES = (1, 2, 5, 25, 50, 75, 95, 98, 99)
 BINS = 4096
 
 
-def tally(block: NDArray[Any], nodata: int | None = None) -> dict[str, NDArray[np.int64]]:
+def tally(
+    block: NDArray[Any], nodata: int | None = None, measured: NDArray[np.bool_] | None = None
+) -> dict[str, NDArray[np.int64]]:
     """Count the values of each band.
 
     Args:
         block: [n, bands, H, W] of uint8 or uint16.
         nodata: Value that is not counted.
+        measured: [n, bands, H, W] where pixels are counted; None counts all.
 
     Returns:
         `sums` [bands, 5]: count, sum, sum of squares, least and greatest value (0 where nothing was counted);
@@ -25,7 +28,8 @@ def tally(block: NDArray[Any], nodata: int | None = None) -> dict[str, NDArray[n
     levels = np.arange(values)
     sums, bins = [], []
     for band in range(block.shape[1]):
-        counts = np.bincount(block[:, band].reshape(-1), minlength=values)
+        own = block[:, band].reshape(-1) if measured is None else block[:, band][measured[:, band]]
+        counts = np.bincount(own, minlength=values)
         if nodata is not None:
             counts[nodata] = 0
         found = np.flatnonzero(counts)

@@ -192,7 +192,9 @@ class Writer:
         }
         counted = self._counted(columns)
         for array in self.plan.arrays:
-            for key, value in tally(pixels[array.name][counted], array.nodata).items():
+            for key, value in tally(
+                pixels[array.name][counted], array.nodata, _measured(patches, array, counted)
+            ).items():
                 sidecar[f"{key}_{array.name}"] = value
         problems = [[name, *problem] for name, patch in zip(names, patches, strict=True) for problem in patch.problems]
         buffer = io.BytesIO()
@@ -284,6 +286,15 @@ class Writer:
         whole["attributes"]["complete"] = True
         self.files.remove_partial()
         self.files.write("zarr.json", json.dumps(whole, indent=2).encode())
+
+
+def _measured(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Where the counted patches are measured; None where all of them are everywhere."""
+    if not any(array.name in patch.measured for patch in patches):
+        return None
+    whole = np.ones(array.shape, np.bool_)
+    kept = [patch for patch, own in zip(patches, counted, strict=True) if own]
+    return np.stack([patch.measured.get(array.name, whole) for patch in kept]) if kept else None
 
 
 def _stack(patches: list[Patch], array: PixelArray) -> NDArray[Any]:

@@ -1,0 +1,130 @@
+"""Finds where an image lies from what stands inside its file: geotransform, control points, RPCs or EXIF.
+
+A file that says nothing of its place has none. One that says something from which no place follows (a projection
+without a geotransform, a local grid, another planet) is an error of its coordinates, so that it is counted.
+"""
+
+import math
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.transform import RPCTransformer, from_gcps
+from rasterio.warp import transform
+
+from stssl.archives.base import good_place
+from stssl.archives.images import opened, read_bytes
+from stssl.schema import BadPatchError
+
+_GPS, _EXIF_GPS = 0x8825, (1, 2, 3, 4)
+_FIT = 0.1
+"""Share of an image's diagonal that control points may miss their common plane by."""
+
+
+def place_in(source: Path | BytesIO, name: str) -> tuple[float, float] | None:
+    """Find latitude and longitude (WGS 84, degrees) of an image's center.
+
+    Args:
+        source: Path or open file.
+        name: Name of the image in messages.
+
+    Returns:
+        None where the file says nothing of a place.
+
+    Raises:
+        BadPatchError: The file cannot be read, or no place follows from what it says.
+    """
+    data = read_bytes(source, name)
+    with opened(data, name) as file:
+        found = _center(file, name)
+    if found is None:
+        found = _exif(data)
+    if found is None:
+        return None
+    lat, lon = found
+    if not good_place(lat, lon):
+        raise BadPatchError("bad_coordinates", f"{name} lies at latitude {lat:.6g}, longitude {lon:.6g}")
+    return lat, lon
+
+
+def _center(file: Any, name: str) -> tuple[float, float] | None:
+    row, column = file.height / 2, file.width / 2
+    points, points_crs = file.gcps
+    if not file.transform.is_identity:
+        if file.crs is None:
+            raise BadPatchError("bad_coordinates", f"{name} has a geotransform and no projection")
+        return _degrees(file.crs, *_applied(file.transform, column, row), name)
+    if points:
+        return _from_points(points, points_crs or file.crs, (column, row), name)
+    if file.rpcs is not None:
+        return _from_rpcs(file.rpcs, row, column, name)
+    if file.crs is not None:
+        raise BadPatchError("bad_coordinates", f"{name} has a projection and no geotransform")
+    return None
+
+
+def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
+    """Latitude and longitude of a point in a geographic or projected system of the Earth."""
+    if not (crs.is_geographic or crs.is_projected):
+        raise BadPatchError("bad_coordinates", f"{name} has coordinates that are neither degrees nor a map projection")
+    if "nadgrids" in crs.to_wkt().lower():
+        # A projection may name a grid file of its own, which would be opened.
+        raise BadPatchError("bad_coordinates", f"{name} has a projection that needs another file")
+    try:
+        lon, lat = transform(crs, CRS.from_epsg(4326), [x], [y])
+    except (RasterioError, CPLE_BaseError) as error:
+        words = str(error).splitlines()[0] if str(error) else "unknown projection"
+        raise BadPatchError("bad_coordinates", f"{name}: its place cannot be projected ({words})") from None
+    if not (math.isfinite(lat[0]) and math.isfinite(lon[0])):
+        raise BadPatchError("bad_coordinates", f"{name} lies outside its projection's area")
+    return lat[0], (lon[0] + 180) % 360 - 180
+
+
+def _applied(plane: Any, column: float, row: float) -> tuple[float, float]:
+    """Ground coordinates of a pixel by an affine transform."""
+    x, y = plane * (column, row)
+    return float(x), float(y)
+
+
+def _from_points(points: Any, crs: CRS | None, center: tuple[float, float], name: str) -> tuple[float, float]:
+    """Place of the center by a plane through ground control points."""
+    if crs is None:
+        raise BadPatchError("bad_coordinates", f"{name} has control points and no projection")
+    pixels = np.array([(point.col, point.row, 1.0) for point in points])
+    ground = np.array([(point.x, point.y) for point in points])
+    if len(points) < 3 or np.linalg.matrix_rank(pixels) < 3:
+        raise BadPatchError("bad_coordinates", f"{name} has {len(points)} control points, which span no area")
+    plane = from_gcps(points)
+    missed = np.array([_applied(plane, column, row) for column, row, _ in pixels]) - ground
+    if np.linalg.norm(missed, axis=1).max() > _FIT * max(float(np.linalg.norm(np.ptp(ground, axis=0))), 1e-12):
+        raise BadPatchError("bad_coordinates", f"{name} has control points that lie in no plane")
+    return _degrees(crs, *_applied(plane, *center), name)
+
+
+def _from_rpcs(rpcs: Any, row: float, column: float, name: str) -> tuple[float, float]:
+    """Place of the center by rational polynomials, at their mean height."""
+    try:
+        with RPCTransformer(rpcs) as rays:
+            xs, ys = rays.xy([row], [column], zs=[rpcs.height_off], offset="ul")
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
+        raise BadPatchError("bad_coordinates", f"{name}: its rational polynomials cannot be used ({error})") from None
+    return float(ys[0]), (float(xs[0]) + 180) % 360 - 180
+
+
+def _exif(data: bytes) -> tuple[float, float] | None:
+    """Latitude and longitude where the camera stood."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data)) as image:
+            about = image.getexif().get_ifd(_GPS)
+        south, lat, west, lon = (about[key] for key in _EXIF_GPS)
+        degrees = [sum(float(part) / 60**i for i, part in enumerate(value)) for value in (lat, lon)]
+    except (UnidentifiedImageError, OSError, ValueError, TypeError, KeyError, SyntaxError, ZeroDivisionError):
+        return None
+    signs = (-1 if str(south)[:1] == "S" else 1, -1 if str(west)[:1] == "W" else 1)
+    return degrees[0] * signs[0], degrees[1] * signs[1]

@@ -1,0 +1,311 @@
+"""Opens foreign images, and honors what a file says of its values, or refuses it.
+
+Only four formats are read: GeoTIFF, PNG, JPEG and JPEG 2000. GDAL chooses a format by content, so a file called
+`B04.tif` may be a VRT or WMS description, which reads any file and sends requests: only these four drivers may open
+anything. A file's bytes are read first and opened from memory, where nothing lies beside it: world files, `.aux.xml`,
+`.msk` and other sidecars are never opened, and no network is used.
+
+Pixels that a file says are not measured (its nodata value, mask, transparent pixels) become the mean of the patch's
+measured pixels in that band, which is neutral for a network, and are left out of band statistics.
+"""
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+
+from stssl.schema import BadPatchError
+
+DRIVERS = ("GTiff", "PNG", "JPEG", "JP2OpenJPEG")
+"""GDAL's names of the formats that may be opened."""
+MOST_BANDS, MOST_BYTES = 256, 1 << 29
+"""What a raster that holds one patch is never larger than, as a file and decoded."""
+_SETTINGS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    # GDAL's fast way to read a PNG takes what memory held before for the pixels that a truncated file lacks.
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
+}
+_SIDECARS = (".aux.xml", ".msk", ".aux", ".rrd", ".wld", ".prj", ".rpb", ".imd", "_rpc.txt")
+_WORLD = {".tif": (".tfw", ".tifw"), ".tiff": (".tfw", ".tiffw"), ".png": (".pgw", ".pngw")}
+_WORLD |= {".jpg": (".jgw", ".jpgw"), ".jpeg": (".jgw", ".jpegw"), ".jp2": (".j2w", ".jp2w")}
+_FOREIGN = frozenset(
+    getattr(ColorInterp, name)
+    for name in ("hue", "saturation", "lightness", "cyan", "magenta", "yellow", "black", "Y", "Cb", "Cr")
+    if hasattr(ColorInterp, name)
+)
+_RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+_TURNED = (2, 3, 4, 5, 6, 7, 8)
+"""EXIF orientations other than upright."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels of an image file.
+
+    Attributes:
+        pixels: [bands, H, W] values; where nothing was measured, the mean of the band's measured pixels.
+        measured: [bands, H, W] booleans, None where all pixels are measured.
+        colors: The file's meaning of each band, such as `red` or `undefined`.
+        scaling: Scale and offset that the file states for each band.
+    """
+
+    pixels: NDArray[Any]
+    measured: NDArray[np.bool_] | None
+    colors: tuple[str, ...]
+    scaling: tuple[tuple[float, float], ...]
+
+
+def read_bytes(source: Path | BytesIO, name: str) -> bytes:
+    """Read a whole file of bounded size.
+
+    Args:
+        source: Path or open file.
+        name: Name of the image in messages.
+
+    Raises:
+        BadPatchError: It is missing, larger than a patch's file ever is, or cannot be read.
+    """
+    if isinstance(source, BytesIO):
+        return source.getvalue()
+    try:
+        if source.stat().st_size > MOST_BYTES:
+            raise BadPatchError("unreadable", f"{name} is larger than {MOST_BYTES >> 20} MiB: no file of one patch is")
+        return source.read_bytes()
+    except OSError as error:
+        raise BadPatchError("unreadable", f"{name}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def opened(data: bytes, name: str) -> Iterator[Any]:
+    """Open an image in memory with the allowed drivers, after its claimed size was checked.
+
+    Args:
+        data: The file's bytes.
+        name: Name of the image in messages.
+
+    Raises:
+        BadPatchError: It is none of the four formats, too large, or damaged.
+    """
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+            rasterio.Env(**_SETTINGS),
+            MemoryFile(data) as memory,
+            memory.open(driver=list(DRIVERS), sharing=False) as file,
+        ):
+            _refuse_giants(file, name)
+            yield file
+    except (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError) as error:
+        raise BadPatchError("unreadable", _words(name, error)) from None
+
+
+def _words(name: str, error: Exception) -> str:
+    """One line of an error, without folders: reports must not depend on where an archive lies."""
+    text = re.sub(r"\S*/", "", str(error).replace("\n", " "))
+    if "not recognized" in text:
+        return f"{name} is no GeoTIFF, PNG, JPEG or JPEG 2000 file"
+    return f"{name}: {text}"
+
+
+def _refuse_giants(file: Any, name: str) -> None:
+    """Refuse sizes that only a damaged or hostile header claims; GDAL would fill them with zeros for minutes."""
+    each = max(np.dtype(dtype).itemsize for dtype in file.dtypes) if file.count else 1
+    block = max((height * width for height, width in file.block_shapes), default=0)
+    if file.count > MOST_BANDS or file.count * max(file.height * file.width, block) * each > MOST_BYTES:
+        raise BadPatchError("unreadable", f"{name} claims to be {file.count}x{file.height}x{file.width}")
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Open a JPEG or PNG with Pillow; its pixels are not decoded yet.
+
+    Raises:
+        OSError: It is neither.
+    """
+    return Image.open(BytesIO(data), formats=("JPEG", "PNG"))
+
+
+def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Picture:
+    """Read an image as its file means it.
+
+    Palettes are expanded to red, green and blue; bands of transparency become the mask; JPEG and PNG files that say
+    they are turned are turned upright.
+
+    Args:
+        source: Path or open file.
+        name: Name of the image in messages.
+        size: Pixels a side to resample to; None keeps the size.
+
+    Raises:
+        BadPatchError: It cannot be read to its end, says nothing was measured at all, or its values mean something
+            that is not supported (CMYK, inverted gray, several pages, ...); says which.
+    """
+    data = read_bytes(source, name)
+    with opened(data, name) as file:
+        _refuse_meanings(file, name)
+        values, measured, colors = _expanded(file, name) if _palette(file) else _bands(file, name)
+        if measured is None and size is not None and not _palette(file):
+            kept = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color.name != "alpha"]
+            values = file.read(kept, out_shape=(len(kept), size, size), resampling=Resampling.bilinear)
+        scaling = tuple(zip(map(float, file.scales), map(float, file.offsets), strict=True))
+        upright = _upright(data, file, name)
+    if measured is not None and not measured.any():
+        raise BadPatchError("nodata", f"{name} has no measured pixel: all are nodata, masked or transparent")
+    if measured is not None or (size is not None and values.shape[1:] != (size, size)):
+        values, filled = _filled(values, measured, size)
+        measured = None if measured is None else _turned(filled, upright)
+    return Picture(_turned(values, upright), measured, colors, scaling[: len(values)])
+
+
+def read_stored(path: Path, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read an image's bands as they are stored, and where they are measured, both [bands, H, W].
+
+    Args:
+        path: The file.
+        name: Name of the image in messages.
+
+    Raises:
+        BadPatchError: It cannot be read to its end, or its values mean something that is not supported.
+    """
+    data = read_bytes(path, name)
+    with opened(data, name) as file:
+        _refuse_meanings(file, name)
+        values, measured, _ = _bands(file, name)
+        _upright(data, file, name)
+    return values, np.ones(values.shape, np.bool_) if measured is None else measured
+
+
+def _refuse_meanings(file: Any, name: str) -> None:
+    """Refuse values that mean something other than brightness or reflectance."""
+    space = file.tags(ns="IMAGE_STRUCTURE")
+    if file.driver == "GTiff" and file.subdatasets:
+        raise BadPatchError("unreadable", f"{name} has several pages, of which one alone would be read")
+    if space.get("MINISWHITE") == "YES":
+        raise BadPatchError("unreadable", f"{name} is inverted (0 is white): invert its values first")
+    foreign = sorted({color.name for color in file.colorinterp if color in _FOREIGN})
+    if foreign or space.get("SOURCE_COLOR_SPACE") in ("CIELAB", "ICCLAB", "ITULAB"):
+        said = ", ".join(foreign) or space["SOURCE_COLOR_SPACE"]
+        raise BadPatchError("unreadable", f"{name} has bands of {said}: convert it to red, green and blue first")
+    bits = file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+    if bits is not None and int(bits) < 8 and not _palette(file):
+        raise BadPatchError("unreadable", f"{name} has {bits} bits a pixel, not 8 or 16")
+
+
+def _palette(file: Any) -> bool:
+    return any(color == ColorInterp.palette for color in file.colorinterp)
+
+
+def _expanded(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[str, ...]]:
+    """Colors of a palette instead of its indices."""
+    if file.count > 2 or file.dtypes[0] != "uint8":
+        raise BadPatchError("unreadable", f"{name} has a palette and {file.count} bands of {file.dtypes[0]}")
+    table = np.zeros((256, 4), np.uint8)
+    for index, color in file.colormap(1).items():
+        table[index] = color
+    index, masks = file.read(1), file.read_masks(1)
+    opaque = (table[index][..., 3] > 0) & (masks > 0)
+    return (
+        np.ascontiguousarray(table[index][..., :3].transpose(2, 0, 1)),
+        None if opaque.all() else np.repeat(opaque[None], 3, 0),
+        ("red", "green", "blue"),
+    )
+
+
+def _bands(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[str, ...]]:
+    """All bands but transparency, and where they are measured."""
+    alpha = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color == ColorInterp.alpha]
+    kept = [band for band in file.indexes if band not in alpha]
+    if not kept:
+        raise BadPatchError("unreadable", f"{name} holds nothing but transparency")
+    values = file.read(kept)
+    masks = file.read_masks(kept) > 0
+    for band in alpha:
+        opacity = file.read(band)
+        premultiplied = file.tags(band, ns="IMAGE_STRUCTURE").get("ALPHA") == "PREMULTIPLIED"
+        if premultiplied and ((opacity > 0) & (opacity < opacity.max())).any():
+            raise BadPatchError("unreadable", f"{name} has values that are multiplied with their transparency")
+        masks &= opacity > 0
+    colors = tuple(file.colorinterp[band - 1].name for band in kept)
+    return values, None if masks.all() else masks, colors
+
+
+def _filled(
+    values: NDArray[Any], measured: NDArray[np.bool_] | None, size: int | None
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Fill pixels without a measurement with their band's mean, after resampling measured ones alone."""
+    shown = np.ones(values.shape, np.bool_) if measured is None else measured
+    out, there = [], []
+    for band, known in zip(values, shown, strict=True):
+        plane, seen = (band.astype(np.float64), known) if size is None else _resampled(band, known, size)
+        mean = plane[seen].mean() if seen.any() else 0.0
+        out.append(np.rint(np.where(seen, plane, mean)).astype(values.dtype))
+        there.append(seen)
+    return np.stack(out), np.stack(there)
+
+
+def _resampled(band: NDArray[Any], known: NDArray[np.bool_], size: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Resample bilinearly so that pixels without a measurement have no weight; half must be measured."""
+
+    def plane(array: NDArray[Any]) -> NDArray[np.float64]:
+        image = Image.fromarray(array.astype(np.float32), mode="F")
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float64)
+
+    weight = plane(known)
+    return plane(np.where(known, band, 0)) / np.maximum(weight, 1e-6), weight >= 0.5
+
+
+def _upright(data: bytes, file: Any, name: str) -> int:
+    """Read the EXIF orientation, 1 where there is none; TIFFs must be upright, since their place would turn too."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data)) as image:
+            orientation = int(image.getexif().get(0x0112, 1))
+    except (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+        return 1  # Pillow knows fewer kinds of TIFF than GDAL.
+    if orientation in _TURNED and file.driver == "GTiff":
+        raise BadPatchError("unreadable", f"{name} says it is turned (orientation {orientation}): turn it first")
+    return orientation if orientation in _TURNED else 1
+
+
+def _turned(values: Any, orientation: int) -> Any:
+    """Turn [bands, H, W] upright by its EXIF orientation."""
+    if values is None or orientation == 1:
+        return values
+    if orientation in (5, 6, 7, 8):
+        values = values.transpose(0, 2, 1)
+    flips = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
+    return np.ascontiguousarray(np.flip(values, flips) if flips else values)
+
+
+def in_color_order(colors: tuple[str, ...]) -> list[int] | None:
+    """Return the order that puts the first three bands as red, green, blue; None where they are not such bands."""
+    names = [color.name for color in _RGB]
+    if sorted(colors[:3]) != sorted(names):
+        return None
+    return [colors.index(name) for name in names] + list(range(3, len(colors)))
+
+
+def sidecars(path: Path, beside: frozenset[str]) -> list[str]:
+    """Name the files beside an image that GDAL would take a place, mask or palette from.
+
+    Args:
+        path: The image.
+        beside: Lower-case names of all files in its folder.
+    """
+    name, stem = path.name.lower(), path.stem.lower()
+    endings = (*_SIDECARS, *_WORLD.get(path.suffix.lower(), ()))
+    wanted = dict.fromkeys(base + ending for base in (name, stem) for ending in endings)
+    return [one for one in wanted if one in beside]

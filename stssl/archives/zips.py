@@ -1,0 +1,38 @@
+"""Bounds what a zip may claim before its list of members is read into memory."""
+
+import struct
+from pathlib import Path
+
+from stssl.errors import DataError
+
+MOST_MEMBERS, MOST_DIRECTORY = 2_000_000, 512 << 20
+_END, _LOCATOR, _END64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sIQI"), struct.Struct("<4sQ2H2I4Q")
+_WIDE = 0xFFFFFFFF
+
+
+def check_directory(path: Path) -> None:
+    """Check the number of members and the size of the list of them that a zip claims.
+
+    Args:
+        path: The zip.
+
+    Raises:
+        DataError: It claims more than any data set has.
+        OSError: It cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - (1 << 16) - _END.size - _LOCATOR.size))
+        tail = file.read()
+        at = tail.rfind(b"PK\5\6")
+        if at < 0 or at + _END.size > len(tail):
+            return  # No zip, which the reader of zips says.
+        members, length = _END.unpack_from(tail, at)[4:6]
+        if (members == 0xFFFF or length == _WIDE) and at >= _LOCATOR.size:
+            mark, _, where, _ = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
+            file.seek(min(where, size))
+            wide = file.read(_END64.size)
+            if mark == b"PK\6\7" and len(wide) == _END64.size:
+                members, length = _END64.unpack(wide)[7:9]
+    if members > MOST_MEMBERS or length > min(MOST_DIRECTORY, size):
+        raise DataError(f"{path} claims {members:,} members in a list of {length:,} bytes: it is damaged or hostile")
