@@ -5,13 +5,12 @@ without a geotransform, a local grid, another planet) is an error of its coordin
 """
 
 import math
-import warnings
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
@@ -19,7 +18,7 @@ from rasterio.transform import RPCTransformer, from_gcps
 from rasterio.warp import transform
 
 from stssl.archives.base import good_place
-from stssl.archives.images import opened, read_bytes
+from stssl.archives.images import exif_of, opened, read_bytes
 from stssl.schema import BadPatchError
 
 _GPS, _EXIF_GPS = 0x8825, (1, 2, 3, 4)
@@ -73,7 +72,7 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
     """Latitude and longitude of a point in a geographic or projected system of the Earth."""
     if not (crs.is_geographic or crs.is_projected):
         raise BadPatchError("bad_coordinates", f"{name} has coordinates that are neither degrees nor a map projection")
-    if "nadgrids" in crs.to_wkt().lower():
+    if re.search(r"nadgrids=(?!@null)", crs.to_wkt()):
         # A projection may name a grid file of its own, which would be opened.
         raise BadPatchError("bad_coordinates", f"{name} has a projection that needs another file")
     try:
@@ -88,8 +87,7 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
 
 def _applied(plane: Any, column: float, row: float) -> tuple[float, float]:
     """Ground coordinates of a pixel by an affine transform."""
-    x, y = plane * (column, row)
-    return float(x), float(y)
+    return plane.a * column + plane.b * row + plane.c, plane.d * column + plane.e * row + plane.f
 
 
 def _from_points(points: Any, crs: CRS | None, center: tuple[float, float], name: str) -> tuple[float, float]:
@@ -119,12 +117,11 @@ def _from_rpcs(rpcs: Any, row: float, column: float, name: str) -> tuple[float, 
 
 def _exif(data: bytes) -> tuple[float, float] | None:
     """Latitude and longitude where the camera stood."""
+    about = exif_of(data).get_ifd(_GPS)
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data)) as image:
-            about = image.getexif().get_ifd(_GPS)
         south, lat, west, lon = (about[key] for key in _EXIF_GPS)
         degrees = [sum(float(part) / 60**i for i, part in enumerate(value)) for value in (lat, lon)]
-    except (UnidentifiedImageError, OSError, ValueError, TypeError, KeyError, SyntaxError, ZeroDivisionError):
+    except (ValueError, TypeError, KeyError, ZeroDivisionError):
         return None
     signs = (-1 if str(south)[:1] == "S" else 1, -1 if str(west)[:1] == "W" else 1)
     return degrees[0] * signs[0], degrees[1] * signs[1]

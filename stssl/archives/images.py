@@ -1,8 +1,8 @@
 """Opens foreign images, and honors what a file says of its values, or refuses it.
 
 Only four formats are read: GeoTIFF, PNG, JPEG and JPEG 2000. GDAL chooses a format by content, so a file called
-`B04.tif` may be a VRT or WMS description, which reads any file and sends requests: only these four drivers may open
-anything. A file's bytes are read first and opened from memory, where nothing lies beside it: world files, `.aux.xml`,
+`B04.tif` may be a VRT or WMS description, which reads any file and sends requests: a file is opened only by the driver
+of its first bytes, and only if that is one of the four. A file's bytes are read first and opened from memory, where nothing lies beside it: world files, `.aux.xml`,
 `.msk` and other sidecars are never opened, and no network is used.
 
 Pixels that a file says are not measured (its nodata value, mask, transparent pixels) become the mean of the patch's
@@ -29,8 +29,17 @@ from rasterio.io import MemoryFile
 
 from stssl.schema import BadPatchError
 
-DRIVERS = ("GTiff", "PNG", "JPEG", "JP2OpenJPEG")
-"""GDAL's names of the formats that may be opened."""
+DRIVERS = {
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",
+    b"MM\0+": "GTiff",
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"\0\0\0\x0cjP  ": "JP2OpenJPEG",
+    b"\xff\x4f\xff\x51": "JP2OpenJPEG",
+}
+"""First bytes of a file -> the one GDAL driver that may open it."""
 MOST_BANDS, MOST_BYTES = 256, 1 << 29
 """What a raster that holds one patch is never larger than, as a file and decoded."""
 _SETTINGS = {
@@ -49,6 +58,7 @@ _FOREIGN = frozenset(
     if hasattr(ColorInterp, name)
 )
 _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+_WITH_EXIF = ("JPEG", "PNG", "TIFF")
 _TURNED = (2, 3, 4, 5, 6, 7, 8)
 """EXIF orientations other than upright."""
 
@@ -101,12 +111,15 @@ def opened(data: bytes, name: str) -> Iterator[Any]:
     Raises:
         BadPatchError: It is none of the four formats, too large, or damaged.
     """
+    driver = next((driver for start, driver in DRIVERS.items() if data.startswith(start)), None)
+    if driver is None:
+        raise BadPatchError("unreadable", f"{name} is no GeoTIFF, PNG, JPEG or JPEG 2000 file")
     try:
         with (
             warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
             rasterio.Env(**_SETTINGS),
             MemoryFile(data) as memory,
-            memory.open(driver=list(DRIVERS), sharing=False) as file,
+            rasterio.open(memory.name, driver=driver, sharing=False) as file,
         ):
             _refuse_giants(file, name)
             yield file
@@ -116,10 +129,7 @@ def opened(data: bytes, name: str) -> Iterator[Any]:
 
 def _words(name: str, error: Exception) -> str:
     """One line of an error, without folders: reports must not depend on where an archive lies."""
-    text = re.sub(r"\S*/", "", str(error).replace("\n", " "))
-    if "not recognized" in text:
-        return f"{name} is no GeoTIFF, PNG, JPEG or JPEG 2000 file"
-    return f"{name}: {text}"
+    return f"{name}: " + re.sub(r"\S*/", "", str(error).replace("\n", " "))
 
 
 def _refuse_giants(file: Any, name: str) -> None:
@@ -137,6 +147,18 @@ def open_picture(data: bytes) -> Image.Image:
         OSError: It is neither.
     """
     return Image.open(BytesIO(data), formats=("JPEG", "PNG"))
+
+
+def exif_of(data: bytes) -> Image.Exif:
+    """Read the EXIF tags of a JPEG, PNG or TIFF; empty where there are none, or Pillow does not know the file."""
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(BytesIO(data), formats=("JPEG", "PNG", "TIFF")) as image,
+        ):
+            return image.getexif()
+    except (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+        return Image.Exif()
 
 
 def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Picture:
@@ -197,7 +219,7 @@ def _refuse_meanings(file: Any, name: str) -> None:
     if space.get("MINISWHITE") == "YES":
         raise BadPatchError("unreadable", f"{name} is inverted (0 is white): invert its values first")
     foreign = sorted({color.name for color in file.colorinterp if color in _FOREIGN})
-    if foreign or space.get("SOURCE_COLOR_SPACE") in ("CIELAB", "ICCLAB", "ITULAB"):
+    if foreign or space.get("SOURCE_COLOR_SPACE", "YCbCr") not in ("YCbCr", "RGB"):
         said = ", ".join(foreign) or space["SOURCE_COLOR_SPACE"]
         raise BadPatchError("unreadable", f"{name} has bands of {said}: convert it to red, green and blue first")
     bits = file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
@@ -270,11 +292,8 @@ def _resampled(band: NDArray[Any], known: NDArray[np.bool_], size: int) -> tuple
 
 def _upright(data: bytes, file: Any, name: str) -> int:
     """Read the EXIF orientation, 1 where there is none; TIFFs must be upright, since their place would turn too."""
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data)) as image:
-            orientation = int(image.getexif().get(0x0112, 1))
-    except (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
-        return 1  # Pillow knows fewer kinds of TIFF than GDAL.
+    value = exif_of(data).get(0x0112, 1)
+    orientation = value if isinstance(value, int) else 1
     if orientation in _TURNED and file.driver == "GTiff":
         raise BadPatchError("unreadable", f"{name} says it is turned (orientation {orientation}): turn it first")
     return orientation if orientation in _TURNED else 1

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from real import real_data
 
-from stssl.archives.tiff import read_band, read_image, strips, utm_corner
+from stssl.archives.images import read_image
+from stssl.archives.tiff import read_band, strips, utm_corner
 from stssl.schema import BadPatchError
 
 OPTIONS = {
@@ -123,7 +124,7 @@ def test_truncated_images_are_unreadable(ending, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     path = tmp_path / f"image.{ending}"
     Image.fromarray(pixels).save(path)
-    whole = read_image(path, path.name)
+    whole = read_image(path, path.name).pixels
     assert whole.shape == (3, 64, 64) and (ending == "jpg" or (whole == pixels.transpose(2, 0, 1)).all())
     data = path.read_bytes()
     for share in (0.3, 0.6, 0.95):
