@@ -1,9 +1,9 @@
 """Opens foreign images, and honors what a file says of its values, or refuses it.
 
 Only four formats are read: GeoTIFF, PNG, JPEG and JPEG 2000. GDAL chooses a format by content, so a file called
-`B04.tif` may be a VRT or WMS description, which reads any file and sends requests: a file is opened only by the driver
-of its first bytes, and only if that is one of the four. A file's bytes are read first and opened from memory, where nothing lies beside it: world files, `.aux.xml`,
-`.msk` and other sidecars are never opened, and no network is used.
+`B04.tif` may be a VRT or WMS description, which reads any file and sends requests. So a file is opened only by the
+driver of its first bytes, and only if that is one of the four. A file's bytes are read first and opened from memory,
+where nothing lies beside it: world files, `.aux.xml`, `.msk` and other sidecars are never opened.
 
 Pixels that a file says are not measured (its nodata value, mask, transparent pixels) become the mean of the patch's
 measured pixels in that band, which is neutral for a network, and are left out of band statistics.
