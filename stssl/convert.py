@@ -145,7 +145,7 @@ def named_folders(words: Sequence[str] | None) -> dict[str, Path] | None:
             raise ConfigError(f"--split {word}: data.split=blocks means blocks of places. Choose another name.")
         if not Path(folder).is_dir():
             raise ConfigError(f"--split {word}: there is no folder {folder}")
-        found[name] = Path(folder)
+        found[name] = Path(folder).absolute()
     return found or None
 
 

@@ -182,6 +182,17 @@ def component(name: str) -> str:
     return name
 
 
+def column(name: str) -> str:
+    """The name of a store's column, which is one array in it.
+
+    Raises:
+        ValueError: It is a path, or empty.
+    """
+    if not name.strip() or "/" in name or name in (".", "..") or not name.isprintable():
+        raise ValueError("give the name of a column, such as country or seasonal_snow")
+    return name
+
+
 def _where_it_runs(function: Any) -> AfterValidator:
     """A validator that leaves a value as it is where the file is only looked at."""
 
@@ -206,6 +217,8 @@ Study = Annotated[str, _where_it_runs(study)]
 """An Optuna storage."""
 Tracking = Annotated[str, _where_it_runs(tracking)]
 """A tracking URI of MLflow."""
+ColumnName = Annotated[str, AfterValidator(column)]
+"""A column of a store."""
 Name = Annotated[str, AfterValidator(component)]
 """A name that becomes a folder."""
 SweepName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100), AfterValidator(component)]

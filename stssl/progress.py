@@ -17,6 +17,7 @@ from stssl.recipe import RunRecipe
 from stssl.schema import printable
 from stssl.train.folder import RunFolder
 from stssl.train.launch import run
+from stssl.train.stages import check
 
 EVERY = 10
 """Output to a file or pipe has a line each time so many percent more are done."""
@@ -51,11 +52,12 @@ def _clock(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _following(console: Console, what: str, total: int | None, note: str) -> Iterator[Follow]:
-    """A bar on a terminal, lines elsewhere; yields what takes the number done, of all, and a note."""
+def _following(console: Console, what: str, total: int | None, note: str, first: str = "") -> Iterator[Follow]:
+    """A bar on a terminal, lines elsewhere (the first one at once); yields what follows."""
     if not console.file.isatty() or console.is_dumb_terminal:
         lines = _Lines(console, what)
-        lines.say(note)
+        if first:
+            lines.say(first)
         yield lines.update
         return
     columns = [TextColumn("{task.description:<8}"), BarColumn(bar_width=20), MofNCompleteColumn()]
@@ -69,7 +71,8 @@ def _following(console: Console, what: str, total: int | None, note: str) -> Ite
 def training_progress(console: Console, steps: int, workers: bool = True) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Follow the rows of a run's metrics; yields what takes them. `workers` says whether Ray starts any."""
     notes: dict[str, str] = {}
-    with _following(console, "train", steps, "starting workers" if workers else "starting") as follow:
+    first = "starting workers" if workers else "starting"
+    with _following(console, "train", steps, first, first) as follow:
 
         def watch(row: dict[str, Any]) -> None:
             if row["kind"] == "train":
@@ -91,8 +94,9 @@ def carried_out(console: Console, recipe: RunRecipe) -> Path:
         best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
         console.print(f"This run is finished: {done['steps']} steps{best}.")
         return folder.path
+    check(folder.going_on(recipe))  # before a bar: what is wrong is the only line then
     with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
-        return run(recipe, watch).path
+        return run(recipe, watch, checked=True).path
 
 
 def probe_table(rows: list[dict[str, Any]]) -> Table:

@@ -32,6 +32,7 @@ from stssl.models import EncoderConfig, InjectionConfig
 from stssl.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from stssl.paths import (
     ELSEWHERE,
+    ColumnName,
     Folder,
     Location,
     Name,
@@ -64,7 +65,7 @@ class DataConfig(Config):
     split: SplitConfig = "official"
     bands: Annotated[tuple[str, ...], Field(min_length=1)] = ("B04", "B03", "B02")
     labels: str = "labels_43"
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[ColumnName, ...] = ()
     scale: Literal["sigmas", "bytes"] = "sigmas"
     cache: Literal["none", "host", "device"] = "none"
     cache_dir: Location | None = None

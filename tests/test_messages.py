@@ -43,6 +43,8 @@ def words(kind, tree, *overrides):
         ("data.bands=3,2,1", "data.bands: give a list, such as data.bands=[B04,B03,B02] (given: '3,2,1')"),
         ("data.bands=[3,2,1]", "data.bands: give names, such as data.bands=[B04,B03,B02]"),
         ("data.exclude=seasonal_snow", "data.exclude: give a list, such as data.exclude=[seasonal_snow]"),
+        ("data.exclude=[../x]", "data.exclude.0: give the name of a column, such as country"),
+        ("data.split={name: leave_out, column: ../x, values: [a]}", "data.split.column: give the name of a column"),
         ("launch.workers=two", "launch.workers: Give a valid integer or a list (given: 'two')"),
         ("launch.workers={a: 1}", "launch.workers: Give a valid integer or a list"),
         ("launch=4", "launch: give keys and values, such as launch={KEY: VALUE}"),
@@ -124,8 +126,8 @@ def test_output_to_a_file_has_a_line_every_tenth_and_no_control_characters():
                 tell(done, 1000)
 
     lines = piped(count).splitlines()
-    assert all(line.isprintable() for line in lines) and 11 <= len(lines) <= 13
-    assert lines[0] == "write: patches"
+    assert all(line.isprintable() for line in lines) and len(lines) == 11
+    assert lines[0].startswith("write:   0 %, 1/1000 patches")
     assert lines[-1].startswith("write: 100 %, 1000/1000 patches, 0:00:0") and lines[-1].endswith("elapsed")
     assert "elapsed, 0:00:0" in lines[5] and lines[5].endswith(" left")
 
@@ -158,3 +160,12 @@ def test_a_command_into_a_pipe(tmp_path, monkeypatch, capsys):
         main()
     shown = capsys.readouterr().err
     assert "write: 100 %, 20/20 patches" in shown and all(line.isprintable() for line in shown.splitlines())
+
+
+def test_what_is_wrong_is_the_only_line(recipe_tree, tmp_path, monkeypatch, capsys):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_tree))
+    monkeypatch.setattr(sys, "argv", ["stssl", "train", str(tmp_path / "r.yaml"), "data.split=random"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[0].startswith("ConfigError: data.split:")

@@ -12,7 +12,7 @@ from pydantic import Field
 from stssl.config import Config, Seed
 from stssl.data.lists import rows_named, text
 from stssl.errors import ConfigError, DataError, shown
-from stssl.paths import Location
+from stssl.paths import ColumnName, Location
 from stssl.schema import UNUSABLE
 
 Ints = NDArray[np.int64]
@@ -62,7 +62,7 @@ class LeaveOutSplit(Config):
     """Test on the patches whose column has one of some values, such as a country or a season; train on the others."""
 
     name: Literal["leave_out"]
-    column: str
+    column: ColumnName
     values: Annotated[tuple[str, ...], Field(min_length=1)]
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     degrees: Annotated[float, Field(gt=0)] = 0.1
