@@ -9,6 +9,7 @@ import csv
 import logging
 import os
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -245,26 +246,39 @@ def write_eurosat(folder, per_class=40):
         csv.writer(file).writerows(rows)
 
 
-def environment(copy):
-    """A user's with the environment active; the copy's code, no Ray of somebody else."""
+def environment(copy, token=None):
+    """A user's with the environment active; the copy's code, no Ray of somebody else, and a cluster's token if any."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MAKE"))}
     path = f"{VENV / 'bin'}:{mine['PATH']}"
-    return mine | {"PATH": path, "PYTHONPATH": str(copy), "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "200"}
+    return (
+        mine
+        | {"PATH": path, "PYTHONPATH": str(copy), "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "200"}
+        | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
+    )
 
 
-def shell(copy, command, limit=420):
+def shell(copy, command, token=None, limit=420):
     """Run a command as the next one of the same shell: its variables stay."""
     state = copy.parent / "state"
     before = f"source {state}; " if state.exists() else ""
     script = f"{before}{command}\ncode=$?; export -p > {state}; exit $code"
     return finish(
-        start("env", "-C", str(copy), "-i", *(f"{k}={v}" for k, v in environment(copy).items()), "bash", "-c", script),
+        start(
+            "env",
+            "-C",
+            str(copy),
+            "-i",
+            *(f"{k}={v}" for k, v in environment(copy, token).items()),
+            "bash",
+            "-c",
+            script,
+        ),
         limit,
     )
 
 
 @contextmanager
-def cluster(copy):
+def cluster(copy, token):
     """A node with a job server; yields its address."""
     ports = []
     for _ in range(4):
@@ -279,7 +293,7 @@ def cluster(copy):
         command = [VENV / "bin" / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=3"]
         command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--temp-dir={folder}"]
         command += [f"--ray-client-server-port={ports[2]}", f"--dashboard-agent-listen-port={ports[3]}"]
-        node = subprocess.Popen(command, stdout=out, stderr=out, env=environment(copy), cwd=copy)
+        node = subprocess.Popen(command, stdout=out, stderr=out, env=environment(copy, token), cwd=copy)
         try:
             end = time.monotonic() + 120
             while "Ray runtime started" not in log.read_text():
@@ -302,8 +316,11 @@ def carry_out(copy, command):
     line, told = typed(command)[0].replace("{tmp}", str(copy.parent)), promise(command)
     begun = time.monotonic()
     if "{address}" in line:
-        with cluster(copy) as address:
-            code, output = shell(copy, line.replace("{address}", address))
+        token = secrets.token_hex(
+            32
+        )  # Ray's clusters take no job without one, and cluster/README.md says how it is set
+        with cluster(copy, token) as address:
+            code, output = shell(copy, line.replace("{address}", address), token)
     else:
         code, output = shell(copy, line)
     logging.getLogger("readme").info("%.1f s  %s", time.monotonic() - begun, command)
