@@ -88,6 +88,8 @@ class _Images:
             info = self._zip.getinfo(member)
             if info.file_size > MOST_MEMBER:
                 raise BadPatchError("unreadable", f"{member} claims {info.file_size:,} bytes: no image of EuroSAT has")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # Others unpack without a bound.
+                raise BadPatchError("unreadable", f"{member} is packed by method {info.compress_type}, not deflated")
             return self._zip.read(info)
         except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, ValueError) as error:
             raise BadPatchError("unreadable", f"{member}: {error}") from None

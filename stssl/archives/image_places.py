@@ -82,7 +82,17 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
         raise BadPatchError("bad_coordinates", f"{name}: its place cannot be projected ({words})") from None
     if not (math.isfinite(lat[0]) and math.isfinite(lon[0])):
         raise BadPatchError("bad_coordinates", f"{name} lies outside its projection's area")
-    return lat[0], (lon[0] + 180) % 360 - 180
+    place = lat[0], _wrapped(lon[0])
+    if crs.is_projected and good_place(*place):
+        back = transform(CRS.from_epsg(4326), crs, [place[1]], [place[0]])
+        if max(abs(back[0][0] - x), abs(back[1][0] - y)) > 1e-3 * max(abs(x), abs(y), 1.0):
+            raise BadPatchError("bad_coordinates", f"{name} lies outside its projection's area")
+    return place
+
+
+def _wrapped(lon: float) -> float:
+    """A longitude between -180 and 180 of one between -360 and 360; others are no longitudes, and stay."""
+    return lon - 360 * math.copysign(1, lon) if 180 < abs(lon) <= 360 else lon
 
 
 def _applied(plane: Any, column: float, row: float) -> tuple[float, float]:
@@ -95,6 +105,9 @@ def _from_points(points: Any, crs: CRS | None, center: tuple[float, float], name
     if crs is None:
         raise BadPatchError("bad_coordinates", f"{name} has control points and no projection")
     pixels = np.array([(point.col, point.row, 1.0) for point in points])
+    if crs.is_geographic:
+        for point in points:  # Those on both sides of the antimeridian lie together.
+            point.x -= 360 * round((point.x - points[0].x) / 360)
     ground = np.array([(point.x, point.y) for point in points])
     if len(points) < 3 or np.linalg.matrix_rank(pixels) < 3:
         raise BadPatchError("bad_coordinates", f"{name} has {len(points)} control points, which span no area")
@@ -112,7 +125,7 @@ def _from_rpcs(rpcs: Any, row: float, column: float, name: str) -> tuple[float, 
             xs, ys = rays.xy([row], [column], zs=[rpcs.height_off], offset="ul")
     except (RasterioError, CPLE_BaseError, ValueError) as error:
         raise BadPatchError("bad_coordinates", f"{name}: its rational polynomials cannot be used ({error})") from None
-    return float(ys[0]), (float(xs[0]) + 180) % 360 - 180
+    return float(ys[0]), _wrapped(float(xs[0]))
 
 
 def _exif(data: bytes) -> tuple[float, float] | None:

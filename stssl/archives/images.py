@@ -11,6 +11,8 @@ measured pixels in that band, which is neutral for a network, and are left out o
 
 import contextlib
 import re
+import stat
+import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,8 +42,11 @@ DRIVERS = {
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
 }
 """First bytes of a file -> the one GDAL driver that may open it."""
-MOST_BANDS, MOST_BYTES = 256, 1 << 29
+MOST_BANDS, MOST_BYTES = 256, 1 << 27
 """What a raster that holds one patch is never larger than, as a file and decoded."""
+MOST_TILES = 4096
+"""Tiles of a JPEG 2000 file: its library sets kilobytes aside for each when it is opened."""
+_CODESTREAM = b"\xff\x4f\xff\x51"
 _SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
@@ -93,9 +98,14 @@ def read_bytes(source: Path | BytesIO, name: str) -> bytes:
     if isinstance(source, BytesIO):
         return source.getvalue()
     try:
-        if source.stat().st_size > MOST_BYTES:
+        about = source.stat()
+        if not stat.S_ISREG(about.st_mode):  # A pipe or device might never end.
+            raise BadPatchError("unreadable", f"{name} is not a file")
+        if about.st_size > MOST_BYTES:
             raise BadPatchError("unreadable", f"{name} is larger than {MOST_BYTES >> 20} MiB: no file of one patch is")
         return source.read_bytes()
+    except FileNotFoundError:
+        raise BadPatchError("missing_band", f"{name} is missing") from None
     except OSError as error:
         raise BadPatchError("unreadable", f"{name}: {error.strerror}") from None
 
@@ -114,6 +124,8 @@ def opened(data: bytes, name: str) -> Iterator[Any]:
     driver = next((driver for start, driver in DRIVERS.items() if data.startswith(start)), None)
     if driver is None:
         raise BadPatchError("unreadable", f"{name} is no GeoTIFF, PNG, JPEG or JPEG 2000 file")
+    if driver == "JP2OpenJPEG":
+        _refuse_many_tiles(data, name)
     try:
         with (
             warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
@@ -138,6 +150,19 @@ def _refuse_giants(file: Any, name: str) -> None:
     block = max((height * width for height, width in file.block_shapes), default=0)
     if file.count > MOST_BANDS or file.count * max(file.height * file.width, block) * each > MOST_BYTES:
         raise BadPatchError("unreadable", f"{name} claims to be {file.count}x{file.height}x{file.width}")
+
+
+def _refuse_many_tiles(data: bytes, name: str) -> None:
+    """Bound what a JPEG 2000 file makes its library set aside before any pixel is asked for."""
+    try:
+        size = struct.unpack_from(">8IH", data, data.find(_CODESTREAM) + 8)
+    except struct.error:
+        return
+    right, bottom, left, top, width, height, first, over, count = size
+    tiles = -(-(right - first) // max(width, 1)) * -(-(bottom - over) // max(height, 1))
+    if tiles > MOST_TILES or count > MOST_BANDS or (right - left) * (bottom - top) * count > MOST_BYTES:
+        claims = f"{name} claims to be {count}x{bottom - top}x{right - left} in {tiles:,} tiles"
+        raise BadPatchError("unreadable", claims)
 
 
 def open_picture(data: bytes) -> Image.Image:
@@ -179,7 +204,7 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
     data = read_bytes(source, name)
     with opened(data, name) as file:
         _refuse_meanings(file, name)
-        values, measured, colors = _expanded(file, name) if _palette(file) else _bands(file, name)
+        values, measured, colors = _expanded(file, name) if _palette(file) else _bands(file, name, data)
         if measured is None and size is not None and not _palette(file):
             kept = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color.name != "alpha"]
             values = file.read(kept, out_shape=(len(kept), size, size), resampling=Resampling.bilinear)
@@ -206,7 +231,7 @@ def read_stored(path: Path, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]
     data = read_bytes(path, name)
     with opened(data, name) as file:
         _refuse_meanings(file, name)
-        values, measured, _ = _bands(file, name)
+        values, measured, _ = _bands(file, name, data)
         _upright(data, file, name)
     return values, np.ones(values.shape, np.bool_) if measured is None else measured
 
@@ -247,7 +272,7 @@ def _expanded(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | N
     )
 
 
-def _bands(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[str, ...]]:
+def _bands(file: Any, name: str, data: bytes) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[str, ...]]:
     """All bands but transparency, and where they are measured."""
     alpha = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color == ColorInterp.alpha]
     kept = [band for band in file.indexes if band not in alpha]
@@ -255,14 +280,24 @@ def _bands(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None
         raise BadPatchError("unreadable", f"{name} holds nothing but transparency")
     values = file.read(kept)
     masks = file.read_masks(kept) > 0
+    premultiplied = bool(alpha) and file.driver == "GTiff" and _premultiplied(data)
     for band in alpha:
         opacity = file.read(band)
-        premultiplied = file.tags(band, ns="IMAGE_STRUCTURE").get("ALPHA") == "PREMULTIPLIED"
-        if premultiplied and ((opacity > 0) & (opacity < opacity.max())).any():
+        if premultiplied and ((opacity > 0) & (opacity < np.iinfo(opacity.dtype).max)).any():
             raise BadPatchError("unreadable", f"{name} has values that are multiplied with their transparency")
         masks &= opacity > 0
     colors = tuple(file.colorinterp[band - 1].name for band in kept)
     return values, None if masks.all() else masks, colors
+
+
+def _premultiplied(data: bytes) -> bool:
+    """Whether a TIFF says that its colors are multiplied with their alpha, which GDAL does not tell."""
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            with Image.open(BytesIO(data), formats=("TIFF",)) as image:
+                return 1 in image.tag_v2.get(338, ())  # type: ignore[attr-defined]
+        except (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+            return False
 
 
 def _filled(

@@ -20,6 +20,7 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES = 256, 257, 258, 259, 2
 _ROWS, _COUNTS, _PLANAR, _PREDICTOR, _TILE, _FORMAT = 278, 279, 284, 317, 322, 339
 _TIEPOINT, _GEOKEYS, _PROJECTED = 33922, 34735, 3072
 _ASCII = 2
+_POINT, _UNITS, _METRE, _USER_DEFINED = 1025, 3076, 9001, 32767
 _SIZES = {3: ("H", 2), 4: ("I", 4), 12: ("d", 8)}
 _EXPECTED: dict[int, tuple[Any, ...]] = {
     _BITS: (16,),
@@ -131,6 +132,8 @@ def georeference(source: Path | BytesIO, name: str) -> Georeference:
     with opened(read_bytes(source, name), name) as file:
         if file.crs is None or file.transform.is_identity:
             raise BadPatchError("bad_coordinates", f"{name} is not georeferenced")
+        if file.transform.b or file.transform.d:
+            raise BadPatchError("bad_coordinates", f"{name} is turned against its projection")
         bounds = file.bounds
         projection = file.crs.to_epsg() or file.crs.to_wkt()
     return Georeference(projection, (bounds.left, bounds.top), (bounds.right, bounds.bottom))
@@ -148,7 +151,10 @@ def utm_corner(data: bytes) -> tuple[int, float, float] | None:
         column, row, _, x, y, _ = tags[_TIEPOINT]
     except (struct.error, KeyError, ValueError, IndexError):
         return None
-    return (int(code), x, y) if location == 0 and column == row == 0 else None
+    plain = location == 0 and column == row == 0 and code < _USER_DEFINED
+    # Pixels as points lie half a pixel off, and other units mean other numbers: left to those who know them all.
+    plain = plain and entries.get(_POINT, (0, 1, 1))[2] == 1 and entries.get(_UNITS, (0, 1, _METRE))[2] == _METRE
+    return (int(code), x, y) if plain else None
 
 
 def read_band(path: Path, size: int) -> NDArray[np.uint16]:
@@ -157,12 +163,7 @@ def read_band(path: Path, size: int) -> NDArray[np.uint16]:
     Raises:
         BadPatchError: The file is missing, unreadable or truncated, or has another size or type.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise BadPatchError("missing_band", f"{path.name} is missing") from None
-    except OSError as error:
-        raise BadPatchError("unreadable", f"{path.name}: {error.strerror}") from None
+    data = read_bytes(path, path.name)
     pixels: NDArray[Any] | None = strips(data)
     if pixels is None:
         image, measured = read_stored(path, path.name)
