@@ -106,7 +106,7 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     figure, (axis,) = figure_of(8.4, 1.2 + 0.3 * len(classes) * max(1, len(networks) / 2))
     height = 0.8 / len(networks)
     for i, (network, scores) in enumerate(networks.items()):
-        values = [scores[c][name] or 0.0 for c in classes]
+        values = [np.nan if (value := scores[c][name]) is None else value for c in classes]
         places = np.arange(len(classes)) + (len(networks) - 1 - i - (len(networks) - 1) / 2) * height
         axis.barh(places, values, height, color=COLORS[i % len(COLORS)], label=network)
     labels = [f"{c if len(c) < 48 else c[:46] + '…'} ({int(first[c]['count'] or 0)})" for c in classes]
@@ -152,5 +152,6 @@ def reliability(confidences: Mapping[str, tuple[Floats, Floats]]) -> Markup:
     axis.set_xlabel("predicted probability")
     axis.set_ylabel("share that is right")
     axis.set_title("reliability")
-    axis.legend(fontsize=8)
+    if confidences:
+        axis.legend(fontsize=8)
     return svg(figure)

@@ -50,8 +50,8 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: 
         weight = ((likeness - likeness[:, :1]) / temperature).exp()
         votes = torch.einsum("nk,nkgw->ngw", weight, ways[nearest])
         found.append(votes / votes.sum(-1, keepdim=True).clamp_min(1e-12))
-    probabilities = torch.cat(found).clamp(1e-6, 1 - 1e-6)
-    return space.ungrouped(probabilities.log())
+    # Added and not clamped, in float64: near-unanimous neighbours stay ranked by what little the others say.
+    return space.ungrouped((torch.cat(found).double() + 1e-6).log())
 
 
 def neighbour_scores(

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def probe_table(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             *(Text(printable(row[name])) for name in ("weights", "method")),
             Text(printable(f"{row['labels']} ({row['labeled']:,})")),
-            *("-" if value is None else f"{value:.4f}" for value in values),
+            *map(_shown, values),
         )
     return table
 
@@ -123,8 +124,12 @@ def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table
         table.add_column(network, justify="right")
     for name in dict.fromkeys(name for scores in results.values() for name in scores):
         values = [scores.get(name) for scores in results.values()]
-        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
+        table.add_row(name, *map(_shown, values))
     return table
+
+
+def _shown(score: float | None) -> str:
+    return "-" if score is None or not isfinite(score) else f"{score:.4f}"
 
 
 @contextlib.contextmanager

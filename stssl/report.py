@@ -236,9 +236,12 @@ def _details(run: RunView) -> list[Markup]:
     networks = {name: result.per_class for name, result in run.parts[part].networks.items()}
     arrays = run.arrays[part]
     space = LabelSpace(tuple(next(iter(networks.values()))), run.multilabel)
-    predictions = {name: _outcome(arrays[f"logits_{name}"], arrays["targets"], space) for name in networks}
+    logits = {name: arrays[f"logits_{name}"] for name in networks}
+    finite = [name for name in networks if np.isfinite(logits[name]).all()]
+    predictions = {name: _outcome(logits[name], arrays["targets"], space) for name in finite}
     place = arrays["metadata"]
-    maps = figures.error_maps(place[:, 0], place[:, 1], {name: outcome[2] for name, outcome in predictions.items()})
+    wrong = {name: outcome[2] for name, outcome in predictions.items()}
+    maps = figures.error_maps(place[:, 0], place[:, 1], wrong) if wrong else Markup()
     title = Markup("<h3>{}, {}</h3>")
     return [
         title.format("Classes", part),
@@ -257,10 +260,11 @@ def _outcome(
 
     That share is NaN for a patch without a known label.
     """
-    ways = space.grouped(torch.from_numpy(logits)).softmax(-1).numpy()
+    grouped = space.grouped(torch.from_numpy(logits).double())
+    ways, best = grouped.softmax(-1).numpy(), grouped.argmax(-1).numpy()
     known = targets != IGNORED
     count = known.sum(1)
-    wrong = np.where(count > 0, ((ways.argmax(-1) != targets) & known).sum(1) / np.maximum(count, 1), np.nan)
-    chosen = np.ones_like(targets) if space.ways == 2 else ways.argmax(-1)
+    wrong = np.where(count > 0, ((best != targets) & known).sum(1) / np.maximum(count, 1), np.nan)
+    chosen = np.ones_like(targets) if space.ways == 2 else best
     probability = np.take_along_axis(ways, chosen[..., None].astype(np.int64), -1)[..., 0]
     return probability[known], (targets == chosen)[known].astype(float), wrong

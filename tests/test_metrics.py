@@ -4,7 +4,7 @@ import torch
 
 from stssl.batch import IGNORED
 from stssl.labels import LabelSpace
-from stssl.metrics import headline, score
+from stssl.metrics import diverged, headline, score
 
 MULTI = LabelSpace(("a", "b", "c", "d"), True)
 SINGLE = LabelSpace(("a", "b", "c"), False)
@@ -98,3 +98,56 @@ def test_a_task_of_one_class_is_scored():
     space, targets = LabelSpace(("only",), True), torch.tensor([[1], [0], [1], [IGNORED]])
     scores, classes = score(torch.tensor([[2.0], [-1.0], [-3.0], [5.0]]), targets, space)
     assert classes["only"]["F1"] == scores["F1"] == scores["F1_micro"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("space", [MULTI, SINGLE])
+def test_predictions_that_are_not_finite_have_no_score(bad, space):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(30, len(space.classes), generator=generator)
+    targets = torch.randint(0, 2, (30, space.groups), generator=generator)
+    assert not diverged(score(logits, targets, space)[0])
+    for rows in (slice(None), slice(0, 15), slice(3, 4)):
+        broken = logits.clone()
+        broken[rows] = bad
+        scores, classes = score(broken, targets, space)
+        assert diverged(scores) and all(np.isnan(value) for value in scores.values())
+        assert {name: one["count"] for name, one in classes.items()} == {
+            name: one["count"] for name, one in score(logits, targets, space)[1].items()
+        }
+        assert all(np.isnan(value) for one in classes.values() for key, value in one.items() if key != "count")
+    unknown = targets.clone()
+    unknown[:15] = IGNORED
+    logits[:15] = bad
+    assert not diverged(score(logits, unknown, space)[0])
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 60.0, 3000.0])
+def test_classes_are_ranked_by_logits_however_large(kind, size):
+    from sklearn.metrics import average_precision_score
+
+    generator = torch.Generator().manual_seed(2)
+    targets = (torch.rand(200, 4, generator=generator) < 0.4).long()
+    logits = (size * (2 + 0.3 * (torch.randn(200, 4, generator=generator) + targets))).to(kind)
+    scores, classes = score(logits, targets, MULTI)
+    exact = logits.double().numpy()
+    expected = [average_precision_score(targets[:, c], exact[:, c]) for c in range(4)]
+    assert [one["AP"] for one in classes.values()] == pytest.approx(expected, abs=1e-6)
+    assert scores["mAP"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert scores["mAP_micro"] == pytest.approx(average_precision_score(targets.ravel(), exact.ravel()), abs=1e-6)
+    if size == 60.0:  # control: probabilities cannot tell these apart
+        tied = average_precision_score(targets.ravel(), logits.double().sigmoid().numpy().ravel())
+        assert scores["mAP_micro"] > tied + 0.02
+
+
+def test_decisions_are_made_on_logits():
+    small = torch.tensor([[1e-20, 2e-20, 0.0], [3e-20, 0.0, 0.0]], dtype=torch.float64)
+    assert len(small.softmax(1).unique()) == 1  # control: the probabilities are equal
+    assert score(small, torch.tensor([[1], [0]]), SINGLE)[0]["accuracy"] == 1
+    assert score(small[:1], torch.tensor([[1, 1, 0]]), LabelSpace(("a", "b", "c"), True))[0]["F1_micro"] == 1
+
+
+def test_a_single_label_task_of_one_class_is_scored():
+    scores, classes = score(torch.randn(4, 1), torch.zeros(4, 1, dtype=torch.long), LabelSpace(("only",), False))
+    assert scores["accuracy"] == scores["F1"] == 1 and scores["loss"] == 0 and list(classes) == ["only"]

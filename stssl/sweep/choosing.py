@@ -14,12 +14,12 @@ from stssl.train.folder import write_text
 
 
 def ranked(trials: Sequence[Row], modes: Sequence[Mode]) -> list[Row]:
-    """Comparable trials, best first: complete ones, or where none is, those that have any score.
+    """Comparable trials, best first: complete ones, or where none is, those that have any score and did not fail.
 
     With several metrics the trials that no other one dominates come first; then by the first metric.
     """
     complete = [row for row in trials if row.state == "complete" and row.values]
-    candidates = complete or [row for row in trials if row.values]
+    candidates = complete or [row for row in trials if row.values and row.state != "failed"]
     front = {row.number for row in pareto(candidates, modes)} if len(modes) > 1 else set()
     return sorted(candidates, key=lambda row: (row.number not in front, -_gains(row, modes)[0], row.number))
 
@@ -47,14 +47,16 @@ def write_best(book: Book, trials: Sequence[Row]) -> Path:
     """Write `best.yaml` (for several metrics also `pareto/*.yaml`), `best.json` and the link `best`; returns the first.
 
     Raises:
-        RunError: No trial came to a validation; says why the first failed.
+        RunError: All failed, or none came to a validation; says why the first failed.
     """
     folder, config = book.sweep.folder, book.sweep.config
     order = ranked(trials, config.modes)
     if not order:
-        failed = [row for row in trials if row.reason]
-        why = f" Trial {failed[0].number} failed: {(failed[0].reason or '').splitlines()[0]}" if failed else ""
-        raise RunError(f"no trial of {folder} came to its first validation, so there is no best one.{why}")
+        failed = [row for row in trials if row.state == "failed"]
+        why = f" Trial {failed[0].number} failed: {(failed[0].reason or 'no reason').splitlines()[0]}" if failed else ""
+        what = f"all {len(failed)} trials" if len(failed) == len(trials) else "no trial"
+        ended = "failed" if len(failed) == len(trials) else "came to its first validation"
+        raise RunError(f"{what} of {folder} {ended}, so there is no best one.{why}")
     best = order[0]
     target = folder / "best.yaml"
     write_text(target, _file(book, best))

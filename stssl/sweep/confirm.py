@@ -202,6 +202,8 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
             elif one.name not in known:  # a start that was killed looked, and did not come to say so
                 fresh.append(one.name)
             scores = read_kept(Scored, file, f"Evaluate it again: `stssl evaluate {folder.path}`.")[0].student
+            if scores.get("loss") is None:
+                continue  # predictions on test are not finite where those on validation were
             for metric in book.sweep.config.metrics:
                 value = scored(scores).get(metric)
                 if value is None:

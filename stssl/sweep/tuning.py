@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,11 @@ class StudySearcher(Searcher):
     def decide(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Write a validation down; returns whether the trial is to stop."""
         trial, name = self.live.get(trial_id), self.book.sweep.config.metrics[0]
-        if trial is None or name not in result:
+        # A score that is missing or not finite never gets into a rung, nor stops anybody.
+        value = result.get(name)
+        if trial is None or value is None or not isfinite(value):
             return False
-        stop = self.book.report(trial, int(result["step"]), float(result[name]), time.time() - self.since[trial_id])
+        stop = self.book.report(trial, int(result["step"]), float(value), time.time() - self.since[trial_id])
         if stop and result["step"] < result["steps"]:
             self.stopped.add(trial_id)
             return True

@@ -1,6 +1,7 @@
 """The stage of pretraining runs."""
 
 import logging
+from math import nan
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from stssl.batch import Progress
 from stssl.build import build_pixels
 from stssl.distributed import rank, world_size
 from stssl.errors import ConfigError
+from stssl.metrics import diverged
 from stssl.models.backbones import shape_of
 from stssl.models.ema import average_batchnorm, evaluating
 from stssl.models.layout import placed
 from stssl.models.weights import weighted_backbone
-from stssl.neighbours import neighbour_scores
+from stssl.neighbours import embed, neighbour_scores
 from stssl.pretrain.geography import ClustersConfig, NoGeoConfig, cluster_places, known_places
 from stssl.pretrain.pairs import PairLoader, PairSource, RawPairs
 from stssl.pretrain.positives import Positives
@@ -26,6 +28,8 @@ from stssl.train.checkpoint import Checkpoints, export_weights
 from stssl.train.stage import Stage
 from stssl.views import Pixels
 
+FEW = 16
+"""Patches whose features tell whether the weights still are numbers."""
 PLACES = "location_id"
 QUERY = "networks.query.backbone."
 
@@ -62,11 +66,11 @@ class Contrasting(Stage):
         made: Pairs = self.makes(raw)
         return made
 
-    def validate(self, progress: Progress) -> tuple[dict[str, float], float]:
+    def validate(self, progress: Progress) -> tuple[dict[str, float], float | None]:
         """k-NN on frozen features where patches of both parts have labels: to look at, not to choose weights by."""
         average_batchnorm(self.step)
         if not self.data.store.label_sets:
-            return {}, float("nan")
+            return {}, None if self._finite() else nan
         labels = labels_of(self.data.store, self.recipe.data.labels)
         options, asked = self.recipe.evaluation, self.recipe.neighbours
         encoder = self.step.networks["query"]
@@ -83,7 +87,15 @@ class Contrasting(Stage):
                 batch=options.batch,
                 limit=options.limit,
             )
-        return scores, float("nan")
+        fine = not diverged(scores) if scores else self._finite()
+        return scores, None if fine else nan
+
+    def _finite(self) -> bool:
+        """Whether features of some training patches are finite; where they are not, the weights are worth nothing."""
+        encoder, rows = self.step.networks["query"], self.data.split.train[:FEW]
+        with evaluating(encoder):
+            found = embed(encoder.features, self.data, self.pixels, rows, FEW)  # type: ignore[arg-type]
+        return bool(torch.isfinite(found).all())
 
     def export(self, checkpoints: Checkpoints) -> None:
         """Write the newest backbone as `encoder.safetensors`, which training recipes start from."""

@@ -9,6 +9,7 @@ from stssl.batch import Progress
 from stssl.build import as_trained, build_pixels, build_step
 from stssl.errors import ConfigError, RunError
 from stssl.evaluate import Evaluation, evaluate, save_evaluations
+from stssl.metrics import diverged
 from stssl.models.layout import placed
 from stssl.paths import store_given
 from stssl.recipe import Recipe
@@ -16,6 +17,7 @@ from stssl.rundata import RunData, open_data
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.train.checkpoint import State, UnusableError, does_not_fit, read_state, require_state
 from stssl.train.folder import RunFolder
+from stssl.train.surroundings import log
 from stssl.train.teaching import calibrate
 from stssl.views import Pixels
 from stssl.wholefiles import is_there
@@ -33,6 +35,10 @@ def load_run(
         raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
     path = folder.checkpoints.path(checkpoint)
     if not is_there(path):
+        if folder.checkpoints.exist():
+            raise RunError(
+                f"{folder.path} has no {checkpoint} checkpoint: no validation had finite predictions so far."
+            )
         raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
     recipe = folder.recipe_as(Recipe)
     expected = recipe.hash()
@@ -98,6 +104,8 @@ def evaluate_run(
     for network in ("student", "teacher")[: len(step.networks)]:
         predictor = step.predictor(network)
         results[network] = evaluate(predictor, data, pixels, part, batch=recipe.evaluation.batch, limit=None)
+        if diverged(results[network].scores):
+            log().warning("the %s's predictions on %s are not finite, so they have no scores", network, part)
     about = {"checkpoint": checkpoint, "step": at, "recipe_hash": recipe.hash(), "name": recipe.name}
     save_evaluations(results, data, part, folder.path / "evaluation" / f"{part}.json", about)
     return {network: result.scores for network, result in results.items()}

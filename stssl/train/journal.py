@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any, Protocol
 
 from stssl.config import flatten
@@ -127,7 +128,7 @@ class Journal:
             return
         self.folder.append({"step": step, "kind": kind, **values})
         for sink in self.sinks:
-            sink.append(kind, step, values)
+            sink.append(kind, step, {name: value for name, value in values.items() if isfinite(value)})
 
     def note(self, file: str, row: dict[str, Any]) -> None:
         """Add a row to another file of the run."""

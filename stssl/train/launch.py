@@ -64,6 +64,11 @@ def _train_here(recipe: RunRecipe, device: torch.device, report: Watch) -> None:
 
 def _finish(session: Session, result: dict[str, Any]) -> None:
     """Export what users take and mark the run as ended; on rank 0 alone."""
+    if not session.folder.checkpoints.path("best").exists():
+        raise RunError(
+            f"no validation of {session.folder.path} had finite predictions, so there is no best checkpoint. Lower "
+            "optimizer.lr, set optimizer.clip=1.0, or use compute.precision=fp32, under another name (name=...)."
+        )
     session.stage.export(session.folder.checkpoints)
     session.folder.finish(result)
 

@@ -35,7 +35,8 @@ def train(session: Session, report: Report) -> dict[str, Any]:
     schedule, position = session.recipe.schedule, session.position
     meter = Meter(session)
     # A run may have been killed when its patience had ended and before that was written down.
-    stop_at = position.step if position.exhausted(schedule.patience) else schedule.steps
+    validated = position.step % schedule.evaluate_every == 0
+    stop_at = position.step if validated and position.exhausted(schedule.patience) else schedule.steps
     with Stop().listening(world_size() == 1) as stop:
         for raw in meter.waiting(session.stage.loader.batches(position.step, stop_at)):
             meter.add(*update(session, raw))

@@ -38,16 +38,23 @@ class Position:
     best_step: int = 0
     left_out: int = 0
 
-    def better(self, score: float) -> bool:
-        """Take in a validation score; whether it is the best so far (where nothing is scored, the newest is)."""
-        if self.best is not None and not score > self.best:
+    def better(self, score: float | None) -> bool:
+        """Take in a validation score; whether it is the best so far.
+
+        Args:
+            score: NaN where predictions were not finite, which is never the best; None where nothing is scored, so that
+                the newest is.
+        """
+        if score is not None and math.isnan(score):
             return False
-        self.best, self.best_step = (None if math.isnan(score) else score), self.step
+        if self.best is not None and (score is None or score <= self.best):
+            return False
+        self.best, self.best_step = score, self.step
         return True
 
     def exhausted(self, patience: int | None) -> bool:
         """Whether `patience` steps went by without a better score."""
-        return patience is not None and self.best is not None and self.step - self.best_step >= patience
+        return patience is not None and self.step - self.best_step >= patience
 
 
 @dataclass

@@ -45,8 +45,10 @@ class Stage(ABC):
         return [(batch, progress)]
 
     @abstractmethod
-    def validate(self, progress: Progress) -> tuple[dict[str, float], float]:
+    def validate(self, progress: Progress) -> tuple[dict[str, float], float | None]:
         """Scores on the validation part, and the one that tells the best checkpoint; ranks call this together.
+
+        That one is NaN where predictions are not finite, and None where there is nothing to choose by.
 
         Args:
             progress: The step that was taken last.

@@ -1,6 +1,7 @@
 """The stage of teacher-student runs."""
 
 from collections.abc import Iterator
+from math import isnan
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from stssl.batch import Batch, Progress, RawBatch, View
 from stssl.build import build_loader, build_pixels, build_step
 from stssl.distributed import rank, world_size
 from stssl.evaluate import Evaluation, evaluate
-from stssl.metrics import headline
+from stssl.metrics import diverged, headline
 from stssl.models.ema import average_batchnorm
 from stssl.models.layout import placed
 from stssl.recipe import Recipe
@@ -65,11 +66,13 @@ class Teaching(Stage):
         """Fewer in a supervised start than after it."""
         return len(self._views_at(step))
 
-    def validate(self, progress: Progress) -> tuple[dict[str, float], float]:
+    def validate(self, progress: Progress) -> tuple[dict[str, float], float | None]:
         """Score the averaged student, its BatchNorm statistics estimated anew."""
         average_batchnorm(self.step)
         scores = self.evaluate_student("validation", progress).scores
-        return scores, scores[headline(self.data.space)]
+        score = scores[headline(self.data.space)]
+        # No class has a positive in this part: there is nothing to choose by.
+        return scores, None if isnan(score) and not diverged(scores) else score
 
     def evaluate_student(self, part: str, progress: Progress) -> Evaluation:
         """Score the averaged student on one part of the split; `progress` is the step that was taken last."""
