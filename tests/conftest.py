@@ -5,14 +5,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Compilers that torch.compile keeps ready would each import torch for the few graphs of these tests.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
-import re
 from unittest import mock
 
 import pytest
 import tiny
-
-SLOW = re.compile(r"soak|kill|fuzz|readme", re.IGNORECASE)
-NO_RAY = "/dev/null/a-test-that-starts-Ray-needs-the-marker-ray"
+from marks import NO_RAY, SLOW
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-import conftest
 import pytest
+from marks import NO_RAY
 
 from stssl.cluster import ray_session
 
@@ -12,7 +12,7 @@ pytest_plugins = ["pytester"]
 
 
 def test_ray_does_not_start_without_its_marker():
-    assert os.environ["RAY_TMPDIR"] == conftest.NO_RAY  # also in processes that the test starts
+    assert os.environ["RAY_TMPDIR"] == NO_RAY  # also in processes that the test starts
     with pytest.raises(OSError, match="needs-the-marker-ray"), ray_session():
         pass
 
@@ -21,7 +21,7 @@ def test_ray_does_not_start_without_its_marker():
     ("name", "fails"), [("test_a_killed_run", False), ("test_README", False), ("test_training_learns", True)]
 )
 def test_slow_tests_are_of_few_kinds(pytester, name, fails):
-    pytester.makeconftest(Path(conftest.__file__).read_text())
+    pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text())
     pytester.makepyfile(f"import pytest\n\n\n@pytest.mark.slow\ndef {name}(): pass")
     done = pytester.runpytest_inprocess("-p", "no:xdist", "-p", "no:rerunfailures")
     if fails:

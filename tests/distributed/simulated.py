@@ -1,7 +1,7 @@
 """Runs recipes on several simulated nodes, in a process of its own: `python simulated.py FOLDER PART...`.
 
 Each part is a run on nodes of one CPU: `elastic` starts on one node and gets a second; `worker` has two of three nodes
-and loses a worker to a kill, `node` loses a node. What was seen goes to FOLDER/seen.json.
+and loses a worker to a kill, `node` loses a node; `many` wants more than there is. What was seen goes to seen.json.
 """
 
 import json
@@ -55,6 +55,15 @@ def disturb(recipe: Recipe, act) -> int:
     return steps[0]
 
 
+def refused(recipe: Recipe) -> str:
+    """What training says that cannot begin."""
+    try:
+        run(recipe)
+    except StsslError as error:
+        return str(error)
+    return "trained"
+
+
 def recipe(folder: Path, name: str, address: str, **launch) -> Recipe:
     tree = yaml.safe_load((folder / f"{name}.yaml").read_text())
     tree["launch"] |= {"address": address, "placement": "SPREAD", "storage": str(folder / "runs"), **launch}
@@ -69,14 +78,15 @@ def join(address: str, started: list[subprocess.Popen]) -> None:
 
 def disturbances(cluster: Cluster, folder: Path, parts: list[str], seen: dict, started: list[subprocess.Popen]) -> None:
     at = cluster.address
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(1 if parts == ["elastic"] else 3)]
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(1 if "elastic" in parts else 3)]
     cluster.wait_for_nodes()
     kill = lambda: os.kill(next(pid for node in nodes for pid in workers(node)), signal.SIGKILL)  # noqa: E731
     lose = lambda: cluster.remove_node(next(node for node in nodes if workers(node)), allow_graceful=False)  # noqa: E731
     acts = {"elastic": lambda: join(at, started), "worker": kill, "node": lose}
+    launch = {"many": {"workers": 7, "cpus_per_worker": 9}, "elastic": {"workers": [1, 2], "elastic_interval_s": 2}}
     for part in parts:
-        launch = {"workers": [1, 2], "elastic_interval_s": 2} if part == "elastic" else {}
-        seen[part] = disturb(recipe(folder, part, at, **launch), acts[part])
+        its = recipe(folder, part, at, **launch.get(part, {}))
+        seen[part] = disturb(its, acts[part]) if part in acts else refused(its)
 
 
 def main() -> None:

@@ -1,26 +1,35 @@
 """The documented sequence of two commands: pretrain, then train from the weights."""
 
-import subprocess
 import sys
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from stssl.build import build_step
+from stssl.cli import main
 from stssl.recipe import Recipe
 from stssl.rundata import open_data
 from stssl.train.folder import RunFolder
 
 
-def command(*arguments):
-    program = [sys.executable, "-m", "stssl.cli", *map(str, arguments)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.strip().splitlines()[-1]
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command of the command line in this process; the last line that it prints."""
+
+    def go(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stssl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output = capsys.readouterr()
+        assert not ended.value.code, output
+        return output.out.strip().splitlines()[-1]
+
+    return go
 
 
-def test_a_training_run_starts_from_a_pretrained_one(recipe_tree, tmp_path):
+def test_a_training_run_starts_from_a_pretrained_one(command, recipe_tree, tmp_path):
     training = recipe_tree | {"name": "train", "launch": {"workers": 0, "storage": str(tmp_path / "runs")}}
     pretraining = {
         "name": "pretrain",

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from stssl.data.store import Store
+from stssl.train.checkpoint import read_state
 
 pytestmark = pytest.mark.ray
 
@@ -24,6 +26,12 @@ def test_quickstart(tmp_path):
     assert store.size == 300 and store.bands[:3] == ("B04", "B03", "B02")
     scores = json.loads((out / "runs" / "quickstart" / "evaluation" / "test.json").read_text())
     assert set(scores["networks"]) == {"student", "teacher"}
-    assert json.loads((out / "runs" / "quickstart" / "record.json").read_text())["ranks"] == 2
+    record = json.loads((out / "runs" / "quickstart" / "record.json").read_text())
+    assert [(start["step"], start["ranks"]) for start in record["starts"]] == [(0, 2)]
+    early, last = (
+        read_state(out / "runs" / "quickstart" / "checkpoints" / f"{name}.pt")["step"] for name in ("previous", "last")
+    )
+    tensors = [key for key, value in last.items() if isinstance(value, torch.Tensor)]
+    assert not all(torch.equal(early[key], last[key]) for key in tensors)  # weights do move
     assert any((out / "runs" / "quickstart" / "tensorboard").iterdir())
     assert len(list((out / "archive").rglob("*.tif"))) == 12 * 300

@@ -107,10 +107,10 @@ def in_parts(step, batch, progress, parts):
 def test_micro_batches_make_no_difference(name, space, ignored):
     """Uneven blocks of 6 and 10 rows, so that means of means would be wrong."""
     options = {"strong_labeled": True, "loss": LossConfig(distance="cosine")}
-    whole, parts = make_step(name, space, **options), make_step(name, space, **options)
-    for step in (whole, parts):
-        train(step, batches(space, 1))
-        step.zero_grad()
+    whole = make_step(name, space, **options)
+    train(whole, batches(space, 1))
+    whole.zero_grad()
+    parts = copy.deepcopy(whole)
     batch = make_batch(space, labeled=6, unlabeled=10, seed=5, ignored=ignored)
     progress = Progress(1, 10)
     output = whole(batch, progress)
@@ -203,8 +203,9 @@ STARTS = {
 def test_a_step_looks_at_the_views_that_it_says_and_at_no_others(name, space, micro):
     """Those of later steps are neither read nor made for it."""
     whole = make_batch(space)
-    for position in range(5):
-        one, other = (make_step(name, space, **STARTS[name]) for _ in range(2))
+    for position in (1, 2, 3):
+        one = make_step(name, space, **STARTS[name])
+        other = copy.deepcopy(one)
         progress = Progress(position, 10)
         views = one.views_at(progress)
         assert views <= one.views_needed and (position < 3 or views == one.views_needed)
@@ -215,7 +216,7 @@ def test_a_step_looks_at_the_views_that_it_says_and_at_no_others(name, space, mi
 @pytest.mark.parametrize("micro", [None, 2])
 def test_control_a_step_cannot_do_without_any_of_its_views(name, space, micro):
     whole = make_batch(space)
-    for position in (0, 4):
+    for position in (0, 3):
         step, progress = make_step(name, space, **STARTS[name]), Progress(position, 10)
         for view in step.views_at(progress):
             with pytest.raises(KeyError):

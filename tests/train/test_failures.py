@@ -211,8 +211,19 @@ def test_storage_that_ranks_do_not_share_is_found_out(tmp_path, shared):
         assert said == "shared" if shared else "not the same folder on all nodes: rank 1 does not see" in said
 
 
-def test_a_compiled_run_ends_near_the_plain_one(recipe_tree, caplog):
-    plain, compiled = (make(recipe_tree, name=f"c{flag}", compute__compile=flag) for flag in (False, True))
+@pytest.mark.parametrize("network", ["transformer", "batchnorm"])
+def test_a_compiled_run_ends_near_the_plain_one(without_batchnorm, recipe_tree, caplog, monkeypatch, network):
+    """One block goes through the whole compiler; those with BatchNorm only as far as code is made, which is slow."""
+    plain_part = {"backbone_args": {"depth": 1, "embed_dim": 16}, "metadata": "none", "injection": {"name": "none"}}
+    tree = merge(without_batchnorm | {"algorithm": {"name": "supervised"}}, {"model": plain_part})
+    tree = merge(tree, {"batch": {"unlabeled_ratio": 0}})
+    if network == "batchnorm":
+        tree, real = recipe_tree, torch.compile
+        monkeypatch.setattr(
+            torch, "compile", lambda block, dynamic, **_: real(block, dynamic=dynamic, backend="aot_eager")
+        )
+    tree = merge(tree, {"schedule": {"steps": 6, "evaluate_every": 6}})
+    plain, compiled = (make(tree, name=f"c{flag}", compute__compile=flag) for flag in (False, True))
     losses = []
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for recipe in (plain, compiled):
@@ -228,7 +239,9 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(caplog, monkeypatch
         raise RuntimeError("no compiler here")
 
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: real(function, dynamic=dynamic, backend=refuse))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, dynamic, **_: real(function, dynamic=dynamic, backend=refuse)
+    )
     double = compiling.with_fallback(lambda x: x * 2)
     assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
     assert "going on without torch.compile" in caplog.text

@@ -58,11 +58,16 @@ def trees(recipe_tree, big_store, tmp_path):
     base = merge(
         recipe_tree,
         {
-            "data": {"store": str(big_store), "labels": "labels_19", "scale": "sigmas"},
+            "data": {
+                "store": str(big_store),
+                "labels": "labels_19",
+                "scale": "sigmas",
+                "bands": ["B04", "B03", "B02"],
+            },
             "labels": {"per_class": None, "fraction": 0.5},
             "model": {
                 "backbone": "vit_tiny_patch16_224",
-                "backbone_args": {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8},
+                "backbone_args": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8},
                 "image_size": 16,
                 "injection": {"name": "token"},
             },
