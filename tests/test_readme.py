@@ -169,8 +169,9 @@ def written():
 
 def typed(command):
     """What the test machine types, and which substitutions that took."""
-    used = [one for one in SUBSTITUTIONS if one.old in command]
+    used = sorted((one for one in SUBSTITUTIONS if one.old in command), key=lambda one: -len(one.old))
     for one in used:
+        assert one.old in command, f"two substitutions of one text: {one.old}"
         command = command.replace(one.old, one.new)
     return command, used
 
