@@ -6,16 +6,38 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from stssl.errors import StsslError
+from stssl.errors import StoppedError, StsslError
+
+
+class _Commands(TyperGroup):
+    """The commands, of which none says nothing when it is interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Carry a command out.
+
+        Raises:
+            StoppedError: Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise StoppedError(
+                "interrupted (Ctrl-C). What is written is whole; the same command goes on from there.", 130
+            ) from None
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Land-cover classifiers from few labels and many unlabeled satellite patches.",
 )
 console = Console(stderr=True)
+_CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""What a name in a message could make a terminal do, left out."""
 
 
 def _local(parameter: typer.CallbackParam, value: Any) -> Any:
@@ -304,8 +326,10 @@ def main() -> None:
         app()
     except StsslError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        console.print(str(error).translate(_CONTROLS), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # before a command began
+        sys.exit(130)
     except OSError as error:
         if error.filename is None:
             raise

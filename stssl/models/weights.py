@@ -79,7 +79,7 @@ def load_weights(backbone: nn.Module, path: str) -> None:
 def read_weights(path: str) -> Weights:
     """Tensors by name from a safetensors file or a pickled state dict, read without running any code of it."""
     file = Path(path)
-    if not file.exists():
+    if not file.is_file():  # a pipe would be waited for
         raise ConfigError(f"model.weights: there is no file {path}")
     try:
         if file.suffix == ".safetensors":

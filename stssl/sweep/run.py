@@ -180,6 +180,8 @@ def tune_session(book: Book) -> Iterator[tuple[int, dict[str, Any]]]:
     # Reports of Tune's own would say what the study says, and its files would be one more truth.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune's own handler of Ctrl-C would return as if the search were done.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     launch = book.sweep.recipe.launch
     if not (launch.address or os.environ.get("RAY_ADDRESS")):
         # Nobody takes this machine away from Ray; watching for it would cost each trial a process.

@@ -113,6 +113,8 @@ def _train_on_ray(recipe: RunRecipe) -> None:
                 failure_config=FailureConfig(max_failures=launch.max_failures),
             ),
         )
+        # Ray's own handler of Ctrl-C ends the process as if all were well (exit code 0), amid whatever it does.
+        trainer._register_sigint_handler = lambda controller: None
         try:
             trainer.fit()
         except Exception as error:
