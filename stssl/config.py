@@ -43,6 +43,12 @@ class Domain:
 
 
 Positive = Annotated[int, Field(ge=1)]
+ImageSize = Annotated[int, Field(ge=2, le=4096)]
+"""Side in pixels: shifts of images need two, and no store has larger patches."""
+Threads = Annotated[int, Field(ge=1, le=1024)]
+"""Of one process."""
+Rows = Annotated[int, Field(ge=1, le=2**20)]
+"""Patches of a global batch."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of anything random: all generators that are used take these."""
 

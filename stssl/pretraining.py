@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from stssl.config import Config, Positive, Tree, merge
+from stssl.config import Config, ImageSize, Positive, Rows, Tree, merge
 from stssl.optimizers import OptimizerConfig, SgdConfig
 from stssl.paths import Weights
 from stssl.pretrain.moco import PretextConfig
@@ -18,14 +18,14 @@ class EncoderModelConfig(Config):
 
     backbone: str
     backbone_args: dict[str, Any] = Field(default_factory=dict)
-    image_size: Positive = 128
+    image_size: ImageSize = 128
     weights: Weights = "none"
 
 
 class PairBatchConfig(Config):
     """Pairs of a global batch."""
 
-    size: Positive = 256
+    size: Rows = 256
 
 
 class NeighboursConfig(Config):

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stssl.build import build_pixels
-from stssl.config import Config, Positive, apply_overrides, merge, validate
+from stssl.config import Config, Positive, Threads, apply_overrides, merge, validate
 from stssl.data.draws import LabelsConfig, draw_labeled
 from stssl.errors import ConfigError
 from stssl.evaluate import without_nan
@@ -53,7 +53,7 @@ class LinearConfig(Config):
     temperature: Annotated[float, Field(gt=0)] = 0.07
     fine_tune_lr: Annotated[float, Field(gt=0)] = 1e-3
     fine_tune_steps: Positive = 2_000
-    threads: Positive | None = None
+    threads: Threads | None = None
 
 
 @dataclass(frozen=True)

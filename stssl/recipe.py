@@ -14,8 +14,11 @@ from stssl.augment import AugmentConfig
 from stssl.config import (
     Config,
     Domain,
+    ImageSize,
     Positive,
+    Rows,
     Seed,
+    Threads,
     Tree,
     apply_overrides,
     config_types,
@@ -78,7 +81,7 @@ class ModelConfig(Config):
 
     backbone: str
     backbone_args: dict[str, Any] = Field(default_factory=dict)
-    image_size: Positive = 128
+    image_size: ImageSize = 128
     weights: Weights = "none"
     metadata: Literal["none", "teacher", "direct"] = "none"
     encoder: EncoderConfig = Field(default_factory=lambda: _default(EncoderConfig, "raw"), discriminator="name")
@@ -91,8 +94,8 @@ class BatchConfig(Config):
     A rank with more than `micro` labeled patches takes them, and its unlabeled ones, in parts of at most that many.
     """
 
-    labeled: Positive = 64
-    unlabeled_ratio: Annotated[int, Field(ge=0)] = 7
+    labeled: Rows = 64
+    unlabeled_ratio: Annotated[int, Field(ge=0, le=1024)] = 7
     micro: Positive | None = None
 
 
@@ -118,7 +121,7 @@ class ComputeConfig(Config):
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    threads: Positive | None = None
+    threads: Threads | None = None
     compile: bool = False
     nonfinite_steps: Annotated[int, Field(ge=0)] = 10
 
