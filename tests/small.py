@@ -17,6 +17,7 @@ from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 MULTILABEL = LabelSpace(("a", "b", "c", "d", "e"), True)
 SINGLELABEL = LabelSpace(("a", "b", "c", "d"), False)
 VIT = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2}
+SHALLOW = VIT | {"depth": 1}
 SIZE = 8
 
 FAST = {
@@ -84,7 +85,7 @@ def make_step(
 ) -> TeacherStudentStep:
     torch.manual_seed(seed)
     roles = ("student", "teacher") if teacher else ("plain",)
-    networks = [make_network(space, role, **(network or {})) for role in roles]
+    networks = [make_network(space, role, **({"backbone_args": SHALLOW} | (network or {}))) for role in roles]
     step = TeacherStudentStep(
         student=networks[0],
         teacher=networks[1] if teacher else None,
