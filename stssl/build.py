@@ -14,6 +14,7 @@ from stssl.data.loader import Loader, Source
 from stssl.data.sampler import StreamSampler
 from stssl.errors import ConfigError
 from stssl.models import Role, build_network
+from stssl.models.backbones import check_images
 from stssl.recipe import DataConfig, R, Recipe
 from stssl.rundata import PixelData, RunData, open_data, require_labels, require_metadata
 from stssl.steps.neighbours import Neighbours, NoVotesConfig
@@ -36,6 +37,9 @@ def check(recipe: Recipe) -> None:
     require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
     local = recipe.model.weights.startswith(("file:", "run:"))
     step, steps = build_step(recipe if local else without_weights(recipe), data), recipe.schedule.steps
+    for network in step.networks.values():
+        model, bands = recipe.model, len(recipe.data.bands)
+        check_images(network, network.backbone, model.backbone, bands=bands, size=model.image_size)  # type: ignore[arg-type]
     if step.views_at(Progress(steps - 1, steps)) != step.views_needed:
         logging.getLogger("stssl").warning(
             "no step of this run learns from unlabeled patches: schedule.steps is %d, and before the step that "

@@ -196,6 +196,8 @@ def require_labels(targets: Tensor, part: str) -> None:
     Raises:
         DataError: None of them has a known label.
     """
+    if not len(targets):
+        raise DataError(f"the split has no {part} patches, so nothing can be scored on them. Use another data.split.")
     if not (targets != IGNORED).any():
         raise DataError(
             f"none of the {len(targets):,} {part} patches has a label, so nothing can be scored on them. "

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from stssl.errors import ConfigError, first_line
@@ -73,6 +74,7 @@ def make_backbone(
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *OWN], n=3)
         raise ConfigError(f"model.backbone: timm has no '{name}'" + (f". Near: {', '.join(near)}" if near else ""))
+    misfits = MISFITS if hub else (*MISFITS, RuntimeError)  # the hub's client raises RuntimeErrors too
     wanted = {"pretrained": hub, "in_chans": in_channels, "num_classes": classes, **options}
     try:
         try:
@@ -81,7 +83,7 @@ def make_backbone(
             if "img_size" not in str(error):
                 raise
             return timm.create_model(name, **wanted)
-    except MISFITS as error:
+    except misfits as error:
         raise ConfigError(f"model.backbone_args do not fit {name} at {size} px: {first_line(error)}") from None
     except Exception as error:  # the hub's client raises the errors of whichever transport it uses
         if not hub:
@@ -93,6 +95,32 @@ def make_backbone(
             f"model.weights: cannot load the weights of {name} from timm's hub ({first_line(error)}). "
             "Download them elsewhere and give model.weights=file:PATH."
         ) from None
+
+
+def check_images(network: nn.Module, backbone: nn.Module, name: str, *, bands: int, size: int) -> None:
+    """Pass two blank images through a network, in evaluation and in training mode, as its first step will.
+
+    Some networks can be built for a size and not run at it, which else ends the first step with an error of theirs.
+
+    Args:
+        network: What is trained; its state changes, so pass one that is thrown away.
+        backbone: Its backbone.
+        name: The backbone's name in messages.
+        bands: Bands of the images.
+        size: Side of the images in pixels.
+
+    Raises:
+        ConfigError: The network cannot take such images; says which size it was made for, if that is known.
+    """
+    try:
+        with torch.no_grad():
+            for training in (False, True):
+                network.train(training)(torch.zeros(2, bands, size, size))
+    except (*MISFITS, RuntimeError) as error:
+        made = (getattr(backbone, "default_cfg", None) or {}).get("input_size")
+        size_for = f"model.image_size={made[-1]}, which it is made for" if made else "another model.image_size"
+        words = f"model.backbone: {name} cannot take images of {size} px ({first_line(error)})"
+        raise ConfigError(f"{words}. Try {size_for}, or another backbone.") from None
 
 
 def shape_of(backbone: Any, name: str) -> Shape:

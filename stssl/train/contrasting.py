@@ -12,7 +12,7 @@ from stssl.build import build_pixels
 from stssl.distributed import rank, world_size
 from stssl.errors import ConfigError
 from stssl.metrics import diverged
-from stssl.models.backbones import shape_of
+from stssl.models.backbones import check_images, shape_of
 from stssl.models.ema import average_batchnorm, evaluating
 from stssl.models.layout import placed
 from stssl.models.weights import weighted_backbone
@@ -194,4 +194,6 @@ def check(recipe: PretrainRecipe) -> None:
     if not isinstance(recipe.pretext.geo, NoGeoConfig):
         known_places(data.metadata[torch.from_numpy(data.split.train)], getattr(recipe.pretext.geo, "k", 1))
     model = recipe.model.model_copy(update={"weights": "none"} if recipe.model.weights == "imagenet" else {})
-    build_encoder(model, len(recipe.data.bands), recipe.pretext.projection, recipe.pretext.mlp)
+    bands, size = len(recipe.data.bands), recipe.model.image_size
+    encoder = build_encoder(model, bands, recipe.pretext.projection, recipe.pretext.mlp)
+    check_images(encoder, encoder.backbone, model.backbone, bands=bands, size=size)

@@ -57,7 +57,7 @@ def test_a_killed_run_ends_with_the_same_weights(voting, forgets):
 
 
 def test_a_store_without_places_is_told(voting, monkeypatch):
-    recipe = make(voting)
+    recipe = make(voting | {"model": voting["model"] | {"metadata": "none"}})
     monkeypatch.setattr("stssl.rundata.metadata_table", lambda lat, *_: torch.full((len(lat), 4), torch.nan))
     with pytest.raises(ConfigError, match=r"neighbours: at most one training patch of .* has a place"):
         run(recipe)
