@@ -215,14 +215,19 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
     file = Path(path).resolve()
     expanded = expand_variables if here else _unexpanded
     config = validate(SweepConfig, expanded({"name": file.stem} | tree, str(path)), str(path), here)
-    source = file.parent / config.recipe
-    named = {"name": source.stem}
-    if here:
-        recipe = load_as(Recipe, source, absolute=False)
-    else:
-        recipe = validate(Recipe, named | load_tree(source), str(source), absolute=False)
+    recipe = _base_recipe(file.parent / config.recipe, str(path), here)
     changed = merge(recipe.tree(), _tree(config.change, str(path)))
     return Sweep(config, validate(Recipe, expanded(changed, str(path)), f"{path}: change", here))
+
+
+def _base_recipe(source: Path, path: str, here: bool) -> Recipe:
+    """Read the recipe that a sweep file names; what is wrong with it is told with the sweep file."""
+    try:
+        if here:
+            return load_as(Recipe, source, absolute=False)
+        return validate(Recipe, {"name": source.stem} | load_tree(source), str(source), absolute=False)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: recipe: {error}") from None
 
 
 def _unexpanded(tree: Tree, source: str) -> Tree:

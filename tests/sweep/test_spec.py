@@ -108,6 +108,19 @@ def test_wrong_sweeps_are_errors(space_of, sweep, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("recipe", ["", "missing.yaml", "no\0path", "/" + "x" * 5000, "wrong.yaml", "s.yaml"])
+def test_a_wrong_recipe_is_told_with_the_sweep_that_names_it(space_of, tmp_path, recipe, here):
+    (tmp_path / "wrong.yaml").write_text("optimizer: {rate: 1}\n")
+    space_of({"optimizer.lr": None})
+    tree = yaml.safe_load((tmp_path / "s.yaml").read_text())
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(tree | {"recipe": recipe}))
+    with pytest.raises(ConfigError) as error:
+        load_sweep(tmp_path / "s.yaml", here=here)
+    assert f"{tmp_path / 's.yaml'}" in str(error.value) and "recipe" in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
 def test_modes_are_known_of_own_scores(space_of, tmp_path):
     space_of({"optimizer.lr": None}, metric=["mAP", "calibration_error"], scheduler={"name": "none"})
     assert load_sweep(tmp_path / "s.yaml").config.modes == ("max", "min")
