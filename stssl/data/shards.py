@@ -221,20 +221,20 @@ class ShardedArray:
     def _decode(self, wanted: Wanted, bands: slice, out: Pixels) -> list[int]:
         """Decode Blosc frames where they belong, or cut the wanted bands out of them; the checksums."""
         expected, wants, spans = self.layout.patch_bytes, out[0].nbytes, wanted.spans
-        checked, found = self.layout.checked, []
+        checked, found, places = self.layout.checked, [], wanted.places.tolist()
         room: Any = np.empty(int(spans[:, 1].max()) if len(spans) else 0, np.uint8)
         scratch = memoryview(room)
         whole = np.empty(self.layout.shape[1:], self.layout.dtype)
         for i, (file, (start, size)) in enumerate(zip(wanted.files.tolist(), spans.tolist(), strict=True)):
-            data, target = scratch[:size], out[wanted.places[i]]
+            data, target = scratch[:size], out[places[i]]
             try:
                 got = os.preadv(file, [data], start)
                 if got != size:
                     raise ValueError("the file ends within it")
                 if checked:
-                    data = data[:-4]
-                    value = google_crc32c.value(room[: size - 4])
-                    if value != int.from_bytes(scratch[size - 4 : size], "little"):
+                    body = size - 4
+                    data, value = data[:body], google_crc32c.value(room[:body])
+                    if value != _SIZE.unpack_from(scratch, body)[0]:
                         raise ValueError("it fails its checksum")
                     found.append(value)
                 # Blosc trusts its header, so that a damaged one would make it read beyond the buffer.
