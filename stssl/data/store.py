@@ -19,6 +19,7 @@ from stssl.data.encode import SHARD_CHECKSUMS
 from stssl.data.files import files_at
 from stssl.data.reader import Reader, Stored
 from stssl.data.remote import explained_if_remote, is_remote, zarr_place
+from stssl.data.shards import MOST_PATCHES
 from stssl.errors import DataError
 from stssl.hashing import column_hash
 from stssl.schema import SCHEMA_VERSION
@@ -100,8 +101,9 @@ class Store:
         """Make sure that all arrays are there, and tell once of a store that is older than checksums.
 
         Raises:
-            DataError: An array is lost.
+            DataError: An array is lost, or an attribute of the group is not of its type.
         """
+        _require_types(self.attrs, f"{self.path}/zarr.json")
         known = (*self._images, *self.attrs.get(COLUMN_HASHES, ()))
         lost = [name for name in known if name not in self._group]
         if lost:
@@ -279,6 +281,32 @@ class Store:
             name: Stored(group.bands, (self.size, len(group.bands), group.height, group.width), group.dtype)
             for name, group in groups.items()
         }
+
+
+def _require_types(attributes: dict[str, Any], where: str) -> None:
+    """Refuse attributes of a group that later code could not use: names, how many patches, hashes.
+
+    Raises:
+        DataError: One is of another type or size; names file and key.
+    """
+
+    def wrong(key: str, what: str) -> DataError:
+        return DataError(f"{where}: attributes.{key} must be {what}. Copy the store again, or convert again.")
+
+    for key in ("pixel_arrays", "maps", "label_sets", "splits"):
+        names = attributes.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise wrong(key, "a list of names")
+        if len(set(names)) < len(names):
+            raise wrong(key, "a list of names that differ")
+    if not attributes.get("pixel_arrays"):
+        raise wrong("pixel_arrays", "a list of at least one name")
+    patches = attributes.get("patches")
+    if type(patches) is not int or not 0 <= patches <= MOST_PATCHES:
+        raise wrong("patches", f"a whole number from 0 to {MOST_PATCHES:,}")
+    hashes = attributes.get(COLUMN_HASHES, {})
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise wrong(COLUMN_HASHES, "a hash for each column")
 
 
 def _number(values: Any, place: int, where: str, key: str) -> float | None:

@@ -97,6 +97,31 @@ def test_a_lost_array_is_named(copy):
         Store.open(copy)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pixel_arrays", "b10"),
+        ("pixel_arrays", []),
+        ("pixel_arrays", ["b10", "b10"]),
+        ("label_sets", [["labels_19"]]),
+        ("splits", {"official": 1}),
+        ("maps", 7),
+        ("patches", True),
+        ("patches", 24.0),
+        ("patches", 10**30),
+        ("patches", -1),
+        ("column_hashes", ["lat"]),
+        ("column_hashes", {"lat": 3}),
+    ],
+)
+def test_an_attribute_of_another_type_is_named(key, value, copy):
+    group = json.loads((copy / "zarr.json").read_text())
+    group["attributes"][key] = value
+    (copy / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(DataError, match=f"copy.zarr/zarr.json: attributes.{key} must be"):
+        Store.open(copy)
+
+
 def test_plain_zarr_reads_and_checks_the_store(copy):
     found = zarr.open_array(str(copy), path="b10", mode="r")[:]
     np.testing.assert_array_equal(found, read(copy)["b10"])
