@@ -23,6 +23,8 @@ _WIDE = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 JSON_BYTES = 64 << 20
+GROWTH = 1 << 20
+"""What may be added to a file between asking for its size and reading it."""
 JSON_DEPTH = 100
 
 T = TypeVar("T")
@@ -124,12 +126,14 @@ def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataErro
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  takes what a user typed, as it is
             raise wrong("it is not a file")
         with open(path, "rb") as file:  # noqa: PTH123
-            content = file.read(most + 1)
+            size = os.fstat(file.fileno()).st_size
+            # Room is taken for all that is asked for: no more than the file has, and what may be added meanwhile.
+            content = file.read(min(most, size + GROWTH) + 1) if size <= most else b""
     except OSError as problem:
         raise wrong(problem.strerror or type(problem).__name__) from None
     except ValueError:
         raise wrong("a path cannot hold such characters") from None
-    if len(content) > most:
+    if max(size, len(content)) > most:
         raise wrong(f"it is larger than {most:,} bytes")
     return content
 

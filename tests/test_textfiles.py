@@ -45,3 +45,11 @@ def test_only_plain_files_are_opened(tmp_path):
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero"), tmp_path / "none", "a\0b"):
         with pytest.raises(DataError, match="cannot read"):
             read_bounded(path, 10)
+
+
+def test_a_bound_takes_no_memory(tmp_path):
+    (tmp_path / "a").write_bytes(b"0123456789")
+    assert read_bounded(tmp_path / "a", 1 << 45) == b"0123456789" == read_bounded(tmp_path / "a", 10)
+    with pytest.raises(DataError, match="larger than 9 bytes"):
+        read_bounded(tmp_path / "a", 9)
+    assert read_bounded("/proc/self/status", 1 << 45).endswith(b"\n"), "a file that does not know its size"

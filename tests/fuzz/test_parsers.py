@@ -261,12 +261,22 @@ def _same_or_error(small_store, tmp_path):
     return copy, parse
 
 
-def test_zarr_metadata(small_store, tmp_path):
+@pytest.mark.parametrize("consolidated", [True, False])
+def test_zarr_metadata(small_store, tmp_path, consolidated):
+    """The root's file has a copy of all others, which counts; without it each array's own does."""
     copy, parse = _same_or_error(small_store, tmp_path)
+    root = copy / "zarr.json"
+    if not consolidated:
+        tree = json.loads(root.read_text())
+        del tree["consolidated_metadata"]
+        root.write_text(json.dumps(tree))
+        parse(root)
     files = tuple(sorted(copy.rglob("zarr.json")))
     assert len(files) > 5
+    files += (root,) * (len(files) if consolidated else len(files) // 5)
     kinds = (*m.TEXT, m.tree_in_json, m.tree_in_json, m.tree_in_json)
-    check(Target(files, parse, kinds, lambda path: ("copy.zarr",)), "Zarr metadata")
+    name = "Zarr metadata" if consolidated else "Zarr metadata of each array"
+    check(Target(files, parse, kinds, lambda path: ("copy.zarr",)), name)
 
 
 def test_shard_indexes(small_store, tmp_path):
