@@ -203,9 +203,10 @@ def _lists(store: Columns, config: ListSplit) -> Ints:
         rows = rows_named(names, getattr(config, part), store.path)
         twice = rows[codes[rows] != 255]
         if len(twice):
+            other = getattr(config, PARTS[codes[twice[0]]])
             raise DataError(
                 f"{getattr(config, part)} names {len(twice)} patches that another part has too (the first: "
-                f"{names[twice[0]]}): data.split's lists must not overlap"
+                f"{names[twice[0]]}, of {other}): data.split's lists must not overlap"
             )
         codes[rows] = code
     return codes
