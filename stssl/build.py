@@ -149,7 +149,7 @@ def _neighbours(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Neighbou
 
 
 def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: torch.memory_format) -> Pixels:
-    """What scales stored bands to images of `size` pixels a side, which lie in memory as the networks do."""
+    """Build the scaler from stored bands to images of `size` pixels a side, in the networks' memory format."""
     if config.scale == "bytes":  # for which stores without statistics will do
         mean = std = np.zeros(len(config.bands), np.float32)
     else:

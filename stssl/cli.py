@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 _CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""What a name in a message could make a terminal do, left out."""
+"""Characters that could control a terminal; messages show `?` in their place."""
 
 
 def _local(parameter: typer.CallbackParam, value: Any) -> Any:

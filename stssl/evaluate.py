@@ -120,5 +120,5 @@ def save_evaluations(
 
 
 def array_digest(data: bytes | memoryview) -> str:
-    """What the scores say of the bytes of the file beside them."""
+    """Hash the bytes of a file of arrays; the scores beside it state this digest."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

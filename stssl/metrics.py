@@ -52,7 +52,7 @@ def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> tuple[Scores, d
 
 
 def diverged(scores: Scores) -> bool:
-    """Whether scores are missing because predictions were not finite: the loss of others always is."""
+    """True if scores are missing because predictions were not finite."""
     return isnan(scores.get("loss", 0.0))
 
 

@@ -1,4 +1,4 @@
-"""What pydantic says of a wrong tree, in words of recipes: a line for each wrong value, with its right form."""
+"""Turn pydantic's errors into words of recipes: one line for each wrong value, with its right form."""
 
 import difflib
 import re
@@ -41,7 +41,7 @@ def _marked(location: Location, tree: Any) -> Iterator[tuple[str | int, bool]]:
 
 
 def one_for_each(problems: Sequence[Problem], tree: Any) -> list[Problem]:
-    """Of what the members of a union say of one value, what the member says that the value was meant for."""
+    """Keep, of the errors of a union's members for one value, those of the member that was meant."""
     groups: dict[tuple[str | int, ...], list[Problem]] = {}
     for problem in problems:
         if problem["type"] == "too_short" and problem["input"]:
@@ -82,7 +82,7 @@ def _meant(place: tuple[str | int, ...], group: list[Problem], tree: Any) -> lis
 
 
 def _form(problem: Problem) -> str:
-    """What a member of a union takes."""
+    """Describe the values that a member of a union takes."""
     if problem["type"] in _ARRAYS:
         return "a list"
     if problem["type"] in _PARTS:
@@ -113,7 +113,7 @@ def explain(problem: Problem, tree: Any, fields: Mapping[str, Any]) -> str:
 
 
 def _form_of(problem: Problem, location: Location, fields: Mapping[str, Any]) -> str | None:
-    """What a value should look like; None where pydantic's own words say it."""
+    """Describe what a value should look like; None if pydantic's own words say it."""
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
     if kind == "union_tag_invalid":
         context = problem["ctx"]
@@ -150,7 +150,7 @@ def _default_name(location: Location, fields: Mapping[str, Any]) -> str:
 
 
 def _part_form(location: Location, fields: Mapping[str, Any], value: Any) -> str:
-    """How a part is written that was given as a word."""
+    """Show how to write a part that was given as a word."""
     field = _field(location, fields)
     if getattr(field, "discriminator", None) == "name" and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
         return f"{{name: {value}}}"
@@ -158,7 +158,7 @@ def _part_form(location: Location, fields: Mapping[str, Any], value: Any) -> str
 
 
 def _list_form(location: Location, fields: Mapping[str, Any], value: Any) -> str:
-    """How a list is written: the key's default, else what was given."""
+    """Show how to write a list: the key's default, else what was given."""
     default = getattr(_field(location, fields), "default", None)
     items = default if isinstance(default, tuple | list) and default else re.split(r"[\s,;]+", str(value).strip())
     return f"[{','.join(str(item) for item in items if str(item))[:60]}]"

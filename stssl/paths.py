@@ -29,7 +29,7 @@ SHARED = "Results go to a folder for now, on a cluster to one that all nodes sha
 
 
 def is_url(path: str) -> bool:
-    """Whether a text is a URL, or one with a typing error (`s3:/bucket`), and not a path."""
+    """True if a text is a URL, or one with a typing error (`s3:/bucket`), and not a path."""
     return _URL.search(path) is not None
 
 
@@ -59,7 +59,7 @@ def absolute(path: str) -> str:
 
 
 def located(path: str) -> str:
-    """Where a store of patches lies: a URL of an object store as it is, or an absolute path.
+    """Return where a store of patches lies: a URL of an object store as it is, or an absolute path.
 
     Raises:
         ValueError: It is neither.
@@ -127,7 +127,7 @@ def started_from(text: str, storage: str) -> str:
 
 
 def stable_weights(text: str, storage: str) -> str:
-    """What a run starts from, in words that stay when its storage moves; takes what earlier versions wrote, too."""
+    """Name what a run starts from, so that the name stays when its storage moves; accepts older spellings too."""
     try:
         storage = absolute(storage)
         text = started_from(weights(text), storage)
@@ -239,7 +239,7 @@ def path_given(path: str | Path, what: str) -> Path:
 
 
 def store_given(path: str, what: str) -> str:
-    """Where a store lies that the command line names: a URL, or an absolute path.
+    """Return where a store lies that the command line names: a URL, or an absolute path.
 
     Raises:
         ConfigError: It is neither.

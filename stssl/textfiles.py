@@ -94,7 +94,7 @@ def read_names(path: Path) -> frozenset[str]:
 
 
 def _first_cell(line: str) -> str:
-    """What stands before a line's first comma, semicolon or tab, unless quotes say otherwise."""
+    """Return the text before a line's first comma, semicolon or tab, unless quotes enclose it."""
     line = line.strip()
     if not line.startswith('"'):
         for separator in ",;\t":

@@ -115,7 +115,7 @@ def append_line(path: Path, line: str, error: type[StsslError] = RunError) -> No
 
 
 def is_there(path: Path) -> bool:
-    """Whether a name is taken, be it by a link that leads nowhere."""
+    """True if a name is taken, even by a link that leads nowhere."""
     return os.path.lexists(path)
 
 
@@ -154,7 +154,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def cannot_write(path: Path | str, problem: OSError, size: int | None = None) -> str:
-    """What a person reads where a file could not be written: the place, the reason, room, what to do.
+    """Describe a failed write: the place, the reason, the room, what to do.
 
     Args:
         path: The file.

@@ -136,7 +136,7 @@ def dump_yaml(tree: Any) -> str:
 
 
 def unclean(text: str) -> str | None:
-    """What keeps a text from being part of a path or a message, in words; None where nothing does."""
+    """Say what keeps a text from being part of a path or a message; None if nothing does."""
     if text.isascii() and text.isprintable():
         return None
     for character in text:

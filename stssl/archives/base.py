@@ -62,7 +62,7 @@ class Archive(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a conversion says of this archive, a line each: what was read of its tables, and what looks wrong."""
+        """List remarks for the user, one a line: what was read of the archive's tables, and what looks wrong."""
         ...
 
     def read(self, row: int) -> Patch:

@@ -209,7 +209,7 @@ def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> 
 
 
 def split_notes(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> tuple[str, ...]:
-    """How the lists that somebody gave and an archive fit together, a line a split."""
+    """Describe how well the given lists fit the archive, one line a split."""
     known = frozenset(names)
     found = []
     for split, folder in (splits or {}).items():

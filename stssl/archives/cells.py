@@ -1,4 +1,4 @@
-"""What the cells of a manifest mean: paths, times, places, parts of a split. A bad one costs its own value only."""
+"""Read the cells of a manifest: paths, times, places, parts of a split. A bad cell costs its own value only."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _NO_DATE = re.compile(r"\d{1,4}|\d{5,7}|\d{9,}(\.\d*)?")
 
 
 def image_path(folder: Path, name: str) -> Path:
-    """Where the image lies that a table names: relative to the table's folder, absolute, with `~` or `file://`.
+    """Find the image that a table names: relative to the table's folder, absolute, with `~` or `file://`.
 
     Raises:
         BadPatchError: The name is no path of a file here: empty, a URL, or with a character that no path has.

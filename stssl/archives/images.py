@@ -291,7 +291,7 @@ def _bands(file: Any, name: str, data: bytes) -> tuple[NDArray[Any], NDArray[np.
 
 
 def _premultiplied(data: bytes) -> bool:
-    """Whether a TIFF says that its colors are multiplied with their alpha, which GDAL does not tell."""
+    """True if a TIFF says that its colors are multiplied with their alpha; GDAL does not tell this."""
     with warnings.catch_warnings(action="ignore"):
         try:
             with Image.open(BytesIO(data), formats=("TIFF",)) as image:

@@ -46,7 +46,7 @@ _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell says that there is no value, by nothing or by a word for it."""
+    """True if a cell is empty or holds a word for a missing value."""
     if cell is None or (isinstance(cell, float | Decimal) and isnan(cell)):
         return True
     return isinstance(cell, str) and " ".join(cell.split()).casefold() in MISSING
@@ -54,7 +54,7 @@ def is_missing(cell: Any) -> bool:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a column of labels says.
+    """Hold what was read from a column of labels.
 
     Attributes:
         classes: Names, sorted; by value where all are numbers.
@@ -249,7 +249,7 @@ class _Reader:
 
 
 def _is_list(text: str) -> bool:
-    """Whether brackets enclose a text; a single word in round ones is a name."""
+    """True if brackets enclose a text; a single word in round brackets is a name."""
     enclosed = text[0] in _BRACKETS and text[-1] == _BRACKETS[text[0]]
     return enclosed and (text[0] != "(" or any(sign in text for sign in ",'\""))
 
@@ -260,7 +260,7 @@ def _skip(text: str, place: int) -> int:
 
 
 def _unquoted(token: str) -> str:
-    """What a quoted item says, in JSON or in Python."""
+    """Read a quoted item, in JSON or in Python."""
     try:
         return str(json.loads(token)) if token[0] == '"' else str(ast.literal_eval(token))
     except (ValueError, SyntaxError):
@@ -317,6 +317,6 @@ def _notes(
 
 
 def _could_be_several(own: str, classes: Sequence[str]) -> bool:
-    """Whether a name of a column with one class a cell looks like several."""
+    """True if a class name from a column with one class a cell looks like several names."""
     parts = [part.strip() for part in own.split(",")]
     return ";" in own or "|" in own or (len(parts) > 1 and all(part in classes for part in parts))

@@ -260,7 +260,7 @@ def _numbers(count: int) -> tuple[str, ...]:
 
 
 def _missing(names: list[str], rows: bool) -> str:
-    """What a table that is no manifest lacks."""
+    """Say what a table lacks to be a manifest."""
     if rows:
         return "at least one row below the names of the columns"
     has = f"It has: {', '.join(names)[:300]}" if names else "It is empty"
@@ -268,7 +268,7 @@ def _missing(names: list[str], rows: bool) -> str:
 
 
 def _remarks(table: Mapping[str, list[Any]]) -> Iterator[str]:
-    """What looks wrong in a table as a whole."""
+    """List what looks wrong in a table as a whole."""
     for name, other in (("lat", "lon"), ("lon", "lat")):
         if name in table and other not in table:
             yield f"{name} is of no use without a column {other}: no patch has its place from the table"

@@ -146,7 +146,7 @@ def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
 
 
 def _separator(text: str) -> str:
-    """What divides the first line that has text into most cells."""
+    """Choose the separator that divides the first line with text into most cells."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     try:
         counts = {sign: len(next(csv.reader([first], delimiter=sign))) for sign in SEPARATORS}
@@ -168,7 +168,7 @@ def _key(name: str) -> str:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which of a table's columns are read.
+    """List which of a table's columns are read, and which are not.
 
     Attributes:
         used: What is read -> the column's name in the table.
@@ -181,7 +181,7 @@ class Columns:
     doubled: dict[str, tuple[str, ...]]
 
     def words(self) -> tuple[str, ...]:
-        """What is read and what is not, a line each."""
+        """List what is read and what is not, one line each."""
         used = ", ".join(name if name == own else f"{name} from '{own}'" for name, own in self.used.items())
         lines = [f"columns used: {used}"]
         if self.unused:

@@ -54,7 +54,7 @@ def tail_bytes(capacity: int, listed: bool = True) -> int:
 
 
 def shard_checksum(tail: bytes) -> int:
-    """What an array's attributes list of a shard, given its last `tail_bytes`.
+    """Compute the checksum that an array's attributes list for a shard, from its last `tail_bytes`.
 
     The index's own checksum is left out: together with it, one index changes a crc32c just as another does.
     """

@@ -21,7 +21,7 @@ RETRY: Any = {
     "backoff": {"base": 2, "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15)},
 }
 CLIENT: Any = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=600)}
-"""Of each request; how long a server may say nothing is `patience`."""
+"""Limits of each request; `patience` is how long a server may say nothing."""
 CLIENT_VARIABLES = (
     "allow_http",
     "allow_invalid_certificates",
@@ -82,14 +82,14 @@ def bucket(url: str) -> Any:
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """Of requests: `CLIENT`, and what the environment says of clients, which obstore reads only if given none."""
+    """Return options of requests: `CLIENT`, and those of the environment, which obstore reads only if given none."""
     prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[url.partition(":")[0]]
     said = {name: os.environ.get(f"{prefix}_{name.upper()}") for name in CLIENT_VARIABLES}
     return CLIENT | {"read_timeout": patience()} | {name: text for name, text in said.items() if text is not None}
 
 
 def patience() -> timedelta:
-    """How long an object store may say nothing before a request is tried again: STSSL_REMOTE_TIMEOUT seconds, or 30.
+    """Return how long an object store may say nothing before a retry: STSSL_REMOTE_TIMEOUT seconds, or 30.
 
     Raises:
         DataError: The variable is no number of seconds.

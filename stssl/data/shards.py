@@ -110,7 +110,7 @@ def known_layout(description: bytes) -> Layout | None:
 
 
 def _is_possible(layout: Layout) -> bool:
-    """Whether all numbers are of the right type and of a size that memory may hold."""
+    """True if all numbers are of the right type and of a size that memory may hold."""
     numbers = (*layout.shape, layout.shard, *layout.checksums)
     return (
         all(type(number) is int for number in numbers)
@@ -310,7 +310,7 @@ class ShardedArray:
 
 
 def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """What `parse_tail` finds at the end of an open shard.
+    """Read the end of an open shard and parse it with `parse_tail`.
 
     Raises:
         DataError: It is truncated or damaged, or not the shard that the array's attributes list.

@@ -121,7 +121,7 @@ class Store:
 
     @property
     def has_checksums(self) -> bool:
-        """Whether columns, patches and shards can be compared with what was converted."""
+        """True if columns, patches and shards can be compared with what was converted."""
         return COLUMN_HASHES in self.attrs and all(SHARD_CHECKSUMS in self._group[name].attrs for name in self._images)
 
     @property
@@ -210,7 +210,7 @@ class Store:
         return values.astype(object) if values.dtype.kind == "T" else values
 
     def is_converted(self, name: str, values: NDArray[Any]) -> bool:
-        """Whether a column's values are those that were converted: a lost chunk reads as missing values.
+        """True if a column's values are those that were converted; a lost chunk reads as missing values.
 
         Stores of before there were such hashes have none to compare with.
         """

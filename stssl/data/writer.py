@@ -137,7 +137,7 @@ class Writer:
         )
 
     def _arrays_are_ours(self) -> bool:
-        """Whether the arrays that were begun have checksums: before, conversions wrote none, and begin again."""
+        """True if the arrays that were begun have checksums; those of older versions have none and begin again."""
         names = [array.name for array in (*self.plan.arrays, *self.plan.maps)]
         return all(
             b"crc32c" in (self.files.read(f"{name}/zarr.json") or b"").partition(b"index_codecs")[0] for name in names
@@ -155,7 +155,7 @@ class Writer:
         return [i for i in range(self.plan.shards) if f"{i:06d}.done" not in there or not self._is_whole(i)]
 
     def _is_whole(self, shard: int) -> bool:
-        """Whether a shard's metadata are those that its marker means, and its files end as they were written."""
+        """True if a shard's metadata match its marker, and its files end as they were written."""
         sidecar = self._sidecar(shard)
         if sidecar is None:
             return False
@@ -289,7 +289,7 @@ class Writer:
 
 
 def _measured(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Where the counted patches are measured; None where all of them are everywhere."""
+    """Stack the masks of measured pixels of the counted patches; None if all pixels are measured."""
     if not any(array.name in patch.measured for patch in patches):
         return None
     whole = np.ones(array.shape, np.bool_)

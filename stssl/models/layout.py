@@ -1,4 +1,4 @@
-"""How images and kernels lie in memory: the one place that decides it for networks and for what they see."""
+"""Choose the memory format of images and kernels, in one place for networks and their inputs."""
 
 import torch
 from torch import nn

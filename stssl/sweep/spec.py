@@ -140,7 +140,7 @@ class SweepConfig(Config):
     @field_validator("search", mode="before")
     @classmethod
     def _forms(cls, search: Any) -> Any:
-        """What is searched has one of three forms; a union would complain of each."""
+        """Check that a searched key has one of three forms; a union would complain of each form."""
         if not isinstance(search, dict):
             raise ValueError("give recipe keys and where their values come from, such as {optimizer.lr: auto}")
         for key, value in search.items():

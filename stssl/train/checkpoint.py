@@ -99,7 +99,7 @@ def require_state(state: State, path: Path, recipe: str | None = None) -> State:
 
 
 def does_not_fit(path: Path, state: State, error: Exception) -> UnusableError:
-    """What to raise where a checkpoint's tensors are not those that its recipe's networks have."""
+    """Make the error for a checkpoint whose tensors do not fit its recipe's networks."""
     by = state.get("written_by")
     return UnusableError(
         f"the checkpoint {path} does not fit its recipe: {first_line(error)} It was written by stssl "
@@ -199,7 +199,7 @@ class Checkpoints:
 
 
 def none_whole(problems: list[str], run: Path) -> RunError:
-    """What to raise where a run has checkpoints and none can be used."""
+    """Make the error for a run that has checkpoints of which none can be used."""
     return RunError("; ".join(problems) + f". Put a whole one back, or delete {run} to start the run again.")
 
 

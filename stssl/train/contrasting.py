@@ -91,7 +91,7 @@ class Contrasting(Stage):
         return scores, None if fine else nan
 
     def _finite(self) -> bool:
-        """Whether features of some training patches are finite; where they are not, the weights are worth nothing."""
+        """True if the features of some training patches are finite; else the weights are worth nothing."""
         encoder, rows = self.step.networks["query"], self.data.split.train[:FEW]
         with evaluating(encoder):
             found = embed(encoder.features, self.data, self.pixels, rows, FEW)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: RunRecipe) -> "RunFolder":
-        """Where a recipe's run lives: `<launch.storage>/<name>`, absolute since the recipe was loaded."""
+        """Return the folder of a recipe's run: `<launch.storage>/<name>`, absolute since the recipe was loaded."""
         return cls(Path(recipe.launch.storage) / recipe.name)
 
     @classmethod
@@ -157,7 +157,7 @@ class RunFolder:
         write_text(path, json.dumps(about, indent=1))
 
     def recorded(self) -> tuple[Record | None, dict[str, Any]]:
-        """What `record.json` says, checked and as it stands there; None and nothing before the first start.
+        """Read `record.json`, checked and as it stands there; None and nothing before the first start.
 
         Raises:
             RunError: It is damaged.

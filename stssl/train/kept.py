@@ -1,4 +1,4 @@
-"""What runs keep, read back: each file of the kind that this program writes, or an error that names it."""
+"""Read back the files that runs keep: each must be of the kind this program writes, or an error names it."""
 
 import json
 import math
@@ -34,7 +34,7 @@ class Done(Kept):
 
 
 class Mark(Kept):
-    """What tells a store from others."""
+    """Hold what tells a store from others."""
 
     fingerprint: str
 
@@ -66,7 +66,7 @@ class Network(Kept):
 
     @property
     def multilabel(self) -> bool:
-        """Whether a patch may have several classes."""
+        """True if a patch may have several classes."""
         return "mAP" in self.scores
 
     @model_validator(mode="after")
@@ -114,7 +114,7 @@ class Tried(Kept):
 
 
 class Look(Kept):
-    """When test was evaluated, and for whom."""
+    """Record when test was evaluated, and for which runs."""
 
     time: str
     runs: list[str]
@@ -148,7 +148,7 @@ K = TypeVar("K", bound=Kept)
 
 
 def read_kept(kind: type[K], path: Path, advice: str) -> tuple[K, dict[str, Any]]:
-    """What a JSON file says, checked, and as it stands there.
+    """Read a JSON file, checked and as it stands there.
 
     Args:
         kind: What it must hold.

@@ -98,7 +98,7 @@ def _savings(recipe: RunRecipe) -> Iterator[str]:
 
 
 class Stop:
-    """Whether the process was asked to end, to be looked at between steps: Ctrl-C, SIGTERM, or a terminal that closed.
+    """Remember that the process was asked to end (Ctrl-C, SIGTERM, closed terminal), to be looked at between steps.
 
     Ctrl-C a second time ends the run at once, but for while its last checkpoint is written.
     """
@@ -110,7 +110,7 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether somebody did."""
+        """True if the process was asked to end."""
         return self.by is not None
 
     @contextlib.contextmanager
