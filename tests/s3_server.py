@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from email.utils import formatdate
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
+
+from stssl.data import remote
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -150,3 +154,17 @@ def environment(server: ThreadingHTTPServer, key: str = "tester") -> dict[str, s
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
     }
+
+
+@contextmanager
+def serving(store: Path, name: str, monkeypatch: Any) -> Iterator[ThreadingHTTPServer]:
+    """A server that holds a store as `s3://bucket/NAME`, which the environment leads to."""
+    remote.bucket.cache_clear()
+    with s3_server() as running:
+        for variable, value in environment(running).items():
+            monkeypatch.setenv(variable, value)
+        for path in store.rglob("*"):
+            if path.is_file():
+                running.objects[f"bucket/{name}/{path.relative_to(store)}"] = path.read_bytes()
+        yield running
+    remote.bucket.cache_clear()

@@ -6,10 +6,9 @@ import dirty
 import numpy as np
 import pytest
 from processes import CONTEXT
-from s3_server import environment, s3_server
+from s3_server import environment, serving
 
 from stssl.convert import Options, convert
-from stssl.data import remote
 from stssl.data.disk import TAIL, DiskCache
 from stssl.data.store import Store
 from stssl.errors import DataError
@@ -41,15 +40,8 @@ def near(archive, tmp_path_factory, request):
 @pytest.fixture
 def server(monkeypatch, near):
     """An S3 server on loopback that holds the store."""
-    remote.bucket.cache_clear()
-    with s3_server() as running:
-        for name, value in environment(running).items():
-            monkeypatch.setenv(name, value)
-        for path in near.rglob("*"):
-            if path.is_file():
-                running.objects[f"bucket/store.zarr/{path.relative_to(near)}"] = path.read_bytes()
+    with serving(near, "store.zarr", monkeypatch) as running:
         yield running
-    remote.bucket.cache_clear()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from datetime import timedelta
 import dirty
 import numpy as np
 import pytest
-from s3_server import environment, s3_server
+from s3_server import serving
 
 from stssl.convert import Options, convert
 from stssl.data import remote
@@ -34,17 +34,10 @@ def near(tmp_path_factory):
 
 @pytest.fixture
 def server(monkeypatch, near):
-    remote.bucket.cache_clear()
     monkeypatch.setattr(remote, "RETRY", QUICK)
     monkeypatch.setenv("STSSL_REMOTE_TIMEOUT", "0.5")
-    with s3_server() as running:
-        for name, value in environment(running).items():
-            monkeypatch.setenv(name, value)
-        for path in near.rglob("*"):
-            if path.is_file():
-                running.objects[f"bucket/store.zarr/{path.relative_to(near)}"] = path.read_bytes()
+    with serving(near, "store.zarr", monkeypatch) as running:
         yield running
-    remote.bucket.cache_clear()
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import os
 import pytest
 import torch
 from processes import on_ranks
-from s3_server import environment, s3_server
+from s3_server import environment, serving
 
 from stssl.batch import Stream
 from stssl.config import merge, validate
-from stssl.data import remote
 from stssl.recipe import Recipe
 from stssl.rundata import open_pixels
 from stssl.train.checkpoint import read_state
@@ -26,15 +25,8 @@ pytest.importorskip("obstore")
 @pytest.fixture
 def server(monkeypatch, store):
     """An S3 server on loopback that holds the tiny store (200 patches in 4 shards)."""
-    remote.bucket.cache_clear()
-    with s3_server() as running:
-        for name, value in environment(running).items():
-            monkeypatch.setenv(name, value)
-        for path in store.rglob("*"):
-            if path.is_file():
-                running.objects[f"bucket/tiny.zarr/{path.relative_to(store)}"] = path.read_bytes()
+    with serving(store, "tiny.zarr", monkeypatch) as running:
         yield running
-    remote.bucket.cache_clear()
 
 
 @pytest.fixture
