@@ -5,8 +5,9 @@ kept in the cache.
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from stssl.data.disk import DiskCache
 from stssl.data.encode import EMPTY, tail_bytes
-from stssl.data.remote import RemoteFiles, bucket, explained, get_object, split_url
+from stssl.data.remote import bucket, explained, get_object, split_url
 from stssl.data.shards import Layout, Pixels, ShardedArray, Wanted, known_layout, parse_tail
 from stssl.errors import DataError
 from stssl.randomness import Ints
@@ -227,13 +228,18 @@ class FetchedArray(ShardedArray):
         self._fresh()
 
 
-def fetched_array(store: str, name: str, cache: DiskCache) -> FetchedArray | None:
-    """A remote array read through a cache, if its layout is known; cached files belong to the store's description."""
-    about = [RemoteFiles(store).read("zarr.json"), (RemoteFiles(store) / name).read("zarr.json")]
-    layout = known_layout(about[1] or b"")
+def fetched_array(store: str, name: str, meta: Mapping[str, Any], root: str, cache: DiskCache) -> FetchedArray | None:
+    """A remote array read through a cache, if its layout is known; cached files belong to the store's description.
+
+    Args:
+        store: Its URL.
+        name: Of the array.
+        meta: Its description.
+        root: Digest of the store's description.
+        cache: Where files are kept.
+    """
+    layout = known_layout(meta)
     if layout is None:
         return None
-    digest = hashlib.blake2b("\n".join([store, name]).encode(), digest_size=8)
-    for part in about:
-        digest.update(part or b"")
+    digest = hashlib.blake2b("\n".join([store, name, root, json.dumps(meta)]).encode(), digest_size=8)
     return FetchedArray(Path(store) / name, layout, store, f"{name}-{digest.hexdigest()}", cache)

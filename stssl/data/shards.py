@@ -14,6 +14,7 @@ import os
 import resource
 import struct
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -67,15 +68,14 @@ class Layout:
 def direct_layout(folder: Path) -> Layout | None:
     """The layout of an array in a local folder if the direct path can read it, else None."""
     try:
-        return known_layout((folder / "zarr.json").read_bytes())
-    except OSError:
+        return known_layout(json.loads((folder / "zarr.json").read_bytes()))
+    except (OSError, ValueError, RecursionError):
         return None
 
 
-def known_layout(description: bytes) -> Layout | None:
+def known_layout(meta: Mapping[str, Any]) -> Layout | None:
     """The layout that an array's `zarr.json` describes if the direct path can read it, else None."""
     try:
-        meta = json.loads(description)
         (sharding,) = meta["codecs"]
         outer = meta["chunk_grid"]["configuration"]["chunk_shape"]
         inner = sharding["configuration"]
