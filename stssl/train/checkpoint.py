@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from stssl import __version__
 from stssl.errors import RunError, first_line
+from stssl.models.sealed import seal
 from stssl.wholefiles import cannot_write, is_there, open_plain, sync_folder, write_whole
 
 State = dict[str, Any]
@@ -228,7 +228,7 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     target = checkpoints.folder / f"{name}.safetensors"
     # `save_file` would make a file that its owner alone may read, whatever the umask says.
-    write_whole(target, save({key: value.contiguous() for key, value in weights.items()}))
+    write_whole(target, seal(weights))
     return target
 
 

@@ -151,9 +151,7 @@ def test_each_damage_of_a_file_is_survived_or_named(copy, file, tmp_path):
         path.write_bytes(whole)
     allowed = {"metrics.jsonl", "record.json", "done.json", "checkpoints/last.pt"}
     if file not in allowed:
-        # A safetensors file has no checksum of its contents.
-        known = {"missing", "zeros"} if file.endswith(".safetensors") else {"missing"}
-        assert {kind for kind, _ in silent} <= known, silent
+        assert {kind for kind, _ in silent} <= {"missing"}, silent
 
 
 def test_control_whole_files_are_read_by_every_reader(copy):
