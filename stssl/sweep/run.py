@@ -20,7 +20,8 @@ from stssl.rundata import open_data
 from stssl.sweep.domains import build_space
 from stssl.sweep.space import nearest
 from stssl.sweep.spec import Sweep, load_sweep
-from stssl.sweep.study import Book, open_study
+from stssl.sweep.study import Book, open_study, study_url
+from stssl.sweep.trouble import study_errors
 from stssl.train.launch import worker_bundles
 from stssl.train.stages import check
 
@@ -54,7 +55,7 @@ def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, se
     from stssl.sweep.table import rows, write_table
 
     what = load_sweep(path, overrides)
-    with alone(what.folder):
+    with alone(what.folder), study_errors(study_url(what.config)):
         book = search(what, say)
         trials = rows(book)
         write_table(book, trials)
@@ -152,7 +153,7 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
 
         config = book.sweep.config
         searcher = StudySearcher(book, min(room, config.concurrent or room), deadline, say)
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(trial, options.pop("driver")),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
@@ -163,7 +164,13 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
                 trial_dirname_creator=_dirname,
             ),
             **options,
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError:
+            if searcher.trouble is not None:
+                raise searcher.trouble from None
+            raise
 
 
 def _dirname(trial: Any) -> str:
