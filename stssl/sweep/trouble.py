@@ -53,21 +53,21 @@ def study_errors(url: str, opening: bool = False) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error) as error:
-        raise RunError(_explained(url, error)) from None
+        raise RunError(_explained(url, error, "open" if opening else "use")) from None
     except strange as error:
         raise RunError(
             f"study: {without_password(url)} does not hold what a study holds ({first_line(error)}). {DAMAGED}"
         ) from None
 
 
-def _explained(url: str, error: BaseException) -> str:
+def _explained(url: str, error: BaseException, what: str) -> str:
     cause = _cause(error)
     where, why = without_password(url), first_line(cause)
     code = getattr(cause, "sqlite_errorname", "").removeprefix("SQLITE_").partition("_")[0]
     if not url.startswith("sqlite"):
-        return f"study: cannot open or use {where}: {why}. Once it can be reached, the same command goes on."
+        return f"study: cannot {what} {where}: {why}. Once it can be reached, the same command goes on."
     room = f" ({free_room(Path(url.partition(':///')[2]))})" if code == "FULL" else ""
-    return f"study: cannot open or use {where}: {why}{room}. {ADVICE.get(code, DAMAGED)}"
+    return f"study: cannot {what} {where}: {why}{room}. {ADVICE.get(code, DAMAGED)}"
 
 
 def _cause(error: BaseException) -> BaseException:
