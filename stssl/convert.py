@@ -8,6 +8,7 @@ import csv
 import hashlib
 import inspect
 import io
+import itertools
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -125,7 +126,7 @@ def _examples(writer: Writer) -> dict[str, str]:
     """The first patch of each error, from the report; empty where somebody removed it."""
     found: dict[str, str] = {}
     text = (writer.beside.read(writer.report) or b"").decode("utf-8", "replace")
-    for name, error, words in csv.reader(io.StringIO(text, newline="")):
+    for name, error, words in itertools.islice(csv.reader(io.StringIO(text, newline="")), 1, None):
         found.setdefault(error, words if name in words else f"{name}: {words}")
     return found
 

@@ -125,6 +125,39 @@ def test_reben_dirt(reben, tmp_path):
     assert store.size == 6
 
 
+@pytest.mark.parametrize("damage", [b"", b"II*\0 and nothing more", None])
+def test_a_damaged_reference_map_costs_the_map_alone(damage, reben, tmp_path, capfd):
+    (path,) = (reben / "Reference_Maps").rglob("*_2_42_reference_map.tif")
+    if damage is None:
+        write_tiff(path, np.full((1, 60, 60), 7, np.uint16))
+    else:
+        path.write_bytes(damage)
+    summary, store = converted("bigearthnet-v2", reben, tmp_path)
+    assert summary.errors == {"bad_map": 1} and list(summary.examples) == ["bad_map"]
+    assert "_2_42_reference_map.tif" in summary.examples["bad_map"]
+    row = store.column("patch_id").tolist().index(f"{PRODUCT}_2_42")
+    assert store.column("split_official").tolist() == [0, 1, 0, 1]
+    assert store.column("error_code").tolist() == [15 if i == row else 0 for i in range(4)]
+    assert store.column("labels_19")[row].any() and store.reader(["B02"]).read(np.array([row]))["b10"].any()
+    assert not store.map_reader().read(np.array([row]))["reference_map"].any()
+    assert "errors    1 bad_map" in describe(store)
+    assert verify_store(tmp_path / "store.zarr", reben).problems == ()
+    assert capfd.readouterr().err == ""
+
+
+def test_errors_of_images_are_the_same_at_every_run(tmp_path):
+    for kind in ("whole", "cut"):
+        write_tiff(tmp_path / f"{kind}.tif", np.arange(192, dtype=np.uint8).reshape(3, 8, 8))
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "cut.tif").read_bytes()[:200])
+    (tmp_path / "m.csv").write_text("path,label\nwhole.tif,a\ncut.tif,b\n")
+    reports = []
+    for number in range(2):
+        summary = convert("manifest", tmp_path / "m.csv", tmp_path / f"{number}.zarr", HERE)
+        assert summary.errors == {"unreadable": 1}
+        reports.append((tmp_path / f"{number}.zarr.errors.csv").read_text())
+    assert reports[0] == reports[1] and 'cut.tif,unreadable,"cut.tif: TIFFReadDirectory' in reports[0]
+
+
 def test_reben_without_tables_says_what_is_missing(reben, tmp_path):
     for table in reben.glob("*.parquet"):
         table.unlink()
