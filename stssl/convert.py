@@ -219,7 +219,7 @@ def verify_store(
     """
     if archive is None:
         return verify(store, progress=progress)
-    conversion = Store.open(store).attrs["conversion"]
+    conversion = {"about": {}, "patches": 0} | Store.open(store).attrs["conversion"]
     original = open_archive(conversion["format"], archive, **(conversion["about"] | about))
     if len(original.names) < conversion["patches"]:
         words = f"{archive} has {len(original.names)} patches, and {store} was converted from {conversion['patches']}"

@@ -64,8 +64,8 @@ def _is_conversion(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and isinstance(value.get("format"), str)
-        and all(isinstance(value.get(key), dict) for key in ("archive", "about"))
-        and is_whole(value.get("patches"), 0, MOST_PATCHES)
+        and all(isinstance(value.get(key, {}), dict) for key in ("archive", "about"))
+        and is_whole(value.get("patches", 0), 0, MOST_PATCHES)
     )
 
 
@@ -78,7 +78,7 @@ GROUP: dict[str, Rule] = {
     "patches": Rule(lambda value: is_whole(value, 0, MOST_PATCHES), f"a whole number from 0 to {MOST_PATCHES:,}"),
     COLUMN_HASHES: Rule(_is_hashes, "a hash for each column", needed=False),
     DESCRIPTION_HASHES: Rule(_is_hashes, "a hash for each key", needed=False),
-    "conversion": Rule(_is_conversion, "what was converted: format, archive, patches, about"),
+    "conversion": Rule(_is_conversion, "what was converted: format, archive, patches and what was told about it"),
     "errors": Rule(
         lambda value: isinstance(value, dict) and all(is_whole(one, 0, 2**63) for one in value.values()),
         "a number for each error",

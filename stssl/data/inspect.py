@@ -17,7 +17,7 @@ def describe(store: Store) -> str:
         [
             f"{store.path}: {store.size:,} patches, {_size(store.path)}",
             f"schema    version {store.attrs['schema_version']}",
-            f"source    {shown(store.attrs['conversion']['archive'].get('source', 'unknown'), 200)}",
+            f"source    {shown(store.attrs['conversion'].get('archive', {}).get('source', 'unknown'), 200)}",
             *_bands(store),
             *_places(store),
             *_regions(store),
