@@ -18,7 +18,7 @@ from typing import Any
 
 from stssl.archives import ARCHIVES, Archive
 from stssl.cluster import ray_session
-from stssl.data.files import sole_writer
+from stssl.data.files import sole_writer, writing
 from stssl.data.remote import is_remote
 from stssl.data.store import Store
 from stssl.data.verify import Findings, verify
@@ -109,14 +109,16 @@ def convert(
     plan = make_plan(source, opened, options, about)
     job = Job(opened, Writer(target, plan), options.strict, Path(archive).absolute())
     with sole_writer(target):
-        job.writer.prepare()
-        missing = job.writer.missing()
+        with writing(target):
+            job.writer.prepare()
+            missing = job.writer.missing()
         done = plan.shards - len(missing)
         for _ in run_shards(job, missing, options):
             done += 1
             if progress:
                 progress(done, plan.shards)
-        errors = job.writer.finish()
+        with writing(target):
+            errors = job.writer.finish()
     report = job.writer.beside.path(job.writer.report)
     examples = _examples(job.writer) if errors else {}
     return Summary(target, plan.patches, plan.shards, len(missing), errors, report, examples, tuple(opened.notes))

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "stssl"
 FLOORS = [
     ["__init__", "__version__"],
     ["errors", "batch", "cluster", "config", "labels", "distributed", "randomness", "schema", "nomenclature"]
-    + ["mistakes", "paths", "textfiles", "wholefiles", "yamltext"],
+    + ["mistakes", "paths", "stopping", "textfiles", "wholefiles", "yamltext"],
     ["hashing", "optimizers"],
     ["augment", "costs", "figures", "losses", "metrics", "page"],
     ["archives", "data", "models", "algorithms"],

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from stssl.errors import DataError
+from stssl.errors import DataError, UnreachableError
 
 SCHEMES = ("s3", "gs", "az")
 RETRY: Any = {
@@ -135,7 +135,9 @@ def get_object(
                 continue
             if len(data) == stop - start:
                 return data, int(answer.meta["size"])
-    raise DataError(f"{url}/{place}: {len(data):,} of {stop - start:,} bytes came, {BODIES} times. Try again later.")
+    raise UnreachableError(
+        f"{url}/{place}: {len(data):,} of {stop - start:,} bytes came, {BODIES} times. Try again later."
+    )
 
 
 def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
@@ -156,10 +158,12 @@ def explained(url: str) -> Iterator[None]:
         missing = any(sign in str(error) for sign in ("169.254.169.254", "latest/api/token", "redential"))
         if not missing and "403 Forbidden" in str(error):  # as listings say it
             raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
-        advice = f"there are no credentials. {CREDENTIALS}" if missing else "tried again several times, in vain."
-        if not missing and ("timed out" in repr(error) or "TimedOut" in repr(error)):
+        if missing:
+            raise DataError(f"{url}: {_first_line(error)}; there are no credentials. {CREDENTIALS}") from None
+        advice = "tried again several times, in vain."
+        if "timed out" in repr(error) or "TimedOut" in repr(error):
             advice = "it does not answer. Look at network and server, and run the same command again."
-        raise DataError(f"{url}: {_first_line(error)}; {advice}") from None
+        raise UnreachableError(f"{url}: {_first_line(error)}; {advice}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ from stssl.sweep.run import tune_session
 from stssl.sweep.study import Book
 from stssl.sweep.table import Row
 from stssl.sweep.trial import REASON, trial, trial_recipe
+from stssl.train.checkpoint import UnusableError
 from stssl.train.finished import evaluate_run
 from stssl.train.folder import RunFolder, write_text
 from stssl.train.kept import Confirmed, Scored, read_kept
@@ -185,6 +186,21 @@ def _candidate(name: str, runs: Sequence[Recipe], metrics: tuple[str, ...]) -> C
     return Candidate(name, scores, {}, len(runs) - len(finished))
 
 
+def _evaluate(folder: RunFolder) -> None:
+    """Score a run on test.
+
+    Raises:
+        RunError: Its best checkpoint is lost; says how to have it again.
+    """
+    try:
+        folder.checkpoints.best()
+    except UnusableError as error:
+        raise RunError(
+            f"{error}. Put a whole one back, or delete {folder.path}: the same `stssl sweep --top N` trains it again."
+        ) from None
+    evaluate_run(folder.path, "test")
+
+
 def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[dict[str, Any]]:
     """Evaluate the chosen on test where that was not done before, and write down that it was."""
     old = confirmed(book)
@@ -197,7 +213,7 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
                 continue
             file = folder.path / "evaluation" / "test.json"
             if not is_there(file):
-                evaluate_run(folder.path, "test")
+                _evaluate(folder)
                 fresh.append(one.name)
             elif one.name not in known:  # a start that was killed looked, and did not come to say so
                 fresh.append(one.name)

@@ -15,7 +15,7 @@ from stssl.batch import Progress
 from stssl.distributed import rank, world_size
 from stssl.models.ema import KeptStatistics
 from stssl.recipe import RunRecipe
-from stssl.train.checkpoint import UnusableError, does_not_fit, none_whole, read_state, require_state
+from stssl.train.checkpoint import UnusableError, does_not_fit, none_whole, read_state, require_state, write_state
 from stssl.train.compiling import compile_blocks
 from stssl.train.folder import RunFolder
 from stssl.train.guard import FILE, Guard
@@ -136,17 +136,23 @@ class Session:
             self.folder.checkpoints.mend(found, best=self.position.best_step == self.position.step)
 
     def _check_best(self) -> list[str]:
-        """Choose the best checkpoint anew where that of an earlier step is lost; what was wrong with it."""
-        position, path = self.position, self.folder.checkpoints.path("best")
+        """Write the best checkpoint of an earlier step again where it is lost, or choose another; what was wrong."""
+        position, checkpoints, recipe = self.position, self.folder.checkpoints, self.recipe.hash()
+        path = checkpoints.path("best")
         if position.best_step in (0, position.step):
             return []
         try:
-            require_state(read_state(path), path, self.recipe.hash())
+            require_state(read_state(path), path, recipe)
         except UnusableError as error:
+            same, state = checkpoints.same_as_best(recipe)
+            if state is not None:
+                if rank() == 0:
+                    write_state(state, path)
+                return [f"{error}; written again, since {checkpoints.path(same)} is the same checkpoint"]
             if position.step < self.recipe.schedule.steps:
                 position.best, position.best_step = None, 0
-            return [f"{error}; the best checkpoint is chosen anew among those from step {position.step} on"]
-        return []
+                return [f"{error}; the best checkpoint is chosen anew among those from step {position.step} on"]
+        return []  # of a run that is trained, the export says that its best weights are lost
 
     def tell_of_bad_steps(self) -> None:
         """Write down steps that were left out since the last call, with their patches.
