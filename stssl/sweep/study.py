@@ -48,7 +48,8 @@ def storage_of(url: str) -> Any:
             backend = optuna.storages.journal.JournalFileBackend(rest.removeprefix("//"))
         except OSError as error:
             raise RunError(f"study: cannot open {url}: {error.strerror}. Give journal:FILE in a folder.") from None
-        return optuna.storages.JournalStorage(backend)
+        with study_errors(url, opening=True):
+            return optuna.storages.JournalStorage(backend)
     if kind.partition("+")[0] not in ("sqlite", "postgresql", "postgres"):
         raise ConfigError(f"study: '{shown}' is not sqlite:///FILE, postgresql://USER@HOST/NAME or journal:FILE")
     if kind in ("postgresql", "postgres"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stssl.errors import RunError, first_line
-from stssl.wholefiles import free_room
+from stssl.wholefiles import cannot_write, free_room
 
 GOES_ON = "then the same command goes on"
 DAMAGED = (
@@ -54,6 +54,10 @@ def study_errors(url: str, opening: bool = False) -> Iterator[None]:
         yield
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error) as error:
         raise RunError(_explained(url, error, "open" if opening else "use")) from None
+    except OSError as error:
+        if not url.startswith("journal:") or error.filename is not None:
+            raise
+        raise RunError(f"study: {cannot_write(url.partition(':')[2].removeprefix('//'), error)}") from None
     except strange as error:
         raise RunError(
             f"study: {without_password(url)} does not hold what a study holds ({first_line(error)}). {DAMAGED}"

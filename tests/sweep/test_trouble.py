@@ -113,6 +113,20 @@ def test_a_study_that_cannot_grow_ends_in_words_and_goes_on(begun, open_book):
     assert again(open_book).next()[0].number == 2
 
 
+def test_a_journal_that_cannot_grow_or_is_damaged_is_told_too(open_book, tmp_path):
+    path, journal = tmp_path / "j.log", {"study": f"journal:{tmp_path}/j.log", "sampler": {"name": "random"}}
+    book = open_book(**journal)
+    told = study_errors(study_url(book.sweep.config))
+    with files_of(path.stat().st_size), pytest.raises(RunError, match=r"study: cannot write .*j\.log: File too"), told:
+        book.study.set_user_attr("filler", "x" * 1000)
+    assert open_book(**journal).next()[0].number == 0
+    lines = path.read_text().splitlines()
+    for damaged in (["?" * 50], [lines[0].replace("op_code", "op_cade")], ["[1]"], ['{"op_code": 99}']):
+        path.write_text("\n".join([*damaged, *lines]) + "\n")
+        with pytest.raises(RunError, match=r"j\.log does not hold what a study holds"):
+            open_book(**journal)
+
+
 def test_a_full_disk_says_how_much_room_there_is(begun):
     """SQLite's own limit gives the same code as a full disk."""
     book, path = begun
