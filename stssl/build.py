@@ -12,6 +12,7 @@ from stssl.algorithms import ALGORITHMS, Algorithm, DataFacts
 from stssl.batch import IGNORED, Progress, Stream, View
 from stssl.data.loader import Loader, Source
 from stssl.data.sampler import StreamSampler
+from stssl.distributed import rank
 from stssl.errors import ConfigError
 from stssl.models import Role, build_network
 from stssl.models.backbones import check_images
@@ -20,6 +21,8 @@ from stssl.rundata import PixelData, RunData, open_data, require_labels, require
 from stssl.steps.neighbours import Neighbours, NoVotesConfig
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.views import Pixels, ViewDrawer
+
+log = logging.getLogger("stssl")
 
 
 def check(recipe: Recipe) -> None:
@@ -41,7 +44,7 @@ def check(recipe: Recipe) -> None:
         model, bands = recipe.model, len(recipe.data.bands)
         check_images(network, network.backbone, model.backbone, bands=bands, size=model.image_size)  # type: ignore[arg-type]
     if step.views_at(Progress(steps - 1, steps)) != step.views_needed:
-        logging.getLogger("stssl").warning(
+        log.warning(
             "no step of this run learns from unlabeled patches: schedule.steps is %d, and before the step that "
             "schedule.supervised_start (or algorithm.supervised_steps) names, only labels are learned from",
             steps,
@@ -154,6 +157,9 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
         mean = std = np.zeros(len(config.bands), np.float32)
     else:
         mean, std = data.store.statistics(config.bands)
+        if rank() == 0 and (flat := data.store.constant(config.bands)):
+            words = "data.bands: %s has the same value in all training pixels of %s, so networks see 0 there and learn "
+            log.warning(words + "nothing from it; leave it out", ", ".join(flat), data.store.path)
     layout, scale = data.reader.layout, config.scale
     return Pixels(layout, config.bands, size, mean=mean, std=std, scale=scale, memory_format=memory_format)
 

@@ -183,7 +183,7 @@ class Store:
         return self.description.arrays[name]
 
     def statistics(self, bands: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and standard deviation of each band, in the given order.
+        """Mean and standard deviation of each band, in the given order; 1 as deviation of a band of one value.
 
         Raises:
             DataError: The store has no statistics of a band.
@@ -194,12 +194,21 @@ class Store:
             means, deviations = (group.statistics.get(key, none) for key in ("mean", "std"))
             for band, mean, deviation in zip(group.bands, means, deviations, strict=True):
                 if mean is not None and deviation is not None:
-                    known[band] = (mean, max(deviation, 1e-6))
+                    known[band] = (mean, deviation if deviation > 0 else 1.0)
         missing = [band for band in bands if band not in known]
         if missing:
             raise DataError(f"{self.path} has no statistics of {', '.join(missing)}: no training patch has them")
         found = np.array([known[band] for band in bands], np.float32)
         return found[:, 0], found[:, 1]
+
+    def constant(self, bands: Sequence[str]) -> list[str]:
+        """Those of some bands that have one value in all pixels that statistics are of."""
+        return [
+            band
+            for group in self.groups.values()
+            for band, deviation in zip(group.bands, group.statistics.get("std", ()), strict=False)
+            if band in bands and deviation == 0
+        ]
 
     @cached_property
     def fingerprint(self) -> str:
