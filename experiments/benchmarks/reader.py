@@ -102,13 +102,13 @@ def oindex_path(folder: Path, bands: tuple[str, ...]) -> Path_:
 
 
 def tensorstore_path(folder: Path, bands: tuple[str, ...]) -> Path_ | None:
-    """TensorStore on the same store, one thread for files and one for copies, shard indexes kept."""
+    """TensorStore on the same store, one thread for files and one for copies, room for shard indexes only."""
     try:
         import tensorstore
     except ImportError:
         return None
     limits = {"file_io_concurrency": {"limit": 1}, "data_copy_concurrency": {"limit": 1}}
-    context = tensorstore.Context(limits | {"cache_pool": {"total_bytes_limit": 32_000_000}})
+    context = tensorstore.Context(limits | {"cache_pool": {"total_bytes_limit": 2_000_000}})
     arrays = [
         tensorstore.open(
             {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder / name}/"}},
