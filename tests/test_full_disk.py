@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import tiny
 
+from stssl.archives.synthetic import synthesize
 from stssl.convert import Options, convert
 from stssl.data.disk import DiskCache
 from stssl.data.store import Store
@@ -66,6 +67,14 @@ def test_a_cache_says_where_and_how_much_and_fetches_again(disk):
     assert cache.used() == 0
     (disk / "filler").unlink()
     assert cache.size(cache.open("key", lambda: bytes(300_000))) == 300_000
+
+
+def test_a_synthetic_archive_is_written_to_its_end_once_there_is_room(disk):
+    (disk / "filler").write_bytes(bytes(480_000))
+    with pytest.raises(DataError, match=FULL):
+        synthesize(disk / "archive", patches=1)
+    (disk / "filler").unlink()
+    assert len(list(synthesize(disk / "archive", patches=1).rglob("*_B02.tif"))) == 1
 
 
 def test_control_a_disk_with_room_is_written(disk):
