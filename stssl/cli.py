@@ -6,11 +6,40 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from stssl.errors import StsslError
-from stssl.stopping import heeding_signals
+from stssl.stopping import heeding_signals, stopped
+
+
+class _Commands(TyperGroup):
+    """The commands; Typer itself would end an interrupted one without a word."""
+
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        """Read the command line.
+
+        Raises:
+            StoppedError: A signal asked the process to end.
+        """
+        try:
+            return super().make_context(*given, **named)
+        except KeyboardInterrupt:
+            raise stopped() from None
+
+    def invoke(self, ctx: Any) -> Any:
+        """Carry a command out.
+
+        Raises:
+            StoppedError: A signal asked the process to end.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise stopped() from None
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -15,18 +15,23 @@ TOGETHER_S = 1.0
 """Signals so close to each other count as one: some programs hand on a Ctrl-C that the terminal sends to all."""
 
 
-class Asked(BaseException):
-    """The process got a signal to end; passes through code as Ctrl-C does, also where others have plans for that."""
+_asked: list[signal.Signals] = []
+"""Signals that asked this process to end; Ray makes a new `KeyboardInterrupt`, which could not tell its signal."""
+
+
+class Asked(KeyboardInterrupt):
+    """The process got a signal to end; passes through code as Ctrl-C does."""
 
     def __init__(self, number: int) -> None:
         """Remember the signal."""
         super().__init__()
-        self.number = signal.Signals(number)
+        _asked.append(signal.Signals(number))
 
 
-def stopped(asked: Asked, words: str) -> StoppedError:
+def stopped(words: str = "What is written is whole; run the same command again to go on.") -> StoppedError:
     """Make the error for a command that a signal ended, with the signal's exit code."""
-    return StoppedError(f"interrupted ({SIGNALS[asked.number]}). {words}", 128 + asked.number)
+    by = _asked[0] if _asked else signal.SIGINT
+    return StoppedError(f"interrupted ({SIGNALS[by]}). {words}", 128 + by)
 
 
 @contextlib.contextmanager
@@ -40,6 +45,7 @@ def heeding_signals() -> Iterator[None]:
         yield
         return
     at: list[float] = []
+    _asked.clear()
 
     def end(number: int, frame: FrameType | None) -> None:
         if at and time.monotonic() - at[-1] < TOGETHER_S:
@@ -53,11 +59,11 @@ def heeding_signals() -> Iterator[None]:
             signal.signal(number, end)
     try:
         yield
-    except (Asked, StoppedError) as asked:
+    except (KeyboardInterrupt, StoppedError) as asked:
         before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
         if isinstance(asked, StoppedError):
             raise
-        raise stopped(asked, "What is written is whole; run the same command again to go on.") from None
+        raise stopped() from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)

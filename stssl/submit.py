@@ -19,7 +19,7 @@ from stssl.config import Tree, apply_overrides, load_tree, validate
 from stssl.errors import ConfigError, RunError, first_line
 from stssl.pretraining import kind_of
 from stssl.recipe import LaunchConfig, Recipe
-from stssl.stopping import Asked, stopped
+from stssl.stopping import stopped
 from stssl.yamltext import parse_yaml
 
 EXCLUDES = (
@@ -215,8 +215,8 @@ def submit(submission: Submission, show: Callable[[str], None], say: Callable[[s
     later = f"The job goes on. Follow it with `ray job logs --follow {name} --address {submission.address}`."
     try:
         about = asyncio.run(_follow(client, name, show))
-    except Asked as asked:
-        raise stopped(asked, later) from None
+    except KeyboardInterrupt:
+        raise stopped(later) from None
     except LOST as error:
         raise RunError(f"{submission.address} does not answer any more ({type(error).__name__}). {later}") from None
     say(f"{name}: {about.status.value.lower()}")

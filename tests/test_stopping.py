@@ -10,9 +10,13 @@ import yaml
 from processes import exit_code
 
 from stssl import cli, convert
+from stssl.config import merge, validate
 from stssl.data import verify
+from stssl.errors import StoppedError
+from stssl.recipe import Recipe
 from stssl.stopping import Asked, heeding_signals
 from stssl.train import finished
+from stssl.train.launch import run
 
 
 def interrupted(arguments, place, number, out, twice=False):
@@ -53,14 +57,26 @@ def test_a_conversion_ends_in_one_line_and_goes_on(number, twice, tmp_path):
 
 
 def test_an_evaluation_ends_in_one_line_without_scores(recipe_tree, tmp_path):
-    from test_loop import make
-
-    from stssl.train.launch import run
-
-    folder = run(make(recipe_tree, schedule__steps=4))
+    folder = run(validate(Recipe, merge(recipe_tree, {"schedule": {"steps": 4, "evaluate_every": 4}}), "test"))
     arguments = ["evaluate", str(folder.path)]
     assert exit_code(interrupted, arguments, "evaluate", signal.SIGTERM, tmp_path / "out") == 143
     assert (tmp_path / "out").read_text().count("\n") == 1 and not (folder.path / "evaluation").exists()
+
+
+def test_a_signal_is_known_where_a_library_raises_a_ctrl_c_of_its_own():
+    """Ray's `get` lets nothing but `KeyboardInterrupt` through, and makes a new one of it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    assert issubclass(Asked, KeyboardInterrupt)
+    try:
+        with pytest.raises(StoppedError, match="SIGTERM") as ended, heeding_signals():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt from None
+        assert ended.value.exit_code == 143
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
