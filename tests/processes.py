@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["stssl.train.launch", "stssl.train.session", "timm", "torchmetrics"])
+CONTEXT.set_forkserver_preload(["stssl.training.launch", "stssl.training.state", "timm", "torchmetrics"])
 
 
 def exit_code(work: Callable[..., None], *arguments: Any, limit: float = 120) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
-from stssl.data import remote
+from stssl.store import remote
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts
-from stssl.batch import IGNORED, Batch, Progress, Stream, View
-from stssl.config import config_types, part_name
-from stssl.labels import LabelSpace
+from stssl.base.batch import IGNORED, Batch, Progress, Stream, View
+from stssl.base.config import config_types, part_name
+from stssl.base.labels import LabelSpace
 from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
-from stssl.steps.neighbours import Neighbours, VotesConfig
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
+from stssl.steps.votes import Neighbours, VotesConfig
 
 MULTILABEL = LabelSpace(("a", "b", "c", "d", "e"), True)
 SINGLELABEL = LabelSpace(("a", "b", "c", "d"), False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from marks import NO_RAY
 
-from stssl.cluster import ray_session
+from stssl.base.ray_session import ray_session
 
 pytest_plugins = ["pytester"]
 

@@ -27,8 +27,8 @@ import pytest
 from PIL import Image
 from processes import family, finish, kill, start
 
+from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.synthetic import synthesize
-from stssl.nomenclature import EUROSAT
 
 CHECKOUT = Path(__file__).parents[1]
 VENV = Path(sys.prefix)

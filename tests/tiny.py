@@ -8,10 +8,10 @@ import numpy as np
 import zarr
 from PIL import Image
 
+from stssl.archives.convert import Options, convert
+from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.synthetic import synthesize
-from stssl.convert import Options, convert
-from stssl.hashing import column_hash
-from stssl.nomenclature import EUROSAT
+from stssl.base.hashing import column_hash
 
 
 def write_eurosat(folder: Path, per_class: int = 20, seed: int = 0) -> tuple[Path, Path]:

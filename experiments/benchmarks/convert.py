@@ -17,8 +17,8 @@ from pathlib import Path
 from unittest import mock
 
 from stssl.archives import tiff
+from stssl.archives.convert import Options, convert, open_archive, verify_store
 from stssl.archives.synthetic import synthesize
-from stssl.convert import Options, convert, open_archive, verify_store
 
 
 def rate(work: Callable[[], object], patches: int) -> float:

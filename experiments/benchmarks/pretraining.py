@@ -47,8 +47,8 @@ class Job:
     @cached_property
     def tree(self) -> dict:
         """The resolved recipe, as its file was when this was first asked for."""
-        from stssl.pretraining import PretrainRecipe
-        from stssl.recipe import load_as
+        from stssl.recipes.pretraining import PretrainRecipe
+        from stssl.recipes.recipe import load_as
 
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
         split = [f"data.split={{name: blocks, seed: {self.seed}}}"] if self.blocks else []
@@ -56,10 +56,10 @@ class Job:
 
     def run(self) -> None:
         """Pretrain, then probe."""
-        from stssl.config import validate
-        from stssl.pretraining import PretrainRecipe
-        from stssl.probe import probe_run
-        from stssl.train.launch import run
+        from stssl.analysis.probe import probe_run
+        from stssl.base.config import validate
+        from stssl.recipes.pretraining import PretrainRecipe
+        from stssl.training.launch import run
 
         folder = run(validate(PretrainRecipe, self.tree, self.name)).path
         for random in self.weights:

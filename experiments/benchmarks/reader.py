@@ -24,16 +24,16 @@ import zarr
 
 from stssl.archives.scenery import Painter, Subject
 from stssl.archives.sentinel2 import sentinel_arrays
-from stssl.augment import AugmentConfig
-from stssl.batch import Stream, View
-from stssl.data.cache import Streamed
-from stssl.data.encode import encode_shard
+from stssl.base.batch import Stream, View
+from stssl.data.augment import AugmentConfig
 from stssl.data.loader import Loader, Source
-from stssl.data.reader import Reader, Stored
 from stssl.data.sampler import StreamSampler
-from stssl.data.shards import ShardedArray, direct_layout
-from stssl.data.writer import CODECS, Plan, Writer
-from stssl.views import ViewDrawer
+from stssl.data.views import ViewDrawer
+from stssl.store.cache import Streamed
+from stssl.store.encode import encode_shard
+from stssl.store.reader import Reader, Stored
+from stssl.store.shards import ShardedArray, direct_layout
+from stssl.store.writer import CODECS, Plan, Writer
 
 RGB = ("B04", "B03", "B02")
 BATCH, SHARD = 64, 512

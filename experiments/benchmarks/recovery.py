@@ -99,7 +99,7 @@ def main() -> None:
             "launch.max_failures=-1",
         ]
         often = ["logging.every=1", "logging.tensorboard=false", f"schedule.evaluate_every={EVERY}"]
-        command = [sys.executable, "-m", "stssl.cli", "train", options.recipe, *where, *often]
+        command = [sys.executable, "-m", "stssl.commands.cli", "train", options.recipe, *where, *often]
         with (Path(scratch) / "log").open("wb") as log:
             process = subprocess.Popen(
                 [*command, "schedule.steps=100000", *options.overrides, *more], stdout=log, stderr=log

@@ -37,14 +37,14 @@ import psutil
 import torch
 import yaml
 
+from stssl.archives.convert import Options, convert
 from stssl.archives.synthetic import synthesize
-from stssl.convert import Options, convert
-from stssl.train.checkpoint import read_state
+from stssl.training.checkpoint import read_state
 
 LIMIT = 900
 LINGER = 30
 TIMES = ("images_per_s", "seconds", "data_wait", "memory")
-CLI = [sys.executable, "-m", "stssl.cli"]
+CLI = [sys.executable, "-m", "stssl.commands.cli"]
 Digest = dict[str, str]
 
 

@@ -24,15 +24,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts
 from stssl.algorithms.ring import Ring
-from stssl.batch import Batch, Progress, Stream, View
-from stssl.config import config_types, part_name
-from stssl.errors import ConfigError
-from stssl.labels import LabelSpace
+from stssl.base.batch import Batch, Progress, Stream, View
+from stssl.base.config import config_types, part_name
+from stssl.base.errors import ConfigError
+from stssl.base.labels import LabelSpace
 from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
-from stssl.optimizers import AdamWConfig
+from stssl.recipes.optimizers import AdamWConfig
 from stssl.steps.parts import Outputs
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
-from stssl.train.optim import make_optimizer
+from stssl.training.optim import make_optimizer
 
 PARTS = ("student forward", "teacher forward", "labels", "algorithm", "losses", "backward", "optimizer", "average")
 

@@ -68,7 +68,7 @@ class Job:
     @cached_property
     def tree(self) -> dict:
         """The resolved recipe, as its file was when this was first asked for."""
-        from stssl.recipe import load_recipe
+        from stssl.recipes.recipe import load_recipe
 
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
         split = f"{{name: {self.split}, seed: {self.seed}}}" if self.split == "blocks" else self.split
@@ -78,10 +78,10 @@ class Job:
 
     def run(self) -> None:
         """Train and evaluate what is not there yet."""
-        from stssl.config import validate
-        from stssl.recipe import Recipe
-        from stssl.train.finished import evaluate_run
-        from stssl.train.launch import run
+        from stssl.base.config import validate
+        from stssl.recipes.recipe import Recipe
+        from stssl.training.launch import run
+        from stssl.training.load_run import evaluate_run
 
         folder = run(validate(Recipe, self.tree, self.name)).path
         for part in ("validation", "test"):
@@ -96,7 +96,7 @@ def carry_out(jobs: Sequence[Any], at_once: int) -> None:
     All recipes are read before the first run: one that is wrong is told now, and files may change while it runs. Other
     errors are said when all jobs have ended.
     """
-    from stssl.errors import StsslError
+    from stssl.base.errors import StsslError
 
     for job in jobs:
         try:

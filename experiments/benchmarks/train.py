@@ -25,13 +25,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils.flop_counter import FlopCounterMode
 
+from stssl.archives.convert import Options, convert
 from stssl.archives.synthetic import synthesize
-from stssl.config import validate
-from stssl.convert import Options, convert
-from stssl.distributed import rank
-from stssl.recipe import Recipe
-from stssl.train.loop import update
-from stssl.train.session import Session, open_session
+from stssl.base.config import validate
+from stssl.base.distributed import rank
+from stssl.recipes.recipe import Recipe
+from stssl.training.loop import update
+from stssl.training.state import Session, open_session
 
 PARTS = ("wait for data", "views", "forward", "backward", "rest of the step")
 
@@ -166,7 +166,7 @@ def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str,
 
 def memory(device: torch.device) -> float:
     """Peak memory in GB."""
-    from stssl.train.surroundings import memory as peak
+    from stssl.training.runtime import memory as peak
 
     return peak(device)["memory_gb"]
 

@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Term, choose, of_way
 from stssl.algorithms.marginal import align
-from stssl.batch import Progress, View
-from stssl.config import Domain
-from stssl.labels import LabelSpace
+from stssl.base.batch import Progress, View
+from stssl.base.config import Domain
+from stssl.base.labels import LabelSpace
 
 
 class AdaMatchConfig(LabelConfig):

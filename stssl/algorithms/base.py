@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stssl.batch import IGNORED, Progress, View
-from stssl.config import Config, Domain
-from stssl.labels import LabelSpace
-from stssl.losses import cross_entropy
+from stssl.algorithms.losses import cross_entropy
+from stssl.base.batch import IGNORED, Progress, View
+from stssl.base.config import Config, Domain
+from stssl.base.labels import LabelSpace
 
 Logits = Mapping[View, Tensor]
 """Of each view [B, G, K], grouped."""

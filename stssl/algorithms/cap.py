@@ -18,12 +18,12 @@ from pydantic import Field
 from torch import Tensor
 
 from stssl.algorithms.base import Algorithm, AlgorithmConfig, DataFacts, LabelerName, Seen, Switch, Term
+from stssl.algorithms.losses import AsymmetricConfig, asymmetric, cross_entropy, presence
 from stssl.algorithms.ring import Ring
-from stssl.batch import Progress, View
-from stssl.config import Domain
-from stssl.errors import ConfigError
-from stssl.labels import LabelSpace
-from stssl.losses import AsymmetricConfig, asymmetric, cross_entropy, presence
+from stssl.base.batch import Progress, View
+from stssl.base.config import Domain
+from stssl.base.errors import ConfigError
+from stssl.base.labels import LabelSpace
 
 Share = Annotated[float, Field(gt=0, le=1), Domain(0.3, 1.0)]
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from stssl.algorithms.base import DataFacts, Seen, Switch, Term
 from stssl.algorithms.fixmatch import CutoffConfig, FixMatch
-from stssl.batch import Progress, View
-from stssl.config import Domain
-from stssl.labels import LabelSpace
+from stssl.base.batch import Progress, View
+from stssl.base.config import Domain
+from stssl.base.labels import LabelSpace
 
 
 class CdmadConfig(CutoffConfig):

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from stssl.algorithms.base import Seen, Term
 from stssl.algorithms.fixmatch import CutoffConfig, FixMatch
-from stssl.batch import Progress, View
+from stssl.base.batch import Progress, View
 
 
 class DeFixMatchConfig(CutoffConfig):

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from stssl.algorithms.base import Algorithm, LabelConfig, Seen, Term, confident
-from stssl.batch import Progress, View
-from stssl.config import Domain
+from stssl.base.batch import Progress, View
+from stssl.base.config import Domain
 
 
 class CutoffConfig(LabelConfig):

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Seen, Switch, Term, choose, of_way
-from stssl.batch import IGNORED, Progress, View
-from stssl.config import Domain
-from stssl.labels import LabelSpace
+from stssl.base.batch import IGNORED, Progress, View
+from stssl.base.config import Domain
+from stssl.base.labels import LabelSpace
 
 
 class FlexMatchConfig(LabelConfig):

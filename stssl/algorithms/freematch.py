@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Switch, Term, choose, of_way, share
-from stssl.batch import Progress, View
-from stssl.config import Domain
-from stssl.labels import LabelSpace
-from stssl.losses import fairness
+from stssl.algorithms.losses import fairness
+from stssl.base.batch import Progress, View
+from stssl.base.config import Domain
+from stssl.base.labels import LabelSpace
 
 
 class FreeMatchConfig(LabelConfig):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from stssl.algorithms.base import DataFacts, Running, Seen
-from stssl.batch import View
-from stssl.config import Domain
-from stssl.labels import LabelSpace
-from stssl.losses import normalized
+from stssl.algorithms.losses import normalized
+from stssl.base.batch import View
+from stssl.base.config import Domain
+from stssl.base.labels import LabelSpace
 
 _TARGETS = ("labeled", "predicted", "uniform")
 TargetName = Annotated[Literal["labeled", "predicted", "uniform"], Domain(choices=_TARGETS)]

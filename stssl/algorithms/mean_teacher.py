@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from stssl.algorithms.base import Algorithm, AlgorithmConfig, LabelerName, Seen, Term
-from stssl.batch import Progress, View
-from stssl.config import Domain
-from stssl.losses import squared_error
+from stssl.algorithms.losses import squared_error
+from stssl.base.batch import Progress, View
+from stssl.base.config import Domain
 
 
 class MeanTeacherConfig(AlgorithmConfig):

@@ -21,9 +21,9 @@ from torch import Tensor
 from stssl.algorithms.base import Algorithm, DataFacts, Role, Running, Seen
 from stssl.algorithms.fixmatch import CutoffConfig, FixMatch
 from stssl.algorithms.marginal import TargetMarginal, TargetName, tempered
-from stssl.batch import Progress, Stream, View
-from stssl.config import Domain
-from stssl.labels import LabelSpace
+from stssl.base.batch import Progress, Stream, View
+from stssl.base.config import Domain
+from stssl.base.labels import LabelSpace
 
 FLOOR = 1e-9
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stssl.nomenclature import SEASONS
-from stssl.schema import Column, Patch, PixelArray
+from stssl.archives.nomenclature import SEASONS
+from stssl.store.schema import Column, Patch, PixelArray
 
 
 class Archive(Protocol):

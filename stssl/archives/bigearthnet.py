@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stssl.archives.base import season_of, time_values
+from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
 from stssl.archives.places import epsg_of
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
 from stssl.archives.tables import ABOUT, NAMES, columns_of, find_list, find_split, read_table
-from stssl.errors import DataError
-from stssl.hashing import digest_of
-from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
-from stssl.schema import (
+from stssl.base.errors import DataError
+from stssl.base.hashing import digest_of
+from stssl.base.textfiles import parse_json, read_bounded, read_names
+from stssl.store.schema import (
     COMMON,
     CONDITIONS,
     GEOREFERENCE,
@@ -37,7 +38,6 @@ from stssl.schema import (
     label_columns,
     split_column,
 )
-from stssl.textfiles import parse_json, read_bounded, read_names
 
 V1_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{4,6}_\d+_\d+")
 V2_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\w{5}(_\d+_\d+)?")

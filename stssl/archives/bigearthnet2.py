@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from stssl.archives.base import season_of, time_values
 from stssl.archives.bigearthnet import V1_NAME, V2_NAME, folders_in, label_values, listed_splits, split_notes
+from stssl.archives.nomenclature import LABELS_19
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
 from stssl.archives.tables import read_table
 from stssl.archives.tiff import georeference, read_band, utm_corner
-from stssl.errors import DataError
-from stssl.hashing import digest_of
-from stssl.nomenclature import LABELS_19
-from stssl.schema import (
+from stssl.base.errors import DataError
+from stssl.base.hashing import digest_of
+from stssl.store.schema import (
     COMMON,
     CONDITIONS,
     GEOREFERENCE,

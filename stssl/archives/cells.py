@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from stssl.archives.base import degrees, good_place, season_of, time_values
 from stssl.archives.label_cells import is_missing
-from stssl.schema import SPLIT_CODES, BadPatchError
+from stssl.store.schema import SPLIT_CODES, BadPatchError
 
 PARTS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
 """Other words for the parts of a split."""

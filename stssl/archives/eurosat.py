@@ -20,14 +20,14 @@ from PIL import Image
 
 from stssl.archives.base import degrees, good_place
 from stssl.archives.images import open_picture, read_bytes, read_image
+from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.sentinel2 import EUROPE, RESOLUTION, grid_place, keep_pixels
 from stssl.archives.tables import ABOUT, NAMES, columns_of, read_table
 from stssl.archives.tiff import georeference
 from stssl.archives.zips import check_directory
-from stssl.errors import ConfigError, DataError
-from stssl.hashing import digest_of
-from stssl.nomenclature import EUROSAT
-from stssl.schema import (
+from stssl.base.errors import ConfigError, DataError
+from stssl.base.hashing import digest_of
+from stssl.store.schema import (
     COMMON,
     GEOREFERENCE,
     SPLIT_CODES,

@@ -19,7 +19,7 @@ from rasterio.warp import transform
 
 from stssl.archives.base import good_place
 from stssl.archives.images import exif_of, opened, read_bytes
-from stssl.schema import BadPatchError
+from stssl.store.schema import BadPatchError
 
 _GPS, _EXIF_GPS = 0x8825, (1, 2, 3, 4)
 _FIT = 0.1

@@ -29,7 +29,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
-from stssl.schema import BadPatchError
+from stssl.store.schema import BadPatchError
 
 DRIVERS = {
     b"II*\0": "GTiff",

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from stssl.errors import DataError
-from stssl.nomenclature import LABELS_19, LABELS_43
+from stssl.archives.nomenclature import LABELS_19, LABELS_43
+from stssl.base.errors import DataError
 
 MISSING = frozenset(
     ("", "nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null", "nil", "nat", "-", "--", "---", "\\n")

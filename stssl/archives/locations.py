@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.archives.nomenclature import CLASSES_19, LABELS_43
 from stssl.archives.tables import read_table
 from stssl.archives.world import CELL, RATES, World
-from stssl.errors import DataError
-from stssl.nomenclature import CLASSES_19, LABELS_43
+from stssl.base.errors import DataError
 
 TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 

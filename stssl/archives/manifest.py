@@ -18,9 +18,9 @@ from stssl.archives.image_places import place_in
 from stssl.archives.images import Picture, in_color_order, read_image, sidecars
 from stssl.archives.label_cells import is_missing, read_labels
 from stssl.archives.tables import ABOUT, FORM, cells_of, choose_columns, read_table
-from stssl.errors import ConfigError, DataError
-from stssl.schema import COMMON, REGION, BadPatchError, Column, Patch, PixelArray, split_column
-from stssl.schema import label_columns as labels_of
+from stssl.base.errors import ConfigError, DataError
+from stssl.store.schema import COMMON, REGION, BadPatchError, Column, Patch, PixelArray, split_column
+from stssl.store.schema import label_columns as labels_of
 
 PATHS = ("path", "filepath", "file_path", "filename", "file_name", "image", "image_path", "file")
 READ = ("country", "lat", "lon", "label", "labels", "time", "location_id", "split")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.archives.nomenclature import CLC, LABELS_43
 from stssl.archives.sentinel2 import RESOLUTION
-from stssl.nomenclature import CLC, LABELS_43
 
 SIDE = 120
 WAVES = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from stssl.archives.base import good_place
 from stssl.archives.places import to_degrees
 from stssl.archives.tiff import read_band
-from stssl.errors import ConfigError
-from stssl.schema import BadPatchError, Patch, PixelArray
+from stssl.base.errors import ConfigError
+from stssl.store.schema import BadPatchError, Patch, PixelArray
 
 RESOLUTION = {
     "b10": ("B04", "B03", "B02", "B08"),

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from stssl.archives.bigearthnet import CLOUD, SNOW
 from stssl.archives.locations import from_table
+from stssl.archives.nomenclature import LABELS_43
 from stssl.archives.places import crs_of
 from stssl.archives.scenery import Painter, Subject
 from stssl.archives.sentinel2 import GSD, RESOLUTION
 from stssl.archives.world import CELL, World, generate
-from stssl.errors import ConfigError, DataError
-from stssl.nomenclature import LABELS_43
+from stssl.base.errors import ConfigError, DataError
 
 FOLDER, RECORD = "BigEarthNet-v1.0", "synthetic.json"
 LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from stssl.errors import DataError, first_line
-from stssl.textfiles import MOST_BYTES, as_text, read_names, read_unpacked
+from stssl.base.errors import DataError, first_line
+from stssl.base.textfiles import MOST_BYTES, as_text, read_names, read_unpacked
 
 LIST_ENDINGS = (".txt", ".csv", ".csv.bz2", ".csv.gz", ".txt.bz2", ".txt.gz")
 PART_NAMES = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}

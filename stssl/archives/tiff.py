@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stssl.archives.images import opened, read_bytes, read_stored
-from stssl.schema import BadPatchError
+from stssl.store.schema import BadPatchError
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES = 256, 257, 258, 259, 273, 277
 _ROWS, _COUNTS, _PLANAR, _PREDICTOR, _TILE, _FORMAT = 278, 279, 284, 317, 322, 339

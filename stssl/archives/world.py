@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.archives.nomenclature import LABELS_43
 from stssl.archives.places import from_degrees, to_degrees
-from stssl.nomenclature import LABELS_43
 
 CELL = 1200.0
 COUNTRIES = {

@@ -3,7 +3,7 @@
 import struct
 from pathlib import Path
 
-from stssl.errors import DataError
+from stssl.base.errors import DataError
 
 MOST_MEMBERS, MOST_DIRECTORY = 2_000_000, 512 << 20
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sIQI"), struct.Struct("<4sQ2H2I4Q")

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stssl.config import Config, Seed
-from stssl.data.lists import rows_named
-from stssl.errors import DataError
-from stssl.paths import Location
-from stssl.randomness import Ints
+from stssl.base.config import Config, Seed
+from stssl.base.errors import DataError
+from stssl.base.paths import Location
+from stssl.base.randomness import Ints
+from stssl.store.lists import rows_named
 
 
 class LabelsConfig(Config):

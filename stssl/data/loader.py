@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stssl.batch import RawBatch, RawRows, Stream, View
+from stssl.base.batch import RawBatch, RawRows, Stream, View
+from stssl.base.distributed import rows_of
+from stssl.base.randomness import Ints
 from stssl.data.order import Sampler
-from stssl.distributed import rows_of
-from stssl.randomness import Ints
 
 
 class Reader(Protocol):

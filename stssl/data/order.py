@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from stssl.data.reader import Reader
+from stssl.base.randomness import Ints
 from stssl.data.sampler import BlockSampler, StreamSampler
-from stssl.randomness import Ints
+from stssl.store.reader import Reader
 
 SHARDS_AHEAD = 2
 

@@ -8,9 +8,9 @@ import threading
 
 import numpy as np
 
-from stssl.distributed import rows_of
-from stssl.errors import ConfigError
-from stssl.randomness import Ints, permutation, uniforms
+from stssl.base.distributed import rows_of
+from stssl.base.errors import ConfigError
+from stssl.base.randomness import Ints, permutation, uniforms
 
 
 class StreamSampler:

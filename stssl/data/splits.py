@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stssl.config import Config, Seed
-from stssl.data.lists import rows_named, text
-from stssl.errors import ConfigError, DataError, shown
-from stssl.paths import ColumnName, Location
-from stssl.schema import UNUSABLE
+from stssl.base.config import Config, Seed
+from stssl.base.errors import ConfigError, DataError, shown
+from stssl.base.paths import ColumnName, Location
+from stssl.store.lists import rows_named, text
+from stssl.store.schema import UNUSABLE
 
 Ints = NDArray[np.int64]
 PARTS = ("train", "validation", "test")

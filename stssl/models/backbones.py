@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stssl.errors import ConfigError, first_line
+from stssl.base.errors import ConfigError, first_line
 from stssl.models.injection import Family, Shape
 
 

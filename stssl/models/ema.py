@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stssl.distributed import world_size
+from stssl.base.distributed import world_size
 
 
 class Ema(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stssl.config import Config, Domain
-from stssl.errors import ConfigError
+from stssl.base.config import Config, Domain
+from stssl.base.errors import ConfigError
 
 Family = Literal["vit", "tokens", "cnn"]
 """`vit`: plain vision transformers. `tokens`: others that are a row of blocks over tokens. `cnn`: stages of maps."""

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stssl.batch import DAY, HOUR, LAT, LON
-from stssl.config import Config, Domain
-from stssl.errors import ConfigError
+from stssl.base.batch import DAY, HOUR, LAT, LON
+from stssl.base.config import Config, Domain
+from stssl.base.errors import ConfigError
 from stssl.models.harmonics import Harmonics, Sine
 
 YEAR = 365.0

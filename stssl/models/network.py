@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stssl.config import Config
-from stssl.errors import ConfigError
+from stssl.base.config import Config
+from stssl.base.errors import ConfigError
 from stssl.models.backbones import make_backbone, shape_of, stages
 from stssl.models.injection import INJECTIONS, NOWHERE, Injection, Nowhere, Shape
 from stssl.models.metadata import ENCODERS, Encoder, EncoderBase

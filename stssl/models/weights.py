@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stssl.errors import ConfigError, first_line
+from stssl.base.errors import ConfigError, first_line
 from stssl.models.backbones import make_backbone
 
 Weights = dict[str, Tensor]

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from stssl.algorithms import Seen
-from stssl.batch import Stream
-from stssl.distributed import gather_rows, row_counts, world_size
+from stssl.base.batch import Stream
+from stssl.base.distributed import gather_rows, row_counts, world_size
 
 
 class Gathering:

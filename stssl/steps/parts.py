@@ -10,10 +10,10 @@ from torch import Tensor
 
 from stssl.algorithms import Logits, Seen, Term
 from stssl.algorithms.base import known
-from stssl.batch import Batch, Stream, View, block
-from stssl.config import Config, Domain
-from stssl.labels import LabelSpace
-from stssl.losses import Distance, distance, divergence
+from stssl.algorithms.losses import Distance, distance, divergence
+from stssl.base.batch import Batch, Stream, View, block
+from stssl.base.config import Config, Domain
+from stssl.base.labels import LabelSpace
 
 
 class LossConfig(Config):

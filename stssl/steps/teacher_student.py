@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from stssl.algorithms import Algorithm, Logits, Role, Seen, Term
 from stssl.algorithms.base import known
-from stssl.batch import Batch, Progress, View
-from stssl.distributed import sum_over_ranks, world_size
-from stssl.labels import LabelSpace
+from stssl.base.batch import Batch, Progress, View
+from stssl.base.distributed import sum_over_ranks, world_size
+from stssl.base.labels import LabelSpace
 from stssl.models import Network, Prediction
 from stssl.models.ema import Ema, evaluating, frozen_statistics, reestimate_batchnorm
 from stssl.steps.base import StepOutput, TrainingStep
 from stssl.steps.gathering import Gathering
-from stssl.steps.neighbours import Neighbours
 from stssl.steps.parts import (
     LossConfig,
     Outputs,
@@ -32,6 +31,7 @@ from stssl.steps.parts import (
     quality,
     ratio,
 )
+from stssl.steps.votes import Neighbours
 
 __all__ = ["LossConfig", "Plan", "TeacherStudentStep"]
 

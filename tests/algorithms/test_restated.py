@@ -8,7 +8,7 @@ import torch
 from small import MULTILABEL, SINGLELABEL, make_algorithm
 
 from stssl.algorithms import Seen
-from stssl.batch import Progress, View
+from stssl.base.batch import Progress, View
 
 SPACES = pytest.mark.parametrize("space", [MULTILABEL, SINGLELABEL], ids=["multi", "single"])
 

@@ -12,11 +12,11 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 from real import real_data
 
-from stssl.convert import Options, convert
-from stssl.data.store import Store
-from stssl.errors import ConfigError, DataError
-from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
-from stssl.schema import ERRORS, UNUSABLE
+from stssl.archives.convert import Options, convert
+from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
+from stssl.base.errors import ConfigError, DataError
+from stssl.store.schema import ERRORS, UNUSABLE
+from stssl.store.store import Store
 
 HERE = Options(workers=0, shard=8)
 

@@ -9,19 +9,19 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from stssl import textfiles
 from stssl.archives.cells import first_rows, image_path, place_of, split_of, time_of
+from stssl.archives.convert import Options, convert
 from stssl.archives.manifest import Manifest
 from stssl.archives.tables import ABOUT, choose_columns, read_table
-from stssl.build import check
-from stssl.convert import Options, convert
-from stssl.data.inspect import describe
-from stssl.data.store import Store
-from stssl.errors import ConfigError, DataError
-from stssl.progress import conversion_summary
-from stssl.recipe import Recipe
-from stssl.schema import BadPatchError
-from stssl.textfiles import read_names
+from stssl.base import textfiles
+from stssl.base.errors import ConfigError, DataError
+from stssl.base.textfiles import read_names
+from stssl.commands.progress import conversion_summary
+from stssl.recipes.build import check
+from stssl.recipes.recipe import Recipe
+from stssl.store.inspect import describe
+from stssl.store.schema import BadPatchError
+from stssl.store.store import Store
 
 HERE = Options(workers=0, shard=64)
 

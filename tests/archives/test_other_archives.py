@@ -12,12 +12,12 @@ from dirty import band, clean, folders, write_tiff
 from PIL import Image
 from real import real_data
 
+from stssl.archives.convert import Options, convert, verify_store
 from stssl.archives.eurosat import MS_ORDER
-from stssl.convert import Options, convert, verify_store
-from stssl.data.inspect import describe
-from stssl.data.store import Store
-from stssl.errors import ConfigError, DataError
-from stssl.nomenclature import LABELS_19
+from stssl.archives.nomenclature import LABELS_19
+from stssl.base.errors import ConfigError, DataError
+from stssl.store.inspect import describe
+from stssl.store.store import Store
 
 HERE = Options(workers=0, shard=8)
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"

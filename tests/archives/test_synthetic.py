@@ -8,11 +8,11 @@ import rasterio
 from real import real_data
 
 from stssl.archives.locations import from_table
+from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
 from stssl.archives.sentinel2 import RESOLUTION
 from stssl.archives.synthetic import patch_names, synthesize
 from stssl.archives.world import World, generate
-from stssl.errors import ConfigError, DataError
-from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
+from stssl.base.errors import ConfigError, DataError
 
 COARSE = np.array([[TO_19.get(fine) == name for name in LABELS_19] for fine in LABELS_43])
 

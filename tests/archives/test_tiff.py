@@ -11,7 +11,7 @@ from real import real_data
 
 from stssl.archives.images import read_image
 from stssl.archives.tiff import read_band, strips, utm_corner
-from stssl.schema import BadPatchError
+from stssl.store.schema import BadPatchError
 
 OPTIONS = {
     "plain": {},

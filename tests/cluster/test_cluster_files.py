@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from stssl.recipe import LaunchConfig, load_recipe
+from stssl.recipes.recipe import LaunchConfig, load_recipe
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from stssl.base.distributed import rows_of
+from stssl.base.errors import ConfigError
 from stssl.data.sampler import BlockSampler
-from stssl.distributed import rows_of
-from stssl.errors import ConfigError
 
 SHARD = 16
 ROWS = np.flatnonzero(np.arange(160) % 5 != 0)  # Of each shard some patches are in other parts of the split.

@@ -1,8 +1,8 @@
 import numpy as np
 
+from stssl.base.distributed import rows_of
+from stssl.base.randomness import permutation, uniforms
 from stssl.data.sampler import StreamSampler
-from stssl.distributed import rows_of
-from stssl.randomness import permutation, uniforms
 
 
 def test_each_epoch_shows_every_patch_once():

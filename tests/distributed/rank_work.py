@@ -7,11 +7,11 @@ import torch
 from processes import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 
-from stssl.batch import Batch, Progress
-from stssl.labels import LabelSpace
+from stssl.base.batch import Batch, Progress
+from stssl.base.labels import LabelSpace
 from stssl.steps import gathering
-from stssl.steps.neighbours import VotesConfig
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
+from stssl.steps.votes import VotesConfig
 
 ROWS = {"labeled": 16, "unlabeled": 64}
 STEPS = 2

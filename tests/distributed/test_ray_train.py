@@ -12,10 +12,10 @@ import torch
 import yaml
 from processes import family, finish, kill, start
 
-from stssl.train.checkpoint import read_state
+from stssl.training.checkpoint import read_state
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
-COMMAND = [sys.executable, "-m", "stssl.cli", "train"]
+COMMAND = [sys.executable, "-m", "stssl.commands.cli", "train"]
 SCRIPT = Path(__file__).with_name("simulated.py")
 STEPS = {"elastic": 450, "unbroken": 60, "worker": 60, "node": 60, "job": 60, "many": 60}
 

@@ -7,11 +7,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from stssl.build import build_step
-from stssl.cli import main
-from stssl.recipe import Recipe
-from stssl.rundata import open_data
-from stssl.train.folder import RunFolder
+from stssl.commands.cli import main
+from stssl.recipes.build import build_step
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.run_data import open_data
+from stssl.training.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from stssl.data.store import Store
-from stssl.train.checkpoint import read_state
+from stssl.store.store import Store
+from stssl.training.checkpoint import read_state
 
 pytestmark = pytest.mark.ray
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 def test_quickstart(tmp_path):
     out = tmp_path / "out"
     small = ["schedule.steps=20", "schedule.warmup=2", "schedule.supervised_start=5", "schedule.evaluate_every=10"]
-    command = [sys.executable, "-m", "stssl.cli", "quickstart", "--out", str(out), "--patches", "300", *small]
+    command = [sys.executable, "-m", "stssl.commands.cli", "quickstart", "--out", str(out), "--patches", "300", *small]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     report = done.stdout.strip().splitlines()[-1]

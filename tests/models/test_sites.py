@@ -8,7 +8,7 @@ import small
 import torch
 from small import MULTILABEL, SIZE, make_network, part
 
-from stssl.errors import ConfigError
+from stssl.base.errors import ConfigError
 from stssl.models import ENCODERS, INJECTIONS, EncoderConfig, InjectionConfig, check_fit
 
 IMAGES = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))

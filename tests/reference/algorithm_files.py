@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts, Seen, Term
 from stssl.algorithms.base import known
-from stssl.batch import Batch, Progress, View
-from stssl.config import config_types, part_name
-from stssl.labels import LabelSpace
-from stssl.losses import distance, presence
+from stssl.algorithms.losses import distance, presence
+from stssl.base.batch import Batch, Progress, View
+from stssl.base.config import config_types, part_name
+from stssl.base.labels import LabelSpace
 from stssl.models import Network, Prediction
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 

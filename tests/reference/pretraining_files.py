@@ -7,13 +7,13 @@ import torch
 from oracle import Oracle
 from torch import nn
 
-from stssl.batch import Progress
-from stssl.optimizers import SgdConfig
-from stssl.pretrain.geography import ClustersConfig
-from stssl.pretrain.moco import PretextConfig
-from stssl.steps import contrastive
-from stssl.steps.contrastive import ContrastiveStep, Pairs
-from stssl.train.optim import make_optimizer
+from stssl.base.batch import Progress
+from stssl.contrastive import step as contrastive
+from stssl.contrastive.geography import ClustersConfig
+from stssl.contrastive.moco import PretextConfig
+from stssl.contrastive.step import ContrastiveStep, Pairs
+from stssl.recipes.optimizers import SgdConfig
+from stssl.training.optim import make_optimizer
 
 
 class Small(nn.Module):

@@ -9,10 +9,10 @@ from small import MULTILABEL, SINGLELABEL, make_algorithm, make_batch, make_step
 
 from stssl.algorithms import ALGORITHMS, Algorithm, Seen
 from stssl.algorithms.base import AlgorithmConfig
-from stssl.batch import IGNORED, Progress, Stream, View
+from stssl.base.batch import IGNORED, Progress, Stream, View
 from stssl.steps.gathering import Gathering
-from stssl.steps.neighbours import PSEUDO, Neighbours, VotesConfig, nearest_places
-from stssl.sweep.domains import IDLE
+from stssl.steps.votes import PSEUDO, Neighbours, VotesConfig, nearest_places
+from stssl.sweeps.domains import IDLE
 
 LABELED = {"softmatch": {"target": "labeled"}}
 SOFT = {"soft": True, "threshold": 0.0, "absent_below": None}

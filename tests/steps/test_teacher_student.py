@@ -10,8 +10,8 @@ from small import CASES, IDS, MEMORY, MULTILABEL, SINGLELABEL, make_algorithm, m
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 
 from stssl.algorithms import ALGORITHMS
-from stssl.batch import IGNORED, Progress, Stream, View
-from stssl.errors import ConfigError
+from stssl.base.batch import IGNORED, Progress, Stream, View
+from stssl.base.errors import ConfigError
 from stssl.steps.teacher_student import LossConfig
 
 every = pytest.mark.parametrize(("name", "space"), CASES, ids=IDS)

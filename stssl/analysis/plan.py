@@ -1,0 +1,164 @@
+"""What a recipe will cost: `stssl plan` takes a few real steps on this machine and says what follows from them.
+
+One process takes the steps of one worker, on as many rows as that worker would have. Gradients are not exchanged: what
+that takes is computed from their bytes.
+"""
+
+import math
+import resource
+import statistics
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stssl.analysis.costs import Machines, Measured, Plan, exchange_seconds
+from stssl.base.config import load_tree
+from stssl.base.errors import ConfigError, RunError
+from stssl.recipes.pretraining import kind_of
+from stssl.recipes.recipe import RunRecipe, load_as
+from stssl.recipes.run_data import PixelData
+from stssl.store.remote import is_remote
+from stssl.training.loop import update
+from stssl.training.state import Session, open_session
+
+WARM_UP = 2
+MORE = 5
+"""Batches of the longer ones of two validations that are timed."""
+
+
+def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
+    """Take steps of a recipe here, and predict the run.
+
+    Args:
+        recipe: What to train; nothing of it is written.
+        machines: Where it is to run.
+        steps: How many steps are timed, after two to warm up.
+
+    Raises:
+        ConfigError: More workers than rows.
+        RunError: A worker's share of a batch does not fit into this machine's memory.
+    """
+    key, least = recipe.least_rows
+    if least < machines.workers:
+        raise ConfigError(f"{key} {least} is smaller than {machines.workers} workers: no row for each")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    session = open_session(recipe, device)
+    last = recipe.schedule.steps - 1
+    share = _measure(session, machines.workers, steps, last)
+    if share is None:
+        raise RunError(
+            f"one worker's rows of a step do not fit into this machine's memory ({machines.workers} workers). "
+            "Plan for more workers, or set batch.micro."
+        )
+    checkpoint = sum(tensor.nbytes for tensor in _tensors(session.state()))
+    gradients = sum(part.nbytes for part in session.stage.step.networks.parameters() if part.requires_grad)
+    validation = _validation(session, recipe, machines.workers)
+    one = share if machines.workers == 1 else _measure(session, 1, steps, last)
+    start = bisect_left(range(last), session.stage.looks(last), key=session.stage.looks)
+    early = _measure(session, machines.workers, steps, 0) if start >= WARM_UP + steps else None
+    stored, rows = _stored_bytes(session), session.stage.rows
+    return Plan(
+        machines=machines,
+        one=one,
+        share=share,
+        exchange=exchange_seconds(gradients, machines),
+        link=rows / machines.nodes * stored * 8 / (machines.link * 1e9),
+        validation=validation,
+        steps=recipe.schedule.steps,
+        validations=math.ceil(recipe.schedule.steps / recipe.schedule.evaluate_every),
+        gradients=gradients,
+        checkpoint=checkpoint,
+        stored=stored,
+        rows=rows,
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        start=start if early else 0,
+        early=early,
+    )
+
+
+def _measure(session: Session, workers: int, steps: int, start: int) -> Measured | None:
+    """Steps of one worker's rows, as at `start`; None where they do not fit into memory."""
+    loader, device = session.stage.loader, session.stage.device
+    loader.block, session.position.step = (0, workers), start
+    loading, taken = [], []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        for number in range(start, start + WARM_UP + steps):
+            before = time.perf_counter()
+            raw = next(loader.batches(number, number + 1))
+            loaded = time.perf_counter()
+            update(session, raw)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            loading.append(loaded - before)
+            taken.append(time.perf_counter() - loaded)
+    except torch.OutOfMemoryError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = int(torch.cuda.max_memory_allocated()) if device.type == "cuda" else peak
+    rows = loader.rows_at(start) // workers
+    return Measured(statistics.median(taken[WARM_UP:]), statistics.median(loading[WARM_UP:]), rows, memory)
+
+
+def _validation(session: Session, recipe: RunRecipe, workers: int) -> float:
+    """Seconds of a validation on all workers: a fixed part, and one that grows with patches.
+
+    What grows is found without the batches for BatchNorm, whose time would drown it; the first validation is not
+    counted, since it brings things into memory.
+    """
+    options = recipe.evaluation
+    data: PixelData = session.stage.data
+    total = len(data.split.validation)
+    total = total if options.limit is None else min(total, options.limit)
+
+    def taken(batches: int, **changes: int) -> float:
+        limited = options.model_copy(update={"limit": batches * options.batch, **changes})
+        session.stage.recipe = recipe.model_copy(update={"evaluation": limited})
+        before = time.perf_counter()
+        with session.autocast():
+            session.stage.validate(session.progress)
+        return time.perf_counter() - before
+
+    taken(1)
+    whole = taken(1)
+    little, much = (min(taken(batches, batchnorm_batches=0) for _ in range(2)) for batches in (1, MORE))
+    session.stage.recipe = recipe
+    first, last = (min(total, batches * options.batch) for batches in (1, MORE))
+    growing = max(0.0, much - little) / (last - first) if last > first else 0.0
+    return max(0.0, whole - growing * first) + growing * total / workers
+
+
+def _stored_bytes(session: Session) -> float:
+    """Bytes that reading one patch moves, as stored: all bands of each array that has a wanted one."""
+    data: PixelData = session.stage.data
+    store, names = data.store, data.reader.layout
+    if is_remote(store.path):
+        reader = store.reader(session.recipe.data.bands)
+        return sum(math.prod(shape[1:]) * dtype.itemsize for shape, dtype in reader.shapes(1).values())
+    sizes = [path.stat().st_size for name in names for path in Path(store.path, name, "c").rglob("*") if path.is_file()]
+    return sum(sizes) / store.size
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+
+
+def load(path: Path, overrides: Iterable[str]) -> RunRecipe:
+    """Read a recipe file of any kind."""
+    return load_as(kind_of(load_tree(path)), path, overrides)
+
+
+def machines_for(recipe: RunRecipe, nodes: int, per_node: int | None, link: float) -> Machines:
+    """`nodes` machines, by default with as many workers together as `launch.workers` says."""
+    asked = recipe.launch.workers
+    most = max(1, asked[1] if isinstance(asked, tuple) else asked)
+    return Machines(nodes, per_node or math.ceil(most / nodes), link)

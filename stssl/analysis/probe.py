@@ -1,0 +1,264 @@
+"""What a pretrained backbone is worth: k-NN and a linear layer on frozen features, or fine-tuning.
+
+As in Ayush et al., ICCV 2021 (arXiv:2011.09980): a new linear layer by SGD with rate 30, without decay, 100 epochs, a
+tenth of the rate after 60 and after 80; the best epoch on validation is reported once on test. Features are computed
+once.
+"""
+
+import copy
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from stssl.algorithms.losses import cross_entropy
+from stssl.base.config import Config, Positive, Threads, apply_overrides, merge, validate
+from stssl.base.errors import ConfigError
+from stssl.base.labels import LabelSpace
+from stssl.base.randomness import Ints, permutation
+from stssl.base.whole_files import is_there
+from stssl.contrastive.step import Encoder
+from stssl.data.draws import LabelsConfig, draw_labeled
+from stssl.models.layout import memory_format, placed
+from stssl.recipes.build import build_pixels
+from stssl.recipes.pretraining import PretrainRecipe
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.run_data import PixelData, labels_of, open_pixels, require_labels
+from stssl.scoring.evaluate import without_nan
+from stssl.scoring.knn import embed, vote
+from stssl.scoring.metrics import headline, score
+from stssl.training.checkpoint import does_not_fit
+from stssl.training.contrastive_task import QUERY, build_encoder
+from stssl.training.kept import Probes, read_kept
+from stssl.training.launch import run
+from stssl.training.load_run import evaluate_run, read_own_state
+from stssl.training.run_folder import RunFolder, write_text
+
+PARTS = ("train", "validation", "test")
+
+
+class LinearConfig(Config):
+    """The linear layer's training, and the number of neighbours."""
+
+    lr: Annotated[float, Field(gt=0)] = 30.0
+    epochs: Positive = 100
+    batch: Positive = 256
+    k: Positive = 20
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    fine_tune_lr: Annotated[float, Field(gt=0)] = 1e-3
+    fine_tune_steps: Positive = 2_000
+    threads: Threads | None = None
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Rows (weights, method, labels, labeled, validation and test scores), and the file that has them."""
+
+    rows: list[dict[str, Any]]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Features [n, width] and way ids [n, G] of each part's patches; `train` has the training part's store rows."""
+
+    features: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    train: Ints
+
+    def labeled(self, rows: Ints) -> tuple[Tensor, Tensor]:
+        """Features and way ids of labeled store rows."""
+        places = torch.from_numpy(np.searchsorted(self.train, rows))
+        return self.features["train"][places], self.targets["train"][places]
+
+
+def probe_run(
+    path: Path,
+    labels: Sequence[str],
+    seed: int = 0,
+    *,
+    random: bool = False,
+    fine_tune: bool = False,
+    overrides: Iterable[str] = (),
+) -> Probed:
+    """Probe a pretraining run and write `probe/<weights>-s<seed>.json` in its folder.
+
+    Args:
+        path: The run's folder.
+        labels: For each probe how many labels: `all`, `fraction=F`, `per-class=N` or `total=N`.
+        seed: Of the draw of labels, the new layer and its order.
+        random: Probe random weights, the control, instead of the best checkpoint's.
+        fine_tune: Also train the whole network, as a supervised run beside this one.
+        overrides: `key=value` changes to `LinearConfig`.
+
+    Raises:
+        ConfigError: A wrong number of labels.
+        DataError: No validation or no test patch has a label.
+        RunError: The folder is not a pretraining run's, or it has no checkpoint yet.
+    """
+    folder = RunFolder.existing(path)
+    recipe = folder.recipe_as(PretrainRecipe)
+    options = validate(LinearConfig, apply_overrides({}, overrides), "probe")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    rules = {text: label_rule(text, seed) for text in labels}
+    data = open_pixels(recipe.data)
+    folder.require_store(data.store)
+    space, targets = labels_of(data.store, recipe.data.labels)
+    encoder, step = load_encoder(folder, recipe, random)
+    for part in ("validation", "test"):
+        require_labels(targets[torch.from_numpy(data.split.part(part))], part)
+    frozen = freeze(encoder, recipe, data, targets)
+    weights = "random" if random else "pretrained"
+    target = folder.path / "probe" / f"{weights}-s{seed}.json"
+    rows: list[dict[str, Any]] = []
+    for text, rule in rules.items():
+        positives = space.positives(targets).numpy().astype(np.int64)
+        labeled = np.sort(draw_labeled(positives, data.split.train, rule, None))
+        about = {"weights": weights, "labels": text, "labeled": len(labeled), "seed": seed, "step": step}
+        own = frozen.labeled(labeled)
+        rows.append(about | {"method": "linear"} | linear(own, frozen, space, options, seed))
+        rows.append(about | {"method": "k-NN"} | neighbours(own, frozen, space, options))
+        if fine_tune:
+            rows.append(
+                about | {"method": "fine-tune"} | tuned(folder, recipe, rule, options, random=random, name=text)
+            )
+        rows = [row | {"protocol": options.model_dump()} for row in rows]
+        written = _kept(target, rows) + rows
+        write_text(target, json.dumps(without_nan({"rows": written}), indent=1))
+    return Probed(written, target)
+
+
+def _kept(path: Path, fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the same weights and protocol that an earlier call wrote and this one does not replace."""
+    new = {(row["method"], row["labels"]) for row in fresh}
+    same = {(row["step"], json.dumps(row["protocol"])) for row in without_nan(fresh)}
+    before = read_kept(Probes, path, "Remove it, and probe again.")[1]["rows"] if is_there(path) else []
+    return [
+        row
+        for row in before
+        if (row["method"], row["labels"]) not in new and (row.get("step"), json.dumps(row.get("protocol"))) in same
+    ]
+
+
+def label_rule(text: str, seed: int) -> LabelsConfig:
+    """How many labels a probe learns from.
+
+    Raises:
+        ConfigError: Not `all`, `fraction=F`, `per-class=N` or `total=N`.
+    """
+    name, _, value = text.partition("=")
+    key = name.replace("-", "_")
+    if text == "all":
+        return LabelsConfig(seed=seed)
+    if key not in ("fraction", "per_class", "total") or not value:
+        raise ConfigError(f"--labels {text}: give all, fraction=0.01, per-class=20 or total=80")
+    return validate(LabelsConfig, apply_overrides({"seed": seed}, [f"{key}={value}"]), f"--labels {text}")
+
+
+def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tuple[Encoder, int]:
+    """The newest checkpoint's encoder in evaluation mode and its step; or a random one, of step 0."""
+    path = folder.checkpoints.path("best")
+    state = read_own_state(folder, path, recipe.hash())
+    torch.manual_seed(recipe.seed)
+    model = recipe.model.model_copy(update={"weights": "none"})
+    encoder = build_encoder(model, len(recipe.data.bands), recipe.pretext.projection, recipe.pretext.mlp)
+    if not random:
+        own = {key.removeprefix(QUERY): value for key, value in state["step"].items() if str(key).startswith(QUERY)}
+        try:
+            encoder.backbone.load_state_dict(own)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise does_not_fit(path, state, error) from None
+    placed(encoder.eval(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return encoder, 0 if random else int(state["position"]["step"])
+
+
+def freeze(encoder: Encoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:
+    """Features of all parts, each computed once, standardised by the training part's mean and deviation."""
+    device = next(encoder.parameters()).device
+    memory = memory_format(encoder, device)
+    pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
+    rows = {part: np.sort(data.split.part(part)) for part in PARTS}
+    found = {part: embed(encoder.features, data, pixels, rows[part], recipe.evaluation.batch) for part in PARTS}
+    mean, deviation = found["train"].mean(0), found["train"].std(0).clamp_min(1e-6)
+    features = {part: ((values - mean) / deviation).cpu() for part, values in found.items()}
+    return Frozen(features, {part: targets[torch.from_numpy(rows[part])] for part in PARTS}, rows["train"])
+
+
+def linear(
+    labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig, seed: int
+) -> dict[str, Any]:
+    """Scores of a linear layer at its best epoch on validation."""
+    features, targets = labeled
+    torch.manual_seed(seed)
+    layer = nn.Linear(features.shape[1], len(space.classes))
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    # The protocol's rate is for features of unit size; standardised ones are larger by the root of their number.
+    rate = options.lr / features.shape[1]
+    optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
+    best, chosen, at = -float("inf"), layer, 0  # of a layer that never was finite, nothing is reported
+    for epoch in range(options.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * 0.1 ** ((epoch >= 0.6 * options.epochs) + (epoch >= 0.8 * options.epochs))
+        order = torch.from_numpy(permutation(len(features), seed, "probe", epoch).copy())
+        for rows in torch.split(order, options.batch):
+            loss: Tensor = cross_entropy(space.grouped(layer(features[rows])), targets[rows]).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        value = _scores(layer, frozen, space, "validation")[headline(space)]
+        if value > best:
+            best, chosen, at = value, copy.deepcopy(layer), epoch + 1
+    return {"epoch": at} | {part: _scores(chosen, frozen, space, part) for part in ("validation", "test")}
+
+
+@torch.no_grad()
+def _scores(layer: nn.Module, frozen: Frozen, space: LabelSpace, part: str) -> dict[str, float]:
+    return score(layer(frozen.features[part]), frozen.targets[part], space)[0]
+
+
+@torch.no_grad()
+def neighbours(
+    labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig
+) -> dict[str, Any]:
+    """Scores of k-NN among the labeled patches."""
+    bank, targets = labeled
+    found = {}
+    for part in ("validation", "test"):
+        query = frozen.features[part]
+        logits = vote(query, bank, targets, space, k=options.k, temperature=options.temperature)
+        found[part] = score(logits, frozen.targets[part], space)[0]
+    return found
+
+
+def tuned(
+    folder: RunFolder, recipe: PretrainRecipe, rule: LabelsConfig, options: LinearConfig, *, random: bool, name: str
+) -> dict[str, Any]:
+    """Scores of a supervised run of the whole network that starts from the pretrained weights (or from none)."""
+    steps = options.fine_tune_steps
+    tree = {
+        "name": f"fine_tune-{'random' if random else 'pretrained'}-{name.replace('=', '')}-s{rule.seed}",
+        "data": recipe.data.model_dump(mode="json"),
+        "labels": rule.model_dump() | {"allow_missing_classes": True},
+        "model": merge(recipe.model.model_dump(), {"weights": "none" if random else f"run:{folder.path}"}),
+        "algorithm": {"name": "supervised"},
+        "batch": {"labeled": 64, "unlabeled_ratio": 0},
+        "augment": {"strong_labeled": True},
+        "optimizer": {"lr": options.fine_tune_lr},
+        "schedule": {"steps": steps, "evaluate_every": max(1, steps // 8)},
+        "ema": {"decay": 0.0},
+        "evaluation": recipe.evaluation.model_dump(),
+        "compute": recipe.compute.model_dump(),
+        "launch": merge(recipe.launch.model_dump(mode="json"), {"storage": str(folder.path / "probe")}),
+        "logging": {"tensorboard": False},
+        "seed": rule.seed,
+    }
+    done = run(validate(Recipe, tree, f"fine-tuning of {folder.path}"))
+    return {part: evaluate_run(done.path, part)["student"] for part in ("validation", "test")}

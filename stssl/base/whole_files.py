@@ -1,0 +1,187 @@
+"""Files that are written whole or not at all, also when the power goes, and what to say where they cannot be.
+
+All that a run, a sweep or a report keeps goes through `write_whole`; rows of metrics through `append_line`.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from stssl.base.errors import RunError, StsslError, shown
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_ADVICE = {
+    errno.ENOSPC: "Make room there",
+    errno.EDQUOT: "This user's quota is used up there: remove files, or have it raised",
+    errno.EFBIG: "Raise the limit on the size of files (`ulimit -f`)",
+    errno.EROFS: "Give a folder that may be written",
+    errno.EACCES: "Give a folder that may be written",
+    errno.EPERM: "Give a folder that may be written",
+    errno.EMFILE: "Raise the limit on open files (`ulimit -n`)",
+    errno.ENFILE: "This machine has too many open files: close programs",
+    errno.EISDIR: "A folder has that name: remove it",
+    errno.ENOTDIR: "A file is where a folder must be: remove it",
+    errno.EEXIST: "A file is where a folder must be: remove it",
+    errno.ELOOP: "Links point at each other there: remove them",
+}
+
+
+def write_whole(
+    path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object], error: type[StsslError] = RunError
+) -> None:
+    """Replace a file so that at any moment it is the old one or the new one, also after a crash or without power.
+
+    Writers of one file wait for each other, and what a killed one left is used up by the next.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        content: What it is to hold. Text is written as UTF-8; a function gets the open file.
+        error: What to raise.
+
+    Raises:
+        StsslError: Of the kind `error`: nothing was written; says where, why, and how much room there is.
+    """
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    size = None if callable(data) else len(data)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.new")
+        with _sole(fresh) as file:
+            if callable(data):
+                data(file)
+            else:
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            fresh.replace(path)
+        sync_folder(path.parent)
+    except OSError as problem:
+        raise error(cannot_write(path, problem, size)) from None
+
+
+@contextlib.contextmanager
+def _sole(path: Path) -> Iterator[BinaryIO]:
+    """An empty file that nobody else writes, with the rights that the umask leaves; it goes where it is not filled."""
+    while True:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        with contextlib.suppress(OSError):  # file systems without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if _is_at(handle, path):
+            break
+        os.close(handle)  # while this one waited, another writer gave that file its real name
+    try:
+        os.ftruncate(handle, 0)
+        with open(handle, "wb", closefd=False) as file:
+            yield file
+    except BaseException:
+        if _is_at(handle, path):
+            path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def append_line(path: Path, line: str, error: type[StsslError] = RunError) -> None:
+    """Add a line to a file: all of it, or nothing.
+
+    Raises:
+        StsslError: Of the kind `error`; the file is as it was.
+    """
+    data = f"{line}\n".encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            start, left = file.seek(0, os.SEEK_END), memoryview(data)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(start)
+                raise
+    except OSError as problem:
+        raise error(cannot_write(path, problem, len(data))) from None
+
+
+def is_there(path: Path) -> bool:
+    """True if a name is taken, even by a link that leads nowhere."""
+    return os.path.lexists(path)
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file to read it; folders, pipes and devices, which would hang, are no files.
+
+    Raises:
+        OSError: It cannot be opened, or is no plain file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
+    return path.open("rb")
+
+
+def sync(path: Path, error: type[StsslError] = RunError) -> None:
+    """Bring a file's contents to the disk, if there is such a file.
+
+    Raises:
+        StsslError: Of the kind `error`: the disk did not take them.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as problem:
+        raise error(cannot_write(path, problem)) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk, where its file system does that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def cannot_write(path: Path | str, problem: OSError, size: int | None = None) -> str:
+    """Describe a failed write: the place, the reason, the room, what to do.
+
+    Args:
+        path: The file.
+        problem: What the system said.
+        size: Bytes that were to be written, if known.
+    """
+    reason = problem.strerror or str(problem) or type(problem).__name__
+    room = f" ({_room(Path(path), size)})" if problem.errno in FULL else ""
+    advice = _ADVICE.get(problem.errno or 0)
+    return f"cannot write {shown(str(path), 300)}: {reason}{room}. " + (
+        f"{advice}; then the same command goes on." if advice else "Once it can be written, the same command goes on."
+    )
+
+
+def _room(path: Path, size: int | None) -> str:
+    needed = "" if size is None else f"{as_size(size)} needed, "
+    folder = next((above for above in path.absolute().parents if above.is_dir()), Path("/"))
+    try:
+        free = as_size(shutil.disk_usage(folder).free)
+    except OSError:
+        free = "an unknown size"
+    return f"{needed}{free} free in {folder}"
+
+
+def as_size(count: int) -> str:
+    """A number of bytes for people."""
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if count >= 10**power:
+            return f"{count / 10**power:.1f} {unit}"
+    return f"{count} bytes"

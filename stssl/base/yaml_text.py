@@ -1,0 +1,164 @@
+"""YAML as recipes write it, within limits: a small file cannot ask for much memory, time or depth.
+
+Plain values only: texts, numbers, true and false, null, lists, and mappings from texts. Numbers follow YAML 1.2 where
+1.1 surprises: `1e-4` is a number, and `010`, `1:30:00` and dates are texts, which a key that wants a number refuses.
+"""
+
+import math
+import re
+import unicodedata
+from typing import Any
+
+import yaml
+
+from stssl.base.errors import ConfigError, shown
+
+FILE_BYTES = 1 << 20
+NODES = 20_000
+DEPTH = 50
+_STR, _INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "merge"))
+_UNREAD = ("timestamp", "int", "float", "value")
+_DIGITS = r"\d+(_\d+)*"
+_NUMBERS: tuple[tuple[str, str], ...] = (
+    (_INT, r"[-+]?(0|[1-9]\d*(_\d+)*|0b[01]+(_[01]+)*|0x[0-9a-fA-F]+(_[0-9a-fA-F]+)*)"),
+    (_FLOAT, rf"[-+]?({_DIGITS}\.({_DIGITS})?|\.{_DIGITS}|{_DIGITS}(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)"),
+    (_FLOAT, r"\.(nan|NaN|NAN)"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that counts what aliases stand for, and takes no tags, odd keys or repeated keys."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.nodes, self.depth = 0, 0
+        self.sizes: dict[str, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        anchor = event.anchor
+        if isinstance(event, yaml.AliasEvent):
+            if anchor in self.anchors and anchor not in self.sizes:
+                raise _wrong(event, f"*{anchor} stands within its own anchor &{anchor}")
+            self._count(event, self.sizes.get(anchor, 1))
+            return super().compose_node(parent, index)
+        if event.tag not in (None, "!", _STR):
+            raise _wrong(event, f"the tag {event.tag} is not read here; write a plain value")
+        before, self.depth = self.nodes, self.depth + 1
+        if self.depth > DEPTH:
+            raise _wrong(event, f"values are nested more than {DEPTH} deep")
+        self._count(event, 1)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if anchor is not None:
+            self.sizes[anchor] = self.nodes - before
+        return node
+
+    def _count(self, event: yaml.Event, more: int) -> None:
+        self.nodes += more
+        if self.nodes > NODES:
+            raise _wrong(event, f"the file holds more than {NODES:,} values, each alias counted as what it stands for")
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == _MERGE:
+                continue
+            if not isinstance(key, yaml.ScalarNode) or key.tag != _STR:
+                what = f"key {shown(key.value)}" if isinstance(key, yaml.ScalarNode) else "a key"
+                raise _wrong(key, f"{what} is not a text; put a name there, in quotes where it looks like a number")
+            if key.value in seen:
+                raise _wrong(key, f"key {shown(key.value)} stands twice")
+            seen.add(key.value)
+        return node
+
+    def integer(self, node: yaml.ScalarNode) -> int:
+        """A whole number of at most 64 bits."""
+        text = node.value.replace("_", "")
+        value = int(text, 0) if len(text) <= 80 else 1 << 64
+        if not -(1 << 63) <= value < 1 << 63:
+            raise _wrong(node, f"the number {shown(node.value)} does not fit into 64 bits")
+        return value
+
+    def real(self, node: yaml.ScalarNode) -> float:
+        """A finite number."""
+        text = node.value.replace("_", "").lower()
+        value = math.inf if text.endswith((".inf", ".nan")) else float(text)
+        if not math.isfinite(value):
+            raise _wrong(node, f"{shown(node.value)} is not a finite number")
+        return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that this loader or one of YAML 1.1 would take for something else."""
+
+
+_kept = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _UNREAD]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_implicit_resolvers = _kept
+_Dumper.yaml_implicit_resolvers = {first: [*found] for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+for _tag, _pattern in _NUMBERS:
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list("-+0123456789."))
+_Loader.add_constructor(_INT, _Loader.integer)
+_Loader.add_constructor(_FLOAT, _Loader.real)
+
+
+def _wrong(place: yaml.Event | yaml.Node, what: str) -> ConfigError:
+    mark: Any = place.start_mark
+    return ConfigError(f"line {mark.line + 1}: {what}")
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text; `source` names it in errors.
+
+    Raises:
+        ConfigError: Not valid YAML, or not plain values within the limits; names the line or the key.
+    """
+    if len(text) > FILE_BYTES:
+        raise ConfigError(f"{source} is larger than {FILE_BYTES >> 20} MB")
+    try:
+        tree = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader: it builds no objects
+    except ConfigError as error:
+        raise ConfigError(f"{source}, {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # the scanner hands on what int() and chr() say of its escapes
+        raise ConfigError(f"{source} is not valid YAML: {shown(' '.join(str(error).split()), 400)}") from None
+    _require_clean(tree, source)
+    return tree
+
+
+def dump_yaml(tree: Any) -> str:
+    """YAML text that `parse_yaml` and other programs read as the same values."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def unclean(text: str) -> str | None:
+    """Say what keeps a text from being part of a path or a message; None if nothing does."""
+    if text.isascii() and text.isprintable():
+        return None
+    for character in text:
+        kind = unicodedata.category(character)
+        if kind == "Cs" or (kind == "Cc" and character not in "\t\n\r\x85"):
+            return f"holds the control character U+{ord(character):04X}"
+    return None
+
+
+def _require_clean(tree: Any, source: str) -> None:
+    """Refuse control characters and too much depth (aliases may add up), naming the key."""
+    rest: list[tuple[str, int, Any]] = [("", 0, tree)]
+    while rest:
+        key, depth, value = rest.pop()
+        if depth > DEPTH:
+            raise ConfigError(f"{source}: {shown(key)}: values are nested more than {DEPTH} deep")
+        if isinstance(value, dict):
+            for name, part in value.items():
+                if problem := unclean(name):
+                    raise ConfigError(f"{source}: the key {shown(name)} {problem}")
+                rest.append((f"{key}.{name}".lstrip(".") if depth < 8 else key, depth + 1, part))
+        elif isinstance(value, list):
+            rest += [(f"{key}[{i}]" if depth < 8 else key, depth + 1, part) for i, part in enumerate(value)]
+        elif isinstance(value, str) and (problem := unclean(value)):
+            raise ConfigError(f"{source}: {shown(key) or 'the value'} {problem}")

@@ -1,0 +1,1 @@
+"""Run the command line: its tables and progress bars, the quickstart, submission to a cluster."""

@@ -1,0 +1,341 @@
+"""The command `stssl`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from stssl.base.errors import StoppedError, StsslError
+
+
+class _Commands(TyperGroup):
+    """The commands, of which none says nothing when it is interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Carry a command out.
+
+        Raises:
+            StoppedError: Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise StoppedError(
+                "interrupted (Ctrl-C). What is written is whole; the same command goes on from there.", 130
+            ) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Land-cover classifiers from few labels and many unlabeled satellite patches.",
+)
+console = Console(stderr=True)
+_CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""Characters that could control a terminal; messages show `?` in their place."""
+
+
+def _local(parameter: typer.CallbackParam, value: Any) -> Any:
+    """Refuse URLs where a path of this machine is asked for: a folder named `s3:` is what nobody wants."""
+    from stssl.base.paths import path_given
+
+    for path in value if isinstance(value, list | tuple) else [value]:
+        if path is not None:
+            path_given(path, _shown(parameter))
+    return value
+
+
+def _shown(parameter: typer.CallbackParam) -> str:
+    """An option as it is typed; an argument as the help calls it."""
+    return next((one for one in parameter.opts if one.startswith("--")), (parameter.name or "").upper())
+
+
+def _store(parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuse what is neither a path nor a URL."""
+    from stssl.base.paths import store_given
+
+    if value is not None:
+        store_given(value, _shown(parameter))
+    return value
+
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder that keeps everything.", callback=_local)] = Path("quickstart"),
+    patches: Annotated[int, typer.Option(min=200, help="Size of the generated archive.")] = 4000,
+    overrides: Overrides = None,
+) -> None:
+    """Run the whole way on generated data: archive, store, training on two workers, evaluation, report."""
+    from stssl.commands.quickstart import quickstart as go
+
+    print(go(out, console, patches, tuple(overrides or ())))
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder to write.", callback=_local)],
+    patches: Annotated[int, typer.Option(min=1, help="How many patches.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
+    locations: Annotated[
+        Path | None, typer.Option(help="Table of real places, dates and classes.", callback=_local)
+    ] = None,
+    confounded: Annotated[bool, typer.Option(help="Whether dates go with countries.")] = True,
+) -> None:
+    """Write a synthetic archive in the file layout of BigEarthNet v1.0."""
+    from stssl.archives.synthetic import synthesize as go
+    from stssl.commands.progress import counting
+
+    with counting(console, "write", "patches") as progress:
+        written = go(out, patches, seed, locations=locations, confounded=confounded, progress=progress)
+    print(written)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="bigearthnet-v1, bigearthnet-v2, eurosat, eurosat-ms or manifest.")],
+    archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.", callback=_local)],
+    store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.", callback=_store)],
+    coordinates: Annotated[
+        Path | None, typer.Option(help="eurosat: CSV with filepath, latitude, longitude.", callback=_local)
+    ] = None,
+    bands: Annotated[str | None, typer.Option(help="all or rgb.")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="bigearthnet: table with countries.", callback=_local)] = None,
+    split: Annotated[list[str] | None, typer.Option(help="bigearthnet: NAME=FOLDER of lists; repeatable.")] = None,
+    reference_maps: Annotated[
+        Path | None, typer.Option(help="bigearthnet-v2: folder Reference_Maps.", callback=_local)
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="manifest: resample to so many pixels a side.")] = None,
+    band_names: Annotated[str | None, typer.Option(help="manifest: names with commas.")] = None,
+    codec: Annotated[str, typer.Option(help="lz4, zstd or none.")] = "lz4",
+    shard: Annotated[int, typer.Option(min=1, help="Patches a shard.")] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first patches.")] = None,
+    strict: Annotated[bool, typer.Option(help="Stop at the first bad patch.")] = False,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0 converts without Ray.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Cluster to convert on.")] = None,
+) -> None:
+    """Convert an archive to a Zarr store; an interrupted conversion goes on where it stopped."""
+    from stssl.archives.convert import Options, named_folders
+    from stssl.archives.convert import convert as go
+    from stssl.commands.progress import conversion_summary, counting
+
+    options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers, address=ray_address)
+    with counting(console, "convert", "shards") as progress:
+        summary = go(
+            source,
+            archive,
+            store,
+            options,
+            progress,
+            coordinates=coordinates,
+            bands=bands,
+            metadata=metadata,
+            splits=named_folders(split),
+            reference_maps=reference_maps,
+            size=size,
+            band_names=band_names,
+        )
+    console.print(conversion_summary(summary), markup=False, soft_wrap=True)
+    print(summary.store)
+
+
+@app.command()
+def verify(
+    store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=_store)],
+    archive: Annotated[Path | None, typer.Option(help="Compare pixels with this archive too.", callback=_local)] = None,
+    coordinates: Annotated[
+        Path | None, typer.Option(help="eurosat: the table that was given to convert.", callback=_local)
+    ] = None,
+    metadata: Annotated[Path | None, typer.Option(help="bigearthnet: the same.", callback=_local)] = None,
+    reference_maps: Annotated[Path | None, typer.Option(help="bigearthnet-v2: the same.", callback=_local)] = None,
+) -> None:
+    """Check a store's checksums, hashes and counts, and with its archive every pixel."""
+    from stssl.archives.convert import verify_store
+    from stssl.commands.progress import counting
+
+    about = {"coordinates": coordinates, "metadata": metadata, "reference_maps": reference_maps}
+    with counting(console, "verify", "patches") as progress:
+        findings = verify_store(store, archive, progress, **about)
+    for line in findings.lines():
+        print(line)
+    compared = f", {findings.compared:,} compared with the archive" if archive else ""
+    console.print(f"{findings.patches:,} patches checked{compared}: {len(findings.problems)} problems")
+    raise typer.Exit(1 if findings.problems else 0)
+
+
+@app.command()
+def inspect(store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=_store)]) -> None:
+    """Say what is in a store: counts, splits, classes, ranges of date and place, bands, size, errors."""
+    from stssl.store.inspect import describe
+    from stssl.store.store import Store
+
+    print(describe(Store.open(store)))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=_local)],
+    overrides: Overrides = None,
+    smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
+) -> None:
+    """Train a recipe; the same command goes on with a run that was interrupted."""
+    from stssl.commands.progress import carried_out
+    from stssl.recipes.recipe import load_recipe
+
+    print(carried_out(console, load_recipe(recipe, overrides or (), smoke)))
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(help="Pretraining recipe file (YAML).", callback=_local)],
+    overrides: Overrides = None,
+    smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 8 pairs a batch, no Ray, no hub.")] = False,
+) -> None:
+    """Pretrain a backbone without labels; training recipes start from it with model.weights=run:FOLDER."""
+    from stssl.commands.progress import carried_out
+    from stssl.recipes.pretraining import PretrainRecipe
+    from stssl.recipes.recipe import load_as
+
+    print(carried_out(console, load_as(PretrainRecipe, recipe, overrides or (), smoke)))
+
+
+@app.command()
+def probe(
+    run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.", callback=_local)],
+    labels: Annotated[
+        list[str] | None, typer.Option(help="all, fraction=F, per-class=N or total=N; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of labels.")] = 0,
+    random: Annotated[bool, typer.Option("--random", help="Random weights instead: the control.")] = False,
+    fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Train the whole network too.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the probe; repeatable.")] = None,
+) -> None:
+    """Linear probe, k-NN and fine-tuning of a pretrained backbone: chosen on validation, reported on test."""
+    from stssl.analysis.probe import probe_run
+    from stssl.commands.progress import probe_table
+
+    results = probe_run(run, labels or ["all"], seed, random=random, fine_tune=fine_tune, overrides=overrides or ())
+    console.print(probe_table(results.rows))
+    print(results.path)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).", callback=_local)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Sweep keys to change; change.KEY: recipe keys."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="Run so many of the best trials again with other seeds.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds for each of them.")] = 5,
+) -> None:
+    """Search recipe keys; the same command goes on with a sweep that was interrupted."""
+    from stssl.sweeps.run import sweep as go
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    result = go(file, overrides or (), say, top, seeds)
+    print(result.best, result.report, sep="\n")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=_local)],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Workers a machine.")] = None,
+    link: Annotated[float, typer.Option(min=0.001, help="Network in Gbit/s.")] = 10.0,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps to time.")] = 5,
+) -> None:
+    """Predict a run's time, memory and traffic from a few real steps on this machine."""
+    from stssl.analysis.costs import describe
+    from stssl.analysis.plan import load, machines_for
+    from stssl.analysis.plan import plan as go
+
+    loaded = load(recipe, overrides or ())
+    print(describe(go(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)))
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="Recipe or sweep file, inside the working folder.", callback=_local)],
+    overrides: Overrides = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server.")
+    ] = "http://127.0.0.1:8265",
+    folder: Annotated[
+        Path, typer.Option(help="Working folder: goes to the cluster without data and .venv.", callback=_local)
+    ] = Path(),
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE (or NAME) for the job; repeatable.")] = None,
+    pip: Annotated[list[str] | None, typer.Option(help="Package or requirements file for the job.")] = None,
+    cpus: Annotated[float | None, typer.Option(min=0, help="CPUs of the job's first process.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of the job's first process.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
+) -> None:
+    """Run a recipe or sweep on a Ray cluster, follow its output and return its exit code."""
+    from stssl.commands.submit import Submission
+    from stssl.commands.submit import submit as go
+
+    given = Submission(
+        file, tuple(overrides or ()), address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait
+    )
+    code = go(given, lambda text: print(text, end="", flush=True), lambda line: console.print(line, markup=False))
+    raise typer.Exit(code)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=_local)],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    store: Annotated[
+        str | None, typer.Option(help="Where the run's store lies now, if not where it was.", callback=_store)
+    ] = None,
+) -> None:
+    """Score a run's student (and teacher) on a part of its split."""
+    from stssl.commands.progress import score_table
+    from stssl.training.load_run import evaluate_run
+
+    results = evaluate_run(run, split, checkpoint, device, store)
+    console.print(score_table(results, split))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", callback=_local)],
+    out: Annotated[Path, typer.Option(help="HTML file to write.", callback=_local)] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page about runs: recipes, curves, scores, classes, maps."""
+    from stssl.analysis.report import write_report
+
+    print(write_report(runs, out))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with its message and exit code 2, without a traceback."""
+    try:
+        app()
+    except StsslError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error).translate(_CONTROLS), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # before a command began
+        sys.exit(130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        console.print(f"cannot use {error.filename}: {error.strerror}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

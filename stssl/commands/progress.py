@@ -1,0 +1,151 @@
+"""What a terminal shows while things run, and tables of scores."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from stssl.archives.convert import Summary
+from stssl.recipes.recipe import RunRecipe
+from stssl.store.schema import printable
+from stssl.training.launch import run
+from stssl.training.run_folder import RunFolder
+from stssl.training.tasks import check
+
+EVERY = 10
+"""Output to a file or pipe has a line each time so many percent more are done."""
+
+
+Follow = Callable[[int, int | None, str], None]
+"""Takes the number of things done, of all, and a note."""
+
+
+class _Lines:
+    """Progress in whole lines, for files and pipes: what is done, for how long, how much longer."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self.console, self.what, self.begun, self.shown = console, what, time.monotonic(), -1
+
+    def update(self, done: int, total: int | None, note: str) -> None:
+        """Say so where a step of `EVERY` percent was reached."""
+        reached = 100 * done // total // EVERY if total else -1
+        if not total or reached <= self.shown:
+            return
+        self.shown, spent = reached, time.monotonic() - self.begun
+        left = f", {_clock(spent / done * (total - done))} left" if 0 < done < total else ""
+        self.say(f"{100 * done // total:3d} %, {done}/{total} {note}, {_clock(spent)} elapsed{left}")
+
+    def say(self, words: str) -> None:
+        """One line, at once."""
+        print(f"{self.what}: {words}", file=self.console.file, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+@contextlib.contextmanager
+def _following(console: Console, what: str, total: int | None, note: str, first: str = "") -> Iterator[Follow]:
+    """A bar on a terminal, lines elsewhere (the first one at once); yields what follows."""
+    if not console.file.isatty() or console.is_dumb_terminal:
+        lines = _Lines(console, what)
+        if first:
+            lines.say(first)
+        yield lines.update
+        return
+    columns = [TextColumn("{task.description:<8}"), BarColumn(bar_width=20), MofNCompleteColumn()]
+    times = [TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True)]
+    with Progress(*columns, *times, TextColumn("{task.fields[note]}"), console=console) as bar:
+        task = bar.add_task(what, total=total, note=note)
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+
+@contextlib.contextmanager
+def training_progress(console: Console, steps: int, workers: bool = True) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Follow the rows of a run's metrics; yields what takes them. `workers` says whether Ray starts any."""
+    notes: dict[str, str] = {}
+    first = "starting workers" if workers else "starting"
+    with _following(console, "train", steps, first, first) as follow:
+
+        def watch(row: dict[str, Any]) -> None:
+            if row["kind"] == "train":
+                notes["loss"] = f"loss {row['loss']:.3f}" if row.get("loss") is not None else ""
+            else:
+                name = "mAP" if "mAP" in row else "accuracy"
+                if row.get(name) is not None:
+                    notes["score"] = f"{name} {row[name]:.3f}"
+            follow(row["step"], steps, ", ".join(notes.values()))
+
+        yield watch
+
+
+def carried_out(console: Console, recipe: RunRecipe) -> Path:
+    """Carry a run out under a bar, or say that it is finished already; returns its folder."""
+    folder = RunFolder.of(recipe)
+    done = folder.finished() if folder.refuse_others(recipe) else None
+    if done:
+        best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
+        console.print(f"This run is finished: {done['steps']} steps{best}.")
+        return folder.path
+    check(folder.going_on(recipe))  # before a bar: what is wrong is the only line then
+    with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
+        return run(recipe, watch, checked=True).path
+
+
+def probe_table(rows: list[dict[str, Any]]) -> Table:
+    """One line for each way of probing and each number of labels, on test."""
+    scores = [name for name in ("mAP", "mAP_micro", "accuracy", "balanced_accuracy", "F1") if name in rows[0]["test"]]
+    table = Table(title="test")
+    for name in ("weights", "method", "labels", *scores):
+        table.add_column(name, justify="right" if name in scores else "left")
+    for row in rows:
+        values = [row["test"].get(name) for name in scores]
+        table.add_row(
+            *(Text(printable(row[name])) for name in ("weights", "method")),
+            Text(printable(f"{row['labels']} ({row['labeled']:,})")),
+            *map(_shown, values),
+        )
+    return table
+
+
+def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """Networks as columns, scores as rows."""
+    table = Table(title=title)
+    table.add_column("score")
+    for network in results:
+        table.add_column(network, justify="right")
+    for name in dict.fromkeys(name for scores in results.values() for name in scores):
+        values = [scores.get(name) for scores in results.values()]
+        table.add_row(name, *map(_shown, values))
+    return table
+
+
+def _shown(score: float | None) -> str:
+    return "-" if score is None or not isfinite(score) else f"{score:.4f}"
+
+
+@contextlib.contextmanager
+def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Count; yields what takes the number of things done and of all things."""
+    with _following(console, what, None, unit) as follow:
+        yield lambda done, total: follow(done, total, unit)
+
+
+def conversion_summary(summary: Summary) -> str:
+    """One or more lines on what a conversion did."""
+    lines = [f"{summary.patches:,} patches in {summary.shards} shards, {summary.converted} of them converted now"]
+    lines += [f"  {printable(note)}" for note in summary.notes]
+    for error, count in summary.errors.items():
+        example = f" (such as {printable(summary.examples[error], 200)})" if error in summary.examples else ""
+        lines.append(f"  {error}: {count:,}{example}")
+    if summary.errors:
+        lines.append(f"  each is listed in {summary.report}")
+    return "\n".join(lines)

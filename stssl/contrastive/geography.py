@@ -1,0 +1,86 @@
+"""What the geographic pretext predicts: the cluster of an image's place, or the place itself.
+
+Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.2; clusters are found on the unit sphere, so that the date line is
+no seam.
+"""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stssl.base.config import Config, Domain
+from stssl.base.errors import DataError
+from stssl.base.sphere import on_sphere
+
+SAMPLE = 100_000
+"""Places that k-means sees at most; all of them are assigned afterwards."""
+
+
+class NoGeoConfig(Config):
+    """No geographic pretext."""
+
+    name: Literal["none"] = "none"
+
+
+class ClustersConfig(Config):
+    """Classify the image's place among `k` clusters of the training places."""
+
+    name: Literal["clusters"] = "clusters"
+    k: Annotated[int, Field(ge=2), Domain(10, 500, log=True)] = 100
+    weight: Annotated[float, Field(ge=0), Domain(0.01, 10.0, log=True)] = 1.0
+
+
+class RegressionConfig(Config):
+    """Predict the image's place as a point of the unit sphere; the loss is 1 - cosine."""
+
+    name: Literal["regression"] = "regression"
+    weight: Annotated[float, Field(ge=0), Domain(0.01, 10.0, log=True)] = 1.0
+
+
+GeoConfig = NoGeoConfig | ClustersConfig | RegressionConfig
+
+
+def known_places(metadata: Tensor, least: int) -> Tensor:
+    """[m, 3] the different known places in [n, 4] metadata, as points of the unit sphere.
+
+    Raises:
+        DataError: They are fewer than `least`.
+    """
+    points = on_sphere(metadata)
+    points = torch.unique(points[~points.isnan().any(1)], dim=0)
+    if len(points) < least:
+        raise DataError(
+            f"pretext.geo: {least} different places are needed, and the training part has {len(points)}. "
+            "Lower pretext.geo.k, or set pretext.geo={name: none} where a store has no places."
+        )
+    return points
+
+
+def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
+    """[k, 3] centres of k-means over places on the unit sphere.
+
+    Args:
+        metadata: [n, 4] of the training patches.
+        k: Number of clusters.
+        seed: Of the initial centres, and of the sample where there are many places.
+
+    Raises:
+        DataError: There are fewer known places than clusters.
+    """
+    from sklearn.cluster import KMeans
+
+    points = known_places(metadata, k).double().numpy()
+    if len(points) > SAMPLE:
+        points = points[np.random.Generator(np.random.Philox(key=seed)).choice(len(points), SAMPLE, replace=False)]
+    centres = KMeans(k, n_init=1, random_state=seed).fit(points).cluster_centers_
+    return torch.from_numpy(centres / np.linalg.norm(centres, axis=1, keepdims=True)).float()
+
+
+def nearest(metadata: Tensor, centres: Tensor) -> Tensor:
+    """[n] the nearest centre of each place, -1 where it is missing."""
+    points = on_sphere(metadata).to(centres.device)
+    found = (points.nan_to_num() @ centres.T).argmax(1)
+    return torch.where(points.isnan().any(1), -1, found)

@@ -1,0 +1,51 @@
+"""Temporal positives: another acquisition of the same place.
+
+Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.3.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.randomness import Ints, uniforms
+
+
+class Positives:
+    """For each store row of a set, the rows of the set that show the same place at other times."""
+
+    def __init__(self, rows: Ints, places: NDArray[np.integer]) -> None:
+        """Group rows by place.
+
+        Args:
+            rows: [n] store rows that may be drawn.
+            places: [N] place of each store row; negative where it is not known.
+        """
+        here = np.asarray(places)[rows]
+        order = np.argsort(here, kind="stable")
+        self._rows = rows[order]
+        sorted_places = here[order]
+        first = np.searchsorted(sorted_places, here, "left")
+        last = np.searchsorted(sorted_places, here, "right")
+        known = here >= 0
+        size = int(rows.max()) + 1 if len(rows) else 0
+        self._start, self._count, self._own = (np.zeros(size, np.int64) for _ in range(3))
+        self._start[rows] = first
+        self._count[rows] = np.where(known, last - first, 1)
+        place_of = np.empty(len(rows), np.int64)
+        place_of[order] = np.arange(len(rows))
+        self._own[rows] = place_of - first
+
+    def draw(self, rows: Ints, epochs: Ints, seed: int) -> Ints:
+        """[n] a partner for each of `rows`: uniformly one of the place's other acquisitions, or the row itself.
+
+        The draw is a function of seed, epoch and row alone.
+        """
+        others = self._count[rows] - 1
+        numbers = uniforms((seed, "partner", epochs, rows), 1)[:, 0]
+        pick = np.minimum((numbers * others).astype(np.int64), np.maximum(others - 1, 0))
+        pick += pick >= self._own[rows]  # the row itself is passed over
+        chosen = self._start[rows] + np.where(others > 0, pick, 0)
+        return np.where(others > 0, self._rows[np.minimum(chosen, len(self._rows) - 1)], rows)
+
+    def share(self, rows: Ints) -> float:
+        """Share of `rows` whose place has another acquisition."""
+        return float((self._count[rows] > 1).mean()) if len(rows) else 0.0

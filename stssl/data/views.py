@@ -1,0 +1,133 @@
+"""From what the loader delivers to normalised views on the device: scaling, random choices, views."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stssl.base.batch import Batch, RawBatch, Stream, View
+from stssl.base.randomness import Ints, uniforms
+from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, numbers_needed
+
+Floats = NDArray[np.float32]
+
+
+class Pixels(nn.Module):
+    """Stored band groups to images in [0, 1] at the networks' size, and those to what the networks see."""
+
+    low: Tensor
+    width: Tensor
+    order: Tensor
+
+    def __init__(
+        self,
+        layout: Mapping[str, Sequence[str]],
+        bands: Sequence[str],
+        size: int,
+        *,
+        mean: Floats,
+        std: Floats,
+        scale: Literal["sigmas", "bytes"],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        """Set up the scaling.
+
+        Args:
+            layout: For each band group, the bands that the reader delivers.
+            bands: The order that the networks see.
+            size: Side in pixels.
+            mean: [C] of the stored values, in the order of `bands`.
+            std: [C] likewise.
+            scale: `sigmas` maps mean -/+ 2 standard deviations to 0 and 1 and clips; `bytes` divides by 255.
+            memory_format: How the networks want their images to lie in memory.
+        """
+        super().__init__()
+        self.groups, self.size, self.memory_format = tuple(layout), size, memory_format
+        delivered = [band for group in layout.values() for band in group]
+        self.in_order = delivered == list(bands)
+        self.register_buffer("order", torch.tensor([delivered.index(band) for band in bands]), persistent=False)
+        low, width = (mean - 2 * std, 4 * std) if scale == "sigmas" else (mean * 0, mean * 0 + 255)
+        self.register_buffer("low", torch.as_tensor(low).float().view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("width", torch.as_tensor(width).float().view(1, -1, 1, 1), persistent=False)
+        self.spread = 0.25 if scale == "sigmas" else 0.5
+
+    def unit(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """Band groups [n, c, h, w] of any resolution to images [n, C, size, size] in [0, 1]."""
+        image = torch.cat([self._resize(arrays[group].float()) for group in self.groups], 1)
+        if not self.in_order:
+            image = image[:, self.order]
+        return ((image - self.low) / self.width).clamp_(0, 1)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Centre [0, 1] values: (x - 0.5) / 0.25 where a standard deviation spans 0.25, else (x - 0.5) / 0.5."""
+        return ((image - 0.5) / self.spread).contiguous(memory_format=self.memory_format)
+
+    def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """The unaugmented image as networks see it."""
+        return self.normalise(self.unit(arrays))
+
+    def _resize(self, image: Tensor) -> Tensor:
+        if image.shape[-1] == self.size and image.shape[-2] == self.size:
+            return image
+        shrinks = image.shape[-1] > self.size
+        return functional.interpolate(
+            image, (self.size, self.size), mode="bilinear", align_corners=False, antialias=shrinks
+        )
+
+
+class ViewDrawer:
+    """Draws the choices for views of a stream's rows; runs beside the reader, on the host."""
+
+    def __init__(self, config: AugmentConfig, seed: int, size: int) -> None:
+        """Draw for images with `size` pixels a side; `seed` is the run's."""
+        self.config, self.seed, self.size = config, seed, size
+
+    def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
+        """Choices for each of `views` of patches `rows` in their `epochs`, both [n]."""
+        return {view: self._draw(view, epochs, rows) for view in sorted(views, key=str)}
+
+    def _draw(self, view: View, epochs: Ints, rows: Ints) -> Draw:
+        strong = self.config.randaugment if view in (View.LABELED_STRONG, View.UNLABELED_STRONG) else None
+        numbers = uniforms((self.seed, view.value[-8:], view.value[:8], epochs, rows), numbers_needed(strong))
+        return draw_view(numbers, self.size, self.config.padding, strong)
+
+    def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
+        """Blank place and date, each with the configured probability, in a copy of [n, 4] metadata."""
+        if self.config.metadata_dropout == 0:
+            return metadata
+        numbers = uniforms((self.seed, "metadata", stream.value[:8], epochs, rows), 2)
+        dropped = torch.from_numpy(numbers < self.config.metadata_dropout).repeat_interleave(2, dim=1)
+        return metadata.masked_fill(dropped, torch.nan)
+
+
+class ViewMaker(nn.Module):
+    """Turns what the loader delivers into a batch of normalised views on the device."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        """Scale with `pixels`."""
+        super().__init__()
+        self.pixels = pixels
+
+    @torch.no_grad()
+    def forward(self, raw: RawBatch) -> Batch:
+        """Copy to the device, scale, and make each view that was drawn."""
+        device = self.pixels.low.device
+        images: dict[View, Tensor] = {}
+        for rows in raw.values():
+            arrays = {name: array.to(device, non_blocking=True) for name, array in rows.arrays.items()}
+            with torch.autocast(device.type, enabled=False):  # bf16 has no room for the places of pixels
+                unit = self.pixels.unit(arrays)
+                for view, draw in rows.draws.items():
+                    images[view] = self.pixels.normalise(apply_view(unit, draw.to(device)))
+        labeled, unlabeled = raw[Stream.LABELED], raw.get(Stream.UNLABELED)
+        return Batch(
+            images=images,
+            metadata={stream: rows.metadata.to(device, non_blocking=True) for stream, rows in raw.items()},
+            labels=labeled.labels.to(device, non_blocking=True),
+            index=(unlabeled.index if unlabeled else labeled.index[:0]).to(device, non_blocking=True),
+            truth=unlabeled.labels.to(device, non_blocking=True) if unlabeled else None,
+        )

@@ -1,0 +1,1 @@
+"""Score networks: metrics, passes over a split, k-NN of features."""

@@ -1,0 +1,1 @@
+"""Read and write the Zarr store: schema, shards, reader, caches, object stores, writer, verification."""

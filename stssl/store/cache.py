@@ -1,0 +1,186 @@
+"""Where a loader takes pixels from: the store's shards, or a copy held decoded in host or device memory."""
+
+import contextlib
+import os
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stssl.base.errors import RunError
+from stssl.base.randomness import Ints
+
+Where = Literal["none", "host", "device"]
+CHUNK = 1024
+
+
+class ArrayReader(Protocol):
+    """What reads NumPy arrays from a store."""
+
+    @property
+    def layout(self) -> dict[str, tuple[str, ...]]:
+        """For each band group the bands delivered."""
+        ...
+
+    def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and type of the arrays that hold `count` patches."""
+        ...
+
+    def read(self, indices: Ints, out: dict[str, NDArray[Any]] | None = None) -> dict[str, NDArray[Any]]:
+        """One array [n, bands, height, width] for each band group, in `out` where it is given."""
+        ...
+
+
+class Buffers:
+    """Host memory that is used again when no tensor refers to it any more: fresh memory is paid for page by page."""
+
+    def __init__(self) -> None:
+        """Keep nothing yet."""
+        self._kept: dict[tuple[Any, ...], list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]]] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
+        """Another process starts with none."""
+        return Buffers, ()
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """An array that nobody else uses; it stays so as long as a tensor that `torch.from_numpy` made of it lives."""
+        with self._lock:
+            kept = self._kept.setdefault((shape, dtype), [])
+            place = next((i for i, (_, lent) in enumerate(kept) if lent() is None), None)
+            array = np.empty(shape, dtype) if place is None else kept.pop(place)[0]
+            view = array[:]
+            kept.append((array, weakref.ref(view)))
+        return view
+
+
+class Streamed:
+    """Reads from the store each time, into pinned memory where there is a GPU."""
+
+    def __init__(self, reader: ArrayReader) -> None:
+        """Read with `reader`."""
+        self.reader, self.layout, self._buffers = reader, reader.layout, Buffers()
+
+    def read(self, rows: Ints) -> dict[str, Tensor]:
+        """One tensor [n, bands, height, width] for each band group."""
+        tensors = {name: self._empty(*about) for name, about in self.reader.shapes(len(rows)).items()}
+        self.reader.read(rows, {name: tensor.numpy() for name, tensor in tensors.items()})
+        return tensors
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        if torch.cuda.is_available():
+            # torch keeps pinned memory, and knows when a copy from it has ended.
+            return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
+        return torch.from_numpy(self._buffers.take(shape, dtype))
+
+
+class Held:
+    """Delivers rows of a decoded copy."""
+
+    def __init__(self, arrays: dict[str, Tensor], layout: dict[str, tuple[str, ...]], position: Ints) -> None:
+        """Hold `arrays`; `position` [N] says where a store row is in them, -1 for those that are not held."""
+        self.arrays, self.layout, self.position = arrays, layout, position
+
+    @property
+    def nbytes(self) -> int:
+        """What the copy takes."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def read(self, rows: Ints) -> dict[str, Tensor]:
+        """One tensor [n, bands, height, width] for each band group, on the device that holds the copy.
+
+        Raises:
+            RunError: A row is not held.
+        """
+        places = torch.from_numpy(self.position[rows])
+        if len(places) and places.min() < 0:
+            raise RunError(f"patch {int(rows[int(places.argmin())])} is asked for, and not among those held in memory")
+        return {name: array[places.to(array.device)] for name, array in self.arrays.items()}
+
+
+Source = Streamed | Held
+
+
+def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch.device) -> Source:
+    """Prepare to deliver `rows` as `data.cache` asks for.
+
+    Args:
+        reader: Of the store.
+        rows: Store rows that will be asked for.
+        size: Rows of the store.
+        where: `none` reads each time; `host` and `device` hold a decoded copy there, one in each process.
+        device: Of the networks.
+
+    Raises:
+        RunError: The copy does not fit; says how much it takes and how much there is.
+    """
+    if where == "none":
+        return Streamed(reader)
+    target = device if where == "device" else torch.device("cpu")
+    rows = np.unique(rows)
+    first = reader.read(rows[:1])
+    needed = sum(array[0].nbytes for array in first.values()) * len(rows)
+    # Ranks of one machine ask at the same time, each before the others have taken their part.
+    free = _free(target) // (_ranks_here() if target.type == "cpu" else 1)
+    if needed > 0.8 * free:
+        takes = f"data.cache={where} takes {needed / 1e9:.2f} GB in each process for {len(rows):,} patches"
+        raise RunError(
+            f"{takes}, and {target} has {free / 1e9:.2f} GB free for each. "
+            "Use data.cache=none, fewer data.bands, or fewer workers a machine."
+        )
+    arrays = {
+        name: torch.empty((len(rows), *array.shape[1:]), dtype=torch.from_numpy(array).dtype, device=target)
+        for name, array in first.items()
+    }
+    for start in range(0, len(rows), CHUNK):
+        for name, array in reader.read(rows[start : start + CHUNK]).items():
+            arrays[name][start : start + CHUNK] = torch.from_numpy(array).to(target)
+    position = np.full(size, -1, np.int64)
+    position[rows] = np.arange(len(rows))
+    return Held(arrays, reader.layout, position)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of memory that a new tensor may take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with open("/proc/meminfo") as file:  # noqa: PTH123
+        known = dict(line.split(":") for line in file)
+    return min(int(known["MemAvailable"].split()[0]) * 1024, group_free())
+
+
+def _ranks_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def group_free(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process's control groups leave: containers and jobs have less than their machine."""
+    free = sys.maxsize
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, kinds, group = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        folder = root / kinds / group.strip("/")
+        limit, used = ("memory.max", "memory.current") if not kinds else _FIRST_VERSION
+        for level in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # The root has no limit; without one stands "max".
+                taken = int((level / used).read_text()) - _cached(level / "memory.stat")
+                free = min(free, max(0, int((level / limit).read_text()) - taken))
+            if level == root:
+                break
+    return free
+
+
+_FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _cached(statistics: Path) -> int:
+    """Bytes of files that a group keeps in memory as long as nobody needs it."""
+    known = dict(line.split() for line in statistics.read_text().splitlines())
+    return sum(int(known.get(f"total_{name}", known.get(name, 0))) for name in ("active_file", "inactive_file"))

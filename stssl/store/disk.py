@@ -1,0 +1,174 @@
+"""A bounded cache of files on a node's disk, shared by its processes: what one has fetched, the others need not.
+
+Every file is written whole or not at all and ends in its checksum, which each process checks before it uses the file.
+The least recently used files make room for new ones. A lock file orders writers; readers need none, since a file that
+is removed while it is open stays readable.
+"""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import google_crc32c
+
+from stssl.base.errors import DataError
+
+STRIPES = 64
+_MARK = b"STSSLDC1"
+TAIL = 4 + len(_MARK)
+"""Bytes after a file's contents: its crc32c and a mark."""
+
+
+def default_folder() -> Path:
+    """Where a cache lies if nobody says where: in the system's folder for temporary files, one for each user.
+
+    Raises:
+        DataError: Somebody else has made that folder.
+    """
+    folder = Path(tempfile.gettempdir(), f"stssl-cache-{os.getuid()}")
+    if folder.exists() and folder.stat().st_uid != os.getuid():
+        raise DataError(f"{folder} belongs to another user. Set data.cache_dir.")
+    return folder
+
+
+class DiskCache:
+    """Files by key, at most `limit` bytes together."""
+
+    def __init__(self, folder: str | Path, limit: int) -> None:
+        """Use `folder`, made when first written to."""
+        self.folder, self.limit = Path(folder).absolute(), limit
+        self._checked: dict[str, tuple[int, int]] = {}
+
+    def open(self, key: str, fetch: Callable[[], bytes] | None) -> int | None:
+        """An open file that holds what belongs to a key; the caller closes it.
+
+        Args:
+            key: Name of the contents: letters, digits, `-`, `_` and `.`.
+            fetch: Gets the contents where they are not here; None asks only for what is.
+
+        Returns:
+            A file descriptor; None where the contents are not here and `fetch` is None.
+
+        Raises:
+            DataError: The contents do not fit into the cache, or the disk cannot be written.
+        """
+        found = self._open_checked(key)
+        if found is not None or fetch is None:
+            return found
+        with self._locked(f"key-{hash_of(key) % STRIPES}"):
+            found = self._open_checked(key)  # Another process may have fetched it in the meantime.
+            return self._store(key, fetch()) if found is None else found
+
+    def size(self, file: int) -> int:
+        """Bytes of the contents of an open file."""
+        return os.fstat(file).st_size - TAIL
+
+    def used(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.stat().st_size for entry in self._entries())
+
+    def _path(self, key: str) -> Path:
+        return self.folder / "files" / key
+
+    def _open_checked(self, key: str) -> int | None:
+        """The open file, found whole; a damaged one is removed."""
+        path = self._path(key)
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError:
+            return None
+        about = os.fstat(file)
+        state = (about.st_ino, about.st_size)
+        if self._checked.get(key) != state:
+            if not _whole(file, about.st_size):
+                os.close(file)
+                path.unlink(missing_ok=True)
+                return None
+            self._checked[key] = state
+        with contextlib.suppress(OSError):
+            os.utime(path)  # Last used now.
+        return file
+
+    def _store(self, key: str, data: bytes) -> int:
+        size = len(data) + TAIL
+        if size > self.limit:
+            raise DataError(
+                f"data.cache_bytes {self.limit:,} is less than one file of the store takes ({size:,}). Give at least "
+                "data.shuffle_shards times as much."
+            )
+        path = self._path(key)
+        part = path.with_name(f".{key}.partial")
+        with self._locked("files"):
+            self._make_room(size)
+            try:
+                with part.open("wb") as file:
+                    file.write(data)
+                    file.write(google_crc32c.value(data).to_bytes(4, "little") + _MARK)
+                opened = os.open(part, os.O_RDONLY)
+                part.replace(path)
+            except OSError as error:
+                part.unlink(missing_ok=True)
+                raise DataError(
+                    f"cannot write to the cache {self.folder}: {error.strerror}. Set data.cache_dir, or lower "
+                    "data.cache_bytes."
+                ) from None
+        about = os.fstat(opened)
+        self._checked[key] = (about.st_ino, about.st_size)
+        return opened
+
+    def _make_room(self, size: int) -> None:
+        """Remove the files that were not used for longest, and what killed writers left; call with the lock held."""
+        entries = []
+        for entry in self._entries():
+            with contextlib.suppress(FileNotFoundError):
+                about = entry.stat()
+                if entry.name.endswith(".partial"):
+                    Path(entry.path).unlink()
+                else:
+                    entries.append((about.st_mtime_ns, about.st_size, entry.path))
+        used = sum(entry[1] for entry in entries)
+        for _, bytes_, path in sorted(entries):
+            if used + size <= self.limit:
+                return
+            Path(path).unlink(missing_ok=True)
+            used -= bytes_
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.folder / "files") as found:
+                return list(found)
+        except FileNotFoundError:
+            return []
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Hold one of the cache's locks, against other processes and other threads of this one."""
+        try:
+            (self.folder / "files").mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = (self.folder / f"{name}.lock").open("a")
+        except OSError as error:
+            raise DataError(f"cannot write to the cache {self.folder}: {error.strerror}. Set data.cache_dir.") from None
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _whole(file: int, size: int) -> bool:
+    """Whether an open file ends in the checksum of what stands before."""
+    digest, left = google_crc32c.Checksum(), size - TAIL
+    while left > 0:
+        data = os.read(file, min(left, 1 << 22))
+        if not data:
+            return False
+        digest.update(data)
+        left -= len(data)
+    tail = os.read(file, TAIL + 1)
+    return size >= TAIL and tail == int.from_bytes(digest.digest(), "big").to_bytes(4, "little") + _MARK
+
+
+def hash_of(key: str) -> int:
+    """A number that all processes give a key."""
+    return int(google_crc32c.value(key.encode()))

@@ -1,0 +1,121 @@
+"""Files beside and inside a store, each written whole or not at all, and the lock of a store."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from stssl.base.errors import DataError
+from stssl.store.remote import RemoteFiles, is_remote
+
+
+class Files:
+    """The files under a folder of a disk."""
+
+    def __init__(self, root: str) -> None:
+        """Touch nothing yet."""
+        self.root = root
+
+    def __truediv__(self, name: str) -> "Files":
+        """A folder inside this one."""
+        return Files(f"{self.root}/{name}")
+
+    def path(self, name: str) -> str:
+        """Full path of a file."""
+        return f"{self.root}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        """Contents of a file; None where there is none."""
+        try:
+            return Path(self.root, name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def tail(self, name: str, size: int) -> bytes | None:
+        """The last `size` bytes of a file, or all of a shorter one; None where there is none."""
+        try:
+            with Path(self.root, name).open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+                return file.read(size)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole: a reader sees the old contents or the new ones, also after a crash.
+
+        Raises:
+            DataError: The disk is full or may not be written.
+        """
+        target = Path(self.root, name)
+        fresh = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with fresh.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(target)
+        except OSError as error:
+            raise DataError(
+                f"cannot write {target}: {error.strerror}. Once it can be written, the same command goes on."
+            ) from None
+
+    def names(self) -> list[str]:
+        """Of the entries of this folder, sorted; empty where it does not exist."""
+        try:
+            return sorted(path.name for path in Path(self.root).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def remove(self) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def remove_partial(self) -> None:
+        """Remove what writers that were killed left half-written."""
+        for path in Path(self.root).rglob("*.partial"):
+            path.unlink(missing_ok=True)
+
+
+def files_at(root: str) -> Files | RemoteFiles:
+    """The files under a path or URL."""
+    return RemoteFiles(root) if is_remote(root) else Files(root)
+
+
+@contextlib.contextmanager
+def sole_writer(store: str) -> Iterator[None]:
+    """Hold a store's lock; the system frees it when the process ends, however it ends.
+
+    A store on a local or network disk has its lock file beside it. One at a URL excludes writers of this machine only.
+
+    Raises:
+        DataError: Another process holds it, or nothing can be written there.
+    """
+    if is_remote(store):
+        path = Path(tempfile.gettempdir(), f"stssl-{hashlib.blake2b(store.encode(), digest_size=8).hexdigest()}.lock")
+    else:
+        path = Path(store).with_name(f".{Path(store).name}.lock")
+    with _opened(path, store) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another conversion is writing to {store}. Wait for it, or stop it.") from None
+        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            raise DataError(f"another conversion to {store} has just ended. Run this one again.")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _opened(path: Path, store: str) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a")
+    except OSError as error:
+        raise DataError(f"cannot write {store}: {error.strerror} ({path}). Choose another path.") from None

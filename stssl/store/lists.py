@@ -1,0 +1,38 @@
+"""Lists of patch names: which rows of a store they mean."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.errors import DataError
+from stssl.base.randomness import Ints
+from stssl.base.textfiles import read_names
+
+
+def text(column: NDArray[Any]) -> NDArray[np.str_]:
+    """A column of strings as NumPy's fixed-width type, which every function takes."""
+    return np.array(column.tolist(), np.str_)
+
+
+def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
+    """Rows of the patches that a list names (txt, csv, csv.bz2, csv.gz; one a line, the first column).
+
+    Names that the store lacks are counted in a warning and passed over.
+
+    Raises:
+        DataError: The file cannot be read, or the store has none of its patches.
+    """
+    wanted = read_names(Path(path))
+    rows = np.flatnonzero(np.isin(names, list(wanted)))
+    if len(rows) == 0:
+        raise DataError(
+            f"{path} names {len(wanted)} patches and {store} has none of them. Is it the list of this data set?"
+        )
+    if len(rows) < len(wanted):
+        logging.getLogger("stssl").warning(
+            "%s: %d of its %d names are not in %s", path, len(wanted - set(names.tolist())), len(wanted), store
+        )
+    return rows

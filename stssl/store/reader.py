@@ -1,0 +1,242 @@
+"""Pixels of many patches at once, from a store into batch buffers.
+
+Arrays in the layout that `convert` writes are read from their shard files (`shards`), those in an object store through
+a cache on disk (`fetched`); any other layout or codec goes through zarr, with equal results.
+"""
+
+import itertools
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from stssl.base.errors import DataError
+from stssl.base.randomness import Ints
+from stssl.store.disk import DiskCache
+from stssl.store.encode import tail_bytes
+from stssl.store.fetched import FetchedArray, fetched_array
+from stssl.store.files import files_at
+from stssl.store.remote import explained_if_remote, is_remote, zarr_place
+from stssl.store.shards import Layout, Pixels, ShardedArray, direct_layout, known_layout, parse_tail
+
+__all__ = ["Pixels", "Reader", "Stored", "ZarrArray"]
+SIZE_UNKNOWN = 2**62
+"""Of a shard whose end alone is looked at; zarr finds spans beyond it."""
+
+
+class ZarrArray:
+    """Reads patches of any array through zarr-python."""
+
+    def __init__(self, store: str, name: str) -> None:
+        """Open nothing yet."""
+        self.store, self.name = store, name
+        self._array: Any = None
+        self._layout: Layout | None = None
+        self._seen: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open array."""
+        return self.__dict__ | {"_array": None}
+
+    def read(self, rows: Ints, bands: slice, out: Pixels) -> None:
+        """Fill `out` [n, bands, H, W] with patches `rows`."""
+        if len(rows) == 0:
+            return
+        unique, places = np.unique(rows, return_inverse=True)
+        try:
+            with explained_if_remote(self.store):
+                if self._array is None:
+                    self._array = zarr.open_array(zarr_place(self.store), path=self.name, mode="r")
+                self._check(unique)
+                out[:] = self._array.oindex[unique, bands][places.reshape(-1)]
+        except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{self.store}/{self.name} cannot be read ({error}). Run `stssl verify`.") from None
+
+    def _check(self, rows: Ints) -> None:
+        """Make sure that the shards of these rows are there and those that were converted: zarr reads zeros instead.
+
+        Raises:
+            DataError: One is not.
+        """
+        files = files_at(self.store)
+        layout = known_layout(files.read(f"{self.name}/zarr.json") or b"") if not self._seen else self._layout
+        self._layout = layout
+        if layout is None:
+            return
+        for shard in set(np.unique(rows // layout.shard).tolist()) - self._seen:
+            name = f"{self.name}/c/{shard}/0/0/0"
+            tail = files.tail(name, tail_bytes(layout.shard, bool(layout.checksums)))
+            if tail is None:
+                raise DataError(f"{files.path(name)} is missing. Run `stssl verify`.")
+            parse_tail(tail, SIZE_UNKNOWN, files.path(name), layout, shard)
+            self._seen.add(shard)
+
+    def close(self) -> None:
+        """Forget the open array."""
+        self._array, self._layout, self._seen = None, None, set()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One pixel array of a store, as a reader needs to know it.
+
+    Attributes:
+        bands: All its bands in stored order.
+        shape: [N, bands, H, W].
+        dtype: Of its values.
+    """
+
+    bands: tuple[str, ...]
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is read of one array: a span of bands, and those of the span that were asked for (None: all)."""
+
+    array: ShardedArray | ZarrArray
+    span: slice
+    picked: list[int] | None
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+
+def _sharded(store: str, name: str, cache: DiskCache | None) -> ShardedArray | None:
+    """An array whose layout is known, near or far."""
+    if is_remote(store):
+        return fetched_array(store, name, cache) if cache else None
+    layout = direct_layout(Path(store) / name)
+    return ShardedArray(Path(store) / name, layout) if layout else None
+
+
+class Reader:
+    """Delivers chosen bands of many patches: indices in, one array a band group out."""
+
+    def __init__(
+        self,
+        store: str,
+        stored: dict[str, Stored],
+        bands: Sequence[str],
+        threads: int = 1,
+        direct: bool = True,
+        *,
+        cache: DiskCache | None = None,
+    ) -> None:
+        """Read `bands` of the arrays `stored`.
+
+        Args:
+            store: Path or URL.
+            stored: Its pixel arrays by name.
+            bands: Wanted bands.
+            threads: Number of threads that share a batch.
+            direct: Read shard files directly where their layout is known.
+            cache: For what is fetched from an object store; without it, zarr reads there.
+        """
+        self.layout: dict[str, tuple[str, ...]] = {}
+        self._size = next(iter(stored.values())).shape[0]
+        self._parts: dict[str, _Part] = {}
+        self._threads, self._lock = threads, threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        for name, about in stored.items():
+            places = sorted(about.bands.index(band) for band in bands if band in about.bands)
+            if not places:
+                continue
+            span = slice(places[0], places[-1] + 1)
+            whole = len(places) == span.stop - span.start
+            array = (_sharded(store, name, cache) if direct else None) or ZarrArray(store, name)
+            self.layout[name] = tuple(about.bands[place] for place in places)
+            picked = None if whole else [place - span.start for place in places]
+            _, _, height, width = about.shape
+            self._parts[name] = _Part(array, span, picked, (len(places), height, width), about.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without threads, which another process starts for itself."""
+        return self.__dict__ | {"_pool": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start nothing yet."""
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and type of the arrays that hold `count` patches, for buffers."""
+        return {name: ((count, *part.shape), part.dtype) for name, part in self._parts.items()}
+
+    def read(self, indices: Ints, out: dict[str, Pixels] | None = None) -> dict[str, Pixels]:
+        """Pixels of store rows, in the given order; a row may occur more than once.
+
+        Args:
+            indices: [n] rows.
+            out: Contiguous buffers to fill, of the shapes and types that `shapes(n)` says.
+
+        Returns:
+            For each band group [n, bands asked for, H, W], in the stored order of bands (`layout`).
+
+        Raises:
+            DataError: No such row, or a shard cannot be read; names file and patch.
+        """
+        rows = np.ascontiguousarray(indices, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= self._size):
+            wrong = rows.min() if rows.min() < 0 else rows.max()
+            raise DataError(f"patch {int(wrong)} is asked for, and the store has {self._size}")
+        if out is None:
+            out = {name: np.empty(shape, dtype) for name, (shape, dtype) in self.shapes(len(rows)).items()}
+        if self._threads == 1 or len(rows) < 2 * self._threads:
+            self._fill(rows, out, slice(0, len(rows)))
+        else:
+            edges = np.linspace(0, len(rows), self._threads + 1).astype(int)
+            pieces = [slice(start, stop) for start, stop in itertools.pairwise(edges.tolist())]
+            list(self._workers().map(lambda piece: self._fill(rows, out, piece), pieces))
+        return out
+
+    def fetch(self, indices: Ints, wait: bool = True) -> None:
+        """Bring the shards of these rows from the object store into the cache, now or in the background.
+
+        Raises:
+            DataError: The object store cannot be read (`wait` only; else reading says so).
+        """
+        for array in self._fetched():
+            array.fetch(indices, wait)
+
+    @property
+    def shard(self) -> int | None:
+        """Patches a shard where all arrays come through a cache on disk; else None."""
+        fetched = self._fetched()
+        return fetched[0].layout.shard if fetched and len(fetched) == len(self._parts) else None
+
+    def shard_bytes(self) -> int:
+        """Stored size of a shard of all arrays read that come through a cache on disk."""
+        return sum(array.shard_bytes() for array in self._fetched())
+
+    def _fetched(self) -> list[FetchedArray]:
+        return [part.array for part in self._parts.values() if isinstance(part.array, FetchedArray)]
+
+    def _fill(self, rows: Ints, out: dict[str, Pixels], piece: slice) -> None:
+        for name, part in self._parts.items():
+            target = out[name][piece]
+            if part.picked is None:
+                part.array.read(rows[piece], part.span, target)
+            else:
+                spanned = np.empty((len(target), part.span.stop - part.span.start, *part.shape[1:]), part.dtype)
+                part.array.read(rows[piece], part.span, spanned)
+                target[:] = spanned[:, part.picked]
+
+    def _workers(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, "stssl-reader")
+            return self._pool
+
+    def close(self) -> None:
+        """Stop threads and close files; reading again starts them again."""
+        with self._lock:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+        for part in self._parts.values():
+            part.array.close()

@@ -1,0 +1,235 @@
+"""Files in object stores (`s3://`, `gs://`, `az://`): what a conversion writes and a reader reads there.
+
+Requests are tried again with growing pauses. Credentials, region and endpoint come from the environment, as for every
+tool of the provider (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP, AWS_SKIP_SIGNATURE, ...).
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from stssl.base.errors import DataError
+
+SCHEMES = ("s3", "gs", "az")
+RETRY: Any = {
+    "max_retries": 6,
+    "retry_timeout": timedelta(seconds=120),
+    "backoff": {"base": 2, "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15)},
+}
+CLIENT: Any = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=600)}
+"""Limits of each request; `patience` is how long a server may say nothing."""
+CLIENT_VARIABLES = (
+    "allow_http",
+    "allow_invalid_certificates",
+    "connect_timeout",
+    "http1_only",
+    "http2_only",
+    "pool_idle_timeout",
+    "pool_max_idle_per_host",
+    "proxy_ca_certificate",
+    "proxy_excludes",
+    "proxy_url",
+    "read_timeout",
+    "timeout",
+    "user_agent",
+)
+"""What the provider's variables may say of clients: AWS_ALLOW_HTTP, AWS_TIMEOUT, AWS_PROXY_URL, ..."""
+BODIES = 3
+"""How often an answer that breaks off is asked for again."""
+CREDENTIALS = (
+    "Set the provider's variables (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION; "
+    "AWS_SKIP_SIGNATURE=true for a public bucket)."
+)
+
+
+def is_remote(path: str) -> bool:
+    """Whether this is a URL, such as `s3://bucket/store.zarr`."""
+    return "://" in path
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Bucket URL and the key in it.
+
+    Raises:
+        DataError: A kind of URL that is not known.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES or not parts.netloc:
+        raise DataError(f"{url} is not a URL that can be used. Give a local path, or s3://, gs:// or az://BUCKET/PATH.")
+    return f"{parts.scheme}://{parts.netloc}", parts.path.strip("/")
+
+
+@lru_cache(maxsize=64)
+def bucket(url: str) -> Any:
+    """An open bucket, or what lies under a key of it.
+
+    Raises:
+        DataError: obstore is not installed, or the environment's settings are impossible.
+    """
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
+    except ImportError:
+        raise DataError(f"{url} needs the package obstore: pip install 'stssl[cloud]'") from None
+    try:
+        return from_url(url, retry_config=RETRY, client_options=client_options(url))
+    except BaseError as error:
+        raise DataError(f"{url}: {_first_line(error)}. {CREDENTIALS}") from None
+
+
+def client_options(url: str) -> dict[str, Any]:
+    """Return options of requests: `CLIENT`, and those of the environment, which obstore reads only if given none."""
+    prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[url.partition(":")[0]]
+    said = {name: os.environ.get(f"{prefix}_{name.upper()}") for name in CLIENT_VARIABLES}
+    return CLIENT | {"read_timeout": patience()} | {name: text for name, text in said.items() if text is not None}
+
+
+def patience() -> timedelta:
+    """Return how long an object store may say nothing before a retry: STSSL_REMOTE_TIMEOUT seconds, or 30.
+
+    Raises:
+        DataError: The variable is no number of seconds.
+    """
+    text = os.environ.get("STSSL_REMOTE_TIMEOUT", "30")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 3600:
+        raise DataError(f"STSSL_REMOTE_TIMEOUT={text} is no number of seconds between 0 and 3600")
+    return timedelta(seconds=seconds)
+
+
+def get_object(url: str, place: str, options: dict[str, Any] | None = None) -> tuple[bytes, int]:
+    """An object or a range of it, and the whole object's size; an answer that breaks off is asked for again.
+
+    Args:
+        url: Of the bucket.
+        place: Key in it.
+        options: Of the request, such as a range.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+        DataError: It cannot be read; says why.
+    """
+    from obstore.exceptions import BaseError
+
+    with explained(f"{url}/{place}"):
+        for left in reversed(range(BODIES)):
+            answer = bucket(url).get(place, options=options)
+            start, stop = answer.range
+            try:
+                data = bytes(answer.bytes())
+            except BaseError:
+                if not left:
+                    raise
+                continue
+            if len(data) == stop - start:
+                return data, int(answer.meta["size"])
+    raise DataError(f"{url}/{place}: {len(data):,} of {stop - start:,} bytes came, {BODIES} times. Try again later.")
+
+
+def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
+    """`explained` for a URL; nothing for a local path."""
+    return explained(path) if is_remote(path) else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn errors of an object store into words on what to do; a missing object stays a FileNotFoundError."""
+    from obstore import exceptions
+
+    try:
+        yield
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+        raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
+    except exceptions.BaseError as error:
+        missing = any(sign in str(error) for sign in ("169.254.169.254", "latest/api/token", "redential"))
+        if not missing and "403 Forbidden" in str(error):  # as listings say it
+            raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
+        advice = f"there are no credentials. {CREDENTIALS}" if missing else "tried again several times, in vain."
+        if not missing and ("timed out" in repr(error) or "TimedOut" in repr(error)):
+            advice = "it does not answer. Look at network and server, and run the same command again."
+        raise DataError(f"{url}: {_first_line(error)}; {advice}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", maxsplit=1)[0].rstrip(".")
+
+
+def zarr_place(path: str) -> Any:
+    """What zarr's functions take as `store`: a path, or an object store that has the path as its root."""
+    if not is_remote(path):
+        return path
+    from zarr.storage import ObjectStore
+
+    split_url(path)
+    return ObjectStore(bucket(path))
+
+
+class RemoteFiles:
+    """Files under a key of a bucket; the same calls as `Files`."""
+
+    def __init__(self, root: str) -> None:
+        """Touch nothing yet."""
+        self.root = root
+
+    def __truediv__(self, name: str) -> "RemoteFiles":
+        """A folder inside this one."""
+        return RemoteFiles(f"{self.root}/{name}")
+
+    def path(self, name: str) -> str:
+        """URL of a file."""
+        return f"{self.root}/{name}"
+
+    def _where(self, name: str = "") -> tuple[str, str]:
+        url, key = split_url(self.root)
+        return url, f"{key}/{name}".strip("/")
+
+    def _place(self, name: str = "") -> tuple[Any, str]:
+        url, key = self._where(name)
+        return bucket(url), key
+
+    def read(self, name: str) -> bytes | None:
+        """Contents of an object; None where there is none."""
+        try:
+            return get_object(*self._where(name))[0]
+        except FileNotFoundError:
+            return None
+
+    def tail(self, name: str, size: int) -> bytes | None:
+        """The last `size` bytes of an object, or all of a shorter one; None where there is none."""
+        try:
+            return get_object(*self._where(name), {"range": {"suffix": size}})[0]
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object, whole or not at all."""
+        store, key = self._place(name)
+        with explained(self.root):
+            store.put(key, data, use_multipart=False)
+
+    def names(self) -> list[str]:
+        """Of the entries of this folder, sorted."""
+        store, key = self._place()
+        with explained(self.root):
+            found = store.list_with_delimiter(f"{key}/")
+        paths = [entry["path"] for entry in found["objects"]] + list(found["common_prefixes"])
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+
+    def remove(self) -> None:
+        """Remove all objects below."""
+        store, key = self._place()
+        with explained(self.root):
+            for chunk in store.list(f"{key}/"):
+                for entry in chunk:
+                    with contextlib.suppress(FileNotFoundError):
+                        store.delete(entry["path"])
+
+    def remove_partial(self) -> None:
+        """Nothing: objects are never half-written."""

@@ -1,0 +1,286 @@
+"""The Optuna study of a sweep: the one record of its trials, written before and after everything that happens."""
+
+import contextlib
+import json
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from stssl.base.config import differing_keys, validate
+from stssl.base.errors import ConfigError, RunError, first_line
+from stssl.recipes.recipe import Recipe
+from stssl.sweeps.space import Space
+from stssl.sweeps.spec import Sweep, SweepConfig
+
+SPACE = "stssl"
+"""The study's attribute that says what is searched."""
+
+FOLDER = "folder"
+"""The study's attribute that says whose runs it is about: a mark in the sweep's folder, and where that was."""
+
+DEATHS = 3
+"""So often may a trial's driver die before the trial counts as failed."""
+
+
+def storage_of(url: str) -> Any:
+    """The Optuna storage of `sqlite:///FILE`, `postgresql://...` or `journal:FILE`.
+
+    Raises:
+        ConfigError: It is none of these.
+        RunError: It cannot be reached.
+    """
+    import optuna
+
+    (kind, _, rest), shown = url.partition(":"), _without_password(url)
+    if kind == "journal":
+        try:
+            backend = optuna.storages.journal.JournalFileBackend(rest.removeprefix("//"))
+        except OSError as error:
+            raise RunError(f"study: cannot open {url}: {error.strerror}. Give journal:FILE in a folder.") from None
+        return optuna.storages.JournalStorage(backend)
+    if kind.partition("+")[0] not in ("sqlite", "postgresql", "postgres"):
+        raise ConfigError(f"study: '{shown}' is not sqlite:///FILE, postgresql://USER@HOST/NAME or journal:FILE")
+    if kind in ("postgresql", "postgres"):
+        url = f"postgresql+psycopg:{rest}"
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except ImportError as error:
+        raise ConfigError(f"study: {shown} needs a driver: pip install 'stssl[postgres]' ({error})") from None
+    except Exception as error:  # SQLAlchemy and drivers have errors of their own
+        raise RunError(f"study: cannot open {_without_password(url)}: {first_line(error)}") from None
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    hidden = f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", hidden)
+
+
+def study_url(config: SweepConfig) -> str:
+    """Where the study lies."""
+    return config.study or f"sqlite:///{config.folder / 'study.db'}"
+
+
+def open_study(sweep: Sweep, space: Space) -> Any:
+    """Make the sweep's study, or go on with it.
+
+    Raises:
+        RunError: A study of that name searched something else; names what differs. Or it cannot be reached.
+    """
+    import optuna
+
+    config = sweep.config
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = storage_of(study_url(config))
+    ours = space.identity() | {"metrics": list(config.metrics), "modes": list(config.modes)}
+    known = {summary.study_name for summary in storage_studies(storage)}
+    if config.name in known:
+        _same(ours, optuna.load_study(study_name=config.name, storage=storage), config, sweep.recipe.launch.storage)
+    with _quiet():
+        study = optuna.create_study(
+            study_name=config.name,
+            storage=storage,
+            directions=["maximize" if mode == "max" else "minimize" for mode in config.modes],
+            sampler=_sampler(config, 0),
+            pruner=_pruner(sweep),
+            load_if_exists=True,
+        )
+    if SPACE not in study.user_attrs:
+        with _quiet():
+            study.set_metric_names(list(config.metrics))
+        study.set_user_attr(SPACE, json.dumps(ours))
+    if config.study is not None:
+        _one_folder(study, config)
+    # A sampler that starts again with the same seed would draw the same values again.
+    study.sampler = _sampler(config, len(study.get_trials(deepcopy=False)))
+    _enqueue(study, config, space)
+    return study
+
+
+def storage_studies(storage: Any) -> list[Any]:
+    """All studies of a storage."""
+    import optuna
+
+    return list(optuna.get_all_study_summaries(storage))
+
+
+def _same(ours: dict[str, Any], study: Any, config: SweepConfig, runs: str = "runs") -> None:
+    text, place = study.user_attrs.get(SPACE), _without_password(study_url(config))
+    theirs = _as_today(json.loads(text), runs) if text else None
+    if theirs is None and study.get_trials(deepcopy=False):
+        raise RunError(f"the study '{config.name}' in {place} was not made by a sweep. Give another name=...")
+    keys = differing_keys(theirs or ours, ours)
+    if keys:
+        raise RunError(
+            f"the study '{config.name}' in {place} searched something else; it differs in "
+            f"{', '.join(keys)}. Give this sweep another name (name=...), or delete the study and {config.folder}."
+        )
+
+
+def _as_today(identity: dict[str, Any], storage: str) -> dict[str, Any]:
+    """A space's identity as this version would write it: keys that recipes did not have then have their defaults."""
+    try:
+        tree = {"name": "study", **identity["recipe"], "launch": {"storage": storage}}
+        recipe = validate(Recipe, tree, "the study")
+    except (ConfigError, KeyError):
+        return identity
+    return {**identity, "recipe": json.loads(json.dumps(recipe.identity()))}
+
+
+def _one_folder(study: Any, config: SweepConfig) -> None:
+    """Keep two folders from sharing a study: each would take up the other's running trials, and miss its runs."""
+    mark, theirs = config.folder / "study.id", study.user_attrs.get(FOLDER)
+    if not mark.exists():
+        mark.write_text(uuid.uuid4().hex)
+    if theirs is None:
+        study.set_user_attr(FOLDER, [mark.read_text(), f"{socket.gethostname()}:{config.folder}"])
+    elif theirs[0] != mark.read_text():
+        raise RunError(
+            f"the study '{config.name}' in {_without_password(study_url(config))} keeps its runs in {theirs[1]}, and "
+            f"not in {config.folder}. Go on with it there (storage=...), or give this sweep another name (name=...)."
+        )
+
+
+def _sampler(config: SweepConfig, drawn: int) -> Any:
+    import optuna
+
+    chosen, seed = config.sampler, config.seed * 100_003 + drawn
+    with _quiet():
+        if chosen.name == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=chosen.startup, multivariate=True, group=True)
+        if chosen.name == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=chosen.startup)
+        if chosen.name == "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=chosen.population)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _pruner(sweep: Sweep) -> Any:
+    """Optuna's own rules: they look at the study, and so outlive the process that is killed."""
+    import optuna
+
+    scheduler, steps = sweep.config.scheduler, sweep.recipe.schedule.steps
+    first = sweep.recipe.schedule.evaluate_every
+    if scheduler.name == "asha":
+        grace = scheduler.grace or max(first, steps // scheduler.reduction**2)
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=grace, reduction_factor=scheduler.reduction)
+    if scheduler.name == "median":
+        grace = first if scheduler.grace is None else scheduler.grace
+        return optuna.pruners.MedianPruner(n_startup_trials=scheduler.startup, n_warmup_steps=grace)
+    return optuna.pruners.NopPruner()
+
+
+def _enqueue(study: Any, config: SweepConfig, space: Space) -> None:
+    """Put the points to try first into the queue, once."""
+    points = [space.point(point, f"points[{i}]") for i, point in enumerate(config.points)]
+    if config.sampler.name == "grid":
+        points += [point for point in space.grid() if point not in points]
+    for number in range(study.user_attrs.get("points", 0), len(points)):
+        study.enqueue_trial(points[number], skip_if_exists=True)
+        study.set_user_attr("points", number + 1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's warnings about options that are marked experimental."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Book:
+    """What is known of trials: hands out the next one, and writes down how each goes and ends."""
+
+    def __init__(self, sweep: Sweep, space: Space, study: Any) -> None:
+        """Trials that were running when an earlier process ended are handed out first."""
+        from optuna.trial import Trial, TrialState
+
+        self.sweep, self.space, self.study = sweep, space, study
+        states = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self.interrupted = [Trial(study, frozen._trial_id) for frozen in states]
+        self.started: float | None = None
+        self.spent = self.hours
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Book":
+        """Tune copies what it is given; there is one book."""
+        return self
+
+    @property
+    def hours(self) -> float:
+        """Time on the clock that all starts of the sweep took together, as far as it is written down."""
+        return float(self.study.user_attrs.get("hours", 0.0))
+
+    def tick(self) -> None:
+        """Write down the time since the first tick, so that a sweep that is killed has spent it all the same."""
+        self.started = self.started or time.time()
+        self.study.set_user_attr("hours", self.spent + (time.time() - self.started) / 3600)
+
+    def next(self) -> tuple[Any, dict[str, Any]] | None:
+        """The next trial and its values; None when all were handed out."""
+        from optuna.trial import TrialState
+
+        if self.interrupted:
+            trial = self.interrupted.pop(0)
+        else:
+            trials = self.study.get_trials(deepcopy=False)
+            started = sum(trial.state != TrialState.WAITING for trial in trials)
+            exhausted = self.sweep.config.sampler.name == "grid" and started == len(trials)
+            if exhausted or started >= self.sweep.config.trials:
+                return None
+            trial = self.study.ask()
+        values = self.space.draw(trial)
+        trial.set_user_attr("started", datetime.now().isoformat(timespec="seconds"))
+        return trial, values
+
+    def again(self, trial: Any) -> bool:
+        """Hand a trial out once more whose driver or machine died; False when that happened too often."""
+        deaths = int(trial.user_attrs.get("deaths", 0)) + 1
+        trial.set_user_attr("deaths", deaths)
+        if deaths < DEATHS:
+            self.interrupted.append(trial)
+        return deaths < DEATHS
+
+    def report(self, trial: Any, step: int, value: float, seconds: float) -> bool:
+        """Write down a score in mid-run; returns whether the trial is to be stopped."""
+        self.tick()
+        trial.set_user_attr("seconds", round(seconds, 2))
+        if len(self.sweep.config.metrics) > 1:
+            return False
+        with _quiet():  # a trial that goes on tells its earlier validations again
+            trial.report(value, step)
+        return bool(trial.should_prune())
+
+    def complete(self, trial: Any, values: list[float]) -> None:
+        """A trial went to its end."""
+        self.study.tell(trial, values)
+
+    def stop(self, trial: Any) -> None:
+        """A trial was stopped early."""
+        from optuna.trial import TrialState
+
+        self.study.tell(trial, state=TrialState.PRUNED)
+
+    def fail(self, trial: Any, reason: str) -> None:
+        """A trial could not be carried out."""
+        from optuna.trial import TrialState
+
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+
+def run_name(number: int) -> str:
+    """Of a trial's run folder."""
+    return f"trial-{number:04d}"
+
+
+def trials_folder(folder: Path) -> Path:
+    """Where the runs of a sweep's trials lie."""
+    return folder / "trials"
