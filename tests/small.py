@@ -12,7 +12,7 @@ from stssl.base.config import config_types, part_name
 from stssl.base.labels import LabelSpace
 from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
-from stssl.steps.votes import Neighbours, VotesConfig
+from stssl.steps.votes import Votes, VotesConfig
 
 MULTILABEL = LabelSpace(("a", "b", "c", "d", "e"), True)
 SINGLELABEL = LabelSpace(("a", "b", "c", "d"), False)
@@ -55,7 +55,7 @@ def make_algorithm(
     name: str, space: LabelSpace, prior: Tensor | None = None, count: int = 64, **options: Any
 ) -> Algorithm:
     if prior is None:
-        prior = torch.linspace(1, 2, space.groups * space.ways).view(space.groups, space.ways)
+        prior = torch.linspace(1, 2, space.groups * space.choices).view(space.groups, space.choices)
         prior = prior / prior.sum(-1, keepdim=True)
     config = part(AlgorithmConfig, name, **(FAST.get(name, {}) | options))
     return ALGORITHMS[name](config, space, DataFacts(prior, count))
@@ -80,7 +80,7 @@ def make_step(
     supervised_start: int = 0,
     seed: int = 0,
     network: dict[str, Any] | None = None,
-    neighbours: VotesConfig | None = None,
+    votes: VotesConfig | None = None,
     **options: Any,
 ) -> TeacherStudentStep:
     torch.manual_seed(seed)
@@ -95,7 +95,7 @@ def make_step(
         ema_decay=0.5,
         strong_labeled=strong_labeled,
         supervised_start=supervised_start,
-        neighbours=make_neighbours(space, neighbours),
+        votes=make_votes(space, votes),
     )
     for parameter in step.networks.parameters():
         # Networks that tell images apart with some confidence, so that masks are neither empty nor full.
@@ -105,16 +105,16 @@ def make_step(
     return step
 
 
-def make_neighbours(space: LabelSpace, config: VotesConfig | None) -> Neighbours | None:
+def make_votes(space: LabelSpace, config: VotesConfig | None) -> Votes | None:
     """Of 64 patches within some 30 km, a few of them labeled, some without a place."""
     if config is None:
         return None
     generator = torch.Generator().manual_seed(5)
     metadata = torch.tensor([50.0, 8.0, 100.0, 12.0]) + 0.3 * torch.rand(64, 4, generator=generator)
     metadata[::9, :2] = torch.nan
-    targets = torch.randint(0, space.ways, (64, space.groups), generator=generator)
+    targets = torch.randint(0, space.choices, (64, space.groups), generator=generator)
     targets[torch.rand(targets.shape, generator=generator) < 0.8] = IGNORED
-    return Neighbours(config, metadata, targets, space.ways)
+    return Votes(config, metadata, targets, space.choices)
 
 
 def make_batch(
@@ -132,10 +132,10 @@ def make_batch(
         table[::2, 2:] = torch.nan
         return table
 
-    def ways(n: int) -> Tensor:
-        return torch.randint(0, space.ways, (n, space.groups), generator=generator)
+    def choices(n: int) -> Tensor:
+        return torch.randint(0, space.choices, (n, space.groups), generator=generator)
 
-    labels = ways(labeled)
+    labels = choices(labeled)
     if ignored:
         labels = torch.where(torch.rand(labels.shape, generator=generator) < 0.4, IGNORED, labels)
     rows = {view: labeled if view.stream is Stream.LABELED else unlabeled for view in View}
@@ -144,7 +144,7 @@ def make_batch(
         {Stream.LABELED: metadata(labeled), Stream.UNLABELED: metadata(unlabeled)},
         labels,
         torch.randint(0, 64, (unlabeled,), generator=generator),
-        ways(unlabeled),
+        choices(unlabeled),
     )
 
 

@@ -1,4 +1,4 @@
-"""A tiny real store, made without Ray: EuroSAT's layout with generated JPEGs whose class shows in colour and place."""
+"""A tiny real store, made without Ray: EuroSAT's layout with generated JPEGs whose class shows in color and place."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import zarr
 from PIL import Image
 
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.synthetic import synthesize
 from stssl.base.hashing import column_hash

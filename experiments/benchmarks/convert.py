@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 from stssl.archives import tiff
-from stssl.archives.convert import Options, convert, open_archive, verify_store
+from stssl.archives.conversion import Options, convert, open_archive, verify_store
 from stssl.archives.synthetic import synthesize
 
 

@@ -17,12 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from stssl.archives.convert import verify_store
+from stssl.archives.conversion import verify_store
 from stssl.archives.synthetic import synthesize
 
 DRIVER = """
 import sys
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 convert("bigearthnet-v1", sys.argv[1], sys.argv[2], Options(workers=int(sys.argv[3])))
 """
 

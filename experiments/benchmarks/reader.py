@@ -26,14 +26,14 @@ from stssl.archives.scenery import Painter, Subject
 from stssl.archives.sentinel2 import sentinel_arrays
 from stssl.base.batch import Stream, View
 from stssl.data.augment import AugmentConfig
-from stssl.data.loader import Loader, Source
+from stssl.data.loader import Loader, StreamSource
 from stssl.data.sampler import StreamSampler
 from stssl.data.views import ViewDrawer
 from stssl.store.cache import Streamed
 from stssl.store.encode import encode_shard
-from stssl.store.reader import Reader, Stored
+from stssl.store.reader import Stored, StoreReader
 from stssl.store.shards import ShardedArray, direct_layout
-from stssl.store.writer import CODECS, Plan, Writer
+from stssl.store.writer import CODECS, StorePlan, Writer
 
 RGB = ("B04", "B03", "B02")
 BATCH, SHARD = 64, 512
@@ -53,7 +53,7 @@ def paint(count: int) -> dict[str, np.ndarray]:
 def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str) -> dict[str, Stored]:
     """Pixel arrays as a conversion writes them."""
     count = len(pixels["b10"])
-    writer = Writer(str(folder), Plan(count, SHARD, codec, sentinel_arrays("all"), (), (), (), "", {}))
+    writer = Writer(str(folder), StorePlan(count, SHARD, codec, sentinel_arrays("all"), (), (), (), "", {}))
     stored = {}
     for array in writer.plan.arrays:
         writer._create(array)
@@ -76,7 +76,7 @@ def memmap_path(folder: Path, pixels: dict[str, np.ndarray], rgb: bool) -> Path_
 
 def reader_path(folder: Path, stored: dict[str, Stored], bands: tuple[str, ...], threads: int) -> Path_:
     """The reader into buffers that are kept."""
-    reader = Reader(str(folder), stored, bands, threads)
+    reader = StoreReader(str(folder), stored, bands, threads)
     buffers = {name: np.empty(shape, dtype) for name, (shape, dtype) in reader.shapes(BATCH).items()}
     return lambda rows: reader.read(rows, buffers)
 
@@ -109,13 +109,13 @@ def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
     return read
 
 
-def loader_path(reader: Reader, count: int, steps: int) -> Callable[[], int]:
+def loader_path(reader: StoreReader, count: int, steps: int) -> Callable[[], int]:
     """Both streams through thread, prefetch and the draws of FixMatch: patches delivered."""
     views = frozenset({View.LABELED_WEAK, View.UNLABELED_WEAK, View.UNLABELED_STRONG})
     metadata, labels = torch.zeros(count, 4), torch.zeros(count, 43, dtype=torch.long)
     rows = np.arange(count)
     sources = {
-        stream: Source(Streamed(reader), rows, metadata, labels, StreamSampler(count, size, 0, stream.value))
+        stream: StreamSource(Streamed(reader), rows, metadata, labels, StreamSampler(count, size, 0, stream.value))
         for stream, size in ((Stream.LABELED, BATCH // 4), (Stream.UNLABELED, BATCH - BATCH // 4))
     }
     loader = Loader(sources, ViewDrawer(AugmentConfig(), 0, 128), lambda _: views)
@@ -160,7 +160,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
             paths[f"{codec} {label}"] = reader_path(folder / codec, arrays, bands, options.threads)
             paths[f"oindex {codec} {label}"] = oindex_path(folder / codec, bands)
     steps = options.batches
-    through = loader_path(Reader(str(folder / "lz4"), stored["lz4"], RGB, options.threads), options.patches, steps)
+    through = loader_path(StoreReader(str(folder / "lz4"), stored["lz4"], RGB, options.threads), options.patches, steps)
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
     for _ in range(options.repeats):

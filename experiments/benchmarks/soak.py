@@ -37,7 +37,7 @@ import psutil
 import torch
 import yaml
 
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.archives.synthetic import synthesize
 from stssl.training.checkpoint import read_state
 

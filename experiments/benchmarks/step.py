@@ -44,8 +44,8 @@ class NaiveStep(TeacherStudentStep):
         live = self.algorithm.config.labeler == "live"
         if live and torch.is_grad_enabled() and network is self.networks[self.labeler]:
             weak = sorted(self.algorithm.views - set(views), key=lambda view: view.value)
-            seen = super()._see(network, batch, views + weak)
-            return Outputs(seen.logits, {view: seen.contexts[view] for view in views})
+            outputs = super()._see(network, batch, views + weak)
+            return Outputs(outputs.logits, {view: outputs.contexts[view] for view in views})
         return super()._see(network, batch, views)
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStu
     """A step with teacher, past every warm-up."""
     torch.manual_seed(0)
     space = LabelSpace(tuple(map(str, range(options.classes))), not options.single_label)
-    prior = torch.full((space.groups, space.ways), 1 / space.ways)
+    prior = torch.full((space.groups, space.choices), 1 / space.choices)
     config = part(AlgorithmConfig, name)
 
     def network(role: str) -> Network:
@@ -146,7 +146,7 @@ def make_batch(options: argparse.Namespace, space: LabelSpace, device: torch.dev
     rows = {Stream.LABELED: options.labeled, Stream.UNLABELED: options.labeled * options.ratio}
     images = {view: torch.randn(rows[view.stream], 3, options.size, options.size, device=device) for view in View}
     metadata = {stream: torch.rand(count, 4, device=device) * 40 for stream, count in rows.items()}
-    labels = torch.randint(0, space.ways, (options.labeled, space.groups), device=device)
+    labels = torch.randint(0, space.choices, (options.labeled, space.groups), device=device)
     return Batch(images, metadata, labels, torch.arange(rows[Stream.UNLABELED], device=device))
 
 

@@ -81,7 +81,7 @@ class Job:
         from stssl.base.config import validate
         from stssl.recipes.recipe import Recipe
         from stssl.training.launch import run
-        from stssl.training.load_run import evaluate_run
+        from stssl.training.trained_run import evaluate_run
 
         folder = run(validate(Recipe, self.tree, self.name)).path
         for part in ("validation", "test"):

@@ -1,11 +1,11 @@
-"""The whole training loop, measured: images/s, seconds by part, waiting for data, memory, utilisation, checkpoints.
+"""The whole training loop, measured: images/s, seconds by part, waiting for data, memory, utilization, checkpoints.
 
     python experiments/benchmarks/train.py --steps 20 --threads 2 --repeats 3 --json train.json
     python experiments/benchmarks/train.py --labeled 64 --precision bf16 --device cuda --peak 989
     python experiments/benchmarks/train.py --ranks 1 2 --threads 1
 
-It writes its own synthetic store and trains ST-FixMatch on it through the loader, augmentation, step, optimiser and
-average of a real run, without Ray. `--peak` is the device's peak in TFLOP/s, from which utilisation follows (FLOPs of
+It writes its own synthetic store and trains ST-FixMatch on it through the loader, augmentation, step, optimizer and
+average of a real run, without Ray. `--peak` is the device's peak in TFLOP/s, from which utilization follows (FLOPs of
 matrix products and convolutions that one step needs). With `--ranks`, local gloo ranks: weak scaling keeps the rows of
 a rank, strong scaling those of the global batch.
 """
@@ -25,13 +25,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils.flop_counter import FlopCounterMode
 
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.archives.synthetic import synthesize
 from stssl.base.config import validate
 from stssl.base.distributed import rank
 from stssl.recipes.recipe import Recipe
-from stssl.training.loop import update
-from stssl.training.state import Session, open_session
+from stssl.training.loop import train_step
+from stssl.training.state import TrainState, open_train_state
 
 PARTS = ("wait for data", "views", "forward", "backward", "rest of the step")
 
@@ -73,62 +73,62 @@ class Clock:
         return time.perf_counter()
 
 
-def by_part(session: Session, batches: Any, steps: int) -> dict[str, float]:
+def by_part(train_state: TrainState, batches: Any, steps: int) -> dict[str, float]:
     """Mean seconds a step of each part; the device is waited for in between."""
-    clock = Clock(session.stage.device)
+    clock = Clock(train_state.task.device)
     for _ in range(steps):
         start = clock.now()
         raw = next(batches)
         got = clock.now()
-        batch = session.stage.batch(raw)
+        batch = train_state.task.batch(raw)
         seen = clock.now()
-        session.optimizer.zero_grad(set_to_none=True)
+        train_state.optimizer.zero_grad(set_to_none=True)
         forward = backward = 0.0
-        with session.autocast():
-            blocks = session.stage.blocks(batch, session.progress)
+        with train_state.autocast():
+            blocks = train_state.task.blocks(batch, train_state.next_step)
         for block in blocks:
             before = clock.now()
-            with session.autocast():
-                output = session.model(*block)
+            with train_state.autocast():
+                output = train_state.model(*block)
             middle = clock.now()
             output.loss.backward()
             forward, backward = forward + middle - before, backward + clock.now() - middle
         done = clock.now()
-        session.optimizer.step()
-        session.stage.step.after_optimizer()
+        train_state.optimizer.step()
+        train_state.task.step.after_optimizer()
         rest = clock.now() - done + (done - seen - forward - backward)
-        session.position.step += 1
+        train_state.progress.step += 1
         for name, value in zip(PARTS, (got - start, seen - got, forward, backward, rest), strict=True):
             clock.spent[name] += value / steps
     return clock.spent
 
 
-def flops(session: Session, raw: Any) -> float:
+def flops(train_state: TrainState, raw: Any) -> float:
     """FLOPs of one step's matrix products and convolutions, by this rank."""
     with FlopCounterMode(display=False) as counter:
-        update(session, raw)
-    session.position.step += 1
+        train_step(train_state, raw)
+    train_state.progress.step += 1
     return float(counter.get_total_flops())
 
 
-def checkpoint_seconds(session: Session) -> tuple[float, float]:
+def checkpoint_seconds(train_state: TrainState) -> tuple[float, float]:
     """How long training stops for a checkpoint, and how long the file takes in the background."""
     start = time.perf_counter()
-    session.folder.checkpoints.save(session.state(), best=True)
+    train_state.folder.checkpoints.save(train_state.checkpoint_state(), best=True)
     stopped = time.perf_counter() - start
-    session.folder.checkpoints.wait()
+    train_state.folder.checkpoints.wait()
     return stopped, time.perf_counter() - start
 
 
 def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str, Any]:
     """One row: medians over repeats."""
-    session = open_session(recipe(options, store, labeled), torch.device(options.device))
-    batches = session.stage.loader.batches(0, 10**6)
-    clock = Clock(session.stage.device)
+    train_state = open_train_state(recipe(options, store, labeled), torch.device(options.device))
+    batches = train_state.task.loader.batches(0, 10**6)
+    clock = Clock(train_state.task.device)
     for _ in range(options.warmup):
-        update(session, next(batches))
-        session.position.step += 1
-    needed = flops(session, next(batches))
+        train_step(train_state, next(batches))
+        train_state.progress.step += 1
+    needed = flops(train_state, next(batches))
     seconds, waits = [], []
     for _ in range(options.repeats):
         start, waited = clock.now(), 0.0
@@ -136,11 +136,11 @@ def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str,
             before = time.perf_counter()
             raw = next(batches)
             waited += time.perf_counter() - before
-            update(session, raw)
-            session.position.step += 1
+            train_step(train_state, raw)
+            train_state.progress.step += 1
         seconds.append((clock.now() - start) / options.steps)
         waits.append(waited / options.steps)
-    parts = by_part(session, batches, max(1, options.steps // 2))
+    parts = by_part(train_state, batches, max(1, options.steps // 2))
     second = statistics.median(seconds)
     row = {
         "backbone": options.backbone,
@@ -154,11 +154,11 @@ def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str,
         "images/s": labeled * (1 + options.ratio) / second,
         "data wait": statistics.median(waits) / second,
         "TFLOP/step": needed / 1e12,
-        "memory GB": memory(session.stage.device),
+        "memory GB": memory(train_state.task.device),
     }
     if options.peak:
-        row["utilisation"] = needed / second / (options.peak * 1e12)
-    stopped, written = checkpoint_seconds(session)
+        row["utilization"] = needed / second / (options.peak * 1e12)
+    stopped, written = checkpoint_seconds(train_state)
     row |= {"checkpoint stop s": stopped, "checkpoint s": written}
     batches.close()
     return row | {f"{name} s": value for name, value in parts.items()}

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stssl.algorithms.adamatch import AdaMatch, AdaMatchConfig
-from stssl.algorithms.base import Algorithm, DataFacts, Logits, Role, Seen, Term
+from stssl.algorithms.base import Algorithm, DataFacts, LabelerOutputs, Logits, LossRole, LossTerm
 from stssl.algorithms.cap import Cap, CapConfig
 from stssl.algorithms.cdmad import Cdmad, CdmadConfig
 from stssl.algorithms.defixmatch import DeFixMatch, DeFixMatchConfig
@@ -46,4 +46,13 @@ AlgorithmConfig = Annotated[
     Field(discriminator="name"),
 ]
 
-__all__ = ["ALGORITHMS", "Algorithm", "AlgorithmConfig", "DataFacts", "Logits", "Role", "Seen", "Term"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "AlgorithmConfig",
+    "DataFacts",
+    "LabelerOutputs",
+    "Logits",
+    "LossRole",
+    "LossTerm",
+]

@@ -18,7 +18,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Term, choose, of_way
+from stssl.algorithms.base import (
+    Algorithm,
+    DataFacts,
+    LabelConfig,
+    LabelerOutputs,
+    LossTerm,
+    Running,
+    choose,
+    of_choice,
+)
 from stssl.algorithms.marginal import align
 from stssl.base.batch import Progress, View
 from stssl.base.config import Domain
@@ -42,25 +51,25 @@ class AdaMatch(Algorithm):
     def __init__(self, config: AdaMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
         """Means start with the first batch."""
         super().__init__(config, space, facts)
-        shape = (space.groups, space.ways)
+        shape = (space.groups, space.choices)
         self.labeled, self.unlabeled, self.confidence = (Running(config.ema_decay, shape) for _ in range(3))
 
-    def observe(self, seen: Seen, progress: Progress) -> None:
+    def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
         """Take the means."""
-        labeled = seen.labeler[View.LABELED_WEAK].softmax(-1)
+        labeled = outputs.labeler[View.LABELED_WEAK].softmax(-1)
         self.labeled.update(labeled.mean(0))
-        self.unlabeled.update(seen.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
+        self.unlabeled.update(outputs.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
         top = labeled.amax(-1)[..., None]
-        side = functional.one_hot(self.space.sides(choose(labeled)), self.space.ways)
+        side = functional.one_hot(self.space.sides(choose(labeled)), self.space.choices)
         count = side.sum(0)
         self.confidence.update((top * side).sum(0).where(count > 0, top.mean(0)) / count.clamp_min(1))
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
         """Labels from aligned probabilities."""
-        p = self.aligned(seen.labeler[View.UNLABELED_WEAK])
-        threshold = self.config.threshold * of_way(self.confidence.value, self.space.sides(choose(p)))
+        p = self.aligned(outputs.labeler[View.UNLABELED_WEAK])
+        threshold = self.config.threshold * of_choice(self.confidence.value, self.space.sides(choose(p)))
         target = self.config.label(p.clamp_min(1e-12).log())
-        return [Term(View.UNLABELED_STRONG, target, (p.amax(-1) >= threshold).float())]
+        return [LossTerm(View.UNLABELED_STRONG, target, (p.amax(-1) >= threshold).float())]
 
     def aligned(self, weak: Tensor) -> Tensor:
         """Probabilities [B, G, K] whose mean is that of labeled ones."""

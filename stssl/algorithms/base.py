@@ -10,31 +10,28 @@ from torch import Tensor, nn
 
 from stssl.algorithms.losses import cross_entropy
 from stssl.base.batch import IGNORED, Progress, View
-from stssl.base.config import Config, Domain
+from stssl.base.config import Config, Domain, Switch
 from stssl.base.labels import LabelSpace
 
 Logits = Mapping[View, Tensor]
 """Of each view [B, G, K], grouped."""
 
-Role = Literal["labeler", "student"]
+LossRole = Literal["labeler", "student"]
 """`labeler`: the network that makes pseudo-labels (the teacher, or a student without one). `student`: the other one."""
 
 
 LabelerName = Annotated[Literal["live", "ema"], Domain(choices=("live", "ema"))]
 """Whether pseudo-labels come from the weights as they are, or from their running average."""
 
-Switch = Annotated[bool, Domain(choices=(False, True))]
-"""A yes or no that a search may range over."""
 
-
-class AlgorithmConfig(Config):
+class BaseAlgorithmConfig(Config):
     """What every algorithm's configuration has: who makes the pseudo-labels."""
 
     labeler: LabelerName = "live"
 
 
-class LabelConfig(AlgorithmConfig):
-    """The kind of pseudo-label: way ids, or (`soft`) probabilities at a temperature."""
+class LabelConfig(BaseAlgorithmConfig):
+    """The kind of pseudo-label: choice ids, or (`soft`) probabilities at a temperature."""
 
     soft: Switch = False
     temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
@@ -49,7 +46,7 @@ class DataFacts:
     """What an algorithm may know of the data before the first step.
 
     Attributes:
-        prior: [G, K] frequency of each way among the labeled rows.
+        prior: [G, K] frequency of each choice among the labeled rows.
         unlabeled_count: Patches in the unlabeled stream.
     """
 
@@ -58,7 +55,7 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class Seen:
+class LabelerOutputs:
     """What networks say of some rows, without gradients.
 
     Attributes:
@@ -75,12 +72,12 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Term:
+class LossTerm:
     """Predictions on `view` should match `target`, as much as `weight` says.
 
     Attributes:
         view: Whose predictions.
-        target: [B, G] way ids, or [B, G, K] distributions.
+        target: [B, G] choice ids, or [B, G, K] distributions.
         weight: [B, G].
         sign: 1, or -1 where the term is subtracted.
         by_weight: Whether the sum is divided by the total weight instead of the number of decisions.
@@ -131,10 +128,10 @@ class Algorithm(nn.Module):
         """
         return self.views == {View.UNLABELED_WEAK} and not self.watches_student
 
-    def observe(self, seen: Seen, progress: Progress) -> None:
+    def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
         """Update all state, once a step, from the rows of the whole global batch."""
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
         """What to match, from some rows; changes nothing. The first term is what pseudo-labels are measured on."""
         return []
 
@@ -146,11 +143,11 @@ class Algorithm(nn.Module):
         """Loss of each unlabeled decision: [B, G] from [B, G, K] and [B, G] ids or [B, G, K] distributions."""
         return cross_entropy(logits, target)
 
-    def adjust(self, logits: Tensor, role: Role, view: View, progress: Progress) -> Tensor:
+    def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
         """Logits [B, G, K] as they enter a loss; changes nothing."""
         return logits
 
-    def statistics(self, logits: Tensor, term: Term) -> Tensor:
+    def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
         """What the regularizer needs of some rows, as sums over rows that carry gradients."""
         return logits.new_zeros(())
 
@@ -176,7 +173,7 @@ class Running(nn.Module):
         self.register_buffer("started", torch.tensor(start is not None))
 
     def update(self, new: Tensor, where: Tensor | None = None) -> Tensor:
-        """Move towards `new` (only at the entries `where` says); returns the value now."""
+        """Move toward `new` (only at the entries `where` says); returns the value now."""
         new = torch.where(self.started, torch.lerp(new, self.value, self.decay), new)
         self.value.copy_(new if where is None else torch.where(where, new, self.value))
         self.started.fill_(True)
@@ -187,9 +184,9 @@ def confident(probability: Tensor, threshold: float, band: tuple[float, float] |
     """Which decisions a fixed cut-off selects: [B, G] from probabilities [B, G, K].
 
     Args:
-        probability: Of each way.
+        probability: Of each choice.
         threshold: Least probability of the chosen way.
-        band: Two-way decisions may have cut-offs of their own: "absent" at or below the first probability of
+        band: two-choice decisions may have cut-offs of their own: "absent" at or below the first probability of
             presence, "present" at or above the second.
     """
     if band is None:
@@ -203,14 +200,14 @@ def choose(logits: Tensor) -> Tensor:
     return logits.shape[-1] - 1 - logits.flip(-1).argmax(-1)
 
 
-def of_way(values: Tensor, ways: Tensor) -> Tensor:
-    """The value [B, G] of each chosen way, from values [G, K] and way ids [B, G]."""
-    return values.expand(len(ways), -1, -1).gather(-1, ways[..., None])[..., 0]
+def of_choice(values: Tensor, choices: Tensor) -> Tensor:
+    """The value [B, G] of each chosen way, from values [G, K] and choice ids [B, G]."""
+    return values.expand(len(choices), -1, -1).gather(-1, choices[..., None])[..., 0]
 
 
-def share(ways: Tensor, count: int) -> Tensor:
-    """[G, K] share of each way among way ids [B, G]."""
-    return nn.functional.one_hot(ways, count).float().mean(0)
+def share(choices: Tensor, count: int) -> Tensor:
+    """[G, K] share of each choice among choice ids [B, G]."""
+    return nn.functional.one_hot(choices, count).float().mean(0)
 
 
 def known(targets: Tensor) -> Tensor:

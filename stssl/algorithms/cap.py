@@ -17,25 +17,25 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, AlgorithmConfig, DataFacts, LabelerName, Seen, Switch, Term
+from stssl.algorithms.base import Algorithm, BaseAlgorithmConfig, DataFacts, LabelerName, LabelerOutputs, LossTerm
 from stssl.algorithms.losses import AsymmetricConfig, asymmetric, cross_entropy, presence
 from stssl.algorithms.ring import Ring
 from stssl.base.batch import Progress, View
-from stssl.base.config import Domain
+from stssl.base.config import Domain, Switch
 from stssl.base.errors import ConfigError
 from stssl.base.labels import LabelSpace
 
-Share = Annotated[float, Field(gt=0, le=1), Domain(0.3, 1.0)]
+SelectedShare = Annotated[float, Field(gt=0, le=1), Domain(0.3, 1.0)]
 
 
-class CapConfig(AlgorithmConfig, AsymmetricConfig):
+class CapConfig(BaseAlgorithmConfig, AsymmetricConfig):
     """Rows to take quantiles over, shares to select, and the loss."""
 
     name: Literal["cap"] = "cap"
     labeler: LabelerName = "ema"
     rows: Annotated[int, Field(ge=1)] = 64_000
-    positive_share: Share = 1.0
-    negative_share: Share = 1.0
+    positive_share: SelectedShare = 1.0
+    negative_share: SelectedShare = 1.0
     asymmetric: Switch = True
 
 
@@ -62,19 +62,19 @@ class Cap(Algorithm):
         self.cuts: Tensor
         self.register_buffer("cuts", torch.full((3, space.groups), 0.5))
 
-    def observe(self, seen: Seen, progress: Progress) -> None:
+    def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
         """Push the batch, newest rows last, and take the cuts."""
-        self.ring.push(presence(seen.labeler[View.UNLABELED_WEAK]))
+        self.ring.push(presence(outputs.labeler[View.UNLABELED_WEAK]))
         same = self.config.positive_share == self.config.negative_share == 1
         cuts = [self.ring.quantile(share) for share in self.shares[: 1 if same else 3]]
         self.cuts.copy_(torch.stack(cuts * 3 if same else cuts))
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
         """Hard labels, selected at both ends."""
-        p = presence(seen.labeler[View.UNLABELED_WEAK])
+        p = presence(outputs.labeler[View.UNLABELED_WEAK])
         cut, above, below = self.cuts
         chosen = (p >= above) | (p <= below)
-        return [Term(View.UNLABELED_STRONG, (p >= cut).long(), chosen.float(), by_weight=True)]
+        return [LossTerm(View.UNLABELED_STRONG, (p >= cut).long(), chosen.float(), by_weight=True)]
 
     def supervised_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Asymmetric loss, or cross-entropy."""

@@ -1,4 +1,4 @@
-"""DeFixMatch (Schmutz et al., "Don't fear the unlabelled", ICLR 2023, arXiv:2203.07512).
+"""DeFixMatch (Schmutz et al., "Don't fear the unlabeled", ICLR 2023, arXiv:2203.07512).
 
 FixMatch's unlabeled loss is biased; subtracting the same loss on labeled data, with the labels that the labeler would
 have given it, makes its expectation zero:
@@ -10,7 +10,7 @@ The supervised loss is the mean over weak and strong views. The paper's weight i
 
 from typing import ClassVar, Literal
 
-from stssl.algorithms.base import Seen, Term
+from stssl.algorithms.base import LabelerOutputs, LossTerm
 from stssl.algorithms.fixmatch import CutoffConfig, FixMatch
 from stssl.base.batch import Progress, View
 
@@ -27,8 +27,8 @@ class DeFixMatch(FixMatch):
     views = frozenset({View.UNLABELED_WEAK, View.LABELED_WEAK})
     strong_labeled: ClassVar[bool] = True
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
         """FixMatch's term, and its labeled twin subtracted."""
-        weak = seen.labeler[View.LABELED_WEAK]
-        twin = Term(View.LABELED_STRONG, self.config.label(weak), self.select(weak), sign=-1.0)
-        return [*super().terms(seen, progress), twin]
+        weak = outputs.labeler[View.LABELED_WEAK]
+        twin = LossTerm(View.LABELED_STRONG, self.config.label(weak), self.select(weak), sign=-1.0)
+        return [*super().terms(outputs, progress), twin]

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, LabelConfig, Seen, Term, confident
+from stssl.algorithms.base import Algorithm, LabelConfig, LabelerOutputs, LossTerm, confident
 from stssl.base.batch import Progress, View
 from stssl.base.config import Domain
 
@@ -33,10 +33,10 @@ class FixMatchConfig(CutoffConfig):
 class FixMatch(Algorithm):
     """Fixed cut-offs on the weak view, cross-entropy on the strong one."""
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
         """The strong unlabeled view matches the weak one's confident labels."""
-        weak = seen.labeler[View.UNLABELED_WEAK]
-        return [Term(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
+        weak = outputs.labeler[View.UNLABELED_WEAK]
+        return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
     def select(self, weak: Tensor) -> Tensor:
         """1 where the labeler is confident, else 0: [B, G]."""

@@ -3,7 +3,7 @@
 FixMatch whose threshold is lower for ways that are learned more slowly. The learning status b of a way is the number
 of unlabeled samples whose last confident label (p >= threshold) it is, over the largest such number of its decision:
 
-    threshold[way] = threshold * b / (2 - b)
+    threshold[choice] = threshold * b / (2 - b)
 
 Multi-label: one status for "absent" and one for "present" of each class. State: of each unlabeled sample and decision
 the last confident way, and their counts; updated before use. With `count_unused` samples that were never confident
@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Seen, Switch, Term, choose, of_way
+from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, LabelerOutputs, LossTerm, choose, of_choice
 from stssl.base.batch import IGNORED, Progress, View
-from stssl.base.config import Domain
+from stssl.base.config import Domain, Switch
 from stssl.base.labels import LabelSpace
 
 
@@ -44,12 +44,12 @@ class FlexMatch(Algorithm):
         self.last: Tensor
         self.counts: Tensor
         self.register_buffer("last", torch.full((facts.unlabeled_count, space.groups), IGNORED, dtype=torch.int32))
-        self.register_buffer("counts", torch.zeros(space.groups, space.ways, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(space.groups, space.choices, dtype=torch.int64))
 
-    def observe(self, seen: Seen, progress: Progress) -> None:
+    def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
         """Remember the batch's confident labels; a sample that stands in it twice keeps its last."""
-        index, order = seen.index.sort(stable=True)
-        p = seen.labeler[View.UNLABELED_WEAK][order].softmax(-1)
+        index, order = outputs.index.sort(stable=True)
+        p = outputs.labeler[View.UNLABELED_WEAK][order].softmax(-1)
         row = torch.arange(len(index), device=index.device)
         newest = torch.where(p.amax(-1) >= self.config.threshold, row[:, None], -1).cummax(0).values
         first = torch.searchsorted(index, index)
@@ -60,11 +60,11 @@ class FlexMatch(Algorithm):
         once = (first == row)[:, None, None]
         self.counts.add_(((self._ways(new) - self._ways(old)) * once).sum(0))
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
         """The strong view matches what passes the way's own threshold."""
-        weak = seen.labeler[View.UNLABELED_WEAK]
-        chosen = weak.softmax(-1).amax(-1) >= of_way(self.thresholds(), choose(weak))
-        return [Term(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
+        weak = outputs.labeler[View.UNLABELED_WEAK]
+        chosen = weak.softmax(-1).amax(-1) >= of_choice(self.thresholds(), choose(weak))
+        return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
     def thresholds(self) -> Tensor:
         """[G, K]."""
@@ -76,4 +76,4 @@ class FlexMatch(Algorithm):
 
     def _ways(self, ids: Tensor) -> Tensor:
         """One-hot [B, G, K], all 0 for `IGNORED`."""
-        return functional.one_hot(ids.clamp_min(0), self.space.ways) * (ids != IGNORED)[..., None]
+        return functional.one_hot(ids.clamp_min(0), self.space.choices) * (ids != IGNORED)[..., None]

@@ -1,8 +1,8 @@
 """FreeMatch (Wang et al., ICLR 2023, arXiv:2205.07246).
 
-Thresholds that follow the labeler: a running mean t of its confidence, scaled for each way by the running marginal,
+Thresholds that follow the labeler: a running mean t of its confidence, scaled for each choice by the running marginal,
 
-    threshold[way] = t * marginal[way] / max(marginal),
+    threshold[choice] = t * marginal[choice] / max(marginal),
 
 and a fairness term: minus the cross-entropy between the marginal and the mean strong prediction of selected samples,
 both divided by the histogram of chosen ways:
@@ -20,10 +20,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Switch, Term, choose, of_way, share
+from stssl.algorithms.base import (
+    Algorithm,
+    DataFacts,
+    LabelConfig,
+    LabelerOutputs,
+    LossTerm,
+    Running,
+    choose,
+    of_choice,
+    share,
+)
 from stssl.algorithms.losses import fairness
 from stssl.base.batch import Progress, View
-from stssl.base.config import Domain
+from stssl.base.config import Domain, Switch
 from stssl.base.labels import LabelSpace
 
 
@@ -48,7 +58,7 @@ class FreeMatch(Algorithm):
     def __init__(self, config: FreeMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
         """All ways start equal."""
         super().__init__(config, space, facts)
-        shape, even = (space.groups, space.ways), 1 / space.ways
+        shape, even = (space.groups, space.choices), 1 / space.choices
         self.confidence = Running(config.ema_decay, shape[:1], even)
         self.marginal = Running(config.ema_decay, shape, even)
         self.histogram = Running(config.ema_decay, shape, even)
@@ -57,29 +67,29 @@ class FreeMatch(Algorithm):
         """The first steps are supervised."""
         return progress.step < int(self.config.supervised_steps)
 
-    def observe(self, seen: Seen, progress: Progress) -> None:
+    def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
         """Follow confidence (its mean, or a quantile), marginal and histogram."""
-        p = seen.labeler[View.UNLABELED_WEAK].softmax(-1)
+        p = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         top, quantile = p.amax(-1), self.config.quantile
         value = self.confidence.update(top.mean(0) if quantile is None else top.quantile(quantile, dim=0))
         if self.config.clip:
             value.clamp_(0.0, 0.95)
         self.marginal.update(p.mean(0))
-        self.histogram.update(share(choose(p), self.space.ways))
+        self.histogram.update(share(choose(p), self.space.choices))
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
         """The strong view matches what passes the way's own threshold."""
-        weak = seen.labeler[View.UNLABELED_WEAK]
+        weak = outputs.labeler[View.UNLABELED_WEAK]
         marginal = self.marginal.value
         threshold = self.confidence.value[:, None] * marginal / marginal.amax(-1, keepdim=True)
-        chosen = weak.softmax(-1).amax(-1) >= of_way(threshold, choose(weak))
-        return [Term(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
+        chosen = weak.softmax(-1).amax(-1) >= of_choice(threshold, choose(weak))
+        return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
-    def statistics(self, logits: Tensor, term: Term) -> Tensor:
+    def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
         """[2, G, K]: sums over selected rows of probabilities, and of chosen ways."""
         p, selected = logits.softmax(-1), (term.weight > 0).float()[..., None]
-        ways = torch.nn.functional.one_hot(choose(p.detach()), p.shape[-1])
-        return torch.stack([(p * selected).sum(0), (ways * selected).sum(0)])
+        choices = torch.nn.functional.one_hot(choose(p.detach()), p.shape[-1])
+        return torch.stack([(p * selected).sum(0), (choices * selected).sum(0)])
 
     def regularizer(self, statistics: Tensor) -> Tensor:
         """Weighted fairness."""

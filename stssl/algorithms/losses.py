@@ -22,7 +22,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
     Args:
         logits: [B, G, K].
-        target: [B, G] way ids (`IGNORED` counts nothing), or [B, G, K] distributions.
+        target: [B, G] choice ids (`IGNORED` counts nothing), or [B, G, K] distributions.
 
     Returns:
         [B, G].
@@ -67,7 +67,7 @@ def asymmetric(
 
     Args:
         logits: [B, G, 2], the second way is "present".
-        target: [B, G] way ids, or [B, G, 2] distributions.
+        target: [B, G] choice ids, or [B, G, 2] distributions.
         gamma_negative: Focus on hard negatives.
         gamma_positive: Focus on hard positives.
         clip: Margin that the probability of absence is raised by.
@@ -129,14 +129,14 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
 def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) -> Tensor:
     """FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246), with the sign that is added to a loss.
 
-    The marginal p and the mean prediction q, both divided by how often each way was chosen and normalised, give
+    The marginal p and the mean prediction q, both divided by how often each choice was chosen and normalized, give
     sum(p log q), minus their cross-entropy; a way that was never chosen counts as 0.
 
     Args:
         total: [G, K] sum of selected rows' probabilities.
-        count: [G, K] how many selected rows choose each way; taken without gradients.
+        count: [G, K] how many selected rows choose each choice; taken without gradients.
         marginal: [G, K] distribution that the mean should follow.
-        histogram: [G, K] share of each way among the labeler's choices.
+        histogram: [G, K] share of each choice among the labeler's choices.
 
     Returns:
         The sum over groups; groups without a selected row add 0.

@@ -1,11 +1,11 @@
-"""Class distributions that several algorithms keep: what the data's is taken to be, and alignment towards it."""
+"""Class distributions that several algorithms keep: what the data's is taken to be, and alignment toward it."""
 
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from stssl.algorithms.base import DataFacts, Running, Seen
+from stssl.algorithms.base import DataFacts, LabelerOutputs, Running
 from stssl.algorithms.losses import normalized
 from stssl.base.batch import View
 from stssl.base.config import Domain
@@ -25,7 +25,7 @@ class TargetMarginal(nn.Module):
         """Start with the labeled frequencies, or evenly."""
         super().__init__()
         self.follows = name == "predicted"
-        self.running = Running(decay, (space.groups, space.ways), 1 / space.ways)
+        self.running = Running(decay, (space.groups, space.choices), 1 / space.choices)
         if name == "labeled":
             self.running.value.copy_(facts.prior)
 
@@ -39,17 +39,17 @@ class TargetMarginal(nn.Module):
         """[G, K]."""
         return self.running.value
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, outputs: LabelerOutputs) -> None:
         """Follow the labeled weak predictions, if that is what it does."""
         if self.follows:
-            self.running.update(seen.labeler[View.LABELED_WEAK].softmax(-1).mean(0))
+            self.running.update(outputs.labeler[View.LABELED_WEAK].softmax(-1).mean(0))
 
 
 def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
-    """Probabilities [B, G, K] scaled by target over marginal [G, K], and normalised (ReMixMatch, arXiv:1911.09785)."""
+    """Probabilities [B, G, K] scaled by target over marginal [G, K], and normalized (ReMixMatch, arXiv:1911.09785)."""
     return normalized(p * (target + ALIGNMENT_FLOOR) / (marginal + ALIGNMENT_FLOOR))
 
 
 def tempered(prior: Tensor, exponent: float) -> Tensor:
-    """A distribution [G, K] moved towards the uniform one by an exponent below 1."""
+    """A distribution [G, K] moved toward the uniform one by an exponent below 1."""
     return normalized(prior.clamp_min(torch.finfo(prior.dtype).tiny) ** exponent)

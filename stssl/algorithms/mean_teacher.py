@@ -15,13 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, AlgorithmConfig, LabelerName, Seen, Term
+from stssl.algorithms.base import Algorithm, BaseAlgorithmConfig, LabelerName, LabelerOutputs, LossTerm
 from stssl.algorithms.losses import squared_error
 from stssl.base.batch import Progress, View
 from stssl.base.config import Domain
 
 
-class MeanTeacherConfig(AlgorithmConfig):
+class MeanTeacherConfig(BaseAlgorithmConfig):
     """Steps of the ramp-up."""
 
     name: Literal["mean_teacher"] = "mean_teacher"
@@ -32,12 +32,12 @@ class MeanTeacherConfig(AlgorithmConfig):
 class MeanTeacher(Algorithm):
     """Consistency with the averaged labeler."""
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
         """All probabilities, equally weighted."""
-        target = seen.labeler[View.UNLABELED_WEAK].softmax(-1)
+        target = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         missing = 1 - min(1.0, progress.step / max(1, self.config.ramp_up))
         weight = torch.full_like(target[..., 0], math.exp(-5 * missing**2) if self.config.ramp_up else 1.0)
-        return [Term(View.UNLABELED_STRONG, target, weight)]
+        return [LossTerm(View.UNLABELED_STRONG, target, weight)]
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Squared error of probabilities."""

@@ -18,10 +18,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Switch, Term, choose, of_way
+from stssl.algorithms.base import (
+    Algorithm,
+    DataFacts,
+    LabelConfig,
+    LabelerOutputs,
+    LossTerm,
+    Running,
+    choose,
+    of_choice,
+)
 from stssl.algorithms.marginal import TargetMarginal, TargetName, align
 from stssl.base.batch import Progress, View
-from stssl.base.config import Domain
+from stssl.base.config import Domain, Switch
 from stssl.base.labels import LabelSpace
 
 
@@ -45,16 +54,16 @@ class SoftMatch(Algorithm):
         """Mean and variance of confidence start as 1 / K and 1."""
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
-        self.marginal = Running(config.ema_decay, (space.groups, space.ways))
-        shape = (space.groups, space.ways if config.by_side else 1)
-        self.mean = Running(config.ema_decay, shape, 1 / space.ways)
+        self.marginal = Running(config.ema_decay, (space.groups, space.choices))
+        shape = (space.groups, space.choices if config.by_side else 1)
+        self.mean = Running(config.ema_decay, shape, 1 / space.choices)
         self.variance = Running(config.ema_decay, shape, 1.0)
         self.views = Algorithm.views | self.target.views
 
-    def observe(self, seen: Seen, progress: Progress) -> None:
+    def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
         """Follow both marginals, then the aligned confidence."""
-        self.target.observe(seen)
-        weak = seen.labeler[View.UNLABELED_WEAK]
+        self.target.observe(outputs)
+        weak = outputs.labeler[View.UNLABELED_WEAK]
         self.marginal.update(weak.softmax(-1).mean(0))
         top, column = self._confidence(weak)
         members = torch.nn.functional.one_hot(column, self.mean.value.shape[-1]).to(top.dtype)
@@ -65,15 +74,15 @@ class SoftMatch(Algorithm):
         self.mean.update(torch.where(count > 1, mean, 0.0))
         self.variance.update(torch.where(count > 1, squares / (count - 1).clamp_min(1), 1.0))
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
         """All labels, weighted."""
-        weak = seen.labeler[View.UNLABELED_WEAK]
+        weak = outputs.labeler[View.UNLABELED_WEAK]
         top, column = self._confidence(weak)
-        mean, variance = of_way(self.mean.value, column), of_way(self.variance.value, column)
+        mean, variance = of_choice(self.mean.value, column), of_choice(self.variance.value, column)
         below = (top - mean).clamp_max(0)
         variance = variance.clamp_min(1e-12)  # 0 where all are equally sure
         weight = (-below.square() * float(self.config.sigmas) ** 2 / (2 * variance)).exp()
-        return [Term(View.UNLABELED_STRONG, self.config.label(weak), weight)]
+        return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), weight)]
 
     def aligned(self, weak: Tensor) -> Tensor:
         """Probabilities [B, G, K] whose mean is the target marginal."""
@@ -83,5 +92,5 @@ class SoftMatch(Algorithm):
     def _confidence(self, weak: Tensor) -> tuple[Tensor, Tensor]:
         """Of each decision the aligned confidence, and the column of the statistics that it belongs to."""
         p = self.aligned(weak)
-        ways = choose(p)
-        return p.amax(-1), ways if self.config.by_side else torch.zeros_like(ways)
+        choices = choose(p)
+        return p.amax(-1), choices if self.config.by_side else torch.zeros_like(choices)

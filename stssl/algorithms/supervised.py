@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from stssl.algorithms.base import Algorithm, AlgorithmConfig
+from stssl.algorithms.base import Algorithm, BaseAlgorithmConfig
 
 
-class SupervisedConfig(AlgorithmConfig):
+class SupervisedConfig(BaseAlgorithmConfig):
     """Nothing to set."""
 
     name: Literal["supervised"] = "supervised"

@@ -4,7 +4,7 @@ FixMatch's targets, but logits are shifted before each loss by
 
     log(q / target^a),    a = 1 - (1 - a_min) * (t / T)^k,
 
-with target^a normalised over ways. q is the target marginal in supervised losses and the network's own running
+with target^a normalized over ways. q is the target marginal in supervised losses and the network's own running
 marginal in unlabeled ones. State: the labeler's marginal over its weak view, the student's over its strong view (both
 start as the first batch's); with `target: predicted` also a running mean of labeled weak predictions. All are updated
 before use. Multi-label: only the logit of "present" is shifted, as in the public implementation.
@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, DataFacts, Role, Running, Seen
+from stssl.algorithms.base import Algorithm, DataFacts, LabelerOutputs, LossRole, Running
 from stssl.algorithms.fixmatch import CutoffConfig, FixMatch
 from stssl.algorithms.marginal import TargetMarginal, TargetName, tempered
 from stssl.base.batch import Progress, Stream, View
@@ -48,18 +48,18 @@ class Udal(FixMatch):
         """Marginals start with the first batch."""
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
-        self.labeler = Running(config.ema_decay, (space.groups, space.ways))
-        self.student = Running(config.ema_decay, (space.groups, space.ways))
+        self.labeler = Running(config.ema_decay, (space.groups, space.choices))
+        self.student = Running(config.ema_decay, (space.groups, space.choices))
         self.views = Algorithm.views | self.target.views
 
-    def observe(self, seen: Seen, progress: Progress) -> None:
+    def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
         """Follow all marginals."""
-        self.target.observe(seen)
-        self.labeler.update(seen.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
-        for strong in seen.student.values():
+        self.target.observe(outputs)
+        self.labeler.update(outputs.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
+        for strong in outputs.student.values():
             self.student.update(strong.softmax(-1).mean(0))
 
-    def adjust(self, logits: Tensor, role: Role, view: View, progress: Progress) -> Tensor:
+    def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
         """Shift by the ratio of marginals."""
         own = self.labeler if role == "labeler" else self.student
         q = self.target.value if view.stream is Stream.LABELED else own.value

@@ -47,7 +47,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostEstimate:
     """Predictions for a run.
 
     Attributes:
@@ -128,7 +128,7 @@ def exchange_seconds(gradients: int, machines: Machines) -> float:
     return inside + between
 
 
-def describe(found: Plan) -> str:
+def describe_costs(found: CostEstimate) -> str:
     """The plan in words, with what it rests on."""
     machines, share = found.machines, found.share
     limit = max(found.parts, key=lambda name: found.parts[name])

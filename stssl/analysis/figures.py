@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-Row = Mapping[str, Any]
-Floats = NDArray[np.floating[Any]]
+MetricsRow = Mapping[str, Any]
+AnyFloats = NDArray[np.floating[Any]]
 COLORS = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")
 LINES = ("-", "--", ":", "-.")
 STYLE = {
@@ -73,7 +73,7 @@ def brief(names: Sequence[str], longest: int = 40) -> list[str]:
     return short if len(set(short)) == len(short) else [f"run {number}" for number in range(1, len(names) + 1)]
 
 
-def curves(runs: Mapping[str, Sequence[Row]], kind: str, names: Sequence[str]) -> Markup:
+def curves(runs: Mapping[str, Sequence[MetricsRow]], kind: str, names: Sequence[str]) -> Markup:
     """One panel for each metric that any run has, one line for each run, over steps."""
     present = [n for n in names if any(row.get(n) is not None for rows in runs.values() for row in rows)]
     columns = max(3, len(present))
@@ -119,8 +119,8 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     return svg(figure)
 
 
-def error_maps(lat: Floats, lon: Floats, errors: Mapping[str, Floats]) -> Markup:
-    """Mean error by place, one map a network with common colours; empty where no patch has a place and a label."""
+def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) -> Markup:
+    """Mean error by place, one map a network with common colors; empty where no patch has a place and a label."""
     known = np.isfinite(lat) & np.isfinite(lon) & np.isfinite(next(iter(errors.values())))
     if not known.any():
         return Markup()
@@ -138,7 +138,7 @@ def error_maps(lat: Floats, lon: Floats, errors: Mapping[str, Floats]) -> Markup
     return svg(figure)
 
 
-def reliability(confidences: Mapping[str, tuple[Floats, Floats]]) -> Markup:
+def reliability(confidences: Mapping[str, tuple[AnyFloats, AnyFloats]]) -> Markup:
     """How often predictions of each probability are right: [n] probabilities and [n] outcomes (0 or 1) a network."""
     figure, (axis,) = figure_of(4.2, 3.6)
     axis.plot([0, 1], [0, 1], color="#8895a3", linewidth=1, linestyle=":")

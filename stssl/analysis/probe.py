@@ -18,33 +18,34 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stssl.algorithms.losses import cross_entropy
+from stssl.base.arrays import Ints
 from stssl.base.config import Config, Positive, Threads, apply_overrides, merge, validate
 from stssl.base.errors import ConfigError
 from stssl.base.labels import LabelSpace
-from stssl.base.randomness import Ints, permutation
+from stssl.base.randomness import permutation
 from stssl.base.whole_files import is_there
-from stssl.contrastive.step import Encoder
+from stssl.contrastive.step import PretrainEncoder
 from stssl.data.draws import LabelsConfig, draw_labeled
 from stssl.models.layout import memory_format, placed
 from stssl.recipes.build import build_pixels
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import PixelData, labels_of, open_pixels, require_labels
-from stssl.scoring.evaluate import without_nan
+from stssl.scoring.evaluation import without_nan
 from stssl.scoring.knn import embed, vote
 from stssl.scoring.metrics import headline, score
 from stssl.training.checkpoint import does_not_fit
 from stssl.training.contrastive_task import QUERY, build_encoder
 from stssl.training.kept import Probes, read_kept
 from stssl.training.launch import run
-from stssl.training.load_run import evaluate_run, read_own_state
 from stssl.training.run_folder import RunFolder, write_text
+from stssl.training.trained_run import evaluate_run, read_own_state
 
 PARTS = ("train", "validation", "test")
 
 
 class LinearConfig(Config):
-    """The linear layer's training, and the number of neighbours."""
+    """The linear layer's training, and the number of neighbors."""
 
     lr: Annotated[float, Field(gt=0)] = 30.0
     epochs: Positive = 100
@@ -66,14 +67,14 @@ class Probed:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Features [n, width] and way ids [n, G] of each part's patches; `train` has the training part's store rows."""
+    """Features [n, width] and choice ids [n, G] of each part's patches; `train` has the training part's store rows."""
 
     features: dict[str, Tensor]
     targets: dict[str, Tensor]
     train: Ints
 
     def labeled(self, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Features and way ids of labeled store rows."""
+        """Features and choice ids of labeled store rows."""
         places = torch.from_numpy(np.searchsorted(self.train, rows))
         return self.features["train"][places], self.targets["train"][places]
 
@@ -124,7 +125,7 @@ def probe_run(
         about = {"weights": weights, "labels": text, "labeled": len(labeled), "seed": seed, "step": step}
         own = frozen.labeled(labeled)
         rows.append(about | {"method": "linear"} | linear(own, frozen, space, options, seed))
-        rows.append(about | {"method": "k-NN"} | neighbours(own, frozen, space, options))
+        rows.append(about | {"method": "k-NN"} | knn_rows(own, frozen, space, options))
         if fine_tune:
             rows.append(
                 about | {"method": "fine-tune"} | tuned(folder, recipe, rule, options, random=random, name=text)
@@ -162,7 +163,7 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
     return validate(LabelsConfig, apply_overrides({"seed": seed}, [f"{key}={value}"]), f"--labels {text}")
 
 
-def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tuple[Encoder, int]:
+def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tuple[PretrainEncoder, int]:
     """The newest checkpoint's encoder in evaluation mode and its step; or a random one, of step 0."""
     path = folder.checkpoints.path("best")
     state = read_own_state(folder, path, recipe.hash())
@@ -176,11 +177,11 @@ def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tup
         except (RuntimeError, TypeError, AttributeError) as error:
             raise does_not_fit(path, state, error) from None
     placed(encoder.eval(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return encoder, 0 if random else int(state["position"]["step"])
+    return encoder, 0 if random else int(state["progress"]["step"])
 
 
-def freeze(encoder: Encoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:
-    """Features of all parts, each computed once, standardised by the training part's mean and deviation."""
+def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:
+    """Features of all parts, each computed once, standardized by the training part's mean and deviation."""
     device = next(encoder.parameters()).device
     memory = memory_format(encoder, device)
     pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
@@ -200,7 +201,7 @@ def linear(
     layer = nn.Linear(features.shape[1], len(space.classes))
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
-    # The protocol's rate is for features of unit size; standardised ones are larger by the root of their number.
+    # The protocol's rate is for features of unit size; standardized ones are larger by the root of their number.
     rate = options.lr / features.shape[1]
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
     best, chosen, at = -float("inf"), layer, 0  # of a layer that never was finite, nothing is reported
@@ -225,7 +226,7 @@ def _scores(layer: nn.Module, frozen: Frozen, space: LabelSpace, part: str) -> d
 
 
 @torch.no_grad()
-def neighbours(
+def knn_rows(
     labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig
 ) -> dict[str, Any]:
     """Scores of k-NN among the labeled patches."""

@@ -21,7 +21,7 @@ from stssl.base.labels import LabelSpace
 from stssl.base.textfiles import read_bounded
 from stssl.base.whole_files import is_there, write_whole
 from stssl.recipes.recipe import Recipe
-from stssl.scoring.evaluate import array_digest
+from stssl.scoring.evaluation import array_digest
 from stssl.training.kept import Record, Scored, read_kept
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import log
@@ -261,10 +261,10 @@ def _outcome(
     That share is NaN for a patch without a known label.
     """
     grouped = space.grouped(torch.from_numpy(logits).double())
-    ways, best = grouped.softmax(-1).numpy(), grouped.argmax(-1).numpy()
+    choices, best = grouped.softmax(-1).numpy(), grouped.argmax(-1).numpy()
     known = targets != IGNORED
     count = known.sum(1)
     wrong = np.where(count > 0, ((best != targets) & known).sum(1) / np.maximum(count, 1), np.nan)
-    chosen = np.ones_like(targets) if space.ways == 2 else best
-    probability = np.take_along_axis(ways, chosen[..., None].astype(np.int64), -1)[..., 0]
+    chosen = np.ones_like(targets) if space.choices == 2 else best
+    probability = np.take_along_axis(choices, chosen[..., None].astype(np.int64), -1)[..., 0]
     return probability[known], (targets == chosen)[known].astype(float), wrong

@@ -1,7 +1,7 @@
 """What an archive is to the converter: a fixed list of patches, each read on its own, whatever the format."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Protocol
@@ -10,6 +10,9 @@ import numpy as np
 
 from stssl.archives.nomenclature import SEASONS
 from stssl.store.schema import Column, Patch, PixelArray
+
+OnProgress = Callable[[int, int], None]
+"""Report progress: called with the number of finished and of all items."""
 
 
 class Archive(Protocol):

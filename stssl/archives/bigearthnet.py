@@ -42,7 +42,7 @@ from stssl.store.schema import (
 V1_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{4,6}_\d+_\d+")
 V2_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\w{5}(_\d+_\d+)?")
 SNOW, CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
-COUNTRIES = ("countries", "metadata")
+COUNTRY_TABLES = ("countries", "metadata")
 PATCH_BYTES = 1 << 20
 """A patch's JSON has some 600 bytes; one of more than a thousand times that is none."""
 PUBLISHED = {
@@ -100,7 +100,7 @@ class BigEarthNet1:
             column: _flags(self.names, find_list(beside, stem))
             for column, stem in (("seasonal_snow", SNOW), ("cloud_or_shadow", CLOUD))
         }
-        self._countries = _countries(self.names, metadata or find_list(beside, *COUNTRIES))
+        self._countries = _countries(self.names, metadata or find_list(beside, *COUNTRY_TABLES))
         if metadata and not any(self._countries):
             raise DataError(
                 f"{metadata} tells the country of none of the patches: it needs the columns patch_id (or s2v1_name) "
@@ -292,7 +292,7 @@ def _date(text: Any) -> dict[str, Any]:
 
 
 def _place(projection: str, corners: dict[str, Any]) -> dict[str, Any]:
-    """Centre of the corners in degrees, and the corner in the grid."""
+    """Center of the corners in degrees, and the corner in the grid."""
     try:
         ulx, uly, lrx, lry = (float(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
         return grid_place(projection, (ulx, uly), (lrx, lry)) | {"utm_epsg": epsg_of(projection)}

@@ -17,7 +17,7 @@ TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 def from_table(path: Path, patches: int, seed: int) -> World:
     """Draw places, dates and classes from a table of real patches (`epsg`, `ulx`, `uly`, `date`, `labels`, `country`).
 
-    Squares of neighbouring places are drawn whole, with all their dates, so that the structure of kilometres stays.
+    Squares of neighboring places are drawn whole, with all their dates, so that the structure of kilometers stays.
 
     Raises:
         DataError: The table lacks a column, has fewer rows, cells that are no numbers or dates, or unknown classes.

@@ -26,7 +26,7 @@ PATHS = ("path", "filepath", "file_path", "filename", "file_name", "image", "ima
 READ = ("country", "lat", "lon", "label", "labels", "time", "location_id", "split")
 WANTED = {"path": PATHS} | {name: ABOUT[name] for name in READ}
 """What a manifest may say -> spellings of the column, the first that is there."""
-SAMPLE = 16
+TRIED_IMAGES = 16
 MOST_BANDS = 16
 """Bits of `valid_bands`."""
 
@@ -47,7 +47,7 @@ class Manifest:
             archive: The table; paths in it are relative to its folder.
             bands: `all`, or `rgb` for the first three.
             size: Height and width to resample to; without it all images must have the size of the first.
-            band_names: Names of the images' bands, with commas; by default B04, B03, B02 for 8-bit colour images, and
+            band_names: Names of the images' bands, with commas; by default B04, B03, B02 for 8-bit color images, and
                 numbers for others.
 
         Raises:
@@ -94,20 +94,22 @@ class Manifest:
         """The pixel array that the first readable image asks for."""
         if bands not in ("all", "rgb") or (self._size is not None and self._size < 1):
             raise ConfigError(f"bands must be all or rgb (not '{bands}'), and size 1 or more")
-        for name in self.names[:SAMPLE]:
+        for name in self.names[:TRIED_IMAGES]:
             try:
                 first = _read(image_path(self.folder, name), name, self._size)
                 break
             except BadPatchError as problem:
                 found = str(problem)
         else:
-            raise DataError(f"none of the first {SAMPLE} images can be read ({found}). Paths start at {self.folder}")
+            raise DataError(
+                f"none of the first {TRIED_IMAGES} images can be read ({found}). Paths start at {self.folder}"
+            )
         self._named, self._scaling = band_names is not None, first.scaling
         image = self._arranged(first).pixels
         count, height, width = image.shape
-        colour = image.dtype == np.uint8 and count == 3
+        color = image.dtype == np.uint8 and count == 3
         given = tuple(name.strip() for name in band_names.split(",")) if band_names else None
-        names = given or (("B04", "B03", "B02") if colour else _numbers(count))
+        names = given or (("B04", "B03", "B02") if color else _numbers(count))
         if len(names) != count or len(set(names)) != count or not all(names):
             raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands: {names}")
         if count < 3 and bands == "rgb":
@@ -120,7 +122,7 @@ class Manifest:
                 f"a store holds at most {MOST_BANDS} bands, and the images have {count}. Give --bands rgb."
             )
         self._count = count
-        return PixelArray("rgb" if colour else "image", kept, height, width, str(image.dtype), 0.0)
+        return PixelArray("rgb" if color else "image", kept, height, width, str(image.dtype), 0.0)
 
     def _arranged(self, picture: Picture) -> Picture:
         """Put red, green and blue first where a file names them in another order, unless the user names the bands."""

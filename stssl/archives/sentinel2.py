@@ -26,7 +26,7 @@ EUROPE = ((27.0, 72.0), (-32.0, 46.0))
 
 
 def sentinel_arrays(bands: str, side_m: float = 1200.0, nodata: int | None = None) -> tuple[PixelArray, ...]:
-    """Pixel arrays of patches `side_m` metres wide: all bands, or red, green and blue alone.
+    """Pixel arrays of patches `side_m` meters wide: all bands, or red, green and blue alone.
 
     Raises:
         ConfigError: `bands` is neither `all` nor `rgb`.

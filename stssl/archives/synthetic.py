@@ -6,7 +6,6 @@ all alike in everything else.
 
 import json
 import struct
-from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 
+from stssl.archives.base import OnProgress
 from stssl.archives.bigearthnet import CLOUD, SNOW
 from stssl.archives.locations import from_table
 from stssl.archives.nomenclature import LABELS_43
@@ -29,7 +29,6 @@ from stssl.base.errors import ConfigError, DataError
 FOLDER, RECORD = "BigEarthNet-v1.0", "synthetic.json"
 LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 VERSION = 1
-Progress = Callable[[int, int], None]
 
 
 def synthesize(
@@ -39,7 +38,7 @@ def synthesize(
     *,
     locations: str | Path | None = None,
     confounded: bool = True,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Path:
     """Write an archive; one that is there already, made with the same arguments, is left as it is.
 

@@ -63,7 +63,7 @@ def _tags(data: bytes) -> dict[int, tuple[Any, ...]] | None:
     return found
 
 
-def strips(data: bytes) -> NDArray[np.uint16] | None:
+def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
     """Pixels [H, W] of a TIFF of one 16-bit unsigned band in uncompressed strips.
 
     Returns:
@@ -117,7 +117,7 @@ class Georeference:
     lower_right: tuple[float, float]
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         """X and y of the middle."""
         (left, top), (right, bottom) = self.upper_left, self.lower_right
         return (left + right) / 2, (top + bottom) / 2
@@ -164,7 +164,7 @@ def read_band(path: Path, size: int) -> NDArray[np.uint16]:
         BadPatchError: The file is missing, unreadable or truncated, or has another size or type.
     """
     data = read_bytes(path, path.name)
-    pixels: NDArray[Any] | None = strips(data)
+    pixels: NDArray[Any] | None = strip_spans(data)
     if pixels is None:
         image, measured = read_stored(path, path.name)
         if len(image) != 1 or image.dtype != np.uint16:

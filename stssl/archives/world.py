@@ -1,7 +1,7 @@
 """Where, when and what a synthetic archive shows: places, dates and classes, made up.
 
 A class occurs at a place where a latent Gaussian exceeds the class's threshold. Its variance is shared by a country's
-effect, a smooth regional field, a field of kilometres, and chance. So metadata says much within known regions, less
+effect, a smooth regional field, a field of kilometers, and chance. So metadata says much within known regions, less
 between them, and nothing (or the wrong thing) of a country that was never seen, as in the real BigEarthNet.
 """
 
@@ -104,7 +104,7 @@ class World:
         return World(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def degrees(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Latitude and longitude of the centres."""
+        """Latitude and longitude of the centers."""
         lat, lon = np.zeros(len(self)), np.zeros(len(self))
         for epsg in np.unique(self.epsg):
             rows = self.epsg == epsg
@@ -157,14 +157,14 @@ def _shift(area: World, places: int) -> World:
     return World(**(area.__dict__ | {"place": area.place + places}))
 
 
-def _area(country: str, rng: np.random.Generator, favourite: float | None) -> World:
-    """Some neighbouring cells of a country, on one to four dates; labels are set later."""
+def _area(country: str, rng: np.random.Generator, favorite: float | None) -> World:
+    """Some neighboring cells of a country, on one to four dates; labels are set later."""
     (south, north), (west, east), _ = COUNTRIES[country]
     lat, lon = rng.uniform(south, north), rng.uniform(west, east)
     epsg = 32600 + int((lon + 180) // 6) + 1
     x, y = (float(value[0] // CELL) * CELL for value in from_degrees(epsg, lat, lon))
     cells = rng.permutation(AREA_CELLS**2)[:AREA_PLACES]
-    dates = _dates(int(rng.choice([1, 2, 3, 4], p=[0.3, 0.3, 0.25, 0.15])), favourite, rng)
+    dates = _dates(int(rng.choice([1, 2, 3, 4], p=[0.3, 0.3, 0.25, 0.15])), favorite, rng)
     place, date = np.nonzero(rng.random((AREA_PLACES, len(dates))) < 0.8)
     when = dates[date]
     size = len(place)
@@ -184,11 +184,11 @@ def _area(country: str, rng: np.random.Generator, favourite: float | None) -> Wo
     )
 
 
-def _dates(count: int, favourite: float | None, rng: np.random.Generator) -> NDArray[np.datetime64]:
+def _dates(count: int, favorite: float | None, rng: np.random.Generator) -> NDArray[np.datetime64]:
     days = rng.uniform(0, DAYS, count)
-    if favourite is not None:
+    if favorite is not None:
         own = rng.random(count) < 0.8
-        days = np.where(own, (favourite + rng.normal(0, 20, count)) % DAYS, days)
+        days = np.where(own, (favorite + rng.normal(0, 20, count)) % DAYS, days)
     seconds = np.floor(days).astype(np.int64) * 86400 + rng.integers(9 * 3600, 12 * 3600, count)
     return np.unique(FIRST_DAY + seconds.astype("timedelta64[s]"))
 

@@ -11,7 +11,7 @@ LAT, LON, DAY, HOUR = range(4)
 """Columns of metadata [N, 4]: degrees north, degrees east, day of year 1..366, UTC hour 0..24; NaN = missing."""
 
 IGNORED = -1
-"""Way id of a label that is not known; it counts in no loss and no metric."""
+"""Choice id of a label that is not known; it counts in no loss and no metric."""
 
 
 class Stream(Enum):
@@ -53,11 +53,11 @@ class Batch:
     """This rank's rows of one global batch, on the device of the networks.
 
     Attributes:
-        images: For each view [n, bands, height, width], normalised; n is that of the view's stream.
+        images: For each view [n, bands, height, width], normalized; n is that of the view's stream.
         metadata: For each stream [n, 4], columns LAT, LON, DAY, HOUR, NaN where missing.
-        labels: [n, G] way ids of the labeled rows, `IGNORED` where unknown.
+        labels: [n, G] choice ids of the labeled rows, `IGNORED` where unknown.
         index: [m] positions of the unlabeled rows in the run's list of unlabeled patches (0..unlabeled_count-1).
-        truth: [m, G] way ids of the unlabeled rows where they happen to be known, for measuring pseudo-labels only.
+        truth: [m, G] choice ids of the unlabeled rows where they happen to be known, for measuring pseudo-labels only.
     """
 
     images: dict[View, Tensor]
@@ -91,7 +91,7 @@ class RawRows:
     Attributes:
         arrays: For each band group [n, bands, height, width], as stored.
         metadata: [n, 4], columns LAT, LON, DAY, HOUR, NaN where missing.
-        labels: [n, G] way ids, `IGNORED` where unknown.
+        labels: [n, G] choice ids, `IGNORED` where unknown.
         index: [n] positions in the stream's list of patches.
         rows: [n] store rows, for messages.
         draws: The random choices for each view of these rows.

@@ -49,6 +49,9 @@ Threads = Annotated[int, Field(ge=1, le=1024)]
 """Of one process."""
 Rows = Annotated[int, Field(ge=1, le=2**20)]
 """Patches of a global batch."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Switch = Annotated[bool, Domain(choices=(False, True))]
+"""Yes or no, as a value that a search may choose."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of anything random: all generators that are used take these."""
 

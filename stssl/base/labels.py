@@ -1,7 +1,7 @@
-"""The one place that knows what kind of task it is: every prediction is G groups of K ways.
+"""The one place that knows what kind of task it is: every prediction is G groups of K choices.
 
-A single-label task is one group of C ways, a multi-label task is C groups of 2 ways with logits (0, l), whose softmax
-is the sigmoid of l. Everything else works on the last axis and never asks.
+A single-label task is one group of C choices. A multi-label task is C groups of 2 choices with logits (0, l), whose
+softmax is the sigmoid of l. Everything else works on the last axis and never asks.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class LabelSpace:
         return len(self.classes) if self.multilabel else 1
 
     @property
-    def ways(self) -> int:
+    def choices(self) -> int:
         """K: choices a decision."""
         return 2 if self.multilabel else len(self.classes)
 
@@ -44,31 +44,31 @@ class LabelSpace:
         """The inverse of `grouped`: [..., G, K] to [..., C], up to a constant a row."""
         return grouped[..., 1] - grouped[..., 0] if self.multilabel else grouped[..., 0, :]
 
-    def outputs(self, ways: Tensor) -> Tensor:
-        """What concerns the networks' own outputs in a value for each way: [..., G, K] to [..., C], exactly.
+    def outputs(self, choices: Tensor) -> Tensor:
+        """What concerns the networks' own outputs in a value for each choice: [..., G, K] to [..., C], exactly.
 
-        Single-label: all ways. Multi-label: of each class the way "present", since that of "absent" follows from it.
+        Single-label: all choices. Multi-label: of each class the way "present", since that of "absent" follows from it.
         """
-        return ways[..., 1] if self.multilabel else ways[..., 0, :]
+        return choices[..., 1] if self.multilabel else choices[..., 0, :]
 
-    def sides(self, ways: Tensor) -> Tensor:
-        """Which of the statistics that are kept apart for "absent" and "present" a way id belongs to; [B, G]."""
-        return ways if self.multilabel else torch.zeros_like(ways)
+    def sides(self, choices: Tensor) -> Tensor:
+        """Which of the statistics that are kept apart for "absent" and "present" a choice id belongs to; [B, G]."""
+        return choices if self.multilabel else torch.zeros_like(choices)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Network outputs [..., C] to the probability of each class [..., C]."""
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
     def band(self, low: float | None, high: float | None) -> tuple[float, float] | None:
-        """Cut-offs of their own for "absent" and "present", which only two-way decisions have."""
+        """Cut-offs of their own for "absent" and "present", which only two-choice decisions have."""
         return (low, high) if self.multilabel and low is not None and high is not None else None
 
-    def claims(self, ways: Tensor) -> Tensor:
-        """Which way ids claim that a class is there: all of a single-label task, "present" of a multi-label one."""
-        return ways == 1 if self.multilabel else ways >= 0
+    def claims(self, choices: Tensor) -> Tensor:
+        """Which choice ids claim that a class is there: all of a single-label task, "present" of a multi-label one."""
+        return choices == 1 if self.multilabel else choices >= 0
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Stored labels to way ids.
+        """Stored labels to choice ids.
 
         Args:
             labels: Multi-label [N, C] of 0, 1, or 255 / -1 where unknown; single-label [N] class ids, negative where
@@ -78,8 +78,8 @@ class LabelSpace:
             [N, G] int64, `IGNORED` where unknown.
         """
         ids = labels.long() if self.multilabel else labels.long()[:, None]
-        return torch.where((ids >= 0) & (ids < self.ways), ids, IGNORED)
+        return torch.where((ids >= 0) & (ids < self.choices), ids, IGNORED)
 
     def positives(self, targets: Tensor) -> Tensor:
-        """Way ids [N, G] to [N, C] truth values: whether a patch is known to have a class."""
+        """Choice ids [N, G] to [N, C] truth values: whether a patch is known to have a class."""
         return targets == (1 if self.multilabel else torch.arange(len(self.classes), device=targets.device))

@@ -9,7 +9,7 @@ from stssl.base.errors import RunError
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None = None, dashboard: bool = False, cpus: int | None = None) -> Iterator[None]:
+def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int | None = None) -> Iterator[None]:
     """Connect to Ray while this lasts; a session that was there before is used and left alone.
 
     Args:

@@ -67,20 +67,20 @@ def _store(parameter: typer.CallbackParam, value: str | None) -> str | None:
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")]
 
 
-@app.command()
-def quickstart(
+@app.command("quickstart")
+def quickstart_command(
     out: Annotated[Path, typer.Option(help="Folder that keeps everything.", callback=_local)] = Path("quickstart"),
     patches: Annotated[int, typer.Option(min=200, help="Size of the generated archive.")] = 4000,
     overrides: Overrides = None,
 ) -> None:
     """Run the whole way on generated data: archive, store, training on two workers, evaluation, report."""
-    from stssl.commands.quickstart import quickstart as go
+    from stssl.commands.quick_start import run_quickstart as go
 
     print(go(out, console, patches, tuple(overrides or ())))
 
 
-@app.command()
-def synthesize(
+@app.command("synthesize")
+def synthesize_command(
     out: Annotated[Path, typer.Argument(help="Folder to write.", callback=_local)],
     patches: Annotated[int, typer.Option(min=1, help="How many patches.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
@@ -98,8 +98,8 @@ def synthesize(
     print(written)
 
 
-@app.command()
-def convert(
+@app.command("convert")
+def convert_command(
     source: Annotated[str, typer.Argument(help="bigearthnet-v1, bigearthnet-v2, eurosat, eurosat-ms or manifest.")],
     archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.", callback=_local)],
     store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.", callback=_store)],
@@ -122,8 +122,8 @@ def convert(
     ray_address: Annotated[str | None, typer.Option(help="Cluster to convert on.")] = None,
 ) -> None:
     """Convert an archive to a Zarr store; an interrupted conversion goes on where it stopped."""
-    from stssl.archives.convert import Options, named_folders
-    from stssl.archives.convert import convert as go
+    from stssl.archives.conversion import Options, named_folders
+    from stssl.archives.conversion import convert as go
     from stssl.commands.progress import conversion_summary, counting
 
     options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers, address=ray_address)
@@ -146,8 +146,8 @@ def convert(
     print(summary.store)
 
 
-@app.command()
-def verify(
+@app.command("verify")
+def verify_command(
     store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=_store)],
     archive: Annotated[Path | None, typer.Option(help="Compare pixels with this archive too.", callback=_local)] = None,
     coordinates: Annotated[
@@ -157,7 +157,7 @@ def verify(
     reference_maps: Annotated[Path | None, typer.Option(help="bigearthnet-v2: the same.", callback=_local)] = None,
 ) -> None:
     """Check a store's checksums, hashes and counts, and with its archive every pixel."""
-    from stssl.archives.convert import verify_store
+    from stssl.archives.conversion import verify_store
     from stssl.commands.progress import counting
 
     about = {"coordinates": coordinates, "metadata": metadata, "reference_maps": reference_maps}
@@ -170,17 +170,17 @@ def verify(
     raise typer.Exit(1 if findings.problems else 0)
 
 
-@app.command()
-def inspect(store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=_store)]) -> None:
+@app.command("inspect")
+def inspect_command(store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=_store)]) -> None:
     """Say what is in a store: counts, splits, classes, ranges of date and place, bands, size, errors."""
-    from stssl.store.inspect import describe
+    from stssl.store.description import describe_store
     from stssl.store.store import Store
 
-    print(describe(Store.open(store)))
+    print(describe_store(Store.open(store)))
 
 
-@app.command()
-def train(
+@app.command("train")
+def train_command(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=_local)],
     overrides: Overrides = None,
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
@@ -192,8 +192,8 @@ def train(
     print(carried_out(console, load_recipe(recipe, overrides or (), smoke)))
 
 
-@app.command()
-def pretrain(
+@app.command("pretrain")
+def pretrain_command(
     recipe: Annotated[Path, typer.Argument(help="Pretraining recipe file (YAML).", callback=_local)],
     overrides: Overrides = None,
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 8 pairs a batch, no Ray, no hub.")] = False,
@@ -206,8 +206,8 @@ def pretrain(
     print(carried_out(console, load_as(PretrainRecipe, recipe, overrides or (), smoke)))
 
 
-@app.command()
-def probe(
+@app.command("probe")
+def probe_command(
     run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.", callback=_local)],
     labels: Annotated[
         list[str] | None, typer.Option(help="all, fraction=F, per-class=N or total=N; repeatable.")
@@ -226,8 +226,8 @@ def probe(
     print(results.path)
 
 
-@app.command()
-def sweep(
+@app.command("sweep")
+def sweep_command(
     file: Annotated[Path, typer.Argument(help="Sweep file (YAML).", callback=_local)],
     overrides: Annotated[
         list[str] | None,
@@ -246,8 +246,8 @@ def sweep(
     print(result.best, result.report, sep="\n")
 
 
-@app.command()
-def plan(
+@app.command("plan")
+def plan_command(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=_local)],
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
@@ -256,16 +256,16 @@ def plan(
     steps: Annotated[int, typer.Option(min=1, help="How many steps to time.")] = 5,
 ) -> None:
     """Predict a run's time, memory and traffic from a few real steps on this machine."""
-    from stssl.analysis.costs import describe
-    from stssl.analysis.plan import load, machines_for
-    from stssl.analysis.plan import plan as go
+    from stssl.analysis.costs import describe_costs
+    from stssl.analysis.planning import load, machines_for
+    from stssl.analysis.planning import plan as go
 
     loaded = load(recipe, overrides or ())
-    print(describe(go(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)))
+    print(describe_costs(go(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)))
 
 
-@app.command()
-def submit(
+@app.command("submit")
+def submit_command(
     file: Annotated[Path, typer.Argument(help="Recipe or sweep file, inside the working folder.", callback=_local)],
     overrides: Overrides = None,
     address: Annotated[
@@ -281,8 +281,8 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
 ) -> None:
     """Run a recipe or sweep on a Ray cluster, follow its output and return its exit code."""
-    from stssl.commands.submit import Submission
-    from stssl.commands.submit import submit as go
+    from stssl.commands.submission import Submission
+    from stssl.commands.submission import submit_job as go
 
     given = Submission(
         file, tuple(overrides or ()), address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait
@@ -291,8 +291,8 @@ def submit(
     raise typer.Exit(code)
 
 
-@app.command()
-def evaluate(
+@app.command("evaluate")
+def evaluate_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=_local)],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
@@ -303,14 +303,14 @@ def evaluate(
 ) -> None:
     """Score a run's student (and teacher) on a part of its split."""
     from stssl.commands.progress import score_table
-    from stssl.training.load_run import evaluate_run
+    from stssl.training.trained_run import evaluate_run
 
     results = evaluate_run(run, split, checkpoint, device, store)
     console.print(score_table(results, split))
 
 
-@app.command()
-def report(
+@app.command("report")
+def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", callback=_local)],
     out: Annotated[Path, typer.Option(help="HTML file to write.", callback=_local)] = Path("report.html"),
 ) -> None:

@@ -13,12 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from stssl.archives.convert import Summary
+from stssl.archives.conversion import Summary
 from stssl.recipes.recipe import RunRecipe
 from stssl.store.schema import printable
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder
-from stssl.training.tasks import check
+from stssl.training.tasks import check_run
 
 EVERY = 10
 """Output to a file or pipe has a line each time so many percent more are done."""
@@ -95,7 +95,7 @@ def carried_out(console: Console, recipe: RunRecipe) -> Path:
         best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
         console.print(f"This run is finished: {done['steps']} steps{best}.")
         return folder.path
-    check(folder.going_on(recipe))  # before a bar: what is wrong is the only line then
+    check_run(folder.going_on(recipe))  # before a bar: what is wrong is the only line then
     with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
         return run(recipe, watch, checked=True).path
 

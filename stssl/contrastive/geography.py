@@ -15,7 +15,7 @@ from stssl.base.config import Config, Domain
 from stssl.base.errors import DataError
 from stssl.base.sphere import on_sphere
 
-SAMPLE = 100_000
+KMEANS_PLACES = 100_000
 """Places that k-means sees at most; all of them are assigned afterwards."""
 
 
@@ -60,12 +60,12 @@ def known_places(metadata: Tensor, least: int) -> Tensor:
 
 
 def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
-    """[k, 3] centres of k-means over places on the unit sphere.
+    """[k, 3] centers of k-means over places on the unit sphere.
 
     Args:
         metadata: [n, 4] of the training patches.
         k: Number of clusters.
-        seed: Of the initial centres, and of the sample where there are many places.
+        seed: Of the initial centers, and of the sample where there are many places.
 
     Raises:
         DataError: There are fewer known places than clusters.
@@ -73,14 +73,16 @@ def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
     from sklearn.cluster import KMeans
 
     points = known_places(metadata, k).double().numpy()
-    if len(points) > SAMPLE:
-        points = points[np.random.Generator(np.random.Philox(key=seed)).choice(len(points), SAMPLE, replace=False)]
-    centres = KMeans(k, n_init=1, random_state=seed).fit(points).cluster_centers_
-    return torch.from_numpy(centres / np.linalg.norm(centres, axis=1, keepdims=True)).float()
+    if len(points) > KMEANS_PLACES:
+        points = points[
+            np.random.Generator(np.random.Philox(key=seed)).choice(len(points), KMEANS_PLACES, replace=False)
+        ]
+    centers = KMeans(k, n_init=1, random_state=seed).fit(points).cluster_centers_
+    return torch.from_numpy(centers / np.linalg.norm(centers, axis=1, keepdims=True)).float()
 
 
-def nearest(metadata: Tensor, centres: Tensor) -> Tensor:
-    """[n] the nearest centre of each place, -1 where it is missing."""
-    points = on_sphere(metadata).to(centres.device)
-    found = (points.nan_to_num() @ centres.T).argmax(1)
+def nearest_cluster(metadata: Tensor, centers: Tensor) -> Tensor:
+    """[n] the nearest center of each place, -1 where it is missing."""
+    points = on_sphere(metadata).to(centers.device)
+    found = (points.nan_to_num() @ centers.T).argmax(1)
     return torch.where(points.isnan().any(1), -1, found)

@@ -12,11 +12,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stssl.base.config import Config, Domain
+from stssl.base.config import Config, Domain, Positive
 from stssl.base.distributed import gather_rows, sum_over_ranks, world_size
 from stssl.contrastive.geography import GeoConfig, NoGeoConfig
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class PretextConfig(Config):
@@ -112,11 +110,11 @@ def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
     weighted = logits + shift
     most = _largest(weighted.detach().max())
     total = most + sum_over_ranks((weighted.detach() - most).exp().sum()).log()
-    # Each rank differentiates its own part of the normaliser; the value is the global one.
+    # Each rank differentiates its own part of the normalizer; the value is the global one.
     own = (weighted - total).exp().sum()
-    normaliser = total + world_size() * (own - own.detach())
+    normalizer = total + world_size() * (own - own.detach())
     positives = weighted[:, 0].sum() * world_size() / rows
-    return (normaliser - torch.log(rows) - positives) / alpha
+    return (normalizer - torch.log(rows) - positives) / alpha
 
 
 def _largest(value: Tensor) -> Tensor:

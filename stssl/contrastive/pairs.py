@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stssl.base.arrays import Ints
 from stssl.base.batch import Stream
 from stssl.base.distributed import rows_of
-from stssl.base.randomness import Ints, uniforms
+from stssl.base.randomness import uniforms
 from stssl.contrastive.positives import Positives
-from stssl.contrastive.views import PretrainViewsConfig, ViewDraw, draw_view, numbers_needed
-from stssl.data.loader import Reader, prefetch
+from stssl.contrastive.views import PretrainViewsConfig, ViewDraw, draw_pretrain_view, pretrain_numbers_needed
+from stssl.data.loader import PatchReader, prefetch
 from stssl.data.order import Sampler
 
 
@@ -50,7 +51,7 @@ class PairSource:
         bands: Number of bands.
     """
 
-    reader: Reader
+    reader: PatchReader
     rows: Ints
     metadata: Tensor
     sampler: Sampler
@@ -70,7 +71,9 @@ class PairSource:
         partners = rows if self.positives is None else self.positives.draw(rows, epochs, seed)
         wanted = rows if self.positives is None else np.concatenate([rows, partners])
         query, key = (
-            draw_view(uniforms((seed, name, epochs, rows), numbers_needed(self.bands)), self.views, self.bands)
+            draw_pretrain_view(
+                uniforms((seed, name, epochs, rows), pretrain_numbers_needed(self.bands)), self.views, self.bands
+            )
             for name in ("query", "key")
         )
         chosen = torch.from_numpy(rows)

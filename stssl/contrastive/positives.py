@@ -6,7 +6,8 @@ Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.3.
 import numpy as np
 from numpy.typing import NDArray
 
-from stssl.base.randomness import Ints, uniforms
+from stssl.base.arrays import Ints
+from stssl.base.randomness import uniforms
 
 
 class Positives:

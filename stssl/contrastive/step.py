@@ -1,7 +1,7 @@
 """The step of pretraining: query, momentum encoder, keys, queue, and the geographic pretext.
 
-Order in a step: queries; the momentum encoder moves towards the query's present weights; keys; losses against the queue
-as it was; after the optimiser's step the keys of all ranks enter the queue.
+Order in a step: queries; the momentum encoder moves toward the query's present weights; keys; losses against the queue
+as it was; after the optimizer's step the keys of all ranks enter the queue.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from stssl.base.batch import Progress
 from stssl.base.distributed import gather_rows, rank, row_counts, rows_of, sum_over_ranks, world_size
 from stssl.base.randomness import permutation
 from stssl.base.sphere import on_sphere
-from stssl.contrastive.geography import ClustersConfig, GeoConfig, NoGeoConfig, nearest
+from stssl.contrastive.geography import ClustersConfig, GeoConfig, NoGeoConfig, nearest_cluster
 from stssl.contrastive.moco import PretextConfig, Queue, info_nce, multilabel_cpc, similarities
 from stssl.models.ema import Ema, batchnorms
 from stssl.steps.base import StepOutput, TrainingStep
@@ -26,7 +26,7 @@ class Pairs:
     """This rank's rows of a global batch.
 
     Attributes:
-        query: [n, bands, h, w], normalised.
+        query: [n, bands, h, w], normalized.
         key: [n, bands, h, w], another view, of another acquisition where there is one.
         metadata: [n, 4] of the queries.
         true_pairs: [n] whether the key is another acquisition.
@@ -38,7 +38,7 @@ class Pairs:
     true_pairs: Tensor
 
 
-class Encoder(nn.Module):
+class PretrainEncoder(nn.Module):
     """A backbone, and a projection of its pooled features to the space where keys are compared."""
 
     def __init__(self, backbone: nn.Module, width: int, projection: int, mlp: bool) -> None:
@@ -53,28 +53,28 @@ class Encoder(nn.Module):
         return backbone(self.backbone.forward_features(image), pre_logits=True)  # type: ignore[operator]
 
     def forward(self, image: Tensor) -> Tensor:
-        """[n, projection], not normalised."""
+        """[n, projection], not normalized."""
         projected: Tensor = self.project(self.features(image))
         return projected
 
 
 class GeoHead(nn.Module):
-    """Predicts a place, or its cluster, from the query's projection before it is normalised."""
+    """Predicts a place, or its cluster, from the query's projection before it is normalized."""
 
-    centres: Tensor
+    centers: Tensor
 
-    def __init__(self, config: GeoConfig, projection: int, centres: Tensor | None) -> None:
-        """Predict as `config` says; `centres` [k, 3] of clusters."""
+    def __init__(self, config: GeoConfig, projection: int, centers: Tensor | None) -> None:
+        """Predict as `config` says; `centers` [k, 3] of clusters."""
         super().__init__()
         self.config = config
-        self.register_buffer("centres", torch.zeros(0, 3) if centres is None else centres)
-        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(projection, 3 if centres is None else len(centres)))
+        self.register_buffer("centers", torch.zeros(0, 3) if centers is None else centers)
+        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(projection, 3 if centers is None else len(centers)))
 
     def forward(self, embedding: Tensor, metadata: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, scaled so that the mean over ranks is the mean over the global batch's known places; and logs."""
         said = self.layers(embedding)
         if isinstance(self.config, ClustersConfig):
-            target = nearest(metadata, self.centres)
+            target = nearest_cluster(metadata, self.centers)
             errors = functional.cross_entropy(said.float(), target, ignore_index=-1, reduction="none")
             known = target >= 0
             right = ((said.argmax(1) == target) & known).sum()
@@ -90,20 +90,20 @@ class GeoHead(nn.Module):
 class ContrastiveStep(TrainingStep):
     """Owns query and momentum encoder, queue and geographic head; `forward` is one step's loss."""
 
-    def __init__(self, encoder: Encoder, config: PretextConfig, centres: Tensor | None, seed: int) -> None:
+    def __init__(self, encoder: PretrainEncoder, config: PretextConfig, centers: Tensor | None, seed: int) -> None:
         """Put the parts together; the momentum encoder starts as a copy.
 
         Args:
             encoder: Of queries.
             config: Of the pretext.
-            centres: [k, 3] of the places' clusters, where the pretext needs them.
+            centers: [k, 3] of the places' clusters, where the pretext needs them.
             seed: Of the shuffling of keys over ranks.
         """
         super().__init__()
         self.config, self.seed = config, seed
         trained: dict[str, nn.Module] = {"query": encoder}
         if not isinstance(config.geo, NoGeoConfig):
-            trained["geo"] = GeoHead(config.geo, config.projection, centres)
+            trained["geo"] = GeoHead(config.geo, config.projection, centers)
         self.networks = nn.ModuleDict(trained)
         self.momentum = Ema(encoder, config.momentum)
         self.momentum.network.train()
@@ -122,7 +122,7 @@ class ContrastiveStep(TrainingStep):
         """Loss of this rank's rows, scaled so that the mean over ranks is the global batch's."""
         embedding = self.networks["query"](batch.query).float()
         key = self._keys(batch, progress)
-        # In bf16 near neighbours among keys and places would be one and the same.
+        # In bf16 near neighbors among keys and places would be one and the same.
         with torch.autocast(embedding.device.type, enabled=False):
             return self._losses(embedding, key, batch, progress)
 

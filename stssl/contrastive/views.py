@@ -1,7 +1,7 @@
-"""Views for contrast: crops of any size, colour or band jitter, blur and flips, as batched tensor operations.
+"""Views for contrast: crops of any size, color or band jitter, blur and flips, as batched tensor operations.
 
-As in MoCo-v2 (arXiv:2003.04297): random resized crop, colour jitter 0.4/0.4/0.4/0.1 with probability 0.8, greyscale
-0.2, blur 0.5, horizontal flip. Colours make sense for RGB only; other inputs get a gain and an offset for each band
+As in MoCo-v2 (arXiv:2003.04297): random resized crop, color jitter 0.4/0.4/0.4/0.1 with probability 0.8, grayscale
+0.2, blur 0.5, horizontal flip. Colors make sense for RGB only; other inputs get a gain and an offset for each band
 instead. All randomness comes in as numbers that the loader drew from (seed, epoch, patch).
 """
 
@@ -9,23 +9,20 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from stssl.base.config import Config
+from stssl.base.arrays import Floats
+from stssl.base.config import Config, Share
 
-Floats = NDArray[np.float32]
-Share = Annotated[float, Field(ge=0, le=1)]
 FIXED = 16
 """Uniform numbers that a view takes whatever its bands; each band takes two more."""
 
 
 class PretrainViewsConfig(Config):
-    """Strength of the views; `rgb: null` treats inputs of three bands as colours."""
+    """Strength of the views; `rgb: null` treats inputs of three bands as colors."""
 
     smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.2
     aspect: Annotated[float, Field(ge=1)] = 4 / 3
@@ -34,7 +31,7 @@ class PretrainViewsConfig(Config):
     contrast: Share = 0.4
     saturation: Share = 0.4
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    grey: Share = 0.2
+    gray: Share = 0.2
     blur: Share = 0.5
     flip_vertical: bool = False
     gain: Share = 0.4
@@ -47,11 +44,11 @@ class ViewDraw:
     """The random choices for one view of n patches.
 
     Attributes:
-        box: [n, 2, 3] affine map of the crop and flips, in normalised coordinates.
-        gain: [n, bands] factors, 1 where a patch is not jittered; for colours all bands of a patch have the same.
+        box: [n, 2, 3] affine map of the crop and flips, in normalized coordinates.
+        gain: [n, bands] factors, 1 where a patch is not jittered; for colors all bands of a patch have the same.
         offset: [n, bands] what is added.
-        contrast: [n] factors around the patch's mean, 1 where bands are no colours.
-        colour: [n, 3, 3] map of colours, the identity for other inputs.
+        contrast: [n] factors around the patch's mean, 1 where bands are no colors.
+        color: [n, 3, 3] map of colors, the identity for other inputs.
         sigma: [n] width of the blur in pixels, 0 for none.
     """
 
@@ -59,7 +56,7 @@ class ViewDraw:
     gain: Tensor
     offset: Tensor
     contrast: Tensor
-    colour: Tensor
+    color: Tensor
     sigma: Tensor
 
     def to(self, device: torch.device) -> "ViewDraw":
@@ -67,28 +64,28 @@ class ViewDraw:
         return ViewDraw(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
-def numbers_needed(bands: int) -> int:
+def pretrain_numbers_needed(bands: int) -> int:
     """Uniform numbers that one patch's view takes."""
     return FIXED + 2 * bands
 
 
-def draw_view(numbers: Floats, config: PretrainViewsConfig, bands: int) -> ViewDraw:
+def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int) -> ViewDraw:
     """Turn uniform numbers [n, numbers_needed(bands)] into the choices for one view."""
     u = torch.from_numpy(numbers)
-    colours = bands == 3 if config.rgb is None else config.rgb
+    colors = bands == 3 if config.rgb is None else config.rgb
     jittered = u[:, 5] < config.jitter
     signed = 2 * u - 1
     gain, offset = torch.ones(len(u), bands), torch.zeros(len(u), bands)
-    contrast = torch.where(jittered & colours, 1 + config.contrast * signed[:, 7], 1.0)
-    if colours:
+    contrast = torch.where(jittered & colors, 1 + config.contrast * signed[:, 7], 1.0)
+    if colors:
         gain = torch.where(jittered, 1 + config.brightness * signed[:, 6], 1.0)[:, None].expand(-1, bands)
-        colour = _colours(u, signed, jittered, config)
+        color = _colors(u, signed, jittered, config)
     else:
         gain = torch.where(jittered[:, None], 1 + config.gain * signed[:, FIXED : FIXED + bands], gain)
         offset = torch.where(jittered[:, None], config.offset * signed[:, FIXED + bands :], offset)
-        colour = torch.eye(3).expand(len(u), 3, 3)
+        color = torch.eye(3).expand(len(u), 3, 3)
     sigma = torch.where(u[:, 11] < config.blur, 0.1 + 1.9 * u[:, 12], 0.0)
-    return ViewDraw(_boxes(u, config), gain.contiguous(), offset, contrast, colour.contiguous(), sigma)
+    return ViewDraw(_boxes(u, config), gain.contiguous(), offset, contrast, color.contiguous(), sigma)
 
 
 def _boxes(u: Tensor, config: PretrainViewsConfig) -> Tensor:
@@ -104,15 +101,15 @@ def _boxes(u: Tensor, config: PretrainViewsConfig) -> Tensor:
     return box
 
 
-_GREY = torch.tensor([0.299, 0.587, 0.114])
+_GRAY = torch.tensor([0.299, 0.587, 0.114])
 _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 
-def _colours(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """[n, 3, 3] saturation, hue (a rotation of chroma) and greyscale as one linear map of RGB."""
+def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsConfig) -> Tensor:
+    """[n, 3, 3] saturation, hue (a rotation of chroma) and grayscale as one linear map of RGB."""
     saturation = torch.where(jittered, 1 + config.saturation * signed[:, 8], 1.0)
     turn = torch.where(jittered, 2 * math.pi * config.hue * signed[:, 9], 0.0)
-    saturation = torch.where(u[:, 13] < config.grey, 0.0, saturation)
+    saturation = torch.where(u[:, 13] < config.gray, 0.0, saturation)
     yiq = torch.zeros(len(u), 3, 3)
     yiq[:, 0, 0] = 1
     yiq[:, 1, 1] = yiq[:, 2, 2] = saturation * turn.cos()
@@ -120,7 +117,7 @@ def _colours(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsC
     return torch.linalg.inv(_TO_YIQ) @ yiq @ _TO_YIQ
 
 
-def apply_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
+def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
     """Make one view [n, c, size, size] of images [n, c, h, w] with values in [0, 1]; the range is kept."""
     grid = functional.affine_grid(draw.box, [len(image), image.shape[1], size, size], align_corners=False)
     image = functional.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
@@ -128,7 +125,7 @@ def apply_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
     mean = image.mean((1, 2, 3), keepdim=True)
     image = mean + draw.contrast[:, None, None, None] * (image - mean)
     if image.shape[1] == 3:
-        image = torch.einsum("nij,njhw->nihw", draw.colour, image)
+        image = torch.einsum("nij,njhw->nihw", draw.color, image)
     return _blurred(image, draw.sigma).clamp_(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""From stored patches to normalised views: batched tensor operations on the networks' device.
+"""From stored patches to normalized views: batched tensor operations on the networks' device.
 
 All randomness comes in as numbers that the loader drew from (seed, stream, epoch, patch), so a view does not depend
 on ranks, threads or restarts. Weak view: random crop with reflected borders and both flips. Strong view: the same
@@ -18,9 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from stssl.base.arrays import Floats
 from stssl.base.config import Config, Domain
-
-Floats = NDArray[np.float32]
 
 
 class RandAugmentConfig(Config):
@@ -47,7 +46,7 @@ class Draw:
         shift: [n, 2] crop offset in pixels, rows then columns.
         flip: [n, 2] whether to flip vertically and horizontally.
         matrix: [n, 2, 2] inverse linear map of the geometric operations; None in a weak view.
-        offset: [n, 2] its translation (x, y) in normalised coordinates; None in a weak view.
+        offset: [n, 2] its translation (x, y) in normalized coordinates; None in a weak view.
         photometric: For each round, operation name -> (rows it touches, their magnitudes).
     """
 
@@ -115,7 +114,7 @@ def _by_operation(
 def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], ...]:
     """Inverse affine map of all geometric operations of each patch: [n, 2, 2] and [n, 2].
 
-    In normalised coordinates (the image spans -1..1). A patch has one operation a round: the others' amounts are 0.
+    In normalized coordinates (the image spans -1..1). A patch has one operation a round: the others' amounts are 0.
     """
     rows = len(choices)
     matrix, offset = np.tile(np.eye(2), (rows, 1, 1)), np.zeros((rows, 2))
@@ -137,7 +136,7 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.floating[Any]]) 
 
 
 def _blend(image: Tensor, base: Tensor, magnitude: Tensor) -> Tensor:
-    """Move away from (positive magnitude) or towards (negative) a degenerate image, as PIL's enhancers do."""
+    """Move away from (positive magnitude) or toward (negative) a degenerate image, as PIL's enhancers do."""
     return base + (1 + 0.9 * magnitude) * (image - base)
 
 

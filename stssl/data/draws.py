@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from stssl.base.arrays import Ints
 from stssl.base.config import Config, Seed
 from stssl.base.errors import DataError
 from stssl.base.paths import Location
-from stssl.base.randomness import Ints
 from stssl.store.lists import rows_named
 
 

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stssl.base.arrays import Ints
 from stssl.base.batch import RawBatch, RawRows, Stream, View
 from stssl.base.distributed import rows_of
-from stssl.base.randomness import Ints
 from stssl.data.order import Sampler
 
 
-class Reader(Protocol):
+class PatchReader(Protocol):
     """What delivers pixels."""
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
@@ -40,18 +40,18 @@ class Drawer(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class StreamSource:
     """One stream's patches.
 
     Attributes:
         reader: Delivers pixels of store rows.
         rows: [size] store rows of the stream.
         metadata: [N, 4] of all store rows.
-        labels: [N, G] way ids of all store rows.
+        labels: [N, G] choice ids of all store rows.
         sampler: The stream's order over positions 0..size-1.
     """
 
-    reader: Reader
+    reader: PatchReader
     rows: Ints
     metadata: Tensor
     labels: Tensor
@@ -79,7 +79,7 @@ class Loader:
 
     def __init__(
         self,
-        sources: Mapping[Stream, Source],
+        sources: Mapping[Stream, StreamSource],
         draw: Drawer,
         views: Callable[[int], Collection[View]],
         rank: int = 0,
@@ -110,7 +110,7 @@ class Loader:
         """How many patches all ranks read in a step."""
         return sum(source.sampler.batch for _, source, _ in self._streams(step))
 
-    def _streams(self, step: int) -> Iterator[tuple[Stream, Source, list[View]]]:
+    def _streams(self, step: int) -> Iterator[tuple[Stream, StreamSource, list[View]]]:
         """The streams that a step looks at, with the views it looks at."""
         wanted = self.views(step)
         for stream, source in self.sources.items():

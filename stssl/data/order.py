@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from stssl.base.randomness import Ints
+from stssl.base.arrays import Ints
 from stssl.data.sampler import BlockSampler, StreamSampler
-from stssl.store.reader import Reader
+from stssl.store.reader import StoreReader
 
 SHARDS_AHEAD = 2
 
@@ -101,7 +101,7 @@ def make_order(
     return FetchingSampler(order, stored, blocks)
 
 
-def blocks_of(reader: Reader, mix: int, limit: int, held: bool, tell: bool) -> Blocks | None:
+def blocks_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: bool) -> Blocks | None:
     """How to go through what a reader reads: in blocks where it comes through a cache on disk.
 
     Args:

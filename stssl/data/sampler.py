@@ -8,9 +8,10 @@ import threading
 
 import numpy as np
 
+from stssl.base.arrays import Ints
 from stssl.base.distributed import rows_of
 from stssl.base.errors import ConfigError
-from stssl.base.randomness import Ints, permutation, uniforms
+from stssl.base.randomness import permutation, uniforms
 
 
 class StreamSampler:

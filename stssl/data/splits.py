@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from stssl.base.arrays import Ints
 from stssl.base.config import Config, Seed
 from stssl.base.errors import ConfigError, DataError, shown
 from stssl.base.paths import ColumnName, Location
-from stssl.store.lists import rows_named, text
+from stssl.store.lists import as_text, rows_named
 from stssl.store.schema import UNUSABLE
 
-Ints = NDArray[np.int64]
 PARTS = ("train", "validation", "test")
 LOG = logging.getLogger("stssl")
 OWN_SPLIT = (
@@ -178,7 +178,7 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
 
 
 def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
-    values = text(store.column(config.column))
+    values = as_text(store.column(config.column))
     if values.ndim > 1:
         raise ConfigError(f"data.split.column: {config.column} has many values a patch. Give one such as country.")
     held_out = np.isin(values, config.values)
@@ -197,7 +197,7 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
 
 
 def _lists(store: Columns, config: ListSplit) -> Ints:
-    names = text(store.column("patch_id"))
+    names = as_text(store.column("patch_id"))
     codes = np.full(store.size, 255, np.int64)
     for code, part in enumerate(PARTS):
         rows = rows_named(names, getattr(config, part), store.path)

@@ -1,22 +1,19 @@
-"""From what the loader delivers to normalised views on the device: scaling, random choices, views."""
+"""From what the loader delivers to normalized views on the device: scaling, random choices, views."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stssl.base.arrays import Floats, Ints
 from stssl.base.batch import Batch, RawBatch, Stream, View
-from stssl.base.randomness import Ints, uniforms
+from stssl.base.randomness import uniforms
 from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, numbers_needed
 
-Floats = NDArray[np.float32]
 
-
-class Pixels(nn.Module):
+class PixelScaler(nn.Module):
     """Stored band groups to images in [0, 1] at the networks' size, and those to what the networks see."""
 
     low: Tensor
@@ -62,13 +59,13 @@ class Pixels(nn.Module):
             image = image[:, self.order]
         return ((image - self.low) / self.width).clamp_(0, 1)
 
-    def normalise(self, image: Tensor) -> Tensor:
-        """Centre [0, 1] values: (x - 0.5) / 0.25 where a standard deviation spans 0.25, else (x - 0.5) / 0.5."""
+    def normalize(self, image: Tensor) -> Tensor:
+        """Center [0, 1] values: (x - 0.5) / 0.25 where a standard deviation spans 0.25, else (x - 0.5) / 0.5."""
         return ((image - 0.5) / self.spread).contiguous(memory_format=self.memory_format)
 
     def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """The unaugmented image as networks see it."""
-        return self.normalise(self.unit(arrays))
+        return self.normalize(self.unit(arrays))
 
     def _resize(self, image: Tensor) -> Tensor:
         if image.shape[-1] == self.size and image.shape[-2] == self.size:
@@ -105,9 +102,9 @@ class ViewDrawer:
 
 
 class ViewMaker(nn.Module):
-    """Turns what the loader delivers into a batch of normalised views on the device."""
+    """Turns what the loader delivers into a batch of normalized views on the device."""
 
-    def __init__(self, pixels: Pixels) -> None:
+    def __init__(self, pixels: PixelScaler) -> None:
         """Scale with `pixels`."""
         super().__init__()
         self.pixels = pixels
@@ -122,7 +119,7 @@ class ViewMaker(nn.Module):
             with torch.autocast(device.type, enabled=False):  # bf16 has no room for the places of pixels
                 unit = self.pixels.unit(arrays)
                 for view, draw in rows.draws.items():
-                    images[view] = self.pixels.normalise(apply_view(unit, draw.to(device)))
+                    images[view] = self.pixels.normalize(apply_view(unit, draw.to(device)))
         labeled, unlabeled = raw[Stream.LABELED], raw.get(Stream.UNLABELED)
         return Batch(
             images=images,

@@ -2,7 +2,7 @@
 
 from stssl.models.injection import INJECTIONS, InjectionConfig
 from stssl.models.metadata import ENCODERS, EncoderConfig
-from stssl.models.network import Network, Prediction, Role, build_network, check_fit
+from stssl.models.network import Network, NetworkRole, Prediction, build_network, check_fit
 
 __all__ = [
     "ENCODERS",
@@ -10,8 +10,8 @@ __all__ = [
     "EncoderConfig",
     "InjectionConfig",
     "Network",
+    "NetworkRole",
     "Prediction",
-    "Role",
     "build_network",
     "check_fit",
 ]

@@ -27,14 +27,14 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def update_parameters(self, network: nn.Module) -> None:
-        """Move towards the network's present parameters."""
+        """Move toward the network's present parameters."""
         own: list[Tensor] = list(self.network.parameters())
         live: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(own, live, 1 - self.decay)
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move towards the network's present parameters; BatchNorm statistics are running means already: copied."""
+        """Move toward the network's present parameters; BatchNorm statistics are running means already: copied."""
         self.update_parameters(network)
         if statistics := running_statistics(network):
             torch._foreach_copy_(running_statistics(self.network), statistics)
@@ -128,7 +128,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def frozen_statistics(module: nn.Module) -> "_Frozen":
-    """Context in which BatchNorm normalises by the batch as in training, but leaves its running statistics alone."""
+    """Context in which BatchNorm normalizes by the batch as in training, but leaves its running statistics alone."""
     return _Frozen(batchnorms(module))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Harmonics(nn.Module):
     """All real spherical harmonics Y_lm with l < degree, scaled to a mean square of 1 over the sphere.
 
-    Associated Legendre functions come from the fully normalised recursion in l, which is stable for high degrees:
+    Associated Legendre functions come from the fully normalized recursion in l, which is stable for high degrees:
 
         P_mm = sqrt((2m + 1) / 2m) sin(theta) P_(m-1)(m-1)
         P_lm = a_lm (cos(theta) P_(l-1)m - b_lm P_(l-2)m)
@@ -52,7 +52,7 @@ class Harmonics(nn.Module):
 
 
 class Sine(nn.Module):
-    """sin(frequency * (W x + b)), initialised as in SIREN (Sitzmann et al., NeurIPS 2020, arXiv:2006.09661)."""
+    """sin(frequency * (W x + b)), initialized as in SIREN (Sitzmann et al., NeurIPS 2020, arXiv:2006.09661)."""
 
     def __init__(self, inputs: int, outputs: int, frequency: float = 1.0, first: bool = False) -> None:
         """Uniform weights: within 1 / inputs in the first layer, within sqrt(6 / inputs) / frequency in others."""

@@ -59,14 +59,14 @@ class LateConfig(Config):
     name: Literal["late"] = "late"
 
 
-class NoneConfig(Config):
+class NoInjectionConfig(Config):
     """Nowhere."""
 
     name: Literal["none"] = "none"
 
 
 InjectionConfig = Annotated[
-    TokenConfig | ClassAddConfig | TokenAddConfig | FilmConfig | CrossAttentionConfig | LateConfig | NoneConfig,
+    TokenConfig | ClassAddConfig | TokenAddConfig | FilmConfig | CrossAttentionConfig | LateConfig | NoInjectionConfig,
     Field(discriminator="name"),
 ]
 
@@ -142,7 +142,7 @@ class Nowhere(Injection):
         super().__init__(None, shape)
 
 
-NOWHERE = Nowhere(NoneConfig(), Shape("cnn", 0, ()))
+NOWHERE = Nowhere(NoInjectionConfig(), Shape("cnn", 0, ()))
 
 
 class Token(Injection):
@@ -212,7 +212,7 @@ class Film(Injection):
     """Feature-wise scale and shift (Perez et al., AAAI 2018, arXiv:1709.07871), starting as the identity."""
 
     def __init__(self, config: FilmConfig, shape: Shape) -> None:
-        """One zero-initialised layer for each block or stage."""
+        """One zero-initialized layer for each block or stage."""
         super().__init__(config, shape)
         self.touched, self.channels_last = range(len(shape.blocks)), shape.channels_last
         self.layers = nn.ModuleList(nn.Linear(shape.width, 2 * channels) for channels in shape.blocks)

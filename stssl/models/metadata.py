@@ -13,14 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stssl.base.batch import DAY, HOUR, LAT, LON
-from stssl.base.config import Config, Domain
+from stssl.base.config import Config, Domain, Switch
 from stssl.base.errors import ConfigError
 from stssl.models.harmonics import Harmonics, Sine
 
 YEAR = 365.0
-
-
-Switch = Annotated[bool, Domain(choices=(False, True))]
 
 
 class EncoderBase(Config):
@@ -63,7 +60,7 @@ class CartesianConfig(EncoderBase):
 EncoderConfig = Annotated[RawConfig | FourierConfig | SphericalConfig | CartesianConfig, Field(discriminator="name")]
 
 
-class Encoder(nn.Module):
+class MetadataEncoder(nn.Module):
     """Features of place and date, absent groups replaced, then a head to the context vector."""
 
     def __init__(self, config: Any, width: int, places: Tensor | None, sizes: tuple[int, int] = (2, 2)) -> None:
@@ -72,7 +69,7 @@ class Encoder(nn.Module):
         Args:
             config: Switches and options.
             width: Size of the context vector.
-            places: [n, 4] metadata of the training patches, for encoders that standardise.
+            places: [n, 4] metadata of the training patches, for encoders that standardize.
             sizes: How many features place and date have.
         """
         super().__init__()
@@ -116,14 +113,14 @@ class Encoder(nn.Module):
         return known & (torch.rand(len(known), device=known.device) >= self.dropout)
 
 
-class Raw(Encoder):
+class Raw(MetadataEncoder):
     """lat/90, lon/180, sine and cosine of the day of year ("Context Matters", arXiv:2404.18583)."""
 
     def __init__(self, config: RawConfig, width: int, places: Tensor | None = None) -> None:
         """Two features each.
 
         Raises:
-            ConfigError: Nothing to standardise by.
+            ConfigError: Nothing to standardize by.
         """
         super().__init__(config, width, places)
         self.center: Tensor
@@ -134,7 +131,7 @@ class Raw(Encoder):
             known = known[torch.isfinite(known).all(1)].double()
             if len(known) < 2:
                 raise ConfigError(
-                    "model.encoder.standardized: the training patches have no places to standardise by. "
+                    "model.encoder.standardized: the training patches have no places to standardize by. "
                     "Set model.encoder.standardized=false or model.encoder.place=false."
                 )
             center, scale = known.mean(0).float(), known.std(0).clamp_min(1e-3).float()
@@ -146,7 +143,7 @@ class Raw(Encoder):
         return (torch.stack([lat, lon], 1) - self.center) / self.scale
 
 
-class Fourier(Encoder):
+class Fourier(MetadataEncoder):
     """Multi-frequency sines and cosines: fine detail, at the price of looking places up like in a table."""
 
     def __init__(self, config: FourierConfig, width: int, places: Tensor | None = None) -> None:
@@ -166,7 +163,7 @@ class Fourier(Encoder):
         return torch.cat([*(circle(day / YEAR * 2**k) for k in range(self.date_octaves)), clock], 1)
 
 
-class Cartesian(Encoder):
+class Cartesian(MetadataEncoder):
     """x, y, z on the unit sphere: no seam at the date line, none at the poles."""
 
     def __init__(self, config: CartesianConfig, width: int, places: Tensor | None = None) -> None:
@@ -179,7 +176,7 @@ class Cartesian(Encoder):
         return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], 1)
 
 
-class Spherical(Encoder):
+class Spherical(MetadataEncoder):
     """Real spherical harmonics and a SIREN head (Russwurm et al., ICLR 2024, arXiv:2310.06743)."""
 
     def __init__(self, config: SphericalConfig, width: int, places: Tensor | None = None) -> None:

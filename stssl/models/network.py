@@ -12,10 +12,10 @@ from stssl.base.config import Config
 from stssl.base.errors import ConfigError
 from stssl.models.backbones import make_backbone, shape_of, stages
 from stssl.models.injection import INJECTIONS, NOWHERE, Injection, Nowhere, Shape
-from stssl.models.metadata import ENCODERS, Encoder, EncoderBase
+from stssl.models.metadata import ENCODERS, EncoderBase, MetadataEncoder
 from stssl.models.weights import weighted_backbone
 
-Role = Literal["plain", "student", "teacher", "direct"]
+NetworkRole = Literal["plain", "student", "teacher", "direct"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Network(nn.Module):
     """A backbone with its head; `teacher` and `direct` also have an encoder."""
 
     def __init__(
-        self, backbone: nn.Module, site: Injection, encoder: Encoder | None, project: nn.Module, tokens: bool
+        self, backbone: nn.Module, site: Injection, encoder: MetadataEncoder | None, project: nn.Module, tokens: bool
     ) -> None:
         """Put together what `build_network` made; `tokens` says whether the backbone is a transformer."""
         super().__init__()
@@ -46,7 +46,7 @@ class Network(nn.Module):
         """Predict.
 
         Args:
-            image: [B, bands, H, W], normalised.
+            image: [B, bands, H, W], normalized.
             metadata: [B, 4], NaN where missing; only a network with an encoder looks at it, and all of it is missing
                 when this is None.
             inject: False leaves the site out of the backbone, as for the blank image of CDMAD.
@@ -96,7 +96,7 @@ def build_network(
     classes: int,
     encoder: EncoderBase,
     injection: Config,
-    role: Role,
+    role: NetworkRole,
     weights: str,
     distill: bool,
     places: Tensor | None = None,
@@ -114,7 +114,7 @@ def build_network(
         role: `teacher` and `direct` see metadata; a `student` carries what distillation needs; `plain` has neither.
         weights: `none`, `imagenet` (timm's hub) or `file:PATH`.
         distill: Whether the student is distilled.
-        places: [n, 4] metadata of the training patches, for encoders that standardise.
+        places: [n, 4] metadata of the training patches, for encoders that standardize.
 
     Raises:
         ConfigError: Parts that do not fit each other.
@@ -123,7 +123,7 @@ def build_network(
     shape = shape_of(net, backbone)
     site: Injection = Nowhere(injection, shape) if role == "plain" else make_site(injection, shape, backbone)
     project: nn.Module = nn.Identity()
-    made: Encoder | None = None
+    made: MetadataEncoder | None = None
     if role == "student":
         if distill and not site.own_token:
             project = nn.Linear(shape.width, site.head_width)

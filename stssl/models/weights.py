@@ -100,7 +100,7 @@ def read_weights(path: str) -> Weights:
 
 
 def _renamed(name: str, own: Weights) -> str:
-    """Average pooling normalises after pooling, under another name."""
+    """Average pooling normalizes after pooling, under another name."""
     other = "fc_" + name
     return other if name not in own and other in own else name
 

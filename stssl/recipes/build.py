@@ -11,18 +11,18 @@ import torch
 from stssl.algorithms import ALGORITHMS, Algorithm, DataFacts
 from stssl.base.batch import IGNORED, Progress, Stream, View
 from stssl.base.errors import ConfigError
-from stssl.data.loader import Loader, Source
+from stssl.data.loader import Loader, StreamSource
 from stssl.data.sampler import StreamSampler
-from stssl.data.views import Pixels, ViewDrawer
-from stssl.models import Role, build_network
+from stssl.data.views import PixelScaler, ViewDrawer
+from stssl.models import NetworkRole, build_network
 from stssl.models.backbones import check_images
 from stssl.recipes.recipe import DataConfig, R, Recipe
 from stssl.recipes.run_data import PixelData, RunData, open_data, require_labels, require_metadata
 from stssl.steps.teacher_student import TeacherStudentStep
-from stssl.steps.votes import Neighbours, NoVotesConfig
+from stssl.steps.votes import NoVotesConfig, Votes
 
 
-def check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Find out before anything starts whether data and networks can be what the recipe says.
 
     Warns where unlabeled patches are asked for and no step is left to learn from them.
@@ -56,7 +56,7 @@ def without_weights(recipe: R) -> R:
 
 def as_trained(recipe: Recipe) -> Recipe:
     """The recipe of the networks alone, for whoever has a checkpoint of them and trains no further."""
-    return without_weights(recipe).model_copy(update={"neighbours": NoVotesConfig()})
+    return without_weights(recipe).model_copy(update={"votes": NoVotesConfig()})
 
 
 def resolved_weights(recipe: Recipe) -> str:
@@ -79,11 +79,15 @@ def resolved_weights(recipe: Recipe) -> str:
     return f"file:{found}"
 
 
-_ROLES: dict[str, tuple[Role, ...]] = {"none": ("plain",), "teacher": ("student", "teacher"), "direct": ("direct",)}
+_ROLES: dict[str, tuple[NetworkRole, ...]] = {
+    "none": ("plain",),
+    "teacher": ("student", "teacher"),
+    "direct": ("direct",),
+}
 
 
 def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
-    """Networks, algorithm, losses and EMA as one module, initialised from the recipe's seed.
+    """Networks, algorithm, losses and EMA as one module, initialized from the recipe's seed.
 
     Raises:
         ConfigError: Parts that do not fit each other, or weights that do not fit the networks.
@@ -118,44 +122,44 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
         ema_decay=recipe.ema.decay,
         strong_labeled=recipe.augment.strong_labeled,
         supervised_start=recipe.schedule.supervised_start,
-        neighbours=_neighbours(recipe, data, algorithm),
+        votes=_votes(recipe, data, algorithm),
     )
 
 
-def _neighbours(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Neighbours | None:
+def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
     """Who votes on pseudo-labels: all training patches, of which only the labeled ones' labels are known.
 
     Raises:
         ConfigError: The algorithm has no use for votes, or the patches have no places.
     """
-    config = recipe.neighbours
+    config = recipe.votes
     if isinstance(config, NoVotesConfig):
         return None
     if not algorithm.takes_votes:
         raise ConfigError(
-            f"neighbours.name: {recipe.algorithm.name} as it is set has no use for {config.name}, which change what is "
-            "said of unlabeled patches alone. Set neighbours={name: none}, or another algorithm, such as fixmatch."
+            f"votes.name: {recipe.algorithm.name} as it is set has no use for {config.name}, which change what is "
+            "said of unlabeled patches alone. Set votes={name: none}, or another algorithm, such as fixmatch."
         )
     train = torch.from_numpy(data.split.train)
     labeled = torch.isin(train, torch.from_numpy(data.labeled))
     targets = torch.where(labeled[:, None], data.targets[train], IGNORED)
-    found = Neighbours(config, data.metadata[train], targets, data.space.ways)
+    found = Votes(config, data.metadata[train], targets, data.space.choices)
     if not found.near.shape[1]:
         raise ConfigError(
-            f"neighbours: at most one training patch of {data.store.path} has a place, so nobody has neighbours. "
-            "Set neighbours={name: none}, or convert the archive with its coordinates."
+            f"votes: at most one training patch of {data.store.path} has a place, so nobody has neighbors. "
+            "Set votes={name: none}, or convert the archive with its coordinates."
         )
     return found
 
 
-def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: torch.memory_format) -> Pixels:
+def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: torch.memory_format) -> PixelScaler:
     """Build the scaler from stored bands to images of `size` pixels a side, in the networks' memory format."""
     if config.scale == "bytes":  # for which stores without statistics will do
         mean = std = np.zeros(len(config.bands), np.float32)
     else:
         mean, std = data.store.statistics(config.bands)
     layout, scale = data.reader.layout, config.scale
-    return Pixels(layout, config.bands, size, mean=mean, std=std, scale=scale, memory_format=memory_format)
+    return PixelScaler(layout, config.bands, size, mean=mean, std=std, scale=scale, memory_format=memory_format)
 
 
 def build_loader(
@@ -178,7 +182,7 @@ def build_loader(
     }
     rows = {Stream.LABELED: data.labeled, Stream.UNLABELED: data.split.train}
     sources = {
-        stream: Source(
+        stream: StreamSource(
             data.reader,
             rows[stream],
             data.metadata,

@@ -1,4 +1,4 @@
-"""What recipes say of optimisers, learning rates and the length of training."""
+"""What recipes say of optimizers, learning rates and the length of training."""
 
 from typing import Annotated, Any, Literal
 

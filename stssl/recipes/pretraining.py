@@ -28,7 +28,7 @@ class PairBatchConfig(Config):
     size: Rows = 256
 
 
-class NeighboursConfig(Config):
+class KnnConfig(Config):
     """The early signal: k-NN on frozen features, from `bank` training patches; `temperature` weighs votes."""
 
     k: Positive = 20
@@ -51,7 +51,7 @@ class PretrainRecipe(RunRecipe):
     views: PretrainViewsConfig = PretrainViewsConfig()
     batch: PairBatchConfig = PairBatchConfig()
     optimizer: OptimizerConfig = SgdConfig()
-    neighbours: NeighboursConfig = NeighboursConfig()
+    knn: KnnConfig = KnnConfig()
 
     @property
     def least_rows(self) -> tuple[str, int]:

@@ -48,9 +48,8 @@ from stssl.data.splits import SplitConfig
 from stssl.models import EncoderConfig, InjectionConfig
 from stssl.recipes.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from stssl.steps.teacher_student import LossConfig
-from stssl.steps.votes import NeighboursConfig, NoVotesConfig
+from stssl.steps.votes import AnyVotesConfig, NoVotesConfig
 
-Share = Annotated[float, Field(ge=0, le=1)]
 PLACEMENT = ("launch", "logging", "name")
 """Sections that say where and how a run is carried out, not what it computes."""
 CACHES = ("cache", "cache_dir", "cache_bytes")
@@ -166,7 +165,7 @@ class RunRecipe(Config):
     Attributes:
         what: The kind, in messages.
         smoke: What `--smoke` lays over a recipe: seconds on a laptop, no Ray, no hub.
-        optimizer_name: The optimiser of a recipe that names none.
+        optimizer_name: The optimizer of a recipe that names none.
         others: Keys that only files of other commands have, and the command.
     """
 
@@ -280,7 +279,7 @@ class Recipe(RunRecipe):
     labels: LabelsConfig = LabelsConfig()
     model: ModelConfig
     algorithm: Annotated[AlgorithmConfig, Field(discriminator="name")]
-    neighbours: Annotated[NeighboursConfig, Field(discriminator="name")] = NoVotesConfig()
+    votes: Annotated[AnyVotesConfig, Field(discriminator="name")] = NoVotesConfig()
     loss: LossConfig = LossConfig()
     batch: BatchConfig = BatchConfig()
     augment: AugmentConfig = AugmentConfig()

@@ -8,20 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stssl.base.arrays import Ints
 from stssl.base.batch import IGNORED
 from stssl.base.distributed import rank as own_rank
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.labels import LabelSpace
-from stssl.base.randomness import Ints
 from stssl.data.draws import draw_labeled
 from stssl.data.loader import metadata_table
 from stssl.data.order import Blocks, Sampler, blocks_of, make_order
 from stssl.data.splits import Split, make_split
 from stssl.recipes.recipe import DataConfig, Recipe
-from stssl.store.cache import Held, Streamed, hold
-from stssl.store.cache import Source as PixelSource
+from stssl.store.cache import Held, PixelSource, Streamed, hold
 from stssl.store.disk import DiskCache, default_folder
-from stssl.store.lists import text
+from stssl.store.lists import as_text
 from stssl.store.remote import is_remote
 from stssl.store.store import Store
 
@@ -70,7 +69,7 @@ class RunData(PixelData):
 
     Attributes:
         space: Classes and kind of task.
-        targets: [N, G] way ids of all rows, `IGNORED` where unknown.
+        targets: [N, G] choice ids of all rows, `IGNORED` where unknown.
         labeled: Store rows of the training part that keep their label.
     """
 
@@ -79,11 +78,11 @@ class RunData(PixelData):
     labeled: Ints
 
     def prior(self) -> Tensor:
-        """[G, K] frequency of each way among the known labels of the labeled rows."""
+        """[G, K] frequency of each choice among the known labels of the labeled rows."""
         targets = self.targets[torch.from_numpy(self.labeled)]
         known = (targets != IGNORED)[..., None]
-        ways = torch.nn.functional.one_hot(targets.clamp_min(0).long(), self.space.ways) * known
-        return ways.sum(0).double() / known.sum(0).clamp_min(1)
+        choices = torch.nn.functional.one_hot(targets.clamp_min(0).long(), self.space.choices) * known
+        return choices.sum(0).double() / known.sum(0).clamp_min(1)
 
 
 def open_pixels(config: DataConfig, device: torch.device | None = None) -> PixelData:
@@ -111,7 +110,7 @@ def open_pixels(config: DataConfig, device: torch.device | None = None) -> Pixel
 
 
 def labels_of(store: Store, labels: str) -> tuple[LabelSpace, Tensor]:
-    """Classes of a stored label set, and [N, G] way ids of all rows.
+    """Classes of a stored label set, and [N, G] choice ids of all rows.
 
     Raises:
         ConfigError: The store has no such labels; names those it has.
@@ -137,7 +136,7 @@ def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
     pixels = open_pixels(config, device)
     space, targets = labels_of(pixels.store, config.labels)
     positives = space.positives(targets).numpy().astype(np.int64)
-    names = text(pixels.store.column("patch_id")) if recipe.labels.list else None
+    names = as_text(pixels.store.column("patch_id")) if recipe.labels.list else None
     labeled = draw_labeled(positives, pixels.split.train, recipe.labels, names)
     if not recipe.labels.allow_missing_classes:
         used = np.concatenate([pixels.split.train, pixels.split.validation, pixels.split.test])
@@ -191,7 +190,7 @@ def _every_class_labeled(positives: Ints, used: Ints, labeled: Ints, space: Labe
 
 
 def require_labels(targets: Tensor, part: str) -> None:
-    """Make sure that some of a part's patches can be scored, given their way ids [n, G].
+    """Make sure that some of a part's patches can be scored, given their choice ids [n, G].
 
     Raises:
         DataError: None of them has a known label.

@@ -1,4 +1,4 @@
-"""Frozen features of a store's patches, and what their nearest neighbours say: the early signal of pretraining."""
+"""Frozen features of a store's patches, and what their nearest neighbors say: the early signal of pretraining."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stssl.base.arrays import Ints
 from stssl.base.batch import IGNORED
 from stssl.base.distributed import gather_rows, rank, rows_of, world_size
 from stssl.base.labels import LabelSpace
-from stssl.base.randomness import Ints
-from stssl.data.views import Pixels
+from stssl.data.views import PixelScaler
 from stssl.recipes.run_data import PixelData
-from stssl.scoring.evaluate import batches, spread
+from stssl.scoring.evaluation import batches, spread
 from stssl.scoring.metrics import score
 
 Features = Callable[[Tensor], Tensor]
@@ -20,7 +20,7 @@ Features = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def embed(features: Features, data: PixelData, pixels: Pixels, rows: Ints, batch: int) -> Tensor:
+def embed(features: Features, data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
     """[n, width] features of all rows on every rank, on the device; each rank computes its block."""
     own = rows[rows_of(len(rows), rank(), world_size())]
     parts = [features(image).float() for image, _ in batches(data, pixels, own, batch)]
@@ -30,34 +30,34 @@ def embed(features: Features, data: PixelData, pixels: Pixels, rows: Ints, batch
 
 
 def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: int, temperature: float) -> Tensor:
-    """[n, C] logits from the nearest neighbours' labels, weighted by exp(cosine / temperature).
+    """[n, C] logits from the nearest neighbors' labels, weighted by exp(cosine / temperature).
 
     As in Wu et al., CVPR 2018 (arXiv:1805.01978).
 
     Args:
         query: [n, width] features.
         bank: [m, width] features of patches with known labels.
-        targets: [m, G] their way ids, `IGNORED` where unknown.
+        targets: [m, G] their choice ids, `IGNORED` where unknown.
         space: The kind of task.
-        k: Neighbours that vote.
+        k: Neighbors that vote.
         temperature: The smaller, the more the nearest one counts.
     """
     known = targets != IGNORED
-    ways = functional.one_hot(targets.clamp_min(0).long(), space.ways).float() * known[..., None]
+    choices = functional.one_hot(targets.clamp_min(0).long(), space.choices).float() * known[..., None]
     bank, found = functional.normalize(bank, dim=1), []
     for chunk in torch.split(functional.normalize(query, dim=1), 1024):
         likeness, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
         weight = ((likeness - likeness[:, :1]) / temperature).exp()
-        votes = torch.einsum("nk,nkgw->ngw", weight, ways[nearest])
+        votes = torch.einsum("nk,nkgw->ngw", weight, choices[nearest])
         found.append(votes / votes.sum(-1, keepdim=True).clamp_min(1e-12))
-    # Added and not clamped, in float64: near-unanimous neighbours stay ranked by what little the others say.
+    # Added and not clamped, in float64: near-unanimous neighbors stay ranked by what little the others say.
     return space.ungrouped((torch.cat(found).double() + 1e-6).log())
 
 
-def neighbour_scores(
+def knn_scores(
     features: Features,
     data: PixelData,
-    pixels: Pixels,
+    pixels: PixelScaler,
     labels: tuple[LabelSpace, Tensor],
     part: str,
     *,
@@ -67,7 +67,7 @@ def neighbour_scores(
     batch: int,
     limit: int | None,
 ) -> dict[str, float]:
-    """Scores of k-NN on `part`, with up to `bank` training patches as neighbours; ranks call this together.
+    """Scores of k-NN on `part`, with up to `bank` training patches as neighbors; ranks call this together.
 
     There are none where no patch of one of the two parts has a known label.
     """
@@ -79,7 +79,7 @@ def neighbour_scores(
     train, asked = spread(train, bank), spread(asked, limit)
     own, others = (embed(features, data, pixels, rows, batch) for rows in (asked, train))
     chosen = targets[torch.from_numpy(train)].to(own.device)
-    with torch.autocast(own.device.type, enabled=False):  # in bf16 many neighbours would be equally near
+    with torch.autocast(own.device.type, enabled=False):  # in bf16 many neighbors would be equally near
         logits = vote(own, others, chosen, space, k=k, temperature=temperature).cpu()
     scores, _ = score(logits, targets[torch.from_numpy(asked)], space)
     return scores

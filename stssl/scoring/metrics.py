@@ -27,7 +27,7 @@ def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> tuple[Scores, d
 
     Args:
         logits: [N, C].
-        targets: [N, G] way ids, `IGNORED` where unknown; some must be known.
+        targets: [N, G] choice ids, `IGNORED` where unknown; some must be known.
         space: The kind of task.
 
     Returns:
@@ -65,7 +65,7 @@ def _multilabel(logits: Tensor, probabilities: Tensor, targets: Tensor) -> tuple
     from torchmetrics.functional import classification as measure
 
     known, positives = targets != IGNORED, (targets == 1).sum(0)
-    rows = [(values[here], ways[here]) for values, ways, here in zip(logits.T, targets.T, known.T, strict=True)]
+    rows = [(values[here], choices[here]) for values, choices, here in zip(logits.T, targets.T, known.T, strict=True)]
     counted = list(zip(rows, positives, strict=True))
     average_precision = torch.stack(
         [measure.binary_average_precision(_ranks(row[0]), row[1]).double() if n else NAN for row, n in counted]
@@ -73,13 +73,13 @@ def _multilabel(logits: Tensor, probabilities: Tensor, targets: Tensor) -> tuple
     f1 = torch.stack(
         [measure.binary_f1_score((row[0] > 0).long(), row[1]).double() if n else NAN for row, n in counted]
     )
-    flat, ways = logits[known], targets[known]
+    flat, choices = logits[known], targets[known]
     return {
         "mAP": average_precision.nanmean(),
-        "mAP_micro": measure.binary_average_precision(_ranks(flat), ways),
+        "mAP_micro": measure.binary_average_precision(_ranks(flat), choices),
         "F1": f1.nanmean(),
-        "F1_micro": measure.binary_f1_score((flat > 0).long(), ways),
-        "calibration_error": measure.binary_calibration_error(probabilities[known], ways, n_bins=15),
+        "F1_micro": measure.binary_f1_score((flat > 0).long(), choices),
+        "calibration_error": measure.binary_calibration_error(probabilities[known], choices, n_bins=15),
     }, {"AP": average_precision, "F1": f1, "count": positives}
 
 

@@ -28,7 +28,7 @@ class TrainingStep(nn.Module):
         return [backbone for backbone in found if isinstance(backbone, nn.Module)]
 
     def after_optimizer(self, bad: Tensor) -> None:
-        """Move what follows the networks; called after each optimiser step.
+        """Move what follows the networks; called after each optimizer step.
 
         Args:
             bad: Scalar: whether the step was left out because its gradients are not finite.

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from stssl.algorithms import Seen
+from stssl.algorithms import LabelerOutputs
 from stssl.base.batch import Stream
 from stssl.base.distributed import gather_rows, row_counts, world_size
 
@@ -14,12 +14,12 @@ class Gathering:
         """Know no sizes yet."""
         self._counts: dict[tuple[Stream, int], list[int]] = {}
 
-    def __call__(self, seen: Seen) -> Seen:
+    def __call__(self, outputs: LabelerOutputs) -> LabelerOutputs:
         """The same of all ranks' rows, without the infinities of a step gone wrong, which state would never forget."""
-        labeler = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in seen.labeler.items()}
-        student = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in seen.student.items()}
-        blank = None if seen.blank is None else gather_rows(seen.blank.nan_to_num(), [1] * world_size())
-        return Seen(labeler, student, self._rows(seen.index, Stream.UNLABELED), blank)
+        labeler = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.labeler.items()}
+        student = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.student.items()}
+        blank = None if outputs.blank is None else gather_rows(outputs.blank.nan_to_num(), [1] * world_size())
+        return LabelerOutputs(labeler, student, self._rows(outputs.index, Stream.UNLABELED), blank)
 
     def _rows(self, rows: Tensor, stream: Stream) -> Tensor:
         key = (stream, len(rows))

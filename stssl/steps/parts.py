@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms import Logits, Seen, Term
+from stssl.algorithms import LabelerOutputs, Logits, LossTerm
 from stssl.algorithms.base import known
 from stssl.algorithms.losses import Distance, distance, divergence
 from stssl.base.batch import Batch, Stream, View, block
@@ -39,7 +39,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MatchPlan:
     """What a block of rows is to match, with denominators of the global batch.
 
     Denominators are divided by the number of ranks, so that the mean over ranks of local sums over them is the global
@@ -55,7 +55,7 @@ class Plan:
         parts: Blocks that the rank's rows are divided into.
     """
 
-    terms: list[Term]
+    terms: list[LossTerm]
     counts: list[Tensor]
     labels: Tensor
     rows: Tensor
@@ -63,7 +63,7 @@ class Plan:
     statistics: Mapping[str, Tensor]
     parts: int = 1
 
-    def split(self, parts: int) -> "list[Plan]":
+    def split(self, parts: int) -> "list[MatchPlan]":
         """The same for each of `parts` contiguous blocks of rows."""
         return [
             replace(self, terms=[_block(term, part, parts) for term in self.terms], parts=parts)
@@ -71,7 +71,7 @@ class Plan:
         ]
 
 
-def _block(term: Term, part: int, parts: int) -> Term:
+def _block(term: LossTerm, part: int, parts: int) -> LossTerm:
     return replace(term, target=block(term.target, part, parts), weight=block(term.weight, part, parts))
 
 
@@ -97,7 +97,7 @@ def joined(views: Logits) -> Tensor:
 
 
 @torch.no_grad()
-def quality(batch: Batch, plan: Plan, space: LabelSpace) -> dict[str, Tensor]:
+def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tensor]:
     """How much pseudo-labels weigh, and where the truth is known, how often they are right.
 
     `pseudo_rate` is the mean weight. With `claimed`, `actual` and `right` as shares of all decisions, precision is
@@ -109,13 +109,13 @@ def quality(batch: Batch, plan: Plan, space: LabelSpace) -> dict[str, Tensor]:
     logs = {"pseudo_rate": ratio(term.weight.sum(), plan.decisions)}
     if batch.truth is None or term.view.stream is not Stream.UNLABELED:
         return logs
-    ways = term.target.argmax(-1) if term.target.dtype.is_floating_point else term.target
+    choices = term.target.argmax(-1) if term.target.dtype.is_floating_point else term.target
     counts = known(batch.truth)
-    claimed = term.weight * counts * space.claims(ways)
+    claimed = term.weight * counts * space.claims(choices)
     shares = {
         "pseudo_claimed": claimed,
         "pseudo_actual": counts * space.claims(batch.truth),
-        "pseudo_right": claimed * (ways == batch.truth),
+        "pseudo_right": claimed * (choices == batch.truth),
     }
     return logs | {name: ratio(share.sum(), plan.decisions) for name, share in shares.items()}
 
@@ -125,17 +125,17 @@ def joined_views(blocks: list[Logits]) -> Logits:
     return {view: torch.cat([block[view] for block in blocks]) for view in blocks[0]}
 
 
-def joined_looks(looks: list[Seen | None]) -> Seen | None:
+def joined_looks(looks: list[LabelerOutputs | None]) -> LabelerOutputs | None:
     """What several blocks of rows showed, as one."""
-    seen = [look for look in looks if look is not None]
-    if not seen:
+    outputs = [look for look in looks if look is not None]
+    if not outputs:
         return None
-    index = torch.cat([look.index for look in seen])
-    return Seen(
-        joined_views([look.labeler for look in seen]),
-        joined_views([look.student for look in seen]),
+    index = torch.cat([look.index for look in outputs])
+    return LabelerOutputs(
+        joined_views([look.labeler for look in outputs]),
+        joined_views([look.student for look in outputs]),
         index,
-        seen[0].blank,
+        outputs[0].blank,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from stssl.algorithms import Algorithm, Logits, Role, Seen, Term
+from stssl.algorithms import Algorithm, LabelerOutputs, Logits, LossRole, LossTerm
 from stssl.algorithms.base import known
 from stssl.base.batch import Batch, Progress, View
 from stssl.base.distributed import sum_over_ranks, world_size
@@ -21,8 +21,8 @@ from stssl.steps.base import StepOutput, TrainingStep
 from stssl.steps.gathering import Gathering
 from stssl.steps.parts import (
     LossConfig,
+    MatchPlan,
     Outputs,
-    Plan,
     distilled,
     joined,
     joined_looks,
@@ -31,9 +31,9 @@ from stssl.steps.parts import (
     quality,
     ratio,
 )
-from stssl.steps.votes import Neighbours
+from stssl.steps.votes import Votes
 
-__all__ = ["LossConfig", "Plan", "TeacherStudentStep"]
+__all__ = ["LossConfig", "MatchPlan", "TeacherStudentStep"]
 
 
 class TeacherStudentStep(TrainingStep):
@@ -50,7 +50,7 @@ class TeacherStudentStep(TrainingStep):
         ema_decay: float,
         strong_labeled: bool,
         supervised_start: int,
-        neighbours: Neighbours | None = None,
+        votes: Votes | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -63,14 +63,14 @@ class TeacherStudentStep(TrainingStep):
             ema_decay: Of the averaged weights.
             strong_labeled: Whether the supervised loss is the mean over weak and strong views.
             supervised_start: Steps that learn from labels only; an algorithm with state already follows predictions.
-            neighbours: Patches nearby that vote on pseudo-labels, if any.
+            votes: Patches nearby that vote on pseudo-labels, if any.
         """
         super().__init__()
         named = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
         self.networks = nn.ModuleDict(named)
         self.averages = nn.ModuleDict({name: Ema(network, ema_decay) for name, network in named.items()})
         self.algorithm, self.space, self.loss = algorithm, space, loss
-        self.supervised_start, self.neighbours = supervised_start, neighbours
+        self.supervised_start, self.votes = supervised_start, votes
         self._gather = Gathering()
         both = strong_labeled or algorithm.strong_labeled
         self.supervised_views = [View.LABELED_WEAK] + ([View.LABELED_STRONG] if both else [])
@@ -90,7 +90,7 @@ class TeacherStudentStep(TrainingStep):
         asked = self.algorithm.views if self._asks(progress) else frozenset[View]()
         return frozenset(self._gradient_views(self._matching(progress))) | asked
 
-    def forward(self, batch: Batch, progress: Progress, plan: Plan | None = None) -> StepOutput:
+    def forward(self, batch: Batch, progress: Progress, plan: MatchPlan | None = None) -> StepOutput:
         """Loss of this rank's rows, scaled so that the mean over ranks is the global batch's.
 
         Args:
@@ -114,7 +114,7 @@ class TeacherStudentStep(TrainingStep):
         logs = {name: self._unweighted(name, loss.detach()) for name, loss in losses.items()}
         return StepOutput(total, logs | {"loss": total.detach()} | quality(batch, plan, self.space))
 
-    def plan(self, batch: Batch, progress: Progress, parts: int) -> list[Plan]:
+    def plan(self, batch: Batch, progress: Progress, parts: int) -> list[MatchPlan]:
         """What each of `parts` micro-batches is to match: from all rows first, then `forward` on each part."""
         blocks = list(batch.split(parts))
         previews = [self._preview(block, progress) for block in blocks]
@@ -172,7 +172,7 @@ class TeacherStudentStep(TrainingStep):
             raise TypeError(f"{name} is not a network")
         return network
 
-    def _role(self, name: str) -> Role:
+    def _role(self, name: str) -> LossRole:
         return "labeler" if name == self.labeler else "student"
 
     def _see(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
@@ -186,7 +186,7 @@ class TeacherStudentStep(TrainingStep):
         return Outputs(dict(zip(views, logits, strict=True)), dict(zip(views, contexts, strict=True)))
 
     def _losses(
-        self, name: str, output: Outputs, batch: Batch, progress: Progress, plan: Plan
+        self, name: str, output: Outputs, batch: Batch, progress: Progress, plan: MatchPlan
     ) -> Iterator[tuple[str, Tensor]]:
         """One network's weighted losses by name."""
         algorithm, role = self.algorithm, self._role(name)
@@ -241,20 +241,20 @@ class TeacherStudentStep(TrainingStep):
         with evaluating(network):
             return self._see(network, batch, ordered(views)).logits
 
-    def _look(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> Seen | None:
+    def _look(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> LabelerOutputs | None:
         """What the algorithm is shown of this rank's rows, if anything; `logits` are what is there already."""
         algorithm = self.algorithm
         if not self._asks(progress):
             return None
         averaged = algorithm.config.labeler == "ema"
         network = self._average(self.labeler) if averaged else dict(self._live())[self.labeler]
-        said = self._ask(network, batch, algorithm.views)
+        labeler_logits = self._ask(network, batch, algorithm.views)
         watched = [View.UNLABELED_STRONG] if algorithm.watches_student and self.labeler != "student" else []
         strong = {view: logits["student"][view].detach() for view in watched if view in logits["student"]}
         blank = None
         if algorithm.needs_blank:
             blank = self.space.grouped(self._blank(network, batch.images[View.UNLABELED_WEAK]).float())
-        return Seen(said, strong, batch.index, blank)
+        return LabelerOutputs(labeler_logits, strong, batch.index, blank)
 
     @torch.no_grad()
     def _blank(self, network: Network, like: Tensor) -> Tensor:
@@ -264,19 +264,21 @@ class TeacherStudentStep(TrainingStep):
         return prediction.logits
 
     @torch.no_grad()
-    def _plan(self, batch: Batch, progress: Progress, seen: Seen | None, logits: Mapping[str, Logits]) -> Plan:
+    def _plan(
+        self, batch: Batch, progress: Progress, outputs: LabelerOutputs | None, logits: Mapping[str, Logits]
+    ) -> MatchPlan:
         """Let the algorithm observe and say what to match; sum denominators over ranks."""
-        algorithm, terms = self.algorithm, list[Term]()
+        algorithm, terms = self.algorithm, list[LossTerm]()
         matching = self._matching(progress)
-        if seen is not None:
-            neighbours = self.neighbours
-            everyone = self._gather(seen) if algorithm.stateful or neighbours else seen
-            if neighbours:
-                neighbours.observe(everyone)
-                seen = neighbours.informed(seen)
+        if outputs is not None:
+            votes = self.votes
+            everyone = self._gather(outputs) if algorithm.stateful or votes else outputs
+            if votes:
+                votes.observe(everyone)
+                outputs = votes.with_votes(outputs)
             if algorithm.stateful:
-                algorithm.observe(neighbours.informed(everyone) if neighbours else everyone, progress)
-            terms = algorithm.terms(seen, progress) if matching else []
+                algorithm.observe(votes.with_votes(everyone) if votes else everyone, progress)
+            terms = algorithm.terms(outputs, progress) if matching else []
         statistics: dict[str, Tensor] = {}
         if algorithm.regularized and terms:
             for name, views in logits.items():
@@ -289,4 +291,4 @@ class TeacherStudentStep(TrainingStep):
         sizes = [torch.full_like(labels, value) for value in (rows, decisions)]
         local = torch.stack([labels, *sizes, *counts])
         totals = list(sum_over_ranks(local) / world_size())
-        return Plan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)
+        return MatchPlan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stssl.base.arrays import Ints
 from stssl.base.errors import RunError
-from stssl.base.randomness import Ints
 
 Where = Literal["none", "host", "device"]
 CHUNK = 1024
@@ -104,10 +104,10 @@ class Held:
         return {name: array[places.to(array.device)] for name, array in self.arrays.items()}
 
 
-Source = Streamed | Held
+PixelSource = Streamed | Held
 
 
-def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch.device) -> Source:
+def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch.device) -> PixelSource:
     """Prepare to deliver `rows` as `data.cache` asks for.
 
     Args:

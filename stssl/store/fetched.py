@@ -16,12 +16,12 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.base.arrays import Ints
 from stssl.base.errors import DataError
-from stssl.base.randomness import Ints
 from stssl.store.disk import DiskCache
 from stssl.store.encode import EMPTY, tail_bytes
 from stssl.store.remote import RemoteFiles, bucket, explained, get_object, split_url
-from stssl.store.shards import Layout, Pixels, ShardedArray, Wanted, known_layout, parse_tail
+from stssl.store.shards import Layout, RawPixels, ShardedArray, Wanted, known_layout, parse_tail
 
 THREADS = 8
 PIECE = 64
@@ -48,7 +48,7 @@ class FetchedArray(ShardedArray):
         self._pool: ThreadPoolExecutor | None = None
         self._coming: set[int] = set()
 
-    def read(self, rows: Ints, bands: slice, out: Pixels) -> None:
+    def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
         """Fill `out` [n, bands, H, W], contiguous, with patches `rows`.
 
         Raises:
@@ -66,7 +66,7 @@ class FetchedArray(ShardedArray):
         for start in range(0, len(singles), PIECE):
             self._read_singles(singles[start : start + PIECE], rows, bands, out)
 
-    def _read_singles(self, places: Ints, rows: Ints, bands: slice, out: Pixels) -> None:
+    def _read_singles(self, places: Ints, rows: Ints, bands: slice, out: RawPixels) -> None:
         """Patches that are fetched one by one, several at a time."""
         wanted = np.unique(rows[places])
         list(self._threads().map(self._index_of, np.unique(wanted // self.layout.shard).tolist()))
@@ -80,7 +80,7 @@ class FetchedArray(ShardedArray):
                 if future.exception() is None:
                     os.close(future.result())
 
-    def _take(self, places: Ints, rows: Ints, bands: slice, out: Pixels, *, files: dict[int, int] | int) -> None:
+    def _take(self, places: Ints, rows: Ints, bands: slice, out: RawPixels, *, files: dict[int, int] | int) -> None:
         """Decode patches out of an open shard, or out of open files of one patch each (by row)."""
         spans = np.array([self._span(row) for row in rows.tolist()], np.uint64).reshape(-1, 2)
         there = spans[:, 0] != EMPTY

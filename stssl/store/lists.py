@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.base.arrays import Ints
 from stssl.base.errors import DataError
-from stssl.base.randomness import Ints
 from stssl.base.textfiles import read_names
 
 
-def text(column: NDArray[Any]) -> NDArray[np.str_]:
+def as_text(column: NDArray[Any]) -> NDArray[np.str_]:
     """A column of strings as NumPy's fixed-width type, which every function takes."""
     return np.array(column.tolist(), np.str_)
 

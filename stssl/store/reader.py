@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import zarr
 
+from stssl.base.arrays import Ints
 from stssl.base.errors import DataError
-from stssl.base.randomness import Ints
 from stssl.store.disk import DiskCache
 from stssl.store.encode import tail_bytes
 from stssl.store.fetched import FetchedArray, fetched_array
 from stssl.store.files import files_at
 from stssl.store.remote import explained_if_remote, is_remote, zarr_place
-from stssl.store.shards import Layout, Pixels, ShardedArray, direct_layout, known_layout, parse_tail
+from stssl.store.shards import Layout, RawPixels, ShardedArray, direct_layout, known_layout, parse_tail
 
-__all__ = ["Pixels", "Reader", "Stored", "ZarrArray"]
+__all__ = ["RawPixels", "StoreReader", "Stored", "ZarrArray"]
 SIZE_UNKNOWN = 2**62
 """Of a shard whose end alone is looked at; zarr finds spans beyond it."""
 
@@ -43,7 +43,7 @@ class ZarrArray:
         """Without the open array."""
         return self.__dict__ | {"_array": None}
 
-    def read(self, rows: Ints, bands: slice, out: Pixels) -> None:
+    def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
         """Fill `out` [n, bands, H, W] with patches `rows`."""
         if len(rows) == 0:
             return
@@ -115,7 +115,7 @@ def _sharded(store: str, name: str, cache: DiskCache | None) -> ShardedArray | N
     return ShardedArray(Path(store) / name, layout) if layout else None
 
 
-class Reader:
+class StoreReader:
     """Delivers chosen bands of many patches: indices in, one array a band group out."""
 
     def __init__(
@@ -167,7 +167,7 @@ class Reader:
         """Shape and type of the arrays that hold `count` patches, for buffers."""
         return {name: ((count, *part.shape), part.dtype) for name, part in self._parts.items()}
 
-    def read(self, indices: Ints, out: dict[str, Pixels] | None = None) -> dict[str, Pixels]:
+    def read(self, indices: Ints, out: dict[str, RawPixels] | None = None) -> dict[str, RawPixels]:
         """Pixels of store rows, in the given order; a row may occur more than once.
 
         Args:
@@ -216,7 +216,7 @@ class Reader:
     def _fetched(self) -> list[FetchedArray]:
         return [part.array for part in self._parts.values() if isinstance(part.array, FetchedArray)]
 
-    def _fill(self, rows: Ints, out: dict[str, Pixels], piece: slice) -> None:
+    def _fill(self, rows: Ints, out: dict[str, RawPixels], piece: slice) -> None:
         for name, part in self._parts.items():
             target = out[name][piece]
             if part.picked is None:

@@ -53,7 +53,7 @@ class PixelArray:
         height: Pixels.
         width: Pixels.
         dtype: `uint16` or `uint8`.
-        gsd_m: Ground sampling distance in metres; 0 where unknown.
+        gsd_m: Ground sampling distance in meters; 0 where unknown.
         nodata: Value that stands for no measurement and is not counted in statistics.
         long_name: What the values are, where they are neither reflectance nor brightness.
     """
@@ -167,8 +167,8 @@ def split_column(name: str) -> Column:
 
 COMMON = (
     Column("patch_id", "string", ""),
-    Column("lat", "float64", float("nan"), {"units": "degrees_north", "long_name": "latitude of the centre, WGS 84"}),
-    Column("lon", "float64", float("nan"), {"units": "degrees_east", "long_name": "longitude of the centre, WGS 84"}),
+    Column("lat", "float64", float("nan"), {"units": "degrees_north", "long_name": "latitude of the center, WGS 84"}),
+    Column("lon", "float64", float("nan"), {"units": "degrees_east", "long_name": "longitude of the center, WGS 84"}),
     Column(
         "time",
         "int64",

@@ -23,8 +23,8 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
+from stssl.base.arrays import Ints
 from stssl.base.errors import DataError
-from stssl.base.randomness import Ints
 from stssl.store.encode import EMPTY, SHARD_CHECKSUMS, shard_checksum, tail_bytes
 
 SPARE_FILES = 256
@@ -34,7 +34,7 @@ BLOSC_OVERHEAD = 16
 _HEADER, _SIZE, _SIZE_AT, _MEMCPYED = struct.Struct("<4B3I"), struct.Struct("<I"), 4, 2
 blosc.use_threads = False
 
-Pixels = NDArray[Any]
+RawPixels = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class ShardedArray:
         """Open nothing yet."""
         self.__init__(**state)  # type: ignore[misc]
 
-    def read(self, rows: Ints, bands: slice, out: Pixels) -> None:
+    def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
         """Fill `out` [n, bands, H, W], contiguous, with patches `rows`.
 
         Raises:
@@ -178,7 +178,7 @@ class ShardedArray:
                 for file in np.unique(files[files >= 0]).tolist():
                     os.close(file)
 
-    def _deliver(self, wanted: Wanted, bands: slice, out: Pixels) -> None:
+    def _deliver(self, wanted: Wanted, bands: slice, out: RawPixels) -> None:
         """Read, check and decode patches where they belong."""
         plain = self._copy_checked if self.layout.checked else self._copy
         found = (self._decode if self.layout.blosc else plain)(wanted, bands, out)
@@ -188,7 +188,7 @@ class ShardedArray:
     def _refuse(self, row: int, why: str) -> NoReturn:
         raise DataError(f"patch {row} in {self._path(row)} is damaged: {why}. Run `stssl verify`.")
 
-    def _copy_checked(self, wanted: Wanted, bands: slice, out: Pixels) -> list[int]:
+    def _copy_checked(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
         """Read plain numbers, of which the checksum takes all bands; the checksums."""
         size, whole = out[0].nbytes, self.layout.patch_bytes
         flat, stored, found = out.reshape(-1).view(np.uint8), bytearray(4), []
@@ -207,7 +207,7 @@ class ShardedArray:
             found.append(value)
         return found
 
-    def _copy(self, wanted: Wanted, bands: slice, out: Pixels) -> list[int]:
+    def _copy(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
         """Read plain numbers without checksums: one system call a patch, nothing else in the loop."""
         flat, size = out.data.cast("B"), out[0].nbytes
         starts = (wanted.spans[:, 0] + bands.start * (self.layout.patch_bytes // self.layout.shape[1])).tolist()
@@ -218,7 +218,7 @@ class ShardedArray:
                 raise DataError(f"{self._path(row)} ends within patch {row}. Run `stssl verify`.")
         return []
 
-    def _decode(self, wanted: Wanted, bands: slice, out: Pixels) -> list[int]:
+    def _decode(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
         """Decode Blosc frames where they belong, or cut the wanted bands out of them; the checksums."""
         expected, wants, spans = self.layout.patch_bytes, out[0].nbytes, wanted.spans
         checked, found, places = self.layout.checked, [], wanted.places.tolist()

@@ -19,12 +19,12 @@ from stssl.base.hashing import column_hash
 from stssl.store.disk import DiskCache
 from stssl.store.encode import SHARD_CHECKSUMS
 from stssl.store.files import files_at
-from stssl.store.reader import Reader, Stored
+from stssl.store.reader import Stored, StoreReader
 from stssl.store.remote import explained_if_remote, is_remote, zarr_place
 from stssl.store.schema import SCHEMA_VERSION
 from stssl.store.shards import MOST_PATCHES
 
-__all__ = ["BandGroup", "Reader", "Store"]
+__all__ = ["BandGroup", "Store", "StoreReader"]
 COLUMN_HASHES = "column_hashes"
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 """What zarr raises where its metadata is not what it should be."""
@@ -260,7 +260,7 @@ class Store:
 
     def reader(
         self, bands: Sequence[str], threads: int = 1, direct: bool = True, *, cache: DiskCache | None = None
-    ) -> Reader:
+    ) -> StoreReader:
         """What delivers these bands, on any number of threads.
 
         Args:
@@ -269,12 +269,12 @@ class Store:
             direct: Read shard files directly where their layout is known; else through zarr.
             cache: For what is fetched from an object store; without it, zarr reads there.
         """
-        return Reader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
+        return StoreReader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
 
-    def map_reader(self, cache: DiskCache | None = None) -> Reader:
+    def map_reader(self, cache: DiskCache | None = None) -> StoreReader:
         """What delivers all `maps`."""
         bands = [band for group in self.maps.values() for band in group.bands]
-        return Reader(self.path, self._stored(self.maps), bands, cache=cache)
+        return StoreReader(self.path, self._stored(self.maps), bands, cache=cache)
 
     def _stored(self, groups: dict[str, BandGroup]) -> dict[str, Stored]:
         return {

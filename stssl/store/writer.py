@@ -34,7 +34,7 @@ Rows = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class StorePlan:
     """What a store will hold.
 
     Attributes:
@@ -76,7 +76,7 @@ class Plan:
 class Writer:
     """Writes one store; picklable, so that tasks can write shards of it."""
 
-    def __init__(self, store: str, plan: Plan) -> None:
+    def __init__(self, store: str, plan: StorePlan) -> None:
         """Plan to write `store`, a path or URL."""
         self.store, self.plan = store.rstrip("/"), plan
         parent, _, name = self.store.rpartition("/")

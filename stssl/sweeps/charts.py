@@ -11,7 +11,7 @@ from markupsafe import Markup
 from stssl.analysis.figures import COLORS, figure_of, svg
 from stssl.base.config import Domain
 from stssl.sweeps.space import Axis
-from stssl.sweeps.table import Row
+from stssl.sweeps.table import TrialRow
 
 STOPPED = {"facecolors": "none", "edgecolors": "#8895a3", "linewidths": 0.9, "s": 20}
 LABEL = {
@@ -24,7 +24,7 @@ LABEL = {
 COMPLETE = {"color": COLORS[0], "s": 26, "linewidths": 0}
 
 
-def history(trials: Sequence[Row], metric: int, name: str, larger: bool) -> Markup:
+def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) -> Markup:
     """One score over trials, with the best so far."""
     figure, (axis,) = figure_of(8.4, 3.2)
     _dots(axis, [(row.number, row, row.values[metric]) for row in trials if row.values])
@@ -44,7 +44,7 @@ def history(trials: Sequence[Row], metric: int, name: str, larger: bool) -> Mark
     return svg(figure)
 
 
-def _dots(axis: Any, points: Sequence[tuple[float, Row, float]]) -> None:
+def _dots(axis: Any, points: Sequence[tuple[float, TrialRow, float]]) -> None:
     for state, style, label in (("complete", COMPLETE, "complete"), ("stopped", STOPPED, "stopped early")):
         shown = [(x, y) for x, row, y in points if row.state == state]
         if shown:
@@ -63,7 +63,7 @@ def importances(shares: Mapping[str, float]) -> Markup:
     return svg(figure)
 
 
-def slices(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str) -> list[Markup]:
+def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> list[Markup]:
     """A panel for each key: its value against the score; three panels a figure."""
     keys = wholes(axes)
     found = []
@@ -95,7 +95,7 @@ def _joined(domains: Sequence[Domain]) -> Domain:
     return Domain(min(lows), max(highs), log=all(domain.log for domain in domains))
 
 
-def _slice(panel: Any, trials: Sequence[Row], axis: Axis, metric: int) -> None:
+def _slice(panel: Any, trials: Sequence[TrialRow], axis: Axis, metric: int) -> None:
     rows = [row for row in trials if row.values and axis.key in row.params]
     if axis.domain.choices:
         known = {str(choice): place for place, choice in enumerate(axis.domain.choices)}
@@ -128,8 +128,8 @@ def _ranged(panel: Any, axis: Axis) -> None:
         panel.set_xlim(low - room, high + room)
 
 
-def parallel(trials: Sequence[Row], axes: Sequence[Axis], metric: int, name: str) -> Markup:
-    """A line a complete trial across all keys, coloured by its score; a key that a trial lacks is at the bottom."""
+def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> Markup:
+    """A line a complete trial across all keys, colored by its score; a key that a trial lacks is at the bottom."""
     rows = sorted(
         (row for row in trials if row.state == "complete" and row.values), key=lambda row: (row.values or [0])[metric]
     )
@@ -180,7 +180,7 @@ def _ticks(axis: Axis) -> list[tuple[float, str]]:
     return [(0.0, f"{axis.domain.low:g}"), (1.0, f"{axis.domain.high:g}")]
 
 
-def strips(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
+def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
     """Every trial of each group as a dot, with mean and standard deviation."""
     figure, (axis,) = figure_of(8.4, 1.0 + 0.42 * len(groups))
     random = np.random.default_rng(0)
@@ -196,7 +196,7 @@ def strips(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
     return svg(figure)
 
 
-def front(trials: Sequence[Row], best: Sequence[Row], names: Sequence[str]) -> Markup:
+def front(trials: Sequence[TrialRow], best: Sequence[TrialRow], names: Sequence[str]) -> Markup:
     """Two scores against each other, the trials that no other dominates marked."""
     figure, (axis,) = figure_of(6.0, 4.2)
     rows = [row for row in trials if row.state == "complete" and row.values]

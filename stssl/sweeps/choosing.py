@@ -9,11 +9,11 @@ from stssl.base.errors import RunError
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.spec import Mode
 from stssl.sweeps.study import Book
-from stssl.sweeps.table import Row
+from stssl.sweeps.table import TrialRow
 from stssl.training.run_folder import write_text
 
 
-def ranked(trials: Sequence[Row], modes: Sequence[Mode]) -> list[Row]:
+def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
     """Comparable trials, best first: complete ones, or where none is, those that have any score and did not fail.
 
     With several metrics the trials that no other one dominates come first; then by the first metric.
@@ -24,7 +24,7 @@ def ranked(trials: Sequence[Row], modes: Sequence[Mode]) -> list[Row]:
     return sorted(candidates, key=lambda row: (row.number not in front, -_gains(row, modes)[0], row.number))
 
 
-def pareto(trials: Sequence[Row], modes: Sequence[Mode]) -> list[Row]:
+def pareto(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
     """Trials that no other trial equals or beats in every metric while beating it in one."""
     return [
         row
@@ -33,17 +33,17 @@ def pareto(trials: Sequence[Row], modes: Sequence[Mode]) -> list[Row]:
     ]
 
 
-def _dominates(one: Row, other: Row, modes: Sequence[Mode]) -> bool:
+def _dominates(one: TrialRow, other: TrialRow, modes: Sequence[Mode]) -> bool:
     left, right = _gains(one, modes), _gains(other, modes)
     return left != right and all(a >= b for a, b in zip(left, right, strict=True))
 
 
-def _gains(row: Row, modes: Sequence[Mode]) -> list[float]:
+def _gains(row: TrialRow, modes: Sequence[Mode]) -> list[float]:
     """Values of which larger is better."""
     return [value if mode == "max" else -value for value, mode in zip(row.values or [], modes, strict=True)]
 
 
-def write_best(book: Book, trials: Sequence[Row]) -> Path:
+def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
     """Write `best.yaml` (for several metrics also `pareto/*.yaml`), `best.json` and the link `best`; returns the first.
 
     Raises:
@@ -80,12 +80,12 @@ def write_best(book: Book, trials: Sequence[Row]) -> Path:
     return target
 
 
-def chosen_recipe(book: Book, row: Row, name: str) -> Recipe:
+def chosen_recipe(book: Book, row: TrialRow, name: str) -> Recipe:
     """The full recipe of a trial, to be trained on its own."""
     return book.space.recipe(row.params).model_copy(update={"name": name})
 
 
-def _file(book: Book, row: Row) -> str:
+def _file(book: Book, row: TrialRow) -> str:
     metrics, config = book.sweep.config.metrics, book.sweep.config
     scores = ", ".join(f"{name} {value:.4f}" for name, value in zip(metrics, row.values or [], strict=True))
     name = f"{config.name}-best" if len(metrics) == 1 else f"{config.name}-{row.run.name}"

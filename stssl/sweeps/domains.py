@@ -11,7 +11,7 @@ from stssl.base.config import Config, Domain, config_types, part_name
 from stssl.base.errors import ConfigError, DataError
 from stssl.models import check_fit
 from stssl.recipes.recipe import ModelConfig, Recipe
-from stssl.sweeps.space import Axis, Gate, Space, nearest
+from stssl.sweeps.space import Axis, Gate, Space, did_you_mean
 from stssl.sweeps.spec import RangeConfig, SweepConfig
 
 IDLE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
@@ -24,7 +24,7 @@ IDLE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("loss.distance", ("mse", "mae", "cosine", "none")),
     ),
     "loss.unlabeled": (("algorithm.name", ("supervised",)),),
-    "neighbours": (("algorithm.name", ("supervised", "defixmatch", "adamatch", "udal")),),
+    "votes": (("algorithm.name", ("supervised", "defixmatch", "adamatch", "udal")),),
 }
 """Keys that mean nothing while another key has one of some values."""
 
@@ -187,7 +187,7 @@ class _Finder:
                 f"{self.source}: {here} exists only where {prefix}.name is {' or '.join(owners)}; here it is "
                 f"{self._chosen_words(prefix)}. Search {prefix}.name with one of them, or leave {here} out."
             )
-        return f"{self.source}: unknown key {here}. {nearest(here, known)}"
+        return f"{self.source}: unknown key {here}. {did_you_mean(here, known)}"
 
     def _others(self, prefix: str) -> dict[str | None, type[Config]]:
         field: Any = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from stssl.base.config import validate
 from stssl.recipes.recipe import Recipe
-from stssl.sweeps.trial import Stopped, carry_out
+from stssl.sweeps.trials import Stopped, carry_out
 from stssl.sweeps.tuning import FINISHED, StudySearcher
 
 

@@ -11,10 +11,10 @@ from stssl.analysis.page import joined, page
 from stssl.base.whole_files import write_whole
 from stssl.sweeps import charts
 from stssl.sweeps.choosing import pareto, ranked
-from stssl.sweeps.confirm import Confirmation
+from stssl.sweeps.confirmation import Confirmation
 from stssl.sweeps.spec import Mode, SweepConfig
 from stssl.sweeps.study import Book, study_url
-from stssl.sweeps.table import Row, records
+from stssl.sweeps.table import TrialRow, records
 
 SITE = "model.injection.name"
 NOTE = (
@@ -24,7 +24,7 @@ NOTE = (
 )
 
 
-def write_sweep_report(book: Book, trials: Sequence[Row], confirmed: Confirmation | None = None) -> Path:
+def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confirmation | None = None) -> Path:
     """Write `report.html` into the sweep's folder and return its path."""
     config = book.sweep.config
     body = [
@@ -52,7 +52,7 @@ def write_sweep_report(book: Book, trials: Sequence[Row], confirmed: Confirmatio
     return target
 
 
-def _facts(book: Book, trials: Sequence[Row]) -> Markup:
+def _facts(book: Book, trials: Sequence[TrialRow]) -> Markup:
     config, recipe = book.sweep.config, book.sweep.recipe
     goals = ", ".join(f"{name} ({mode})" for name, mode in zip(config.metrics, config.modes, strict=True))
     counts = {state: sum(row.state == state for row in trials) for state in ("complete", "stopped", "failed")}
@@ -74,7 +74,7 @@ def _place(config: SweepConfig) -> str:
     return "study.db" if config.study is None else study_url(config).partition(":")[0]
 
 
-def _best(book: Book, trials: Sequence[Row]) -> list[Markup]:
+def _best(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
     config = book.sweep.config
     order = ranked(trials, config.modes)
     if not order:
@@ -94,7 +94,7 @@ def _best(book: Book, trials: Sequence[Row]) -> list[Markup]:
     return parts
 
 
-def _history(config: SweepConfig, trials: Sequence[Row]) -> list[Markup]:
+def _history(config: SweepConfig, trials: Sequence[TrialRow]) -> list[Markup]:
     figures = [
         charts.history(trials, i, name, mode == "max")
         for i, (name, mode) in enumerate(zip(config.metrics, config.modes, strict=True))
@@ -103,7 +103,7 @@ def _history(config: SweepConfig, trials: Sequence[Row]) -> list[Markup]:
     return figures + ([_note(NOTE)] if stopped else [])
 
 
-def _mattered(book: Book, trials: Sequence[Row]) -> list[Markup]:
+def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
     complete = [row for row in trials if row.state == "complete"]
     if len(complete) < 4:
         return [_note("Fewer than four complete trials: no importances.")]
@@ -140,7 +140,7 @@ def _importances(book: Book, metric: int) -> dict[str, float]:
             return {}
 
 
-def _effects(book: Book, trials: Sequence[Row]) -> list[Markup]:
+def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
     """For each choice of a site, and of other parts, the scores of its complete trials."""
     parts: list[Markup] = []
     name, mode = book.sweep.config.metrics[0], book.sweep.config.modes[0]
@@ -149,7 +149,7 @@ def _effects(book: Book, trials: Sequence[Row]) -> list[Markup]:
         groups = effect(trials, key, keys[key].domain.choices)
         if len(groups) > 1:
             title = "Effect of each injection site" if key == SITE else f"Effect of {key}"
-            parts += [Markup("<h2>{}</h2>").format(title), charts.strips(groups, name), _spread(groups, name, mode)]
+            parts += [Markup("<h2>{}</h2>").format(title), charts.strip_plot(groups, name), _spread(groups, name, mode)]
     if parts:
         parts.append(
             _note(
@@ -160,7 +160,7 @@ def _effects(book: Book, trials: Sequence[Row]) -> list[Markup]:
     return parts
 
 
-def effect(trials: Sequence[Row], key: str, choices: Sequence[Any]) -> dict[str, list[float]]:
+def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[Any]) -> dict[str, list[float]]:
     """First scores of complete trials, by choice; choices that no such trial had are left out."""
     groups = {
         str(choice): [
@@ -190,7 +190,7 @@ def _spread(groups: dict[str, list[float]], name: str, mode: Mode) -> Markup:
     )
 
 
-def _time(book: Book, trials: Sequence[Row]) -> Markup:
+def _time(book: Book, trials: Sequence[TrialRow]) -> Markup:
     lines = []
     for state in ("complete", "stopped", "failed", "unfinished"):
         rows = [row for row in trials if row.state == state]
@@ -200,7 +200,7 @@ def _time(book: Book, trials: Sequence[Row]) -> Markup:
     return _table(lines) + _note(f"The sweep took {book.hours:.3f} hours on the clock, starts included.")
 
 
-def _hours(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+def _hours(name: str, rows: Sequence[TrialRow]) -> dict[str, Any]:
     return {
         "trials": name,
         "number": len(rows),
@@ -210,7 +210,7 @@ def _hours(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _failures(trials: Sequence[Row]) -> Markup:
+def _failures(trials: Sequence[TrialRow]) -> Markup:
     failed = [row for row in trials if row.reason]
     if not failed:
         return Markup()

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,10 @@ from stssl.recipes.run_data import open_data
 from stssl.scoring.metrics import score
 from stssl.sweeps.domains import build_space
 from stssl.sweeps.session import tune_session
-from stssl.sweeps.space import nearest
-from stssl.sweeps.spec import Sweep, load_sweep
+from stssl.sweeps.space import did_you_mean
+from stssl.sweeps.spec import Say, Sweep, load_sweep
 from stssl.sweeps.study import Book, open_study
-from stssl.training.tasks import check
-
-Say = Callable[[str], None]
+from stssl.training.tasks import check_run
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, se
         StsslError: The sweep cannot be what its file says, or no trial came to a validation.
     """
     from stssl.sweeps.choosing import write_best
-    from stssl.sweeps.confirm import confirm, confirmed
+    from stssl.sweeps.confirmation import confirm, confirmed
     from stssl.sweeps.report import write_sweep_report
     from stssl.sweeps.table import rows, write_table
 
@@ -90,7 +88,7 @@ def search(what: Sweep, say: Say) -> Book:
         StsslError: The sweep cannot be what its file says. A trial that fails is no error.
     """
     space = build_space(what.config, what.recipe)
-    check(what.recipe)
+    check_run(what.recipe)
     _check_metrics(what)
     what.folder.mkdir(parents=True, exist_ok=True)
     book = Book(what, space, open_study(what, space))
@@ -107,7 +105,7 @@ def _check_metrics(what: Sweep) -> None:
     scores, _ = score(torch.zeros(2, len(space.classes)), targets, space)
     for name in what.config.metrics:
         if name not in {"score", *scores}:
-            raise ConfigError(f"metric: {nearest(name, ['score', *scores])} There is no score '{name}'.")
+            raise ConfigError(f"metric: {did_you_mean(name, ['score', *scores])} There is no score '{name}'.")
 
 
 def _left(book: Book) -> int:
@@ -144,7 +142,7 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
     with tune_session(book) as (room, options):
         from ray import tune
 
-        from stssl.sweeps.trial import trial
+        from stssl.sweeps.trials import trial
         from stssl.sweeps.tuning import StudyScheduler, StudySearcher
 
         config = book.sweep.config

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from stssl.base.ray_session import ray_session, resources_for
+from stssl.base.ray_session import connected_ray, resources_for
 from stssl.sweeps.study import Book
 from stssl.training.launch import worker_bundles
 
@@ -28,11 +28,11 @@ def tune_session(book: Book) -> Iterator[tuple[int, dict[str, Any]]]:
         # Nobody takes this machine away from Ray; watching for it would cost each trial a process.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Where trials are stopped, Ray Train asks the dashboard whether their drivers live, and else keeps their workers.
-    with ray_session(launch.address, dashboard=True):
+    with connected_ray(launch.address, dashboard=True):
         import ray
         from ray import tune
 
-        from stssl.sweeps.trial import concurrency, driver_needs
+        from stssl.sweeps.trials import concurrency, driver_needs
 
         # A cluster that grows brings the nodes of one trial, or of `concurrent` where the file says that.
         trials = worker_bundles(launch) * (book.sweep.config.concurrent or 1)

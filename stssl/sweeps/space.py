@@ -145,7 +145,7 @@ class Space:
         searched = {axis.key for axis in self.axes}
         for key in given:
             if key not in searched:
-                raise ConfigError(f"{source}: {key} is not under search. {nearest(key, searched)}")
+                raise ConfigError(f"{source}: {key} is not under search. {did_you_mean(key, searched)}")
         values, params = self._fixed(), Values()
         for axis in self.axes:
             if not axis.exists(values):
@@ -209,7 +209,7 @@ class Space:
         return node
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
+def did_you_mean(key: str, known: Iterable[str]) -> str:
     """Advice for a wrong key."""
     near = difflib.get_close_matches(key, list(known), n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known))}."

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stssl.base.config import (
     Config,
+    Positive,
     Tree,
     apply_overrides,
     expand_variables,
@@ -24,7 +25,8 @@ from stssl.base.errors import ConfigError, shown
 from stssl.base.paths import Folder, Study, SweepName
 from stssl.recipes.recipe import Recipe, load_as
 
-Positive = Annotated[int, Field(ge=1)]
+Say = Callable[[str], None]
+"""Print one line of progress."""
 Mode = Literal["max", "min"]
 LOWER_IS_BETTER = ("loss", "calibration_error")
 
@@ -67,7 +69,7 @@ class MedianConfig(Config):
     startup: Positive = 4
 
 
-class NoneConfig(Config):
+class NoSchedulerConfig(Config):
     """Every trial goes to its end."""
 
     name: Literal["none"] = "none"
@@ -106,7 +108,7 @@ class GridConfig(Config):
     name: Literal["grid"] = "grid"
 
 
-SchedulerConfig = Annotated[AshaConfig | MedianConfig | NoneConfig, Field(discriminator="name")]
+SchedulerConfig = Annotated[AshaConfig | MedianConfig | NoSchedulerConfig, Field(discriminator="name")]
 SamplerConfig = Annotated[TpeConfig | GpConfig | Nsga2Config | RandomConfig | GridConfig, Field(discriminator="name")]
 
 

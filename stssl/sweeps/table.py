@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stssl.sweeps.outcome import outcome
+from stssl.sweeps.outcomes import outcome
 from stssl.sweeps.space import Values
 from stssl.sweeps.study import Book, run_name, trials_folder
-from stssl.sweeps.trial import needs
+from stssl.sweeps.trials import needs
 
-State = Literal["complete", "stopped", "failed", "unfinished"]
-STATES: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "unfinished"}
+TrialState = Literal["complete", "stopped", "failed", "unfinished"]
+STATES: dict[str, TrialState] = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "unfinished"}
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialRow:
     """One trial.
 
     Attributes:
@@ -35,7 +35,7 @@ class Row:
     """
 
     number: int
-    state: State
+    state: TrialState
     values: list[float] | None
     step: int | None
     last: int | None
@@ -47,17 +47,17 @@ class Row:
     run: Path
 
 
-def rows(book: Book) -> list[Row]:
+def rows(book: Book) -> list[TrialRow]:
     """All trials that were started, in order."""
     return [_row(book, trial) for trial in book.study.get_trials(deepcopy=False) if trial.state.name in STATES]
 
 
-def _row(book: Book, trial: Any) -> Row:
+def _row(book: Book, trial: Any) -> TrialRow:
     folder = trials_folder(book.sweep.folder) / run_name(trial.number)
     ended = outcome(folder, book.sweep.config.metrics)
     values = list(trial.values) if trial.state.name == "COMPLETE" else ended.values if ended else None
     seconds, held = float(trial.user_attrs.get("seconds", 0.0)), needs(book.sweep.recipe.launch)
-    return Row(
+    return TrialRow(
         number=trial.number,
         state=STATES[trial.state.name],
         values=values,
@@ -72,7 +72,7 @@ def _row(book: Book, trial: Any) -> Row:
     )
 
 
-def records(book: Book, trials: Sequence[Row]) -> list[dict[str, Any]]:
+def records(book: Book, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
     """Rows as flat mappings with the same keys each."""
     metrics, keys = book.sweep.config.metrics, dict.fromkeys(axis.key for axis in book.space.axes)
     return [
@@ -90,7 +90,7 @@ def _flat(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
-def write_table(book: Book, trials: Sequence[Row]) -> None:
+def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
     """Write `trials.csv` and `trials.parquet` into the sweep's folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -10,13 +10,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from stssl.base.errors import StsslError
-from stssl.sweeps.outcome import outcome
+from stssl.sweeps.outcomes import outcome
+from stssl.sweeps.spec import Say
 from stssl.sweeps.study import Book, run_name, trials_folder
-from stssl.sweeps.trial import REASON, failure, trial_recipe
+from stssl.sweeps.trials import REASON, failure, trial_recipe
 from stssl.training.run_folder import RunFolder
-from stssl.training.tasks import check
+from stssl.training.tasks import check_run
 
-Say = Callable[[str], None]
 FINISHED = str(Searcher.FINISHED)
 
 
@@ -58,7 +58,7 @@ class StudySearcher(Searcher):
         storage = trials_folder(self.book.sweep.folder)
         try:
             recipe = trial_recipe(self.book.space.recipe(values), run_name(trial.number), storage)
-            check(recipe)
+            check_run(recipe)
         except StsslError as error:
             why = str(error)
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")

@@ -1,1 +1,1 @@
-"""Training: optimiser and schedule, checkpoints, the loop, and its launch on Ray."""
+"""Training: optimizer and schedule, checkpoints, the loop, and its launch on Ray."""

@@ -21,13 +21,13 @@ from stssl import __version__
 from stssl.base.errors import RunError, first_line
 from stssl.base.whole_files import cannot_write, is_there, open_plain, sync_folder, write_whole
 
-State = dict[str, Any]
+CheckpointState = dict[str, Any]
 _FORMAT = b"STSSLCK"
 _MARK = _FORMAT + b"1"
 _TAIL = 16 + len(_MARK)
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 """What torch raises of bytes that are no state dict."""
-PARTS = {"recipe": str, "position": dict, "step": dict, "optimizer": dict}
+PARTS = {"recipe": str, "progress": dict, "step": dict, "optimizer": dict}
 """What the state of a run has, and of which kind."""
 
 
@@ -35,7 +35,7 @@ class UnusableError(RunError):
     """A checkpoint file that cannot be gone on from: missing, damaged, or another run's, program's or version's."""
 
 
-def write_state(state: State, path: Path) -> None:
+def write_state(state: CheckpointState, path: Path) -> None:
     """Write a checkpoint file so that at any moment `path` is absent, the old one or the new one.
 
     Raises:
@@ -50,7 +50,7 @@ def write_state(state: State, path: Path) -> None:
     write_whole(path, buffer.getbuffer())
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> CheckpointState:
     """Read a checkpoint file onto the CPU; nothing but tensors and plain values is read, and no code is run.
 
     Raises:
@@ -82,15 +82,15 @@ def _shown(mark: bytes) -> str:
     return mark.decode("ascii", "backslashreplace")
 
 
-def require_state(state: State, path: Path, recipe: str | None = None) -> State:
+def require_state(state: CheckpointState, path: Path, recipe: str | None = None) -> CheckpointState:
     """Make sure that a checkpoint is the state of a run, and of one run if its recipe's hash is given.
 
     Raises:
         UnusableError: It is not; names the file.
     """
     wrong = [name for name, kind in PARTS.items() if not isinstance(state.get(name), kind)]
-    if wrong or not isinstance(state["position"].get("step"), int):
-        raise UnusableError(f"the checkpoint {path} is not a run's: it has no {wrong[0] if wrong else 'position.step'}")
+    if wrong or not isinstance(state["progress"].get("step"), int):
+        raise UnusableError(f"the checkpoint {path} is not a run's: it has no {wrong[0] if wrong else 'progress.step'}")
     if recipe is not None and state["recipe"] != recipe:
         raise UnusableError(
             f"the checkpoint {path} is of another run (recipe {state['recipe'][:12]}, not {recipe[:12]})"
@@ -98,7 +98,7 @@ def require_state(state: State, path: Path, recipe: str | None = None) -> State:
     return state
 
 
-def does_not_fit(path: Path, state: State, error: Exception) -> UnusableError:
+def does_not_fit(path: Path, state: CheckpointState, error: Exception) -> UnusableError:
     """Make the error for a checkpoint whose tensors do not fit its recipe's networks."""
     by = state.get("written_by")
     return UnusableError(
@@ -120,7 +120,7 @@ class Checkpoints:
         """File of `last`, `previous` or `best`."""
         return self.folder / f"{name}.pt"
 
-    def save(self, state: State, best: bool) -> None:
+    def save(self, state: CheckpointState, best: bool) -> None:
         """Copy the state to host memory now, and write it in the background.
 
         Raises:
@@ -131,7 +131,7 @@ class Checkpoints:
         self._writer = threading.Thread(target=self._write, args=(copy, best), name="stssl-checkpoint")
         self._writer.start()
 
-    def _write(self, state: State, best: bool) -> None:
+    def _write(self, state: CheckpointState, best: bool) -> None:
         try:
             last, fresh = self.path("last"), self.path("fresh")
             write_state(state, fresh)
@@ -161,14 +161,14 @@ class Checkpoints:
         """Whether one was written."""
         return any(is_there(self.path(name)) for name in ("last", "previous"))
 
-    def mend(self, state: State, best: bool) -> None:
+    def mend(self, state: CheckpointState, best: bool) -> None:
         """Put right what a kill amid a write left: half-written files, and a best that was not given its name yet."""
         for path in self.folder.glob(".*.pt.*"):
             path.unlink(missing_ok=True)
         if best:
             write_state(state, self.path("best"))
 
-    def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, State | UnusableError]]:
+    def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
         """Each checkpoint that is there, the newest first, or what is wrong with it.
 
         Args:
@@ -182,7 +182,7 @@ class Checkpoints:
                 except UnusableError as error:
                     yield path, error
 
-    def latest(self) -> tuple[State, list[str]] | None:
+    def latest(self) -> tuple[CheckpointState, list[str]] | None:
         """The newest whole checkpoint and what was wrong with newer ones; None before the first.
 
         Raises:

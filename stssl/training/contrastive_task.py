@@ -13,9 +13,9 @@ from stssl.base.errors import ConfigError
 from stssl.contrastive.geography import ClustersConfig, NoGeoConfig, cluster_places, known_places
 from stssl.contrastive.pairs import PairLoader, PairSource, RawPairs
 from stssl.contrastive.positives import Positives
-from stssl.contrastive.step import ContrastiveStep, Encoder, Pairs
-from stssl.contrastive.views import apply_view
-from stssl.data.views import Pixels
+from stssl.contrastive.step import ContrastiveStep, Pairs, PretrainEncoder
+from stssl.contrastive.views import apply_pretrain_view
+from stssl.data.views import PixelScaler
 from stssl.models.backbones import check_images, shape_of
 from stssl.models.ema import average_batchnorm, evaluating
 from stssl.models.layout import placed
@@ -23,10 +23,10 @@ from stssl.models.weights import weighted_backbone
 from stssl.recipes.build import build_pixels
 from stssl.recipes.pretraining import EncoderModelConfig, PretrainRecipe
 from stssl.recipes.run_data import PixelData, labels_of, open_pixels
-from stssl.scoring.knn import embed, neighbour_scores
+from stssl.scoring.knn import embed, knn_scores
 from stssl.scoring.metrics import diverged
 from stssl.training.checkpoint import Checkpoints, export_weights
-from stssl.training.task import Stage
+from stssl.training.task import Task
 
 FEW = 16
 """Patches whose features tell whether the weights still are numbers."""
@@ -34,7 +34,7 @@ PLACES = "location_id"
 QUERY = "networks.query.backbone."
 
 
-class Contrasting(Stage):
+class ContrastiveTask(Task):
     """Pairs of views through a contrastive step."""
 
     recipe: PretrainRecipe
@@ -72,10 +72,10 @@ class Contrasting(Stage):
         if not self.data.store.label_sets:
             return {}, None if self._finite() else nan
         labels = labels_of(self.data.store, self.recipe.data.labels)
-        options, asked = self.recipe.evaluation, self.recipe.neighbours
+        options, asked = self.recipe.evaluation, self.recipe.knn
         encoder = self.step.networks["query"]
         with evaluating(encoder):
-            scores = neighbour_scores(
+            scores = knn_scores(
                 encoder.features,  # type: ignore[arg-type]
                 self.data,
                 self.pixels,
@@ -108,13 +108,13 @@ class Contrasting(Stage):
 
 
 class PairMaker(nn.Module):
-    """Turns what the loader delivers into normalised views on the device."""
+    """Turns what the loader delivers into normalized views on the device."""
 
     def __init__(self, recipe: PretrainRecipe, data: PixelData, memory: torch.memory_format) -> None:
         """Crop from the stored side, so that small crops keep their detail."""
         super().__init__()
         side = max(group.height for group in data.store.groups.values() if set(group.bands) & set(recipe.data.bands))
-        self.pixels: Pixels = build_pixels(recipe.data, max(side, recipe.model.image_size), data, memory)
+        self.pixels: PixelScaler = build_pixels(recipe.data, max(side, recipe.model.image_size), data, memory)
         self.size = recipe.model.image_size
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class PairMaker(nn.Module):
         images = self.pixels.unit({name: a.to(device, non_blocking=True) for name, a in raw.arrays.items()})
         views: list[Tensor] = []
         for part, draw in zip((images[: len(raw.rows)], images[-len(raw.rows) :]), raw.draws, strict=True):
-            views.append(self.pixels.normalise(apply_view(part, draw.to(device), self.size)))
+            views.append(self.pixels.normalize(apply_pretrain_view(part, draw.to(device), self.size)))
         metadata, pairs = (value.to(device, non_blocking=True) for value in (raw.metadata, raw.true_pairs))
         return Pairs(views[0], views[1], metadata, pairs)
 
@@ -141,18 +141,18 @@ def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
 
 
 def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
-    """Encoder, queue and heads as one module, initialised from the recipe's seed."""
+    """Encoder, queue and heads as one module, initialized from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     pretext = recipe.pretext
     encoder = build_encoder(recipe.model, len(recipe.data.bands), pretext.projection, pretext.mlp)
-    centres = None
+    centers = None
     if isinstance(pretext.geo, ClustersConfig):
         places = data.metadata[torch.from_numpy(data.split.train)]
-        centres = cluster_places(places, pretext.geo.k, recipe.seed)
-    return ContrastiveStep(encoder, pretext, centres, recipe.seed)
+        centers = cluster_places(places, pretext.geo.k, recipe.seed)
+    return ContrastiveStep(encoder, pretext, centers, recipe.seed)
 
 
-def build_encoder(model: EncoderModelConfig, bands: int, projection: int, mlp: bool) -> Encoder:
+def build_encoder(model: EncoderModelConfig, bands: int, projection: int, mlp: bool) -> PretrainEncoder:
     """The backbone with a projection.
 
     Raises:
@@ -163,10 +163,10 @@ def build_encoder(model: EncoderModelConfig, bands: int, projection: int, mlp: b
     )
     width = shape_of(backbone, model.backbone).width
     backbone.reset_classifier(0)  # type: ignore[operator]
-    return Encoder(backbone, width, projection, mlp)
+    return PretrainEncoder(backbone, width, projection, mlp)
 
 
-def check(recipe: PretrainRecipe) -> None:
+def check_pretraining(recipe: PretrainRecipe) -> None:
     """Find out before anything starts whether data and network can be what the recipe says.
 
     Raises:

@@ -9,14 +9,14 @@ import torch
 
 from stssl.base.config import validate
 from stssl.base.errors import RunError, StsslError
-from stssl.base.ray_session import lacking, ray_session, resources_for
+from stssl.base.ray_session import connected_ray, lacking, resources_for
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import LaunchConfig, RunRecipe
 from stssl.training.loop import train
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import check_shared, log, memory_advice, slow_arithmetic, start_line
-from stssl.training.state import Session, open_session
-from stssl.training.tasks import check
+from stssl.training.state import TrainState, open_train_state
+from stssl.training.tasks import check_run
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -45,7 +45,7 @@ def run(
     if folder.refuse_others(recipe) and folder.finished():
         return folder
     if not checked:
-        check(folder.going_on(recipe))
+        check_run(folder.going_on(recipe))
     folder.claim(recipe)
     with watching(folder, watch):
         if recipe.launch.workers == 0:
@@ -58,34 +58,34 @@ def run(
 
 def _train_here(recipe: RunRecipe, device: torch.device, report: Watch) -> None:
     with memory_advice(recipe):
-        session = _prepared(open_session(recipe, device))
-        _finish(session, train(session, report))
+        train_state = _prepared(open_train_state(recipe, device))
+        _finish(train_state, train(train_state, report))
 
 
-def _finish(session: Session, result: dict[str, Any]) -> None:
+def _finish(train_state: TrainState, result: dict[str, Any]) -> None:
     """Export what users take and mark the run as ended; on rank 0 alone."""
-    if not session.folder.checkpoints.path("best").exists():
+    if not train_state.folder.checkpoints.path("best").exists():
         raise RunError(
-            f"no validation of {session.folder.path} had finite predictions, so there is no best checkpoint. Lower "
+            f"no validation of {train_state.folder.path} had finite predictions, so there is no best checkpoint. Lower "
             "optimizer.lr, set optimizer.clip=1.0, or use compute.precision=fp32, under another name (name=...)."
         )
-    session.stage.export(session.folder.checkpoints)
-    session.folder.finish(result)
+    train_state.task.export(train_state.folder.checkpoints)
+    train_state.folder.finish(result)
 
 
-def _prepared(session: Session, rank: int = 0, world: int = 1) -> Session:
+def _prepared(train_state: TrainState, rank: int = 0, world: int = 1) -> TrainState:
     """Resume from the last checkpoint, and let rank 0 write down what this run is."""
-    problems = session.resume()
+    problems = train_state.resume()
     if rank == 0:
         for problem in problems:
             log().warning("%s", problem)
-        stage = session.stage
-        log().info("%s", start_line(session.recipe, stage.device, stage.rows))
-        if slow := slow_arithmetic(session.recipe, stage.device):
+        task = train_state.task
+        log().info("%s", start_line(train_state.recipe, task.device, task.rows))
+        if slow := slow_arithmetic(train_state.recipe, task.device):
             log().warning("%s", slow)
-        about, step = stage.about(), session.position.step
-        session.folder.record(session.recipe, about, stage.labels(), world=world, step=step)
-    return session
+        about, step = task.about(), train_state.progress.step
+        train_state.folder.record(train_state.recipe, about, task.labels(), world=world, step=step)
+    return train_state
 
 
 def _train_on_ray(recipe: RunRecipe) -> None:
@@ -93,7 +93,7 @@ def _train_on_ray(recipe: RunRecipe) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     launch = recipe.launch
-    with ray_session(launch.address):
+    with connected_ray(launch.address):
         bundles = worker_bundles(launch)
         _enough_resources(launch, bundles, resources_for(bundles, launch.nodes_timeout_s))
         trainer = TorchTrainer(
@@ -130,10 +130,12 @@ def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     check_shared(RunFolder.of(recipe).path)
     with memory_advice(recipe):
-        session = _prepared(open_session(recipe, get_device()), context.get_world_rank(), context.get_world_size())
-        result = train(session, ray.train.report)
+        train_state = _prepared(
+            open_train_state(recipe, get_device()), context.get_world_rank(), context.get_world_size()
+        )
+        result = train(train_state, ray.train.report)
     if context.get_world_rank() == 0:
-        _finish(session, result)
+        _finish(train_state, result)
 
 
 def _elastic(launch: LaunchConfig) -> bool:

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from stssl.base.distributed import sum_over_ranks, world_size
 from stssl.training.runtime import memory
-from stssl.training.state import Session
+from stssl.training.state import TrainState
 
 
 class Meter:
     """Means of what steps log, with throughput and time spent waiting for data; reads the device only to write."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, train_state: TrainState) -> None:
         """Start counting."""
-        self.session = session
+        self.train_state = train_state
         self.restart()
 
     def restart(self) -> None:
@@ -39,7 +39,7 @@ class Meter:
     def add(self, logs: dict[str, Tensor], bad: Tensor) -> None:
         """Count one step; what a step that was left out says enters no mean."""
         self.steps += 1
-        self.rows += self.session.stage.loader.rows_at(self.session.position.step)
+        self.rows += self.train_state.task.loader.rows_at(self.train_state.progress.step)
         counted = self.sums.get("counted", 0)
         for name, value in (logs | {"counted": torch.ones((), device=bad.device)}).items():
             kept = torch.where(bad, 0.0, value)
@@ -52,7 +52,7 @@ class Meter:
         Raises:
             RunError: Too many steps were left out because their gradients were not finite.
         """
-        self.session.tell_of_bad_steps()
+        self.train_state.tell_of_bad_steps()
         counted = self.sums.pop("counted", None)
         names = sorted(self.sums)
         if counted is None or counted == 0:
@@ -66,7 +66,7 @@ class Meter:
         elapsed = time.perf_counter() - self.since
         row = means | {"images_per_s": self.rows / elapsed, "seconds_per_step": elapsed / self.steps}
         row["data_wait"] = self.waited / elapsed
-        row["learning_rate"] = self.session.optimizer.param_groups[0]["lr"]
-        row |= memory(self.session.stage.device)
-        self.session.journal.append("train", self.session.position.step, row)
+        row["learning_rate"] = self.train_state.optimizer.param_groups[0]["lr"]
+        row |= memory(self.train_state.task.device)
+        self.train_state.journal.append("train", self.train_state.progress.step, row)
         self.restart()

@@ -18,7 +18,7 @@ from stssl.base.yaml_text import FILE_BYTES, parse_yaml
 from stssl.recipes.build import without_weights
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import R, RunRecipe, identity_of
-from stssl.scoring.evaluate import without_nan
+from stssl.scoring.evaluation import without_nan
 from stssl.store.store import Store
 from stssl.training.checkpoint import Checkpoints
 from stssl.training.kept import Done, Record, read_kept, read_rows

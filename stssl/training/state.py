@@ -22,15 +22,15 @@ from stssl.training.journal import Journal
 from stssl.training.optim import make_optimizer
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import keep_memory
-from stssl.training.task import Stage
-from stssl.training.tasks import open_stage
+from stssl.training.task import Task
+from stssl.training.tasks import open_task
 
 BUCKET_MB = 100
 """Gradients that DDP reduces at once: few large buckets, whatever the networks' sizes."""
 
 
 @dataclass
-class Position:
+class RunProgress:
     """How far a run is, and its best validation score so far."""
 
     step: int = 0
@@ -58,29 +58,29 @@ class Position:
 
 
 @dataclass
-class Session:
+class TrainState:
     """One rank's parts of a run."""
 
     recipe: RunRecipe
     folder: RunFolder
     journal: Journal
-    stage: Stage
+    task: Task
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    position: Position
+    progress: RunProgress
     guard: Guard
     statistics: KeptStatistics
 
     @property
-    def progress(self) -> Progress:
+    def next_step(self) -> Progress:
         """The step about to be taken."""
-        return Progress(self.position.step, self.recipe.schedule.steps)
+        return Progress(self.progress.step, self.recipe.schedule.steps)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The recipe's arithmetic."""
         if self.recipe.compute.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.stage.device.type, torch.bfloat16)
+        return torch.autocast(self.task.device.type, torch.bfloat16)
 
     def synchronized(self, last: bool) -> AbstractContextManager[None]:
         """Ranks add up gradients with the last micro-batch only."""
@@ -88,13 +88,13 @@ class Session:
             return nullcontext()
         return self.model.no_sync()
 
-    def state(self) -> dict[str, Any]:
-        """What exact resume needs: networks, EMA, algorithm buffers, optimiser, position. Orders follow from it."""
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What exact resume needs: networks, EMA, algorithm buffers, optimizer, position. Orders follow from it."""
         return {
             "recipe": self.recipe.hash(),
             "written_by": __version__,
-            "position": asdict(self.position),
-            "step": self.stage.step.state_dict(),
+            "progress": asdict(self.progress),
+            "step": self.task.step.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -117,35 +117,35 @@ class Session:
         else:
             if problems:
                 raise none_whole(problems, self.folder.path)
-        self.journal = Journal(self.folder, self.recipe, writes=rank() == 0, step=self.position.step)
+        self.journal = Journal(self.folder, self.recipe, writes=rank() == 0, step=self.progress.step)
         return problems
 
     def _load(self, path: Path, found: dict[str, Any] | UnusableError) -> None:
         if isinstance(found, UnusableError):
             raise found
-        self.folder.require_store(self.stage.data.store)
+        self.folder.require_store(self.task.data.store)
         try:
-            self.stage.step.load_state_dict(found["step"])
+            self.task.step.load_state_dict(found["step"])
             self.optimizer.load_state_dict(found["optimizer"])
-            self.position = Position(**found["position"])
+            self.progress = RunProgress(**found["progress"])
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise does_not_fit(path, found, error) from None
         if rank() == 0:
-            self.folder.checkpoints.mend(found, best=self.position.best_step == self.position.step)
+            self.folder.checkpoints.mend(found, best=self.progress.best_step == self.progress.step)
 
     def _check_best(self) -> list[str]:
         """Choose the best checkpoint anew where that of an earlier step is lost; what was wrong with it."""
-        position, path = self.position, self.folder.checkpoints.path("best")
-        if position.best_step in (0, position.step):
+        progress, path = self.progress, self.folder.checkpoints.path("best")
+        if progress.best_step in (0, progress.step):
             return []
         try:
             require_state(read_state(path), path, self.recipe.hash())
         except UnusableError as error:
-            if position.step < self.recipe.schedule.steps:
-                position.best, position.best_step = None, 0
-            return [f"{error}; the best checkpoint is chosen anew among those from step {position.step} on"]
+            if progress.step < self.recipe.schedule.steps:
+                progress.best, progress.best_step = None, 0
+            return [f"{error}; the best checkpoint is chosen anew among those from step {progress.step} on"]
         return []
 
     def tell_of_bad_steps(self) -> None:
@@ -154,15 +154,15 @@ class Session:
         Raises:
             RunError: They are too many.
         """
-        findings, loader = self.guard.findings(), self.stage.loader
-        self.position.left_out += len(findings)
+        findings, loader = self.guard.findings(), self.task.loader
+        self.progress.left_out += len(findings)
         for found in findings if self.journal.writes else ():
             self.journal.note(FILE, found | {"rows": loader.global_rows(found["step"])})
         if findings:
-            self.guard.stop_if_too_many(self.position.left_out, str(self.folder.path / FILE), findings[-1])
+            self.guard.stop_if_too_many(self.progress.left_out, str(self.folder.path / FILE), findings[-1])
 
 
-def open_session(recipe: RunRecipe, device: torch.device) -> Session:
+def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
     """Build one rank's parts.
 
     Raises:
@@ -173,20 +173,20 @@ def open_session(recipe: RunRecipe, device: torch.device) -> Session:
         torch.set_num_threads(recipe.compute.threads)
     keep_memory()
     folder = RunFolder.of(recipe)
-    stage = open_stage(folder.going_on(recipe), device)
+    task = open_task(folder.going_on(recipe), device)
     if recipe.compute.compile:
-        for backbone in stage.step.backbones():
+        for backbone in task.step.backbones():
             compile_blocks(backbone)
-    return Session(
+    return TrainState(
         recipe=recipe,
         folder=folder,
         journal=Journal(folder, recipe, writes=False, step=0),
-        stage=stage,
-        model=_shared(stage.step),
-        optimizer=make_optimizer(stage.step.networks, recipe.optimizer),
-        position=Position(),
+        task=task,
+        model=_shared(task.step),
+        optimizer=make_optimizer(task.step.networks, recipe.optimizer),
+        progress=RunProgress(),
         guard=Guard(recipe.compute.nonfinite_steps),
-        statistics=KeptStatistics(stage.step),
+        statistics=KeptStatistics(task.step),
     )
 
 

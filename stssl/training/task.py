@@ -14,7 +14,7 @@ from stssl.steps.base import TrainingStep
 from stssl.training.checkpoint import Checkpoints
 
 
-class Stage(ABC):
+class Task(ABC):
     """One rank's parts of a run that depend on its kind.
 
     Attributes:
@@ -38,7 +38,7 @@ class Stage(ABC):
 
     @abstractmethod
     def batch(self, raw: Any) -> Any:
-        """What the loader delivered as normalised views on the device."""
+        """What the loader delivered as normalized views on the device."""
 
     def blocks(self, batch: Any, progress: Progress) -> list[tuple[Any, ...]]:
         """Arguments of `step` for each micro-batch; one for the whole batch where a stage has no other way."""

@@ -9,17 +9,17 @@ from stssl.recipes import build
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe, RunRecipe
 from stssl.training import contrastive_task as contrasting
-from stssl.training.contrastive_task import Contrasting
-from stssl.training.task import Stage
-from stssl.training.teacher_student_task import Teaching
+from stssl.training.contrastive_task import ContrastiveTask
+from stssl.training.task import Task
+from stssl.training.teacher_student_task import TeacherStudentTask
 
-STAGES: dict[type[RunRecipe], tuple[Callable[[Any, torch.device], Stage], Callable[[Any], None]]] = {
-    Recipe: (Teaching, build.check),
-    PretrainRecipe: (Contrasting, contrasting.check),
+STAGES: dict[type[RunRecipe], tuple[Callable[[Any, torch.device], Task], Callable[[Any], None]]] = {
+    Recipe: (TeacherStudentTask, build.check_recipe),
+    PretrainRecipe: (ContrastiveTask, contrasting.check_pretraining),
 }
 
 
-def open_stage(recipe: RunRecipe, device: torch.device) -> Stage:
+def open_task(recipe: RunRecipe, device: torch.device) -> Task:
     """Build one rank's parts of a run.
 
     Raises:
@@ -29,7 +29,7 @@ def open_stage(recipe: RunRecipe, device: torch.device) -> Stage:
     return STAGES[type(recipe)][0](recipe, device)
 
 
-def check(recipe: RunRecipe) -> None:
+def check_run(recipe: RunRecipe) -> None:
     """Find out before anything starts whether data and networks can be what the recipe says.
 
     Raises:

@@ -9,22 +9,22 @@ from torch import Tensor
 
 from stssl.base.batch import Batch, Progress, RawBatch, View
 from stssl.base.distributed import rank, world_size
-from stssl.data.views import Pixels, ViewMaker
+from stssl.data.views import PixelScaler, ViewMaker
 from stssl.models.ema import average_batchnorm
 from stssl.models.layout import placed
 from stssl.recipes.build import build_loader, build_pixels, build_step
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import RunData, open_data
-from stssl.scoring.evaluate import Evaluation, evaluate
+from stssl.scoring.evaluation import Evaluation, evaluate
 from stssl.scoring.metrics import diverged, headline
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.training.checkpoint import Checkpoints, export_weights
-from stssl.training.task import Stage
+from stssl.training.task import Task
 
 STUDENT = "averages.student.network."
 
 
-class Teaching(Stage):
+class TeacherStudentTask(Task):
     """Labeled and unlabeled streams through a teacher-student step."""
 
     recipe: Recipe
@@ -93,7 +93,7 @@ class Teaching(Stage):
         return self.data.about(world_size()) | {"labeled": len(self.data.labeled)}
 
     def labels(self) -> dict[str, Any]:
-        """The drawn labels: the rule, store rows, patch names, class frequencies and way ids."""
+        """The drawn labels: the rule, store rows, patch names, class frequencies and choice ids."""
         data = self.data
         names = data.store.column("patch_id")[data.labeled]
         return {
@@ -105,13 +105,13 @@ class Teaching(Stage):
         }
 
 
-def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: Pixels, progress: Progress) -> None:
+def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: PixelScaler, progress: Progress) -> None:
     """Estimate BatchNorm statistics for averaged weights from training batches, the same on every rank.
 
     `progress` is the step that the weights took last: of a supervised start the batches have labeled patches alone.
 
     Batches must be composed as in training (views and classes mixed, in micro-batches where there are any), since that
-    is what the weights are used to: neighbouring store rows would often share a class, and unaugmented ones alone cost
+    is what the weights are used to: neighboring store rows would often share a class, and unaugmented ones alone cost
     points of accuracy. With `evaluation.batchnorm_batches: 0` the averages keep the networks' own running statistics.
     """
     if not recipe.evaluation.batchnorm_batches:

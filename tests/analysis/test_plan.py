@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from stssl.analysis.costs import Machines, Measured, Plan, describe, exchange_seconds
-from stssl.analysis.plan import _validation, machines_for, plan
+from stssl.analysis.costs import CostEstimate, Machines, Measured, describe_costs, exchange_seconds
+from stssl.analysis.planning import _validation, machines_for, plan
 from stssl.base.config import merge, validate
 from stssl.base.errors import ConfigError
 from stssl.recipes.recipe import EvaluationConfig, Recipe
@@ -28,7 +28,7 @@ def test_a_ring_moves_twice_the_gradients():
     assert exchange_seconds(GB, Machines(4, 2, 8)) == pytest.approx(1.6)
 
 
-PLAN = Plan(
+PLAN = CostEstimate(
     machines=Machines(2, 1, 10),
     one=Measured(step=1.0, load=0.2, rows=64, memory=GB),
     share=Measured(step=0.55, load=0.1, rows=32, memory=GB),
@@ -48,12 +48,12 @@ PLAN = Plan(
 def test_the_longest_part_limits_a_step():
     assert PLAN.step == pytest.approx(0.6) and PLAN.efficiency == pytest.approx(1.0 / 1.2)
     assert PLAN.hours == pytest.approx((1000 * 0.6 + 10 * 36) / 3600)
-    assert "limited by computing" in describe(PLAN) and "83% of 2" in describe(PLAN)
+    assert "limited by computing" in describe_costs(PLAN) and "83% of 2" in describe_costs(PLAN)
     slow = replace(PLAN, link=2.0)
-    assert slow.step == 2.0 and "limited by the network to the store" in describe(slow)
+    assert slow.step == 2.0 and "limited by the network to the store" in describe_costs(slow)
     reading = replace(PLAN, share=replace(PLAN.share, load=0.9))
-    assert reading.step == 0.9 and "limited by reading" in describe(reading)
-    assert "unknown" in describe(replace(PLAN, one=None))
+    assert reading.step == 0.9 and "limited by reading" in describe_costs(reading)
+    assert "unknown" in describe_costs(replace(PLAN, one=None))
 
 
 def test_real_steps_are_measured_and_nothing_is_written(recipe, tmp_path):
@@ -64,7 +64,7 @@ def test_real_steps_are_measured_and_nothing_is_written(recipe, tmp_path):
     assert 0 < found.gradients < found.checkpoint and found.share.memory > 10**7
     assert found.stored > 100
     assert not (tmp_path / "runs").exists()
-    words = describe(found)
+    words = describe_costs(found)
     assert "2 workers (1 x 2)" in words and "Assumed" in words
 
 
@@ -73,27 +73,27 @@ def test_a_validation_is_predicted_from_short_ones(recipe, monkeypatch, patches,
     """A clock that only validations move: 3 s a BatchNorm batch, 10 ms a patch, and once 5 s for the first."""
     clock, calls = [0.0], []
     options = EvaluationConfig(batch=256, batchnorm_batches=20)
-    stage = SimpleNamespace(data=SimpleNamespace(split=SimpleNamespace(validation=range(patches))))
+    task = SimpleNamespace(data=SimpleNamespace(split=SimpleNamespace(validation=range(patches))))
 
     def validate(progress):
-        asked = stage.recipe.evaluation
+        asked = task.recipe.evaluation
         clock[0] += 3 * asked.batchnorm_batches + 0.01 * min(patches, asked.limit) + (0 if calls else 5)
         calls.append(asked.limit)
 
-    stage.validate = validate
-    monkeypatch.setattr("stssl.analysis.plan.time.perf_counter", lambda: clock[0])
-    session = SimpleNamespace(stage=stage, autocast=nullcontext, progress=None)
+    task.validate = validate
+    monkeypatch.setattr("stssl.analysis.planning.time.perf_counter", lambda: clock[0])
+    train_state = SimpleNamespace(task=task, autocast=nullcontext, next_step=None)
     given = recipe.model_copy(update={"evaluation": options})
-    assert _validation(session, given, 4) == pytest.approx(seconds)
-    assert max(calls) < 100_000 / 50 and stage.recipe is given
+    assert _validation(train_state, given, 4) == pytest.approx(seconds)
+    assert max(calls) < 100_000 / 50 and task.recipe is given
 
 
 def test_steps_that_look_at_fewer_views_are_counted_as_they_are():
     begun = replace(PLAN, start=400, early=Measured(step=0.15, load=0.1, rows=8, memory=GB))
     assert begun.parts_of(begun.early)["the network to the store"] == pytest.approx(0.3 * 8 / 32)
     assert begun.hours == pytest.approx((400 * 0.2 + 600 * 0.6 + 10 * 36) / 3600) and begun.step == PLAN.step
-    assert "of the first 400" in describe(begun) and "0.200 s, at fewer views" in describe(begun)
-    assert "fewer views" not in describe(PLAN)
+    assert "of the first 400" in describe_costs(begun) and "0.200 s, at fewer views" in describe_costs(begun)
+    assert "fewer views" not in describe_costs(PLAN)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_long_names_are_told_apart_by_what_they_do_not_share():
     assert figures.brief(["x" * 90 + "1" + "x" * 90, "x" * 90 + "2" + "x" * 90]) == ["run 1", "run 2"]
 
 
-def test_runs_beyond_the_colours_have_another_line():
+def test_runs_beyond_the_colors_have_another_line():
     rows = [{"step": step, "kind": "train", "loss": 1.0} for step in (1, 2)]
     page = figures.curves({f"run {number}": rows for number in range(7)}, "train", ["loss"])
     assert "stroke-dasharray" in page

@@ -12,7 +12,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 from real import real_data
 
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
 from stssl.base.errors import ConfigError, DataError
 from stssl.store.schema import ERRORS, UNUSABLE

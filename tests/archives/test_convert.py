@@ -17,7 +17,7 @@ import tiny
 import xarray
 import zarr
 
-from stssl.archives.convert import Options, convert, verify_store
+from stssl.archives.conversion import Options, convert, verify_store
 from stssl.base.errors import ConfigError, DataError
 from stssl.store.files import sole_writer
 from stssl.store.store import Store
@@ -272,7 +272,7 @@ def test_verify_compares_with_the_archive(archive, whole, tmp_path):
 
 DRIVER = """
 import sys
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 convert("bigearthnet-v1", sys.argv[1], sys.argv[2], Options(workers=int(sys.argv[3]), shard=8))
 """
 

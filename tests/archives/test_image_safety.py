@@ -13,7 +13,7 @@ import pytest
 import rasterio
 from dirty import write_tiff
 
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.archives.images import read_bytes, read_image
 from stssl.store.schema import BadPatchError
 

@@ -19,7 +19,7 @@ from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.transform import Affine, from_origin
 
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.archives.image_places import place_in
 from stssl.archives.images import read_image
 from stssl.archives.places import to_degrees

@@ -18,7 +18,7 @@ def test_ungrouping_undoes_grouping():
         logits = torch.randn(3, len(space.classes))
         assert torch.equal(space.ungrouped(space.grouped(logits)), logits)
         assert torch.equal(space.outputs(space.grouped(logits)), logits)
-        assert space.grouped(logits).shape == (3, space.groups, space.ways)
+        assert space.grouped(logits).shape == (3, space.groups, space.choices)
 
 
 def test_unknown_labels_are_ignored():

@@ -140,7 +140,7 @@ def test_inspect(stssl, store):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("optimiser.lr=1", "unknown key optimiser: did you mean optimizer?"),
+        ("optimizr.lr=1", "unknown key optimizr: did you mean optimizer?"),
         ("algorithm.threshold=1.5", "algorithm.threshold: Input should be less than or equal to 1 (given: 1.5)"),
         ("schedule.steps=0", "schedule.steps"),
         ("algorithm.name=fixmach", "'fixmatch'"),

@@ -36,7 +36,7 @@ def words(kind, tree, *overrides):
         ("model.encoder.name=rav", "did you mean 'raw'?"),
         ("model.injection.name=lat", "did you mean 'late'?"),
         ("optimizer.name=sgdd", "did you mean 'sgd'?"),
-        ("neighbours.name=vote", "did you mean 'votes'?"),
+        ("votes.name=vote", "did you mean 'votes'?"),
         ("loss.distance=cosin", "did you mean cosine?"),
         ("data.split={name: blok}", "data.split.name: there is no 'blok': did you mean 'blocks'?"),
         ("data.split=[a]", "data.split: Give a valid string or a part, such as {name: ...}"),

@@ -10,7 +10,7 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus
 
 from stssl.base.errors import ConfigError, RunError
-from stssl.commands.submit import Submission, _follow, command_for, job, submit
+from stssl.commands.submission import Submission, _follow, command_for, job, submit_job
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_sweep_that_trains_in_the_jobs_own_process_takes_its_resources(sweep):
     [
         ({"trails": 3}, "did you mean trials"),
         ({"search": {"optimizer.lrr": None}}, r"Did you mean optimizer\.lr"),
-        ({"change": {"optimiser.lr": 3}}, "did you mean optimizer"),
+        ({"change": {"optimizr.lr": 3}}, "did you mean optimizer"),
         ({"points": [{"optimizer.lr": 7.0}]}, "outside of its domain"),
         ({"storage": 5}, "storage: Input should be a valid string"),
         ({"recipe": "nowhere.yaml"}, "cannot read"),
@@ -141,7 +141,7 @@ def test_packages(recipe, tmp_path):
     ("overrides", "changes", "words"),
     [
         (("launch.storage=runs",), {}, "vanish with it"),
-        (("optimiser.lr=1",), {}, "did you mean optimizer"),
+        (("optimizr.lr=1",), {}, "did you mean optimizer"),
         ((), {"folder": None}, "is not inside"),
         ((), {"variables": ("NOT_SET_ANYWHERE",)}, "--env NOT_SET_ANYWHERE"),
     ],
@@ -156,7 +156,7 @@ def test_mistakes_are_found_before_anything_is_sent(recipe, overrides, changes, 
 def test_an_address_that_is_none(recipe):
     for address in ("ray://127.0.0.1:10001", "127.0.0.1:8265", "auto"):
         with pytest.raises(ConfigError, match="must be the URL"):
-            submit(submission(recipe, folder=recipe.parent, address=address), print, print)
+            submit_job(submission(recipe, folder=recipe.parent, address=address), print, print)
 
 
 def test_no_server(recipe):
@@ -164,7 +164,7 @@ def test_no_server(recipe):
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(RunError, match="no job server answers"):
-            submit(submission(recipe, folder=recipe.parent, address=address), print, print)
+            submit_job(submission(recipe, folder=recipe.parent, address=address), print, print)
 
 
 def test_a_missing_file_ends_the_command_with_words(tmp_path):

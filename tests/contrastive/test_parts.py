@@ -8,10 +8,15 @@ from stssl.base.batch import LAT, LON
 from stssl.base.errors import DataError
 from stssl.base.randomness import uniforms
 from stssl.base.sphere import on_sphere
-from stssl.contrastive.geography import cluster_places, nearest
+from stssl.contrastive.geography import cluster_places, nearest_cluster
 from stssl.contrastive.moco import PretextConfig, Queue, info_nce, multilabel_cpc, similarities
 from stssl.contrastive.positives import Positives
-from stssl.contrastive.views import PretrainViewsConfig, apply_view, draw_view, numbers_needed
+from stssl.contrastive.views import (
+    PretrainViewsConfig,
+    apply_pretrain_view,
+    draw_pretrain_view,
+    pretrain_numbers_needed,
+)
 
 PLACES = np.array([7, 7, 7, 3, 3, -1, -1, 9, 7, 3])
 ROWS = np.array([0, 1, 2, 3, 4, 5, 6, 7])
@@ -52,30 +57,32 @@ def metadata(lat, lon):
 
 def test_the_date_line_is_no_seam():
     table = metadata([0.0, 0.0, 0.0, 0.0, 50.0, 50.2], [179.9, -179.9, 179.8, -179.8, 10.0, 10.2])
-    centres = cluster_places(table, 2, seed=0)
-    found = nearest(table, centres)
+    centers = cluster_places(table, 2, seed=0)
+    found = nearest_cluster(table, centers)
     assert len(set(found[:4].tolist())) == 1 and found[4] == found[5] != found[0]
-    torch.testing.assert_close(centres.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(centers.norm(dim=1), torch.ones(2))
     flat = table[:, LON][:4]
     assert (flat.max() - flat.min()) > 300  # the control: as plain numbers these places are far apart
 
 
 def test_places_keep_their_clusters_in_bf16():
     table = metadata(np.random.default_rng(0).uniform(36, 66, 400), np.random.default_rng(1).uniform(-9, 30, 400))
-    centres = cluster_places(table, 40, seed=0)
+    centers = cluster_places(table, 40, seed=0)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = (on_sphere(table) @ centres.T).argmax(1)
+        rounded = (on_sphere(table) @ centers.T).argmax(1)
         with torch.autocast("cpu", enabled=False):
-            exact = nearest(table, centres)
-    assert torch.equal(exact, nearest(table, centres))
+            exact = nearest_cluster(table, centers)
+    assert torch.equal(exact, nearest_cluster(table, centers))
     assert (rounded != exact).float().mean() > 0.1  # the control: why the step looks places up in fp32
 
 
 def test_missing_places_have_no_cluster_and_clusters_follow_from_the_seed():
     table = metadata([*np.linspace(40, 60, 50), np.nan], [*np.linspace(0, 20, 50), 3.0])
-    centres = cluster_places(table, 5, seed=1)
-    assert nearest(table, centres)[-1] == -1 and set(nearest(table, centres)[:-1].tolist()) == set(range(5))
-    assert torch.equal(centres, cluster_places(table, 5, seed=1))
+    centers = cluster_places(table, 5, seed=1)
+    assert nearest_cluster(table, centers)[-1] == -1 and set(nearest_cluster(table, centers)[:-1].tolist()) == set(
+        range(5)
+    )
+    assert torch.equal(centers, cluster_places(table, 5, seed=1))
     assert on_sphere(table)[-1].isnan().any()
     with pytest.raises(DataError, match=r"60 different places are needed, .* has 50"):
         cluster_places(table, 60, seed=1)
@@ -135,12 +142,14 @@ def test_alpha_moves_linearly_or_geometrically():
 
 def view(config, bands=3, epoch=0, size=16, image=None):
     rows = np.arange(6)
-    draw = draw_view(uniforms((0, "query", np.full(6, epoch), rows), numbers_needed(bands)), config, bands)
+    draw = draw_pretrain_view(
+        uniforms((0, "query", np.full(6, epoch), rows), pretrain_numbers_needed(bands)), config, bands
+    )
     image = torch.rand(6, bands, 24, 24, generator=torch.Generator().manual_seed(0)) if image is None else image
-    return apply_view(image, draw, size)
+    return apply_pretrain_view(image, draw, size)
 
 
-STILL = {"smallest_crop": 1.0, "aspect": 1.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
+STILL = {"smallest_crop": 1.0, "aspect": 1.0, "jitter": 0.0, "gray": 0.0, "blur": 0.0}
 
 
 @pytest.mark.parametrize("bands", [1, 3, 5])
@@ -161,9 +170,9 @@ def test_a_still_view_is_the_image_or_its_mirror():
     assert 0 < sum(mirrored) < 6
 
 
-def test_greyscale_keeps_luminance_and_other_bands_are_never_mixed():
-    grey = view(PretrainViewsConfig(**STILL | {"grey": 1.0}))
-    torch.testing.assert_close(grey[:, 0], grey[:, 1], atol=1e-3, rtol=0)
+def test_grayscale_keeps_luminance_and_other_bands_are_never_mixed():
+    gray = view(PretrainViewsConfig(**STILL | {"gray": 1.0}))
+    torch.testing.assert_close(gray[:, 0], gray[:, 1], atol=1e-3, rtol=0)
     image = torch.rand(6, 4, 24, 24) * 0.4
     image[:, 1] = 0.3  # a constant band stays constant whatever happens to the others
     gain = view(PretrainViewsConfig(**STILL | {"jitter": 1.0}), bands=4, image=image)

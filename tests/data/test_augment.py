@@ -13,7 +13,7 @@ from stssl.data.augment import (
     draw_view,
     numbers_needed,
 )
-from stssl.data.views import Pixels, ViewDrawer
+from stssl.data.views import PixelScaler, ViewDrawer
 
 STRONG = RandAugmentConfig(n=3, m=5)
 
@@ -120,7 +120,7 @@ def test_metadata_dropout_blanks_place_and_date_apart():
 
 def test_pixels_resize_order_and_scale():
     layout = {"b10": ("B04", "B03"), "b20": ("B05",)}
-    pixels = Pixels(
+    pixels = PixelScaler(
         layout, ("B05", "B04", "B03"), 8, mean=np.float32([4, 2, 2]), std=np.ones(3, np.float32), scale="sigmas"
     )
     arrays = {"b10": torch.full((2, 2, 8, 8), 2), "b20": torch.full((2, 1, 4, 4), 5)}
@@ -128,5 +128,7 @@ def test_pixels_resize_order_and_scale():
     assert unit.shape == (2, 3, 8, 8)
     torch.testing.assert_close(unit[0, :, 0, 0], torch.tensor([0.75, 0.5, 0.5]))
     torch.testing.assert_close(pixels(arrays)[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
-    rgb = Pixels({"rgb": ("R",)}, ("R",), 4, mean=np.zeros(1, np.float32), std=np.ones(1, np.float32), scale="bytes")
+    rgb = PixelScaler(
+        {"rgb": ("R",)}, ("R",), 4, mean=np.zeros(1, np.float32), std=np.ones(1, np.float32), scale="bytes"
+    )
     torch.testing.assert_close(rgb({"rgb": torch.full((1, 1, 8, 8), 255)}), torch.ones(1, 1, 4, 4))

@@ -73,7 +73,7 @@ def train(folder, name, *overrides):
 
 def weights(folder, name):
     state = read_state(folder / "runs" / name / "checkpoints" / "last.pt")
-    assert state["position"]["step"] == STEPS[name]
+    assert state["progress"]["step"] == STEPS[name]
     return {key: value for key, value in state["step"].items() if isinstance(value, torch.Tensor)}
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from stssl.analysis.report import _facts, read_run, write_report
 from stssl.archives.bigearthnet import BigEarthNet1, read_json
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.archives.eurosat import EuroSat, read_coordinates
 from stssl.archives.manifest import Manifest
 from stssl.archives.synthetic import synthesize
@@ -35,12 +35,12 @@ from stssl.recipes.recipe import Recipe, load_as
 from stssl.store.schema import BadPatchError, Patch
 from stssl.store.store import Store
 from stssl.sweeps.domains import build_space
-from stssl.sweeps.outcome import outcome
+from stssl.sweeps.outcomes import outcome
 from stssl.sweeps.spec import load_sweep
 from stssl.training.checkpoint import read_state
 from stssl.training.launch import run
-from stssl.training.load_run import evaluate_run
 from stssl.training.run_folder import RunFolder
+from stssl.training.trained_run import evaluate_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0), pytest.mark.filterwarnings("ignore")]
 

@@ -250,7 +250,7 @@ def e2e_step(oracle: Oracle, h: dict) -> TeacherStudentStep:
         else {"threshold": cut, "absent_below": None, "present_above": None}
     )
     config = FixMatchConfig(soft=not h["hard_label"], temperature=float(h["T"]), **band)
-    facts = DataFacts(torch.full((space.groups, space.ways), 1 / space.ways), 1)
+    facts = DataFacts(torch.full((space.groups, space.choices), 1 / space.choices), 1)
     return TeacherStudentStep(
         student=student,
         teacher=teacher,

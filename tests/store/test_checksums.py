@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import zarr
 
-from stssl.archives.convert import Options, convert, verify_store
+from stssl.archives.conversion import Options, convert, verify_store
 from stssl.base.errors import ConfigError, DataError
 from stssl.recipes.recipe import DataConfig
 from stssl.recipes.run_data import open_pixels
 from stssl.store import store as stores
+from stssl.store.description import describe_store
 from stssl.store.encode import SHARD_CHECKSUMS, shard_checksum, tail_bytes
-from stssl.store.inspect import describe
 from stssl.store.store import Store
 from stssl.store.writer import Writer
 
@@ -231,7 +231,9 @@ def test_older_stores_open_with_one_warning(columns, copy, whole, caplog):
     Store.open(copy).column("lat")
     assert [record.message for record in caplog.records if "checksums" in record.message] == [caplog.records[0].message]
     assert len(caplog.records) == 1
-    assert "checksums none" in describe(Store.open(copy)) and "of columns, patches" in describe(Store.open(whole))
+    assert "checksums none" in describe_store(Store.open(copy)) and "of columns, patches" in describe_store(
+        Store.open(whole)
+    )
     assert str(whole) not in stores._TOLD
 
 

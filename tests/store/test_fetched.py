@@ -8,7 +8,7 @@ import pytest
 from processes import CONTEXT
 from s3_server import environment, serving
 
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.base.errors import DataError
 from stssl.store.disk import TAIL, DiskCache
 from stssl.store.store import Store

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from s3_server import serving
 
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.base.errors import DataError
 from stssl.store import remote
 from stssl.store.disk import DiskCache

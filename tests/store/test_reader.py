@@ -14,7 +14,7 @@ from zarr.codecs import BloscCodec, GzipCodec
 from stssl.base.errors import DataError
 from stssl.store import shards
 from stssl.store.encode import encode_shard
-from stssl.store.reader import Reader, Stored
+from stssl.store.reader import Stored, StoreReader
 from stssl.store.shards import ShardedArray, direct_layout
 
 BANDS = ("B04", "B03", "B02", "B08")
@@ -54,7 +54,9 @@ def write(
 
 
 def reader(folder, pixels, bands, **options):
-    return Reader(str(folder), {"b10": Stored(BANDS[: pixels.shape[1]], pixels.shape, pixels.dtype)}, bands, **options)
+    return StoreReader(
+        str(folder), {"b10": Stored(BANDS[: pixels.shape[1]], pixels.shape, pixels.dtype)}, bands, **options
+    )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from s3_server import environment, s3_server
 
-from stssl.archives.convert import Options, convert, verify_store
+from stssl.archives.conversion import Options, convert, verify_store
 from stssl.base.errors import DataError
 from stssl.store import remote
 from stssl.store.store import Store

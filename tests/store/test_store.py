@@ -8,7 +8,7 @@ import tiny
 
 from stssl.archives.nomenclature import EUROSAT
 from stssl.base.errors import DataError
-from stssl.store.inspect import describe
+from stssl.store.description import describe_store
 from stssl.store.store import Store
 
 
@@ -91,7 +91,7 @@ def test_direct_and_zarr_reads_agree(store):
 
 
 def test_a_description_has_all_that_matters(store):
-    text = describe(Store.open(store))
+    text = describe_store(Store.open(store))
     for words in ("200 patches", "B04 B03 B02: 64x64 uint8", "140 train, 20 validation, 40 test", "20  Forest", "none"):
         assert words in text
     assert "latitude 45." in text

@@ -13,7 +13,7 @@ from stssl.base.errors import RunError
 from stssl.recipes.recipe import load_recipe
 from stssl.sweeps import charts
 from stssl.sweeps.choosing import pareto, ranked, write_best
-from stssl.sweeps.confirm import Candidate, Confirmation
+from stssl.sweeps.confirmation import Candidate, Confirmation
 from stssl.sweeps.report import _importances, _spread, effect, write_sweep_report
 from stssl.sweeps.table import rows, write_table
 

@@ -57,7 +57,7 @@ def test_a_file_narrows_or_replaces_a_domain(space_of):
     ("search", "message"),
     [
         ({"algorithm.treshold": None}, r"unknown key algorithm\.treshold\. Did you mean algorithm\.threshold\?"),
-        ({"optimiser.lr": None}, r"unknown key optimiser\. Did you mean optimizer\?"),
+        ({"optimizr.lr": None}, r"unknown key optimizr\. Did you mean optimizer\?"),
         ({"optimizer.lr.low": None}, r"optimizer\.lr is a single value"),
         ({"algorithm.sigmas": None}, r"exists only where algorithm\.name is softmatch; here it is fixmatch"),
         ({"model.encoder.degree": None}, r"exists only where model\.encoder\.name is spherical; here it is raw"),

@@ -137,11 +137,11 @@ def test_passwords_are_not_shown(open_book, url):
 def test_a_study_of_before_there_were_votes_goes_on_without_them_and_only_so(open_book):
     book = open_book()
     old = json.loads(book.study.user_attrs[SPACE])
-    assert old["recipe"].pop("neighbours") == {"name": "none"}
+    assert old["recipe"].pop("votes") == {"name": "none"}
     book.study.set_user_attr(SPACE, json.dumps(old))
     open_book()
-    ours = old | {"recipe": old["recipe"] | {"neighbours": {"name": "votes", "count": 32}}}
-    with pytest.raises(RunError, match=r"differs in recipe.neighbours.count, recipe.neighbours.name"):
+    ours = old | {"recipe": old["recipe"] | {"votes": {"name": "votes", "count": 32}}}
+    with pytest.raises(RunError, match=r"differs in recipe.votes.count, recipe.votes.name"):
         _same(ours, book.study, book.sweep.config)
 
 

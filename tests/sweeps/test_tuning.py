@@ -11,11 +11,11 @@ from stssl.base.config import validate
 from stssl.base.errors import ConfigError, RunError, StoppedError
 from stssl.base.ray_session import lacking
 from stssl.recipes.recipe import LaunchConfig, Recipe, load_recipe
-from stssl.sweeps.confirm import confirm
+from stssl.sweeps.confirmation import confirm
 from stssl.sweeps.local import search_here
 from stssl.sweeps.run import search, sweep
 from stssl.sweeps.table import rows
-from stssl.sweeps.trial import REASON, concurrency, driver_needs, needs
+from stssl.sweeps.trials import REASON, concurrency, driver_needs, needs
 from stssl.sweeps.tuning import FINISHED, StudyScheduler, StudySearcher
 from stssl.training.launch import run, worker_bundles
 from stssl.training.run_folder import RunFolder
@@ -223,7 +223,7 @@ def test_a_candidate_that_lost_seeds_does_not_win_by_the_rest(open_book, carry_o
     book = open_book(trials=1, points=[{"optimizer.lr": 0.005}])
     carry_out(book, [0.5])
     assert book.space.recipe(rows(book)[0].params).hash() != book.sweep.recipe.hash()
-    monkeypatch.setattr("stssl.sweeps.confirm._test", lambda *_: [])
+    monkeypatch.setattr("stssl.sweeps.confirmation._test", lambda *_: [])
     for name, score, seeds in (("trial-0000", 0.9, (1, 2)[lost:]), ("recipe", 0.4, (1, 2))):
         for seed in (1, 2):
             folder = RunFolder(book.sweep.folder / "confirm" / f"{name}-s{seed}")
@@ -231,7 +231,7 @@ def test_a_candidate_that_lost_seeds_does_not_win_by_the_rest(open_book, carry_o
             if seed in seeds:
                 folder.append({"step": 12, "kind": "validation", "loss": 1.0, "accuracy": score})
                 folder.finish({"best": score})
-    monkeypatch.setattr("stssl.sweeps.confirm._train", lambda book, recipes: None)  # the lost seed fails again
+    monkeypatch.setattr("stssl.sweeps.confirmation._train", lambda book, recipes: None)  # the lost seed fails again
     found = confirm(book, rows(book), 1, 2, lambda line: None)
     assert found.candidates[0].name == first and [one.failed for one in found.candidates] == [0, lost]
 

@@ -6,7 +6,7 @@ from stssl.training.checkpoint import Checkpoints, read_state, write_state
 
 
 def state(step):
-    return {"position": {"step": step}, "weights": {"w": torch.full((50,), float(step))}}
+    return {"progress": {"step": step}, "weights": {"w": torch.full((50,), float(step))}}
 
 
 def test_last_previous_and_best(tmp_path):
@@ -15,7 +15,7 @@ def test_last_previous_and_best(tmp_path):
     for step in (1, 2, 3):
         checkpoints.save(state(step), best=step == 2)
     checkpoints.wait()
-    steps = [read_state(checkpoints.path(name))["position"]["step"] for name in ("previous", "last", "best")]
+    steps = [read_state(checkpoints.path(name))["progress"]["step"] for name in ("previous", "last", "best")]
     assert steps == [2, 3, 2]
 
 
@@ -31,7 +31,7 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_used(tmp_path, damage)
     last.unlink()
     last.write_bytes({"truncated": bytes(data[:-100]), "flipped": bytes(data), "empty": b""}[damage])
     found, problems = checkpoints.latest()
-    assert found["position"]["step"] == 1 and "truncated or damaged" in problems[0]
+    assert found["progress"]["step"] == 1 and "truncated or damaged" in problems[0]
 
 
 def test_control_an_intact_checkpoint_is_used(tmp_path):
@@ -39,7 +39,7 @@ def test_control_an_intact_checkpoint_is_used(tmp_path):
     checkpoints.save(state(5), best=False)
     checkpoints.wait()
     found, problems = checkpoints.latest()
-    assert found["position"]["step"] == 5 and problems == []
+    assert found["progress"]["step"] == 5 and problems == []
 
 
 def test_the_copy_is_taken_before_training_goes_on(tmp_path):

@@ -12,15 +12,15 @@ from test_loop import kill_at, last, make, same, signalled
 
 from stssl.base.batch import IGNORED, Progress, Stream
 from stssl.base.errors import ConfigError, DataError, RunError
-from stssl.data.loader import Source
+from stssl.data.loader import StreamSource
 from stssl.recipes import build
-from stssl.recipes.build import check
+from stssl.recipes.build import check_recipe
 from stssl.recipes.run_data import open_data
 from stssl.training.checkpoint import Checkpoints
 from stssl.training.launch import run
-from stssl.training.load_run import evaluate_run
 from stssl.training.run_folder import RunFolder
-from stssl.training.state import open_session
+from stssl.training.state import open_train_state
+from stssl.training.trained_run import evaluate_run
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_recipes_that_cannot_run_take_no_name(recipe_tree, changes, words):
 
 def test_a_validation_part_without_labels_is_found_out_before_training(recipe_tree, monkeypatch):
     recipe = make(recipe_tree)
-    check(recipe)  # the control
+    check_recipe(recipe)  # the control
     data = open_data(recipe)
     data.targets[data.split.validation] = IGNORED
     monkeypatch.setattr(build, "open_data", lambda recipe: data)
@@ -162,28 +162,26 @@ def test_a_semi_supervised_algorithm_needs_unlabeled_patches(recipe_tree):
 @pytest.mark.parametrize(("micro", "blocks"), [(None, 1), (4, 2), (3, 3)])
 def test_batchnorm_is_estimated_in_as_many_blocks_as_a_step_has(recipe_tree, monkeypatch, micro, blocks):
     recipe = make(recipe_tree, batch__micro=micro, schedule__supervised_start=3)
-    stage = open_session(recipe, torch.device("cpu")).stage
+    task = open_train_state(recipe, torch.device("cpu")).task
     sizes = []
-    monkeypatch.setattr(
-        stage.step, "reestimate_batchnorm", lambda mixed: sizes.extend(len(rows) for rows, _ in mixed())
-    )
-    stage.evaluate_student("validation", Progress(3, 12))
+    monkeypatch.setattr(task.step, "reestimate_batchnorm", lambda mixed: sizes.extend(len(rows) for rows, _ in mixed()))
+    task.evaluate_student("validation", Progress(3, 12))
     assert len(sizes) == blocks and sum(sizes) == 2 * 8 + 16  # weak and strong labeled, strong unlabeled
     sizes.clear()
-    stage.evaluate_student("validation", Progress(2, 12))
+    task.evaluate_student("validation", Progress(2, 12))
     assert len(sizes) == blocks and sum(sizes) == 2 * 8  # a supervised start has seen labeled ones alone
 
 
 @pytest.mark.parametrize(("start", "streams"), [(12, {Stream.LABELED}), (8, set(Stream))])
 def test_a_checkpoint_is_scored_with_batches_as_its_last_step_had(recipe_tree, monkeypatch, start, streams):
     """So that a supervised start, or a whole supervised run, reads no unlabeled patch."""
-    read, load = set(), Source.load
+    read, load = set(), StreamSource.load
 
     def watched(source, views, *rest):
         read.update(view.stream for view in views)
         return load(source, views, *rest)
 
-    monkeypatch.setattr(Source, "load", watched)
+    monkeypatch.setattr(StreamSource, "load", watched)
     recipe = make(recipe_tree, schedule__supervised_start=start)
     folder = run(recipe)
     assert read == streams
@@ -195,9 +193,9 @@ def test_a_checkpoint_is_scored_with_batches_as_its_last_step_had(recipe_tree, m
 
 
 def test_without_batches_for_it_batchnorm_keeps_what_training_counted(recipe_tree):
-    stage = open_session(make(recipe_tree, evaluation__batchnorm_batches=0), torch.device("cpu")).stage
-    average = stage.step.averages["student"].network
+    task = open_train_state(make(recipe_tree, evaluation__batchnorm_batches=0), torch.device("cpu")).task
+    average = task.step.averages["student"].network
     (first, *_) = [module for module in average.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     first.running_mean.fill_(3.0)
-    stage.evaluate_student("validation", Progress(5, 12))
+    task.evaluate_student("validation", Progress(5, 12))
     assert (first.running_mean == 3).all()

@@ -19,8 +19,8 @@ from stssl.base.errors import RunError, StsslError
 from stssl.models.weights import read_weights
 from stssl.training.checkpoint import export_weights, read_state, write_state
 from stssl.training.launch import run
-from stssl.training.load_run import evaluate_run, read_own_state
 from stssl.training.run_folder import RunFolder
+from stssl.training.trained_run import evaluate_run, read_own_state
 
 PROBE = {"weights": "pretrained", "method": "linear", "labels": "all", "labeled": 3, "step": 2, "protocol": {}}
 NETWORK = "averages.student.network."

@@ -13,9 +13,9 @@ from stssl.commands.progress import score_table
 from stssl.recipes.recipe import Recipe
 from stssl.scoring.metrics import diverged, score
 from stssl.training.launch import run
-from stssl.training.load_run import evaluate_run
 from stssl.training.run_folder import RunFolder
-from stssl.training.state import Position
+from stssl.training.state import RunProgress
+from stssl.training.trained_run import evaluate_run
 
 NAN = float("nan")
 HOT = {"optimizer": {"lr": 1e25}, "compute": {"nonfinite_steps": 1000}}
@@ -23,12 +23,12 @@ HOT = {"optimizer": {"lr": 1e25}, "compute": {"nonfinite_steps": 1000}}
 
 def taken(scores, patience=None):
     """Which of these validation scores, one a step, were the best when they came; where patience ended."""
-    position, better = Position(), []
-    for position.step, value in enumerate(scores, 1):
-        better.append(position.better(value))
-        if position.exhausted(patience):
+    progress, better = RunProgress(), []
+    for progress.step, value in enumerate(scores, 1):
+        better.append(progress.better(value))
+        if progress.exhausted(patience):
             break
-    return better, position.best, position.best_step
+    return better, progress.best, progress.best_step
 
 
 def test_scores_that_are_not_finite_are_never_the_best():
@@ -65,7 +65,7 @@ def test_a_run_without_finite_predictions_ends_in_words(recipe_tree):
     assert "nan" not in write_report([folder.path], folder.path / "r.html").read_text().lower().split("<svg")[0]
 
 
-def test_near_unanimous_neighbours_stay_ranked():
+def test_near_unanimous_neighbors_stay_ranked():
     from stssl.base.labels import LabelSpace
     from stssl.scoring.knn import vote
 

@@ -17,7 +17,7 @@ from stssl.training.launch import run
 from stssl.training.loop import train
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic
-from stssl.training.state import open_session
+from stssl.training.state import open_train_state
 
 CPU = torch.device("cpu")
 
@@ -35,19 +35,19 @@ def without_batchnorm(recipe_tree):
 
 def poisoned(recipe, steps):
     """A session whose batches of some steps hold a number that is none."""
-    session = open_session(recipe, CPU)
-    session.resume()
-    make_batch = session.stage.batch
+    train_state = open_train_state(recipe, CPU)
+    train_state.resume()
+    make_batch = train_state.task.batch
 
     def batch(raw):
         made = make_batch(raw)
-        if session.position.step in steps:
+        if train_state.progress.step in steps:
             for view in made.images:
                 made.images[view][0, 0, 0, 0] = torch.nan
         return made
 
-    session.stage.batch = batch
-    return session
+    train_state.task.batch = batch
+    return train_state
 
 
 def finite(module):
@@ -58,12 +58,12 @@ def test_a_step_that_is_not_finite_is_left_out_and_written_down(without_batchnor
     recipe = make(without_batchnorm)
     folder = RunFolder.of(recipe)
     folder.claim(recipe)
-    session = poisoned(recipe, {5})
-    train(session, lambda metrics: None)
-    assert finite(session.stage.step)
+    train_state = poisoned(recipe, {5})
+    train(train_state, lambda metrics: None)
+    assert finite(train_state.task.step)
     (row,) = [json.loads(line) for line in (folder.path / FILE).read_text().splitlines()]
     assert row["step"] == 5 and len(row["rows"]["unlabeled"]) == 16 and row["losses"]["loss"] is None
-    assert row["rows"]["unlabeled"] == session.stage.loader.sources[View.UNLABELED_WEAK.stream].global_rows(5)
+    assert row["rows"]["unlabeled"] == train_state.task.loader.sources[View.UNLABELED_WEAK.stream].global_rows(5)
     assert all(value is not None for line in folder.rows() for value in line.values())
 
 
@@ -114,18 +114,18 @@ def test_a_run_warns_of_it_with_what_this_torch_says_of_cpus(recipe_tree, monkey
 def test_a_bad_step_leaves_nothing_behind(without_batchnorm, recipe_tree, network):
     recipe = make(without_batchnorm if network == "transformer" else recipe_tree)
     RunFolder.of(recipe).claim(recipe)
-    session = poisoned(recipe, {0, 5})
-    train(session, lambda metrics: None)
-    assert finite(session.stage.step)
+    train_state = poisoned(recipe, {0, 5})
+    train(train_state, lambda metrics: None)
+    assert finite(train_state.task.step)
 
 
 def test_control_unrestored_statistics_stay_broken(recipe_tree):
     recipe = make(recipe_tree)
     RunFolder.of(recipe).claim(recipe)
-    session = poisoned(recipe, {5})
-    session.statistics.restore = lambda bad: None
-    train(session, lambda metrics: None)
-    assert not finite(session.stage.step)
+    train_state = poisoned(recipe, {5})
+    train_state.statistics.restore = lambda bad: None
+    train(train_state, lambda metrics: None)
+    assert not finite(train_state.task.step)
 
 
 def test_bad_steps_count_across_restarts_and_before_the_first_row(without_batchnorm, tmp_path):
@@ -134,7 +134,7 @@ def test_bad_steps_count_across_restarts_and_before_the_first_row(without_batchn
     folder.claim(recipe)
     with pytest.raises(RunError, match="not finite in 2 steps, at last in step 6"):
         train(poisoned(recipe, {1, 6}), lambda metrics: None)
-    assert last(recipe)["position"]["left_out"] == 1
+    assert last(recipe)["progress"]["left_out"] == 1
     with pytest.raises(RunError, match="not finite in 2 steps, at last in step 6"):
         train(poisoned(recipe, {6}), lambda metrics: None)
     assert [row["step"] for row in folder.rows(FILE)] == [1, 6]
@@ -143,11 +143,11 @@ def test_bad_steps_count_across_restarts_and_before_the_first_row(without_batchn
 def test_control_without_the_guard_weights_are_lost(without_batchnorm):
     recipe = make(without_batchnorm)
     RunFolder.of(recipe).claim(recipe)
-    session = poisoned(recipe, {5})
-    session.guard.note = lambda step, norms, logs: torch.tensor(False)
-    session.statistics.restore = lambda bad: None
-    train(session, lambda metrics: None)
-    assert not finite(session.stage.step)
+    train_state = poisoned(recipe, {5})
+    train_state.guard.note = lambda step, norms, logs: torch.tensor(False)
+    train_state.statistics.restore = lambda bad: None
+    train(train_state, lambda metrics: None)
+    assert not finite(train_state.task.step)
 
 
 def test_too_many_bad_steps_end_the_run(without_batchnorm):
@@ -182,7 +182,7 @@ def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_exactly(recipe_tree, tm
     run(unbroken)
     assert exit_code(signalled, asked.tree(), 6, signal.SIGTERM, tmp_path / "said") == 0
     assert (tmp_path / "said").read_text().startswith("asked to end (SIGTERM) after step 7")
-    assert last(asked)["position"]["step"] == 7
+    assert last(asked)["progress"]["step"] == 7
     run(asked)
     assert same(last(asked)["step"], last(unbroken)["step"])
 
@@ -190,7 +190,7 @@ def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_exactly(recipe_tree, tm
 def test_control_sigkill_leaves_an_older_checkpoint(recipe_tree, tmp_path):
     killed = make(recipe_tree, name="killed")
     kill_at(killed, 7)
-    assert last(killed)["position"]["step"] == 4
+    assert last(killed)["progress"]["step"] == 4
     assert signal.SIGKILL != signal.SIGTERM
 
 

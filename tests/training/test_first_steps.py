@@ -7,13 +7,13 @@ import pytest
 import tiny
 from PIL import Image
 
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.base.config import validate
 from stssl.base.errors import ConfigError, DataError
 from stssl.recipes.recipe import Recipe
 from stssl.training.launch import run
-from stssl.training.load_run import evaluate_run
 from stssl.training.run_folder import RunFolder
+from stssl.training.trained_run import evaluate_run
 
 VIT = ("vit_tiny_patch16_224", 40, {"dynamic_img_size": True})
 BACKBONES = [("mvitv2_tiny", 120, {}), ("coat_tiny", 120, {}), ("inception_v3", 64, {}), VIT]

@@ -11,14 +11,14 @@ from processes import exit_code
 from stssl.base.batch import Stream, View
 from stssl.base.config import merge, validate
 from stssl.base.errors import ConfigError, DataError, RunError, StoppedError
-from stssl.recipes.build import check
+from stssl.recipes.build import check_recipe
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import Recipe
 from stssl.training import loop
 from stssl.training.checkpoint import read_state
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder
-from stssl.training.state import open_session
+from stssl.training.state import open_train_state
 
 
 def make(tree, **changes):
@@ -67,10 +67,10 @@ def test_a_run_leaves_what_it_promises(unbroken):
 
 def test_unlabeled_patches_are_read_from_the_step_that_learns_from_them(recipe_tree):
     recipe = make(recipe_tree, schedule__supervised_start=3)
-    loaded = [list(raw) for raw in open_session(recipe, torch.device("cpu")).stage.loader.batches(0, 5)]
+    loaded = [list(raw) for raw in open_train_state(recipe, torch.device("cpu")).task.loader.batches(0, 5)]
     assert loaded == [[Stream.LABELED]] * 3 + [[Stream.LABELED, Stream.UNLABELED]] * 2
     late, early = (
-        open_session(make(recipe_tree, schedule__supervised_start=start), torch.device("cpu")).stage.loader.load(4)
+        open_train_state(make(recipe_tree, schedule__supervised_start=start), torch.device("cpu")).task.loader.load(4)
         for start in (3, 0)
     )
     assert torch.equal(late[Stream.UNLABELED].rows, early[Stream.UNLABELED].rows)
@@ -95,13 +95,13 @@ def test_throughput_counts_the_patches_that_a_step_reads(recipe_tree):
     ],
 )
 def test_a_run_that_never_comes_to_unlabeled_patches_says_so(changes, said, recipe_tree, caplog):
-    check(make(recipe_tree, **changes))
+    check_recipe(make(recipe_tree, **changes))
     assert ("no step of this run learns from unlabeled patches" in caplog.text) == said
 
 
 def test_control_an_algorithm_with_state_reads_them_from_the_first(recipe_tree):
     recipe = make(recipe_tree, schedule__supervised_start=3, algorithm={"name": "softmatch"})
-    raw = open_session(recipe, torch.device("cpu")).stage.loader.load(0)
+    raw = open_train_state(recipe, torch.device("cpu")).task.loader.load(0)
     assert list(raw[Stream.UNLABELED].draws) == [View.UNLABELED_WEAK]
 
 
@@ -116,16 +116,16 @@ def test_training_learns(recipe_tree):
 def signalled(tree, step, number, said=None, written=False):
     """In a process of its own: run a recipe, and at `step` send it a signal (`written`: with checkpoints on disk)."""
     torch.set_num_threads(1)
-    update = loop.update
+    update = loop.train_step
 
-    def counted(session, raw):
-        if session.position.step == step:
+    def counted(train_state, raw):
+        if train_state.progress.step == step:
             if written:
-                session.folder.checkpoints.wait()
+                train_state.folder.checkpoints.wait()
             os.kill(os.getpid(), number)
-        return update(session, raw)
+        return update(train_state, raw)
 
-    loop.update = counted
+    loop.train_step = counted
     try:
         run(validate(kind_of(tree), tree, "test"))
     except StoppedError as error:
@@ -154,7 +154,7 @@ def test_control_another_position_gives_other_weights(unbroken, recipe_tree, tmp
     kill_at(recipe, 7, written=True)
     path = RunFolder.of(recipe).checkpoints.path("last")
     state = read_state(path)
-    state["position"]["step"] -= 1
+    state["progress"]["step"] -= 1
     from stssl.training.checkpoint import write_state
 
     path.unlink()

@@ -19,13 +19,13 @@ from stssl.commands.progress import training_progress
 from stssl.contrastive.step import ContrastiveStep
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe
-from stssl.scoring.evaluate import spread
-from stssl.scoring.knn import neighbour_scores, vote
+from stssl.scoring.evaluation import spread
+from stssl.scoring.knn import knn_scores, vote
 from stssl.training import loop
-from stssl.training.contrastive_task import check
+from stssl.training.contrastive_task import check_pretraining
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder
-from stssl.training.state import open_session
+from stssl.training.state import open_train_state
 
 VIT = {
     "backbone": "vit_tiny_patch16_224",
@@ -83,7 +83,7 @@ def test_a_run_leaves_what_it_promises(tree):
 
 
 def test_it_learns(tree):
-    easy = tree | {"model": RESNET, "views": {"jitter": 0.0, "grey": 0.0}}
+    easy = tree | {"model": RESNET, "views": {"jitter": 0.0, "gray": 0.0}}
     recipe = make(easy, schedule={"steps": 120, "evaluate_every": 120}, optimizer={"name": "adamw", "lr": 0.005})
     rows = [row for row in run(recipe).rows() if row["kind"] == "train"]
     assert np.mean([row["geo"] for row in rows[-10:]]) < 0.9 * rows[0]["geo"]
@@ -91,13 +91,13 @@ def test_it_learns(tree):
 
 def test_temporal_positives_are_other_acquisitions(dated):
     recipe = make(dated)
-    session = open_session(recipe, torch.device("cpu"))
-    raw = session.stage.loader.sources[next(iter(session.stage.loader.sources))].load(0, (0, 1))
-    places = np.asarray(session.stage.data.store.column("location_id"))
-    share = session.stage.positives.share(session.stage.data.split.train)
-    assert 0 < share < 1 and session.stage.about()["true_pairs"] == share
+    train_state = open_train_state(recipe, torch.device("cpu"))
+    raw = train_state.task.loader.sources[next(iter(train_state.task.loader.sources))].load(0, (0, 1))
+    places = np.asarray(train_state.task.data.store.column("location_id"))
+    share = train_state.task.positives.share(train_state.task.data.split.train)
+    assert 0 < share < 1 and train_state.task.about()["true_pairs"] == share
     assert raw.true_pairs.any() and len(next(iter(raw.arrays.values()))) == 32
-    positives = session.stage.positives
+    positives = train_state.task.positives
     partner = positives.draw(raw.rows.numpy(), np.zeros(16, np.int64), recipe.seed)
     assert (places[partner] == places[raw.rows]).all() and (
         (partner != raw.rows.numpy()) == raw.true_pairs.numpy()
@@ -131,20 +131,20 @@ def test_control_without_the_queue_a_resumed_run_ends_elsewhere(dated, tmp_path)
 
 
 def replay(tree, gather=True, shuffles=None):
-    session = open_session(validate(PretrainRecipe, tree, "test"), torch.device("cpu"))
+    train_state = open_train_state(validate(PretrainRecipe, tree, "test"), torch.device("cpu"))
     if shuffles is not None:
-        session.stage.step.shuffles = shuffles
+        train_state.task.step.shuffles = shuffles
     if not gather:
         from stssl.contrastive import step as contrastive
 
         contrastive.gather_rows = lambda rows, *_: rows
     losses = []
-    for raw in session.stage.loader.batches(0, 6):
-        logs, _ = loop.update(session, raw)
+    for raw in train_state.task.loader.batches(0, 6):
+        logs, _ = loop.train_step(train_state, raw)
         world = dist.get_world_size() if dist.is_initialized() else 1
         losses.append(float(sum_over_ranks(logs["loss"])) / world)
-        session.position.step += 1
-    queue = session.stage.step.queue
+        train_state.progress.step += 1
+    queue = train_state.task.step.queue
     return {"losses": losses, "queue": queue.keys.flatten().tolist(), "pointer": int(queue.pointer)}
 
 
@@ -194,26 +194,26 @@ def test_control_a_wrong_way_back_trains_otherwise(tree, tmp_path, monkeypatch):
 
 def test_batchnorm_backbones_shuffle_and_transformers_do_not(tree):
     for model, shuffles in ((RESNET, True), (VIT, False)):
-        assert open_session(make(tree | {"model": model}), torch.device("cpu")).stage.step.shuffles is shuffles
+        assert open_train_state(make(tree | {"model": model}), torch.device("cpu")).task.step.shuffles is shuffles
 
 
 def test_a_key_that_is_not_finite_never_enters_the_queue(tree):
     """The first step, which SGD has no momentum for yet, goes wrong in the key and in BatchNorm's statistics."""
     recipe = make(tree | {"model": RESNET})
     RunFolder.of(recipe).claim(recipe)
-    session = open_session(recipe, torch.device("cpu"))
-    session.resume()
-    make_batch = session.stage.batch
+    train_state = open_train_state(recipe, torch.device("cpu"))
+    train_state.resume()
+    make_batch = train_state.task.batch
 
     def batch(raw):
         made = make_batch(raw)
-        if session.position.step == 0:
+        if train_state.progress.step == 0:
             made.query[0] = made.key[0] = torch.nan
         return made
 
-    session.stage.batch = batch
-    loop.train(session, lambda metrics: None)
-    state = session.stage.step.state_dict()
+    train_state.task.batch = batch
+    loop.train(train_state, lambda metrics: None)
+    state = train_state.task.step.state_dict()
     assert all(bool(torch.isfinite(value).all()) for value in state.values())
     assert max(float(value.abs().max()) for name, value in state.items() if "weight" in name) < 10
     assert [row["step"] for row in RunFolder.of(recipe).rows("nonfinite.jsonl")] == [0]
@@ -235,11 +235,11 @@ def test_what_cannot_be_is_named(tree, changes, error, words):
 
 @pytest.mark.parametrize(("queue", "told"), [(4096, True), (24, False)])
 def test_a_queue_longer_than_the_data_is_told(tree, caplog, queue, told):
-    check(make(tree, pretext={"queue": queue}))
+    check_pretraining(make(tree, pretext={"queue": queue}))
     assert ("pretext.queue=4096 is longer than the" in caplog.text) is told
 
 
-def test_neighbours_vote_for_their_class():
+def test_neighbors_vote_for_their_class():
     space = LabelSpace(("a", "b"), False)
     bank = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.5, 0.5]])
     targets = torch.tensor([[0], [0], [1], [-1]])
@@ -276,16 +276,16 @@ def test_the_newest_weights_are_kept_whatever_labels_say(tree):
 
 
 def test_labels_on_one_part_alone_give_no_score_and_no_error(tree):
-    session = open_session(make(tree), torch.device("cpu"))
-    stage = session.stage
-    known = np.asarray(stage.data.store.column("label")).copy()
-    known[stage.data.split.validation] = -1
-    space = LabelSpace(stage.data.store.classes("label"), False)
+    train_state = open_train_state(make(tree), torch.device("cpu"))
+    task = train_state.task
+    known = np.asarray(task.data.store.column("label")).copy()
+    known[task.data.split.validation] = -1
+    space = LabelSpace(task.data.store.classes("label"), False)
     options = {"bank": 50, "k": 3, "temperature": 0.1, "batch": 32, "limit": None}
-    encoder = stage.step.networks["query"]
-    for targets, found in ((known, False), (np.asarray(stage.data.store.column("label")), True)):
+    encoder = task.step.networks["query"]
+    for targets, found in ((known, False), (np.asarray(task.data.store.column("label")), True)):
         labels = space, torch.from_numpy(targets.astype(np.int64))[:, None]
-        scores = neighbour_scores(encoder.features, stage.data, stage.pixels, labels, "validation", **options)
+        scores = knn_scores(encoder.features, task.data, task.pixels, labels, "validation", **options)
         assert bool(scores) is found
 
 

@@ -12,7 +12,7 @@ from stssl.base.config import merge, validate
 from stssl.base.distributed import sum_over_ranks
 from stssl.recipes.recipe import Recipe
 from stssl.training import loop
-from stssl.training.state import open_session
+from stssl.training.state import open_train_state
 
 STEPS = 20
 
@@ -20,13 +20,13 @@ STEPS = 20
 def losses_of(tree):
     """The global batch's loss of each step, as every rank sees it."""
     recipe = validate(Recipe, tree, "test")
-    session = open_session(recipe, torch.device("cpu"))
+    train_state = open_train_state(recipe, torch.device("cpu"))
     losses = []
-    for raw in session.stage.loader.batches(0, STEPS):
-        logs, _ = loop.update(session, raw)
+    for raw in train_state.task.loader.batches(0, STEPS):
+        logs, _ = loop.train_step(train_state, raw)
         world = dist.get_world_size() if dist.is_initialized() else 1
         losses.append(float(sum_over_ranks(logs["loss"])) / world)
-        session.position.step += 1
+        train_state.progress.step += 1
     return losses
 
 

@@ -15,9 +15,9 @@ from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import open_pixels
 from stssl.training.checkpoint import read_state
 from stssl.training.launch import run
-from stssl.training.loop import update
+from stssl.training.loop import train_step
 from stssl.training.run_folder import RunFolder
-from stssl.training.state import open_session
+from stssl.training.state import open_train_state
 
 pytest.importorskip("obstore")
 
@@ -42,7 +42,7 @@ def recipe_of(tree, **data):
 
 def weights(recipe):
     state = read_state(RunFolder.of(recipe).checkpoints.path("last"))
-    assert state["position"]["step"] == 12
+    assert state["progress"]["step"] == 12
     return {key: value for key, value in state["step"].items() if isinstance(value, torch.Tensor)}
 
 
@@ -58,15 +58,15 @@ def test_a_run_that_is_broken_off_ends_like_an_unbroken_one(far, monkeypatch):
 
     count = iter(range(100))
 
-    def stop(session, raw):
+    def stop(train_state, raw):
         if next(count) == 9:
             raise KeyboardInterrupt
-        return update(session, raw)
+        return train_step(train_state, raw)
 
     monkeypatch.setattr(loop, "update", stop)
     with pytest.raises(KeyboardInterrupt):
         run(broken)
-    monkeypatch.setattr(loop, "update", update)
+    monkeypatch.setattr(loop, "update", train_step)
     run(broken)
     assert same(weights(broken), weights(unbroken))
     record = json.loads((RunFolder.of(broken).path / "record.json").read_text())
@@ -83,7 +83,7 @@ def test_control_without_the_buffer_another_order_and_other_weights(far):
 
 def rows(recipe, steps=6):
     """Store rows of each stream in the first steps."""
-    loader = open_session(recipe, torch.device("cpu")).stage.loader
+    loader = open_train_state(recipe, torch.device("cpu")).task.loader
     read = list(loader.batches(0, steps))
     return {
         stream.value: torch.cat([raw[stream].rows for raw in read if stream in raw]).tolist()
@@ -137,12 +137,12 @@ def test_a_store_on_a_disk_says_nothing_of_order(recipe_tree):
 def work(rank, folder, tree, variables):
     os.environ.update(variables)
     torch.set_num_threads(1)
-    session = open_session(recipe_of(merge(tree, {"schedule": {"supervised_start": 0}})), torch.device("cpu"))
+    train_state = open_train_state(recipe_of(merge(tree, {"schedule": {"supervised_start": 0}})), torch.device("cpu"))
     seen = []
-    for raw in session.stage.loader.batches(0, 6):
-        update(session, raw)
+    for raw in train_state.task.loader.batches(0, 6):
+        train_step(train_state, raw)
         seen += raw[Stream.UNLABELED].rows.tolist()
-        session.position.step += 1
+        train_state.progress.step += 1
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))
 
 

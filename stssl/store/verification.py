@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import content_hash
 from stssl.store.disk import DiskCache
-from stssl.store.reader import Reader
+from stssl.store.reader import StoreReader
 from stssl.store.remote import is_remote
 from stssl.store.schema import ERRORS, Patch
 from stssl.store.store import COLUMN_HASHES, Store
@@ -125,7 +125,7 @@ def _check_columns(store: Store) -> None:
         raise DataError(f"{store.path}: {'; '.join(problems)}. Convert the archive again.")
 
 
-def _blocks(reader: Reader, rows: NDArray[np.int64]) -> list[dict[str, NDArray[Any]] | DataError]:
+def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, NDArray[Any]] | DataError]:
     """Each row's arrays by name, or why it cannot be read."""
     try:
         blocks = reader.read(rows)

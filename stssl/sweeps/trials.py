@@ -8,7 +8,7 @@ from typing import Any
 from stssl.base.config import validate
 from stssl.base.errors import RunError, StoppedError, StsslError
 from stssl.recipes.recipe import LaunchConfig, Recipe
-from stssl.sweeps.outcome import scored
+from stssl.sweeps.outcomes import scored
 from stssl.training.launch import Watch, growing, run, worker_bundles
 from stssl.training.run_folder import RunFolder, write_text
 

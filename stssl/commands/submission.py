@@ -189,7 +189,7 @@ def _packages(pip: Sequence[str]) -> list[str] | str:
     return pip[0] if len(pip) == 1 and Path(pip[0]).is_file() else list(pip)
 
 
-def submit(submission: Submission, show: Callable[[str], None], say: Callable[[str], None]) -> int:
+def submit_job(submission: Submission, show: Callable[[str], None], say: Callable[[str], None]) -> int:
     """Submit, and follow the job to its end.
 
     Args:

@@ -6,17 +6,17 @@ from pathlib import Path
 from rich.console import Console
 
 from stssl.analysis.report import write_report
-from stssl.archives.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 from stssl.archives.synthetic import synthesize
 from stssl.base.config import apply_overrides, merge, validate
 from stssl.base.yaml_text import parse_yaml
 from stssl.commands.progress import conversion_summary, counting, score_table, training_progress
 from stssl.recipes.recipe import Recipe
-from stssl.store.inspect import describe
+from stssl.store.description import describe_store
 from stssl.store.store import Store
 from stssl.training.launch import run
-from stssl.training.load_run import evaluate_run
 from stssl.training.run_folder import write_text
+from stssl.training.trained_run import evaluate_run
 
 RECIPE = """\
 # Semi-supervised land cover from 10 % labels: FixMatch whose teacher also sees place and date (ST-FixMatch).
@@ -43,7 +43,7 @@ logging: {every: 20}
 """
 
 
-def quickstart(out: Path, console: Console, patches: int = 4000, overrides: tuple[str, ...] = ()) -> Path:
+def run_quickstart(out: Path, console: Console, patches: int = 4000, overrides: tuple[str, ...] = ()) -> Path:
     """Run the main job under `out` and return the report's path; a second call goes on where the first stopped.
 
     Args:
@@ -61,7 +61,7 @@ def quickstart(out: Path, console: Console, patches: int = 4000, overrides: tupl
     with counting(console, "convert", "shards") as progress:
         summary = convert("bigearthnet-v1", archive, store, Options(shard=128), progress)
     console.print(conversion_summary(summary), highlight=False, markup=False, soft_wrap=True)
-    console.print(describe(Store.open(store)), highlight=False, markup=False, soft_wrap=True)
+    console.print(describe_store(Store.open(store)), highlight=False, markup=False, soft_wrap=True)
     console.rule("3  train: a teacher that sees place and date, a student that does not")
     text = RECIPE.replace('"${STORE}"', json.dumps(str(store.absolute())))
     write_text(out / "recipe.yaml", text)

@@ -10,7 +10,7 @@ from stssl.store.schema import ERRORS, MISSING_TIME, SPLIT_CODES, UNKNOWN_LABEL
 from stssl.store.store import Store
 
 
-def describe(store: Store) -> str:
+def describe_store(store: Store) -> str:
     """Counts, splits, classes, ranges of date and place, bands, size on disk and errors, one fact a line."""
     return "\n".join(
         [

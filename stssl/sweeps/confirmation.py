@@ -16,14 +16,14 @@ from stssl.base.whole_files import is_there
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.choosing import chosen_recipe, ranked
 from stssl.sweeps.local import train_here
-from stssl.sweeps.outcome import outcome, scored
+from stssl.sweeps.outcomes import outcome, scored
 from stssl.sweeps.session import tune_session
 from stssl.sweeps.study import Book
-from stssl.sweeps.table import Row
-from stssl.sweeps.trial import REASON, trial, trial_recipe
+from stssl.sweeps.table import TrialRow
+from stssl.sweeps.trials import REASON, trial, trial_recipe
 from stssl.training.kept import Confirmed, Scored, read_kept
-from stssl.training.load_run import evaluate_run
 from stssl.training.run_folder import RunFolder, write_text
+from stssl.training.trained_run import evaluate_run
 
 BASE = "recipe"
 """What the base recipe is called among the trials."""
@@ -97,7 +97,7 @@ def words(values: Sequence[float]) -> str:
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
-def confirm(book: Book, trials: Sequence[Row], top: int, seeds: int, say: Callable[[str], None]) -> Confirmation:
+def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: Callable[[str], None]) -> Confirmation:
     """Train the best `top` trials and the base recipe with `seeds` new seeds each; runs that are finished are kept.
 
     Raises:

@@ -15,22 +15,22 @@ from typing import Any
 
 import torch
 
-from stssl.analysis.costs import Machines, Measured, Plan, exchange_seconds
+from stssl.analysis.costs import CostEstimate, Machines, Measured, exchange_seconds
 from stssl.base.config import load_tree
 from stssl.base.errors import ConfigError, RunError
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import RunRecipe, load_as
 from stssl.recipes.run_data import PixelData
 from stssl.store.remote import is_remote
-from stssl.training.loop import update
-from stssl.training.state import Session, open_session
+from stssl.training.loop import train_step
+from stssl.training.state import TrainState, open_train_state
 
 WARM_UP = 2
 MORE = 5
 """Batches of the longer ones of two validations that are timed."""
 
 
-def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
+def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
     """Take steps of a recipe here, and predict the run.
 
     Args:
@@ -46,22 +46,22 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
     if least < machines.workers:
         raise ConfigError(f"{key} {least} is smaller than {machines.workers} workers: no row for each")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    session = open_session(recipe, device)
+    train_state = open_train_state(recipe, device)
     last = recipe.schedule.steps - 1
-    share = _measure(session, machines.workers, steps, last)
+    share = _measure(train_state, machines.workers, steps, last)
     if share is None:
         raise RunError(
             f"one worker's rows of a step do not fit into this machine's memory ({machines.workers} workers). "
             "Plan for more workers, or set batch.micro."
         )
-    checkpoint = sum(tensor.nbytes for tensor in _tensors(session.state()))
-    gradients = sum(part.nbytes for part in session.stage.step.networks.parameters() if part.requires_grad)
-    validation = _validation(session, recipe, machines.workers)
-    one = share if machines.workers == 1 else _measure(session, 1, steps, last)
-    start = bisect_left(range(last), session.stage.looks(last), key=session.stage.looks)
-    early = _measure(session, machines.workers, steps, 0) if start >= WARM_UP + steps else None
-    stored, rows = _stored_bytes(session), session.stage.rows
-    return Plan(
+    checkpoint = sum(tensor.nbytes for tensor in _tensors(train_state.checkpoint_state()))
+    gradients = sum(part.nbytes for part in train_state.task.step.networks.parameters() if part.requires_grad)
+    validation = _validation(train_state, recipe, machines.workers)
+    one = share if machines.workers == 1 else _measure(train_state, 1, steps, last)
+    start = bisect_left(range(last), train_state.task.looks(last), key=train_state.task.looks)
+    early = _measure(train_state, machines.workers, steps, 0) if start >= WARM_UP + steps else None
+    stored, rows = _stored_bytes(train_state), train_state.task.rows
+    return CostEstimate(
         machines=machines,
         one=one,
         share=share,
@@ -80,10 +80,10 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> Plan:
     )
 
 
-def _measure(session: Session, workers: int, steps: int, start: int) -> Measured | None:
+def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> Measured | None:
     """Steps of one worker's rows, as at `start`; None where they do not fit into memory."""
-    loader, device = session.stage.loader, session.stage.device
-    loader.block, session.position.step = (0, workers), start
+    loader, device = train_state.task.loader, train_state.task.device
+    loader.block, train_state.progress.step = (0, workers), start
     loading, taken = [], []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -92,7 +92,7 @@ def _measure(session: Session, workers: int, steps: int, start: int) -> Measured
             before = time.perf_counter()
             raw = next(loader.batches(number, number + 1))
             loaded = time.perf_counter()
-            update(session, raw)
+            train_step(train_state, raw)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             loading.append(loaded - before)
@@ -105,40 +105,40 @@ def _measure(session: Session, workers: int, steps: int, start: int) -> Measured
     return Measured(statistics.median(taken[WARM_UP:]), statistics.median(loading[WARM_UP:]), rows, memory)
 
 
-def _validation(session: Session, recipe: RunRecipe, workers: int) -> float:
+def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> float:
     """Seconds of a validation on all workers: a fixed part, and one that grows with patches.
 
     What grows is found without the batches for BatchNorm, whose time would drown it; the first validation is not
     counted, since it brings things into memory.
     """
     options = recipe.evaluation
-    data: PixelData = session.stage.data
+    data: PixelData = train_state.task.data
     total = len(data.split.validation)
     total = total if options.limit is None else min(total, options.limit)
 
     def taken(batches: int, **changes: int) -> float:
         limited = options.model_copy(update={"limit": batches * options.batch, **changes})
-        session.stage.recipe = recipe.model_copy(update={"evaluation": limited})
+        train_state.task.recipe = recipe.model_copy(update={"evaluation": limited})
         before = time.perf_counter()
-        with session.autocast():
-            session.stage.validate(session.progress)
+        with train_state.autocast():
+            train_state.task.validate(train_state.next_step)
         return time.perf_counter() - before
 
     taken(1)
     whole = taken(1)
     little, much = (min(taken(batches, batchnorm_batches=0) for _ in range(2)) for batches in (1, MORE))
-    session.stage.recipe = recipe
+    train_state.task.recipe = recipe
     first, last = (min(total, batches * options.batch) for batches in (1, MORE))
     growing = max(0.0, much - little) / (last - first) if last > first else 0.0
     return max(0.0, whole - growing * first) + growing * total / workers
 
 
-def _stored_bytes(session: Session) -> float:
+def _stored_bytes(train_state: TrainState) -> float:
     """Bytes that reading one patch moves, as stored: all bands of each array that has a wanted one."""
-    data: PixelData = session.stage.data
+    data: PixelData = train_state.task.data
     store, names = data.store, data.reader.layout
     if is_remote(store.path):
-        reader = store.reader(session.recipe.data.bands)
+        reader = store.reader(train_state.recipe.data.bands)
         return sum(math.prod(shape[1:]) * dtype.itemsize for shape, dtype in reader.shapes(1).values())
     sizes = [path.stat().st_size for name in names for path in Path(store.path, name, "c").rglob("*") if path.is_file()]
     return sum(sizes) / store.size

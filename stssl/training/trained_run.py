@@ -9,15 +9,15 @@ from stssl.base.batch import Progress
 from stssl.base.errors import ConfigError, RunError
 from stssl.base.paths import store_given
 from stssl.base.whole_files import is_there
-from stssl.data.views import Pixels
+from stssl.data.views import PixelScaler
 from stssl.models.layout import placed
 from stssl.recipes.build import as_trained, build_pixels, build_step
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import RunData, open_data
-from stssl.scoring.evaluate import Evaluation, evaluate, save_evaluations
+from stssl.scoring.evaluation import Evaluation, evaluate, save_evaluations
 from stssl.scoring.metrics import diverged
 from stssl.steps.teacher_student import TeacherStudentStep
-from stssl.training.checkpoint import State, UnusableError, does_not_fit, read_state, require_state
+from stssl.training.checkpoint import CheckpointState, UnusableError, does_not_fit, read_state, require_state
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import log
 from stssl.training.teacher_student_task import calibrate
@@ -25,7 +25,7 @@ from stssl.training.teacher_student_task import calibrate
 
 def load_run(
     folder: RunFolder, checkpoint: str, device: torch.device, store: str | None = None
-) -> tuple[Recipe, RunData, TeacherStudentStep, Pixels, int]:
+) -> tuple[Recipe, RunData, TeacherStudentStep, PixelScaler, int]:
     """A run's recipe, data, trained step, scaling, and the checkpoint's step; `store` is where its store lies now.
 
     Raises:
@@ -50,17 +50,17 @@ def load_run(
     folder.require_store(data.store)
     state = read_own_state(folder, path, expected)
     step = build_step(as_trained(recipe), data)
-    weights = {name: value for name, value in state["step"].items() if not str(name).startswith("neighbours.")}
+    weights = {name: value for name, value in state["step"].items() if not str(name).startswith("votes.")}
     try:
         step.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise does_not_fit(path, state, error) from None
     memory = placed(step, device)
     pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
-    return recipe, data, step, pixels, int(state["position"]["step"])
+    return recipe, data, step, pixels, int(state["progress"]["step"])
 
 
-def read_own_state(folder: RunFolder, path: Path, recipe: str) -> State:
+def read_own_state(folder: RunFolder, path: Path, recipe: str) -> CheckpointState:
     """A run's checkpoint; one that an earlier version wrote may know the recipe by the hash of that time.
 
     Raises:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stssl.base.arrays import Ints
 from stssl.base.batch import IGNORED
 from stssl.base.distributed import gather_rows, rank, rows_of, world_size
-from stssl.base.randomness import Ints
 from stssl.base.whole_files import write_whole
 from stssl.data.loader import prefetch
-from stssl.data.views import Pixels
+from stssl.data.views import PixelScaler
 from stssl.recipes.run_data import PixelData, RunData, require_labels
 from stssl.scoring.metrics import score
 
@@ -44,7 +44,7 @@ class Evaluation:
     logits: Tensor
 
 
-def batches(data: PixelData, pixels: Pixels, rows: Ints, batch: int) -> Any:
+def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Any:
     """Unaugmented images [n, C, h, w] and metadata [n, 4] of store rows, in order, on the device, read ahead."""
     device = pixels.low.device
     chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
@@ -54,7 +54,7 @@ def batches(data: PixelData, pixels: Pixels, rows: Ints, batch: int) -> Any:
 
 
 @torch.no_grad()
-def predict(predictor: Predictor, data: RunData, pixels: Pixels, rows: Ints, batch: int) -> Tensor:
+def predict(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
     """Logits [n, classes] of all rows on every rank; each rank computes its block."""
     own = rows[rows_of(len(rows), rank(), world_size())]
     parts = [predictor(image, metadata).float() for image, metadata in batches(data, pixels, own, batch)]
@@ -64,7 +64,7 @@ def predict(predictor: Predictor, data: RunData, pixels: Pixels, rows: Ints, bat
 
 
 def evaluate(
-    predictor: Predictor, data: RunData, pixels: Pixels, part: str, *, batch: int, limit: int | None
+    predictor: Predictor, data: RunData, pixels: PixelScaler, part: str, *, batch: int, limit: int | None
 ) -> Evaluation:
     """Score a network on `train`, `validation` or `test`; with `limit`, on that many patches spread over the part.
 

@@ -10,22 +10,21 @@ import inspect
 import io
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stssl.archives import ARCHIVES, Archive
+from stssl.archives.base import OnProgress
 from stssl.base.errors import ConfigError, DataError, RunError
-from stssl.base.ray_session import ray_session
+from stssl.base.ray_session import connected_ray
 from stssl.store.files import sole_writer
 from stssl.store.remote import is_remote
 from stssl.store.schema import SHARD, Patch
 from stssl.store.store import Store
-from stssl.store.verify import Findings, verify
-from stssl.store.writer import CODECS, Plan, Writer
-
-Progress = Callable[[int, int], None]
+from stssl.store.verification import Findings, verify
+from stssl.store.writer import CODECS, StorePlan, Writer
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def convert(
     archive: str | Path,
     store: str | Path,
     options: Options = Options(),
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     **about: Any,
 ) -> Summary:
     """Convert an archive to a store.
@@ -173,7 +172,7 @@ def open_archive(source: str, archive: str | Path, **about: Any) -> Archive:
     return ARCHIVES[source](path, **given)
 
 
-def make_plan(source: str, archive: Archive, options: Options, about: dict[str, Any]) -> Plan:
+def make_plan(source: str, archive: Archive, options: Options, about: dict[str, Any]) -> StorePlan:
     """What the store of an archive will hold, and what tells this conversion from another."""
     patches = min(len(archive.names), options.limit or len(archive.names))
     for name in archive.names[:patches]:
@@ -187,7 +186,7 @@ def make_plan(source: str, archive: Archive, options: Options, about: dict[str, 
         "options": {"codec": options.codec, "shard": options.shard, "limit": options.limit},
         "about": {name: value for name, value in about.items() if isinstance(value, str | int | float)},
     }
-    return Plan(
+    return StorePlan(
         patches=patches,
         shard=options.shard,
         codec=options.codec,
@@ -203,7 +202,7 @@ def make_plan(source: str, archive: Archive, options: Options, about: dict[str, 
 
 
 def verify_store(
-    store: str | Path, archive: str | Path | None = None, progress: Progress | None = None, **about: Any
+    store: str | Path, archive: str | Path | None = None, progress: OnProgress | None = None, **about: Any
 ) -> Findings:
     """Check a store's checksums, hashes and counts, and with its archive every pixel.
 
@@ -268,7 +267,7 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
         return
     import ray
 
-    with ray_session(options.address, cpus=options.workers):
+    with connected_ray(options.address, cpus=options.workers):
         # In a list, so that a task gets the reference: each worker unpacks the archive's listing once, not per shard.
         shared = [ray.put(job)]
         task = ray.remote(max_retries=3)(_task)
