@@ -1,4 +1,4 @@
-"""What an algorithm is: it looks at the labeler's logits and says which predictions should match what."""
+"""Define algorithms: each turns the labeler's logits into loss terms, i.e. which predictions should match what."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ LabelerName = Annotated[Literal["live", "ema"], Domain(choices=("live", "ema"))]
 
 
 class BaseAlgorithmConfig(Config):
-    """What every algorithm's configuration has: who makes the pseudo-labels."""
+    """Configure what all algorithms share: which weights make the pseudo-labels."""
 
     labeler: LabelerName = "live"
 
@@ -43,7 +43,7 @@ class LabelConfig(BaseAlgorithmConfig):
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What an algorithm may know of the data before the first step.
+    """Hold the facts about the data that an algorithm may know before the first step.
 
     Attributes:
         prior: [G, K] frequency of each choice among the labeled rows.
@@ -56,7 +56,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class LabelerOutputs:
-    """What networks say of some rows, without gradients.
+    """Hold the networks' logits of some rows, without gradients.
 
     Attributes:
         labeler: The labeler's logits of the views in `Algorithm.views`.
@@ -117,12 +117,12 @@ class Algorithm(nn.Module):
         self.config, self.space = config, space
 
     def waits(self, progress: Progress) -> bool:
-        """Whether only labels are learned from as yet, while state is already collected."""
+        """True while the loss uses labels only; state is collected nevertheless."""
         return False
 
     @property
     def takes_votes(self) -> bool:
-        """Whether others than the labeler may have a say in the logits of weak unlabeled views that this is shown.
+        """True if neighbor votes may change this algorithm's pseudo-label logits.
 
         Not where it compares them with logits of other views, or takes them for a network's own.
         """
@@ -132,7 +132,7 @@ class Algorithm(nn.Module):
         """Update all state, once a step, from the rows of the whole global batch."""
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """What to match, from some rows; changes nothing. The first term is what pseudo-labels are measured on."""
+        """Return the loss terms of some rows without changing state. Pseudo-label metrics use the first term."""
         return []
 
     def supervised_loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -144,15 +144,22 @@ class Algorithm(nn.Module):
         return cross_entropy(logits, target)
 
     def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
-        """Logits [B, G, K] as they enter a loss; changes nothing."""
+        """Adjust logits [B, G, K] before they enter a loss; changes no state.
+
+        Args:
+            logits: [B, G, K] of one network and view.
+            role: `labeler` or `student`.
+            view: The view that the logits are of.
+            progress: The step about to be taken.
+        """
         return logits
 
     def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
-        """What the regularizer needs of some rows, as sums over rows that carry gradients."""
+        """Sum over rows what the regularizer needs; the sums carry gradients."""
         return logits.new_zeros(())
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """What is added to a network's loss, from its statistics of the whole global batch."""
+        """Compute the term added to a network's loss from the statistics of the whole global batch."""
         return statistics.sum() * 0.0
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
@@ -181,7 +188,7 @@ class Running(nn.Module):
 
 
 def confident(probability: Tensor, threshold: float, band: tuple[float, float] | None) -> Tensor:
-    """Which decisions a fixed cut-off selects: [B, G] from probabilities [B, G, K].
+    """Select decisions by a fixed cut-off: [B, G] booleans from probabilities [B, G, K].
 
     Args:
         probability: Of each choice.

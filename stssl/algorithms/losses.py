@@ -95,7 +95,7 @@ def presence(logits: Tensor) -> Tensor:
 
 
 def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, float]:
-    """How far the student's context is from the teacher's, as (sum, count of terms on this rank).
+    """Measure how far the student's context is from the teacher's: (sum, count of terms on this rank).
 
     Args:
         kind: `mse` and `mae` mean over all entries; `cosine` is minus the mean cosine similarity of rows.

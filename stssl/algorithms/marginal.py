@@ -31,7 +31,7 @@ class TargetMarginal(nn.Module):
 
     @property
     def views(self) -> frozenset[View]:
-        """What the labeler must look at for it."""
+        """List the views that the labeler must predict for this marginal."""
         return frozenset({View.LABELED_WEAK}) if self.follows else frozenset()
 
     @property
@@ -46,7 +46,16 @@ class TargetMarginal(nn.Module):
 
 
 def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
-    """Probabilities [B, G, K] scaled by target over marginal [G, K], and normalized (ReMixMatch, arXiv:1911.09785)."""
+    """Scale probabilities by target over marginal and normalize them (ReMixMatch, arXiv:1911.09785).
+
+    Args:
+        p: [B, G, K] probabilities.
+        target: [G, K] distribution that the mean should have.
+        marginal: [G, K] distribution that the mean has.
+
+    Returns:
+        [B, G, K] aligned probabilities.
+    """
     return normalized(p * (target + ALIGNMENT_FLOOR) / (marginal + ALIGNMENT_FLOOR))
 
 

@@ -20,7 +20,7 @@ class Ring(nn.Module):
         self.register_buffer("values", torch.zeros(columns, rows))
 
     def get_extra_state(self) -> Tensor:
-        """What the state dict keeps beside the buffer."""
+        """Return the position in the ring, which the state dict keeps beside the buffer."""
         return torch.tensor(self.pushed)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -29,7 +29,7 @@ class Ring(nn.Module):
 
     @property
     def filled(self) -> int:
-        """How many rows there are."""
+        """Count the rows that were pushed, at most the capacity."""
         return min(self.pushed, self.values.shape[1])
 
     def push(self, rows: Tensor) -> None:
@@ -41,7 +41,7 @@ class Ring(nn.Module):
         self.pushed += len(rows)
 
     def quantile(self, share: Tensor) -> Tensor:
-        """Of each column the value at index clamp(floor(n * share), 0, n - 1) of its n values in ascending order.
+        """Take each column's value at index clamp(floor(n * share), 0, n - 1) of its n values in ascending order.
 
         Args:
             share: [C] float64.

@@ -90,7 +90,7 @@ class SoftMatch(Algorithm):
         return align(p, self.target.value, self.marginal.value) if self.config.align else p
 
     def _confidence(self, weak: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each decision the aligned confidence, and the column of the statistics that it belongs to."""
+        """Compute each decision's aligned confidence and the column of the statistics it belongs to."""
         p = self.aligned(weak)
         choices = choose(p)
         return p.amax(-1), choices if self.config.by_side else torch.zeros_like(choices)

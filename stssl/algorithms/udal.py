@@ -60,7 +60,14 @@ class Udal(FixMatch):
             self.student.update(strong.softmax(-1).mean(0))
 
     def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
-        """Shift by the ratio of marginals."""
+        """Shift logits [B, G, K] by the ratio of marginals.
+
+        Args:
+            logits: [B, G, K] of one network and view.
+            role: `labeler` or `student`.
+            view: The view that the logits are of.
+            progress: The step about to be taken.
+        """
         own = self.labeler if role == "labeler" else self.student
         q = self.target.value if view.stream is Stream.LABELED else own.value
         shift = self.ratio(q, progress).clamp_min(FLOOR).log()

@@ -1,4 +1,4 @@
-"""What a run costs, from what its steps were measured to take and from what their gradients and patches weigh."""
+"""Estimate a run's cost from the measured time of its steps and the size of gradients and patches."""
 
 import textwrap
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ NODE_BYTES_PER_S = 10e9
 
 @dataclass(frozen=True)
 class Machines:
-    """What a run is planned for.
+    """Describe the machines that a run is planned for.
 
     Attributes:
         nodes: Number of machines.
@@ -94,7 +94,7 @@ class CostEstimate:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Of a step that looks at all views."""
+        """Return the measured parts of a step that uses all views."""
         return self.parts_of(self.share)
 
     @property

@@ -33,7 +33,13 @@ STYLE = {
 
 
 def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
-    """A figure of some inches with a row of axes."""
+    """Make a figure with a row of axes.
+
+    Args:
+        width: Inches.
+        height: Inches.
+        columns: Number of axes.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -74,7 +80,16 @@ def brief(names: Sequence[str], longest: int = 40) -> list[str]:
 
 
 def curves(runs: Mapping[str, Sequence[MetricsRow]], kind: str, names: Sequence[str]) -> Markup:
-    """One panel for each metric that any run has, one line for each run, over steps."""
+    """Draw one panel for each metric that any run has, with one line for each run, over steps.
+
+    Args:
+        runs: Name of each run and the rows of its metrics.
+        kind: Kind of rows to draw: `train` or `validation`.
+        names: Metrics, in the order of their panels.
+
+    Returns:
+        SVG text, empty if no run has any of the metrics.
+    """
     present = [n for n in names if any(row.get(n) is not None for rows in runs.values() for row in rows)]
     columns = max(3, len(present))
     figure, axes = figure_of(4.2 * columns, 3.0, columns)
@@ -120,7 +135,16 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
 
 
 def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) -> Markup:
-    """Mean error by place, one map a network with common colors; empty where no patch has a place and a label."""
+    """Draw the mean error by place, one map a network with common colors.
+
+    Args:
+        lat: [n] degrees north.
+        lon: [n] degrees east.
+        errors: Name of each network and its [n] errors, NaN where a patch has no label.
+
+    Returns:
+        SVG text, empty if no patch has a place and a label.
+    """
     known = np.isfinite(lat) & np.isfinite(lon) & np.isfinite(next(iter(errors.values())))
     if not known.any():
         return Markup()
@@ -139,7 +163,7 @@ def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) 
 
 
 def reliability(confidences: Mapping[str, tuple[AnyFloats, AnyFloats]]) -> Markup:
-    """How often predictions of each probability are right: [n] probabilities and [n] outcomes (0 or 1) a network."""
+    """Draw how often predictions of each probability are right: [n] probabilities and [n] outcomes a network."""
     figure, (axis,) = figure_of(4.2, 3.6)
     axis.plot([0, 1], [0, 1], color="#8895a3", linewidth=1, linestyle=":")
     edges = np.linspace(0, 1, 11)

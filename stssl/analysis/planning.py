@@ -1,4 +1,4 @@
-"""What a recipe will cost: `stssl plan` takes a few real steps on this machine and says what follows from them.
+"""Predict a recipe's cost: `stssl plan` times a few real steps on this machine and extrapolates.
 
 One process takes the steps of one worker, on as many rows as that worker would have. Gradients are not exchanged: what
 that takes is computed from their bytes.
@@ -158,7 +158,14 @@ def load(path: Path, overrides: Iterable[str]) -> RunRecipe:
 
 
 def machines_for(recipe: RunRecipe, nodes: int, per_node: int | None, link: float) -> Machines:
-    """`nodes` machines, by default with as many workers together as `launch.workers` says."""
+    """Describe the machines of a plan, by default with as many workers together as `launch.workers` says.
+
+    Args:
+        recipe: Recipe to plan.
+        nodes: Number of machines.
+        per_node: Workers a machine; None divides the recipe's workers among the machines.
+        link: Network between machines in Gbit/s.
+    """
     asked = recipe.launch.workers
     most = max(1, asked[1] if isinstance(asked, tuple) else asked)
     return Machines(nodes, per_node or math.ceil(most / nodes), link)

@@ -1,4 +1,4 @@
-"""What a pretrained backbone is worth: k-NN and a linear layer on frozen features, or fine-tuning.
+"""Probe a pretrained backbone: k-NN and a linear layer on frozen features, or fine-tuning.
 
 As in Ayush et al., ICCV 2021 (arXiv:2011.09980): a new linear layer by SGD with rate 30, without decay, 100 epochs, a
 tenth of the rate after 60 and after 80; the best epoch on validation is reported once on test. Features are computed
@@ -149,7 +149,7 @@ def _kept(path: Path, fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def label_rule(text: str, seed: int) -> LabelsConfig:
-    """How many labels a probe learns from.
+    """Parse how many labels a probe learns from.
 
     Raises:
         ConfigError: Not `all`, `fraction=F`, `per-class=N` or `total=N`.
@@ -164,7 +164,16 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
 
 
 def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tuple[PretrainEncoder, int]:
-    """The newest checkpoint's encoder in evaluation mode and its step; or a random one, of step 0."""
+    """Load the newest checkpoint's encoder in evaluation mode, or make a random one.
+
+    Args:
+        folder: Folder of the pretraining run.
+        recipe: Recipe of that run.
+        random: True for random weights, the control.
+
+    Returns:
+        The encoder and the step it was saved at, 0 for a random one.
+    """
     path = folder.checkpoints.path("best")
     state = read_own_state(folder, path, recipe.hash())
     torch.manual_seed(recipe.seed)
@@ -181,7 +190,14 @@ def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tup
 
 
 def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:
-    """Features of all parts, each computed once, standardized by the training part's mean and deviation."""
+    """Compute the features of all parts once, standardized by the training part's mean and deviation.
+
+    Args:
+        encoder: Network whose features are probed, in evaluation mode.
+        recipe: Recipe of its run.
+        data: Store and split.
+        targets: [N, G] choice ids of all store rows.
+    """
     device = next(encoder.parameters()).device
     memory = memory_format(encoder, device)
     pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
@@ -195,7 +211,15 @@ def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, ta
 def linear(
     labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig, seed: int
 ) -> dict[str, Any]:
-    """Scores of a linear layer at its best epoch on validation."""
+    """Train a linear layer on frozen features and score it at its best epoch on validation.
+
+    Args:
+        labeled: Features [n, width] and choice ids [n, G] to learn from.
+        frozen: Features and choice ids of all parts.
+        space: Classes and kind of task.
+        options: Settings of the layer's training.
+        seed: Seed of the layer's weights and batches.
+    """
     features, targets = labeled
     torch.manual_seed(seed)
     layer = nn.Linear(features.shape[1], len(space.classes))
@@ -229,7 +253,14 @@ def _scores(layer: nn.Module, frozen: Frozen, space: LabelSpace, part: str) -> d
 def knn_rows(
     labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig
 ) -> dict[str, Any]:
-    """Scores of k-NN among the labeled patches."""
+    """Score k-NN among the labeled patches.
+
+    Args:
+        labeled: Features [n, width] and choice ids [n, G] to vote with.
+        frozen: Features and choice ids of all parts.
+        space: Classes and kind of task.
+        options: Settings of the probe, with the number of neighbors.
+    """
     bank, targets = labeled
     found = {}
     for part in ("validation", "test"):
@@ -242,7 +273,16 @@ def knn_rows(
 def tuned(
     folder: RunFolder, recipe: PretrainRecipe, rule: LabelsConfig, options: LinearConfig, *, random: bool, name: str
 ) -> dict[str, Any]:
-    """Scores of a supervised run of the whole network that starts from the pretrained weights (or from none)."""
+    """Fine-tune the whole network from the pretrained weights (or from none) in a supervised run and score it.
+
+    Args:
+        folder: Folder of the pretraining run.
+        recipe: Recipe of that run.
+        rule: Labels to learn from.
+        options: Settings of the probe.
+        random: True for random weights, the control.
+        name: Name of the supervised run.
+    """
     steps = options.fine_tune_steps
     tree = {
         "name": f"fine_tune-{'random' if random else 'pretrained'}-{name.replace('=', '')}-s{rule.seed}",

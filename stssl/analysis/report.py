@@ -32,7 +32,7 @@ MOST_BYTES = 8 << 30
 
 @dataclass(frozen=True)
 class RunView:
-    """What the page shows of one run."""
+    """Hold what the page shows of one run."""
 
     name: str
     recipe: str

@@ -1,4 +1,4 @@
-"""What an archive is to the converter: a fixed list of patches, each read on its own, whatever the format."""
+"""Define archives: a fixed list of patches, each read on its own, whatever the source format."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -55,12 +55,12 @@ class Archive(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """Of all patches, in the order of the store's rows."""
+        """List the names of all patches in the order of the store's rows."""
         ...
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What identifies this archive and the way it is read, without paths, hosts or times."""
+        """Return what identifies this archive and how it is read, without paths, hosts or times."""
         ...
 
     @property
@@ -97,5 +97,5 @@ def degrees(cell: Any) -> float:
 
 
 def good_place(lat: float, lon: float) -> bool:
-    """Whether this can be a place in degrees."""
+    """True if latitude and longitude are finite and within their ranges in degrees."""
     return bool(np.isfinite(lat) and np.isfinite(lon) and abs(lat) <= 90 and abs(lon) <= 180)

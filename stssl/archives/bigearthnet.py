@@ -143,7 +143,13 @@ class BigEarthNet1:
 
 
 def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterator[str]:
-    """Relative paths of patch folders, up to three levels down; folders of v2.0 too, so that they are reported."""
+    """List relative paths of patch folders, up to three levels down; those of v2.0 too, so that they are reported.
+
+    Args:
+        folder: Folder to search.
+        prefix: Path of `folder` relative to the archive, with a slash at its end.
+        depth: Levels left to search.
+    """
     for entry in folders_in(folder):
         if V1_NAME.fullmatch(entry.name) or V2_NAME.fullmatch(entry.name) or _holds_bands(entry.path):
             yield prefix + entry.name
@@ -163,7 +169,7 @@ def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _holds_bands(path: str) -> bool:
-    """Whether a folder of another name looks like a patch."""
+    """True if a folder with an unknown name holds band files like a patch."""
     try:
         with os.scandir(path) as entries:
             return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)

@@ -168,7 +168,7 @@ def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
 
 
 class _Table:
-    """What the tables say of an archive's patches, in the order of its rows."""
+    """Hold the columns of the metadata tables, in the order of the archive's rows."""
 
     def __init__(self, table: pyarrow.Table, names: tuple[str, ...]) -> None:
         place = {name: i for i, name in enumerate(table["patch_id"].to_pylist())}

@@ -29,7 +29,7 @@ from stssl.store.writer import CODECS, StorePlan, Writer
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did.
+    """Summarize a conversion.
 
     Attributes:
         store: Its path.
@@ -54,7 +54,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert.
+    """Set how to convert: codec, shard size, limits, workers.
 
     Attributes:
         codec: `lz4`, `zstd` or `none`.
@@ -151,6 +151,11 @@ def named_folders(words: Sequence[str] | None) -> dict[str, Path] | None:
 def open_archive(source: str, archive: str | Path, **about: Any) -> Archive:
     """List an archive's patches.
 
+    Args:
+        source: Name of the archive format.
+        archive: Folder or file.
+        **about: Options of that format; None is left out.
+
     Raises:
         ConfigError: Unknown source, or an option that it does not have.
         DataError: No such archive.
@@ -173,7 +178,14 @@ def open_archive(source: str, archive: str | Path, **about: Any) -> Archive:
 
 
 def make_plan(source: str, archive: Archive, options: Options, about: dict[str, Any]) -> StorePlan:
-    """What the store of an archive will hold, and what tells this conversion from another."""
+    """Plan the store of an archive, with the identity that tells this conversion from another.
+
+    Args:
+        source: Name of the archive format.
+        archive: The open archive.
+        options: Codec, shard size and limit.
+        about: Options of the archive format.
+    """
     patches = min(len(archive.names), options.limit or len(archive.names))
     for name in archive.names[:patches]:
         if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
@@ -260,7 +272,13 @@ class Job:
 
 
 def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
-    """Convert shards, here or as Ray tasks with a bounded number in flight; yields each that is done."""
+    """Convert shards, here or as Ray tasks with a bounded number in flight; yield each that is done.
+
+    Args:
+        job: Archive and writer.
+        shards: Numbers of the shards to convert.
+        options: Workers, and the address of a cluster.
+    """
     if options.workers == 0 or not shards:
         for shard in shards:
             yield job.convert_shard(shard)

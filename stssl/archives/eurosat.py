@@ -48,7 +48,7 @@ MS_ARRAYS = {"b10": RESOLUTION["b10"], "b20": RESOLUTION["b20"], "b60": (*RESOLU
 
 
 class _Images:
-    """What both EuroSATs share: a listing of images, their classes and splits, and their bytes."""
+    """List the images of either EuroSAT archive with classes and splits, and read their bytes."""
 
     label_sets = ("label",)
     splits = ("official",)
@@ -118,7 +118,7 @@ class EuroSat(_Images):
         self.about: Mapping[str, Any] = {"source": "EuroSAT RGB", "coordinates": self._places_digest()}
 
     def _places_digest(self) -> str | None:
-        """Of the places of all images, since a conversion with another table is another one."""
+        """Hash the places of all images: a conversion with another table of places is another conversion."""
         missing = (float("nan"),) * 2
         return digest_of(np.array([self.places.get(name, missing) for name in self.names])) if self.places else None
 

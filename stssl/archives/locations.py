@@ -19,6 +19,11 @@ def from_table(path: Path, patches: int, seed: int) -> World:
 
     Squares of neighboring places are drawn whole, with all their dates, so that the structure of kilometers stays.
 
+    Args:
+        path: CSV or Parquet file with those columns.
+        patches: How many patches to draw.
+        seed: Seed of the draw.
+
     Raises:
         DataError: The table lacks a column, has fewer rows, cells that are no numbers or dates, or unknown classes.
     """

@@ -33,7 +33,15 @@ def epsg_of(definition: str) -> int:
 
 
 def to_degrees(definition: str | int, x: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Latitudes and longitudes (WGS 84, degrees) of projected coordinates.
+    """Transform projected coordinates to latitudes and longitudes (WGS 84, degrees).
+
+    Args:
+        definition: EPSG code or WKT of the projection.
+        x: Eastings, one or an array.
+        y: Northings, one or an array.
+
+    Returns:
+        Latitudes and longitudes, arrays of at least one element.
 
     Raises:
         ValueError: Unknown projection, or coordinates outside of it.
@@ -46,6 +54,12 @@ def to_degrees(definition: str | int, x: Any, y: Any) -> tuple[NDArray[np.float6
 
 
 def from_degrees(epsg: int, lat: Any, lon: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Projected x and y of latitudes and longitudes (WGS 84, degrees)."""
+    """Transform latitudes and longitudes (WGS 84, degrees) to projected x and y.
+
+    Args:
+        epsg: EPSG code of the projection.
+        lat: Degrees north, one or an array.
+        lon: Degrees east, one or an array.
+    """
     x, y = transform(crs_of(WGS84), crs_of(epsg), np.atleast_1d(lon).tolist(), np.atleast_1d(lat).tolist())
     return np.array(x), np.array(y)

@@ -111,7 +111,7 @@ STEP = {"b10": 1, "b20": 2, "b60": 6}
 
 @dataclass(frozen=True)
 class Subject:
-    """What a patch shows.
+    """Describe what a synthetic patch shows.
 
     Attributes:
         labels: Classes that occur.
@@ -161,7 +161,7 @@ def _number(name: str) -> int:
 
 
 def greenness(day_of_year: float, lat: float) -> float:
-    """How far vegetation is from winter (0) to high summer (1); shorter and later in the north."""
+    """Compute the greenness of vegetation from winter (0) to high summer (1); shorter and later in the north."""
     length = np.interp(lat, (36, 68), (130, 55))
     peak = np.interp(lat, (36, 68), (165, 200))
     return float(np.exp(-(((day_of_year - peak) / length) ** 2)))
@@ -198,7 +198,7 @@ class Painter:
         return painted
 
     def _spectra(self, subject: Subject, when: np.random.Generator) -> NDArray[np.float32]:
-        """Of each label, in the season, light and haze of the acquisition: [labels, 12]."""
+        """Compute each label's spectrum [labels, 12] in the season, light and haze of the acquisition."""
         summer, winter = self.palette.summer[subject.labels], self.palette.winter[subject.labels]
         green = np.clip(greenness(subject.day_of_year, subject.lat) + when.normal(0, 0.08), 0, 1)
         spectra = winter + green * (summer - winter)
@@ -207,7 +207,7 @@ class Painter:
         return np.asarray(spectra, np.float32)
 
     def _map(self, labels: NDArray[np.int64], where: np.random.Generator) -> NDArray[np.int64]:
-        """Which of the labels each pixel has: [120, 120]."""
+        """Assign one of the labels to each pixel: [120, 120] indices."""
         fields = _pick(self._shapes, where, len(labels))
         return (fields + where.normal(0, 0.7, (len(labels), 1, 1))).argmax(0)
 

@@ -26,7 +26,12 @@ EUROPE = ((27.0, 72.0), (-32.0, 46.0))
 
 
 def sentinel_arrays(bands: str, side_m: float = 1200.0, nodata: int | None = None) -> tuple[PixelArray, ...]:
-    """Pixel arrays of patches `side_m` meters wide: all bands, or red, green and blue alone.
+    """List the pixel arrays of Sentinel-2 patches: all bands, or red, green and blue alone.
+
+    Args:
+        bands: `all` or `rgb`.
+        side_m: Width of a patch in meters.
+        nodata: Stored value that means "not measured"; None if there is none.
 
     Raises:
         ConfigError: `bands` is neither `all` nor `rgb`.
@@ -41,7 +46,14 @@ def sentinel_arrays(bands: str, side_m: float = 1200.0, nodata: int | None = Non
 
 
 def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, ...]) -> None:
-    """Fill a patch with the bands `<folder>/<name>_<band>.tif`; all of them or none, so that no channel shifts."""
+    """Fill a patch with the bands `<folder>/<name>_<band>.tif`; all of them or none, so that no channel shifts.
+
+    Args:
+        patch: Patch to fill; problems are written down in it.
+        folder: Folder of the band files.
+        name: Start of the files' names.
+        arrays: Pixel arrays that the bands belong to.
+    """
     blocks = {array.name: np.empty(array.shape, array.dtype) for array in arrays}
     bad: list[BadPatchError] = []
     for array in arrays:
@@ -61,7 +73,13 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
 
 
 def keep_pixels(patch: Patch, blocks: dict[str, NDArray[Any]], arrays: tuple[PixelArray, ...]) -> None:
-    """Give a patch its pixels, and complain of bands without a single measurement."""
+    """Give a patch its pixels; note bands without a single measurement as problems.
+
+    Args:
+        patch: Patch to fill.
+        blocks: Array name and its pixels [bands, H, W].
+        arrays: Pixel arrays of the store.
+    """
     patch.arrays = blocks
     places = [(array, place) for array in arrays for place in range(len(array.bands))]
     filled = [bool(blocks[array.name][place].any()) for array, place in places]
@@ -74,7 +92,12 @@ def keep_pixels(patch: Patch, blocks: dict[str, NDArray[Any]], arrays: tuple[Pix
 def grid_place(
     projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]
 ) -> dict[str, Any]:
-    """Place columns of a patch between two corners of a projected grid.
+    """Compute the place columns of a patch between two corners of a projected grid.
+
+    Args:
+        projection: EPSG code or WKT.
+        upper_left: Easting and northing in meters.
+        lower_right: Easting and northing in meters.
 
     Raises:
         ValueError: Not an area in Europe: missing, swapped or out of range.

@@ -81,7 +81,7 @@ def synthesize(
 
 
 def _is_there(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether this very archive was written before; makes sure that nothing else was."""
+    """True if this same archive was written before; anything else in the folder is an error."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -166,7 +166,15 @@ def _template(size: int, epsg: int, gsd: float) -> tuple[bytes, int, int]:
 
 
 def tiff(pixels: NDArray[np.uint16], epsg: int, ulx: float, uly: float, gsd: float) -> bytes:
-    """A GeoTIFF of one band [H, W] in plain uncompressed strips, as BigEarthNet's are."""
+    """Encode a GeoTIFF of one band in plain uncompressed strips, as BigEarthNet's files are.
+
+    Args:
+        pixels: [H, W] values.
+        epsg: Code of the projection.
+        ulx: Easting of the upper left corner in meters.
+        uly: Northing of the upper left corner in meters.
+        gsd: Pixel size in meters.
+    """
     data, corner, start = _template(len(pixels), epsg, gsd)
     body = pixels.astype("<u2").tobytes()
     head = bytearray(data[:start])

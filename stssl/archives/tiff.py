@@ -87,7 +87,7 @@ def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
 
 
 def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
-    """Whether these are the tags of one uint16 band in uncompressed whole strips, all within the file."""
+    """True if the tags are of one uint16 band in uncompressed whole strips within the file."""
     if _TILE in tags or _EXTRA in tags or any(tag not in tags for tag in _NEEDED):
         return False
     if any(
@@ -110,7 +110,7 @@ def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where a raster lies: its projection (EPSG code, 0 if it has none, or WKT) and its corners."""
+    """Locate a raster: its projection (EPSG code, 0 if it has none, or WKT) and its corners."""
 
     projection: int | str
     upper_left: tuple[float, float]

@@ -1,4 +1,4 @@
-"""Where, when and what a synthetic archive shows: places, dates and classes, made up.
+"""Make up the places, dates and classes of a synthetic archive.
 
 A class occurs at a place where a latent Gaussian exceeds the class's threshold. Its variance is shared by a country's
 effect, a smooth regional field, a field of kilometers, and chance. So metadata says much within known regions, less

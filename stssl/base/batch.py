@@ -1,4 +1,4 @@
-"""What flows from the loader through augmentation into a step: streams, views, metadata and the batch itself."""
+"""Define what flows from the loader into a step: streams, views, metadata and the batch itself."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class View(Enum):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is: the step about to be taken, counted from 0, of `total`."""
+    """Locate a step in training: the step about to be taken, counted from 0, of `total`."""
 
     step: int
     total: int
@@ -80,7 +80,13 @@ class Batch:
 
 
 def block(rows: Tensor, part: int, parts: int) -> Tensor:
-    """The `part`-th of `parts` contiguous blocks of rows."""
+    """Return the `part`-th of `parts` contiguous blocks of rows; sizes differ by at most one.
+
+    Args:
+        rows: [n, ...] tensor.
+        part: Number of the block, from 0.
+        parts: Number of blocks.
+    """
     return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 
 

@@ -33,7 +33,7 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Domain:
-    """Where a search draws a value from: `choices`, or the range `low`..`high`, in steps of `step`."""
+    """Set the values a search may draw: `choices`, or the range `low`..`high`, in steps of `step`."""
 
     low: float | None = None
     high: float | None = None
@@ -151,6 +151,11 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
 def expand_variables(tree: Any, source: str, key: str = "") -> Any:
     """Replace `${NAME}` in strings by environment variables.
 
+    Args:
+        tree: Tree of plain values.
+        source: Name of the file in messages.
+        key: Dotted path of `tree` in the file, for messages.
+
     Raises:
         ConfigError: A variable is not set; names the key and the variable.
     """
@@ -212,7 +217,12 @@ def _explain(model: type[Config], tree: Mapping[str, Any], problem: Any) -> str:
 
 
 def fields_of(model: type[Config], tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
-    """Fields (name -> pydantic FieldInfo) of the part at `path`, chosen by the `name` that the tree gives it.
+    """Find the fields (name -> pydantic FieldInfo) of the part at `path`, chosen by the `name` that the tree gives it.
+
+    Args:
+        model: Configuration class of the whole tree.
+        tree: Plain values.
+        path: Keys down to the part.
 
     Raises:
         ConfigError: The path does not exist in this model; names the nearest key.

@@ -18,12 +18,18 @@ def rank() -> int:
 
 
 def rows_of(total: int, rank: int, world: int) -> slice:
-    """The contiguous rows of a global batch of `total` rows that `rank` owns; sizes differ by at most one."""
+    """Return the contiguous rows of a global batch that a rank owns; sizes differ by at most one.
+
+    Args:
+        total: Rows of the global batch.
+        rank: Number of the rank.
+        world: Number of ranks.
+    """
     return slice(total * rank // world, total * (rank + 1) // world)
 
 
 def row_counts(rows: Tensor) -> list[int]:
-    """How many rows each rank holds, in rank order; waits for the device."""
+    """Gather how many rows each rank holds, in rank order; waits for the device."""
     if world_size() == 1:
         return [len(rows)]
     sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]

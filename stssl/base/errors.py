@@ -34,7 +34,7 @@ class RunError(StsslError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line; its type's name where it says nothing."""
+    """Return the first line of another library's error, or the name of its type if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

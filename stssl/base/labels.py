@@ -45,14 +45,14 @@ class LabelSpace:
         return grouped[..., 1] - grouped[..., 0] if self.multilabel else grouped[..., 0, :]
 
     def outputs(self, choices: Tensor) -> Tensor:
-        """What concerns the networks' own outputs in a value for each choice: [..., G, K] to [..., C], exactly.
+        """Pick from values [..., G, K] those that belong to the networks' outputs: [..., C], exactly.
 
         Single-label: all choices. Multi-label: of each class the way "present", since that of "absent" follows from it.
         """
         return choices[..., 1] if self.multilabel else choices[..., 0, :]
 
     def sides(self, choices: Tensor) -> Tensor:
-        """Which of the statistics that are kept apart for "absent" and "present" a choice id belongs to; [B, G]."""
+        """Return the column [B, G] of a choice id in statistics kept apart for "absent" and "present"."""
         return choices if self.multilabel else torch.zeros_like(choices)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class LabelSpace:
         return (low, high) if self.multilabel and low is not None and high is not None else None
 
     def claims(self, choices: Tensor) -> Tensor:
-        """Which choice ids claim that a class is there: all of a single-label task, "present" of a multi-label one."""
+        """True where a choice id claims that a class is there: always (single-label) or if "present" (multi-label)."""
         return choices == 1 if self.multilabel else choices >= 0
 
     def targets(self, labels: Tensor) -> Tensor:

@@ -45,7 +45,17 @@ def uniforms(key: Sequence[int | str | Ints], count: int) -> NDArray[np.float32]
 
 @lru_cache(maxsize=8)
 def permutation(size: int, seed: int, stream: str, epoch: int) -> Ints:
-    """The order of one epoch: [size] positions, a function of the arguments alone."""
+    """Permute the positions of one epoch, as a function of the arguments alone.
+
+    Args:
+        size: Number of positions.
+        seed: Seed of the run.
+        stream: Name of the stream.
+        epoch: Number of the epoch.
+
+    Returns:
+        [size] positions.
+    """
     with np.errstate(over="ignore"):
         key = _key((seed, stream, epoch))
     order = np.random.Generator(np.random.Philox(key=int(key[0]))).permutation(size)

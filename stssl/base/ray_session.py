@@ -71,6 +71,6 @@ def resources_for(bundles: list[dict[str, float]], seconds: float) -> dict[str, 
 
 
 def lacking(bundles: list[dict[str, float]], available: dict[str, float]) -> dict[str, float]:
-    """How much of each kind some bundles need where `available` has less of it."""
+    """Compute the resources that some bundles need and `available` has too little of."""
     needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for bundle in bundles for kind in bundle}
     return {kind: amount for kind, amount in needed.items() if amount > available.get(kind, 0.0)}

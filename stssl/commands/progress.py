@@ -1,4 +1,4 @@
-"""What a terminal shows while things run, and tables of scores."""
+"""Show progress bars and tables of scores in a terminal."""
 
 import contextlib
 import time
@@ -134,7 +134,13 @@ def _shown(score: float | None) -> str:
 
 @contextlib.contextmanager
 def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Count; yields what takes the number of things done and of all things."""
+    """Show a bar that counts; yield a function that takes the number of things done and of all things.
+
+    Args:
+        console: Where to show it.
+        what: Verb before the bar.
+        unit: Name of the things.
+    """
     with _following(console, what, None, unit) as follow:
         yield lambda done, total: follow(done, total, unit)
 

@@ -53,7 +53,7 @@ TOKEN_ADVICE = (
 
 @dataclass(frozen=True)
 class Submission:
-    """What to run, and where.
+    """Describe a job: what to run, and where.
 
     Attributes:
         file: Recipe or sweep file, inside the working folder.

@@ -1,4 +1,4 @@
-"""What the geographic pretext predicts: the cluster of an image's place, or the place itself.
+"""Define the geographic pretext: predict the cluster of an image's place, or the place itself.
 
 Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.2; clusters are found on the unit sphere, so that the date line is
 no seam.

@@ -18,7 +18,7 @@ from stssl.contrastive.geography import GeoConfig, NoGeoConfig
 
 
 class PretextConfig(Config):
-    """What is learned without labels.
+    """Configure contrastive learning: queue, temperature, momentum.
 
     `temporal` takes the key from another acquisition of the same place. `loss: ml_cpc` moves its weight of positives
     from `alpha` to `alpha_end`, linearly or geometrically.

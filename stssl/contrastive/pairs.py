@@ -93,10 +93,16 @@ class PairLoader:
         return {stream.value: source.global_rows(step) for stream, source in self.sources.items()}
 
     def rows_at(self, step: int) -> int:
-        """How many queries all ranks read in a step: each as many."""
+        """Count the queries that all ranks together read in a step."""
         return sum(source.sampler.batch for source in self.sources.values())
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawPairs]:
-        """Rows of each step, read by a thread up to `ahead` steps before they are asked for."""
+        """Yield the rows of each step, read by a thread up to `ahead` steps before they are needed.
+
+        Args:
+            start: First step.
+            stop: Step to stop before.
+            ahead: Steps to read ahead.
+        """
         (source,) = self.sources.values()
         yield from prefetch((partial(source.load, step, self.block) for step in range(start, stop)), ahead)

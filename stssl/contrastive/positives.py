@@ -36,9 +36,17 @@ class Positives:
         self._own[rows] = place_of - first
 
     def draw(self, rows: Ints, epochs: Ints, seed: int) -> Ints:
-        """[n] a partner for each of `rows`: uniformly one of the place's other acquisitions, or the row itself.
+        """Draw a partner for each row: uniformly one of the place's other acquisitions, or the row itself.
 
         The draw is a function of seed, epoch and row alone.
+
+        Args:
+            rows: [n] store rows.
+            epochs: [n] epoch of each row.
+            seed: Seed of the run.
+
+        Returns:
+            [n] store rows of the partners.
         """
         others = self._count[rows] - 1
         numbers = uniforms((seed, "partner", epochs, rows), 1)[:, 0]

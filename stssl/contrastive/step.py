@@ -153,7 +153,7 @@ class ContrastiveStep(TrainingStep):
             self._fresh = None
 
     def _row_counts(self, rows: Tensor) -> list[int]:
-        """How many rows each rank has. Batch sizes are the same all run long, so ranks tell each other once."""
+        """Gather how many rows each rank has; batch sizes never change, so ranks exchange this once."""
         if len(rows) not in self._counts:
             self._counts[len(rows)] = row_counts(rows)
         return self._counts[len(rows)]

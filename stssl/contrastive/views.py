@@ -70,7 +70,13 @@ def pretrain_numbers_needed(bands: int) -> int:
 
 
 def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int) -> ViewDraw:
-    """Turn uniform numbers [n, numbers_needed(bands)] into the choices for one view."""
+    """Turn uniform numbers into the random choices of one view.
+
+    Args:
+        numbers: [n, pretrain_numbers_needed(bands)] uniform in [0, 1).
+        config: Strength and probability of each operation.
+        bands: Number of bands.
+    """
     u = torch.from_numpy(numbers)
     colors = bands == 3 if config.rgb is None else config.rgb
     jittered = u[:, 5] < config.jitter
@@ -118,7 +124,16 @@ def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsCo
 
 
 def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
-    """Make one view [n, c, size, size] of images [n, c, h, w] with values in [0, 1]; the range is kept."""
+    """Apply one view's random choices to images; values stay in [0, 1].
+
+    Args:
+        image: [n, c, h, w] with values in [0, 1].
+        draw: Random choices of the view.
+        size: Pixels a side of the result.
+
+    Returns:
+        [n, c, size, size].
+    """
     grid = functional.affine_grid(draw.box, [len(image), image.shape[1], size, size], align_corners=False)
     image = functional.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     image = image * draw.gain[:, :, None, None] + draw.offset[:, :, None, None]

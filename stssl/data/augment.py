@@ -209,7 +209,7 @@ def _crop(image: Tensor, draw: Draw) -> Tensor:
 
 
 def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Tensor:
-    """Where each output line comes from: [n, size]."""
+    """Compute the source line of each output line: [n, size]."""
     line = torch.arange(size, device=device)
     line = torch.where(flip[:, None], size - 1 - line, line) + shift[:, None]
     return (size - 1) - ((size - 1) - line.abs()).abs()

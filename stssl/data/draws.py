@@ -1,4 +1,4 @@
-"""Which of the training patches carry a label."""
+"""Draw which training patches keep their label."""
 
 import logging
 from typing import Annotated
@@ -15,7 +15,7 @@ from stssl.store.lists import rows_named
 
 
 class LabelsConfig(Config):
-    """How many training patches keep their label: exactly one of fraction, per_class, total, list; or all."""
+    """Set how many training patches keep their label: one of fraction, per_class, total, list; or all."""
 
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     per_class: Annotated[int, Field(ge=1)] | None = None

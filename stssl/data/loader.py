@@ -20,7 +20,7 @@ from stssl.data.order import Sampler
 
 
 class PatchReader(Protocol):
-    """What delivers pixels."""
+    """Read pixels of store rows."""
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
         """One tensor [n, bands, height, width] for each band group."""
@@ -28,14 +28,21 @@ class PatchReader(Protocol):
 
 
 class Drawer(Protocol):
-    """What draws the random choices of views."""
+    """Draw the random choices of views."""
 
     def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Any]:
         """Choices for each view of the patches."""
         ...
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
-        """Metadata with some fields blanked."""
+        """Blank some metadata fields at random.
+
+        Args:
+            metadata: [n, 4].
+            stream: Stream of the rows.
+            epochs: [n] epoch of each row.
+            rows: [n] positions in the stream.
+        """
         ...
 
 
@@ -63,7 +70,14 @@ class StreamSource:
         return rows
 
     def load(self, views: Collection[View], draw: Drawer, step: int, block: tuple[int, int]) -> RawRows:
-        """This rank's rows of a step's global batch, with choices for `views` of this stream."""
+        """Load this rank's rows of a step's global batch, with random choices for this stream's views.
+
+        Args:
+            views: Views that the step uses.
+            draw: Draws the random choices.
+            step: Number of the step.
+            block: This rank and the number of ranks.
+        """
         stream = next(iter(views)).stream
         positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *block))
         rows = self.rows[positions]
@@ -107,7 +121,7 @@ class Loader:
         return {stream.value: source.global_rows(step) for stream, source, _ in self._streams(step)}
 
     def rows_at(self, step: int) -> int:
-        """How many patches all ranks read in a step."""
+        """Count the patches that all ranks together read in a step."""
         return sum(source.sampler.batch for _, source, _ in self._streams(step))
 
     def _streams(self, step: int) -> Iterator[tuple[Stream, StreamSource, list[View]]]:
@@ -118,9 +132,14 @@ class Loader:
                 yield stream, source, views
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawBatch]:
-        """Rows of each step, read by a thread up to `ahead` steps before they are asked for.
+        """Yield the rows of each step, read by a thread up to `ahead` steps before they are needed.
 
         An error of the reader is raised here, at the step whose rows it could not read.
+
+        Args:
+            start: First step.
+            stop: Step to stop before.
+            ahead: Steps to read ahead.
         """
         yield from prefetch((partial(self.load, step) for step in range(start, stop)), ahead)
 

@@ -23,7 +23,7 @@ class Sampler(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """Return the seed of the run."""
         ...
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
@@ -37,7 +37,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Blocks:
-    """How to go through a store in shards.
+    """Go through a store in blocks of shards.
 
     Attributes:
         shard: Patches a shard.
@@ -102,7 +102,7 @@ def make_order(
 
 
 def blocks_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: bool) -> Blocks | None:
-    """How to go through what a reader reads: in blocks where it comes through a cache on disk.
+    """Choose the order for a reader: blocks of shards if it reads through a cache on disk, else None.
 
     Args:
         reader: Of the store.

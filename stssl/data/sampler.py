@@ -1,4 +1,4 @@
-"""Which patch comes when, and with what random numbers: pure functions of seed, stream, epoch and patch.
+"""Order patches and draw their random numbers, as pure functions of seed, stream, epoch and patch.
 
 Nothing here depends on ranks, threads or restarts, so one rank and many see the same global batches, and a resumed
 run goes on where it was: the whole sampler state is the step number.

@@ -1,4 +1,4 @@
-"""Which patches train, validate and test."""
+"""Split patches into training, validation and test."""
 
 import logging
 from collections.abc import Callable
@@ -25,7 +25,7 @@ OWN_SPLIT = (
 
 
 class Columns(Protocol):
-    """What a split needs of a store."""
+    """Read the columns of a store that a split needs."""
 
     path: str
 
@@ -44,7 +44,7 @@ class Columns(Protocol):
         ...
 
     def has_column(self, name: str) -> bool:
-        """Whether the store has that metadata array."""
+        """True if the store has a metadata array of that name."""
         ...
 
 

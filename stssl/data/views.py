@@ -93,7 +93,14 @@ class ViewDrawer:
         return draw_view(numbers, self.size, self.config.padding, strong)
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
-        """Blank place and date, each with the configured probability, in a copy of [n, 4] metadata."""
+        """Blank place and date, each with the configured probability, in a copy of the metadata.
+
+        Args:
+            metadata: [n, 4].
+            stream: Stream of the rows.
+            epochs: [n] epoch of each row.
+            rows: [n] positions in the stream.
+        """
         if self.config.metadata_dropout == 0:
             return metadata
         numbers = uniforms((self.seed, "metadata", stream.value[:8], epochs, rows), 2)

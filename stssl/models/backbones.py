@@ -15,7 +15,13 @@ from stssl.models.injection import Family, Shape
 
 
 def slim_resnet(in_channels: int, classes: int, **options: Any) -> nn.Module:
-    """A timm ResNet for small images: few channels, a stride-1 stem without pooling, 0.32 M parameters by default."""
+    """Build a timm ResNet for small images: few channels, a stride-1 stem without pooling (0.32 M parameters).
+
+    Args:
+        in_channels: Bands of the images.
+        classes: Outputs.
+        **options: Arguments of timm's ResNet, and `channels`, the width of each stage.
+    """
     from timm.models.resnet import BasicBlock, ResNet
 
     options = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)} | options
@@ -124,7 +130,7 @@ def check_images(network: nn.Module, backbone: nn.Module, name: str, *, bands: i
 
 
 def shape_of(backbone: Any, name: str) -> Shape:
-    """What sites must know of a backbone called `name`.
+    """Describe the backbone called `name` for injection sites.
 
     Raises:
         ConfigError: It has no single linear classifier.

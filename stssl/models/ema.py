@@ -71,7 +71,7 @@ class KeptStatistics:
 
     @torch.no_grad()
     def restore(self, bad: Tensor) -> None:
-        """Where `bad` (a scalar), make them again what they were; without waiting for the device."""
+        """Restore the saved statistics where `bad` (a scalar) is true, without waiting for the device."""
         if self.saved is None:
             return
         flat = torch.where(bad, self.saved, torch.cat([value.flatten() for value in self.live]))

@@ -1,4 +1,4 @@
-"""Where the context vector enters a backbone: one class a site, each overriding only the places that it touches."""
+"""Inject the context vector into a backbone: one class a site, each overriding only the places it changes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ InjectionConfig = Annotated[
 
 @dataclass(frozen=True)
 class Shape:
-    """What a site must know of a backbone.
+    """Describe a backbone for injection sites.
 
     Attributes:
         family: What it is made of.
@@ -122,7 +122,13 @@ class Injection(nn.Module):
                 )
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Tokens [B, T, D] before a transformer block, or maps [B, C, H, W] after a stage."""
+        """Change tokens [B, T, D] before a transformer block, or maps [B, C, H, W] after a stage.
+
+        Args:
+            number: Number of the block or stage.
+            values: Its tokens or maps.
+            context: [B, D] context vectors; None without metadata.
+        """
         return values
 
     def leave(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:

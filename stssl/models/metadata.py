@@ -21,7 +21,7 @@ YEAR = 365.0
 
 
 class EncoderBase(Config):
-    """What every encoder's configuration has: which groups it may see, and how often each is dropped in training."""
+    """Configure what all encoders share: groups of metadata, and how often each is dropped in training."""
 
     place: Switch = True
     date: Switch = True

@@ -20,7 +20,7 @@ NetworkRole = Literal["plain", "student", "teacher", "direct"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of images.
+    """Hold a network's output for some images.
 
     Attributes:
         logits: [B, C].
@@ -59,10 +59,15 @@ class Network(nn.Module):
         return Prediction(logits, self.project(feature if token is None else token))
 
     def features(self, image: Tensor, context: Tensor | None, site: Injection) -> Tensor:
-        """Final tokens or maps of the backbone, with the context entering where the site says.
+        """Compute the backbone's final tokens or maps, with the context entering where the site says.
 
         The site is called by hooks that live as long as this call, so that any timm model can be used as it is and
         copies of a network do not share them.
+
+        Args:
+            image: [B, C, H, W].
+            context: [B, D] context vectors; None without metadata.
+            site: Where the context enters.
         """
         parts = stages(self.backbone) if len(site.touched) else []
         hooks = [self._hook(parts[number], number, site, context) for number in site.touched]
@@ -138,6 +143,12 @@ def build_network(
 def check_fit(*, backbone: str, backbone_args: Mapping[str, Any], image_size: int, injection: Config) -> None:
     """Check that a backbone exists and that a site fits it, as cheaply as timm allows and without weights.
 
+    Args:
+        backbone: Name of a timm model or `slim_resnet`.
+        backbone_args: Arguments of that model.
+        image_size: Pixels a side.
+        injection: Configuration of the site.
+
     Raises:
         ConfigError: They do not; says what would.
     """
@@ -155,7 +166,12 @@ def check_fit(*, backbone: str, backbone_args: Mapping[str, Any], image_size: in
 
 
 def make_site(injection: Config, shape: Shape, backbone: str) -> Injection:
-    """The site for a backbone called `backbone`.
+    """Make the injection site for a backbone.
+
+    Args:
+        injection: Configuration of the site.
+        shape: Description of the backbone.
+        backbone: Name of the backbone in messages.
 
     Raises:
         ConfigError: It does not fit; names those that do.

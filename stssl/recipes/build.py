@@ -127,7 +127,7 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
 
 
 def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
-    """Who votes on pseudo-labels: all training patches, of which only the labeled ones' labels are known.
+    """Build the votes of all training patches; only the labels of labeled ones are known to it.
 
     Raises:
         ConfigError: The algorithm has no use for votes, or the patches have no places.
@@ -153,7 +153,14 @@ def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
 
 
 def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: torch.memory_format) -> PixelScaler:
-    """Build the scaler from stored bands to images of `size` pixels a side, in the networks' memory format."""
+    """Build the scaler from stored bands to images of `size` pixels a side, in the networks' memory format.
+
+    Args:
+        config: The recipe's `data`.
+        size: Pixels a side.
+        data: Store, for band statistics and layout.
+        memory_format: Of the networks.
+    """
     if config.scale == "bytes":  # for which stores without statistics will do
         mean = std = np.zeros(len(config.bands), np.float32)
     else:

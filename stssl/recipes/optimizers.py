@@ -1,4 +1,4 @@
-"""What recipes say of optimizers, learning rates and the length of training."""
+"""Configure optimizers, learning rates and the length of training."""
 
 from typing import Annotated, Any, Literal
 
@@ -37,7 +37,7 @@ OptimizerConfig = Annotated[
 
 
 class ScheduleConfig(Config):
-    """How long, in steps; `patience` steps without a better validation score end the run.
+    """Set the length of training in steps; `patience` steps without a better validation score end the run.
 
     `decay: fixmatch` ends at a fifth of the rate (cos(7 pi t / (16 T))), `cosine` at 0.
     """

@@ -60,5 +60,5 @@ class PretrainRecipe(RunRecipe):
 
 
 def kind_of(tree: Mapping[str, Any]) -> type[RunRecipe]:
-    """Which kind of run a recipe's tree describes: one with a `pretext` is a pretraining run."""
+    """Choose the recipe class of a tree: one with the key `pretext` is a pretraining recipe."""
     return PretrainRecipe if "pretext" in tree else Recipe

@@ -57,7 +57,7 @@ CACHES = ("cache", "cache_dir", "cache_bytes")
 
 
 class DataConfig(Config):
-    """Which patches, bands and labels.
+    """Choose patches, bands and labels.
 
     `cache` holds decoded pixels in memory. Stores in an object store (`s3://...`) are fetched in shards through a cache
     of `cache_bytes` in the folder `cache_dir` of each node, and `shuffle_shards` of them are mixed.
@@ -126,7 +126,7 @@ class ComputeConfig(Config):
 
 
 class LaunchConfig(Config):
-    """Where a run is carried out. `workers: 0` trains in this process; `[2, 8]` lets Ray grow and shrink the group.
+    """Place a run on machines. `workers: 0` trains in this process; `[2, 8]` lets Ray resize the group.
 
     `nodes_timeout_s` is how long a cluster that adds nodes by itself may take to bring those that lack.
     """
@@ -160,7 +160,7 @@ def _default(union: Any, name: str) -> Any:
 
 
 class RunRecipe(Config):
-    """What every kind of run says.
+    """Describe what all kinds of runs share.
 
     Attributes:
         what: The kind, in messages.
@@ -229,7 +229,7 @@ class RunRecipe(Config):
         return tree
 
     def identity(self) -> Tree:
-        """What the run computes: the tree without the sections that only say where and how."""
+        """Return the part of the tree that decides results, without the sections on where and how to run."""
         return identity_of(self.tree())
 
     def hash(self) -> str:
@@ -306,7 +306,13 @@ class Recipe(RunRecipe):
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> Recipe:
-    """Read a training recipe; see `load_as`."""
+    """Read a training recipe; see `load_as`.
+
+    Args:
+        path: Recipe file.
+        overrides: `dotted.key=value` words.
+        smoke: True to shrink the run to seconds.
+    """
     return load_as(Recipe, path, overrides, smoke)
 
 

@@ -1,4 +1,4 @@
-"""What a recipe sees of a store: its pixels, split, places, classes and drawn labels."""
+"""Open what a recipe uses of a store: pixels, split, places, classes and drawn labels."""
 
 import logging
 from dataclasses import dataclass
@@ -48,7 +48,14 @@ class PixelData:
     blocks: Blocks | None
 
     def order(self, rows: Ints, batch: int, seed: int, stream: str, *, world: int) -> Sampler:
-        """The order of a stream of all training patches.
+        """Make the order of a stream of all training patches.
+
+        Args:
+            rows: [n] store rows of the stream.
+            batch: Rows of a global batch.
+            seed: Seed of the run.
+            stream: Name of the stream.
+            world: Number of ranks.
 
         Raises:
             ConfigError: The store is fetched in shards, and there are fewer than ranks.

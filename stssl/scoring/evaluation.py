@@ -45,7 +45,14 @@ class Evaluation:
 
 
 def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Any:
-    """Unaugmented images [n, C, h, w] and metadata [n, 4] of store rows, in order, on the device, read ahead."""
+    """Yield unaugmented images [n, C, h, w] and metadata [n, 4] of store rows, in order, on the device, read ahead.
+
+    Args:
+        data: Store and reader.
+        pixels: Scales stored bands to images.
+        rows: [n] store rows.
+        batch: Rows at a time.
+    """
     device = pixels.low.device
     chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     for chunk, arrays in zip(chunks, prefetch((partial(data.reader.read, chunk) for chunk in chunks), 2), strict=True):
@@ -55,7 +62,18 @@ def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Any
 
 @torch.no_grad()
 def predict(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
-    """Logits [n, classes] of all rows on every rank; each rank computes its block."""
+    """Predict all rows on every rank; each rank computes its block.
+
+    Args:
+        predictor: Function of images and metadata to logits.
+        data: Store, classes and reader.
+        pixels: Scales stored bands to images.
+        rows: [n] store rows.
+        batch: Rows at a time.
+
+    Returns:
+        [n, classes] logits.
+    """
     own = rows[rows_of(len(rows), rank(), world_size())]
     parts = [predictor(image, metadata).float() for image, metadata in batches(data, pixels, own, batch)]
     classes = len(data.space.classes)
@@ -66,7 +84,15 @@ def predict(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints
 def evaluate(
     predictor: Predictor, data: RunData, pixels: PixelScaler, part: str, *, batch: int, limit: int | None
 ) -> Evaluation:
-    """Score a network on `train`, `validation` or `test`; with `limit`, on that many patches spread over the part.
+    """Score a network on a part of the split.
+
+    Args:
+        predictor: Function of images and metadata to logits.
+        data: Store, split and targets.
+        pixels: Scales stored bands to images.
+        part: `train`, `validation` or `test`.
+        batch: Rows at a time.
+        limit: At most this many patches, spread over the part; None takes all.
 
     Raises:
         DataError: No patch of the part has a known label.
@@ -98,9 +124,16 @@ def without_nan(value: Any) -> Any:
 def save_evaluations(
     results: dict[str, Evaluation], data: RunData, part: str, path: Path, about: dict[str, Any]
 ) -> None:
-    """Write `<path>` (scores as JSON) and, beside it, `.npz` with rows, places, targets and every network's logits.
+    """Write scores as JSON and, beside it, an `.npz` with rows, places, targets and every network's logits.
 
     The scores come last and name the other file's digest, so that files of two evaluations are never read together.
+
+    Args:
+        results: Evaluation of each network.
+        data: Data that was scored.
+        part: `train`, `validation` or `test`.
+        path: JSON file to write.
+        about: What to write down about the run and checkpoint.
 
     Raises:
         RunError: A file cannot be written.

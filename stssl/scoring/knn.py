@@ -21,7 +21,18 @@ Features = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def embed(features: Features, data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
-    """[n, width] features of all rows on every rank, on the device; each rank computes its block."""
+    """Compute features of all rows on every rank, on the device; each rank computes its block.
+
+    Args:
+        features: Function of images to features.
+        data: Store and reader.
+        pixels: Scales stored bands to images.
+        rows: [n] store rows.
+        batch: Rows at a time.
+
+    Returns:
+        [n, width] features.
+    """
     own = rows[rows_of(len(rows), rank(), world_size())]
     parts = [features(image).float() for image, _ in batches(data, pixels, own, batch)]
     if not parts:  # fewer rows than ranks: one row tells the width
@@ -67,9 +78,21 @@ def knn_scores(
     batch: int,
     limit: int | None,
 ) -> dict[str, float]:
-    """Scores of k-NN on `part`, with up to `bank` training patches as neighbors; ranks call this together.
+    """Score k-NN on a part of the split; ranks call this together.
 
     There are none where no patch of one of the two parts has a known label.
+
+    Args:
+        features: Function of images to features.
+        data: Store, split and reader.
+        pixels: Scales stored bands to images.
+        labels: Classes, and [N, G] choice ids of all store rows.
+        part: `validation` or `test`.
+        bank: At most this many training patches as neighbors.
+        k: Neighbors that vote.
+        temperature: The smaller, the more the nearest neighbor counts.
+        batch: Rows at a time.
+        limit: At most this many patches of the part; None takes all.
     """
     space, targets = labels
     known = (targets != IGNORED).any(1).numpy()

@@ -1,4 +1,4 @@
-"""What the loop asks of every step."""
+"""Define the interface between the loop and a training step."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class TrainingStep(nn.Module):
     networks: nn.ModuleDict
 
     def backbones(self) -> list[nn.Module]:
-        """What costs most of a step's arithmetic."""
+        """List the backbones, which take most of a step's arithmetic."""
         found = [getattr(network, "backbone", None) for network in self.networks.values()]
         return [backbone for backbone in found if isinstance(backbone, nn.Module)]
 

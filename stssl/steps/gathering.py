@@ -1,4 +1,4 @@
-"""What all ranks saw, in the order of the global batch: what state is updated from."""
+"""Gather labeler outputs of all ranks in the order of the global batch; state is updated from them."""
 
 from torch import Tensor
 

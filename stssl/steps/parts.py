@@ -1,4 +1,4 @@
-"""What a teacher-student step passes around: weights of losses, outputs, and the plan of a step."""
+"""Define the parts of a teacher-student step: loss weights, network outputs, and the plan of a step."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class LossConfig(Config):
 
     @property
     def distills(self) -> bool:
-        """Whether the student learns from the teacher besides its pseudo-labels."""
+        """True if the student learns from the teacher's outputs besides its pseudo-labels."""
         return self.distance != "none" and self.distillation > 0
 
 
@@ -40,7 +40,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class MatchPlan:
-    """What a block of rows is to match, with denominators of the global batch.
+    """Hold the loss terms of a block of rows, with denominators of the global batch.
 
     Denominators are divided by the number of ranks, so that the mean over ranks of local sums over them is the global
     batch's loss; for micro-batches it is the sum of theirs.
@@ -81,7 +81,14 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tensor) -> Tensor:
-    """How far the student is from the teacher, over all views that both see; `rows` is the global count of rows."""
+    """Compute the distillation loss over all views that both networks see.
+
+    Args:
+        config: Loss weights and the kind of distance.
+        student: The student's outputs.
+        teacher: The teacher's outputs.
+        rows: Rows of all views of the global batch, the loss's denominator.
+    """
     if config.distance == "logits":
         own, other = (joined(outputs.logits) for outputs in (student, teacher))
         total, count = divergence(own, other, config.temperature)
@@ -98,10 +105,15 @@ def joined(views: Logits) -> Tensor:
 
 @torch.no_grad()
 def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tensor]:
-    """How much pseudo-labels weigh, and where the truth is known, how often they are right.
+    """Measure the mean weight of pseudo-labels and, where the truth is known, how often they are right.
 
     `pseudo_rate` is the mean weight. With `claimed`, `actual` and `right` as shares of all decisions, precision is
     right / claimed and recall right / actual; of multi-label decisions only presence counts.
+
+    Args:
+        batch: Rows, with true labels where they are known.
+        plan: Loss terms of these rows.
+        space: Classes and kind of task.
     """
     if not plan.terms:
         return {}
@@ -126,7 +138,7 @@ def joined_views(blocks: list[Logits]) -> Logits:
 
 
 def joined_looks(looks: list[LabelerOutputs | None]) -> LabelerOutputs | None:
-    """What several blocks of rows showed, as one."""
+    """Join labeler outputs of several blocks of rows into one."""
     outputs = [look for look in looks if look is not None]
     if not outputs:
         return None

@@ -115,7 +115,13 @@ class TeacherStudentStep(TrainingStep):
         return StepOutput(total, logs | {"loss": total.detach()} | quality(batch, plan, self.space))
 
     def plan(self, batch: Batch, progress: Progress, parts: int) -> list[MatchPlan]:
-        """What each of `parts` micro-batches is to match: from all rows first, then `forward` on each part."""
+        """Plan each of `parts` micro-batches from all rows; call `forward` on each part afterwards.
+
+        Args:
+            batch: This rank's rows.
+            progress: The step about to be taken.
+            parts: Number of micro-batches.
+        """
         blocks = list(batch.split(parts))
         previews = [self._preview(block, progress) for block in blocks]
         looks = [self._look(block, progress, logits) for block, logits in zip(blocks, previews, strict=True)]
@@ -153,11 +159,11 @@ class TeacherStudentStep(TrainingStep):
             reestimate_batchnorm(network, run)
 
     def _matching(self, progress: Progress) -> bool:
-        """Whether this step learns from more than labels."""
+        """True if this step learns from unlabeled patches too."""
         return progress.step >= self.supervised_start and not self.algorithm.waits(progress)
 
     def _asks(self, progress: Progress) -> bool:
-        """Whether the labeler is asked in this step: for something to match, or for the algorithm's state."""
+        """True if this step needs the labeler, for loss terms or for the algorithm's state."""
         return bool(self.algorithm.views) and (self.algorithm.stateful or self._matching(progress))
 
     def _gradient_views(self, matching: bool) -> list[View]:
@@ -231,7 +237,7 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _ask(self, network: Network, batch: Batch, views: frozenset[View]) -> dict[View, Tensor]:
-        """What the labeler says of all views that the algorithm compares: in evaluation mode.
+        """Compute the labeler's logits of all views that the algorithm compares, in evaluation mode.
 
         Running statistics are what weak and strong views together gave, and what the network is used to; those of the
         weak views alone would shift its answers.
@@ -242,7 +248,7 @@ class TeacherStudentStep(TrainingStep):
             return self._see(network, batch, ordered(views)).logits
 
     def _look(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> LabelerOutputs | None:
-        """What the algorithm is shown of this rank's rows, if anything; `logits` are what is there already."""
+        """Collect what the algorithm observes of this rank's rows, or None; `logits` are those already computed."""
         algorithm = self.algorithm
         if not self._asks(progress):
             return None

@@ -41,7 +41,7 @@ class NoVotesConfig(Config):
 
 
 class VotesConfig(Config):
-    """How many patches nearby vote on a pseudo-label, at which distance a vote counts 1/e, and how much votes count."""
+    """Set how many neighbors vote on a pseudo-label, the distance where a vote counts 1/e, and the votes' weight."""
 
     name: Literal["votes"] = "votes"
     count: Annotated[Positive, Domain(4, 64, log=True)] = 32

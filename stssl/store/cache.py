@@ -1,4 +1,4 @@
-"""Where a loader takes pixels from: the store's shards, or a copy held decoded in host or device memory."""
+"""Read pixels for a loader: from the store's shards, or from a decoded copy in host or device memory."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ CHUNK = 1024
 
 
 class ArrayReader(Protocol):
-    """What reads NumPy arrays from a store."""
+    """Read NumPy arrays from a store."""
 
     @property
     def layout(self) -> dict[str, tuple[str, ...]]:
@@ -89,7 +89,7 @@ class Held:
 
     @property
     def nbytes(self) -> int:
-        """What the copy takes."""
+        """Return the bytes that the copy takes."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def read(self, rows: Ints) -> dict[str, Tensor]:

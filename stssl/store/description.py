@@ -1,4 +1,4 @@
-"""What is in a store, in words."""
+"""Describe a store in words."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime

@@ -23,7 +23,7 @@ TAIL = 4 + len(_MARK)
 
 
 def default_folder() -> Path:
-    """Where a cache lies if nobody says where: in the system's folder for temporary files, one for each user.
+    """Return the default cache folder: one a user, in the system's folder for temporary files.
 
     Raises:
         DataError: Somebody else has made that folder.
@@ -157,7 +157,7 @@ class DiskCache:
 
 
 def _whole(file: int, size: int) -> bool:
-    """Whether an open file ends in the checksum of what stands before."""
+    """True if an open file ends with the checksum of the bytes before it."""
     digest, left = google_crc32c.Checksum(), size - TAIL
     while left > 0:
         data = os.read(file, min(left, 1 << 22))

@@ -51,6 +51,11 @@ class FetchedArray(ShardedArray):
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
         """Fill `out` [n, bands, H, W], contiguous, with patches `rows`.
 
+        Args:
+            rows: [n] store rows.
+            bands: Span of bands.
+            out: [n, bands, H, W] to fill, contiguous.
+
         Raises:
             DataError: A shard is missing or damaged, or the object store cannot be read; names it.
         """
@@ -112,7 +117,7 @@ class FetchedArray(ShardedArray):
             pass
 
     def _bring_quietly(self, shard: int) -> None:
-        """What goes wrong here is raised when the shard is read."""
+        """Fetch a shard ahead of time; errors are raised when the shard is read."""
         try:
             self._bring(shard)
         except DataError:
@@ -228,7 +233,13 @@ class FetchedArray(ShardedArray):
 
 
 def fetched_array(store: str, name: str, cache: DiskCache) -> FetchedArray | None:
-    """A remote array read through a cache, if its layout is known; cached files belong to the store's description."""
+    """Open a remote array that is read through a cache, if its layout is known; else return None.
+
+    Args:
+        store: URL of the store.
+        name: Name of the array.
+        cache: Cache on disk; its files belong to the store's description.
+    """
     about = [RemoteFiles(store).read("zarr.json"), (RemoteFiles(store) / name).read("zarr.json")]
     layout = known_layout(about[1] or b"")
     if layout is None:

@@ -66,7 +66,7 @@ class Files:
             ) from None
 
     def names(self) -> list[str]:
-        """Of the entries of this folder, sorted; empty where it does not exist."""
+        """List the names of this folder's entries, sorted; empty if the folder does not exist."""
         try:
             return sorted(path.name for path in Path(self.root).iterdir())
         except (FileNotFoundError, NotADirectoryError):

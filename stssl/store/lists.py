@@ -18,9 +18,14 @@ def as_text(column: NDArray[Any]) -> NDArray[np.str_]:
 
 
 def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
-    """Rows of the patches that a list names (txt, csv, csv.bz2, csv.gz; one a line, the first column).
+    """Find the rows of the patches that a list names (txt, csv, csv.bz2, csv.gz; one a line, the first column).
 
     Names that the store lacks are counted in a warning and passed over.
+
+    Args:
+        names: [N] patch names of the store.
+        path: The list.
+        store: Name of the store in messages.
 
     Raises:
         DataError: The file cannot be read, or the store has none of its patches.

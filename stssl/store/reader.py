@@ -44,7 +44,13 @@ class ZarrArray:
         return self.__dict__ | {"_array": None}
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Fill `out` [n, bands, H, W] with patches `rows`."""
+        """Fill `out` [n, bands, H, W] with patches `rows`.
+
+        Args:
+            rows: [n] store rows.
+            bands: Span of bands.
+            out: [n, bands, H, W] to fill.
+        """
         if len(rows) == 0:
             return
         unique, places = np.unique(rows, return_inverse=True)
@@ -98,7 +104,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is read of one array: a span of bands, and those of the span that were asked for (None: all)."""
+    """Select from one array: a span of bands, and which of the span are wanted (None: all)."""
 
     array: ShardedArray | ZarrArray
     span: slice

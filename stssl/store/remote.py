@@ -47,7 +47,7 @@ CREDENTIALS = (
 
 
 def is_remote(path: str) -> bool:
-    """Whether this is a URL, such as `s3://bucket/store.zarr`."""
+    """True if this is a URL, such as `s3://bucket/store.zarr`."""
     return "://" in path
 
 
@@ -162,7 +162,7 @@ def _first_line(error: Exception) -> str:
 
 
 def zarr_place(path: str) -> Any:
-    """What zarr's functions take as `store`: a path, or an object store that has the path as its root."""
+    """Return what zarr's functions take as `store`: a path, or an object store rooted at the path."""
     if not is_remote(path):
         return path
     from zarr.storage import ObjectStore
@@ -215,7 +215,7 @@ class RemoteFiles:
             store.put(key, data, use_multipart=False)
 
     def names(self) -> list[str]:
-        """Of the entries of this folder, sorted."""
+        """List the names of this folder's entries, sorted."""
         store, key = self._place()
         with explained(self.root):
             found = store.list_with_delimiter(f"{key}/")

@@ -152,7 +152,13 @@ def printable(words: str, most: int = 500) -> str:
 
 
 def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Column:
-    """The column of a label set, with class names in its attributes."""
+    """Describe the column of a label set, with class names in its attributes.
+
+    Args:
+        name: Name of the column.
+        classes: Class names in order.
+        multilabel: True if a patch may have any number of classes.
+    """
     if multilabel:
         attributes = {"kind": "multi-label", "classes": list(classes), "unknown": UNKNOWN_LABEL}
         return Column(name, "uint8", UNKNOWN_LABEL, attributes, width=len(classes))

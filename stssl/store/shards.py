@@ -39,7 +39,7 @@ RawPixels = NDArray[Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """What the direct path needs to know of one array."""
+    """Describe one array for the direct reader."""
 
     shape: tuple[int, ...]
     shard: int
@@ -158,6 +158,11 @@ class ShardedArray:
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
         """Fill `out` [n, bands, H, W], contiguous, with patches `rows`.
+
+        Args:
+            rows: [n] store rows.
+            bands: Span of bands.
+            out: [n, bands, H, W] to fill, contiguous.
 
         Raises:
             DataError: A shard is missing, truncated or damaged; names file and patch.
@@ -310,7 +315,13 @@ class ShardedArray:
 
 
 def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Read the end of an open shard and parse it with `parse_tail`.
+    """Read the offsets and sizes [patches, 2] of the chunks of an open shard.
+
+    Args:
+        file: Descriptor of the open file.
+        path: Its path, for messages.
+        layout: Layout of the array.
+        shard: Number of the shard.
 
     Raises:
         DataError: It is truncated or damaged, or not the shard that the array's attributes list.
@@ -343,7 +354,13 @@ def parse_tail(
 
 
 def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArray[np.uint64]:
-    """Offsets and sizes [patches, 2] from the last bytes of a shard of `size` bytes.
+    """Parse the offsets and sizes [patches, 2] from the last bytes of a shard.
+
+    Args:
+        tail: The shard's last bytes.
+        size: Bytes of the whole shard.
+        path: Its path, for messages.
+        patches: Capacity of the shard.
 
     Raises:
         DataError: It is truncated or damaged.
@@ -364,7 +381,7 @@ def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArr
 
 
 class _Files:
-    """How many files all readers of this process may hold open."""
+    """Limit how many files all readers of this process hold open."""
 
     reserved = 0
     lock = threading.Lock()

@@ -172,11 +172,11 @@ class Store:
         return tuple(self._array(label_set).attrs["classes"])
 
     def multilabel(self, label_set: str) -> bool:
-        """Whether a label column has any number of classes a patch."""
+        """True if a patch may have any number of classes in a label column."""
         return bool(self._array(label_set).attrs["kind"] == "multi-label")
 
     def has_column(self, name: str) -> bool:
-        """Whether there is a metadata array of that name."""
+        """True if there is a metadata array of that name."""
         return name in self._group and name not in self._images
 
     def column(self, name: str) -> NDArray[Any]:
@@ -255,13 +255,13 @@ class Store:
         return digest.hexdigest()
 
     def about(self) -> dict[str, str]:
-        """Where this store is and what is in it, for the record of a run."""
+        """Return the store's path and fingerprint for the record of a run."""
         return {"path": self.path, "fingerprint": self.fingerprint}
 
     def reader(
         self, bands: Sequence[str], threads: int = 1, direct: bool = True, *, cache: DiskCache | None = None
     ) -> StoreReader:
-        """What delivers these bands, on any number of threads.
+        """Make a reader of these bands on any number of threads.
 
         Args:
             bands: Wanted bands.
@@ -272,7 +272,7 @@ class Store:
         return StoreReader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
 
     def map_reader(self, cache: DiskCache | None = None) -> StoreReader:
-        """What delivers all `maps`."""
+        """Make a reader of all `maps`."""
         bands = [band for group in self.maps.values() for band in group.bands]
         return StoreReader(self.path, self._stored(self.maps), bands, cache=cache)
 

@@ -1,4 +1,4 @@
-"""Whether a store is what its conversion wrote: every index checked, every patch decoded and hashed."""
+"""Verify that a store is what its conversion wrote: check every index, decode and hash every patch."""
 
 import tempfile
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MOST_FINDINGS = 1000
 
 @dataclass(frozen=True)
 class Findings:
-    """What a check found.
+    """Hold what a check found.
 
     Attributes:
         patches: Patches that were checked.

@@ -35,7 +35,7 @@ Rows = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class StorePlan:
-    """What a store will hold.
+    """Plan what a store will hold.
 
     Attributes:
         patches: Rows.
@@ -84,7 +84,7 @@ class Writer:
         self.beside, self.report = files_at(parent), f"{name}.errors.csv"
 
     def attributes(self) -> dict[str, Any]:
-        """Of the store's group; empty where there is none yet."""
+        """Read the attributes of the store's group; empty if there is none yet."""
         text = self.files.read("zarr.json")
         try:
             return dict(json.loads(text).get("attributes", {})) if text else {}
@@ -144,7 +144,7 @@ class Writer:
         )
 
     def is_complete(self) -> bool:
-        """Whether the store is finished."""
+        """True if the store is finished."""
         return bool(self.attributes().get("complete"))
 
     def missing(self) -> list[int]:
@@ -177,7 +177,13 @@ class Writer:
         return sidecar if sidecar is not None and marker == _digest(sidecar) else None
 
     def write_shard(self, shard: int, names: Sequence[str], patches: list[Patch]) -> None:
-        """Write a shard's pixels, its sidecar, and last its marker."""
+        """Write a shard's pixels, its sidecar, and last its marker.
+
+        Args:
+            shard: Number of the shard.
+            names: Names of its patches.
+            patches: The patches, in order.
+        """
         checksums = {}
         pixels = {array.name: _stack(patches, array) for array in self.plan.arrays}
         maps = {array.name: _stack(patches, array) for array in self.plan.maps}
@@ -215,7 +221,7 @@ class Writer:
         return columns
 
     def _counted(self, columns: Rows) -> NDArray[np.bool_]:
-        """Whose pixels the statistics are of."""
+        """Select the patches whose pixels the statistics use."""
         split = columns.get(f"split_{self.plan.statistics_split}")
         whole = ~np.isin(columns["error_code"], UNUSABLE)
         return whole if split is None else whole & (split == SPLIT_CODES["train"])

@@ -25,7 +25,14 @@ COMPLETE = {"color": COLORS[0], "s": 26, "linewidths": 0}
 
 
 def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) -> Markup:
-    """One score over trials, with the best so far."""
+    """Draw one score over trials, with the best so far.
+
+    Args:
+        trials: Trials in order.
+        metric: Position of the score among the metrics.
+        name: Name of the score.
+        larger: True if larger scores are better.
+    """
     figure, (axis,) = figure_of(8.4, 3.2)
     _dots(axis, [(row.number, row, row.values[metric]) for row in trials if row.values])
     ends = [(row.number, row.values[metric]) for row in trials if row.state == "complete" and row.values]
@@ -64,7 +71,14 @@ def importances(shares: Mapping[str, float]) -> Markup:
 
 
 def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> list[Markup]:
-    """A panel for each key: its value against the score; three panels a figure."""
+    """Draw a panel for each key: its value against the score; three panels a figure.
+
+    Args:
+        trials: Trials in order.
+        axes: Searched keys.
+        metric: Position of the score among the metrics.
+        name: Name of the score.
+    """
     keys = wholes(axes)
     found = []
     for start in range(0, len(keys), 3):
@@ -129,7 +143,14 @@ def _ranged(panel: Any, axis: Axis) -> None:
 
 
 def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> Markup:
-    """A line a complete trial across all keys, colored by its score; a key that a trial lacks is at the bottom."""
+    """Draw a line for each complete trial across all keys, colored by score; a key that a trial lacks is at the bottom.
+
+    Args:
+        trials: Trials in order.
+        axes: Searched keys.
+        metric: Position of the score among the metrics.
+        name: Name of the score.
+    """
     rows = sorted(
         (row for row in trials if row.state == "complete" and row.values), key=lambda row: (row.values or [0])[metric]
     )
@@ -197,7 +218,13 @@ def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
 
 
 def front(trials: Sequence[TrialRow], best: Sequence[TrialRow], names: Sequence[str]) -> Markup:
-    """Two scores against each other, the trials that no other dominates marked."""
+    """Draw two scores against each other, with the trials that no other one dominates marked.
+
+    Args:
+        trials: Trials in order.
+        best: Trials that no other dominates.
+        names: Names of the two scores.
+    """
     figure, (axis,) = figure_of(6.0, 4.2)
     rows = [row for row in trials if row.state == "complete" and row.values]
     if rows:

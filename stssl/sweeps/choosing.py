@@ -81,7 +81,13 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
 
 
 def chosen_recipe(book: Book, row: TrialRow, name: str) -> Recipe:
-    """The full recipe of a trial, to be trained on its own."""
+    """Build the full recipe of a trial, to be trained on its own.
+
+    Args:
+        book: The study.
+        row: The trial.
+        name: Name of the new run.
+    """
     return book.space.recipe(row.params).model_copy(update={"name": name})
 
 

@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What re-running came to.
+    """Hold the scores of the best trials run again with other seeds.
 
     Attributes:
         seeds: The seeds of runs and of label draws.
@@ -100,6 +100,13 @@ def words(values: Sequence[float]) -> str:
 def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: Callable[[str], None]) -> Confirmation:
     """Train the best `top` trials and the base recipe with `seeds` new seeds each; runs that are finished are kept.
 
+    Args:
+        book: The study.
+        trials: Its trials.
+        top: How many of the best trials to train again.
+        seeds: Seeds for each of them.
+        say: Prints a line of progress.
+
     Raises:
         RunError: No trial has scores, or no re-run came to its end.
     """
@@ -134,7 +141,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
 
 
 def confirmed(book: Book) -> Confirmation | None:
-    """What was found by an earlier start."""
+    """Read the scores that an earlier start found."""
     if not is_there(_file(book)):
         return None
     kept = read_kept(Confirmed, _file(book), ADVICE)[0]

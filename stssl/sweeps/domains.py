@@ -44,6 +44,11 @@ class Found:
 def build_space(config: SweepConfig, recipe: Recipe, source: str = "search") -> Space:
     """Find the domain of every searched key, and when it exists.
 
+    Args:
+        config: The sweep file.
+        recipe: Its base recipe.
+        source: Name of the section in messages.
+
     Raises:
         ConfigError: A key does not exist, has no domain, or its domain has values that the recipe refuses.
     """
@@ -136,7 +141,7 @@ class _Finder:
     def _chosen(
         self, prefix: str, union: list[type[Config]], gates: tuple[Gate, ...]
     ) -> list[tuple[type[Config], tuple[Gate, ...]]]:
-        """Which parts a prefix may be: the recipe's, or all that are searched, each behind a gate."""
+        """List the parts that a prefix may be: the recipe's, or all that are searched, each behind a gate."""
         if len(union) == 1:
             return [(union[0], gates)]
         by_name = {part_name(part): part for part in union}

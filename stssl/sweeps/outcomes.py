@@ -1,4 +1,4 @@
-"""How a run ended, read off its folder."""
+"""Read from a run's folder how it ended."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -25,7 +25,13 @@ NOTE = (
 
 
 def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confirmation | None = None) -> Path:
-    """Write `report.html` into the sweep's folder and return its path."""
+    """Write `report.html` into the sweep's folder and return its path.
+
+    Args:
+        book: The study.
+        trials: Its trials.
+        confirmed: Scores of re-runs with other seeds, if any.
+    """
     config = book.sweep.config
     body = [
         Markup("<h1>{}</h1>").format(config.name),
@@ -161,7 +167,13 @@ def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[Any]) -> dict[str, list[float]]:
-    """First scores of complete trials, by choice; choices that no such trial had are left out."""
+    """Group first scores of complete trials by choice; choices that no such trial had are left out.
+
+    Args:
+        trials: Trials of the study.
+        key: Searched key.
+        choices: Values of the key.
+    """
     groups = {
         str(choice): [
             row.values[0]

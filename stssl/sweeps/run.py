@@ -24,7 +24,7 @@ from stssl.training.tasks import check_run
 
 @dataclass(frozen=True)
 class Result:
-    """Where the outcome of a sweep is."""
+    """Hold the paths of a sweep's results."""
 
     best: Path
     report: Path

@@ -1,4 +1,4 @@
-"""What a sweep searches: dotted recipe keys, their domains, and when each of them exists."""
+"""Define the search space: dotted recipe keys, their domains, and when each key exists."""
 
 import difflib
 import json
@@ -45,11 +45,11 @@ class Axis:
     gates: tuple[Gate, ...]
 
     def exists(self, values: Mapping[str, Any]) -> bool:
-        """Whether the key exists where earlier keys have `values`."""
+        """True if the key exists when earlier keys have `values`."""
         return all(values.get(gate.key) in gate.values for gate in self.gates)
 
     def contains(self, value: Any) -> bool:
-        """Whether a value lies in the domain."""
+        """True if a value lies in the domain."""
         domain = self.domain
         if domain.choices:
             numbers = (int, float)  # 1 is 1.0, but True is neither
@@ -181,7 +181,7 @@ class Space:
         return list(points.values())
 
     def identity(self) -> Tree:
-        """What must be the same for trials of two starts to belong together."""
+        """Return what two starts must share for their trials to belong to one study."""
         axes = {
             axis.name: [
                 list(axis.domain.choices) or [axis.domain.low, axis.domain.high, axis.domain.log, axis.domain.step],

@@ -1,4 +1,4 @@
-"""What a sweep file may say."""
+"""Define the keys of a sweep file."""
 
 import json
 import math
@@ -192,7 +192,7 @@ class SweepConfig(Config):
 
     @property
     def folder(self) -> Path:
-        """Where everything of the sweep is kept, absolute."""
+        """Return the absolute folder that keeps everything of the sweep."""
         return Path(self.storage) / self.name
 
 
@@ -205,7 +205,7 @@ class Sweep:
 
     @property
     def folder(self) -> Path:
-        """Where everything of the sweep is kept, absolute."""
+        """Return the absolute folder that keeps everything of the sweep."""
         return self.config.folder
 
 

@@ -63,7 +63,7 @@ def _without_password(url: str) -> str:
 
 
 def study_url(config: SweepConfig) -> str:
-    """Where the study lies."""
+    """Return the URL of the study's storage."""
     return config.study or f"sqlite:///{config.folder / 'study.db'}"
 
 
@@ -197,7 +197,7 @@ def _quiet() -> Iterator[None]:
 
 
 class Book:
-    """What is known of trials: hands out the next one, and writes down how each goes and ends."""
+    """Keep the trials of a study: hand out the next one, record how each goes and ends."""
 
     def __init__(self, sweep: Sweep, space: Space, study: Any) -> None:
         """Trials that were running when an earlier process ended are handed out first."""
@@ -249,7 +249,14 @@ class Book:
         return deaths < DEATHS
 
     def report(self, trial: Any, step: int, value: float, seconds: float) -> bool:
-        """Write down a score in mid-run; returns whether the trial is to be stopped."""
+        """Write down a score in mid-run; return True if the trial is to be stopped.
+
+        Args:
+            trial: The study's trial.
+            step: Step of the score.
+            value: The score.
+            seconds: Time since the trial began.
+        """
         self.tick()
         trial.set_user_attr("seconds", round(seconds, 2))
         if len(self.sweep.config.metrics) > 1:
@@ -277,10 +284,10 @@ class Book:
 
 
 def run_name(number: int) -> str:
-    """Of a trial's run folder."""
+    """Return the name of a trial's run folder."""
     return f"trial-{number:04d}"
 
 
 def trials_folder(folder: Path) -> Path:
-    """Where the runs of a sweep's trials lie."""
+    """Return the folder of the runs of a sweep's trials."""
     return folder / "trials"

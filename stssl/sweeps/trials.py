@@ -21,7 +21,7 @@ class Stopped(Exception):  # noqa: N818
 
 
 def trial(config: dict[str, Any]) -> None:
-    """What Tune calls: trains one recipe on its own Ray workers and passes their validations on.
+    """Train one recipe on its own Ray workers and pass their validations on; Tune calls this.
 
     It reads them off the run's folder. Ray's `TuneReportCallback` has a queue instead, and a driver that is still to
     take a report from it when its run ends waits for itself for ever (seen with Ray 2.60).
@@ -39,7 +39,12 @@ def trial(config: dict[str, Any]) -> None:
 
 
 def carry_out(recipe: Recipe, watch: Watch | None = None, report: Watch | None = None) -> None:
-    """Train a checked recipe; its failure is a result of the sweep, too: written to the run's folder, not raised.
+    """Train a checked recipe; a failure is a result of the sweep too, written to the run's folder and not raised.
+
+    Args:
+        recipe: Recipe of the trial.
+        watch: Called with each new row of metrics.
+        report: Called with each validation; may stop the trial by raising.
 
     Raises:
         Stopped: `report` stopped the trial.
@@ -62,13 +67,19 @@ def _write_reason(recipe: Recipe, reason: str) -> None:
 
 
 def failure(folder: Path) -> str | None:
-    """Why a trial's run failed, if it did."""
+    """Read why a trial's run failed, or None if it did not."""
     path = folder / REASON
     return path.read_text() if path.exists() else None
 
 
 def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
-    """A recipe as a trial carries it out: under its own name, in the sweep's folder."""
+    """Rename and move a recipe as a trial carries it out: under its own name, in the sweep's folder.
+
+    Args:
+        recipe: Recipe of the trial.
+        name: Name of the trial's run.
+        storage: Folder of the sweep's runs.
+    """
     launch = recipe.launch.model_copy(update={"storage": str(storage)})
     logging = recipe.logging.model_copy(update={"tensorboard": False})
     return recipe.model_copy(update={"name": name, "launch": launch, "logging": logging})
@@ -89,7 +100,12 @@ def driver_needs(nodes: int) -> dict[str, float]:
 
 
 def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[str, float]) -> int:
-    """How many trials there is room for at a time.
+    """Compute how many trials fit on the cluster at a time.
+
+    Args:
+        launch: The trials' `launch` section.
+        available: Resources of the cluster by kind.
+        driver: Resources of a trial's driver by kind.
 
     Raises:
         RunError: Not for one.

@@ -1,4 +1,4 @@
-"""What Ray Tune asks: which trial comes next, and whether one goes on. The study answers."""
+"""Answer Ray Tune from the study: which trial comes next, and whether one goes on."""
 
 import time
 from collections.abc import Callable
@@ -68,7 +68,7 @@ class StudySearcher(Searcher):
         return {"number": trial.number, "recipe": recipe.tree()}
 
     def late(self) -> bool:
-        """Whether the time for the sweep is over."""
+        """True if the sweep's time is over."""
         return time.time() > self.deadline
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -88,7 +88,13 @@ class StudySearcher(Searcher):
         return False
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Write the end of a trial down: values of its best checkpoint, that it was stopped, or why it failed."""
+        """Write the end of a trial down: values of its best checkpoint, that it was stopped, or why it failed.
+
+        Args:
+            trial_id: Tune's name of the trial.
+            result: Its last result.
+            error: True if it failed.
+        """
         if trial_id not in self.live:
             return
         folder = self._folder(self.live[trial_id].number)
@@ -145,6 +151,12 @@ class StudyScheduler(FIFOScheduler):
         return (object, ())
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Continue or stop."""
+        """Continue or stop a trial after a result.
+
+        Args:
+            tune_controller: Tune's controller.
+            trial: Tune's trial.
+            result: Its newest result.
+        """
         stop = self.searcher.decide(trial.trial_id, result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)

@@ -158,7 +158,7 @@ class Checkpoints:
             raise _unwritten(self.folder, error) from error
 
     def exist(self) -> bool:
-        """Whether one was written."""
+        """True if a checkpoint was written."""
         return any(is_there(self.path(name)) for name in ("last", "previous"))
 
     def mend(self, state: CheckpointState, best: bool) -> None:

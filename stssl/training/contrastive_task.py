@@ -153,7 +153,13 @@ def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
 
 
 def build_encoder(model: EncoderModelConfig, bands: int, projection: int, mlp: bool) -> PretrainEncoder:
-    """The backbone with a projection.
+    """Build the backbone with a projection.
+
+    Args:
+        model: Backbone and weights.
+        bands: Bands of the images.
+        projection: Width of the projection.
+        mlp: True for a projection of two layers.
 
     Raises:
         ConfigError: No such backbone, or weights that do not fit it.

@@ -19,7 +19,13 @@ class Guard:
         self.seen: list[tuple[int, Tensor, dict[str, Tensor]]] = []
 
     def note(self, step: int, norms: dict[str, Tensor], logs: dict[str, Tensor]) -> Tensor:
-        """Whether this step's gradients are bad, as a scalar on the device; after all-reduce all ranks agree."""
+        """Return a scalar on the device: 1 if this step's gradients are not finite; all ranks agree on it.
+
+        Args:
+            step: Number of the step.
+            norms: Gradient norm of each network.
+            logs: Losses of the step.
+        """
         bad = ~torch.isfinite(torch.stack(list(norms.values()))).all()
         self.seen.append((step, bad, logs))
         return bad
@@ -37,6 +43,11 @@ class Guard:
 
     def stop_if_too_many(self, left_out: int, where: str, last: dict[str, Any]) -> None:
         """End the run once more of its steps were left out than allowed.
+
+        Args:
+            left_out: Steps left out so far.
+            where: File that lists them.
+            last: The newest of them.
 
         Raises:
             RunError: Says the step, its losses, and what to try.

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: `metrics.jsonl`, and TensorBoard and MLflow where the recipe wants them."""
+"""Write a run's metrics: to `metrics.jsonl`, and to TensorBoard and MLflow if the recipe says so."""
 
 import contextlib
 import threading
@@ -17,7 +17,13 @@ class Sink(Protocol):
     """Takes rows of metrics, besides the run's own file."""
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Take a row."""
+        """Take a row of metrics.
+
+        Args:
+            kind: `train` or `validation`.
+            step: Steps taken.
+            values: Metric names and values.
+        """
         ...
 
     def close(self) -> None:
@@ -123,7 +129,13 @@ class Journal:
             self.sinks.append(MlFlow(folder, recipe, recipe.logging.mlflow))
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Add a row; `kind` is `train` or `validation`."""
+        """Add a row of metrics.
+
+        Args:
+            kind: `train` or `validation`.
+            step: Steps taken.
+            values: Metric names and values.
+        """
         if not self.writes:
             return
         self.folder.append({"step": step, "kind": kind, **values})

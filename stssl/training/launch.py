@@ -122,7 +122,7 @@ def _train_on_ray(recipe: RunRecipe) -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each Ray worker runs."""
+    """Train on one Ray worker."""
     import ray.train
     from ray.train.torch import get_device
 
@@ -164,7 +164,7 @@ def _enough_resources(launch: LaunchConfig, bundles: list[dict[str, float]], ava
 
 
 def growing(launch: LaunchConfig) -> str:
-    """What to do where a cluster starts its nodes when they are asked for."""
+    """Say what to set for a cluster that starts nodes on demand."""
     if launch.nodes_timeout_s:
         return f"No node came within launch.nodes_timeout_s={launch.nodes_timeout_s}."
     return "A cluster that adds nodes by itself needs time for that: launch.nodes_timeout_s=900."

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains."""
+"""Collect and write the metrics of training steps."""
 
 import time
 from collections.abc import Iterator

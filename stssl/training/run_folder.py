@@ -92,7 +92,7 @@ class RunFolder:
         return f"Put the run's recipe back, or delete {self.path} to start the run again."
 
     def refuse_others(self, recipe: RunRecipe) -> bool:
-        """Whether this recipe's run was started here already.
+        """True if this recipe's run was started here already.
 
         Raises:
             RunError: Another recipe ran under this name; lists the keys that differ.
@@ -117,11 +117,14 @@ class RunFolder:
             write_text(self.path / "recipe.yaml", recipe.yaml())
 
     def going_on(self, recipe: R) -> R:
-        """What networks are built by: where a checkpoint will fill them, the weights to start from may be gone."""
+        """Return the recipe to build networks from.
+
+        On resume the initial weights are skipped: the checkpoint overwrites them.
+        """
         return without_weights(recipe) if self.checkpoints.exist() else recipe
 
     def finished(self) -> dict[str, Any] | None:
-        """How the run ended, or None while it has not.
+        """Read how the run ended, or None while it has not.
 
         Raises:
             RunError: `done.json` is damaged.
@@ -139,7 +142,15 @@ class RunFolder:
     def record(
         self, recipe: RunRecipe, data: dict[str, Any], labels: dict[str, Any] | None, *, world: int, step: int
     ) -> None:
-        """Write down what produced the run, each of its starts (when, after which step, ranks) and the drawn labels."""
+        """Write down what produced the run, each of its starts (when, after which step, ranks) and the drawn labels.
+
+        Args:
+            recipe: Recipe of the run.
+            data: Description of the data.
+            labels: Drawn labels; None if the run uses none.
+            world: Number of ranks.
+            step: Step that this start goes on from.
+        """
         if labels is not None:
             write_text(self.path / "labels.json", json.dumps(labels))
         path = self.path / "record.json"

@@ -1,4 +1,4 @@
-"""What a run meets on its machines: storage that must be shared, memory that runs out, signals to stop."""
+"""Handle the machine a run is on: shared storage, memory that runs out, signals to stop."""
 
 import contextlib
 import ctypes
@@ -85,7 +85,7 @@ def memory_advice(recipe: RunRecipe) -> Iterator[None]:
 
 
 def _savings(recipe: RunRecipe) -> Iterator[str]:
-    """What takes less memory than the recipe does."""
+    """Suggest recipe keys that take less memory."""
     if recipe.compute.precision != "bf16":
         yield "compute.precision=bf16"
     batch: Any = getattr(recipe, "batch", None)
@@ -143,7 +143,13 @@ class Stop:
 
 
 def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
-    """One line on what runs where."""
+    """Say in one line what runs where.
+
+    Args:
+        recipe: Recipe of the run.
+        device: Device of the networks.
+        rows: Patches of a global batch.
+    """
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
     return (
@@ -153,7 +159,7 @@ def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
 
 
 def slow_arithmetic(recipe: RunRecipe, device: torch.device) -> str | None:
-    """What to change where a CPU is asked for bf16 that it has no instructions for; None where all is well."""
+    """Warn if a CPU without bf16 instructions is asked for bf16; None otherwise."""
     if device.type != "cpu" or recipe.compute.precision != "bf16":
         return None
     cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # a newer torch tells

@@ -31,7 +31,7 @@ BUCKET_MB = 100
 
 @dataclass
 class RunProgress:
-    """How far a run is, and its best validation score so far."""
+    """Track how far a run is, and its best validation score so far."""
 
     step: int = 0
     best: float | None = None
@@ -53,7 +53,7 @@ class RunProgress:
         return True
 
     def exhausted(self, patience: int | None) -> bool:
-        """Whether `patience` steps went by without a better score."""
+        """True if `patience` steps went by without a better score."""
         return patience is not None and self.step - self.best_step >= patience
 
 
@@ -89,7 +89,7 @@ class TrainState:
         return self.model.no_sync()
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """What exact resume needs: networks, EMA, algorithm buffers, optimizer, position. Orders follow from it."""
+        """Collect what exact resume needs: networks, averages, algorithm buffers, optimizer, progress."""
         return {
             "recipe": self.recipe.hash(),
             "written_by": __version__,

@@ -1,4 +1,4 @@
-"""What a run trains, as the loop sees it: batches, a step, a score. Each kind of recipe has its stage."""
+"""Define tasks, i.e. what the loop trains: batches, a step, a score. Each kind of recipe has its task."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -38,7 +38,7 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, raw: Any) -> Any:
-        """What the loader delivered as normalized views on the device."""
+        """Turn what the loader delivered into normalized views on the device."""
 
     def blocks(self, batch: Any, progress: Progress) -> list[tuple[Any, ...]]:
         """Arguments of `step` for each micro-batch; one for the whole batch where a stage has no other way."""
@@ -55,7 +55,7 @@ class Task(ABC):
         """
 
     def looks(self, step: int) -> int:
-        """How many kinds of views a step looks at; it never falls from one step to the next."""
+        """Count the kinds of views a step uses; the count never falls from one step to the next."""
         return 1
 
     @abstractmethod
@@ -64,8 +64,8 @@ class Task(ABC):
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """What the run's record says of data."""
+        """Describe the data for the run's record."""
 
     def labels(self) -> dict[str, Any] | None:
-        """Which patches kept their label, for `labels.json`; None where no labels are used."""
+        """List the patches that kept their label, for `labels.json`; None if no labels are used."""
         return None

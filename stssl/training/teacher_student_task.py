@@ -113,6 +113,13 @@ def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: P
     Batches must be composed as in training (views and classes mixed, in micro-batches where there are any), since that
     is what the weights are used to: neighboring store rows would often share a class, and unaugmented ones alone cost
     points of accuracy. With `evaluation.batchnorm_batches: 0` the averages keep the networks' own running statistics.
+
+    Args:
+        step: Networks and averages.
+        recipe: Recipe of the run.
+        data: Training patches.
+        pixels: Scales stored bands to images.
+        progress: The step that the weights took last.
     """
     if not recipe.evaluation.batchnorm_batches:
         return

@@ -26,7 +26,13 @@ from stssl.training.teacher_student_task import calibrate
 def load_run(
     folder: RunFolder, checkpoint: str, device: torch.device, store: str | None = None
 ) -> tuple[Recipe, RunData, TeacherStudentStep, PixelScaler, int]:
-    """A run's recipe, data, trained step, scaling, and the checkpoint's step; `store` is where its store lies now.
+    """Load a run's recipe, data, trained step, scaling, and the checkpoint's step.
+
+    Args:
+        folder: Folder of the run.
+        checkpoint: `best` or `last`.
+        device: Device of the networks.
+        store: Where the run's store lies now, if not where it was trained.
 
     Raises:
         RunError: There is no such checkpoint, it is damaged, or the store is not the one that the run was trained on.
