@@ -85,11 +85,11 @@ def by_part(train_state: TrainState, batches: Any, steps: int) -> dict[str, floa
         train_state.optimizer.zero_grad(set_to_none=True)
         forward = backward = 0.0
         with train_state.autocast():
-            blocks = train_state.task.blocks(batch, train_state.next_step)
-        for block in blocks:
+            micro_batches = train_state.task.micro_batches(batch, train_state.next_step)
+        for micro_batch in micro_batches:
             before = clock.now()
             with train_state.autocast():
-                output = train_state.model(*block)
+                output = train_state.model(*micro_batch)
             middle = clock.now()
             output.loss.backward()
             forward, backward = forward + middle - before, backward + clock.now() - middle

@@ -83,7 +83,7 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
 def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> Measured | None:
     """Steps of one worker's rows, as at `start`; None where they do not fit into memory."""
     loader, device = train_state.task.loader, train_state.task.device
-    loader.block, train_state.progress.step = (0, workers), start
+    loader.ranks, train_state.progress.step = (0, workers), start
     loading, taken = [], []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

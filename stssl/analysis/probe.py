@@ -26,6 +26,7 @@ from stssl.base.randomness import permutation
 from stssl.base.whole_files import is_there
 from stssl.contrastive.step import PretrainEncoder
 from stssl.data.draws import LabelsConfig, draw_labeled
+from stssl.data.splits import PARTS
 from stssl.models.layout import memory_format, placed
 from stssl.recipes.build import build_pixels
 from stssl.recipes.pretraining import PretrainRecipe
@@ -40,8 +41,6 @@ from stssl.training.kept import Probes, read_kept
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run, read_own_state
-
-PARTS = ("train", "validation", "test")
 
 
 class LinearConfig(Config):

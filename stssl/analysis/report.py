@@ -18,15 +18,15 @@ from stssl.analysis.page import joined, number, page
 from stssl.base.batch import IGNORED
 from stssl.base.errors import RunError, StsslError, first_line
 from stssl.base.labels import LabelSpace
+from stssl.base.logs import LOG
 from stssl.base.textfiles import read_bounded
 from stssl.base.whole_files import is_there, write_whole
 from stssl.recipes.recipe import Recipe
 from stssl.scoring.evaluation import array_digest
 from stssl.training.kept import Record, Scored, read_kept
 from stssl.training.run_folder import RunFolder
-from stssl.training.runtime import log
 
-MOST_BYTES = 8 << 30
+MOST_ARRAY_BYTES = 8 << 30
 """What arrays of one part may take in memory; those of a million patches and a thousand classes take half of it."""
 
 
@@ -65,7 +65,7 @@ def read_run(path: str | Path) -> RunView:
         raise RunError(f"{path} was not evaluated yet. Run `stssl evaluate {path} --split test` first.")
     rows, damaged = folder.told()
     if damaged:
-        log().warning("%s: %d damaged lines are left out", folder.path / "metrics.jsonl", damaged)
+        LOG.warning("%s: %d damaged lines are left out", folder.path / "metrics.jsonl", damaged)
     return RunView(
         name=folder.path.name,
         recipe=folder.recipe_text(),
@@ -83,12 +83,12 @@ def _arrays(path: Path, scored: Scored, advice: str) -> dict[str, NDArray[Any]]:
     Raises:
         RunError: The file is missing or damaged, or is of another evaluation.
     """
-    data = read_bounded(path, MOST_BYTES, RunError, advice)
+    data = read_bounded(path, MOST_ARRAY_BYTES, RunError, advice)
     if scored.arrays is not None and array_digest(data) != scored.arrays:
         raise RunError(f"{path} is damaged, or of another evaluation than the scores beside it. {advice}")
     try:
         with ZipFile(BytesIO(data)) as packed:
-            if sum(entry.file_size for entry in packed.infolist()) > MOST_BYTES:
+            if sum(entry.file_size for entry in packed.infolist()) > MOST_ARRAY_BYTES:
                 raise ValueError("it is too large")
         found = dict(np.load(BytesIO(data), allow_pickle=False))
         _require_shapes(found, scored)
@@ -132,7 +132,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
     if not runs:
         raise RunError("\n".join(reasons))
     for reason in reasons:
-        log().warning("left out: %s", reason)
+        LOG.warning("left out: %s", reason)
     names = ", ".join(run.name for run in runs)
     body = [Markup("<h1>{}</h1>").format(names if len(runs) < 4 else f"{len(runs)} runs"), _facts(runs)]
     body += [Markup("<h2>Scores</h2>"), *(_scores(runs, part) for part in ("test", "validation", "train"))]

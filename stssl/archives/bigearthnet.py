@@ -45,7 +45,7 @@ SNOW, CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
 COUNTRY_TABLES = ("countries", "metadata")
 PATCH_BYTES = 1 << 20
 """A patch's JSON has some 600 bytes; one of more than a thousand times that is none."""
-PUBLISHED = {
+PUBLISHED_STATISTICS = {
     "source": "BigEarthNet v1.0, its makers' model repository",
     "bands": ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"],
     "mean": [340.77, 429.94, 614.22, 590.24, 950.68, 1792.46, 2075.47, 2218.95, 2266.46, 2246.06, 1594.43, 1009.33],
@@ -60,7 +60,7 @@ class BigEarthNet1:
     label_sets = ("labels_43", "labels_19")
     statistics_split = "official"
     maps: tuple[PixelArray, ...] = ()
-    attributes: Mapping[str, Any] = MappingProxyType({"published_statistics": PUBLISHED})
+    attributes: Mapping[str, Any] = MappingProxyType({"published_statistics": PUBLISHED_STATISTICS})
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class BigEarthNet1:
             patch.complain(BadPatchError("duplicate", f"{self.folders[row]} has the name of {self.folders[row - 1]}"))
             return patch
         try:
-            read_json(patch, folder / f"{name}_labels_metadata.json")
+            read_patch_json(patch, folder / f"{name}_labels_metadata.json")
         except BadPatchError as problem:
             patch.complain(problem)
         read_bands(patch, folder, name, self.arrays)
@@ -244,7 +244,7 @@ def _countries(names: tuple[str, ...], path: Path | None) -> NDArray[Any]:
     return np.array([known.get(name) or "" for name in names], object)
 
 
-def read_json(patch: Patch, path: Path) -> None:
+def read_patch_json(patch: Patch, path: Path) -> None:
     """Labels, time and place of a v1.0 patch; the time stands in the JSON only, since many names have it garbled.
 
     Raises:

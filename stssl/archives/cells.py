@@ -12,7 +12,7 @@ from stssl.archives.base import degrees, good_place, season_of, time_values
 from stssl.archives.label_cells import is_missing
 from stssl.store.schema import SPLIT_CODES, BadPatchError
 
-PARTS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
+OTHER_WORDS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
 """Other words for the parts of a split."""
 YEARS = (1800, 2200)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -138,7 +138,7 @@ def split_of(cell: Any) -> dict[str, Any]:
     if is_missing(cell):
         return {}
     part = str(cell).strip().lower()
-    part = PARTS.get(part, part)
+    part = OTHER_WORDS.get(part, part)
     if part not in SPLIT_CODES:
         raise BadPatchError("bad_split", f"split '{part}' is none of {', '.join(SPLIT_CODES)}")
     return {"split_official": SPLIT_CODES[part]}

@@ -42,7 +42,7 @@ DRIVERS = {
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
 }
 """First bytes of a file -> the one GDAL driver that may open it."""
-MOST_BANDS, MOST_BYTES = 256, 1 << 27
+MOST_BANDS, MOST_PATCH_BYTES = 256, 1 << 27
 """What a raster that holds one patch is never larger than, as a file and decoded."""
 MOST_TILES = 4096
 """Tiles of a JPEG 2000 file: its library sets kilobytes aside for each when it is opened."""
@@ -101,8 +101,10 @@ def read_bytes(source: Path | BytesIO, name: str) -> bytes:
         about = source.stat()
         if not stat.S_ISREG(about.st_mode):  # A pipe or device might never end.
             raise BadPatchError("unreadable", f"{name} is not a file")
-        if about.st_size > MOST_BYTES:
-            raise BadPatchError("unreadable", f"{name} is larger than {MOST_BYTES >> 20} MiB: no file of one patch is")
+        if about.st_size > MOST_PATCH_BYTES:
+            raise BadPatchError(
+                "unreadable", f"{name} is larger than {MOST_PATCH_BYTES >> 20} MiB: no file of one patch is"
+            )
         return source.read_bytes()
     except FileNotFoundError:
         raise BadPatchError("missing_band", f"{name} is missing") from None
@@ -148,7 +150,7 @@ def _refuse_giants(file: Any, name: str) -> None:
     """Refuse sizes that only a damaged or hostile header claims; GDAL would fill them with zeros for minutes."""
     each = max(np.dtype(dtype).itemsize for dtype in file.dtypes) if file.count else 1
     block = max((height * width for height, width in file.block_shapes), default=0)
-    if file.count > MOST_BANDS or file.count * max(file.height * file.width, block) * each > MOST_BYTES:
+    if file.count > MOST_BANDS or file.count * max(file.height * file.width, block) * each > MOST_PATCH_BYTES:
         raise BadPatchError("unreadable", f"{name} claims to be {file.count}x{file.height}x{file.width}")
 
 
@@ -160,7 +162,7 @@ def _refuse_many_tiles(data: bytes, name: str) -> None:
         return
     right, bottom, left, top, width, height, first, over, count = size
     tiles = -(-(right - first) // max(width, 1)) * -(-(bottom - over) // max(height, 1))
-    if tiles > MOST_TILES or count > MOST_BANDS or (right - left) * (bottom - top) * count > MOST_BYTES:
+    if tiles > MOST_TILES or count > MOST_BANDS or (right - left) * (bottom - top) * count > MOST_PATCH_BYTES:
         claims = f"{name} claims to be {count}x{bottom - top}x{right - left} in {tiles:,} tiles"
         raise BadPatchError("unreadable", claims)
 

@@ -28,7 +28,7 @@ MISSING = frozenset(
 """What stands for no value, in small letters, as pandas, SQL and people write it."""
 DOUBTFUL = frozenset(("unknown", "unlabeled", "unlabeled", "undefined", "missing", "nodata", "no data", "-1", "?"))
 """Class names that often mean that there is no label."""
-PUBLISHED = frozenset(LABELS_43) | frozenset(LABELS_19)
+BIGEARTHNET_LABELS = frozenset(LABELS_43) | frozenset(LABELS_19)
 NEVER = {"|": "'|'", "\t": "tabs", "\n": "line breaks", "\r": "line breaks"}
 """Signs that no class name has."""
 SOMETIMES = (",", "/", "&", "+", ":", " and ", " ")
@@ -231,7 +231,7 @@ class _Reader:
 
     def _compare_parts(self, own: str, row: int) -> None:
         """Refuse a name that other names, or the lack of any `;`, show to be several."""
-        if own in PUBLISHED:
+        if own in BIGEARTHNET_LABELS:
             return
         for sign in SOMETIMES:
             parts = [part.strip() for part in own.split(sign) if part.strip()]

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from stssl.base.errors import DataError, first_line
-from stssl.base.textfiles import MOST_BYTES, as_text, read_names, read_unpacked
+from stssl.base.textfiles import MOST_BYTES, decode_text, read_names, read_unpacked
 
 LIST_ENDINGS = (".txt", ".csv", ".csv.bz2", ".csv.gz", ".txt.bz2", ".txt.gz")
 PART_NAMES = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
@@ -101,7 +101,7 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
     kind = next((words for start, words in KINDS if head.startswith(start)), None)
     if path.suffix in (".parquet", ".pq"):
         raise DataError(f"cannot read the table {path}: it is {kind or 'not a Parquet file (it does not start so)'}")
-    text = "" if kind else as_text(read_unpacked(path), path)
+    text = "" if kind else decode_text(read_unpacked(path), path)
     if text.lstrip()[:1] in ("{", "["):
         kind = "JSON"
     if kind:
@@ -167,7 +167,7 @@ def _key(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Columns:
+class TableColumns:
     """List which of a table's columns are read, and which are not.
 
     Attributes:
@@ -192,7 +192,7 @@ class Columns:
         return tuple(lines)
 
 
-def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> Columns:
+def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> TableColumns:
     """Find the wanted columns under any of their spellings, the earlier ones first.
 
     Args:
@@ -219,7 +219,7 @@ def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], 
         if len(found) > 1:
             doubled[what] = tuple(same[0] for same in found[1:])
     taken = set(used.values())
-    return Columns(used, tuple(name for name in names if name not in taken), doubled)
+    return TableColumns(used, tuple(name for name in names if name not in taken), doubled)
 
 
 def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path: Path) -> dict[str, list[Any]]:

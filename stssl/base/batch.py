@@ -67,25 +67,25 @@ class Batch:
     truth: Tensor | None = None
 
     def split(self, parts: int) -> Iterator["Batch"]:
-        """Contiguous micro-batches: each stream's rows divided into `parts` nearly equal blocks."""
+        """Contiguous micro-batches: each stream's rows divided into `parts` nearly equal parts."""
         for part in range(parts):
             yield replace(
                 self,
-                images={view: block(image, part, parts) for view, image in self.images.items()},
-                metadata={stream: block(table, part, parts) for stream, table in self.metadata.items()},
-                labels=block(self.labels, part, parts),
-                index=block(self.index, part, parts),
-                truth=None if self.truth is None else block(self.truth, part, parts),
+                images={view: part_rows(image, part, parts) for view, image in self.images.items()},
+                metadata={stream: part_rows(table, part, parts) for stream, table in self.metadata.items()},
+                labels=part_rows(self.labels, part, parts),
+                index=part_rows(self.index, part, parts),
+                truth=None if self.truth is None else part_rows(self.truth, part, parts),
             )
 
 
-def block(rows: Tensor, part: int, parts: int) -> Tensor:
-    """Return the `part`-th of `parts` contiguous blocks of rows; sizes differ by at most one.
+def part_rows(rows: Tensor, part: int, parts: int) -> Tensor:
+    """Return the `part`-th of `parts` contiguous parts of rows; sizes differ by at most one.
 
     Args:
         rows: [n, ...] tensor.
-        part: Number of the block, from 0.
-        parts: Number of blocks.
+        part: Number of the part, from 0.
+        parts: Number of parts.
     """
     return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 

@@ -47,7 +47,7 @@ ImageSize = Annotated[int, Field(ge=2, le=4096)]
 """Side in pixels: shifts of images need two, and no store has larger patches."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
 """Of one process."""
-Rows = Annotated[int, Field(ge=1, le=2**20)]
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
 """Patches of a global batch."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Switch = Annotated[bool, Domain(choices=(False, True))]

@@ -8,7 +8,7 @@ from typing import Any
 from stssl.base.errors import shown
 
 Problem = Mapping[str, Any]
-Location = Sequence[str | int]
+KeyPath = Sequence[str | int]
 
 _UNION = re.compile(r"[\[\](),]|^(str|int|float|bool|none|constrained-\w+|[A-Z]\w*)$")
 """What pydantic calls the members of plain unions."""
@@ -16,12 +16,12 @@ _ARRAYS = ("tuple_type", "list_type", "set_type")
 _PARTS = ("model_type", "model_attributes_type", "dict_type")
 
 
-def without_tags(location: Location, tree: Any) -> list[str | int]:
+def without_tags(location: KeyPath, tree: Any) -> list[str | int]:
     """Drop the union tags that pydantic puts between a part's key and its fields, and the names of plain unions."""
     return [part for part, tag in _marked(location, tree) if not tag]
 
 
-def _marked(location: Location, tree: Any) -> Iterator[tuple[str | int, bool]]:
+def _marked(location: KeyPath, tree: Any) -> Iterator[tuple[str | int, bool]]:
     """Each step of a location, and whether it is a union's tag."""
     kept = False
     for index, part in enumerate(location):
@@ -50,7 +50,7 @@ def one_for_each(problems: Sequence[Problem], tree: Any) -> list[Problem]:
     return [one for place, group in groups.items() for one in (_meant(place, group, tree) if place else group)]
 
 
-def _union_of(location: Location, tree: Any) -> tuple[str | int, ...]:
+def _union_of(location: KeyPath, tree: Any) -> tuple[str | int, ...]:
     """The place of the first plain union on the way; empty where there is none."""
     place: list[str | int] = []
     name: Any = None
@@ -112,7 +112,7 @@ def explain(problem: Problem, tree: Any, fields: Mapping[str, Any]) -> str:
     return f"{path}: {message}{given}" if path else message
 
 
-def _form_of(problem: Problem, location: Location, fields: Mapping[str, Any]) -> str | None:
+def _form_of(problem: Problem, location: KeyPath, fields: Mapping[str, Any]) -> str | None:
     """Describe what a value should look like; None if pydantic's own words say it."""
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
     if kind == "union_tag_invalid":
@@ -140,16 +140,16 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
 
 
-def _field(location: Location, fields: Mapping[str, Any]) -> Any:
+def _field(location: KeyPath, fields: Mapping[str, Any]) -> Any:
     return fields.get(str(location[-1])) if location else None
 
 
-def _default_name(location: Location, fields: Mapping[str, Any]) -> str:
+def _default_name(location: KeyPath, fields: Mapping[str, Any]) -> str:
     name = getattr(getattr(_field(location, fields), "default", None), "name", None)
     return f" (the default: {name})" if name else ""
 
 
-def _part_form(location: Location, fields: Mapping[str, Any], value: Any) -> str:
+def _part_form(location: KeyPath, fields: Mapping[str, Any], value: Any) -> str:
     """Show how to write a part that was given as a word."""
     field = _field(location, fields)
     if getattr(field, "discriminator", None) == "name" and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
@@ -157,7 +157,7 @@ def _part_form(location: Location, fields: Mapping[str, Any], value: Any) -> str
     return "{name: ...}" if getattr(field, "discriminator", None) == "name" else "{KEY: VALUE}"
 
 
-def _list_form(location: Location, fields: Mapping[str, Any], value: Any) -> str:
+def _list_form(location: KeyPath, fields: Mapping[str, Any], value: Any) -> str:
     """Show how to write a list: the key's default, else what was given."""
     default = getattr(_field(location, fields), "default", None)
     items = default if isinstance(default, tuple | list) and default else re.split(r"[\s,;]+", str(value).strip())

@@ -60,10 +60,10 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: It cannot be read, is too large, or is not text; names the line.
     """
-    return as_text(read_unpacked(path), path)
+    return decode_text(read_unpacked(path), path)
 
 
-def as_text(data: bytes, path: Path) -> str:
+def decode_text(data: bytes, path: Path) -> str:
     """The text in a file's bytes.
 
     Raises:

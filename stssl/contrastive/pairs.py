@@ -64,9 +64,9 @@ class PairSource:
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
-    def load(self, step: int, block: tuple[int, int]) -> RawPairs:
+    def load(self, step: int, ranks: tuple[int, int]) -> RawPairs:
         """This rank's rows of a step's global batch."""
-        positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *block))
+        positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *ranks))
         rows, seed = self.rows[positions], self.sampler.seed
         partners = rows if self.positives is None else self.positives.draw(rows, epochs, seed)
         wanted = rows if self.positives is None else np.concatenate([rows, partners])
@@ -86,7 +86,7 @@ class PairLoader:
 
     def __init__(self, source: PairSource, rank: int = 0, world: int = 1) -> None:
         """Load rank `rank`'s contiguous rows of each global batch."""
-        self.sources, self.block = {Stream.UNLABELED: source}, (rank, world)
+        self.sources, self.ranks = {Stream.UNLABELED: source}, (rank, world)
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
         """Store rows of all ranks' queries in a step, by the name of their stream."""
@@ -105,4 +105,4 @@ class PairLoader:
             ahead: Steps to read ahead.
         """
         (source,) = self.sources.values()
-        yield from prefetch((partial(source.load, step, self.block) for step in range(start, stop)), ahead)
+        yield from prefetch((partial(source.load, step, self.ranks) for step in range(start, stop)), ahead)

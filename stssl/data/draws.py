@@ -1,6 +1,5 @@
 """Draw which training patches keep their label."""
 
-import logging
 from typing import Annotated
 
 import numpy as np
@@ -10,6 +9,7 @@ from pydantic import Field, model_validator
 from stssl.base.arrays import Ints
 from stssl.base.config import Config, Seed
 from stssl.base.errors import DataError
+from stssl.base.logs import LOG
 from stssl.base.paths import Location
 from stssl.store.lists import rows_named
 
@@ -59,7 +59,7 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
         if len(listed) == 0:
             raise DataError(f"none of the patches that labels.list {config.list} names is in the training part")
         if len(listed) < len(found):
-            logging.getLogger("stssl").warning(
+            LOG.warning(
                 "labels.list %s: %d of its %d patches are not in the training part and stay without label",
                 config.list,
                 len(found) - len(listed),

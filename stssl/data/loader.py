@@ -69,17 +69,17 @@ class StreamSource:
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
-    def load(self, views: Collection[View], draw: Drawer, step: int, block: tuple[int, int]) -> RawRows:
+    def load(self, views: Collection[View], draw: Drawer, step: int, ranks: tuple[int, int]) -> RawRows:
         """Load this rank's rows of a step's global batch, with random choices for this stream's views.
 
         Args:
             views: Views that the step uses.
             draw: Draws the random choices.
             step: Number of the step.
-            block: This rank and the number of ranks.
+            ranks: This rank and the number of ranks.
         """
         stream = next(iter(views)).stream
-        positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *block))
+        positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *ranks))
         rows = self.rows[positions]
         chosen = torch.from_numpy(rows)
         arrays = self.reader.read(rows)
@@ -108,12 +108,12 @@ class Loader:
             rank: This process.
             world: Number of processes.
         """
-        self.sources, self.draw, self.views, self.block = sources, draw, views, (rank, world)
+        self.sources, self.draw, self.views, self.ranks = sources, draw, views, (rank, world)
 
     def load(self, step: int) -> RawBatch:
         """One step's rows, read now."""
         return {
-            stream: source.load(views, self.draw, step, self.block) for stream, source, views in self._streams(step)
+            stream: source.load(views, self.draw, step, self.ranks) for stream, source, views in self._streams(step)
         }
 
     def global_rows(self, step: int) -> dict[str, list[int]]:

@@ -1,13 +1,13 @@
-"""In which order a stream comes: patch by patch from a disk, by blocks of shards from an object store."""
+"""In which order a stream comes: patch by patch from a disk, by groups of shards from an object store."""
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from stssl.base.arrays import Ints
-from stssl.data.sampler import BlockSampler, StreamSampler
+from stssl.base.logs import LOG
+from stssl.data.sampler import ShardSampler, StreamSampler
 from stssl.store.reader import StoreReader
 
 SHARDS_AHEAD = 2
@@ -36,8 +36,8 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Go through a store in blocks of shards.
+class ShardOrder:
+    """Go through a store in groups of shards.
 
     Attributes:
         shard: Patches a shard.
@@ -58,11 +58,11 @@ class Blocks:
 
 
 class FetchingSampler:
-    """An order by blocks that brings the shards of a step near when its rows are asked for, and those to come."""
+    """An order by shards that brings the shards of a step near when its rows are asked for, and those to come."""
 
-    def __init__(self, order: BlockSampler, stored: Ints, blocks: Blocks) -> None:
+    def __init__(self, order: ShardSampler, stored: Ints, shard_order: ShardOrder) -> None:
         """Say which store rows the order's positions are."""
-        self.order, self.stored, self.blocks, self.batch = order, stored, blocks, order.batch
+        self.order, self.stored, self.shard_order, self.batch = order, stored, shard_order, order.batch
         self.seed = order.seed
 
     def whole(self, step: int) -> Ints:
@@ -72,15 +72,15 @@ class FetchingSampler:
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
         """Positions and epochs of some rows of the global batch of a step."""
         positions, epochs = self.order.rows(step, rows)
-        if self.blocks.fetch is not None:
-            ahead = math.ceil(SHARDS_AHEAD * self.blocks.shard / len(positions))
-            self.blocks.fetch(self.stored[positions], True)
-            self.blocks.fetch(self.stored[self.order.rows(step + ahead, rows)[0]], False)
+        if self.shard_order.fetch is not None:
+            ahead = math.ceil(SHARDS_AHEAD * self.shard_order.shard / len(positions))
+            self.shard_order.fetch(self.stored[positions], True)
+            self.shard_order.fetch(self.stored[self.order.rows(step + ahead, rows)[0]], False)
         return positions, epochs
 
 
 def make_order(
-    stored: Ints, batch: int, seed: int, stream: str, *, blocks: Blocks | None, world: int
+    stored: Ints, batch: int, seed: int, stream: str, *, shard_order: ShardOrder | None, world: int
 ) -> StreamSampler | FetchingSampler:
     """The order of a stream.
 
@@ -89,20 +89,20 @@ def make_order(
         batch: Patches of a global batch.
         seed: Of the run.
         stream: Names the order.
-        blocks: Where the store is fetched in shards.
+        shard_order: Where the store is fetched in shards.
         world: Number of ranks.
 
     Raises:
         ConfigError: There are fewer shards than ranks.
     """
-    if blocks is None:
+    if shard_order is None:
         return StreamSampler(len(stored), batch, seed, stream)
-    order = BlockSampler(stored, blocks.shard, batch, seed, stream, mix=blocks.mix, world=world)
-    return FetchingSampler(order, stored, blocks)
+    order = ShardSampler(stored, shard_order.shard, batch, seed, stream, mix=shard_order.mix, world=world)
+    return FetchingSampler(order, stored, shard_order)
 
 
-def blocks_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: bool) -> Blocks | None:
-    """Choose the order for a reader: blocks of shards if it reads through a cache on disk, else None.
+def shard_order_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: bool) -> ShardOrder | None:
+    """Choose the order for a reader: groups of shards if it reads through a cache on disk, else None.
 
     Args:
         reader: Of the store.
@@ -116,11 +116,11 @@ def blocks_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: bool)
     if tell and not held:
         needed = (mix + 1 + SHARDS_AHEAD) * reader.shard_bytes()
         if needed > limit:
-            logging.getLogger("stssl").warning(
+            LOG.warning(
                 "data.cache_bytes is %s, and the %d shards that a rank mixes and fetches ahead take about %s: shards "
                 "will be fetched again and again. Raise data.cache_bytes, or lower data.shuffle_shards.",
                 f"{limit:,}",
                 mix + 1 + SHARDS_AHEAD,
                 f"{needed:,}",
             )
-    return Blocks(reader.shard, mix, None if held else reader.fetch)
+    return ShardOrder(reader.shard, mix, None if held else reader.fetch)

@@ -41,7 +41,7 @@ class StreamSampler:
         return self.rows(step, slice(0, self.batch))[0]
 
 
-class BlockSampler:
+class ShardSampler:
     """The infinite order of a stream that is fetched shard by shard from an object store.
 
     Each epoch puts the shards in random order and deals them out to the ranks. A rank goes through its shards, each

@@ -1,6 +1,5 @@
 """Split patches into training, validation and test."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
@@ -12,12 +11,12 @@ from pydantic import Field
 from stssl.base.arrays import Ints
 from stssl.base.config import Config, Seed
 from stssl.base.errors import ConfigError, DataError, shown
+from stssl.base.logs import LOG
 from stssl.base.paths import ColumnName, Location
 from stssl.store.lists import as_text, rows_named
 from stssl.store.schema import UNUSABLE
 
 PARTS = ("train", "validation", "test")
-LOG = logging.getLogger("stssl")
 OWN_SPLIT = (
     "For a split of your own give the manifest a column `split` (train, validation, test) and convert it, or give "
     "lists of patch names: data.split={name: lists, train: FILE, validation: FILE, test: FILE}."

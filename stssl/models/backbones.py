@@ -41,7 +41,7 @@ def slim_resnet(in_channels: int, classes: int, **options: Any) -> nn.Module:
 OWN = {"slim_resnet": slim_resnet}
 MISFITS = (TypeError, AssertionError, ValueError, LookupError, AttributeError)
 """What constructors raise at arguments that they cannot use."""
-ELSEWHERE = {
+DECIDED_BY = {
     "num_classes": "data.labels",
     "in_chans": "data.bands",
     "img_size": "model.image_size",
@@ -66,8 +66,8 @@ def make_backbone(
     Raises:
         ConfigError: Unknown name (names the nearest), arguments it does not take, or no way to the hub.
     """
-    for key in ELSEWHERE.keys() & options.keys():
-        raise ConfigError(f"model.backbone_args.{key}: {ELSEWHERE[key]} decides this. Leave it out.")
+    for key in DECIDED_BY.keys() & options.keys():
+        raise ConfigError(f"model.backbone_args.{key}: {DECIDED_BY[key]} decides this. Leave it out.")
     if name in OWN:
         if hub:
             raise ConfigError(f"model.weights: {name} has no weights on timm's hub. Give none or file:PATH.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stssl.base.errors import ConfigError, first_line
 from stssl.models.backbones import make_backbone
 
-Weights = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 COUNTERS = ("num_batches_tracked",)
 """Endings of tensors that a file may lack: nothing is computed from them."""
@@ -76,7 +76,7 @@ def load_weights(backbone: nn.Module, path: str) -> None:
     backbone.load_state_dict(fitted, strict=False)
 
 
-def read_weights(path: str) -> Weights:
+def read_weights(path: str) -> StateDict:
     """Tensors by name from a safetensors file or a pickled state dict, read without running any code of it."""
     file = Path(path)
     if not file.is_file():  # a pipe would be waited for
@@ -99,7 +99,7 @@ def read_weights(path: str) -> Weights:
     return inner or named
 
 
-def _renamed(name: str, own: Weights) -> str:
+def _renamed(name: str, own: StateDict) -> str:
     """Average pooling normalizes after pooling, under another name."""
     other = "fc_" + name
     return other if name not in own and other in own else name

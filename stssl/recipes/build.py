@@ -1,6 +1,5 @@
 """From a recipe to its parts: data, networks and algorithm in one step module, loader, views."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from stssl.algorithms import ALGORITHMS, Algorithm, DataFacts
 from stssl.base.batch import IGNORED, Progress, Stream, View
 from stssl.base.errors import ConfigError
+from stssl.base.logs import LOG
 from stssl.data.loader import Loader, StreamSource
 from stssl.data.sampler import StreamSampler
 from stssl.data.views import PixelScaler, ViewDrawer
@@ -41,7 +41,7 @@ def check_recipe(recipe: Recipe) -> None:
         model, bands = recipe.model, len(recipe.data.bands)
         check_images(network, network.backbone, model.backbone, bands=bands, size=model.image_size)  # type: ignore[arg-type]
     if step.views_at(Progress(steps - 1, steps)) != step.views_needed:
-        logging.getLogger("stssl").warning(
+        LOG.warning(
             "no step of this run learns from unlabeled patches: schedule.steps is %d, and before the step that "
             "schedule.supervised_start (or algorithm.supervised_steps) names, only labels are learned from",
             steps,

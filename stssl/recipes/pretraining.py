@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from stssl.base.config import Config, ImageSize, Positive, Rows, Tree, merge
+from stssl.base.config import BatchSize, Config, ImageSize, Positive, Tree, merge
 from stssl.base.paths import Weights
 from stssl.contrastive.moco import PretextConfig
 from stssl.contrastive.views import PretrainViewsConfig
@@ -25,7 +25,7 @@ class EncoderModelConfig(Config):
 class PairBatchConfig(Config):
     """Pairs of a global batch."""
 
-    size: Rows = 256
+    size: BatchSize = 256
 
 
 class KnnConfig(Config):

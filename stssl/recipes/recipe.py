@@ -11,11 +11,11 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from stssl.algorithms import ALGORITHMS, AlgorithmConfig
 from stssl.base.config import (
+    BatchSize,
     Config,
     Domain,
     ImageSize,
     Positive,
-    Rows,
     Seed,
     Threads,
     Tree,
@@ -93,7 +93,7 @@ class BatchConfig(Config):
     A rank with more than `micro` labeled patches takes them, and its unlabeled ones, in parts of at most that many.
     """
 
-    labeled: Rows = 64
+    labeled: BatchSize = 64
     unlabeled_ratio: Annotated[int, Field(ge=0, le=1024)] = 7
     micro: Positive | None = None
 

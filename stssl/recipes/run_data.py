@@ -1,6 +1,5 @@
 """Open what a recipe uses of a store: pixels, split, places, classes and drawn labels."""
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,10 @@ from stssl.base.batch import IGNORED
 from stssl.base.distributed import rank as own_rank
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.labels import LabelSpace
+from stssl.base.logs import LOG
 from stssl.data.draws import draw_labeled
 from stssl.data.loader import metadata_table
-from stssl.data.order import Blocks, Sampler, blocks_of, make_order
+from stssl.data.order import Sampler, ShardOrder, make_order, shard_order_of
 from stssl.data.splits import Split, make_split
 from stssl.recipes.recipe import DataConfig, Recipe
 from stssl.store.cache import Held, PixelSource, Streamed, hold
@@ -24,8 +24,7 @@ from stssl.store.lists import as_text
 from stssl.store.remote import is_remote
 from stssl.store.store import Store
 
-LOG = logging.getLogger("stssl")
-FEW = 0.5
+LEAST_KNOWN = 0.5
 """Share of training patches with metadata below which a recipe that uses them is warned of."""
 
 
@@ -38,14 +37,14 @@ class PixelData:
         reader: Delivers the recipe's bands.
         split: Store rows of each part.
         metadata: [N, 4] of all rows.
-        blocks: How to go through the store in shards, where it is fetched from an object store.
+        shard_order: How to go through the store in shards, where it is fetched from an object store.
     """
 
     store: Store
     reader: PixelSource
     split: Split
     metadata: Tensor
-    blocks: Blocks | None
+    shard_order: ShardOrder | None
 
     def order(self, rows: Ints, batch: int, seed: int, stream: str, *, world: int) -> Sampler:
         """Make the order of a stream of all training patches.
@@ -60,12 +59,12 @@ class PixelData:
         Raises:
             ConfigError: The store is fetched in shards, and there are fewer than ranks.
         """
-        return make_order(rows, batch, seed, stream, blocks=self.blocks, world=world)
+        return make_order(rows, batch, seed, stream, shard_order=self.shard_order, world=world)
 
     def about(self, world: int) -> dict[str, Any]:
         """For a run's record: store, sizes of its parts, what memory holds of it, and an unusual order."""
         parts = {part: len(self.split.part(part)) for part in ("train", "validation", "test")}
-        order = {"order": self.blocks.about(world)} if self.blocks else {}
+        order = {"order": self.shard_order.about(world)} if self.shard_order else {}
         held = {"held_bytes": self.reader.nbytes} if isinstance(self.reader, Held) else {}
         return {"store": self.store.about(), "parts": parts, **order, **held}
 
@@ -112,8 +111,10 @@ def open_pixels(config: DataConfig, device: torch.device | None = None) -> Pixel
     held = np.concatenate([split.train, split.validation])
     source = Streamed(reader) if device is None else hold(reader, held, store.size, config.cache, device)
     kept = isinstance(source, Held)
-    blocks = blocks_of(reader, config.shuffle_shards, config.cache_bytes, kept, device is not None and own_rank() == 0)
-    return PixelData(store, source, split, metadata_table(*columns), blocks)
+    order = shard_order_of(
+        reader, config.shuffle_shards, config.cache_bytes, kept, device is not None and own_rank() == 0
+    )
+    return PixelData(store, source, split, metadata_table(*columns), order)
 
 
 def labels_of(store: Store, labels: str) -> tuple[LabelSpace, Tensor]:
@@ -163,7 +164,7 @@ def require_metadata(data: PixelData, key: str, value: str) -> None:
             f"{key}: {value} uses places and dates, and no training patch of {data.store.path} has either. Set {key}="
             "none, or convert the archive with columns lat, lon and time (`stssl convert` says which columns it read)."
         )
-    if known.float().mean() < FEW:
+    if known.float().mean() < LEAST_KNOWN:
         words = "%s: only %d of the %d training patches of %s have a place or a date"
         LOG.warning(words, key, int(known.sum()), len(known), data.store.path)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from stssl.algorithms import LabelerOutputs, Logits, LossTerm
 from stssl.algorithms.base import known
 from stssl.algorithms.losses import Distance, distance, divergence
-from stssl.base.batch import Batch, Stream, View, block
+from stssl.base.batch import Batch, Stream, View, part_rows
 from stssl.base.config import Config, Domain
 from stssl.base.labels import LabelSpace
 
@@ -40,19 +40,19 @@ class Outputs:
 
 @dataclass(frozen=True)
 class MatchPlan:
-    """Hold the loss terms of a block of rows, with denominators of the global batch.
+    """Hold the loss terms of a micro-batch, with denominators of the global batch.
 
     Denominators are divided by the number of ranks, so that the mean over ranks of local sums over them is the global
     batch's loss; for micro-batches it is the sum of theirs.
 
     Attributes:
-        terms: What to match, for this block.
+        terms: What to match, in this micro-batch.
         counts: Denominator of each term.
         labels: Denominator of the supervised loss.
         rows: Denominator of distillation: rows of all views.
         decisions: Denominator of shares of pseudo-labels.
         statistics: Of each network what the algorithm's regularizer needs, summed over the global batch.
-        parts: Blocks that the rank's rows are divided into.
+        parts: Micro-batches that the rank's rows are divided into.
     """
 
     terms: list[LossTerm]
@@ -64,15 +64,15 @@ class MatchPlan:
     parts: int = 1
 
     def split(self, parts: int) -> "list[MatchPlan]":
-        """The same for each of `parts` contiguous blocks of rows."""
+        """The same for each of `parts` contiguous parts of rows."""
         return [
-            replace(self, terms=[_block(term, part, parts) for term in self.terms], parts=parts)
+            replace(self, terms=[_term_rows(term, part, parts) for term in self.terms], parts=parts)
             for part in range(parts)
         ]
 
 
-def _block(term: LossTerm, part: int, parts: int) -> LossTerm:
-    return replace(term, target=block(term.target, part, parts), weight=block(term.weight, part, parts))
+def _term_rows(term: LossTerm, part: int, parts: int) -> LossTerm:
+    return replace(term, target=part_rows(term.target, part, parts), weight=part_rows(term.weight, part, parts))
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -90,15 +90,15 @@ def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tens
         rows: Rows of all views of the global batch, the loss's denominator.
     """
     if config.distance == "logits":
-        own, other = (joined(outputs.logits) for outputs in (student, teacher))
+        own, other = (concatenate_views(outputs.logits) for outputs in (student, teacher))
         total, count = divergence(own, other, config.temperature)
     else:
-        own, other = (joined(outputs.contexts) for outputs in (student, teacher))
+        own, other = (concatenate_views(outputs.contexts) for outputs in (student, teacher))
         total, count = distance(config.distance, own, other)
     return total / (count / len(own) if len(own) else 1) / rows
 
 
-def joined(views: Logits) -> Tensor:
+def concatenate_views(views: Logits) -> Tensor:
     """All views' rows, one after the other."""
     return torch.cat(list(views.values()))
 
@@ -132,13 +132,13 @@ def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tenso
     return logs | {name: ratio(share.sum(), plan.decisions) for name, share in shares.items()}
 
 
-def joined_views(blocks: list[Logits]) -> Logits:
-    """Rows of several blocks, view by view."""
-    return {view: torch.cat([block[view] for block in blocks]) for view in blocks[0]}
+def joined_views(micro_batches: list[Logits]) -> Logits:
+    """Rows of several micro-batches, view by view."""
+    return {view: torch.cat([rows[view] for rows in micro_batches]) for view in micro_batches[0]}
 
 
 def joined_looks(looks: list[LabelerOutputs | None]) -> LabelerOutputs | None:
-    """Join labeler outputs of several blocks of rows into one."""
+    """Join labeler outputs of several micro-batches into one."""
     outputs = [look for look in looks if look is not None]
     if not outputs:
         return None

@@ -23,8 +23,8 @@ from stssl.steps.parts import (
     LossConfig,
     MatchPlan,
     Outputs,
+    concatenate_views,
     distilled,
-    joined,
     joined_looks,
     joined_views,
     ordered,
@@ -110,7 +110,7 @@ class TeacherStudentStep(TrainingStep):
         student, teacher = outputs["student"], outputs.get("teacher")
         if teacher is not None and matching and self.loss.distills:
             losses["distillation"] = self.loss.distillation * distilled(self.loss, student, teacher, plan.rows)
-        total = torch.stack(list(losses.values())).sum() + 0.0 * joined(student.contexts).sum()
+        total = torch.stack(list(losses.values())).sum() + 0.0 * concatenate_views(student.contexts).sum()
         logs = {name: self._unweighted(name, loss.detach()) for name, loss in losses.items()}
         return StepOutput(total, logs | {"loss": total.detach()} | quality(batch, plan, self.space))
 
@@ -122,9 +122,12 @@ class TeacherStudentStep(TrainingStep):
             progress: The step about to be taken.
             parts: Number of micro-batches.
         """
-        blocks = list(batch.split(parts))
-        previews = [self._preview(block, progress) for block in blocks]
-        looks = [self._look(block, progress, logits) for block, logits in zip(blocks, previews, strict=True)]
+        micro_batches = list(batch.split(parts))
+        previews = [self._preview(micro_batch, progress) for micro_batch in micro_batches]
+        looks = [
+            self._look(micro_batch, progress, logits)
+            for micro_batch, logits in zip(micro_batches, previews, strict=True)
+        ]
         logits = {name: joined_views([preview[name] for preview in previews]) for name in self.networks}
         return self._plan(batch, progress, joined_looks(looks), logits).split(parts)
 

@@ -1,6 +1,5 @@
 """Lists of patch names: which rows of a store they mean."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from stssl.base.arrays import Ints
 from stssl.base.errors import DataError
+from stssl.base.logs import LOG
 from stssl.base.textfiles import read_names
 
 
@@ -37,7 +37,5 @@ def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
             f"{path} names {len(wanted)} patches and {store} has none of them. Is it the list of this data set?"
         )
     if len(rows) < len(wanted):
-        logging.getLogger("stssl").warning(
-            "%s: %d of its %d names are not in %s", path, len(wanted - set(names.tolist())), len(wanted), store
-        )
+        LOG.warning("%s: %d of its %d names are not in %s", path, len(wanted - set(names.tolist())), len(wanted), store)
     return rows

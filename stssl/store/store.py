@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from stssl.base.errors import DataError
 from stssl.base.hashing import column_hash
+from stssl.base.logs import LOG
 from stssl.store.disk import DiskCache
 from stssl.store.encode import SHARD_CHECKSUMS
 from stssl.store.files import files_at
@@ -112,7 +112,7 @@ class Store:
             )
         if not self.has_checksums and self.path not in _TOLD:
             _TOLD.add(self.path)
-            logging.getLogger("stssl").warning(
+            LOG.warning(
                 "%s was written before stores had checksums of their %s: bytes that change there are not noticed. "
                 "Convert the archive again to have them.",
                 self.path,

@@ -27,7 +27,7 @@ _MARK = _FORMAT + b"1"
 _TAIL = 16 + len(_MARK)
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 """What torch raises of bytes that are no state dict."""
-PARTS = {"recipe": str, "progress": dict, "step": dict, "optimizer": dict}
+STATE_PARTS = {"recipe": str, "progress": dict, "step": dict, "optimizer": dict}
 """What the state of a run has, and of which kind."""
 
 
@@ -88,7 +88,7 @@ def require_state(state: CheckpointState, path: Path, recipe: str | None = None)
     Raises:
         UnusableError: It is not; names the file.
     """
-    wrong = [name for name, kind in PARTS.items() if not isinstance(state.get(name), kind)]
+    wrong = [name for name, kind in STATE_PARTS.items() if not isinstance(state.get(name), kind)]
     if wrong or not isinstance(state["progress"].get("step"), int):
         raise UnusableError(f"the checkpoint {path} is not a run's: it has no {wrong[0] if wrong else 'progress.step'}")
     if recipe is not None and state["recipe"] != recipe:

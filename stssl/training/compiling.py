@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from stssl.base.logs import LOG
 from stssl.models.backbones import stages
 from stssl.models.layout import memory_format
-from stssl.training.runtime import log
 
 VARIANTS = 256
 
@@ -39,7 +39,7 @@ def with_fallback(function: Callable[..., Any], free: bool = True) -> Callable[.
             return chosen[0](*arguments, **named)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            log().warning("compute.compile: going on without torch.compile: %s", reason)
+            LOG.warning("compute.compile: going on without torch.compile: %s", reason)
             chosen[0] = function
             return function(*arguments, **named)
 

@@ -1,6 +1,5 @@
 """The stage of pretraining runs."""
 
-import logging
 from math import nan
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from stssl.base.batch import Progress
 from stssl.base.distributed import rank, world_size
 from stssl.base.errors import ConfigError
+from stssl.base.logs import LOG
 from stssl.contrastive.geography import ClustersConfig, NoGeoConfig, cluster_places, known_places
 from stssl.contrastive.pairs import PairLoader, PairSource, RawPairs
 from stssl.contrastive.positives import Positives
@@ -28,7 +28,7 @@ from stssl.scoring.metrics import diverged
 from stssl.training.checkpoint import Checkpoints, export_weights
 from stssl.training.task import Task
 
-FEW = 16
+CHECKED_ROWS = 16
 """Patches whose features tell whether the weights still are numbers."""
 PLACES = "location_id"
 QUERY = "networks.query.backbone."
@@ -92,9 +92,9 @@ class ContrastiveTask(Task):
 
     def _finite(self) -> bool:
         """True if the features of some training patches are finite; else the weights are worth nothing."""
-        encoder, rows = self.step.networks["query"], self.data.split.train[:FEW]
+        encoder, rows = self.step.networks["query"], self.data.split.train[:CHECKED_ROWS]
         with evaluating(encoder):
-            found = embed(encoder.features, self.data, self.pixels, rows, FEW)  # type: ignore[arg-type]
+            found = embed(encoder.features, self.data, self.pixels, rows, CHECKED_ROWS)  # type: ignore[arg-type]
         return bool(torch.isfinite(found).all())
 
     def export(self, checkpoints: Checkpoints) -> None:
@@ -182,7 +182,7 @@ def check_pretraining(recipe: PretrainRecipe) -> None:
     data = open_pixels(recipe.data)
     most = len(data.split.train)
     if recipe.pretext.queue > most:
-        logging.getLogger("stssl").warning(
+        LOG.warning(
             "pretext.queue=%d is longer than the %d training patches, so that it holds patches as their own negatives: "
             "give pretext.queue=%d or less",
             recipe.pretext.queue,

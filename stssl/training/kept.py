@@ -58,7 +58,7 @@ class Record(Kept):
     commit: Any = None
 
 
-class Network(Kept):
+class NetworkScores(Kept):
     """Scores of one network, and of each class."""
 
     scores: Annotated[dict[str, Score], Field(min_length=1)]
@@ -70,7 +70,7 @@ class Network(Kept):
         return "mAP" in self.scores
 
     @model_validator(mode="after")
-    def _classes_have_what_is_drawn(self) -> "Network":
+    def _classes_have_what_is_drawn(self) -> "NetworkScores":
         needed = ("count", "AP" if "mAP" in self.scores else "recall")
         for name, scores in self.per_class.items():
             for key in needed:
@@ -85,7 +85,7 @@ class Scored(Kept):
     patches: Count
     checkpoint: str
     step: Count
-    networks: Annotated[dict[str, Network], Field(min_length=1)]
+    networks: Annotated[dict[str, NetworkScores], Field(min_length=1)]
     arrays: str | None = None
 
     @model_validator(mode="after")

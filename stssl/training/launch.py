@@ -9,12 +9,13 @@ import torch
 
 from stssl.base.config import validate
 from stssl.base.errors import RunError, StsslError
+from stssl.base.logs import LOG
 from stssl.base.ray_session import connected_ray, lacking, resources_for
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import LaunchConfig, RunRecipe
 from stssl.training.loop import train
 from stssl.training.run_folder import RunFolder
-from stssl.training.runtime import check_shared, log, memory_advice, slow_arithmetic, start_line
+from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic, start_line
 from stssl.training.state import TrainState, open_train_state
 from stssl.training.tasks import check_run
 
@@ -78,11 +79,11 @@ def _prepared(train_state: TrainState, rank: int = 0, world: int = 1) -> TrainSt
     problems = train_state.resume()
     if rank == 0:
         for problem in problems:
-            log().warning("%s", problem)
+            LOG.warning("%s", problem)
         task = train_state.task
-        log().info("%s", start_line(train_state.recipe, task.device, task.rows))
+        LOG.info("%s", start_line(train_state.recipe, task.device, task.rows))
         if slow := slow_arithmetic(train_state.recipe, task.device):
-            log().warning("%s", slow)
+            LOG.warning("%s", slow)
         about, step = task.about(), train_state.progress.step
         train_state.folder.record(train_state.recipe, about, task.labels(), world=world, step=step)
     return train_state

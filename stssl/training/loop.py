@@ -81,12 +81,12 @@ def backward(train_state: TrainState, raw: Any) -> dict[str, Tensor]:
     """Gradients of the global batch's loss, in micro-batches where the recipe asks for them."""
     batch = train_state.task.batch(raw)
     with train_state.autocast():
-        blocks = train_state.task.blocks(batch, train_state.next_step)
+        micro_batches = train_state.task.micro_batches(batch, train_state.next_step)
     total: dict[str, Tensor] = {}
-    for number, block in enumerate(blocks, 1):
-        with train_state.synchronized(last=number == len(blocks)):
+    for number, micro_batch in enumerate(micro_batches, 1):
+        with train_state.synchronized(last=number == len(micro_batches)):
             with train_state.autocast():
-                output = train_state.model(*block)
+                output = train_state.model(*micro_batch)
             output.loss.backward()
         total = {name: total.get(name, 0) + value for name, value in output.logs.items()}
     return total

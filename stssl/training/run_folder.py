@@ -1,7 +1,6 @@
 """The folder of one run: what is in it, and whose it is."""
 
 import json
-import logging
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 from stssl.base.config import Tree, differing_keys, validate
 from stssl.base.errors import RunError
+from stssl.base.logs import LOG
 from stssl.base.textfiles import read_bounded
 from stssl.base.whole_files import append_line, is_there, sync, write_whole
 from stssl.base.yaml_text import FILE_BYTES, parse_yaml
@@ -23,7 +23,6 @@ from stssl.store.store import Store
 from stssl.training.checkpoint import Checkpoints
 from stssl.training.kept import Done, Record, read_kept, read_rows
 
-log = logging.getLogger("stssl")
 PACKAGES = ("stssl", "torch", "timm", "ray", "zarr", "numpy")
 
 
@@ -215,7 +214,7 @@ class RunFolder:
                 last = step if name == "metrics.jsonl" else step - 1
                 rows, damaged = self.told(name)
                 if damaged:
-                    log.warning("%s: %d damaged lines are left out", self.path / name, damaged)
+                    LOG.warning("%s: %d damaged lines are left out", self.path / name, damaged)
                 kept = [json.dumps(row) for row in rows if row["step"] <= last]
                 write_text(self.path / name, "".join(f"{line}\n" for line in kept))
 

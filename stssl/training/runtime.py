@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import logging
 import signal
 import socket
 import threading
@@ -24,11 +23,6 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Names of malloc.h."""
 TOGETHER_S = 1.0
 """Signals so close to each other count as one."""
-
-
-def log() -> logging.Logger:
-    """The program's logger; warnings reach the terminal without any set-up."""
-    return logging.getLogger("stssl")
 
 
 def check_shared(folder: Path) -> None:

@@ -40,7 +40,7 @@ class Task(ABC):
     def batch(self, raw: Any) -> Any:
         """Turn what the loader delivered into normalized views on the device."""
 
-    def blocks(self, batch: Any, progress: Progress) -> list[tuple[Any, ...]]:
+    def micro_batches(self, batch: Any, progress: Progress) -> list[tuple[Any, ...]]:
         """Arguments of `step` for each micro-batch; one for the whole batch where a stage has no other way."""
         return [(batch, progress)]
 

@@ -53,7 +53,7 @@ class TeacherStudentTask(Task):
         made: Batch = self.views(raw)
         return made
 
-    def blocks(self, batch: Batch, progress: Progress) -> list[tuple[Any, ...]]:
+    def micro_batches(self, batch: Batch, progress: Progress) -> list[tuple[Any, ...]]:
         """Micro-batches where the recipe asks for them, with what each is to match."""
         micro, most = self.recipe.batch.micro, -(-self.recipe.batch.labeled // world_size())
         if micro is None or most <= micro:  # decided by the largest rank: all ranks plan, or none does

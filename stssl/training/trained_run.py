@@ -7,6 +7,7 @@ import torch
 from stssl import __version__
 from stssl.base.batch import Progress
 from stssl.base.errors import ConfigError, RunError
+from stssl.base.logs import LOG
 from stssl.base.paths import store_given
 from stssl.base.whole_files import is_there
 from stssl.data.views import PixelScaler
@@ -19,7 +20,6 @@ from stssl.scoring.metrics import diverged
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.training.checkpoint import CheckpointState, UnusableError, does_not_fit, read_state, require_state
 from stssl.training.run_folder import RunFolder
-from stssl.training.runtime import log
 from stssl.training.teacher_student_task import calibrate
 
 
@@ -111,7 +111,7 @@ def evaluate_run(
         predictor = step.predictor(network)
         results[network] = evaluate(predictor, data, pixels, part, batch=recipe.evaluation.batch, limit=None)
         if diverged(results[network].scores):
-            log().warning("the %s's predictions on %s are not finite, so they have no scores", network, part)
+            LOG.warning("the %s's predictions on %s are not finite, so they have no scores", network, part)
     about = {"checkpoint": checkpoint, "step": at, "recipe_hash": recipe.hash(), "name": recipe.name}
     save_evaluations(results, data, part, folder.path / "evaluation" / f"{part}.json", about)
     return {network: result.scores for network, result in results.items()}

@@ -21,7 +21,7 @@ from fuzz.harness import INPUTS, Target, fuzz
 from PIL import Image
 
 from stssl.analysis.report import _facts, read_run, write_report
-from stssl.archives.bigearthnet import BigEarthNet1, read_json
+from stssl.archives.bigearthnet import BigEarthNet1, read_patch_json
 from stssl.archives.conversion import Options, convert
 from stssl.archives.eurosat import EuroSat, read_coordinates
 from stssl.archives.manifest import Manifest
@@ -190,7 +190,7 @@ def test_patch_json(tmp_path):
 
     def parse(path):
         patch = Patch()
-        read_json(patch, path)
+        read_patch_json(patch, path)
         return patch
 
     kinds = (*m.TEXT, m.tree_in_json, m.tree_in_json, m.tree_in_json)

@@ -131,7 +131,7 @@ def test_a_cache_smaller_than_the_buffer_is_warned_of(far, caplog):
 
 def test_a_store_on_a_disk_says_nothing_of_order(recipe_tree):
     data = open_pixels(recipe_of(recipe_tree).data)
-    assert data.blocks is None and "order" not in data.about(2)
+    assert data.shard_order is None and "order" not in data.about(2)
 
 
 def work(rank, folder, tree, variables):

@@ -5,14 +5,14 @@ import pytest
 
 from stssl.base.distributed import rows_of
 from stssl.base.errors import ConfigError
-from stssl.data.sampler import BlockSampler
+from stssl.data.sampler import ShardSampler
 
 SHARD = 16
 ROWS = np.flatnonzero(np.arange(160) % 5 != 0)  # Of each shard some patches are in other parts of the split.
 
 
 def sampler(mix=3, world=1, seed=0, batch=12, rows=ROWS):
-    return BlockSampler(rows, SHARD, batch, seed, "unlabeled", mix=mix, world=world)
+    return ShardSampler(rows, SHARD, batch, seed, "unlabeled", mix=mix, world=world)
 
 
 def drawn(order, rank=0, world=1, steps=range(30)):
