@@ -115,7 +115,7 @@ def loader_path(reader: StoreReader, count: int, steps: int) -> Callable[[], int
     metadata, labels = torch.zeros(count, 4), torch.zeros(count, 43, dtype=torch.long)
     rows = np.arange(count)
     sources = {
-        stream: StreamSource(Streamed(reader), rows, metadata, labels, StreamSampler(count, size, 0, stream.value))
+        stream: StreamSource(Streamed(reader), rows, metadata, labels, StreamSampler(count, size, 0, stream.randomness))
         for stream, size in ((Stream.LABELED, BATCH // 4), (Stream.UNLABELED, BATCH - BATCH // 4))
     }
     loader = Loader(sources, ViewDrawer(AugmentConfig(), 0, 128), lambda _: views)

@@ -22,7 +22,7 @@ from stssl.base.arrays import Ints
 from stssl.base.config import Config, Positive, Threads, apply_overrides, merge, validate
 from stssl.base.errors import ConfigError
 from stssl.base.labels import LabelSpace
-from stssl.base.randomness import permutation
+from stssl.base.randomness import RandomStream, permutation
 from stssl.base.whole_files import is_there
 from stssl.contrastive.step import PretrainEncoder
 from stssl.data.draws import LabelsConfig, draw_labeled
@@ -231,7 +231,7 @@ def linear(
     for epoch in range(options.epochs):
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.1 ** ((epoch >= 0.6 * options.epochs) + (epoch >= 0.8 * options.epochs))
-        order = torch.from_numpy(permutation(len(features), seed, "probe", epoch).copy())
+        order = torch.from_numpy(permutation(len(features), seed, RandomStream.PROBE, epoch).copy())
         for rows in torch.split(order, options.batch):
             loss: Tensor = cross_entropy(space.grouped(layer(features[rows])), targets[rows]).mean()
             optimizer.zero_grad()

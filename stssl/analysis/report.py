@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stssl.analysis import figures
 from stssl.analysis.page import joined, number, page
-from stssl.base.batch import IGNORED
+from stssl.base.batch import IGNORED, MetadataColumn
 from stssl.base.errors import RunError, StsslError, first_line
 from stssl.base.labels import LabelSpace
 from stssl.base.logs import LOG
@@ -241,7 +241,7 @@ def _details(run: RunView) -> list[Markup]:
     predictions = {name: _outcome(logits[name], arrays["targets"], space) for name in finite}
     place = arrays["metadata"]
     wrong = {name: outcome[2] for name, outcome in predictions.items()}
-    maps = figures.error_maps(place[:, 0], place[:, 1], wrong) if wrong else Markup()
+    maps = figures.error_maps(place[:, MetadataColumn.LAT], place[:, MetadataColumn.LON], wrong) if wrong else Markup()
     title = Markup("<h3>{}, {}</h3>")
     return [
         title.format("Classes", part),

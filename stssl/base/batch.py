@@ -2,13 +2,32 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any
 
 from torch import Tensor
 
-LAT, LON, DAY, HOUR = range(4)
-"""Columns of metadata [N, 4]: degrees north, degrees east, day of year 1..366, UTC hour 0..24; NaN = missing."""
+from stssl.base.randomness import RandomStream
+
+
+class MetadataColumn(IntEnum):
+    """Name the columns of a metadata table [N, 4], in order; NaN stands for a missing value.
+
+    Attributes:
+        LAT: Latitude in degrees north (WGS 84).
+        LON: Longitude in degrees east.
+        DAY: Day of the year, 1..366.
+        HOUR: UTC hour with its fraction, 0..24.
+    """
+
+    LAT = 0
+    LON = 1
+    DAY = 2
+    HOUR = 3
+
+
+PLACE = (MetadataColumn.LAT, MetadataColumn.LON)
+DATE = (MetadataColumn.DAY, MetadataColumn.HOUR)
 
 IGNORED = -1
 """Choice id of a label that is not known; it counts in no loss and no metric."""
@@ -19,6 +38,11 @@ class Stream(Enum):
 
     LABELED = "labeled"
     UNLABELED = "unlabeled"
+
+    @property
+    def randomness(self) -> RandomStream:
+        """Return the random stream that belongs to this source of patches."""
+        return RandomStream[self.name]
 
 
 class View(Enum):
@@ -33,6 +57,11 @@ class View(Enum):
     def stream(self) -> Stream:
         """The stream whose patches this view shows."""
         return Stream.LABELED if self in (View.LABELED_WEAK, View.LABELED_STRONG) else Stream.UNLABELED
+
+    @property
+    def randomness(self) -> RandomStream:
+        """Return the random stream that this view's augmentation is drawn from."""
+        return RandomStream[self.name]
 
 
 @dataclass(frozen=True)
@@ -54,7 +83,7 @@ class Batch:
 
     Attributes:
         images: For each view [n, bands, height, width], normalized; n is that of the view's stream.
-        metadata: For each stream [n, 4], columns LAT, LON, DAY, HOUR, NaN where missing.
+        metadata: For each stream [n, 4], columns as in `MetadataColumn`, NaN where missing.
         labels: [n, G] choice ids of the labeled rows, `IGNORED` where unknown.
         index: [m] positions of the unlabeled rows in the run's list of unlabeled patches (0..unlabeled_count-1).
         truth: [m, G] choice ids of the unlabeled rows where they happen to be known, for measuring pseudo-labels only.
@@ -96,7 +125,7 @@ class RawRows:
 
     Attributes:
         arrays: For each band group [n, bands, height, width], as stored.
-        metadata: [n, 4], columns LAT, LON, DAY, HOUR, NaN where missing.
+        metadata: [n, 4], columns as in `MetadataColumn`, NaN where missing.
         labels: [n, G] choice ids, `IGNORED` where unknown.
         index: [n] positions in the stream's list of patches.
         rows: [n] store rows, for messages.

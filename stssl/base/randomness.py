@@ -1,6 +1,7 @@
-"""Random numbers and orders that are pure functions of a key: of no rank, thread or restart."""
+"""Draw random numbers and orders that depend on a key alone, and not on ranks, threads or restarts."""
 
 from collections.abc import Sequence
+from enum import Enum
 from functools import lru_cache
 
 import numpy as np
@@ -9,29 +10,62 @@ from numpy.typing import NDArray
 from stssl.base.arrays import Ints
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_WORD = 8
+
+
+class RandomStream(Enum):
+    """Name the uses of random numbers, so that no two of them share numbers.
+
+    Each value is words of at most eight bytes that enter the key. A changed value changes the results of every seed.
+    """
+
+    LABELED = "labeled"
+    UNLABELED = "unlabele"
+    PAIRS = "pairs"
+    SHARD_DELAY = "delay"
+    METADATA_DROPOUT = "metadata"
+    # Views were keyed by the two ends of their names; the words stay, so that a seed gives the images it always gave.
+    LABELED_WEAK = "led_weak labeled_"
+    LABELED_STRONG = "d_strong labeled_"
+    UNLABELED_WEAK = "led_weak unlabele"
+    UNLABELED_STRONG = "d_strong unlabele"
+    PARTNER = "partner"
+    QUERY_VIEW = "query"
+    KEY_VIEW = "key"
+    KEY_SHUFFLE = "shuffle"
+    PROBE = "probe"
+
+
+KeyPart = int | RandomStream | Ints
+"""What a key is made of."""
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele et al. 2014): a bijection that scatters neighboring integers."""
+    """Apply the finalizer of SplitMix64 (Steele et al. 2014): a bijection that scatters neighboring integers."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
-def _key(parts: Sequence[int | str | Ints]) -> NDArray[np.uint64]:
-    """Hash integers, names and integer arrays into 64-bit keys, one for each row of the arrays."""
+def _words(stream: RandomStream) -> list[NDArray[np.uint64]]:
+    """Turn the words of a stream's value into integers of 64 bits."""
+    return [np.frombuffer(word.encode().ljust(_WORD, b"\0"), "<u8") for word in stream.value.split()]
+
+
+def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
+    """Hash integers, streams and integer arrays into 64-bit keys, one for each row of the arrays."""
     state = np.zeros(1, np.uint64)
     for part in parts:
-        value = np.frombuffer(part.encode().ljust(8, b"\0")[:8], "<u8") if isinstance(part, str) else np.asarray(part)
-        state = _mix((state ^ _mix(value.astype(np.uint64) + _GOLDEN)) + _GOLDEN)
+        for value in _words(part) if isinstance(part, RandomStream) else [np.asarray(part)]:
+            state = _mix((state ^ _mix(value.astype(np.uint64) + _GOLDEN)) + _GOLDEN)
     return state
 
 
-def uniforms(key: Sequence[int | str | Ints], count: int) -> NDArray[np.float32]:
+def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
     """Random numbers in [0, 1) that are a function of the key alone.
 
     Args:
-        key: Integers, short names (8 bytes count) and integer arrays [n], such as (seed, "crop", epochs, indices).
+        key: Integers, streams and integer arrays [n], such as (seed, RandomStream.QUERY_VIEW, epochs, rows).
         count: Numbers wanted for each row.
 
     Returns:
@@ -44,13 +78,13 @@ def uniforms(key: Sequence[int | str | Ints], count: int) -> NDArray[np.float32]
 
 
 @lru_cache(maxsize=8)
-def permutation(size: int, seed: int, stream: str, epoch: int) -> Ints:
+def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
     """Permute the positions of one epoch, as a function of the arguments alone.
 
     Args:
         size: Number of positions.
         seed: Seed of the run.
-        stream: Name of the stream.
+        stream: The use that the order is for.
         epoch: Number of the epoch.
 
     Returns:

@@ -11,7 +11,7 @@ from torch import Tensor
 from stssl.base.arrays import Ints
 from stssl.base.batch import Stream
 from stssl.base.distributed import rows_of
-from stssl.base.randomness import uniforms
+from stssl.base.randomness import RandomStream, uniforms
 from stssl.contrastive.positives import Positives
 from stssl.contrastive.views import PretrainViewsConfig, ViewDraw, draw_pretrain_view, pretrain_numbers_needed
 from stssl.data.loader import PatchReader, prefetch
@@ -72,9 +72,9 @@ class PairSource:
         wanted = rows if self.positives is None else np.concatenate([rows, partners])
         query, key = (
             draw_pretrain_view(
-                uniforms((seed, name, epochs, rows), pretrain_numbers_needed(self.bands)), self.views, self.bands
+                uniforms((seed, stream, epochs, rows), pretrain_numbers_needed(self.bands)), self.views, self.bands
             )
-            for name in ("query", "key")
+            for stream in (RandomStream.QUERY_VIEW, RandomStream.KEY_VIEW)
         )
         chosen = torch.from_numpy(rows)
         arrays = self.reader.read(wanted)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stssl.base.arrays import Ints
-from stssl.base.randomness import uniforms
+from stssl.base.randomness import RandomStream, uniforms
 
 
 class Positives:
@@ -49,7 +49,7 @@ class Positives:
             [n] store rows of the partners.
         """
         others = self._count[rows] - 1
-        numbers = uniforms((seed, "partner", epochs, rows), 1)[:, 0]
+        numbers = uniforms((seed, RandomStream.PARTNER, epochs, rows), 1)[:, 0]
         pick = np.minimum((numbers * others).astype(np.int64), np.maximum(others - 1, 0))
         pick += pick >= self._own[rows]  # the row itself is passed over
         chosen = self._start[rows] + np.where(others > 0, pick, 0)

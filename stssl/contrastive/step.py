@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from stssl.base.batch import Progress
 from stssl.base.distributed import gather_rows, rank, row_counts, rows_of, sum_over_ranks, world_size
-from stssl.base.randomness import permutation
+from stssl.base.randomness import RandomStream, permutation
 from stssl.base.sphere import on_sphere
 from stssl.contrastive.geography import ClustersConfig, GeoConfig, NoGeoConfig, nearest_cluster
 from stssl.contrastive.moco import PretextConfig, Queue, info_nce, multilabel_cpc, similarities
@@ -166,7 +166,7 @@ class ContrastiveStep(TrainingStep):
             return functional.normalize(self.momentum.network(batch.key).float(), dim=1)
         counts = self._row_counts(batch.key)
         images = gather_rows(batch.key, counts)
-        order = torch.from_numpy(permutation(len(images), self.seed, "shuffle", progress.step).copy())
+        order = torch.from_numpy(permutation(len(images), self.seed, RandomStream.KEY_SHUFFLE, progress.step).copy())
         order = order.to(images.device, non_blocking=True)
         shares = [rows_of(len(images), number, world_size()) for number in range(world_size())]
         own = functional.normalize(self.momentum.network(images[order[shares[rank()]]]).float(), dim=1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stssl.base.arrays import Ints
-from stssl.base.batch import RawBatch, RawRows, Stream, View
+from stssl.base.batch import MetadataColumn, RawBatch, RawRows, Stream, View
 from stssl.base.distributed import rows_of
 from stssl.data.order import Sampler
 
@@ -169,4 +169,5 @@ def metadata_table(lat: NDArray[Any], lon: NDArray[Any], day: NDArray[Any], time
     known = time != np.iinfo(np.int64).min
     hour = np.where(known, (np.where(known, time, 0) % 86400) / 3600, np.nan)
     date = np.where(day >= 1, day, np.nan)
-    return torch.from_numpy(np.stack([lat, lon, date, hour], 1).astype(np.float32))
+    columns = {MetadataColumn.LAT: lat, MetadataColumn.LON: lon, MetadataColumn.DAY: date, MetadataColumn.HOUR: hour}
+    return torch.from_numpy(np.stack([columns[column] for column in MetadataColumn], 1).astype(np.float32))

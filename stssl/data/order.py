@@ -7,6 +7,7 @@ from typing import Protocol
 
 from stssl.base.arrays import Ints
 from stssl.base.logs import LOG
+from stssl.base.randomness import RandomStream
 from stssl.data.sampler import ShardSampler, StreamSampler
 from stssl.store.reader import StoreReader
 
@@ -80,7 +81,7 @@ class FetchingSampler:
 
 
 def make_order(
-    stored: Ints, batch: int, seed: int, stream: str, *, shard_order: ShardOrder | None, world: int
+    stored: Ints, batch: int, seed: int, stream: RandomStream, *, shard_order: ShardOrder | None, world: int
 ) -> StreamSampler | FetchingSampler:
     """The order of a stream.
 

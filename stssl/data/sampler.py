@@ -11,13 +11,13 @@ import numpy as np
 from stssl.base.arrays import Ints
 from stssl.base.distributed import rows_of
 from stssl.base.errors import ConfigError
-from stssl.base.randomness import permutation, uniforms
+from stssl.base.randomness import RandomStream, permutation, uniforms
 
 
 class StreamSampler:
     """The infinite order of one stream: epochs of `size` patches, each shuffled anew, cut into global batches."""
 
-    def __init__(self, size: int, batch: int, seed: int, stream: str) -> None:
+    def __init__(self, size: int, batch: int, seed: int, stream: RandomStream) -> None:
         """Order `size` patches into batches of `batch`; `stream` names the order."""
         self.size, self.batch, self.seed, self.stream = size, batch, seed, stream
 
@@ -50,7 +50,9 @@ class ShardSampler:
     whole sampler state is the step number.
     """
 
-    def __init__(self, rows: Ints, shard: int, batch: int, seed: int, stream: str, *, mix: int, world: int = 1) -> None:
+    def __init__(
+        self, rows: Ints, shard: int, batch: int, seed: int, stream: RandomStream, *, mix: int, world: int = 1
+    ) -> None:
         """Order the patches at store rows `rows`, in shards of `shard` patches, into batches of `batch`.
 
         Args:
@@ -126,7 +128,8 @@ class ShardSampler:
             blocks = self._dealt(rank, epoch)
             positions = np.concatenate(blocks)
             turn = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
-            delay = uniforms((self.seed, self.stream, "delay", epoch, positions), 1)[:, 0].astype(np.float64) * self.mix
+            numbers = uniforms((self.seed, self.stream, RandomStream.SHARD_DELAY, epoch, positions), 1)[:, 0]
+            delay = numbers.astype(np.float64) * self.mix
             if len(known) > 1:
                 known.pop(min(known))
             known[epoch] = positions[np.argsort(turn + delay, kind="stable")]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stssl.base.arrays import Floats, Ints
-from stssl.base.batch import Batch, RawBatch, Stream, View
-from stssl.base.randomness import uniforms
+from stssl.base.batch import DATE, PLACE, Batch, RawBatch, Stream, View
+from stssl.base.randomness import RandomStream, uniforms
 from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, numbers_needed
 
 
@@ -89,7 +89,7 @@ class ViewDrawer:
 
     def _draw(self, view: View, epochs: Ints, rows: Ints) -> Draw:
         strong = self.config.randaugment if view in (View.LABELED_STRONG, View.UNLABELED_STRONG) else None
-        numbers = uniforms((self.seed, view.value[-8:], view.value[:8], epochs, rows), numbers_needed(strong))
+        numbers = uniforms((self.seed, view.randomness, epochs, rows), numbers_needed(strong))
         return draw_view(numbers, self.size, self.config.padding, strong)
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
@@ -103,8 +103,10 @@ class ViewDrawer:
         """
         if self.config.metadata_dropout == 0:
             return metadata
-        numbers = uniforms((self.seed, "metadata", stream.value[:8], epochs, rows), 2)
-        dropped = torch.from_numpy(numbers < self.config.metadata_dropout).repeat_interleave(2, dim=1)
+        numbers = uniforms((self.seed, RandomStream.METADATA_DROPOUT, stream.randomness, epochs, rows), 2)
+        chosen = torch.from_numpy(numbers < self.config.metadata_dropout)
+        dropped = torch.zeros(metadata.shape, dtype=torch.bool)
+        dropped[:, PLACE], dropped[:, DATE] = chosen[:, :1], chosen[:, 1:]
         return metadata.masked_fill(dropped, torch.nan)
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stssl.base.batch import DAY, HOUR, LAT, LON
+from stssl.base.batch import PLACE, MetadataColumn
 from stssl.base.config import Config, Domain, Switch
 from stssl.base.errors import ConfigError
 from stssl.models.harmonics import Harmonics, Sine
@@ -96,11 +96,11 @@ class MetadataEncoder(nn.Module):
             return self._context(metadata)
 
     def _context(self, metadata: Tensor) -> Tensor:
-        lat, lon, day = metadata[:, LAT], metadata[:, LON], metadata[:, DAY]
+        lat, lon, day = (metadata[:, column] for column in (*PLACE, MetadataColumn.DAY))
         place_known = self._kept(torch.isfinite(lat) & torch.isfinite(lon) & self.place_on)
         date_known = self._kept(torch.isfinite(day) & self.date_on)
         place = self.place(torch.where(place_known, lat, 0.0), torch.where(place_known, lon, 0.0))
-        date = self.date(torch.where(date_known, day, 1.0), metadata[:, HOUR])
+        date = self.date(torch.where(date_known, day, 1.0), metadata[:, MetadataColumn.HOUR])
         place = torch.where(place_known[:, None], place, self.absent_place)
         date = torch.where(date_known[:, None], date, self.absent_date)
         context: Tensor = self.head(torch.cat([place, date], 1))
@@ -127,7 +127,7 @@ class Raw(MetadataEncoder):
         self.scale: Tensor
         center, scale = torch.zeros(2), torch.tensor([90.0, 180.0])
         if config.standardized:
-            known = places[:, [LAT, LON]] if places is not None else torch.empty(0, 2)
+            known = places[:, PLACE] if places is not None else torch.empty(0, 2)
             known = known[torch.isfinite(known).all(1)].double()
             if len(known) < 2:
                 raise ConfigError(

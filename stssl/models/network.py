@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from stssl.base.batch import MetadataColumn
 from stssl.base.config import Config
 from stssl.base.errors import ConfigError
 from stssl.models.backbones import make_backbone, shape_of, stages
@@ -87,7 +88,7 @@ class Network(nn.Module):
         if self.encoder is None:
             return None
         if metadata is None:
-            metadata = torch.full((len(image), 4), torch.nan, device=image.device)
+            metadata = torch.full((len(image), len(MetadataColumn)), torch.nan, device=image.device)
         context: Tensor = self.encoder(metadata)
         return context
 

@@ -194,9 +194,9 @@ def build_loader(
             rows[stream],
             data.metadata,
             data.targets,
-            data.order(rows[stream], sizes[stream], recipe.seed, stream.value, world=world)
+            data.order(rows[stream], sizes[stream], recipe.seed, stream.randomness, world=world)
             if stream is Stream.UNLABELED
-            else StreamSampler(len(rows[stream]), sizes[stream], recipe.seed, stream.value),
+            else StreamSampler(len(rows[stream]), sizes[stream], recipe.seed, stream.randomness),
         )
         for stream in sorted({view.stream for view in needed}, key=lambda stream: stream.value)
     }

@@ -13,6 +13,7 @@ from stssl.base.distributed import rank as own_rank
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.labels import LabelSpace
 from stssl.base.logs import LOG
+from stssl.base.randomness import RandomStream
 from stssl.data.draws import draw_labeled
 from stssl.data.loader import metadata_table
 from stssl.data.order import Sampler, ShardOrder, make_order, shard_order_of
@@ -46,14 +47,14 @@ class PixelData:
     metadata: Tensor
     shard_order: ShardOrder | None
 
-    def order(self, rows: Ints, batch: int, seed: int, stream: str, *, world: int) -> Sampler:
+    def order(self, rows: Ints, batch: int, seed: int, stream: RandomStream, *, world: int) -> Sampler:
         """Make the order of a stream of all training patches.
 
         Args:
             rows: [n] store rows of the stream.
             batch: Rows of a global batch.
             seed: Seed of the run.
-            stream: Name of the stream.
+            stream: The use of random numbers that shuffles it.
             world: Number of ranks.
 
         Raises:

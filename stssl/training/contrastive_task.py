@@ -10,6 +10,7 @@ from stssl.base.batch import Progress
 from stssl.base.distributed import rank, world_size
 from stssl.base.errors import ConfigError
 from stssl.base.logs import LOG
+from stssl.base.randomness import RandomStream
 from stssl.contrastive.geography import ClustersConfig, NoGeoConfig, cluster_places, known_places
 from stssl.contrastive.pairs import PairLoader, PairSource, RawPairs
 from stssl.contrastive.positives import Positives
@@ -55,7 +56,7 @@ class ContrastiveTask(Task):
         memory = placed(self.step, device)
         self.makes = PairMaker(recipe, self.data, memory).to(device)
         rows = self.data.split.train
-        sampler = self.data.order(rows, recipe.batch.size, recipe.seed, "pairs", world=world_size())
+        sampler = self.data.order(rows, recipe.batch.size, recipe.seed, RandomStream.PAIRS, world=world_size())
         bands = len(recipe.data.bands)
         source = PairSource(self.data.reader, rows, self.data.metadata, sampler, self.positives, recipe.views, bands)
         self.loader = PairLoader(source, rank(), world_size())

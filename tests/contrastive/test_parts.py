@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stssl.base.batch import LAT, LON
+from stssl.base.batch import MetadataColumn
 from stssl.base.errors import DataError
-from stssl.base.randomness import uniforms
+from stssl.base.randomness import RandomStream, uniforms
 from stssl.base.sphere import on_sphere
 from stssl.contrastive.geography import cluster_places, nearest_cluster
 from stssl.contrastive.moco import PretextConfig, Queue, info_nce, multilabel_cpc, similarities
@@ -51,7 +51,7 @@ def test_the_share_of_true_pairs():
 
 def metadata(lat, lon):
     table = torch.full((len(lat), 4), torch.nan)
-    table[:, LAT], table[:, LON] = torch.tensor(lat), torch.tensor(lon)
+    table[:, MetadataColumn.LAT], table[:, MetadataColumn.LON] = torch.tensor(lat), torch.tensor(lon)
     return table
 
 
@@ -61,7 +61,7 @@ def test_the_date_line_is_no_seam():
     found = nearest_cluster(table, centers)
     assert len(set(found[:4].tolist())) == 1 and found[4] == found[5] != found[0]
     torch.testing.assert_close(centers.norm(dim=1), torch.ones(2))
-    flat = table[:, LON][:4]
+    flat = table[:, MetadataColumn.LON][:4]
     assert (flat.max() - flat.min()) > 300  # the control: as plain numbers these places are far apart
 
 
@@ -143,7 +143,7 @@ def test_alpha_moves_linearly_or_geometrically():
 def view(config, bands=3, epoch=0, size=16, image=None):
     rows = np.arange(6)
     draw = draw_pretrain_view(
-        uniforms((0, "query", np.full(6, epoch), rows), pretrain_numbers_needed(bands)), config, bands
+        uniforms((0, RandomStream.QUERY_VIEW, np.full(6, epoch), rows), pretrain_numbers_needed(bands)), config, bands
     )
     image = torch.rand(6, bands, 24, 24, generator=torch.Generator().manual_seed(0)) if image is None else image
     return apply_pretrain_view(image, draw, size)

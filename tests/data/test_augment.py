@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from stssl.base.batch import Stream, View
-from stssl.base.randomness import uniforms
+from stssl.base.randomness import RandomStream, uniforms
 from stssl.data.augment import (
     PHOTOMETRIC,
     AugmentConfig,
@@ -19,7 +19,7 @@ STRONG = RandAugmentConfig(n=3, m=5)
 
 
 def numbers(rows, count=None, seed=0):
-    return uniforms((seed, "test", np.asarray(rows)), count or numbers_needed(STRONG))
+    return uniforms((seed, RandomStream.PROBE, np.asarray(rows)), count or numbers_needed(STRONG))
 
 
 def test_weak_view_is_a_reflected_crop_with_flips():

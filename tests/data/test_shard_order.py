@@ -5,6 +5,7 @@ import pytest
 
 from stssl.base.distributed import rows_of
 from stssl.base.errors import ConfigError
+from stssl.base.randomness import RandomStream
 from stssl.data.sampler import ShardSampler
 
 SHARD = 16
@@ -12,7 +13,7 @@ ROWS = np.flatnonzero(np.arange(160) % 5 != 0)  # Of each shard some patches are
 
 
 def sampler(mix=3, world=1, seed=0, batch=12, rows=ROWS):
-    return ShardSampler(rows, SHARD, batch, seed, "unlabeled", mix=mix, world=world)
+    return ShardSampler(rows, SHARD, batch, seed, RandomStream.UNLABELED, mix=mix, world=world)
 
 
 def drawn(order, rank=0, world=1, steps=range(30)):

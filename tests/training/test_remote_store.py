@@ -11,6 +11,7 @@ from s3_server import environment, serving
 
 from stssl.base.batch import Stream
 from stssl.base.config import merge, validate
+from stssl.base.randomness import RandomStream
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import open_pixels
 from stssl.training.checkpoint import read_state
@@ -171,5 +172,7 @@ def test_the_record_keeps_every_start(far):
 def test_another_number_of_ranks_is_said_and_has_another_order(far):
     data = open_pixels(recipe_of(far).data)
     assert "dealt out to 2 ranks" in data.about(2)["order"]
-    positions = [data.order(data.split.train, 8, 0, "unlabeled", world=n).rows(0, slice(0, 8))[0] for n in (1, 2)]
+    positions = [
+        data.order(data.split.train, 8, 0, RandomStream.UNLABELED, world=n).rows(0, slice(0, 8))[0] for n in (1, 2)
+    ]
     assert positions[0].tolist() != positions[1].tolist()
