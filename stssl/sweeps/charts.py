@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from stssl.analysis.figures import COLORS, figure_of, svg
 from stssl.base.config import Domain
+from stssl.sweeps.results import TrialRow
 from stssl.sweeps.space import Axis
-from stssl.sweeps.table import TrialRow
 
 STOPPED = {"facecolors": "none", "edgecolors": "#8895a3", "linewidths": 0.9, "s": 20}
 LABEL = {

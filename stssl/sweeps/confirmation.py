@@ -14,13 +14,10 @@ from stssl.analysis.page import joined
 from stssl.base.errors import RunError
 from stssl.base.whole_files import is_there
 from stssl.recipes.recipe import Recipe
-from stssl.sweeps.choosing import chosen_recipe, ranked
-from stssl.sweeps.local import train_here
-from stssl.sweeps.outcomes import outcome, scored
-from stssl.sweeps.session import tune_session
+from stssl.sweeps.results import TrialRow, chosen_recipe, ranked
 from stssl.sweeps.study import Book
-from stssl.sweeps.table import TrialRow
-from stssl.sweeps.trials import REASON, trial, trial_recipe
+from stssl.sweeps.trials import REASON, outcome, scored, trial, trial_recipe
+from stssl.sweeps.tuning import train_here, tune_session
 from stssl.training.kept import Confirmed, Scored, read_kept
 from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run

@@ -10,11 +10,10 @@ from markupsafe import Markup
 from stssl.analysis.page import joined, page
 from stssl.base.whole_files import write_whole
 from stssl.sweeps import charts
-from stssl.sweeps.choosing import pareto, ranked
 from stssl.sweeps.confirmation import Confirmation
+from stssl.sweeps.results import TrialRow, pareto, ranked, records
 from stssl.sweeps.spec import Mode, SweepConfig
 from stssl.sweeps.study import Book, study_url
-from stssl.sweeps.table import TrialRow, records
 
 SITE = "model.injection.name"
 NOTE = (

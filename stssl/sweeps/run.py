@@ -15,7 +15,6 @@ from stssl.base.errors import ConfigError, RunError
 from stssl.recipes.run_data import open_data
 from stssl.scoring.metrics import score
 from stssl.sweeps.domains import build_space
-from stssl.sweeps.session import tune_session
 from stssl.sweeps.space import did_you_mean
 from stssl.sweeps.spec import Say, Sweep, load_sweep
 from stssl.sweeps.study import Book, open_study
@@ -43,10 +42,9 @@ def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, se
     Raises:
         StsslError: The sweep cannot be what its file says, or no trial came to a validation.
     """
-    from stssl.sweeps.choosing import write_best
     from stssl.sweeps.confirmation import confirm, confirmed
     from stssl.sweeps.report import write_sweep_report
-    from stssl.sweeps.table import rows, write_table
+    from stssl.sweeps.results import rows, write_best, write_table
 
     what = load_sweep(path, overrides)
     with alone(what.folder):
@@ -128,8 +126,7 @@ def _carry_out(book: Book, say: Say) -> None:
     book.tick()
     try:
         if book.sweep.recipe.launch.workers == 0:
-            from stssl.sweeps.local import search_here
-            from stssl.sweeps.tuning import StudySearcher
+            from stssl.sweeps.tuning import StudySearcher, search_here
 
             search_here(StudySearcher(book, 1, deadline, say))
         else:
@@ -139,12 +136,12 @@ def _carry_out(book: Book, say: Say) -> None:
 
 
 def _tune(book: Book, say: Say, deadline: float) -> None:
+    from ray import tune
+
+    from stssl.sweeps.trials import trial
+    from stssl.sweeps.tuning import StudyScheduler, StudySearcher, tune_session
+
     with tune_session(book) as (room, options):
-        from ray import tune
-
-        from stssl.sweeps.trials import trial
-        from stssl.sweeps.tuning import StudyScheduler, StudySearcher
-
         config = book.sweep.config
         searcher = StudySearcher(book, min(room, config.concurrent or room), deadline, say)
         tune.Tuner(

@@ -1,19 +1,77 @@
-"""One trial: a Ray Train run inside of a Tune trial, which only watches it."""
+"""Train one trial, and read from its run's folder how it ended."""
 
 import contextlib
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stssl.base.config import validate
-from stssl.base.errors import RunError, StoppedError, StsslError
+from stssl.base.errors import StoppedError, StsslError
 from stssl.recipes.recipe import LaunchConfig, Recipe
-from stssl.sweeps.outcomes import scored
-from stssl.training.launch import Watch, growing, run, worker_bundles
+from stssl.training.launch import Watch, run, worker_bundles
 from stssl.training.run_folder import RunFolder, write_text
 
+HEADLINES = ("mAP", "accuracy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Scores of a run's best checkpoint.
+
+    Attributes:
+        names: Of the scores.
+        values: Of the scores.
+        step: Of the checkpoint.
+        last: The last step that was validated.
+        finished: Whether the run went to its end.
+        scores: All scores of that validation.
+    """
+
+    names: tuple[str, ...]
+    values: list[float]
+    step: int
+    last: int
+    finished: bool
+    scores: dict[str, float]
+
+
+def scored(row: dict[str, Any]) -> dict[str, Any]:
+    """A validation's row with `score`, that which chooses the best checkpoint; without scores that are missing."""
+    known = {name: value for name, value in row.items() if value is not None}
+    headline = next((known[name] for name in HEADLINES if name in known), None)
+    return known if headline is None else known | {"score": headline}
+
+
+def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
+    """Scores of the best checkpoint of a run; None before its first validation, or where that has not all `metrics`.
+
+    A score that is no number (no class has a positive, say) is missing from the run's rows.
+    """
+    run = RunFolder(folder)
+    best: dict[str, Any] | None = None
+    last = 0
+    for row in run.rows():
+        if row["kind"] != "validation":
+            continue
+        last, known = max(last, row["step"]), scored(row)
+        # The first of equals, as the run itself keeps its best checkpoint.
+        if "score" in known and (best is None or known["score"] > best["score"]):
+            best = known
+    if best is None or any(name not in best for name in metrics):
+        return None
+    scores = {name: value for name, value in best.items() if name not in ("step", "kind")}
+    return Outcome(
+        names=metrics,
+        values=[float(scores[name]) for name in metrics],
+        step=int(best["step"]),
+        last=last,
+        finished=run.finished() is not None,
+        scores=scores,
+    )
+
+
 REASON = "failed.txt"
-HEAD = "node:__internal_head__"
 
 
 class Stopped(Exception):  # noqa: N818
@@ -89,35 +147,3 @@ def needs(launch: LaunchConfig) -> dict[str, float]:
     """Ray resources of all workers of a trial."""
     bundles = worker_bundles(launch)
     return {kind: len(bundles) * amount for kind, amount in bundles[0].items()}
-
-
-def driver_needs(nodes: int) -> dict[str, float]:
-    """Ray resources of a trial's driver, which only waits: none of the CPUs on one machine, hardly any on several.
-
-    A driver that took a share of a CPU could keep the last worker of another trial from starting.
-    """
-    return {HEAD: 0.001} if nodes == 1 else {"CPU": 0.01}
-
-
-def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[str, float]) -> int:
-    """Compute how many trials fit on the cluster at a time.
-
-    Args:
-        launch: The trials' `launch` section.
-        available: Resources of the cluster by kind.
-        driver: Resources of a trial's driver by kind.
-
-    Raises:
-        RunError: Not for one.
-    """
-    room = []
-    for kind, amount in needs(launch).items():
-        each, total = amount + driver.get(kind, 0.0), available.get(kind, 0.0)
-        if each > total:
-            raise RunError(
-                f"launch: a trial's workers need {amount:g} {kind}, and Ray has {total:g} (a little goes to drivers). "
-                "Change launch.workers or their resources under `change:` of the sweep, or add nodes. "
-                f"{growing(launch)}"
-            )
-        room.append(int(total / each + 1e-9))
-    return min(room)

@@ -1,7 +1,10 @@
-"""Answer Ray Tune from the study: which trial comes next, and whether one goes on."""
+"""Hand the study's trials to Ray Tune, or to this process, and write down how each ends."""
 
+import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -9,15 +12,19 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from stssl.base.errors import StsslError
-from stssl.sweeps.outcomes import outcome
+from stssl.base.config import validate
+from stssl.base.errors import RunError, StsslError
+from stssl.base.ray_session import connected_ray, resources_for
+from stssl.recipes.recipe import LaunchConfig, Recipe
 from stssl.sweeps.spec import Say
 from stssl.sweeps.study import Book, run_name, trials_folder
-from stssl.sweeps.trials import REASON, failure, trial_recipe
+from stssl.sweeps.trials import REASON, Stopped, carry_out, failure, needs, outcome, trial_recipe
+from stssl.training.launch import growing, worker_bundles
 from stssl.training.run_folder import RunFolder
 from stssl.training.tasks import check_run
 
 FINISHED = str(Searcher.FINISHED)
+HEAD = "node:__internal_head__"
 
 
 class StudySearcher(Searcher):
@@ -160,3 +167,98 @@ class StudyScheduler(FIFOScheduler):
         """
         stop = self.searcher.decide(trial.trial_id, result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+
+@contextlib.contextmanager
+def tune_session(book: Book) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Ray for trials: how many have room at a time; options of their `Tuner`, and `driver`, resources of a driver.
+
+    Raises:
+        RunError: Ray cannot be reached, or has no room for one trial.
+    """
+    # Reports of Tune's own would say what the study says, and its files would be one more truth.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune's own handler of Ctrl-C would return as if the search were done.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    launch = book.sweep.recipe.launch
+    if not (launch.address or os.environ.get("RAY_ADDRESS")):
+        # Nobody takes this machine away from Ray; watching for it would cost each trial a process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Where trials are stopped, Ray Train asks the dashboard whether their drivers live, and else keeps their workers.
+    with connected_ray(launch.address, dashboard=True):
+        import ray
+        from ray import tune
+
+        # A cluster that grows brings the nodes of one trial, or of `concurrent` where the file says that.
+        trials = worker_bundles(launch) * (book.sweep.config.concurrent or 1)
+        available = resources_for(trials, launch.nodes_timeout_s)
+        driver = driver_needs(sum(bool(node["Alive"]) for node in ray.nodes()))
+        # Each start is a new Tune experiment: what is to be kept is in the study and in the runs' folders.
+        run_config = tune.RunConfig(
+            name=datetime.now().strftime("%Y%m%d-%H%M%S-%f"),
+            storage_path=str(book.sweep.folder / "tune"),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        )
+        room = concurrency(launch, available, driver)
+        yield room, {"driver": driver, "run_config": run_config}
+
+
+def driver_needs(nodes: int) -> dict[str, float]:
+    """Ray resources of a trial's driver, which only waits: none of the CPUs on one machine, hardly any on several.
+
+    A driver that took a share of a CPU could keep the last worker of another trial from starting.
+    """
+    return {HEAD: 0.001} if nodes == 1 else {"CPU": 0.01}
+
+
+def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[str, float]) -> int:
+    """Compute how many trials fit on the cluster at a time.
+
+    Args:
+        launch: The trials' `launch` section.
+        available: Resources of the cluster by kind.
+        driver: Resources of a trial's driver by kind.
+
+    Raises:
+        RunError: Not for one.
+    """
+    room = []
+    for kind, amount in needs(launch).items():
+        each, total = amount + driver.get(kind, 0.0), available.get(kind, 0.0)
+        if each > total:
+            raise RunError(
+                f"launch: a trial's workers need {amount:g} {kind}, and Ray has {total:g} (a little goes to drivers). "
+                "Change launch.workers or their resources under `change:` of the sweep, or add nodes. "
+                f"{growing(launch)}"
+            )
+        room.append(int(total / each + 1e-9))
+    return min(room)
+
+
+def search_here(searcher: StudySearcher) -> None:
+    """Carry out what `searcher` hands out, until there is no more."""
+    number = 0
+    while (config := searcher.suggest(str(number))) != FINISHED:
+        _trial(searcher, str(number), config)
+        number += 1
+
+
+def _trial(searcher: StudySearcher, trial_id: str, config: dict[str, Any]) -> None:
+    last: dict[str, Any] = {}
+
+    def report(metrics: dict[str, Any]) -> None:
+        last.update(metrics)
+        if searcher.decide(trial_id, metrics) or searcher.late():
+            raise Stopped
+
+    with contextlib.suppress(Stopped):
+        carry_out(validate(Recipe, config["recipe"], f"trial {config['number']}"), report=report)
+    searcher.on_trial_complete(trial_id, last)
+
+
+def train_here(recipes: Sequence[Recipe]) -> None:
+    """Train some recipes."""
+    for recipe in recipes:
+        carry_out(recipe)

@@ -35,8 +35,8 @@ from stssl.recipes.recipe import Recipe, load_as
 from stssl.store.schema import BadPatchError, Patch
 from stssl.store.store import Store
 from stssl.sweeps.domains import build_space
-from stssl.sweeps.outcomes import outcome
 from stssl.sweeps.spec import load_sweep
+from stssl.sweeps.trials import outcome
 from stssl.training.checkpoint import read_state
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder

@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from stssl.base.errors import RunError
+from stssl.sweeps.results import rows
 from stssl.sweeps.run import search, sweep
 from stssl.sweeps.spec import load_sweep
-from stssl.sweeps.table import rows
 
 HOT = 1e25
 

@@ -12,10 +12,9 @@ import pytest
 from stssl.base.errors import RunError
 from stssl.recipes.recipe import load_recipe
 from stssl.sweeps import charts
-from stssl.sweeps.choosing import pareto, ranked, write_best
 from stssl.sweeps.confirmation import Candidate, Confirmation
 from stssl.sweeps.report import _importances, _spread, effect, write_sweep_report
-from stssl.sweeps.table import rows, write_table
+from stssl.sweeps.results import pareto, ranked, rows, write_best, write_table
 
 MODES = {1: "max", -1: "min"}
 TWO = {"metric": ["accuracy", "calibration_error"], "scheduler": {"name": "none"}}

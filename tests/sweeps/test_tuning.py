@@ -12,11 +12,17 @@ from stssl.base.errors import ConfigError, RunError, StoppedError
 from stssl.base.ray_session import lacking
 from stssl.recipes.recipe import LaunchConfig, Recipe, load_recipe
 from stssl.sweeps.confirmation import confirm
-from stssl.sweeps.local import search_here
+from stssl.sweeps.results import rows
 from stssl.sweeps.run import search, sweep
-from stssl.sweeps.table import rows
-from stssl.sweeps.trials import REASON, concurrency, driver_needs, needs
-from stssl.sweeps.tuning import FINISHED, StudyScheduler, StudySearcher
+from stssl.sweeps.trials import REASON, needs
+from stssl.sweeps.tuning import (
+    FINISHED,
+    StudyScheduler,
+    StudySearcher,
+    concurrency,
+    driver_needs,
+    search_here,
+)
 from stssl.training.launch import run, worker_bundles
 from stssl.training.run_folder import RunFolder
 
