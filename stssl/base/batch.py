@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
-from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +33,7 @@ IGNORED = -1
 
 
 class Stream(Enum):
-    """The two infinite sources of patches."""
+    """Name the two sources of patches that a run draws from without end."""
 
     LABELED = "labeled"
     UNLABELED = "unlabeled"
@@ -46,7 +45,7 @@ class Stream(Enum):
 
 
 class View(Enum):
-    """An augmented version of a stream's patches."""
+    """Name the augmented versions of the two streams' patches."""
 
     LABELED_WEAK = "labeled_weak"
     LABELED_STRONG = "labeled_strong"
@@ -55,7 +54,7 @@ class View(Enum):
 
     @property
     def stream(self) -> Stream:
-        """The stream whose patches this view shows."""
+        """Return the stream whose patches this view shows."""
         return Stream.LABELED if self in (View.LABELED_WEAK, View.LABELED_STRONG) else Stream.UNLABELED
 
     @property
@@ -73,20 +72,21 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Share of the steps already taken, 0..1."""
+        """Return the share of the steps that are taken already, 0..1."""
         return self.step / max(self.total, 1)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows of one global batch, on the device of the networks.
+    """Hold this rank's rows of one global batch, on the device of the networks.
 
     Attributes:
         images: For each view [n, bands, height, width], normalized; n is that of the view's stream.
         metadata: For each stream [n, 4], columns as in `MetadataColumn`, NaN where missing.
         labels: [n, G] choice ids of the labeled rows, `IGNORED` where unknown.
         index: [m] positions of the unlabeled rows in the run's list of unlabeled patches (0..unlabeled_count-1).
-        truth: [m, G] choice ids of the unlabeled rows where they happen to be known, for measuring pseudo-labels only.
+        truth: [m, G] choice ids of the unlabeled rows where the store knows them. Only the quality of pseudo-labels is
+            measured with them; nothing is learned from them.
     """
 
     images: dict[View, Tensor]
@@ -96,7 +96,7 @@ class Batch:
     truth: Tensor | None = None
 
     def split(self, parts: int) -> Iterator["Batch"]:
-        """Contiguous micro-batches: each stream's rows divided into `parts` nearly equal parts."""
+        """Yield `parts` micro-batches: contiguous and nearly equal parts of each stream's rows."""
         for part in range(parts):
             yield replace(
                 self,
@@ -117,27 +117,3 @@ def part_rows(rows: Tensor, part: int, parts: int) -> Tensor:
         parts: Number of parts.
     """
     return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
-
-
-@dataclass(frozen=True)
-class RawRows:
-    """This rank's rows of one stream as they come from the store, in host memory.
-
-    Attributes:
-        arrays: For each band group [n, bands, height, width], as stored.
-        metadata: [n, 4], columns as in `MetadataColumn`, NaN where missing.
-        labels: [n, G] choice ids, `IGNORED` where unknown.
-        index: [n] positions in the stream's list of patches.
-        rows: [n] store rows, for messages.
-        draws: The random choices for each view of these rows.
-    """
-
-    arrays: dict[str, Tensor]
-    metadata: Tensor
-    labels: Tensor
-    index: Tensor
-    rows: Tensor
-    draws: dict[View, Any]
-
-
-RawBatch = dict[Stream, RawRows]

@@ -1,7 +1,7 @@
 """Typed configuration trees: YAML with `base:` inheritance, dotted overrides, errors that name the key and the fix.
 
-A tree of plain dicts is merged first (files, then overrides) and validated once. A value's annotation may carry the
-`Domain` that a search draws it from, so that there is one list of what can be tuned.
+Files and overrides are merged as plain dicts first, and the result is validated once. The annotation of a value may
+carry the `Domain` that a search draws it from, so that type, bounds and domain stand in one place.
 """
 
 import difflib
@@ -12,57 +12,76 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic.fields import FieldInfo
 
 from stssl.base.errors import ConfigError, shown
-from stssl.base.mistakes import explain, one_for_each, without_tags
+from stssl.base.json_types import ConfigTree, JsonMapping, JsonObject
+from stssl.base.mistakes import Problem, explain, one_for_each, without_tags
 from stssl.base.paths import ELSEWHERE
 from stssl.base.textfiles import read_bounded
 from stssl.base.yaml_text import DEPTH, FILE_BYTES, parse_yaml, unclean
 
-Tree = dict[str, Any]
+Tree = JsonObject
+"""Keys and values as a recipe file holds them."""
 
 
 class Config(BaseModel):
-    """Base of every part of a recipe: immutable, without silent conversions or unknown keys."""
+    """Hold one part of a recipe: immutable, without silent conversions, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Set the values a search may draw: `choices`, or the range `low`..`high`, in steps of `step`."""
+    """Set the values that a search may draw.
+
+    Attributes:
+        low: Smallest number of a range.
+        high: Largest number of a range.
+        log: Draw the logarithm uniformly, so that each factor of ten is as likely as the next.
+        choices: Values to choose from, in place of a range.
+        step: Distance between the numbers of a range; None for any number.
+    """
 
     low: float | None = None
     high: float | None = None
     log: bool = False
-    choices: tuple[Any, ...] = ()
+    choices: tuple[JsonValue, ...] = ()
     step: float | None = None
 
 
 Positive = Annotated[int, Field(ge=1)]
+"""A whole number of at least 1."""
 ImageSize = Annotated[int, Field(ge=2, le=4096)]
-"""Side in pixels: shifts of images need two, and no store has larger patches."""
+"""Side of an image in pixels: shifts of images need two pixels, and no store has larger patches."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
-"""Of one process."""
+"""Number of threads in one process."""
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]
-"""Patches of a global batch."""
+"""Number of patches in a global batch."""
 Share = Annotated[float, Field(ge=0, le=1)]
+"""A share of a whole, 0..1."""
 Switch = Annotated[bool, Domain(choices=(False, True))]
 """Yes or no, as a value that a search may choose."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""Of anything random: all generators that are used take these."""
+"""Seed of random numbers, in the range that numpy, torch and scikit-learn all take."""
 
 C = TypeVar("C", bound=Config)
 MOST_BASES = 20
+"""Number of files that may name each other by `base:`."""
 MOST_PROBLEMS = 20
+"""Number of wrong keys that one message lists."""
 YAML_ADVICE = "Give the path of a YAML file."
 
 
-def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
-    """Deep merge; a part whose `name` changes, or that is given as `{}`, is replaced whole."""
+def merge(under: JsonMapping, over: JsonMapping) -> Tree:
+    """Merge two trees, key by key, at every depth; where both have a value, that of `over` counts.
+
+    A part is replaced as a whole if `over` gives it another `name`, since the parameters of another algorithm or
+    encoder have no meaning for it. `{}` also replaces a part, by its defaults.
+    """
     merged = dict(under)
     for key, value in over.items():
         old = merged.get(key)
@@ -75,7 +94,11 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
 
 def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
-    """Read a YAML file and the files that its `base:` keys name (relative to the naming file), nearest last.
+    """Read a YAML file and merge it over the files that its `base:` keys name, relative to the file that names them.
+
+    Args:
+        path: File to read.
+        seen: Files that led here by their `base:` keys; leave it out.
 
     Raises:
         ConfigError: A file is missing, too large, not a mapping, or names itself as its base.
@@ -103,9 +126,18 @@ def _read_tree(path: str | Path) -> Tree:
         text = read_bounded(path, FILE_BYTES, ConfigError, YAML_ADVICE).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"cannot read {path}: it is not UTF-8 text. {YAML_ADVICE}") from None
-    tree = parse_yaml(text, str(path))
+    return parse_tree(text, str(path))
+
+
+def parse_tree(text: str, source: str) -> Tree:
+    """Parse YAML text that must hold keys and values at its top level.
+
+    Raises:
+        ConfigError: It is not such YAML; names `source`.
+    """
+    tree = parse_yaml(text, source)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold keys and values at its top level, not a {type(tree).__name__}")
+        raise ConfigError(f"{source} must hold keys and values at its top level, not a {type(tree).__name__}")
     return tree
 
 
@@ -126,15 +158,17 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
     return tree
 
 
-def nested(dotted: str, value: Any) -> Tree:
-    """The tree `{a: {b: value}}` of `a.b`."""
-    for key in reversed(dotted.split(".")):
-        value = {key: value}
-    return value
+def nested(dotted: str, value: JsonValue) -> Tree:
+    """Return the tree `{a: {b: value}}` for the key `a.b`."""
+    *above, last = dotted.split(".")
+    tree = {last: value}
+    for key in reversed(above):
+        tree = {key: tree}
+    return tree
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Pairs of dotted key and value; lists count as values."""
+def flatten(tree: JsonMapping, prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
+    """Yield the dotted key and the value of each leaf of a tree; a list counts as one value."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -142,30 +176,29 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Dotted keys whose values differ or that only one tree has, sorted."""
+def differing_keys(one: JsonMapping, other: JsonMapping) -> list[str]:
+    """List the dotted keys whose values differ between two trees, or that only one tree has, sorted."""
     left, right = dict(flatten(one)), dict(flatten(other))
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
 
 
-def expand_variables(tree: Any, source: str, key: str = "") -> Any:
-    """Replace `${NAME}` in strings by environment variables.
-
-    Args:
-        tree: Tree of plain values.
-        source: Name of the file in messages.
-        key: Dotted path of `tree` in the file, for messages.
+def expand_variables(tree: JsonMapping, source: str) -> Tree:
+    """Replace `${NAME}` by the environment variable NAME in all texts of a tree; `source` names its file in errors.
 
     Raises:
         ConfigError: A variable is not set; names the key and the variable.
     """
-    if isinstance(tree, dict):
-        return {name: expand_variables(value, source, f"{key}.{name}".lstrip(".")) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [expand_variables(value, source, key) for value in tree]
-    if not isinstance(tree, str):
-        return tree
-    return re.sub(r"\$\{(\w+)\}", lambda found: _variable(found[1], source, key), tree)
+    return {name: _expanded(value, source, name) for name, value in tree.items()}
+
+
+def _expanded(value: JsonValue, source: str, key: str) -> JsonValue:
+    if isinstance(value, dict):
+        return {name: _expanded(part, source, f"{key}.{name}") for name, part in value.items()}
+    if isinstance(value, list):
+        return [_expanded(part, source, key) for part in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"\$\{(\w+)\}", lambda found: _variable(found[1], source, key), value)
 
 
 def _variable(name: str, source: str, key: str) -> str:
@@ -179,18 +212,19 @@ def _variable(name: str, source: str, key: str) -> str:
     return os.environ[name]
 
 
-def validate(model: type[C], tree: Mapping[str, Any], source: str, absolute: bool = True) -> C:
-    """Build `model` from a tree, its paths absolute.
+def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = True) -> C:
+    """Build a configuration object from a tree of plain values.
 
     Args:
-        model: What to build.
-        tree: Its values.
-        source: What names it in errors.
-        absolute: Whether paths become absolute, as they must where this machine carries it out.
+        model: Class to build.
+        tree: Values of its fields.
+        source: Name of the file or command in error messages.
+        absolute: Make paths absolute; False where another machine will carry out what the file says.
 
     Raises:
         ConfigError: Lists every wrong key with its dotted path, what is allowed, and the nearest right key.
     """
+    # By way of JSON, since pydantic's strict mode takes a list for a tuple and a text for an enum only there.
     try:
         text = json.dumps(tree)
     except (TypeError, ValueError, RecursionError) as error:
@@ -205,7 +239,7 @@ def validate(model: type[C], tree: Mapping[str, Any], source: str, absolute: boo
         raise ConfigError(f"{source}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
 
 
-def _explain(model: type[Config], tree: Mapping[str, Any], problem: Any) -> str:
+def _explain(model: type[Config], tree: ConfigTree, problem: Problem) -> str:
     location = without_tags(problem["loc"], tree)
     entry = bool(location) and isinstance(location[-1], int)
     above = [str(part) for part in location[: -2 if entry else -1]]
@@ -216,19 +250,24 @@ def _explain(model: type[Config], tree: Mapping[str, Any], problem: Any) -> str:
     return explain(problem, tree, fields)
 
 
-def fields_of(model: type[Config], tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
-    """Find the fields (name -> pydantic FieldInfo) of the part at `path`, chosen by the `name` that the tree gives it.
+def fields_of(model: type[Config], tree: ConfigTree, path: Sequence[str]) -> dict[str, FieldInfo]:
+    """Find the fields of the part of a configuration that lies at a path.
+
+    Where a part has several kinds (an algorithm, an encoder), the `name` in the tree says which one is meant.
 
     Args:
         model: Configuration class of the whole tree.
-        tree: Plain values.
-        path: Keys down to the part.
+        tree: Plain values of the whole tree.
+        path: Keys that lead down to the part.
+
+    Returns:
+        The part's fields by name; empty where the tree names a kind that does not exist.
 
     Raises:
         ConfigError: The path does not exist in this model; names the nearest key.
     """
     current: type[Config] = model
-    node: Any = tree
+    node: object = tree
     for depth, key in enumerate(path):
         node = node.get(key, {}) if isinstance(node, Mapping) else {}
         field = current.model_fields.get(key)
@@ -245,8 +284,8 @@ def fields_of(model: type[Config], tree: Mapping[str, Any], path: Sequence[str])
     return dict(current.model_fields)
 
 
-def config_types(annotation: Any) -> list[type[Config]]:
-    """The Config classes in a (possibly annotated, possibly union) type."""
+def config_types(annotation: object) -> list[type[Config]]:
+    """List the Config classes in a type annotation: the class itself, or the members of a union."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, UnionType):
@@ -255,7 +294,7 @@ def config_types(annotation: Any) -> list[type[Config]]:
 
 
 def part_name(part: type[Config]) -> str | None:
-    """The `name` by which a polymorphic part is chosen, if it has one fixed name."""
+    """Return the `name` that chooses this kind of part in a recipe, or None for a part that has only one kind."""
     field = part.model_fields.get("name")
     values = get_args(field.annotation) if field is not None else ()
     return str(values[0]) if len(values) == 1 else None

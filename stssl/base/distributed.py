@@ -1,4 +1,4 @@
-"""The few collectives that training needs, as functions that do nothing in a single process."""
+"""Gather and sum tensors over ranks; in a single process these functions return what they were given."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of ranks; 1 outside a process group."""
+    """Return the number of ranks; 1 outside a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank; 0 outside a process group."""
+    """Return this process's rank; 0 outside a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -42,12 +42,13 @@ def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
 
     Args:
         rows: [n, ...], the same trailing shape on all ranks.
-        counts: How many rows each rank holds, if that is known; else ranks tell each other, which waits for the device.
+        counts: Number of rows on each rank, if known; if None, ranks exchange it first, which waits for the device.
     """
     rows = rows.detach()
     if world_size() == 1:
         return rows
     counts = row_counts(rows) if counts is None else counts
+    # `all_gather` wants the same shape from all ranks, so shorter ones are padded and cut again.
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]

@@ -1,23 +1,34 @@
-"""The hashes that say which pixels a patch has, and what stands in a column."""
+"""Hash the pixels of patches and the values of columns, so that stores can be compared and checked."""
 
 import hashlib
 import json
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.base.arrays import AnyArray
 
-def content_hash(arrays: list[NDArray[Any]]) -> NDArray[np.uint8]:
-    """BLAKE2b, 16 bytes, over a patch's band arrays in order: C order, little endian."""
+
+def content_hash(arrays: list[AnyArray]) -> NDArray[np.uint8]:
+    """Hash a patch's pixels: BLAKE2b over its band arrays in their order, each in C order and little endian.
+
+    Args:
+        arrays: The band groups of one patch, each [bands, height, width].
+
+    Returns:
+        The hash as 16 bytes.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def column_hash(values: NDArray[Any]) -> str:
-    """BLAKE2b, 16 bytes in hexadecimal, over a metadata array [N] or [N, C]: strings as JSON, numbers little endian."""
+def column_hash(values: AnyArray) -> str:
+    """Hash a metadata array [N] or [N, C]: BLAKE2b, 16 bytes in hexadecimal.
+
+    Texts are hashed as JSON, since numpy has several ways to hold them in memory; numbers in little endian.
+    """
     if values.dtype.kind in "OU":
         data = json.dumps([str(value) for value in values.tolist()]).encode()
     else:
@@ -25,6 +36,6 @@ def column_hash(values: NDArray[Any]) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def digest_of(*columns: NDArray[Any]) -> str:
-    """One hash over several columns: a conversion with other lists or tables is another conversion."""
+def digest_of(*columns: AnyArray) -> str:
+    """Hash several columns together, so that a conversion can tell if it was begun with other lists or tables."""
     return hashlib.blake2b(" ".join(map(column_hash, columns)).encode(), digest_size=16).hexdigest()

@@ -1,7 +1,8 @@
-"""The one place that knows what kind of task it is: every prediction is G groups of K choices.
+"""Describe the classes of a task, single-label or multi-label, as G groups of K choices.
 
-A single-label task is one group of C choices. A multi-label task is C groups of 2 choices with logits (0, l), whose
-softmax is the sigmoid of l. Everything else works on the last axis and never asks.
+A single-label task is one group of C choices. A multi-label task is C groups of 2 choices, "absent" and "present", with
+logits (0, l), whose softmax is the sigmoid of l. No other module distinguishes the two kinds of task: losses and
+algorithms work on the last axis.
 """
 
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from stssl.base.batch import IGNORED
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """Classes in the order of the networks' outputs.
+    """Hold the classes of a task, in the order of the networks' outputs.
 
     Attributes:
         classes: Names of the C classes.
-        multilabel: Whether a patch may have any number of classes.
+        multilabel: True if a patch may have any number of classes, False if it has exactly one.
     """
 
     classes: tuple[str, ...]
@@ -26,49 +27,56 @@ class LabelSpace:
 
     @property
     def groups(self) -> int:
-        """G: decisions a patch."""
+        """Return G, the number of decisions for each patch."""
         return len(self.classes) if self.multilabel else 1
 
     @property
     def choices(self) -> int:
-        """K: choices a decision."""
+        """Return K, the number of choices in each decision."""
         return 2 if self.multilabel else len(self.classes)
 
     def grouped(self, logits: Tensor) -> Tensor:
-        """Network outputs [..., C] to grouped logits [..., G, K]."""
+        """Turn network outputs [..., C] into grouped logits [..., G, K]."""
         if self.multilabel:
             return torch.stack([torch.zeros_like(logits), logits], -1)
         return logits.unsqueeze(-2)
 
     def ungrouped(self, grouped: Tensor) -> Tensor:
-        """The inverse of `grouped`: [..., G, K] to [..., C], up to a constant a row."""
+        """Turn grouped logits [..., G, K] back into network outputs [..., C], up to one constant for each row."""
         return grouped[..., 1] - grouped[..., 0] if self.multilabel else grouped[..., 0, :]
 
     def outputs(self, choices: Tensor) -> Tensor:
-        """Pick from values [..., G, K] those that belong to the networks' outputs: [..., C], exactly.
+        """Pick from values [..., G, K] those of the networks' outputs, [..., C], without changing them.
 
-        Single-label: all choices. Multi-label: of each class the way "present", since that of "absent" follows from it.
+        Single-label: the values of all choices. Multi-label: each class's value of "present".
         """
         return choices[..., 1] if self.multilabel else choices[..., 0, :]
 
     def sides(self, choices: Tensor) -> Tensor:
-        """Return the column [B, G] of a choice id in statistics kept apart for "absent" and "present"."""
+        """Return the column [B, G] in which a choice counts, in statistics kept apart for "absent" and "present".
+
+        Args:
+            choices: [B, G] choice ids.
+
+        Returns:
+            The choice ids themselves (multi-label), or 0 everywhere (single-label).
+        """
         return choices if self.multilabel else torch.zeros_like(choices)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Network outputs [..., C] to the probability of each class [..., C]."""
+        """Turn network outputs [..., C] into the probability of each class [..., C]."""
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
     def band(self, low: float | None, high: float | None) -> tuple[float, float] | None:
-        """Cut-offs of their own for "absent" and "present", which only two-choice decisions have."""
+        """Return the two cut-offs for "absent" and "present"; None for single-label tasks, or if one is not set."""
         return (low, high) if self.multilabel and low is not None and high is not None else None
 
     def claims(self, choices: Tensor) -> Tensor:
-        """True where a choice id claims that a class is there: always (single-label) or if "present" (multi-label)."""
+        """Mark choice ids that say that a patch has a class: all of them (single-label), "present" (multi-label)."""
         return choices == 1 if self.multilabel else choices >= 0
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Stored labels to choice ids.
+        """Turn labels as a store holds them into choice ids.
 
         Args:
             labels: Multi-label [N, C] of 0, 1, or 255 / -1 where unknown; single-label [N] class ids, negative where
@@ -81,5 +89,5 @@ class LabelSpace:
         return torch.where((ids >= 0) & (ids < self.choices), ids, IGNORED)
 
     def positives(self, targets: Tensor) -> Tensor:
-        """Choice ids [N, G] to [N, C] truth values: whether a patch is known to have a class."""
+        """Turn choice ids [N, G] into truth values [N, C]: True where a patch is known to have a class."""
         return targets == (1 if self.multilabel else torch.arange(len(self.classes), device=targets.device))

@@ -1,28 +1,34 @@
-"""Turn pydantic's errors into words of recipes: one line for each wrong value, with its right form."""
+"""Turn pydantic's errors into messages about recipes: one line for each wrong value, with its right form."""
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from stssl.base.errors import shown
 
-Problem = Mapping[str, Any]
+Problem = ErrorDetails
+"""One error of a pydantic validation."""
 KeyPath = Sequence[str | int]
+"""Keys and list positions that lead to a value."""
+Fields = Mapping[str, FieldInfo]
+"""Fields of one part of a configuration by name."""
 
 _UNION = re.compile(r"[\[\](),]|^(str|int|float|bool|none|constrained-\w+|[A-Z]\w*)$")
-"""What pydantic calls the members of plain unions."""
+"""Names that pydantic gives to the members of unions without a discriminator."""
 _ARRAYS = ("tuple_type", "list_type", "set_type")
 _PARTS = ("model_type", "model_attributes_type", "dict_type")
 
 
-def without_tags(location: KeyPath, tree: Any) -> list[str | int]:
-    """Drop the union tags that pydantic puts between a part's key and its fields, and the names of plain unions."""
+def without_tags(location: KeyPath, tree: object) -> list[str | int]:
+    """Drop from an error's location what pydantic adds to the keys of the file: the names of unions' members."""
     return [part for part, tag in _marked(location, tree) if not tag]
 
 
-def _marked(location: KeyPath, tree: Any) -> Iterator[tuple[str | int, bool]]:
-    """Each step of a location, and whether it is a union's tag."""
+def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]:
+    """Yield each step of a location, and True if it is the name of a union's member and no key of the tree."""
     kept = False
     for index, part in enumerate(location):
         if isinstance(tree, Mapping):
@@ -40,20 +46,23 @@ def _marked(location: KeyPath, tree: Any) -> Iterator[tuple[str | int, bool]]:
         yield part, False
 
 
-def one_for_each(problems: Sequence[Problem], tree: Any) -> list[Problem]:
-    """Keep, of the errors of a union's members for one value, those of the member that was meant."""
+def one_for_each(problems: Sequence[Problem], tree: object) -> list[Problem]:
+    """Keep one error for each wrong value.
+
+    For a value of a union pydantic reports the errors of all members; kept are those of the member that was meant.
+    """
     groups: dict[tuple[str | int, ...], list[Problem]] = {}
     for problem in problems:
         if problem["type"] == "too_short" and problem["input"]:
-            continue  # entries that are wrong are not counted: they are told themselves
+            continue  # pydantic leaves wrong entries out of the count, and each of them has its own error already
         groups.setdefault(_union_of(problem["loc"], tree), []).append(problem)
     return [one for place, group in groups.items() for one in (_meant(place, group, tree) if place else group)]
 
 
-def _union_of(location: KeyPath, tree: Any) -> tuple[str | int, ...]:
-    """The place of the first plain union on the way; empty where there is none."""
+def _union_of(location: KeyPath, tree: object) -> tuple[str | int, ...]:
+    """Find the first union without a discriminator on the way to a value; empty if there is none."""
     place: list[str | int] = []
-    name: Any = None
+    name: object = None
     node = tree
     for part, tag in _marked(location, tree):
         if tag and part != name:
@@ -65,8 +74,9 @@ def _union_of(location: KeyPath, tree: Any) -> tuple[str | int, ...]:
     return ()
 
 
-def _meant(place: tuple[str | int, ...], group: list[Problem], tree: Any) -> list[Problem]:
-    value: Any = tree
+def _meant(place: tuple[str | int, ...], group: list[Problem], tree: object) -> list[Problem]:
+    """Choose the errors of the union's member that was meant; where none fits, describe the forms of all members."""
+    value = tree
     for part in place:
         value = value.get(part) if isinstance(value, Mapping) else value[int(part)] if isinstance(value, list) else None
     here = [problem for problem in group if tuple(without_tags(problem["loc"], tree)) == place]
@@ -90,17 +100,18 @@ def _form(problem: Problem) -> str:
     return str(problem["msg"].removeprefix("Input should be "))
 
 
-def explain(problem: Problem, tree: Any, fields: Mapping[str, Any]) -> str:
-    """One line on one problem.
+def explain(problem: Problem, tree: object, fields: Fields) -> str:
+    """Describe one wrong value in one line: its key, what is allowed, what was given.
 
     Args:
-        problem: As pydantic tells it.
-        tree: What was validated.
-        fields: Fields (name -> pydantic FieldInfo) of the part that the wrong key is in.
+        problem: Error that pydantic reported.
+        tree: Plain values that were validated.
+        fields: Fields of the part that the wrong key is in.
     """
     location = without_tags(problem["loc"], tree)
     if problem["type"] == "string_type" and location and isinstance(location[-1], int):
-        location, problem = location[:-1], {**problem, "input": {}}  # told once for all entries
+        # Without the entry's number and value all entries give the same line, and the caller keeps it once.
+        location, problem = location[:-1], {**problem, "input": {}}
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
     given = "" if kind == "missing" or isinstance(value, dict) else f" (given: {shown(repr(value))})"
     if kind == "extra_forbidden":
@@ -112,8 +123,8 @@ def explain(problem: Problem, tree: Any, fields: Mapping[str, Any]) -> str:
     return f"{path}: {message}{given}" if path else message
 
 
-def _form_of(problem: Problem, location: KeyPath, fields: Mapping[str, Any]) -> str | None:
-    """Describe what a value should look like; None if pydantic's own words say it."""
+def _form_of(problem: Problem, location: KeyPath, fields: Fields) -> str | None:
+    """Describe what a value should look like; None where pydantic's own message says it well enough."""
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
     if kind == "union_tag_invalid":
         context = problem["ctx"]
@@ -140,16 +151,16 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
 
 
-def _field(location: KeyPath, fields: Mapping[str, Any]) -> Any:
+def _field(location: KeyPath, fields: Fields) -> FieldInfo | None:
     return fields.get(str(location[-1])) if location else None
 
 
-def _default_name(location: KeyPath, fields: Mapping[str, Any]) -> str:
+def _default_name(location: KeyPath, fields: Fields) -> str:
     name = getattr(getattr(_field(location, fields), "default", None), "name", None)
     return f" (the default: {name})" if name else ""
 
 
-def _part_form(location: KeyPath, fields: Mapping[str, Any], value: Any) -> str:
+def _part_form(location: KeyPath, fields: Fields, value: object) -> str:
     """Show how to write a part that was given as a word."""
     field = _field(location, fields)
     if getattr(field, "discriminator", None) == "name" and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
@@ -157,8 +168,8 @@ def _part_form(location: KeyPath, fields: Mapping[str, Any], value: Any) -> str:
     return "{name: ...}" if getattr(field, "discriminator", None) == "name" else "{KEY: VALUE}"
 
 
-def _list_form(location: KeyPath, fields: Mapping[str, Any], value: Any) -> str:
-    """Show how to write a list: the key's default, else what was given."""
+def _list_form(location: KeyPath, fields: Fields, value: object) -> str:
+    """Show how to write a list: the key's default, or if there is none, what was given, in brackets."""
     default = getattr(_field(location, fields), "default", None)
     items = default if isinstance(default, tuple | list) and default else re.split(r"[\s,;]+", str(value).strip())
     return f"[{','.join(str(item) for item in items if str(item))[:60]}]"

@@ -1,23 +1,25 @@
-"""Paths and names in recipes and sweep files: absolute once, where a command starts, since workers run elsewhere.
+"""Check paths and names in recipes and sweep files, and make paths absolute.
 
-A path is made absolute when a file is validated, in the process where the command was typed. `stssl submit` alone
-leaves paths as they are (`ELSEWHERE`): what it sends is validated again where the job starts.
+A path is made absolute once, when a file is validated in the process where the command was typed, since workers run in
+other folders. Only `stssl submit` leaves paths as they are (`ELSEWHERE`): the job that it sends validates the file
+again on the machine where it starts.
 """
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from stssl.base.errors import ConfigError
 
 ELSEWHERE = {"elsewhere": True}
-"""The context of a validation on a machine that does not carry out what the file says."""
+"""Validation context on a machine that will not run what the file says: paths stay as they are."""
 
 STORES = ("s3", "gs", "az")
-"""Schemes of the object stores in which a store of patches may lie."""
+"""URL schemes of the object stores in which a store of patches may lie."""
 
 NAME_BYTES = 255
 """The longest name of a file or folder on common file systems."""
@@ -29,15 +31,15 @@ SHARED = "Results go to a folder for now, on a cluster to one that all nodes sha
 
 
 def is_url(path: str) -> bool:
-    """True if a text is a URL, or one with a typing error (`s3:/bucket`), and not a path."""
+    """Return True if a text is a URL and no path; also for URLs with a typing error, such as `s3:/bucket`."""
     return _URL.search(path) is not None
 
 
 def from_home(path: str) -> str:
-    """A path with `~` as the shell has it.
+    """Replace `~` or `~NAME` at the start of a path by the home folder, as a shell does.
 
     Raises:
-        ValueError: `~NAME` of somebody whom this machine does not know.
+        ValueError: This machine has no user NAME.
     """
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
@@ -46,7 +48,7 @@ def from_home(path: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """An absolute path.
+    """Make a path absolute, relative to the current folder.
 
     Raises:
         ValueError: It is empty, or holds a character that no path can hold.
@@ -59,10 +61,10 @@ def absolute(path: str) -> str:
 
 
 def located(path: str) -> str:
-    """Return where a store of patches lies: a URL of an object store as it is, or an absolute path.
+    """Return where a store of patches lies: the URL of an object store unchanged, or an absolute path.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The text is neither.
     """
     if "://" in path:
         return path
@@ -72,7 +74,7 @@ def located(path: str) -> str:
 
 
 def folder(path: str) -> str:
-    """An absolute path of a folder that results go to.
+    """Make the path of a folder for results absolute.
 
     Raises:
         ValueError: It is a URL, or no path.
@@ -83,7 +85,7 @@ def folder(path: str) -> str:
 
 
 def local(path: str) -> str:
-    """An absolute path of a file or folder that is read or written without an object store's protocol.
+    """Make the path of a file or folder absolute that can only be read from a file system, not from an object store.
 
     Raises:
         ValueError: It is a URL, or no path.
@@ -94,7 +96,9 @@ def local(path: str) -> str:
 
 
 def weights(text: str) -> str:
-    """`file:PATH` with an absolute path; `run:` waits for the run's storage (`started_from`).
+    """Make the path in `file:PATH` absolute; leave other values of `model.weights` as they are.
+
+    `run:NAME` is resolved by `started_from`, since it needs the run's storage.
 
     Raises:
         ValueError: The path is a URL, or none.
@@ -104,11 +108,11 @@ def weights(text: str) -> str:
 
 
 def started_from(text: str, storage: str) -> str:
-    """`run:` with the run's absolute folder: the path as it is given, or the name of a run in `storage`.
+    """Resolve `run:NAME` or `run:FOLDER` to `run:` with the absolute folder of that run.
 
     Args:
-        text: What `model.weights` says.
-        storage: Folder of runs.
+        text: Value of `model.weights`.
+        storage: Folder of runs, in which NAME is looked up.
 
     Raises:
         ValueError: It is a URL, or no path.
@@ -127,7 +131,10 @@ def started_from(text: str, storage: str) -> str:
 
 
 def stable_weights(text: str, storage: str) -> str:
-    """Name what a run starts from, so that the name stays when its storage moves; accepts older spellings too."""
+    """Write `model.weights` relative to the storage where it lies inside, so that moving the storage changes nothing.
+
+    The result enters the identity of a run. Texts that name no run or file are returned unchanged.
+    """
     try:
         storage = absolute(storage)
         text = started_from(weights(text), storage)
@@ -139,7 +146,7 @@ def stable_weights(text: str, storage: str) -> str:
 
 
 def study(url: str) -> str:
-    """An Optuna storage whose file has an absolute path.
+    """Make the file's path in the URL of an Optuna storage absolute.
 
     Raises:
         ValueError: There is no path after `journal:` or `sqlite:///`.
@@ -153,7 +160,7 @@ def study(url: str) -> str:
 
 
 def tracking(uri: str) -> str:
-    """A tracking URI of MLflow whose folder or file has an absolute path.
+    """Make the path of a folder or file in a tracking URI of MLflow absolute.
 
     Raises:
         ValueError: The path is empty.
@@ -166,10 +173,10 @@ def tracking(uri: str) -> str:
 
 
 def component(name: str) -> str:
-    """A name that becomes one folder or file: printable characters without `/`.
+    """Check a name that becomes one folder or file: printable characters without slashes.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It cannot be the name of a folder or file; says why.
     """
     if not name.strip() or name != name.strip():
         raise ValueError("a name must be of printable characters and not begin or end with a space")
@@ -183,7 +190,7 @@ def component(name: str) -> str:
 
 
 def column(name: str) -> str:
-    """The name of a store's column, which is one array in it.
+    """Check the name of a store's column, which is the name of one array in it.
 
     Raises:
         ValueError: It is a path, or empty.
@@ -193,40 +200,41 @@ def column(name: str) -> str:
     return name
 
 
-def _where_it_runs(function: Any) -> AfterValidator:
-    """A validator that leaves a value as it is where the file is only looked at."""
+def _where_it_runs(function: Callable[[str], str]) -> AfterValidator:
+    """Build a validator that checks a value everywhere, and changes it only on the machine that will use it."""
 
     def validate(value: str, info: ValidationInfo) -> str:
+        # Whose home `~` means is known only where the job runs.
         if info.context == ELSEWHERE and value.startswith("~"):
             return value
-        changed: str = function(value)  # elsewhere, too: a URL that is wrong there is wrong here
+        changed = function(value)
         return value if info.context == ELSEWHERE else changed
 
     return AfterValidator(validate)
 
 
 StorePlace = Annotated[str, _where_it_runs(located)]
-"""A store of patches, which a recipe reads: a path, or a URL of an object store."""
+"""Where a store of patches lies that a recipe reads: a path, or the URL of an object store."""
 Location = Annotated[str, _where_it_runs(local)]
-"""A file or folder that a recipe reads."""
+"""Path of a file or folder that a recipe reads."""
 Folder = Annotated[str, _where_it_runs(folder)]
-"""A folder that results go to."""
+"""Path of a folder for results."""
 Weights = Annotated[str, _where_it_runs(weights)]
-"""Where networks start from."""
+"""Weights that networks start from: `none`, `imagenet` (of timm's hub), `file:PATH` or `run:NAME`."""
 Study = Annotated[str, _where_it_runs(study)]
-"""An Optuna storage."""
+"""URL of an Optuna storage."""
 Tracking = Annotated[str, _where_it_runs(tracking)]
-"""A tracking URI of MLflow."""
+"""Tracking URI of MLflow."""
 ColumnName = Annotated[str, AfterValidator(column)]
-"""A column of a store."""
+"""Name of a column of a store."""
 Name = Annotated[str, AfterValidator(component)]
-"""A name that becomes a folder."""
+"""Name that becomes a folder."""
 SweepName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100), AfterValidator(component)]
-"""The same of a sweep, whose trials' names are longer."""
+"""Name of a sweep; shorter than other names, since its trials' names begin with it."""
 
 
 def path_given(path: str | Path, what: str) -> Path:
-    """A path from the command line, as it was given.
+    """Check a path from the command line and return it unchanged; `what` names the argument in the error.
 
     Raises:
         ConfigError: It is a URL, or no path.
@@ -241,8 +249,12 @@ def path_given(path: str | Path, what: str) -> Path:
 def store_given(path: str, what: str) -> str:
     """Return where a store lies that the command line names: a URL, or an absolute path.
 
+    Args:
+        path: Argument of the command.
+        what: Name of the argument in the error.
+
     Raises:
-        ConfigError: It is neither.
+        ConfigError: It is neither a URL of an object store nor a path.
     """
     try:
         return located(path)

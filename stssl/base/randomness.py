@@ -62,11 +62,11 @@ def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
 
 
 def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
-    """Random numbers in [0, 1) that are a function of the key alone.
+    """Draw random numbers in [0, 1) that depend on the key alone.
 
     Args:
         key: Integers, streams and integer arrays [n], such as (seed, RandomStream.QUERY_VIEW, epochs, rows).
-        count: Numbers wanted for each row.
+        count: Numbers to draw for each row of the arrays.
 
     Returns:
         [n, count] float32, multiples of 2**-24.
@@ -79,7 +79,7 @@ def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=8)
 def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
-    """Permute the positions of one epoch, as a function of the arguments alone.
+    """Shuffle the positions of one epoch; the order depends on the arguments alone.
 
     Args:
         size: Number of positions.

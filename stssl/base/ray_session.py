@@ -1,4 +1,4 @@
-"""Reaching Ray: the session that is there, a cluster by address, or a local one for as long as it is needed."""
+"""Connect to Ray: to the session that runs already, to a cluster by its address, or to a local one made for now."""
 
 import contextlib
 import logging
@@ -10,12 +10,12 @@ from stssl.base.errors import RunError
 
 @contextlib.contextmanager
 def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int | None = None) -> Iterator[None]:
-    """Connect to Ray while this lasts; a session that was there before is used and left alone.
+    """Connect to Ray for as long as the context lasts; use and leave alone a session that this process has already.
 
     Args:
-        address: Of a cluster; None takes `RAY_ADDRESS` or starts a local one.
-        dashboard: Whether a local one has a dashboard (Tune needs it where trials are stopped early).
-        cpus: Of a local one; None takes all.
+        address: Address of a cluster; None takes `RAY_ADDRESS`, or starts a local session if that is not set.
+        dashboard: Give a local session a dashboard (Tune needs it to stop trials early).
+        cpus: CPU cores of a local session; None takes all.
 
     Raises:
         RunError: The cluster cannot be reached.
@@ -48,29 +48,37 @@ def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int
 
 
 def resources_for(bundles: list[dict[str, float]], seconds: float) -> dict[str, float]:
-    """All resources of the session, once it has had time to start nodes for some bundles that it has no room for.
-
-    An autoscaler starts nodes for what is waited for, and keeps them for its idle time-out after that.
+    """Return all resources of the session, after giving an autoscaler time to start nodes for what is lacking.
 
     Args:
-        bundles: Each fits one node: the resources of a worker.
-        seconds: How long to wait at most.
+        bundles: Resources of each worker, which must fit one node.
+        seconds: Longest time to wait; 0 to return at once.
+
+    Returns:
+        Resources of all nodes together: `CPU`, `GPU` and others by name.
     """
-    import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    found: dict[str, float] = ray.cluster_resources()
+    found = _cluster_resources()
     if seconds and lacking(bundles, found):
+        # A pending group makes an autoscaler start nodes; they stay for its idle time-out after the group is removed.
         group = placement_group(bundles)
         try:
             group.wait(seconds)
         finally:
             remove_placement_group(group)
-        found = ray.cluster_resources()
+        found = _cluster_resources()
     return found
 
 
+def _cluster_resources() -> dict[str, float]:
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    return resources
+
+
 def lacking(bundles: list[dict[str, float]], available: dict[str, float]) -> dict[str, float]:
-    """Compute the resources that some bundles need and `available` has too little of."""
+    """List the resources that bundles need in all, and of which `available` has too little."""
     needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for bundle in bundles for kind in bundle}
     return {kind: amount for kind, amount in needed.items() if amount > available.get(kind, 0.0)}

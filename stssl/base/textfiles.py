@@ -1,4 +1,4 @@
-"""Text files that users bring, plain or packed, and the lists of patch names in them; JSON within limits."""
+"""Read text files that users bring (plain, gzip or bz2), lists of patch names, and JSON, all within size limits."""
 
 import bz2
 import codecs
@@ -10,12 +10,15 @@ import os
 import stat
 import zlib
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import BinaryIO
+
+from pydantic import JsonValue
 
 from stssl.base.errors import DataError, StsslError, shown
+from stssl.base.json_types import JsonObject
 
 MOST_BYTES = 512_000_000
-"""What a list or table may hold, unpacked; more than the names of every patch of a country take."""
+"""Largest size of a list or table after unpacking; the names of all patches of a country take less."""
 _WIDE = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -23,23 +26,24 @@ _WIDE = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 JSON_BYTES = 64 << 20
+"""Largest size of a JSON file."""
 GROWTH = 1 << 20
-"""What may be added to a file between asking for its size and reading it."""
+"""Number of bytes that a file may grow by between asking for its size and reading it."""
 JSON_DEPTH = 100
-
-T = TypeVar("T")
+"""Number of objects and lists that may lie inside each other in JSON."""
 
 
 def read_unpacked(path: Path) -> bytes:
-    """Bytes of a plain, bz2 or gzip file; never more than `MOST_BYTES` of them are unpacked.
+    """Read the bytes of a plain, bz2 or gzip file, unpacking at most `MOST_BYTES`.
 
     Raises:
-        DataError: It cannot be read, or holds more.
+        DataError: It cannot be read, or holds more than `MOST_BYTES`.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"cannot read {path}: it is not a file")
         with _opened(path) as file:
+            # One byte more than allowed, so that a small file that unpacks to terabytes is found out early.
             data = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
@@ -48,14 +52,16 @@ def read_unpacked(path: Path) -> bytes:
     return data
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BinaryIO | bz2.BZ2File | gzip.GzipFile:
     if path.suffix == ".bz2":
-        return bz2.open(path)
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+        return bz2.BZ2File(path)
+    return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def read_text(path: Path) -> str:
-    """Text of a plain, bz2 or gzip file, in UTF-8 or, where its first bytes say so, UTF-16 or UTF-32.
+    """Read the text of a plain, bz2 or gzip file.
+
+    The text is UTF-8, or UTF-16 or UTF-32 if the file begins with the byte order mark of one of these.
 
     Raises:
         DataError: It cannot be read, is too large, or is not text; names the line.
@@ -64,10 +70,10 @@ def read_text(path: Path) -> str:
 
 
 def decode_text(data: bytes, path: Path) -> str:
-    """The text in a file's bytes.
+    """Decode the bytes of a text file; `path` names it in errors.
 
     Raises:
-        DataError: They are not text; names the line.
+        DataError: The bytes are not text; names the line.
     """
     encoding = next((name for mark, name in _WIDE if data.startswith(mark)), "utf-8-sig")
     try:
@@ -85,10 +91,10 @@ def decode_text(data: bytes, path: Path) -> str:
 
 
 def read_names(path: Path) -> frozenset[str]:
-    """Patch names of a list: one a line, the first column where there are several.
+    """Read a list of patch names: one name in each line, or the first column of a table.
 
     Raises:
-        DataError: It cannot be read, or is not text.
+        DataError: The file cannot be read, or is not text.
     """
     return frozenset(name for line in read_text(path).splitlines() if (name := _first_cell(line)))
 
@@ -107,16 +113,16 @@ def _first_cell(line: str) -> str:
 
 
 def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataError, advice: str = "") -> bytes:
-    """Bytes of a plain file of at most `most` bytes; folders, pipes and devices are not opened.
+    """Read a plain file of at most `most` bytes; refuse folders, pipes and devices without opening them.
 
     Args:
-        path: The file.
-        most: Its largest size.
-        error: What to raise.
-        advice: What to do about it, a sentence at the end of the message.
+        path: File to read, as the user gave it.
+        most: Largest size in bytes.
+        error: Class of the error to raise.
+        advice: Sentence that ends the error message: what the user should do.
 
     Raises:
-        StsslError: Of the kind `error`: names the file and the reason.
+        StsslError: Of the class `error`: the file cannot be read or is too large; names it and the reason.
     """
 
     def wrong(reason: str) -> StsslError:
@@ -139,50 +145,45 @@ def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataErro
 
 
 def read_json(
-    path: str | Path,
-    kind: type[T] = dict,  # type: ignore[assignment]
-    *,
-    error: type[StsslError] = DataError,
-    most: int = JSON_BYTES,
-    advice: str = "",
-) -> T:
-    """Value of a JSON file, of a kind (`dict`, `list`) that it must have.
+    path: str | Path, *, error: type[StsslError] = DataError, most: int = JSON_BYTES, advice: str = ""
+) -> JsonObject:
+    """Read a file that holds a JSON object.
 
     Args:
-        path: The file.
-        kind: The type of the value.
-        error: What to raise.
-        most: The file's largest size.
-        advice: What to do about it, a sentence at the end of the message.
+        path: File to read.
+        error: Class of the error to raise.
+        most: Largest size of the file in bytes.
+        advice: Sentence that ends the error message: what the user should do.
 
     Raises:
-        StsslError: Of the kind `error`: the file cannot be read, is cut off, or is not such JSON; names it.
+        StsslError: Of the class `error`: the file cannot be read, is cut off, or holds no JSON object; names it.
     """
-    return parse_json(read_bounded(path, most, error, advice), str(path), kind, error=error, advice=advice)
+    return parse_json(read_bounded(path, most, error, advice), str(path), error=error, advice=advice)
 
 
 def parse_json(
-    content: bytes | str,
-    source: str,
-    kind: type[T] = dict,  # type: ignore[assignment]
-    *,
-    error: type[StsslError] = DataError,
-    advice: str = "",
-) -> T:
-    """Value of JSON text, at most `JSON_DEPTH` deep, with finite numbers and texts that can be written.
+    content: bytes | str, source: str, *, error: type[StsslError] = DataError, advice: str = ""
+) -> JsonObject:
+    """Parse the text of a JSON object whose objects and lists are at most `JSON_DEPTH` deep.
 
-    NaN is taken as Python writes it. `source` names the text in errors; for the rest see `read_json`.
+    Refused are infinite numbers, keys that stand twice in an object, and texts with lone surrogates, which could not be
+    written again. NaN is read, since Python's `json` writes it.
+
+    Args:
+        content: JSON text, or its bytes in UTF-8.
+        source: Name of the text in error messages.
+        error: Class of the error to raise.
+        advice: Sentence that ends the error message: what the user should do.
 
     Raises:
-        StsslError: Of the kind `error`; names the source and the reason.
+        StsslError: Of the class `error`; names the source and the reason.
     """
     try:
         words = content if isinstance(content, str) else content.decode("utf-8-sig")
-        value = json.loads(words, parse_float=_finite, object_pairs_hook=_once)
+        value: JsonValue = json.loads(words, parse_float=_finite, object_pairs_hook=_once)
         _require_plain(value)
-        if not isinstance(value, kind):
-            kinds = {"dict": "keys and values", "list": "a list"}
-            raise ValueError(f"it must hold {kinds.get(kind.__name__, kind.__name__)} at its top level")
+        if not isinstance(value, dict):
+            raise ValueError("it must hold keys and values at its top level")
     except RecursionError:
         reason = f"it is nested more than {JSON_DEPTH} deep"
     except UnicodeDecodeError:
@@ -194,13 +195,13 @@ def parse_json(
     raise error(f"{source} cannot be used as JSON: {reason}. {advice}".rstrip())
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys stand once each, since nobody can say which of two values is meant."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {shown(twice, 40)} stands in it twice")
+def _once(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
+    """Build an object whose keys stand once each, since nobody can say which of two values is meant."""
+    found: JsonObject = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key, 40)} stands in it twice")
+        found[key] = value
     return found
 
 
@@ -211,14 +212,14 @@ def _finite(text: str) -> float:
     return value
 
 
-def _require_plain(value: Any) -> None:
-    """Refuse what later code could not walk through or write down.
+def _require_plain(value: JsonValue) -> None:
+    """Refuse a value that later code could not walk through or write as UTF-8.
 
     Raises:
-        RecursionError: Too deep.
-        ValueError: A text is no Unicode.
+        RecursionError: Its objects and lists are nested too deep.
+        ValueError: A text in it holds a lone surrogate.
     """
-    rest = [(0, value)]
+    rest: list[tuple[int, JsonValue]] = [(0, value)]
     while rest:
         depth, one = rest.pop()
         if depth > JSON_DEPTH:

@@ -1,6 +1,6 @@
-"""Files that are written whole or not at all, also when the power goes, and what to say where they cannot be.
+"""Write files whole or not at all, even if the process or the machine dies meanwhile; explain why a write failed.
 
-All that a run, a sweep or a report keeps goes through `write_whole`; rows of metrics through `append_line`.
+Everything that a run, a sweep or a report keeps is written by `write_whole`; rows of metrics by `append_line`.
 """
 
 import contextlib
@@ -35,17 +35,18 @@ _ADVICE = {
 def write_whole(
     path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object], error: type[StsslError] = RunError
 ) -> None:
-    """Replace a file so that at any moment it is the old one or the new one, also after a crash or without power.
+    """Replace a file so that readers see either the old content or the new one, also after a crash or a power cut.
 
-    Writers of one file wait for each other, and what a killed one left is used up by the next.
+    Processes that write the same file wait for each other. The temporary file of a killed process is used again by the
+    next writer.
 
     Args:
-        path: The file; its folder is made where it is missing.
-        content: What it is to hold. Text is written as UTF-8; a function gets the open file.
-        error: What to raise.
+        path: File to write; its folder is made if it is missing.
+        content: New content: text, which is written as UTF-8, bytes, or a function that writes to the open file.
+        error: Class of the error to raise.
 
     Raises:
-        StsslError: Of the kind `error`: nothing was written; says where, why, and how much room there is.
+        StsslError: Of the class `error`: nothing was written; says where, why, and how much room there is.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     size = None if callable(data) else len(data)
@@ -58,6 +59,7 @@ def write_whole(
             else:
                 file.write(data)
             file.flush()
+            # Content before name: after a power cut a file system may keep a rename and lose the bytes it points to.
             os.fsync(file.fileno())
             fresh.replace(path)
         sync_folder(path.parent)
@@ -67,14 +69,14 @@ def write_whole(
 
 @contextlib.contextmanager
 def _sole(path: Path) -> Iterator[BinaryIO]:
-    """An empty file that nobody else writes, with the rights that the umask leaves; it goes where it is not filled."""
+    """Open an empty file that no other process writes, and remove it if the caller fails before renaming it."""
     while True:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        with contextlib.suppress(OSError):  # file systems without locks
+        with contextlib.suppress(OSError):  # some network file systems know no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if _is_at(handle, path):
             break
-        os.close(handle)  # while this one waited, another writer gave that file its real name
+        os.close(handle)  # while this process waited, another one renamed the file: the lock is on the wrong one
     try:
         os.ftruncate(handle, 0)
         with open(handle, "wb", closefd=False) as file:
@@ -95,10 +97,15 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def append_line(path: Path, line: str, error: type[StsslError] = RunError) -> None:
-    """Add a line to a file: all of it, or nothing.
+    """Add a line to a file as a whole, or leave the file as it was.
+
+    Args:
+        path: File to add to; it is made if it is missing.
+        line: Text without a line break.
+        error: Class of the error to raise.
 
     Raises:
-        StsslError: Of the kind `error`; the file is as it was.
+        StsslError: Of the class `error`: the line could not be written.
     """
     data = f"{line}\n".encode()
     try:
@@ -115,12 +122,12 @@ def append_line(path: Path, line: str, error: type[StsslError] = RunError) -> No
 
 
 def is_there(path: Path) -> bool:
-    """True if a name is taken, even by a link that leads nowhere."""
+    """Return True if a file, folder or link has this name, also a link to a file that does not exist."""
     return os.path.lexists(path)
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a file to read it; folders, pipes and devices, which would hang, are no files.
+    """Open a plain file to read it; refuse folders, pipes and devices, on which reading could wait forever.
 
     Raises:
         OSError: It cannot be opened, or is no plain file.
@@ -131,10 +138,10 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def sync(path: Path, error: type[StsslError] = RunError) -> None:
-    """Bring a file's contents to the disk, if there is such a file.
+    """Wait until a file's content is on the disk; do nothing if there is no such file.
 
     Raises:
-        StsslError: Of the kind `error`: the disk did not take them.
+        StsslError: Of the class `error`: the disk did not take the content.
     """
     try:
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
@@ -144,8 +151,8 @@ def sync(path: Path, error: type[StsslError] = RunError) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk, where its file system does that."""
-    with contextlib.suppress(OSError):
+    """Wait until the names in a folder are on the disk."""
+    with contextlib.suppress(OSError):  # some file systems have no such operation, and no way to ask
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(handle)
@@ -154,12 +161,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def cannot_write(path: Path | str, problem: OSError, size: int | None = None) -> str:
-    """Describe a failed write: the place, the reason, the room, what to do.
+    """Build the message of a failed write: the file, the reason, the room on the disk, what to do.
 
     Args:
-        path: The file.
-        problem: What the system said.
-        size: Bytes that were to be written, if known.
+        path: File that could not be written.
+        problem: Error that the operating system reported.
+        size: Number of bytes that were to be written, if known.
     """
     reason = problem.strerror or str(problem) or type(problem).__name__
     room = f" ({_room(Path(path), size)})" if problem.errno in FULL else ""
@@ -180,7 +187,7 @@ def _room(path: Path, size: int | None) -> str:
 
 
 def as_size(count: int) -> str:
-    """A number of bytes for people."""
+    """Write a number of bytes as people read it, such as 1.5 GB."""
     for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
         if count >= 10**power:
             return f"{count / 10**power:.1f} {unit}"

@@ -1,21 +1,25 @@
-"""YAML as recipes write it, within limits: a small file cannot ask for much memory, time or depth.
+"""Read and write YAML as recipes use it, within limits on size, depth and number of values.
 
-Plain values only: texts, numbers, true and false, null, lists, and mappings from texts. Numbers follow YAML 1.2 where
-1.1 surprises: `1e-4` is a number, and `010`, `1:30:00` and dates are texts, which a key that wants a number refuses.
+Only plain values are read: texts, numbers, true and false, null, lists, and mappings whose keys are texts. Numbers
+follow YAML 1.2 where YAML 1.1 surprises: `1e-4` is a number, and `010`, `1:30:00` and dates are texts, which a key that
+wants a number refuses.
 """
 
 import math
 import re
 import unicodedata
-from typing import Any
 
 import yaml
+from pydantic import JsonValue
 
 from stssl.base.errors import ConfigError, shown
 
 FILE_BYTES = 1 << 20
+"""Size of the largest YAML file that is read."""
 NODES = 20_000
+"""Number of values that a file may hold, each alias counted as the values that it stands for."""
 DEPTH = 50
+"""Number of mappings and lists that may lie inside each other."""
 _STR, _INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "merge"))
 _UNREAD = ("timestamp", "int", "float", "value")
 _DIGITS = r"\d+(_\d+)*"
@@ -27,23 +31,27 @@ _NUMBERS: tuple[tuple[str, str], ...] = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that counts what aliases stand for, and takes no tags, odd keys or repeated keys."""
+    """Read YAML safely: count the values that aliases stand for; refuse tags, repeated keys and keys that are no texts.
+
+    Aliases are counted because ten lines of aliases of aliases stand for billions of values ("billion laughs").
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.nodes, self.depth = 0, 0
         self.sizes: dict[str, int] = {}
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: yaml.NodeEvent = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML leaves it untyped
         anchor = event.anchor
         if isinstance(event, yaml.AliasEvent):
             if anchor in self.anchors and anchor not in self.sizes:
                 raise _wrong(event, f"*{anchor} stands within its own anchor &{anchor}")
-            self._count(event, self.sizes.get(anchor, 1))
+            self._count(event, self.sizes.get(anchor or "", 1))
             return super().compose_node(parent, index)
-        if event.tag not in (None, "!", _STR):
-            raise _wrong(event, f"the tag {event.tag} is not read here; write a plain value")
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!", _STR):
+            raise _wrong(event, f"the tag {tag} is not read here; write a plain value")
         before, self.depth = self.nodes, self.depth + 1
         if self.depth > DEPTH:
             raise _wrong(event, f"values are nested more than {DEPTH} deep")
@@ -59,7 +67,7 @@ class _Loader(yaml.SafeLoader):
         if self.nodes > NODES:
             raise _wrong(event, f"the file holds more than {NODES:,} values, each alias counted as what it stands for")
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -74,7 +82,11 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def integer(self, node: yaml.ScalarNode) -> int:
-        """A whole number of at most 64 bits."""
+        """Read a whole number.
+
+        Raises:
+            ConfigError: It does not fit into 64 bits.
+        """
         text = node.value.replace("_", "")
         value = int(text, 0) if len(text) <= 80 else 1 << 64
         if not -(1 << 63) <= value < 1 << 63:
@@ -82,7 +94,11 @@ class _Loader(yaml.SafeLoader):
         return value
 
     def real(self, node: yaml.ScalarNode) -> float:
-        """A finite number."""
+        """Read a number with a fraction or an exponent.
+
+        Raises:
+            ConfigError: It is not finite.
+        """
         text = node.value.replace("_", "").lower()
         value = math.inf if text.endswith((".inf", ".nan")) else float(text)
         if not math.isfinite(value):
@@ -91,7 +107,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes each text that this loader or one of YAML 1.1 would take for something else."""
+    """Write YAML; quote each text that this loader, or a loader of YAML 1.1, would take for a number or a date."""
 
 
 _kept = {
@@ -108,12 +124,16 @@ _Loader.add_constructor(_FLOAT, _Loader.real)
 
 
 def _wrong(place: yaml.Event | yaml.Node, what: str) -> ConfigError:
-    mark: Any = place.start_mark
-    return ConfigError(f"line {mark.line + 1}: {what}")
+    line = 0 if place.start_mark is None else place.start_mark.line
+    return ConfigError(f"line {line + 1}: {what}")
 
 
-def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text; `source` names it in errors.
+def parse_yaml(text: str, source: str) -> JsonValue:
+    """Parse YAML text into plain values.
+
+    Args:
+        text: YAML of at most `FILE_BYTES` characters.
+        source: Name of the file or argument in error messages.
 
     Raises:
         ConfigError: Not valid YAML, or not plain values within the limits; names the line or the key.
@@ -121,7 +141,7 @@ def parse_yaml(text: str, source: str) -> Any:
     if len(text) > FILE_BYTES:
         raise ConfigError(f"{source} is larger than {FILE_BYTES >> 20} MB")
     try:
-        tree = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader: it builds no objects
+        tree: JsonValue = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader: it builds no objects
     except ConfigError as error:
         raise ConfigError(f"{source}, {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # the scanner hands on what int() and chr() say of its escapes
@@ -130,13 +150,16 @@ def parse_yaml(text: str, source: str) -> Any:
     return tree
 
 
-def dump_yaml(tree: Any) -> str:
-    """YAML text that `parse_yaml` and other programs read as the same values."""
+def dump_yaml(tree: object) -> str:
+    """Write plain values as YAML text that `parse_yaml` and other YAML readers read as equal values."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 def unclean(text: str) -> str | None:
-    """Say what keeps a text from being part of a path or a message; None if nothing does."""
+    """Describe the first control character or lone surrogate in a text; None if there is none.
+
+    Such texts cannot be part of a path, and would confuse a terminal if they stood in a message.
+    """
     if text.isascii() and text.isprintable():
         return None
     for character in text:
@@ -146,9 +169,14 @@ def unclean(text: str) -> str | None:
     return None
 
 
-def _require_clean(tree: Any, source: str) -> None:
-    """Refuse control characters and too much depth (aliases may add up), naming the key."""
-    rest: list[tuple[str, int, Any]] = [("", 0, tree)]
+def _require_clean(tree: JsonValue, source: str) -> None:
+    """Refuse control characters, and too much depth, which aliases can add up to after parsing.
+
+    Raises:
+        ConfigError: Names the key.
+    """
+    # A stack in place of recursion, so that a deep tree meets this limit before Python's.
+    rest: list[tuple[str, int, JsonValue]] = [("", 0, tree)]
     while rest:
         key, depth, value = rest.pop()
         if depth > DEPTH:

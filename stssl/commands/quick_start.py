@@ -8,8 +8,7 @@ from rich.console import Console
 from stssl.analysis.report import write_report
 from stssl.archives.conversion import Options, convert
 from stssl.archives.synthetic import synthesize
-from stssl.base.config import apply_overrides, merge, validate
-from stssl.base.yaml_text import parse_yaml
+from stssl.base.config import Tree, apply_overrides, merge, parse_tree, validate
 from stssl.commands.progress import conversion_summary, counting, score_table, training_progress
 from stssl.recipes.recipe import Recipe
 from stssl.store.description import describe_store
@@ -65,8 +64,8 @@ def run_quickstart(out: Path, console: Console, patches: int = 4000, overrides: 
     console.rule("3  train: a teacher that sees place and date, a student that does not")
     text = RECIPE.replace('"${STORE}"', json.dumps(str(store.absolute())))
     write_text(out / "recipe.yaml", text)
-    where = {"launch": {"storage": str(out.absolute() / "runs")}}
-    tree = apply_overrides(merge(parse_yaml(text, "quickstart"), where), overrides)
+    where: Tree = {"launch": {"storage": str(out.absolute() / "runs")}}
+    tree = apply_overrides(merge(parse_tree(text, "quickstart"), where), overrides)
     recipe = validate(Recipe, tree, str(out / "recipe.yaml"))
     with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
         folder = run(recipe, watch)

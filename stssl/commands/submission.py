@@ -15,9 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from stssl.base.config import Tree, apply_overrides, load_tree, validate
+from stssl.base.config import Tree, apply_overrides, load_tree, parse_tree, validate
 from stssl.base.errors import ConfigError, RunError, first_line
-from stssl.base.yaml_text import parse_yaml
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import LaunchConfig, Recipe
 
@@ -100,7 +99,7 @@ def job(submission: Submission) -> dict[str, Any]:
         tree |= {"base recipe": load_tree(recipe)}
         files = [*_files(file), *_files(recipe)]
     else:
-        launch = validate(kind_of(tree), {"name": file.stem} | tree, str(submission.file), absolute=False).launch
+        launch = validate(kind_of(tree), {"name": file.stem, **tree}, str(submission.file), absolute=False).launch
         key, storage, files = "launch.storage", launch.storage, [*_files(file)]
     for one in files:
         _travels(one, folder)
@@ -140,8 +139,8 @@ def _sweep(submission: Submission) -> tuple[str, str, LaunchConfig, Path]:
 def _files(file: Path) -> Iterator[Path]:
     """A file and those that its `base:` names; all were read before."""
     yield file
-    base = parse_yaml(file.read_text(), str(file)).get("base")
-    if base:
+    base = parse_tree(file.read_text(), str(file)).get("base")
+    if isinstance(base, str):
         yield from _files((file.parent / base).resolve())
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stssl.base.arrays import Ints
-from stssl.base.batch import MetadataColumn, RawBatch, RawRows, Stream, View
+from stssl.base.batch import MetadataColumn, Stream, View
 from stssl.base.distributed import rows_of
+from stssl.data.augment import Draw
 from stssl.data.order import Sampler
+from stssl.data.views import RawBatch, RawRows
+
+T = TypeVar("T")
 
 
 class PatchReader(Protocol):
@@ -30,7 +34,7 @@ class PatchReader(Protocol):
 class Drawer(Protocol):
     """Draw the random choices of views."""
 
-    def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Any]:
+    def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
         """Choices for each view of the patches."""
         ...
 
@@ -144,7 +148,7 @@ class Loader:
         yield from prefetch((partial(self.load, step) for step in range(start, stop)), ahead)
 
 
-def prefetch(jobs: Iterator[Callable[[], Any]], ahead: int) -> Iterator[Any]:
+def prefetch(jobs: Iterator[Callable[[], T]], ahead: int) -> Iterator[T]:
     """Run jobs in a thread, up to `ahead` before they are asked for, and yield their results in order."""
     pool = ThreadPoolExecutor(1, "stssl-loader")
     try:

@@ -1,6 +1,7 @@
 """From what the loader delivers to normalized views on the device: scaling, random choices, views."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -8,9 +9,33 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stssl.base.arrays import Floats, Ints
-from stssl.base.batch import DATE, PLACE, Batch, RawBatch, Stream, View
+from stssl.base.batch import DATE, PLACE, Batch, Stream, View
 from stssl.base.randomness import RandomStream, uniforms
 from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, numbers_needed
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Hold this rank's rows of one stream as they come from the store, in host memory.
+
+    Attributes:
+        arrays: For each band group [n, bands, height, width], as stored.
+        metadata: [n, 4], columns as in `MetadataColumn`, NaN where missing.
+        labels: [n, G] choice ids, `IGNORED` where unknown.
+        index: [n] positions in the stream's list of patches.
+        rows: [n] store rows, for messages.
+        draws: The random choices for each view of these rows.
+    """
+
+    arrays: dict[str, Tensor]
+    metadata: Tensor
+    labels: Tensor
+    index: Tensor
+    rows: Tensor
+    draws: dict[View, Draw]
+
+
+RawBatch = dict[Stream, RawRows]
 
 
 class PixelScaler(nn.Module):

@@ -226,7 +226,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
         raise ConfigError(f"{path} has no key search: it is a recipe, for `stssl {command}`")
     file = Path(path).resolve()
     expanded = expand_variables if here else _unexpanded
-    config = validate(SweepConfig, expanded({"name": file.stem} | tree, str(path)), str(path), here)
+    config = validate(SweepConfig, expanded({"name": file.stem, **tree}, str(path)), str(path), here)
     recipe = _base_recipe(file.parent / config.recipe, str(path), here)
     changed = merge(recipe.tree(), _tree(config.change, str(path)))
     return Sweep(config, validate(Recipe, expanded(changed, str(path)), f"{path}: change", here))
@@ -237,7 +237,7 @@ def _base_recipe(source: Path, path: str, here: bool) -> Recipe:
     try:
         if here:
             return load_as(Recipe, source, absolute=False)
-        return validate(Recipe, {"name": source.stem} | load_tree(source), str(source), absolute=False)
+        return validate(Recipe, {"name": source.stem, **load_tree(source)}, str(source), absolute=False)
     except ConfigError as error:
         raise ConfigError(f"{path}: recipe: {error}") from None
 

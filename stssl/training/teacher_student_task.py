@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stssl.base.batch import Batch, Progress, RawBatch, View
+from stssl.base.batch import Batch, Progress, View
 from stssl.base.distributed import rank, world_size
-from stssl.data.views import PixelScaler, ViewMaker
+from stssl.data.views import PixelScaler, RawBatch, ViewMaker
 from stssl.models.ema import average_batchnorm
 from stssl.models.layout import placed
 from stssl.recipes.build import build_loader, build_pixels, build_step

@@ -12,7 +12,8 @@ from stssl.base.textfiles import JSON_DEPTH, parse_json, read_bounded, read_json
 def test_json(tmp_path):
     (tmp_path / "a.json").write_text('\ufeff{"a": [1, 2.5, "é"]}')
     assert read_json(tmp_path / "a.json") == {"a": [1, 2.5, "é"]}
-    assert parse_json("[" * JSON_DEPTH + "]" * JSON_DEPTH, "x", list)
+    deepest = "[" * (JSON_DEPTH - 1) + "]" * (JSON_DEPTH - 1)
+    assert parse_json(f'{{"a": {deepest}}}', "x")
 
 
 @pytest.mark.parametrize(
