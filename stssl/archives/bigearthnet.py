@@ -4,23 +4,25 @@ v1.0 (Sumbul et al. 2019, arXiv:1902.06148) has a JSON a patch; v2.0 (Clasen et 
 tables. Lists of recommended splits, snow and clouds lie beside v1.0 as text files.
 """
 
-import itertools
+import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stssl.archives.base import season_of, time_values
+from stssl.archives.base import Example, ExamplePatch, Option, season_of, time_values
+from stssl.archives.examples import EPSG, write_patch_folder
 from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
-from stssl.archives.places import epsg_of
+from stssl.archives.places import crs_of, epsg_of
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
-from stssl.archives.tables import ABOUT, NAMES, columns_of, find_list, find_split, read_table
+from stssl.archives.split_lists import find_list, listed_splits, split_codes, split_notes
+from stssl.archives.tables import ABOUT, NAMES, columns_of, read_table
 from stssl.base.errors import DataError
 from stssl.base.hashing import digest_of
 from stssl.base.textfiles import parse_json, read_bounded, read_names
@@ -28,9 +30,7 @@ from stssl.store.schema import (
     COMMON,
     CONDITIONS,
     GEOREFERENCE,
-    NO_SPLIT,
     REGION,
-    SPLIT_CODES,
     BadPatchError,
     Column,
     Patch,
@@ -45,9 +45,11 @@ SNOW, CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
 COUNTRY_TABLES = ("countries", "metadata")
 PATCH_BYTES = 1 << 20
 """A patch's JSON has some 600 bytes; one of more than a thousand times that is none."""
+BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
+"""Bands that an archive has, in the order of its makers' lists."""
 PUBLISHED_STATISTICS = {
     "source": "BigEarthNet v1.0, its makers' model repository",
-    "bands": ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"],
+    "bands": list(BANDS),
     "mean": [340.77, 429.94, 614.22, 590.24, 950.68, 1792.46, 2075.47, 2218.95, 2266.46, 2246.06, 1594.43, 1009.33],
     "std": [554.81, 572.42, 582.88, 675.89, 729.90, 1096.01, 1273.45, 1365.46, 1356.14, 1302.33, 1079.19, 818.87],
 }
@@ -65,9 +67,11 @@ class BigEarthNet1:
     def __init__(
         self,
         archive: Path,
-        bands: str = "all",
-        metadata: Path | None = None,
-        splits: Mapping[str, Path] | None = None,
+        bands: Annotated[str, Option("all or rgb.")] = "all",
+        metadata: Annotated[Path | None, Option("table with countries, or folder with v2.0's tables.")] = None,
+        splits: Annotated[
+            Mapping[str, Path] | None, Option("NAME=FOLDER with lists train, val and test; repeatable.", "split")
+        ] = None,
     ) -> None:
         """List the patches.
 
@@ -91,7 +95,7 @@ class BigEarthNet1:
             raise DataError(f"the patches in {archive} are of BigEarthNet v2.0. Convert them as bigearthnet-v2.")
         self.arrays = sentinel_arrays(bands)
         beside = (archive, archive / "BigEarthNet-v1.0", archive.parent)
-        found = _codes(self.names, beside)
+        found = split_codes(self.names, beside)
         self._codes = {} if found is None else {"official": found}
         self._codes |= listed_splits(self.names, splits)
         self.notes = split_notes(self.names, splits)
@@ -122,8 +126,39 @@ class BigEarthNet1:
             **({"splits": list(self.splits)} if splits else {}),
         }
 
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write six patches, one of them without labels, and lists of a split that leave it out.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        archive, parts = folder / "BigEarthNet-v1.0", ("train", "train", "train", "validation", "test", "")
+        patches = []
+        for row, part in enumerate(parts):
+            target = archive / f"S2A_MSIL2A_20170613T101031_{row}_45"
+            patch = ExamplePatch(
+                name=target.name,
+                file=target / f"{target.name}_B02.tif",
+                pixels={band: 100 * number + row for number, band in enumerate(BANDS, 1)},
+                classes=("Pastures", LABELS_43[row]) if part else (),
+                place=(48.2 + row / 10, 14.5),
+                time=datetime(2017, 6, 13 + row, 10, 10, 31, tzinfo=UTC),
+                part=part,
+                error="ok" if part else "no_label",
+            )
+            _write_example_patch(target, patch)
+            patches.append(patch)
+        for part, list_name in (("train", "train.csv"), ("validation", "val.csv"), ("test", "test.csv")):
+            (folder / list_name).write_text("".join(f"{patch.name}\n" for patch in patches if patch.part == part))
+        return Example(archive, tuple(patches), "labels_43")
+
     def read(self, row: int) -> Patch:
-        """One patch: its JSON, its bands, and what the lists say of it."""
+        """Read one patch: its JSON, its bands, and what the lists say of it.
+
+        Args:
+            row: Its row in the store.
+        """
         name, folder = self.names[row], self.archive / self.folders[row]
         patch = Patch(values={f"split_{split}": codes[row] for split, codes in self._codes.items()})
         patch.values |= {column: flags[row] for column, flags in self._flags.items()}
@@ -175,59 +210,6 @@ def _holds_bands(path: str) -> bool:
             return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)
     except OSError as error:
         raise DataError(f"cannot list {path}: {error.strerror}") from None
-
-
-def _codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Split codes of all patches from lists in some folders.
-
-    Raises:
-        DataError: A patch is in two of the lists.
-    """
-    parts = find_split(folders)
-    if parts is None:
-        return None
-    for one, other in itertools.combinations(parts, 2):
-        if both := parts[one] & parts[other]:
-            where = " or ".join(dict.fromkeys(str(folder) for folder in folders))
-            raise DataError(
-                f"the lists of {one} and {other} in {where} share {len(both):,} patches (such as {min(both)}): "
-                "a split's lists must not overlap"
-            )
-    code_of = {name: SPLIT_CODES[part] for part, listed in parts.items() for name in listed}
-    return np.array([code_of.get(name, NO_SPLIT) for name in names], np.uint8)
-
-
-def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> dict[str, NDArray[np.uint8]]:
-    """Codes of the splits that somebody asked for, each from a folder with lists.
-
-    Raises:
-        DataError: A folder has no lists, or they name none of the patches.
-    """
-    found = {}
-    for split, folder in (splits or {}).items():
-        codes = _codes(names, (folder,))
-        if codes is None:
-            raise DataError(f"{folder} has no lists train, val and test (.txt, .csv, .csv.bz2) for the split '{split}'")
-        if (codes == NO_SPLIT).all():
-            raise DataError(f"the lists in {folder} name none of the archive's {len(names):,} patches")
-        found[split] = codes
-    return found
-
-
-def split_notes(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> tuple[str, ...]:
-    """Describe how well the given lists fit the archive, one line a split."""
-    known = frozenset(names)
-    found = []
-    for split, folder in (splits or {}).items():
-        listed = frozenset().union(*(find_split((folder,)) or {}).values())
-        strangers = listed - known
-        left = len(known - listed)
-        if strangers:
-            what = f"{len(strangers):,} of the {len(listed):,} names in its lists are no patches of the archive"
-            found.append(f"split {split}: {what} (such as {min(strangers)})")
-        if left:
-            found.append(f"split {split}: {left:,} of the {len(known):,} patches are in none of its lists")
-    return tuple(found)
 
 
 def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
@@ -304,3 +286,20 @@ def _place(projection: str, corners: dict[str, Any]) -> dict[str, Any]:
         return grid_place(projection, (ulx, uly), (lrx, lry)) | {"utm_epsg": epsg_of(projection)}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadPatchError("bad_coordinates", f"{corners}: {error}") from None
+
+
+def _write_example_patch(folder: Path, patch: ExamplePatch) -> None:
+    """Write the GeoTIFFs and the JSON of one patch of the example archive."""
+    grid = write_patch_folder(folder, patch.pixels, patch.place or (0.0, 0.0))
+    about = {
+        "labels": list(patch.classes),
+        "coordinates": {
+            "ulx": grid.ulx,
+            "uly": grid.uly,
+            "lrx": grid.ulx + grid.side,
+            "lry": grid.uly - grid.side,
+        },
+        "projection": crs_of(EPSG).to_wkt(),
+        "acquisition_date": f"{patch.time:%Y-%m-%d %H:%M:%S}",
+    }
+    (folder / f"{folder.name}_labels_metadata.json").write_text(json.dumps(about))

@@ -5,17 +5,20 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow
 import pyarrow.compute
+import pyarrow.parquet
 from numpy.typing import NDArray
 
-from stssl.archives.base import season_of, time_values
-from stssl.archives.bigearthnet import V1_NAME, V2_NAME, folders_in, label_values, listed_splits, split_notes
+from stssl.archives.base import Example, ExamplePatch, Option, season_of, time_values
+from stssl.archives.bigearthnet import BANDS, V1_NAME, V2_NAME, folders_in, label_values
+from stssl.archives.examples import write_patch_folder
 from stssl.archives.nomenclature import LABELS_19
-from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
+from stssl.archives.sentinel2 import PATCH_SIDE, grid_place, read_bands, sentinel_arrays
+from stssl.archives.split_lists import listed_splits, split_notes
 from stssl.archives.tables import read_table
 from stssl.archives.tiff import georeference, read_band, utm_corner
 from stssl.base.errors import DataError
@@ -35,7 +38,6 @@ from stssl.store.schema import (
 )
 
 TABLES = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
-SIDE_M = 1200.0
 REFERENCE = PixelArray("reference_map", ("CLC",), 120, 120, "uint16", 10.0, 0, "CORINE Land Cover code, level 3")
 
 
@@ -49,10 +51,12 @@ class BigEarthNet2:
     def __init__(
         self,
         archive: Path,
-        bands: str = "all",
-        metadata: Path | None = None,
-        reference_maps: Path | None = None,
-        splits: Mapping[str, Path] | None = None,
+        bands: Annotated[str, Option("all or rgb.")] = "all",
+        metadata: Annotated[Path | None, Option("metadata.parquet, or the folder of the archive's tables.")] = None,
+        reference_maps: Annotated[Path | None, Option("folder Reference_Maps.")] = None,
+        splits: Annotated[
+            Mapping[str, Path] | None, Option("NAME=FOLDER with lists train, val and test; repeatable.", "split")
+        ] = None,
     ) -> None:
         """List the patches.
 
@@ -103,8 +107,40 @@ class BigEarthNet2:
             "reference_maps": bool(self.maps),
         }
 
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write six patches of one product with their table; one is not in the table.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        product = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
+        patches, rows = [], []
+        for row, part in enumerate(("train", "train", "train", "validation", "test", "")):
+            target = folder / "BigEarthNet-S2" / product / f"{product}_{row}_45"
+            patch = ExamplePatch(
+                name=target.name,
+                file=target / f"{target.name}_B02.tif",
+                pixels={band: 100 * number + row for number, band in enumerate(BANDS, 1)},
+                classes=("Pastures", LABELS_19[row]) if part else (),
+                place=(48.2 + row / 10, 14.5),
+                time=datetime(2017, 6, 13, 10, 10, 31, tzinfo=UTC),
+                part=part,
+                error="ok" if part else "no_metadata",
+            )
+            write_patch_folder(target, patch.pixels, patch.place or (0.0, 0.0))
+            patches.append(patch)
+            about = {"patch_id": patch.name, "labels": list(patch.classes), "split": part, "country": "Austria"}
+            rows.append(about | {"contains_seasonal_snow": False, "contains_cloud_or_shadow": False})
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:-1]), folder / TABLES[0])
+        return Example(folder / "BigEarthNet-S2", tuple(patches), "labels_19")
+
     def read(self, row: int) -> Patch:
-        """One patch: its bands, its corner, and what the tables say of it."""
+        """Read one patch: its bands, its corner, and what the tables say of it.
+
+        Args:
+            row: Its row in the store.
+        """
         name, folder = self.names[row], self.archive / self.folders[row]
         patch = Patch()
         if V1_NAME.fullmatch(name):
@@ -231,6 +267,6 @@ def _place(path: Path) -> dict[str, Any]:
         corner = (frame.projection, *frame.upper_left)
     epsg, ulx, uly = corner
     try:
-        return grid_place(epsg, (ulx, uly), (ulx + SIDE_M, uly - SIDE_M)) | {"utm_epsg": epsg}
+        return grid_place(epsg, (ulx, uly), (ulx + PATCH_SIDE, uly - PATCH_SIDE)) | {"utm_epsg": epsg}
     except ValueError as error:
         raise BadPatchError("bad_coordinates", f"{path.name}: {error}") from None

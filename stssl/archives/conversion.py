@@ -6,17 +6,16 @@ together and spreads the shards over the cluster.
 
 import csv
 import hashlib
-import inspect
 import io
-import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stssl.archives import ARCHIVES, Archive
-from stssl.archives.base import OnProgress
+from stssl.archives.base import Archive, OnProgress
+from stssl.archives.formats import ARCHIVES
+from stssl.archives.options import options_of
 from stssl.base.errors import ConfigError, DataError, RunError
 from stssl.base.ray_session import connected_ray
 from stssl.store.files import sole_writer
@@ -79,7 +78,7 @@ def convert(
     store: str | Path,
     options: Options = Options(),
     progress: OnProgress | None = None,
-    **about: Any,
+    **about: object,
 ) -> Summary:
     """Convert an archive to a store.
 
@@ -129,26 +128,7 @@ def _examples(writer: Writer) -> dict[str, str]:
     return found
 
 
-def named_folders(words: Sequence[str] | None) -> dict[str, Path] | None:
-    """Folders by name from `NAME=FOLDER` words of a command line; None where there are none.
-
-    Raises:
-        ConfigError: A word is not of that form, or a name stands twice.
-    """
-    found: dict[str, Path] = {}
-    for word in words or ():
-        name, _, folder = word.partition("=")
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not folder or name in found:
-            raise ConfigError(f"--split {word}: give NAME=FOLDER, each name once (small letters, digits and _)")
-        if name == "blocks":
-            raise ConfigError(f"--split {word}: data.split=blocks means blocks of places. Choose another name.")
-        if not Path(folder).is_dir():
-            raise ConfigError(f"--split {word}: there is no folder {folder}")
-        found[name] = Path(folder).absolute()
-    return found or None
-
-
-def open_archive(source: str, archive: str | Path, **about: Any) -> Archive:
+def open_archive(source: str, archive: str | Path, **about: object) -> Archive:
     """List an archive's patches.
 
     Args:
@@ -170,14 +150,14 @@ def open_archive(source: str, archive: str | Path, **about: Any) -> Archive:
         for name, value in about.items()
         if value is not None
     }
-    known = [name for name in inspect.signature(ARCHIVES[source]).parameters if name != "archive"]
+    known = [option.name for option in options_of(source)]
     strangers = sorted(set(given) - set(known))
     if strangers:
         raise ConfigError(f"{source} has no option {', '.join(strangers)}. It has: {', '.join(known) or 'none'}.")
     return ARCHIVES[source](path, **given)
 
 
-def make_plan(source: str, archive: Archive, options: Options, about: dict[str, Any]) -> StorePlan:
+def make_plan(source: str, archive: Archive, options: Options, about: Mapping[str, object]) -> StorePlan:
     """Plan the store of an archive, with the identity that tells this conversion from another.
 
     Args:
@@ -214,7 +194,7 @@ def make_plan(source: str, archive: Archive, options: Options, about: dict[str, 
 
 
 def verify_store(
-    store: str | Path, archive: str | Path | None = None, progress: OnProgress | None = None, **about: Any
+    store: str | Path, archive: str | Path | None = None, progress: OnProgress | None = None, **about: object
 ) -> Findings:
     """Check a store's checksums, hashes and counts, and with its archive every pixel.
 

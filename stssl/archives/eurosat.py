@@ -5,6 +5,7 @@ follow the code of "Context Matters" (arXiv:2404.18583): in each class, sorted b
 last 20 % test; the last eighth of the training part validates here, so that no choice is made on test patches.
 """
 
+import csv
 import io
 import zipfile
 import zlib
@@ -12,13 +13,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stssl.archives.base import degrees, good_place
+from stssl.archives.base import Example, ExamplePatch, Option, degrees, good_place
+from stssl.archives.examples import grid_around, write_bands
 from stssl.archives.images import open_picture, read_bytes, read_image
 from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.sentinel2 import EUROPE, RESOLUTION, grid_place, keep_pixels
@@ -44,6 +46,9 @@ MOST_MEMBER = 16 << 20
 """Bytes that no image of EuroSAT has; a zip may claim any number."""
 MS_ORDER = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
 """Bands in the files: B8A is last, and there is a B10, which BigEarthNet lacks."""
+EXAMPLE_PARTS = {f"Forest_{number}": "train" for number in range(11, 21)} | {"River_11": "test"}
+EXAMPLE_PARTS |= {"Forest_18": "validation", "Forest_19": "test", "Forest_20": "test"}
+"""Images of the example archives and the parts that the rule of the split gives them."""
 MS_ARRAYS = {"b10": RESOLUTION["b10"], "b20": RESOLUTION["b20"], "b60": (*RESOLUTION["b60"], "B10")}
 
 
@@ -100,7 +105,11 @@ class EuroSat(_Images):
 
     arrays = (PixelArray("rgb", ("B04", "B03", "B02"), SIZE, SIZE, "uint8", 10.0),)
 
-    def __init__(self, archive: Path, coordinates: Path | None = None) -> None:
+    def __init__(
+        self,
+        archive: Path,
+        coordinates: Annotated[Path | None, Option("CSV with filepath, latitude, longitude.")] = None,
+    ) -> None:
         """List the images.
 
         Args:
@@ -117,13 +126,40 @@ class EuroSat(_Images):
         self.columns: tuple[Column, ...] = (*COMMON, label_columns("label", EUROSAT, False), split_column("official"))
         self.about: Mapping[str, Any] = {"source": "EuroSAT RGB", "coordinates": self._places_digest()}
 
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write eleven JPEGs of two classes and a table of their coordinates.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        rows = [["filepath", "latitude", "longitude"]]
+        patches = []
+        for number, (name, part) in enumerate(EXAMPLE_PARTS.items()):
+            label = name.rpartition("_")[0]
+            pixels = {"B04": 60 + number, "B03": 120 + number, "B02": 180 + number}
+            place = (48.2 + number / 10, 14.5)
+            file = folder / "2750" / label / f"{name}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (SIZE, SIZE), tuple(pixels.values())).save(file, quality=95)
+            rows.append([f"{label}/{name}.jpg", str(place[0]), str(place[1])])
+            patches.append(ExamplePatch(name, file, pixels, (label,), place, part=part))
+        table = folder / "coordinates.csv"
+        with table.open("w", newline="") as text:
+            csv.writer(text).writerows(rows)
+        return Example(folder / "2750", tuple(patches), "label", {"coordinates": table}, tolerance=3)
+
     def _places_digest(self) -> str | None:
-        """Hash the places of all images: a conversion with another table of places is another conversion."""
+        """Hash the places of all images, so that another table of coordinates is another conversion."""
         missing = (float("nan"),) * 2
         return digest_of(np.array([self.places.get(name, missing) for name in self.names])) if self.places else None
 
     def read(self, row: int) -> Patch:
-        """One image with its class, place and split."""
+        """Read one image with its class, place and split.
+
+        Args:
+            row: Its row in the store.
+        """
         patch = self._begin(row)
         try:
             patch.arrays["rgb"] = self._pixels(self.members[row])
@@ -154,7 +190,7 @@ class EuroSat(_Images):
 class EuroSatMs(_Images):
     """EuroSAT multispectral: 13 bands resampled to 10 m, georeferenced."""
 
-    def __init__(self, archive: Path, bands: str = "all") -> None:
+    def __init__(self, archive: Path, bands: Annotated[str, Option("all or rgb.")] = "all") -> None:
         """List the images.
 
         Args:
@@ -174,8 +210,30 @@ class EuroSatMs(_Images):
         self.columns: tuple[Column, ...] = (*COMMON, *GEOREFERENCE, label, split_column("official"))
         self.about: Mapping[str, Any] = {"source": "EuroSAT multispectral", "bands": bands}
 
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write eleven GeoTIFFs of two classes.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        patches = []
+        for number, (name, part) in enumerate(EXAMPLE_PARTS.items()):
+            label = name.rpartition("_")[0]
+            values = [100 * (band + 1) + number for band in range(len(MS_ORDER))]
+            place = (48.2 + number / 10, 14.5)
+            file = folder / label / f"{name}.tif"
+            write_bands(file, values, SIZE, grid_around(*place, side=10.0 * SIZE))
+            pixels = dict(zip(MS_ORDER, values, strict=True))
+            patches.append(ExamplePatch(name, file, pixels, (label,), place, part=part))
+        return Example(folder, tuple(patches), "label")
+
     def read(self, row: int) -> Patch:
-        """One image with its class, place and split."""
+        """Read one image with its class, place and split.
+
+        Args:
+            row: Its row in the store.
+        """
         patch, member = self._begin(row), self.members[row]
         try:
             data = self._bytes(member)

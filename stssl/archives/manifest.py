@@ -4,15 +4,19 @@ Images are GeoTIFF, PNG, JPEG or JPEG 2000, 8 or 16 bits, of one size or resampl
 the place, a georeferenced image may say itself. Files beside an image (`.aux.xml`, `.tfw`, `.msk`, ...) are never read.
 """
 
+import csv
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from PIL import Image
 
+from stssl.archives.base import Example, ExamplePatch, Option
 from stssl.archives.cells import first_rows, image_path, place_name, place_of, split_of, time_of
 from stssl.archives.image_places import place_in
 from stssl.archives.images import Picture, in_color_order, read_image, sidecars
@@ -39,7 +43,11 @@ class Manifest:
     attributes: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
-        self, archive: Path, bands: str = "all", size: int | None = None, band_names: str | None = None
+        self,
+        archive: Path,
+        bands: Annotated[str, Option("all, or rgb for the first three.")] = "all",
+        size: Annotated[int | None, Option("resample to this many pixels a side.")] = None,
+        band_names: Annotated[str | None, Option("names of the bands, with commas.")] = None,
     ) -> None:
         """Read the table and look at the first images.
 
@@ -133,8 +141,37 @@ class Manifest:
         colors = tuple(picture.colors[band] for band in order)
         return replace(picture, pixels=picture.pixels[order], measured=measured, colors=colors)
 
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write six PNGs and a table of them; the last has no label, place, time or part.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        rows, patches = [["path", "label", "lat", "lon", "time", "split"]], []
+        for number, part in enumerate(("train", "train", "train", "validation", "test", "")):
+            pixels = {"B04": 60 + number, "B03": 120 + number, "B02": 180 + number}
+            patch = ExamplePatch(f"{number}.png", folder / f"{number}.png", pixels)
+            if part:
+                when = datetime(2017, 6, 13 + number, 10, 10, 31, tzinfo=UTC)
+                label, place = ("forest", "lake")[number % 2], (48.2 + number / 10, 14.5)
+                patch = replace(patch, classes=(label,), place=place, time=when, part=part)
+                rows.append([patch.name, label, str(place[0]), str(place[1]), when.isoformat(), part])
+            else:
+                rows.append([patch.name, "", "", "", "", ""])
+            Image.new("RGB", (8, 8), tuple(pixels.values())).save(patch.file)
+            patches.append(patch)
+        table = folder / "images.csv"
+        with table.open("w", newline="") as text:
+            csv.writer(text).writerows(rows)
+        return Example(table, tuple(patches), "label")
+
     def read(self, row: int) -> Patch:
-        """One image, and what the table says of it."""
+        """Read one image, and what the table says of it.
+
+        Args:
+            row: Its row in the store.
+        """
         name, patch = self.names[row], Patch()
         if self._first[row] != row:
             patch.complain(BadPatchError("duplicate", f"row {row + 1} names the image of row {self._first[row] + 1}"))

@@ -20,12 +20,15 @@ RESOLUTION = {
 """Bands of each stored array: red, green, blue first, so that reading them alone is one contiguous read."""
 
 GSD = {"b10": 10.0, "b20": 20.0, "b60": 60.0}
+"""Pixel size of each stored array in meters."""
+PATCH_SIDE = 1200.0
+"""Width and height of a patch of BigEarthNet in meters."""
 BAND_CHOICES = ("all", "rgb")
 EUROPE = ((27.0, 72.0), (-32.0, 46.0))
 """Latitudes and longitudes that BigEarthNet and EuroSAT lie in: swapped coordinates do not."""
 
 
-def sentinel_arrays(bands: str, side_m: float = 1200.0, nodata: int | None = None) -> tuple[PixelArray, ...]:
+def sentinel_arrays(bands: str, side_m: float = PATCH_SIDE, nodata: int | None = None) -> tuple[PixelArray, ...]:
     """List the pixel arrays of Sentinel-2 patches: all bands, or red, green and blue alone.
 
     Args:

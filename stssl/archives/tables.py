@@ -3,7 +3,7 @@
 import csv
 import io
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,8 @@ import pyarrow
 import pyarrow.parquet
 
 from stssl.base.errors import DataError, first_line
-from stssl.base.textfiles import MOST_BYTES, decode_text, read_names, read_unpacked
+from stssl.base.textfiles import MOST_BYTES, decode_text, read_unpacked
 
-LIST_ENDINGS = (".txt", ".csv", ".csv.bz2", ".csv.gz", ".txt.bz2", ".txt.gz")
-PART_NAMES = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 SEPARATORS = ",;\t|"
 """What may stand between a text table's cells; its first line shows which."""
 FORM = "a table is a CSV or Parquet file such as: path,label,lat,lon,time,split (first line), then a line an image"
@@ -34,33 +32,6 @@ KINDS = (
     (b"%PDF", "a PDF"),
 )
 PARQUET = b"PAR1"
-
-
-def find_list(folders: Iterable[Path], *stems: str) -> Path | None:
-    """The first file of these folders with one of these stems and an ending that lists have."""
-    for folder in folders:
-        for stem in stems:
-            for ending in LIST_ENDINGS:
-                if (folder / (stem + ending)).is_file():
-                    return folder / (stem + ending)
-    return None
-
-
-def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
-    """Patch names of each part, from lists called train, val and test; None where there are none.
-
-    Raises:
-        DataError: Some of the lists are there and others not.
-    """
-    folders = tuple(folders)
-    found = {part: find_list(folders, *stems) for part, stems in PART_NAMES.items()}
-    if not any(found.values()):
-        return None
-    missing = [part for part, path in found.items() if path is None]
-    if missing:
-        there = ", ".join(path.name for path in found.values() if path)
-        raise DataError(f"{folders[0]} has {there}, but no list for {' and '.join(missing)} (such as test.csv)")
-    return {part: read_names(path) for part, path in found.items() if path}
 
 
 def read_table(path: Path) -> pyarrow.Table:

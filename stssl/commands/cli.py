@@ -9,6 +9,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from stssl.base.errors import StoppedError, StsslError
+from stssl.commands.arguments import ConvertCommand, VerifyCommand, given_options, local_path, store_place
 
 
 class _Commands(TyperGroup):
@@ -40,36 +41,12 @@ _CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) n
 """Characters that could control a terminal; messages show `?` in their place."""
 
 
-def _local(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Refuse URLs where a path of this machine is asked for: a folder named `s3:` is what nobody wants."""
-    from stssl.base.paths import path_given
-
-    for path in value if isinstance(value, list | tuple) else [value]:
-        if path is not None:
-            path_given(path, _shown(parameter))
-    return value
-
-
-def _shown(parameter: typer.CallbackParam) -> str:
-    """An option as it is typed; an argument as the help calls it."""
-    return next((one for one in parameter.opts if one.startswith("--")), (parameter.name or "").upper())
-
-
-def _store(parameter: typer.CallbackParam, value: str | None) -> str | None:
-    """Refuse what is neither a path nor a URL."""
-    from stssl.base.paths import store_given
-
-    if value is not None:
-        store_given(value, _shown(parameter))
-    return value
-
-
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")]
 
 
 @app.command("quickstart")
 def quickstart_command(
-    out: Annotated[Path, typer.Option(help="Folder that keeps everything.", callback=_local)] = Path("quickstart"),
+    out: Annotated[Path, typer.Option(help="Folder that keeps everything.", callback=local_path)] = Path("quickstart"),
     patches: Annotated[int, typer.Option(min=200, help="Size of the generated archive.")] = 4000,
     overrides: Overrides = None,
 ) -> None:
@@ -81,11 +58,11 @@ def quickstart_command(
 
 @app.command("synthesize")
 def synthesize_command(
-    out: Annotated[Path, typer.Argument(help="Folder to write.", callback=_local)],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", callback=local_path)],
     patches: Annotated[int, typer.Option(min=1, help="How many patches.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
     locations: Annotated[
-        Path | None, typer.Option(help="Table of real places, dates and classes.", callback=_local)
+        Path | None, typer.Option(help="Table of real places, dates and classes.", callback=local_path)
     ] = None,
     confounded: Annotated[bool, typer.Option(help="Whether dates go with countries.")] = True,
 ) -> None:
@@ -98,22 +75,14 @@ def synthesize_command(
     print(written)
 
 
-@app.command("convert")
+@app.command("convert", cls=ConvertCommand)
 def convert_command(
-    source: Annotated[str, typer.Argument(help="bigearthnet-v1, bigearthnet-v2, eurosat, eurosat-ms or manifest.")],
-    archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.", callback=_local)],
-    store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.", callback=_store)],
-    coordinates: Annotated[
-        Path | None, typer.Option(help="eurosat: CSV with filepath, latitude, longitude.", callback=_local)
-    ] = None,
-    bands: Annotated[str | None, typer.Option(help="all or rgb.")] = None,
-    metadata: Annotated[Path | None, typer.Option(help="bigearthnet: table with countries.", callback=_local)] = None,
-    split: Annotated[list[str] | None, typer.Option(help="bigearthnet: NAME=FOLDER of lists; repeatable.")] = None,
-    reference_maps: Annotated[
-        Path | None, typer.Option(help="bigearthnet-v2: folder Reference_Maps.", callback=_local)
-    ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="manifest: resample to so many pixels a side.")] = None,
-    band_names: Annotated[str | None, typer.Option(help="manifest: names with commas.")] = None,
+    ctx: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="NAME", help="Archive format; `stssl convert NAME --help` lists its options.")
+    ],
+    archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.", callback=local_path)],
+    store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.", callback=store_place)],
     codec: Annotated[str, typer.Option(help="lz4, zstd or none.")] = "lz4",
     shard: Annotated[int, typer.Option(min=1, help="Patches a shard.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first patches.")] = None,
@@ -121,48 +90,32 @@ def convert_command(
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0 converts without Ray.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="Cluster to convert on.")] = None,
 ) -> None:
-    """Convert an archive to a Zarr store; an interrupted conversion goes on where it stopped."""
-    from stssl.archives.conversion import Options, named_folders
+    """Convert an archive to a Zarr store; the same command resumes an interrupted conversion."""
+    from stssl.archives.conversion import Options
     from stssl.archives.conversion import convert as go
     from stssl.commands.progress import conversion_summary, counting
 
     options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers, address=ray_address)
     with counting(console, "convert", "shards") as progress:
-        summary = go(
-            source,
-            archive,
-            store,
-            options,
-            progress,
-            coordinates=coordinates,
-            bands=bands,
-            metadata=metadata,
-            splits=named_folders(split),
-            reference_maps=reference_maps,
-            size=size,
-            band_names=band_names,
-        )
+        summary = go(source, archive, store, options, progress, **given_options(ctx))
     console.print(conversion_summary(summary), markup=False, soft_wrap=True)
     print(summary.store)
 
 
-@app.command("verify")
+@app.command("verify", cls=VerifyCommand)
 def verify_command(
-    store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=_store)],
-    archive: Annotated[Path | None, typer.Option(help="Compare pixels with this archive too.", callback=_local)] = None,
-    coordinates: Annotated[
-        Path | None, typer.Option(help="eurosat: the table that was given to convert.", callback=_local)
+    ctx: typer.Context,
+    store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=store_place)],
+    archive: Annotated[
+        Path | None, typer.Option(help="Compare pixels with this archive too.", callback=local_path)
     ] = None,
-    metadata: Annotated[Path | None, typer.Option(help="bigearthnet: the same.", callback=_local)] = None,
-    reference_maps: Annotated[Path | None, typer.Option(help="bigearthnet-v2: the same.", callback=_local)] = None,
 ) -> None:
     """Check a store's checksums, hashes and counts, and with its archive every pixel."""
     from stssl.archives.conversion import verify_store
     from stssl.commands.progress import counting
 
-    about = {"coordinates": coordinates, "metadata": metadata, "reference_maps": reference_maps}
     with counting(console, "verify", "patches") as progress:
-        findings = verify_store(store, archive, progress, **about)
+        findings = verify_store(store, archive, progress, **given_options(ctx))
     for line in findings.lines():
         print(line)
     compared = f", {findings.compared:,} compared with the archive" if archive else ""
@@ -171,7 +124,9 @@ def verify_command(
 
 
 @app.command("inspect")
-def inspect_command(store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=_store)]) -> None:
+def inspect_command(
+    store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=store_place)],
+) -> None:
     """Say what is in a store: counts, splits, classes, ranges of date and place, bands, size, errors."""
     from stssl.store.description import describe_store
     from stssl.store.store import Store
@@ -181,7 +136,7 @@ def inspect_command(store: Annotated[str, typer.Argument(help="Path or URL of a 
 
 @app.command("train")
 def train_command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=_local)],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=local_path)],
     overrides: Overrides = None,
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
 ) -> None:
@@ -194,7 +149,7 @@ def train_command(
 
 @app.command("pretrain")
 def pretrain_command(
-    recipe: Annotated[Path, typer.Argument(help="Pretraining recipe file (YAML).", callback=_local)],
+    recipe: Annotated[Path, typer.Argument(help="Pretraining recipe file (YAML).", callback=local_path)],
     overrides: Overrides = None,
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 8 pairs a batch, no Ray, no hub.")] = False,
 ) -> None:
@@ -208,7 +163,7 @@ def pretrain_command(
 
 @app.command("probe")
 def probe_command(
-    run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.", callback=_local)],
+    run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.", callback=local_path)],
     labels: Annotated[
         list[str] | None, typer.Option(help="all, fraction=F, per-class=N or total=N; repeatable.")
     ] = None,
@@ -228,7 +183,7 @@ def probe_command(
 
 @app.command("sweep")
 def sweep_command(
-    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).", callback=_local)],
+    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).", callback=local_path)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Sweep keys to change; change.KEY: recipe keys."),
@@ -248,7 +203,7 @@ def sweep_command(
 
 @app.command("plan")
 def plan_command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=_local)],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=local_path)],
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Workers a machine.")] = None,
@@ -266,13 +221,13 @@ def plan_command(
 
 @app.command("submit")
 def submit_command(
-    file: Annotated[Path, typer.Argument(help="Recipe or sweep file, inside the working folder.", callback=_local)],
+    file: Annotated[Path, typer.Argument(help="Recipe or sweep file, inside the working folder.", callback=local_path)],
     overrides: Overrides = None,
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server.")
     ] = "http://127.0.0.1:8265",
     folder: Annotated[
-        Path, typer.Option(help="Working folder: goes to the cluster without data and .venv.", callback=_local)
+        Path, typer.Option(help="Working folder: goes to the cluster without data and .venv.", callback=local_path)
     ] = Path(),
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE (or NAME) for the job; repeatable.")] = None,
     pip: Annotated[list[str] | None, typer.Option(help="Package or requirements file for the job.")] = None,
@@ -293,12 +248,12 @@ def submit_command(
 
 @app.command("evaluate")
 def evaluate_command(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=_local)],
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=local_path)],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     store: Annotated[
-        str | None, typer.Option(help="Where the run's store lies now, if not where it was.", callback=_store)
+        str | None, typer.Option(help="Where the run's store lies now, if not where it was.", callback=store_place)
     ] = None,
 ) -> None:
     """Score a run's student (and teacher) on a part of its split."""
@@ -311,8 +266,8 @@ def evaluate_command(
 
 @app.command("report")
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", callback=_local)],
-    out: Annotated[Path, typer.Option(help="HTML file to write.", callback=_local)] = Path("report.html"),
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", callback=local_path)],
+    out: Annotated[Path, typer.Option(help="HTML file to write.", callback=local_path)] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page about runs: recipes, curves, scores, classes, maps."""
     from stssl.analysis.report import write_report

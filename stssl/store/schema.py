@@ -8,7 +8,15 @@ keeps its row, an error code, and the split code `NO_SPLIT`.
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+
+from stssl.base.arrays import AnyArray
+
+Value = str | int | float | bool | np.generic | AnyArray
+"""What a patch has in one column."""
+Values = dict[str, Value]
+"""Values of a patch by the name of their column."""
 
 SCHEMA_VERSION = 1
 SHARD = 512
@@ -129,7 +137,7 @@ class Patch:
     """
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
     valid_bands: int = 0
     measured: dict[str, NDArray[Any]] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)

@@ -25,8 +25,9 @@ from stssl.archives.bigearthnet import BigEarthNet1, read_patch_json
 from stssl.archives.conversion import Options, convert
 from stssl.archives.eurosat import EuroSat, read_coordinates
 from stssl.archives.manifest import Manifest
+from stssl.archives.split_lists import find_split
 from stssl.archives.synthetic import synthesize
-from stssl.archives.tables import find_split, read_table
+from stssl.archives.tables import read_table
 from stssl.base.config import apply_overrides, load_tree, validate
 from stssl.base.errors import StsslError
 from stssl.data.splits import ListSplit, make_split
