@@ -55,9 +55,11 @@ def write_bands(path: Path, values: Sequence[int], size: int, grid: ExampleGrid)
     step = grid.side / size
     options = {"driver": "GTiff", "width": size, "height": size, "count": len(values), "dtype": "uint16"}
     transform = Affine(step, 0, grid.ulx, 0, -step, grid.uly)
-    with rasterio.open(path, "w", crs=crs_of(EPSG), transform=transform, **options) as file:
-        for number, value in enumerate(values, 1):
-            file.write(np.full((size, size), value, np.uint16), number)
+    with rasterio.MemoryFile() as memory:
+        with memory.open(crs=crs_of(EPSG), transform=transform, **options) as file:
+            for number, value in enumerate(values, 1):
+                file.write(np.full((size, size), value, np.uint16), number)
+        path.write_bytes(memory.read())
 
 
 def write_patch_folder(folder: Path, values: Mapping[str, int], place: tuple[float, float]) -> ExampleGrid:
