@@ -81,12 +81,8 @@ class BigEarthNet2:
             raise DataError(f"the patches in {archive} are of BigEarthNet v1.0. Convert them as bigearthnet-v1.")
         self.arrays = sentinel_arrays(bands, nodata=0)
         beside = [self.archive, self.archive.parent]
-        found = [path / "Reference_Maps" for path in beside if (path / "Reference_Maps").is_dir()]
-        self.reference = reference_maps or (found[0] if found else None)
+        self.reference = self._find_maps(reference_maps, beside)
         self.maps = (REFERENCE,) if self.reference else ()
-        products = {Path(folder).parent.name for folder in self.folders}
-        if reference_maps and not any((reference_maps / product).is_dir() for product in products):
-            raise DataError(f"{reference_maps} has no maps of the patches in {archive} (Reference_Maps/<product>/)")
         self._about = _Table(_tables([metadata] if metadata else beside, archive), self.names)
         self._listed = listed_splits(self.names, splits)
         self.notes = split_notes(self.names, splits)
@@ -164,6 +160,18 @@ class BigEarthNet2:
         if self.reference is not None:
             self._read_map(patch, self.reference / folder.parent.name / name / f"{name}_reference_map.tif")
         return patch
+
+    def _find_maps(self, given: Path | None, beside: list[Path]) -> Path | None:
+        """Find the folder of reference maps: the given one, or one beside the archive.
+
+        Raises:
+            DataError: The given folder has no maps of the archive's products.
+        """
+        products = {Path(folder).parent.name for folder in self.folders}
+        if given and not any((given / product).is_dir() for product in products):
+            raise DataError(f"{given} has no maps of the patches in {self.archive} (Reference_Maps/<product>/)")
+        found = [path / "Reference_Maps" for path in beside if (path / "Reference_Maps").is_dir()]
+        return given or (found[0] if found else None)
 
     def _read_map(self, patch: Patch, path: Path) -> None:
         try:
