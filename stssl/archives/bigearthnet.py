@@ -106,10 +106,8 @@ class BigEarthNet1:
         }
         self._countries = _countries(self.names, metadata or find_list(beside, *COUNTRY_TABLES))
         if metadata and not any(self._countries):
-            raise DataError(
-                f"{metadata} tells the country of none of the patches: it needs the columns patch_id (or s2v1_name) "
-                "and country"
-            )
+            needed = "the columns patch_id (or s2v1_name) and country"
+            raise DataError(f"{metadata} tells the country of none of the patches: it needs {needed}")
         self.columns: tuple[Column, ...] = (
             *COMMON,
             *GEOREFERENCE,
