@@ -1,9 +1,9 @@
-"""From stored patches to normalized views: batched tensor operations on the networks' device.
+"""Augment images with batched tensor operations on the networks' device.
 
-All randomness comes in as numbers that the loader drew from (seed, stream, epoch, patch), so a view does not depend
-on ranks, threads or restarts. Weak view: random crop with reflected borders and both flips. Strong view: the same
-plus RandAugment (Cubuk et al., 2020, arXiv:1909.13719); its geometric operations are composed into one resampling
-with the crop, and only its photometric ones run one after another.
+All random choices arrive as numbers that the loader drew from (seed, stream, epoch, patch), so a view does not depend
+on ranks, threads or restarts. The weak view is a random crop with reflected borders and both flips. The strong view
+adds RandAugment (Cubuk et al. 2020, arXiv:1909.13719). Its geometric operations are composed with the crop into one
+resampling; only its photometric operations run one after another.
 """
 
 import math
@@ -23,14 +23,21 @@ from stssl.base.config import Config, Domain
 
 
 class RandAugmentConfig(Config):
-    """Strength of the strong view: `n` operations of magnitude `m` (of 10)."""
+    """Set the strength of the strong view: `n` operations of magnitude `m` (0 to 10) on each image."""
 
     n: Annotated[int, Field(ge=0, le=10), Domain(1, 4)] = 3
     m: Annotated[float, Field(ge=0, le=10), Domain(2, 10)] = 5.0
 
 
 class AugmentConfig(Config):
-    """Views of the training streams."""
+    """Set how the views of the training streams are augmented.
+
+    Attributes:
+        strong_labeled: True if labeled patches get a strong view too.
+        randaugment: Strength of the strong views.
+        padding: Largest shift of the random crop, as a share of the image's side.
+        metadata_dropout: Probability with which place, and independently date, is hidden from the networks.
+    """
 
     strong_labeled: bool = False
     randaugment: RandAugmentConfig = RandAugmentConfig()
@@ -40,14 +47,14 @@ class AugmentConfig(Config):
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices for one view of n patches.
+    """Hold the random choices for one view of n patches.
 
     Attributes:
         shift: [n, 2] crop offset in pixels, rows then columns.
         flip: [n, 2] whether to flip vertically and horizontally.
         matrix: [n, 2, 2] inverse linear map of the geometric operations; None in a weak view.
         offset: [n, 2] its translation (x, y) in normalized coordinates; None in a weak view.
-        photometric: For each round, operation name -> (rows it touches, their magnitudes).
+        photometric: For each round, operation name -> (rows that it changes, their magnitudes).
     """
 
     shift: Tensor
@@ -57,7 +64,7 @@ class Draw:
     photometric: tuple[dict[str, tuple[Tensor, Tensor]], ...] = ()
 
     def to(self, device: torch.device) -> "Draw":
-        """The same choices on another device, copied without waiting."""
+        """Copy these choices to another device without waiting for the copy."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -74,12 +81,12 @@ _GEOMETRY = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "transl
 
 
 def numbers_needed(strong: RandAugmentConfig | None) -> int:
-    """Uniform numbers that one patch's view takes: 4, and 2 for each operation of a strong view."""
+    """Return how many uniform numbers one patch's view takes: 4, and 2 more for each operation of a strong view."""
     return 4 + (2 * strong.n if strong else 0)
 
 
 def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentConfig | None) -> Draw:
-    """Turn uniform numbers into the choices for one view.
+    """Turn uniform numbers into the choices for one view of n patches.
 
     Args:
         numbers: [n, numbers_needed(strong)] in [0, 1).
@@ -103,6 +110,7 @@ def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentCon
 def _by_operation(
     choices: NDArray[np.int64], magnitudes: NDArray[np.floating[Any]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
+    """Group one round's choices by photometric operation: name -> (rows, magnitudes)."""
     found = {}
     for number in np.unique(choices):
         if _NAMES[number] in PHOTOMETRIC:
@@ -112,9 +120,10 @@ def _by_operation(
 
 
 def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], ...]:
-    """Inverse affine map of all geometric operations of each patch: [n, 2, 2] and [n, 2].
+    """Compose each patch's geometric operations into one inverse affine map: matrices [n, 2, 2], offsets [n, 2].
 
-    In normalized coordinates (the image spans -1..1). A patch has one operation a round: the others' amounts are 0.
+    Coordinates are normalized: the image spans -1 to 1. Each round has one operation a patch, so the amounts of all
+    other operations are 0 and one formula serves all of them.
     """
     rows = len(choices)
     matrix, offset = np.tile(np.eye(2), (rows, 1, 1)), np.zeros((rows, 2))
@@ -136,7 +145,7 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.floating[Any]]) 
 
 
 def _blend(image: Tensor, base: Tensor, magnitude: Tensor) -> Tensor:
-    """Move away from (positive magnitude) or toward (negative) a degenerate image, as PIL's enhancers do."""
+    """Move an image away from a degenerate one (positive magnitude) or toward it (negative), as PIL's enhancers do."""
     return base + (1 + 0.9 * magnitude) * (image - base)
 
 
@@ -177,7 +186,7 @@ def _autocontrast(image: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def _equalize(image: Tensor, magnitude: Tensor) -> Tensor:
-    """Histogram equalisation of each band in 256 bins: the share of the other pixels that are darker."""
+    """Equalize each band's histogram in 256 bins: a pixel becomes the share of the other pixels that are darker."""
     bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
     counts = torch.zeros(*bins.shape[:2], 256, device=image.device).scatter_add_(2, bins, torch.ones_like(bins).float())
     below = (counts.cumsum(2) - counts).gather(2, bins)
@@ -200,7 +209,7 @@ _NAMES = (*GEOMETRIC, *PHOTOMETRIC)
 
 
 def _crop(image: Tensor, draw: Draw) -> Tensor:
-    """Shift with reflected borders and flip, as one gather: [n, c, h, w]."""
+    """Shift images [n, c, h, w] with reflected borders and flip them, as one gather."""
     rows, columns = (
         _source(image.shape[2 + axis], draw.shift[:, axis], draw.flip[:, axis], image.device) for axis in (0, 1)
     )
@@ -216,7 +225,7 @@ def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Ten
 
 
 def _warp(image: Tensor, draw: Draw) -> Tensor:
-    """Geometric operations, crop and flips in one bilinear resampling with reflected borders."""
+    """Apply geometric operations, crop and flips in one bilinear resampling with reflected borders."""
     if draw.matrix is None or draw.offset is None:
         return _crop(image, draw)
     height, width = image.shape[2:]
@@ -229,7 +238,15 @@ def _warp(image: Tensor, draw: Draw) -> Tensor:
 
 
 def apply_view(image: Tensor, draw: Draw) -> Tensor:
-    """Make one view of images [n, c, h, w] with values in [0, 1]; the result has the same shape and range."""
+    """Make one view of images.
+
+    Args:
+        image: [n, c, h, w] with values in [0, 1].
+        draw: The random choices, on the same device.
+
+    Returns:
+        [n, c, h, w] with values in [0, 1].
+    """
     image = _warp(image, draw)
     for operations in draw.photometric:
         changed = image

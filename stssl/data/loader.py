@@ -1,4 +1,4 @@
-"""Batches of the labeled and the unlabeled stream, read ahead of the step by a thread."""
+"""Load batches of the labeled and the unlabeled stream in a thread, ahead of the step that needs them."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class PatchReader(Protocol):
-    """Read pixels of store rows."""
+    """Read the pixels of store rows."""
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """One tensor [n, bands, height, width] for each band group."""
+        """Read one tensor [n, bands, height, width] for each band group."""
         ...
 
 
@@ -35,27 +35,33 @@ class Drawer(Protocol):
     """Draw the random choices of views."""
 
     def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
-        """Choices for each view of the patches."""
+        """Draw the choices for each view of some patches.
+
+        Args:
+            views: Views that are wanted.
+            epochs: [n] epoch of each patch.
+            rows: [n] store rows.
+        """
         ...
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
-        """Blank some metadata fields at random.
+        """Set some metadata to NaN at random.
 
         Args:
-            metadata: [n, 4].
+            metadata: [n, 4], columns as in `MetadataColumn`.
             stream: Stream of the rows.
             epochs: [n] epoch of each row.
-            rows: [n] positions in the stream.
+            rows: [n] store rows.
         """
         ...
 
 
 @dataclass(frozen=True)
 class StreamSource:
-    """One stream's patches.
+    """Hold what the patches of one stream are read from.
 
     Attributes:
-        reader: Delivers pixels of store rows.
+        reader: Delivers the pixels of store rows.
         rows: [size] store rows of the stream.
         metadata: [N, 4] of all store rows.
         labels: [N, G] choice ids of all store rows.
@@ -69,7 +75,7 @@ class StreamSource:
     sampler: Sampler
 
     def global_rows(self, step: int) -> list[int]:
-        """Store rows of all ranks in a step."""
+        """List the store rows that all ranks together use in a step."""
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
@@ -77,7 +83,7 @@ class StreamSource:
         """Load this rank's rows of a step's global batch, with random choices for this stream's views.
 
         Args:
-            views: Views that the step uses.
+            views: Views that the step uses, all of this stream.
             draw: Draws the random choices.
             step: Number of the step.
             ranks: This rank and the number of ranks.
@@ -93,7 +99,7 @@ class StreamSource:
 
 
 class Loader:
-    """Iterates over this rank's part of the global batches `start`..`stop`-1, in order."""
+    """Iterate over this rank's part of the global batches of a range of steps, in order."""
 
     def __init__(
         self,
@@ -103,25 +109,25 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Load rank `rank`'s contiguous rows of each global batch.
+        """Load contiguous rows of each global batch.
 
         Args:
             sources: The patches of each stream.
             draw: Draws the random choices of views.
-            views: Those that a step looks at; a stream without any is not read in that step.
-            rank: This process.
+            views: Returns the views that a step uses; a stream without any is not read in that step.
+            rank: Number of this process.
             world: Number of processes.
         """
         self.sources, self.draw, self.views, self.ranks = sources, draw, views, (rank, world)
 
     def load(self, step: int) -> RawBatch:
-        """One step's rows, read now."""
+        """Read one step's rows in the calling thread."""
         return {
             stream: source.load(views, self.draw, step, self.ranks) for stream, source, views in self._streams(step)
         }
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Store rows of all ranks in a step, by the name of their stream."""
+        """Return the store rows that all ranks together use in a step, by the name of their stream."""
         return {stream.value: source.global_rows(step) for stream, source, _ in self._streams(step)}
 
     def rows_at(self, step: int) -> int:
@@ -129,7 +135,7 @@ class Loader:
         return sum(source.sampler.batch for _, source, _ in self._streams(step))
 
     def _streams(self, step: int) -> Iterator[tuple[Stream, StreamSource, list[View]]]:
-        """The streams that a step looks at, with the views it looks at."""
+        """Yield the streams that a step uses, with its views of each."""
         wanted = self.views(step)
         for stream, source in self.sources.items():
             if views := [view for view in wanted if view.stream is stream]:
@@ -138,7 +144,7 @@ class Loader:
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawBatch]:
         """Yield the rows of each step, read by a thread up to `ahead` steps before they are needed.
 
-        An error of the reader is raised here, at the step whose rows it could not read.
+        An error of the reader is raised here, at the step whose rows could not be read.
 
         Args:
             start: First step.
@@ -149,7 +155,7 @@ class Loader:
 
 
 def prefetch(jobs: Iterator[Callable[[], T]], ahead: int) -> Iterator[T]:
-    """Run jobs in a thread, up to `ahead` before they are asked for, and yield their results in order."""
+    """Run jobs in one thread, up to `ahead` before their results are asked for, and yield the results in order."""
     pool = ThreadPoolExecutor(1, "stssl-loader")
     try:
         running = deque(pool.submit(job) for job in islice(jobs, ahead))
@@ -162,13 +168,16 @@ def prefetch(jobs: Iterator[Callable[[], T]], ahead: int) -> Iterator[T]:
 
 
 def metadata_table(lat: NDArray[Any], lon: NDArray[Any], day: NDArray[Any], time: NDArray[Any]) -> Tensor:
-    """Columns of a store to [N, 4] float32 metadata, NaN where missing.
+    """Arrange columns of a store as [N, 4] float32 metadata, NaN where a value is missing.
 
     Args:
-        lat: Degrees north, NaN where missing.
-        lon: Degrees east, NaN where missing.
-        day: Day of year 1..366; below 1 where missing.
-        time: Seconds since 1970-01-01; the smallest int64 where missing.
+        lat: [N] degrees north, NaN where missing.
+        lon: [N] degrees east, NaN where missing.
+        day: [N] day of year 1..366; below 1 where missing.
+        time: [N] seconds since 1970-01-01 UTC; the smallest int64 where missing.
+
+    Returns:
+        Columns as in `MetadataColumn`.
     """
     known = time != np.iinfo(np.int64).min
     hour = np.where(known, (np.where(known, time, 0) % 86400) / 3600, np.nan)

@@ -1,4 +1,8 @@
-"""In which order a stream comes: patch by patch from a disk, by groups of shards from an object store."""
+"""Choose the order of a stream: any patches from a local disk, groups of shards from an object store.
+
+From an object store, patches in random order would fetch a shard for nearly every patch. So such a stream goes through
+a few shards at a time, which a cache on disk holds.
+"""
 
 import math
 from collections.abc import Callable
@@ -15,11 +19,11 @@ SHARDS_AHEAD = 2
 
 
 class Sampler(Protocol):
-    """An infinite order, cut into global batches."""
+    """Order a stream without end, and cut it into global batches."""
 
     @property
     def batch(self) -> int:
-        """Patches of a global batch."""
+        """Return the number of patches in a global batch."""
         ...
 
     @property
@@ -28,22 +32,27 @@ class Sampler(Protocol):
         ...
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Positions and epochs of some rows of the global batch of a step."""
+        """Return positions and epochs of some rows of a step's global batch.
+
+        Args:
+            step: Number of the step.
+            rows: Rows of the global batch that are wanted.
+        """
         ...
 
     def whole(self, step: int) -> Ints:
-        """Positions of a step's global batch, without fetching anything."""
+        """Return the positions of a step's global batch, without fetching anything."""
         ...
 
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """Go through a store in groups of shards.
+    """Describe an order that goes through a store by groups of shards.
 
     Attributes:
-        shard: Patches a shard.
+        shard: Patches in a shard.
         mix: Shards that are mixed.
-        fetch: Brings the shards of rows near, now or in the background; None where all is held in memory.
+        fetch: Brings the shards of rows into the cache, at once or in the background; None if all is held in memory.
     """
 
     shard: int
@@ -51,7 +60,7 @@ class ShardOrder:
     fetch: Callable[[Ints, bool], None] | None
 
     def about(self, world: int) -> str:
-        """For a run's record: what the order depends on."""
+        """Say for a run's record what the order depends on."""
         return (
             f"the unlabeled stream comes by shards of {self.shard} patches, mixed {self.mix} at a time and dealt out "
             f"to {world} ranks: with another number of ranks it comes in another order"
@@ -59,19 +68,25 @@ class ShardOrder:
 
 
 class FetchingSampler:
-    """An order by shards that brings the shards of a step near when its rows are asked for, and those to come."""
+    """Order patches by shards, and fetch the shards of a step and of later steps when its rows are asked for."""
 
     def __init__(self, order: ShardSampler, stored: Ints, shard_order: ShardOrder) -> None:
-        """Say which store rows the order's positions are."""
+        """Order the store rows `stored`, which the positions of `order` refer to.
+
+        Args:
+            order: Order of positions.
+            stored: [size] store row of each position.
+            shard_order: Size and number of mixed shards, and how to fetch them.
+        """
         self.order, self.stored, self.shard_order, self.batch = order, stored, shard_order, order.batch
         self.seed = order.seed
 
     def whole(self, step: int) -> Ints:
-        """[batch] positions of a step's global batch, without fetching anything."""
+        """Return the positions [batch] of a step's global batch, without fetching anything."""
         return self.order.whole(step)
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Positions and epochs of some rows of the global batch of a step."""
+        """Return positions and epochs of rows of a step's global batch, once their shards are in the cache."""
         positions, epochs = self.order.rows(step, rows)
         if self.shard_order.fetch is not None:
             ahead = math.ceil(SHARDS_AHEAD * self.shard_order.shard / len(positions))
@@ -83,14 +98,14 @@ class FetchingSampler:
 def make_order(
     stored: Ints, batch: int, seed: int, stream: RandomStream, *, shard_order: ShardOrder | None, world: int
 ) -> StreamSampler | FetchingSampler:
-    """The order of a stream.
+    """Make the order of a stream.
 
     Args:
         stored: [size] store rows of the stream.
-        batch: Patches of a global batch.
-        seed: Of the run.
-        stream: Names the order.
-        shard_order: Where the store is fetched in shards.
+        batch: Patches in a global batch.
+        seed: Seed of the run.
+        stream: Use of random numbers that shuffles it.
+        shard_order: Groups of shards, if the store is fetched shard by shard.
         world: Number of ranks.
 
     Raises:
@@ -103,14 +118,14 @@ def make_order(
 
 
 def shard_order_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: bool) -> ShardOrder | None:
-    """Choose the order for a reader: groups of shards if it reads through a cache on disk, else None.
+    """Choose groups of shards for a reader that reads through a cache on disk; return None for other readers.
 
     Args:
-        reader: Of the store.
-        mix: Shards that are mixed.
-        limit: Bytes of the cache.
-        held: All patches are held in memory, so that nothing needs to be fetched.
-        tell: Warn where the cache does not hold the shards that are mixed.
+        reader: Reader of the store.
+        mix: Number of shards that are mixed.
+        limit: Size of the cache in bytes.
+        held: True if all patches are held in memory, so that nothing needs to be fetched.
+        tell: True to warn if the cache is smaller than the shards that are mixed.
     """
     if reader.shard is None:
         return None

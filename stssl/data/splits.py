@@ -24,22 +24,22 @@ OWN_SPLIT = (
 
 
 class Columns(Protocol):
-    """Read the columns of a store that a split needs."""
+    """Describe what a split needs of a store."""
 
     path: str
 
     @property
     def size(self) -> int:
-        """N: rows."""
+        """Return N, the number of rows."""
         ...
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """Names of the stored splits."""
+        """Return the names of the stored splits."""
         ...
 
     def column(self, name: str) -> NDArray[Any]:
-        """A metadata array [N] or [N, C]."""
+        """Read a metadata array [N] or [N, C]."""
         ...
 
     def has_column(self, name: str) -> bool:
@@ -48,7 +48,14 @@ class Columns(Protocol):
 
 
 class BlockSplit(Config):
-    """Whole latitude-longitude blocks go to one part each, so that test places are new places."""
+    """Assign whole squares of latitude and longitude to one part each, so that test places are new places.
+
+    Attributes:
+        degrees: Side of the squares.
+        validation: Share of the patches.
+        test: Share of the patches.
+        seed: Seed of the assignment.
+    """
 
     name: Literal["blocks"]
     degrees: Annotated[float, Field(gt=0)] = 1.0
@@ -58,7 +65,15 @@ class BlockSplit(Config):
 
 
 class LeaveOutSplit(Config):
-    """Test on the patches whose column has one of some values, such as a country or a season; train on the others."""
+    """Test on the patches whose column has one of some values, such as a country or season, and train on the others.
+
+    Attributes:
+        column: Name of the column.
+        values: Values of the test patches.
+        validation: Share of the other patches, as whole squares of latitude and longitude.
+        degrees: Side of the squares.
+        seed: Seed of the assignment.
+    """
 
     name: Literal["leave_out"]
     column: ColumnName
@@ -69,7 +84,7 @@ class LeaveOutSplit(Config):
 
 
 class ListSplit(Config):
-    """Lists of patch names, one a line, for each part."""
+    """Take each part from a list of patch names, one name a line."""
 
     name: Literal["lists"]
     train: Location
@@ -82,14 +97,14 @@ SplitConfig = str | Annotated[BlockSplit | LeaveOutSplit | ListSplit, Field(disc
 
 @dataclass(frozen=True)
 class Split:
-    """Store rows of each part, ascending."""
+    """Hold the store rows of each part, ascending."""
 
     train: Ints
     validation: Ints
     test: Ints
 
     def part(self, name: str) -> Ints:
-        """Rows of the part called `train`, `validation` or `test`.
+        """Return the rows of the part called `train`, `validation` or `test`.
 
         Raises:
             ConfigError: Another name.
@@ -100,15 +115,15 @@ class Split:
 
 
 def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = ()) -> Split:
-    """Divide a store's readable rows.
+    """Divide a store's readable rows into training, validation and test.
 
     Args:
-        store: Where the columns are.
-        config: The name of a stored split, `blocks`, or a rule.
-        exclude: Boolean columns (such as `seasonal_snow`) whose rows take no part.
+        store: Store that has the columns.
+        config: Name of a stored split, `blocks`, or a rule.
+        exclude: Boolean columns (such as `seasonal_snow`) whose rows are left out.
 
     Raises:
-        ConfigError: The store has no such split or column; names those it has.
+        ConfigError: The store has no such split or column; the message lists those it has.
         DataError: Training or validation would be empty, or a list names no patch of the store.
     """
     if config == "blocks":
@@ -130,6 +145,7 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
 
 
 def _stored(store: Columns, name: str) -> NDArray[Any]:
+    """Read the codes [N] of a split that the archive came with."""
     if name not in store.split_names:
         places = np.isfinite(np.asarray(store.column("lat"), float)).any()
         known = ", ".join((*store.split_names, *(["blocks"] if places else [])))
@@ -139,7 +155,7 @@ def _stored(store: Columns, name: str) -> NDArray[Any]:
 
 
 def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
-    """Rows with a place, and the number of the block that each lies in."""
+    """Return the rows that have a place, and for each the number of the square that it lies in."""
     lat, lon = (np.asarray(store.column(name), float) for name in ("lat", "lon"))
     rows = np.flatnonzero(np.isfinite(lat) & np.isfinite(lon))
     if len(rows) == 0:
@@ -156,12 +172,21 @@ def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
 
 
 def _blocks(store: Columns, config: BlockSplit) -> Ints:
+    """Assign codes [N] by whole squares."""
     rows, blocks = _block_ids(store, config.degrees)
     return _deal(store.size, rows, blocks, {2: config.test, 1: config.validation}, config.seed)
 
 
 def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: int) -> Ints:
-    """Codes [size]: shuffled blocks fill each share in turn, the rest trains, rows without a block take no part."""
+    """Assign codes [size]: shuffled squares fill each share in turn, and the rest trains.
+
+    Args:
+        size: Rows of the store.
+        rows: [n] rows that have a square; all others get the code of no part.
+        blocks: [n] number of the square of each row.
+        shares: Code of each part and its share of the rows.
+        seed: Seed of the shuffle.
+    """
     counts = np.bincount(blocks)
     order = np.random.default_rng(seed).permutation(len(counts))
     reached = np.cumsum(counts[order]) - counts[order] / 2
@@ -177,6 +202,7 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
 
 
 def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
+    """Assign codes [N] by the values of a column."""
     values = as_text(store.column(config.column))
     if values.ndim > 1:
         raise ConfigError(f"data.split.column: {config.column} has many values a patch. Give one such as country.")
@@ -196,6 +222,7 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
 
 
 def _lists(store: Columns, config: ListSplit) -> Ints:
+    """Assign codes [N] by lists of names."""
     names = as_text(store.column("patch_id"))
     codes = np.full(store.size, 255, np.int64)
     for code, part in enumerate(PARTS):

@@ -1,4 +1,4 @@
-"""From what the loader delivers to normalized views on the device: scaling, random choices, views."""
+"""Turn loaded rows into normalized views on the device: scale pixels, draw random choices, apply them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ RawBatch = dict[Stream, RawRows]
 
 
 class PixelScaler(nn.Module):
-    """Stored band groups to images in [0, 1] at the networks' size, and those to what the networks see."""
+    """Scale stored band groups to images in [0, 1] at the networks' size, and center those for the networks."""
 
     low: Tensor
     width: Tensor
@@ -60,12 +60,12 @@ class PixelScaler(nn.Module):
 
         Args:
             layout: For each band group, the bands that the reader delivers.
-            bands: The order that the networks see.
-            size: Side in pixels.
-            mean: [C] of the stored values, in the order of `bands`.
-            std: [C] likewise.
+            bands: The order that the networks expect.
+            size: Side of the images in pixels.
+            mean: [C] mean of the stored values, in the order of `bands`.
+            std: [C] standard deviation of the stored values.
             scale: `sigmas` maps mean -/+ 2 standard deviations to 0 and 1 and clips; `bytes` divides by 255.
-            memory_format: How the networks want their images to lie in memory.
+            memory_format: Memory layout that the networks expect.
         """
         super().__init__()
         self.groups, self.size, self.memory_format = tuple(layout), size, memory_format
@@ -78,21 +78,25 @@ class PixelScaler(nn.Module):
         self.spread = 0.25 if scale == "sigmas" else 0.5
 
     def unit(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """Band groups [n, c, h, w] of any resolution to images [n, C, size, size] in [0, 1]."""
+        """Turn band groups [n, c, h, w] of any resolution into images [n, C, size, size] in [0, 1]."""
         image = torch.cat([self._resize(arrays[group].float()) for group in self.groups], 1)
         if not self.in_order:
             image = image[:, self.order]
         return ((image - self.low) / self.width).clamp_(0, 1)
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Center [0, 1] values: (x - 0.5) / 0.25 where a standard deviation spans 0.25, else (x - 0.5) / 0.5."""
+        """Center values in [0, 1]: (x - 0.5) / 0.25 with `sigmas`, else (x - 0.5) / 0.5.
+
+        With `sigmas`, 0.25 is one standard deviation, so both scales give values of about unit size.
+        """
         return ((image - 0.5) / self.spread).contiguous(memory_format=self.memory_format)
 
     def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """The unaugmented image as networks see it."""
+        """Return the unaugmented images as networks expect them."""
         return self.normalize(self.unit(arrays))
 
     def _resize(self, image: Tensor) -> Tensor:
+        """Resample images to the networks' size, with an antialiasing filter when they shrink."""
         if image.shape[-1] == self.size and image.shape[-2] == self.size:
             return image
         shrinks = image.shape[-1] > self.size
@@ -102,14 +106,26 @@ class PixelScaler(nn.Module):
 
 
 class ViewDrawer:
-    """Draws the choices for views of a stream's rows; runs beside the reader, on the host."""
+    """Draw the random choices for views of a stream's rows; this runs on the host, in the loader's thread."""
 
     def __init__(self, config: AugmentConfig, seed: int, size: int) -> None:
-        """Draw for images with `size` pixels a side; `seed` is the run's."""
+        """Draw for images of a fixed size.
+
+        Args:
+            config: Strength of the augmentation.
+            seed: Seed of the run.
+            size: Side of the images in pixels.
+        """
         self.config, self.seed, self.size = config, seed, size
 
     def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
-        """Choices for each of `views` of patches `rows` in their `epochs`, both [n]."""
+        """Draw the choices for each view of some patches.
+
+        Args:
+            views: Views that are wanted.
+            epochs: [n] epoch of each patch.
+            rows: [n] store rows.
+        """
         return {view: self._draw(view, epochs, rows) for view in sorted(views, key=str)}
 
     def _draw(self, view: View, epochs: Ints, rows: Ints) -> Draw:
@@ -118,13 +134,13 @@ class ViewDrawer:
         return draw_view(numbers, self.size, self.config.padding, strong)
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
-        """Blank place and date, each with the configured probability, in a copy of the metadata.
+        """Hide place and date, each with the configured probability, in a copy of the metadata.
 
         Args:
-            metadata: [n, 4].
+            metadata: [n, 4], columns as in `MetadataColumn`.
             stream: Stream of the rows.
             epochs: [n] epoch of each row.
-            rows: [n] positions in the stream.
+            rows: [n] store rows.
         """
         if self.config.metadata_dropout == 0:
             return metadata
@@ -136,16 +152,16 @@ class ViewDrawer:
 
 
 class ViewMaker(nn.Module):
-    """Turns what the loader delivers into a batch of normalized views on the device."""
+    """Turn what the loader delivers into a batch of normalized views on the device."""
 
     def __init__(self, pixels: PixelScaler) -> None:
-        """Scale with `pixels`."""
+        """Scale images with `pixels`, whose device the batches are copied to."""
         super().__init__()
         self.pixels = pixels
 
     @torch.no_grad()
     def forward(self, raw: RawBatch) -> Batch:
-        """Copy to the device, scale, and make each view that was drawn."""
+        """Copy rows to the device, scale them, and make each view that was drawn."""
         device = self.pixels.low.device
         images: dict[View, Tensor] = {}
         for rows in raw.values():
