@@ -17,8 +17,8 @@ from stssl.base.labels import LabelSpace
 from stssl.models import Network, build_network
 from stssl.models.backbones import make_backbone
 from stssl.models.ema import Ema
-from stssl.models.injection import TokenConfig
-from stssl.models.metadata import RawConfig
+from stssl.models.encoders import RawConfig
+from stssl.models.sites import TokenConfig
 from stssl.models.weights import load_weights
 from stssl.recipes.optimizers import ScheduleConfig
 from stssl.scoring.metrics import score
