@@ -1,3 +1,3 @@
 """Land-cover classifiers from few labels and many unlabeled satellite patches."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

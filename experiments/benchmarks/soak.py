@@ -39,7 +39,7 @@ import yaml
 
 from stssl.archives.conversion import Options, convert
 from stssl.archives.synthetic import synthesize
-from stssl.training.checkpoint import read_state
+from stssl.training.checkpoints import read_state
 
 LIMIT = 900
 LINGER = 30

@@ -166,7 +166,7 @@ def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str,
 
 def memory(device: torch.device) -> float:
     """Peak memory in GB."""
-    from stssl.training.runtime import memory as peak
+    from stssl.training.runtime import peak_memory as peak
 
     return peak(device)["memory_gb"]
 

@@ -35,10 +35,10 @@ from stssl.recipes.run_data import PixelData, labels_of, open_pixels, require_la
 from stssl.scoring.evaluation import without_nan
 from stssl.scoring.knn import embed, vote
 from stssl.scoring.metrics import headline, score
-from stssl.training.checkpoint import does_not_fit
+from stssl.training.checkpoints import does_not_fit
 from stssl.training.contrastive_task import QUERY, build_encoder
-from stssl.training.kept import Probes, read_kept
 from stssl.training.launch import run
+from stssl.training.run_files import ProbeFile, read_run_file
 from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run, read_own_state
 
@@ -139,7 +139,7 @@ def _kept(path: Path, fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the same weights and protocol that an earlier call wrote and this one does not replace."""
     new = {(row["method"], row["labels"]) for row in fresh}
     same = {(row["step"], json.dumps(row["protocol"])) for row in without_nan(fresh)}
-    before = read_kept(Probes, path, "Remove it, and probe again.")[1]["rows"] if is_there(path) else []
+    before = read_run_file(ProbeFile, path, "Remove it, and probe again.")[1]["rows"] if is_there(path) else []
     return [
         row
         for row in before

@@ -23,7 +23,7 @@ from stssl.base.textfiles import read_bounded
 from stssl.base.whole_files import is_there, write_whole
 from stssl.recipes.recipe import Recipe
 from stssl.scoring.evaluation import array_digest
-from stssl.training.kept import Record, Scored, read_kept
+from stssl.training.run_files import RecordFile, ScoresFile, read_run_file
 from stssl.training.run_folder import RunFolder
 
 MOST_ARRAY_BYTES = 8 << 30
@@ -36,9 +36,9 @@ class RunView:
 
     name: str
     recipe: str
-    record: Record | None
+    record: RecordFile | None
     rows: list[dict[str, Any]]
-    parts: dict[str, Scored]
+    parts: dict[str, ScoresFile]
     arrays: dict[str, Mapping[str, NDArray[Any]]]
     multilabel: bool
 
@@ -52,24 +52,24 @@ def read_run(path: str | Path) -> RunView:
     """
     folder = RunFolder.existing(path)
     folder.recipe_as(Recipe)
-    parts: dict[str, Scored] = {}
+    parts: dict[str, ScoresFile] = {}
     arrays: dict[str, Mapping[str, NDArray[Any]]] = {}
     for part in ("validation", "test", "train"):
         file = folder.path / "evaluation" / f"{part}.json"
         if is_there(file):
             advice = f"Evaluate it again: `stssl evaluate {folder.path} --split {part}`."
-            parts[part] = read_kept(Scored, file, advice)[0]
+            parts[part] = read_run_file(ScoresFile, file, advice)[0]
             arrays[part] = _arrays(file.with_suffix(".npz"), parts[part], advice)
     if not parts:
         path = folder.path
         raise RunError(f"{path} was not evaluated yet. Run `stssl evaluate {path} --split test` first.")
-    rows, damaged = folder.told()
+    rows, damaged = folder.read_rows()
     if damaged:
         LOG.warning("%s: %d damaged lines are left out", folder.path / "metrics.jsonl", damaged)
     return RunView(
         name=folder.path.name,
         recipe=folder.recipe_text(),
-        record=folder.recorded()[0],
+        record=folder.read_record()[0],
         rows=rows,
         parts=parts,
         arrays=arrays,
@@ -77,7 +77,7 @@ def read_run(path: str | Path) -> RunView:
     )
 
 
-def _arrays(path: Path, scored: Scored, advice: str) -> dict[str, NDArray[Any]]:
+def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[Any]]:
     """Targets, places and logits of a part, each of the shape that its scores say.
 
     Raises:
@@ -97,7 +97,7 @@ def _arrays(path: Path, scored: Scored, advice: str) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: Scored) -> None:
+def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> None:
     """Raise ValueError or KeyError where arrays are not those of the scores."""
     targets, places = arrays["targets"], arrays["metadata"]
     for network, result in scored.networks.items():
@@ -162,7 +162,7 @@ def _facts(runs: Sequence[RunView]) -> Markup:
     return joined("\n", (_fact(run.name, run.record) for run in runs if run.record is not None))
 
 
-def _fact(name: str, record: Record) -> Markup:
+def _fact(name: str, record: RecordFile) -> Markup:
     steps = ", ".join(number(start.step) for start in record.starts[1:])
     return _FACTS.format(
         name=name,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, TypeVar, Union, get_args, get_origin
+from typing import Annotated, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
@@ -29,8 +29,13 @@ Tree = JsonObject
 
 
 class Config(BaseModel):
-    """Hold one part of a recipe: immutable, without silent conversions, and without unknown keys."""
+    """Hold one part of a recipe: immutable, without silent conversions, and without unknown keys.
 
+    Attributes:
+        renamed: Present names of the keys at the top of files of earlier releases, for messages.
+    """
+
+    renamed: ClassVar[dict[str, str]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -241,6 +246,9 @@ def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = Tru
 
 def _explain(model: type[Config], tree: ConfigTree, problem: Problem) -> str:
     location = without_tags(problem["loc"], tree)
+    if problem["type"] == "extra_forbidden" and len(location) == 1 and location[0] in model.renamed:
+        old = str(location[0])
+        return f"unknown key {old}: did you mean {model.renamed[old]}? (an earlier release called it {old})"
     entry = bool(location) and isinstance(location[-1], int)
     above = [str(part) for part in location[: -2 if entry else -1]]
     try:

@@ -16,9 +16,8 @@ from rich.text import Text
 from stssl.archives.conversion import Summary
 from stssl.recipes.recipe import RunRecipe
 from stssl.store.schema import printable
-from stssl.training.launch import run
+from stssl.training.launch import check_run, run
 from stssl.training.run_folder import RunFolder
-from stssl.training.tasks import check_run
 
 EVERY = 10
 """Output to a file or pipe has a line each time so many percent more are done."""
@@ -95,7 +94,7 @@ def carried_out(console: Console, recipe: RunRecipe) -> Path:
         best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
         console.print(f"This run is finished: {done['steps']} steps{best}.")
         return folder.path
-    check_run(folder.going_on(recipe))  # before a bar: what is wrong is the only line then
+    check_run(folder.recipe_to_build(recipe))  # before a bar: what is wrong is the only line then
     with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
         return run(recipe, watch, checked=True).path
 

@@ -1,8 +1,7 @@
-"""From a recipe to its parts: data, networks and algorithm in one step module, loader, views."""
+"""Build the parts of a training run from its recipe: the step with networks and algorithm, the loader, the scaler."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +15,16 @@ from stssl.data.sampler import StreamSampler
 from stssl.data.views import PixelScaler, ViewDrawer
 from stssl.models import NetworkRole, build_network
 from stssl.models.backbones import check_images
-from stssl.recipes.recipe import DataConfig, R, Recipe
+from stssl.recipes.recipe import DataConfig, MetadataUse, R, Recipe
 from stssl.recipes.run_data import PixelData, RunData, open_data, require_labels, require_metadata
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.steps.votes import NoVotesConfig, Votes
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Find out before anything starts whether data and networks can be what the recipe says.
+    """Check before a run starts that data and networks can be what the recipe says.
 
-    Warns where unlabeled patches are asked for and no step is left to learn from them.
+    Warns if the algorithm needs unlabeled patches and the run has no step after its supervised start.
 
     Raises:
         ConfigError: They cannot; says what would fit.
@@ -35,11 +34,13 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.model.metadata != "none":
         require_metadata(data, "model.metadata", recipe.model.metadata)
     require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
+    # Pretrained weights of the hub are left out: a check must work without a network, and downloads nothing.
     local = recipe.model.weights.startswith(("file:", "run:"))
     step, steps = build_step(recipe if local else without_weights(recipe), data), recipe.schedule.steps
     for network in step.networks.values():
         model, bands = recipe.model, len(recipe.data.bands)
-        check_images(network, network.backbone, model.backbone, bands=bands, size=model.image_size)  # type: ignore[arg-type]
+        backbone = network.get_submodule("backbone")
+        check_images(network, backbone, model.backbone, bands=bands, size=model.image_size)
     if step.views_at(Progress(steps - 1, steps)) != step.views_needed:
         LOG.warning(
             "no step of this run learns from unlabeled patches: schedule.steps is %d, and before the step that "
@@ -49,18 +50,17 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def without_weights(recipe: R) -> R:
-    """The same recipe, its networks starting from random weights: what they are comes from a checkpoint."""
-    model: Any = recipe.model  # type: ignore[attr-defined]
-    return recipe.model_copy(update={"model": model.model_copy(update={"weights": "none"})})
+    """Return the recipe with randomly initialized networks, to be filled from a checkpoint."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})})
 
 
 def as_trained(recipe: Recipe) -> Recipe:
-    """The recipe of the networks alone, for whoever has a checkpoint of them and trains no further."""
+    """Return the recipe of networks that are loaded from a checkpoint and not trained: no initial weights, no votes."""
     return without_weights(recipe).model_copy(update={"votes": NoVotesConfig()})
 
 
 def resolved_weights(recipe: Recipe) -> str:
-    """`model.weights` with `run:` replaced by the file of that run's best student or pretrained encoder.
+    """Return `model.weights`, with `run:NAME` replaced by the file of that run's best student or pretrained encoder.
 
     Raises:
         ConfigError: There is no such run, or it has no checkpoint yet.
@@ -79,18 +79,19 @@ def resolved_weights(recipe: Recipe) -> str:
     return f"file:{found}"
 
 
-_ROLES: dict[str, tuple[NetworkRole, ...]] = {
+_ROLES: dict[MetadataUse, tuple[NetworkRole, ...]] = {
     "none": ("plain",),
     "teacher": ("student", "teacher"),
     "direct": ("direct",),
 }
+"""Networks of each value of `model.metadata`, the student first."""
 
 
 def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
-    """Networks, algorithm, losses and EMA as one module, initialized from the recipe's seed.
+    """Build networks, algorithm, losses and averages as one module, initialized from the recipe's seed.
 
     Raises:
-        ConfigError: Parts that do not fit each other, or weights that do not fit the networks.
+        ConfigError: Parts do not fit each other, or weights do not fit the networks.
     """
     torch.manual_seed(recipe.seed)
     model = recipe.model
@@ -127,7 +128,12 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
 
 
 def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
-    """Build the votes of all training patches; only the labels of labeled ones are known to it.
+    """Build the spatial votes among all training patches; None if the recipe uses none.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Places and labels of the patches.
+        algorithm: Algorithm whose pseudo-labels the votes would change.
 
     Raises:
         ConfigError: The algorithm has no use for votes, or the patches have no places.
@@ -141,6 +147,7 @@ def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
             "said of unlabeled patches alone. Set votes={name: none}, or another algorithm, such as fixmatch."
         )
     train = torch.from_numpy(data.split.train)
+    # The store knows all labels; votes may see only those that were drawn.
     labeled = torch.isin(train, torch.from_numpy(data.labeled))
     targets = torch.where(labeled[:, None], data.targets[train], IGNORED)
     found = Votes(config, data.metadata[train], targets, data.space.choices)
@@ -153,15 +160,15 @@ def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
 
 
 def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: torch.memory_format) -> PixelScaler:
-    """Build the scaler from stored bands to images of `size` pixels a side, in the networks' memory format.
+    """Build the scaler from stored bands to normalized square images.
 
     Args:
-        config: The recipe's `data`.
-        size: Pixels a side.
+        config: Section `data` of the recipe.
+        size: Side of the images in pixels.
         data: Store, for band statistics and layout.
-        memory_format: Of the networks.
+        memory_format: Memory format of the networks, in which images are delivered.
     """
-    if config.scale == "bytes":  # for which stores without statistics will do
+    if config.scale == "bytes":  # division by 255 needs no statistics, and stores may have none
         mean = std = np.zeros(len(config.bands), np.float32)
     else:
         mean, std = data.store.statistics(config.bands)
@@ -172,14 +179,16 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
 def build_loader(
     recipe: Recipe, data: RunData, views: Callable[[int], frozenset[View]], rank: int = 0, world: int = 1
 ) -> Loader:
-    """This rank's part of both streams; the unlabeled one is all training patches, left out where no view needs it.
+    """Build the loader of this rank's part of the labeled and the unlabeled stream.
+
+    The unlabeled stream holds all training patches. It is left out if no view needs it.
 
     Args:
-        recipe: Of the run.
-        data: Its data.
-        views: Those that a step looks at; the last step of the run looks at all that any does.
-        rank: This process.
-        world: Number of processes.
+        recipe: Recipe of the run.
+        data: Open store, split and drawn labels.
+        views: Returns the views that a step uses, given its number; the last step uses each view that any step uses.
+        rank: Rank of this process.
+        world: Number of ranks.
     """
     drawer = ViewDrawer(recipe.augment, recipe.seed, recipe.model.image_size)
     needed = views(recipe.schedule.steps - 1)

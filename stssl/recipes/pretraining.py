@@ -1,35 +1,35 @@
-"""A pretraining run as a typed tree, and which kind of run a recipe file describes."""
+"""Describe a pretraining run as a typed tree, and tell which kind of run a recipe file describes."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from stssl.base.config import BatchSize, Config, ImageSize, Positive, Tree, merge
-from stssl.base.paths import Weights
+from stssl.base.config import BatchSize, Config, Positive, Tree, merge
+from stssl.base.json_types import ConfigTree
 from stssl.contrastive.moco import PretextConfig
 from stssl.contrastive.views import PretrainViewsConfig
 from stssl.recipes.optimizers import OptimizerConfig, SgdConfig
-from stssl.recipes.recipe import SMOKE, Recipe, RunRecipe
+from stssl.recipes.recipe import SMOKE, BackboneConfig, Recipe, RunRecipe
 
 
-class EncoderModelConfig(Config):
-    """The backbone that is pretrained."""
-
-    backbone: str
-    backbone_args: dict[str, Any] = Field(default_factory=dict)
-    image_size: ImageSize = 128
-    weights: Weights = "none"
+class EncoderModelConfig(BackboneConfig):
+    """Configure the backbone that is pretrained."""
 
 
 class PairBatchConfig(Config):
-    """Pairs of a global batch."""
+    """Set the global batch size, in pairs of views."""
 
     size: BatchSize = 256
 
 
 class KnnConfig(Config):
-    """The early signal: k-NN on frozen features, from `bank` training patches; `temperature` weighs votes."""
+    """Configure the k-NN classification of frozen features that is logged at each validation.
+
+    Attributes:
+        k: Number of neighbors that vote.
+        bank: Number of training patches among which they are found.
+        temperature: Temperature of the votes' weights exp(similarity / temperature); lower trusts the nearest more.
+    """
 
     k: Positive = 20
     bank: Positive = 5_000
@@ -37,7 +37,16 @@ class KnnConfig(Config):
 
 
 class PretrainRecipe(RunRecipe):
-    """One pretraining run: momentum contrast over all training patches, without a label."""
+    """Describe a pretraining run: momentum contrast over all training patches, without a label.
+
+    Attributes:
+        model: Backbone that is pretrained.
+        pretext: Momentum contrast, its queue, and the geographic task.
+        views: Strength of the views.
+        batch: Global batch size.
+        optimizer: Optimizer, by default SGD.
+        knn: Classification of frozen features at each validation.
+    """
 
     what: ClassVar[str] = "a pretraining run"
     smoke: ClassVar[Tree] = merge(
@@ -45,6 +54,7 @@ class PretrainRecipe(RunRecipe):
     )
     optimizer_name: ClassVar[str] = "sgd"
     others: ClassVar[dict[str, str]] = {"search": "sweep", "algorithm": "train"}
+    renamed: ClassVar[dict[str, str]] = {"neighbours": "knn"}
 
     model: EncoderModelConfig
     pretext: PretextConfig = PretextConfig()
@@ -55,10 +65,10 @@ class PretrainRecipe(RunRecipe):
 
     @property
     def least_rows(self) -> tuple[str, int]:
-        """The pairs."""
+        """Return `batch.size` and its value."""
         return "batch.size", self.batch.size
 
 
-def kind_of(tree: Mapping[str, Any]) -> type[RunRecipe]:
+def kind_of(tree: ConfigTree) -> type[RunRecipe]:
     """Choose the recipe class of a tree: one with the key `pretext` is a pretraining recipe."""
     return PretrainRecipe if "pretext" in tree else Recipe

@@ -1,4 +1,4 @@
-"""The run as one typed tree: what a recipe file may say, its defaults, and the run's identity."""
+"""Describe a run as one typed tree: the keys of a recipe file, their defaults, and the run's identity."""
 
 import hashlib
 import json
@@ -28,6 +28,7 @@ from stssl.base.config import (
     validate,
 )
 from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonObject
 from stssl.base.paths import (
     ELSEWHERE,
     ColumnName,
@@ -51,16 +52,27 @@ from stssl.steps.teacher_student import LossConfig
 from stssl.steps.votes import AnyVotesConfig, NoVotesConfig
 
 PLACEMENT = ("launch", "logging", "name")
-"""Sections that say where and how a run is carried out, not what it computes."""
+"""Sections that say where and how a run happens. Results do not depend on them, and the run's identity omits them."""
 CACHES = ("cache", "cache_dir", "cache_bytes")
-"""Keys of `data` that say where pixels are kept, not which."""
+"""Keys of `data` that say where pixels are kept. Results do not depend on them either."""
+MetadataUse = Literal["none", "teacher", "direct"]
+"""Networks that see metadata: none of them, the teacher alone, or the one network that is trained."""
 
 
 class DataConfig(Config):
     """Choose patches, bands and labels.
 
-    `cache` holds decoded pixels in memory. Stores in an object store (`s3://...`) are fetched in shards through a cache
-    of `cache_bytes` in the folder `cache_dir` of each node, and `shuffle_shards` of them are mixed.
+    Attributes:
+        store: Path or URL of the Zarr store.
+        split: How patches are divided into training, validation and test.
+        bands: Names of the bands, in the order of the images' channels.
+        labels: Name of the store's label set.
+        exclude: Columns of the store; patches that are marked in one of them are left out of all parts.
+        scale: `sigmas` subtracts each band's mean and divides by its deviation, `bytes` divides 8-bit bands by 255.
+        cache: Memory that holds decoded pixels: `host`, `device`, or `none` to read them from the store each time.
+        cache_dir: Folder on each node for shards of a store in an object store (`s3://...`); None chooses one.
+        cache_bytes: Largest size of that folder.
+        shuffle_shards: Number of such shards whose patches are mixed; 0 delivers one shard after the other.
     """
 
     store: StorePlace
@@ -75,22 +87,44 @@ class DataConfig(Config):
     shuffle_shards: Annotated[int, Field(ge=0)] = 8
 
 
-class ModelConfig(Config):
-    """Networks, and how metadata enters them."""
+class BackboneConfig(Config):
+    """Configure a backbone.
+
+    Attributes:
+        backbone: Name of a timm model.
+        backbone_args: Further arguments of the model's constructor.
+        image_size: Side of its square images in pixels; patches of other sizes are resized.
+        weights: Initial weights: `none` (random), `imagenet`, `file:PATH`, or `run:NAME` of a finished run.
+    """
 
     backbone: str
-    backbone_args: dict[str, Any] = Field(default_factory=dict)
+    backbone_args: JsonObject = Field(default_factory=dict)
     image_size: ImageSize = 128
     weights: Weights = "none"
-    metadata: Literal["none", "teacher", "direct"] = "none"
+
+
+class ModelConfig(BackboneConfig):
+    """Configure the networks of a training run, and how metadata enters them.
+
+    Attributes:
+        metadata: Networks that see metadata. `teacher` trains a second network that sees it and makes pseudo-labels.
+        encoder: How place and date become numbers.
+        injection: Where these numbers enter the network.
+    """
+
+    metadata: MetadataUse = "none"
     encoder: EncoderConfig = Field(default_factory=lambda: _default(EncoderConfig, "raw"), discriminator="name")
     injection: InjectionConfig = Field(default_factory=lambda: _default(InjectionConfig, "token"), discriminator="name")
 
 
 class BatchConfig(Config):
-    """Global batch sizes: `labeled` patches and `unlabeled_ratio` times as many unlabeled ones a step.
+    """Set the global batch sizes.
 
-    A rank with more than `micro` labeled patches takes them, and its unlabeled ones, in parts of at most that many.
+    Attributes:
+        labeled: Labeled patches in a step, over all ranks.
+        unlabeled_ratio: Unlabeled patches for each labeled one.
+        micro: Most labeled patches that a rank passes through the networks at once; a larger share of the batch is
+            divided into micro-batches. None never divides.
     """
 
     labeled: BatchSize = 64
@@ -99,13 +133,23 @@ class BatchConfig(Config):
 
 
 class EmaConfig(Config):
-    """Exponential moving average of the evaluated weights."""
+    """Configure the exponential moving average of weights that is evaluated and shipped.
+
+    Attributes:
+        decay: Share of the old average that each step keeps.
+    """
 
     decay: Annotated[float, Field(ge=0, lt=1), Domain(0.99, 0.9999)] = 0.999
 
 
 class EvaluationConfig(Config):
-    """Passes over a split: patches a batch, at most `limit` patches, batches that re-estimate BatchNorm."""
+    """Configure how networks are scored on a part of the split.
+
+    Attributes:
+        batch: Patches in a batch.
+        limit: Most patches that a validation scores; None scores all.
+        batchnorm_batches: Training batches from which BatchNorm statistics of averaged weights are estimated.
+    """
 
     batch: Positive = 256
     limit: Positive | None = None
@@ -113,10 +157,13 @@ class EvaluationConfig(Config):
 
 
 class ComputeConfig(Config):
-    """Arithmetic of a step; changes results by rounding only.
+    """Configure how a step computes; results change by rounding only.
 
-    `compile` lets torch.compile fuse the networks' blocks. A step whose gradients are not finite is left out and
-    written down; more than `nonfinite_steps` of them end the run.
+    Attributes:
+        precision: Floating-point format of the networks' arithmetic; weights are always fp32.
+        threads: CPU threads of each process; None leaves PyTorch's default.
+        compile: True to let torch.compile fuse the networks' blocks.
+        nonfinite_steps: Steps that may be left out because their gradients are not finite; more of them end the run.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -126,9 +173,19 @@ class ComputeConfig(Config):
 
 
 class LaunchConfig(Config):
-    """Place a run on machines. `workers: 0` trains in this process; `[2, 8]` lets Ray resize the group.
+    """Place a run on machines.
 
-    `nodes_timeout_s` is how long a cluster that adds nodes by itself may take to bring those that lack.
+    Attributes:
+        workers: Ray workers, one rank each. 0 trains in this process without Ray; `[2, 8]` lets Ray resize the group.
+        gpus_per_worker: GPUs of each worker.
+        cpus_per_worker: CPUs of each worker.
+        storage: Folder of all runs, which all nodes must see.
+        max_failures: Times that Ray restarts failed workers; -1 is without end.
+        placement: Ray's placement strategy for workers on nodes.
+        address: Address of the Ray cluster; None starts Ray on this machine.
+        collective_timeout_s: Seconds after which ranks that wait for each other give up.
+        elastic_interval_s: Seconds between Ray's looks for nodes that a group of changing size could use.
+        nodes_timeout_s: Seconds that a cluster which adds nodes by itself may take to bring those that lack.
     """
 
     workers: Annotated[int, Field(ge=0)] | tuple[Positive, Positive] = 1
@@ -144,9 +201,12 @@ class LaunchConfig(Config):
 
 
 class LoggingConfig(Config):
-    """A row of metrics every so many steps, to JSONL, and where wanted to TensorBoard and MLflow.
+    """Configure where metrics are written, besides `metrics.jsonl` in the run's folder.
 
-    `mlflow` is a tracking URI (needs `pip install 'stssl[mlflow]'`).
+    Attributes:
+        every: Steps whose means make one row.
+        tensorboard: True to write TensorBoard event files.
+        mlflow: Tracking URI of MLflow (needs `pip install 'stssl[mlflow]'`); None writes none.
     """
 
     every: Positive = 50
@@ -154,8 +214,8 @@ class LoggingConfig(Config):
     mlflow: Tracking | None = None
 
 
-def _default(union: Any, name: str) -> Any:
-    """The part called `name` of a union, with its defaults."""
+def _default(union: object, name: str) -> Any:
+    """Build the member called `name` of a union of configurations, with its defaults."""
     return next(part for part in config_types(union) if part_name(part) == name)()
 
 
@@ -163,10 +223,21 @@ class RunRecipe(Config):
     """Describe what all kinds of runs share.
 
     Attributes:
-        what: The kind, in messages.
-        smoke: What `--smoke` lays over a recipe: seconds on a laptop, no Ray, no hub.
-        optimizer_name: The optimizer of a recipe that names none.
+        what: Name of the kind in messages.
+        smoke: Values that `--smoke` lays over a recipe, so that it runs for seconds on a laptop without Ray and hub.
+        optimizer_name: Optimizer of a recipe that names none.
         others: Keys that only files of other commands have, and the command.
+        renamed: Keys of release 0.1 and their present names.
+        name: Name of the run and of its folder.
+        data: Patches, bands and labels.
+        model: Backbone and initial weights.
+        optimizer: Optimizer and its peak learning rate.
+        schedule: Length of training.
+        evaluation: How networks are scored.
+        compute: Precision and threads.
+        launch: Workers and storage.
+        logging: Where metrics are written.
+        seed: Seed of everything random but the drawn labels.
     """
 
     what: ClassVar[str]
@@ -176,6 +247,7 @@ class RunRecipe(Config):
 
     name: Name
     data: DataConfig
+    model: BackboneConfig
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -186,13 +258,13 @@ class RunRecipe(Config):
 
     @classmethod
     def smoked(cls, tree: Tree) -> Tree:
-        """A recipe's tree with `--smoke` laid over it."""
+        """Return a recipe's tree with the values of `--smoke` laid over it."""
         return merge(tree, cls.smoke)
 
     @property
     @abstractmethod
     def least_rows(self) -> tuple[str, int]:
-        """The key and the size of the smallest stream of a global batch: each rank needs a row of it."""
+        """Return key and size of the smallest stream of a global batch; there can be no more ranks than its rows."""
 
     @model_validator(mode="after")
     def _possible(self) -> "RunRecipe":
@@ -209,22 +281,21 @@ class RunRecipe(Config):
 
     @model_validator(mode="after")
     def _settled(self, info: ValidationInfo) -> "RunRecipe":
-        """The same with the storage's default and the run to start from absolute, which follows from the storage."""
+        """Make the default storage absolute, and the run that weights come from, which is looked for there."""
         if info.context == ELSEWHERE:
             return self
-        own: Any = self
         storage = absolute(self.launch.storage)
-        weights = started_from(own.model.weights, storage)
-        if (storage, weights) == (self.launch.storage, own.model.weights):
+        weights = started_from(self.model.weights, storage)
+        if (storage, weights) == (self.launch.storage, self.model.weights):
             return self
         parts = {
             "launch": self.launch.model_copy(update={"storage": storage}),
-            "model": own.model.model_copy(update={"weights": weights}),
+            "model": self.model.model_copy(update={"weights": weights}),
         }
         return self.model_copy(update=parts)
 
     def tree(self) -> Tree:
-        """The recipe as plain values, every default written out."""
+        """Return the recipe as plain values, with every default written out."""
         tree: Tree = json.loads(self.model_dump_json())
         return tree
 
@@ -233,16 +304,19 @@ class RunRecipe(Config):
         return identity_of(self.tree())
 
     def hash(self) -> str:
-        """Short name of the identity."""
+        """Return 12 hexadecimal digits that identify what the run computes."""
         return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def yaml(self) -> str:
-        """The resolved recipe as a file that can be loaded again."""
+        """Return the resolved recipe as the text of a recipe file."""
         return dump_yaml(self.tree())
 
 
 def identity_of(tree: Tree) -> Tree:
-    """A resolved recipe's tree without what only says where and how; also of a file that an earlier version wrote."""
+    """Return the part of a resolved recipe's tree that decides results.
+
+    It takes plain values rather than a `RunRecipe`, so that a file of another version can be compared, too.
+    """
     kept = {key: value for key, value in tree.items() if key not in PLACEMENT}
     data, model, launch = (tree.get(key) for key in ("data", "model", "launch"))
     if isinstance(data, dict):
@@ -263,14 +337,26 @@ SMOKE: Tree = {
     "launch": {"workers": 0, "gpus_per_worker": 0, "address": None},
     "logging": {"every": 1, "tensorboard": False, "mlflow": None},
 }
-"""What `--smoke` lays over any recipe."""
+"""Values that `--smoke` lays over any recipe."""
 
 
 class Recipe(RunRecipe):
-    """One teacher-student run."""
+    """Describe a teacher-student run.
+
+    Attributes:
+        labels: Which training patches keep their label.
+        model: Networks.
+        algorithm: Semi-supervised algorithm.
+        votes: Spatial neighbors' votes on pseudo-labels.
+        loss: Weights of the losses.
+        batch: Global batch sizes.
+        augment: Strength of weak and strong views.
+        ema: Average of weights.
+    """
 
     what: ClassVar[str] = "a training run"
     others: ClassVar[dict[str, str]] = {"search": "sweep", "pretext": "pretrain"}
+    renamed: ClassVar[dict[str, str]] = {"neighbours": "votes"}
     smoke: ClassVar[Tree] = merge(
         SMOKE,
         {"batch": {"labeled": 4, "unlabeled_ratio": 1, "micro": None}, "schedule": {"supervised_start": 0}},
@@ -287,14 +373,14 @@ class Recipe(RunRecipe):
 
     @classmethod
     def smoked(cls, tree: Tree) -> Tree:
-        """The same, with what the algorithm needs to match anything in four steps."""
+        """Return the tree with the values of `--smoke`, and those that let the algorithm learn in four steps."""
         algorithm = tree.get("algorithm")
         kind = ALGORITHMS.get(str(algorithm.get("name"))) if isinstance(algorithm, dict) else None
         return super().smoked(merge(tree, {"algorithm": kind.smoke}) if kind and kind.smoke else tree)
 
     @property
     def least_rows(self) -> tuple[str, int]:
-        """The labeled rows."""
+        """Return `batch.labeled` and its value."""
         return "batch.labeled", self.batch.labeled
 
     @model_validator(mode="after")
@@ -306,12 +392,15 @@ class Recipe(RunRecipe):
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> Recipe:
-    """Read a training recipe; see `load_as`.
+    """Read the recipe of a training run.
 
     Args:
         path: Recipe file.
-        overrides: `dotted.key=value` words.
+        overrides: Changes as `dotted.key=value`, with values in YAML.
         smoke: True to shrink the run to seconds.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key is wrong; says what is allowed.
     """
     return load_as(Recipe, path, overrides, smoke)
 
@@ -319,19 +408,19 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = F
 def load_as(
     kind: type[R], path: str | Path, overrides: Iterable[str] = (), smoke: bool = False, absolute: bool = True
 ) -> R:
-    """Read a recipe file with its bases, lay overrides over it, and check it.
+    """Read a recipe file with the files that it builds on, lay overrides over it, and check it.
 
-    The name defaults to the file's (with its folder) and the seed; a smoke run's ends in `-smoke`.
+    Without `name` the run is named after folder and name of the file and the seed. A smoke run's name ends in `-smoke`.
 
     Args:
-        kind: Of run.
-        path: The file.
-        overrides: `key=value` changes.
-        smoke: Whether to shrink it.
-        absolute: Whether paths become absolute; without that the recipe is for laying more over it.
+        kind: Class of the recipe.
+        path: Recipe file.
+        overrides: Changes as `dotted.key=value`, with values in YAML.
+        smoke: True to shrink the run to seconds.
+        absolute: True to make paths absolute; False for a recipe that more values will be laid over.
 
     Raises:
-        ConfigError: Names the file, the wrong keys and what is allowed.
+        ConfigError: The file cannot be read, or a key is wrong; names the file, the keys and what is allowed.
     """
     tree = load_tree(path)
     for key, command in kind.others.items():

@@ -1,7 +1,7 @@
-"""Open what a recipe uses of a store: pixels, split, places, classes and drawn labels."""
+"""Open the data that a recipe asks for: pixels, split, metadata, classes and drawn labels."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from stssl.base.arrays import Ints
 from stssl.base.batch import IGNORED
 from stssl.base.distributed import rank as own_rank
 from stssl.base.errors import ConfigError, DataError
+from stssl.base.json_types import JsonObject
 from stssl.base.labels import LabelSpace
 from stssl.base.logs import LOG
 from stssl.base.randomness import RandomStream
@@ -26,19 +27,19 @@ from stssl.store.remote import is_remote
 from stssl.store.store import Store
 
 LEAST_KNOWN = 0.5
-"""Share of training patches with metadata below which a recipe that uses them is warned of."""
+"""Share of training patches with metadata below which a recipe that uses metadata logs a warning."""
 
 
 @dataclass(frozen=True)
 class PixelData:
-    """One recipe's view of a store, without labels.
+    """Hold the open store of a recipe, without labels.
 
     Attributes:
         store: The open store.
-        reader: Delivers the recipe's bands.
+        reader: Source of pixels, with the recipe's bands.
         split: Store rows of each part.
-        metadata: [N, 4] of all rows.
-        shard_order: How to go through the store in shards, where it is fetched from an object store.
+        metadata: [N, 4] of all store rows: degrees north and east, day of year, UTC hour; NaN if missing.
+        shard_order: Shards in which a store is fetched from an object store; None if rows are read one by one.
     """
 
     store: Store
@@ -48,35 +49,39 @@ class PixelData:
     shard_order: ShardOrder | None
 
     def order(self, rows: Ints, batch: int, seed: int, stream: RandomStream, *, world: int) -> Sampler:
-        """Make the order of a stream of all training patches.
+        """Make the random order in which a stream goes through all training patches.
 
         Args:
             rows: [n] store rows of the stream.
-            batch: Rows of a global batch.
+            batch: Number of rows of a global batch.
             seed: Seed of the run.
-            stream: The use of random numbers that shuffles it.
+            stream: Use of random numbers that shuffles the stream.
             world: Number of ranks.
 
         Raises:
-            ConfigError: The store is fetched in shards, and there are fewer than ranks.
+            ConfigError: The store is fetched in shards, and it has fewer shards than there are ranks.
         """
         return make_order(rows, batch, seed, stream, shard_order=self.shard_order, world=world)
 
-    def about(self, world: int) -> dict[str, Any]:
-        """For a run's record: store, sizes of its parts, what memory holds of it, and an unusual order."""
-        parts = {part: len(self.split.part(part)) for part in ("train", "validation", "test")}
-        order = {"order": self.shard_order.about(world)} if self.shard_order else {}
-        held = {"held_bytes": self.reader.nbytes} if isinstance(self.reader, Held) else {}
-        return {"store": self.store.about(), "parts": parts, **order, **held}
+    def about(self, world: int) -> JsonObject:
+        """Describe the data for a run's record: store, sizes of the parts, bytes held in memory, order by shards.
+
+        Args:
+            world: Number of ranks.
+        """
+        parts: JsonObject = {part: len(self.split.part(part)) for part in ("train", "validation", "test")}
+        order: JsonObject = {"order": self.shard_order.about(world)} if self.shard_order else {}
+        held: JsonObject = {"held_bytes": self.reader.nbytes} if isinstance(self.reader, Held) else {}
+        return {"store": {**self.store.about()}, "parts": parts, **order, **held}
 
 
 @dataclass(frozen=True)
 class RunData(PixelData):
-    """The same with labels.
+    """Hold the open store of a recipe, with labels.
 
     Attributes:
-        space: Classes and kind of task.
-        targets: [N, G] choice ids of all rows, `IGNORED` where unknown.
+        space: Classes, and whether a patch has one or several of them.
+        targets: [N, G] choice ids of all store rows, `IGNORED` if unknown.
         labeled: Store rows of the training part that keep their label.
     """
 
@@ -85,7 +90,7 @@ class RunData(PixelData):
     labeled: Ints
 
     def prior(self) -> Tensor:
-        """[G, K] frequency of each choice among the known labels of the labeled rows."""
+        """Return the frequency [G, K] of each choice among the known labels of the labeled rows."""
         targets = self.targets[torch.from_numpy(self.labeled)]
         known = (targets != IGNORED)[..., None]
         choices = torch.nn.functional.one_hot(targets.clamp_min(0).long(), self.space.choices) * known
@@ -96,12 +101,12 @@ def open_pixels(config: DataConfig, device: torch.device | None = None) -> Pixel
     """Open the store and check that it has the pixels and the split that a recipe asks for.
 
     Args:
-        config: The recipe's `data`.
-        device: Of the networks, for training; None reads pixels from the store whatever `data.cache` says.
+        config: Section `data` of the recipe.
+        device: Device of the networks, for training with the cache of `data.cache`; None never fills that cache.
 
     Raises:
         ConfigError: The store lacks a band, split or column; names those it has.
-        DataError: No such store, or another schema version.
+        DataError: There is no such store, or it has another schema version.
     """
     store = Store.open(config.store)
     _check(store, config)
@@ -118,28 +123,40 @@ def open_pixels(config: DataConfig, device: torch.device | None = None) -> Pixel
     return PixelData(store, source, split, metadata_table(*columns), order)
 
 
-def labels_of(store: Store, labels: str) -> tuple[LabelSpace, Tensor]:
-    """Classes of a stored label set, and [N, G] choice ids of all rows.
+class Labels(NamedTuple):
+    """Hold a label set of a store.
+
+    Attributes:
+        space: Classes, and whether a patch has one or several of them.
+        targets: [N, G] choice ids of all store rows, `IGNORED` if unknown.
+    """
+
+    space: LabelSpace
+    targets: Tensor
+
+
+def labels_of(store: Store, labels: str) -> Labels:
+    """Read the label set called `labels`.
 
     Raises:
-        ConfigError: The store has no such labels; names those it has.
+        ConfigError: The store has no such label set; names those it has.
     """
     if labels not in store.label_sets:
         raise ConfigError(f"data.labels: {store.path} has no '{labels}'. It has: {', '.join(store.label_sets)}.")
     space = LabelSpace(store.classes(labels), store.multilabel(labels))
-    return space, space.targets(torch.from_numpy(np.array(store.column(labels))))
+    return Labels(space, space.targets(torch.from_numpy(np.array(store.column(labels)))))
 
 
 def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
     """Open the store, check that it has what the recipe asks for, and draw the labels.
 
     Args:
-        recipe: Of the run.
-        device: Of the networks, for training; None reads pixels from the store whatever `data.cache` says.
+        recipe: Recipe of the run.
+        device: Device of the networks, for training with the cache of `data.cache`; None never fills that cache.
 
     Raises:
         ConfigError: The store lacks a band, label set, split or column; names those it has.
-        DataError: No such store, another schema version, or classes without a labeled patch.
+        DataError: There is no such store, it has another schema version, or a class has no labeled patch.
     """
     config = recipe.data
     pixels = open_pixels(config, device)
@@ -149,15 +166,20 @@ def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
     labeled = draw_labeled(positives, pixels.split.train, recipe.labels, names)
     if not recipe.labels.allow_missing_classes:
         used = np.concatenate([pixels.split.train, pixels.split.validation, pixels.split.test])
-        _every_class_labeled(positives, used, labeled, space, config.labels)
+        _require_every_class(positives, used, labeled, space, config.labels)
     return RunData(**vars(pixels), space=space, targets=targets, labeled=labeled)
 
 
 def require_metadata(data: PixelData, key: str, value: str) -> None:
-    """Make sure that some training patch has a place or a date where a recipe uses them; warn where few have.
+    """Check that some training patch has a place or a date; warn if few have.
+
+    Args:
+        data: Open store with its split.
+        key: Recipe key that asks for metadata, for messages.
+        value: Value of that key, for messages.
 
     Raises:
-        ConfigError: None has; names the key and what to do.
+        ConfigError: No training patch has either; names the key and what to do.
     """
     known = (~data.metadata[torch.from_numpy(data.split.train)].isnan()).any(1)
     if not known.any():
@@ -171,6 +193,11 @@ def require_metadata(data: PixelData, key: str, value: str) -> None:
 
 
 def _check(store: Store, config: DataConfig) -> None:
+    """Check that a store has the bands and columns of a recipe, in a type that its scale can divide.
+
+    Raises:
+        ConfigError: It does not; names what it has.
+    """
     missing = [band for band in config.bands if band not in store.bands]
     if missing:
         raise ConfigError(f"data.bands: {store.path} has no {', '.join(missing)}. It has: {', '.join(store.bands)}.")
@@ -188,7 +215,19 @@ def _check(store: Store, config: DataConfig) -> None:
         raise ConfigError(f"data.exclude: {store.path} has no column {', '.join(absent)}")
 
 
-def _every_class_labeled(positives: Ints, used: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
+def _require_every_class(positives: Ints, used: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
+    """Check that each class that occurs in the split has a labeled patch.
+
+    Args:
+        positives: [N, C] 1 if a patch has a class, else 0.
+        used: Store rows of all parts.
+        labeled: Store rows that keep their label.
+        space: Classes.
+        labels: Name of the label set, for the message.
+
+    Raises:
+        DataError: A class has none; names it.
+    """
     occurs, has_label = positives[used].sum(0) > 0, positives[labeled].sum(0) > 0
     missing = [name for name, here, drawn in zip(space.classes, occurs, has_label, strict=True) if here and not drawn]
     if missing:
@@ -199,10 +238,14 @@ def _every_class_labeled(positives: Ints, used: Ints, labeled: Ints, space: Labe
 
 
 def require_labels(targets: Tensor, part: str) -> None:
-    """Make sure that some of a part's patches can be scored, given their choice ids [n, G].
+    """Check that some patch of a part can be scored.
+
+    Args:
+        targets: [n, G] choice ids of the part's patches.
+        part: Name of the part, for messages.
 
     Raises:
-        DataError: None of them has a known label.
+        DataError: The part has no patches, or none of them has a known label.
     """
     if not len(targets):
         raise DataError(f"the split has no {part} patches, so nothing can be scored on them. Use another data.split.")

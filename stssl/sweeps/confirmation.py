@@ -18,7 +18,7 @@ from stssl.sweeps.results import TrialRow, chosen_recipe, ranked
 from stssl.sweeps.study import Book
 from stssl.sweeps.trials import REASON, outcome, scored, trial, trial_recipe
 from stssl.sweeps.tuning import train_here, tune_session
-from stssl.training.kept import Confirmed, Scored, read_kept
+from stssl.training.run_files import ConfirmationFile, ScoresFile, read_run_file
 from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run
 
@@ -141,7 +141,7 @@ def confirmed(book: Book) -> Confirmation | None:
     """Read the scores that an earlier start found."""
     if not is_there(_file(book)):
         return None
-    kept = read_kept(Confirmed, _file(book), ADVICE)[0]
+    kept = read_run_file(ConfirmationFile, _file(book), ADVICE)[0]
     candidates = [Candidate(one.name, one.validation, one.test, one.failed) for one in kept.candidates]
     return Confirmation(kept.seeds, candidates, [look.model_dump() for look in kept.looks])
 
@@ -205,7 +205,7 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
                 fresh.append(one.name)
             elif one.name not in known:  # a start that was killed looked, and did not come to say so
                 fresh.append(one.name)
-            scores = read_kept(Scored, file, f"Evaluate it again: `stssl evaluate {folder.path}`.")[0].student
+            scores = read_run_file(ScoresFile, file, f"Evaluate it again: `stssl evaluate {folder.path}`.")[0].student
             if scores.get("loss") is None:
                 continue  # predictions on test are not finite where those on validation were
             for metric in book.sweep.config.metrics:

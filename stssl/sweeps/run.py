@@ -18,7 +18,7 @@ from stssl.sweeps.domains import build_space
 from stssl.sweeps.space import did_you_mean
 from stssl.sweeps.spec import Say, Sweep, load_sweep
 from stssl.sweeps.study import Book, open_study
-from stssl.training.tasks import check_run
+from stssl.training.launch import check_run
 
 
 @dataclass(frozen=True)

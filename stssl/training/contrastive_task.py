@@ -1,7 +1,6 @@
-"""The stage of pretraining runs."""
+"""Train a pretraining run: the task of a `PretrainRecipe`."""
 
 from math import nan
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from stssl.base.batch import Progress
 from stssl.base.distributed import rank, world_size
 from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonObject
 from stssl.base.logs import LOG
 from stssl.base.randomness import RandomStream
 from stssl.contrastive.geography import ClustersConfig, NoGeoConfig, cluster_places, known_places
@@ -22,31 +22,33 @@ from stssl.models.ema import average_batchnorm, evaluating
 from stssl.models.layout import placed
 from stssl.models.weights import weighted_backbone
 from stssl.recipes.build import build_pixels
-from stssl.recipes.pretraining import EncoderModelConfig, PretrainRecipe
+from stssl.recipes.pretraining import PretrainRecipe
+from stssl.recipes.recipe import BackboneConfig
 from stssl.recipes.run_data import PixelData, labels_of, open_pixels
 from stssl.scoring.knn import embed, knn_scores
 from stssl.scoring.metrics import diverged
-from stssl.training.checkpoint import Checkpoints, export_weights
-from stssl.training.task import Task
+from stssl.training.checkpoints import Checkpoints, export_weights
+from stssl.training.task import Task, Validation
 
 CHECKED_ROWS = 16
-"""Patches whose features tell whether the weights still are numbers."""
+"""Number of patches whose features show whether the weights still are numbers."""
 PLACES = "location_id"
+"""Column that tells which patches show the same place."""
 QUERY = "networks.query.backbone."
+"""Start of the backbone's names in the step's state dict."""
 
 
-class ContrastiveTask(Task):
-    """Pairs of views through a contrastive step."""
+class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
+    """Train on pairs of views of all training patches, with a query and a momentum encoder."""
 
-    recipe: PretrainRecipe
     step: ContrastiveStep
     loader: PairLoader
 
     def __init__(self, recipe: PretrainRecipe, device: torch.device) -> None:
-        """Build this rank's parts.
+        """Open the data and build networks and loader; see `Task`.
 
         Raises:
-            ConfigError: The recipe asks for what the store or the networks cannot give.
+            ConfigError: The recipe asks for something that the store or the networks cannot give.
             DataError: The store cannot be read, or has too few places.
         """
         self.recipe, self.device = recipe, device
@@ -54,7 +56,7 @@ class ContrastiveTask(Task):
         self.positives = _positives(recipe, self.data)
         self.step = _build_step(recipe, self.data)
         memory = placed(self.step, device)
-        self.makes = PairMaker(recipe, self.data, memory).to(device)
+        self.make_pairs = PairMaker(recipe, self.data, memory).to(device)
         rows = self.data.split.train
         sampler = self.data.order(rows, recipe.batch.size, recipe.seed, RandomStream.PAIRS, world=world_size())
         bands = len(recipe.data.bands)
@@ -62,65 +64,89 @@ class ContrastiveTask(Task):
         self.loader = PairLoader(source, rank(), world_size())
         self.pixels = build_pixels(recipe.data, recipe.model.image_size, self.data, memory).to(device)
 
+    @classmethod
+    def check(cls, recipe: PretrainRecipe) -> None:
+        """Check that data and network can be what the recipe says; see `Task`."""
+        check_pretraining(recipe)
+
     def batch(self, raw: RawPairs) -> Pairs:
-        """Query and key views."""
-        made: Pairs = self.makes(raw)
+        """Make the query and the key view of each pair."""
+        made: Pairs = self.make_pairs(raw)
         return made
 
-    def validate(self, progress: Progress) -> tuple[dict[str, float], float | None]:
-        """k-NN on frozen features where patches of both parts have labels: to look at, not to choose weights by."""
+    def validate(self, progress: Progress) -> Validation:
+        """Classify validation patches by their nearest training patches in the space of frozen features (k-NN).
+
+        The scores are for users alone. Weights are not chosen by them, because pretraining must see no label; the
+        newest finite checkpoint is the best. Without labels in the store there are no scores.
+
+        Args:
+            progress: The step that was taken last.
+        """
         average_batchnorm(self.step)
         if not self.data.store.label_sets:
-            return {}, None if self._finite() else nan
+            return Validation({}, None if self._finite() else nan)
         labels = labels_of(self.data.store, self.recipe.data.labels)
-        options, asked = self.recipe.evaluation, self.recipe.knn
-        encoder = self.step.networks["query"]
+        options, knn = self.recipe.evaluation, self.recipe.knn
+        encoder = self._encoder()
         with evaluating(encoder):
             scores = knn_scores(
-                encoder.features,  # type: ignore[arg-type]
+                encoder.features,
                 self.data,
                 self.pixels,
                 labels,
                 "validation",
-                bank=asked.bank,
-                k=asked.k,
-                temperature=asked.temperature,
+                bank=knn.bank,
+                k=knn.k,
+                temperature=knn.temperature,
                 batch=options.batch,
                 limit=options.limit,
             )
-        fine = not diverged(scores) if scores else self._finite()
-        return scores, None if fine else nan
+        finite = not diverged(scores) if scores else self._finite()
+        return Validation(scores, None if finite else nan)
+
+    def _encoder(self) -> PretrainEncoder:
+        encoder = self.step.networks["query"]
+        assert isinstance(encoder, PretrainEncoder)
+        return encoder
 
     def _finite(self) -> bool:
-        """True if the features of some training patches are finite; else the weights are worth nothing."""
-        encoder, rows = self.step.networks["query"], self.data.split.train[:CHECKED_ROWS]
+        """Return True if the features of some training patches are finite; else the weights are lost."""
+        encoder, rows = self._encoder(), self.data.split.train[:CHECKED_ROWS]
         with evaluating(encoder):
-            found = embed(encoder.features, self.data, self.pixels, rows, CHECKED_ROWS)  # type: ignore[arg-type]
+            found = embed(encoder.features, self.data, self.pixels, rows, CHECKED_ROWS)
         return bool(torch.isfinite(found).all())
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the newest backbone as `encoder.safetensors`, which training recipes start from."""
+        """Write the best checkpoint's backbone as `encoder.safetensors`, from which training recipes start."""
         export_weights(checkpoints, QUERY, "encoder")
 
-    def about(self) -> dict[str, Any]:
-        """Store, parts, and the share of patches whose place has another acquisition."""
+    def about(self) -> JsonObject:
+        """Describe the store, the sizes of its parts, and the share of patches whose place has another acquisition."""
         share = self.positives.share(self.data.split.train) if self.positives else 0.0
         return self.data.about(world_size()) | {"true_pairs": share}
 
 
 class PairMaker(nn.Module):
-    """Turns what the loader delivers into normalized views on the device."""
+    """Turn pairs of stored patches into normalized views on the device."""
 
     def __init__(self, recipe: PretrainRecipe, data: PixelData, memory: torch.memory_format) -> None:
-        """Crop from the stored side, so that small crops keep their detail."""
+        """Prepare views of the recipe's size.
+
+        Args:
+            recipe: Recipe of the run.
+            data: Store, for band statistics and layout.
+            memory: Memory format of the networks.
+        """
         super().__init__()
+        # Crops are cut from patches at their stored size and resized after it, so that small crops keep their detail.
         side = max(group.height for group in data.store.groups.values() if set(group.bands) & set(recipe.data.bands))
         self.pixels: PixelScaler = build_pixels(recipe.data, max(side, recipe.model.image_size), data, memory)
         self.size = recipe.model.image_size
 
     @torch.no_grad()
     def forward(self, raw: RawPairs) -> Pairs:
-        """Query and key views."""
+        """Make the query and the key view of each pair; crops, flips and colors are those that the loader drew."""
         device = self.pixels.low.device
         images = self.pixels.unit({name: a.to(device, non_blocking=True) for name, a in raw.arrays.items()})
         views: list[Tensor] = []
@@ -131,6 +157,11 @@ class PairMaker(nn.Module):
 
 
 def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
+    """Find which training patches show the same place; None if the recipe takes each patch as its own partner.
+
+    Raises:
+        ConfigError: The store does not tell places.
+    """
     if not recipe.pretext.temporal:
         return None
     if not data.store.has_column(PLACES):
@@ -142,7 +173,7 @@ def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
 
 
 def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
-    """Encoder, queue and heads as one module, initialized from the recipe's seed."""
+    """Build encoder, queue and heads as one module, initialized from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     pretext = recipe.pretext
     encoder = build_encoder(recipe.model, len(recipe.data.bands), pretext.projection, pretext.mlp)
@@ -153,14 +184,14 @@ def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
     return ContrastiveStep(encoder, pretext, centers, recipe.seed)
 
 
-def build_encoder(model: EncoderModelConfig, bands: int, projection: int, mlp: bool) -> PretrainEncoder:
-    """Build the backbone with a projection.
+def build_encoder(model: BackboneConfig, bands: int, projection: int, mlp: bool) -> PretrainEncoder:
+    """Build a backbone with a projection of its features.
 
     Args:
-        model: Backbone and weights.
-        bands: Bands of the images.
+        model: Backbone, image size and initial weights.
+        bands: Number of bands of the images.
         projection: Width of the projection.
-        mlp: True for a projection of two layers.
+        mlp: True for a projection of two layers, False for one.
 
     Raises:
         ConfigError: No such backbone, or weights that do not fit it.
@@ -174,7 +205,9 @@ def build_encoder(model: EncoderModelConfig, bands: int, projection: int, mlp: b
 
 
 def check_pretraining(recipe: PretrainRecipe) -> None:
-    """Find out before anything starts whether data and network can be what the recipe says.
+    """Check before a run starts that data and network can be what the recipe says.
+
+    Warns if the queue is longer than the training part.
 
     Raises:
         ConfigError: They cannot; says what would fit.
@@ -200,6 +233,7 @@ def check_pretraining(recipe: PretrainRecipe) -> None:
         )
     if not isinstance(recipe.pretext.geo, NoGeoConfig):
         known_places(data.metadata[torch.from_numpy(data.split.train)], getattr(recipe.pretext.geo, "k", 1))
+    # ImageNet weights come from the network; a check must work without one, and the model is the same without them.
     model = recipe.model.model_copy(update={"weights": "none"} if recipe.model.weights == "imagenet" else {})
     bands, size = len(recipe.data.bands), recipe.model.image_size
     encoder = build_encoder(model, bands, recipe.pretext.projection, recipe.pretext.mlp)

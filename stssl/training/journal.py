@@ -2,9 +2,9 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import isfinite
-from typing import Any, Protocol
+from typing import Protocol
 
 from stssl.base.config import flatten
 from stssl.base.errors import ConfigError, RunError
@@ -14,44 +14,61 @@ from stssl.training.run_folder import RunFolder
 
 
 class Sink(Protocol):
-    """Takes rows of metrics, besides the run's own file."""
+    """Take rows of metrics, in addition to the run's own file."""
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Take a row of metrics.
+        """Write a row of metrics.
 
         Args:
             kind: `train` or `validation`.
-            step: Steps taken.
-            values: Metric names and values.
+            step: Number of steps taken.
+            values: Finite values by the metric's name.
         """
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left; called once, when the run has ended."""
         ...
 
 
 class TensorBoard:
-    """Event files in the run's folder."""
+    """Write event files for TensorBoard into the run's folder."""
 
     def __init__(self, folder: RunFolder, step: int) -> None:
-        """Go on after `step`."""
+        """Continue after `step` steps; TensorBoard hides later events that an interrupted run wrote.
+
+        Raises:
+            RunError: The event file cannot be written.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder.path / "tensorboard"
         _keep_quiet()
         with self._written():
-            self.board: Any = SummaryWriter(str(self.path), purge_step=step + 1)
+            self.board = SummaryWriter(str(self.path), purge_step=step + 1)
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """One scalar each."""
+        """Write each value as one scalar `<kind>/<name>`.
+
+        Args:
+            kind: `train` or `validation`.
+            step: Number of steps taken.
+            values: Finite values by the metric's name.
+
+        Raises:
+            RunError: The event file cannot be written.
+        """
         with self._written():
             for name, value in values.items():
                 self.board.add_scalar(f"{kind}/{name}", value, step)
             self.board.flush()
 
     def close(self) -> None:
-        """Close the event file."""
+        """Write and close the event file.
+
+        Raises:
+            RunError: The event file cannot be written.
+        """
         with self._written():
             self.board.close()
 
@@ -64,7 +81,7 @@ class TensorBoard:
 
 
 def _keep_quiet() -> None:
-    """Keep TensorBoard's writing thread from printing a traceback of the error that `flush` raises anyway."""
+    """Silence the traceback of TensorBoard's writing thread, whose error `flush` raises again in the calling thread."""
     before = threading.excepthook
     if getattr(before, "quiet", False):
         return
@@ -73,15 +90,20 @@ def _keep_quiet() -> None:
         if type(about.thread).__name__ != "_AsyncWriterThread" or not issubclass(about.exc_type, OSError):
             before(about)
 
-    hook.quiet = True  # type: ignore[attr-defined]
+    hook.quiet = True  # type: ignore[attr-defined]  # marks the hook, so that later runs do not wrap it again
     threading.excepthook = hook
 
 
 class MlFlow:
-    """A run of the same name on a tracking server or in a folder; a resumed run goes on with it."""
+    """Write metrics to MLflow, on a tracking server or in a folder; a resumed run continues its MLflow run."""
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, uri: str) -> None:
-        """Find the run by the recipe's hash, or make it.
+        """Find the MLflow run by the recipe's hash and the run's folder, or create it.
+
+        Args:
+            folder: Folder of the run.
+            recipe: Recipe of the run; its keys become MLflow parameters.
+            uri: Tracking URI.
 
         Raises:
             ConfigError: MLflow is not installed.
@@ -90,7 +112,7 @@ class MlFlow:
             from mlflow import MlflowClient
         except ImportError:
             raise ConfigError("logging.mlflow needs MLflow: pip install 'stssl[mlflow]'") from None
-        self.client: Any = MlflowClient(tracking_uri=uri)
+        self.client = MlflowClient(tracking_uri=uri)
         known = self.client.get_experiment_by_name("stssl")
         experiment = known.experiment_id if known else self.client.create_experiment("stssl")
         mark = f"tags.recipe = '{recipe.hash()}' and tags.folder = '{folder.path}'"
@@ -101,40 +123,64 @@ class MlFlow:
         tags = {"recipe": recipe.hash(), "folder": str(folder.path)}
         self.run = self.client.create_run(experiment, tags=tags, run_name=recipe.name).info.run_id
         for key, value in flatten(recipe.tree()):
-            self.client.log_param(self.run, key, str(value)[:500])
+            self.client.log_param(self.run, key, str(value)[:500])  # older servers refuse longer values
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """One metric each."""
+        """Log each value as one metric `<kind>.<name>`.
+
+        Args:
+            kind: `train` or `validation`.
+            step: Number of steps taken.
+            values: Finite values by the metric's name.
+        """
         for name, value in values.items():
             self.client.log_metric(self.run, f"{kind}.{name}", value, step=step)
 
     def close(self) -> None:
-        """Mark the run as finished."""
+        """Mark the MLflow run as finished."""
         self.client.set_terminated(self.run)
 
 
 class Journal:
-    """Writes rows of metrics; only rank 0's does anything."""
+    """Write rows of metrics to the run's files, TensorBoard and MLflow; on other ranks than 0 it does nothing.
+
+    Attributes:
+        writes: True on rank 0 once the run has resumed.
+    """
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, *, writes: bool, step: int) -> None:
-        """Go on after `step`; rows that an interrupted run wrote beyond it are dropped."""
+        """Continue after `step` steps; rows that an interrupted run wrote beyond it are dropped.
+
+        Args:
+            folder: Folder of the run.
+            recipe: Recipe of the run, whose `logging` chooses the sinks.
+            writes: True to write; False makes a journal that does nothing.
+            step: Number of steps taken.
+
+        Raises:
+            ConfigError: The recipe asks for MLflow, which is not installed.
+            RunError: A file cannot be read or written.
+        """
         self.folder, self.writes = folder, writes
         self.sinks: list[Sink] = []
         if not writes:
             return
-        folder.forget_after(step)
+        folder.drop_rows_after(step)
         if recipe.logging.tensorboard:
             self.sinks.append(TensorBoard(folder, step))
         if recipe.logging.mlflow:
             self.sinks.append(MlFlow(folder, recipe, recipe.logging.mlflow))
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Add a row of metrics.
+        """Add a row of metrics; sinks get the finite values alone.
 
         Args:
             kind: `train` or `validation`.
-            step: Steps taken.
-            values: Metric names and values.
+            step: Number of steps taken.
+            values: Values by the metric's name; NaN and infinities are written as null.
+
+        Raises:
+            RunError: A file cannot be written.
         """
         if not self.writes:
             return
@@ -142,12 +188,16 @@ class Journal:
         for sink in self.sinks:
             sink.append(kind, step, {name: value for name, value in values.items() if isfinite(value)})
 
-    def note(self, file: str, row: dict[str, Any]) -> None:
-        """Add a row to another file of the run."""
+    def note(self, file: str, row: Mapping[str, object]) -> None:
+        """Add a row to another file of rows in the run's folder.
+
+        Raises:
+            RunError: The file cannot be written.
+        """
         if self.writes:
             self.folder.append(row, file)
 
     def close(self) -> None:
-        """The run is over."""
+        """Close all sinks at the end of the run."""
         for sink in self.sinks:
             sink.close()

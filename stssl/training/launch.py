@@ -1,4 +1,4 @@
-"""Carries a run out: in this process, or on Ray workers, locally or on a cluster."""
+"""Run a recipe: in this process, or on Ray workers, on this machine or a cluster."""
 
 import contextlib
 import threading
@@ -7,46 +7,58 @@ from typing import Any
 
 import torch
 
-from stssl.base.config import validate
+from stssl.base.config import Tree, validate
+from stssl.base.distributed import rank
 from stssl.base.errors import RunError, StsslError
 from stssl.base.logs import LOG
 from stssl.base.ray_session import connected_ray, lacking, resources_for
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import LaunchConfig, RunRecipe
-from stssl.training.loop import train
+from stssl.training.loop import Report, train
+from stssl.training.run_files import MetricsRow
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic, start_line
-from stssl.training.state import TrainState, open_train_state
-from stssl.training.tasks import check_run
+from stssl.training.state import TASKS, TrainState, open_train_state
 
-Watch = Callable[[dict[str, Any]], None]
+Watch = Callable[[MetricsRow], None]
+"""Takes each new row of a run's metrics."""
+
+
+def check_run(recipe: RunRecipe) -> None:
+    """Check before a run starts that its data and networks can be what the recipe says; trains nothing.
+
+    Raises:
+        ConfigError: They cannot; says what would fit.
+        DataError: The store cannot be read, or a class has no label.
+    """
+    TASKS[type(recipe)].check(recipe)
 
 
 def run(
     recipe: RunRecipe,
     watch: Watch | None = None,
-    report: Watch | None = None,
+    report: Report | None = None,
     checked: bool = False,
 ) -> RunFolder:
-    """Train a recipe to its end, going on from its last checkpoint if it was started before.
+    """Train a recipe to its end; if the run was started before, continue from its last checkpoint.
 
     Args:
-        recipe: What to train.
+        recipe: Recipe to train.
         watch: Called with each new row of the run's metrics.
-        report: Called with each validation's metrics, in a run in this process; may end it by raising.
-        checked: Whether the caller knows already that data and networks allow the recipe.
+        report: Called with each validation's metrics if the run trains in this process; may end the run by raising.
+        checked: True if the caller has called `check_run` already.
 
     Returns:
-        The run's folder; a run that is finished already returns at once.
+        The run's folder, at once if the run is finished already.
 
     Raises:
-        StsslError: The recipe, the data or the machines do not allow it; or training failed, saying why.
+        StsslError: The recipe, the data or the machines do not allow the run, or training failed; says why.
     """
     folder = RunFolder.of(recipe)
     if folder.refuse_others(recipe) and folder.finished():
         return folder
     if not checked:
-        check_run(folder.going_on(recipe))
+        check_run(folder.recipe_to_build(recipe))
     folder.claim(recipe)
     with watching(folder, watch):
         if recipe.launch.workers == 0:
@@ -57,56 +69,42 @@ def run(
     return folder
 
 
-def _train_here(recipe: RunRecipe, device: torch.device, report: Watch) -> None:
+def _train_here(recipe: RunRecipe, device: torch.device, report: Report) -> None:
     with memory_advice(recipe):
-        train_state = _prepared(open_train_state(recipe, device))
-        _finish(train_state, train(train_state, report))
+        train_state = open_train_state(recipe, device)
+        _resume(train_state)
+        train_state.finish(train(train_state, report))
 
 
-def _finish(train_state: TrainState, result: dict[str, Any]) -> None:
-    """Export what users take and mark the run as ended; on rank 0 alone."""
-    if not train_state.folder.checkpoints.path("best").exists():
-        raise RunError(
-            f"no validation of {train_state.folder.path} had finite predictions, so there is no best checkpoint. Lower "
-            "optimizer.lr, set optimizer.clip=1.0, or use compute.precision=fp32, under another name (name=...)."
-        )
-    train_state.task.export(train_state.folder.checkpoints)
-    train_state.folder.finish(result)
-
-
-def _prepared(train_state: TrainState, rank: int = 0, world: int = 1) -> TrainState:
-    """Resume from the last checkpoint, and let rank 0 write down what this run is."""
+def _resume(train_state: TrainState) -> None:
+    """Resume from the last checkpoint; rank 0 logs what was wrong with checkpoints and what runs where."""
     problems = train_state.resume()
-    if rank == 0:
+    if rank() == 0:
         for problem in problems:
             LOG.warning("%s", problem)
         task = train_state.task
         LOG.info("%s", start_line(train_state.recipe, task.device, task.rows))
         if slow := slow_arithmetic(train_state.recipe, task.device):
             LOG.warning("%s", slow)
-        about, step = task.about(), train_state.progress.step
-        train_state.folder.record(train_state.recipe, about, task.labels(), world=world, step=step)
-    return train_state
 
 
 def _train_on_ray(recipe: RunRecipe) -> None:
+    """Train on Ray workers and wait for the end; Ray restarts failed workers, which resume from the last checkpoint.
+
+    Raises:
+        StsslError: Ray lacks resources, or training failed; says why.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     launch = recipe.launch
     with connected_ray(launch.address):
         bundles = worker_bundles(launch)
-        _enough_resources(launch, bundles, resources_for(bundles, launch.nodes_timeout_s))
-        trainer = TorchTrainer(
+        _require_resources(launch, bundles, resources_for(bundles, launch.nodes_timeout_s))
+        trainer: Any = TorchTrainer(
             _worker,
             train_loop_config={"recipe": recipe.tree()},
-            scaling_config=ScalingConfig(
-                num_workers=launch.workers,
-                use_gpu=launch.gpus_per_worker > 0,
-                resources_per_worker=worker_resources(launch),
-                placement_strategy=launch.placement,
-                **({"elastic_resize_monitor_interval_s": launch.elastic_interval_s} if _elastic(launch) else {}),
-            ),
+            scaling_config=ScalingConfig(**_scaling(launch)),
             torch_config=TorchConfig(timeout_s=launch.collective_timeout_s),
             run_config=RunConfig(
                 name="ray",
@@ -114,7 +112,7 @@ def _train_on_ray(recipe: RunRecipe) -> None:
                 failure_config=FailureConfig(max_failures=launch.max_failures),
             ),
         )
-        # Ray's own handler of Ctrl-C ends the process as if all were well (exit code 0), amid whatever it does.
+        # Ray's own handler of Ctrl-C ends the process with exit code 0, as if the run had succeeded.
         trainer._register_sigint_handler = lambda controller: None
         try:
             trainer.fit()
@@ -122,40 +120,52 @@ def _train_on_ray(recipe: RunRecipe) -> None:
             raise _reason(error) from error
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """Train on one Ray worker."""
+def _worker(config: dict[str, Tree]) -> None:
+    """Train on one Ray worker; `config["recipe"]` is the resolved recipe as plain values."""
     import ray.train
     from ray.train.torch import get_device
 
     recipe = validate(kind_of(config["recipe"]), config["recipe"], "recipe")
-    context = ray.train.get_context()
     check_shared(RunFolder.of(recipe).path)
     with memory_advice(recipe):
-        train_state = _prepared(
-            open_train_state(recipe, get_device()), context.get_world_rank(), context.get_world_size()
-        )
-        result = train(train_state, ray.train.report)
-    if context.get_world_rank() == 0:
-        _finish(train_state, result)
+        train_state = open_train_state(recipe, get_device())
+        _resume(train_state)
+        end = train(train_state, ray.train.report)
+    if rank() == 0:
+        train_state.finish(end)
 
 
-def _elastic(launch: LaunchConfig) -> bool:
-    return isinstance(launch.workers, tuple)
+def _scaling(launch: LaunchConfig) -> dict[str, Any]:
+    """Return the options of Ray's `ScalingConfig`; a pair of workers lets Ray resize the group between them."""
+    options = {
+        "num_workers": launch.workers,
+        "use_gpu": launch.gpus_per_worker > 0,
+        "resources_per_worker": worker_resources(launch),
+        "placement_strategy": launch.placement,
+    }
+    if isinstance(launch.workers, tuple):
+        options["elastic_resize_monitor_interval_s"] = launch.elastic_interval_s
+    return options
 
 
 def worker_resources(launch: LaunchConfig) -> dict[str, float]:
-    """Ray resources of one worker."""
+    """Return the Ray resources of one worker by name."""
     resources = {"CPU": launch.cpus_per_worker}
     return resources | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
 
 
 def worker_bundles(launch: LaunchConfig) -> list[dict[str, float]]:
-    """Ray resources of each worker, of the least number of them where that may change."""
+    """Return the Ray resources of each worker; of the smallest number of workers if that may change."""
     workers = launch.workers[0] if isinstance(launch.workers, tuple) else max(launch.workers, 1)
     return [worker_resources(launch)] * workers
 
 
-def _enough_resources(launch: LaunchConfig, bundles: list[dict[str, float]], available: dict[str, float]) -> None:
+def _require_resources(launch: LaunchConfig, bundles: list[dict[str, float]], available: dict[str, float]) -> None:
+    """Check that Ray has resources for all workers; it would wait for them forever.
+
+    Raises:
+        RunError: It lacks some; says which and what to set.
+    """
     for kind, amount in lacking(bundles, available).items():
         raise RunError(
             f"launch: {len(bundles)} workers with {bundles[0][kind]:g} {kind} each need {amount:g} {kind}, and Ray has "
@@ -165,14 +175,20 @@ def _enough_resources(launch: LaunchConfig, bundles: list[dict[str, float]], ava
 
 
 def growing(launch: LaunchConfig) -> str:
-    """Say what to set for a cluster that starts nodes on demand."""
+    """Return a sentence on what to set for a cluster that starts nodes on demand."""
     if launch.nodes_timeout_s:
         return f"No node came within launch.nodes_timeout_s={launch.nodes_timeout_s}."
     return "A cluster that adds nodes by itself needs time for that: launch.nodes_timeout_s=900."
 
 
 def _reason(error: BaseException) -> StsslError:
-    """The worker's own error where it is one that a user can act on, else the first worker's words."""
+    """Find the error that a user can act on in an error of Ray Train.
+
+    Ray wraps a worker's error several times, and pickles it on the way, so that causes hide in `cause` or `__cause__`.
+
+    Returns:
+        The worker's own `StsslError` if there is one, else an error with the last line of the first worker's message.
+    """
     failures = getattr(error, "worker_failures", None) or getattr(error.__cause__, "worker_failures", None) or {}
     for failure in [error, *failures.values()]:
         seen: BaseException | None = failure
@@ -186,7 +202,10 @@ def _reason(error: BaseException) -> StsslError:
 
 @contextlib.contextmanager
 def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
-    """Hand each row that the run adds to its metrics to `watch`, from a thread."""
+    """Call `watch` with each row that is added to the run's metrics inside this context, from a thread.
+
+    The thread reads the file, since rank 0 may be another process on another machine.
+    """
     if watch is None:
         yield
         return
@@ -196,7 +215,7 @@ def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
         seen = 0
         while True:
             last = stop.wait(0.3)
-            rows = list(folder.rows())
+            rows = folder.read_rows().rows
             for row in rows[min(seen, len(rows)) :]:
                 watch(row)
             seen = len(rows)

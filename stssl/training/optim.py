@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule."""
+"""Make the optimizer, schedule its learning rate and clip gradients."""
 
 import math
 from collections.abc import Iterable
@@ -10,11 +10,14 @@ from stssl.recipes.optimizers import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
-    """Linear warm-up, then cosine: base * cos(7 pi t / (16 T)) (FixMatch, arXiv:2001.07685), or down to 0.
+    """Compute the learning rate of a step: linear warmup, then a cosine.
+
+    `decay: fixmatch` follows base * cos(7 pi t / (16 T)) (FixMatch, arXiv:2001.07685), which ends at a fifth of the
+    peak rate; `cosine` ends at 0. T counts the steps after the warmup.
 
     Args:
-        step: The step about to be taken, from 0.
-        schedule: Of the run.
+        step: Number of the step about to be taken, from 0.
+        schedule: Schedule of the run.
         base: Peak rate.
     """
     if step < schedule.warmup:
@@ -26,7 +29,11 @@ def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices and kernels are decayed; biases, norms, tokens and position embeddings are not."""
+    """Divide trainable parameters into two groups: matrices and kernels get weight decay, all others none.
+
+    Biases, normalization weights, tokens and position embeddings are the others. Parameters without gradients are left
+    out.
+    """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
@@ -38,11 +45,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The recipe's optimizer over a module's trainable parameters, fused."""
+    """Make the recipe's optimizer over a module's trainable parameters, in torch's fused implementation.
+
+    Only fused optimizers can skip a step on the device, which leaving out a step with bad gradients needs.
+    """
     groups = parameter_groups(module, config.weight_decay)
     if config.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-        for parameter in module.parameters():  # a first step that is left out would leave them as memory came
+        # torch makes these buffers in the first step and fills them in it; if that step is skipped, they stay unset.
+        for parameter in module.parameters():
             if config.momentum and parameter.requires_grad:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
@@ -50,7 +61,15 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def clip_gradients(networks: Iterable[tuple[str, nn.Module]], bound: float | None) -> dict[str, torch.Tensor]:
-    """Bound each network's gradient norm on its own; returns the norms before, by name."""
+    """Clip each network's gradient norm on its own, without waiting for the device.
+
+    Args:
+        networks: Name and module of each network.
+        bound: Largest norm; None clips nothing.
+
+    Returns:
+        For each network its scalar norm before clipping.
+    """
     norms = {}
     for name, network in networks:
         gradients = [p.grad for p in network.parameters() if p.grad is not None]

@@ -1,4 +1,8 @@
-"""Handle the machine a run is on: shared storage, memory that runs out, signals to stop."""
+"""Handle the machine a run is on: shared storage, memory, signals to stop, torch.compile.
+
+`check_shared` finds storage that nodes do not share, `memory_advice` explains a lack of memory, `StopRequest` listens
+for signals, `compile_blocks` compiles networks and falls back to plain PyTorch.
+"""
 
 import contextlib
 import ctypes
@@ -7,29 +11,40 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from stssl.base.distributed import gather_rows, rank, world_size
 from stssl.base.errors import RunError
-from stssl.recipes.recipe import RunRecipe
+from stssl.base.logs import LOG
+from stssl.models.backbones import stages
+from stssl.models.layout import memory_format
+from stssl.recipes.recipe import Recipe, RunRecipe
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Names of malloc.h."""
+"""Numbers of glibc's `mallopt` parameters M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, from malloc.h."""
 TOGETHER_S = 1.0
-"""Signals so close to each other count as one."""
+"""Signals that follow each other within so many seconds count as one."""
+VARIANTS = 256
+"""Compiled variants of a block's code that torch keeps before it stops compiling."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def check_shared(folder: Path) -> None:
-    """Find out before the first step whether all ranks see the same folder; ranks call this together.
+    """Check before the first step that all ranks see the same folder; all ranks call this together.
+
+    Rank 0 writes a file with a random name, and each rank looks for it.
 
     Raises:
-        RunError: They do not; names those that don't.
+        RunError: Some ranks do not see the file; names them.
     """
     if world_size() == 1:
         return
@@ -42,7 +57,7 @@ def check_shared(folder: Path) -> None:
         mark.touch()
     dist.barrier()
     with contextlib.suppress(OSError):
-        list(folder.iterdir())  # lets network file systems look again
+        list(folder.iterdir())  # network file systems remember for seconds that a file was absent; listing looks again
     blind = gather_rows(torch.tensor([not mark.exists()], device=device)).flatten().tolist()
     if rank() == 0:
         mark.unlink(missing_ok=True)
@@ -55,11 +70,11 @@ def check_shared(folder: Path) -> None:
 
 
 def keep_memory() -> None:
-    """Let this process keep memory that it freed, where the C library is glibc.
+    """Let this process keep memory that it freed instead of returning it to the system, if its C library is glibc.
 
-    Activations are freed in each step, and on the CPU getting them back from the system page by page takes a tenth.
+    Each step frees its activations. On a CPU, getting that memory back page by page took a tenth of the step.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # macOS and musl have no mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(TRIM_THRESHOLD, 2**31 - 1)
         mallopt(MMAP_THRESHOLD, 2**25)
@@ -67,7 +82,11 @@ def keep_memory() -> None:
 
 @contextlib.contextmanager
 def memory_advice(recipe: RunRecipe) -> Iterator[None]:
-    """Turn running out of memory into an error that says what helps."""
+    """Raise a lack of memory inside this context as an error that names recipe keys which help.
+
+    Raises:
+        RunError: The code inside ran out of memory on the host or the device.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -82,23 +101,27 @@ def _savings(recipe: RunRecipe) -> Iterator[str]:
     """Suggest recipe keys that take less memory."""
     if recipe.compute.precision != "bf16":
         yield "compute.precision=bf16"
-    batch: Any = getattr(recipe, "batch", None)
-    if hasattr(batch, "micro"):
-        micro = batch.micro // 2 if batch.micro and batch.micro > 1 else 8
+    if isinstance(recipe, Recipe):
+        micro = recipe.batch.micro // 2 if recipe.batch.micro and recipe.batch.micro > 1 else 8
         yield f"batch.micro={micro} (the same global batch in smaller parts)"
     if recipe.data.cache != "none":
         yield "data.cache=none"
     yield "more workers"
 
 
-class Stop:
-    """Remember that the process was asked to end (Ctrl-C, SIGTERM, closed terminal), to be looked at between steps.
+class StopRequest:
+    """Remember that the process was asked to end (Ctrl-C, SIGTERM, closed terminal); the loop checks between steps.
 
-    Ctrl-C a second time ends the run at once, but for while its last checkpoint is written.
+    A second Ctrl-C ends the run at once, unless its last checkpoint is being written (`leaving`).
+
+    Attributes:
+        by: The first signal; None until one comes.
+        at: Time of that signal, in seconds of `time.monotonic`.
+        leaving: True while the last checkpoint is written.
     """
 
     def __init__(self) -> None:
-        """Nobody asked yet."""
+        """Start without a request."""
         self.by: signal.Signals | None = None
         self.at, self.leaving = 0.0, False
 
@@ -108,11 +131,15 @@ class Stop:
         return self.by is not None
 
     @contextlib.contextmanager
-    def listening(self, alone: bool) -> Iterator["Stop"]:
-        """Take signals as a question for as long as this lasts; only a main thread can, and only one rank `alone`.
+    def listening(self, alone: bool) -> Iterator["StopRequest"]:
+        """Record signals instead of ending the process, inside this context and in a main thread only.
 
-        A signal that is ignored, as under `nohup`, stays ignored.
+        A signal that the process ignores, as under `nohup`, stays ignored.
+
+        Args:
+            alone: True if this is the run's only rank; with several ranks, signals keep their usual effect.
         """
+        # One rank of several must not leave the loop: the others would wait for its gradients.
         if not alone or threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -142,7 +169,7 @@ def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
     Args:
         recipe: Recipe of the run.
         device: Device of the networks.
-        rows: Patches of a global batch.
+        rows: Number of patches of a global batch.
     """
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
@@ -153,10 +180,11 @@ def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
 
 
 def slow_arithmetic(recipe: RunRecipe, device: torch.device) -> str | None:
-    """Warn if a CPU without bf16 instructions is asked for bf16; None otherwise."""
+    """Return a warning if the recipe asks for bf16 on a CPU without bf16 instructions, else None."""
     if device.type != "cpu" or recipe.compute.precision != "bf16":
         return None
-    cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # a newer torch tells
+    # torch before 2.10 has no get_capabilities; then nothing is known, and nothing is said.
+    cpu: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if cpu.get("architecture") != "x86_64" or cpu.get("avx512_bf16") or cpu.get("amx_bf16"):
         return None
     return (
@@ -165,11 +193,46 @@ def slow_arithmetic(recipe: RunRecipe, device: torch.device) -> str | None:
     )
 
 
-def memory(device: torch.device) -> dict[str, float]:
-    """Peak memory of this process in GB: of the device where it has any of its own, else of the host."""
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return this process's peak memory in GB as `memory_gb`: the device's if it is a GPU, else the host's."""
     if device.type == "cuda":
         return {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
-    import resource
+    import resource  # Unix only, like nothing else in this module
 
-    peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"memory_gb": peak * 1024 / 1e9}
+    return {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+
+
+def compile_blocks(backbone: nn.Module) -> None:
+    """Replace each block's `forward` by one that torch.compile compiles when it is first called.
+
+    Names of weights stay the same, because the modules do. Hooks stay outside the compiled code.
+    """
+    # All blocks share one code object, whose variants (blocks, networks, training or not) count together.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    # Inductor puts every convolution on the CPU into channels_last, even those that crash in it (models/layout.py).
+    device = next(backbone.parameters()).device
+    free = memory_format(backbone, device) == torch.channels_last
+    for block in stages(backbone):
+        block.forward = with_fallback(block.forward, free)
+
+
+def with_fallback(function: Callable[P, T], free: bool = True) -> Callable[P, T]:
+    """Return the compiled function; if it cannot be compiled, it warns once and runs the plain one from then on.
+
+    Args:
+        function: Function to compile.
+        free: True if the compiler may choose the memory layout of images.
+    """
+    compiled = torch.compile(function, dynamic=False, options=None if free else {"layout_optimization": False})
+    chosen: list[Callable[P, T]] = [compiled]
+
+    def call(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return chosen[0](*arguments, **named)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            LOG.warning("compute.compile: going on without torch.compile: %s", reason)
+            chosen[0] = function
+            return function(*arguments, **named)
+
+    return call

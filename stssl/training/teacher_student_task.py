@@ -1,43 +1,37 @@
-"""The stage of teacher-student runs."""
+"""Train a teacher-student run: the task of a `Recipe`."""
 
 from collections.abc import Iterator
 from math import isnan
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from stssl.base.batch import Batch, Progress, View
 from stssl.base.distributed import rank, world_size
+from stssl.base.json_types import JsonObject
 from stssl.data.views import PixelScaler, RawBatch, ViewMaker
 from stssl.models.ema import average_batchnorm
 from stssl.models.layout import placed
-from stssl.recipes.build import build_loader, build_pixels, build_step
+from stssl.recipes.build import build_loader, build_pixels, build_step, check_recipe
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import RunData, open_data
 from stssl.scoring.evaluation import Evaluation, evaluate
 from stssl.scoring.metrics import diverged, headline
 from stssl.steps.teacher_student import TeacherStudentStep
-from stssl.training.checkpoint import Checkpoints, export_weights
-from stssl.training.task import Task
+from stssl.training.checkpoints import Checkpoints, export_weights
+from stssl.training.task import Task, Validation
 
 STUDENT = "averages.student.network."
 
 
-class TeacherStudentTask(Task):
-    """Labeled and unlabeled streams through a teacher-student step."""
+class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
+    """Train on a labeled and an unlabeled stream, with a student, averages and, if the recipe has one, a teacher."""
 
-    recipe: Recipe
     step: TeacherStudentStep
     data: RunData
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        """Build this rank's parts.
-
-        Raises:
-            ConfigError: The recipe asks for what the store or the networks cannot give.
-            DataError: The store cannot be read.
-        """
+        """Open the data and build networks and loader; see `Task`."""
         self.recipe, self.device = recipe, device
         self.data = open_data(recipe, device)
         self.step = build_step(recipe, self.data)
@@ -45,55 +39,73 @@ class TeacherStudentTask(Task):
         self.views = ViewMaker(build_pixels(recipe.data, recipe.model.image_size, self.data, memory)).to(device)
         self.loader = build_loader(recipe, self.data, self._views_at, rank(), world_size())
 
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Check that data and networks can be what the recipe says; see `Task`."""
+        check_recipe(recipe)
+
     def _views_at(self, step: int) -> frozenset[View]:
         return self.step.views_at(Progress(step, self.recipe.schedule.steps))
 
     def batch(self, raw: RawBatch) -> Batch:
-        """The views that were drawn: those that the step looks at."""
+        """Make the views that the step uses, whose random choices the loader drew."""
         made: Batch = self.views(raw)
         return made
 
-    def micro_batches(self, batch: Batch, progress: Progress) -> list[tuple[Any, ...]]:
-        """Micro-batches where the recipe asks for them, with what each is to match."""
+    def micro_batches(self, batch: Batch, progress: Progress) -> list[tuple[object, ...]]:
+        """Divide the batch into micro-batches if the recipe asks for them.
+
+        Each comes with its part of the pseudo-labels, which the algorithm makes from the whole global batch.
+        """
         micro, most = self.recipe.batch.micro, -(-self.recipe.batch.labeled // world_size())
-        if micro is None or most <= micro:  # decided by the largest rank: all ranks plan, or none does
+        # The largest rank decides for all: planning exchanges rows, and ranks that do not take part would hang others.
+        if micro is None or most <= micro:
             return [(batch, progress)]
         parts = max(1, -(-len(batch.labels) // micro))
         plans = self.step.plan(batch, progress, parts)
         return [(small, progress, plan) for small, plan in zip(batch.split(parts), plans, strict=True)]
 
-    def looks(self, step: int) -> int:
-        """Fewer in a supervised start than after it."""
+    def view_count(self, step: int) -> int:
+        """Count the views that a step uses: fewer in a supervised start than after it."""
         return len(self._views_at(step))
 
-    def validate(self, progress: Progress) -> tuple[dict[str, float], float | None]:
-        """Score the averaged student, its BatchNorm statistics estimated anew."""
+    def validate(self, progress: Progress) -> Validation:
+        """Score the averaged student on the validation part, after a new estimate of its BatchNorm statistics.
+
+        Args:
+            progress: The step that was taken last.
+        """
         average_batchnorm(self.step)
         scores = self.evaluate_student("validation", progress).scores
         score = scores[headline(self.data.space)]
-        # No class has a positive in this part: there is nothing to choose by.
-        return scores, None if isnan(score) and not diverged(scores) else score
+        # NaN without divergence means that no class has a positive in this part, so that nothing tells good from bad.
+        return Validation(scores, None if isnan(score) and not diverged(scores) else score)
 
     def evaluate_student(self, part: str, progress: Progress) -> Evaluation:
-        """Score the averaged student on one part of the split; `progress` is the step that was taken last."""
+        """Score the averaged student on one part of the split.
+
+        Args:
+            part: `train`, `validation` or `test`.
+            progress: The step that was taken last.
+        """
         options, pixels = self.recipe.evaluation, self.views.pixels
         calibrate(self.step, self.recipe, self.data, pixels, progress)
         predictor = self.step.predictor("student")
         return evaluate(predictor, self.data, pixels, part, batch=options.batch, limit=options.limit)
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the best student, what users ship, as `student.safetensors`.
+        """Write the best student as `student.safetensors`, the file that users ship.
 
-        `backbone.` is timm's network; `site.` and the like are what the recipe's injection and metadata add to it.
+        Names with `backbone.` are of timm's network; `site.` and others are of layers that inject metadata into it.
         """
         export_weights(checkpoints, STUDENT, "student")
 
-    def about(self) -> dict[str, Any]:
-        """Store, parts and number of labels."""
+    def about(self) -> JsonObject:
+        """Describe the store, the sizes of its parts and the number of labeled patches."""
         return self.data.about(world_size()) | {"labeled": len(self.data.labeled)}
 
-    def labels(self) -> dict[str, Any]:
-        """The drawn labels: the rule, store rows, patch names, class frequencies and choice ids."""
+    def labels(self) -> JsonObject:
+        """List the drawn labels: the rule, store rows, patch names, class frequencies and choice ids."""
         data = self.data
         names = data.store.column("patch_id")[data.labeled]
         return {
@@ -108,21 +120,19 @@ class TeacherStudentTask(Task):
 def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: PixelScaler, progress: Progress) -> None:
     """Estimate BatchNorm statistics for averaged weights from training batches, the same on every rank.
 
-    `progress` is the step that the weights took last: of a supervised start the batches have labeled patches alone.
-
-    Batches must be composed as in training (views and classes mixed, in micro-batches where there are any), since that
-    is what the weights are used to: neighboring store rows would often share a class, and unaugmented ones alone cost
-    points of accuracy. With `evaluation.batchnorm_batches: 0` the averages keep the networks' own running statistics.
+    With `evaluation.batchnorm_batches: 0` the averages keep the networks' own running statistics.
 
     Args:
         step: Networks and averages.
         recipe: Recipe of the run.
         data: Training patches.
-        pixels: Scales stored bands to images.
-        progress: The step that the weights took last.
+        pixels: Scaler from stored bands to images.
+        progress: The step that the weights took last; in a supervised start batches have labeled patches alone.
     """
     if not recipe.evaluation.batchnorm_batches:
         return
+    # Batches mix views and classes, in micro-batches if there are any, as in training, since that is what the weights
+    # are used to. Neighboring store rows would often share a class, and unaugmented ones alone cost points of accuracy.
     views = step.views_at(progress) - {View.UNLABELED_WEAK}
     loader, maker = build_loader(recipe, data, lambda _: views), ViewMaker(pixels)
     parts = -(-recipe.batch.labeled // (recipe.batch.micro or recipe.batch.labeled))

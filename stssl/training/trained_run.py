@@ -1,5 +1,6 @@
-"""Runs that were trained: their networks back from a checkpoint, scored on any part of their split."""
+"""Load the networks of a trained run from a checkpoint, and score them on a part of its split."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,25 +19,58 @@ from stssl.recipes.run_data import RunData, open_data
 from stssl.scoring.evaluation import Evaluation, evaluate, save_evaluations
 from stssl.scoring.metrics import diverged
 from stssl.steps.teacher_student import TeacherStudentStep
-from stssl.training.checkpoint import CheckpointState, UnusableError, does_not_fit, read_state, require_state
+from stssl.training.checkpoints import CheckpointState, UnusableError, does_not_fit, read_state, require_state
 from stssl.training.run_folder import RunFolder
 from stssl.training.teacher_student_task import calibrate
 
 
+@dataclass(frozen=True)
+class TrainedRun:
+    """Hold a run that was trained: its networks as a checkpoint has them, and the data to score them on.
+
+    Attributes:
+        folder: Folder of the run.
+        recipe: Recipe of the run; its store is the one given to `load_run`.
+        data: Open store, split, labels.
+        step: Networks with the checkpoint's weights, in the step that trained them.
+        pixels: Scaler from stored bands to images.
+        steps: Number of steps taken until the checkpoint.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    data: RunData
+    step: TeacherStudentStep
+    pixels: PixelScaler
+    steps: int
+
+    @property
+    def progress(self) -> Progress:
+        """Return the step that the weights took last."""
+        return Progress(self.steps - 1, self.recipe.schedule.steps)
+
+
 def load_run(
-    folder: RunFolder, checkpoint: str, device: torch.device, store: str | None = None
-) -> tuple[Recipe, RunData, TeacherStudentStep, PixelScaler, int]:
-    """Load a run's recipe, data, trained step, scaling, and the checkpoint's step.
+    folder: RunFolder | str | Path,
+    checkpoint: str = "best",
+    device: torch.device | str = "auto",
+    store: str | None = None,
+) -> TrainedRun:
+    """Load a run's recipe, data and trained networks.
 
     Args:
-        folder: Folder of the run.
+        folder: Folder of the run, or its path.
         checkpoint: `best` or `last`.
-        device: Device of the networks.
-        store: Where the run's store lies now, if not where it was trained.
+        device: Device of the networks, or one of `cpu`, `cuda` and `auto`.
+        store: Place of the run's store, if it is not where the run was trained.
 
     Raises:
-        RunError: There is no such checkpoint, it is damaged, or the store is not the one that the run was trained on.
+        ConfigError: Unknown checkpoint or device.
+        RunError: The folder is no run's or an earlier release's, the checkpoint is missing or damaged, or the store has
+            other patches than when the run was trained.
     """
+    folder = folder if isinstance(folder, RunFolder) else RunFolder.existing(folder)
+    device = device if isinstance(device, torch.device) else _device(device)
     if checkpoint not in ("best", "last"):
         raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
     path = folder.checkpoints.path(checkpoint)
@@ -56,6 +90,7 @@ def load_run(
     folder.require_store(data.store)
     state = read_own_state(folder, path, expected)
     step = build_step(as_trained(recipe), data)
+    # `as_trained` leaves out votes, which only training uses and which are as large as the training part.
     weights = {name: value for name, value in state["step"].items() if not str(name).startswith("votes.")}
     try:
         step.load_state_dict(weights)
@@ -63,18 +98,24 @@ def load_run(
         raise does_not_fit(path, state, error) from None
     memory = placed(step, device)
     pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
-    return recipe, data, step, pixels, int(state["progress"]["step"])
+    return TrainedRun(folder, recipe, data, step, pixels, steps=int(state["progress"]["step"]))
 
 
 def read_own_state(folder: RunFolder, path: Path, recipe: str) -> CheckpointState:
-    """A run's checkpoint; one that an earlier version wrote may know the recipe by the hash of that time.
+    """Read a checkpoint of a run.
+
+    Args:
+        folder: Folder of the run.
+        path: File of the checkpoint.
+        recipe: Hash of the run's recipe. A checkpoint of an earlier version may have the hash of that version instead,
+            which the run's record has, too.
 
     Raises:
-        RunError: It is damaged, or another run's; says what can be used instead.
+        RunError: The checkpoint is damaged or another run's; says what can be used instead.
     """
     try:
         state = require_state(read_state(path), path)
-        earlier = folder.recorded()[1].get("recipe_hash") if state.get("written_by") != __version__ else None
+        earlier = folder.read_record()[1].get("recipe_hash") if state.get("written_by") != __version__ else None
         return require_state(state, path, recipe if state["recipe"] != earlier else None)
     except UnusableError as error:
         other = "last" if path.stem == "best" else "best"
@@ -85,35 +126,36 @@ def read_own_state(folder: RunFolder, path: Path, recipe: str) -> CheckpointStat
 def evaluate_run(
     path: str | Path, part: str, checkpoint: str = "best", device: str = "auto", store: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """Score the networks of a run on all of a part and write `evaluation/<part>.json` (and logits beside it).
+    """Score a run's networks on all patches of a part; writes `evaluation/<part>.json` and logits in `<part>.npz`.
 
     Args:
-        path: The run's folder.
+        path: Folder of the run.
         part: `train`, `validation` or `test`.
         checkpoint: `best` or `last`.
         device: `cpu`, `cuda` or `auto`.
-        store: Where the run's store lies now, if not where it was trained.
+        store: Place of the run's store, if it is not where the run was trained.
 
     Returns:
-        Scores of the student (averaged weights), and of the teacher where there is one.
+        Scores by name of the student (averaged weights), and of the teacher if the run has one.
 
     Raises:
         ConfigError: Unknown part, checkpoint or device.
         DataError: No patch of the part has a known label.
-        RunError: There is no such checkpoint, or the store is not the one that the run was trained on.
+        RunError: The folder is no run's or an earlier release's, the checkpoint is missing or damaged, or the store has
+            other patches than when the run was trained.
     """
-    folder = RunFolder.existing(path)
-    recipe, data, step, pixels, at = load_run(folder, checkpoint, _device(device), store)
-    data.split.part(part)
-    calibrate(step, recipe, data, pixels, Progress(at - 1, recipe.schedule.steps))
+    trained = load_run(path, checkpoint, device, store)
+    recipe, data, step, pixels = trained.recipe, trained.data, trained.step, trained.pixels
+    data.split.part(part)  # an unknown part is refused before minutes of calibration
+    calibrate(step, recipe, data, pixels, trained.progress)
     results: dict[str, Evaluation] = {}
     for network in ("student", "teacher")[: len(step.networks)]:
         predictor = step.predictor(network)
         results[network] = evaluate(predictor, data, pixels, part, batch=recipe.evaluation.batch, limit=None)
         if diverged(results[network].scores):
             LOG.warning("the %s's predictions on %s are not finite, so they have no scores", network, part)
-    about = {"checkpoint": checkpoint, "step": at, "recipe_hash": recipe.hash(), "name": recipe.name}
-    save_evaluations(results, data, part, folder.path / "evaluation" / f"{part}.json", about)
+    about = {"checkpoint": checkpoint, "step": trained.steps, "recipe_hash": recipe.hash(), "name": recipe.name}
+    save_evaluations(results, data, part, trained.folder.path / "evaluation" / f"{part}.json", about)
     return {network: result.scores for network, result in results.items()}
 
 

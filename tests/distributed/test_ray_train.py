@@ -12,7 +12,7 @@ import torch
 import yaml
 from processes import family, finish, kill, start
 
-from stssl.training.checkpoint import read_state
+from stssl.training.checkpoints import read_state
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 COMMAND = [sys.executable, "-m", "stssl.commands.cli", "train"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stssl.store.store import Store
-from stssl.training.checkpoint import read_state
+from stssl.training.checkpoints import read_state
 
 pytestmark = pytest.mark.ray
 

@@ -38,7 +38,7 @@ from stssl.store.store import Store
 from stssl.sweeps.domains import build_space
 from stssl.sweeps.spec import load_sweep
 from stssl.sweeps.trials import outcome
-from stssl.training.checkpoint import read_state
+from stssl.training.checkpoints import read_state
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder
 from stssl.training.trained_run import evaluate_run

@@ -16,7 +16,7 @@ from stssl.data.loader import StreamSource
 from stssl.recipes import build
 from stssl.recipes.build import check_recipe
 from stssl.recipes.run_data import open_data
-from stssl.training.checkpoint import Checkpoints
+from stssl.training.checkpoints import Checkpoints
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder
 from stssl.training.state import open_train_state
@@ -122,7 +122,7 @@ def test_steps_that_were_left_out_are_not_told_of_twice(recipe_tree):
     for step in range(7):
         folder.append({"step": step}, "nonfinite.jsonl")
         folder.append({"step": step})
-    folder.forget_after(4)
+    folder.drop_rows_after(4)
     assert [row["step"] for row in folder.rows("nonfinite.jsonl")] == [0, 1, 2, 3]
     assert [row["step"] for row in folder.rows()] == [0, 1, 2, 3, 4]
 

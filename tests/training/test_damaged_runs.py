@@ -17,7 +17,7 @@ from stssl.analysis.probe import _kept
 from stssl.analysis.report import read_run, write_report
 from stssl.base.errors import RunError, StsslError
 from stssl.models.weights import read_weights
-from stssl.training.checkpoint import export_weights, read_state, write_state
+from stssl.training.checkpoints import export_weights, read_state, write_state
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder
 from stssl.training.trained_run import evaluate_run, read_own_state
@@ -54,8 +54,8 @@ def resumed(recipe, folder):
     folder.refuse_others(recipe)
     folder.finished()
     found = [state for _, state in folder.checkpoints.newest(recipe.hash())]
-    folder.forget_after(8)
-    folder.record(recipe, {"store": {"fingerprint": "x"}}, None, world=1, step=8)
+    folder.drop_rows_after(8)
+    folder.write_record(recipe, {"store": {"fingerprint": "x"}}, None, world=1, step=8)
     if found and all(isinstance(state, StsslError) for state in found):
         raise found[0]
 
@@ -222,8 +222,8 @@ def test_damaged_lines_of_metrics_are_left_out_and_told(copy, caplog):
     path.write_bytes(path.read_bytes() + b'{"step": 99, "kind": "tr' + bytes(60) + b"\n\xff\xfe\n")
     read_run(folder.path)
     assert "2 damaged lines" in caplog.text
-    folder.forget_after(8)
-    assert list(folder.rows()) == rows and folder.told()[1] == 0
+    folder.drop_rows_after(8)
+    assert list(folder.rows()) == rows and folder.read_rows()[1] == 0
 
 
 def test_arrays_of_another_evaluation_are_not_shown_with_these_scores(copy):

@@ -11,12 +11,12 @@ from test_loop import kill_at, last, make, same, signalled
 from stssl.base.batch import View
 from stssl.base.config import merge
 from stssl.base.errors import ConfigError, RunError
-from stssl.training import compiling
-from stssl.training.guard import FILE
+from stssl.training import loop
 from stssl.training.launch import run
 from stssl.training.loop import train
+from stssl.training.run_files import NONFINITE_FILE
 from stssl.training.run_folder import RunFolder
-from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic
+from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic, with_fallback
 from stssl.training.state import open_train_state
 
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_written_down(without_batchnor
     train_state = poisoned(recipe, {5})
     train(train_state, lambda metrics: None)
     assert finite(train_state.task.step)
-    (row,) = [json.loads(line) for line in (folder.path / FILE).read_text().splitlines()]
+    (row,) = [json.loads(line) for line in (folder.path / NONFINITE_FILE).read_text().splitlines()]
     assert row["step"] == 5 and len(row["rows"]["unlabeled"]) == 16 and row["losses"]["loss"] is None
     assert row["rows"]["unlabeled"] == train_state.task.loader.sources[View.UNLABELED_WEAK.stream].global_rows(5)
     assert all(value is not None for line in folder.rows() for value in line.values())
@@ -72,7 +72,7 @@ def test_a_bad_step_of_a_supervised_start_names_labeled_patches_alone(without_ba
     folder = RunFolder.of(recipe)
     folder.claim(recipe)
     train(poisoned(recipe, {0}), lambda metrics: None)
-    (row,) = folder.rows(FILE)
+    (row,) = folder.rows(NONFINITE_FILE)
     assert row["step"] == 0 and list(row["rows"]) == ["labeled"] and len(row["rows"]["labeled"]) == 8
 
 
@@ -137,14 +137,14 @@ def test_bad_steps_count_across_restarts_and_before_the_first_row(without_batchn
     assert last(recipe)["progress"]["left_out"] == 1
     with pytest.raises(RunError, match="not finite in 2 steps, at last in step 6"):
         train(poisoned(recipe, {6}), lambda metrics: None)
-    assert [row["step"] for row in folder.rows(FILE)] == [1, 6]
+    assert [row["step"] for row in folder.rows(NONFINITE_FILE)] == [1, 6]
 
 
-def test_control_without_the_guard_weights_are_lost(without_batchnorm):
+def test_control_without_the_guard_weights_are_lost(without_batchnorm, monkeypatch):
     recipe = make(without_batchnorm)
     RunFolder.of(recipe).claim(recipe)
     train_state = poisoned(recipe, {5})
-    train_state.guard.note = lambda step, norms, logs: torch.tensor(False)
+    monkeypatch.setattr(loop, "not_finite", lambda norms: torch.tensor(False))
     train_state.statistics.restore = lambda bad: None
     train(train_state, lambda metrics: None)
     assert not finite(train_state.task.step)
@@ -242,7 +242,7 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(caplog, monkeypatch
     monkeypatch.setattr(
         torch, "compile", lambda function, dynamic, **_: real(function, dynamic=dynamic, backend=refuse)
     )
-    double = compiling.with_fallback(lambda x: x * 2)
+    double = with_fallback(lambda x: x * 2)
     assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
     assert "going on without torch.compile" in caplog.text
     assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))

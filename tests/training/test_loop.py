@@ -15,7 +15,7 @@ from stssl.recipes.build import check_recipe
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import Recipe
 from stssl.training import loop
-from stssl.training.checkpoint import read_state
+from stssl.training.checkpoints import read_state
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder
 from stssl.training.state import open_train_state
@@ -155,7 +155,7 @@ def test_control_another_position_gives_other_weights(unbroken, recipe_tree, tmp
     path = RunFolder.of(recipe).checkpoints.path("last")
     state = read_state(path)
     state["progress"]["step"] -= 1
-    from stssl.training.checkpoint import write_state
+    from stssl.training.checkpoints import write_state
 
     path.unlink()
     write_state(state, path)

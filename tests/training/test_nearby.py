@@ -7,7 +7,7 @@ from test_loop import kill_at, last, make, same
 from stssl.base.errors import ConfigError
 from stssl.recipes.build import check_recipe
 from stssl.recipes.run_data import open_data
-from stssl.training.checkpoint import read_state, write_state
+from stssl.training.checkpoints import read_state, write_state
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder
 from stssl.training.state import open_train_state

@@ -116,7 +116,7 @@ def test_a_killed_run_ends_with_the_same_weights_and_queue(dated, tmp_path, mode
 
 
 def test_control_without_the_queue_a_resumed_run_ends_elsewhere(dated, tmp_path):
-    from stssl.training.checkpoint import read_state, write_state
+    from stssl.training.checkpoints import read_state, write_state
 
     unbroken, killed = (make(dated, name=name) for name in ("unbroken", "killed"))
     run(unbroken)
@@ -140,7 +140,7 @@ def replay(tree, gather=True, shuffles=None):
         contrastive.gather_rows = lambda rows, *_: rows
     losses = []
     for raw in train_state.task.loader.batches(0, 6):
-        logs, _ = loop.train_step(train_state, raw)
+        logs = loop.train_step(train_state, raw).logs
         world = dist.get_world_size() if dist.is_initialized() else 1
         losses.append(float(sum_over_ranks(logs["loss"])) / world)
         train_state.progress.step += 1

@@ -23,7 +23,7 @@ def losses_of(tree):
     train_state = open_train_state(recipe, torch.device("cpu"))
     losses = []
     for raw in train_state.task.loader.batches(0, STEPS):
-        logs, _ = loop.train_step(train_state, raw)
+        logs = loop.train_step(train_state, raw).logs
         world = dist.get_world_size() if dist.is_initialized() else 1
         losses.append(float(sum_over_ranks(logs["loss"])) / world)
         train_state.progress.step += 1

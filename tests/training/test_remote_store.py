@@ -14,7 +14,7 @@ from stssl.base.config import merge, validate
 from stssl.base.randomness import RandomStream
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import open_pixels
-from stssl.training.checkpoint import read_state
+from stssl.training.checkpoints import read_state
 from stssl.training.launch import run
 from stssl.training.loop import train_step
 from stssl.training.run_folder import RunFolder
@@ -64,10 +64,10 @@ def test_a_run_that_is_broken_off_ends_like_an_unbroken_one(far, monkeypatch):
             raise KeyboardInterrupt
         return train_step(train_state, raw)
 
-    monkeypatch.setattr(loop, "update", stop)
+    monkeypatch.setattr(loop, "train_step", stop)
     with pytest.raises(KeyboardInterrupt):
         run(broken)
-    monkeypatch.setattr(loop, "update", train_step)
+    monkeypatch.setattr(loop, "train_step", train_step)
     run(broken)
     assert same(weights(broken), weights(unbroken))
     record = json.loads((RunFolder.of(broken).path / "record.json").read_text())
@@ -162,7 +162,7 @@ def test_the_record_keeps_every_start(far):
     folder.path.mkdir(parents=True)
     for step, world in ((0, 2), (8, 2), (12, 4)):
         about = open_pixels(recipe_of(far).data).about(world)
-        folder.record(recipe_of(far), about, None, world=world, step=step)
+        folder.write_record(recipe_of(far), about, None, world=world, step=step)
         record = json.loads((folder.path / "record.json").read_text())
         assert record["ranks"] == world
         assert f"dealt out to {world} ranks" in record["order"]

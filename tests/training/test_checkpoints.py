@@ -1,17 +1,26 @@
 import pytest
 import torch
 
+from stssl import __version__
 from stssl.base.errors import RunError
-from stssl.training.checkpoint import Checkpoints, read_state, write_state
+from stssl.training.checkpoints import Checkpoints, read_state, write_state
 
 
 def state(step):
-    return {"progress": {"step": step}, "weights": {"w": torch.full((50,), float(step))}}
+    weights = {"w": torch.full((50,), float(step))}
+    return {"recipe": "r", "written_by": __version__, "progress": {"step": step}, "step": weights, "optimizer": {}}
+
+
+def found(checkpoints):
+    """Steps of usable checkpoints, the newest first, and what is wrong with others."""
+    states = [state for _, state in checkpoints.newest("r")]
+    steps = [state["progress"]["step"] for state in states if not isinstance(state, RunError)]
+    return steps, [str(state) for state in states if isinstance(state, RunError)]
 
 
 def test_last_previous_and_best(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest() is None
+    assert found(checkpoints) == ([], [])
     for step in (1, 2, 3):
         checkpoints.save(state(step), best=step == 2)
     checkpoints.wait()
@@ -30,25 +39,24 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_used(tmp_path, damage)
     data[len(data) // 2] ^= 1
     last.unlink()
     last.write_bytes({"truncated": bytes(data[:-100]), "flipped": bytes(data), "empty": b""}[damage])
-    found, problems = checkpoints.latest()
-    assert found["progress"]["step"] == 1 and "truncated or damaged" in problems[0]
+    steps, problems = found(checkpoints)
+    assert steps == [1] and "truncated or damaged" in problems[0]
 
 
 def test_control_an_intact_checkpoint_is_used(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(5), best=False)
     checkpoints.wait()
-    found, problems = checkpoints.latest()
-    assert found["progress"]["step"] == 5 and problems == []
+    assert found(checkpoints) == ([5], [])
 
 
 def test_the_copy_is_taken_before_training_goes_on(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     live = state(1)
     checkpoints.save(live, best=False)
-    live["weights"]["w"].zero_()
+    live["step"]["w"].zero_()
     checkpoints.wait()
-    assert read_state(checkpoints.path("last"))["weights"]["w"].eq(1).all()
+    assert read_state(checkpoints.path("last"))["step"]["w"].eq(1).all()
 
 
 def test_a_failed_write_is_raised(tmp_path):

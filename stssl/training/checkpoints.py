@@ -1,8 +1,8 @@
-"""Checkpoints: one file each, written whole or not at all, checked when read.
+"""Write and read checkpoints: one file each, written whole or not at all, checked when read.
 
-`last.pt` and the one before it, `previous.pt`, carry everything that exact resume needs; `best.pt` is a copy of the
-one with the best validation score. A file is the bytes of `torch.save`, then their BLAKE2b-128 digest and a mark, so
-that a truncated or damaged file is found out before any of it is used.
+`last.pt` and the one before it, `previous.pt`, hold everything that exact resume needs. `best.pt` is a copy of the one
+with the best validation score. A file is the bytes of `torch.save`, then their BLAKE2b-128 digest and a mark, so that a
+truncated or damaged file is refused before any of it is used.
 """
 
 import hashlib
@@ -10,51 +10,71 @@ import io
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from stssl import __version__
 from stssl.base.errors import RunError, first_line
 from stssl.base.whole_files import cannot_write, is_there, open_plain, sync_folder, write_whole
+from stssl.training.run_files import version_problem
 
-CheckpointState = dict[str, Any]
 _FORMAT = b"STSSLCK"
 _MARK = _FORMAT + b"1"
 _TAIL = 16 + len(_MARK)
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-"""What torch raises of bytes that are no state dict."""
-STATE_PARTS = {"recipe": str, "progress": dict, "step": dict, "optimizer": dict}
-"""What the state of a run has, and of which kind."""
+"""Errors that torch raises for bytes that are no state dict."""
+_PARTS = {"recipe": str, "progress": dict, "step": dict, "optimizer": dict}
+"""Keys of a run's checkpoint that are read, with their types."""
+
+
+class CheckpointState(TypedDict):
+    """Hold what exact resume needs of a run.
+
+    Attributes:
+        recipe: Hash of the run's recipe.
+        written_by: Version of stssl.
+        progress: Fields of `RunProgress`.
+        step: State dict of the training step: networks, averages, buffers of the algorithm.
+        optimizer: State dict of the optimizer.
+    """
+
+    recipe: str
+    written_by: str
+    progress: dict[str, Any]
+    step: dict[str, Tensor]
+    optimizer: dict[str, Any]
 
 
 class UnusableError(RunError):
-    """A checkpoint file that cannot be gone on from: missing, damaged, or another run's, program's or version's."""
+    """Tell that a checkpoint is missing, damaged, or written by another run, program or version."""
 
 
-def write_state(state: CheckpointState, path: Path) -> None:
-    """Write a checkpoint file so that at any moment `path` is absent, the old one or the new one.
+def write_state(state: Mapping[str, object], path: Path) -> None:
+    """Write a checkpoint file so that at any moment `path` is absent, the old file or the new one.
 
     Raises:
-        RunError: It could not be written; says why, and how much room there is.
+        RunError: The file could not be written; says why, and how much room there is.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with buffer.getbuffer() as payload:
         tail = hashlib.blake2b(payload, digest_size=16).digest() + _MARK
+    # The digest joins the same buffer: a copy of the payload would double the memory that a checkpoint takes.
     buffer.seek(0, os.SEEK_END)
     buffer.write(tail)
     write_whole(path, buffer.getbuffer())
 
 
-def read_state(path: Path) -> CheckpointState:
-    """Read a checkpoint file onto the CPU; nothing but tensors and plain values is read, and no code is run.
+def read_state(path: Path) -> dict[str, object]:
+    """Read a checkpoint file onto the CPU; only tensors and plain values are read, and no code is run.
 
     Raises:
-        UnusableError: It is missing, truncated, damaged, or another program's or version's; names it.
+        UnusableError: The file is missing, truncated, damaged, or written by another program or version; names it.
     """
     try:
         with open_plain(path) as file:
@@ -70,7 +90,7 @@ def read_state(path: Path) -> CheckpointState:
     if tail != hashlib.blake2b(payload, digest_size=16).digest() + _MARK:
         raise UnusableError(f"the checkpoint {path} is truncated or damaged ({len(data)} bytes)")
     try:
-        state: Any = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        state: object = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise UnusableError(f"the checkpoint {path} is not one of this program: {first_line(error)}") from None
     if not isinstance(state, dict):
@@ -82,24 +102,39 @@ def _shown(mark: bytes) -> str:
     return mark.decode("ascii", "backslashreplace")
 
 
-def require_state(state: CheckpointState, path: Path, recipe: str | None = None) -> CheckpointState:
-    """Make sure that a checkpoint is the state of a run, and of one run if its recipe's hash is given.
+def require_state(state: Mapping[str, object], path: Path, recipe: str | None = None) -> CheckpointState:
+    """Check that a checkpoint holds the state of a run.
+
+    Args:
+        state: Contents of the file.
+        path: The file, for messages.
+        recipe: Hash of the recipe that the run must have; None accepts any run.
 
     Raises:
-        UnusableError: It is not; names the file.
+        UnusableError: It does not, or it was written by a release that this one cannot read; names the file.
     """
-    wrong = [name for name, kind in STATE_PARTS.items() if not isinstance(state.get(name), kind)]
-    if wrong or not isinstance(state["progress"].get("step"), int):
+    problem = version_problem(f"the checkpoint {path}", state.get("written_by"))
+    if problem:
+        raise UnusableError(problem)
+    wrong = [name for name, kind in _PARTS.items() if not isinstance(state.get(name), kind)]
+    checked = cast(CheckpointState, state)  # torch.load promises nothing; the line above has looked at each part
+    if wrong or not isinstance(checked["progress"].get("step"), int):
         raise UnusableError(f"the checkpoint {path} is not a run's: it has no {wrong[0] if wrong else 'progress.step'}")
-    if recipe is not None and state["recipe"] != recipe:
+    if recipe is not None and checked["recipe"] != recipe:
         raise UnusableError(
-            f"the checkpoint {path} is of another run (recipe {state['recipe'][:12]}, not {recipe[:12]})"
+            f"the checkpoint {path} is of another run (recipe {checked['recipe'][:12]}, not {recipe[:12]})"
         )
-    return state
+    return checked
 
 
 def does_not_fit(path: Path, state: CheckpointState, error: Exception) -> UnusableError:
-    """Make the error for a checkpoint whose tensors do not fit its recipe's networks."""
+    """Make the error for a checkpoint whose tensors do not fit its recipe's networks.
+
+    Args:
+        path: The file.
+        state: Contents of the file.
+        error: What torch raised when the state was loaded into the networks or the optimizer.
+    """
     by = state.get("written_by")
     return UnusableError(
         f"the checkpoint {path} does not fit its recipe: {first_line(error)} It was written by stssl "
@@ -108,26 +143,30 @@ def does_not_fit(path: Path, state: CheckpointState, error: Exception) -> Unusab
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `<run>/checkpoints`."""
+    """Keep the checkpoints of one run in `<run>/checkpoints`, written by a thread while training continues."""
 
     def __init__(self, folder: Path) -> None:
-        """Use `folder`, made when first written to."""
+        """Use `folder`, which is made by the first write."""
         self.folder = folder
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def path(self, name: str) -> Path:
-        """File of `last`, `previous` or `best`."""
+        """Return the path of the checkpoint `last`, `previous` or `best`."""
         return self.folder / f"{name}.pt"
 
     def save(self, state: CheckpointState, best: bool) -> None:
-        """Copy the state to host memory now, and write it in the background.
+        """Copy the state to host memory now, and write it in the background as `last`.
+
+        Args:
+            state: State of the run.
+            best: True to write it as `best`, too.
 
         Raises:
             RunError: The write before this one failed.
         """
         self.wait()
-        copy = _to_host(state)
+        copy = cast(CheckpointState, _copied(state))  # a copy has the types of what it was made from
         self._writer = threading.Thread(target=self._write, args=(copy, best), name="stssl-checkpoint")
         self._writer.start()
 
@@ -135,6 +174,7 @@ class Checkpoints:
         try:
             last, fresh = self.path("last"), self.path("fresh")
             write_state(state, fresh)
+            # Between any two of these lines a kill may come: `last` or `previous` is a whole file at each of them.
             if last.exists():
                 _replace_by_link(last, self.path("previous"))
             fresh.replace(last)
@@ -148,7 +188,7 @@ class Checkpoints:
         """Wait until the background write is on disk.
 
         Raises:
-            RunError: It failed; says why.
+            RunError: The write failed; says why.
         """
         if self._writer is not None:
             self._writer.join()
@@ -158,48 +198,37 @@ class Checkpoints:
             raise _unwritten(self.folder, error) from error
 
     def exist(self) -> bool:
-        """True if a checkpoint was written."""
+        """Return True if `last` or `previous` is there."""
         return any(is_there(self.path(name)) for name in ("last", "previous"))
 
     def mend(self, state: CheckpointState, best: bool) -> None:
-        """Put right what a kill amid a write left: half-written files, and a best that was not given its name yet."""
+        """Complete a write that a kill interrupted: remove half-written files, and write `best` again if asked to.
+
+        Args:
+            state: State that the run resumes from.
+            best: True if this state has the best score, so that `best` must hold it.
+        """
         for path in self.folder.glob(".*.pt.*"):
             path.unlink(missing_ok=True)
         if best:
             write_state(state, self.path("best"))
 
-    def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
-        """Each checkpoint that is there, the newest first, or what is wrong with it.
+    def newest(self, recipe: str) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
+        """Yield each checkpoint that is there, the newest first, with its state or what is wrong with it.
 
         Args:
-            recipe: Hash of the recipe that the run must have; None takes any state.
+            recipe: Hash of the recipe that the run must have.
         """
         for path in (self.path("last"), self.path("previous")):
             if is_there(path):
                 try:
-                    state = read_state(path)
-                    yield path, state if recipe is None else require_state(state, path, recipe)
+                    yield path, require_state(read_state(path), path, recipe)
                 except UnusableError as error:
                     yield path, error
 
-    def latest(self) -> tuple[CheckpointState, list[str]] | None:
-        """The newest whole checkpoint and what was wrong with newer ones; None before the first.
 
-        Raises:
-            RunError: None of those that are there is whole.
-        """
-        problems: list[str] = []
-        for _, found in self.newest():
-            if not isinstance(found, UnusableError):
-                return found, problems
-            problems.append(str(found))
-        if problems:
-            raise none_whole(problems, self.folder.parent)
-        return None
-
-
-def none_whole(problems: list[str], run: Path) -> RunError:
-    """Make the error for a run that has checkpoints of which none can be used."""
+def no_usable_checkpoint(problems: list[str], run: Path) -> RunError:
+    """Make the error for a run folder that has checkpoints of which none can be used, given what is wrong with each."""
     return RunError("; ".join(problems) + f". Put a whole one back, or delete {run} to start the run again.")
 
 
@@ -209,12 +238,18 @@ def _unwritten(folder: Path, error: BaseException) -> RunError:
 
 
 def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
-    """Write a part of the best checkpoint's step as `<name>.safetensors` beside it; returns its path.
+    """Write one network of the best checkpoint as `<name>.safetensors` beside it.
 
     Args:
-        checkpoints: Of the run.
-        prefix: Of the part's names in the step's state, left out in the file.
-        name: Of the file.
+        checkpoints: Checkpoints of the run.
+        prefix: Start of the network's names in the step's state dict; the file's names lack it.
+        name: Name of the file, without ending.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        RunError: The best checkpoint cannot be read, or the file cannot be written.
     """
     path = checkpoints.path("best")
     try:
@@ -227,13 +262,13 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
         ) from None
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     target = checkpoints.folder / f"{name}.safetensors"
-    # `save_file` would make a file that its owner alone may read, whatever the umask says.
+    # `save_file` makes a file that only its owner may read, whatever the umask says.
     write_whole(target, save({key: value.contiguous() for key, value in weights.items()}))
     return target
 
 
 def _replace_by_link(source: Path, target: Path) -> None:
-    """Give a file a second name, whatever had that name before; copies where the file system has no links."""
+    """Give a file a second name in place of the file that had it; copies it on file systems without hard links."""
     part = target.with_name(f".{target.name}.{os.getpid()}")
     part.unlink(missing_ok=True)
     try:
@@ -248,11 +283,13 @@ def _replace_by_link(source: Path, target: Path) -> None:
         raise
 
 
-def _to_host(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+def _copied(value: object) -> object:
+    """Copy a tree of dicts, lists, tuples, tensors and plain values to host memory."""
+    if isinstance(value, Tensor):
+        # A copy also from the CPU: the next step changes the live tensors while the thread writes these.
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _to_host(item) for key, item in value.items()}
+        return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_to_host(item) for item in value)
+        return type(value)(_copied(item) for item in value)
     return value
