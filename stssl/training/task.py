@@ -24,10 +24,10 @@ class BatchLoader(Protocol[Raw_co]):
     """Deliver this rank's rows of the global batches.
 
     Attributes:
-        block: This rank and the number of ranks.
+        ranks: This rank and the number of ranks.
     """
 
-    block: tuple[int, int]
+    ranks: tuple[int, int]
 
     def batches(self, start: int, stop: int) -> Iterator[Raw_co]:
         """Yield the rows of the steps `start`..`stop`-1, in order."""
