@@ -23,7 +23,7 @@ OnProgress = Callable[[int, int], None]
 
 
 class Archive(Protocol):
-    """An open archive; it can be pickled, so that other processes can read patches of it."""
+    """List an archive's patches and read them; it can be pickled, so that other processes can read patches too."""
 
     @property
     def arrays(self) -> tuple[PixelArray, ...]:

@@ -1,7 +1,7 @@
-"""BigEarthNet v1.0 and v2.0 (reBEN), Sentinel-2: one GeoTIFF a band, 120x120 pixels at 10 m.
+"""Read BigEarthNet v1.0 (Sumbul et al. 2019, arXiv:1902.06148): Sentinel-2, 120x120 pixels at 10 m.
 
-v1.0 (Sumbul et al. 2019, arXiv:1902.06148) has a JSON a patch; v2.0 (Clasen et al. 2024, arXiv:2407.03653) has Parquet
-tables. Lists of recommended splits, snow and clouds lie beside v1.0 as text files.
+Each patch is a folder of 12 GeoTIFFs and one JSON file with labels, time and place. Lists of the recommended split, of
+snow and of clouds are text files beside the archive.
 """
 
 import json
@@ -57,7 +57,7 @@ PUBLISHED_STATISTICS = {
 
 
 class BigEarthNet1:
-    """BigEarthNet v1.0: a folder of patches, each with 12 GeoTIFFs and a JSON."""
+    """Read BigEarthNet v1.0: a folder of patches, each with 12 GeoTIFFs and one JSON file."""
 
     label_sets = ("labels_43", "labels_19")
     statistics_split = "official"
@@ -176,7 +176,9 @@ class BigEarthNet1:
 
 
 def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterator[str]:
-    """List relative paths of patch folders, up to three levels down; those of v2.0 too, so that they are reported.
+    """List the relative paths of patch folders, up to three levels down.
+
+    Folders of v2.0 are listed too, so that a mixed archive is reported instead of being half converted.
 
     Args:
         folder: Folder to search.
@@ -191,7 +193,11 @@ def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterat
 
 
 def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
-    """Folders in a folder, hidden ones aside."""
+    """Yield the folders in a folder, except hidden ones.
+
+    Raises:
+        DataError: It is no folder, or cannot be listed.
+    """
     try:
         with os.scandir(path) as entries:
             yield from (entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -202,7 +208,7 @@ def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _holds_bands(path: str) -> bool:
-    """True if a folder with an unknown name holds band files like a patch."""
+    """Return True if a folder with an unknown name holds band files as a patch does."""
     try:
         with os.scandir(path) as entries:
             return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)
@@ -211,11 +217,13 @@ def _holds_bands(path: str) -> bool:
 
 
 def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
+    """Return for each patch whether a list names it; False for all without a list."""
     listed = read_names(path) if path else frozenset()
     return np.array([name in listed for name in names])
 
 
 def _countries(names: tuple[str, ...], path: Path | None) -> NDArray[Any]:
+    """Return the country of each patch from a table, or from v2.0's tables in a folder; empty if it is not known."""
     known: dict[str, str] = {}
     for file in sorted(path.glob("metadata*.parquet")) if path and path.is_dir() else [path] if path else []:
         table = columns_of(read_table(file), {name: (name,) for name in NAMES} | {"country": ABOUT["country"]}, file)
@@ -225,10 +233,12 @@ def _countries(names: tuple[str, ...], path: Path | None) -> NDArray[Any]:
 
 
 def read_patch_json(patch: Patch, path: Path) -> None:
-    """Labels, time and place of a v1.0 patch; the time stands in the JSON only, since many names have it garbled.
+    """Read labels, time and place of a v1.0 patch into `patch`; smaller problems are listed in the patch.
+
+    The time is taken from the JSON file only, since many names of patches have a garbled one.
 
     Raises:
-        BadPatchError: The JSON is missing, not JSON or without labels; smaller problems are written down in the patch.
+        BadPatchError: The file is missing, is no JSON, or has no labels.
     """
     if not path.is_file():
         raise BadPatchError("no_metadata", f"{path.name} is missing")
@@ -252,10 +262,14 @@ def read_patch_json(patch: Patch, path: Path) -> None:
 
 
 def label_values(labels: list[Any], known: tuple[str, ...]) -> dict[str, Any]:
-    """Columns of both label sets from class names of one of them.
+    """Return the columns of the label sets from class names of one of them.
+
+    Args:
+        labels: Names of the patch's classes.
+        known: The nomenclature that they are from: `LABELS_43` or `LABELS_19`.
 
     Raises:
-        BadPatchError: No label, or a name that is not in the nomenclature.
+        BadPatchError: There is no label, or one that is not in the nomenclature.
     """
     if not labels:
         raise BadPatchError("no_label", "the list of labels is empty")
@@ -270,6 +284,7 @@ def label_values(labels: list[Any], known: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _date(text: Any) -> dict[str, Any]:
+    """Return the columns of an acquisition time."""
     try:
         when = datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     except (TypeError, ValueError):
@@ -278,7 +293,7 @@ def _date(text: Any) -> dict[str, Any]:
 
 
 def _place(projection: str, corners: dict[str, Any]) -> dict[str, Any]:
-    """Center of the corners in degrees, and the corner in the grid."""
+    """Return the columns of the patch's center in degrees and of its corner in the grid."""
     try:
         ulx, uly, lrx, lry = (float(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
         return grid_place(projection, (ulx, uly), (lrx, lry)) | {"utm_epsg": epsg_of(projection)}

@@ -1,4 +1,4 @@
-"""BigEarthNet v2.0 (reBEN; Clasen et al. 2024, arXiv:2407.03653): folders of products, tables, reference maps."""
+"""Read BigEarthNet v2.0 (reBEN; Clasen et al. 2024, arXiv:2407.03653): folders of products, tables, reference maps."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +42,7 @@ REFERENCE = PixelArray("reference_map", ("CLC",), 120, 120, "uint16", 10.0, 0, "
 
 
 class BigEarthNet2:
-    """BigEarthNet v2.0: `BigEarthNet-S2/<product>/<patch>/` with 12 GeoTIFFs, and metadata in Parquet."""
+    """Read BigEarthNet v2.0: `BigEarthNet-S2/<product>/<patch>/` with 12 GeoTIFFs, and metadata in Parquet tables."""
 
     label_sets = ("labels_19",)
     statistics_split = "official"
@@ -174,6 +174,7 @@ class BigEarthNet2:
         return given or (found[0] if found else None)
 
     def _read_map(self, patch: Patch, path: Path) -> None:
+        """Read a patch's reference map; a patch without one keeps zeros."""
         try:
             patch.arrays[REFERENCE.name] = read_band(path, REFERENCE.height)[None]
         except BadPatchError as problem:
@@ -182,7 +183,7 @@ class BigEarthNet2:
 
 
 def _list_patches(archive: Path) -> Iterator[str]:
-    """Relative paths of patch folders in their products; of patches that lie beside products too."""
+    """Yield the relative paths of patch folders in their products, and of patches of v1.0 that lie beside products."""
     for product in folders_in(archive):
         if V1_NAME.fullmatch(product.name):
             yield product.name
@@ -193,7 +194,11 @@ def _list_patches(archive: Path) -> Iterator[str]:
 
 
 def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
-    """The tables of metadata of these files or folders, one after the other."""
+    """Read and join the metadata tables among some files and folders.
+
+    Raises:
+        DataError: There is no table, or one lacks a column.
+    """
     for place in places:
         if not place.exists():
             raise DataError(f"there is no metadata at {place}")
@@ -227,15 +232,15 @@ class _Table:
         self.labels = pyarrow.compute.fill_null(chosen["labels"].combine_chunks(), [])
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """All that the tables say of the patches, to tell one conversion from another."""
+        """Return all that the tables say of the patches, to tell this conversion from others."""
         labels = [";".join(map(str, names)) for names in self.labels.to_pylist()]
         return self.known, self.split, self.flags, self.country.astype(np.str_), np.array(labels, np.str_)
 
     def values(self, row: int) -> dict[str, Any]:
-        """Columns of a row.
+        """Return the columns of a row.
 
         Raises:
-            BadPatchError: The tables do not name the patch, or have no or unknown labels of it.
+            BadPatchError: The tables do not name the patch, or have no labels or unknown ones of it.
         """
         if not self.known[row]:
             raise BadPatchError("no_metadata", "the tables of metadata do not have it")
@@ -252,7 +257,7 @@ _SECOND = re.compile(r"_(\d{8}T\d{6})_")
 
 
 def _date(name: str) -> dict[str, Any]:
-    """Time columns from a product's name."""
+    """Return the time columns from the name of a patch."""
     try:
         found = _SECOND.search(name)
         when = datetime.strptime(found[1] if found else "", "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
@@ -262,7 +267,7 @@ def _date(name: str) -> dict[str, Any]:
 
 
 def _place(path: Path) -> dict[str, Any]:
-    """Place columns from a band's georeference."""
+    """Return the place columns from the georeference of a band's file."""
     try:
         data = path.read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""Read the cells of a manifest: paths, times, places, parts of a split. A bad cell costs its own value only."""
+"""Read the cells of a manifest: paths, times, places, parts of a split. A bad cell costs only its own value."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def image_path(folder: Path, name: str) -> Path:
 
 
 def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
-    """For each name the first row that names the same file, however it is written: `a/../b`, `./b`, links."""
+    """Find for each name the first row that names the same file, in any spelling: `a/../b`, `./b`, links."""
     first: dict[str, int] = {}
     parents: dict[str, str] = {}
     found = []
@@ -67,7 +67,7 @@ def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
 
 
 def time_of(cell: Any) -> dict[str, Any]:
-    """Columns of a time; none where the cell is empty.
+    """Return the columns of a time; none if the cell is empty.
 
     Raises:
         BadPatchError: It is no ISO 8601 time, or one that could be read in two ways.
@@ -85,6 +85,11 @@ def time_of(cell: Any) -> dict[str, Any]:
 
 
 def _moment(cell: Any) -> datetime:
+    """Read a cell as a time.
+
+    Raises:
+        BadPatchError: It is no ISO 8601 time.
+    """
     if isinstance(cell, datetime):
         return cell
     if isinstance(cell, date):
@@ -104,7 +109,12 @@ def _moment(cell: Any) -> datetime:
 
 
 def place_of(lat: Any, lon: Any, row: int) -> dict[str, Any]:
-    """Columns of a place; none where both cells are empty.
+    """Return the columns of a place; none if both cells are empty.
+
+    Args:
+        lat: Cell of the latitude.
+        lon: Cell of the longitude.
+        row: Row of the table, counted from 0, for messages.
 
     Raises:
         BadPatchError: They are no place in degrees; names row and column.
@@ -130,7 +140,7 @@ def place_of(lat: Any, lon: Any, row: int) -> dict[str, Any]:
 
 
 def split_of(cell: Any) -> dict[str, Any]:
-    """The column of the split; none where the cell is empty.
+    """Return the column of the split; none if the cell is empty.
 
     Raises:
         BadPatchError: It is no part of a split.
@@ -145,7 +155,7 @@ def split_of(cell: Any) -> dict[str, Any]:
 
 
 def place_name(cell: Any) -> str:
-    """A location's name, 7 and 7.0 being one; empty where there is none."""
+    """Return a location's name; 7 and 7.0 are one name, and an empty cell gives an empty one."""
     if is_missing(cell):
         return ""
     text = str(cell).strip()

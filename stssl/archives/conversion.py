@@ -1,6 +1,6 @@
-"""Archives to stores: one Ray task a shard, each the only writer of its shard, restartable at any point.
+"""Convert archives to stores: each shard is one Ray task, which alone writes that shard, and any task can be repeated.
 
-What is written and in which order is `data.writer`'s matter, what is read the archive's; this file brings them
+`stssl.store.writer` decides what is written and in which order, the archive what is read. This module brings them
 together and spreads the shards over the cluster.
 """
 
@@ -31,14 +31,14 @@ class Summary:
     """Summarize a conversion.
 
     Attributes:
-        store: Its path.
+        store: Path or URL of the store.
         patches: Rows of the store.
         shards: Shards of the store.
-        converted: Shards written now; the others were there from an earlier, interrupted conversion.
-        errors: Error name -> how often it occurred.
-        report: CSV that lists them.
-        examples: Error name -> the first patch that has it, and the words.
-        notes: What the archive says of itself, a line each: columns read and not read, unlabeled rows.
+        converted: Shards written now; the others exist from an earlier, interrupted conversion.
+        errors: Name of each error and how often it occurred.
+        report: Path of the CSV that lists the errors.
+        examples: Name of each error, the first patch that has it, and what is wrong with it.
+        notes: Remarks of the archive, one line each: columns read and not read, unlabeled rows.
     """
 
     store: str
@@ -57,11 +57,11 @@ class Options:
 
     Attributes:
         codec: `lz4`, `zstd` or `none`.
-        shard: Patches a shard.
-        limit: Only the first patches.
-        strict: The first bad patch is an error.
+        shard: Patches in a shard.
+        limit: Convert only the first patches, this many.
+        strict: True to stop at the first bad patch.
         workers: CPUs of a local Ray; None takes all, 0 converts in this process without Ray.
-        address: Of a Ray cluster.
+        address: Address of a Ray cluster.
     """
 
     codec: str = "lz4"
@@ -80,23 +80,23 @@ def convert(
     progress: OnProgress | None = None,
     **about: object,
 ) -> Summary:
-    """Convert an archive to a store.
+    """Convert an archive to a store; the same call resumes an interrupted conversion.
 
     Args:
-        source: A name in `ARCHIVES`.
+        source: Name of the archive format, a key of `ARCHIVES`.
         archive: Folder or file of the archive.
-        store: Folder or URL to write; an interrupted conversion of the same archive with the same options goes on.
+        store: Folder or URL to write.
         options: Codec, shard size, limit, strictness, workers.
         progress: Called with the number of finished shards and of all shards.
-        **about: What this source can be told besides, such as `coordinates`; None is left out.
+        **about: The format's own options, such as `coordinates`; None is as if it were not given.
 
     Returns:
         What was done.
 
     Raises:
-        ConfigError: Unknown source, codec or option.
-        DataError: No such archive, the store belongs to another conversion or is being written, or, with `strict`, a
-            bad patch.
+        ConfigError: Unknown format, codec or option.
+        DataError: There is no such archive, the store belongs to another conversion or is being written, or, with
+            `strict`, a patch is bad.
         RunError: Ray cannot be reached, or its workers keep dying.
     """
     if options.codec not in CODECS:
@@ -120,7 +120,7 @@ def convert(
 
 
 def _examples(writer: Writer) -> dict[str, str]:
-    """The first patch of each error, from the report; empty where somebody removed it."""
+    """Find the first patch of each error in the report; empty if the report was removed."""
     found: dict[str, str] = {}
     text = (writer.beside.read(writer.report) or b"").decode("utf-8", "replace")
     for name, error, words in csv.reader(io.StringIO(text, newline="")):
@@ -129,16 +129,16 @@ def _examples(writer: Writer) -> dict[str, str]:
 
 
 def open_archive(source: str, archive: str | Path, **about: object) -> Archive:
-    """List an archive's patches.
+    """Open an archive, which lists its patches.
 
     Args:
         source: Name of the archive format.
         archive: Folder or file.
-        **about: Options of that format; None is left out.
+        **about: The format's own options; None is as if it were not given.
 
     Raises:
-        ConfigError: Unknown source, or an option that it does not have.
-        DataError: No such archive.
+        ConfigError: Unknown format, or an option that it does not have.
+        DataError: There is no such archive.
     """
     if source not in ARCHIVES:
         raise ConfigError(f"unknown archive format '{source}'. Known: {', '.join(ARCHIVES)}.")
@@ -196,13 +196,13 @@ def make_plan(source: str, archive: Archive, options: Options, about: Mapping[st
 def verify_store(
     store: str | Path, archive: str | Path | None = None, progress: OnProgress | None = None, **about: object
 ) -> Findings:
-    """Check a store's checksums, hashes and counts, and with its archive every pixel.
+    """Check a store's checksums, hashes and counts, and compare every pixel with its archive if that is given.
 
     Args:
         store: Path or URL.
         archive: Folder or file that it was converted from.
         progress: Called with the number of checked and of all patches.
-        **about: Tables and lists that the conversion was told of and that do not lie beside the archive.
+        **about: Paths that the conversion was given as the format's options; a store does not keep them.
 
     Raises:
         DataError: There is no finished store, or no such archive.
@@ -219,7 +219,14 @@ def verify_store(
 
 @dataclass
 class Job:
-    """One conversion, as tasks carry it."""
+    """Hold all that a task needs to convert a shard.
+
+    Attributes:
+        archive: The open archive.
+        writer: Writer of the store.
+        strict: True to stop at the first bad patch.
+        root: Path of the archive, which every node must see.
+    """
 
     archive: Archive
     writer: Writer
@@ -227,7 +234,11 @@ class Job:
     root: Path
 
     def convert_shard(self, shard: int) -> int:
-        """Read a shard's patches and write its part of everything."""
+        """Read a shard's patches, write the shard, and return its number.
+
+        Raises:
+            DataError: This node does not see the archive, or, with `strict`, a patch is bad.
+        """
         rows = self.writer.plan.rows(shard)
         names = [self.archive.names[row] for row in rows]
         patches = [self._read(row) for row in rows]
@@ -245,6 +256,7 @@ class Job:
         return shard
 
     def _read(self, row: int) -> Patch:
+        """Read one patch; one that the system cannot read becomes a bad patch."""
         try:
             return self.archive.read(row)
         except OSError as error:
@@ -252,12 +264,16 @@ class Job:
 
 
 def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
-    """Convert shards, here or as Ray tasks with a bounded number in flight; yield each that is done.
+    """Convert shards here or as Ray tasks, and yield the number of each when it is done.
 
     Args:
         job: Archive and writer.
         shards: Numbers of the shards to convert.
-        options: Workers, and the address of a cluster.
+        options: Number of workers, and the address of a cluster.
+
+    Raises:
+        DataError: A task failed.
+        RunError: Workers keep dying.
     """
     if options.workers == 0 or not shards:
         for shard in shards:
@@ -292,6 +308,7 @@ _jobs: dict[Any, Job] = {}
 
 
 def _task(shared: list[Any], shard: int) -> int:
+    """Convert a shard in a Ray worker, which keeps the job between its tasks."""
     import ray
 
     if shared[0] not in _jobs:

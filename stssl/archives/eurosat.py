@@ -1,8 +1,8 @@
-"""EuroSAT (Helber et al. 2019, arXiv:1709.00029): 27,000 patches of 64x64 in ten class folders, in a folder or zip.
+"""Read EuroSAT (Helber et al. 2019, arXiv:1709.00029): 27,000 patches of 64x64 in ten class folders or their zip.
 
-RGB images are JPEGs without georeference: places come from a table. Multispectral ones are GeoTIFFs of 13 bands. Splits
-follow the code of "Context Matters" (arXiv:2404.18583): in each class, sorted by name, the first 80 % train and the
-last 20 % test; the last eighth of the training part validates here, so that no choice is made on test patches.
+RGB images are JPEGs without georeference, so places come from a table. Multispectral images are GeoTIFFs of 13 bands.
+The split follows the code of "Context Matters" (arXiv:2404.18583): in each class, sorted by name, the first 80 % train
+and the last 20 % test. Here the last eighth of the training part validates, so that no choice is made on test patches.
 """
 
 import csv
@@ -72,11 +72,11 @@ class _Images:
         self._zip: zipfile.ZipFile | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open zip, which another process opens for itself."""
+        """Return the state without the open zip, which another process opens for itself."""
         return self.__dict__ | {"_zip": None}
 
     def _begin(self, row: int) -> Patch:
-        """A patch with its class and split; complains of a name that was there before."""
+        """Start a patch with its class and split, and report a name that occurred before."""
         name = self.names[row]
         label = EUROSAT.index(name.rpartition("_")[0])
         patch = Patch(values={"label": label, "split_official": self.codes[row]})
@@ -85,6 +85,11 @@ class _Images:
         return patch
 
     def _bytes(self, member: str) -> bytes:
+        """Read a file of the folder or zip.
+
+        Raises:
+            BadPatchError: It cannot be read, or is larger than an image of EuroSAT.
+        """
         try:
             if self.archive.is_dir():
                 return read_bytes(self.archive / member, member)
@@ -101,7 +106,7 @@ class _Images:
 
 
 class EuroSat(_Images):
-    """EuroSAT RGB with a table of coordinates."""
+    """Read EuroSAT's RGB images, with places from a table of coordinates."""
 
     arrays = (PixelArray("rgb", ("B04", "B03", "B02"), SIZE, SIZE, "uint8", 10.0),)
 
@@ -176,6 +181,11 @@ class EuroSat(_Images):
         return patch
 
     def _pixels(self, member: str) -> NDArray[np.uint8]:
+        """Decode a JPEG to pixels [3, 64, 64].
+
+        Raises:
+            BadPatchError: It cannot be decoded, or has another size.
+        """
         try:
             with open_picture(self._bytes(member)) as image:
                 if image.size != (SIZE, SIZE):
@@ -188,7 +198,7 @@ class EuroSat(_Images):
 
 
 class EuroSatMs(_Images):
-    """EuroSAT multispectral: 13 bands resampled to 10 m, georeferenced."""
+    """Read EuroSAT's multispectral images: 13 bands resampled to 10 m, georeferenced."""
 
     def __init__(self, archive: Path, bands: Annotated[str, Option("all or rgb.")] = "all") -> None:
         """List the images.
@@ -253,7 +263,7 @@ class EuroSatMs(_Images):
 
 
 def _grid_values(data: bytes, member: str) -> dict[str, Any]:
-    """Place columns of a GeoTIFF in memory."""
+    """Return the place columns of a GeoTIFF in memory."""
     frame = georeference(io.BytesIO(data), member)
     epsg = frame.projection if isinstance(frame.projection, int) else 0
     try:
@@ -263,7 +273,11 @@ def _grid_values(data: bytes, member: str) -> dict[str, Any]:
 
 
 def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
-    """Paths inside the archive of `<Class>/<Class>_<number>` with one of these endings."""
+    """List the paths of `<Class>/<Class>_<number>` with one of some endings inside an archive.
+
+    Raises:
+        DataError: It is neither a folder nor a readable zip.
+    """
     if archive.is_dir():
         found = [str(path.relative_to(archive)) for path in archive.rglob("*") if path.suffix in endings]
     else:
@@ -277,7 +291,9 @@ def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
 
 
 def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
-    """Image stem to (latitude, longitude) in degrees, from a CSV; unreadable numbers become NaN.
+    """Read the places of images from a CSV: stem of the file's name -> (latitude, longitude) in degrees.
+
+    Cells that are no numbers become NaN.
 
     Raises:
         DataError: The table cannot be read or lacks a column.
@@ -293,7 +309,7 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
 
 
 def _split_codes(names: tuple[str, ...]) -> list[int]:
-    """Code of each image: 70 % train, 10 % validation, 20 % test of each class in sorted order."""
+    """Return the split code of each image: 70 % train, 10 % validation, 20 % test of each class in sorted order."""
     by_class: dict[str, list[str]] = defaultdict(list)
     for name in sorted(set(names)):
         by_class[name.rpartition("_")[0]].append(name)

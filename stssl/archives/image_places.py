@@ -1,7 +1,7 @@
-"""Finds where an image lies from what stands inside its file: geotransform, control points, RPCs or EXIF.
+"""Find where an image lies from what its file says: geotransform, control points, rational polynomials or EXIF.
 
-A file that says nothing of its place has none. One that says something from which no place follows (a projection
-without a geotransform, a local grid, another planet) is an error of its coordinates, so that it is counted.
+A file that says nothing of its place has none. A file that says something from which no place follows (a projection
+without a geotransform, a local grid, another planet) has wrong coordinates, which is counted as an error.
 """
 
 import math
@@ -53,6 +53,7 @@ def place_in(source: Path | BytesIO, name: str) -> tuple[float, float] | None:
 
 
 def _center(file: Any, name: str) -> tuple[float, float] | None:
+    """Find the place of an image's center; None if the file says nothing of it."""
     row, column = file.height / 2, file.width / 2
     points, points_crs = file.gcps
     if not file.transform.is_identity:
@@ -69,7 +70,11 @@ def _center(file: Any, name: str) -> tuple[float, float] | None:
 
 
 def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
-    """Latitude and longitude of a point in a geographic or projected system of the Earth."""
+    """Return latitude and longitude of a point in a geographic or projected system of the Earth.
+
+    Raises:
+        BadPatchError: It is another kind of system, or the point lies outside the system's area.
+    """
     if not (crs.is_geographic or crs.is_projected):
         raise BadPatchError("bad_coordinates", f"{name} has coordinates that are neither degrees nor a map projection")
     if re.search(r"nadgrids=(?!@null)", crs.to_wkt()):
@@ -91,17 +96,21 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
 
 
 def _wrapped(lon: float) -> float:
-    """A longitude between -180 and 180 of one between -360 and 360; others are no longitudes, and stay."""
+    """Move a longitude from between -360 and 360 to between -180 and 180; other numbers stay, and are refused later."""
     return lon - 360 * math.copysign(1, lon) if 180 < abs(lon) <= 360 else lon
 
 
 def _applied(plane: Any, column: float, row: float) -> tuple[float, float]:
-    """Ground coordinates of a pixel by an affine transform."""
+    """Return the ground coordinates of a pixel by an affine transform."""
     return plane.a * column + plane.b * row + plane.c, plane.d * column + plane.e * row + plane.f
 
 
 def _from_points(points: Any, crs: CRS | None, center: tuple[float, float], name: str) -> tuple[float, float]:
-    """Place of the center by a plane through ground control points."""
+    """Find the place of the center by an affine plane through ground control points.
+
+    Raises:
+        BadPatchError: They have no projection, span no area, or lie far from any plane.
+    """
     if crs is None:
         raise BadPatchError("bad_coordinates", f"{name} has control points and no projection")
     pixels = np.array([(point.col, point.row, 1.0) for point in points])
@@ -119,7 +128,7 @@ def _from_points(points: Any, crs: CRS | None, center: tuple[float, float], name
 
 
 def _from_rpcs(rpcs: Any, row: float, column: float, name: str) -> tuple[float, float]:
-    """Place of the center by rational polynomials, at their mean height."""
+    """Find the place of the center by rational polynomials, at their mean height."""
     try:
         with RPCTransformer(rpcs) as rays:
             xs, ys = rays.xy([row], [column], zs=[rpcs.height_off], offset="ul")
@@ -129,7 +138,7 @@ def _from_rpcs(rpcs: Any, row: float, column: float, name: str) -> tuple[float, 
 
 
 def _exif(data: bytes) -> tuple[float, float] | None:
-    """Latitude and longitude where the camera stood."""
+    """Read latitude and longitude of the camera from EXIF tags; None without them."""
     about = exif_of(data).get_ifd(_GPS)
     try:
         south, lat, west, lon = (about[key] for key in _EXIF_GPS)

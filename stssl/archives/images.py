@@ -1,9 +1,9 @@
-"""Opens foreign images, and honors what a file says of its values, or refuses it.
+"""Open foreign images, and honor what a file says of its values, or refuse the file.
 
 Only four formats are read: GeoTIFF, PNG, JPEG and JPEG 2000. GDAL chooses a format by content, so a file called
 `B04.tif` may be a VRT or WMS description, which reads any file and sends requests. So a file is opened only by the
-driver of its first bytes, and only if that is one of the four. A file's bytes are read first and opened from memory,
-where nothing lies beside it: world files, `.aux.xml`, `.msk` and other sidecars are never opened.
+driver that its first bytes belong to, and only if that is one of the four. A file's bytes are read first and opened
+from memory, where nothing lies beside it: world files, `.aux.xml`, `.msk` and other sidecars are never opened.
 
 Pixels that a file says are not measured (its nodata value, mask, transparent pixels) become the mean of the patch's
 measured pixels in that band, which is neutral for a network, and are left out of band statistics.
@@ -70,11 +70,11 @@ _TURNED = (2, 3, 4, 5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels of an image file.
+    """Hold the pixels of an image file.
 
     Attributes:
-        pixels: [bands, H, W] values; where nothing was measured, the mean of the band's measured pixels.
-        measured: [bands, H, W] booleans, None where all pixels are measured.
+        pixels: [bands, H, W] values; the mean of the band's measured pixels where nothing was measured.
+        measured: [bands, H, W] booleans; None if all pixels are measured.
         colors: The file's meaning of each band, such as `red` or `undefined`.
         scaling: Scale and offset that the file states for each band.
     """
@@ -142,7 +142,7 @@ def opened(data: bytes, name: str) -> Iterator[Any]:
 
 
 def _words(name: str, error: Exception) -> str:
-    """One line of an error, without folders: reports must not depend on where an archive lies."""
+    """Return one line of an error without folders, since reports must not depend on where an archive lies."""
     return f"{name}: " + re.sub(r"\S*/", "", str(error).replace("\n", " "))
 
 
@@ -155,7 +155,7 @@ def _refuse_giants(file: Any, name: str) -> None:
 
 
 def _refuse_many_tiles(data: bytes, name: str) -> None:
-    """Bound what a JPEG 2000 file makes its library set aside before any pixel is asked for."""
+    """Refuse JPEG 2000 files that would make their library set memory aside before any pixel is asked for."""
     try:
         size = struct.unpack_from(">8IH", data, data.find(_CODESTREAM) + 8)
     except struct.error:
@@ -168,7 +168,7 @@ def _refuse_many_tiles(data: bytes, name: str) -> None:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """Open a JPEG or PNG with Pillow; its pixels are not decoded yet.
+    """Open a JPEG or PNG with Pillow, without decoding its pixels yet.
 
     Raises:
         OSError: It is neither.
@@ -177,7 +177,7 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def exif_of(data: bytes) -> Image.Exif:
-    """Read the EXIF tags of a JPEG, PNG or TIFF; empty where there are none, or Pillow does not know the file."""
+    """Read the EXIF tags of a JPEG, PNG or TIFF; empty if there are none, or Pillow does not know the file."""
     try:
         with (
             warnings.catch_warnings(action="ignore"),
@@ -200,8 +200,8 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
         size: Pixels a side to resample to; None keeps the size.
 
     Raises:
-        BadPatchError: It cannot be read to its end, says nothing was measured at all, or its values mean something
-            that is not supported (CMYK, inverted gray, several pages, ...); says which.
+        BadPatchError: It cannot be read to its end, has no measured pixel, or its values mean something that is not
+            supported (CMYK, inverted gray, several pages, ...); says which.
     """
     data = read_bytes(source, name)
     with opened(data, name) as file:
@@ -255,11 +255,12 @@ def _refuse_meanings(file: Any, name: str) -> None:
 
 
 def _palette(file: Any) -> bool:
+    """Return True if the file has indices into a palette."""
     return any(color == ColorInterp.palette for color in file.colorinterp)
 
 
 def _expanded(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[str, ...]]:
-    """Colors of a palette instead of its indices."""
+    """Replace the indices of a palette by its colors; return values, mask and colors."""
     if file.count > 2 or file.dtypes[0] != "uint8":
         raise BadPatchError("unreadable", f"{name} has a palette and {file.count} bands of {file.dtypes[0]}")
     table = np.zeros((256, 4), np.uint8)
@@ -275,7 +276,7 @@ def _expanded(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | N
 
 
 def _bands(file: Any, name: str, data: bytes) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[str, ...]]:
-    """All bands but transparency, and where they are measured."""
+    """Read all bands except transparency; return values, mask and colors."""
     alpha = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color == ColorInterp.alpha]
     kept = [band for band in file.indexes if band not in alpha]
     if not kept:
@@ -293,7 +294,7 @@ def _bands(file: Any, name: str, data: bytes) -> tuple[NDArray[Any], NDArray[np.
 
 
 def _premultiplied(data: bytes) -> bool:
-    """True if a TIFF says that its colors are multiplied with their alpha; GDAL does not tell this."""
+    """Return True if a TIFF says that its colors are multiplied with their alpha; GDAL does not tell this."""
     with warnings.catch_warnings(action="ignore"):
         try:
             with Image.open(BytesIO(data), formats=("TIFF",)) as image:
@@ -305,7 +306,7 @@ def _premultiplied(data: bytes) -> bool:
 def _filled(
     values: NDArray[Any], measured: NDArray[np.bool_] | None, size: int | None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Fill pixels without a measurement with their band's mean, after resampling measured ones alone."""
+    """Fill pixels that were not measured with their band's mean, after resampling the measured ones alone."""
     shown = np.ones(values.shape, np.bool_) if measured is None else measured
     out, there = [], []
     for band, known in zip(values, shown, strict=True):
@@ -317,7 +318,11 @@ def _filled(
 
 
 def _resampled(band: NDArray[Any], known: NDArray[np.bool_], size: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Resample bilinearly so that pixels without a measurement have no weight; half must be measured."""
+    """Resample bilinearly so that pixels that were not measured have no weight.
+
+    Returns:
+        [size, size] values, and True where at least half of a pixel's weight was measured.
+    """
 
     def plane(array: NDArray[Any]) -> NDArray[np.float64]:
         image = Image.fromarray(array.astype(np.float32), mode="F")
@@ -328,7 +333,7 @@ def _resampled(band: NDArray[Any], known: NDArray[np.bool_], size: int) -> tuple
 
 
 def _upright(data: bytes, file: Any, name: str) -> int:
-    """Read the EXIF orientation, 1 where there is none; TIFFs must be upright, since their place would turn too."""
+    """Read the EXIF orientation, 1 if there is none; TIFFs must be upright, since their place would turn too."""
     value = exif_of(data).get(0x0112, 1)
     orientation = value if isinstance(value, int) else 1
     if orientation in _TURNED and file.driver == "GTiff":
@@ -347,7 +352,7 @@ def _turned(values: Any, orientation: int) -> Any:
 
 
 def in_color_order(colors: tuple[str, ...]) -> list[int] | None:
-    """Return the order that puts the first three bands as red, green, blue; None where they are not such bands."""
+    """Return the order of bands that puts red, green and blue first; None if the first three are other bands."""
     names = [color.name for color in _RGB]
     if sorted(colors[:3]) != sorted(names):
         return None

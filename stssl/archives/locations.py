@@ -1,4 +1,4 @@
-"""Places, dates and classes of a synthetic archive, drawn from a table of real ones."""
+"""Draw the places, dates and classes of a synthetic archive from a table of real ones."""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 def from_table(path: Path, patches: int, seed: int) -> World:
     """Draw places, dates and classes from a table of real patches (`epsg`, `ulx`, `uly`, `date`, `labels`, `country`).
 
-    Squares of neighboring places are drawn whole, with all their dates, so that the structure of kilometers stays.
+    Squares of neighboring places are drawn whole, with all their dates, so that correlations over kilometers remain.
 
     Args:
         path: CSV or Parquet file with those columns.
-        patches: How many patches to draw.
+        patches: Number of patches to draw.
         seed: Seed of the draw.
 
     Raises:
-        DataError: The table lacks a column, has fewer rows, cells that are no numbers or dates, or unknown classes.
+        DataError: The table lacks a column or has too few rows, cells that are no numbers or dates, or unknown classes.
     """
     table = read_table(path)
     missing = [name for name in TABLE_COLUMNS if name not in table.column_names]
@@ -64,18 +64,22 @@ def from_table(path: Path, patches: int, seed: int) -> World:
 
 
 def _flags(cells: list[Any]) -> NDArray[np.bool_]:
-    """Booleans, also as a CSV spells them."""
+    """Read booleans, also as a CSV spells them."""
     return np.array([str(cell).lower() in ("true", "1") for cell in cells])
 
 
 def _names(cell: Any) -> list[str]:
+    """Split a cell of class names."""
     return [name.strip() for name in cell.split(";")] if isinstance(cell, str) else list(cell or ())
 
 
 def _fine_labels(
     labels: list[list[str]], place: NDArray[np.int64], rng: np.random.Generator, path: Path
 ) -> NDArray[np.bool_]:
-    """Level-3 classes [n, 43]: as listed, or for each of the 19 classes one of its members, the same on all dates."""
+    """Return level-3 classes [n, 43], as the table lists them.
+
+    For a class of the 19 one of its members is chosen, the same one on all dates of a place.
+    """
     rates = np.array(list(RATES.values())) * rng.exponential(size=(place.max() + 1, len(RATES)))
     found = np.zeros((len(labels), len(LABELS_43)), bool)
     number = {name: i for i, name in enumerate(LABELS_43)}

@@ -1,7 +1,8 @@
-"""Any other set of images: a CSV or Parquet table with `path`, and any of label(s), lat, lon, time, location_id, split.
+"""Read any set of images that a CSV or Parquet table lists.
 
-Images are GeoTIFF, PNG, JPEG or JPEG 2000, 8 or 16 bits, of one size or resampled to one. What a table leaves out of
-the place, a georeferenced image may say itself. Files beside an image (`.aux.xml`, `.tfw`, `.msk`, ...) are never read.
+The table has a column `path`, and any of label, labels, lat, lon, time, location_id, country and split. Images are
+GeoTIFF, PNG, JPEG or JPEG 2000, 8 or 16 bits, of one size or resampled to one. A georeferenced image may supply the
+place that the table lacks. Files beside an image (`.aux.xml`, `.tfw`, `.msk`, ...) are never read.
 """
 
 import csv
@@ -36,7 +37,7 @@ MOST_BANDS = 16
 
 
 class Manifest:
-    """Images named by a table."""
+    """Read the images that a table lists."""
 
     maps: tuple[PixelArray, ...] = ()
     statistics_split = "official"
@@ -99,7 +100,12 @@ class Manifest:
         self.about: Mapping[str, Any] = {"source": "manifest", "table": digest, "bands": bands, "size": size}
 
     def _look(self, bands: str, band_names: str | None) -> PixelArray:
-        """The pixel array that the first readable image asks for."""
+        """Describe the pixel array that the first readable image asks for.
+
+        Raises:
+            ConfigError: The options do not fit the image.
+            DataError: None of the first images can be read, or the image is not square.
+        """
         if bands not in ("all", "rgb") or (self._size is not None and self._size < 1):
             raise ConfigError(f"bands must be all or rgb (not '{bands}'), and size 1 or more")
         for name in self.names[:TRIED_IMAGES]:
@@ -133,7 +139,7 @@ class Manifest:
         return PixelArray("rgb" if color else "image", kept, height, width, str(image.dtype), 0.0)
 
     def _arranged(self, picture: Picture) -> Picture:
-        """Put red, green and blue first where a file names them in another order, unless the user names the bands."""
+        """Put red, green and blue first if the file names them in another order and the user names no bands."""
         order = None if self._named else in_color_order(picture.colors)
         if order is None or order == sorted(order):
             return picture
@@ -194,7 +200,11 @@ class Manifest:
         return patch
 
     def _keep(self, patch: Patch, name: str) -> None:
-        """Give a patch its pixels, and say which of them are measured."""
+        """Read a patch's pixels, and note which of them are measured.
+
+        Raises:
+            BadPatchError: The image cannot be read, or differs from the first one in size, type or scaling.
+        """
         array = self.arrays[0]
         picture = self._arranged(_read(image_path(self.folder, name), name, self._size))
         image, measured = picture.pixels, picture.measured
@@ -215,10 +225,11 @@ class Manifest:
                 raise BadPatchError("nodata", f"{name} has no measured pixel in {', '.join(empty)}")
 
     def _cell(self, column: str, row: int) -> Any:
+        """Return a cell of the table; None if there is no such column."""
         return self._table[column][row] if column in self._table else None
 
     def _labels(self, row: int) -> dict[str, Any]:
-        """Classes; a row without any is unlabeled, which is no error."""
+        """Return the columns of classes; a row without any is unlabeled, which is no error."""
         values: dict[str, Any] = {}
         for name, labels in self._labels_of.items():
             own = labels.rows[row]
@@ -229,17 +240,17 @@ class Manifest:
         return values
 
     def _plain(self, row: int) -> dict[str, Any]:
-        """Country and location."""
+        """Return the columns of country and location."""
         country = self._cell("country", row)
         location = self._places.get(place_name(self._cell("location_id", row)), -1)
         return {"country": "" if country is None else str(country).strip(), "location_id": location}
 
     def _place(self, row: int) -> dict[str, Any]:
-        """The place that the table states, else that of the image."""
+        """Return the place that the table states, else that of the image."""
         return place_of(self._cell("lat", row), self._cell("lon", row), row) or self._own_place(row)
 
     def _own_place(self, row: int) -> dict[str, Any]:
-        """The place that stands in the image, if one does.
+        """Return the place that the image states, if it states one.
 
         Raises:
             BadPatchError: It says something from which no place follows.
@@ -254,7 +265,11 @@ class Manifest:
 
 
 def _read(path: Path, name: str, size: int | None) -> Picture:
-    """An image of 8 or 16 bits."""
+    """Read an image of 8 or 16 bits.
+
+    Raises:
+        BadPatchError: It is missing or cannot be read, or has another type.
+    """
     try:
         there = path.is_file()
     except OSError as error:  # A name that is too long, or a folder that nobody may look into.
@@ -288,13 +303,14 @@ def _beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 
 def _scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
-    """Say that stated scales and offsets are kept out of the stored values."""
+    """Say that stated scales and offsets are not applied to the stored values."""
     if any(one != (1.0, 0.0) for one in scaling):
         scale, offset = scaling[0]
         yield f"values are stored as the files have them; these state a scale of {scale:g} and an offset of {offset:g}"
 
 
 def _numbers(count: int) -> tuple[str, ...]:
+    """Name bands by their number, from 1."""
     return tuple(str(number + 1) for number in range(count))
 
 

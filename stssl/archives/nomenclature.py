@@ -1,4 +1,4 @@
-"""Class tables of the data sets. Three orders of the 43 classes are in circulation: always map by name."""
+"""Define the class tables of the data sets. Three orders of the 43 classes are in use, so always map by name."""
 
 CLASSES_19: dict[str, tuple[str, ...]] = {
     "Urban fabric": ("Continuous urban fabric", "Discontinuous urban fabric"),

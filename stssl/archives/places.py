@@ -1,4 +1,4 @@
-"""From projected corners to latitude and longitude."""
+"""Convert between projected coordinates and latitude and longitude."""
 
 from functools import lru_cache
 from typing import Any
@@ -15,10 +15,10 @@ WGS84 = 4326
 
 @lru_cache(maxsize=256)
 def crs_of(definition: str | int) -> Any:
-    """A coordinate system of a WKT or an EPSG code.
+    """Return the coordinate system of a WKT or an EPSG code.
 
     Raises:
-        ValueError: It is not one that PROJ knows.
+        ValueError: PROJ does not know it.
     """
     try:
         return CRS.from_epsg(definition) if isinstance(definition, int) else CRS.from_wkt(definition)
@@ -28,7 +28,7 @@ def crs_of(definition: str | int) -> Any:
 
 @lru_cache(maxsize=256)
 def epsg_of(definition: str) -> int:
-    """EPSG code of a WKT; 0 where it has none."""
+    """Return the EPSG code of a WKT; 0 if it has none."""
     return crs_of(definition).to_epsg() or 0
 
 

@@ -1,7 +1,7 @@
-"""Pixels of a synthetic patch: a map of its classes, their spectra in the season, texture, light and haze.
+"""Paint the pixels of a synthetic patch: a map of its classes, their spectra in the season, texture, light and haze.
 
-Classes of one family differ little: pixels tell families well, and members of a family badly, so that place and date
-are worth knowing.
+Classes of one family differ little: pixels tell families apart well and members of a family badly, so that place and
+date are worth knowing.
 """
 
 from dataclasses import dataclass
@@ -114,11 +114,11 @@ class Subject:
     """Describe what a synthetic patch shows.
 
     Attributes:
-        labels: Classes that occur.
-        day_of_year: Of the acquisition.
+        labels: Numbers of the classes that occur.
+        day_of_year: Day of the acquisition, 1..366.
         lat: Latitude in degrees.
-        snow: Whether snow covers it.
-        cloud: Whether clouds do.
+        snow: True if snow covers it.
+        cloud: True if clouds cover it.
         place: Random seed of the place: the map of its classes.
         visit: Random seed of the acquisition: light, haze, noise.
     """
@@ -134,7 +134,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Palette:
-    """Spectra [43, 12] in summer and winter, and texture [43] of the classes."""
+    """Hold the looks of the 43 classes.
+
+    Attributes:
+        summer: [43, 12] reflectance times 10,000 in high summer.
+        winter: [43, 12] in winter.
+        strength: [43] strength of the texture.
+        size: [43] size of the texture in pixels.
+    """
 
     summer: NDArray[np.float32]
     winter: NDArray[np.float32]
@@ -143,7 +150,7 @@ class Palette:
 
 
 def palette() -> Palette:
-    """The classes' looks, the same for every archive."""
+    """Return the looks of the classes, which are the same for every archive."""
     rng = np.random.default_rng(20)
     rows = [FAMILIES[FIRST_OF_FAMILY[max(code for code in FIRST_OF_FAMILY if code <= clc)]] for clc in CLC.values()]
     own = 1 + rng.normal(0, 0.07, (len(LABELS_43), len(WAVES)))
@@ -157,21 +164,29 @@ def palette() -> Palette:
 
 
 def _number(name: str) -> int:
+    """Return the number of a class."""
     return LABELS_43.index(name)
 
 
 def greenness(day_of_year: float, lat: float) -> float:
-    """Compute the greenness of vegetation from winter (0) to high summer (1); shorter and later in the north."""
+    """Compute the greenness of vegetation from winter (0) to high summer (1).
+
+    Summers are shorter and later in the north.
+
+    Args:
+        day_of_year: 1..366.
+        lat: Latitude in degrees.
+    """
     length = np.interp(lat, (36, 68), (130, 55))
     peak = np.interp(lat, (36, 68), (165, 200))
     return float(np.exp(-(((day_of_year - peak) / length) ** 2)))
 
 
 class Painter:
-    """Paints patches; holds pools of noise, so that a patch costs a millisecond."""
+    """Paint patches from pools of precomputed noise, so that a patch costs a millisecond."""
 
     def __init__(self, seed: int, pool: int = 48) -> None:
-        """Fill the pools."""
+        """Fill the pools of noise."""
         rng = np.random.default_rng((seed, 2))
         self.palette = palette()
         self._shapes = _smooth(rng, pool, 30)
@@ -179,7 +194,7 @@ class Painter:
         self._grain = rng.normal(0, 1, (pool, SIDE, SIDE)).astype(np.float32)
 
     def paint(self, subject: Subject) -> dict[str, NDArray[np.uint16]]:
-        """Bands of one patch: `b10`, `b20` and `b60` in stored order."""
+        """Paint the bands of one patch: `b10`, `b20` and `b60` in stored order."""
         where, when = np.random.default_rng(subject.place), np.random.default_rng(subject.visit)
         labels = subject.labels
         classes = self._map(labels, where)
@@ -214,13 +229,14 @@ class Painter:
     def _texture(
         self, labels: NDArray[np.int64], classes: NDArray[np.int64], where: np.random.Generator
     ) -> NDArray[np.float32]:
+        """Return the brightness [120, 120] of each class's texture, about 1."""
         kinds = {int(size): _pick(self._noise[int(size)], where, 1)[0] for size in np.unique(self.palette.size[labels])}
         fields = np.stack([kinds[int(size)] for size in self.palette.size[labels]])
         chosen = np.take_along_axis(fields, classes[None], 0)[0]
         return np.asarray(1 + self.palette.strength[labels][classes] * chosen, np.float32)
 
     def _cover(self, subject: Subject, when: np.random.Generator) -> tuple[float, NDArray[np.float32]] | None:
-        """Brightness and share [120, 120] of what hides the ground."""
+        """Return brightness and share [120, 120] of the snow or clouds that hide the ground; None without them."""
         if not (subject.snow or subject.cloud):
             return None
         share = np.clip(0.75 + 0.6 * _pick(self._shapes, when, 1)[0], 0, 1)
@@ -228,7 +244,7 @@ class Painter:
 
 
 def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    """Random fields of a pool, each turned and mirrored at random: [count, 120, 120]."""
+    """Pick random fields of a pool, each turned and mirrored at random: [count, 120, 120]."""
     numbers, turns = rng.integers(0, len(pool), count), rng.integers(0, 8, count)
     fields = np.empty((count, SIDE, SIDE), np.float32)
     for place, (number, turn) in enumerate(zip(numbers, turns, strict=True)):
@@ -239,7 +255,7 @@ def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> ND
 
 
 def _smooth(rng: np.random.Generator, count: int, size: int) -> NDArray[np.float32]:
-    """Random fields of variance 1 whose features are about `size` pixels wide: [count, 120, 120]."""
+    """Draw random fields of variance 1 whose features are about `size` pixels wide: [count, 120, 120]."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE))
     spectrum = np.fft.rfft2(rng.normal(size=(count, SIDE, SIDE))) * np.exp(-((frequency * size * 2) ** 2))
     fields = np.fft.irfft2(spectrum, s=(SIDE, SIDE))

@@ -1,4 +1,4 @@
-"""Sentinel-2 bands: which array each is stored in, and reading those of one patch from one file a band."""
+"""Define in which array each Sentinel-2 band is stored, and read the bands of one patch from one file a band."""
 
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,12 @@ def sentinel_arrays(bands: str, side_m: float = PATCH_SIDE, nodata: int | None =
 
 
 def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, ...]) -> None:
-    """Fill a patch with the bands `<folder>/<name>_<band>.tif`; all of them or none, so that no channel shifts.
+    """Fill a patch with the bands `<folder>/<name>_<band>.tif`.
+
+    A patch gets all bands or none: with some of them, the others would be taken for zeros.
 
     Args:
-        patch: Patch to fill; problems are written down in it.
+        patch: Patch to fill; problems are added to it.
         folder: Folder of the band files.
         name: Start of the files' names.
         arrays: Pixel arrays that the bands belong to.
@@ -103,7 +105,7 @@ def grid_place(
         lower_right: Easting and northing in meters.
 
     Raises:
-        ValueError: Not an area in Europe: missing, swapped or out of range.
+        ValueError: The corners are missing, swapped, or not in Europe.
     """
     (ulx, uly), (lrx, lry) = upper_left, lower_right
     if not (np.isfinite([ulx, uly, lrx, lry]).all() and lrx > ulx and uly > lry):

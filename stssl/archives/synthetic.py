@@ -1,7 +1,7 @@
-"""Writes a synthetic archive in BigEarthNet v1.0's real layout: 12 GeoTIFFs and a JSON a patch, lists beside them.
+"""Write a synthetic archive in BigEarthNet v1.0's real layout: patches of 12 GeoTIFFs and one JSON file, and lists.
 
-The TIFFs are written by copying one that rasterio wrote and putting other pixels and another corner in, since they are
-all alike in everything else.
+rasterio writes one TIFF of each size and grid; all others are copies of it with other pixels and another corner, since
+they are alike in everything else.
 """
 
 import json
@@ -40,23 +40,24 @@ def synthesize(
     confounded: bool = True,
     progress: OnProgress | None = None,
 ) -> Path:
-    """Write an archive; one that is there already, made with the same arguments, is left as it is.
+    """Write an archive; one that exists and was made with the same arguments is left as it is.
 
     Args:
         out: Folder to write: `BigEarthNet-v1.0/` with the patches, and beside it the lists train.csv, val.csv, test.csv
             (whole places at random), snow and cloud lists, and countries.csv.
-        patches: How many.
+        patches: Number of patches.
         seed: The same seed writes the same bytes.
-        locations: Table of real places, dates and classes to draw from (see `locations.from_table`); they are made up
-            without it.
-        confounded: Whether dates go with countries (made-up places only).
+        locations: Table of real places, dates and classes to draw from (see `locations.from_table`); without it they
+            are
+            made up.
+        confounded: True if each country is mostly seen in a season of its own (made-up places only).
         progress: Called with the number of written and of all patches.
 
     Returns:
         `out`.
 
     Raises:
-        ConfigError: No patches.
+        ConfigError: `patches` is below 1.
         DataError: Something else is in `out`, or the table cannot be used.
     """
     folder = Path(out)
@@ -81,7 +82,11 @@ def synthesize(
 
 
 def _is_there(folder: Path, record: dict[str, Any]) -> bool:
-    """True if this same archive was written before; anything else in the folder is an error."""
+    """Return True if this archive was written whole before; make the folder if need be.
+
+    Raises:
+        DataError: Something else is in the folder.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,7 +106,7 @@ def _is_there(folder: Path, record: dict[str, Any]) -> bool:
 
 
 def patch_names(world: World) -> list[str]:
-    """Names like the real ones: satellite, second, column and row in the tile of 100 km."""
+    """Name patches as the real ones: satellite, second, and column and row in the tile of 100 km."""
     columns = (world.ulx % 100_000 // CELL).astype(int)
     rows = ((-world.uly) % 100_000 // CELL).astype(int)
     when = world.when.astype(object)
@@ -115,6 +120,7 @@ def patch_names(world: World) -> list[str]:
 
 
 def _write_patch(folder: Path, world: World, row: int, lat: float, *, painter: Painter, seed: int) -> None:
+    """Write the band files and the JSON file of one patch."""
     when: datetime = world.when[row].astype(object)
     labels = np.flatnonzero(world.labels[row])
     bands = painter.paint(
@@ -146,6 +152,7 @@ def _write_patch(folder: Path, world: World, row: int, lat: float, *, painter: P
 
 @lru_cache(maxsize=64)
 def _wkt(epsg: int) -> str:
+    """Return the WKT of an EPSG code."""
     return str(crs_of(epsg).to_wkt())
 
 
@@ -154,7 +161,7 @@ _CORNER = (123456.0, 7654321.0)
 
 @lru_cache(maxsize=256)
 def _template(size: int, epsg: int, gsd: float) -> tuple[bytes, int, int]:
-    """A TIFF that rasterio wrote, and where its corner and its pixels stand in it."""
+    """Encode a TIFF with rasterio, and find where its corner and its pixels are in the bytes."""
     marked = np.arange(1, size * size + 1, dtype=np.uint16).reshape(size, size)
     with rasterio.MemoryFile() as memory:
         transform = Affine(gsd, 0, _CORNER[0], 0, -gsd, _CORNER[1])
@@ -183,6 +190,7 @@ def tiff(pixels: NDArray[np.uint16], epsg: int, ulx: float, uly: float, gsd: flo
 
 
 def _write_lists(folder: Path, world: World, names: list[str], seed: int) -> None:
+    """Write the lists of the split, of snow and of clouds, and the table of countries."""
     parts = world.split(seed)
     for part, file in LISTS.items():
         _write_list(folder / file, [name for name, own in zip(names, parts, strict=True) if own == part])

@@ -1,4 +1,4 @@
-"""Lists and tables that come beside an archive: names of patches, and columns about them."""
+"""Read tables about patches, and find the columns that are wanted under any of their usual names."""
 
 import csv
 import io
@@ -35,9 +35,9 @@ PARQUET = b"PAR1"
 
 
 def read_table(path: Path) -> pyarrow.Table:
-    """A Parquet table, or one of text (then all cells are strings) with commas, semicolons, tabs or bars between cells.
+    """Read a Parquet table, or a text table with commas, semicolons, tabs or bars between its cells.
 
-    Names of columns lose the spaces and quotes around them.
+    Names of columns lose the spaces and quotes around them. All cells of a text table are strings.
 
     Raises:
         DataError: It cannot be read or is no table, or two columns have one name; names the line.
@@ -59,6 +59,11 @@ def read_table(path: Path) -> pyarrow.Table:
 
 
 def _read_parquet(path: Path) -> pyarrow.Table:
+    """Read a Parquet table of bounded size.
+
+    Raises:
+        ValueError: It claims more bytes than the memory should hold.
+    """
     with pyarrow.parquet.ParquetFile(path) as file:
         groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
         size = sum(group.total_byte_size for group in groups)
@@ -68,7 +73,11 @@ def _read_parquet(path: Path) -> pyarrow.Table:
 
 
 def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
-    """A text table; only a text that can be told apart is taken for one."""
+    """Read a text table.
+
+    Raises:
+        DataError: The file is no text table; says what it is if its first bytes tell.
+    """
     kind = next((words for start, words in KINDS if head.startswith(start)), None)
     if path.suffix in (".parquet", ".pq"):
         raise DataError(f"cannot read the table {path}: it is {kind or 'not a Parquet file (it does not start so)'}")
@@ -91,7 +100,7 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
 
 
 def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
-    """Cells of all lines but empty ones, and the number of each line."""
+    """Return the cells of all lines except empty ones, and the number of each line."""
     skipped = 0
     separator = ""
     first = text.partition("\n")[0].strip().strip('"')
@@ -127,13 +136,13 @@ def _separator(text: str) -> str:
 
 
 def _stripped(name: str) -> str:
-    """A column's name without byte order mark, spaces of any kind and quotes around it."""
+    """Return a column's name without byte order mark, spaces of any kind and quotes around it."""
     name = "".join(sign for sign in str(name) if unicodedata.category(sign) not in ("Cf", "Cc"))
     return name.strip().strip("\"'").strip()
 
 
 def _key(name: str) -> str:
-    """A name as it is compared: case, spaces, hyphens and ways of writing letters aside."""
+    """Return a name in the form in which names are compared: without case, spaces, hyphens and variants of letters."""
     return "_".join(unicodedata.normalize("NFKC", name).casefold().replace("-", " ").replace("_", " ").split())
 
 
@@ -194,7 +203,12 @@ def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], 
 
 
 def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path: Path) -> dict[str, list[Any]]:
-    """Those of the wanted columns that a table has, under any of their names, as lists.
+    """Read the wanted columns that a table has, under any of their names, as lists.
+
+    Args:
+        table: The table.
+        wanted: What to read and its spellings in small letters.
+        path: Path of the table, for messages.
 
     Raises:
         DataError: Two columns have one spelling, or a column's cells cannot be read.
@@ -204,7 +218,12 @@ def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path
 
 
 def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[Any]:
-    """The cells of one column.
+    """Read the cells of one column.
+
+    Args:
+        table: The table.
+        name: Name of the column.
+        path: Path of the table, for messages.
 
     Raises:
         DataError: They cannot be read.

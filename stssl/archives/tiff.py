@@ -1,7 +1,7 @@
-"""Pixels of GeoTIFFs: a direct reader of plain uncompressed strips; `images` reads everything else through rasterio.
+"""Read the pixels of GeoTIFFs: plain uncompressed strips directly, everything else through rasterio (`images`).
 
 Opening a file through GDAL costs milliseconds; BigEarthNet has 7.7 million files that are all a header and a block of
-16-bit numbers. The direct reader checks every tag that it relies on, and hands over what it does not know.
+16-bit numbers. The direct reader checks every tag that it relies on, and passes on the files that it does not know.
 """
 
 import struct
@@ -40,7 +40,7 @@ _RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE, _TIEPOINT, _GEOKEYS, 
 
 
 def _tags(data: bytes) -> dict[int, tuple[Any, ...]] | None:
-    """Tags of the first image of a little-endian classic TIFF; None where this is something else."""
+    """Read the tags of the first image of a little-endian classic TIFF; None for any other file."""
     if data[:4] != b"II*\0":
         return None
     (start,) = struct.unpack_from("<I", data, 4)
@@ -64,10 +64,10 @@ def _tags(data: bytes) -> dict[int, tuple[Any, ...]] | None:
 
 
 def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
-    """Pixels [H, W] of a TIFF of one 16-bit unsigned band in uncompressed strips.
+    """Read the pixels [H, W] of a TIFF of one 16-bit unsigned band in uncompressed strips.
 
     Returns:
-        None where the file is anything else, or not whole: rasterio is the judge of those.
+        None for any other file, or one that is not whole: rasterio decides about those.
     """
     try:
         tags = _tags(data)
@@ -87,7 +87,7 @@ def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
 
 
 def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
-    """True if the tags are of one uint16 band in uncompressed whole strips within the file."""
+    """Return True if the tags describe one uint16 band in uncompressed whole strips within the file."""
     if _TILE in tags or _EXTRA in tags or any(tag not in tags for tag in _NEEDED):
         return False
     if any(
@@ -110,7 +110,13 @@ def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
 
 @dataclass(frozen=True)
 class Georeference:
-    """Locate a raster: its projection (EPSG code, 0 if it has none, or WKT) and its corners."""
+    """Locate a raster.
+
+    Attributes:
+        projection: EPSG code, or WKT if it has none.
+        upper_left: X and y of the upper left corner.
+        lower_right: X and y of the lower right corner.
+    """
 
     projection: int | str
     upper_left: tuple[float, float]
@@ -118,7 +124,7 @@ class Georeference:
 
     @property
     def center(self) -> tuple[float, float]:
-        """X and y of the middle."""
+        """Return x and y of the center."""
         (left, top), (right, bottom) = self.upper_left, self.lower_right
         return (left + right) / 2, (top + bottom) / 2
 
@@ -140,7 +146,7 @@ def georeference(source: Path | BytesIO, name: str) -> Georeference:
 
 
 def utm_corner(data: bytes) -> tuple[int, float, float] | None:
-    """EPSG code and upper left corner of a plain GeoTIFF with a projected system; None where it is anything else."""
+    """Read EPSG code and upper left corner of a plain GeoTIFF in a projected system; None for any other file."""
     try:
         tags = _tags(data)
         if tags is None or not {_TIEPOINT, _GEOKEYS} <= tags.keys():
@@ -158,7 +164,7 @@ def utm_corner(data: bytes) -> tuple[int, float, float] | None:
 
 
 def read_band(path: Path, size: int) -> NDArray[np.uint16]:
-    """One band [size, size] of 16-bit unsigned pixels.
+    """Read one band [size, size] of 16-bit unsigned pixels.
 
     Raises:
         BadPatchError: The file is missing, unreadable or truncated, or has another size or type.

@@ -71,18 +71,18 @@ SHARES = {"train": 0.52, "validation": 0.24, "test": 0.24}
 
 @dataclass(frozen=True)
 class World:
-    """One entry a patch; patches of one place differ in date only.
+    """Hold places, dates and classes of patches, one entry for each patch.
 
     Attributes:
-        place: Number of the place.
-        country: Its name.
-        epsg: Grid.
-        ulx: Easting of the upper left corner.
-        uly: Northing.
+        place: Number of the place; patches of one place differ only in date.
+        country: Name of the country.
+        epsg: EPSG code of the grid.
+        ulx: Easting of the upper left corner in meters.
+        uly: Northing of the upper left corner in meters.
         when: Acquisition, UTC, in seconds.
         labels: [n, 43] which classes occur.
-        snow: Whether seasonal snow covers it.
-        cloud: Whether clouds do.
+        snow: True if seasonal snow covers it.
+        cloud: True if clouds cover it.
     """
 
     place: NDArray[np.int64]
@@ -96,15 +96,15 @@ class World:
     cloud: NDArray[np.bool_]
 
     def __len__(self) -> int:
-        """Number of patches."""
+        """Return the number of patches."""
         return len(self.place)
 
     def take(self, rows: Any) -> "World":
-        """Some of its patches."""
+        """Return some of the patches."""
         return World(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def degrees(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Latitude and longitude of the centers."""
+        """Return latitudes and longitudes [n] of the centers."""
         lat, lon = np.zeros(len(self)), np.zeros(len(self))
         for epsg in np.unique(self.epsg):
             rows = self.epsg == epsg
@@ -112,18 +112,18 @@ class World:
         return lat, lon
 
     def split(self, seed: int) -> NDArray[np.str_]:
-        """The part of each patch: whole places at random; none (empty) under snow or clouds."""
+        """Return the part of each patch: whole places at random; patches under snow or clouds get an empty name."""
         of_place = np.random.default_rng((seed, 1)).choice(list(SHARES), self.place.max() + 1, p=list(SHARES.values()))
         return np.where(self.snow | self.cloud, "", of_place[self.place])
 
 
 def generate(patches: int, seed: int, confounded: bool = True) -> World:
-    """A made-up part of Europe.
+    """Make up a part of Europe.
 
     Args:
-        patches: How many.
-        seed: Of everything.
-        confounded: Whether a country is mostly seen in a season of its own, so that dates seem to tell land cover and
+        patches: Number of patches.
+        seed: Seed of all random choices.
+        confounded: True if a country is mostly seen in a season of its own, so that dates seem to tell land cover and
             mislead in other seasons; otherwise dates and places are independent.
     """
     rng = np.random.default_rng((seed, 0))
@@ -145,7 +145,7 @@ def generate(patches: int, seed: int, confounded: bool = True) -> World:
 
 
 def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[int]:
-    """Countries in an order that keeps to their shares; each comes up early."""
+    """Yield countries in an order that keeps to their shares and in which each occurs early."""
     seen = rng.uniform(0.0, 0.3, len(shares))
     while True:
         number = int(np.argmin(seen / shares))
@@ -154,11 +154,12 @@ def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[in
 
 
 def _shift(area: World, places: int) -> World:
+    """Return a copy whose numbers of places start later."""
     return World(**(area.__dict__ | {"place": area.place + places}))
 
 
 def _area(country: str, rng: np.random.Generator, favorite: float | None) -> World:
-    """Some neighboring cells of a country, on one to four dates; labels are set later."""
+    """Make up some neighboring cells of a country, on one to four dates; labels are set later."""
     (south, north), (west, east), _ = COUNTRIES[country]
     lat, lon = rng.uniform(south, north), rng.uniform(west, east)
     epsg = 32600 + int((lon + 180) // 6) + 1
@@ -185,6 +186,7 @@ def _area(country: str, rng: np.random.Generator, favorite: float | None) -> Wor
 
 
 def _dates(count: int, favorite: float | None, rng: np.random.Generator) -> NDArray[np.datetime64]:
+    """Draw distinct dates, most of them in the favorite season if there is one."""
     days = rng.uniform(0, DAYS, count)
     if favorite is not None:
         own = rng.random(count) < 0.8
@@ -222,7 +224,15 @@ def _field(
     rng: np.random.Generator,
     waves: int = 96,
 ) -> NDArray[np.float64]:
-    """Random smooth functions of the plane, one a class, of variance 1: [n, classes]."""
+    """Draw random smooth functions of the plane with variance 1, one for each class: [n, classes].
+
+    Args:
+        plane: [n, 2] coordinates in kilometers.
+        wavelengths: Shortest and longest wavelength in kilometers.
+        classes: Number of functions.
+        rng: Source of random numbers.
+        waves: Number of waves that are added up.
+    """
     waves = 96
     length = np.exp(rng.uniform(np.log(wavelengths[0]), np.log(wavelengths[1]), waves))
     angle = rng.uniform(0, 2 * np.pi, waves)

@@ -1,4 +1,4 @@
-"""Bounds what a zip may claim before its list of members is read into memory."""
+"""Bound what a zip may claim before its list of members is read into memory."""
 
 import struct
 from pathlib import Path
@@ -11,10 +11,10 @@ _WIDE = 0xFFFFFFFF
 
 
 def check_directory(path: Path) -> None:
-    """Check the number of members and the size of the list of them that a zip claims.
+    """Check the number of members, and the size of the list of members, that a zip claims.
 
     Args:
-        path: The zip.
+        path: Path of the zip.
 
     Raises:
         DataError: It claims more than any data set has.

@@ -1,4 +1,8 @@
-"""Statistics of bands, gathered shard by shard: exact sums, and percentiles from histograms."""
+"""Compute statistics of bands shard by shard: exact sums, and percentiles from histograms.
+
+A conversion writes shards in any order and on several machines, so each shard has its own sums and they are added at
+the end. All sums are integers, so that the result does not depend on the order.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +25,7 @@ def tally(
         measured: [n, bands, H, W] where pixels are counted; None counts all.
 
     Returns:
-        `sums` [bands, 5]: count, sum, sum of squares, least and greatest value (0 where nothing was counted);
+        `sums` [bands, 5]: count, sum, sum of squares, least and greatest value (0 if nothing was counted);
         `bins` [bands, 256 or 4096] counts of equal ranges of values.
     """
     values = np.iinfo(block.dtype).max + 1
@@ -40,15 +44,15 @@ def tally(
 
 
 def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split: str) -> dict[str, Any]:
-    """Band statistics of all shards as a store's attributes carry them.
+    """Combine the counts of all shards into the statistics that a store's attributes hold.
 
     Args:
         parts: What `tally` returned for each shard.
-        dtype: Of the pixels.
-        split: Where they come from, such as `official:train`.
+        dtype: Type of the pixels.
+        split: What they were counted on, such as `official:train`.
 
     Returns:
-        Lists with a number a band, None where nothing was counted.
+        Lists with a number for each band, None if nothing was counted.
     """
     sums = np.stack([part["sums"] for part in parts])
     bins = np.sum([part["bins"] for part in parts], 0)
@@ -69,7 +73,7 @@ def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split:
 
 
 def _percentile(histogram: NDArray[np.int64], percent: float, dtype: str) -> float:
-    """Value that `percent` of the counts do not exceed, interpolated within its bin."""
+    """Return the value that `percent` of the counts do not exceed, interpolated within its bin."""
     width = (np.iinfo(dtype).max + 1) // len(histogram)
     reached = np.cumsum(histogram)
     wanted = reached[-1] * percent / 100

@@ -21,36 +21,36 @@ CHUNK = 1024
 
 
 class ArrayReader(Protocol):
-    """Read NumPy arrays from a store."""
+    """Read NumPy arrays of store rows."""
 
     @property
     def layout(self) -> dict[str, tuple[str, ...]]:
-        """For each band group the bands delivered."""
+        """Return the bands that are delivered for each band group."""
         ...
 
     def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Shape and type of the arrays that hold `count` patches."""
+        """Return shape and type of the arrays that hold `count` patches."""
         ...
 
     def read(self, indices: Ints, out: dict[str, NDArray[Any]] | None = None) -> dict[str, NDArray[Any]]:
-        """One array [n, bands, height, width] for each band group, in `out` where it is given."""
+        """Read one array [n, bands, height, width] for each band group, into `out` if it is given."""
         ...
 
 
 class Buffers:
-    """Host memory that is used again when no tensor refers to it any more: fresh memory is paid for page by page."""
+    """Reuse host memory once no tensor refers to it, since fresh memory costs a page fault for each of its pages."""
 
     def __init__(self) -> None:
-        """Keep nothing yet."""
+        """Start without any memory."""
         self._kept: dict[tuple[Any, ...], list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]]] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
-        """Another process starts with none."""
+        """Pickle nothing: another process starts without any memory."""
         return Buffers, ()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An array that nobody else uses; it stays so as long as a tensor that `torch.from_numpy` made of it lives."""
+        """Return an array that nothing else uses while a tensor made of it by `torch.from_numpy` exists."""
         with self._lock:
             kept = self._kept.setdefault((shape, dtype), [])
             place = next((i for i, (_, lent) in enumerate(kept) if lent() is None), None)
@@ -61,14 +61,14 @@ class Buffers:
 
 
 class Streamed:
-    """Reads from the store each time, into pinned memory where there is a GPU."""
+    """Read patches from the store each time, into pinned memory if there is a GPU."""
 
     def __init__(self, reader: ArrayReader) -> None:
         """Read with `reader`."""
         self.reader, self.layout, self._buffers = reader, reader.layout, Buffers()
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """One tensor [n, bands, height, width] for each band group."""
+        """Read one tensor [n, bands, height, width] for each band group."""
         tensors = {name: self._empty(*about) for name, about in self.reader.shapes(len(rows)).items()}
         self.reader.read(rows, {name: tensor.numpy() for name, tensor in tensors.items()})
         return tensors
@@ -81,19 +81,25 @@ class Streamed:
 
 
 class Held:
-    """Delivers rows of a decoded copy."""
+    """Deliver rows of a decoded copy."""
 
     def __init__(self, arrays: dict[str, Tensor], layout: dict[str, tuple[str, ...]], position: Ints) -> None:
-        """Hold `arrays`; `position` [N] says where a store row is in them, -1 for those that are not held."""
+        """Deliver rows of `arrays`.
+
+        Args:
+            arrays: Pixels [held, bands, height, width] of each band group.
+            layout: For each band group the bands delivered.
+            position: [N] place of each store row in the arrays; -1 for rows that are not held.
+        """
         self.arrays, self.layout, self.position = arrays, layout, position
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes that the copy takes."""
+        """Return the size of the copy in bytes."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """One tensor [n, bands, height, width] for each band group, on the device that holds the copy.
+        """Return one tensor [n, bands, height, width] for each band group, on the device that holds the copy.
 
         Raises:
             RunError: A row is not held.
@@ -108,17 +114,17 @@ PixelSource = Streamed | Held
 
 
 def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch.device) -> PixelSource:
-    """Prepare to deliver `rows` as `data.cache` asks for.
+    """Prepare to deliver `rows` in the way that `data.cache` asks for.
 
     Args:
-        reader: Of the store.
+        reader: Reader of the store.
         rows: Store rows that will be asked for.
         size: Rows of the store.
         where: `none` reads each time; `host` and `device` hold a decoded copy there, one in each process.
-        device: Of the networks.
+        device: Device of the networks.
 
     Raises:
-        RunError: The copy does not fit; says how much it takes and how much there is.
+        RunError: The copy does not fit; the message says how much it takes and how much is free.
     """
     if where == "none":
         return Streamed(reader)
@@ -147,7 +153,7 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
 
 
 def _free(device: torch.device) -> int:
-    """Bytes of memory that a new tensor may take."""
+    """Return how many bytes a new tensor may take."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     with open("/proc/meminfo") as file:  # noqa: PTH123
@@ -156,11 +162,12 @@ def _free(device: torch.device) -> int:
 
 
 def _ranks_here() -> int:
+    """Count the ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def group_free(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process's control groups leave: containers and jobs have less than their machine."""
+    """Return how many bytes this process's control groups leave; containers and jobs have less than their machine."""
     free = sys.maxsize
     for line in own.read_text().splitlines() if own.exists() else ():
         _, kinds, group = line.split(":", 2)
@@ -181,6 +188,6 @@ _FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def _cached(statistics: Path) -> int:
-    """Bytes of files that a group keeps in memory as long as nobody needs it."""
+    """Return the bytes of files that a group keeps in memory only as long as nothing else needs it."""
     known = dict(line.split() for line in statistics.read_text().splitlines())
     return sum(int(known.get(f"total_{name}", known.get(name, 0))) for name in ("active_file", "inactive_file"))

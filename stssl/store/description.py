@@ -1,4 +1,4 @@
-"""Describe a store in words."""
+"""Describe a store in words for `stssl inspect`."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from stssl.store.store import Store
 
 
 def describe_store(store: Store) -> str:
-    """Counts, splits, classes, ranges of date and place, bands, size on disk and errors, one fact a line."""
+    """Describe a store, one fact a line: counts, splits, classes, ranges of date and place, bands, size, errors."""
     return "\n".join(
         [
             f"{store.path}: {store.size:,} patches, {_size(store.path)}",
@@ -29,6 +29,7 @@ def describe_store(store: Store) -> str:
 
 
 def _size(path: str) -> str:
+    """Return the size of a store's files in words."""
     if "://" in path:
         return "remote"
     total = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
@@ -62,7 +63,7 @@ def _places(store: Store) -> Iterator[str]:
 
 
 def _regions(store: Store) -> Iterator[str]:
-    """Countries, seasons and conditions, where the archive had them."""
+    """Describe countries, seasons and conditions, if the store has such columns."""
     for name, title in (("country", "country"), ("season", "season")):
         if store.has_column(name):
             names, counts = np.unique(store.column(name).astype(str), return_counts=True)

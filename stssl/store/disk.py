@@ -1,8 +1,8 @@
-"""A bounded cache of files on a node's disk, shared by its processes: what one has fetched, the others need not.
+"""Keep files of object stores in a bounded cache on a node's disk, which all its processes share.
 
 Every file is written whole or not at all and ends in its checksum, which each process checks before it uses the file.
-The least recently used files make room for new ones. A lock file orders writers; readers need none, since a file that
-is removed while it is open stays readable.
+The least recently used files make room for new ones. A lock file orders writers. Readers need no lock, since a file
+that is removed while it is open stays readable.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ TAIL = 4 + len(_MARK)
 
 
 def default_folder() -> Path:
-    """Return the default cache folder: one a user, in the system's folder for temporary files.
+    """Return the default cache folder: one for each user, in the system's folder for temporary files.
 
     Raises:
-        DataError: Somebody else has made that folder.
+        DataError: Another user owns that folder.
     """
     folder = Path(tempfile.gettempdir(), f"stssl-cache-{os.getuid()}")
     if folder.exists() and folder.stat().st_uid != os.getuid():
@@ -35,22 +35,22 @@ def default_folder() -> Path:
 
 
 class DiskCache:
-    """Files by key, at most `limit` bytes together."""
+    """Keep files by key, at most `limit` bytes together."""
 
     def __init__(self, folder: str | Path, limit: int) -> None:
-        """Use `folder`, made when first written to."""
+        """Use `folder`, which is made at the first write."""
         self.folder, self.limit = Path(folder).absolute(), limit
         self._checked: dict[str, tuple[int, int]] = {}
 
     def open(self, key: str, fetch: Callable[[], bytes] | None) -> int | None:
-        """An open file that holds what belongs to a key; the caller closes it.
+        """Open the file of a key; the caller closes it.
 
         Args:
             key: Name of the contents: letters, digits, `-`, `_` and `.`.
-            fetch: Gets the contents where they are not here; None asks only for what is.
+            fetch: Gets the contents if they are not in the cache; None only looks into the cache.
 
         Returns:
-            A file descriptor; None where the contents are not here and `fetch` is None.
+            A file descriptor; None if the contents are not in the cache and `fetch` is None.
 
         Raises:
             DataError: The contents do not fit into the cache, or the disk cannot be written.
@@ -63,18 +63,18 @@ class DiskCache:
             return self._store(key, fetch()) if found is None else found
 
     def size(self, file: int) -> int:
-        """Bytes of the contents of an open file."""
+        """Return the size of an open file's contents in bytes."""
         return os.fstat(file).st_size - TAIL
 
     def used(self) -> int:
-        """Bytes of all files."""
+        """Return the bytes of all files together."""
         return sum(entry.stat().st_size for entry in self._entries())
 
     def _path(self, key: str) -> Path:
         return self.folder / "files" / key
 
     def _open_checked(self, key: str) -> int | None:
-        """The open file, found whole; a damaged one is removed."""
+        """Open a file that is there and whole; a damaged one is removed."""
         path = self._path(key)
         try:
             file = os.open(path, os.O_RDONLY)
@@ -120,7 +120,7 @@ class DiskCache:
         return opened
 
     def _make_room(self, size: int) -> None:
-        """Remove the files that were not used for longest, and what killed writers left; call with the lock held."""
+        """Remove files, least recently used first, and what killed writers left. The caller holds the lock."""
         entries = []
         for entry in self._entries():
             with contextlib.suppress(FileNotFoundError):
@@ -145,7 +145,7 @@ class DiskCache:
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Hold one of the cache's locks, against other processes and other threads of this one."""
+        """Hold one of the cache's locks against other processes and other threads."""
         try:
             (self.folder / "files").mkdir(parents=True, exist_ok=True, mode=0o700)
             file = (self.folder / f"{name}.lock").open("a")
@@ -157,7 +157,7 @@ class DiskCache:
 
 
 def _whole(file: int, size: int) -> bool:
-    """True if an open file ends with the checksum of the bytes before it."""
+    """Return True if an open file ends with the checksum of the bytes before it."""
     digest, left = google_crc32c.Checksum(), size - TAIL
     while left > 0:
         data = os.read(file, min(left, 1 << 22))
@@ -170,5 +170,5 @@ def _whole(file: int, size: int) -> bool:
 
 
 def hash_of(key: str) -> int:
-    """A number that all processes give a key."""
+    """Return a number for a key that is the same in all processes."""
     return int(google_crc32c.value(key.encode()))

@@ -1,11 +1,11 @@
-"""Bytes of a shard, as Zarr's sharding codec defines them: chunks, then an index with its crc32c.
+"""Encode a shard as Zarr's sharding codec defines it: chunks, then an index with its crc32c.
 
-Each chunk is one patch, followed by its crc32c. Between chunks and index, where Zarr looks for nothing, stands a table
-of these checksums: without it, all shards of uncompressed patches would have the same index, and one could stand in
-another's place. The crc32c of table and index is listed in the array's attributes (`SHARD_CHECKSUMS`).
+Each chunk is one patch, followed by its crc32c. A table of these checksums stands between chunks and index, where Zarr
+looks for nothing. Without it, all shards of uncompressed patches would have the same index, and one shard could take
+another's place unnoticed. The crc32c of table and index is listed in the array's attributes (`SHARD_CHECKSUMS`).
 
-A compressed patch is a Blosc frame with a block for each large band, so that a reader that wants red, green and blue
-decodes three blocks of four; Blosc's own choice of blocks would make it decode them all.
+A compressed patch is a Blosc frame with one block for each large band, so that a reader that wants red, green and blue
+decodes three blocks of four. With Blosc's own choice of blocks it would have to decode all of them.
 """
 
 import struct
@@ -24,13 +24,13 @@ _HEADER = struct.Struct("<4B3I")
 
 
 def encode_shard(patches: NDArray[Any], capacity: int, codec: str | None, checked: bool = False) -> bytes:
-    """A shard of `patches` [n, bands, H, W], n <= `capacity`; patches of zeros only are left out (fill value 0).
+    """Encode patches as one shard; patches that are all 0 are left out, since 0 is the fill value.
 
     Args:
-        patches: Pixels, C order.
-        capacity: Patches a whole shard has.
+        patches: [n, bands, H, W] pixels, n <= `capacity`, in C order.
+        capacity: Patches that a full shard has.
         codec: Blosc's name of a compressor, or None.
-        checked: Whether each patch is followed by its crc32c, and their table stands before the index.
+        checked: True to add each patch's crc32c, and their table before the index.
     """
     index, checksums = np.full((capacity, 2), EMPTY, "<u8"), np.zeros(capacity, "<u4")
     parts, offset = [], 0
@@ -49,20 +49,21 @@ def encode_shard(patches: NDArray[Any], capacity: int, codec: str | None, checke
 
 
 def tail_bytes(capacity: int, listed: bool = True) -> int:
-    """Bytes at the end of a shard: the patches' checksums where its own is `listed`, the index, and its checksum."""
+    """Return the size of a shard's end: its index, the index's checksum and, if `listed`, the patches' checksums."""
     return capacity * (20 if listed else 16) + 4
 
 
 def shard_checksum(tail: bytes) -> int:
-    """Compute the checksum that an array's attributes list for a shard, from its last `tail_bytes`.
+    """Compute the checksum that an array's attributes list for a shard, from the shard's last `tail_bytes`.
 
-    The index's own checksum is left out: together with it, one index changes a crc32c just as another does.
+    The index's own checksum is left out: an index followed by its crc32c changes a crc32c in the same way, whatever the
+    index holds.
     """
     return int(google_crc32c.value(tail[:-4]))
 
 
 def frame(patch: NDArray[Any], codec: str) -> bytes:
-    """A Blosc frame (bitshuffle) of one patch [bands, H, W]."""
+    """Compress one patch [bands, H, W] as a Blosc frame with bitshuffle."""
     if patch[0].nbytes < LARGE_BAND or len(patch) == 1:
         return _compress(patch, codec)
     frames = [_compress(band, codec) for band in patch]

@@ -1,7 +1,6 @@
-"""Patches of a sharded Zarr array in an object store: whole shards through a cache on disk, or single patches.
+"""Read patches of a sharded array in an object store, through a cache on disk.
 
-A shard of which much is wanted is fetched whole; a patch of another is fetched alone, by its range of bytes. Both are
-kept in the cache.
+If many patches of a shard are wanted, the whole shard is fetched; else each patch is fetched by its range of bytes.
 """
 
 import hashlib
@@ -30,15 +29,23 @@ WHOLE = 1 / 16
 
 
 class FetchedArray(ShardedArray):
-    """Reads patches of one remote array whose layout is known; any number of threads may."""
+    """Read patches of one remote array whose layout is known; threads may share it."""
 
     def __init__(self, folder: Path, layout: Layout, store: str, prefix: str, cache: DiskCache) -> None:
-        """Fetch nothing yet; `folder` is the array's URL as a path, for messages."""
+        """Fetch nothing yet.
+
+        Args:
+            folder: URL of the array as a path, for messages.
+            layout: Layout of the array.
+            store: URL of the store.
+            prefix: Start of the array's keys in the cache.
+            cache: Cache on disk.
+        """
         super().__init__(folder, layout)
         self.store, self.prefix, self.cache = store, prefix, cache
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without threads and indexes, which another process makes for itself."""
+        """Return the state without threads and indexes, which another process makes for itself."""
         names = ("folder", "layout", "store", "prefix", "cache")
         return {name: getattr(self, name) for name in names}
 
@@ -49,7 +56,7 @@ class FetchedArray(ShardedArray):
         self._coming: set[int] = set()
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Fill `out` [n, bands, H, W], contiguous, with patches `rows`.
+        """Fill `out` with patches `rows`.
 
         Args:
             rows: [n] store rows.
@@ -72,7 +79,7 @@ class FetchedArray(ShardedArray):
             self._read_singles(singles[start : start + PIECE], rows, bands, out)
 
     def _read_singles(self, places: Ints, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Patches that are fetched one by one, several at a time."""
+        """Fetch patches one by one, several at a time, and fill their places in `out`."""
         wanted = np.unique(rows[places])
         list(self._threads().map(self._index_of, np.unique(wanted // self.layout.shard).tolist()))
         there = [row for row in wanted.tolist() if self._span(row)[0] != EMPTY]
@@ -86,7 +93,7 @@ class FetchedArray(ShardedArray):
                     os.close(future.result())
 
     def _take(self, places: Ints, rows: Ints, bands: slice, out: RawPixels, *, files: dict[int, int] | int) -> None:
-        """Decode patches out of an open shard, or out of open files of one patch each (by row)."""
+        """Decode patches from an open shard, or from open files of one patch each (by row)."""
         spans = np.array([self._span(row) for row in rows.tolist()], np.uint64).reshape(-1, 2)
         there = spans[:, 0] != EMPTY
         out[places[~there]] = self.layout.fill
@@ -100,7 +107,12 @@ class FetchedArray(ShardedArray):
         self._deliver(Wanted(places[there], kept, opened, found, sums), bands, out)
 
     def fetch(self, rows: Ints, wait: bool) -> None:
-        """Bring the whole shards of these rows into the cache, now or in the background."""
+        """Bring the whole shards of these rows into the cache.
+
+        Args:
+            rows: [n] store rows.
+            wait: True to wait for them; False to fetch them in the background.
+        """
         shards = np.unique(rows // self.layout.shard).tolist()
         if wait:
             list(self._threads().map(self._bring, shards))
@@ -113,11 +125,12 @@ class FetchedArray(ShardedArray):
                 self._threads().submit(self._bring_quietly, shard)
 
     def _bring(self, shard: int) -> None:
+        """Bring a whole shard into the cache."""
         with self._shard(shard, fetch=True):
             pass
 
     def _bring_quietly(self, shard: int) -> None:
-        """Fetch a shard ahead of time; errors are raised when the shard is read."""
+        """Bring a shard into the cache ahead of time; its errors are raised when it is read."""
         try:
             self._bring(shard)
         except DataError:
@@ -128,7 +141,7 @@ class FetchedArray(ShardedArray):
 
     @contextmanager
     def _shard(self, shard: int, fetch: bool) -> Iterator[int | None]:
-        """An open whole shard, None where it is not in the cache and not to be fetched."""
+        """Open a whole shard; yield None if it is not in the cache and `fetch` is False."""
         file = self.cache.open(f"{self.prefix}-s{shard}", (lambda: self._get_shard(shard)) if fetch else None)
         try:
             if file is not None and shard not in self._indexes:
@@ -141,17 +154,19 @@ class FetchedArray(ShardedArray):
                 os.close(file)
 
     def _open_patch(self, row: int) -> int:
+        """Open the file of one patch in the cache, fetched if need be."""
         file = self.cache.open(f"{self.prefix}-p{row}", lambda: self._get_patch(row))
         assert file is not None  # for mypy: it was to be fetched
         return file
 
     def _span(self, row: int) -> NDArray[np.uint64]:
+        """Return offset and size of a patch in its shard."""
         shard, place = divmod(row, self.layout.shard)
         span: NDArray[np.uint64] = self._index_of(shard)[0][place]
         return span
 
     def _sum(self, row: int) -> int:
-        """The checksum that its shard lists for a patch."""
+        """Return the checksum that its shard lists for a patch."""
         shard, place = divmod(row, self.layout.shard)
         return int(self._index_of(shard)[1][place])
 
@@ -160,7 +175,7 @@ class FetchedArray(ShardedArray):
         return tail_bytes(self.layout.shard, bool(self.layout.checksums))
 
     def _get_shard(self, shard: int) -> bytes:
-        """A whole shard, every patch of which was checked: the cache seals what it is given."""
+        """Fetch a whole shard and check every patch of it, since the cache later vouches for what it was given."""
         data = self._get(shard)
         index, sums = parse_tail(data[-self._tail_bytes :], len(data), self._shard_path(shard), self.layout, shard)
         for place in np.flatnonzero(index[:, 0] != EMPTY).tolist() if self.layout.checked else ():
@@ -171,7 +186,7 @@ class FetchedArray(ShardedArray):
         return data
 
     def _get_patch(self, row: int) -> bytes:
-        """A patch by its range, checked."""
+        """Fetch one patch by its range of bytes and check it."""
         start, size = (int(value) for value in self._span(row))
         data = self._get(row // self.layout.shard, {"range": (start, start + size)})
         if len(data) != size:
@@ -180,6 +195,7 @@ class FetchedArray(ShardedArray):
         return data
 
     def _check(self, row: int, data: bytes, listed: int | None) -> None:
+        """Refuse a patch whose bytes differ from its own checksum, or from the one that its shard lists."""
         if self.layout.checked:
             value = google_crc32c.value(data[:-4])
             if value != int.from_bytes(data[-4:], "little"):
@@ -188,7 +204,7 @@ class FetchedArray(ShardedArray):
                 self._refuse(row, "it is another patch")
 
     def _index_of(self, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-        """Offsets, sizes and checksums of a shard's patches, fetched from its end where they are not known."""
+        """Return offsets, sizes and checksums of a shard's patches, fetched from its end when first asked for."""
         if shard not in self._indexes:
             found: list[int] = []
             tail = self._get(shard, {"range": {"suffix": self._tail_bytes}}, found)
@@ -196,7 +212,7 @@ class FetchedArray(ShardedArray):
         return self._indexes[shard]
 
     def _get(self, shard: int, options: dict[str, Any] | None = None, size: list[int] | None = None) -> bytes:
-        """A shard, or a range of its bytes; its whole size goes to `size`."""
+        """Fetch a shard or a range of its bytes; the size of the whole shard is appended to `size`."""
         path = self._shard_path(shard).relative_to(self.folder)
         url, key = split_url(self.store)
         place = "/".join(part for part in (key, self.folder.name, str(path)) if part)
@@ -209,7 +225,7 @@ class FetchedArray(ShardedArray):
         return data
 
     def shard_bytes(self) -> int:
-        """Size of the first shard as it is stored."""
+        """Return the stored size of the first shard in bytes."""
         url, key = split_url(self.store)
         with explained(self.store):
             try:
@@ -219,13 +235,14 @@ class FetchedArray(ShardedArray):
                 return 0
 
     def _threads(self) -> ThreadPoolExecutor:
+        """Return the pool of threads, started at the first call."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(THREADS, "stssl-fetch")
             return self._pool
 
     def close(self) -> None:
-        """Stop threads; reading again starts them again."""
+        """Stop the threads; the next read starts them again."""
         pool = getattr(self, "_pool", None)
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -233,12 +250,13 @@ class FetchedArray(ShardedArray):
 
 
 def fetched_array(store: str, name: str, cache: DiskCache) -> FetchedArray | None:
-    """Open a remote array that is read through a cache, if its layout is known; else return None.
+    """Open a remote array that is read through a cache; return None if its layout is not known.
 
     Args:
         store: URL of the store.
         name: Name of the array.
-        cache: Cache on disk; its files belong to the store's description.
+        cache: Cache on disk; its keys depend on the store's description, so that a store that was written anew is read
+            anew.
     """
     about = [RemoteFiles(store).read("zarr.json"), (RemoteFiles(store) / name).read("zarr.json")]
     layout = known_layout(about[1] or b"")

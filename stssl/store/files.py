@@ -1,4 +1,4 @@
-"""Files beside and inside a store, each written whole or not at all, and the lock of a store."""
+"""Read and write files beside and inside a store, each whole or not at all, and hold a store's lock."""
 
 import contextlib
 import fcntl
@@ -15,29 +15,29 @@ from stssl.store.remote import RemoteFiles, is_remote
 
 
 class Files:
-    """The files under a folder of a disk."""
+    """Read and write the files under a folder of a disk."""
 
     def __init__(self, root: str) -> None:
-        """Touch nothing yet."""
+        """Refer to the folder `root`, which need not exist."""
         self.root = root
 
     def __truediv__(self, name: str) -> "Files":
-        """A folder inside this one."""
+        """Return a folder inside this one."""
         return Files(f"{self.root}/{name}")
 
     def path(self, name: str) -> str:
-        """Full path of a file."""
+        """Return the full path of a file."""
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """Contents of a file; None where there is none."""
+        """Read a file; return None if there is none."""
         try:
             return Path(self.root, name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def tail(self, name: str, size: int) -> bytes | None:
-        """The last `size` bytes of a file, or all of a shorter one; None where there is none."""
+        """Read the last `size` bytes of a file, or all of a shorter one; return None if there is none."""
         try:
             with Path(self.root, name).open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - size))
@@ -77,24 +77,25 @@ class Files:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def remove_partial(self) -> None:
-        """Remove what writers that were killed left half-written."""
+        """Remove files that killed writers left half-written."""
         for path in Path(self.root).rglob("*.partial"):
             path.unlink(missing_ok=True)
 
 
 def files_at(root: str) -> Files | RemoteFiles:
-    """The files under a path or URL."""
+    """Refer to the files under a path or URL."""
     return RemoteFiles(root) if is_remote(root) else Files(root)
 
 
 @contextlib.contextmanager
 def sole_writer(store: str) -> Iterator[None]:
-    """Hold a store's lock; the system frees it when the process ends, however it ends.
+    """Hold a store's lock; the system frees it when the process ends in any way.
 
-    A store on a local or network disk has its lock file beside it. One at a URL excludes writers of this machine only.
+    A store on a local or network disk has its lock file beside it. The lock of a store at a URL excludes only writers
+    of this machine.
 
     Raises:
-        DataError: Another process holds it, or nothing can be written there.
+        DataError: Another process holds the lock, or nothing can be written there.
     """
     if is_remote(store):
         path = Path(tempfile.gettempdir(), f"stssl-{hashlib.blake2b(store.encode(), digest_size=8).hexdigest()}.lock")
@@ -114,6 +115,7 @@ def sole_writer(store: str) -> Iterator[None]:
 
 
 def _opened(path: Path, store: str) -> TextIO:
+    """Open a lock file, and make its folder if need be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a")

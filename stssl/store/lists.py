@@ -1,4 +1,4 @@
-"""Lists of patch names: which rows of a store they mean."""
+"""Find the rows of a store that a list of patch names refers to."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from stssl.base.textfiles import read_names
 
 
 def as_text(column: NDArray[Any]) -> NDArray[np.str_]:
-    """A column of strings as NumPy's fixed-width type, which every function takes."""
+    """Convert a column of strings to NumPy's fixed-width type, which every NumPy function takes."""
     return np.array(column.tolist(), np.str_)
 
 

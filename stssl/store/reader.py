@@ -1,7 +1,7 @@
-"""Pixels of many patches at once, from a store into batch buffers.
+"""Read many patches at once from a store into batch buffers.
 
-Arrays in the layout that `convert` writes are read from their shard files (`shards`), those in an object store through
-a cache on disk (`fetched`); any other layout or codec goes through zarr, with equal results.
+Arrays in the layout that `convert` writes are read from their shard files (`shards`), or from an object store through
+a cache on disk (`fetched`). Any other layout or codec is read through zarr-python, with equal results.
 """
 
 import itertools
@@ -30,26 +30,29 @@ SIZE_UNKNOWN = 2**62
 
 
 class ZarrArray:
-    """Reads patches of any array through zarr-python."""
+    """Read patches of any array through zarr-python."""
 
     def __init__(self, store: str, name: str) -> None:
-        """Open nothing yet."""
+        """Refer to the array `name` of a store; it is opened at the first read."""
         self.store, self.name = store, name
         self._array: Any = None
         self._layout: Layout | None = None
         self._seen: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open array."""
+        """Return the state without the open array."""
         return self.__dict__ | {"_array": None}
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Fill `out` [n, bands, H, W] with patches `rows`.
+        """Fill `out` with patches `rows`.
 
         Args:
             rows: [n] store rows.
             bands: Span of bands.
             out: [n, bands, H, W] to fill.
+
+        Raises:
+            DataError: The array cannot be read.
         """
         if len(rows) == 0:
             return
@@ -64,10 +67,10 @@ class ZarrArray:
             raise DataError(f"{self.store}/{self.name} cannot be read ({error}). Run `stssl verify`.") from None
 
     def _check(self, rows: Ints) -> None:
-        """Make sure that the shards of these rows are there and those that were converted: zarr reads zeros instead.
+        """Make sure that the shards of these rows exist and are the converted ones; zarr reads a lost shard as zeros.
 
         Raises:
-            DataError: One is not.
+            DataError: A shard is lost or another one.
         """
         files = files_at(self.store)
         layout = known_layout(files.read(f"{self.name}/zarr.json") or b"") if not self._seen else self._layout
@@ -89,12 +92,12 @@ class ZarrArray:
 
 @dataclass(frozen=True)
 class Stored:
-    """One pixel array of a store, as a reader needs to know it.
+    """Describe one pixel array of a store to a reader.
 
     Attributes:
         bands: All its bands in stored order.
         shape: [N, bands, H, W].
-        dtype: Of its values.
+        dtype: Type of its values.
     """
 
     bands: tuple[str, ...]
@@ -104,7 +107,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class _Part:
-    """Select from one array: a span of bands, and which of the span are wanted (None: all)."""
+    """Select bands of one array: a contiguous span, and which bands of the span are wanted (None for all)."""
 
     array: ShardedArray | ZarrArray
     span: slice
@@ -114,7 +117,7 @@ class _Part:
 
 
 def _sharded(store: str, name: str, cache: DiskCache | None) -> ShardedArray | None:
-    """An array whose layout is known, near or far."""
+    """Open an array whose layout is known, on a disk or in an object store; return None for other arrays."""
     if is_remote(store):
         return fetched_array(store, name, cache) if cache else None
     layout = direct_layout(Path(store) / name)
@@ -122,7 +125,7 @@ def _sharded(store: str, name: str, cache: DiskCache | None) -> ShardedArray | N
 
 
 class StoreReader:
-    """Delivers chosen bands of many patches: indices in, one array a band group out."""
+    """Read chosen bands of many patches: row numbers in, one array for each band group out."""
 
     def __init__(
         self,
@@ -134,15 +137,15 @@ class StoreReader:
         *,
         cache: DiskCache | None = None,
     ) -> None:
-        """Read `bands` of the arrays `stored`.
+        """Prepare to read `bands` of the arrays `stored`.
 
         Args:
-            store: Path or URL.
+            store: Path or URL of the store.
             stored: Its pixel arrays by name.
             bands: Wanted bands.
             threads: Number of threads that share a batch.
-            direct: Read shard files directly where their layout is known.
-            cache: For what is fetched from an object store; without it, zarr reads there.
+            direct: True to read shard files directly if their layout is known.
+            cache: Cache for shards of an object store; without it, zarr reads there.
         """
         self.layout: dict[str, tuple[str, ...]] = {}
         self._size = next(iter(stored.values())).shape[0]
@@ -162,29 +165,29 @@ class StoreReader:
             self._parts[name] = _Part(array, span, picked, (len(places), height, width), about.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without threads, which another process starts for itself."""
+        """Return the state without threads, which another process starts for itself."""
         return self.__dict__ | {"_pool": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start nothing yet."""
+        """Take over the state; threads are started at the first read."""
         self.__dict__.update(state, _lock=threading.Lock())
 
     def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Shape and type of the arrays that hold `count` patches, for buffers."""
+        """Return shape and type of the arrays that hold `count` patches, for buffers."""
         return {name: ((count, *part.shape), part.dtype) for name, part in self._parts.items()}
 
     def read(self, indices: Ints, out: dict[str, RawPixels] | None = None) -> dict[str, RawPixels]:
-        """Pixels of store rows, in the given order; a row may occur more than once.
+        """Read the pixels of store rows, in the given order; a row may occur more than once.
 
         Args:
-            indices: [n] rows.
-            out: Contiguous buffers to fill, of the shapes and types that `shapes(n)` says.
+            indices: [n] store rows.
+            out: Contiguous buffers to fill, of the shapes and types that `shapes(n)` returns.
 
         Returns:
-            For each band group [n, bands asked for, H, W], in the stored order of bands (`layout`).
+            For each band group [n, wanted bands, H, W], in the stored order of bands (`layout`).
 
         Raises:
-            DataError: No such row, or a shard cannot be read; names file and patch.
+            DataError: There is no such row, or a shard cannot be read; names file and patch.
         """
         rows = np.ascontiguousarray(indices, np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= self._size):
@@ -201,28 +204,34 @@ class StoreReader:
         return out
 
     def fetch(self, indices: Ints, wait: bool = True) -> None:
-        """Bring the shards of these rows from the object store into the cache, now or in the background.
+        """Bring the shards of these rows from the object store into the cache.
+
+        Args:
+            indices: [n] store rows.
+            wait: True to wait for them; False to fetch them in the background, where errors are left to the later read.
 
         Raises:
-            DataError: The object store cannot be read (`wait` only; else reading says so).
+            DataError: The object store cannot be read.
         """
         for array in self._fetched():
             array.fetch(indices, wait)
 
     @property
     def shard(self) -> int | None:
-        """Patches a shard where all arrays come through a cache on disk; else None."""
+        """Return the patches of a shard if all arrays come through a cache on disk; else None."""
         fetched = self._fetched()
         return fetched[0].layout.shard if fetched and len(fetched) == len(self._parts) else None
 
     def shard_bytes(self) -> int:
-        """Stored size of a shard of all arrays read that come through a cache on disk."""
+        """Return the stored size in bytes of one shard of all arrays that come through a cache on disk."""
         return sum(array.shard_bytes() for array in self._fetched())
 
     def _fetched(self) -> list[FetchedArray]:
+        """List the arrays that come through a cache on disk."""
         return [part.array for part in self._parts.values() if isinstance(part.array, FetchedArray)]
 
     def _fill(self, rows: Ints, out: dict[str, RawPixels], piece: slice) -> None:
+        """Read one piece of a batch."""
         for name, part in self._parts.items():
             target = out[name][piece]
             if part.picked is None:
@@ -233,13 +242,14 @@ class StoreReader:
                 target[:] = spanned[:, part.picked]
 
     def _workers(self) -> ThreadPoolExecutor:
+        """Return the pool of threads, started at the first call."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, "stssl-reader")
             return self._pool
 
     def close(self) -> None:
-        """Stop threads and close files; reading again starts them again."""
+        """Stop threads and close files; the next read opens them again."""
         with self._lock:
             if self._pool is not None:
                 self._pool.shutdown()

@@ -1,4 +1,4 @@
-"""Files in object stores (`s3://`, `gs://`, `az://`): what a conversion writes and a reader reads there.
+"""Read and write files in object stores (`s3://`, `gs://`, `az://`).
 
 Requests are tried again with growing pauses. Credentials, region and endpoint come from the environment, as for every
 tool of the provider (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP, AWS_SKIP_SIGNATURE, ...).
@@ -47,15 +47,15 @@ CREDENTIALS = (
 
 
 def is_remote(path: str) -> bool:
-    """True if this is a URL, such as `s3://bucket/store.zarr`."""
+    """Return True for a URL such as `s3://bucket/store.zarr`."""
     return "://" in path
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Bucket URL and the key in it.
+    """Split a URL into the bucket's URL and the key in it.
 
     Raises:
-        DataError: A kind of URL that is not known.
+        DataError: The kind of URL is not known.
     """
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES or not parts.netloc:
@@ -65,7 +65,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=64)
 def bucket(url: str) -> Any:
-    """An open bucket, or what lies under a key of it.
+    """Open a bucket, or the part of it under a key.
 
     Raises:
         DataError: obstore is not installed, or the environment's settings are impossible.
@@ -82,7 +82,10 @@ def bucket(url: str) -> Any:
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """Return options of requests: `CLIENT`, and those of the environment, which obstore reads only if given none."""
+    """Return the options of requests: `CLIENT`, and those of the environment.
+
+    obstore reads the environment only if it is given no options at all, so the environment is read here.
+    """
     prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[url.partition(":")[0]]
     said = {name: os.environ.get(f"{prefix}_{name.upper()}") for name in CLIENT_VARIABLES}
     return CLIENT | {"read_timeout": patience()} | {name: text for name, text in said.items() if text is not None}
@@ -105,12 +108,15 @@ def patience() -> timedelta:
 
 
 def get_object(url: str, place: str, options: dict[str, Any] | None = None) -> tuple[bytes, int]:
-    """An object or a range of it, and the whole object's size; an answer that breaks off is asked for again.
+    """Get an object or a range of it; an answer that breaks off is asked for again.
 
     Args:
-        url: Of the bucket.
+        url: URL of the bucket.
         place: Key in it.
-        options: Of the request, such as a range.
+        options: Options of the request, such as a range.
+
+    Returns:
+        The bytes, and the size of the whole object.
 
     Raises:
         FileNotFoundError: There is no such object.
@@ -134,13 +140,16 @@ def get_object(url: str, place: str, options: dict[str, Any] | None = None) -> t
 
 
 def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
-    """`explained` for a URL; nothing for a local path."""
+    """Explain errors as `explained` does if the path is a URL; do nothing for a local path."""
     return explained(path) if is_remote(path) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn errors of an object store into words on what to do; a missing object stays a FileNotFoundError."""
+    """Turn errors of an object store into DataErrors that say what to do.
+
+    A missing object stays a FileNotFoundError, since callers decide what it means.
+    """
     from obstore import exceptions
 
     try:
@@ -158,11 +167,12 @@ def explained(url: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return str(error).split("\n", maxsplit=1)[0].rstrip(".")
 
 
 def zarr_place(path: str) -> Any:
-    """Return what zarr's functions take as `store`: a path, or an object store rooted at the path."""
+    """Return what zarr's functions take as `store`: the path, or an object store rooted at the URL."""
     if not is_remote(path):
         return path
     from zarr.storage import ObjectStore
@@ -172,37 +182,39 @@ def zarr_place(path: str) -> Any:
 
 
 class RemoteFiles:
-    """Files under a key of a bucket; the same calls as `Files`."""
+    """Read and write files under a key of a bucket, with the same methods as `Files`."""
 
     def __init__(self, root: str) -> None:
-        """Touch nothing yet."""
+        """Refer to the URL `root`, where nothing need exist."""
         self.root = root
 
     def __truediv__(self, name: str) -> "RemoteFiles":
-        """A folder inside this one."""
+        """Return a folder inside this one."""
         return RemoteFiles(f"{self.root}/{name}")
 
     def path(self, name: str) -> str:
-        """URL of a file."""
+        """Return the URL of a file."""
         return f"{self.root}/{name}"
 
     def _where(self, name: str = "") -> tuple[str, str]:
+        """Return the bucket's URL and the key of a file."""
         url, key = split_url(self.root)
         return url, f"{key}/{name}".strip("/")
 
     def _place(self, name: str = "") -> tuple[Any, str]:
+        """Return the open bucket and the key of a file."""
         url, key = self._where(name)
         return bucket(url), key
 
     def read(self, name: str) -> bytes | None:
-        """Contents of an object; None where there is none."""
+        """Read an object; return None if there is none."""
         try:
             return get_object(*self._where(name))[0]
         except FileNotFoundError:
             return None
 
     def tail(self, name: str, size: int) -> bytes | None:
-        """The last `size` bytes of an object, or all of a shorter one; None where there is none."""
+        """Read the last `size` bytes of an object, or all of a shorter one; return None if there is none."""
         try:
             return get_object(*self._where(name), {"range": {"suffix": size}})[0]
         except FileNotFoundError:
@@ -223,7 +235,7 @@ class RemoteFiles:
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def remove(self) -> None:
-        """Remove all objects below."""
+        """Remove all objects below this key."""
         store, key = self._place()
         with explained(self.root):
             for chunk in store.list(f"{key}/"):
@@ -232,4 +244,4 @@ class RemoteFiles:
                         store.delete(entry["path"])
 
     def remove_partial(self) -> None:
-        """Nothing: objects are never half-written."""
+        """Do nothing: objects are never half-written."""

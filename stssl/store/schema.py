@@ -1,8 +1,8 @@
-"""The store's layout: what a converted archive looks like as a Zarr v3 group.
+"""Define the layout of a store: one Zarr v3 group for a data set, at native resolution.
 
-One group a data set, native resolution. Pixel arrays are (N, bands, height, width) with one patch a chunk and
-`SHARD` patches a shard; metadata arrays are over (N), one chunk each. Rows are never removed: an unreadable patch
-keeps its row, an error code, and the split code `NO_SPLIT`.
+Pixel arrays are (N, bands, height, width) with one patch in a chunk and `SHARD` patches in a shard. Metadata arrays are
+over (N), each in one chunk. Rows are never removed: an unreadable patch keeps its row, with an error code and the split
+code `NO_SPLIT`.
 """
 
 from dataclasses import dataclass, field
@@ -53,17 +53,17 @@ UNUSABLE = tuple(code for name, code in ERRORS.items() if name not in USABLE)
 
 @dataclass(frozen=True)
 class PixelArray:
-    """One array of pixels: all bands of one resolution.
+    """Describe one array of pixels: all bands of one resolution.
 
     Attributes:
         name: `b10`, `b20`, `b60` or `rgb`.
         bands: Names in stored order.
-        height: Pixels.
-        width: Pixels.
+        height: Height in pixels.
+        width: Width in pixels.
         dtype: `uint16` or `uint8`.
-        gsd_m: Ground sampling distance in meters; 0 where unknown.
-        nodata: Value that stands for no measurement and is not counted in statistics.
-        long_name: What the values are, where they are neither reflectance nor brightness.
+        gsd_m: Ground sampling distance in meters; 0 if unknown.
+        nodata: Value that means "not measured" and is left out of statistics.
+        long_name: What the values are, if they are neither reflectance nor brightness.
     """
 
     name: str
@@ -77,18 +77,21 @@ class PixelArray:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(bands, height, width)."""
+        """Return (bands, height, width)."""
         return (len(self.bands), self.height, self.width)
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """Names that differ between resolutions, since xarray gives equal names equal sizes."""
+        """Return the names of the dimensions, different for each resolution.
+
+        xarray requires that dimensions of one name have one size.
+        """
         grid = {"b10": "10m", "b20": "20m", "b60": "60m"}.get(self.name, self.name)
         return ("patch", f"band_{grid}", f"y_{grid}", f"x_{grid}")
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Written beside the pixels; statistics join them at the end of a conversion."""
+        """Return the attributes of the array; its statistics are added at the end of a conversion."""
         about: dict[str, Any] = {"bands": list(self.bands), "gsd_m": self.gsd_m}
         reflectance = self.dtype == "uint16"
         about["long_name"] = self.long_name or ("surface reflectance" if reflectance else "brightness")
@@ -98,14 +101,14 @@ class PixelArray:
 
 @dataclass(frozen=True)
 class Column:
-    """One metadata array over the patches.
+    """Describe one metadata array over the patches.
 
     Attributes:
-        name: Of the array.
+        name: Name of the array.
         dtype: NumPy's name, or `string`.
-        fill: What stands for a missing value.
-        attributes: Written beside it: units, class names, meanings of codes.
-        width: Entries a patch; 0 for one value a patch.
+        fill: Value that stands for a missing one.
+        attributes: Attributes of the array: units, class names, meanings of codes.
+        width: Values for each patch, as a second dimension; 0 for one value without that dimension.
     """
 
     name: str
@@ -116,24 +119,24 @@ class Column:
 
 
 class BadPatchError(Exception):
-    """A patch cannot be stored as it is: an error code, and words for the report."""
+    """Report why a patch cannot be stored as it is: an error code, and words for the error report."""
 
     def __init__(self, code: str, words: str) -> None:
-        """`code` is a name in `ERRORS`."""
+        """Take an error code, which is a name in `ERRORS`, and words without paths of this machine."""
         super().__init__(words)
         self.code = code
 
 
 @dataclass
 class Patch:
-    """One patch as it goes into the store.
+    """Hold one patch as it goes into the store.
 
     Attributes:
-        arrays: Pixels by array name; empty where there are none.
-        values: Metadata by column name; what is left out takes the column's fill value.
-        valid_bands: Bit i is set where the i-th band of all arrays has pixels.
+        arrays: Pixels by array name; empty if there are none.
+        values: Metadata by column name; a column that is left out takes its fill value.
+        valid_bands: Bit i is set if the i-th band of all arrays has pixels.
         measured: [bands, H, W] booleans of arrays in which a file says that some pixels are not measured.
-        problems: (error code name, words) of everything that is wrong.
+        problems: (name of the error code, words) of everything that is wrong.
     """
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -143,18 +146,18 @@ class Patch:
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def complain(self, problem: BadPatchError) -> None:
-        """Write a problem down."""
+        """Add a problem to the patch."""
         self.problems.append((problem.code, printable(str(problem))))
 
     @property
     def error(self) -> str:
-        """Name of the error code: the first problem that makes the patch useless, else the first, else `ok`."""
+        """Return the error code's name: of the first problem that makes the patch useless, else the first, or `ok`."""
         names = [name for name, _ in self.problems]
         return next((name for name in names if name not in USABLE), names[0] if names else "ok")
 
 
 def printable(words: str, most: int = 500) -> str:
-    """Words from a foreign file, short and without control characters, so that reports and terminals can show them."""
+    """Shorten words from a foreign file and escape control characters, so that reports and terminals can show them."""
     shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in words[:most])
     return shown if len(words) <= most else f"{shown}..."
 
@@ -174,7 +177,7 @@ def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Colu
 
 
 def split_column(name: str) -> Column:
-    """The column of a stored split."""
+    """Describe the column of a stored split."""
     attributes = {"flag_values": [*SPLIT_CODES.values(), NO_SPLIT], "flag_meanings": " ".join([*SPLIT_CODES, "none"])}
     return Column(f"split_{name}", "uint8", NO_SPLIT, attributes)
 

@@ -1,8 +1,9 @@
-"""Patches of one sharded Zarr array, read straight from its shard files.
+"""Read patches of one sharded Zarr array straight from its shard files.
 
 zarr-python spends a millisecond of Python on each chunk. This reads a shard's index once, checks its crc32c, and then
-takes each patch with one `preadv`, checks it and decodes it where it belongs. It knows the layout that `convert` writes
-(one patch a chunk, index at the end, Blosc or no codec, then crc32c, a local folder), and says so of any array.
+takes each patch with one `preadv`, checks it and decodes it into its place in the batch. It knows the layout that
+`convert` writes (one patch in a chunk, index at the end, Blosc or no codec, then crc32c, a local folder) and recognizes
+it from an array's `zarr.json`.
 
 A patch is compared with its own crc32c and with the one that its shard lists for it; the list and the index with the
 checksum that the array's attributes have of the shard (see `encode`). Arrays of older stores have none of these.
@@ -39,7 +40,7 @@ RawPixels = NDArray[Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """Describe one array for the direct reader."""
+    """Describe one array to the direct reader."""
 
     shape: tuple[int, ...]
     shard: int
@@ -53,17 +54,17 @@ class Layout:
 
     @property
     def patch_bytes(self) -> int:
-        """Bytes of one decoded patch."""
+        """Return the size of one decoded patch in bytes."""
         return int(np.prod(self.shape[1:])) * self.dtype.itemsize
 
     @property
     def shards(self) -> int:
-        """Number of shards."""
+        """Return the number of shards."""
         return -(-self.shape[0] // self.shard)
 
 
 def direct_layout(folder: Path) -> Layout | None:
-    """The layout of an array in a local folder if the direct path can read it, else None."""
+    """Return the layout of an array in a local folder if it can be read directly, else None."""
     try:
         return known_layout((folder / "zarr.json").read_bytes())
     except OSError:
@@ -110,7 +111,7 @@ def known_layout(description: bytes) -> Layout | None:
 
 
 def _is_possible(layout: Layout) -> bool:
-    """True if all numbers are of the right type and of a size that memory may hold."""
+    """Return True if all numbers are of the right type and of a size that memory may hold."""
     numbers = (*layout.shape, layout.shard, *layout.checksums)
     return (
         all(type(number) is int for number in numbers)
@@ -124,7 +125,7 @@ def _is_possible(layout: Layout) -> bool:
 
 
 class Wanted(NamedTuple):
-    """Patches to read: places in the batch, rows, open files, spans [n, 2] of bytes, and checksums where listed."""
+    """Hold what to read: places in the batch, rows, open files, spans [n, 2] of bytes, and listed checksums."""
 
     places: Ints
     rows: Ints
@@ -134,14 +135,15 @@ class Wanted(NamedTuple):
 
 
 class ShardedArray:
-    """Reads patches of one array whose layout is known; any number of threads may."""
+    """Read patches of one array whose layout is known; threads may share it."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
-        """Open nothing yet."""
+        """Refer to the array in `folder`; shards are opened at the first read."""
         self.folder, self.layout = folder, layout
         self._fresh()
 
     def _fresh(self) -> None:
+        """Forget all indexes and files."""
         self._index: NDArray[np.uint64] | None = None
         self._files: NDArray[np.int64] | None = None
         self._sums = np.zeros(0, np.uint32)
@@ -149,15 +151,15 @@ class ShardedArray:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files, which another process must open for itself."""
+        """Return the state without open files, which another process must open for itself."""
         return {"folder": self.folder, "layout": self.layout}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open nothing yet."""
+        """Take over the state; shards are opened at the first read."""
         self.__init__(**state)  # type: ignore[misc]
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Fill `out` [n, bands, H, W], contiguous, with patches `rows`.
+        """Fill `out` with patches `rows`.
 
         Args:
             rows: [n] store rows.
@@ -184,17 +186,18 @@ class ShardedArray:
                     os.close(file)
 
     def _deliver(self, wanted: Wanted, bands: slice, out: RawPixels) -> None:
-        """Read, check and decode patches where they belong."""
+        """Read, check and decode patches into their places."""
         plain = self._copy_checked if self.layout.checked else self._copy
         found = (self._decode if self.layout.blosc else plain)(wanted, bands, out)
         if wanted.sums is not None and found != wanted.sums.tolist():
             self._refuse(int(wanted.rows[np.flatnonzero(np.array(found) != wanted.sums)[0]]), "it is another patch")
 
     def _refuse(self, row: int, why: str) -> NoReturn:
+        """Raise the error for a damaged patch."""
         raise DataError(f"patch {row} in {self._path(row)} is damaged: {why}. Run `stssl verify`.")
 
     def _copy_checked(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read plain numbers, of which the checksum takes all bands; the checksums."""
+        """Read uncompressed patches and return their checksums, which are over all bands even if few are wanted."""
         size, whole = out[0].nbytes, self.layout.patch_bytes
         flat, stored, found = out.reshape(-1).view(np.uint8), bytearray(4), []
         first = bands.start * (whole // self.layout.shape[1])
@@ -213,7 +216,7 @@ class ShardedArray:
         return found
 
     def _copy(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read plain numbers without checksums: one system call a patch, nothing else in the loop."""
+        """Read uncompressed patches without checksums, with one system call for each patch."""
         flat, size = out.data.cast("B"), out[0].nbytes
         starts = (wanted.spans[:, 0] + bands.start * (self.layout.patch_bytes // self.layout.shape[1])).tolist()
         begins = (wanted.places * size).tolist()
@@ -224,7 +227,7 @@ class ShardedArray:
         return []
 
     def _decode(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Decode Blosc frames where they belong, or cut the wanted bands out of them; the checksums."""
+        """Decode Blosc frames into their places, or the wanted bands of them, and return the frames' checksums."""
         expected, wants, spans = self.layout.patch_bytes, out[0].nbytes, wanted.spans
         checked, found, places = self.layout.checked, [], wanted.places.tolist()
         room: Any = np.empty(int(spans[:, 1].max()) if len(spans) else 0, np.uint8)
@@ -268,7 +271,7 @@ class ShardedArray:
         return self.folder / "c" / str(shard) / "0" / "0" / "0"
 
     def _open(self, shards: Ints) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Index [N, 2] (offset, size) and file numbers [shards], filled in for these shards."""
+        """Open some shards, and return the index [N, 2] of offsets and sizes, and the file number of each shard."""
         with self._lock:
             if self._index is None or self._files is None:
                 self._index = np.full((self.layout.shards * self.layout.shard, 2), EMPTY - 1, np.uint64)
@@ -282,6 +285,7 @@ class ShardedArray:
             return self._index, files
 
     def _open_shard(self, shard: int, index: NDArray[np.uint64]) -> int:
+        """Open one shard and fill in its part of the index."""
         path = self._shard_path(shard)
         try:
             file = os.open(path, os.O_RDONLY)
@@ -300,7 +304,7 @@ class ShardedArray:
         return file
 
     def close(self) -> None:
-        """Close all files; reading again opens them again."""
+        """Close all files; the next read opens them again."""
         if self._files is not None:
             for file in self._files[self._files >= 0].tolist():
                 os.close(file)
@@ -381,14 +385,14 @@ def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArr
 
 
 class _Files:
-    """Limit how many files all readers of this process hold open."""
+    """Count the files that all readers of this process hold open, and raise the process's limit if need be."""
 
     reserved = 0
     lock = threading.Lock()
 
     @classmethod
     def reserve(cls, count: int) -> bool:
-        """Make room for that many open files beside those reserved before; whether there is."""
+        """Reserve room for more open files; return False if the system's hard limit does not allow them."""
         with cls.lock:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             needed = cls.reserved + count + SPARE_FILES
@@ -401,6 +405,6 @@ class _Files:
 
     @classmethod
     def release(cls, count: int) -> None:
-        """Give room back."""
+        """Give reserved room back."""
         with cls.lock:
             cls.reserved -= count

@@ -1,4 +1,4 @@
-"""A converted data set: what is in it, its metadata columns, and readers of its pixels."""
+"""Open a converted data set: its facts, its metadata columns, and readers of its pixels."""
 
 import hashlib
 import json
@@ -34,14 +34,14 @@ _TOLD: set[str] = set()
 
 @dataclass(frozen=True)
 class BandGroup:
-    """One array of pixels.
+    """Describe one array of pixels.
 
     Attributes:
         name: `b10`, `b20`, `b60` or `rgb`.
         bands: Names in stored order.
-        height: Pixels.
-        width: Pixels.
-        dtype: Of the stored values.
+        height: Height in pixels.
+        width: Width in pixels.
+        dtype: Type of the stored values.
         statistics: For each band `mean`, `std`, `min`, `max`, `count`, and the split that they were computed on.
     """
 
@@ -54,7 +54,7 @@ class BandGroup:
 
 
 class Store:
-    """An open store; columns are read when first asked for."""
+    """Give access to an open store; each column is read when first asked for."""
 
     def __init__(self, path: str, group: Any) -> None:
         """Wrap an open Zarr group; use `Store.open`."""
@@ -67,7 +67,8 @@ class Store:
         """Open a finished store.
 
         Raises:
-            DataError: Nothing there, not a store, its conversion was not finished, or another schema version.
+            DataError: There is no store, its conversion was not finished, it is damaged, or it has another schema
+                version.
         """
         text = str(path)
         if files_at(text).read("zarr.json") is None and (is_remote(text) or not Path(text).exists()):
@@ -98,7 +99,7 @@ class Store:
         return store
 
     def _check_parts(self) -> None:
-        """Make sure that all arrays are there, and tell once of a store that is older than checksums.
+        """Make sure that all arrays are there, and warn once about a store that is older than checksums.
 
         Raises:
             DataError: An array is lost, or an attribute of the group is not of its type.
@@ -121,25 +122,26 @@ class Store:
 
     @property
     def has_checksums(self) -> bool:
-        """True if columns, patches and shards can be compared with what was converted."""
+        """Return True if columns, patches and shards can be compared with what was converted."""
         return COLUMN_HASHES in self.attrs and all(SHARD_CHECKSUMS in self._group[name].attrs for name in self._images)
 
     @property
     def size(self) -> int:
-        """N: patches, unreadable ones included."""
+        """Return N, the number of patches; unreadable ones are counted too."""
         return int(self.attrs["patches"])
 
     @cached_property
     def groups(self) -> dict[str, BandGroup]:
-        """Pixel arrays by name, in order."""
+        """Return the pixel arrays by name, in order."""
         return {name: self._band_group(name) for name in self.attrs["pixel_arrays"]}
 
     @cached_property
     def maps(self) -> dict[str, BandGroup]:
-        """Arrays of the same patches that are no image bands, by name."""
+        """Return the arrays of the same patches that are no image bands, by name."""
         return {name: self._band_group(name) for name in self.attrs.get("maps", ())}
 
     def _band_group(self, name: str) -> BandGroup:
+        """Describe one pixel array from its metadata."""
         try:
             array = self._group[name]
             bands, (_, _, height, width) = tuple(array.attrs["bands"]), array.shape
@@ -149,41 +151,42 @@ class Store:
 
     @property
     def _images(self) -> tuple[str, ...]:
-        """Arrays that are no columns."""
+        """Return the names of the arrays that are no columns."""
         return (*self.attrs["pixel_arrays"], *self.attrs.get("maps", ()))
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """All bands in order of the arrays."""
+        """Return all bands in the order of the arrays."""
         return tuple(band for group in self.groups.values() for band in group.bands)
 
     @property
     def label_sets(self) -> tuple[str, ...]:
-        """Names of the label columns."""
+        """Return the names of the label columns."""
         return tuple(self.attrs["label_sets"])
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """Names of the stored splits."""
+        """Return the names of the stored splits."""
         return tuple(self.attrs["splits"])
 
     def classes(self, label_set: str) -> tuple[str, ...]:
-        """Class names of a label column, in its order."""
+        """Return the class names of a label column, in its order."""
         return tuple(self._array(label_set).attrs["classes"])
 
     def multilabel(self, label_set: str) -> bool:
-        """True if a patch may have any number of classes in a label column."""
+        """Return True if a patch may have any number of classes in a label column."""
         return bool(self._array(label_set).attrs["kind"] == "multi-label")
 
     def has_column(self, name: str) -> bool:
-        """True if there is a metadata array of that name."""
+        """Return True if there is a metadata array of that name."""
         return name in self._group and name not in self._images
 
     def column(self, name: str) -> NDArray[Any]:
-        """A metadata array [N] or [N, C], read once.
+        """Read a metadata array [N] or [N, C] and compare it with the hash of what was converted.
 
         Raises:
-            DataError: There is none of that name; names those there are.
+            DataError: There is none of that name (the message lists those there are), or it is not the one that was
+                converted.
         """
         if name not in self._columns:
             values = self.unchecked(name)
@@ -196,7 +199,7 @@ class Store:
         return self._columns[name]
 
     def unchecked(self, name: str) -> NDArray[Any]:
-        """A metadata array as it is stored, whether or not it is the one that was converted.
+        """Read a metadata array as it is stored, without comparing it with what was converted.
 
         Raises:
             DataError: There is none of that name, or it cannot be read.
@@ -210,25 +213,30 @@ class Store:
         return values.astype(object) if values.dtype.kind == "T" else values
 
     def is_converted(self, name: str, values: NDArray[Any]) -> bool:
-        """True if a column's values are those that were converted; a lost chunk reads as missing values.
+        """Return True if a column's values are those that were converted; zarr reads a lost chunk as missing values.
 
-        Stores of before there were such hashes have none to compare with.
+        Older stores have no hashes to compare with, and count as unchanged.
         """
         hashed = self.attrs.get(COLUMN_HASHES, {}).get(name)
         return len(values) == self.size and (hashed is None or column_hash(values) == hashed)
 
     def column_attributes(self, name: str) -> dict[str, Any]:
-        """Units, class names and meanings of a metadata array."""
+        """Return the attributes of a metadata array: units, class names, meanings."""
         return dict(self._array(name).attrs)
 
     def _array(self, name: str) -> Any:
+        """Return a metadata array.
+
+        Raises:
+            DataError: There is none of that name.
+        """
         if not self.has_column(name):
             known = sorted(key for key in self._group.array_keys() if key not in self._images)
             raise DataError(f"{self.path} has no column '{name}'. It has: {', '.join(known)}.")
         return self._group[name]
 
     def statistics(self, bands: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and standard deviation of each band, in the given order.
+        """Return mean and standard deviation of each band, in the given order.
 
         Raises:
             DataError: The store has no statistics of a band.
@@ -248,7 +256,7 @@ class Store:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of pixels, labels and layout, for the record of a run."""
+        """Return a hash of pixels, labels and layout for the record of a run."""
         digest = hashlib.blake2b(json.dumps([self.attrs["schema_version"], self.bands]).encode(), digest_size=16)
         for name in ("content_hash", *self.label_sets):
             digest.update(np.ascontiguousarray(self.column(name)).tobytes())
@@ -261,13 +269,13 @@ class Store:
     def reader(
         self, bands: Sequence[str], threads: int = 1, direct: bool = True, *, cache: DiskCache | None = None
     ) -> StoreReader:
-        """Make a reader of these bands on any number of threads.
+        """Make a reader of some bands.
 
         Args:
             bands: Wanted bands.
             threads: Number of threads that share a batch.
-            direct: Read shard files directly where their layout is known; else through zarr.
-            cache: For what is fetched from an object store; without it, zarr reads there.
+            direct: True to read shard files directly if their layout is known; else zarr reads them.
+            cache: Cache for shards of an object store; without it, zarr reads there.
         """
         return StoreReader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
 
@@ -284,7 +292,7 @@ class Store:
 
 
 def _require_types(attributes: dict[str, Any], where: str) -> None:
-    """Refuse attributes of a group that later code could not use: names, how many patches, hashes.
+    """Refuse attributes of a group that later code could not use: names, the number of patches, hashes.
 
     Raises:
         DataError: One is of another type or size; names file and key.
@@ -310,7 +318,7 @@ def _require_types(attributes: dict[str, Any], where: str) -> None:
 
 
 def _number(values: Any, place: int, where: str, key: str) -> float | None:
-    """One of a band's statistics; None where there is none.
+    """Return one of a band's statistics; None if there is none.
 
     Raises:
         DataError: It is no number.

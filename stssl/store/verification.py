@@ -37,7 +37,7 @@ class Findings:
     problems: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The problems, those of many patches that differ in the patch alone in one line with their number."""
+        """List the problems; those that differ only in the patch become one line with their number."""
         found: dict[str, list[str]] = {}
         for problem in self.problems:
             found.setdefault(problem.partition(": ")[2] or problem, []).append(problem)
@@ -50,15 +50,15 @@ def verify(
     names: Callable[[int], str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Findings:
-    """Check a store.
+    """Check a store against its checksums and hashes, and against the archive if its reader is given.
 
-    Every shard's index against its checksum, every patch against its hash, every column against the number of patches
-    and its hash; with the archive's reader also every patch, and its maps, against what is there.
+    Every shard's index is compared with its checksum, every patch with its hash, and every column with the number of
+    patches and its hash. With the archive's reader, every patch and its maps are compared with the archive too.
 
     Args:
         path: Path or URL of the store.
         original: Reads a row's patch from the archive.
-        names: The archive's name of a row.
+        names: Returns the archive's name of a row.
         progress: Called with the number of checked and of all patches.
 
     Raises:
@@ -98,9 +98,9 @@ def verify(
 
 
 def _changed_columns(store: Store) -> list[str]:
-    """Metadata arrays that are not those that were converted: a lost chunk reads as missing values, without an error.
+    """Describe the columns that are not those that were converted.
 
-    Stores of before there were such hashes have none to compare with.
+    zarr reads a lost chunk as missing values, without an error. Older stores have no hashes to compare with.
     """
     return [
         f"column {name}: its values are not those that were converted"
@@ -110,7 +110,11 @@ def _changed_columns(store: Store) -> list[str]:
 
 
 def _check_columns(store: Store) -> None:
-    """Make sure that the metadata arrays are there, whole and of known codes."""
+    """Make sure that the metadata arrays exist, are whole and have known codes.
+
+    Raises:
+        DataError: One does not.
+    """
     problems = []
     needed = ("patch_id", "lat", "lon", "time", "content_hash", "error_code", "valid_bands", *store.label_sets)
     for name in (*needed, *(f"split_{split}" for split in store.split_names)):
@@ -126,7 +130,7 @@ def _check_columns(store: Store) -> None:
 
 
 def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, NDArray[Any]] | DataError]:
-    """Each row's arrays by name, or why it cannot be read."""
+    """Read each row's arrays by name, or the error that says why it cannot be read."""
     try:
         blocks = reader.read(rows)
     except DataError as error:
@@ -137,7 +141,7 @@ def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, NDAr
 
 
 def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uint8], store: Store) -> list[str]:
-    """Problems of one patch against the archive's."""
+    """List the problems of one patch, compared with the archive's."""
     if name != original_name:
         return [f"{name}: the archive has {original_name} in its place"]
     blank = {
@@ -150,7 +154,7 @@ def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uin
 
 
 def _compare_maps(name: str, patch: Patch, maps: dict[str, NDArray[Any]] | DataError) -> list[str]:
-    """Maps of one patch that are not the archive's; where it has none, zeros stand."""
+    """List the maps of one patch that are not the archive's; the store has zeros where the archive has no map."""
     if isinstance(maps, DataError):
         return []
     differ = [key for key, block in maps.items() if not np.array_equal(block, patch.arrays.get(key, 0 * block))]

@@ -1,8 +1,8 @@
-"""Writes a store shard by shard, so that it can be stopped anywhere and goes on where it stopped.
+"""Write a store shard by shard, so that a conversion can be stopped anywhere and resumed.
 
-A shard's pixels are written first, then a sidecar with its rows of metadata, then a marker with the sidecar's hash.
-When all markers are there the metadata arrays are written, each in one chunk; the group's `complete` comes last, in
-one atomic write. Every step writes the same bytes when it is repeated.
+A shard's pixels are written first, then a sidecar file with its rows of metadata, then a marker with the sidecar's
+hash. When all markers are there the metadata arrays are written, each in one chunk. The group's `complete` comes last,
+in one atomic write. Every step writes the same bytes when it is repeated.
 """
 
 import csv
@@ -38,17 +38,18 @@ class StorePlan:
     """Plan what a store will hold.
 
     Attributes:
-        patches: Rows.
-        shard: Patches a shard.
+        patches: Number of rows.
+        shard: Patches in a shard.
         codec: A key of `CODECS`.
         arrays: Pixel arrays that make up a patch.
-        maps: Arrays of the same rows that are no image bands.
         columns: Metadata arrays.
         label_sets: Names of the columns that are labels.
-        splits: Names of the splits, whose columns are `split_<name>`.
-        statistics_split: Whose training part the band statistics are of; all patches where there is no such split.
+        splits: Names of the splits; a split's column is called `split_<name>`.
+        statistics_split: Split on whose training part band statistics are computed; all patches if there is no such
+            split.
         identity: What the store is a conversion of; no path, host or time.
-        attributes: More for the group's attributes.
+        maps: Arrays of the same rows that are no image bands.
+        attributes: More attributes for the group.
     """
 
     patches: int
@@ -65,16 +66,16 @@ class StorePlan:
 
     @property
     def shards(self) -> int:
-        """Number of shards."""
+        """Return the number of shards."""
         return -(-self.patches // self.shard)
 
     def rows(self, shard: int) -> range:
-        """Rows of a shard."""
+        """Return the rows of a shard."""
         return range(shard * self.shard, min((shard + 1) * self.shard, self.patches))
 
 
 class Writer:
-    """Writes one store; picklable, so that tasks can write shards of it."""
+    """Write one store; it can be pickled, so that other processes can write shards."""
 
     def __init__(self, store: str, plan: StorePlan) -> None:
         """Plan to write `store`, a path or URL."""
@@ -84,7 +85,11 @@ class Writer:
         self.beside, self.report = files_at(parent), f"{name}.errors.csv"
 
     def attributes(self) -> dict[str, Any]:
-        """Read the attributes of the store's group; empty if there is none yet."""
+        """Read the attributes of the store's group; empty if there is no group yet.
+
+        Raises:
+            DataError: The group's description is damaged.
+        """
         text = self.files.read("zarr.json")
         try:
             return dict(json.loads(text).get("attributes", {})) if text else {}
@@ -92,7 +97,7 @@ class Writer:
             raise DataError(f"{self.store}/zarr.json is damaged. Remove the store, or choose another path.") from None
 
     def prepare(self) -> None:
-        """Create the group and its pixel arrays, or make sure that those there are this conversion's.
+        """Create the group and its pixel arrays, or make sure that those there belong to this conversion.
 
         Raises:
             DataError: Something else is there, or nothing can be written there.
@@ -121,6 +126,7 @@ class Writer:
         self.files.write("zarr.json", json.dumps(group, indent=2).encode())
 
     def _create(self, array: PixelArray) -> None:
+        """Create one pixel array without any shard."""
         codec = CODECS[self.plan.codec]
         blosc = [BloscCodec(cname=codec, clevel=LEVEL, shuffle="bitshuffle")] if codec else []
         zarr.create_array(
@@ -137,25 +143,25 @@ class Writer:
         )
 
     def _arrays_are_ours(self) -> bool:
-        """True if the arrays that were begun have checksums; those of older versions have none and begin again."""
+        """Return True if the arrays that were begun have checksums; older versions' have none and are begun again."""
         names = [array.name for array in (*self.plan.arrays, *self.plan.maps)]
         return all(
             b"crc32c" in (self.files.read(f"{name}/zarr.json") or b"").partition(b"index_codecs")[0] for name in names
         )
 
     def is_complete(self) -> bool:
-        """True if the store is finished."""
+        """Return True if the store is finished."""
         return bool(self.attributes().get("complete"))
 
     def missing(self) -> list[int]:
-        """Shards that are yet to be written."""
+        """List the shards that are not written yet."""
         if self.is_complete():
             return []
         there = set(self.work.names())
         return [i for i in range(self.plan.shards) if f"{i:06d}.done" not in there or not self._is_whole(i)]
 
     def _is_whole(self, shard: int) -> bool:
-        """True if a shard's metadata match its marker, and its files end as they were written."""
+        """Return True if a shard's metadata match its marker, and its files end as they were written."""
         sidecar = self._sidecar(shard)
         if sidecar is None:
             return False
@@ -167,12 +173,12 @@ class Writer:
             )
 
     def _checksum_there(self, name: str, shard: int) -> int | None:
-        """Checksum of the shard that is there; None without one."""
+        """Return the checksum of the shard's file; None if there is no file."""
         tail = self.files.tail(f"{name}/c/{shard}/0/0/0", tail_bytes(self.plan.shard))
         return None if tail is None else shard_checksum(tail)
 
     def _sidecar(self, shard: int) -> bytes | None:
-        """A shard's rows of metadata, if they are those that its marker means."""
+        """Read a shard's rows of metadata; None if they are not those that its marker belongs to."""
         marker, sidecar = self.work.read(f"{shard:06d}.done"), self.work.read(f"{shard:06d}.npz")
         return sidecar if sidecar is not None and marker == _digest(sidecar) else None
 
@@ -210,6 +216,7 @@ class Writer:
         self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
 
     def _columns(self, names: Sequence[str], patches: list[Patch], pixels: Rows) -> Rows:
+        """Arrange the metadata of a shard's patches as columns."""
         columns = {column.name: _empty(column, len(patches)) for column in self.plan.columns}
         for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
             hashed = content_hash([block[place] for block in pixels.values()])
@@ -221,16 +228,19 @@ class Writer:
         return columns
 
     def _counted(self, columns: Rows) -> NDArray[np.bool_]:
-        """Select the patches whose pixels the statistics use."""
+        """Select the patches whose pixels the statistics are computed on."""
         split = columns.get(f"split_{self.plan.statistics_split}")
         whole = ~np.isin(columns["error_code"], UNUSABLE)
         return whole if split is None else whole & (split == SPLIT_CODES["train"])
 
     def finish(self) -> dict[str, int]:
-        """Write metadata arrays, statistics and the error report, mark the store as whole, and tidy up.
+        """Write metadata arrays, statistics and the error report, mark the store as whole, and remove working files.
 
         Returns:
-            Error name -> how often it occurred.
+            Name of each error and how often it occurred.
+
+        Raises:
+            DataError: Some shards are missing, such as those that another node wrote to a disk of its own.
         """
         if not self.is_complete():
             lost = self.missing()
@@ -255,6 +265,7 @@ class Writer:
         return dict(self.attributes()["errors"])
 
     def _write_statistics(self, group: Any, parts: list[Any]) -> None:
+        """Write the band statistics into the attributes of the pixel arrays."""
         split = self.plan.statistics_split
         source = f"{split}:train" if split in self.plan.splits else "all"
         for array in self.plan.arrays:
@@ -262,6 +273,7 @@ class Writer:
             group[array.name].attrs["statistics"] = statistics(tallies, array.dtype, source)
 
     def _write_report(self, parts: list[Any]) -> dict[str, int]:
+        """Write the CSV of all problems, and count them by their error's name."""
         problems = [row for part in parts for row in json.loads(str(part["problems"]))]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([["patch", "error", "details"], *problems])
@@ -269,6 +281,7 @@ class Writer:
         return dict(sorted(Counter(code for _, code, _ in problems).items()))
 
     def _mark_complete(self, errors: dict[str, int], hashes: dict[str, str]) -> None:
+        """Write the group's attributes, and last, in one atomic write, that the store is complete."""
         about = {
             "schema_version": SCHEMA_VERSION,
             "conversion": self.plan.identity,
@@ -304,6 +317,7 @@ def _measured(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_
 
 
 def _stack(patches: list[Patch], array: PixelArray) -> NDArray[Any]:
+    """Stack the patches' pixels of one array; patches without pixels are zeros."""
     block = np.zeros((len(patches), *array.shape), array.dtype)
     for place, patch in enumerate(patches):
         if array.name in patch.arrays:
@@ -316,12 +330,13 @@ def _digest(data: bytes) -> bytes:
 
 
 def _empty(column: Column, rows: int) -> NDArray[Any]:
+    """Make a column of fill values."""
     dtype: Any = object if column.dtype == "string" else column.dtype
     return np.full((rows, column.width) if column.width else rows, column.fill, dtype=dtype)
 
 
 def location_ids(columns: Rows) -> NDArray[np.int32]:
-    """Number places: equal UTM corners where there are some, else what the archive said."""
+    """Number places: equal UTM corners are one place; without corners the archive's own numbers are taken."""
     if "ulx" not in columns:
         return np.asarray(columns["location_id"], np.int32)
     corner = np.stack([columns["utm_epsg"], columns["ulx"], columns["uly"]], 1)
@@ -332,6 +347,7 @@ def location_ids(columns: Rows) -> NDArray[np.int32]:
 
 
 def _write_column(group: Any, column: Column, values: NDArray[Any]) -> None:
+    """Write a metadata array in one chunk."""
     dimensions = ("patch", f"{column.name}_entry")[: values.ndim]
     options: dict[str, Any] = {"dtype": column.dtype, "fill_value": column.fill}
     array = group.create_array(
