@@ -40,13 +40,13 @@ PARTS = ("student forward", "teacher forward", "labels", "algorithm", "losses", 
 class NaiveStep(TeacherStudentStep):
     """The same losses, from one forward of all views with gradients."""
 
-    def _see(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
+    def _forward_views(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
         live = self.algorithm.config.labeler == "live"
         if live and torch.is_grad_enabled() and network is self.networks[self.labeler]:
             weak = sorted(self.algorithm.views - set(views), key=lambda view: view.value)
-            outputs = super()._see(network, batch, views + weak)
+            outputs = super()._forward_views(network, batch, views + weak)
             return Outputs(outputs.logits, {view: outputs.contexts[view] for view in views})
-        return super()._see(network, batch, views)
+        return super()._forward_views(network, batch, views)
 
     @torch.no_grad()
     def after_optimizer(self) -> None:

@@ -131,14 +131,14 @@ def probe_run(
             )
         rows = [row | {"protocol": options.model_dump()} for row in rows]
         written = _kept(target, rows) + rows
-        write_text(target, json.dumps(without_nan({"rows": written}), indent=1))
+        write_text(target, json.dumps(without_nan({"rows": [*written]}), indent=1))
     return Probed(written, target)
 
 
 def _kept(path: Path, fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the same weights and protocol that an earlier call wrote and this one does not replace."""
     new = {(row["method"], row["labels"]) for row in fresh}
-    same = {(row["step"], json.dumps(row["protocol"])) for row in without_nan(fresh)}
+    same = {(row["step"], json.dumps(row["protocol"])) for row in fresh}
     before = read_run_file(ProbeFile, path, "Remove it, and probe again.")[1]["rows"] if is_there(path) else []
     return [
         row

@@ -1,13 +1,14 @@
-"""Define the geographic pretext: predict the cluster of an image's place, or the place itself.
+"""Define the geographic pretext task: predict the cluster of an image's place, or the place itself.
 
-Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.2; clusters are found on the unit sphere, so that the date line is
-no seam.
+See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.2. Clusters are found on the unit sphere, where the date line
+is no seam.
 """
 
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -16,11 +17,11 @@ from stssl.base.errors import DataError
 from stssl.base.sphere import on_sphere
 
 KMEANS_PLACES = 100_000
-"""Places that k-means sees at most; all of them are assigned afterwards."""
+"""Largest number of places that k-means works on; all places are assigned to its clusters afterwards."""
 
 
 class NoGeoConfig(Config):
-    """No geographic pretext."""
+    """Configure pretraining without a geographic pretext task."""
 
     name: Literal["none"] = "none"
 
@@ -44,28 +45,31 @@ GeoConfig = NoGeoConfig | ClustersConfig | RegressionConfig
 
 
 def known_places(metadata: Tensor, least: int) -> Tensor:
-    """[m, 3] the different known places in [n, 4] metadata, as points of the unit sphere.
+    """List the different known places in metadata [n, 4] as points [m, 3] of the unit sphere.
 
     Raises:
         DataError: They are fewer than `least`.
     """
     points = on_sphere(metadata)
-    points = torch.unique(points[~points.isnan().any(1)], dim=0)
-    if len(points) < least:
+    different: Tensor = torch.unique(points[~points.isnan().any(1)], dim=0)
+    if len(different) < least:
         raise DataError(
-            f"pretext.geo: {least} different places are needed, and the training part has {len(points)}. "
+            f"pretext.geo: {least} different places are needed, and the training part has {len(different)}. "
             "Lower pretext.geo.k, or set pretext.geo={name: none} where a store has no places."
         )
-    return points
+    return different
 
 
 def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
-    """[k, 3] centers of k-means over places on the unit sphere.
+    """Cluster places on the unit sphere by k-means.
 
     Args:
-        metadata: [n, 4] of the training patches.
+        metadata: [n, 4] metadata of the training patches.
         k: Number of clusters.
-        seed: Of the initial centers, and of the sample where there are many places.
+        seed: Seed of the first centers, and of the sample that is drawn if there are many places.
+
+    Returns:
+        [k, 3] centers as unit vectors.
 
     Raises:
         DataError: There are fewer known places than clusters.
@@ -77,12 +81,17 @@ def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
         points = points[
             np.random.Generator(np.random.Philox(key=seed)).choice(len(points), KMEANS_PLACES, replace=False)
         ]
-    centers = KMeans(k, n_init=1, random_state=seed).fit(points).cluster_centers_
+    centers: NDArray[np.float64] = KMeans(k, n_init=1, random_state=seed).fit(points).cluster_centers_
     return torch.from_numpy(centers / np.linalg.norm(centers, axis=1, keepdims=True)).float()
 
 
 def nearest_cluster(metadata: Tensor, centers: Tensor) -> Tensor:
-    """[n] the nearest center of each place, -1 where it is missing."""
+    """Find the number [n] of the nearest center for each place in metadata [n, 4]; -1 where the place is missing.
+
+    Args:
+        metadata: [n, 4], on any device.
+        centers: [k, 3] unit vectors; the result is on their device.
+    """
     points = on_sphere(metadata).to(centers.device)
     found = (points.nan_to_num() @ centers.T).argmax(1)
     return torch.where(points.isnan().any(1), -1, found)

@@ -1,7 +1,7 @@
-"""Momentum contrast: a query must find its key among many.
+"""Define momentum contrast (MoCo): the queue of keys and the losses by which a query must find its key among many.
 
-He et al., CVPR 2020 (arXiv:1911.05722) with MoCo-v2's projection (arXiv:2003.04297), and the multi-label CPC variant of
-its loss (Song and Ermon, NeurIPS 2020, arXiv:2007.09852), all positives of the global batch in one softmax.
+See He et al., CVPR 2020 (arXiv:1911.05722), with the projection of MoCo-v2 (arXiv:2003.04297). The loss may also be
+multi-label CPC (Song and Ermon, NeurIPS 2020, arXiv:2007.09852), one softmax over all positives of the global batch.
 """
 
 import math
@@ -18,10 +18,21 @@ from stssl.contrastive.geography import GeoConfig, NoGeoConfig
 
 
 class PretextConfig(Config):
-    """Configure contrastive learning: queue, temperature, momentum.
+    """Configure contrastive pretraining.
 
-    `temporal` takes the key from another acquisition of the same place. `loss: ml_cpc` moves its weight of positives
-    from `alpha` to `alpha_end`, linearly or geometrically.
+    Attributes:
+        temporal: Take the key from another acquisition of the same place, if there is one.
+        geo: Geographic pretext task.
+        contrast_weight: Weight of the contrastive loss.
+        projection: Size of the vectors that are compared.
+        mlp: Project features through a hidden layer.
+        queue: Number of keys that the queue holds.
+        momentum: Share of the old weights that the key encoder keeps in a step.
+        temperature: Divisor of cosines in the softmax; the smaller, the more the nearest negatives count.
+        loss: `cpc` (InfoNCE) or `ml_cpc` (multi-label CPC).
+        alpha: Weight of positives in `ml_cpc` at the first step.
+        alpha_end: Weight of positives in `ml_cpc` at the last step.
+        alpha_schedule: How the weight moves from `alpha` to `alpha_end`.
     """
 
     temporal: bool = False
@@ -44,14 +55,14 @@ class PretextConfig(Config):
         return self
 
     def alpha_at(self, fraction: float) -> float:
-        """Weight of positives when a share of the steps is done."""
+        """Return the weight of positives after a share 0..1 of the steps."""
         if self.alpha_schedule == "geometric":
             return float(self.alpha * (self.alpha_end / self.alpha) ** fraction)
         return self.alpha + (self.alpha_end - self.alpha) * fraction
 
 
 class Queue(nn.Module):
-    """The last keys of all ranks, newest over oldest; the same on every rank, and part of every checkpoint."""
+    """Hold the last keys of all ranks; equal on all ranks, and part of checkpoints. New keys replace the oldest."""
 
     keys: Tensor
     pointer: Tensor
@@ -64,7 +75,12 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, bad: Tensor | None = None) -> None:
-        """Take in the global batch's keys [n, width]; of more than fit, the last ones stay; where `bad`, none."""
+        """Add keys, in place of the oldest ones.
+
+        Args:
+            keys: [n, width] keys of the global batch; if there are more than the queue holds, the last ones are added.
+            bad: Scalar tensor; if it is true, the old keys stay. None adds the keys.
+        """
         size = len(self.keys)
         keys, skipped = keys[-size:], max(0, len(keys) - size)
         places = (self.pointer + skipped + torch.arange(len(keys), device=keys.device)) % size
@@ -74,19 +90,22 @@ class Queue(nn.Module):
 
 
 def similarities(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """[n, 1 + K] the query's likeness to its key (first) and to the queue, over the temperature.
+    """Compute the cosines of queries with their own key and with all keys of the queue, divided by the temperature.
 
     Args:
-        query: [n, width], unit vectors.
-        key: [n, width], unit vectors.
-        queue: [K, width], unit vectors.
-        temperature: The smaller, the more the nearest negatives count.
+        query: [n, width] unit vectors.
+        key: [n, width] unit vectors.
+        queue: [K, width] unit vectors.
+        temperature: Temperature; the smaller, the more the nearest negatives count.
+
+    Returns:
+        [n, 1 + K]; the first column belongs to the own key.
     """
     return torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], 1) / temperature
 
 
 def info_nce(logits: Tensor, rows: Tensor) -> Tensor:
-    """InfoNCE of this rank's rows, scaled so that the mean over ranks is the global batch's mean.
+    """Compute InfoNCE of this rank's rows, scaled so that the mean over ranks is the mean over the global batch.
 
     Args:
         logits: [n, 1 + K] of `similarities`.
@@ -96,12 +115,17 @@ def info_nce(logits: Tensor, rows: Tensor) -> Tensor:
 
 
 def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
-    """One softmax over all positives and negatives of the global batch, against 1/N at each positive.
+    """Compute multi-label CPC: the cross-entropy of one softmax over all pairs of the global batch.
+
+    The target is 1/N at each of the N positive pairs.
 
     Args:
         logits: [n, 1 + K] of `similarities`.
-        rows: N, rows of the global batch.
+        rows: N, number of rows of the global batch.
         alpha: Weight of positives; negatives have (K + 1 - alpha) / K.
+
+    Returns:
+        The loss of this rank, scaled so that the mean over ranks is the loss of the global batch.
     """
     negatives = logits.shape[1] - 1
     beta = (negatives + 1 - alpha) / negatives

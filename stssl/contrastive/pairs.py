@@ -1,4 +1,4 @@
-"""Pairs of views: which patches a step sees, with which partner, read ahead of the step."""
+"""Load pairs of patches for pretraining: each patch and its partner, read before the step needs them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,14 +20,15 @@ from stssl.data.order import Sampler
 
 @dataclass(frozen=True)
 class RawPairs:
-    """This rank's pairs as they come from the store, in host memory.
+    """Hold this rank's pairs as they come from the store, in host memory.
 
     Attributes:
-        arrays: For each band group [m, bands, height, width], as stored: queries, then keys that are other patches.
-        metadata: [n, 4] of the queries.
-        true_pairs: [n] whether the key is another acquisition of the place.
+        arrays: For each band group [m, bands, height, width], as stored. The n queries come first; the n keys follow if
+            partners are used.
+        metadata: [n, 4] metadata of the queries.
+        true_pairs: [n] true where the key is another acquisition of the query's place.
         rows: [n] store rows of the queries, for messages.
-        draws: Of the query's and the key's view.
+        draws: Random choices for the query's view and for the key's view.
     """
 
     arrays: dict[str, Tensor]
@@ -39,14 +40,14 @@ class RawPairs:
 
 @dataclass(frozen=True)
 class PairSource:
-    """The one stream of pretraining: all training patches, each with a partner where there is one.
+    """Deliver all training patches for pretraining, each with a partner if there is one.
 
     Attributes:
-        reader: Delivers pixels of store rows.
-        rows: [size] store rows.
-        metadata: [N, 4] of all store rows.
-        sampler: The order over positions 0..size-1.
-        positives: Who may be whose partner; None makes each patch its own.
+        reader: Reader of pixels.
+        rows: [size] store rows of the training patches.
+        metadata: [N, 4] metadata of all store rows.
+        sampler: Order over positions 0..size-1.
+        positives: Partners of each patch; None makes each patch its own partner.
         views: Strength of the views.
         bands: Number of bands.
     """
@@ -60,12 +61,12 @@ class PairSource:
     bands: int
 
     def global_rows(self, step: int) -> list[int]:
-        """Store rows of all ranks' queries in a step."""
+        """List the store rows of all ranks' queries in a step."""
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
     def load(self, step: int, ranks: tuple[int, int]) -> RawPairs:
-        """This rank's rows of a step's global batch."""
+        """Read a rank's pairs of a step's global batch; `ranks` is the rank and the number of ranks."""
         positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *ranks))
         rows, seed = self.rows[positions], self.sampler.seed
         partners = rows if self.positives is None else self.positives.draw(rows, epochs, seed)
@@ -82,14 +83,14 @@ class PairSource:
 
 
 class PairLoader:
-    """Iterates over this rank's part of the global batches `start`..`stop`-1, in order."""
+    """Iterate over this rank's part of the global batches, in the order of steps."""
 
     def __init__(self, source: PairSource, rank: int = 0, world: int = 1) -> None:
-        """Load rank `rank`'s contiguous rows of each global batch."""
+        """Load the contiguous rows of each global batch that belong to rank `rank` of `world` ranks."""
         self.sources, self.ranks = {Stream.UNLABELED: source}, (rank, world)
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Store rows of all ranks' queries in a step, by the name of their stream."""
+        """List the store rows of all ranks' queries in a step, by the name of their stream."""
         return {stream.value: source.global_rows(step) for stream, source in self.sources.items()}
 
     def rows_at(self, step: int) -> int:

@@ -1,6 +1,6 @@
-"""Temporal positives: another acquisition of the same place.
+"""Find temporal positives: other acquisitions of a patch's place.
 
-Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.3.
+See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.3.
 """
 
 import numpy as np
@@ -11,22 +11,22 @@ from stssl.base.randomness import RandomStream, uniforms
 
 
 class Positives:
-    """For each store row of a set, the rows of the set that show the same place at other times."""
+    """Know for each store row of a set the rows of the set that show the same place at other times."""
 
     def __init__(self, rows: Ints, places: NDArray[np.integer]) -> None:
         """Group rows by place.
 
         Args:
             rows: [n] store rows that may be drawn.
-            places: [N] place of each store row; negative where it is not known.
+            places: [N] number of each store row's place; negative where it is not known.
         """
-        here = np.asarray(places)[rows]
-        order = np.argsort(here, kind="stable")
+        own_places = np.asarray(places)[rows]
+        order = np.argsort(own_places, kind="stable")
         self._rows = rows[order]
-        sorted_places = here[order]
-        first = np.searchsorted(sorted_places, here, "left")
-        last = np.searchsorted(sorted_places, here, "right")
-        known = here >= 0
+        sorted_places = own_places[order]
+        first = np.searchsorted(sorted_places, own_places, "left")
+        last = np.searchsorted(sorted_places, own_places, "right")
+        known = own_places >= 0
         size = int(rows.max()) + 1 if len(rows) else 0
         self._start, self._count, self._own = (np.zeros(size, np.int64) for _ in range(3))
         self._start[rows] = first

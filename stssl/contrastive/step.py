@@ -1,10 +1,13 @@
-"""The step of pretraining: query, momentum encoder, keys, queue, and the geographic pretext.
+"""Take one step of contrastive pretraining, with a momentum encoder, a queue of keys and a geographic pretext task.
 
-Order in a step: queries; the momentum encoder moves toward the query's present weights; keys; losses against the queue
-as it was; after the optimizer's step the keys of all ranks enter the queue.
+A step does this in order:
+
+1. The query encoder computes the queries.
+2. The momentum encoder moves toward the query encoder and computes the keys.
+3. Losses compare queries with their keys and with the queue.
+4. After the optimizer's step, the keys of all ranks enter the queue.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,19 +20,20 @@ from stssl.base.randomness import RandomStream, permutation
 from stssl.base.sphere import on_sphere
 from stssl.contrastive.geography import ClustersConfig, GeoConfig, NoGeoConfig, nearest_cluster
 from stssl.contrastive.moco import PretextConfig, Queue, info_nce, multilabel_cpc, similarities
+from stssl.models.backbones import Backbone
 from stssl.models.ema import Ema, batchnorms
 from stssl.steps.base import StepOutput, TrainingStep
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """This rank's rows of a global batch.
+    """Hold this rank's rows of a global batch.
 
     Attributes:
-        query: [n, bands, h, w], normalized.
-        key: [n, bands, h, w], another view, of another acquisition where there is one.
-        metadata: [n, 4] of the queries.
-        true_pairs: [n] whether the key is another acquisition.
+        query: [n, bands, h, w] images, normalized.
+        key: [n, bands, h, w] other views; of another acquisition of the place if there is one.
+        metadata: [n, 4] metadata of the queries.
+        true_pairs: [n] true where the key is another acquisition.
     """
 
     query: Tensor
@@ -39,65 +43,88 @@ class Pairs:
 
 
 class PretrainEncoder(nn.Module):
-    """A backbone, and a projection of its pooled features to the space where keys are compared."""
+    """Compute pooled features by a backbone, and project them to the vectors that are compared."""
 
-    def __init__(self, backbone: nn.Module, width: int, projection: int, mlp: bool) -> None:
-        """Project features of `width` numbers to `projection`, through a hidden layer where `mlp`."""
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone, width: int, projection: int, mlp: bool) -> None:
+        """Add a projection to a backbone.
+
+        Args:
+            backbone: Backbone to train.
+            width: Size of its pooled features.
+            projection: Size of the vectors that are compared.
+            mlp: True to project through a hidden layer.
+        """
         super().__init__()
         hidden: list[nn.Module] = [nn.Linear(width, width), nn.ReLU()] if mlp else []
         self.backbone, self.project = backbone, nn.Sequential(*hidden, nn.Linear(width, projection))
 
     def features(self, image: Tensor) -> Tensor:
-        """[n, width] pooled features."""
-        backbone: Callable[..., Tensor] = self.backbone.forward_head  # type: ignore[assignment]
-        return backbone(self.backbone.forward_features(image), pre_logits=True)  # type: ignore[operator]
+        """Compute pooled features [n, width] of images."""
+        return self.backbone.forward_head(self.backbone.forward_features(image), pre_logits=True)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[n, projection], not normalized."""
+        """Compute vectors [n, projection] of images, not normalized."""
         projected: Tensor = self.project(self.features(image))
         return projected
 
 
 class GeoHead(nn.Module):
-    """Predicts a place, or its cluster, from the query's projection before it is normalized."""
+    """Predict a place, or its cluster, from the query's projection before it is normalized."""
 
     centers: Tensor
 
     def __init__(self, config: GeoConfig, projection: int, centers: Tensor | None) -> None:
-        """Predict as `config` says; `centers` [k, 3] of clusters."""
+        """Make the layer that predicts.
+
+        Args:
+            config: Kind of the pretext task.
+            projection: Size of the query's projection.
+            centers: [k, 3] unit vectors, the centers of the clusters; None if the place itself is predicted.
+        """
         super().__init__()
         self.config = config
         self.register_buffer("centers", torch.zeros(0, 3) if centers is None else centers)
         self.layers = nn.Sequential(nn.ReLU(), nn.Linear(projection, 3 if centers is None else len(centers)))
 
     def forward(self, embedding: Tensor, metadata: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, scaled so that the mean over ranks is the mean over the global batch's known places; and logs."""
-        said = self.layers(embedding)
+        """Compute the loss and what to log.
+
+        Args:
+            embedding: [n, projection] projections of the queries.
+            metadata: [n, 4] metadata of the queries.
+
+        Returns:
+            The loss, scaled so that the mean over ranks is the mean over the global batch's known places, and
+            `geo_right`: the share of right clusters, or the mean cosine with the true place.
+        """
+        predicted = self.layers(embedding)
         if isinstance(self.config, ClustersConfig):
             target = nearest_cluster(metadata, self.centers)
-            errors = functional.cross_entropy(said.float(), target, ignore_index=-1, reduction="none")
+            errors = functional.cross_entropy(predicted.float(), target, ignore_index=-1, reduction="none")
             known = target >= 0
-            right = ((said.argmax(1) == target) & known).sum()
+            right = ((predicted.argmax(1) == target) & known).sum()
         else:
-            place = on_sphere(metadata).to(said.device)
+            place = on_sphere(metadata).to(predicted.device)
             known = ~place.isnan().any(1)
-            likeness = functional.cosine_similarity(said.float(), place.nan_to_num(), dim=1)
+            likeness = functional.cosine_similarity(predicted.float(), place.nan_to_num(), dim=1)
             errors, right = torch.where(known, 1 - likeness, 0.0), torch.where(known, likeness, 0.0).sum()
         count = sum_over_ranks(known.sum().float()).clamp_min(1) / world_size()
         return errors.sum() / count, {"geo_right": right / count}
 
 
 class ContrastiveStep(TrainingStep):
-    """Owns query and momentum encoder, queue and geographic head; `forward` is one step's loss."""
+    """Own query encoder, momentum encoder, queue and geographic head; `forward` computes the loss of one step."""
 
     def __init__(self, encoder: PretrainEncoder, config: PretextConfig, centers: Tensor | None, seed: int) -> None:
         """Put the parts together; the momentum encoder starts as a copy.
 
         Args:
-            encoder: Of queries.
-            config: Of the pretext.
-            centers: [k, 3] of the places' clusters, where the pretext needs them.
-            seed: Of the shuffling of keys over ranks.
+            encoder: Encoder of queries.
+            config: Configuration of pretraining.
+            centers: [k, 3] centers of the places' clusters; None if the pretext task needs none.
+            seed: Seed of the shuffling of keys over ranks.
         """
         super().__init__()
         self.config, self.seed = config, seed
@@ -113,16 +140,17 @@ class ContrastiveStep(TrainingStep):
         self._counts: dict[int, list[int]] = {}
 
     def train(self, mode: bool = True) -> "ContrastiveStep":
-        """The momentum encoder is in training mode whenever the query encoder is, as its BatchNorm must see batches."""
+        """Put both encoders into training or evaluation mode."""
         super().train(mode)
+        # `Ema` alone stays in evaluation mode; but MoCo's key encoder must normalize by batches, as the query's does.
         self.momentum.network.train(mode)
         return self
 
     def forward(self, batch: Pairs, progress: Progress) -> StepOutput:
-        """Loss of this rank's rows, scaled so that the mean over ranks is the global batch's."""
+        """Compute the loss of this rank's rows, scaled so that the mean over ranks is the loss of the global batch."""
         embedding = self.networks["query"](batch.query).float()
         key = self._keys(batch, progress)
-        # In bf16 near neighbors among keys and places would be one and the same.
+        # In bf16, with its 8 bits of precision, near keys and near places could not be told apart.
         with torch.autocast(embedding.device.type, enabled=False):
             return self._losses(embedding, key, batch, progress)
 
@@ -147,7 +175,7 @@ class ContrastiveStep(TrainingStep):
         return StepOutput(total, logs | {"loss": total.detach()})
 
     def after_optimizer(self, bad: Tensor) -> None:
-        """Take this step's keys into the queue; in the place of those of a step gone wrong the oldest stay."""
+        """Add this step's keys to the queue; if the step was left out (`bad`), the queue stays as it is."""
         if self._fresh is not None:
             self.queue.push(self._fresh, bad)
             self._fresh = None
@@ -160,7 +188,11 @@ class ContrastiveStep(TrainingStep):
 
     @torch.no_grad()
     def _keys(self, batch: Pairs, progress: Progress) -> Tensor:
-        """[n, projection] unit vectors of this rank's keys, by the momentum encoder after it has moved."""
+        """Update the momentum encoder, and compute this rank's keys [n, projection], unit vectors.
+
+        Keys are shuffled over ranks if the encoder has BatchNorm: statistics of a rank's batch would tell which key
+        belongs to a query, without any look at the image (He et al., section 3.3).
+        """
         self.momentum.update_parameters(self.networks["query"])
         if world_size() == 1 or not self.shuffles:
             return functional.normalize(self.momentum.network(batch.key).float(), dim=1)

@@ -1,8 +1,8 @@
-"""Views for contrast: crops of any size, color or band jitter, blur and flips, as batched tensor operations.
+"""Augment images for contrastive pretraining: crops of any size, color or band jitter, blur, flips, on whole batches.
 
-As in MoCo-v2 (arXiv:2003.04297): random resized crop, color jitter 0.4/0.4/0.4/0.1 with probability 0.8, grayscale
-0.2, blur 0.5, horizontal flip. Colors make sense for RGB only; other inputs get a gain and an offset for each band
-instead. All randomness comes in as numbers that the loader drew from (seed, epoch, patch).
+The defaults are those of MoCo-v2 (arXiv:2003.04297): random resized crop, color jitter 0.4/0.4/0.4/0.1 with probability
+0.8, grayscale 0.2, blur 0.5, horizontal flip. Color jitter is for RGB only; other inputs get a gain and an offset for
+each band instead. All randomness comes in as numbers that the loader drew from (seed, epoch, patch).
 """
 
 import math
@@ -18,11 +18,27 @@ from stssl.base.arrays import Floats
 from stssl.base.config import Config, Share
 
 FIXED = 16
-"""Uniform numbers that a view takes whatever its bands; each band takes two more."""
+"""Uniform numbers that a view takes in any case; each band takes two more."""
 
 
 class PretrainViewsConfig(Config):
-    """Strength of the views; `rgb: null` treats inputs of three bands as colors."""
+    """Configure the strength of the views.
+
+    Attributes:
+        smallest_crop: Smallest share of the area that a crop keeps.
+        aspect: Largest ratio of a crop's sides.
+        jitter: Share of patches whose colors or bands are changed.
+        brightness: Largest relative change of brightness, RGB only; also for `contrast` and `saturation`.
+        contrast: Largest relative change of contrast.
+        saturation: Largest relative change of saturation.
+        hue: Largest turn of the hue, as a share of the circle.
+        gray: Share of patches that lose their colors.
+        blur: Share of patches that are blurred.
+        flip_vertical: Flip half of the patches top to bottom too.
+        gain: Largest relative change of a band, for inputs that are not RGB.
+        offset: Largest value added to a band in [0, 1], for inputs that are not RGB.
+        rgb: Treat the bands as colors; null does so for inputs of three bands.
+    """
 
     smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.2
     aspect: Annotated[float, Field(ge=1)] = 4 / 3
@@ -41,14 +57,14 @@ class PretrainViewsConfig(Config):
 
 @dataclass(frozen=True)
 class ViewDraw:
-    """The random choices for one view of n patches.
+    """Hold the random choices for one view of n patches.
 
     Attributes:
-        box: [n, 2, 3] affine map of the crop and flips, in normalized coordinates.
-        gain: [n, bands] factors, 1 where a patch is not jittered; for colors all bands of a patch have the same.
-        offset: [n, bands] what is added.
-        contrast: [n] factors around the patch's mean, 1 where bands are no colors.
-        color: [n, 3, 3] map of colors, the identity for other inputs.
+        box: [n, 2, 3] affine maps of crops and flips, in normalized coordinates.
+        gain: [n, bands] factors, 1 for patches without jitter; equal for all bands of an RGB patch.
+        offset: [n, bands] values to add.
+        contrast: [n] factors around the patch's mean, 1 if bands are no colors.
+        color: [n, 3, 3] linear maps of RGB, the identity for other inputs.
         sigma: [n] width of the blur in pixels, 0 for none.
     """
 
@@ -60,12 +76,12 @@ class ViewDraw:
     sigma: Tensor
 
     def to(self, device: torch.device) -> "ViewDraw":
-        """The same choices on another device, copied without waiting."""
+        """Copy the choices to another device, without waiting for it."""
         return ViewDraw(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
 def pretrain_numbers_needed(bands: int) -> int:
-    """Uniform numbers that one patch's view takes."""
+    """Return how many uniform numbers the view of one patch takes."""
     return FIXED + 2 * bands
 
 
@@ -95,7 +111,7 @@ def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int)
 
 
 def _boxes(u: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """[n, 2, 3] maps from the output to a random box of the input: its area and shape, then its place."""
+    """Draw maps [n, 2, 3] from the output to a random box of the input: its area and shape, then its place."""
     area = config.smallest_crop + (1 - config.smallest_crop) * u[:, 0]
     shape = torch.exp(math.log(config.aspect) * (2 * u[:, 1] - 1))
     width, height = (area * shape).sqrt().clamp_max(1), (area / shape).sqrt().clamp_max(1)
@@ -112,7 +128,8 @@ _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.21
 
 
 def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """[n, 3, 3] saturation, hue (a rotation of chroma) and grayscale as one linear map of RGB."""
+    """Draw linear maps [n, 3, 3] of RGB that change saturation and hue (a rotation of chroma), or make it gray."""
+    # One matrix for all three, so that the images are passed over once.
     saturation = torch.where(jittered, 1 + config.saturation * signed[:, 8], 1.0)
     turn = torch.where(jittered, 2 * math.pi * config.hue * signed[:, 9], 0.0)
     saturation = torch.where(u[:, 13] < config.gray, 0.0, saturation)
@@ -120,7 +137,8 @@ def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsCo
     yiq[:, 0, 0] = 1
     yiq[:, 1, 1] = yiq[:, 2, 2] = saturation * turn.cos()
     yiq[:, 1, 2], yiq[:, 2, 1] = -saturation * turn.sin(), saturation * turn.sin()
-    return torch.linalg.inv(_TO_YIQ) @ yiq @ _TO_YIQ
+    to_rgb: Tensor = torch.linalg.inv(_TO_YIQ)
+    return to_rgb @ yiq @ _TO_YIQ
 
 
 def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
@@ -145,7 +163,8 @@ def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
 
 
 def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with a width for each patch, in two passes of grouped convolutions; width 0 leaves it alone."""
+    """Blur each patch with a Gaussian of its own width in pixels; width 0 changes nothing."""
+    # Each patch and band is a group of one convolution, since every patch has its own kernel.
     n, bands, height, width = image.shape
     reach = max(1, min(height, width) // 20)
     steps = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)

@@ -1,4 +1,4 @@
-"""Frozen features of a store's patches, and what their nearest neighbors say: the early signal of pretraining."""
+"""Score frozen features by their nearest neighbors' labels, an early signal of how well pretraining goes."""
 
 from collections.abc import Callable
 
@@ -16,22 +16,22 @@ from stssl.scoring.evaluation import batches, spread
 from stssl.scoring.metrics import score
 
 Features = Callable[[Tensor], Tensor]
-"""Images [n, C, h, w] to features [n, width]."""
+"""Function of images [n, C, h, w] that returns features [n, width]."""
 
 
 @torch.no_grad()
 def embed(features: Features, data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
-    """Compute features of all rows on every rank, on the device; each rank computes its block.
+    """Compute features of rows on all ranks together: each computes a part of them, and gets those of all.
 
     Args:
-        features: Function of images to features.
+        features: Function of images that returns features.
         data: Store and reader.
-        pixels: Scales stored bands to images.
+        pixels: Module that scales stored bands to images.
         rows: [n] store rows.
-        batch: Rows at a time.
+        batch: Number of rows in a batch.
 
     Returns:
-        [n, width] features.
+        [n, width] features, on the device.
     """
     own = rows[rows_of(len(rows), rank(), world_size())]
     parts = [features(image).float() for image, _ in batches(data, pixels, own, batch)]
@@ -41,17 +41,20 @@ def embed(features: Features, data: PixelData, pixels: PixelScaler, rows: Ints, 
 
 
 def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: int, temperature: float) -> Tensor:
-    """[n, C] logits from the nearest neighbors' labels, weighted by exp(cosine / temperature).
+    """Predict classes by the labels of the k nearest neighbors, weighted by exp(cosine / temperature).
 
-    As in Wu et al., CVPR 2018 (arXiv:1805.01978).
+    This is the k-NN classifier of Wu et al., CVPR 2018 (arXiv:1805.01978).
 
     Args:
         query: [n, width] features.
         bank: [m, width] features of patches with known labels.
-        targets: [m, G] their choice ids, `IGNORED` where unknown.
-        space: The kind of task.
-        k: Neighbors that vote.
-        temperature: The smaller, the more the nearest one counts.
+        targets: [m, G] choice ids of these patches, `IGNORED` where unknown.
+        space: Classes and kind of task.
+        k: Number of neighbors that vote.
+        temperature: Temperature; the smaller, the more the nearest neighbor counts.
+
+    Returns:
+        [n, C] logits, float64.
     """
     known = targets != IGNORED
     choices = functional.one_hot(targets.clamp_min(0).long(), space.choices).float() * known[..., None]
@@ -61,7 +64,7 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: 
         weight = ((likeness - likeness[:, :1]) / temperature).exp()
         votes = torch.einsum("nk,nkgw->ngw", weight, choices[nearest])
         found.append(votes / votes.sum(-1, keepdim=True).clamp_min(1e-12))
-    # Added and not clamped, in float64: near-unanimous neighbors stay ranked by what little the others say.
+    # Added, not clamped, and in float64: among patches whose neighbors nearly agree, small votes still decide the rank.
     return space.ungrouped((torch.cat(found).double() + 1e-6).log())
 
 
@@ -78,21 +81,22 @@ def knn_scores(
     batch: int,
     limit: int | None,
 ) -> dict[str, float]:
-    """Score k-NN on a part of the split; ranks call this together.
-
-    There are none where no patch of one of the two parts has a known label.
+    """Score a part of the split by k-NN among the training patches; ranks call this together.
 
     Args:
-        features: Function of images to features.
+        features: Function of images that returns features.
         data: Store, split and reader.
-        pixels: Scales stored bands to images.
+        pixels: Module that scales stored bands to images.
         labels: Classes, and [N, G] choice ids of all store rows.
         part: `validation` or `test`.
-        bank: At most this many training patches as neighbors.
-        k: Neighbors that vote.
-        temperature: The smaller, the more the nearest neighbor counts.
-        batch: Rows at a time.
-        limit: At most this many patches of the part; None takes all.
+        bank: Largest number of training patches that may be neighbors.
+        k: Number of neighbors that vote.
+        temperature: Temperature; the smaller, the more the nearest neighbor counts.
+        batch: Number of rows in a batch.
+        limit: Largest number of patches of the part to score; None scores all.
+
+    Returns:
+        Scores by name; empty if the part, or the training part, has no patch with a known label.
     """
     space, targets = labels
     known = (targets != IGNORED).any(1).numpy()

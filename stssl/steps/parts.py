@@ -17,7 +17,14 @@ from stssl.base.labels import LabelSpace
 
 
 class LossConfig(Config):
-    """Weights of the unlabeled and the distillation loss, and what distillation compares."""
+    """Configure the weights of the losses, and what distillation compares.
+
+    Attributes:
+        unlabeled: Weight of the loss on pseudo-labels.
+        distillation: Weight of the distillation loss.
+        distance: Distance between contexts, `logits` for the divergence of predictions, or `none`.
+        temperature: Temperature of the divergence of predictions.
+    """
 
     unlabeled: Annotated[float, Field(ge=0), Domain(0.1, 10.0, log=True)] = 1.0
     distillation: Annotated[float, Field(ge=0), Domain(0.001, 10.0, log=True)] = 1.0
@@ -26,13 +33,13 @@ class LossConfig(Config):
 
     @property
     def distills(self) -> bool:
-        """True if the student learns from the teacher's outputs besides its pseudo-labels."""
+        """Return True if the student learns from the teacher's outputs besides its pseudo-labels."""
         return self.distance != "none" and self.distillation > 0
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """One network's outputs: of each view grouped logits [n, G, K] and contexts [n, D]."""
+    """Hold one network's outputs: for each view grouped logits [n, G, K] and contexts [n, D]."""
 
     logits: dict[View, Tensor]
     contexts: dict[View, Tensor]
@@ -42,17 +49,17 @@ class Outputs:
 class MatchPlan:
     """Hold the loss terms of a micro-batch, with denominators of the global batch.
 
-    Denominators are divided by the number of ranks, so that the mean over ranks of local sums over them is the global
-    batch's loss; for micro-batches it is the sum of theirs.
+    Denominators are divided by the number of ranks, so that the mean over ranks of each rank's sums over them is the
+    loss of the global batch. The losses of a rank's micro-batches add up to the loss of its rows.
 
     Attributes:
-        terms: What to match, in this micro-batch.
+        terms: Loss terms of this micro-batch's rows.
         counts: Denominator of each term.
-        labels: Denominator of the supervised loss.
+        labels: Denominator of the supervised loss: known labels.
         rows: Denominator of distillation: rows of all views.
-        decisions: Denominator of shares of pseudo-labels.
-        statistics: Of each network what the algorithm's regularizer needs, summed over the global batch.
-        parts: Micro-batches that the rank's rows are divided into.
+        decisions: Denominator of shares of pseudo-labels: decisions of all unlabeled rows.
+        statistics: Sums over the global batch that the algorithm's regularizer needs, for each network.
+        parts: Number of micro-batches that the rank's rows are divided into.
     """
 
     terms: list[LossTerm]
@@ -64,7 +71,7 @@ class MatchPlan:
     parts: int = 1
 
     def split(self, parts: int) -> "list[MatchPlan]":
-        """The same for each of `parts` contiguous parts of rows."""
+        """Return a plan for each of `parts` micro-batches: its rows of all terms, and the same denominators."""
         return [
             replace(self, terms=[_term_rows(term, part, parts) for term in self.terms], parts=parts)
             for part in range(parts)
@@ -76,7 +83,7 @@ def _term_rows(term: LossTerm, part: int, parts: int) -> LossTerm:
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """A loss from its sum and count; 0 where nothing counts."""
+    """Divide the sum of a loss by its count; 0 if nothing counts."""
     return numerator / denominator.clamp_min(1e-8)
 
 
@@ -87,7 +94,7 @@ def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tens
         config: Loss weights and the kind of distance.
         student: The student's outputs.
         teacher: The teacher's outputs.
-        rows: Rows of all views of the global batch, the loss's denominator.
+        rows: Denominator of the loss: rows of all views of the global batch.
     """
     if config.distance == "logits":
         own, other = (concatenate_views(outputs.logits) for outputs in (student, teacher))
@@ -99,21 +106,23 @@ def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tens
 
 
 def concatenate_views(views: Logits) -> Tensor:
-    """All views' rows, one after the other."""
+    """Concatenate the rows of all views, in the order of the mapping."""
     return torch.cat(list(views.values()))
 
 
 @torch.no_grad()
 def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tensor]:
-    """Measure the mean weight of pseudo-labels and, where the truth is known, how often they are right.
-
-    `pseudo_rate` is the mean weight. With `claimed`, `actual` and `right` as shares of all decisions, precision is
-    right / claimed and recall right / actual; of multi-label decisions only presence counts.
+    """Measure how many pseudo-labels are used and, where the truth is known, how often they are right.
 
     Args:
         batch: Rows, with true labels where they are known.
         plan: Loss terms of these rows.
         space: Classes and kind of task.
+
+    Returns:
+        `pseudo_rate`, the mean weight of pseudo-labels, and if labels are known, `pseudo_claimed`, `pseudo_actual` and
+        `pseudo_right` as shares of all decisions. Precision is right / claimed, recall is right / actual. In
+        multi-label tasks only "present" counts. Empty if the step has no pseudo-labels.
     """
     if not plan.terms:
         return {}
@@ -132,25 +141,24 @@ def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tenso
     return logs | {name: ratio(share.sum(), plan.decisions) for name, share in shares.items()}
 
 
-def joined_views(micro_batches: list[Logits]) -> Logits:
-    """Rows of several micro-batches, view by view."""
+def join_logits(micro_batches: list[Logits]) -> Logits:
+    """Join the logits of several micro-batches, view by view."""
     return {view: torch.cat([rows[view] for rows in micro_batches]) for view in micro_batches[0]}
 
 
-def joined_looks(looks: list[LabelerOutputs | None]) -> LabelerOutputs | None:
-    """Join labeler outputs of several micro-batches into one."""
-    outputs = [look for look in looks if look is not None]
+def join_labeler_outputs(micro_batches: list[LabelerOutputs | None]) -> LabelerOutputs | None:
+    """Join labeler outputs of several micro-batches; None if no micro-batch has any."""
+    outputs = [one for one in micro_batches if one is not None]
     if not outputs:
         return None
-    index = torch.cat([look.index for look in outputs])
     return LabelerOutputs(
-        joined_views([look.labeler for look in outputs]),
-        joined_views([look.student for look in outputs]),
-        index,
+        join_logits([one.labeler for one in outputs]),
+        join_logits([one.student for one in outputs]),
+        torch.cat([one.index for one in outputs]),
         outputs[0].blank,
     )
 
 
 def ordered(views: Collection[View]) -> list[View]:
-    """Views in an order that is the same everywhere."""
+    """Sort views by name, so that all ranks put them into a batch in the same order."""
     return sorted(views, key=lambda view: view.value)

@@ -1,17 +1,17 @@
-"""Pseudo-labels from pixels and place together: what patches nearby were taken for, as a prior of each patch.
+"""Let nearby patches vote on pseudo-labels: the last predictions of a patch's neighbors become its prior.
 
-Land cover is spatially autocorrelated: neighbors often share a class, and a confident mistake of one patch is seldom
-its neighbors' as well. The labeler's probabilities p of a patch become, up to a factor,
+Land cover is spatially autocorrelated: neighbors often share a class, and neighbors seldom share a confident mistake.
+The labeler's probabilities p of a patch become, up to a factor,
 
-    p * (votes / prior)^weight,    votes = sum of exp(-distance / reach) * p of each neighbor + PSEUDO * prior,
+    p * (votes / prior)^weight,    votes = sum of exp(-distance / reach) * p of each neighbor + PSEUDO * prior.
 
-where the neighbors' p are what the labeler last said of their weak views, without any votes (of labeled patches: the
-label), and the prior is the mean over all patches that it has spoken of. A patch never votes for itself, and votes are
-not remembered, so that a mistake can spread only by way of what the network learns. Only training patches vote, and
-only on pseudo-labels: votes give the student no place.
+The p of a neighbor is the labeler's last prediction on its weak view, without votes, or its label if it is labeled. The
+prior is the mean of these over all patches that have one. A patch never votes for itself, and the results of votes are
+not stored, so that a mistake can spread only through what the network learns. Only training patches vote, and only on
+pseudo-labels: the student learns nothing about places from votes.
 
-The memory starts with the labels alone, at the first step that learns from unlabeled patches, and is full one pass over
-them later. It is part of checkpoints: 4 bytes a patch, group and way.
+The stored predictions begin with the labels, at the first step that learns from unlabeled patches, and are complete
+after one pass over the unlabeled patches. They are part of checkpoints: 4 bytes for each patch, group and choice.
 """
 
 from dataclasses import replace
@@ -28,20 +28,27 @@ from stssl.base.config import Config, Domain, Positive
 from stssl.base.sphere import on_sphere
 
 EARTH_KM = 6371.0
+"""Mean radius of the Earth."""
 PSEUDO = 0.5
-"""Neighbors at no distance that the prior counts for."""
+"""Weight of the prior in the votes, as a number of neighbors at distance 0."""
 LEAST = 1e-6
-"""What a way that was never said counts for, as a number of patches."""
+"""Weight in the prior of a choice that was never predicted, as a number of patches; it keeps logarithms finite."""
 
 
 class NoVotesConfig(Config):
-    """Pseudo-labels are the labeler's alone."""
+    """Configure pseudo-labels without votes."""
 
     name: Literal["none"] = "none"
 
 
 class VotesConfig(Config):
-    """Set how many neighbors vote on a pseudo-label, the distance where a vote counts 1/e, and the votes' weight."""
+    """Configure votes on pseudo-labels.
+
+    Attributes:
+        count: Number of nearest patches that vote.
+        reach_km: Distance in km at which a vote counts 1/e of one at distance 0.
+        weight: Exponent of the votes in the pseudo-label's probabilities; 0 would be none.
+    """
 
     name: Literal["votes"] = "votes"
     count: Annotated[Positive, Domain(4, 64, log=True)] = 32
@@ -53,7 +60,7 @@ AnyVotesConfig = NoVotesConfig | VotesConfig
 
 
 class Votes(nn.Module):
-    """Remembers what the labeler said of every unlabeled patch, and lets neighbors vote."""
+    """Store the labeler's last probabilities of every unlabeled patch, and let neighbors vote on pseudo-labels."""
 
     near: Tensor
     share: Tensor
@@ -61,13 +68,13 @@ class Votes(nn.Module):
     fixed: Tensor
 
     def __init__(self, config: VotesConfig, metadata: Tensor, targets: Tensor, choices: int) -> None:
-        """Find the neighbors.
+        """Find the neighbors of all patches, and store the labels that are known.
 
         Args:
-            config: How many, how far, how much.
-            metadata: [N, 4] of the unlabeled stream's patches.
-            targets: [N, G] choice ids that the run may know, `IGNORED` elsewhere.
-            choices: K.
+            config: Number of neighbors, reach and weight of votes.
+            metadata: [N, 4] metadata of the unlabeled stream's patches.
+            targets: [N, G] choice ids of the labeled patches, `IGNORED` for all others.
+            choices: K, the number of choices in each decision.
         """
         super().__init__()
         self.weight = config.weight
@@ -83,11 +90,9 @@ class Votes(nn.Module):
         self.register_buffer("last_probabilities", last_probabilities * known[..., None])
 
     def observe(self, outputs: LabelerOutputs) -> None:
-        """Remember what the labeler says of weak views, once a step, from the rows of the whole global batch.
-
-        Of a patch that stands in it twice, the last counts. Logits that are all 0 come from a step gone wrong: nothing
-        was said.
-        """
+        """Store the labeler's probabilities on weak views; call it once in each step, with the global batch's rows."""
+        # A patch that stands in the batch twice: the last row counts, since the order of writes to one place of a
+        # tensor is not defined. Logits that are all 0 were not finite (`Gathering` replaces NaN): nothing is stored.
         index, order = outputs.index.sort(stable=True)
         newest = torch.searchsorted(index, index, right=True) - 1
         logits = outputs.labeler[View.UNLABELED_WEAK][order][newest]
@@ -95,11 +100,11 @@ class Votes(nn.Module):
         self.last_probabilities[index] = torch.where(keep, self.last_probabilities[index], logits.softmax(-1))
 
     def with_votes(self, outputs: LabelerOutputs) -> LabelerOutputs:
-        """The same with the labeler's logits [B, G, K] of weak views as their neighbors' votes change them."""
+        """Return labeler outputs whose logits [B, G, K] of weak views are changed by the neighbors' votes."""
         prior = self.last_probabilities.sum(0).clamp_min(LEAST)
         prior = prior / prior.sum(-1, keepdim=True)
         share = self.share[outputs.index][..., None, None]
-        # Not as a product of matrices, which autocast would take in bf16.
+        # A product and a sum, not a matrix product, which autocast would compute in bf16.
         votes = (share * self.last_probabilities[self.near[outputs.index]]).sum(1) + PSEUDO * prior
         shift = (votes / votes.sum(-1, keepdim=True)).log() - prior.log()
         logits = outputs.labeler[View.UNLABELED_WEAK] + self.weight * shift
@@ -107,9 +112,15 @@ class Votes(nn.Module):
 
 
 def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Positions and distances in km, each [N, count] (fewer where there are fewer places), of the nearest others.
+    """Find the nearest other patches of each patch.
 
-    Patches without a place have neighbors at an infinite distance, and are nobody's.
+    Args:
+        metadata: [N, 4] metadata of the patches.
+        count: Number of neighbors to find.
+
+    Returns:
+        Positions and distances in km, each [N, count], or fewer columns if there are fewer places. Patches without a
+        place have neighbors at an infinite distance, and are no patch's neighbor.
     """
     from scipy.spatial import KDTree
 
@@ -119,7 +130,7 @@ def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
     distance = torch.full(near.shape, torch.inf)
     if near.shape[1]:
         chords, found = KDTree(points[known]).query(points[known], near.shape[1] + 1)
-        # A patch itself comes first but among others at the very same place.
+        # Each patch finds itself too, but not always first: other patches may lie at exactly its place.
         own = found == np.arange(len(known))[:, None]
         own[~own.any(1), -1] = True
         keep = ~own

@@ -8,6 +8,7 @@ import torch
 from stssl import __version__
 from stssl.base.batch import Progress
 from stssl.base.errors import ConfigError, RunError
+from stssl.base.json_types import JsonObject
 from stssl.base.logs import LOG
 from stssl.base.paths import store_given
 from stssl.base.whole_files import is_there
@@ -154,7 +155,8 @@ def evaluate_run(
         results[network] = evaluate(predictor, data, pixels, part, batch=recipe.evaluation.batch, limit=None)
         if diverged(results[network].scores):
             LOG.warning("the %s's predictions on %s are not finite, so they have no scores", network, part)
-    about = {"checkpoint": checkpoint, "step": trained.steps, "recipe_hash": recipe.hash(), "name": recipe.name}
+    about: JsonObject = {"checkpoint": checkpoint, "step": trained.steps, "name": recipe.name}
+    about["recipe_hash"] = recipe.hash()
     save_evaluations(results, data, part, trained.folder.path / "evaluation" / f"{part}.json", about)
     return {network: result.scores for network, result in results.items()}
 

@@ -335,7 +335,7 @@ def test_batchnorm_statistics_come_from_gradient_passes_only():
     }
     with_weak = make_step("fixmatch", MULTILABEL, network=network)
     without = make_step("fixmatch", MULTILABEL, network=network)
-    without._peek = lambda *_: {view: torch.zeros(8, 5, 2) for view in without.algorithm.views}
+    without._training_logits = lambda *_: {view: torch.zeros(8, 5, 2) for view in without.algorithm.views}
     for step in (with_weak, without):
         step(make_batch(MULTILABEL), Progress(0, 10))
     for (key, one), (_, other) in zip(
