@@ -115,12 +115,12 @@ def spread(rows: Ints, limit: int | None) -> Ints:
     return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
 
 
-def without_nan(value: JsonMapping) -> dict[str, JsonValue]:
+def without_nan(value: Mapping[str, object]) -> dict[str, object]:
     """Replace NaN and infinite numbers by None, since JSON cannot express them; lists are left as they are."""
     return {key: _without_nan(item) for key, item in value.items()}
 
 
-def _without_nan(value: JsonValue) -> JsonValue:
+def _without_nan(value: object) -> object:
     if isinstance(value, Mapping):
         return without_nan(value)
     if isinstance(value, float) and not math.isfinite(value):
