@@ -41,7 +41,7 @@ CASES = [
     (name, space)
     for name in ALGORITHMS
     for space in (MULTILABEL, SINGLELABEL)
-    if not (name == "cap" and not space.multilabel)
+    if space.multilabel or not ALGORITHMS[name].multilabel_only
 ]
 IDS = [f"{name}-{'multi' if space.multilabel else 'single'}" for name, space in CASES]
 

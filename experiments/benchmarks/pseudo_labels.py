@@ -13,18 +13,9 @@ from pathlib import Path
 
 from study import Job, carry_out, spread
 
-ALGORITHMS = (
-    "fixmatch",
-    "flexmatch",
-    "freematch",
-    "softmatch",
-    "defixmatch",
-    "udal",
-    "cap",
-    "cdmad",
-    "mean_teacher",
-    "adamatch",
-)
+from stssl.algorithms import NAMES
+
+ALGORITHMS = tuple(name for name in NAMES if name != "supervised")
 LABELERS = {
     "none": ("model.metadata=none",),
     "teacher": ("model.metadata=teacher",),

@@ -1,53 +1,31 @@
-"""Algorithms by name."""
+"""Define the algorithms, one file each, and the losses that they share.
 
-from typing import Annotated
+An algorithm turns the labeler's predictions into loss terms; the step in `stssl/steps` carries them out. To add one,
+see `names.py`.
+"""
 
-from pydantic import Field
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from stssl.algorithms.adamatch import AdaMatch, AdaMatchConfig
-from stssl.algorithms.base import Algorithm, DataFacts, LabelerOutputs, Logits, LossRole, LossTerm
-from stssl.algorithms.cap import Cap, CapConfig
-from stssl.algorithms.cdmad import Cdmad, CdmadConfig
-from stssl.algorithms.defixmatch import DeFixMatch, DeFixMatchConfig
-from stssl.algorithms.fixmatch import FixMatch, FixMatchConfig
-from stssl.algorithms.flexmatch import FlexMatch, FlexMatchConfig
-from stssl.algorithms.freematch import FreeMatch, FreeMatchConfig
-from stssl.algorithms.mean_teacher import MeanTeacher, MeanTeacherConfig
-from stssl.algorithms.softmatch import SoftMatch, SoftMatchConfig
-from stssl.algorithms.supervised import Supervised, SupervisedConfig
-from stssl.algorithms.udal import Udal, UdalConfig
+from stssl.algorithms.names import NAMES
 
-ALGORITHMS: dict[str, type[Algorithm]] = {
-    "supervised": Supervised,
-    "fixmatch": FixMatch,
-    "flexmatch": FlexMatch,
-    "freematch": FreeMatch,
-    "softmatch": SoftMatch,
-    "defixmatch": DeFixMatch,
-    "udal": Udal,
-    "cap": Cap,
-    "cdmad": Cdmad,
-    "mean_teacher": MeanTeacher,
-    "adamatch": AdaMatch,
-}
+if TYPE_CHECKING:
+    from stssl.algorithms.base import Algorithm, DataFacts, LabelerOutputs, Logits, LossRole, LossTerm
+    from stssl.algorithms.registry import ALGORITHMS, AlgorithmConfig
+else:
+    _HOMES = dict.fromkeys(("ALGORITHMS", "AlgorithmConfig"), "registry")
+    _HOMES |= dict.fromkeys(("Algorithm", "DataFacts", "LabelerOutputs", "Logits", "LossRole", "LossTerm"), "base")
 
-AlgorithmConfig = Annotated[
-    SupervisedConfig
-    | FixMatchConfig
-    | FlexMatchConfig
-    | FreeMatchConfig
-    | SoftMatchConfig
-    | DeFixMatchConfig
-    | UdalConfig
-    | CapConfig
-    | CdmadConfig
-    | MeanTeacherConfig
-    | AdaMatchConfig,
-    Field(discriminator="name"),
-]
+    def __getattr__(name):
+        """Import a name on first use: all but `NAMES` need torch, which takes seconds to import."""
+        if name not in _HOMES:
+            raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
 
 __all__ = [
     "ALGORITHMS",
+    "NAMES",
     "Algorithm",
     "AlgorithmConfig",
     "DataFacts",

@@ -1,7 +1,8 @@
-"""Losses as a numerator and a denominator, so that the loss of a global batch is exact on any number of ranks.
+"""Compute losses as a numerator and a denominator, so that the loss of a global batch is exact on any number of ranks.
 
 The mean of the ranks' mean losses is not the mean over the global batch once weights, ignored targets or shards are
-uneven. So denominators are summed over ranks first (they need no gradients), and local numerators divided by them.
+uneven. So denominators are summed over ranks first (they need no gradients), and each rank divides its numerators by
+them.
 """
 
 from typing import Annotated, Literal
@@ -15,27 +16,40 @@ from stssl.base.batch import IGNORED
 from stssl.base.config import Config, Domain
 
 Distance = Literal["mse", "mae", "cosine", "logits", "none"]
+"""Measure that distillation makes small between student and teacher.
+
+`mse`, `mae` and `cosine` compare context vectors, `logits` the softened predictions; `none` compares nothing.
+"""
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each decision, 0 where the target is ignored.
+    """Compute the cross-entropy of each decision.
 
     Args:
         logits: [B, G, K].
-        target: [B, G] choice ids (`IGNORED` counts nothing), or [B, G, K] distributions.
+        target: [B, G] choice ids, `IGNORED` where unknown; or [B, G, K] distributions.
 
     Returns:
-        [B, G].
+        [B, G], 0 where the target is ignored.
     """
     log_probability = functional.log_softmax(logits, -1)
     if target.dtype.is_floating_point:
         return -(target * log_probability).sum(-1)
+    # `IGNORED` is -1, which `gather` refuses: look up choice 0 and mask the result.
     chosen = log_probability.gather(-1, target.clamp_min(0)[..., None])[..., 0]
     return torch.where(target == IGNORED, 0.0, -chosen)
 
 
 def squared_error(logits: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of probabilities, mean over ways: [B, G] from logits [B, G, K] and targets as above."""
+    """Compute the squared error of probabilities, mean over choices.
+
+    Args:
+        logits: [B, G, K].
+        target: [B, G] choice ids, `IGNORED` where unknown; or [B, G, K] distributions.
+
+    Returns:
+        [B, G], 0 where the target is ignored.
+    """
     if not target.dtype.is_floating_point:
         ids = functional.one_hot(target.clamp_min(0), logits.shape[-1]).to(logits.dtype)
         error = (logits.softmax(-1) - ids).square().mean(-1)
@@ -44,7 +58,15 @@ def squared_error(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class AsymmetricConfig(Config):
-    """Focus on hard negatives and positives, margin of absence, and how the focusing weight is taken."""
+    """Configure the asymmetric loss.
+
+    Attributes:
+        gamma_negative: Exponent of the focusing weight of negatives: a larger one counts easy negatives less.
+        gamma_positive: Exponent of the focusing weight of positives.
+        clip: Margin added to the probability of "absent", so that very easy negatives count nothing.
+        detach_focus: True to take the focusing weight without gradients.
+        epsilon: Least argument of a logarithm.
+    """
 
     gamma_negative: Annotated[float, Field(ge=0), Domain(0.0, 6.0)] = 4.0
     gamma_positive: Annotated[float, Field(ge=0), Domain(0.0, 3.0)] = 1.0
@@ -63,16 +85,16 @@ def asymmetric(
     detach_focus: bool = True,
     epsilon: float = 1e-8,
 ) -> Tensor:
-    """Asymmetric loss for multi-label decisions (Ridnik et al., ICCV 2021, arXiv:2009.14119).
+    """Compute the asymmetric loss of multi-label decisions (Ridnik et al., ICCV 2021, arXiv:2009.14119).
 
     Args:
-        logits: [B, G, 2], the second way is "present".
+        logits: [B, G, 2]; the second choice is "present".
         target: [B, G] choice ids, or [B, G, 2] distributions.
-        gamma_negative: Focus on hard negatives.
-        gamma_positive: Focus on hard positives.
-        clip: Margin that the probability of absence is raised by.
-        detach_focus: Whether the focusing weight carries no gradient.
-        epsilon: Least value of a logarithm's argument.
+        gamma_negative: Exponent of the focusing weight of negatives: a larger one counts easy negatives less.
+        gamma_positive: Exponent of the focusing weight of positives.
+        clip: Margin added to the probability of "absent", so that very easy negatives count nothing.
+        detach_focus: True to take the focusing weight without gradients.
+        epsilon: Least argument of a logarithm.
 
     Returns:
         [B, G], 0 where the target is ignored.
@@ -90,17 +112,20 @@ def asymmetric(
 
 
 def presence(logits: Tensor) -> Tensor:
-    """Probability that a class is there: [B, C] from [B, C, 2]."""
+    """Compute the probability [B, C] of "present" from logits [B, C, 2]."""
     return (logits[..., 1] - logits[..., 0]).sigmoid()
 
 
 def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, float]:
-    """Measure how far the student's context is from the teacher's: (sum, count of terms on this rank).
+    """Measure how far the student's context is from the teacher's.
 
     Args:
-        kind: `mse` and `mae` mean over all entries; `cosine` is minus the mean cosine similarity of rows.
+        kind: `mse` and `mae` sum over entries; `cosine` sums minus the cosine similarity of rows; others give 0.
         student: [N, D].
         teacher: [N, D], taken without gradients.
+
+    Returns:
+        The sum over this rank's terms, and the number of terms.
     """
     teacher = teacher.detach()
     if kind == "mse":
@@ -109,16 +134,20 @@ def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, 
         return (student - teacher).abs().sum(), student.numel()
     if kind == "cosine":
         return -functional.cosine_similarity(student, teacher, dim=-1).sum(), len(student)
+    # A zero that still depends on the student: DDP needs every parameter in the graph of every step.
     return student.sum() * 0.0, 1
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, float]:
-    """KL divergence of the student's from the teacher's softened ways (Hinton et al. 2015), as (sum, count).
+    """Compute the KL divergence of the student's softened predictions from the teacher's (Hinton et al. 2015).
 
     Args:
         student: Logits [N, G, K].
         teacher: Logits [N, G, K], taken without gradients.
-        temperature: Both are divided by it; the loss is scaled by its square.
+        temperature: Both logits are divided by it; the loss is multiplied by its square.
+
+    Returns:
+        The sum over this rank's decisions, and the number of decisions.
     """
     log_student = functional.log_softmax(student / temperature, -1)
     log_teacher = functional.log_softmax(teacher.detach() / temperature, -1)
@@ -127,14 +156,14 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
 
 
 def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) -> Tensor:
-    """FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246), with the sign that is added to a loss.
+    """Compute FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246), to be added to a loss.
 
-    The marginal p and the mean prediction q, both divided by how often each choice was chosen and normalized, give
-    sum(p log q), minus their cross-entropy; a way that was never chosen counts as 0.
+    Divide the marginal and the mean prediction by how often each choice was made, and normalize both to p and q. The
+    term is sum(p log q), minus their cross-entropy. A choice that was never made counts as 0.
 
     Args:
         total: [G, K] sum of selected rows' probabilities.
-        count: [G, K] how many selected rows choose each choice; taken without gradients.
+        count: [G, K] number of selected rows that make each choice, taken without gradients.
         marginal: [G, K] distribution that the mean should follow.
         histogram: [G, K] share of each choice among the labeler's choices.
 
@@ -149,10 +178,10 @@ def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) 
 
 
 def normalized(positive: Tensor) -> Tensor:
-    """Divided by its sum over the last axis."""
+    """Divide non-negative values [..., K] by their sum over the last axis."""
     return positive / positive.sum(-1, keepdim=True)
 
 
 def _inverse(value: Tensor) -> Tensor:
-    """1 / value, and 0 for 0."""
+    """Return 1 / value, and 0 where the value is 0."""
     return torch.where(value > 0, 1 / value.clamp_min(torch.finfo(value.dtype).tiny), 0.0)

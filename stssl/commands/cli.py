@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from stssl.algorithms import NAMES
 from stssl.base.errors import StoppedError, StsslError
 from stssl.commands.arguments import ConvertCommand, VerifyCommand, given_options, local_path, store_place
 
@@ -137,7 +138,12 @@ def inspect_command(
 @app.command("train")
 def train_command(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=local_path)],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help=f"Recipe keys to change. Values of algorithm.name: {', '.join(NAMES)}."
+        ),
+    ] = None,
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
 ) -> None:
     """Train a recipe; the same command goes on with a run that was interrupted."""

@@ -386,7 +386,7 @@ class Recipe(RunRecipe):
     @model_validator(mode="after")
     def _unlabeled(self) -> "Recipe":
         name = self.algorithm.name
-        if name != "supervised" and not self.batch.unlabeled_ratio:
+        if ALGORITHMS[name].views and not self.batch.unlabeled_ratio:
             raise ValueError(f"batch.unlabeled_ratio: 0 leaves nothing for algorithm {name}; give 1 or more")
         return self
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from stssl.algorithms import ALGORITHMS
 from stssl.base.config import Config, Domain, config_types, part_name
 from stssl.base.errors import ConfigError, DataError
 from stssl.models import check_fit
@@ -23,10 +24,12 @@ IDLE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("model.metadata", ("none", "direct")),
         ("loss.distance", ("mse", "mae", "cosine", "none")),
     ),
-    "loss.unlabeled": (("algorithm.name", ("supervised",)),),
-    "votes": (("algorithm.name", ("supervised", "defixmatch", "adamatch", "udal")),),
 }
-"""Keys that mean nothing while another key has one of some values."""
+"""Keys that change nothing while another key has one of some values; algorithms add theirs below."""
+
+for _key in sorted({key for kind in ALGORITHMS.values() for key in kind.unused_keys()}):
+    _names = tuple(name for name, kind in ALGORITHMS.items() if _key in kind.unused_keys())
+    IDLE[_key] = (("algorithm.name", _names),)
 
 FIRST = ("model.metadata", "model.injection.name", "loss.distance")
 """Keys that others wait for."""

@@ -211,7 +211,7 @@ class Recording(Algorithm):
 
 @pytest.mark.parametrize("votes", [CONFIG, None], ids=["", "control: without votes"])
 def test_state_and_labels_both_come_from_informed_logits(votes):
-    algorithm = Recording(BaseAlgorithmConfig(), MULTILABEL, None)
+    algorithm = Recording(BaseAlgorithmConfig(name="recording"), MULTILABEL, None)
     step = make_step("", MULTILABEL, algorithm=algorithm, votes=votes)
     batch = make_batch(MULTILABEL)
     step(batch, Progress(0, 10))
