@@ -1,12 +1,12 @@
-"""Estimate a run's cost from the measured time of its steps and the size of gradients and patches."""
+"""Estimate a run's cost from the measured time of its steps and the size of its gradients and patches."""
 
 import textwrap
 from dataclasses import dataclass
 
 COPIES = 4
-"""Files of the whole state while one is written: last, previous, best, and the new one."""
+"""Checkpoints on disk at most: last, previous, best, and the one being written."""
 NODE_BYTES_PER_S = 10e9
-"""What is assumed to pass between the GPUs of one node; NVLink is faster."""
+"""Bytes a second that are assumed between the GPUs of one node; NVLink is faster."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Machines:
 
     Attributes:
         nodes: Number of machines.
-        per_node: Workers on each.
-        link: Network between nodes, and to the store, in Gbit/s.
+        per_node: Workers on each machine.
+        link: Speed of the network between machines, and to the store, in Gbit/s.
     """
 
     nodes: int
@@ -25,19 +25,19 @@ class Machines:
 
     @property
     def workers(self) -> int:
-        """All workers."""
+        """Return the number of all workers."""
         return self.nodes * self.per_node
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Medians over the steps of one worker of `workers`, in this process.
+    """Hold medians over the steps that one worker took in this process.
 
     Attributes:
-        step: Seconds a step, without reading.
-        load: Seconds to read and draw one worker's rows of a step, with one thread.
-        rows: Patches of that step.
-        memory: Bytes at the peak: of the GPU where there is one, else of the process.
+        step: Seconds of a step, without reading.
+        load: Seconds to read and draw the worker's rows of a step, with one thread.
+        rows: Patches of the worker in a step.
+        memory: Bytes at the peak: of the GPU if there is one, else of the process.
     """
 
     step: float
@@ -48,24 +48,24 @@ class Measured:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """Predictions for a run.
+    """Predict the time, memory and traffic of a run.
 
     Attributes:
-        machines: What it is planned for.
-        one: Measured with the whole global batch; None where that does not fit.
-        share: Measured with one worker's share.
-        exchange: Seconds to sum gradients over workers.
-        link: Seconds to bring a node's patches over the network, were the store behind it.
+        machines: Machines that the run is planned for.
+        one: Measured with the whole global batch in one process; None if that does not fit.
+        share: Measured with one worker's share of the batch.
+        exchange: Seconds a step to sum gradients over workers.
+        link: Seconds a step to bring a machine's patches over the network, if the store is behind it.
         validation: Seconds of one validation.
-        steps: Of the recipe.
-        validations: Of the recipe.
-        gradients: Bytes.
-        checkpoint: Bytes of one.
-        stored: Bytes of a patch as it is stored.
-        rows: Patches of a global step.
-        device: Where it was measured.
-        start: Steps at the run's start that look at fewer views, as those of a supervised start.
-        early: Measured with one worker's share of such a step; None where there are none.
+        steps: Steps of the run.
+        validations: Validations of the run.
+        gradients: Bytes of all gradients.
+        checkpoint: Bytes of one checkpoint.
+        stored: Bytes of a patch in the store.
+        rows: Patches of a global batch.
+        device: Device that was measured.
+        start: Number of first steps that use fewer views, such as those of a supervised start.
+        early: Measured with one worker's share of such a step; None if there are none.
     """
 
     machines: Machines
@@ -85,7 +85,7 @@ class CostEstimate:
     early: Measured | None = None
 
     def parts_of(self, share: Measured) -> dict[str, float]:
-        """Seconds of what goes on at the same time in a step; the longest limits it."""
+        """Name the parts of a step that run at the same time, with the seconds of each; the longest limits the step."""
         return {
             "computing and exchanging gradients": share.step + self.exchange,
             "reading and drawing patches on the CPU": share.load,
@@ -99,37 +99,40 @@ class CostEstimate:
 
     @property
     def step(self) -> float:
-        """Seconds a step, if the exchange of gradients hides behind nothing."""
+        """Return the seconds of a step, if gradients are exchanged after the backward pass and not during it."""
         return max(self.parts.values())
 
     @property
     def early_step(self) -> float:
-        """Seconds a step of the run's start."""
+        """Return the seconds of one of the first steps, which use fewer views."""
         return max(self.parts_of(self.early or self.share).values())
 
     @property
     def hours(self) -> float:
-        """The whole run, validations included."""
+        """Return the hours of the whole run, validations included."""
         taken = self.start * self.early_step + (self.steps - self.start) * self.step
         return (taken + self.validations * self.validation) / 3600
 
     @property
     def efficiency(self) -> float | None:
-        """Speed against one worker with the whole batch, over the number of workers."""
+        """Return the speed-up over one worker with the whole batch, divided by the number of workers."""
         if self.one is None:
             return None
         return max(self.one.step, self.one.load) / (self.step * self.machines.workers)
 
 
 def exchange_seconds(gradients: int, machines: Machines) -> float:
-    """Time of a ring all-reduce: inside each node, then between nodes, each sending 2 (n - 1) / n of the bytes."""
+    """Compute the seconds of a ring all-reduce inside each node and then between nodes.
+
+    In a ring of n, each member sends 2 (n - 1) / n of the bytes.
+    """
     inside = 2 * (machines.per_node - 1) / machines.per_node * gradients / NODE_BYTES_PER_S
     between = 2 * (machines.nodes - 1) / machines.nodes * gradients * 8 / (machines.link * 1e9)
     return inside + between
 
 
 def describe_costs(found: CostEstimate) -> str:
-    """The plan in words, with what it rests on."""
+    """Write an estimate as text, with its assumptions."""
     machines, share = found.machines, found.share
     limit = max(found.parts, key=lambda name: found.parts[name])
     shown = "unknown (the whole batch does not fit one device here)"
@@ -150,9 +153,9 @@ def describe_costs(found: CostEstimate) -> str:
     width = max(map(len, lines))
     rests = (
         f"Measured here ({found.device}) in one process, with the {share.rows} patches of a step that one worker has: "
-        "other machines differ. Assumed: gradients hide behind nothing (DDP hides some), a ring all-reduce at the "
-        f"link's full speed and {NODE_BYTES_PER_S / 1e9:g} GB/s inside a node, and the store behind the same link. "
-        "Not counted: starting Ray and its workers, slow nodes, a busy network."
+        "other machines differ. Assumed: gradients are exchanged after the backward pass (DDP overlaps some), by a "
+        f"ring all-reduce at the link's full speed and {NODE_BYTES_PER_S / 1e9:g} GB/s inside a node, and the store "
+        "behind the same link. Not counted: starting Ray and its workers, slow nodes, a busy network."
     )
     words = [f"{name:<{width}}  {value}" for name, value in lines.items()]
     return "\n".join([*words, "", *textwrap.wrap(rests, 100)])

@@ -1,19 +1,25 @@
-"""Figures of finished runs, as SVG text that a page can hold."""
+"""Draw the figures of finished runs as SVG text, which a page can hold."""
 
 import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 MetricsRow = Mapping[str, Any]
+"""A row of a run's metrics, as it was read from its file."""
 AnyFloats = NDArray[np.floating[Any]]
+"""An array of floats of any precision."""
 COLORS = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")
 LINES = ("-", "--", ":", "-.")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -32,14 +38,15 @@ STYLE = {
 }
 
 
-def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+def figure_of(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
     """Make a figure with a row of axes.
 
     Args:
-        width: Inches.
-        height: Inches.
+        width: Width of the figure in inches.
+        height: Height of the figure in inches.
         columns: Number of axes.
     """
+    # Matplotlib takes half a second to import, which a command that draws nothing need not wait for.
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -49,12 +56,14 @@ def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, list[
     return figure, list(axes)
 
 
-def svg(figure: Any) -> Markup:
-    """A figure's SVG element; dollars in names start no formula, and control characters are shown by a sign."""
+def svg(figure: "Figure") -> Markup:
+    """Return a figure's SVG element. Dollars in names start no formula, and control characters become `?`."""
     import matplotlib as mpl
     from matplotlib.text import Text
 
     for words in figure.findobj(Text):
+        if not isinstance(words, Text):
+            continue
         words.set_parse_math(False)
         if not words.get_text().isprintable():
             words.set_text("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in words.get_text()))
@@ -67,7 +76,11 @@ def svg(figure: Any) -> Markup:
 
 
 def brief(names: Sequence[str], longest: int = 40) -> list[str]:
-    """Names for a legend: of long ones, what they do not share, and at most so many letters of that."""
+    """Shorten names for a legend.
+
+    If one is longer than `longest` letters, all lose the start and the end that they share, and then the middle. If
+    that makes two equal, they become `run 1`, `run 2`, ...
+    """
     if max(map(len, names), default=0) <= longest:
         return list(names)
     letters = os.path.commonprefix
@@ -98,8 +111,16 @@ def curves(runs: Mapping[str, Sequence[MetricsRow]], kind: str, names: Sequence[
             points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and row.get(name) is not None]
             if points:
                 marker = "o" if kind == "validation" else None
-                looks = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number // len(COLORS) % len(LINES)]}
-                axis.plot(*zip(*points, strict=True), label=run, linewidth=1.5, marker=marker, markersize=3, **looks)
+                color, line = COLORS[number % len(COLORS)], LINES[number // len(COLORS) % len(LINES)]
+                axis.plot(
+                    *zip(*points, strict=True),
+                    label=run,
+                    linewidth=1.5,
+                    marker=marker,
+                    markersize=3,
+                    color=color,
+                    linestyle=line,
+                )
         axis.set_title(name.replace("_", " "))
         axis.set_xlabel("step")
     for axis in axes[len(present) :]:
@@ -110,10 +131,10 @@ def curves(runs: Mapping[str, Sequence[MetricsRow]], kind: str, names: Sequence[
 
 
 def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Markup:
-    """For each class one bar a network: average precision, or recall; classes by number of test patches.
+    """Draw one bar for each class and network: average precision, or recall; classes by number of patches.
 
     Args:
-        networks: Network -> class -> its scores with `count` and `AP` or `recall`.
+        networks: Scores by name of the network and name of the class, with `count` and `AP` or `recall`.
     """
     first = next(iter(networks.values()))
     name = "AP" if "AP" in next(iter(first.values())) else "recall"
@@ -163,7 +184,11 @@ def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) 
 
 
 def reliability(confidences: Mapping[str, tuple[AnyFloats, AnyFloats]]) -> Markup:
-    """Draw how often predictions of each probability are right: [n] probabilities and [n] outcomes a network."""
+    """Draw how often predictions of each probability are right.
+
+    Args:
+        confidences: For each network [n] predicted probabilities, and [n] 1 where the prediction was right, else 0.
+    """
     figure, (axis,) = figure_of(4.2, 3.6)
     axis.plot([0, 1], [0, 1], color="#8895a3", linewidth=1, linestyle=":")
     edges = np.linspace(0, 1, 11)

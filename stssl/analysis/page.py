@@ -1,7 +1,7 @@
-"""The frame that all HTML pages share: one self-contained file, readable without scripts or a network.
+"""Make the HTML pages: self-contained files, readable without scripts or a network.
 
-Pages are put together from `Markup`: what is formatted or joined into it and is none itself is escaped. Nothing else
-makes a page, so that no file's words become HTML.
+Pages are put together from `Markup`, which escapes everything that is formatted or joined into it and is no `Markup`.
+Use nothing else to make a page: names and values come from files, and must not become HTML.
 """
 
 from collections.abc import Iterable
@@ -30,16 +30,16 @@ details > summary {{ cursor: pointer; margin: .6rem 0; }}
 
 
 def page(title: str, body: Iterable[Markup | str]) -> str:
-    """A page's text; what is no `Markup` is shown as it is written, control characters as a sign for them."""
+    """Return the text of a page. Parts that are no `Markup` are escaped; control characters become the sign U+FFFD."""
     made = _PAGE.format(title=title, body=joined("\n", body))
     return str(made).translate(_CONTROLS).encode("utf-8", "replace").decode()
 
 
 def joined(between: str, parts: Iterable[Markup | str]) -> Markup:
-    """Parts after each other; those that are no `Markup` are escaped."""
+    """Join parts with something between them; those that are no `Markup` are escaped."""
     return Markup(between).join(parts)
 
 
 def number(value: object) -> str:
-    """A count with its thousands apart; whatever else a file has in its place, as it is."""
+    """Write a count with commas; a value of another kind, as a damaged file may have it, is only made a string."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,7 +1,7 @@
 """Predict a recipe's cost: `stssl plan` times a few real steps on this machine and extrapolates.
 
-One process takes the steps of one worker, on as many rows as that worker would have. Gradients are not exchanged: what
-that takes is computed from their bytes.
+One process takes the steps of one worker, with as many rows as that worker would have. It exchanges no gradients: that
+time is computed from their bytes.
 """
 
 import math
@@ -11,7 +11,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,20 +25,21 @@ from stssl.training.loop import train_step
 from stssl.training.state import TrainState, open_train_state
 
 WARM_UP = 2
+"""Steps that are not timed: the first ones bring things into memory."""
 MORE = 5
-"""Batches of the longer ones of two validations that are timed."""
+"""Batches of the longer of two kinds of validations that are timed; the shorter has one."""
 
 
 def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
-    """Take steps of a recipe here, and predict the run.
+    """Take steps of a recipe on this machine, and predict the whole run. Writes nothing.
 
     Args:
-        recipe: What to train; nothing of it is written.
-        machines: Where it is to run.
-        steps: How many steps are timed, after two to warm up.
+        recipe: Recipe to plan.
+        machines: Machines that the run is planned for.
+        steps: How many steps to time, after two to warm up.
 
     Raises:
-        ConfigError: More workers than rows.
+        ConfigError: There are more workers than rows of a batch.
         RunError: A worker's share of a batch does not fit into this machine's memory.
     """
     key, least = recipe.least_rows
@@ -81,7 +81,7 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
 
 
 def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> Measured | None:
-    """Steps of one worker's rows, as at `start`; None where they do not fit into memory."""
+    """Time steps of one worker's rows, as the run takes them at step `start`; None if they do not fit into memory."""
     loader, device = train_state.task.loader, train_state.task.device
     loader.ranks, train_state.progress.step = (0, workers), start
     loading, taken = [], []
@@ -94,7 +94,7 @@ def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> M
             loaded = time.perf_counter()
             train_step(train_state, raw)
             if device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize()  # kernels run later than their calls, and would be timed with the next step
             loading.append(loaded - before)
             taken.append(time.perf_counter() - loaded)
     except torch.OutOfMemoryError:
@@ -106,11 +106,7 @@ def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> M
 
 
 def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> float:
-    """Seconds of a validation on all workers: a fixed part, and one that grows with patches.
-
-    What grows is found without the batches for BatchNorm, whose time would drown it; the first validation is not
-    counted, since it brings things into memory.
-    """
+    """Predict the seconds of a validation on all workers: a fixed part, and one that grows with the patches."""
     options = recipe.evaluation
     data: PixelData = train_state.task.data
     total = len(data.split.validation)
@@ -124,8 +120,9 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> flo
             train_state.task.validate(train_state.next_step)
         return time.perf_counter() - before
 
-    taken(1)
+    taken(1)  # not counted: the first validation brings things into memory
     whole = taken(1)
+    # The batches that settle BatchNorm take so long that the difference of one and five batches would be lost in it.
     little, much = (min(taken(batches, batchnorm_batches=0) for _ in range(2)) for batches in (1, MORE))
     train_state.task.recipe = recipe
     first, last = (min(total, batches * options.batch) for batches in (1, MORE))
@@ -134,7 +131,7 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> flo
 
 
 def _stored_bytes(train_state: TrainState) -> float:
-    """Bytes that reading one patch moves, as stored: all bands of each array that has a wanted one."""
+    """Compute the stored bytes that reading one patch moves: all bands of each array that has a wanted band."""
     data: PixelData = train_state.task.data
     store, names = data.store, data.reader.layout
     if is_remote(store.path):
@@ -144,7 +141,8 @@ def _stored_bytes(train_state: TrainState) -> float:
     return sum(sizes) / store.size
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """Yield all tensors in nested mappings."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -153,7 +151,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def load(path: Path, overrides: Iterable[str]) -> RunRecipe:
-    """Read a recipe file of any kind."""
+    """Read a recipe file, for training or pretraining."""
     return load_as(kind_of(load_tree(path)), path, overrides)
 
 
@@ -163,8 +161,8 @@ def machines_for(recipe: RunRecipe, nodes: int, per_node: int | None, link: floa
     Args:
         recipe: Recipe to plan.
         nodes: Number of machines.
-        per_node: Workers a machine; None divides the recipe's workers among the machines.
-        link: Network between machines in Gbit/s.
+        per_node: Workers on each machine; None divides the recipe's workers among the machines.
+        link: Speed of the network between machines in Gbit/s.
     """
     asked = recipe.launch.workers
     most = max(1, asked[1] if isinstance(asked, tuple) else asked)

@@ -1,8 +1,8 @@
 """Probe a pretrained backbone: k-NN and a linear layer on frozen features, or fine-tuning.
 
-As in Ayush et al., ICCV 2021 (arXiv:2011.09980): a new linear layer by SGD with rate 30, without decay, 100 epochs, a
-tenth of the rate after 60 and after 80; the best epoch on validation is reported once on test. Features are computed
-once.
+The linear layer follows Ayush et al., ICCV 2021 (arXiv:2011.09980): SGD with learning rate 30 and no weight decay, 100
+epochs, a tenth of the rate after 60 epochs and again after 80. The best epoch on validation is scored once on test.
+Features are computed once.
 """
 
 import copy
@@ -42,9 +42,23 @@ from stssl.training.run_files import ProbeFile, read_run_file
 from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run, read_own_state
 
+ProbeRow = dict[str, Any]
+"""Results of one method and number of labels, as their file has them: settings, and scores by part."""
+
 
 class LinearConfig(Config):
-    """The linear layer's training, and the number of neighbors."""
+    """Configure a probe.
+
+    Attributes:
+        lr: Learning rate of the linear layer, for features of unit size.
+        epochs: Epochs of the linear layer.
+        batch: Patches of one of its steps.
+        k: Neighbors that vote in k-NN.
+        temperature: Similarities are divided by it before neighbors vote.
+        fine_tune_lr: Learning rate of fine-tuning.
+        fine_tune_steps: Steps of fine-tuning.
+        threads: CPU threads; None for as many as torch takes.
+    """
 
     lr: Annotated[float, Field(gt=0)] = 30.0
     epochs: Positive = 100
@@ -58,22 +72,33 @@ class LinearConfig(Config):
 
 @dataclass(frozen=True)
 class Probed:
-    """Rows (weights, method, labels, labeled, validation and test scores), and the file that has them."""
+    """Hold the results of a probe.
 
-    rows: list[dict[str, Any]]
+    Attributes:
+        rows: One for each method and number of labels: weights, method, labels, labeled, validation and test scores.
+        path: File that has them.
+    """
+
+    rows: list[ProbeRow]
     path: Path
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Features [n, width] and choice ids [n, G] of each part's patches; `train` has the training part's store rows."""
+    """Hold the frozen features of all patches.
+
+    Attributes:
+        features: [n, width] of each part.
+        targets: [n, G] choice ids of each part.
+        train: [n] store rows of the training part, ascending.
+    """
 
     features: dict[str, Tensor]
     targets: dict[str, Tensor]
     train: Ints
 
     def labeled(self, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Features and choice ids of labeled store rows."""
+        """Return features [n, width] and choice ids [n, G] of labeled store rows [n]."""
         places = torch.from_numpy(np.searchsorted(self.train, rows))
         return self.features["train"][places], self.targets["train"][places]
 
@@ -90,17 +115,17 @@ def probe_run(
     """Probe a pretraining run and write `probe/<weights>-s<seed>.json` in its folder.
 
     Args:
-        path: The run's folder.
-        labels: For each probe how many labels: `all`, `fraction=F`, `per-class=N` or `total=N`.
-        seed: Of the draw of labels, the new layer and its order.
-        random: Probe random weights, the control, instead of the best checkpoint's.
-        fine_tune: Also train the whole network, as a supervised run beside this one.
+        path: Folder of the pretraining run.
+        labels: Number of labels of each probe: `all`, `fraction=F`, `per-class=N` or `total=N`.
+        seed: Seed of the draw of labels, of the new layer and of its batches.
+        random: True to probe random weights, as a control, instead of the best checkpoint.
+        fine_tune: True to train the whole network too, in a supervised run in the same folder.
         overrides: `key=value` changes to `LinearConfig`.
 
     Raises:
-        ConfigError: A wrong number of labels.
-        DataError: No validation or no test patch has a label.
-        RunError: The folder is not a pretraining run's, or it has no checkpoint yet.
+        ConfigError: A number of labels or a setting is wrong.
+        DataError: No validation patch or no test patch has a label.
+        RunError: The folder is no pretraining run's, or has no checkpoint yet.
     """
     folder = RunFolder.existing(path)
     recipe = folder.recipe_as(PretrainRecipe)
@@ -117,7 +142,7 @@ def probe_run(
     frozen = freeze(encoder, recipe, data, targets)
     weights = "random" if random else "pretrained"
     target = folder.path / "probe" / f"{weights}-s{seed}.json"
-    rows: list[dict[str, Any]] = []
+    rows: list[ProbeRow] = []
     for text, rule in rules.items():
         positives = space.positives(targets).numpy().astype(np.int64)
         labeled = np.sort(draw_labeled(positives, data.split.train, rule, None))
@@ -135,8 +160,8 @@ def probe_run(
     return Probed(written, target)
 
 
-def _kept(path: Path, fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the same weights and protocol that an earlier call wrote and this one does not replace."""
+def _kept(path: Path, fresh: list[ProbeRow]) -> list[ProbeRow]:
+    """Read the rows of the same weights and settings that an earlier call wrote and this one does not replace."""
     new = {(row["method"], row["labels"]) for row in fresh}
     same = {(row["step"], json.dumps(row["protocol"])) for row in fresh}
     before = read_run_file(ProbeFile, path, "Remove it, and probe again.")[1]["rows"] if is_there(path) else []
@@ -151,7 +176,7 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
     """Parse how many labels a probe learns from.
 
     Raises:
-        ConfigError: Not `all`, `fraction=F`, `per-class=N` or `total=N`.
+        ConfigError: The text is not `all`, `fraction=F`, `per-class=N` or `total=N`.
     """
     name, _, value = text.partition("=")
     key = name.replace("-", "_")
@@ -163,7 +188,7 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
 
 
 def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tuple[PretrainEncoder, int]:
-    """Load the newest checkpoint's encoder in evaluation mode, or make a random one.
+    """Load the best checkpoint's encoder in evaluation mode, or make a random one.
 
     Args:
         folder: Folder of the pretraining run.
@@ -189,7 +214,7 @@ def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tup
 
 
 def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:
-    """Compute the features of all parts once, standardized by the training part's mean and deviation.
+    """Compute the features of all parts, standardized by the training part's mean and standard deviation.
 
     Args:
         encoder: Network whose features are probed, in evaluation mode.
@@ -209,7 +234,7 @@ def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, ta
 
 def linear(
     labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig, seed: int
-) -> dict[str, Any]:
+) -> ProbeRow:
     """Train a linear layer on frozen features and score it at its best epoch on validation.
 
     Args:
@@ -218,6 +243,9 @@ def linear(
         space: Classes and kind of task.
         options: Settings of the layer's training.
         seed: Seed of the layer's weights and batches.
+
+    Returns:
+        The `epoch` that was best, and its scores on `validation` and `test`.
     """
     features, targets = labeled
     torch.manual_seed(seed)
@@ -227,7 +255,7 @@ def linear(
     # The protocol's rate is for features of unit size; standardized ones are larger by the root of their number.
     rate = options.lr / features.shape[1]
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
-    best, chosen, at = -float("inf"), layer, 0  # of a layer that never was finite, nothing is reported
+    best, chosen, at = -float("inf"), layer, 0  # epoch 0 and the untrained layer, if no epoch has a finite score
     for epoch in range(options.epochs):
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.1 ** ((epoch >= 0.6 * options.epochs) + (epoch >= 0.8 * options.epochs))
@@ -249,10 +277,8 @@ def _scores(layer: nn.Module, frozen: Frozen, space: LabelSpace, part: str) -> d
 
 
 @torch.no_grad()
-def knn_rows(
-    labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig
-) -> dict[str, Any]:
-    """Score k-NN among the labeled patches.
+def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig) -> ProbeRow:
+    """Score k-NN among the labeled patches on validation and test.
 
     Args:
         labeled: Features [n, width] and choice ids [n, G] to vote with.
@@ -271,8 +297,8 @@ def knn_rows(
 
 def tuned(
     folder: RunFolder, recipe: PretrainRecipe, rule: LabelsConfig, options: LinearConfig, *, random: bool, name: str
-) -> dict[str, Any]:
-    """Fine-tune the whole network from the pretrained weights (or from none) in a supervised run and score it.
+) -> ProbeRow:
+    """Fine-tune the whole network in a supervised run, from pretrained or random weights, and score it.
 
     Args:
         folder: Folder of the pretraining run.

@@ -1,11 +1,11 @@
-"""One self-contained HTML page about finished runs."""
+"""Write one self-contained HTML page about finished runs."""
 
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -27,12 +27,22 @@ from stssl.training.run_files import RecordFile, ScoresFile, read_run_file
 from stssl.training.run_folder import RunFolder
 
 MOST_ARRAY_BYTES = 8 << 30
-"""What arrays of one part may take in memory; those of a million patches and a thousand classes take half of it."""
+"""Most bytes that arrays of one part may take; those of a million patches and a thousand classes take half of it."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """Hold what the page shows of one run."""
+    """Hold what the page shows of one run.
+
+    Attributes:
+        name: Name of the run on the page.
+        recipe: Text of its recipe.
+        record: What produced the run; None if it has no such file.
+        rows: Rows of its metrics.
+        parts: Scores by part of the split.
+        arrays: Targets, logits and metadata by part of the split.
+        multilabel: True if a patch may have several classes.
+    """
 
     name: str
     recipe: str
@@ -44,11 +54,11 @@ class RunView:
 
 
 def read_run(path: str | Path) -> RunView:
-    """Collect a run's files.
+    """Read the files of a run that the page shows.
 
     Raises:
-        RunError: It is no run, was never evaluated, or a file of it is damaged; names the file.
-        ConfigError: Its recipe is another version's.
+        RunError: The folder is no run's, the run was never evaluated, or a file is damaged; names the file.
+        ConfigError: Another version wrote its recipe.
     """
     folder = RunFolder.existing(path)
     folder.recipe_as(Recipe)
@@ -78,10 +88,15 @@ def read_run(path: str | Path) -> RunView:
 
 
 def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[Any]]:
-    """Targets, places and logits of a part, each of the shape that its scores say.
+    """Read targets, metadata and logits of a part, and check that they have the shapes of its scores.
+
+    Args:
+        path: File of the arrays.
+        scored: Scores of the same evaluation.
+        advice: Last sentence of error messages.
 
     Raises:
-        RunError: The file is missing or damaged, or is of another evaluation.
+        RunError: The file is missing or damaged, or belongs to another evaluation.
     """
     data = read_bounded(path, MOST_ARRAY_BYTES, RunError, advice)
     if scored.arrays is not None and array_digest(data) != scored.arrays:
@@ -98,7 +113,7 @@ def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[An
 
 
 def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> None:
-    """Raise ValueError or KeyError where arrays are not those of the scores."""
+    """Raise a ValueError or KeyError if arrays do not fit the scores."""
     targets, places = arrays["targets"], arrays["metadata"]
     for network, result in scored.networks.items():
         logits, classes = arrays[f"logits_{network}"], len(result.per_class)
@@ -114,10 +129,10 @@ def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> N
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
-    """Write the page and return its absolute path; folders that cannot be shown are left out, saying so.
+    """Write the page and return its absolute path. Folders that cannot be shown are left out with a warning.
 
     Raises:
-        RunError: Nothing is left: no folder is a training run's that was evaluated; or the page cannot be written.
+        RunError: No folder is that of an evaluated training run, or the page cannot be written.
     """
     target = Path(out).absolute()
     if target.is_dir():
@@ -144,7 +159,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def names_apart(folders: Sequence[Path]) -> list[str]:
-    """A name for each run's folder: its last part, with as many of those before it as tell all of them apart."""
+    """Name each run by the last parts of its folder, as many as make all names different."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -184,7 +199,7 @@ _SCORES = Markup(
 
 
 def _scores(runs: Sequence[RunView], part: str) -> Markup:
-    """One table a part: networks of all runs as rows, scores as columns, the best of each column bold."""
+    """Make the table of a part: networks of all runs as rows, scores as columns, the best of each column bold."""
     rows, steps = dict[str, Mapping[str, float | None]](), dict[str, str]()
     for run in runs:
         scored = run.parts.get(part)
@@ -232,6 +247,7 @@ def _training(runs: Sequence[RunView]) -> list[Markup]:
 
 
 def _details(run: RunView) -> list[Markup]:
+    """Show classes, errors by place and calibration of one run on test, or on another part if it has no test."""
     part = "test" if "test" in run.parts else next(iter(run.parts))
     networks = {name: result.per_class for name, result in run.parts[part].networks.items()}
     arrays = run.arrays[part]
@@ -240,7 +256,7 @@ def _details(run: RunView) -> list[Markup]:
     finite = [name for name in networks if np.isfinite(logits[name]).all()]
     predictions = {name: _outcome(logits[name], arrays["targets"], space) for name in finite}
     place = arrays["metadata"]
-    wrong = {name: outcome[2] for name, outcome in predictions.items()}
+    wrong = {name: found.wrong for name, found in predictions.items()}
     maps = figures.error_maps(place[:, MetadataColumn.LAT], place[:, MetadataColumn.LON], wrong) if wrong else Markup()
     title = Markup("<h3>{}, {}</h3>")
     return [
@@ -248,18 +264,27 @@ def _details(run: RunView) -> list[Markup]:
         figures.class_bars(networks),
         *((title.format("Errors by place", part), maps) if maps else ()),
         title.format("Calibration", part),
-        figures.reliability({name: outcome[:2] for name, outcome in predictions.items()}),
+        figures.reliability({name: (found.probability, found.right) for name, found in predictions.items()}),
         Markup("<details><summary>Recipe</summary><pre>{}</pre></details>").format(run.recipe),
     ]
 
 
-def _outcome(
-    logits: NDArray[Any], targets: NDArray[Any], space: LabelSpace
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Probability of each group's last way or best way, whether it came true, and each patch's share of errors.
+class _Outcome(NamedTuple):
+    """Compare a network's predictions with the labels.
 
-    That share is NaN for a patch without a known label.
+    Attributes:
+        probability: [n] predicted probability of each known decision: of "present", or of the likeliest class.
+        right: [n] 1 where the predicted choice is the label, else 0.
+        wrong: [patches] share of wrong decisions, NaN for a patch without a known label.
     """
+
+    probability: figures.AnyFloats
+    right: figures.AnyFloats
+    wrong: figures.AnyFloats
+
+
+def _outcome(logits: figures.AnyFloats, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> _Outcome:
+    """Compare logits [patches, C] with choice ids [patches, G]."""
     grouped = space.grouped(torch.from_numpy(logits).double())
     choices, best = grouped.softmax(-1).numpy(), grouped.argmax(-1).numpy()
     known = targets != IGNORED
@@ -267,4 +292,4 @@ def _outcome(
     wrong = np.where(count > 0, ((best != targets) & known).sum(1) / np.maximum(count, 1), np.nan)
     chosen = np.ones_like(targets) if space.choices == 2 else best
     probability = np.take_along_axis(choices, chosen[..., None].astype(np.int64), -1)[..., 0]
-    return probability[known], (targets == chosen)[known].astype(float), wrong
+    return _Outcome(probability[known], (targets == chosen)[known].astype(float), wrong)

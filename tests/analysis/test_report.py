@@ -13,7 +13,7 @@ def test_patches_without_a_label_are_no_right_answers():
     """Two of four are labeled, and both are wrong."""
     space = LabelSpace(("a", "b"), False)
     logits, targets = np.array([[1.0, 0.0]] * 4), np.array([[1], [1], [IGNORED], [IGNORED]])
-    wrong = _outcome(logits, targets, space)[2]
+    wrong = _outcome(logits, targets, space).wrong
     np.testing.assert_array_equal(wrong, [1, 1, np.nan, np.nan])
     place = np.arange(4.0)
     assert "mean error 1.000" in figures.error_maps(place, place, {"student": wrong})
