@@ -1,4 +1,8 @@
-"""The command `stssl`."""
+"""Define the command `stssl` and its subcommands.
+
+Each subcommand imports what it needs inside its function: importing torch or Ray takes seconds, and `stssl --help` or a
+mistyped option must not wait for that.
+"""
 
 import sys
 from pathlib import Path
@@ -14,19 +18,19 @@ from stssl.commands.arguments import ConvertCommand, VerifyCommand, given_option
 
 
 class _Commands(TyperGroup):
-    """The commands, of which none says nothing when it is interrupted."""
+    """Group the subcommands, and give Ctrl-C a message for all of them."""
 
-    def invoke(self, ctx: Any) -> Any:
-        """Carry a command out.
+    def invoke(self, ctx: Any) -> object:
+        """Run a subcommand.
 
         Raises:
-            StoppedError: Ctrl-C.
+            StoppedError: The user pressed Ctrl-C.
         """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise StoppedError(
-                "interrupted (Ctrl-C). What is written is whole; the same command goes on from there.", 130
+                "interrupted (Ctrl-C). All files are whole; the same command continues from there.", 130
             ) from None
 
 
@@ -48,10 +52,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 @app.command("quickstart")
 def quickstart_command(
     out: Annotated[Path, typer.Option(help="Folder that keeps everything.", callback=local_path)] = Path("quickstart"),
-    patches: Annotated[int, typer.Option(min=200, help="Size of the generated archive.")] = 4000,
+    patches: Annotated[int, typer.Option(min=200, help="Patches of the generated archive.")] = 4000,
     overrides: Overrides = None,
 ) -> None:
-    """Run the whole way on generated data: archive, store, training on two workers, evaluation, report."""
+    """Run all steps on generated data: archive, store, training on two workers, evaluation, report."""
     from stssl.commands.quick_start import run_quickstart as go
 
     print(go(out, console, patches, tuple(overrides or ())))
@@ -63,9 +67,9 @@ def synthesize_command(
     patches: Annotated[int, typer.Option(min=1, help="How many patches.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
     locations: Annotated[
-        Path | None, typer.Option(help="Table of real places, dates and classes.", callback=local_path)
+        Path | None, typer.Option(help="CSV table of places, dates and classes to copy.", callback=local_path)
     ] = None,
-    confounded: Annotated[bool, typer.Option(help="Whether dates go with countries.")] = True,
+    confounded: Annotated[bool, typer.Option(help="Let the date depend on the country.")] = True,
 ) -> None:
     """Write a synthetic archive in the file layout of BigEarthNet v1.0."""
     from stssl.archives.synthetic import synthesize as go
@@ -128,7 +132,7 @@ def verify_command(
 def inspect_command(
     store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=store_place)],
 ) -> None:
-    """Say what is in a store: counts, splits, classes, ranges of date and place, bands, size, errors."""
+    """Describe a store: counts, splits, classes, ranges of date and place, bands, size, errors."""
     from stssl.store.description import describe_store
     from stssl.store.store import Store
 
@@ -146,7 +150,7 @@ def train_command(
     ] = None,
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
 ) -> None:
-    """Train a recipe; the same command goes on with a run that was interrupted."""
+    """Train a recipe; the same command resumes an interrupted run."""
     from stssl.commands.progress import carried_out
     from stssl.recipes.recipe import load_recipe
 
@@ -173,12 +177,12 @@ def probe_command(
     labels: Annotated[
         list[str] | None, typer.Option(help="all, fraction=F, per-class=N or total=N; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw of labels.")] = 0,
-    random: Annotated[bool, typer.Option("--random", help="Random weights instead: the control.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of labels.")] = 0,
+    random: Annotated[bool, typer.Option("--random", help="Probe random weights, as a control.")] = False,
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Train the whole network too.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the probe; repeatable.")] = None,
 ) -> None:
-    """Linear probe, k-NN and fine-tuning of a pretrained backbone: chosen on validation, reported on test."""
+    """Probe a pretrained backbone by a linear layer, k-NN or fine-tuning: chosen on validation, scored on test."""
     from stssl.analysis.probe import probe_run
     from stssl.commands.progress import probe_table
 
@@ -194,10 +198,10 @@ def sweep_command(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Sweep keys to change; change.KEY: recipe keys."),
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="Run so many of the best trials again with other seeds.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds for each of them.")] = 5,
+    top: Annotated[int, typer.Option(min=0, help="How many of the best trials to train again with other seeds.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds for each of these trials.")] = 5,
 ) -> None:
-    """Search recipe keys; the same command goes on with a sweep that was interrupted."""
+    """Search recipe keys; the same command resumes an interrupted sweep."""
     from stssl.sweeps.run import sweep as go
 
     def say(line: str) -> None:
@@ -211,9 +215,9 @@ def sweep_command(
 def plan_command(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=local_path)],
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Workers a machine.")] = None,
-    link: Annotated[float, typer.Option(min=0.001, help="Network in Gbit/s.")] = 10.0,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Workers on each machine.")] = None,
+    link: Annotated[float, typer.Option(min=0.001, help="Speed of the network in Gbit/s.")] = 10.0,
     steps: Annotated[int, typer.Option(min=1, help="How many steps to time.")] = 5,
 ) -> None:
     """Predict a run's time, memory and traffic from a few real steps on this machine."""
@@ -233,7 +237,8 @@ def submit_command(
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server.")
     ] = "http://127.0.0.1:8265",
     folder: Annotated[
-        Path, typer.Option(help="Working folder: goes to the cluster without data and .venv.", callback=local_path)
+        Path,
+        typer.Option(help="Working folder, which is sent to the cluster without data and .venv.", callback=local_path),
     ] = Path(),
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE (or NAME) for the job; repeatable.")] = None,
     pip: Annotated[list[str] | None, typer.Option(help="Package or requirements file for the job.")] = None,
@@ -259,7 +264,7 @@ def evaluate_command(
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     store: Annotated[
-        str | None, typer.Option(help="Where the run's store lies now, if not where it was.", callback=store_place)
+        str | None, typer.Option(help="Path or URL of the run's store, if it was moved.", callback=store_place)
     ] = None,
 ) -> None:
     """Score a run's student (and teacher) on a part of its split."""
@@ -282,14 +287,14 @@ def report_command(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with its message and exit code 2, without a traceback."""
+    """Run the command line. A user's mistake ends with its message and exit code 2, without a traceback."""
     try:
         app()
     except StsslError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error).translate(_CONTROLS), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:  # before a command began
+    except KeyboardInterrupt:  # Ctrl-C before a subcommand began, while modules were imported
         sys.exit(130)
     except OSError as error:
         if error.filename is None:

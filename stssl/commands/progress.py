@@ -6,35 +6,41 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from stssl.analysis.figures import MetricsRow
+from stssl.analysis.probe import ProbeRow
 from stssl.archives.conversion import Summary
 from stssl.recipes.recipe import RunRecipe
 from stssl.store.schema import printable
-from stssl.training.launch import check_run, run
+from stssl.training.launch import Watch, run
 from stssl.training.run_folder import RunFolder
 
 EVERY = 10
-"""Output to a file or pipe has a line each time so many percent more are done."""
-
+"""Percent after which output to a file or pipe gets a new line."""
 
 Follow = Callable[[int, int | None, str], None]
-"""Takes the number of things done, of all, and a note."""
+"""A function that shows progress: takes the number of things done, the number of all, and a note."""
 
 
 class _Lines:
-    """Progress in whole lines, for files and pipes: what is done, for how long, how much longer."""
+    """Show progress in whole lines, for files and pipes: what is done, the time it took, the time left."""
 
     def __init__(self, console: Console, what: str) -> None:
         self.console, self.what, self.begun, self.shown = console, what, time.monotonic(), -1
 
     def update(self, done: int, total: int | None, note: str) -> None:
-        """Say so where a step of `EVERY` percent was reached."""
+        """Write a line if another `EVERY` percent are done.
+
+        Args:
+            done: Number of things done.
+            total: Number of all things; None if it is not known yet.
+            note: Text after the numbers.
+        """
         reached = 100 * done // total // EVERY if total else -1
         if not total or reached <= self.shown:
             return
@@ -43,7 +49,7 @@ class _Lines:
         self.say(f"{100 * done // total:3d} %, {done}/{total} {note}, {_clock(spent)} elapsed{left}")
 
     def say(self, words: str) -> None:
-        """One line, at once."""
+        """Write one line and flush it, so that a reader of the pipe sees it at once."""
         print(f"{self.what}: {words}", file=self.console.file, flush=True)
 
 
@@ -53,7 +59,15 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _following(console: Console, what: str, total: int | None, note: str, first: str = "") -> Iterator[Follow]:
-    """A bar on a terminal, lines elsewhere (the first one at once); yields what follows."""
+    """Show a bar on a terminal and lines elsewhere; yield the function that moves it on.
+
+    Args:
+        console: Where to show it.
+        what: Verb before the bar.
+        total: Number of all things; None if it is not known yet.
+        note: First text behind the bar.
+        first: Line to write at once where there is no bar.
+    """
     if not console.file.isatty() or console.is_dumb_terminal:
         lines = _Lines(console, what)
         if first:
@@ -68,13 +82,19 @@ def _following(console: Console, what: str, total: int | None, note: str, first:
 
 
 @contextlib.contextmanager
-def training_progress(console: Console, steps: int, workers: bool = True) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Follow the rows of a run's metrics; yields what takes them. `workers` says whether Ray starts any."""
+def training_progress(console: Console, steps: int, workers: bool = True) -> Iterator[Watch]:
+    """Show the progress of a run; yield the function that takes each row of its metrics.
+
+    Args:
+        console: Where to show it.
+        steps: Steps of the run.
+        workers: True if Ray starts workers first.
+    """
     notes: dict[str, str] = {}
     first = "starting workers" if workers else "starting"
     with _following(console, "train", steps, first, first) as follow:
 
-        def watch(row: dict[str, Any]) -> None:
+        def watch(row: MetricsRow) -> None:
             if row["kind"] == "train":
                 notes["loss"] = f"loss {row['loss']:.3f}" if row.get("loss") is not None else ""
             else:
@@ -87,7 +107,7 @@ def training_progress(console: Console, steps: int, workers: bool = True) -> Ite
 
 
 def carried_out(console: Console, recipe: RunRecipe) -> Path:
-    """Carry a run out under a bar, or say that it is finished already; returns its folder."""
+    """Run a recipe under a progress bar, or say that its run is finished; return the run's folder."""
     folder = RunFolder.of(recipe)
     done = folder.finished() if folder.refuse_others(recipe) else None
     if done:
@@ -99,8 +119,8 @@ def carried_out(console: Console, recipe: RunRecipe) -> Path:
         return run(recipe, watch, checked=True).path
 
 
-def probe_table(rows: list[dict[str, Any]]) -> Table:
-    """One line for each way of probing and each number of labels, on test."""
+def probe_table(rows: list[ProbeRow]) -> Table:
+    """Make a table of scores on test, one line for each method and number of labels."""
     scores = [name for name in ("mAP", "mAP_micro", "accuracy", "balanced_accuracy", "F1") if name in rows[0]["test"]]
     table = Table(title="test")
     for name in ("weights", "method", "labels", *scores):
@@ -116,7 +136,7 @@ def probe_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table:
-    """Networks as columns, scores as rows."""
+    """Make a table with networks as columns and scores as rows."""
     table = Table(title=title)
     table.add_column("score")
     for network in results:
@@ -145,7 +165,7 @@ def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, 
 
 
 def conversion_summary(summary: Summary) -> str:
-    """One or more lines on what a conversion did."""
+    """Describe in a few lines what a conversion did."""
     lines = [f"{summary.patches:,} patches in {summary.shards} shards, {summary.converted} of them converted now"]
     lines += [f"  {printable(note)}" for note in summary.notes]
     for error, count in summary.errors.items():

@@ -1,4 +1,4 @@
-"""The whole way on generated data: archive, store, two-worker training, evaluation, report."""
+"""Run all steps on generated data: archive, store, training on two workers, evaluation, report."""
 
 import json
 from pathlib import Path
@@ -43,12 +43,12 @@ logging: {every: 20}
 
 
 def run_quickstart(out: Path, console: Console, patches: int = 4000, overrides: tuple[str, ...] = ()) -> Path:
-    """Run the main job under `out` and return the report's path; a second call goes on where the first stopped.
+    """Run all steps in one folder and return the report's path; a second call resumes where the first stopped.
 
     Args:
         out: Folder that keeps the archive, the store, the recipe, the run and the report.
-        console: Where progress is shown.
-        patches: Size of the generated archive.
+        console: Where to show progress.
+        patches: Number of patches to generate.
         overrides: `key=value` changes to the recipe.
     """
     out.mkdir(parents=True, exist_ok=True)

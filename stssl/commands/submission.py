@@ -1,7 +1,7 @@
-"""Submission of a recipe or sweep to a Ray cluster: `stssl submit`.
+"""Submit a recipe or sweep to a Ray cluster: `stssl submit`.
 
-The working folder travels with the job, without data, environments and runs; what the job prints comes back, and its
-exit code is the command's.
+The working folder is sent with the job, without data, environments and runs. The command shows the job's output and
+returns its exit code.
 """
 
 import asyncio
@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stssl.base.config import Tree, apply_overrides, load_tree, parse_tree, validate
 from stssl.base.errors import ConfigError, RunError, first_line
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import LaunchConfig, Recipe
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 EXCLUDES = (
     "/.git/",
@@ -39,10 +42,10 @@ EXCLUDES = (
     "*.tar.*",
     "*.pt",
 )
-"""What stays here, in the words of .gitignore (the folder's own .gitignore counts too)."""
+"""Files that are not sent, as patterns of .gitignore; those in the folder's own .gitignore are not sent either."""
 
 LOST = (OSError, RuntimeError)
-"""What Ray's client raises where a connection is lost; errors of `requests` are among them."""
+"""Errors that Ray's client raises when a connection is lost; those of `requests` are subclasses."""
 
 TOKEN_ADVICE = (
     "Set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token "
@@ -58,12 +61,12 @@ class Submission:
         file: Recipe or sweep file, inside the working folder.
         overrides: `key=value` arguments.
         address: URL of the cluster's job server (its dashboard).
-        folder: Working folder, which travels with the job.
-        variables: `NAME=VALUE`, or `NAME` for the value it has here; for the job's environment.
+        folder: Working folder, which is sent with the job.
+        variables: Environment of the job: `NAME=VALUE`, or `NAME` for the value that it has here.
         pip: Packages to install for the job, or one requirements file.
-        cpus: Taken by the job's first process; None: nothing, unless it trains itself (`launch.workers: 0`).
-        gpus: Taken by the job's first process; None as for `cpus`.
-        wait: Follow the job to its end.
+        cpus: CPUs of the job's first process; None for none, or a worker's if it trains itself (`launch.workers: 0`).
+        gpus: GPUs of the job's first process; None as for `cpus`.
+        wait: True to follow the job to its end.
     """
 
     file: Path
@@ -78,18 +81,18 @@ class Submission:
 
 
 def command_for(tree: Tree) -> str:
-    """The subcommand of `stssl` that a file is for: `sweep`, `pretrain` or `train`."""
+    """Choose the subcommand of `stssl` for a file by its keys: `sweep`, `pretrain` or `train`."""
     if "search" in tree:
         return "sweep"
     return "train" if kind_of(tree) is Recipe else "pretrain"
 
 
 def job(submission: Submission) -> dict[str, Any]:
-    """Arguments for Ray's `submit_job`, from files alone.
+    """Make the arguments of Ray's `submit_job`, without asking the cluster.
 
     Raises:
-        ConfigError: The file (or one that it names) is missing, wrong, does not travel with the working folder, needs
-            a variable that nobody gave, or would keep its results where they vanish with the job.
+        ConfigError: The file (or one that it names) is missing or wrong, is not sent with the working folder, needs a
+            variable that is not set, or would keep its results in a folder that is deleted with the job.
     """
     folder, file = submission.folder.resolve(), submission.file.resolve()
     tree = apply_overrides(load_tree(submission.file), submission.overrides)
@@ -123,8 +126,24 @@ def job(submission: Submission) -> dict[str, Any]:
     }
 
 
-def _sweep(submission: Submission) -> tuple[str, str, LaunchConfig, Path]:
-    """Check a sweep file as far as that goes here; its key of storage, the storage, how trials run, and its recipe."""
+class _SweepJob(NamedTuple):
+    """Hold what a job needs to know of a sweep file.
+
+    Attributes:
+        key: Key of the sweep file that sets the storage.
+        storage: Folder of sweeps.
+        launch: How a trial runs.
+        recipe: Path of the base recipe.
+    """
+
+    key: str
+    storage: str
+    launch: LaunchConfig
+    recipe: Path
+
+
+def _sweep(submission: Submission) -> _SweepJob:
+    """Check a sweep file and its recipe, as far as this machine can."""
     from stssl.sweeps.domains import build_space
     from stssl.sweeps.spec import load_sweep
 
@@ -133,11 +152,11 @@ def _sweep(submission: Submission) -> tuple[str, str, LaunchConfig, Path]:
     for number, point in enumerate(what.config.points):
         space.point(point, f"points[{number}]")
     recipe = submission.file.resolve().parent / what.config.recipe
-    return "storage", what.config.storage, what.recipe.launch, recipe.resolve()
+    return _SweepJob("storage", what.config.storage, what.recipe.launch, recipe.resolve())
 
 
 def _files(file: Path) -> Iterator[Path]:
-    """A file and those that its `base:` names; all were read before."""
+    """Yield a file and those that its `base:` keys name; all were read without error before."""
     yield file
     base = parse_tree(file.read_text(), str(file)).get("base")
     if isinstance(base, str):
@@ -145,19 +164,21 @@ def _files(file: Path) -> Iterator[Path]:
 
 
 def _travels(file: Path, folder: Path) -> None:
+    """Raise a ConfigError if a file is not sent with the working folder."""
     if not file.is_relative_to(folder):
-        raise ConfigError(f"{file} is not inside {folder}, which goes to the cluster. Give --folder.")
+        raise ConfigError(f"{file} is not inside {folder}, which is sent to the cluster. Give --folder.")
     parts = file.relative_to(folder).parts
     for pattern in EXCLUDES:
         places = parts[:-1] if pattern.endswith("/") else parts
         places = places[:1] if pattern.startswith("/") else places
         if any(fnmatch(part, pattern.strip("/")) for part in places):
             raise ConfigError(
-                f"{file} does not go to the cluster: '{pattern}' stays here. Copy it to another place in {folder}."
+                f"{file} is not sent to the cluster: '{pattern}' stays here. Copy it to another place in {folder}."
             )
 
 
 def _lasting(key: str, storage: str) -> None:
+    """Raise a ConfigError if a storage is relative: it would lie in the job's copy of the folder."""
     if not storage.startswith(("/", "~")) and "${" not in storage:
         raise ConfigError(
             f"{key}: '{storage}' would lie in the job's copy of the folder and vanish with it. "
@@ -166,7 +187,7 @@ def _lasting(key: str, storage: str) -> None:
 
 
 def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
-    """Variables of the job: those given, and those that the file names as `${NAME}`."""
+    """Collect the variables of the job: those given, and those that the file names as `${NAME}`."""
     found = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
     for variable in submission.variables:
         name, equals, value = variable.partition("=")
@@ -184,24 +205,24 @@ def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
 
 
 def _packages(pip: Sequence[str]) -> list[str] | str:
-    """A requirements file's path, or the names as they were given."""
+    """Return the path of a requirements file, or the packages as they were given."""
     return pip[0] if len(pip) == 1 and Path(pip[0]).is_file() else list(pip)
 
 
 def submit_job(submission: Submission, show: Callable[[str], None], say: Callable[[str], None]) -> int:
-    """Submit, and follow the job to its end.
+    """Submit a job, and follow it to its end.
 
     Args:
         submission: What to run, and where.
-        show: Takes what the job prints, in pieces.
-        say: Takes a line about the submission itself.
+        show: Shows a piece of the job's output.
+        say: Shows a line about the submission itself.
 
     Returns:
-        The job's exit code; 0 once it is submitted where `wait` is off.
+        The job's exit code; 0 as soon as it is submitted if `wait` is False.
 
     Raises:
-        ConfigError: The file or the address cannot be right.
-        RunError: No server there, it refuses the token, or it is lost.
+        ConfigError: The file or the address is wrong.
+        RunError: There is no server, it refuses the token, or the connection is lost.
     """
     arguments = job(submission)
     with _explained(submission.address):
@@ -210,7 +231,7 @@ def submit_job(submission: Submission, show: Callable[[str], None], say: Callabl
     say(f"{name}: {arguments['entrypoint']}")
     if not submission.wait:
         return 0
-    later = f"The job goes on. Follow it with `ray job logs --follow {name} --address {submission.address}`."
+    later = f"The job continues. Follow it with `ray job logs --follow {name} --address {submission.address}`."
     try:
         about = asyncio.run(_follow(client, name, show))
     except KeyboardInterrupt:
@@ -224,7 +245,7 @@ def submit_job(submission: Submission, show: Callable[[str], None], say: Callabl
     return about.driver_exit_code or (0 if about.status.value == "SUCCEEDED" else 1)
 
 
-def _client(address: str) -> Any:
+def _client(address: str) -> "JobSubmissionClient":
     if not re.match(r"https?://", address):
         raise ConfigError(f"--address: '{address}' must be the URL of a job server, such as http://127.0.0.1:8265")
     from ray.job_submission import JobSubmissionClient
@@ -232,11 +253,20 @@ def _client(address: str) -> Any:
     return JobSubmissionClient(address)
 
 
-async def _follow(client: Any, name: str, show: Callable[[str], None], patience: int = 60, pause: float = 1.0) -> Any:
-    """Show a job's output until it ends, also over lost connections; returns what is known of it then.
+async def _follow(
+    client: "JobSubmissionClient", name: str, show: Callable[[str], None], patience: int = 60, pause: float = 1.0
+) -> "JobDetails":
+    """Show a job's output until it ends, also if connections are lost meanwhile; return its details then.
+
+    Args:
+        client: Connection to the job server.
+        name: Id of the job.
+        show: Shows a piece of the job's output.
+        patience: How often in a row the server may fail to answer.
+        pause: Seconds between two attempts.
 
     Raises:
-        OSError, RuntimeError: The server did not answer `patience` times, `pause` seconds apart.
+        OSError, RuntimeError: The server did not answer `patience` times in a row.
     """
     import aiohttp
 
@@ -244,6 +274,7 @@ async def _follow(client: Any, name: str, show: Callable[[str], None], patience:
     while True:
         with contextlib.suppress(*LOST, aiohttp.ClientError):
             position = 0
+            # A new connection sends the log from its start: skip what was shown already.
             async for piece in client.tail_job_logs(name):
                 fresh = piece[max(0, shown - position) :]
                 position += len(piece)
@@ -267,7 +298,7 @@ async def _follow(client: Any, name: str, show: Callable[[str], None], patience:
 
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Turn what Ray's client raises into words on what to do."""
+    """Turn the errors of Ray's client into messages that say what to do."""
     import requests
     from ray.exceptions import AuthenticationError
 
