@@ -1,9 +1,9 @@
-"""Figures of a sweep, as SVG text. Trials that were stopped early are always drawn apart."""
+"""Draw the figures of a sweep as SVG text. Trials that were stopped early are always drawn differently."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -13,19 +13,22 @@ from stssl.base.config import Domain
 from stssl.sweeps.results import TrialRow
 from stssl.sweeps.space import Axis
 
-STOPPED = {"facecolors": "none", "edgecolors": "#8895a3", "linewidths": 0.9, "s": 20}
-LABEL = {
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STOPPED: dict[str, Any] = {"facecolors": "none", "edgecolors": "#8895a3", "linewidths": 0.9, "s": 20}
+LABEL: dict[str, Any] = {
     "textcoords": "offset points",
     "fontsize": 8,
     "va": "center",
     "zorder": 5,
     "bbox": {"facecolor": "#fbfcfd", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
 }
-COMPLETE = {"color": COLORS[0], "s": 26, "linewidths": 0}
+COMPLETE: dict[str, Any] = {"color": COLORS[0], "s": 26, "linewidths": 0}
 
 
 def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) -> Markup:
-    """Draw one score over trials, with the best so far.
+    """Draw one score of all trials by number, with a line for the best so far.
 
     Args:
         trials: Trials in order.
@@ -45,13 +48,14 @@ def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) ->
         axis.scatter(failed, [low] * len(failed), marker="x", color=COLORS[1], s=28, label="failed", clip_on=False)
         axis.set_ylim(bottom=low)
     axis.set_xlabel("trial")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.set_title(f"{name} on validation")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return svg(figure)
 
 
-def _dots(axis: Any, points: Sequence[tuple[float, TrialRow, float]]) -> None:
+def _dots(axis: "Axes", points: Sequence[tuple[float, TrialRow, float]]) -> None:
+    """Draw a dot for each (x, trial, y): filled for a complete trial, hollow for a stopped one."""
     for state, style, label in (("complete", COMPLETE, "complete"), ("stopped", STOPPED, "stopped early")):
         shown = [(x, y) for x, row, y in points if row.state == state]
         if shown:
@@ -59,7 +63,7 @@ def _dots(axis: Any, points: Sequence[tuple[float, TrialRow, float]]) -> None:
 
 
 def importances(shares: Mapping[str, float]) -> Markup:
-    """Bars, the largest on top."""
+    """Draw each parameter's share of the importance as a bar, the largest on top."""
     names = sorted(shares, key=lambda name: shares[name])
     figure, (axis,) = figure_of(8.4, 0.9 + 0.32 * len(names))
     axis.barh(range(len(names)), [shares[name] for name in names], 0.6, color=COLORS[0])
@@ -71,7 +75,7 @@ def importances(shares: Mapping[str, float]) -> Markup:
 
 
 def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> list[Markup]:
-    """Draw a panel for each key: its value against the score; three panels a figure.
+    """Draw the score over the values of each key, one panel a key and three panels a figure.
 
     Args:
         trials: Trials in order.
@@ -93,7 +97,7 @@ def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: 
 
 
 def wholes(axes: Sequence[Axis]) -> list[Axis]:
-    """One axis a key, over the domains of all parts that have it."""
+    """Join the axes of a key to one, over the domains of all parts that have the key."""
     groups: dict[str, list[Axis]] = {}
     for axis in axes:
         groups.setdefault(axis.key, []).append(axis)
@@ -109,10 +113,12 @@ def _joined(domains: Sequence[Domain]) -> Domain:
     return Domain(min(lows), max(highs), log=all(domain.log for domain in domains))
 
 
-def _slice(panel: Any, trials: Sequence[TrialRow], axis: Axis, metric: int) -> None:
+def _slice(panel: "Axes", trials: Sequence[TrialRow], axis: Axis, metric: int) -> None:
+    """Draw the score over the values of one key."""
     rows = [row for row in trials if row.values and axis.key in row.params]
     if axis.domain.choices:
         known = {str(choice): place for place, choice in enumerate(axis.domain.choices)}
+        # Dots of the same choice would hide each other, so each is moved a little, always in the same way.
         spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(rows))
         points = [
             (known[str(row.params[axis.key])] + shift, row, (row.values or [])[metric])
@@ -121,14 +127,14 @@ def _slice(panel: Any, trials: Sequence[TrialRow], axis: Axis, metric: int) -> N
         panel.set_xticks(range(len(known)), [_short(name, 14) for name in known], fontsize=8, rotation=20)
         panel.set_xlim(-0.5, len(known) - 0.5)
     else:
-        points = [(float(row.params[axis.key]), row, (row.values or [])[metric]) for row in rows]
+        points = [(_number(row.params[axis.key]), row, (row.values or [])[metric]) for row in rows]
         _ranged(panel, axis)
     _dots(panel, points)
     panel.set_title(axis.key)
 
 
-def _ranged(panel: Any, axis: Axis) -> None:
-    """Show the whole domain, with a little room at its ends."""
+def _ranged(panel: "Axes", axis: Axis) -> None:
+    """Make a panel show the whole domain, with a little room at its ends."""
     low, high = float(axis.domain.low or 0), float(axis.domain.high or 0)
     if axis.domain.log:
         room = (high / low) ** 0.03
@@ -143,7 +149,7 @@ def _ranged(panel: Any, axis: Axis) -> None:
 
 
 def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> Markup:
-    """Draw a line for each complete trial across all keys, colored by score; a key that a trial lacks is at the bottom.
+    """Draw each complete trial as a line across all keys, colored by score; a key that it lacks is at the bottom.
 
     Args:
         trials: Trials in order.
@@ -182,17 +188,25 @@ def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name
     return svg(figure)
 
 
-def _place(axis: Axis, value: Any) -> float:
+def _place(axis: Axis, value: object) -> float:
+    """Place a value on the height of the figure: 0..1 over the domain, below 0 if the trial has no such key."""
     domain = axis.domain
     if value is None and None not in domain.choices:
         return -0.12
     if domain.choices:
         names = [str(choice) for choice in domain.choices]
         return (names.index(str(value)) + 0.5) / len(names)
-    low, high, at = float(domain.low or 0), float(domain.high or 0), float(value)
+    low, high, at = float(domain.low or 0), float(domain.high or 0), _number(value)
     if domain.log:
         low, high, at = math.log(low), math.log(high), math.log(at)
     return (at - low) / (high - low)
+
+
+def _number(value: object) -> float:
+    """Return a value that was drawn from a range as a float."""
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def _ticks(axis: Axis) -> list[tuple[float, str]]:
@@ -202,7 +216,7 @@ def _ticks(axis: Axis) -> list[tuple[float, str]]:
 
 
 def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
-    """Every trial of each group as a dot, with mean and standard deviation."""
+    """Draw the trials of each group as dots, with mean and standard deviation."""
     figure, (axis,) = figure_of(8.4, 1.0 + 0.42 * len(groups))
     random = np.random.default_rng(0)
     for place, values in enumerate(groups.values()):
@@ -222,7 +236,7 @@ def front(trials: Sequence[TrialRow], best: Sequence[TrialRow], names: Sequence[
 
     Args:
         trials: Trials in order.
-        best: Trials that no other dominates.
+        best: Trials that no other one dominates.
         names: Names of the two scores.
     """
     figure, (axis,) = figure_of(6.0, 4.2)

@@ -1,4 +1,4 @@
-"""The best trials again, with seeds that the search did not see: mean and spread on validation, then test, once."""
+"""Train the best trials again with seeds that the search did not use, choose the winner, and test it once."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TypedDict
 
 from markupsafe import Markup
 
 from stssl.analysis.page import joined
 from stssl.base.errors import RunError
+from stssl.base.json_types import JsonObject
 from stssl.base.whole_files import is_there
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.results import TrialRow, chosen_recipe, ranked
@@ -23,19 +24,26 @@ from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run
 
 BASE = "recipe"
-"""What the base recipe is called among the trials."""
+"""Name of the base recipe among the candidates."""
 ADVICE = "Delete it: the same `stssl sweep --top N` writes it again."
+
+
+class TestLook(TypedDict):
+    """Record when the test part was evaluated, and for which candidates."""
+
+    time: str
+    runs: list[str]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe with several seeds.
+    """Hold the scores of one recipe that was trained with several seeds.
 
     Attributes:
         name: `trial-0007`, or `recipe` for the sweep's base recipe.
-        validation: Metric to a value for each seed that came to its end.
-        test: The same on test, for the winner and the base recipe alone.
-        failed: Seeds that did not come to their end.
+        validation: Values of each metric on validation, one for each seed that came to its end.
+        test: Values of each metric on test; only of the winner and the base recipe.
+        failed: Number of seeds that did not come to their end.
     """
 
     name: str
@@ -49,17 +57,17 @@ class Confirmation:
     """Hold the scores of the best trials run again with other seeds.
 
     Attributes:
-        seeds: The seeds of runs and of label draws.
+        seeds: Seeds of runs and of label draws.
         candidates: Best mean on validation first, those with failed seeds last; the base recipe is among them.
-        looks: When test was evaluated, and for whom.
+        looks: When test was evaluated, and for which candidates.
     """
 
     seeds: list[int]
     candidates: list[Candidate]
-    looks: list[dict[str, Any]]
+    looks: list[TestLook]
 
     def html(self) -> Markup:
-        """A section of the report."""
+        """Make a section of the sweep's report: a table of means and standard deviations."""
         names = list(self.candidates[0].validation)
         head = Markup("<th>{}, {}</th>")
         return _SECTION.format(
@@ -88,21 +96,24 @@ def _line(one: Candidate, names: Sequence[str]) -> Markup:
 
 
 def words(values: Sequence[float]) -> str:
-    """Mean and standard deviation for people."""
+    """Write mean and standard deviation of values as text."""
     if not values:
         return "–"
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: Callable[[str], None]) -> Confirmation:
-    """Train the best `top` trials and the base recipe with `seeds` new seeds each; runs that are finished are kept.
+    """Train the best trials and the base recipe with new seeds; runs that are finished are not trained again.
 
     Args:
-        book: The study.
+        book: Study of the sweep.
         trials: Its trials.
         top: How many of the best trials to train again.
-        seeds: Seeds for each of them.
-        say: Prints a line of progress.
+        seeds: How many seeds for each of them.
+        say: Shows a line of progress.
+
+    Returns:
+        Scores of all candidates, which are also in `confirmation.json`.
 
     Raises:
         RunError: No trial has scores, or no re-run came to its end.
@@ -124,7 +135,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
     ended = [one for one in found if one.validation[config.metrics[0]]]
     if not ended:
         raise RunError(f"no run with another seed came to its end; see {book.sweep.folder / 'confirm'}/*/failed.txt")
-    # The mean over the seeds that a candidate survived says too much good of it: those that lost none come first.
+    # A candidate that diverges for some seeds has a mean over the good ones alone: those without failures come first.
     ended.sort(key=lambda one: (one.failed, -sign * mean(one.validation[config.metrics[0]])))
     chosen = [*ended[:1], *(one for one in ended[1:] if one.name == BASE)]
     looks = _test(book, chosen, runs)
@@ -138,29 +149,31 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
 
 
 def confirmed(book: Book) -> Confirmation | None:
-    """Read the scores that an earlier start found."""
+    """Read the scores that an earlier start wrote to `confirmation.json`, or return None if there are none."""
     if not is_there(_file(book)):
         return None
     kept = read_run_file(ConfirmationFile, _file(book), ADVICE)[0]
     candidates = [Candidate(one.name, one.validation, one.test, one.failed) for one in kept.candidates]
-    return Confirmation(kept.seeds, candidates, [look.model_dump() for look in kept.looks])
+    return Confirmation(kept.seeds, candidates, [TestLook(time=look.time, runs=look.runs) for look in kept.looks])
 
 
 def _file(book: Book) -> Path:
     return book.sweep.folder / "confirmation.json"
 
 
-def _plain(result: Confirmation) -> dict[str, Any]:
+def _plain(result: Confirmation) -> dict[str, object]:
     return {"seeds": result.seeds, "looks": result.looks, "candidates": [vars(one) for one in result.candidates]}
 
 
 def _seeded(recipe: Recipe, name: str, seed: int, book: Book) -> Recipe:
+    """Give a recipe another seed, also for the draw of labels, and a run in the sweep's `confirm` folder."""
     labels = recipe.labels.model_copy(update={"seed": seed})
     again = recipe.model_copy(update={"seed": seed, "labels": labels})
     return trial_recipe(again, f"{name}-s{seed}", book.sweep.folder / "confirm")
 
 
 def _train(book: Book, recipes: Sequence[Recipe]) -> None:
+    """Train recipes: in this process with `launch.workers: 0`, else each as a trial of Ray Tune."""
     for recipe in recipes:
         (RunFolder.of(recipe).path / REASON).unlink(missing_ok=True)
     if book.sweep.recipe.launch.workers == 0:
@@ -169,16 +182,16 @@ def _train(book: Book, recipes: Sequence[Recipe]) -> None:
     from ray import tune
 
     trees = [recipe.tree() for recipe in recipes]
-    with tune_session(book) as (room, options):
+    with tune_session(book) as session:
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(_again, trees=trees), options.pop("driver")),
+            tune.with_resources(tune.with_parameters(_again, trees=trees), session.driver),
             param_space={"number": tune.grid_search(list(range(len(trees))))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=room, reuse_actors=False),
-            **options,
+            tune_config=tune.TuneConfig(max_concurrent_trials=session.room, reuse_actors=False),
+            run_config=session.run_config,
         ).fit()
 
 
-def _again(config: dict[str, Any], trees: Sequence[dict[str, Any]]) -> None:
+def _again(config: dict[str, int], trees: Sequence[JsonObject]) -> None:
     trial({"number": config["number"], "recipe": trees[config["number"]]})
 
 
@@ -189,8 +202,17 @@ def _candidate(name: str, runs: Sequence[Recipe], metrics: tuple[str, ...]) -> C
     return Candidate(name, scores, {}, len(runs) - len(finished))
 
 
-def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[dict[str, Any]]:
-    """Evaluate the chosen on test where that was not done before, and write down that it was."""
+def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[TestLook]:
+    """Evaluate the chosen candidates on test if that was not done before, and record that it was done.
+
+    Args:
+        book: Study of the sweep.
+        chosen: Winner and base recipe; their `test` is filled.
+        runs: Recipes of all candidates, one for each seed.
+
+    Returns:
+        All evaluations on test so far.
+    """
     old = confirmed(book)
     looks = list(old.looks) if old else []
     known, fresh = {name for look in looks for name in look["runs"]}, list[str]()
@@ -203,16 +225,16 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
             if not is_there(file):
                 evaluate_run(folder.path, "test")
                 fresh.append(one.name)
-            elif one.name not in known:  # a start that was killed looked, and did not come to say so
+            elif one.name not in known:  # a start that was killed evaluated it, but did not record that
                 fresh.append(one.name)
             scores = read_run_file(ScoresFile, file, f"Evaluate it again: `stssl evaluate {folder.path}`.")[0].student
             if scores.get("loss") is None:
-                continue  # predictions on test are not finite where those on validation were
+                continue  # predictions on test are not finite, though those on validation were
             for metric in book.sweep.config.metrics:
                 value = scored(scores).get(metric)
                 if value is None:
                     raise RunError(
-                        f"{file} has no score {metric}: no patch of the test part tells. Give another metric."
+                        f"{file} has no score {metric}, which cannot be computed on the test part. Give another metric."
                     )
                 one.test.setdefault(metric, []).append(value)
     if fresh:

@@ -1,9 +1,9 @@
-"""From dotted keys of a sweep file to dimensions: domains from the recipe's types, and when each key exists."""
+"""Turn the dotted keys of a sweep file into dimensions: find each key's domain in the recipe's types, and its gates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -32,12 +32,18 @@ for _key in sorted({key for kind in ALGORITHMS.values() for key in kind.unused_k
     IDLE[_key] = (("algorithm.name", _names),)
 
 FIRST = ("model.metadata", "model.injection.name", "loss.distance")
-"""Keys that others wait for."""
+"""Keys to draw first, since gates of other keys ask for their values."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One meaning of a key: its domain by type, whether it is a whole number, and the parts under which it is meant."""
+    """Describe one meaning of a key.
+
+    Attributes:
+        domain: Values that the recipe's type gives it; None if the type gives none.
+        integer: True if values are whole numbers.
+        gates: Names of the parts that have the key with this meaning.
+    """
 
     domain: Domain | None
     integer: bool = False
@@ -52,6 +58,9 @@ def build_space(config: SweepConfig, recipe: Recipe, source: str = "search") -> 
         recipe: Its base recipe.
         source: Name of the section in messages.
 
+    Returns:
+        The search space over the base recipe.
+
     Raises:
         ConfigError: A key does not exist, has no domain, or its domain has values that the recipe refuses.
     """
@@ -65,13 +74,13 @@ def build_space(config: SweepConfig, recipe: Recipe, source: str = "search") -> 
 
 
 class _Finder:
-    """Looks keys up in the recipe's types."""
+    """Look keys up in the recipe's types."""
 
     def __init__(self, config: SweepConfig, recipe: Recipe, source: str) -> None:
         self.search, self.recipe, self.tree, self.source = config.search, recipe, recipe.tree(), source
 
     def axes(self, key: str) -> list[Axis]:
-        """The dimensions of one key: one, or one for each part where parts give it other domains."""
+        """Make the dimensions of one key: one, or one for each part if parts give the key different domains."""
         found = [replace(one, domain=self._domain(key, one)) for one in self._look_up(key)]
         domains = [one.domain or Domain() for one in found]
         awake = tuple(self._awake(key))
@@ -91,7 +100,7 @@ class _Finder:
         if isinstance(given, list):
             if not given:
                 raise ConfigError(f"{self.source}.{key}: the list of values is empty")
-            return Domain(choices=tuple(float(v) if self._is_float(found, v) else v for v in given))
+            return Domain(choices=tuple(float(v) if self._is_float(v, found) else v for v in given))
         if isinstance(given, RangeConfig):
             if found.integer and not all(float(end or 0).is_integer() for end in (given.low, given.high, given.step)):
                 raise ConfigError(f"{self.source}.{key} is a whole number: so must be low, high and step")
@@ -103,7 +112,8 @@ class _Finder:
             )
         return found.domain
 
-    def _is_float(self, found: Found, value: Any) -> bool:
+    def _is_float(self, value: object, found: Found) -> TypeGuard[int]:
+        """True if a whole number stands for a float."""
         ranged = found.domain is not None and found.domain.low is not None
         return ranged and not found.integer and isinstance(value, int) and not isinstance(value, bool)
 
@@ -128,7 +138,7 @@ class _Finder:
         raise ConfigError(f"{self.source}: the key '{key}' is empty")
 
     def _names(self, prefix: str, union: list[type[Config]]) -> tuple[str, ...]:
-        """Names of the parts that fit: sites only where the backbone has them."""
+        """List the names of the parts that fit: of injection sites only those that the backbone has."""
         names = tuple(name for name in map(part_name, union) if name)
         if prefix != "model.injection":
             return names
@@ -144,26 +154,28 @@ class _Finder:
     def _chosen(
         self, prefix: str, union: list[type[Config]], gates: tuple[Gate, ...]
     ) -> list[tuple[type[Config], tuple[Gate, ...]]]:
-        """List the parts that a prefix may be: the recipe's, or all that are searched, each behind a gate."""
+        """List the parts that a prefix may be: the recipe's, or all that are searched, each with a gate on its name."""
         if len(union) == 1:
             return [(union[0], gates)]
         by_name = {part_name(part): part for part in union}
         key = f"{prefix}.name"
         if key not in self.search:
             name = self._own(key)
-            return [(by_name[name], gates)] if name in by_name else [(part, gates) for part in union]
+            chosen = by_name.get(name) if isinstance(name, str) else None
+            return [(chosen, gates)] if chosen else [(part, gates) for part in union]
         given = self.search[key]
         names = given if isinstance(given, list) else self._names(prefix, union)
-        return [(by_name[name], (*gates, Gate(key, (name,)))) for name in names if name in by_name]
+        known = [name for name in names if isinstance(name, str) and name in by_name]
+        return [(by_name[name], (*gates, Gate(key, (name,)))) for name in known]
 
-    def _own(self, key: str) -> Any:
-        node: Any = self.tree
+    def _own(self, key: str) -> object:
+        node: object = self.tree
         for part in key.split("."):
             node = node.get(part) if isinstance(node, dict) else None
         return node
 
     def _awake(self, key: str) -> Iterator[Gate]:
-        """Gates against values of other keys that make this one mean nothing."""
+        """Make gates that leave the key out while another key's value gives it no effect (see `IDLE`)."""
         for prefix, conditions in IDLE.items():
             if key != prefix and not key.startswith(f"{prefix}."):
                 continue
@@ -186,7 +198,7 @@ class _Finder:
                     )
 
     def _unknown(self, here: str, part: str, places: list[type[Config]], prefix: str) -> str:
-        """Says which key is wrong, and whether another part would have it."""
+        """Say which key is wrong, and which other parts have it."""
         known = {f"{prefix}.{name}".lstrip(".") for place in places for name in place.model_fields}
         having = [name for name in self._others(prefix) if name]
         owners = [name for name, part_type in self._others(prefix).items() if part in part_type.model_fields and name]
@@ -198,7 +210,7 @@ class _Finder:
         return f"{self.source}: unknown key {here}. {did_you_mean(here, known)}"
 
     def _others(self, prefix: str) -> dict[str | None, type[Config]]:
-        field: Any = None
+        field: FieldInfo | None = None
         place: type[Config] = Recipe
         for part in prefix.split(".") if prefix else ():
             field = place.model_fields.get(part)
@@ -213,8 +225,8 @@ class _Finder:
         return " or ".join(map(str, given)) if isinstance(given, list) else str(self._own(f"{prefix}.name"))
 
 
-def check_site(model: ModelConfig, injection: Any) -> None:
-    """Raise a ConfigError where a site does not fit a recipe's backbone."""
+def check_site(model: ModelConfig, injection: Config) -> None:
+    """Raise a ConfigError if an injection site does not fit a recipe's backbone."""
     check_fit(
         backbone=model.backbone,
         backbone_args=model.backbone_args,
@@ -236,8 +248,8 @@ def _found(field: FieldInfo, gates: tuple[Gate, ...]) -> Found:
     return Found(domains[0] if domains else None, numbers == {int}, gates)
 
 
-def _types(annotation: Any) -> Iterator[Any]:
-    """The plain types that an annotation is made of."""
+def _types(annotation: object) -> Iterator[object]:
+    """Yield the plain types that an annotation is made of, without None."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _types(get_args(annotation)[0])
@@ -248,8 +260,8 @@ def _types(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _domains(annotation: Any) -> Iterator[Domain]:
-    """The domains that stand in an annotation."""
+def _domains(annotation: object) -> Iterator[Domain]:
+    """Yield the domains that stand in an annotation."""
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
         yield from (part for part in arguments[1:] if isinstance(part, Domain))
@@ -259,14 +271,15 @@ def _domains(annotation: Any) -> Iterator[Domain]:
             yield from _domains(argument)
 
 
-def _literals(annotation: Any) -> Iterator[Any]:
+def _literals(annotation: object) -> Iterator[object]:
+    """Yield the values of the literal types in an annotation."""
     for kind in _types(annotation):
         if get_origin(kind) is Literal:
             yield from get_args(kind)
 
 
 def _try(space: Space, axis: Axis, source: str) -> None:
-    """Build the recipe with the domain's ends or choices, so that a value that is refused is refused now."""
+    """Build the recipe with the domain's ends or choices: a refused value must be found before the first trial."""
     ends = axis.domain.choices or (axis.domain.low, axis.domain.high)
     for value in ends:
         values = {gate.key: gate.values[0] for gate in axis.gates}

@@ -1,13 +1,13 @@
-"""The page about a sweep: what was tried, what came of it, what mattered, what it cost."""
+"""Write the page about a sweep: its trials, their scores, which keys mattered, and the time that it took."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from markupsafe import Markup
 
 from stssl.analysis.page import joined, page
+from stssl.base.json_types import JsonMapping, JsonObject, JsonValue
 from stssl.base.whole_files import write_whole
 from stssl.sweeps import charts
 from stssl.sweeps.confirmation import Confirmation
@@ -16,6 +16,7 @@ from stssl.sweeps.spec import Mode, SweepConfig
 from stssl.sweeps.study import Book, study_url
 
 SITE = "model.injection.name"
+"""Key whose effect is shown first."""
 NOTE = (
     "Stopped trials (hollow) were ended early because others were ahead at the same step: their scores are those of "
     "shorter training and are not comparable with complete trials. They do not enter the best trial, the importances "
@@ -27,9 +28,9 @@ def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confir
     """Write `report.html` into the sweep's folder and return its path.
 
     Args:
-        book: The study.
+        book: Study of the sweep.
         trials: Its trials.
-        confirmed: Scores of re-runs with other seeds, if any.
+        confirmed: Scores of runs with other seeds, if there are any.
     """
     config = book.sweep.config
     body = [
@@ -58,6 +59,7 @@ def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confir
 
 
 def _facts(book: Book, trials: Sequence[TrialRow]) -> Markup:
+    """Describe the search in one paragraph."""
     config, recipe = book.sweep.config, book.sweep.recipe
     goals = ", ".join(f"{name} ({mode})" for name, mode in zip(config.metrics, config.modes, strict=True))
     counts = {state: sum(row.state == state for row in trials) for state in ("complete", "stopped", "failed")}
@@ -80,6 +82,7 @@ def _place(config: SweepConfig) -> str:
 
 
 def _best(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
+    """List the five best trials; for several metrics those that no other dominates."""
     config = book.sweep.config
     order = ranked(trials, config.modes)
     if not order:
@@ -87,7 +90,7 @@ def _best(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
     several = len(config.metrics) > 1
     shown = pareto(order, config.modes) if several else order[:5]
     title = "Trials that no other dominates" if several else "Best trials"
-    lines = [{"trial": line["trial"], **line} for line in records(book, shown)]
+    lines = records(book, shown)
     for line in lines:
         for name in ("state", "seconds", "cpu_hours", "gpu_hours", "reason", "run", "last_step"):
             line.pop(name)
@@ -109,6 +112,7 @@ def _history(config: SweepConfig, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
+    """Draw the importance of each key for each metric."""
     complete = [row for row in trials if row.state == "complete"]
     if len(complete) < 4:
         return [_note("Fewer than four complete trials: no importances.")]
@@ -125,11 +129,12 @@ def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def _importances(book: Book, metric: int) -> dict[str, float]:
-    """Shares by name of parameter. What is called with a target asks what makes it low."""
+    """Compute each parameter's share of the importance for one metric, by PED-ANOVA (arXiv:2304.10255)."""
     import warnings
 
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+    # With a `target` given, Optuna takes small values for the good ones.
     sign = -1 if book.sweep.config.modes[metric] == "max" else 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -141,12 +146,12 @@ def _importances(book: Book, metric: int) -> dict[str, float]:
                     target=lambda trial: sign * trial.values[metric],
                 )
             )
-        except (ValueError, RuntimeError):  # too few trials, or all alike
+        except (ValueError, RuntimeError):  # too few trials, or all have the same value
             return {}
 
 
 def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """For each choice of a site, and of other parts, the scores of its complete trials."""
+    """Draw the scores of complete trials by choice, for each key with choices; injection sites first."""
     parts: list[Markup] = []
     name, mode = book.sweep.config.metrics[0], book.sweep.config.modes[0]
     keys = {axis.key: axis for axis in book.space.axes if axis.domain.choices}
@@ -165,13 +170,16 @@ def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
     return parts
 
 
-def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[Any]) -> dict[str, list[float]]:
-    """Group first scores of complete trials by choice; choices that no such trial had are left out.
+def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[object]) -> dict[str, list[float]]:
+    """Group the complete trials' values of the first metric by choice; choices without a trial are left out.
 
     Args:
         trials: Trials of the study.
         key: Searched key.
-        choices: Values of the key.
+        choices: Values that the key may have.
+
+    Returns:
+        Values by choice, in the order of `choices`.
     """
     groups = {
         str(choice): [
@@ -211,7 +219,7 @@ def _time(book: Book, trials: Sequence[TrialRow]) -> Markup:
     return _table(lines) + _note(f"The sweep took {book.hours:.3f} hours on the clock, starts included.")
 
 
-def _hours(name: str, rows: Sequence[TrialRow]) -> dict[str, Any]:
+def _hours(name: str, rows: Sequence[TrialRow]) -> JsonObject:
     return {
         "trials": name,
         "number": len(rows),
@@ -231,8 +239,8 @@ def _failures(trials: Sequence[TrialRow]) -> Markup:
     )
 
 
-def _table(lines: Sequence[dict[str, Any]]) -> Markup:
-    """A table of mappings with the same keys; columns that are empty throughout are left out."""
+def _table(lines: Sequence[JsonMapping]) -> Markup:
+    """Make a table of mappings with the same keys; columns without any value are left out."""
     if not lines:
         return Markup()
     names = [name for name in lines[0] if name != "run" and any(line[name] is not None for line in lines)]
@@ -243,7 +251,7 @@ def _table(lines: Sequence[dict[str, Any]]) -> Markup:
     )
 
 
-def _cell(value: Any) -> Markup:
+def _cell(value: JsonValue) -> Markup:
     if value is None:
         return Markup("<td>–</td>")
     if isinstance(value, bool) or not isinstance(value, int | float):

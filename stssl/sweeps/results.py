@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from stssl.base.errors import RunError
+from stssl.base.json_types import JsonObject, JsonValue
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.space import Values
 from stssl.sweeps.spec import Mode
@@ -16,26 +17,30 @@ from stssl.sweeps.study import Book, run_name, trials_folder
 from stssl.sweeps.trials import needs, outcome
 from stssl.training.run_folder import write_text
 
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
 TrialState = Literal["complete", "stopped", "failed", "unfinished"]
 STATES: dict[str, TrialState] = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "unfinished"}
+"""States of trials by their name in Optuna."""
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial.
+    """Describe one trial.
 
     Attributes:
-        number: Of the trial.
+        number: Number of the trial, from 0.
         state: `complete`; `stopped` early, so that its values are not comparable; `failed`; or `unfinished`.
         values: Scores of its best checkpoint so far, one for each metric.
-        step: Of that checkpoint.
-        last: The last step that was validated.
-        seconds: It took, summed over starts.
-        cpu_hours: Its workers held.
-        gpu_hours: Its workers held.
-        params: Its dotted keys and values.
-        reason: Why it failed.
-        run: Its run's folder.
+        step: Step of that checkpoint.
+        last: Last step that was validated.
+        seconds: Time that it took, summed over starts.
+        cpu_hours: CPUs of its workers times hours.
+        gpu_hours: GPUs of its workers times hours.
+        params: Dotted keys that were drawn, and their values.
+        reason: Why it failed, or None.
+        run: Folder of its run.
     """
 
     number: int
@@ -52,11 +57,11 @@ class TrialRow:
 
 
 def rows(book: Book) -> list[TrialRow]:
-    """All trials that were started, in order."""
+    """Read all trials that were started, in order."""
     return [_row(book, trial) for trial in book.study.get_trials(deepcopy=False) if trial.state.name in STATES]
 
 
-def _row(book: Book, trial: Any) -> TrialRow:
+def _row(book: Book, trial: "FrozenTrial") -> TrialRow:
     folder = trials_folder(book.sweep.folder) / run_name(trial.number)
     ended = outcome(folder, book.sweep.config.metrics)
     values = list(trial.values) if trial.state.name == "COMPLETE" else ended.values if ended else None
@@ -76,8 +81,8 @@ def _row(book: Book, trial: Any) -> TrialRow:
     )
 
 
-def records(book: Book, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
-    """Rows as flat mappings with the same keys each."""
+def records(book: Book, trials: Sequence[TrialRow]) -> list[JsonObject]:
+    """Flatten rows to mappings from column to scalar; all have the same columns."""
     metrics, keys = book.sweep.config.metrics, dict.fromkeys(axis.key for axis in book.space.axes)
     return [
         {"trial": row.number, "state": row.state}
@@ -90,7 +95,7 @@ def records(book: Book, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
     ]
 
 
-def _flat(value: Any) -> Any:
+def _flat(value: JsonValue) -> JsonValue:
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
@@ -108,6 +113,7 @@ def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
         writer.writerows(lines)
     columns = {name: [line[name] for line in lines] for name in lines[0]}
     for name, column in columns.items():
+        # A Parquet column has one type, but a key's choices may be of several, such as 0.5 and "auto".
         kinds = {type(value) for value in column if value is not None}
         if len(kinds) > 1 and not kinds <= {int, float}:
             columns[name] = [None if value is None else str(value) for value in column]
@@ -115,9 +121,9 @@ def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
 
 
 def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
-    """Comparable trials, best first: complete ones, or where none is, those that have any score and did not fail.
+    """Sort trials, best first: the complete ones, or if there are none, those with any score that did not fail.
 
-    With several metrics the trials that no other one dominates come first; then by the first metric.
+    With several metrics, trials that no other one dominates come first; the first metric decides the rest.
     """
     complete = [row for row in trials if row.state == "complete" and row.values]
     candidates = complete or [row for row in trials if row.values and row.state != "failed"]
@@ -126,7 +132,7 @@ def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
 
 
 def pareto(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
-    """Trials that no other trial equals or beats in every metric while beating it in one."""
+    """Select the trials that no other one dominates: is as good in every metric and better in one."""
     return [
         row
         for row in trials
@@ -140,15 +146,18 @@ def _dominates(one: TrialRow, other: TrialRow, modes: Sequence[Mode]) -> bool:
 
 
 def _gains(row: TrialRow, modes: Sequence[Mode]) -> list[float]:
-    """Values of which larger is better."""
+    """Return a trial's values with the signs changed of metrics of which smaller is better."""
     return [value if mode == "max" else -value for value, mode in zip(row.values or [], modes, strict=True)]
 
 
 def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
-    """Write `best.yaml` (for several metrics also `pareto/*.yaml`), `best.json` and the link `best`; returns the first.
+    """Write `best.yaml` (for several metrics also `pareto/*.yaml`), `best.json` and the link `best`.
+
+    Returns:
+        Path of `best.yaml`.
 
     Raises:
-        RunError: All failed, or none came to a validation; says why the first failed.
+        RunError: All trials failed, or none came to a validation; says why the first failed.
     """
     folder, config = book.sweep.folder, book.sweep.config
     order = ranked(trials, config.modes)
@@ -182,11 +191,11 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
 
 
 def chosen_recipe(book: Book, row: TrialRow, name: str) -> Recipe:
-    """Build the full recipe of a trial, to be trained on its own.
+    """Build the full recipe of a trial, to train it again outside of the sweep.
 
     Args:
-        book: The study.
-        row: The trial.
+        book: Study of the sweep.
+        row: Trial.
         name: Name of the new run.
     """
     return book.space.recipe(row.params).model_copy(update={"name": name})
@@ -201,7 +210,8 @@ def _file(book: Book, row: TrialRow) -> str:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Point `link` at a folder beside it; file systems without links have `best.json`."""
+    """Point a link at a run's folder."""
+    # Some file systems have no links; `best.json` names the folder there.
     with contextlib.suppress(OSError):
         fresh = link.with_name(f".{link.name}.new")
         fresh.unlink(missing_ok=True)

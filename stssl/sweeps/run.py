@@ -1,4 +1,4 @@
-"""Carries a sweep out: Tune runs the trials, the study keeps them, files say what came of it."""
+"""Run a sweep: train its trials, keep them in the study, and write tables, the best recipe and the report."""
 
 import contextlib
 import fcntl
@@ -22,25 +22,30 @@ from stssl.training.launch import check_run
 
 
 @dataclass(frozen=True)
-class Result:
-    """Hold the paths of a sweep's results."""
+class SweepFiles:
+    """Name the files that a sweep wrote.
+
+    Attributes:
+        best: Recipe of the best trial.
+        report: Page about the sweep.
+    """
 
     best: Path
     report: Path
 
 
-def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, seeds: int = 5) -> Result:
-    """Carry out a sweep file, or go on with it, and write down what came of it.
+def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, seeds: int = 5) -> SweepFiles:
+    """Run a sweep file, or resume it, and write its results.
 
     Args:
         path: The sweep file.
         overrides: `key=value` changes to it.
-        say: Called with a line for each trial that ends.
-        top: How many of the best trials to run again with other seeds; 0 for none.
+        say: Shows a line for each trial that ends.
+        top: How many of the best trials to train again with other seeds; 0 for none.
         seeds: How many seeds for each of them.
 
     Raises:
-        StsslError: The sweep cannot be what its file says, or no trial came to a validation.
+        StsslError: The sweep file is wrong, or no trial came to a validation.
     """
     from stssl.sweeps.confirmation import confirm, confirmed
     from stssl.sweeps.report import write_sweep_report
@@ -53,37 +58,38 @@ def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, se
         write_table(book, trials)
         best = write_best(book, trials)
         found = confirm(book, trials, top, seeds, say) if top else confirmed(book)
-        return Result(best, write_sweep_report(book, trials, found))
+        return SweepFiles(best, write_sweep_report(book, trials, found))
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from carrying out the same sweep; the lock ends with the process, however that ends.
+    """Keep other processes from running the same sweep.
 
     Raises:
-        RunError: Another process has it.
+        RunError: Another process runs it.
     """
+    # The system frees a `flock` however the process ends; a lock file would stay behind after a kill.
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(f"another process is carrying out the sweep in {folder}. Wait for it, or stop it.") from None
+            raise RunError(f"another process is running the sweep in {folder}. Wait for it, or stop it.") from None
         yield
 
 
 def search(what: Sweep, say: Say) -> Book:
-    """Carry out all trials of a sweep that are not carried out yet.
+    """Train all trials of a sweep that have not ended yet.
 
     Args:
-        what: What to search.
-        say: Called with a line for each trial that ends.
+        what: Sweep file and base recipe.
+        say: Shows a line for each trial that ends.
 
     Returns:
-        The book with all trials.
+        The book of all trials.
 
     Raises:
-        StsslError: The sweep cannot be what its file says. A trial that fails is no error.
+        StsslError: The sweep file is wrong. A trial that fails raises nothing.
     """
     space = build_space(what.config, what.recipe)
     check_run(what.recipe)
@@ -98,6 +104,8 @@ def search(what: Sweep, say: Say) -> Book:
 
 
 def _check_metrics(what: Sweep) -> None:
+    """Raise a ConfigError if a validation of the recipe has no score of a wanted name."""
+    # Scores depend on the kind of task and on its classes alone, so two made-up patches show their names.
     space = open_data(what.recipe).space
     targets = torch.zeros(2, space.groups, dtype=torch.long)
     scores, _ = score(torch.zeros(2, len(space.classes)), targets, space)
@@ -107,6 +115,7 @@ def _check_metrics(what: Sweep) -> None:
 
 
 def _left(book: Book) -> int:
+    """Count the trials that have not ended yet."""
     from optuna.trial import TrialState
 
     waiting = (TrialState.WAITING, TrialState.RUNNING)
@@ -121,7 +130,7 @@ def _carry_out(book: Book, say: Say) -> None:
     config = book.sweep.config
     deadline = time.time() + (config.hours - book.hours) * 3600 if config.hours else math.inf
     if deadline <= time.time():
-        say(f"the sweep's {config.hours:g} hours are over; the same command with more (hours=...) goes on")
+        say(f"the sweep's {config.hours:g} hours are over; the same command with more (hours=...) continues it")
         return
     book.tick()
     try:
@@ -141,11 +150,11 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
     from stssl.sweeps.trials import trial
     from stssl.sweeps.tuning import StudyScheduler, StudySearcher, tune_session
 
-    with tune_session(book) as (room, options):
+    with tune_session(book) as session:
         config = book.sweep.config
-        searcher = StudySearcher(book, min(room, config.concurrent or room), deadline, say)
+        searcher = StudySearcher(book, min(session.room, config.concurrent or session.room), deadline, say)
         tune.Tuner(
-            tune.with_resources(trial, options.pop("driver")),
+            tune.with_resources(trial, session.driver),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=StudyScheduler(searcher),
@@ -154,7 +163,7 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
                 reuse_actors=False,
                 trial_dirname_creator=_dirname,
             ),
-            **options,
+            run_config=session.run_config,
         ).fit()
 
 

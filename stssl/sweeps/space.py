@@ -6,36 +6,42 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stssl.base.config import Domain, Tree, merge, nested, validate
 from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonMapping, JsonObject, JsonValue
 from stssl.recipes.recipe import Recipe
 
-Values = dict[str, Any]
-"""Dotted key to value."""
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+Values = JsonObject
+"""Dotted recipe keys and their values."""
+Scalar = str | int | float | bool | None
+"""Values that Optuna can store for a choice."""
 MOST_POINTS = 10_000
-"""Of a grid; each is a training run."""
+"""Largest size of a grid; each point is a training run."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition: `key` has one of `values`."""
+    """Make a key depend on another one: it exists only while `key` has one of `values`."""
 
     key: str
-    values: tuple[Any, ...]
+    values: tuple[JsonValue, ...]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of the space.
+    """Describe one dimension of the search space.
 
     Attributes:
         key: Dotted recipe key.
-        name: Of the Optuna parameter: the key, with the part's name where domains differ between parts.
-        domain: Where values come from.
-        integer: Whether they are whole numbers.
-        gates: All must hold for the key to exist.
+        name: Name of the Optuna parameter: the key, with `@PART` behind it if parts give the key different domains.
+        domain: Values that may be drawn.
+        integer: True if values are whole numbers.
+        gates: Conditions that must all hold for the key to exist.
     """
 
     key: str
@@ -44,43 +50,44 @@ class Axis:
     integer: bool
     gates: tuple[Gate, ...]
 
-    def exists(self, values: Mapping[str, Any]) -> bool:
-        """True if the key exists when earlier keys have `values`."""
+    def exists(self, values: JsonMapping) -> bool:
+        """True if the key exists while other keys have `values`."""
         return all(values.get(gate.key) in gate.values for gate in self.gates)
 
-    def contains(self, value: Any) -> bool:
-        """True if a value lies in the domain."""
+    def contains(self, value: JsonValue) -> bool:
+        """True if a value lies in the domain; 1 is the same as 1.0, but not as True."""
         domain = self.domain
         if domain.choices:
-            numbers = (int, float)  # 1 is 1.0, but True is neither
+            numbers = (int, float)  # compared by type, since Python takes True for 1
             return any(
                 value == choice and (type(value) is type(choice) or {type(value), type(choice)} == {*numbers})
                 for choice in domain.choices
             )
         if isinstance(value, bool) or not isinstance(value, int | float) or (self.integer and value != int(value)):
             return False
-        return bool(domain.low <= value <= domain.high)  # type: ignore[operator]
+        return domain.low is not None and domain.high is not None and domain.low <= value <= domain.high
 
-    def encode(self, value: Any) -> Any:
-        """A value as Optuna stores it: lists and parts as JSON text."""
+    def encode(self, value: JsonValue | tuple[JsonValue, ...]) -> Scalar:
+        """Encode a value for Optuna, which stores scalars only: lists and mappings become JSON text."""
         return json.dumps(value, sort_keys=True) if isinstance(value, list | tuple | dict) else value
 
-    def suggest(self, trial: Any) -> Any:
+    def suggest(self, trial: "Trial") -> JsonValue:
         """Draw a value in an Optuna trial."""
         domain = self.domain
         if domain.choices:
             codes = [self.encode(choice) for choice in domain.choices]
-            return domain.choices[codes.index(trial.suggest_categorical(self.name, codes))]
+            drawn: JsonValue = domain.choices[codes.index(trial.suggest_categorical(self.name, codes))]
+            return drawn
         low, high = domain.low or 0, domain.high or 0
         if self.integer:
             return trial.suggest_int(self.name, int(low), int(high), log=domain.log, step=int(domain.step or 1))
         return trial.suggest_float(self.name, low, high, log=domain.log, step=domain.step)
 
-    def listed(self) -> tuple[Any, ...]:
-        """All values, for a grid.
+    def listed(self) -> tuple[JsonValue, ...]:
+        """List all values of the domain, for a grid.
 
         Raises:
-            ConfigError: There are infinitely many, or too many.
+            ConfigError: There are infinitely many values, or more than a grid may have.
         """
         domain, low, high = self.domain, self.domain.low or 0, self.domain.high or 0
         if domain.choices:
@@ -94,7 +101,7 @@ class Axis:
         return tuple(int(value) if self.integer else value for value in values)
 
     def words(self) -> str:
-        """The domain for people."""
+        """Describe the domain in messages."""
         if self.domain.choices:
             return ", ".join(str(choice) for choice in self.domain.choices)
         return f"{self.domain.low:g} to {self.domain.high:g}" + (" (log)" if self.domain.log else "")
@@ -102,24 +109,24 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """All dimensions, parents before what depends on them, over a base recipe."""
+    """Hold all dimensions over a base recipe, in an order in which a key comes after the keys that it depends on."""
 
     base: Recipe
     axes: tuple[Axis, ...]
 
-    def recipe(self, values: Mapping[str, Any]) -> Recipe:
-        """The base recipe with some values.
+    def recipe(self, values: JsonMapping) -> Recipe:
+        """Build the base recipe with some values in it.
 
         Raises:
-            ConfigError: They do not go together.
+            ConfigError: The recipe refuses a value, or values that do not fit together.
         """
         tree = self.base.tree()
         for key, value in values.items():
             tree = merge(tree, nested(key, value))
         return validate(Recipe, tree, ", ".join(f"{key}={value}" for key, value in values.items()))
 
-    def draw(self, trial: Any) -> Values:
-        """Draw all keys that exist in an Optuna trial; keys that it has already keep their values."""
+    def draw(self, trial: "Trial") -> Values:
+        """Draw a value for each key that exists in an Optuna trial; keys that have a value already keep it."""
         values = self._fixed()
         for axis in self.axes:
             if axis.exists(values):
@@ -127,7 +134,7 @@ class Space:
         return self._searched(values)
 
     def values(self, params: Mapping[str, Any]) -> Values:
-        """Dotted keys and values of a trial's Optuna parameters."""
+        """Translate a trial's Optuna parameters to dotted keys and their values."""
         found: Values = {}
         for axis in self.axes:
             if axis.name in params:
@@ -136,11 +143,17 @@ class Space:
                 found[axis.key] = known.get(code, code)
         return found
 
-    def point(self, given: Mapping[str, Any], source: str = "points") -> Values:
-        """Optuna parameters of a point; keys left out have the base recipe's values where the domain has them.
+    def point(self, given: JsonMapping, source: str = "points") -> Values:
+        """Translate a point of the sweep file to Optuna parameters.
+
+        A key that the point leaves out gets the base recipe's value, if that lies in the domain.
+
+        Args:
+            given: Dotted keys and values of the point.
+            source: Name of the point in messages.
 
         Raises:
-            ConfigError: A key is not searched, does not exist here, or its value is outside of its domain.
+            ConfigError: A key is not searched, does not exist with the other values, or has a value outside its domain.
         """
         searched = {axis.key for axis in self.axes}
         for key in given:
@@ -161,7 +174,7 @@ class Space:
         return params
 
     def grid(self) -> list[Values]:
-        """Optuna parameters of every combination that can be.
+        """List the Optuna parameters of every possible combination of values.
 
         Raises:
             ConfigError: A domain is a range without a step, or there are too many combinations.
@@ -177,6 +190,7 @@ class Space:
                 if axis.exists(values):
                     values[axis.key] = value
                     params[axis.name] = axis.encode(value)
+            # Combinations that differ only in keys that do not exist in them are one point.
             points.setdefault(json.dumps(params), params)
         return list(points.values())
 
@@ -193,23 +207,23 @@ class Space:
         return tree
 
     def _fixed(self) -> Values:
-        """The base recipe's values of keys that gates ask for and that are not searched."""
+        """Look up the base recipe's values of keys that gates name but that are not searched."""
         searched = {axis.key for axis in self.axes}
-        asked = {gate.key for axis in self.axes for gate in axis.gates} - searched
-        return {key: self._own(key, {}) for key in asked}
+        named = {gate.key for axis in self.axes for gate in axis.gates} - searched
+        return {key: self._own(key, {}) for key in named}
 
     def _searched(self, values: Values) -> Values:
         searched = {axis.key for axis in self.axes}
         return {key: value for key, value in values.items() if key in searched}
 
-    def _own(self, key: str, values: Values) -> Any:
-        node: Any = self.recipe(values).tree()
+    def _own(self, key: str, values: Values) -> JsonValue:
+        node: JsonValue = self.recipe(values).tree()
         for part in key.split("."):
             node = node.get(part) if isinstance(node, dict) else None
         return node
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Advice for a wrong key."""
+    """Advise on a wrong key: name the nearest known one, or all of them."""
     near = difflib.get_close_matches(key, list(known), n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known))}."

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,17 +22,26 @@ from stssl.base.config import (
     validate,
 )
 from stssl.base.errors import ConfigError, shown
+from stssl.base.json_types import JsonMapping, JsonValue
 from stssl.base.paths import Folder, Study, SweepName
 from stssl.recipes.recipe import Recipe, load_as
 
 Say = Callable[[str], None]
-"""Print one line of progress."""
+"""Show one line of progress."""
 Mode = Literal["max", "min"]
 LOWER_IS_BETTER = ("loss", "calibration_error")
+"""Scores of which a smaller value is better; of all others a larger one."""
 
 
 class RangeConfig(Config):
-    """Values between `low` and `high`, both included; `log` draws magnitudes evenly, `step` only every so much."""
+    """Give a range to draw from.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        log: True to draw orders of magnitude evenly.
+        step: Distance of values from `low` on; None allows every value.
+    """
 
     low: float
     high: float
@@ -54,7 +63,12 @@ class RangeConfig(Config):
 
 
 class AshaConfig(Config):
-    """Successive halving: at `grace`, `grace * reduction`, ... steps the best 1/`reduction` of trials there go on."""
+    """Stop trials by successive halving (ASHA, Li et al., MLSys 2020, arXiv:1810.05934).
+
+    Attributes:
+        grace: Step of the first decision; later ones follow at `grace * reduction`, `grace * reduction**2`, ...
+        reduction: At each decision the best 1/`reduction` of the trials that came so far continue.
+    """
 
     name: Literal["asha"] = "asha"
     grace: Positive | None = None
@@ -62,7 +76,12 @@ class AshaConfig(Config):
 
 
 class MedianConfig(Config):
-    """Stops a trial whose best score is worse than the median of the others' at the same step."""
+    """Stop a trial whose best score is worse than the median of the others' at the same step.
+
+    Attributes:
+        grace: Steps in which no trial is stopped; None for those before the first validation.
+        startup: Trials that must have ended before one is stopped.
+    """
 
     name: Literal["median"] = "median"
     grace: Annotated[int, Field(ge=0)] | None = None
@@ -70,40 +89,40 @@ class MedianConfig(Config):
 
 
 class NoSchedulerConfig(Config):
-    """Every trial goes to its end."""
+    """Train every trial to its end."""
 
     name: Literal["none"] = "none"
 
 
 class TpeConfig(Config):
-    """Tree-structured Parzen estimators; the first `startup` trials are random."""
+    """Draw values by tree-structured Parzen estimators; the first `startup` trials are random."""
 
     name: Literal["tpe"] = "tpe"
     startup: Positive = 8
 
 
 class GpConfig(Config):
-    """Gaussian processes; the first `startup` trials are random."""
+    """Draw values by Gaussian processes; the first `startup` trials are random."""
 
     name: Literal["gp"] = "gp"
     startup: Positive = 8
 
 
 class Nsga2Config(Config):
-    """NSGA-II, for several metrics; `population` trials a generation."""
+    """Draw values by the genetic algorithm NSGA-II, for several metrics; `population` trials a generation."""
 
     name: Literal["nsga2"] = "nsga2"
     population: Annotated[int, Field(ge=2)] = 16
 
 
 class RandomConfig(Config):
-    """Independent draws."""
+    """Draw values independently of earlier trials."""
 
     name: Literal["random"] = "random"
 
 
 class GridConfig(Config):
-    """Every combination of the values that can be."""
+    """Try every possible combination of the listed values."""
 
     name: Literal["grid"] = "grid"
 
@@ -113,29 +132,29 @@ SamplerConfig = Annotated[TpeConfig | GpConfig | Nsga2Config | RandomConfig | Gr
 
 
 class SweepConfig(Config):
-    """One sweep.
+    """Describe a sweep: the keys of a sweep file.
 
     Attributes:
-        name: Of its folder and study; the file's name unless given.
+        name: Name of its folder and study; the file's name unless given.
         recipe: Base recipe, relative to the sweep file.
-        change: Keys of the recipe that every trial has otherwise.
+        change: Dotted recipe keys that all trials change in the base recipe, and their values.
         metric: Validation score of a trial's best checkpoint, or several (then trials are compared by dominance).
-        mode: Whether larger or smaller is better, for each metric; None knows it for `stssl`'s own scores.
-        trials: How many, failed and stopped ones included.
-        hours: Time after which no trial goes on; the same command with more hours continues.
-        scheduler: Which trials are stopped early.
-        sampler: How values are chosen.
-        seed: Of the sampler.
-        points: What is tried first; keys left out have the recipe's values.
+        mode: `max` or `min` for each metric; None chooses by the name of the score.
+        trials: Number of trials, failed and stopped ones included.
+        hours: Time after which all trials stop; the same command with more hours continues them.
+        scheduler: Rule by which trials are stopped early.
+        sampler: Method by which values are chosen.
+        seed: Seed of the sampler.
+        points: Values to try first; a key that a point leaves out has the recipe's value.
         search: Dotted recipe keys: null or `auto` takes the domain of the recipe's type, a list or a range replaces it.
-        concurrent: Trials at a time; None takes as many as there are resources for.
-        storage: Folder that keeps the sweep, seen by all machines.
+        concurrent: Number of trials at a time; None for as many as the resources allow.
+        storage: Folder of sweeps, which all machines must see.
         study: Optuna storage: None for SQLite in the sweep's folder, `postgresql://...`, or `journal:FILE`.
     """
 
     name: SweepName
     recipe: str
-    change: dict[str, Any] = Field(default_factory=dict)
+    change: dict[str, JsonValue] = Field(default_factory=dict)
     metric: str | Annotated[tuple[str, ...], Field(min_length=1)] = "score"
     mode: Mode | tuple[Mode, ...] | None = None
     trials: Positive
@@ -143,16 +162,16 @@ class SweepConfig(Config):
     scheduler: SchedulerConfig = AshaConfig()
     sampler: SamplerConfig = TpeConfig()
     seed: Annotated[int, Field(ge=0)] = 0
-    points: tuple[dict[str, Any], ...] = ({},)
-    search: Annotated[dict[str, Literal["auto"] | RangeConfig | list[Any] | None], Field(min_length=1)]
+    points: tuple[dict[str, JsonValue], ...] = ({},)
+    search: Annotated[dict[str, Literal["auto"] | RangeConfig | list[JsonValue] | None], Field(min_length=1)]
     concurrent: Positive | None = None
     storage: Folder = Field("sweeps", validate_default=True)
     study: Study | None = None
 
     @field_validator("search", mode="before")
     @classmethod
-    def _forms(cls, search: Any) -> Any:
-        """Check that a searched key has one of three forms; a union would complain of each form."""
+    def _forms(cls, search: object) -> object:
+        """Check that each searched key has one of three forms; pydantic's own error would list a problem a form."""
         if not isinstance(search, dict):
             raise ValueError("give recipe keys and where their values come from, such as {optimizer.lr: auto}")
         for key, value in search.items():
@@ -180,12 +199,12 @@ class SweepConfig(Config):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the scores that are searched for."""
+        """List the names of the scores that are searched for."""
         return (self.metric,) if isinstance(self.metric, str) else self.metric
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """`max` or `min` for each metric."""
+        """List `max` or `min` for each metric."""
         if self.mode is None:
             return tuple("min" if name in LOWER_IS_BETTER else "max" for name in self.metrics)
         return (self.mode,) if isinstance(self.mode, str) else self.mode
@@ -198,7 +217,7 @@ class SweepConfig(Config):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file together with its base recipe."""
+    """Hold a sweep file together with its base recipe, `change` applied."""
 
     config: SweepConfig
     recipe: Recipe
@@ -213,12 +232,12 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
     """Read a sweep file (which may have a `base:`) and its recipe.
 
     Args:
-        path: The file.
-        overrides: `key=value` changes to the sweep file; `change.KEY=value` ones to the recipe.
-        here: Whether this machine carries it out; if not, variables (`${NAME}`) and relative paths stay as they are.
+        path: The sweep file.
+        overrides: `key=value` changes to the sweep file, `change.KEY=value` to the recipe.
+        here: True if this machine runs the sweep. If not, variables (`${NAME}`) and relative paths stay as they are.
 
     Raises:
-        ConfigError: Names the file, the wrong keys and what is allowed.
+        ConfigError: A file is missing or wrong; names the file, the keys and what is allowed.
     """
     tree = apply_overrides(load_tree(path), overrides)
     if "search" not in tree and tree.keys() & {"algorithm", "pretext", "model", "data"}:
@@ -233,7 +252,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
 
 
 def _base_recipe(source: Path, path: str, here: bool) -> Recipe:
-    """Read the recipe that a sweep file names; what is wrong with it is told with the sweep file."""
+    """Read the recipe that a sweep file names; errors name the sweep file too."""
     try:
         if here:
             return load_as(Recipe, source, absolute=False)
@@ -246,8 +265,8 @@ def _unexpanded(tree: Tree, source: str) -> Tree:
     return tree
 
 
-def _tree(change: Tree, source: str) -> Tree:
-    """`change` as a tree; its keys may be dotted."""
+def _tree(change: JsonMapping, source: str) -> Tree:
+    """Turn `change` into a tree; its keys may be dotted."""
     tree: Tree = {}
     for key, value in change.items():
         if not key:

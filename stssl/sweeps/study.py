@@ -1,4 +1,4 @@
-"""The Optuna study of a sweep: the one record of its trials, written before and after everything that happens."""
+"""Keep the Optuna study of a sweep: the only record of its trials, written before and after each event."""
 
 import contextlib
 import json
@@ -9,37 +9,46 @@ import uuid
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stssl.base.config import differing_keys, validate
 from stssl.base.errors import ConfigError, RunError, first_line
+from stssl.base.json_types import JsonObject
 from stssl.recipes.recipe import Recipe
-from stssl.sweeps.space import Space
+from stssl.sweeps.space import Space, Values
 from stssl.sweeps.spec import Sweep, SweepConfig
 
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+    from optuna.study import Study, StudySummary
+    from optuna.trial import Trial
+
 SPACE = "stssl"
-"""The study's attribute that says what is searched."""
+"""Attribute of the study that keeps what is searched."""
 
 FOLDER = "folder"
-"""The study's attribute that says whose runs it is about: a mark in the sweep's folder, and where that was."""
+"""Attribute of the study that keeps whose runs it records: the id in the sweep's folder, and the folder's place."""
 
 DEATHS = 3
-"""So often may a trial's driver die before the trial counts as failed."""
+"""Number of deaths of its driver after which a trial counts as failed."""
 
 
-def storage_of(url: str) -> Any:
-    """The Optuna storage of `sqlite:///FILE`, `postgresql://...` or `journal:FILE`.
+def storage_of(url: str) -> "BaseStorage":
+    """Open the Optuna storage of `sqlite:///FILE`, `postgresql://...` or `journal:FILE`.
 
     Raises:
-        ConfigError: It is none of these.
-        RunError: It cannot be reached.
+        ConfigError: The URL is none of these, or its driver is not installed.
+        RunError: The storage cannot be reached.
     """
     import optuna
+    from optuna.storages.journal import JournalFileBackend
 
     (kind, _, rest), shown = url.partition(":"), _without_password(url)
     if kind == "journal":
         try:
-            backend = optuna.storages.journal.JournalFileBackend(rest.removeprefix("//"))
+            backend = JournalFileBackend(rest.removeprefix("//"))
         except OSError as error:
             raise RunError(f"study: cannot open {url}: {error.strerror}. Give journal:FILE in a folder.") from None
         return optuna.storages.JournalStorage(backend)
@@ -47,7 +56,9 @@ def storage_of(url: str) -> Any:
         raise ConfigError(f"study: '{shown}' is not sqlite:///FILE, postgresql://USER@HOST/NAME or journal:FILE")
     if kind in ("postgresql", "postgres"):
         url = f"postgresql+psycopg:{rest}"
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
+    # SQLite gives up on a locked file after 5 seconds by default. A server may close a connection between two
+    # validations, which the ping before each use finds out.
+    options: JsonObject = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
@@ -67,11 +78,11 @@ def study_url(config: SweepConfig) -> str:
     return config.study or f"sqlite:///{config.folder / 'study.db'}"
 
 
-def open_study(sweep: Sweep, space: Space) -> Any:
-    """Make the sweep's study, or go on with it.
+def open_study(sweep: Sweep, space: Space) -> "Study":
+    """Make the sweep's study, or open the one that an earlier start made.
 
     Raises:
-        RunError: A study of that name searched something else; names what differs. Or it cannot be reached.
+        RunError: A study of that name searched something else (names what differs), or the storage cannot be reached.
     """
     import optuna
 
@@ -103,14 +114,15 @@ def open_study(sweep: Sweep, space: Space) -> Any:
     return study
 
 
-def storage_studies(storage: Any) -> list[Any]:
-    """All studies of a storage."""
+def storage_studies(storage: "BaseStorage") -> "list[StudySummary]":
+    """List all studies of a storage."""
     import optuna
 
     return list(optuna.get_all_study_summaries(storage))
 
 
-def _same(ours: dict[str, Any], study: Any, config: SweepConfig, runs: str = "runs") -> None:
+def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "runs") -> None:
+    """Raise a RunError if a study was made for another search than `ours`."""
     text, place = study.user_attrs.get(SPACE), _without_password(study_url(config))
     theirs = _as_today(json.loads(text), runs) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
@@ -123,18 +135,20 @@ def _same(ours: dict[str, Any], study: Any, config: SweepConfig, runs: str = "ru
         )
 
 
-def _as_today(identity: dict[str, Any], storage: str) -> dict[str, Any]:
-    """A space's identity as this version would write it: keys that recipes did not have then have their defaults."""
+def _as_today(identity: JsonObject, storage: str) -> JsonObject:
+    """Rewrite a space's identity as this version does: keys that recipes did not have then get their defaults."""
     try:
-        tree = {"name": "study", **identity["recipe"], "launch": {"storage": storage}}
-        recipe = validate(Recipe, tree, "the study")
+        own = identity["recipe"]
+        if not isinstance(own, dict):
+            return identity
+        recipe = validate(Recipe, {"name": "study", **own, "launch": {"storage": storage}}, "the study")
     except (ConfigError, KeyError):
         return identity
     return {**identity, "recipe": json.loads(json.dumps(recipe.identity()))}
 
 
-def _one_folder(study: Any, config: SweepConfig) -> None:
-    """Keep two folders from sharing a study: each would take up the other's running trials, and miss its runs."""
+def _one_folder(study: "Study", config: SweepConfig) -> None:
+    """Keep two folders from sharing a study: each would continue the other's running trials without their runs."""
     mark, theirs = config.folder / "study.id", study.user_attrs.get(FOLDER)
     if not mark.exists():
         mark.write_text(uuid.uuid4().hex)
@@ -143,11 +157,12 @@ def _one_folder(study: Any, config: SweepConfig) -> None:
     elif theirs[0] != mark.read_text():
         raise RunError(
             f"the study '{config.name}' in {_without_password(study_url(config))} keeps its runs in {theirs[1]}, and "
-            f"not in {config.folder}. Go on with it there (storage=...), or give this sweep another name (name=...)."
+            f"not in {config.folder}. Continue it there (storage=...), or give this sweep another name (name=...)."
         )
 
 
-def _sampler(config: SweepConfig, drawn: int) -> Any:
+def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
+    """Make the sampler; its seed depends on how many trials the study has, since a resumed one must draw new values."""
     import optuna
 
     chosen, seed = config.sampler, config.seed * 100_003 + drawn
@@ -161,8 +176,8 @@ def _sampler(config: SweepConfig, drawn: int) -> Any:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _pruner(sweep: Sweep) -> Any:
-    """Optuna's own rules: they look at the study, and so outlive the process that is killed."""
+def _pruner(sweep: Sweep) -> "BasePruner":
+    """Make the rule that stops trials early: Optuna's own, since it reads the study and needs no state of a process."""
     import optuna
 
     scheduler, steps = sweep.config.scheduler, sweep.recipe.schedule.steps
@@ -176,8 +191,8 @@ def _pruner(sweep: Sweep) -> Any:
     return optuna.pruners.NopPruner()
 
 
-def _enqueue(study: Any, config: SweepConfig, space: Space) -> None:
-    """Put the points to try first into the queue, once."""
+def _enqueue(study: "Study", config: SweepConfig, space: Space) -> None:
+    """Queue the points to try first; a resumed sweep queues only those that the study does not count yet."""
     points = [space.point(point, f"points[{i}]") for i, point in enumerate(config.points)]
     if config.sampler.name == "grid":
         points += [point for point in space.grid() if point not in points]
@@ -188,7 +203,7 @@ def _enqueue(study: Any, config: SweepConfig, space: Space) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Optuna's warnings about options that are marked experimental."""
+    """Suppress Optuna's warnings about options that are marked experimental."""
     import warnings
 
     with warnings.catch_warnings():
@@ -197,10 +212,16 @@ def _quiet() -> Iterator[None]:
 
 
 class Book:
-    """Keep the trials of a study: hand out the next one, record how each goes and ends."""
+    """Keep the trials of a study: hand out the next one, and record how each develops and ends."""
 
-    def __init__(self, sweep: Sweep, space: Space, study: Any) -> None:
-        """Trials that were running when an earlier process ended are handed out first."""
+    def __init__(self, sweep: Sweep, space: Space, study: "Study") -> None:
+        """Open the book; trials that were running when an earlier process ended will be handed out first.
+
+        Args:
+            sweep: Sweep file and base recipe.
+            space: Search space.
+            study: Study of the sweep.
+        """
         from optuna.trial import Trial, TrialState
 
         self.sweep, self.space, self.study = sweep, space, study
@@ -209,22 +230,22 @@ class Book:
         self.started: float | None = None
         self.spent = self.hours
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Book":
-        """Tune copies what it is given; there is one book."""
+    def __deepcopy__(self, memo: dict[int, object]) -> "Book":
+        """Return the book itself: Tune copies what it is given, and a copy would miss what is written."""
         return self
 
     @property
     def hours(self) -> float:
-        """Time on the clock that all starts of the sweep took together, as far as it is written down."""
+        """Return the hours on the clock that all starts of the sweep took together, as far as the study knows."""
         return float(self.study.user_attrs.get("hours", 0.0))
 
     def tick(self) -> None:
-        """Write down the time since the first tick, so that a sweep that is killed has spent it all the same."""
+        """Record the time since the first tick; a sweep that is killed later has spent at least that."""
         self.started = self.started or time.time()
         self.study.set_user_attr("hours", self.spent + (time.time() - self.started) / 3600)
 
-    def next(self) -> tuple[Any, dict[str, Any]] | None:
-        """The next trial and its values; None when all were handed out."""
+    def next(self) -> "tuple[Trial, Values] | None":
+        """Return the next trial and its values, or None when all were handed out."""
         from optuna.trial import TrialState
 
         if self.interrupted:
@@ -240,16 +261,16 @@ class Book:
         trial.set_user_attr("started", datetime.now().isoformat(timespec="seconds"))
         return trial, values
 
-    def again(self, trial: Any) -> bool:
-        """Hand a trial out once more whose driver or machine died; False when that happened too often."""
+    def again(self, trial: "Trial") -> bool:
+        """Hand a trial out once more after its driver died; return False if that happened `DEATHS` times."""
         deaths = int(trial.user_attrs.get("deaths", 0)) + 1
         trial.set_user_attr("deaths", deaths)
         if deaths < DEATHS:
             self.interrupted.append(trial)
         return deaths < DEATHS
 
-    def report(self, trial: Any, step: int, value: float, seconds: float) -> bool:
-        """Write down a score in mid-run; return True if the trial is to be stopped.
+    def report(self, trial: "Trial", step: int, value: float, seconds: float) -> bool:
+        """Record a score in the middle of a run; return True if the trial must stop.
 
         Args:
             trial: The study's trial.
@@ -261,22 +282,22 @@ class Book:
         trial.set_user_attr("seconds", round(seconds, 2))
         if len(self.sweep.config.metrics) > 1:
             return False
-        with _quiet():  # a trial that goes on tells its earlier validations again
+        with _quiet():  # a resumed trial reports its earlier validations again, of which Optuna warns
             trial.report(value, step)
         return bool(trial.should_prune())
 
-    def complete(self, trial: Any, values: list[float]) -> None:
-        """A trial went to its end."""
+    def complete(self, trial: "Trial", values: list[float]) -> None:
+        """Record that a trial came to its end, with one value for each metric."""
         self.study.tell(trial, values)
 
-    def stop(self, trial: Any) -> None:
-        """A trial was stopped early."""
+    def stop(self, trial: "Trial") -> None:
+        """Record that a trial was stopped early."""
         from optuna.trial import TrialState
 
         self.study.tell(trial, state=TrialState.PRUNED)
 
-    def fail(self, trial: Any, reason: str) -> None:
-        """A trial could not be carried out."""
+    def fail(self, trial: "Trial", reason: str) -> None:
+        """Record that a trial failed, and why."""
         from optuna.trial import TrialState
 
         trial.set_user_attr("reason", reason)

@@ -2,30 +2,33 @@
 
 import contextlib
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stssl.base.config import validate
 from stssl.base.errors import StoppedError, StsslError
+from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.recipes.recipe import LaunchConfig, Recipe
 from stssl.training.launch import Watch, run, worker_bundles
 from stssl.training.run_folder import RunFolder, write_text
 
 HEADLINES = ("mAP", "accuracy")
+"""Scores by which a run chooses its best checkpoint: the first that it has."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scores of a run's best checkpoint.
+    """Hold the scores of a run's best checkpoint.
 
     Attributes:
-        names: Of the scores.
-        values: Of the scores.
-        step: Of the checkpoint.
-        last: The last step that was validated.
-        finished: Whether the run went to its end.
-        scores: All scores of that validation.
+        names: Names of the metrics that the sweep searches for.
+        values: Their values, in the same order.
+        step: Step of the checkpoint.
+        last: Last step that was validated.
+        finished: True if the run came to its end.
+        scores: All scores of the checkpoint's validation.
     """
 
     names: tuple[str, ...]
@@ -36,17 +39,17 @@ class Outcome:
     scores: dict[str, float]
 
 
-def scored(row: dict[str, Any]) -> dict[str, Any]:
-    """A validation's row with `score`, that which chooses the best checkpoint; without scores that are missing."""
+def scored(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a validation's row without missing scores, and add `score`, by which the best checkpoint is chosen."""
     known = {name: value for name, value in row.items() if value is not None}
     headline = next((known[name] for name in HEADLINES if name in known), None)
     return known if headline is None else known | {"score": headline}
 
 
 def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
-    """Scores of the best checkpoint of a run; None before its first validation, or where that has not all `metrics`.
+    """Read the scores of a run's best checkpoint; None before its first validation, or if it lacks one of `metrics`.
 
-    A score that is no number (no class has a positive, say) is missing from the run's rows.
+    A run's rows lack a score that is no number, such as mAP if no class has a positive.
     """
     run = RunFolder(folder)
     best: dict[str, Any] | None = None
@@ -55,7 +58,7 @@ def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
         if row["kind"] != "validation":
             continue
         last, known = max(last, row["step"]), scored(row)
-        # The first of equals, as the run itself keeps its best checkpoint.
+        # Of equal scores the first, since the run keeps its best checkpoint until a better one comes.
         if "score" in known and (best is None or known["score"] > best["score"]):
             best = known
     if best is None or any(name not in best for name in metrics):
@@ -75,38 +78,46 @@ REASON = "failed.txt"
 
 
 class Stopped(Exception):  # noqa: N818
-    """Ends a run in this process whose trial is stopped early."""
+    """End a run in this process, because its trial is stopped early."""
 
 
-def trial(config: dict[str, Any]) -> None:
-    """Train one recipe on its own Ray workers and pass their validations on; Tune calls this.
+def trial(config: JsonObject) -> None:
+    """Train the recipe of one trial on its own Ray workers, and report its validations to Tune, which calls this.
 
-    It reads them off the run's folder. Ray's `TuneReportCallback` has a queue instead, and a driver that is still to
-    take a report from it when its run ends waits for itself for ever (seen with Ray 2.60).
+    Args:
+        config: `number` of the trial, and its `recipe` as a tree.
     """
     from ray import tune
 
-    recipe = validate(Recipe, config["recipe"], f"trial {config['number']}")
+    recipe = trial_config(config)
 
-    def watch(row: dict[str, Any]) -> None:
+    # Validations are read from the run's folder. Ray's `TuneReportCallback` passes them through a queue, and a driver
+    # that has not taken the last report when its run ends waits for itself for ever (seen with Ray 2.60).
+    def watch(row: Mapping[str, Any]) -> None:
         if row["kind"] == "validation":
             tune.report(scored(row) | {"steps": recipe.schedule.steps})
 
-    with contextlib.suppress(StoppedError):  # its machine was asked to end: the next start goes on with it
+    with contextlib.suppress(StoppedError):  # its machine is asked to end: the next start resumes the trial
         carry_out(recipe, watch=watch)
 
 
+def trial_config(config: JsonMapping) -> Recipe:
+    """Build the recipe of the configuration that a trial is started with: its `number`, and its `recipe` as a tree."""
+    tree = config["recipe"]
+    return validate(Recipe, tree if isinstance(tree, dict) else {}, f"trial {config['number']}")
+
+
 def carry_out(recipe: Recipe, watch: Watch | None = None, report: Watch | None = None) -> None:
-    """Train a checked recipe; a failure is a result of the sweep too, written to the run's folder and not raised.
+    """Train a checked recipe. A failure is not raised but written to the run's folder, since the sweep continues.
 
     Args:
         recipe: Recipe of the trial.
         watch: Called with each new row of metrics.
-        report: Called with each validation; may stop the trial by raising.
+        report: Called with the scores of each validation; stops the trial by raising `Stopped`.
 
     Raises:
         Stopped: `report` stopped the trial.
-        StoppedError: The process was asked to end.
+        StoppedError: The process is asked to end.
     """
     try:
         run(recipe, watch, report=report, checked=True)
@@ -131,7 +142,7 @@ def failure(folder: Path) -> str | None:
 
 
 def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
-    """Rename and move a recipe as a trial carries it out: under its own name, in the sweep's folder.
+    """Rename a recipe and move its run into the sweep's folder.
 
     Args:
         recipe: Recipe of the trial.
@@ -144,6 +155,6 @@ def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
 
 
 def needs(launch: LaunchConfig) -> dict[str, float]:
-    """Ray resources of all workers of a trial."""
+    """Sum the Ray resources of all workers of a trial: amount by kind."""
     bundles = worker_bundles(launch)
     return {kind: len(bundles) * amount for kind, amount in bundles[0].items()}
