@@ -1,4 +1,4 @@
-"""AdaMatch (Berthelot et al., ICLR 2022, arXiv:2106.04732), for labeled and unlabeled data of one domain.
+"""Implement AdaMatch (Berthelot et al., ICLR 2022, arXiv:2106.04732), for labeled and unlabeled data of one domain.
 
 Unlabeled probabilities are aligned with labeled ones, and the threshold follows the confidence on labeled data:
 
@@ -76,6 +76,7 @@ class AdaMatch(Algorithm):
         """Match the strong view to aligned weak labels that pass the threshold."""
         p = self.aligned(outputs.labeler[View.UNLABELED_WEAK])
         threshold = self.config.threshold * of_choice(self.confidence.value, self.space.sides(choose(p)))
+        # `label` takes logits, and logarithms of probabilities are logits.
         target = self.config.label(p.clamp_min(1e-12).log())
         return [LossTerm(View.UNLABELED_STRONG, target, (p.amax(-1) >= threshold).float())]
 

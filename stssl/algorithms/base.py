@@ -262,6 +262,7 @@ class Running(nn.Module):
 
     def update(self, new: Tensor, where: Tensor | None = None) -> Tensor:
         """Move the average toward `new`, only at the entries where `where` is true, and return it."""
+        # `torch.where` and no `if`: reading the flag on the host would wait for the device at each step.
         new = torch.where(self.started, torch.lerp(new, self.value, self.decay), new)
         self.value.copy_(new if where is None else torch.where(where, new, self.value))
         self.started.fill_(True)

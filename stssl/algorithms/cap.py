@@ -1,4 +1,4 @@
-"""CAP, class-aware pseudo-labeling (Xie et al., NeurIPS 2023, arXiv:2305.02795), for multi-label tasks.
+"""Implement CAP, class-aware pseudo-labeling (Xie et al., NeurIPS 2023, arXiv:2305.02795), for multi-label tasks.
 
 Each class gets the share of positives that its labeled frequency gives, among the last rows of unlabeled probabilities:
 
@@ -57,10 +57,12 @@ class Cap(Algorithm):
     def __init__(self, config: CapConfig, space: LabelSpace, facts: DataFacts) -> None:
         """Start with an empty ring and all cuts at 0.5."""
         super().__init__(config, space, facts)
+        # In float32 the product of share and number of rows could round to the next integer: another quantile.
         frequency = facts.prior[:, 1].double()
         positive, negative = config.positive_share, config.negative_share
         shares = torch.stack([1 - frequency, 1 - positive * frequency, negative * (1 - frequency)])
         self.shares: Tensor
+        # Not in checkpoints: it follows from the configuration and the labels, and a resumed run has the same.
         self.register_buffer("shares", shares, persistent=False)
         self.ring = Ring(space.groups, config.rows)
         self.cuts: Tensor

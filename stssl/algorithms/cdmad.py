@@ -1,4 +1,4 @@
-"""CDMAD (Lee and Kim, "Class-Distribution-Mismatch-Aware Debiasing", CVPR 2024, arXiv:2403.10391).
+"""Implement CDMAD (Lee and Kim, "Class-Distribution-Mismatch-Aware Debiasing", CVPR 2024, arXiv:2403.10391).
 
 A network's logits for an image without content are its bias toward classes. They are subtracted from the labeler's
 logits before those become targets, and at test time from the logits of each network:

@@ -1,4 +1,4 @@
-"""DeFixMatch (Schmutz et al., "Don't fear the unlabeled", ICLR 2023, arXiv:2203.07512).
+"""Implement DeFixMatch (Schmutz et al., "Don't fear the unlabeled", ICLR 2023, arXiv:2203.07512).
 
 FixMatch's unlabeled loss is biased. Subtracting the same loss on labeled data, with pseudo-labels in place of labels,
 makes its expectation zero:

@@ -1,4 +1,4 @@
-"""FixMatch (Sohn et al., NeurIPS 2020, arXiv:2001.07685).
+"""Implement FixMatch (Sohn et al., NeurIPS 2020, arXiv:2001.07685).
 
 Confident predictions on the weak view are targets for the strong view: hard labels (or probabilities sharpened by a
 temperature) wherever the labeler's probability passes a fixed cut-off. Multi-label decisions have two cut-offs on the

@@ -1,4 +1,4 @@
-"""FlexMatch (Zhang et al., NeurIPS 2021, arXiv:2110.08263).
+"""Implement FlexMatch (Zhang et al., NeurIPS 2021, arXiv:2110.08263).
 
 FixMatch with a lower threshold for choices that are learned more slowly. The learning status b of a choice is the
 number of unlabeled samples whose last confident label (p >= threshold) it is, over the largest such number among the
@@ -51,6 +51,7 @@ class FlexMatch(Algorithm):
         super().__init__(config, space, facts)
         self.last: Tensor
         self.counts: Tensor
+        # int32, since the table has a row for each unlabeled patch of the run: int64 would double it.
         self.register_buffer("last", torch.full((facts.unlabeled_count, space.groups), IGNORED, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(space.groups, space.choices, dtype=torch.int64))
 
@@ -67,6 +68,7 @@ class FlexMatch(Algorithm):
         old = self.last[index].long()
         new = torch.where(newest >= first[:, None], choose(p).gather(0, newest.clamp_min(0)), old)
         self.last[index] = new.to(self.last.dtype)
+        # A sample's rows all have its new and old label now: count one of them.
         once = (first == row)[:, None, None]
         self.counts.add_(((self._one_hot(new) - self._one_hot(old)) * once).sum(0))
 

@@ -1,4 +1,4 @@
-"""FreeMatch (Wang et al., ICLR 2023, arXiv:2205.07246).
+"""Implement FreeMatch (Wang et al., ICLR 2023, arXiv:2205.07246).
 
 Thresholds follow the labeler: a running mean t of its confidence, scaled for each choice by the running marginal,
 
@@ -84,7 +84,7 @@ class FreeMatch(Algorithm):
         top, quantile = p.amax(-1), self.config.quantile
         value = self.confidence.update(top.mean(0) if quantile is None else top.quantile(quantile, dim=0))
         if self.config.clip:
-            value.clamp_(0.0, 0.95)
+            value.clamp_(0.0, 0.95)  # the bound of the public implementation
         self.marginal.update(p.mean(0))
         self.histogram.update(share(choose(p), self.space.choices))
 

@@ -106,6 +106,7 @@ def asymmetric(
     likelihood = likelihood + (1 - present) * negative.clamp_min(epsilon).log()
     right = positive * present + negative * (1 - present)
     gamma = gamma_positive * present + gamma_negative * (1 - present)
+    # Rounding can make `right` larger than 1, and a power of a negative number is NaN.
     focus = (1 - right).clamp_min(0).pow(gamma)
     loss = -likelihood * (focus.detach() if detach_focus else focus)
     return loss if target.dtype.is_floating_point else torch.where(target == IGNORED, 0.0, loss)
@@ -172,6 +173,7 @@ def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) 
     """
     count = count.detach()
     rows = count.sum(-1, keepdim=True)
+    # A group without rows must have no 0 / 0 even where the result is masked: its gradient would be NaN * 0 = NaN.
     mean = normalized(total / rows.clamp_min(1) * _inverse(count / rows.clamp_min(1)) + (rows == 0))
     goal = normalized(marginal * _inverse(histogram))
     return torch.where(rows == 0, 0.0, goal * (mean + 1e-12).log()).sum()
@@ -184,4 +186,5 @@ def normalized(positive: Tensor) -> Tensor:
 
 def _inverse(value: Tensor) -> Tensor:
     """Return 1 / value, and 0 where the value is 0."""
+    # Without the clamp the masked branch is infinite, and its gradient NaN.
     return torch.where(value > 0, 1 / value.clamp_min(torch.finfo(value.dtype).tiny), 0.0)

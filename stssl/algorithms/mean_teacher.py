@@ -1,4 +1,4 @@
-"""Mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780).
+"""Implement mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780).
 
 Probabilities on the strong view should equal those that the averaged labeler gives the weak view: mean squared error
 over choices, for all decisions, with a weight that grows over the first T_r steps:

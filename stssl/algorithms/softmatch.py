@@ -1,4 +1,4 @@
-"""SoftMatch (Chen et al., ICLR 2023, arXiv:2301.10921).
+"""Implement SoftMatch (Chen et al., ICLR 2023, arXiv:2301.10921).
 
 Every pseudo-label counts; its weight falls the further its confidence lies below the running mean:
 

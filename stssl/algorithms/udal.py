@@ -1,4 +1,4 @@
-"""UDAL, unifying distribution alignment as a loss (Lazarow et al., WACV 2023).
+"""Implement UDAL, unifying distribution alignment as a loss (Lazarow et al., WACV 2023).
 
 FixMatch's targets, but logits are shifted before each loss by
 
@@ -84,6 +84,7 @@ class Udal(FixMatch):
         own = self.labeler if role == "labeler" else self.student
         q = self.target.value if view.stream is Stream.LABELED else own.value
         shift = self.ratio(q, progress).clamp_min(FLOOR).log()
+        # Multi-label: `outputs` keeps the shift of "present" alone, which is what the public implementation shifts.
         return logits + self.space.grouped(self.space.outputs(shift))
 
     def ratio(self, q: Tensor, progress: Progress) -> Tensor:

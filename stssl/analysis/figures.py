@@ -20,6 +20,7 @@ AnyFloats = NDArray[np.floating[Any]]
 COLORS = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")
 LINES = ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
+    # Names of runs and classes may have dollar signs, which would start a formula.
     "text.parse_math": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -33,7 +34,9 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "legend.frameon": False,
+    # Texts stay texts: the page can be searched, and needs no glyphs as paths.
     "svg.fonttype": "none",
+    # By default ids are random; with a fixed salt the same runs give the same bytes.
     "svg.hashsalt": "stssl",
 }
 
@@ -177,6 +180,7 @@ def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) 
         )
         axis.set_title(f"{network}: mean error {error[known].mean():.3f}")
         axis.set_xlabel("longitude in degrees")
+        # A degree of longitude is shorter than one of latitude by the cosine of the latitude.
         axis.set_aspect(1 / max(0.2, float(np.cos(np.deg2rad(lat[known].mean())))))
     axes[0].set_ylabel("latitude in degrees")
     figure.colorbar(cells, ax=axes, label="share of wrong labels", shrink=0.8)

@@ -58,7 +58,8 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
     gradients = sum(part.nbytes for part in train_state.task.step.networks.parameters() if part.requires_grad)
     validation = _validation(train_state, recipe, machines.workers)
     one = share if machines.workers == 1 else _measure(train_state, 1, steps, last)
-    start = bisect_left(range(last), train_state.task.view_count(last), key=train_state.task.view_count)
+    # The number of views never falls during a run, so the first step with all of them is found by halving.
+    start = bisect_left(range(last), train_state.task.looks(last), key=train_state.task.looks)
     early = _measure(train_state, machines.workers, steps, 0) if start >= WARM_UP + steps else None
     stored, rows = _stored_bytes(train_state), train_state.task.rows
     return CostEstimate(
@@ -83,6 +84,7 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
 def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> Measured | None:
     """Time steps of one worker's rows, as the run takes them at step `start`; None if they do not fit into memory."""
     loader, device = train_state.task.loader, train_state.task.device
+    # Read as the first of that many ranks: only its own rows.
     loader.ranks, train_state.progress.step = (0, workers), start
     loading, taken = [], []
     if device.type == "cuda":
@@ -99,7 +101,7 @@ def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> M
             taken.append(time.perf_counter() - loaded)
     except torch.OutOfMemoryError:
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     memory = int(torch.cuda.max_memory_allocated()) if device.type == "cuda" else peak
     rows = loader.rows_at(start) // workers
     return Measured(statistics.median(taken[WARM_UP:]), statistics.median(loading[WARM_UP:]), rows, memory)

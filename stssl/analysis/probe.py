@@ -155,6 +155,7 @@ def probe_run(
                 about | {"method": "fine-tune"} | tuned(folder, recipe, rule, options, random=random, name=text)
             )
         rows = [row | {"protocol": options.model_dump()} for row in rows]
+        # Written after each number of labels, so that an interrupted probe keeps the earlier ones.
         written = _kept(target, rows) + rows
         write_text(target, json.dumps(without_nan({"rows": [*written]}), indent=1))
     return Probed(written, target)

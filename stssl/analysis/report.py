@@ -103,8 +103,10 @@ def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[An
         raise RunError(f"{path} is damaged, or of another evaluation than the scores beside it. {advice}")
     try:
         with ZipFile(BytesIO(data)) as packed:
+            # Looked up before anything is unpacked: a small file can unpack to more than the memory.
             if sum(entry.file_size for entry in packed.infolist()) > MOST_ARRAY_BYTES:
                 raise ValueError("it is too large")
+        # A pickle from somebody else's run could run any code.
         found = dict(np.load(BytesIO(data), allow_pickle=False))
         _require_shapes(found, scored)
     except (ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, BadZipFile, zlib.error) as error:

@@ -151,10 +151,10 @@ def train_command(
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
 ) -> None:
     """Train a recipe; the same command resumes an interrupted run."""
-    from stssl.commands.progress import carried_out
+    from stssl.commands.progress import run_with_progress
     from stssl.recipes.recipe import load_recipe
 
-    print(carried_out(console, load_recipe(recipe, overrides or (), smoke)))
+    print(run_with_progress(console, load_recipe(recipe, overrides or (), smoke)))
 
 
 @app.command("pretrain")
@@ -164,11 +164,11 @@ def pretrain_command(
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 8 pairs a batch, no Ray, no hub.")] = False,
 ) -> None:
     """Pretrain a backbone without labels; training recipes start from it with model.weights=run:FOLDER."""
-    from stssl.commands.progress import carried_out
+    from stssl.commands.progress import run_with_progress
     from stssl.recipes.pretraining import PretrainRecipe
     from stssl.recipes.recipe import load_as
 
-    print(carried_out(console, load_as(PretrainRecipe, recipe, overrides or (), smoke)))
+    print(run_with_progress(console, load_as(PretrainRecipe, recipe, overrides or (), smoke)))
 
 
 @app.command("probe")
@@ -297,7 +297,7 @@ def main() -> None:
     except KeyboardInterrupt:  # Ctrl-C before a subcommand began, while modules were imported
         sys.exit(130)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None:  # no wrong path of the user's, so it needs its traceback
             raise
         console.print(f"cannot use {error.filename}: {error.strerror}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -106,7 +106,7 @@ def training_progress(console: Console, steps: int, workers: bool = True) -> Ite
         yield watch
 
 
-def carried_out(console: Console, recipe: RunRecipe) -> Path:
+def run_with_progress(console: Console, recipe: RunRecipe) -> Path:
     """Run a recipe under a progress bar, or say that its run is finished; return the run's folder."""
     folder = RunFolder.of(recipe)
     done = folder.finished() if folder.refuse_others(recipe) else None

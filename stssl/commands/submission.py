@@ -99,6 +99,7 @@ def job(submission: Submission) -> dict[str, Any]:
     command = command_for(tree)
     if command == "sweep":
         key, storage, launch, recipe = _sweep(submission)
+        # Variables are searched for in the whole tree, and the recipe of a sweep may name some too.
         tree |= {"base recipe": load_tree(recipe)}
         files = [*_files(file), *_files(recipe)]
     else:
@@ -188,6 +189,7 @@ def _lasting(key: str, storage: str) -> None:
 
 def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
     """Collect the variables of the job: those given, and those that the file names as `${NAME}`."""
+    # Unbuffered, since the output is to be followed while the job runs.
     found = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
     for variable in submission.variables:
         name, equals, value = variable.partition("=")

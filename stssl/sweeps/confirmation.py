@@ -123,7 +123,9 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
     if not best:
         raise RunError(f"no trial of {book.sweep.folder} has scores, so there is nothing to run again")
     recipes = {row.run.name: chosen_recipe(book, row, row.run.name) for row in best}
+    # A trial that drew the base recipe's own values would be trained twice.
     recipes = {name: recipe for name, recipe in recipes.items() if recipe.hash() != base.hash()} | {BASE: base}
+    # All trials of the search have the base recipe's seed.
     numbers = list(range(base.seed + 1, base.seed + 1 + seeds))
     runs = {name: [_seeded(recipe, name, number, book) for number in numbers] for name, recipe in recipes.items()}
     left = [recipe for group in runs.values() for recipe in group if not RunFolder.of(recipe).finished()]

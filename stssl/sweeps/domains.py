@@ -180,7 +180,7 @@ class _Finder:
             if key != prefix and not key.startswith(f"{prefix}."):
                 continue
             for other, idle in conditions:
-                if other == key:
+                if other == key:  # `model.injection` has a condition on its own name
                     continue
                 if other in self.search:
                     choices = self.axes(other)[0].domain.choices
@@ -236,6 +236,7 @@ def check_site(model: ModelConfig, injection: Config) -> None:
 
 
 def _found(field: FieldInfo, gates: tuple[Gate, ...]) -> Found:
+    # Pydantic splits the outermost `Annotated` off a field's type: joined again, inner and outer ones look alike.
     annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     types = list(_types(annotation))
     numbers = {kind for kind in types if kind in (int, float)}

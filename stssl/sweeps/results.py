@@ -183,6 +183,7 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
     _link(folder / "best", best.run)
     if len(config.metrics) > 1:
         (folder / "pareto").mkdir(exist_ok=True)
+        # More trials may dominate some that an earlier start wrote here.
         for old in (folder / "pareto").glob("*.yaml"):
             old.unlink()
         for row in pareto(order, config.modes):
@@ -213,6 +214,7 @@ def _link(link: Path, target: Path) -> None:
     """Point a link at a run's folder."""
     # Some file systems have no links; `best.json` names the folder there.
     with contextlib.suppress(OSError):
+        # Made beside the old link and moved over it, so that there is one at every moment.
         fresh = link.with_name(f".{link.name}.new")
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(target.relative_to(link.parent), target_is_directory=True)

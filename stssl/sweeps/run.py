@@ -158,7 +158,7 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=StudyScheduler(searcher),
-                num_samples=-1,
+                num_samples=-1,  # the searcher says when there are no more
                 time_budget_s=max(1.0, deadline - time.time()) if config.hours else None,
                 reuse_actors=False,
                 trial_dirname_creator=_dirname,

@@ -97,6 +97,7 @@ class Axis:
         step = domain.step or 1
         if (high - low) / step >= MOST_POINTS:
             raise ConfigError(f"search.{self.key}: a grid takes at most {MOST_POINTS:,} values; make step larger")
+        # 0.1 to 0.3 by 0.1 is 1.9999999999999998 steps in floating point, and has three values.
         values = [low + i * step for i in range(math.floor((high - low) / step + 1e-9) + 1)]
         return tuple(int(value) if self.integer else value for value in values)
 
@@ -203,6 +204,7 @@ class Space:
             ]
             for axis in self.axes
         }
+        # Through JSON, since the study gives it back like that: tuples are lists then.
         tree: Tree = json.loads(json.dumps({"search": axes, "recipe": self.base.identity()}))
         return tree
 

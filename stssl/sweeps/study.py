@@ -168,6 +168,8 @@ def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
     chosen, seed = config.sampler, config.seed * 100_003 + drawn
     with _quiet():
         if chosen.name == "tpe":
+            # Keys of a part exist only with that part: `multivariate` with `group` fits a model to each set of keys
+            # that occurs together, where plain TPE would treat each key as independent.
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=chosen.startup, multivariate=True, group=True)
         if chosen.name == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=chosen.startup)
@@ -192,11 +194,12 @@ def _pruner(sweep: Sweep) -> "BasePruner":
 
 
 def _enqueue(study: "Study", config: SweepConfig, space: Space) -> None:
-    """Queue the points to try first; a resumed sweep queues only those that the study does not count yet."""
+    """Queue the points to try first; a resumed sweep queues only those that are not in the study yet."""
     points = [space.point(point, f"points[{i}]") for i, point in enumerate(config.points)]
     if config.sampler.name == "grid":
         points += [point for point in space.grid() if point not in points]
     for number in range(study.user_attrs.get("points", 0), len(points)):
+        # A start that is killed between these two lines must not queue the point a second time.
         study.enqueue_trial(points[number], skip_if_exists=True)
         study.set_user_attr("points", number + 1)
 
@@ -226,6 +229,7 @@ class Book:
 
         self.sweep, self.space, self.study = sweep, space, study
         states = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        # Optuna has no public way to continue a running trial; a `Trial` of its id does.
         self.interrupted = [Trial(study, frozen._trial_id) for frozen in states]
         self.started: float | None = None
         self.spent = self.hours
@@ -280,7 +284,7 @@ class Book:
         """
         self.tick()
         trial.set_user_attr("seconds", round(seconds, 2))
-        if len(self.sweep.config.metrics) > 1:
+        if len(self.sweep.config.metrics) > 1:  # Optuna refuses reports of a study with several metrics
             return False
         with _quiet():  # a resumed trial reports its earlier validations again, of which Optuna warns
             trial.report(value, step)
@@ -300,6 +304,7 @@ class Book:
         """Record that a trial failed, and why."""
         from optuna.trial import TrialState
 
+        # Before `tell`: Optuna refuses attributes of a trial that has ended.
         trial.set_user_attr("reason", reason)
         self.study.tell(trial, state=TrialState.FAIL)
 

@@ -76,6 +76,7 @@ class StudySearcher(Searcher):
             return None if self.live else FINISHED
         trial, values = drawn
         self.live[trial_id] = trial
+        # A resumed trial has spent time in earlier starts.
         self.since[trial_id] = time.time() - float(trial.user_attrs.get("seconds", 0.0))
         storage = trials_folder(self.book.sweep.folder)
         try:
@@ -143,6 +144,7 @@ class StudySearcher(Searcher):
     def _end(self, trial_id: str, write: Callable[[Trial], None], words: str) -> None:
         """Write a trial's end into the study with `write`, and show `words`."""
         trial = self.live.pop(trial_id)
+        # Before `write`: Optuna refuses attributes of a trial that has ended.
         trial.set_user_attr("seconds", round(time.time() - self.since[trial_id], 2))
         write(trial)
         self.say(f"trial {trial.number}: {words}")
@@ -263,7 +265,7 @@ def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[
                 "Change launch.workers or their resources under `change:` of the sweep, or add nodes. "
                 f"{growing(launch)}"
             )
-        room.append(int(total / each + 1e-9))
+        room.append(int(total / each + 1e-9))  # 0.3 / 0.1 is 2.9999999999999996
     return min(room)
 
 
