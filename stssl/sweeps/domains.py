@@ -10,7 +10,9 @@ from pydantic.fields import FieldInfo
 from stssl.algorithms import ALGORITHMS
 from stssl.base.config import Config, Domain, config_types, part_name
 from stssl.base.errors import ConfigError, DataError
+from stssl.base.json_types import JsonValue
 from stssl.models import check_fit
+from stssl.models.injection import InjectionBase
 from stssl.recipes.recipe import ModelConfig, Recipe
 from stssl.sweeps.space import Axis, Gate, Space, did_you_mean
 from stssl.sweeps.spec import RangeConfig, SweepConfig
@@ -146,7 +148,9 @@ class _Finder:
 
     def _fits(self, site: type[Config]) -> bool:
         try:
-            check_site(self.recipe.model, site())
+            injection = site()
+            if isinstance(injection, InjectionBase):
+                check_site(self.recipe.model, injection)
         except (ConfigError, DataError):
             return False
         return True
@@ -225,7 +229,7 @@ class _Finder:
         return " or ".join(map(str, given)) if isinstance(given, list) else str(self._own(f"{prefix}.name"))
 
 
-def check_site(model: ModelConfig, injection: Config) -> None:
+def check_site(model: ModelConfig, injection: InjectionBase) -> None:
     """Raise a ConfigError if an injection site does not fit a recipe's backbone."""
     check_fit(
         backbone=model.backbone,
@@ -272,7 +276,7 @@ def _domains(annotation: object) -> Iterator[Domain]:
             yield from _domains(argument)
 
 
-def _literals(annotation: object) -> Iterator[object]:
+def _literals(annotation: object) -> Iterator[JsonValue]:
     """Yield the values of the literal types in an annotation."""
     for kind in _types(annotation):
         if get_origin(kind) is Literal:
