@@ -1,7 +1,9 @@
 """Define the algorithms, one file each, and the losses that they share.
 
-An algorithm turns the labeler's predictions into loss terms; the step in `stssl/steps` carries them out. To add one,
-see `names.py`.
+An algorithm turns the labeler's predictions into loss terms; the step in `stssl/steps` computes them. To add one, see
+`names`.
+
+The names below are imported when they are first used: all but `NAMES` need torch.
 """
 
 from importlib import import_module
@@ -12,16 +14,6 @@ from stssl.algorithms.names import NAMES
 if TYPE_CHECKING:
     from stssl.algorithms.base import Algorithm, DataFacts, LabelerOutputs, Logits, LossRole, LossTerm
     from stssl.algorithms.registry import ALGORITHMS, AlgorithmConfig
-else:
-    _HOMES = dict.fromkeys(("ALGORITHMS", "AlgorithmConfig"), "registry")
-    _HOMES |= dict.fromkeys(("Algorithm", "DataFacts", "LabelerOutputs", "Logits", "LossRole", "LossTerm"), "base")
-
-    def __getattr__(name):
-        """Import a name on first use: all but `NAMES` need torch, which takes seconds to import."""
-        if name not in _HOMES:
-            raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
 
 __all__ = [
     "ALGORITHMS",
@@ -34,3 +26,16 @@ __all__ = [
     "LossRole",
     "LossTerm",
 ]
+
+_MODULES = {
+    "base": ("Algorithm", "DataFacts", "LabelerOutputs", "Logits", "LossRole", "LossTerm"),
+    "registry": ("ALGORITHMS", "AlgorithmConfig"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first used."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

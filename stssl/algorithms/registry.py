@@ -19,10 +19,10 @@ def import_algorithm(name: str) -> type[Algorithm]:
     own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
     found = [value for value in own if isinstance(value, type) and issubclass(value, Algorithm)]
     if len(found) != 1:
-        raise TypeError(f"{module.__file__} must define one subclass of Algorithm, not {len(found)}")
+        raise TypeError(f"{module.__name__} must define one subclass of Algorithm, not {len(found)}")
     named = found[0].config_type.model_fields["name"].default
     if named != name:
-        raise TypeError(f"{module.__file__}: config_type.name must be '{name}', not {named!r}")
+        raise TypeError(f"{module.__name__}: config_type.name must be '{name}', not {named!r}")
     return found[0]
 
 

@@ -59,7 +59,7 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
     validation = _validation(train_state, recipe, machines.workers)
     one = share if machines.workers == 1 else _measure(train_state, 1, steps, last)
     # The number of views never falls during a run, so the first step with all of them is found by halving.
-    start = bisect_left(range(last), train_state.task.looks(last), key=train_state.task.looks)
+    start = bisect_left(range(last), train_state.task.view_count(last), key=train_state.task.view_count)
     early = _measure(train_state, machines.workers, steps, 0) if start >= WARM_UP + steps else None
     stored, rows = _stored_bytes(train_state), train_state.task.rows
     return CostEstimate(

@@ -264,7 +264,7 @@ def linear(
         for rows in torch.split(order, options.batch):
             loss: Tensor = cross_entropy(space.grouped(layer(features[rows])), targets[rows]).mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             optimizer.step()
         value = _scores(layer, frozen, space, "validation")[headline(space)]
         if value > best:

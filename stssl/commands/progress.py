@@ -17,7 +17,7 @@ from stssl.analysis.probe import ProbeRow
 from stssl.archives.conversion import Summary
 from stssl.recipes.recipe import RunRecipe
 from stssl.store.schema import printable
-from stssl.training.launch import Watch, run
+from stssl.training.launch import Watch, check_run, run
 from stssl.training.run_folder import RunFolder
 
 EVERY = 10

@@ -20,7 +20,7 @@ from stssl.recipes.recipe import LaunchConfig, Recipe
 from stssl.sweeps.spec import Say
 from stssl.sweeps.study import Book, run_name, trials_folder
 from stssl.sweeps.trials import REASON, Stopped, carry_out, failure, needs, outcome, trial_config, trial_recipe
-from stssl.training.launch import growing, worker_bundles
+from stssl.training.launch import check_run, growing, worker_bundles
 from stssl.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
