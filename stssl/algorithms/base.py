@@ -15,7 +15,7 @@ from stssl.algorithms.losses import cross_entropy
 from stssl.base.batch import IGNORED, Progress, View
 from stssl.base.config import Config, Domain, Switch
 from stssl.base.errors import ConfigError
-from stssl.base.json_types import JsonMapping
+from stssl.base.json_types import JsonObject
 from stssl.base.labels import LabelSpace
 
 Logits = Mapping[View, Tensor]
@@ -131,7 +131,7 @@ class Algorithm(nn.Module):
     config: BaseAlgorithmConfig
     # No ClassVar: algorithms with a configurable target set it for each instance.
     views: frozenset[View] = frozenset({View.UNLABELED_WEAK})
-    smoke: ClassVar[JsonMapping] = {}
+    smoke: ClassVar[JsonObject] = {}
     multilabel_only: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
     watches_student: ClassVar[bool] = False

@@ -34,7 +34,7 @@ from stssl.algorithms.base import (
 from stssl.algorithms.losses import fairness
 from stssl.base.batch import Progress, View
 from stssl.base.config import Domain, Switch
-from stssl.base.json_types import JsonMapping
+from stssl.base.json_types import JsonObject
 from stssl.base.labels import LabelSpace
 
 
@@ -62,7 +62,7 @@ class FreeMatch(Algorithm):
 
     config_type = FreeMatchConfig
     config: FreeMatchConfig
-    smoke: ClassVar[JsonMapping] = {"supervised_steps": 0}
+    smoke: ClassVar[JsonObject] = {"supervised_steps": 0}
     stateful: ClassVar[bool] = True
     regularized: ClassVar[bool] = True
 
