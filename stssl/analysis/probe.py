@@ -7,6 +7,7 @@ once.
 
 import copy
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from stssl.algorithms.losses import cross_entropy
 from stssl.base.arrays import Ints
 from stssl.base.config import Config, Positive, Threads, apply_overrides, merge, validate
-from stssl.base.errors import ConfigError
+from stssl.base.errors import ConfigError, RunError
 from stssl.base.labels import LabelSpace
 from stssl.base.randomness import permutation
 from stssl.base.whole_files import is_there
@@ -39,8 +40,10 @@ from stssl.training.contrastive_task import QUERY, build_encoder
 from stssl.training.kept import Probes, read_kept
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder, write_text
-from stssl.training.trained_run import evaluate_run, read_own_state
+from stssl.training.trained_run import evaluate_run, never_finite, read_own_state
 
+log = logging.getLogger("stssl")
+COOLER = "Pretrain with a lower optimizer.lr, optimizer.clip=1.0 or compute.precision=fp32, as name=ANOTHER."
 PARTS = ("train", "validation", "test")
 
 
@@ -175,7 +178,13 @@ def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tup
         The encoder and the step it was saved at, 0 for a random one.
     """
     path = folder.checkpoints.path("best")
-    state = read_own_state(folder, path, recipe.hash())
+    if not folder.checkpoints.exist() and not is_there(path):
+        raise RunError(f"{folder.path} has no checkpoint yet. Pretrain it to its first evaluation.")
+    if not is_there(path) and never_finite(folder):
+        raise RunError(f"{folder.path} is worth nothing so far: its features were not finite. {COOLER}")
+    state = read_own_state(
+        folder, path, recipe.hash(), f"Put a whole one back, or delete {folder.path} and pretrain it again."
+    )
     torch.manual_seed(recipe.seed)
     model = recipe.model.model_copy(update={"weights": "none"})
     encoder = build_encoder(model, len(recipe.data.bands), recipe.pretext.projection, recipe.pretext.mlp)
@@ -203,6 +212,8 @@ def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, ta
     pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
     rows = {part: np.sort(data.split.part(part)) for part in PARTS}
     found = {part: embed(encoder.features, data, pixels, rows[part], recipe.evaluation.batch) for part in PARTS}
+    if not all(bool(torch.isfinite(values).all()) for values in found.values()):
+        raise RunError(f"features of some patches are not finite, so there is nothing to probe. {COOLER}")
     mean, deviation = found["train"].mean(0), found["train"].std(0).clamp_min(1e-6)
     features = {part: ((values - mean) / deviation).cpu() for part, values in found.items()}
     return Frozen(features, {part: targets[torch.from_numpy(rows[part])] for part in PARTS}, rows["train"])
@@ -228,7 +239,7 @@ def linear(
     # The protocol's rate is for features of unit size; standardized ones are larger by the root of their number.
     rate = options.lr / features.shape[1]
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
-    best, chosen, at = -float("inf"), layer, 0  # of a layer that never was finite, nothing is reported
+    best, chosen, at = -float("inf"), layer, 0
     for epoch in range(options.epochs):
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.1 ** ((epoch >= 0.6 * options.epochs) + (epoch >= 0.8 * options.epochs))
@@ -241,6 +252,8 @@ def linear(
         value = _scores(layer, frozen, space, "validation")[headline(space)]
         if value > best:
             best, chosen, at = value, copy.deepcopy(layer), epoch + 1
+    if not at:
+        log.warning("the linear layer was finite at no epoch, so it has no scores: try a lower --set lr=...")
     return {"epoch": at} | {part: _scores(chosen, frozen, space, part) for part in ("validation", "test")}
 
 

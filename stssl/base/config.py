@@ -47,7 +47,8 @@ ImageSize = Annotated[int, Field(ge=2, le=4096)]
 """Side in pixels: shifts of images need two, and no store has larger patches."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
 """Of one process."""
-Rows = Annotated[int, Field(ge=1, le=2**20)]
+MOST_ROWS = 2**20
+Rows = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 """Patches of a global batch."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Switch = Annotated[bool, Domain(choices=(False, True))]
@@ -105,7 +106,9 @@ def _read_tree(path: str | Path) -> Tree:
         raise ConfigError(f"cannot read {path}: it is not UTF-8 text. {YAML_ADVICE}") from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold keys and values at its top level, not a {type(tree).__name__}")
+        kinds = {"str": "a text", "list": "a list"}
+        what = "it is empty" if tree is None else f"it is {kinds.get(type(tree).__name__, 'a single value')}"
+        raise ConfigError(f"{path} must hold keys and values at its top level, and {what}. {YAML_ADVICE}")
     return tree
 
 

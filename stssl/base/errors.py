@@ -8,6 +8,8 @@ class StsslError(Exception):
     """Base of every error that is the input's or the environment's, not a defect of the program."""
 
     exit_code = 2
+    passing = False
+    """Whether it may be over by itself soon, so that trying again is worth it."""
 
 
 class ConfigError(StsslError):
@@ -16,6 +18,12 @@ class ConfigError(StsslError):
 
 class DataError(StsslError):
     """An archive, store or list of patches is missing, damaged or not what its user says it is."""
+
+
+class UnreachableError(DataError):
+    """A server that has the data does not answer, or breaks off."""
+
+    passing = True
 
 
 class StoppedError(StsslError):

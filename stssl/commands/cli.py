@@ -6,30 +6,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
-from stssl.base.errors import StoppedError, StsslError
-
-
-class _Commands(TyperGroup):
-    """The commands, of which none says nothing when it is interrupted."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Carry a command out.
-
-        Raises:
-            StoppedError: Ctrl-C.
-        """
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise StoppedError(
-                "interrupted (Ctrl-C). What is written is whole; the same command goes on from there.", 130
-            ) from None
-
+from stssl.base.errors import StsslError
+from stssl.base.stopping import heeding_signals
 
 app = typer.Typer(
-    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -323,13 +304,12 @@ def report_command(
 def main() -> None:
     """Run the command line; a user's mistake ends with its message and exit code 2, without a traceback."""
     try:
-        app()
+        with heeding_signals():
+            app()
     except StsslError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error).translate(_CONTROLS), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:  # before a command began
-        sys.exit(130)
     except OSError as error:
         if error.filename is None:
             raise

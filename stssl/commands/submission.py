@@ -17,6 +17,7 @@ from typing import Any
 
 from stssl.base.config import Tree, apply_overrides, load_tree, validate
 from stssl.base.errors import ConfigError, RunError, first_line
+from stssl.base.stopping import Asked, stopped
 from stssl.base.yaml_text import parse_yaml
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import LaunchConfig, Recipe
@@ -214,9 +215,8 @@ def submit_job(submission: Submission, show: Callable[[str], None], say: Callabl
     later = f"The job goes on. Follow it with `ray job logs --follow {name} --address {submission.address}`."
     try:
         about = asyncio.run(_follow(client, name, show))
-    except KeyboardInterrupt:
-        say(later)
-        raise
+    except Asked as asked:
+        raise stopped(asked, later) from None
     except LOST as error:
         raise RunError(f"{submission.address} does not answer any more ({type(error).__name__}). {later}") from None
     say(f"{name}: {about.status.value.lower()}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stssl.base.errors import ConfigError, first_line
 from stssl.models.backbones import make_backbone
+from stssl.models.sealed import UNREADABLE, read_sealed
 
 Weights = dict[str, Tensor]
 
@@ -77,18 +78,22 @@ def load_weights(backbone: nn.Module, path: str) -> None:
 
 
 def read_weights(path: str) -> Weights:
-    """Tensors by name from a safetensors file or a pickled state dict, read without running any code of it."""
+    """Tensors by name from a safetensors file or a pickled state dict, read without running any code of it.
+
+    Raises:
+        ConfigError: There is no such file, it is damaged, or it holds something else.
+    """
     file = Path(path)
     if not file.is_file():  # a pipe would be waited for
         raise ConfigError(f"model.weights: there is no file {path}")
     try:
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(file)
+            state: Any = read_sealed(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except OSError as error:
+        raise ConfigError(f"model.weights: cannot read {path}: {error.strerror or first_line(error)}") from None
+    except UNREADABLE as error:
         raise ConfigError(f"model.weights: {path} is not a state dict: {first_line(error)}") from None
     for key in ("model", "state_dict"):
         state = state.get(key, state) if isinstance(state, dict) else state

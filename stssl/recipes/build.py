@@ -10,6 +10,7 @@ import torch
 
 from stssl.algorithms import ALGORITHMS, Algorithm, DataFacts
 from stssl.base.batch import IGNORED, Progress, Stream, View
+from stssl.base.distributed import rank
 from stssl.base.errors import ConfigError
 from stssl.data.loader import Loader, StreamSource
 from stssl.data.sampler import StreamSampler
@@ -20,6 +21,8 @@ from stssl.recipes.recipe import DataConfig, R, Recipe
 from stssl.recipes.run_data import PixelData, RunData, open_data, require_labels, require_metadata
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.steps.votes import NoVotesConfig, Votes
+
+log = logging.getLogger("stssl")
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -41,7 +44,7 @@ def check_recipe(recipe: Recipe) -> None:
         model, bands = recipe.model, len(recipe.data.bands)
         check_images(network, network.backbone, model.backbone, bands=bands, size=model.image_size)  # type: ignore[arg-type]
     if step.views_at(Progress(steps - 1, steps)) != step.views_needed:
-        logging.getLogger("stssl").warning(
+        log.warning(
             "no step of this run learns from unlabeled patches: schedule.steps is %d, and before the step that "
             "schedule.supervised_start (or algorithm.supervised_steps) names, only labels are learned from",
             steps,
@@ -165,6 +168,9 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
         mean = std = np.zeros(len(config.bands), np.float32)
     else:
         mean, std = data.store.statistics(config.bands)
+        if rank() == 0 and (flat := data.store.constant(config.bands)):
+            words = "data.bands: %s has the same value in all training pixels of %s, so networks see 0 there and learn "
+            log.warning(words + "nothing from it; leave it out", ", ".join(flat), data.store.path)
     layout, scale = data.reader.layout, config.scale
     return PixelScaler(layout, config.bands, size, mean=mean, std=std, scale=scale, memory_format=memory_format)
 

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from stssl.algorithms import ALGORITHMS, AlgorithmConfig
 from stssl.base.config import (
+    MOST_ROWS,
     Config,
     Domain,
     ImageSize,
@@ -164,12 +165,14 @@ class RunRecipe(Config):
 
     Attributes:
         what: The kind, in messages.
+        scored_by: The command that scores such a run.
         smoke: What `--smoke` lays over a recipe: seconds on a laptop, no Ray, no hub.
         optimizer_name: The optimizer of a recipe that names none.
         others: Keys that only files of other commands have, and the command.
     """
 
     what: ClassVar[str]
+    scored_by: ClassVar[str]
     smoke: ClassVar[Tree]
     optimizer_name: ClassVar[str] = "adamw"
     others: ClassVar[dict[str, str]] = {"search": "sweep"}
@@ -270,6 +273,7 @@ class Recipe(RunRecipe):
     """One teacher-student run."""
 
     what: ClassVar[str] = "a training run"
+    scored_by: ClassVar[str] = "stssl evaluate"
     others: ClassVar[dict[str, str]] = {"search": "sweep", "pretext": "pretrain"}
     smoke: ClassVar[Tree] = merge(
         SMOKE,
@@ -299,6 +303,12 @@ class Recipe(RunRecipe):
 
     @model_validator(mode="after")
     def _unlabeled(self) -> "Recipe":
+        rows = self.batch.labeled * self.batch.unlabeled_ratio
+        if rows > MOST_ROWS:
+            raise ValueError(
+                f"batch.labeled {self.batch.labeled} times batch.unlabeled_ratio {self.batch.unlabeled_ratio} are "
+                f"{rows:,} unlabeled patches a step, more than {MOST_ROWS:,}: lower one of them"
+            )
         name = self.algorithm.name
         if name != "supervised" and not self.batch.unlabeled_ratio:
             raise ValueError(f"batch.unlabeled_ratio: 0 leaves nothing for algorithm {name}; give 1 or more")

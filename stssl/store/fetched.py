@@ -5,8 +5,9 @@ kept in the cache.
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from stssl.base.arrays import Ints
 from stssl.base.errors import DataError
 from stssl.store.disk import DiskCache
 from stssl.store.encode import EMPTY, tail_bytes
-from stssl.store.remote import RemoteFiles, bucket, explained, get_object, split_url
+from stssl.store.remote import bucket, explained, get_object, split_url
 from stssl.store.shards import Layout, RawPixels, ShardedArray, Wanted, known_layout, parse_tail
 
 THREADS = 8
@@ -232,19 +233,18 @@ class FetchedArray(ShardedArray):
         self._fresh()
 
 
-def fetched_array(store: str, name: str, cache: DiskCache) -> FetchedArray | None:
-    """Open a remote array that is read through a cache, if its layout is known; else return None.
+def fetched_array(store: str, name: str, meta: Mapping[str, Any], root: str, cache: DiskCache) -> FetchedArray | None:
+    """A remote array read through a cache, if its layout is known; cached files belong to the store's description.
 
     Args:
-        store: URL of the store.
-        name: Name of the array.
-        cache: Cache on disk; its files belong to the store's description.
+        store: Its URL.
+        name: Of the array.
+        meta: Its description.
+        root: Digest of the store's description.
+        cache: Where files are kept.
     """
-    about = [RemoteFiles(store).read("zarr.json"), (RemoteFiles(store) / name).read("zarr.json")]
-    layout = known_layout(about[1] or b"")
+    layout = known_layout(meta)
     if layout is None:
         return None
-    digest = hashlib.blake2b("\n".join([store, name]).encode(), digest_size=8)
-    for part in about:
-        digest.update(part or b"")
+    digest = hashlib.blake2b("\n".join([store, name, root, json.dumps(meta)]).encode(), digest_size=8)
     return FetchedArray(Path(store) / name, layout, store, f"{name}-{digest.hexdigest()}", cache)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from stssl.recipes.recipe import Recipe
 from stssl.sweeps.spec import Mode
 from stssl.sweeps.study import Book
 from stssl.sweeps.table import TrialRow
-from stssl.training.run_folder import write_text
+from stssl.training.checkpoint import UnusableError
+from stssl.training.run_folder import RunFolder, write_text
+
+log = logging.getLogger("stssl")
 
 
 def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
@@ -70,6 +74,10 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
         "checkpoint": str(best.run / "checkpoints" / "best.pt"),
     }
     write_text(folder / "best.json", json.dumps(about, indent=1))
+    try:
+        RunFolder(best.run).checkpoints.best()
+    except UnusableError as error:
+        log.warning("%s. To have the best trial's weights, train it again: stssl train %s", error, target)
     _link(folder / "best", best.run)
     if len(config.metrics) > 1:
         (folder / "pareto").mkdir(exist_ok=True)

@@ -21,6 +21,7 @@ from stssl.sweeps.session import tune_session
 from stssl.sweeps.study import Book
 from stssl.sweeps.table import TrialRow
 from stssl.sweeps.trials import REASON, trial, trial_recipe
+from stssl.training.checkpoint import UnusableError
 from stssl.training.kept import Confirmed, Scored, read_kept
 from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run
@@ -192,6 +193,21 @@ def _candidate(name: str, runs: Sequence[Recipe], metrics: tuple[str, ...]) -> C
     return Candidate(name, scores, {}, len(runs) - len(finished))
 
 
+def _evaluate(folder: RunFolder) -> None:
+    """Score a run on test.
+
+    Raises:
+        RunError: Its best checkpoint is lost; says how to have it again.
+    """
+    try:
+        folder.checkpoints.best()
+    except UnusableError as error:
+        raise RunError(
+            f"{error}. Put a whole one back, or delete {folder.path}: the same `stssl sweep --top N` trains it again."
+        ) from None
+    evaluate_run(folder.path, "test")
+
+
 def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[dict[str, Any]]:
     """Evaluate the chosen on test where that was not done before, and write down that it was."""
     old = confirmed(book)
@@ -204,7 +220,7 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
                 continue
             file = folder.path / "evaluation" / "test.json"
             if not is_there(file):
-                evaluate_run(folder.path, "test")
+                _evaluate(folder)
                 fresh.append(one.name)
             elif one.name not in known:  # a start that was killed looked, and did not come to say so
                 fresh.append(one.name)

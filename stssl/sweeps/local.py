@@ -28,6 +28,8 @@ def _trial(searcher: StudySearcher, trial_id: str, config: dict[str, Any]) -> No
 
     with contextlib.suppress(Stopped):
         carry_out(validate(Recipe, config["recipe"], f"trial {config['number']}"), report=report)
+    if searcher.trouble is not None:  # of the study, not of the trial
+        raise searcher.trouble
     searcher.on_trial_complete(trial_id, last)
 
 

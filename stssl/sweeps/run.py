@@ -18,7 +18,8 @@ from stssl.sweeps.domains import build_space
 from stssl.sweeps.session import tune_session
 from stssl.sweeps.space import did_you_mean
 from stssl.sweeps.spec import Say, Sweep, load_sweep
-from stssl.sweeps.study import Book, open_study
+from stssl.sweeps.study import Book, open_study, study_url
+from stssl.sweeps.trouble import study_errors
 from stssl.training.tasks import check_run
 
 
@@ -49,7 +50,7 @@ def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, se
     from stssl.sweeps.table import rows, write_table
 
     what = load_sweep(path, overrides)
-    with alone(what.folder):
+    with alone(what.folder), study_errors(study_url(what.config)):
         book = search(what, say)
         trials = rows(book)
         write_table(book, trials)
@@ -147,7 +148,7 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
 
         config = book.sweep.config
         searcher = StudySearcher(book, min(room, config.concurrent or room), deadline, say)
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(trial, options.pop("driver")),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
@@ -158,7 +159,13 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
                 trial_dirname_creator=_dirname,
             ),
             **options,
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError:
+            if searcher.trouble is not None:
+                raise searcher.trouble from None
+            raise
 
 
 def _dirname(trial: Any) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import socket
 import time
 import uuid
@@ -12,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from stssl.base.config import differing_keys, validate
-from stssl.base.errors import ConfigError, RunError, first_line
+from stssl.base.errors import ConfigError, RunError
+from stssl.base.textfiles import read_bounded
+from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.space import Space
 from stssl.sweeps.spec import Sweep, SweepConfig
+from stssl.sweeps.trouble import study_errors, without_password
 
 SPACE = "stssl"
 """The study's attribute that says what is searched."""
@@ -23,6 +25,10 @@ SPACE = "stssl"
 FOLDER = "folder"
 """The study's attribute that says whose runs it is about: a mark in the sweep's folder, and where that was."""
 
+LOCKED_S = 60
+"""How long to wait for another process that writes into an SQLite file."""
+
+MARK_BYTES = 4096
 DEATHS = 3
 """So often may a trial's driver die before the trial counts as failed."""
 
@@ -36,30 +42,24 @@ def storage_of(url: str) -> Any:
     """
     import optuna
 
-    (kind, _, rest), shown = url.partition(":"), _without_password(url)
+    (kind, _, rest), shown = url.partition(":"), without_password(url)
     if kind == "journal":
         try:
             backend = optuna.storages.journal.JournalFileBackend(rest.removeprefix("//"))
         except OSError as error:
             raise RunError(f"study: cannot open {url}: {error.strerror}. Give journal:FILE in a folder.") from None
-        return optuna.storages.JournalStorage(backend)
+        with study_errors(url, opening=True):
+            return optuna.storages.JournalStorage(backend)
     if kind.partition("+")[0] not in ("sqlite", "postgresql", "postgres"):
         raise ConfigError(f"study: '{shown}' is not sqlite:///FILE, postgresql://USER@HOST/NAME or journal:FILE")
     if kind in ("postgresql", "postgres"):
         url = f"postgresql+psycopg:{rest}"
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
+    options: dict[str, Any] = {"connect_args": {"timeout": LOCKED_S}} if kind == "sqlite" else {"pool_pre_ping": True}
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        with study_errors(url, opening=True):
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
         raise ConfigError(f"study: {shown} needs a driver: pip install 'stssl[postgres]' ({error})") from None
-    except Exception as error:  # SQLAlchemy and drivers have errors of their own
-        raise RunError(f"study: cannot open {_without_password(url)}: {first_line(error)}") from None
-
-
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    hidden = f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
-    return re.sub(r"(?i)(password=)[^&]*", r"\1***", hidden)
 
 
 def study_url(config: SweepConfig) -> str:
@@ -71,17 +71,26 @@ def open_study(sweep: Sweep, space: Space) -> Any:
     """Make the sweep's study, or go on with it.
 
     Raises:
-        RunError: A study of that name searched something else; names what differs. Or it cannot be reached.
+        RunError: A study of that name searched something else; names what differs. Or it cannot be reached, is
+            damaged, or is gone while the runs of its trials are there.
     """
     import optuna
 
     config = sweep.config
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = storage_of(study_url(config))
+    with study_errors(study_url(config)):
+        return _opened(sweep, space, storage)
+
+
+def _opened(sweep: Sweep, space: Space, storage: Any) -> Any:
+    import optuna
+
+    config = sweep.config
     ours = space.identity() | {"metrics": list(config.metrics), "modes": list(config.modes)}
-    known = {summary.study_name for summary in storage_studies(storage)}
-    if config.name in known:
-        _same(ours, optuna.load_study(study_name=config.name, storage=storage), config, sweep.recipe.launch.storage)
+    found = _found(config, storage)
+    if found is not None:
+        _same(ours, found, config, sweep.recipe.launch.storage)
     with _quiet():
         study = optuna.create_study(
             study_name=config.name,
@@ -103,15 +112,27 @@ def open_study(sweep: Sweep, space: Space) -> Any:
     return study
 
 
-def storage_studies(storage: Any) -> list[Any]:
-    """All studies of a storage."""
+def _found(config: SweepConfig, storage: Any) -> Any:
+    """Look for the sweep's study, and read all of it once, so that a damaged one is found before any trial."""
     import optuna
 
-    return list(optuna.get_all_study_summaries(storage))
+    with study_errors(study_url(config), opening=True):
+        if config.name in {summary.study_name for summary in optuna.get_all_study_summaries(storage)}:
+            study = optuna.load_study(study_name=config.name, storage=storage)
+            json.loads(study.user_attrs.get(SPACE, "{}"))
+            study.get_trials(deepcopy=False)
+            return study
+    runs = trials_folder(config.folder)
+    if runs.is_dir() and any(runs.iterdir()):
+        raise RunError(
+            f"{without_password(study_url(config))} has no study '{config.name}', and {runs} has runs of its trials. "
+            f"Put the study back, give this sweep another name (name=...), or delete {config.folder} to begin again."
+        )
+    return None
 
 
 def _same(ours: dict[str, Any], study: Any, config: SweepConfig, runs: str = "runs") -> None:
-    text, place = study.user_attrs.get(SPACE), _without_password(study_url(config))
+    text, place = study.user_attrs.get(SPACE), without_password(study_url(config))
     theirs = _as_today(json.loads(text), runs) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
         raise RunError(f"the study '{config.name}' in {place} was not made by a sweep. Give another name=...")
@@ -135,14 +156,16 @@ def _as_today(identity: dict[str, Any], storage: str) -> dict[str, Any]:
 
 def _one_folder(study: Any, config: SweepConfig) -> None:
     """Keep two folders from sharing a study: each would take up the other's running trials, and miss its runs."""
-    mark, theirs = config.folder / "study.id", study.user_attrs.get(FOLDER)
-    if not mark.exists():
-        mark.write_text(uuid.uuid4().hex)
+    path, theirs = config.folder / "study.id", study.user_attrs.get(FOLDER)
+    if not path.exists():
+        write_whole(path, uuid.uuid4().hex)
+    advice = "Put it back as it was, or give this sweep another name (name=...)."
+    mark = read_bounded(path, MARK_BYTES, RunError, advice).decode("utf-8", "replace")
     if theirs is None:
-        study.set_user_attr(FOLDER, [mark.read_text(), f"{socket.gethostname()}:{config.folder}"])
-    elif theirs[0] != mark.read_text():
+        study.set_user_attr(FOLDER, [mark, f"{socket.gethostname()}:{config.folder}"])
+    elif theirs[0] != mark:
         raise RunError(
-            f"the study '{config.name}' in {_without_password(study_url(config))} keeps its runs in {theirs[1]}, and "
+            f"the study '{config.name}' in {without_password(study_url(config))} keeps its runs in {theirs[1]}, and "
             f"not in {config.folder}. Go on with it there (storage=...), or give this sweep another name (name=...)."
         )
 

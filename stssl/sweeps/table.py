@@ -1,12 +1,14 @@
 """All trials of a sweep as rows: for files, for the report, and for choosing."""
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stssl.base.whole_files import write_whole
 from stssl.sweeps.outcomes import outcome
 from stssl.sweeps.space import Values
 from stssl.sweeps.study import Book, run_name, trials_folder
@@ -98,13 +100,15 @@ def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
     lines = records(book, trials)
     if not lines:
         return
-    with (book.sweep.folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(lines[0]))
+    writer.writeheader()
+    writer.writerows(lines)
+    write_whole(book.sweep.folder / "trials.csv", text.getvalue())
     columns = {name: [line[name] for line in lines] for name in lines[0]}
     for name, column in columns.items():
         kinds = {type(value) for value in column if value is not None}
         if len(kinds) > 1 and not kinds <= {int, float}:
             columns[name] = [None if value is None else str(value) for value in column]
-    pq.write_table(pa.table(columns), book.sweep.folder / "trials.parquet")
+    table = pa.table(columns)
+    write_whole(book.sweep.folder / "trials.parquet", lambda file: pq.write_table(table, file))

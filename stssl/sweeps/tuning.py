@@ -1,7 +1,8 @@
 """Answer Ray Tune from the study: which trial comes next, and whether one goes on."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from stssl.base.errors import StsslError
+from stssl.base.errors import RunError, StsslError
 from stssl.sweeps.outcomes import outcome
 from stssl.sweeps.spec import Say
-from stssl.sweeps.study import Book, run_name, trials_folder
+from stssl.sweeps.study import Book, run_name, study_url, trials_folder
 from stssl.sweeps.trials import REASON, failure, trial_recipe
+from stssl.sweeps.trouble import study_errors
 from stssl.training.run_folder import RunFolder
 from stssl.training.tasks import check_run
 
@@ -31,6 +33,8 @@ class StudySearcher(Searcher):
         self.stopped: set[str] = set()
         self.exhausted = False
         self.since: dict[str, float] = {}
+        self.trouble: RunError | None = None
+        """Why the study could not be read or written; Tune would make a traceback of it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StudySearcher":
         """Tune copies what it is given; there is one searcher."""
@@ -40,8 +44,22 @@ class StudySearcher(Searcher):
         """Tune saves what it is given; nobody reads that."""
         return (object, ())
 
+    @contextlib.contextmanager
+    def _study(self) -> Iterator[None]:
+        """Keep the reason why the study failed."""
+        try:
+            with study_errors(study_url(self.book.sweep.config)):
+                yield
+        except RunError as error:
+            self.trouble = error
+            raise
+
     def suggest(self, trial_id: str) -> Any:
         """Values of the next trial, None while there is no room, `FINISHED` when all were tried."""
+        with self._study():
+            return self._next(trial_id)
+
+    def _next(self, trial_id: str) -> Any:
         if len(self.live) >= self.at_once:
             return None
         # Tune asks all the time, and the study is on disk.
@@ -62,7 +80,7 @@ class StudySearcher(Searcher):
         except StsslError as error:
             why = str(error)
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
-            return self.suggest(trial_id)
+            return self._next(trial_id)
         # A start that was killed may have left the reason of a failure that nobody wrote down: this one tries again.
         (self._folder(trial.number) / REASON).unlink(missing_ok=True)
         return {"number": trial.number, "recipe": recipe.tree()}
@@ -81,7 +99,8 @@ class StudySearcher(Searcher):
         value = result.get(name)
         if trial is None or value is None or not isfinite(value):
             return False
-        stop = self.book.report(trial, int(result["step"]), float(value), time.time() - self.since[trial_id])
+        with self._study():
+            stop = self.book.report(trial, int(result["step"]), float(value), time.time() - self.since[trial_id])
         if stop and result["step"] < result["steps"]:
             self.stopped.add(trial_id)
             return True
@@ -95,8 +114,11 @@ class StudySearcher(Searcher):
             result: Its last result.
             error: True if it failed.
         """
-        if trial_id not in self.live:
-            return
+        if trial_id in self.live:
+            with self._study():
+                self._complete(trial_id, result, error)
+
+    def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         folder = self._folder(self.live[trial_id].number)
         reason, ended = failure(folder), outcome(folder, self.book.sweep.config.metrics)
         if trial_id in self.stopped:

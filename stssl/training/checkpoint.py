@@ -5,8 +5,10 @@ one with the best validation score. A file is the bytes of `torch.save`, then th
 that a truncated or damaged file is found out before any of it is used.
 """
 
+import contextlib
 import hashlib
 import io
+import logging
 import os
 import pickle
 import threading
@@ -15,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from stssl import __version__
 from stssl.base.errors import RunError, first_line
 from stssl.base.whole_files import cannot_write, is_there, open_plain, sync_folder, write_whole
+from stssl.models.sealed import seal
 
+log = logging.getLogger("stssl")
 CheckpointState = dict[str, Any]
 _FORMAT = b"STSSLCK"
 _MARK = _FORMAT + b"1"
@@ -182,6 +185,39 @@ class Checkpoints:
                 except UnusableError as error:
                     yield path, error
 
+    def best(self, recipe: str | None = None) -> CheckpointState:
+        """Read the best checkpoint; where it is lost or damaged, another that is the same, saying so.
+
+        Args:
+            recipe: Hash of the recipe that the run must have; None takes any state.
+
+        Raises:
+            UnusableError: It cannot be used, and no other is the same.
+        """
+        try:
+            return self._read("best", recipe)
+        except UnusableError as error:
+            name, state = self.same_as_best(recipe)
+            if state is None:
+                raise
+            log.warning("%s; %s is the same checkpoint and used instead", error, self.path(name))
+            return state
+
+    def same_as_best(self, recipe: str | None) -> tuple[str, CheckpointState | None]:
+        """Name and state of the checkpoint among the last two that is the best one, too; None where neither is."""
+        with contextlib.suppress(UnusableError):
+            last = self._read("last", recipe)
+            step = last["progress"].get("best_step")
+            if last["progress"]["step"] == step:
+                return "last", last
+            previous = self._read("previous", recipe)
+            if previous["progress"]["step"] == step:
+                return "previous", previous
+        return "", None
+
+    def _read(self, name: str, recipe: str | None) -> CheckpointState:
+        return require_state(read_state(self.path(name)), self.path(name), recipe)
+
     def latest(self) -> tuple[CheckpointState, list[str]] | None:
         """The newest whole checkpoint and what was wrong with newer ones; None before the first.
 
@@ -216,9 +252,8 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
         prefix: Of the part's names in the step's state, left out in the file.
         name: Of the file.
     """
-    path = checkpoints.path("best")
     try:
-        state = require_state(read_state(path), path)["step"]
+        state = checkpoints.best()["step"]
     except UnusableError as error:
         run = checkpoints.folder.parent
         raise RunError(
@@ -228,7 +263,7 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     target = checkpoints.folder / f"{name}.safetensors"
     # `save_file` would make a file that its owner alone may read, whatever the umask says.
-    write_whole(target, save({key: value.contiguous() for key, value in weights.items()}))
+    write_whole(target, seal(weights))
     return target
 
 

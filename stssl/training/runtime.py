@@ -18,12 +18,11 @@ import torch.distributed as dist
 
 from stssl.base.distributed import gather_rows, rank, world_size
 from stssl.base.errors import RunError
+from stssl.base.stopping import TOGETHER_S, Asked
 from stssl.recipes.recipe import RunRecipe
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Names of malloc.h."""
-TOGETHER_S = 1.0
-"""Signals so close to each other count as one."""
 
 
 def log() -> logging.Logger:
@@ -124,10 +123,9 @@ class Stop:
             return
 
         def ask(number: int, frame: FrameType | None) -> None:
-            # Some programs hand on a Ctrl-C that this process got from the terminal, too: those two are one.
             again = self.by is not None and time.monotonic() - self.at > TOGETHER_S
             if again and number == signal.SIGINT and not self.leaving:
-                raise KeyboardInterrupt
+                raise Asked(number)
             if self.by is None:
                 self.by, self.at = signal.Signals(number), time.monotonic()
 

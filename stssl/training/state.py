@@ -15,7 +15,7 @@ from stssl.base.batch import Progress
 from stssl.base.distributed import rank, world_size
 from stssl.models.ema import KeptStatistics
 from stssl.recipes.recipe import RunRecipe
-from stssl.training.checkpoint import UnusableError, does_not_fit, none_whole, read_state, require_state
+from stssl.training.checkpoint import UnusableError, does_not_fit, none_whole, read_state, require_state, write_state
 from stssl.training.compiling import compile_blocks
 from stssl.training.guard import FILE, Guard
 from stssl.training.journal import Journal
@@ -136,17 +136,23 @@ class TrainState:
             self.folder.checkpoints.mend(found, best=self.progress.best_step == self.progress.step)
 
     def _check_best(self) -> list[str]:
-        """Choose the best checkpoint anew where that of an earlier step is lost; what was wrong with it."""
-        progress, path = self.progress, self.folder.checkpoints.path("best")
+        """Write the best checkpoint of an earlier step again where it is lost, or choose another; what was wrong."""
+        progress, checkpoints, recipe = self.progress, self.folder.checkpoints, self.recipe.hash()
+        path = checkpoints.path("best")
         if progress.best_step in (0, progress.step):
             return []
         try:
-            require_state(read_state(path), path, self.recipe.hash())
+            require_state(read_state(path), path, recipe)
         except UnusableError as error:
+            same, state = checkpoints.same_as_best(recipe)
+            if state is not None:
+                if rank() == 0:
+                    write_state(state, path)
+                return [f"{error}; written again, since {checkpoints.path(same)} is the same checkpoint"]
             if progress.step < self.recipe.schedule.steps:
                 progress.best, progress.best_step = None, 0
-            return [f"{error}; the best checkpoint is chosen anew among those from step {progress.step} on"]
-        return []
+                return [f"{error}; the best checkpoint is chosen anew among those from step {progress.step} on"]
+        return []  # of a run that is trained, the export says that its best weights are lost
 
     def tell_of_bad_steps(self) -> None:
         """Write down steps that were left out since the last call, with their patches.

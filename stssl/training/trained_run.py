@@ -41,11 +41,13 @@ def load_run(
         raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
     path = folder.checkpoints.path(checkpoint)
     if not is_there(path):
-        if folder.checkpoints.exist():
+        if not folder.checkpoints.exist():
+            raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
+        if checkpoint == "best" and never_finite(folder):
             raise RunError(
-                f"{folder.path} has no {checkpoint} checkpoint: no validation had finite predictions so far."
+                f"{folder.path} has no best checkpoint: no validation had finite predictions so far. Give --checkpoint "
+                "last to see the last one."
             )
-        raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
     recipe = folder.recipe_as(Recipe)
     expected = recipe.hash()
     if store is not None:
@@ -66,20 +68,33 @@ def load_run(
     return recipe, data, step, pixels, int(state["progress"]["step"])
 
 
-def read_own_state(folder: RunFolder, path: Path, recipe: str) -> CheckpointState:
+def never_finite(folder: RunFolder) -> bool:
+    """True if a run has come to a checkpoint, and to none with finite predictions, which could be the best."""
+    states = [state for _, state in folder.checkpoints.newest() if not isinstance(state, UnusableError)]
+    return bool(states) and not dict(states[0].get("position", {})).get("best_step")
+
+
+def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "") -> CheckpointState:
     """A run's checkpoint; one that an earlier version wrote may know the recipe by the hash of that time.
+
+    Args:
+        folder: Of the run.
+        path: Of the checkpoint; for the best one, another that is the same serves as well.
+        recipe: Hash of the run's recipe.
+        advice: What to do where it cannot be used, if not to evaluate another one.
 
     Raises:
         RunError: It is damaged, or another run's; says what can be used instead.
     """
+    best = path == folder.checkpoints.path("best")
     try:
-        state = require_state(read_state(path), path)
+        state = folder.checkpoints.best() if best else require_state(read_state(path), path)
         earlier = folder.recorded()[1].get("recipe_hash") if state.get("written_by") != __version__ else None
         return require_state(state, path, recipe if state["recipe"] != earlier else None)
     except UnusableError as error:
-        other = "last" if path.stem == "best" else "best"
+        other = "last" if best else "best"
         whole = f"Give --checkpoint {other}, or put" if is_there(folder.checkpoints.path(other)) else "Put"
-        raise RunError(f"{error}. {whole} a whole one back.") from None
+        raise RunError(f"{error}. {advice or f'{whole} a whole one back.'}") from None
 
 
 def evaluate_run(
