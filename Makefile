@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= quickstart
-# Files of tests side by side; those on real Ray one after another in one process (groups: tests/conftest.py).
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# Files of tests side by side; those on real Ray one after another in one process (tests/shares.py).
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: install quickstart test test-slow soak check lint clean

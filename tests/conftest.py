@@ -14,7 +14,7 @@ from marks import NO_RAY, SLOW
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """See that markers mean what they say, and deal tests out to processes: by file, those on real Ray to one.
+    """See that markers mean what they say, and put tests on real Ray first: the share (shares.py) that takes longest.
 
     Clusters of processes on a busy machine may miss each other once: such a test has a second try, and says so.
     """
@@ -23,12 +23,17 @@ def pytest_collection_modifyitems(items):
         kinds = SLOW.pattern.replace("|", ", ")
         raise pytest.UsageError(f"only tests named after one of {kinds} may be slow, not {', '.join(strangers)}")
     for item in items:
-        on_ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.name))
-        if on_ray:
+        if item.get_closest_marker("ray") is not None:
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=10))
-    # The longest group begins first.
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deal tests out to processes by file, those on real Ray to one."""
+    from shares import Shares
+
+    return Shares(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

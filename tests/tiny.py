@@ -12,6 +12,7 @@ from stssl.archives.conversion import Options, convert
 from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.synthetic import synthesize
 from stssl.base.hashing import column_hash
+from stssl.store.zarr_metadata import description_hashes
 
 
 def write_eurosat(folder: Path, per_class: int = 20, seed: int = 0) -> tuple[Path, Path]:
@@ -52,6 +53,13 @@ def relabel(store: Path, row: int, label: int) -> None:
     values[row] = label
     group = json.loads((store / "zarr.json").read_text())
     group["attributes"]["column_hashes"]["label"] = column_hash(np.asarray(values[:]))
+    seal(store, group)
+
+
+def seal(store: Path, group: dict) -> None:
+    """Write a store's root as a conversion that said this would have written it."""
+    arrays = group["consolidated_metadata"]["metadata"]
+    group["attributes"]["description_hashes"] = description_hashes(group["attributes"], arrays)
     (store / "zarr.json").write_text(json.dumps(group))
 
 

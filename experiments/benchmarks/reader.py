@@ -4,7 +4,10 @@
 
 Random batches of 64 from a warm store of generated BigEarthNet patches. Every repeat runs all paths one after the
 other, so that they share what the machine is doing; the table has medians, and shares of medians of the same repeats.
-LMDB needs `pip install lmdb` and is left out without it.
+LMDB and TensorStore need `pip install lmdb tensorstore` and are left out without them.
+
+What checksums cost is measured on two copies of a store, with and without them, read in turns of a few batches: with
+without without with. A ratio is of the seconds of one turn; the table has their median, by the clock and of the CPU.
 """
 
 import argparse
@@ -30,13 +33,13 @@ from stssl.data.loader import Loader, StreamSource
 from stssl.data.sampler import StreamSampler
 from stssl.data.views import ViewDrawer
 from stssl.store.cache import Streamed
-from stssl.store.encode import encode_shard
+from stssl.store.encode import SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
 from stssl.store.reader import Stored, StoreReader
 from stssl.store.shards import ShardedArray, direct_layout
 from stssl.store.writer import CODECS, StorePlan, Writer
 
 RGB = ("B04", "B03", "B02")
-BATCH, SHARD = 64, 512
+BATCH, SHARD, TURN = 64, 512, 1
 Path_ = Callable[[np.ndarray], Any]
 
 
@@ -50,17 +53,26 @@ def paint(count: int) -> dict[str, np.ndarray]:
     return {name: np.stack([patch[name] for patch in made]) for name in made[0]}
 
 
-def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str) -> dict[str, Stored]:
-    """Pixel arrays as a conversion writes them."""
+def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str, checked: bool = True) -> dict[str, Stored]:
+    """Pixel arrays as a conversion writes them, or as one did before there were checksums."""
     count = len(pixels["b10"])
     writer = Writer(str(folder), StorePlan(count, SHARD, codec, sentinel_arrays("all"), (), (), (), "", {}))
     stored = {}
     for array in writer.plan.arrays:
         writer._create(array)
+        sums = []
         for shard in range(writer.plan.shards):
             rows = writer.plan.rows(shard)
-            block = pixels[array.name][rows.start : rows.stop]
-            writer.files.write(f"{array.name}/c/{shard}/0/0/0", encode_shard(block, SHARD, CODECS[codec], checked=True))
+            block = encode_shard(pixels[array.name][rows.start : rows.stop], SHARD, CODECS[codec], checked=checked)
+            writer.files.write(f"{array.name}/c/{shard}/0/0/0", block)
+            sums.append(shard_checksum(block[-tail_bytes(SHARD) :]))
+        file = folder / array.name / "zarr.json"
+        meta = json.loads(file.read_text())
+        if checked:
+            meta["attributes"][SHARD_CHECKSUMS] = sums
+        else:
+            meta["codecs"][0]["configuration"]["codecs"].pop()
+        file.write_text(json.dumps(meta))
         stored[array.name] = Stored(array.bands, pixels[array.name].shape, pixels[array.name].dtype)
     return stored
 
@@ -87,6 +99,27 @@ def oindex_path(folder: Path, bands: tuple[str, ...]) -> Path_:
     if len(bands) == 3:
         return lambda rows: arrays[0].oindex[rows, slice(0, 3)]
     return lambda rows: [array.oindex[rows] for array in arrays]
+
+
+def tensorstore_path(folder: Path, bands: tuple[str, ...]) -> Path_ | None:
+    """TensorStore on the same store, one thread for files and one for copies, room for shard indexes only."""
+    try:
+        import tensorstore
+    except ImportError:
+        return None
+    limits = {"file_io_concurrency": {"limit": 1}, "data_copy_concurrency": {"limit": 1}}
+    context = tensorstore.Context(limits | {"cache_pool": {"total_bytes_limit": 2_000_000}})
+    arrays = [
+        tensorstore.open(
+            {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder / name}/"}},
+            context=context,
+            recheck_cached_data="open",
+        ).result()
+        for name in ("b10", "b20", "b60")
+    ]
+    if len(bands) == 3:
+        return lambda rows: arrays[0].oindex[rows, 0:3].read().result()
+    return lambda rows: [future.result() for future in [array.oindex[rows].read() for array in arrays]]
 
 
 def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
@@ -126,6 +159,38 @@ def loader_path(reader: StoreReader, count: int, steps: int) -> Callable[[], int
     return run
 
 
+def check_cost(folder: Path, pixels: dict[str, np.ndarray], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What checksums cost: ratios of reading the stores of `measure` to reading the same without."""
+    rng, rows = np.random.default_rng(1), []
+    for codec, most in (("lz4", 1.10), ("none", None)):
+        stored = write_store(folder / f"{codec} unchecked", pixels, codec, checked=False)
+        every = tuple(band for array in stored.values() for band in array.bands)
+        for label, bands in (("RGB", RGB), ("all bands", every)):
+            sides = [reader_path(folder / name, stored, bands, 1) for name in (codec, f"{codec} unchecked")]
+            draws = rng.integers(0, options.patches, (options.turns + 1, TURN, BATCH))
+            turns = np.array([_turn(sides, batches) for batches in draws])[1:]
+            clock, cpu = np.median(turns[:, 0] / turns[:, 1], axis=0).tolist()
+            extra = float(np.median(turns[:, 0, 1] - turns[:, 1, 1])) / (2 * TURN * BATCH) * 1e6
+            what = f"{label}, {codec}, checked / unchecked"
+            rows += [
+                {"what": f"{what}, by the clock", "measured": clock, "at most": most},
+                {"what": f"{what}, of the CPU", "measured": cpu, "at most": most},
+                {"what": f"{label}, {codec}, microseconds a patch for checks", "measured": extra, "at most": None},
+            ]
+    return rows
+
+
+def _turn(sides: list[Path_], batches: np.ndarray) -> list[tuple[float, float]]:
+    """Seconds by the clock and of the CPU that each of two paths takes for two rounds, in the order 0 1 1 0."""
+    spent = np.zeros((2, 2))
+    for side in (0, 1, 1, 0):
+        before = time.perf_counter(), time.process_time()
+        for rows in batches:
+            sides[side](rows)
+        spent[side] += time.perf_counter() - before[0], time.process_time() - before[1]
+    return [(float(clock), float(cpu)) for clock, cpu in spent]
+
+
 def memory_beside(folder: Path) -> float:
     """MB that a reader of 590,326 patches holds beside the batches: the index is simulated, the rest is real."""
     tracemalloc.start()
@@ -159,6 +224,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
         for label, bands in (("RGB", RGB), ("all", every)):
             paths[f"{codec} {label}"] = reader_path(folder / codec, arrays, bands, options.threads)
             paths[f"oindex {codec} {label}"] = oindex_path(folder / codec, bands)
+            paths[f"tensorstore {codec} {label}"] = tensorstore_path(folder / codec, bands)
     steps = options.batches
     through = loader_path(StoreReader(str(folder / "lz4"), stored["lz4"], RGB, options.threads), options.patches, steps)
     rng = np.random.default_rng(0)
@@ -167,12 +233,13 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
         batches = rng.integers(0, options.patches, (steps, BATCH))
         for name, path in paths.items():
             if path is not None:
-                some = batches[: max(1, steps // 50)] if name.startswith("oindex") else batches
+                less = {"oindex": 50, "tensorstore": 5}.get(name.partition(" ")[0], 1)
+                some = batches[: max(1, steps // less)]
                 found.setdefault(name, []).append(
                     _rate(lambda p=path, b=some: sum(BATCH for rows in b if p(rows) is not None))
                 )
         found.setdefault("loader lz4 RGB", []).append(_rate(through))
-    return rows_of(found, memory_beside(folder / "lz4")), found
+    return rows_of(found, memory_beside(folder / "lz4")) + check_cost(folder, pixels, options), found
 
 
 def _rate(work: Callable[[], int]) -> float:
@@ -194,6 +261,10 @@ def rows_of(found: dict[str, list[float]], memory: float) -> list[dict[str, Any]
         ("RGB, lz4, times LMDB + safetensors", share("lz4 RGB", "lmdb RGB"), 1.0),
         ("RGB, lz4, loader's share of the bare reader", share("loader lz4 RGB", "lz4 RGB"), 0.8),
         ("RGB, lz4, times zarr oindex", share("lz4 RGB", "oindex lz4 RGB"), 30.0),
+        ("RGB, lz4, times TensorStore", share("lz4 RGB", "tensorstore lz4 RGB"), None),
+        ("RGB, no codec, times TensorStore", share("none RGB", "tensorstore none RGB"), None),
+        ("all bands, lz4, times TensorStore", share("lz4 all", "tensorstore lz4 all"), None),
+        ("all bands, no codec, times TensorStore", share("none all", "tensorstore none all"), None),
         ("all bands, no codec, share of memmap", share("none all", "memmap all"), None),
         ("all bands, lz4, times zarr oindex", share("lz4 all", "oindex lz4 all"), 30.0),
     ]
@@ -208,6 +279,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1, help="of the reader")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=400, help="of reading with checksums and without")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,11 +288,11 @@ def main() -> None:
     print(f"{'path':<22}{'patches/s':>12}")
     for name, rates in found.items():
         print(f"{name:<22}{statistics.median(rates):>12,.0f}")
-    print(f"\n{'what':<46}{'measured':>10}{'wanted':>10}")
+    print(f"\n{'what':<54}{'measured':>10}{'wanted':>10}")
     for row in rows:
         measured = "-" if row["measured"] is None else f"{row['measured']:.2f}"
         wanted = row.get("at least", row.get("at most"))
-        print(f"{row['what']:<46}{measured:>10}{'' if wanted is None else wanted:>10}")
+        print(f"{row['what']:<54}{measured:>10}{'' if wanted is None else wanted:>10}")
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key != "json"}
         options.json.write_text(json.dumps({"settings": settings, "rows": rows, "rates": found}, indent=1))

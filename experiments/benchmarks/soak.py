@@ -280,7 +280,8 @@ def write_recipes(folder: Path, store: Path) -> None:
     sweep = {
         "name": "sweep",
         "recipe": "train.yaml",
-        "change": {"launch.workers": 1, "schedule.steps": 40},
+        # best.yaml names the storage, which must not be that of the folder where the command runs.
+        "change": {"launch.workers": 1, "launch.storage": str(folder / "runs"), "schedule.steps": 40},
         "trials": 3,
         "concurrent": 1,
         "seed": 0,

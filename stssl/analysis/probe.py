@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from stssl.algorithms.losses import cross_entropy
 from stssl.base.arrays import Ints
 from stssl.base.config import Config, Positive, Threads, apply_overrides, merge, validate
-from stssl.base.errors import ConfigError
+from stssl.base.errors import ConfigError, RunError
 from stssl.base.labels import LabelSpace
+from stssl.base.logs import LOG
 from stssl.base.randomness import RandomStream, permutation
 from stssl.base.whole_files import is_there
 from stssl.contrastive.step import PretrainEncoder
@@ -40,10 +41,11 @@ from stssl.training.contrastive_task import QUERY, build_encoder
 from stssl.training.launch import run
 from stssl.training.run_files import ProbeFile, read_run_file
 from stssl.training.run_folder import RunFolder, write_text
-from stssl.training.trained_run import evaluate_run, read_own_state
+from stssl.training.trained_run import evaluate_run, never_finite, read_own_state
 
 ProbeRow = dict[str, Any]
 """Results of one method and number of labels, as their file has them: settings, and scores by part."""
+COOLER = "Pretrain with a lower optimizer.lr, optimizer.clip=1.0 or compute.precision=fp32, as name=ANOTHER."
 
 
 class LinearConfig(Config):
@@ -200,7 +202,13 @@ def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tup
         The encoder and the step it was saved at, 0 for a random one.
     """
     path = folder.checkpoints.path("best")
-    state = read_own_state(folder, path, recipe.hash())
+    if not folder.checkpoints.exist() and not is_there(path):
+        raise RunError(f"{folder.path} has no checkpoint yet. Pretrain it to its first evaluation.")
+    if not is_there(path) and never_finite(folder):
+        raise RunError(f"{folder.path} is worth nothing so far: its features were not finite. {COOLER}")
+    state = read_own_state(
+        folder, path, recipe.hash(), f"Put a whole one back, or delete {folder.path} and pretrain it again."
+    )
     torch.manual_seed(recipe.seed)
     model = recipe.model.model_copy(update={"weights": "none"})
     encoder = build_encoder(model, len(recipe.data.bands), recipe.pretext.projection, recipe.pretext.mlp)
@@ -228,6 +236,8 @@ def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, ta
     pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
     rows = {part: np.sort(data.split.part(part)) for part in PARTS}
     found = {part: embed(encoder.features, data, pixels, rows[part], recipe.evaluation.batch) for part in PARTS}
+    if not all(bool(torch.isfinite(values).all()) for values in found.values()):
+        raise RunError(f"features of some patches are not finite, so there is nothing to probe. {COOLER}")
     mean, deviation = found["train"].mean(0), found["train"].std(0).clamp_min(1e-6)
     features = {part: ((values - mean) / deviation).cpu() for part, values in found.items()}
     return Frozen(features, {part: targets[torch.from_numpy(rows[part])] for part in PARTS}, rows["train"])
@@ -269,6 +279,8 @@ def linear(
         value = _scores(layer, frozen, space, "validation")[headline(space)]
         if value > best:
             best, chosen, at = value, copy.deepcopy(layer), epoch + 1
+    if not at:
+        LOG.warning("the linear layer was finite at no epoch, so it has no scores: try a lower --set lr=...")
     return {"epoch": at} | {part: _scores(chosen, frozen, space, part) for part in ("validation", "test")}
 
 

@@ -178,8 +178,8 @@ class BigEarthNet2:
         try:
             patch.arrays[REFERENCE.name] = read_band(path, REFERENCE.height)[None]
         except BadPatchError as problem:
-            if problem.code != "missing_band":
-                patch.problems.append(("bad_metadata", str(problem)))
+            if problem.code != "missing_band":  # the patch stays in its split: its map alone is no data
+                patch.complain(BadPatchError("bad_map", str(problem)))
 
 
 def _list_patches(archive: Path) -> Iterator[str]:

@@ -7,6 +7,7 @@ together and spreads the shards over the cluster.
 import csv
 import hashlib
 import io
+import itertools
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from stssl.archives.formats import ARCHIVES
 from stssl.archives.options import options_of
 from stssl.base.errors import ConfigError, DataError, RunError
 from stssl.base.ray_session import connected_ray
-from stssl.store.files import sole_writer
+from stssl.store.files import sole_writer, writing
 from stssl.store.remote import is_remote
 from stssl.store.schema import SHARD, Patch
 from stssl.store.store import Store
@@ -106,14 +107,16 @@ def convert(
     plan = make_plan(source, opened, options, about)
     job = Job(opened, Writer(target, plan), options.strict, Path(archive).absolute())
     with sole_writer(target):
-        job.writer.prepare()
-        missing = job.writer.missing()
+        with writing(target):
+            job.writer.prepare()
+            missing = job.writer.missing()
         done = plan.shards - len(missing)
         for _ in run_shards(job, missing, options):
             done += 1
             if progress:
                 progress(done, plan.shards)
-        errors = job.writer.finish()
+        with writing(target):
+            errors = job.writer.finish()
     report = job.writer.beside.path(job.writer.report)
     examples = _examples(job.writer) if errors else {}
     return Summary(target, plan.patches, plan.shards, len(missing), errors, report, examples, tuple(opened.notes))
@@ -123,7 +126,7 @@ def _examples(writer: Writer) -> dict[str, str]:
     """Find the first patch of each error in the report; empty if the report was removed."""
     found: dict[str, str] = {}
     text = (writer.beside.read(writer.report) or b"").decode("utf-8", "replace")
-    for name, error, words in csv.reader(io.StringIO(text, newline="")):
+    for name, error, words in itertools.islice(csv.reader(io.StringIO(text, newline="")), 1, None):
         found.setdefault(error, words if name in words else f"{name}: {words}")
     return found
 
@@ -209,7 +212,7 @@ def verify_store(
     """
     if archive is None:
         return verify(store, progress=progress)
-    conversion = Store.open(store).attrs["conversion"]
+    conversion = {"about": {}, "patches": 0} | Store.open(store).attrs["conversion"]
     original = open_archive(conversion["format"], archive, **(conversion["about"] | about))
     if len(original.names) < conversion["patches"]:
         words = f"{archive} has {len(original.names)} patches, and {store} was converted from {conversion['patches']}"

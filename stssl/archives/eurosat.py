@@ -303,7 +303,7 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
     found = columns_of(read, wanted, table)
     if len(found) < len(wanted):
         known = ", ".join(read.column_names)
-        raise DataError(f"{table} must have columns filepath, latitude and longitude. It has: {known}")
+        raise DataError(f"{table} must have columns filepath, latitude and longitude. It has: {known or 'nothing'}.")
     rows = zip(*(found[name] for name in wanted), strict=True)
     return {Path(str(name or "")).stem: (degrees(lat), degrees(lon)) for name, lat, lon in rows}
 

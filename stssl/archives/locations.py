@@ -1,15 +1,20 @@
 """Draw the places, dates and classes of a synthetic archive from a table of real ones."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 
+from stssl.archives.base import good_place
+from stssl.archives.label_cells import read_labels
 from stssl.archives.nomenclature import CLASSES_19, LABELS_43
+from stssl.archives.places import crs_of, from_degrees, to_degrees
 from stssl.archives.tables import read_table
 from stssl.archives.world import CELL, RATES, World
-from stssl.base.errors import DataError
+from stssl.base.errors import DataError, shown
 
 TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 
@@ -35,11 +40,21 @@ def from_table(path: Path, patches: int, seed: int) -> World:
         raise DataError(f"{path} has {table.num_rows} rows, and {patches} patches are asked for")
     try:
         grid = np.stack([np.asarray(table[name], np.float64) for name in ("epsg", "ulx", "uly")], 1)
-        when = np.asarray(table["date"].to_numpy(), "datetime64[s]")
+        cells = table["date"].to_numpy()
+        if cells.dtype.kind in "biuf":
+            raise ValueError("dates are no numbers")
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # times with a zone become UTC
+            when = np.asarray(cells, "datetime64[s]")
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: epsg, ulx and uly must be numbers and date ISO 8601 ({error})") from None
     if not np.isfinite(grid).all() or np.isnat(when).any():
         raise DataError(f"{path}: some rows have no epsg, ulx, uly or date")
+    _check_places(grid, path)
+    far = (when < np.datetime64("1970-01-01")) | (when >= np.datetime64("2200-01-01"))
+    if far.any():
+        row = int(np.flatnonzero(far)[0])
+        raise DataError(f"{path}: row {row + 1} below the header, column 'date': {when[row]} is no date of an image")
+    labels = read_labels("labels", table["labels"].to_pylist(), True, path)
     side = max(2, int((patches / 120) ** 0.5)) * CELL
     squares = np.unique(np.floor(grid / [1, side, side]), axis=0, return_inverse=True)[1].reshape(-1)
     rng = np.random.default_rng((seed, 0))
@@ -48,29 +63,80 @@ def from_table(path: Path, patches: int, seed: int) -> World:
     chosen = table.take(rows)
     place = np.unique(grid[rows], axis=0, return_inverse=True)[1].reshape(-1)
     flags = {
-        name: _flags(chosen[column].to_pylist()) if column in table.column_names else np.zeros(patches, bool)
+        name: _flags(chosen[column].to_pylist(), column, path)
+        if column in table.column_names
+        else np.zeros(patches, bool)
         for name, column in (("snow", "contains_seasonal_snow"), ("cloud", "contains_cloud_or_shadow"))
     }
     return World(
         place=place,
-        country=np.array([name or "" for name in chosen["country"].to_pylist()], np.str_),
+        country=np.array([_word(name, path) for name in chosen["country"].to_pylist()], np.str_),
         epsg=grid[rows, 0].astype(np.int64),
         ulx=grid[rows, 1],
         uly=grid[rows, 2],
         when=when[rows],
-        labels=_fine_labels([_names(cell) for cell in chosen["labels"].to_pylist()], place, rng, path),
+        labels=_fine_labels([[labels.classes[i] for i in labels.rows[row]] for row in rows], place, rng, path),
         **flags,
     )
 
 
-def _flags(cells: list[Any]) -> NDArray[np.bool_]:
-    """Read booleans, also as a CSV spells them."""
-    return np.array([str(cell).lower() in ("true", "1") for cell in cells])
+def _flags(cells: list[Any], column: str, path: Path) -> NDArray[np.bool_]:
+    """Read booleans, also as a CSV spells them; an empty cell is False.
+
+    Raises:
+        DataError: A cell is none.
+    """
+    words = {"true": True, "1": True, "false": False, "0": False, "": False}
+    found = ["" if cell is None else str(cell).strip().lower() for cell in cells]
+    strangers = [word for word in found if word not in words]
+    if strangers:
+        raise DataError(f"{path}: column '{column}': {shown(strangers[0])} is neither true nor false")
+    return np.array([words[word] for word in found], np.bool_)
 
 
-def _names(cell: Any) -> list[str]:
-    """Split a cell of class names."""
-    return [name.strip() for name in cell.split(";")] if isinstance(cell, str) else list(cell or ())
+def _word(cell: Any, path: Path) -> str:
+    """Return the name in a cell; empty where there is none."""
+    if isinstance(cell, str | None):
+        return cell or ""
+    raise DataError(f"{path}: column 'country': {shown(cell)} is no name")
+
+
+def _check_places(grid: NDArray[np.float64], path: Path) -> None:
+    """Make sure that corners lie where their projection has places, so that degrees follow from them and lead back.
+
+    Raises:
+        DataError: One does not; names its row.
+    """
+    for epsg in np.unique(grid[:, 0]):
+        rows = np.flatnonzero(grid[:, 0] == epsg)
+        where = f"{path}: row {rows[0] + 1} below the header, column 'epsg': {epsg:g}"
+        if not (epsg.is_integer() and 1024 <= epsg < 2**31):
+            raise DataError(f"{where} is no EPSG code")
+        try:
+            if not crs_of(int(epsg)).is_projected:
+                raise DataError(f"{where} is no projection in meters")
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
+        wrong = rows[~_lead_back(int(epsg), grid[rows, 1], grid[rows, 2])]
+        if len(wrong):
+            _, x, y = grid[wrong[0]]
+            raise DataError(
+                f"{path}: row {wrong[0] + 1} below the header: ulx {x:g}, uly {y:g} is no place of EPSG:{int(epsg)}"
+            )
+
+
+def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return for each corner whether its degrees lead back to it, to a meter."""
+    try:
+        lat, lon = to_degrees(epsg, x, y)
+        back = from_degrees(epsg, lat, lon)
+    except (ValueError, CPLE_BaseError):
+        if len(x) == 1:
+            return np.zeros(1, np.bool_)
+        half = len(x) // 2
+        return np.concatenate([_lead_back(epsg, x[:half], y[:half]), _lead_back(epsg, x[half:], y[half:])])
+    good = [good_place(*place) for place in zip(lat.tolist(), lon.tolist(), strict=True)]
+    return np.array(good) & (abs(back[0] - x) < 1) & (abs(back[1] - y) < 1)
 
 
 def _fine_labels(

@@ -319,7 +319,7 @@ def _missing(names: list[str], rows: bool) -> str:
     if rows:
         return "at least one row below the names of the columns"
     has = f"It has: {', '.join(names)[:300]}" if names else "It is empty"
-    return f"a column 'path' with the images' paths, and at least one row. {has}. In words: {FORM}"
+    return f"a column 'path' with the images' paths, and at least one row. {has}. {FORM[0].upper()}{FORM[1:]}"
 
 
 def _remarks(table: Mapping[str, list[Any]]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
@@ -21,7 +22,8 @@ def crs_of(definition: str | int) -> Any:
         ValueError: PROJ does not know it.
     """
     try:
-        return CRS.from_epsg(definition) if isinstance(definition, int) else CRS.from_wkt(definition)
+        with rasterio.Env():  # without one, GDAL prints what PROJ says to the terminal
+            return CRS.from_epsg(definition) if isinstance(definition, int) else CRS.from_wkt(definition)
     except (RasterioError, CPLE_BaseError) as error:
         raise ValueError(f"unknown projection: {error}") from None
 

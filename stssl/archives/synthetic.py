@@ -25,6 +25,7 @@ from stssl.archives.scenery import Painter, Subject
 from stssl.archives.sentinel2 import GSD, RESOLUTION
 from stssl.archives.world import CELL, World, generate
 from stssl.base.errors import ConfigError, DataError
+from stssl.base.whole_files import cannot_write
 
 FOLDER, RECORD = "BigEarthNet-v1.0", "synthetic.json"
 LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
@@ -71,13 +72,16 @@ def synthesize(
     names = patch_names(world)
     lat, _ = world.degrees()
     painter = Painter(seed)
-    (folder / RECORD).write_text(json.dumps(record | {"complete": False}))
-    for row, name in enumerate(names):
-        _write_patch(folder / FOLDER / name, world, row, float(lat[row]), painter=painter, seed=seed)
-        if progress and (row % 100 == 99 or row == patches - 1):
-            progress(row + 1, patches)
-    _write_lists(folder, world, names, seed)
-    (folder / RECORD).write_text(json.dumps(record | {"complete": True}))
+    try:
+        (folder / RECORD).write_text(json.dumps(record | {"complete": False}))
+        for row, name in enumerate(names):
+            _write_patch(folder / FOLDER / name, world, row, float(lat[row]), painter=painter, seed=seed)
+            if progress and (row % 100 == 99 or row == patches - 1):
+                progress(row + 1, patches)
+        _write_lists(folder, world, names, seed)
+        (folder / RECORD).write_text(json.dumps(record | {"complete": True}))
+    except OSError as error:
+        raise DataError(cannot_write(error.filename or folder / FOLDER, error)) from None
     return folder
 
 

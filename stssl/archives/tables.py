@@ -42,6 +42,8 @@ def read_table(path: Path) -> pyarrow.Table:
     Raises:
         DataError: It cannot be read or is no table, or two columns have one name; names the line.
     """
+    if not path.exists():
+        raise DataError(f"there is no table {path}")
     if path.is_dir():
         raise DataError(f"{path} is a folder, not a table: {FORM}")
     try:

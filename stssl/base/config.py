@@ -64,7 +64,8 @@ ImageSize = Annotated[int, Field(ge=2, le=4096)]
 """Side of an image in pixels: shifts of images need two pixels, and no store has larger patches."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
 """Number of threads in one process."""
-BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+MOST_ROWS = 2**20
+BatchSize = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 """Number of patches in a global batch."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share of a whole, 0..1."""
@@ -142,7 +143,9 @@ def parse_tree(text: str, source: str) -> Tree:
     """
     tree = parse_yaml(text, source)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{source} must hold keys and values at its top level, not a {type(tree).__name__}")
+        kinds = {"str": "a text", "list": "a list"}
+        what = "it is empty" if tree is None else f"it is {kinds.get(type(tree).__name__, 'a single value')}"
+        raise ConfigError(f"{source} must hold keys and values at its top level, and {what}. {YAML_ADVICE}")
     return tree
 
 

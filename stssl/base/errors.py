@@ -8,6 +8,8 @@ class StsslError(Exception):
     """Report a fault of the input or the environment: the base of all errors that are no defect of this program."""
 
     exit_code = 2
+    passing = False
+    """Whether it may be over by itself soon, so that trying again is worth it."""
 
 
 class ConfigError(StsslError):
@@ -16,6 +18,12 @@ class ConfigError(StsslError):
 
 class DataError(StsslError):
     """Report that an archive, a store or a list of patches is missing, damaged, or of another kind than was given."""
+
+
+class UnreachableError(DataError):
+    """A server that has the data does not answer, or breaks off."""
+
+    passing = True
 
 
 class StoppedError(StsslError):

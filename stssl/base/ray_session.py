@@ -3,7 +3,10 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 from stssl.base.errors import RunError
 
@@ -27,6 +30,7 @@ def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
+    ask = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR)
@@ -41,10 +45,18 @@ def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RunError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
+    finally:
+        _take_back(signal.SIGTERM, ask)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _take_back(number: signal.Signals, handler: Any) -> None:
+    """Heed a signal as before Ray, whose own handler of it ends the process without a word."""
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
 
 
 def resources_for(bundles: list[dict[str, float]], seconds: float) -> dict[str, float]:

@@ -178,12 +178,17 @@ def cannot_write(path: Path | str, problem: OSError, size: int | None = None) ->
 
 def _room(path: Path, size: int | None) -> str:
     needed = "" if size is None else f"{as_size(size)} needed, "
+    return f"{needed}{free_room(path)}"
+
+
+def free_room(path: Path) -> str:
+    """Say how much room there is where a file lies, and where that is."""
     folder = next((above for above in path.absolute().parents if above.is_dir()), Path("/"))
     try:
         free = as_size(shutil.disk_usage(folder).free)
     except OSError:
         free = "an unknown size"
-    return f"{needed}{free} free in {folder}"
+    return f"{free} free in {folder}"
 
 
 def as_size(count: int) -> str:

@@ -13,25 +13,35 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from stssl.algorithms import NAMES
-from stssl.base.errors import StoppedError, StsslError
+from stssl.base.errors import StsslError
+from stssl.base.stopping import heeding_signals, stopped
 from stssl.commands.arguments import ConvertCommand, VerifyCommand, given_options, local_path, store_place
 
 
 class _Commands(TyperGroup):
-    """Group the subcommands, and give Ctrl-C a message for all of them."""
+    """Group the subcommands; Typer itself would end an interrupted one without a message."""
+
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        """Read the command line.
+
+        Raises:
+            StoppedError: A signal asked the process to end.
+        """
+        try:
+            return super().make_context(*given, **named)
+        except KeyboardInterrupt:
+            raise stopped() from None
 
     def invoke(self, ctx: Any) -> object:
         """Run a subcommand.
 
         Raises:
-            StoppedError: The user pressed Ctrl-C.
+            StoppedError: A signal asked the process to end.
         """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise StoppedError(
-                "interrupted (Ctrl-C). All files are whole; the same command continues from there.", 130
-            ) from None
+            raise stopped() from None
 
 
 app = typer.Typer(
@@ -289,13 +299,12 @@ def report_command(
 def main() -> None:
     """Run the command line. A user's mistake ends with its message and exit code 2, without a traceback."""
     try:
-        app()
+        with heeding_signals():
+            app()
     except StsslError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error).translate(_CONTROLS), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:  # Ctrl-C before a subcommand began, while modules were imported
-        sys.exit(130)
     except OSError as error:
         if error.filename is None:  # no wrong path of the user's, so it needs its traceback
             raise

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stssl.base.config import Tree, apply_overrides, load_tree, parse_tree, validate
 from stssl.base.errors import ConfigError, RunError, first_line
+from stssl.base.stopping import stopped
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import LaunchConfig, Recipe
 
@@ -237,8 +238,7 @@ def submit_job(submission: Submission, show: Callable[[str], None], say: Callabl
     try:
         about = asyncio.run(_follow(client, name, show))
     except KeyboardInterrupt:
-        say(later)
-        raise
+        raise stopped(later) from None
     except LOST as error:
         raise RunError(f"{submission.address} does not answer any more ({type(error).__name__}). {later}") from None
     say(f"{name}: {about.status.value.lower()}")

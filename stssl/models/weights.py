@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stssl.base.errors import ConfigError, first_line
 from stssl.base.json_types import JsonMapping
 from stssl.models.backbones import Backbone, make_backbone
+from stssl.models.sealed import UNREADABLE, read_sealed
 
 StateDict = dict[str, Tensor]
 """Tensors by name."""
@@ -80,19 +81,19 @@ def read_weights(path: str) -> StateDict:
     """Read tensors by name from a safetensors file or a pickled state dict, without running code that a pickle holds.
 
     Raises:
-        ConfigError: There is no such file, or it does not hold tensors by name.
+        ConfigError: There is no such file, it is damaged, or it holds something else.
     """
     file = Path(path)
     if not file.is_file():  # a pipe would be waited for
         raise ConfigError(f"model.weights: there is no file {path}")
     try:
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: object = load_file(file)
+            state: object = read_sealed(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # both parsers raise errors of many kinds at files that are not theirs
+    except OSError as error:
+        raise ConfigError(f"model.weights: cannot read {path}: {error.strerror or first_line(error)}") from None
+    except UNREADABLE as error:
         raise ConfigError(f"model.weights: {path} is not a state dict: {first_line(error)}") from None
     for key in ("model", "state_dict"):
         state = state.get(key, state) if isinstance(state, dict) else state

@@ -8,6 +8,7 @@ import torch
 
 from stssl.algorithms import ALGORITHMS, Algorithm, DataFacts
 from stssl.base.batch import IGNORED, Progress, Stream, View
+from stssl.base.distributed import rank
 from stssl.base.errors import ConfigError
 from stssl.base.logs import LOG
 from stssl.data.loader import Loader, StreamSource
@@ -34,6 +35,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.model.metadata != "none":
         require_metadata(data, "model.metadata", recipe.model.metadata)
     require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
+    # Pretrained weights of the hub are left out: a check must work without a network, and downloads nothing.
     # Pretrained weights of the hub are left out: a check must work without a network, and downloads nothing.
     local = recipe.model.weights.startswith(("file:", "run:"))
     step, steps = build_step(recipe if local else without_weights(recipe), data), recipe.schedule.steps
@@ -84,6 +86,7 @@ _ROLES: dict[MetadataUse, tuple[NetworkRole, ...]] = {
     "teacher": ("student", "teacher"),
     "direct": ("direct",),
 }
+"""Networks of each value of `model.metadata`, the student first."""
 """Networks of each value of `model.metadata`, the student first."""
 
 
@@ -148,6 +151,7 @@ def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
         )
     train = torch.from_numpy(data.split.train)
     # The store knows all labels; votes may see only those that were drawn.
+    # The store knows all labels; votes may see only those that were drawn.
     labeled = torch.isin(train, torch.from_numpy(data.labeled))
     targets = torch.where(labeled[:, None], data.targets[train], IGNORED)
     found = Votes(config, data.metadata[train], targets, data.space.choices)
@@ -172,6 +176,9 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
         mean = std = np.zeros(len(config.bands), np.float32)
     else:
         mean, std = data.store.statistics(config.bands)
+        if rank() == 0 and (flat := data.store.constant(config.bands)):
+            words = "data.bands: %s has the same value in all training pixels of %s, so networks see 0 there and learn "
+            LOG.warning(words + "nothing from it; leave it out", ", ".join(flat), data.store.path)
     layout, scale = data.reader.layout, config.scale
     return PixelScaler(layout, config.bands, size, mean=mean, std=std, scale=scale, memory_format=memory_format)
 

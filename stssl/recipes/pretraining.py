@@ -49,6 +49,7 @@ class PretrainRecipe(RunRecipe):
     """
 
     what: ClassVar[str] = "a pretraining run"
+    scored_by: ClassVar[str] = "stssl probe"
     smoke: ClassVar[Tree] = merge(
         SMOKE, {"batch": {"size": 8}, "pretext": {"queue": 32, "alpha": 1.0, "alpha_end": 1.0}}
     )

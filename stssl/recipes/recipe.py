@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from stssl.algorithms import ALGORITHMS, AlgorithmConfig
 from stssl.base.config import (
+    MOST_ROWS,
     BatchSize,
     Config,
     Domain,
@@ -224,6 +225,7 @@ class RunRecipe(Config):
 
     Attributes:
         what: Name of the kind in messages.
+        scored_by: Command that scores such a run.
         smoke: Values that `--smoke` lays over a recipe, so that it runs for seconds on a laptop without Ray and hub.
         optimizer_name: Optimizer of a recipe that names none.
         others: Keys that only files of other commands have, and the command.
@@ -241,6 +243,7 @@ class RunRecipe(Config):
     """
 
     what: ClassVar[str]
+    scored_by: ClassVar[str]
     smoke: ClassVar[Tree]
     optimizer_name: ClassVar[str] = "adamw"
     others: ClassVar[dict[str, str]] = {"search": "sweep"}
@@ -355,6 +358,7 @@ class Recipe(RunRecipe):
     """
 
     what: ClassVar[str] = "a training run"
+    scored_by: ClassVar[str] = "stssl evaluate"
     others: ClassVar[dict[str, str]] = {"search": "sweep", "pretext": "pretrain"}
     renamed: ClassVar[dict[str, str]] = {"neighbours": "votes"}
     smoke: ClassVar[Tree] = merge(
@@ -385,6 +389,12 @@ class Recipe(RunRecipe):
 
     @model_validator(mode="after")
     def _unlabeled(self) -> "Recipe":
+        rows = self.batch.labeled * self.batch.unlabeled_ratio
+        if rows > MOST_ROWS:
+            raise ValueError(
+                f"batch.labeled {self.batch.labeled} times batch.unlabeled_ratio {self.batch.unlabeled_ratio} are "
+                f"{rows:,} unlabeled patches a step, more than {MOST_ROWS:,}: lower one of them"
+            )
         name = self.algorithm.name
         if ALGORITHMS[name].views and not self.batch.unlabeled_ratio:
             raise ValueError(f"batch.unlabeled_ratio: 0 leaves nothing for algorithm {name}; give 1 or more")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stssl.base.errors import shown
 from stssl.store.schema import ERRORS, MISSING_TIME, SPLIT_CODES, UNKNOWN_LABEL
 from stssl.store.store import Store
 
@@ -16,16 +17,22 @@ def describe_store(store: Store) -> str:
         [
             f"{store.path}: {store.size:,} patches, {_size(store.path)}",
             f"schema    version {store.attrs['schema_version']}",
-            f"source    {store.attrs['conversion']['archive'].get('source', 'unknown')}",
+            f"source    {shown(store.attrs['conversion'].get('archive', {}).get('source', 'unknown'), 200)}",
             *_bands(store),
             *_places(store),
             *_regions(store),
             *_splits(store),
             *_classes(store),
             *_errors(store),
-            f"checksums {'of columns, patches and shards' if store.has_checksums else 'none: an older store'}",
+            f"checksums {_checksums(store)}",
         ]
     )
+
+
+def _checksums(store: Store) -> str:
+    if not store.unprotected:
+        return "of columns, patches, shards and descriptions"
+    return f"none of its {' and '.join(store.unprotected)}: an older store"
 
 
 def _size(path: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import google_crc32c
 
 from stssl.base.errors import DataError
+from stssl.base.whole_files import cannot_write
 
 STRIPES = 64
 _MARK = b"STSSLDC1"
@@ -111,13 +112,16 @@ class DiskCache:
                 part.replace(path)
             except OSError as error:
                 part.unlink(missing_ok=True)
-                raise DataError(
-                    f"cannot write to the cache {self.folder}: {error.strerror}. Set data.cache_dir, or lower "
-                    "data.cache_bytes."
-                ) from None
+                raise self._unwritten(path, error, size) from None
         about = os.fstat(opened)
         self._checked[key] = (about.st_ino, about.st_size)
         return opened
+
+    def _unwritten(self, path: Path, error: OSError, size: int | None = None) -> DataError:
+        return DataError(
+            f"{cannot_write(path, error, size)} Or set data.cache_dir to a folder with more room for this cache of the "
+            f"store ({self.used():,} bytes now), or lower data.cache_bytes={self.limit}."
+        )
 
     def _make_room(self, size: int) -> None:
         """Remove files, least recently used first, and what killed writers left. The caller holds the lock."""
@@ -150,7 +154,7 @@ class DiskCache:
             (self.folder / "files").mkdir(parents=True, exist_ok=True, mode=0o700)
             file = (self.folder / f"{name}.lock").open("a")
         except OSError as error:
-            raise DataError(f"cannot write to the cache {self.folder}: {error.strerror}. Set data.cache_dir.") from None
+            raise self._unwritten(self.folder, error) from None
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

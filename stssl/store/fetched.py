@@ -4,8 +4,9 @@ If many patches of a shard are wanted, the whole shard is fetched; else each pat
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from stssl.base.arrays import Ints
 from stssl.base.errors import DataError
 from stssl.store.disk import DiskCache
 from stssl.store.encode import EMPTY, tail_bytes
-from stssl.store.remote import RemoteFiles, bucket, explained, get_object, split_url
+from stssl.store.remote import bucket, explained, get_object, split_url
 from stssl.store.shards import Layout, RawPixels, ShardedArray, Wanted, known_layout, parse_tail
 
 THREADS = 8
@@ -249,20 +250,19 @@ class FetchedArray(ShardedArray):
         self._fresh()
 
 
-def fetched_array(store: str, name: str, cache: DiskCache) -> FetchedArray | None:
+def fetched_array(store: str, name: str, meta: Mapping[str, Any], root: str, cache: DiskCache) -> FetchedArray | None:
     """Open a remote array that is read through a cache; return None if its layout is not known.
 
     Args:
         store: URL of the store.
         name: Name of the array.
-        cache: Cache on disk; its keys depend on the store's description, so that a store that was written anew is read
-            anew.
+        meta: The array's checked description.
+        root: Digest of the store's description: the cache's keys depend on it, so that a store that was written anew is
+            read anew.
+        cache: Cache on disk.
     """
-    about = [RemoteFiles(store).read("zarr.json"), (RemoteFiles(store) / name).read("zarr.json")]
-    layout = known_layout(about[1] or b"")
+    layout = known_layout(meta)
     if layout is None:
         return None
-    digest = hashlib.blake2b("\n".join([store, name]).encode(), digest_size=8)
-    for part in about:
-        digest.update(part or b"")
+    digest = hashlib.blake2b("\n".join([store, name, root, json.dumps(meta)]).encode(), digest_size=8)
     return FetchedArray(Path(store) / name, layout, store, f"{name}-{digest.hexdigest()}", cache)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 from stssl.base.errors import DataError
-from stssl.store.remote import RemoteFiles, is_remote
+from stssl.base.whole_files import cannot_write
+from stssl.store.remote import RemoteFiles, explained_if_remote, is_remote
 
 
 class Files:
@@ -49,7 +50,7 @@ class Files:
         """Write a file whole: a reader sees the old contents or the new ones, also after a crash.
 
         Raises:
-            DataError: The disk is full or may not be written.
+            DataError: The disk is full or may not be written; says how much room there is. Nothing half-written stays.
         """
         target = Path(self.root, name)
         fresh = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -61,9 +62,9 @@ class Files:
                 os.fsync(file.fileno())
             fresh.replace(target)
         except OSError as error:
-            raise DataError(
-                f"cannot write {target}: {error.strerror}. Once it can be written, the same command goes on."
-            ) from None
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise DataError(cannot_write(target, error, len(data))) from None
 
     def names(self) -> list[str]:
         """List the names of this folder's entries, sorted; empty if the folder does not exist."""
@@ -85,6 +86,20 @@ class Files:
 def files_at(root: str) -> Files | RemoteFiles:
     """Refer to the files under a path or URL."""
     return RemoteFiles(root) if is_remote(root) else Files(root)
+
+
+@contextlib.contextmanager
+def writing(store: str) -> Iterator[None]:
+    """Turn errors of the disk or object store while zarr writes a store's metadata into words.
+
+    Raises:
+        DataError: It cannot be written; says why, and how much room there is.
+    """
+    try:
+        with explained_if_remote(store):
+            yield
+    except OSError as error:
+        raise DataError(cannot_write(store, error)) from None
 
 
 @contextlib.contextmanager
@@ -120,4 +135,4 @@ def _opened(path: Path, store: str) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a")
     except OSError as error:
-        raise DataError(f"cannot write {store}: {error.strerror} ({path}). Choose another path.") from None
+        raise DataError(cannot_write(store, error)) from None

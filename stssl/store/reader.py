@@ -6,7 +6,7 @@ a cache on disk (`fetched`). Any other layout or codec is read through zarr-pyth
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.storage import StorePath
 
 from stssl.base.arrays import Ints
 from stssl.base.errors import DataError
@@ -22,7 +23,8 @@ from stssl.store.encode import tail_bytes
 from stssl.store.fetched import FetchedArray, fetched_array
 from stssl.store.files import files_at
 from stssl.store.remote import explained_if_remote, is_remote, zarr_place
-from stssl.store.shards import Layout, RawPixels, ShardedArray, direct_layout, known_layout, parse_tail
+from stssl.store.shards import RawPixels, ShardedArray, known_layout, parse_tail
+from stssl.store.zarr_metadata import read_array
 
 __all__ = ["RawPixels", "StoreReader", "Stored", "ZarrArray"]
 SIZE_UNKNOWN = 2**62
@@ -32,11 +34,11 @@ SIZE_UNKNOWN = 2**62
 class ZarrArray:
     """Read patches of any array through zarr-python."""
 
-    def __init__(self, store: str, name: str) -> None:
-        """Refer to the array `name` of a store; it is opened at the first read."""
-        self.store, self.name = store, name
+    def __init__(self, store: str, name: str, meta: Mapping[str, Any]) -> None:
+        """Refer to the array `name` of a store, whose checked description is `meta`; it is opened at the first read."""
+        self.store, self.name, self.meta = store, name, meta
         self._array: Any = None
-        self._layout: Layout | None = None
+        self._layout = known_layout(meta)
         self._seen: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,7 +62,7 @@ class ZarrArray:
         try:
             with explained_if_remote(self.store):
                 if self._array is None:
-                    self._array = zarr.open_array(zarr_place(self.store), path=self.name, mode="r")
+                    self._array = open_array(self.store, self.name, self.meta)
                 self._check(unique)
                 out[:] = self._array.oindex[unique, bands][places.reshape(-1)]
         except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
@@ -72,9 +74,7 @@ class ZarrArray:
         Raises:
             DataError: A shard is lost or another one.
         """
-        files = files_at(self.store)
-        layout = known_layout(files.read(f"{self.name}/zarr.json") or b"") if not self._seen else self._layout
-        self._layout = layout
+        files, layout = files_at(self.store), self._layout
         if layout is None:
             return
         for shard in set(np.unique(rows // layout.shard).tolist()) - self._seen:
@@ -87,7 +87,13 @@ class ZarrArray:
 
     def close(self) -> None:
         """Forget the open array."""
-        self._array, self._layout, self._seen = None, None, set()
+        self._array, self._seen = None, set()
+
+
+def open_array(store: str, name: str, meta: Mapping[str, Any]) -> Any:
+    """Open an array as its checked description says; zarr reads no description of its own."""
+    place = zarr_place(store, read_only=True)
+    return zarr.Array(zarr.AsyncArray(metadata=dict(meta), store_path=StorePath(place, name)))
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,15 @@ class Stored:
         bands: All its bands in stored order.
         shape: [N, bands, H, W].
         dtype: Type of its values.
+        meta: The array's checked description; if None, the reader reads it.
+        root: Digest of the store's description.
     """
 
     bands: tuple[str, ...]
     shape: tuple[int, int, int, int]
     dtype: np.dtype[Any]
+    meta: Mapping[str, Any] | None = None
+    root: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,12 +126,20 @@ class _Part:
     dtype: np.dtype[Any]
 
 
-def _sharded(store: str, name: str, cache: DiskCache | None) -> ShardedArray | None:
-    """Open an array whose layout is known, on a disk or in an object store; return None for other arrays."""
+def _opened(store: str, name: str, about: Stored, direct: bool, cache: DiskCache | None) -> ShardedArray | ZarrArray:
+    """Open an array: read directly or through a cache if its layout is known, else by zarr.
+
+    Raises:
+        DataError: It has no description, or a damaged one.
+    """
+    meta = about.meta if about.meta is not None else read_array(store, name)
+    if meta is None:
+        raise DataError(f"{store}/{name} has no zarr.json. Run `stssl verify`.")
     if is_remote(store):
-        return fetched_array(store, name, cache) if cache else None
-    layout = direct_layout(Path(store) / name)
-    return ShardedArray(Path(store) / name, layout) if layout else None
+        array = fetched_array(store, name, meta, about.root, cache) if direct and cache else None
+        return array or ZarrArray(store, name, meta)
+    layout = known_layout(meta) if direct else None
+    return ShardedArray(Path(store) / name, layout) if layout else ZarrArray(store, name, meta)
 
 
 class StoreReader:
@@ -158,7 +176,7 @@ class StoreReader:
                 continue
             span = slice(places[0], places[-1] + 1)
             whole = len(places) == span.stop - span.start
-            array = (_sharded(store, name, cache) if direct else None) or ZarrArray(store, name)
+            array = _opened(store, name, about, direct, cache)
             self.layout[name] = tuple(about.bands[place] for place in places)
             picked = None if whole else [place - span.start for place in places]
             _, _, height, width = about.shape

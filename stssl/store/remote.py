@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from stssl.base.errors import DataError
+from stssl.base.errors import DataError, UnreachableError
 
 SCHEMES = ("s3", "gs", "az")
 RETRY: Any = {
@@ -107,20 +107,23 @@ def patience() -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def get_object(url: str, place: str, options: dict[str, Any] | None = None) -> tuple[bytes, int]:
+def get_object(
+    url: str, place: str, options: dict[str, Any] | None = None, most: int | None = None
+) -> tuple[bytes, int]:
     """Get an object or a range of it; an answer that breaks off is asked for again.
 
     Args:
         url: URL of the bucket.
         place: Key in it.
         options: Options of the request, such as a range.
+        most: Number of bytes that are fetched at most; None fetches all.
 
     Returns:
         The bytes, and the size of the whole object.
 
     Raises:
         FileNotFoundError: There is no such object.
-        DataError: It cannot be read; says why.
+        DataError: It cannot be read, or is larger; says why.
     """
     from obstore.exceptions import BaseError
 
@@ -128,6 +131,8 @@ def get_object(url: str, place: str, options: dict[str, Any] | None = None) -> t
         for left in reversed(range(BODIES)):
             answer = bucket(url).get(place, options=options)
             start, stop = answer.range
+            if most is not None and stop - start > most:
+                raise DataError(f"cannot read {url}/{place}: it is larger than {most:,} bytes")
             try:
                 data = bytes(answer.bytes())
             except BaseError:
@@ -136,7 +141,9 @@ def get_object(url: str, place: str, options: dict[str, Any] | None = None) -> t
                 continue
             if len(data) == stop - start:
                 return data, int(answer.meta["size"])
-    raise DataError(f"{url}/{place}: {len(data):,} of {stop - start:,} bytes came, {BODIES} times. Try again later.")
+    raise UnreachableError(
+        f"{url}/{place}: {len(data):,} of {stop - start:,} bytes came, {BODIES} times. Try again later."
+    )
 
 
 def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
@@ -160,10 +167,12 @@ def explained(url: str) -> Iterator[None]:
         missing = any(sign in str(error) for sign in ("169.254.169.254", "latest/api/token", "redential"))
         if not missing and "403 Forbidden" in str(error):  # as listings say it
             raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
-        advice = f"there are no credentials. {CREDENTIALS}" if missing else "tried again several times, in vain."
-        if not missing and ("timed out" in repr(error) or "TimedOut" in repr(error)):
+        if missing:
+            raise DataError(f"{url}: {_first_line(error)}; there are no credentials. {CREDENTIALS}") from None
+        advice = "tried again several times, in vain."
+        if "timed out" in repr(error) or "TimedOut" in repr(error):
             advice = "it does not answer. Look at network and server, and run the same command again."
-        raise DataError(f"{url}: {_first_line(error)}; {advice}") from None
+        raise UnreachableError(f"{url}: {_first_line(error)}; {advice}") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -171,14 +180,14 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n", maxsplit=1)[0].rstrip(".")
 
 
-def zarr_place(path: str) -> Any:
-    """Return what zarr's functions take as `store`: the path, or an object store rooted at the URL."""
-    if not is_remote(path):
-        return path
-    from zarr.storage import ObjectStore
+def zarr_place(path: str, read_only: bool = False) -> Any:
+    """Return what zarr's functions take as `store`: a folder, or an object store rooted at the URL."""
+    from zarr.storage import LocalStore, ObjectStore
 
+    if not is_remote(path):
+        return LocalStore(path, read_only=read_only)
     split_url(path)
-    return ObjectStore(bucket(path))
+    return ObjectStore(bucket(path), read_only=read_only)
 
 
 class RemoteFiles:
@@ -206,10 +215,10 @@ class RemoteFiles:
         url, key = self._where(name)
         return bucket(url), key
 
-    def read(self, name: str) -> bytes | None:
-        """Read an object; return None if there is none."""
+    def read(self, name: str, most: int | None = None) -> bytes | None:
+        """Read an object of at most `most` bytes; return None if there is none."""
         try:
-            return get_object(*self._where(name))[0]
+            return get_object(*self._where(name), most=most)[0]
         except FileNotFoundError:
             return None
 

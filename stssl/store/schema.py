@@ -42,11 +42,12 @@ ERRORS = {
     "foreign": 12,
     "bad_time": 13,
     "bad_split": 14,
+    "bad_map": 15,
 }
 """Names of the codes in `error_code`; 0 is a whole patch, `foreign` a patch of another archive's format."""
 
-USABLE = frozenset({"ok", "bad_coordinates", "no_label", "bad_time", "bad_split"})
-"""Codes of patches that lack one value and are good without it."""
+USABLE = frozenset({"ok", "bad_coordinates", "no_label", "bad_time", "bad_split", "bad_map"})
+"""Codes of patches that lack one value, or a map that is no image band, and are good without it."""
 UNUSABLE = tuple(code for name, code in ERRORS.items() if name not in USABLE)
 """Codes of patches that take no part in any split: without pixels, or with pixels or labels that may be wrong."""
 

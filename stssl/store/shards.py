@@ -15,6 +15,7 @@ import os
 import resource
 import struct
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -32,6 +33,8 @@ SPARE_FILES = 256
 MOST_PIXELS, MOST_PATCHES = 2**28, 2**28
 """Of a patch and of an array: a damaged description must not make a reader ask for all memory."""
 BLOSC_OVERHEAD = 16
+RESIDUE = 0x48674BC7
+"""The crc32c of anything that is followed by its own crc32c."""
 _HEADER, _SIZE, _SIZE_AT, _MEMCPYED = struct.Struct("<4B3I"), struct.Struct("<I"), 4, 2
 blosc.use_threads = False
 
@@ -66,15 +69,14 @@ class Layout:
 def direct_layout(folder: Path) -> Layout | None:
     """Return the layout of an array in a local folder if it can be read directly, else None."""
     try:
-        return known_layout((folder / "zarr.json").read_bytes())
-    except OSError:
+        return known_layout(json.loads((folder / "zarr.json").read_bytes()))
+    except (OSError, ValueError, RecursionError):
         return None
 
 
-def known_layout(description: bytes) -> Layout | None:
+def known_layout(meta: Mapping[str, Any]) -> Layout | None:
     """The layout that an array's `zarr.json` describes if the direct path can read it, else None."""
     try:
-        meta = json.loads(description)
         (sharding,) = meta["codecs"]
         outer = meta["chunk_grid"]["configuration"]["chunk_shape"]
         inner = sharding["configuration"]
@@ -198,21 +200,19 @@ class ShardedArray:
 
     def _copy_checked(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
         """Read uncompressed patches and return their checksums, which are over all bands even if few are wanted."""
-        size, whole = out[0].nbytes, self.layout.patch_bytes
-        flat, stored, found = out.reshape(-1).view(np.uint8), bytearray(4), []
+        size, whole, found = out[0].nbytes, self.layout.patch_bytes, []
         first = bands.start * (whole // self.layout.shape[1])
-        part, scratch = slice(first, first + size), np.empty(whole, np.uint8)
-        begins = (wanted.places * size).tolist()
-        for i, (file, start, begin) in enumerate(
-            zip(wanted.files.tolist(), wanted.spans[:, 0].tolist(), begins, strict=True)
-        ):
-            target: Any = flat[begin : begin + size] if size == whole else scratch
-            got, value = os.preadv(file, [target, stored], start), google_crc32c.value(target)
-            if got != whole + 4 or value != int.from_bytes(stored, "little"):
+        flat: Any = out.reshape(-1).view(np.uint8)
+        head: Any = np.empty(first, np.uint8)
+        tail: Any = np.empty(whole - first - size + 4, np.uint8)
+        starts, begins = wanted.spans[:, 0].tolist(), (wanted.places * size).tolist()
+        for i, (file, start, begin) in enumerate(zip(wanted.files.tolist(), starts, begins, strict=True)):
+            target = flat[begin : begin + size]
+            got = os.preadv(file, [head, target, tail], start)
+            value = google_crc32c.extend(google_crc32c.value(head), target)
+            if got != whole + 4 or google_crc32c.extend(value, tail) != RESIDUE:
                 self._refuse(int(wanted.rows[i]), "it fails its checksum")
-            if size < whole:
-                flat[begin : begin + size] = scratch[part]
-            found.append(value)
+            found.append(_SIZE.unpack_from(tail, len(tail) - 4)[0])
         return found
 
     def _copy(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:

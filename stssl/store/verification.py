@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import content_hash
 from stssl.store.disk import DiskCache
+from stssl.store.files import files_at
 from stssl.store.reader import StoreReader
 from stssl.store.remote import is_remote
 from stssl.store.schema import ERRORS, Patch
-from stssl.store.store import COLUMN_HASHES, Store
+from stssl.store.store import Store
+from stssl.store.zarr_metadata import COLUMN_HASHES, differing_keys, read_array
 
 BATCH = 64
 CACHE_BYTES = 4_000_000_000
@@ -66,7 +68,7 @@ def verify(
     """
     store = Store.open(path)
     _check_columns(store)
-    problems, checked = _changed_columns(store), 0
+    problems, checked = [*_changed_descriptions(store), *_changed_columns(store)], 0
     # What is in the object store, and not in a cache that others have filled.
     folder = tempfile.TemporaryDirectory(prefix="stssl-verify-") if is_remote(store.path) else None
     cache = DiskCache(folder.name, CACHE_BYTES) if folder else None
@@ -95,6 +97,22 @@ def verify(
     if folder:
         folder.cleanup()
     return Findings(checked, checked if original else 0, tuple(problems))
+
+
+def _changed_descriptions(store: Store) -> list[str]:
+    """Each array's own file, which other programs read, against the root's copy of it, which this one reads."""
+    problems = []
+    for name, copy in store.description.arrays.items():
+        try:
+            own = read_array(store.path, name)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if own is None and (files_at(store.path) / name).names():  # else its patches and rows are said to be lost
+            problems.append(f"{name}/zarr.json is missing: programs other than this one need it")
+        elif own is not None and (differ := differing_keys(own, copy)):
+            problems.append(f"{name}/zarr.json: {', '.join(differ)} differs from the copy in the store's zarr.json")
+    return problems
 
 
 def _changed_columns(store: Store) -> list[str]:

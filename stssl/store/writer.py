@@ -23,11 +23,14 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from stssl.base.errors import DataError
 from stssl.base.hashing import column_hash, content_hash
+from stssl.base.textfiles import parse_json
 from stssl.store.band_statistics import statistics, tally
 from stssl.store.encode import LEVEL, SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
 from stssl.store.files import files_at
 from stssl.store.remote import is_remote, split_url, zarr_place
 from stssl.store.schema import ERRORS, NO_SPLIT, SCHEMA_VERSION, SPLIT_CODES, UNUSABLE, Column, Patch, PixelArray
+from stssl.store.shards import known_layout
+from stssl.store.zarr_metadata import DESCRIPTION_HASHES, description_hashes, read_array, read_description, read_file
 
 CODECS: dict[str, str | None] = {"lz4": "lz4", "zstd": "zstd", "none": None}
 Rows = dict[str, NDArray[Any]]
@@ -90,11 +93,15 @@ class Writer:
         Raises:
             DataError: The group's description is damaged.
         """
-        text = self.files.read("zarr.json")
-        try:
-            return dict(json.loads(text).get("attributes", {})) if text else {}
-        except (ValueError, AttributeError):
-            raise DataError(f"{self.store}/zarr.json is damaged. Remove the store, or choose another path.") from None
+        content = read_file(self.store, "zarr.json")
+        if content is None:
+            return {}
+        advice = "Remove the store, or choose another path."
+        tree: dict[str, Any] = parse_json(content, f"{self.store}/zarr.json is damaged: it", advice=advice)
+        attributes = tree.get("attributes", {})
+        if not isinstance(attributes, dict) or not isinstance(attributes.get("conversion", {}), dict):
+            raise DataError(f"{self.store}/zarr.json is damaged: attributes say no conversion. {advice}")
+        return attributes
 
     def prepare(self) -> None:
         """Create the group and its pixel arrays, or make sure that those there belong to this conversion.
@@ -144,14 +151,13 @@ class Writer:
 
     def _arrays_are_ours(self) -> bool:
         """Return True if the arrays that were begun have checksums; older versions' have none and are begun again."""
-        names = [array.name for array in (*self.plan.arrays, *self.plan.maps)]
-        return all(
-            b"crc32c" in (self.files.read(f"{name}/zarr.json") or b"").partition(b"index_codecs")[0] for name in names
-        )
+        found = [read_array(self.store, array.name) for array in (*self.plan.arrays, *self.plan.maps)]
+        layouts = [known_layout(about) for about in found if about is not None]
+        return len(layouts) == len(found) and all(layout is not None and layout.checked for layout in layouts)
 
     def is_complete(self) -> bool:
         """Return True if the store is finished."""
-        return bool(self.attributes().get("complete"))
+        return self.attributes().get("complete") is True
 
     def missing(self) -> list[int]:
         """List the shards that are not written yet."""
@@ -262,7 +268,7 @@ class Writer:
             hashes = {c.name: column_hash(columns[c.name]) for c in self.plan.columns}
             self._mark_complete(self._write_report(parts), hashes)
         self.work.remove()
-        return dict(self.attributes()["errors"])
+        return dict(read_description(self.store).attributes.get("errors", {}))
 
     def _write_statistics(self, group: Any, parts: list[Any]) -> None:
         """Write the band statistics into the attributes of the pixel arrays."""
@@ -302,6 +308,8 @@ class Writer:
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(zarr_place(self.store))
         whole = json.loads(self.files.read("zarr.json") or b"{}")
+        arrays = whole["consolidated_metadata"]["metadata"]
+        whole["attributes"][DESCRIPTION_HASHES] = description_hashes(whole["attributes"], arrays)
         whole["attributes"]["complete"] = True
         self.files.remove_partial()
         self.files.write("zarr.json", json.dumps(whole, indent=2).encode())

@@ -19,6 +19,7 @@ from stssl.sweeps.results import TrialRow, chosen_recipe, ranked
 from stssl.sweeps.study import Book
 from stssl.sweeps.trials import REASON, outcome, scored, trial, trial_recipe
 from stssl.sweeps.tuning import train_here, tune_session
+from stssl.training.checkpoints import UnusableError
 from stssl.training.run_files import ConfirmationFile, ScoresFile, read_run_file
 from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run
@@ -204,6 +205,21 @@ def _candidate(name: str, runs: Sequence[Recipe], metrics: tuple[str, ...]) -> C
     return Candidate(name, scores, {}, len(runs) - len(finished))
 
 
+def _evaluate(folder: RunFolder) -> None:
+    """Score a run on test.
+
+    Raises:
+        RunError: Its best checkpoint is lost; says how to have it again.
+    """
+    try:
+        folder.checkpoints.best()
+    except UnusableError as error:
+        raise RunError(
+            f"{error}. Put a whole one back, or delete {folder.path}: the same `stssl sweep --top N` trains it again."
+        ) from None
+    evaluate_run(folder.path, "test")
+
+
 def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[TestLook]:
     """Evaluate the chosen candidates on test if that was not done before, and record that it was done.
 
@@ -225,7 +241,7 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
                 continue
             file = folder.path / "evaluation" / "test.json"
             if not is_there(file):
-                evaluate_run(folder.path, "test")
+                _evaluate(folder)
                 fresh.append(one.name)
             elif one.name not in known:  # a start that was killed evaluated it, but did not record that
                 fresh.append(one.name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING, Literal
 
 from stssl.base.errors import RunError
 from stssl.base.json_types import JsonObject, JsonValue
+from stssl.base.logs import LOG
+from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.space import Values
 from stssl.sweeps.spec import Mode
 from stssl.sweeps.study import Book, run_name, trials_folder
 from stssl.sweeps.trials import needs, outcome
-from stssl.training.run_folder import write_text
+from stssl.training.checkpoints import UnusableError
+from stssl.training.run_folder import RunFolder, write_text
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -107,17 +111,19 @@ def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
     lines = records(book, trials)
     if not lines:
         return
-    with (book.sweep.folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(lines[0]))
+    writer.writeheader()
+    writer.writerows(lines)
+    write_whole(book.sweep.folder / "trials.csv", text.getvalue())
     columns = {name: [line[name] for line in lines] for name in lines[0]}
     for name, column in columns.items():
         # A Parquet column has one type, but a key's choices may be of several, such as 0.5 and "auto".
         kinds = {type(value) for value in column if value is not None}
         if len(kinds) > 1 and not kinds <= {int, float}:
             columns[name] = [None if value is None else str(value) for value in column]
-    pq.write_table(pa.table(columns), book.sweep.folder / "trials.parquet")
+    table = pa.table(columns)
+    write_whole(book.sweep.folder / "trials.parquet", lambda file: pq.write_table(table, file))
 
 
 def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
@@ -180,6 +186,10 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
         "checkpoint": str(best.run / "checkpoints" / "best.pt"),
     }
     write_text(folder / "best.json", json.dumps(about, indent=1))
+    try:
+        RunFolder(best.run).checkpoints.best()
+    except UnusableError as error:
+        LOG.warning("%s. To have the best trial's weights, train it again: stssl train %s", error, target)
     _link(folder / "best", best.run)
     if len(config.metrics) > 1:
         (folder / "pareto").mkdir(exist_ok=True)

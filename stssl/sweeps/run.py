@@ -17,7 +17,8 @@ from stssl.scoring.metrics import score
 from stssl.sweeps.domains import build_space
 from stssl.sweeps.space import did_you_mean
 from stssl.sweeps.spec import Say, Sweep, load_sweep
-from stssl.sweeps.study import Book, open_study
+from stssl.sweeps.study import Book, open_study, study_url
+from stssl.sweeps.trouble import study_errors
 from stssl.training.launch import check_run
 
 
@@ -52,7 +53,7 @@ def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, se
     from stssl.sweeps.results import rows, write_best, write_table
 
     what = load_sweep(path, overrides)
-    with alone(what.folder):
+    with alone(what.folder), study_errors(study_url(what.config)):
         book = search(what, say)
         trials = rows(book)
         write_table(book, trials)
@@ -153,7 +154,7 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
     with tune_session(book) as session:
         config = book.sweep.config
         searcher = StudySearcher(book, min(session.room, config.concurrent or session.room), deadline, say)
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(trial, session.driver),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
@@ -164,7 +165,13 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
                 trial_dirname_creator=_dirname,
             ),
             run_config=session.run_config,
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError:
+            if searcher.trouble is not None:
+                raise searcher.trouble from None
+            raise
 
 
 def _dirname(trial: Any) -> str:

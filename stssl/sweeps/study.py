@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import socket
 import time
 import uuid
@@ -12,17 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stssl.base.config import differing_keys, validate
-from stssl.base.errors import ConfigError, RunError, first_line
+from stssl.base.errors import ConfigError, RunError
 from stssl.base.json_types import JsonObject
+from stssl.base.textfiles import read_bounded
+from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.space import Space, Values
 from stssl.sweeps.spec import Sweep, SweepConfig
+from stssl.sweeps.trouble import study_errors, without_password
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
-    from optuna.study import Study, StudySummary
+    from optuna.study import Study
     from optuna.trial import Trial
 
 SPACE = "stssl"
@@ -31,6 +33,10 @@ SPACE = "stssl"
 FOLDER = "folder"
 """Attribute of the study that keeps whose runs it records: the id in the sweep's folder, and the folder's place."""
 
+LOCKED_S = 60
+"""How long to wait for another process that writes into an SQLite file."""
+
+MARK_BYTES = 4096
 DEATHS = 3
 """Number of deaths of its driver after which a trial counts as failed."""
 
@@ -45,32 +51,26 @@ def storage_of(url: str) -> "BaseStorage":
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    (kind, _, rest), shown = url.partition(":"), _without_password(url)
+    (kind, _, rest), shown = url.partition(":"), without_password(url)
     if kind == "journal":
         try:
             backend = JournalFileBackend(rest.removeprefix("//"))
         except OSError as error:
             raise RunError(f"study: cannot open {url}: {error.strerror}. Give journal:FILE in a folder.") from None
-        return optuna.storages.JournalStorage(backend)
+        with study_errors(url, opening=True):
+            return optuna.storages.JournalStorage(backend)
     if kind.partition("+")[0] not in ("sqlite", "postgresql", "postgres"):
         raise ConfigError(f"study: '{shown}' is not sqlite:///FILE, postgresql://USER@HOST/NAME or journal:FILE")
     if kind in ("postgresql", "postgres"):
         url = f"postgresql+psycopg:{rest}"
     # SQLite gives up on a locked file after 5 seconds by default. A server may close a connection between two
     # validations, which the ping before each use finds out.
-    options: JsonObject = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
+    options: JsonObject = {"connect_args": {"timeout": LOCKED_S}} if kind == "sqlite" else {"pool_pre_ping": True}
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        with study_errors(url, opening=True):
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
         raise ConfigError(f"study: {shown} needs a driver: pip install 'stssl[postgres]' ({error})") from None
-    except Exception as error:  # SQLAlchemy and drivers have errors of their own
-        raise RunError(f"study: cannot open {_without_password(url)}: {first_line(error)}") from None
-
-
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    hidden = f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
-    return re.sub(r"(?i)(password=)[^&]*", r"\1***", hidden)
 
 
 def study_url(config: SweepConfig) -> str:
@@ -82,17 +82,27 @@ def open_study(sweep: Sweep, space: Space) -> "Study":
     """Make the sweep's study, or open the one that an earlier start made.
 
     Raises:
-        RunError: A study of that name searched something else (names what differs), or the storage cannot be reached.
+        RunError: A study of that name searched something else (names what differs), or the storage cannot be reached,
+            is damaged, or is gone although runs of its trials exist.
     """
     import optuna
 
     config = sweep.config
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = storage_of(study_url(config))
+    with study_errors(study_url(config)):
+        return _opened(sweep, space, storage)
+
+
+def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
+    """Make the study in its storage, or open it."""
+    import optuna
+
+    config = sweep.config
     ours = space.identity() | {"metrics": list(config.metrics), "modes": list(config.modes)}
-    known = {summary.study_name for summary in storage_studies(storage)}
-    if config.name in known:
-        _same(ours, optuna.load_study(study_name=config.name, storage=storage), config, sweep.recipe.launch.storage)
+    found = _existing(config, storage)
+    if found is not None:
+        _same(ours, found, config, sweep.recipe.launch.storage)
     with _quiet():
         study = optuna.create_study(
             study_name=config.name,
@@ -114,16 +124,28 @@ def open_study(sweep: Sweep, space: Space) -> "Study":
     return study
 
 
-def storage_studies(storage: "BaseStorage") -> "list[StudySummary]":
-    """List all studies of a storage."""
+def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
+    """Return the sweep's study if there is one. All of it is read once, so that damage is found before any trial."""
     import optuna
 
-    return list(optuna.get_all_study_summaries(storage))
+    with study_errors(study_url(config), opening=True):
+        if config.name in {summary.study_name for summary in optuna.get_all_study_summaries(storage)}:
+            study = optuna.load_study(study_name=config.name, storage=storage)
+            json.loads(study.user_attrs.get(SPACE, "{}"))
+            study.get_trials(deepcopy=False)
+            return study
+    runs = trials_folder(config.folder)
+    if runs.is_dir() and any(runs.iterdir()):
+        raise RunError(
+            f"{without_password(study_url(config))} has no study '{config.name}', and {runs} has runs of its trials. "
+            f"Put the study back, give this sweep another name (name=...), or delete {config.folder} to begin again."
+        )
+    return None
 
 
 def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "runs") -> None:
     """Raise a RunError if a study was made for another search than `ours`."""
-    text, place = study.user_attrs.get(SPACE), _without_password(study_url(config))
+    text, place = study.user_attrs.get(SPACE), without_password(study_url(config))
     theirs = _as_today(json.loads(text), runs) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
         raise RunError(f"the study '{config.name}' in {place} was not made by a sweep. Give another name=...")
@@ -149,14 +171,16 @@ def _as_today(identity: JsonObject, storage: str) -> JsonObject:
 
 def _one_folder(study: "Study", config: SweepConfig) -> None:
     """Keep two folders from sharing a study: each would continue the other's running trials without their runs."""
-    mark, theirs = config.folder / "study.id", study.user_attrs.get(FOLDER)
-    if not mark.exists():
-        mark.write_text(uuid.uuid4().hex)
+    path, theirs = config.folder / "study.id", study.user_attrs.get(FOLDER)
+    if not path.exists():
+        write_whole(path, uuid.uuid4().hex)
+    advice = "Put it back as it was, or give this sweep another name (name=...)."
+    mark = read_bounded(path, MARK_BYTES, RunError, advice).decode("utf-8", "replace")
     if theirs is None:
-        study.set_user_attr(FOLDER, [mark.read_text(), f"{socket.gethostname()}:{config.folder}"])
-    elif theirs[0] != mark.read_text():
+        study.set_user_attr(FOLDER, [mark, f"{socket.gethostname()}:{config.folder}"])
+    elif theirs[0] != mark:
         raise RunError(
-            f"the study '{config.name}' in {_without_password(study_url(config))} keeps its runs in {theirs[1]}, and "
+            f"the study '{config.name}' in {without_password(study_url(config))} keeps its runs in {theirs[1]}, and "
             f"not in {config.folder}. Continue it there (storage=...), or give this sweep another name (name=...)."
         )
 

@@ -138,7 +138,7 @@ def _write_reason(recipe: Recipe, reason: str) -> None:
 def failure(folder: Path) -> str | None:
     """Read why a trial's run failed, or None if it did not."""
     path = folder / REASON
-    return path.read_text() if path.exists() else None
+    return path.read_text("utf-8", "replace") if path.exists() else None
 
 
 def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:

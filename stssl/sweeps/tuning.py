@@ -18,8 +18,9 @@ from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.base.ray_session import connected_ray, resources_for
 from stssl.recipes.recipe import LaunchConfig, Recipe
 from stssl.sweeps.spec import Say
-from stssl.sweeps.study import Book, run_name, trials_folder
+from stssl.sweeps.study import Book, run_name, study_url, trials_folder
 from stssl.sweeps.trials import REASON, Stopped, carry_out, failure, needs, outcome, trial_config, trial_recipe
+from stssl.sweeps.trouble import study_errors
 from stssl.training.launch import check_run, growing, worker_bundles
 from stssl.training.run_folder import RunFolder
 
@@ -50,6 +51,8 @@ class StudySearcher(Searcher):
         self.stopped: set[str] = set()
         self.exhausted = False
         self.since: dict[str, float] = {}
+        self.trouble: RunError | None = None
+        """Why the study could not be read or written; Tune would make a traceback of it."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> "StudySearcher":
         """Return the searcher itself: Tune copies what it is given, and a copy would hand out trials a second time."""
@@ -59,11 +62,26 @@ class StudySearcher(Searcher):
         """Pickle as an empty object: Tune saves what it is given, an open study cannot be pickled, nobody loads it."""
         return (object, ())
 
+    @contextlib.contextmanager
+    def _study(self) -> Iterator[None]:
+        """Keep the reason why the study failed."""
+        try:
+            with study_errors(study_url(self.book.sweep.config)):
+                yield
+        except RunError as error:
+            self.trouble = error
+            raise
+
     def suggest(self, trial_id: str) -> Any:
         """Return the configuration of the next trial, None while there is no room, or `FINISHED` after the last.
 
         The configuration has the trial's `number` and its `recipe` as a tree.
         """
+        with self._study():
+            return self._next(trial_id)
+
+    def _next(self, trial_id: str) -> Any:
+        """Do what `suggest` does, once more for each trial that fails before it starts."""
         if len(self.live) >= self.at_once:
             return None
         # Tune asks many times a second, and asking the study reads the disk: remember that it is exhausted.
@@ -85,7 +103,7 @@ class StudySearcher(Searcher):
         except StsslError as error:
             why = str(error)
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
-            return self.suggest(trial_id)
+            return self._next(trial_id)
         # A start that was killed may have left a failure's reason that never came into the study; this one tries again.
         (self._folder(trial.number) / REASON).unlink(missing_ok=True)
         return {"number": trial.number, "recipe": recipe.tree()}
@@ -104,7 +122,8 @@ class StudySearcher(Searcher):
         # A score that is missing or not finite must not enter a comparison: it would decide about other trials.
         if trial is None or value is None or not isfinite(value):
             return False
-        stop = self.book.report(trial, int(result["step"]), float(value), time.time() - self.since[trial_id])
+        with self._study():
+            stop = self.book.report(trial, int(result["step"]), float(value), time.time() - self.since[trial_id])
         if stop and result["step"] < result["steps"]:
             self.stopped.add(trial_id)
             return True
@@ -118,8 +137,11 @@ class StudySearcher(Searcher):
             result: Its last result.
             error: True if its driver failed.
         """
-        if trial_id not in self.live:
-            return
+        if trial_id in self.live:
+            with self._study():
+                self._complete(trial_id, result, error)
+
+    def _complete(self, trial_id: str, result: JsonObject | None, error: bool) -> None:
         folder = self._folder(self.live[trial_id].number)
         reason, ended = failure(folder), outcome(folder, self.book.sweep.config.metrics)
         if trial_id in self.stopped:
@@ -287,6 +309,8 @@ def _trial(searcher: StudySearcher, trial_id: str, config: JsonObject) -> None:
 
     with contextlib.suppress(Stopped):
         carry_out(trial_config(config), report=report)
+    if searcher.trouble is not None:  # of the study, not of the trial
+        raise searcher.trouble
     searcher.on_trial_complete(trial_id, last)
 
 

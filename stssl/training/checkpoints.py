@@ -5,6 +5,7 @@ with the best validation score. A file is the bytes of `torch.save`, then their 
 truncated or damaged file is refused before any of it is used.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from stssl import __version__
 from stssl.base.errors import RunError, first_line
+from stssl.base.logs import LOG
 from stssl.base.whole_files import cannot_write, is_there, open_plain, sync_folder, write_whole
+from stssl.models.sealed import seal
 from stssl.training.run_files import version_problem
 
 _FORMAT = b"STSSLCK"
@@ -213,11 +215,11 @@ class Checkpoints:
         if best:
             write_state(state, self.path("best"))
 
-    def newest(self, recipe: str) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
+    def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
         """Yield each checkpoint that is there, the newest first, with its state or what is wrong with it.
 
         Args:
-            recipe: Hash of the recipe that the run must have.
+            recipe: Hash of the recipe that the run must have; None takes any.
         """
         for path in (self.path("last"), self.path("previous")):
             if is_there(path):
@@ -225,6 +227,39 @@ class Checkpoints:
                     yield path, require_state(read_state(path), path, recipe)
                 except UnusableError as error:
                     yield path, error
+
+    def best(self, recipe: str | None = None) -> CheckpointState:
+        """Read the best checkpoint; if it is lost or damaged, read another that is the same, and warn.
+
+        Args:
+            recipe: Hash of the recipe that the run must have; None takes any state.
+
+        Raises:
+            UnusableError: It cannot be used, and no other is the same.
+        """
+        try:
+            return self._read("best", recipe)
+        except UnusableError as error:
+            name, state = self.same_as_best(recipe)
+            if state is None:
+                raise
+            LOG.warning("%s; %s is the same checkpoint and used instead", error, self.path(name))
+            return state
+
+    def same_as_best(self, recipe: str | None) -> tuple[str, CheckpointState | None]:
+        """Return name and state of one of the last two checkpoints that is also the best; None if neither is."""
+        with contextlib.suppress(UnusableError):
+            last = self._read("last", recipe)
+            step = last["progress"].get("best_step")
+            if last["progress"]["step"] == step:
+                return "last", last
+            previous = self._read("previous", recipe)
+            if previous["progress"]["step"] == step:
+                return "previous", previous
+        return "", None
+
+    def _read(self, name: str, recipe: str | None) -> CheckpointState:
+        return require_state(read_state(self.path(name)), self.path(name), recipe)
 
 
 def no_usable_checkpoint(problems: list[str], run: Path) -> RunError:
@@ -251,9 +286,8 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
     Raises:
         RunError: The best checkpoint cannot be read, or the file cannot be written.
     """
-    path = checkpoints.path("best")
     try:
-        state = require_state(read_state(path), path)["step"]
+        state = checkpoints.best()["step"]
     except UnusableError as error:
         run = checkpoints.folder.parent
         raise RunError(
@@ -263,7 +297,7 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     target = checkpoints.folder / f"{name}.safetensors"
     # `save_file` makes a file that only its owner may read, whatever the umask says.
-    write_whole(target, save({key: value.contiguous() for key, value in weights.items()}))
+    write_whole(target, seal(weights))
     return target
 
 

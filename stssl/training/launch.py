@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -110,6 +110,7 @@ def _train_on_ray(recipe: RunRecipe) -> None:
                 name="ray",
                 storage_path=str(RunFolder.of(recipe).path),
                 failure_config=FailureConfig(max_failures=launch.max_failures),
+                callbacks=[_not_again()],
             ),
         )
         # Ray's own handler of Ctrl-C ends the process with exit code 0, as if the run had succeeded.
@@ -181,6 +182,44 @@ def growing(launch: LaunchConfig) -> str:
     return "A cluster that adds nodes by itself needs time for that: launch.nodes_timeout_s=900."
 
 
+def _not_again() -> Any:
+    """Make a callback of Ray Train that ends a run whose error comes again with each start."""
+    from ray.train import UserCallback
+
+    class NotAgain(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            if error := for_good(worker_exceptions.values()):
+                raise error  # an error of a callback is none that Ray tries again after
+
+    return NotAgain()
+
+
+def for_good(failures: Iterable[BaseException]) -> StsslError | None:
+    """What ends a run at once, of all that its workers failed with: an error that its user must act on.
+
+    A worker or node that died, and an object store that did not answer, may do better the next time
+    (`launch.max_failures`).
+    """
+    from ray.exceptions import RayActorError
+
+    failures = list(failures)
+    if any(isinstance(failure, RayActorError) for failure in failures):
+        return None
+    own = next((error for error in map(_own, failures) if error), None)
+    return None if own is None or own.passing else own
+
+
+def _own(error: BaseException) -> StsslError | None:
+    """The error for users inside of those that Ray wraps it in."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, StsslError):
+            return seen
+        wrapped = (getattr(seen, name, None) for name in ("cause", "controller_failure", "_base_exc"))
+        seen = next((one for one in wrapped if isinstance(one, BaseException)), seen.__cause__)
+    return None
+
+
 def _reason(error: BaseException) -> StsslError:
     """Find the error that a user can act on in an error of Ray Train.
 
@@ -191,11 +230,8 @@ def _reason(error: BaseException) -> StsslError:
     """
     failures = getattr(error, "worker_failures", None) or getattr(error.__cause__, "worker_failures", None) or {}
     for failure in [error, *failures.values()]:
-        seen: BaseException | None = failure
-        while seen is not None:
-            if isinstance(seen, StsslError):
-                return seen
-            seen = getattr(seen, "cause", None) or seen.__cause__
+        if own := _own(failure):
+            return own
     lines = [line for line in str(next(iter(failures.values()), error)).splitlines() if line.strip()]
     return RunError(f"training failed on a Ray worker: {lines[-1] if lines else type(error).__name__}")
 

@@ -92,7 +92,7 @@ class RunFolder:
         """
         recipe = self.recipe()
         if not isinstance(recipe, kind):
-            raise RunError(f"{self.path} is {recipe.what}, not {kind.what}")
+            raise RunError(f"{self.path} is {recipe.what}, not {kind.what}. `{recipe.scored_by}` scores it.")
         return recipe
 
     def _tree(self) -> Tree:

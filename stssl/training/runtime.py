@@ -23,14 +23,13 @@ from torch import nn
 from stssl.base.distributed import gather_rows, rank, world_size
 from stssl.base.errors import RunError
 from stssl.base.logs import LOG
+from stssl.base.stopping import TOGETHER_S, Asked
 from stssl.models.backbones import stages
 from stssl.models.layout import memory_format
 from stssl.recipes.recipe import Recipe, RunRecipe
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's `mallopt` parameters M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, from malloc.h."""
-TOGETHER_S = 1.0
-"""Signals that follow each other within so many seconds count as one."""
 VARIANTS = 256
 """Compiled variants of a block's code that torch keeps before it stops compiling."""
 
@@ -145,10 +144,9 @@ class StopRequest:
             return
 
         def ask(number: int, frame: FrameType | None) -> None:
-            # Some programs hand on a Ctrl-C that this process got from the terminal, too: those two are one.
             again = self.by is not None and time.monotonic() - self.at > TOGETHER_S
             if again and number == signal.SIGINT and not self.leaving:
-                raise KeyboardInterrupt
+                raise Asked(number)
             if self.by is None:
                 self.by, self.at = signal.Signals(number), time.monotonic()
 

@@ -27,6 +27,7 @@ from stssl.training.checkpoints import (
     no_usable_checkpoint,
     read_state,
     require_state,
+    write_state,
 )
 from stssl.training.contrastive_task import ContrastiveTask
 from stssl.training.journal import Journal
@@ -184,21 +185,27 @@ class TrainState:
             self.folder.checkpoints.mend(found, best=self.progress.best_step == self.progress.step)
 
     def _check_best(self) -> list[str]:
-        """Forget the best score if the checkpoint of that step is lost, so that a best one is chosen from now on.
+        """Write a lost best checkpoint again if another is the same; else forget its score, to choose a new one.
 
         Returns:
             What is wrong with `best`, as a list of one sentence; empty if nothing is.
         """
-        progress, path = self.progress, self.folder.checkpoints.path("best")
+        progress, checkpoints, recipe = self.progress, self.folder.checkpoints, self.recipe.hash()
+        path = checkpoints.path("best")
         if progress.best_step in (0, progress.step):
             return []
         try:
-            require_state(read_state(path), path, self.recipe.hash())
+            require_state(read_state(path), path, recipe)
         except UnusableError as error:
+            same, state = checkpoints.same_as_best(recipe)
+            if state is not None:
+                if rank() == 0:
+                    write_state(state, path)
+                return [f"{error}; written again, since {checkpoints.path(same)} is the same checkpoint"]
             if progress.step < self.recipe.schedule.steps:
                 progress.best, progress.best_step = None, 0
-            return [f"{error}; the best checkpoint is chosen anew among those from step {progress.step} on"]
-        return []
+                return [f"{error}; the best checkpoint is chosen anew among those from step {progress.step} on"]
+        return []  # of a run that is trained, the export says that its best weights are lost
 
     def finish(self, end: RunEnd) -> None:
         """Export the weights that users take and mark the run as finished; rank 0 alone calls this, after `train`.
@@ -206,7 +213,7 @@ class TrainState:
         Raises:
             RunError: No validation had finite predictions, or a file cannot be written.
         """
-        if not self.folder.checkpoints.path("best").exists():
+        if not self.progress.best_step:
             raise RunError(
                 f"no validation of {self.folder.path} had finite predictions, so there is no best checkpoint. Lower "
                 "optimizer.lr, set optimizer.clip=1.0, or use compute.precision=fp32, under another name (name=...)."

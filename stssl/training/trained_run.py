@@ -76,11 +76,13 @@ def load_run(
         raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
     path = folder.checkpoints.path(checkpoint)
     if not is_there(path):
-        if folder.checkpoints.exist():
+        if not folder.checkpoints.exist():
+            raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
+        if checkpoint == "best" and never_finite(folder):
             raise RunError(
-                f"{folder.path} has no {checkpoint} checkpoint: no validation had finite predictions so far."
+                f"{folder.path} has no best checkpoint: no validation had finite predictions so far. Give --checkpoint "
+                "last to see the last one."
             )
-        raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
     recipe = folder.recipe_as(Recipe)
     expected = recipe.hash()
     if store is not None:
@@ -102,26 +104,34 @@ def load_run(
     return TrainedRun(folder, recipe, data, step, pixels, steps=int(state["progress"]["step"]))
 
 
-def read_own_state(folder: RunFolder, path: Path, recipe: str) -> CheckpointState:
+def never_finite(folder: RunFolder) -> bool:
+    """Return True if a run has checkpoints, but none had finite predictions, so that there is no best one."""
+    states = [state for _, state in folder.checkpoints.newest() if not isinstance(state, UnusableError)]
+    return bool(states) and not states[0]["progress"].get("best_step")
+
+
+def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "") -> CheckpointState:
     """Read a checkpoint of a run.
 
     Args:
         folder: Folder of the run.
-        path: File of the checkpoint.
+        path: File of the checkpoint; if the best one is lost, another that is the same is read.
         recipe: Hash of the run's recipe. A checkpoint of an earlier version may have the hash of that version instead,
             which the run's record has, too.
+        advice: Sentence on what to do if it cannot be used; by default to evaluate another checkpoint.
 
     Raises:
         RunError: The checkpoint is damaged or another run's; says what can be used instead.
     """
+    best = path == folder.checkpoints.path("best")
     try:
-        state = require_state(read_state(path), path)
+        state = folder.checkpoints.best() if best else require_state(read_state(path), path)
         earlier = folder.read_record()[1].get("recipe_hash") if state.get("written_by") != __version__ else None
         return require_state(state, path, recipe if state["recipe"] != earlier else None)
     except UnusableError as error:
-        other = "last" if path.stem == "best" else "best"
+        other = "last" if best else "best"
         whole = f"Give --checkpoint {other}, or put" if is_there(folder.checkpoints.path(other)) else "Put"
-        raise RunError(f"{error}. {whole} a whole one back.") from None
+        raise RunError(f"{error}. {advice or f'{whole} a whole one back.'}") from None
 
 
 def evaluate_run(

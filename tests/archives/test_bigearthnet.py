@@ -188,7 +188,7 @@ def test_a_garbled_name_takes_its_time_from_the_json(tmp_path):
     [
         ({"bands": "swir"}, ConfigError, "bands must be one of all, rgb, not 'swir'"),
         ({"coordinates": "x.csv"}, ConfigError, r"bigearthnet-v1 has no option coordinates. It has: bands, metadata"),
-        ({"metadata": "nowhere.csv"}, DataError, "cannot read nowhere.csv"),
+        ({"metadata": "nowhere.csv"}, DataError, "there is no table nowhere.csv"),
     ],
 )
 def test_impossible_options(about, error, words, tmp_path):

@@ -86,8 +86,8 @@ def test_reben(reben, tmp_path):
         with rasterio.open(band(folder, "B02")) as file:
             assert (store.column("ulx")[row], store.column("uly")[row]) == (file.bounds.left, file.bounds.top)
             np.testing.assert_array_equal(store.reader(["B02"]).read(np.array([row]))["b10"][0, 0], file.read(1))
-    maps = store._group["reference_map"]
-    assert [int(maps[row].max()) for row in range(4)] == [0, 232, 233, 234]
+    maps = store.map_reader().read(np.arange(4))["reference_map"]
+    assert maps.max((1, 2, 3)).tolist() == [0, 232, 233, 234]
     assert "reference_map" not in store.groups
     assert not store.has_column("reference_map")
     assert verify_store(tmp_path / "store.zarr", reben).problems == ()
@@ -123,6 +123,39 @@ def test_reben_dirt(reben, tmp_path):
     summary, store = converted("bigearthnet-v2", reben, tmp_path)
     assert summary.errors == {"duplicate": 1, "foreign": 1, "no_metadata": 1}
     assert store.size == 6
+
+
+@pytest.mark.parametrize("damage", [b"", b"II*\0 and nothing more", None])
+def test_a_damaged_reference_map_costs_the_map_alone(damage, reben, tmp_path, capfd):
+    (path,) = (reben / "Reference_Maps").rglob("*_2_42_reference_map.tif")
+    if damage is None:
+        write_tiff(path, np.full((1, 60, 60), 7, np.uint16))
+    else:
+        path.write_bytes(damage)
+    summary, store = converted("bigearthnet-v2", reben, tmp_path)
+    assert summary.errors == {"bad_map": 1} and list(summary.examples) == ["bad_map"]
+    assert "_2_42_reference_map.tif" in summary.examples["bad_map"]
+    row = store.column("patch_id").tolist().index(f"{PRODUCT}_2_42")
+    assert store.column("split_official").tolist() == [0, 1, 0, 1]
+    assert store.column("error_code").tolist() == [15 if i == row else 0 for i in range(4)]
+    assert store.column("labels_19")[row].any() and store.reader(["B02"]).read(np.array([row]))["b10"].any()
+    assert not store.map_reader().read(np.array([row]))["reference_map"].any()
+    assert "errors    1 bad_map" in describe_store(store)
+    assert verify_store(tmp_path / "store.zarr", reben).problems == ()
+    assert capfd.readouterr().err == ""
+
+
+def test_errors_of_images_are_the_same_at_every_run(tmp_path):
+    for kind in ("whole", "cut"):
+        write_tiff(tmp_path / f"{kind}.tif", np.arange(192, dtype=np.uint8).reshape(3, 8, 8))
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "cut.tif").read_bytes()[:200])
+    (tmp_path / "m.csv").write_text("path,label\nwhole.tif,a\ncut.tif,b\n")
+    reports = []
+    for number in range(2):
+        summary = convert("manifest", tmp_path / "m.csv", tmp_path / f"{number}.zarr", HERE)
+        assert summary.errors == {"unreadable": 1}
+        reports.append((tmp_path / f"{number}.zarr.errors.csv").read_text())
+    assert reports[0] == reports[1] and 'cut.tif,unreadable,"cut.tif: TIFFReadDirectory' in reports[0]
 
 
 def test_reben_without_tables_says_what_is_missing(reben, tmp_path):

@@ -3,6 +3,8 @@ import json
 
 import dirty
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import rasterio
 from real import real_data
@@ -236,6 +238,10 @@ def test_a_table_as_csv_is_one_as_parquet(tmp_path):
         ("4e5,5e6,,Pastures", "some rows have no"),
         ("4e5,5e6,2017-06-13,", "a row without labels"),
         ("4e5,5e6,2017-06-13,Moon", "names the class 'Moon'"),
+        ("1e30,5e6,2017-06-13,Pastures", "row 1 below the header: ulx 1e[+]30, uly 5e[+]06 is no place of EPSG:32633"),
+        ("4e5,-1e9,2017-06-13,Pastures", "is no place of EPSG:32633"),
+        ("4e5,5e6,1066-10-14,Pastures", "row 1 .*, column 'date': 1066-10-14T00:00:00 is no date of an image"),
+        ('4e5,5e6,2017-06-13,"[[1], [2]]"', "row 1 below the header, column 'labels'"),
         ("4e5,5e6,2017-06-13,Pastures", None),
     ],
 )
@@ -253,3 +259,36 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError, match="cannot make the folder"):
         synthesize(tmp_path / "file", 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "words"),
+    [
+        (
+            "labels",
+            [["Pastures"]],
+            r"row 1 below the header, column 'labels': .*is a list of something else than names",
+        ),
+        ("labels", [3], "row 1 below the header, column 'labels': .*is a list of numbers"),
+        ("labels", ["Pastures", "Mixed forest"], None),
+        ("epsg", 99999, r"row 1 below the header, column 'epsg': 99999: The EPSG code is unknown"),
+        ("epsg", 4326, "row 1 below the header, column 'epsg': 4326 is no projection in meters"),
+        ("epsg", 32633.5, "row 1 below the header, column 'epsg': 32633.5 is no EPSG code"),
+        ("country", ["Austria"], "column 'country': .*is no name"),
+        ("date", 20170613, "dates are no numbers"),
+        ("contains_seasonal_snow", [True], r"column 'contains_seasonal_snow': '?.true.'? is neither true nor false"),
+        ("contains_cloud_or_shadow", "False", None),
+    ],
+)
+def test_columns_of_parquet_that_cannot_be_used(column, cell, words, tmp_path, capfd):
+    """What is nested or of another type is told with its row; PROJ prints nothing of its own."""
+    good = {"epsg": 32633, "ulx": 3e5, "uly": 5.4e6, "date": "2017-06-13", "labels": ["Pastures"], "country": "Austria"}
+    columns = {name: [value] * 2 for name, value in (good | {column: cell}).items()}
+    table = tmp_path / "table.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), table)
+    if words is None:
+        synthesize(tmp_path / "archive", 2, locations=table)
+    else:
+        with pytest.raises(DataError, match=f"table.parquet.*{words}"):
+            synthesize(tmp_path / "archive", 2, locations=table)
+    assert capfd.readouterr().err == ""

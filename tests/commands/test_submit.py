@@ -122,7 +122,7 @@ def test_files_that_would_stay_here_are_refused(recipe, sweep):
     assert asked(kept, "launch.storage=/shared", folder=recipe.parent)["entrypoint"].split()[4] == (
         "experiments/sweeps/best.yaml"
     )
-    outside = recipe.parents[2] / "outside.yaml"
+    outside = recipe.parents[1] / "outside.yaml"
     outside.write_text(recipe.read_text())
     with pytest.raises(ConfigError, match=r"outside\.yaml is not inside"):
         asked(sweep(recipe="../outside.yaml"))
@@ -148,7 +148,7 @@ def test_packages(recipe, tmp_path):
 )
 def test_mistakes_are_found_before_anything_is_sent(recipe, overrides, changes, words):
     if "folder" in changes:
-        changes = {"folder": recipe.parents[2] / "elsewhere"}
+        changes = {"folder": recipe.parents[1] / "elsewhere"}
     with pytest.raises(ConfigError, match=words):
         asked(recipe, *overrides, **changes)
 

@@ -1,8 +1,10 @@
-"""Trains a step of each network of the recipes, for malloc's checks; run by test_layout.py in a process of its own."""
+"""Writes past a tensor's end, then trains a step of each recipe's network, for malloc's checks (test_layout.py)."""
 
+import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -57,23 +59,35 @@ def step(case: Case, rows: int, memory: torch.memory_format | None = None) -> to
     return chosen
 
 
-def control() -> int:
-    """How a step ends that lays a network with few channels out as GPUs want it: the number of a signal, or 0."""
+def ended(work: Callable[[], None]) -> int:
+    """How a process ends that does this: the number of a signal, or 0."""
     child = os.fork()
     if child == 0:
         signal.alarm(100)  # it may hang as well
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        for _ in range(3):
-            step(("slim_resnet", SMALL, 3, 64, False), 12, torch.channels_last)
+        work()
         os._exit(0)
     return -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def overrun() -> None:
+    """Write one byte past a tensor's end, on every CPU."""
+    tensor = torch.zeros(64, dtype=torch.uint8)
+    ctypes.memset(tensor.data_ptr() + 64, 1, 1)
+    del tensor
+
+
+def few_channels() -> None:
+    """Steps of a network with few channels that is laid out as GPUs want it."""
+    for _ in range(3):
+        step(("slim_resnet", SMALL, 3, 64, False), 12, torch.channels_last)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "control":
-        sys.stdout.write(f"{control()}\n")
-    else:
-        for case in cases():
-            chosen = step(case, 8 if case[0] == "slim_resnet" else 2)
-            sys.stdout.write(" ".join(map(str, (*case, chosen))) + "\n")
+    for control in (overrun, few_channels):
+        sys.stdout.write(f"{control.__name__} {ended(control)}\n")
+        sys.stdout.flush()
+    for case in cases():
+        chosen = step(case, 8 if case[0] == "slim_resnet" else 2)
+        sys.stdout.write(" ".join(map(str, (*case, chosen))) + "\n")

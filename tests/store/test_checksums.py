@@ -213,6 +213,7 @@ def old(store, *, columns=True):
     group = json.loads((store / "zarr.json").read_text())
     for about in group["consolidated_metadata"]["metadata"].values():
         about.get("attributes", {}).pop(SHARD_CHECKSUMS, None)
+    del group["attributes"]["description_hashes"]
     if columns:
         del group["attributes"]["column_hashes"]
     (store / "zarr.json").write_text(json.dumps(group))

@@ -5,9 +5,13 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+import torch
 
 from stssl.archives.nomenclature import EUROSAT
 from stssl.base.errors import DataError
+from stssl.recipes.build import build_pixels
+from stssl.recipes.recipe import DataConfig
+from stssl.recipes.run_data import open_pixels
 from stssl.store.description import describe_store
 from stssl.store.store import Store
 
@@ -95,3 +99,21 @@ def test_a_description_has_all_that_matters(store):
     for words in ("200 patches", "B04 B03 B02: 64x64 uint8", "140 train, 20 validation, 40 test", "20  Forest", "none"):
         assert words in text
     assert "latitude 45." in text
+
+
+def test_a_band_of_one_value_is_told_and_seen_as_zero(store, caplog):
+    config = DataConfig(store=str(store), labels="label")
+    data = open_pixels(config)
+    (group,) = data.store.groups.values()
+    group.statistics["std"][1] = 0.0
+    group.statistics["mean"][1] = 120.0
+    pixels = build_pixels(config, 64, data, torch.contiguous_format)
+    assert "data.bands: B03 has the same value in all training pixels" in caplog.text
+    images = pixels({name: torch.full((1, 3, 64, 64), 120.0) for name in data.reader.layout})
+    assert (images[:, 1] == 0).all() and torch.isfinite(images).all()
+
+
+def test_control_bands_that_vary_are_not_told(store, caplog):
+    config = DataConfig(store=str(store), labels="label")
+    build_pixels(config, 64, open_pixels(config), torch.contiguous_format)
+    assert "same value" not in caplog.text

@@ -105,6 +105,36 @@ def test_the_page_is_whole_and_needs_nothing_else(book):
     assert page.count("<svg") >= 4
 
 
+EVIL = "<script>alert('x')</script><!--\x1b[31m$\\frac{&amp;"
+
+
+def test_no_words_of_a_sweep_become_html(book):
+    """Parameters, choices, names of sweep, metric, recipe, trials, candidates and folders, and reasons of failures."""
+    evil = [f"{i}{EVIL}" for i in range(2)]
+    axes = [
+        replace(axis, domain=replace(axis.domain, choices=tuple(evil))) if axis.domain.choices else axis
+        for axis in book.space.axes
+    ]
+    book.space = replace(book.space, axes=tuple(replace(axis, key=f"{axis.key}{EVIL}") for axis in axes))
+    config = book.sweep.config.model_copy(update={"name": EVIL, "metric": EVIL, "mode": "max", "study": f"{EVIL}:x"})
+    recipe = book.sweep.recipe.model_copy(update={"name": EVIL})
+    trials = [
+        replace(
+            row,
+            params={f"{k}{EVIL}": evil[row.number % 2] if isinstance(v, str) else v for k, v in row.params.items()},
+            reason=row.reason and f"{EVIL}\n{EVIL}",
+            run=row.run / EVIL,
+        )
+        for row in rows(book)
+    ]
+    book.sweep = replace(book.sweep, config=config, recipe=recipe)
+    found = Confirmation([1], [Candidate(EVIL, {EVIL: [0.5]}, {EVIL: [0.4]})], [{"time": EVIL, "runs": [EVIL]}])
+    page = write_sweep_report(book, trials, found).read_text()
+    assert "<script" not in page and "\x1b" not in page
+    assert "<!--" not in re.sub(r"(?s)<svg.*?</svg>", "", page)  # matplotlib names its texts in comments
+    assert page.count("&lt;script&gt;") > 20 and "<h1>&lt;script&gt;" in page and "<pre>&lt;script&gt;" in page
+
+
 def test_effects_leave_stopped_trials_out(book):
     groups = effect(rows(book), "model.injection.name", ("late", "film"))
     assert sum(map(len, groups.values())) == 4

@@ -1,5 +1,6 @@
 """What goes wrong in training: gradients that are not finite, memory, signals, storage, compilers, loggers."""
 
+import copy
 import json
 import signal
 
@@ -11,12 +12,13 @@ from test_loop import kill_at, last, make, same, signalled
 from stssl.base.batch import View
 from stssl.base.config import merge
 from stssl.base.errors import ConfigError, RunError
+from stssl.models.backbones import make_backbone
 from stssl.training import loop
 from stssl.training.launch import run
 from stssl.training.loop import train
 from stssl.training.run_files import NONFINITE_FILE
 from stssl.training.run_folder import RunFolder
-from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic, with_fallback
+from stssl.training.runtime import check_shared, compile_blocks, memory_advice, slow_arithmetic, with_fallback
 from stssl.training.state import open_train_state
 
 CPU = torch.device("cpu")
@@ -231,6 +233,26 @@ def test_a_compiled_run_ends_near_the_plain_one(without_batchnorm, recipe_tree, 
         losses.append([row["loss"] for row in RunFolder.of(recipe).rows()])
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), atol=2e-2, rtol=2e-2)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    assert "going on without torch.compile" not in caplog.text
+
+
+def test_a_block_with_batchnorm_and_few_channels_goes_through_the_whole_compiler(monkeypatch, caplog):
+    """A strided stage, trained: its images stay as they lie, for oneDNN writes past others."""
+    real, asked = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda block, **options: asked.append(options) or real(block, **options))
+    options = {"channels": [4, 8, 8, 8]}
+    plain = make_backbone("slim_resnet", options, size=16, in_channels=3, classes=2, hub=False)
+    compiled = copy.deepcopy(plain)
+    compile_blocks(compiled)
+    assert all(found["options"] == {"layout_optimization": False} for found in asked)
+    image, before = torch.randn(4, 4, 8, 8), torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for task in (plain.layer2, compiled.layer2):
+        task(image).square().mean().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+    for one, other in zip(plain.layer2.parameters(), compiled.layer2.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4)
+    for one, other in zip(plain.layer2.buffers(), compiled.layer2.buffers(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     assert "going on without torch.compile" not in caplog.text
 
 
