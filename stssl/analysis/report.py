@@ -23,6 +23,7 @@ from stssl.base.textfiles import read_bounded
 from stssl.base.whole_files import is_there, write_whole
 from stssl.recipes.recipe import Recipe
 from stssl.scoring.evaluation import array_digest
+from stssl.scoring.metrics import LOWER_IS_BETTER
 from stssl.training.run_files import RecordFile, ScoresFile, read_run_file
 from stssl.training.run_folder import RunFolder
 
@@ -211,11 +212,10 @@ def _scores(runs: Sequence[RunView], part: str) -> Markup:
     if not rows:
         return Markup()
     names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
-    lower = {"loss", "calibration_error"}
     best: dict[str, float | None] = {}
     for name in names:
         values = [value for scores in rows.values() if (value := scores.get(name)) is not None]
-        best[name] = (min if name in lower else max)(values, default=None)
+        best[name] = (min if name in LOWER_IS_BETTER else max)(values, default=None)
     line = Markup("<tr><td>{}</td><td>{}</td>{}</tr>")
     return _SCORES.format(
         part=part,

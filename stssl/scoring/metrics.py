@@ -160,6 +160,12 @@ SINGLE_LABEL: dict[str, Metric] = {
 }
 """Metrics of single-label tasks. This is the one place to register a new one."""
 
+LOWER_IS_BETTER = ("loss", "calibration_error")
+"""Scores of which a smaller value is better; of others a larger one. A new metric of errors goes here too."""
+
+HEADLINES: Mapping[bool, str] = {True: "mAP", False: "accuracy"}
+"""Score that chooses the best checkpoint: of multi-label tasks (True) and of single-label tasks (False)."""
+
 PER_CLASS: Mapping[bool, dict[str, Metric]] = {
     True: {
         "AP": lambda predictions: predictions.average_precision,
@@ -220,7 +226,7 @@ def diverged(scores: Scores) -> bool:
 
 def headline(space: LabelSpace) -> str:
     """Return the name of the score that chooses the best checkpoint; higher is better."""
-    return "mAP" if space.multilabel else "accuracy"
+    return HEADLINES[space.multilabel]
 
 
 def _measure() -> ModuleType:

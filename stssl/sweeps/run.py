@@ -69,9 +69,9 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         RunError: Another process runs it.
     """
-    # The system frees a `flock` however the process ends; a lock file would stay behind after a kill.
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
+        # The system frees a `flock` however the process ends; a file that marks the lock would stay after a kill.
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

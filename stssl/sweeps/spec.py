@@ -25,12 +25,11 @@ from stssl.base.errors import ConfigError, shown
 from stssl.base.json_types import JsonMapping, JsonValue
 from stssl.base.paths import Folder, Study, SweepName
 from stssl.recipes.recipe import Recipe, load_as
+from stssl.scoring.metrics import LOWER_IS_BETTER
 
 Say = Callable[[str], None]
 """Show one line of progress."""
 Mode = Literal["max", "min"]
-LOWER_IS_BETTER = ("loss", "calibration_error")
-"""Scores of which a smaller value is better; of all others a larger one."""
 
 
 class RangeConfig(Config):

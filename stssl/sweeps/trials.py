@@ -11,11 +11,9 @@ from stssl.base.config import validate
 from stssl.base.errors import StoppedError, StsslError
 from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.recipes.recipe import LaunchConfig, Recipe
+from stssl.scoring.metrics import HEADLINES
 from stssl.training.launch import Watch, run, worker_bundles
 from stssl.training.run_folder import RunFolder, write_text
-
-HEADLINES = ("mAP", "accuracy")
-"""Scores by which a run chooses its best checkpoint: the first that it has."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Outcome:
 def scored(row: Mapping[str, Any]) -> dict[str, Any]:
     """Copy a validation's row without missing scores, and add `score`, by which the best checkpoint is chosen."""
     known = {name: value for name, value in row.items() if value is not None}
-    headline = next((known[name] for name in HEADLINES if name in known), None)
+    headline = next((known[name] for name in HEADLINES.values() if name in known), None)
     return known if headline is None else known | {"score": headline}
 
 

@@ -1,4 +1,4 @@
-"""Losses against their definitions."""
+"""Test losses against their definitions."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One file and one line are all that an algorithm takes."""
+"""Test that an algorithm takes one file and one line."""
 
 import ast
 import subprocess
@@ -22,7 +22,7 @@ FOLDER = Path(stssl.algorithms.__file__).parent
 
 
 def defines_an_algorithm(path):
-    """A class of the file's top level names its configuration."""
+    """True if a class of the file names its configuration."""
     classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
     names = {target.id for one in classes for node in one.body for target in getattr(node, "targets", ())}
     names |= {node.target.id for one in classes for node in one.body if isinstance(node, ast.AnnAssign)}
@@ -30,7 +30,7 @@ def defines_an_algorithm(path):
 
 
 def module_of(monkeypatch, name, *classes):
-    """A file of the algorithms' folder that is not on disk."""
+    """Make a module of the algorithms' folder that has no file."""
     module = ModuleType(f"stssl.algorithms.{name}")
     for kind in classes:
         kind.__module__ = module.__name__

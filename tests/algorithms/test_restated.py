@@ -1,4 +1,4 @@
-"""Algorithms without vectors of a public implementation, against slow restatements in float64."""
+"""Test algorithms without recorded values of a public implementation against slow formulas in float64."""
 
 import math
 
@@ -14,7 +14,7 @@ SPACES = pytest.mark.parametrize("space", [MULTILABEL, SINGLELABEL], ids=["multi
 
 
 def probabilities(logits):
-    """[B][G][K] from outputs [B, C] in float64."""
+    """Compute probabilities [B][G][K] of outputs [B, C] in float64."""
     logits = np.asarray(logits, dtype=np.float64)
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return shifted / shifted.sum(-1, keepdims=True)
@@ -26,7 +26,7 @@ def draw(space, rows, seed, scale=2.0):
 
 
 def show(space, step, rows=12, labeled=5, samples=9):
-    """The labeler's logits of a step; samples come again, also within a batch."""
+    """Draw the labeler's logits of a step; samples come again, also within a batch."""
     generator = torch.Generator().manual_seed(100 + step)
     index = torch.randint(0, samples, (rows,), generator=generator)
     views = {View.UNLABELED_WEAK: draw(space, rows, step), View.LABELED_WEAK: draw(space, labeled, 50 + step)}
@@ -111,7 +111,7 @@ def test_adamatch(space, decay):
 
 
 def confidences(space, labeled):
-    """Mean confidence of each group; of multi-label classes apart for absent and present."""
+    """Compute the mean confidence of each group; of multi-label classes apart for absent and present."""
     table = np.zeros((space.groups, 2 if space.multilabel else 1))
     for group in range(space.groups):
         top = labeled[:, group].max(-1)

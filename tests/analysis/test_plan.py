@@ -1,4 +1,4 @@
-"""Predictions: what is measured comes from the real step, what is computed follows the formulas."""
+"""Test predictions: measured parts come from the real step, computed parts follow the formulas."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -70,7 +70,7 @@ def test_real_steps_are_measured_and_nothing_is_written(recipe, tmp_path):
 
 @pytest.mark.parametrize(("patches", "seconds"), [(100_000, 60 + 1000 / 4), (200, 60 + 2.0)])
 def test_a_validation_is_predicted_from_short_ones(recipe, monkeypatch, patches, seconds):
-    """A clock that only validations move: 3 s a BatchNorm batch, 10 ms a patch, and once 5 s for the first."""
+    """Use a clock that only validations move: 3 s a BatchNorm batch, 10 ms a patch, and once 5 s for the first."""
     clock, calls = [0.0], []
     options = EvaluationConfig(batch=256, batchnorm_batches=20)
     task = SimpleNamespace(data=SimpleNamespace(split=SimpleNamespace(validation=range(patches))))

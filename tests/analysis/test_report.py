@@ -1,4 +1,4 @@
-"""What a page about runs says."""
+"""Test the page about runs."""
 
 import numpy as np
 import pytest

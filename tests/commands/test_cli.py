@@ -1,4 +1,4 @@
-"""The command line: what users do wrong ends with words, exit code 2 and no traceback."""
+"""Test the command line: a user's mistake ends with a message and exit code 2, without a traceback."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from stssl.store.store import Store
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """Hold output and exit code of a command."""
 
     code: int
     stdout: str
@@ -30,7 +30,7 @@ class Done:
 
 @pytest.fixture
 def stssl(monkeypatch, capsys):
-    """Runs the command in this process."""
+    """Run the command in this process."""
 
     def go(*arguments):
         monkeypatch.setattr(sys, "argv", ["stssl", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""Ctrl-C on real commands: one line, exit code 130, nothing left running, and the same command goes on."""
+"""Test Ctrl-C on real commands: one line, exit code 130, no process left, and the same command continues."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def interrupted(*arguments: str, once: Path | str, limit: float = 200) -> tuple[
 
 
 def told(output: str) -> list[str]:
-    """Lines of an output that tell of its end."""
+    """Select the lines of an output that are about its end."""
     assert "Traceback" not in output, output[-3000:]
     return [line for line in output.splitlines() if line.startswith("StoppedError: ")]
 

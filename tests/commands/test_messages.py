@@ -1,4 +1,4 @@
-"""What users read: mistakes in one line with the right form, and output that shows life wherever it goes."""
+"""Test messages: mistakes in one line with the right form, and progress on terminals, in files and pipes."""
 
 import io
 import sys
@@ -99,7 +99,7 @@ def test_a_recipe_is_no_sweep(recipe_tree, tmp_path, keys, command):
 
 
 class Placeless:
-    """A store without places or splits."""
+    """Stand for a store without places or splits."""
 
     path, size, split_names = "placeless.zarr", 4, ()
 

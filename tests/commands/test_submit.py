@@ -1,4 +1,4 @@
-"""What a submission sends, from files alone; a real cluster takes one in cluster/test_submission.py."""
+"""Test what a submission sends, without a cluster; a real cluster takes one in cluster/test_submission.py."""
 
 import asyncio
 import socket
@@ -175,7 +175,7 @@ def test_a_missing_file_ends_the_command_with_words(tmp_path):
 
 
 class Server:
-    """A job whose server goes away in between; `answers` are what one gets who asks for its state."""
+    """Stand for a job server that goes away meanwhile; `answers` are its replies to requests for the job's state."""
 
     def __init__(self, *answers):
         self.answers, self.output = list(answers), ""

@@ -1,4 +1,4 @@
-"""The documented sequence of two commands: pretrain, then train from the weights."""
+"""Test the documented sequence of two commands: pretrain, then train from the weights."""
 
 import sys
 
@@ -16,7 +16,7 @@ from stssl.training.run_folder import RunFolder
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs a command of the command line in this process; the last line that it prints."""
+    """Run a command in this process, and return the last line that it prints."""
 
     def go(*arguments):
         monkeypatch.setattr(sys, "argv", ["stssl", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""The main job, small: archive, conversion with Ray tasks, two Ray Train workers, evaluation, report."""
+"""Test the main job, small: archive, conversion with Ray tasks, two Ray Train workers, evaluation, report."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Sweeps with trials whose predictions are not finite."""
+"""Test sweeps with trials whose predictions are not finite."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""Sweeps on real Ray: trials that are stopped, that raise, and a driver that is killed."""
+"""Test sweeps on real Ray: trials that are stopped, that raise, and a driver that is killed."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def study_of(folder):
 
 
 def states(folder):
-    """Number of each trial to its state, by plain Optuna."""
+    """Read the state of each trial by number, with plain Optuna."""
     with contextlib.suppress(Exception):
         return {trial.number: trial.state.name for trial in study_of(folder).trials}
     return {}

@@ -1,4 +1,4 @@
-"""A sweep whose study is kept by a real PostgreSQL server, carried out in this process."""
+"""Test a sweep in this process whose study is kept by a real PostgreSQL server."""
 
 import json
 import tempfile
@@ -12,7 +12,7 @@ from stssl.sweeps.run import sweep
 
 @pytest.fixture
 def postgres():
-    """Address of a real PostgreSQL server, in a folder that its own system user may reach."""
+    """Start a real PostgreSQL server and return its address, in a folder that its own system user may reach."""
     server_of = pytest.importorskip("pgserver", reason="pgserver has wheels for Python < 3.13 alone").get_server
     pytest.importorskip("psycopg")
     with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as data:

@@ -1,4 +1,4 @@
-"""What a sweep writes: the best recipe, tables, and a page that tells stopped trials apart."""
+"""Test what a sweep writes: the best recipe, tables, and a page that draws stopped trials differently."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ TWO = {"metric": ["accuracy", "calibration_error"], "scheduler": {"name": "none"
 
 @pytest.fixture
 def book(open_book, carry_out):
-    """Six trials: four complete, one stopped while it was far ahead, one failed."""
+    """Make six trials: four complete, one stopped while it was far ahead, one failed."""
     book = open_book(trials=7)
     carry_out(book, [0.1, 0.2])
     carry_out(book, [0.1, 0.6, 0.4])

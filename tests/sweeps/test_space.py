@@ -1,4 +1,4 @@
-"""Conditional spaces: a key exists only when the part that it belongs to is chosen."""
+"""Test conditional spaces: a key exists only when the part that it belongs to is chosen."""
 
 import optuna
 import pytest
@@ -45,7 +45,7 @@ def space_of(recipe_tree, tmp_path):
 
 @pytest.fixture
 def draws(space_of):
-    """60 draws with the Optuna trials that they came from."""
+    """Make 60 draws, with the Optuna trials that they came from."""
     space, study = space_of(CONDITIONAL), quiet_study()
     trials = [study.ask() for _ in range(60)]
     return space, [(trial, space.draw(trial)) for trial in trials]
@@ -57,7 +57,7 @@ def quiet_study():
 
 
 def violations(draws):
-    """Keys that are there without their owner, or absent although it is chosen."""
+    """List keys that exist without the part that has them, or are missing although the part is chosen."""
     return [
         (key, values)
         for _, values in draws

@@ -1,4 +1,4 @@
-"""Sweep files: what they may say, what their keys mean, and errors before anything starts."""
+"""Test sweep files: allowed values, the meaning of keys, and errors before the first trial."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ SWEEPS = sorted((Path(__file__).parents[2] / "experiments" / "sweeps").glob("*.y
 
 @pytest.fixture
 def space_of(recipe_tree, tmp_path):
-    """The space of a search over the tiny recipe, with changes to recipe and sweep."""
+    """Build the space of a search over the tiny recipe, with changes to recipe and sweep."""
 
     def go(search, change=None, **sweep):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_tree))

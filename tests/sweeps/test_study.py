@@ -1,4 +1,4 @@
-"""The study: what it refuses, what it keeps, and what a later start finds in it."""
+"""Test the study: what it refuses and keeps, and what a later start finds in it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What Tune asks and is told, with real runs in this process instead of Ray workers."""
+"""Test the answers to Tune, with real runs in this process instead of Ray workers."""
 
 import json
 import math
