@@ -10,7 +10,7 @@ from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts
 from stssl.base.batch import IGNORED, Batch, Progress, Stream, View
 from stssl.base.config import config_types, part_name
 from stssl.base.labels import LabelSpace
-from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
+from stssl.models import EncoderConfig, InjectionConfig, Network, NetworkRole, build_network
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 from stssl.steps.votes import Votes, VotesConfig
 
@@ -20,7 +20,7 @@ VIT = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2}
 SHALLOW = VIT | {"depth": 1}
 SIZE = 8
 
-FAST = {
+FAST: dict[str, dict[str, Any]] = {
     "fixmatch": {"threshold": 0.6, "absent_below": 0.4, "present_above": 0.6},
     "defixmatch": {"threshold": 0.6, "absent_below": 0.4, "present_above": 0.6},
     "flexmatch": {"threshold": 0.85},
@@ -47,7 +47,7 @@ IDS = [f"{name}-{'multi' if space.multilabel else 'single'}" for name, space in 
 
 
 def part(union: Any, name: str, **options: Any) -> Any:
-    """The configuration called `name` of a union."""
+    """Build the configuration of a union's member that is called `name`."""
     return next(kind for kind in config_types(union) if part_name(kind) == name)(**options)
 
 
@@ -57,14 +57,15 @@ def make_algorithm(
     if prior is None:
         prior = torch.linspace(1, 2, space.groups * space.choices).view(space.groups, space.choices)
         prior = prior / prior.sum(-1, keepdim=True)
-    config = part(AlgorithmConfig, name, **(FAST.get(name, {}) | options))
+    config = part(AlgorithmConfig, name, **{**FAST.get(name, {}), **options})
     return ALGORITHMS[name](config, space, DataFacts(prior, count))
 
 
-def make_network(space: LabelSpace, role: str, **changes: Any) -> Network:
+def make_network(space: LabelSpace, role: NetworkRole, **changes: Any) -> Network:
     encoder = changes.pop("encoder", part(EncoderConfig, "raw"))
     injection = changes.pop("injection", part(InjectionConfig, "token"))
-    settings = {"backbone": "vit_tiny_patch16_224", "backbone_args": VIT, "image_size": SIZE, "in_channels": 3}
+    settings: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "backbone_args": VIT, "image_size": SIZE}
+    settings |= {"in_channels": 3}
     settings |= {"classes": len(space.classes), "weights": "none", "distill": True} | changes
     return build_network(encoder=encoder, injection=injection, role=role, **settings)
 
@@ -84,7 +85,7 @@ def make_step(
     **options: Any,
 ) -> TeacherStudentStep:
     torch.manual_seed(seed)
-    roles = ("student", "teacher") if teacher else ("plain",)
+    roles: tuple[NetworkRole, ...] = ("student", "teacher") if teacher else ("plain",)
     networks = [make_network(space, role, **({"backbone_args": SHALLOW} | (network or {}))) for role in roles]
     step = TeacherStudentStep(
         student=networks[0],
@@ -149,7 +150,7 @@ def make_batch(
 
 
 def rows_of_batch(batch: Batch, number: int, of: int) -> Batch:
-    """One rank's rows."""
+    """Return the rows of rank `number` of `of` ranks."""
     return list(batch.split(of))[number]
 
 
@@ -167,7 +168,7 @@ def train(
     total: int = 10,
     rate: float = 0.05,
 ) -> list[float]:
-    """A few steps of plain gradient descent; the losses."""
+    """Take a step of plain gradient descent on each batch, and return the losses."""
     losses = []
     for number, batch in enumerate(batches, start):
         step.zero_grad()
@@ -175,6 +176,7 @@ def train(
         output.loss.backward()
         with torch.no_grad():
             for parameter in step.networks.parameters():
+                assert parameter.grad is not None
                 parameter.sub_(rate * parameter.grad)
         step.after_optimizer()
         losses.append(float(output.loss.detach()))

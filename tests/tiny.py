@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -41,15 +42,15 @@ def tiny_bigearthnet(folder: Path, patches: int = 120) -> Path:
 
 
 def tiny_store(folder: Path, per_class: int = 20) -> Path:
-    """A converted tiny EuroSAT."""
+    """Write a tiny EuroSAT and convert it."""
     archive, table = write_eurosat(folder, per_class)
     convert("eurosat", archive, folder / "tiny.zarr", Options(workers=0, shard=64), coordinates=table)
     return folder / "tiny.zarr"
 
 
 def relabel(store: Path, row: int, label: int) -> None:
-    """Make of a tiny store one that was converted with another label."""
-    values = zarr.open_group(str(store), mode="r+")["label"]
+    """Change a label of a tiny store, and the hash of its column, as if it had been converted with that label."""
+    values = zarr.open_array(str(store), path="label", mode="r+")
     values[row] = label
     group = json.loads((store / "zarr.json").read_text())
     group["attributes"]["column_hashes"]["label"] = column_hash(np.asarray(values[:]))
@@ -63,8 +64,8 @@ def seal(store: Path, group: dict) -> None:
     (store / "zarr.json").write_text(json.dumps(group))
 
 
-def tiny_recipe(store: Path, runs: Path) -> dict:
-    """A recipe that trains on `tiny_store` in a second, in this process."""
+def tiny_recipe(store: Path, runs: Path) -> dict[str, Any]:
+    """Write a recipe that trains on `tiny_store` in a second, in this process."""
     return {
         "name": "run",
         "data": {"store": str(store), "labels": "label", "scale": "bytes"},

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -50,10 +51,10 @@ def main() -> None:
                 "read, strips": (lambda: [archive.read(row) for row in range(options.patches)], options.patches),
                 "read, rasterio": (lambda: read_slowly(archive, few), len(few)),
                 "convert": (
-                    lambda s=store: convert("bigearthnet-v1", folder / "archive", s, Options(workers=workers)),
+                    partial(convert, "bigearthnet-v1", folder / "archive", store, Options(workers=workers)),
                     options.patches,
                 ),
-                "verify": (lambda s=store: verify_store(s), options.patches),
+                "verify": (partial(verify_store, store), options.patches),
             }
             for path, (work, count) in paths.items():
                 found.setdefault(path, []).append(rate(work, count))

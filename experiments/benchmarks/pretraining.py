@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from study import carry_out, plain, spread
 
@@ -45,8 +46,8 @@ class Job:
         return f"{plain(self.label)}-s{self.seed}"
 
     @cached_property
-    def tree(self) -> dict:
-        """The resolved recipe, as its file was when this was first asked for."""
+    def tree(self) -> dict[str, Any]:
+        """Resolve the recipe, once, as its file is now."""
         from stssl.recipes.pretraining import PretrainRecipe
         from stssl.recipes.recipe import load_as
 
@@ -72,14 +73,15 @@ class Job:
         """Where the probe writes."""
         return self.out / self.name / "probe" / f"{'random' if random else 'pretrained'}-s{self.seed}.json"
 
-    def rows(self, random: bool) -> list[dict]:
-        """What the probe found."""
-        return json.loads(self.file(random).read_text())["rows"]
+    def rows(self, random: bool) -> list[dict[str, Any]]:
+        """Read the rows that the probe wrote."""
+        about: dict[str, Any] = json.loads(self.file(random).read_text())
+        return [*about["rows"]]
 
 
-def table(jobs: list[Job]) -> list[dict]:
-    """One row for each recipe, way of probing and number of labels, with the scores of all seeds."""
-    rows: dict[tuple[str, str, str], dict] = {}
+def table(jobs: list[Job]) -> list[dict[str, Any]]:
+    """Make one row for each recipe, way of probing and number of labels, with the scores of all seeds."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for job in jobs:
         for random in job.weights:
             for found in job.rows(random):

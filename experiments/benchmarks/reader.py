@@ -16,7 +16,8 @@ import statistics
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def tensorstore_path(folder: Path, bands: tuple[str, ...]) -> Path_ | None:
 def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
     """LMDB with a safetensors value a patch that holds red, green and blue only."""
     try:
-        import lmdb
+        import lmdb  # not among this project's packages: the row is left out where it is not installed
     except ImportError:
         return None
     with lmdb.open(str(folder), map_size=2**36) as fresh, fresh.begin(write=True) as change:
@@ -235,11 +236,13 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
             if path is not None:
                 less = {"oindex": 50, "tensorstore": 5}.get(name.partition(" ")[0], 1)
                 some = batches[: max(1, steps // less)]
-                found.setdefault(name, []).append(
-                    _rate(lambda p=path, b=some: sum(BATCH for rows in b if p(rows) is not None))
-                )
+                found.setdefault(name, []).append(_rate(partial(_patches_read, path, some)))
         found.setdefault("loader lz4 RGB", []).append(_rate(through))
     return rows_of(found, memory_beside(folder / "lz4")) + check_cost(folder, pixels, options), found
+
+
+def _patches_read(path: Path_, batches: Iterable[np.ndarray]) -> int:
+    return sum(BATCH for rows in batches if path(rows) is not None)
 
 
 def _rate(work: Callable[[], int]) -> float:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 EVERY = 10
@@ -57,7 +58,7 @@ def resumed(run: Path) -> list[int]:
     return [start["step"] for start in json.loads(path.read_text())["starts"]] if path.exists() else []
 
 
-def wait_for(process: subprocess.Popen[bytes], condition) -> None:
+def wait_for(process: subprocess.Popen[bytes], condition: Callable[[], object]) -> None:
     """Look every 20 ms."""
     end = time.monotonic() + LIMIT
     while not condition():

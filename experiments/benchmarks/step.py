@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ class NaiveStep(TeacherStudentStep):
         return super()._forward_views(network, batch, views)
 
     @torch.no_grad()
-    def after_optimizer(self) -> None:
-        """Averages by name, with a copy of all weights before and after."""
+    def after_optimizer(self, bad: torch.Tensor | None = None) -> None:
+        """Update averages by name, with a copy of all weights before and after."""
         for name, network in self._live():
             average = self._average(name)
             live = {key: value.clone() for key, value in network.state_dict().items()}
@@ -159,15 +160,17 @@ def fill(algorithm: Algorithm) -> None:
 
 def instrument(step: TeacherStudentStep, meter: Meter) -> None:
     """Count the step's parts."""
-    networks = [*step.networks.items(), *((name, average.network) for name, average in step.averages.items())]
-    for name, network in networks:
-        network.forward = meter.wrap(  # type: ignore[method-assign]
-            lambda name=name: f"{name} forward" if torch.is_grad_enabled() else "labels",
-            type(network).forward.__get__(network),
-        )
+    averages = ((name, step.averages.get_submodule(f"{name}.network")) for name in step.averages)
+    for name, network in [*step.networks.items(), *averages]:
+        forward = type(network).forward.__get__(network)
+        setattr(network, "forward", meter.wrap(partial(_forward_part, name), forward))  # noqa: B010
     for name in ("observe", "terms"):
         method = getattr(type(step.algorithm), name).__get__(step.algorithm)
         setattr(step.algorithm, name, meter.wrap("algorithm", method))
+
+
+def _forward_part(name: str) -> str:
+    return f"{name} forward" if torch.is_grad_enabled() else "labels"
 
 
 def take(step: TeacherStudentStep, optimizer: torch.optim.Optimizer, batch: Batch, meter: Meter) -> None:
@@ -267,10 +270,11 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in ALGORITHMS if options.algorithm == ["all"] else options.algorithm:
         try:
-            ours, naive = (*measure(options, name), None)[:2]
+            ours, *others = measure(options, name)
         except ConfigError as error:
             print(f"\n{name}: {error}")
             continue
+        naive = others[0] if others else None
         table(name, ours, naive)
         found[name] = {"ours": ours, "naive": naive}
     if options.json:

@@ -61,13 +61,14 @@ class Job:
         digest = hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
         return name if len(name) < LONGEST else f"{name[:150]}-{digest}{end}"
 
-    def result(self, part: str) -> dict:
-        """Networks and their scores."""
-        return json.loads((self.out / self.name / "evaluation" / f"{part}.json").read_text())["networks"]
+    def result(self, part: str) -> dict[str, Any]:
+        """Read the scores of all networks on a part of the split."""
+        about: dict[str, Any] = json.loads((self.out / self.name / "evaluation" / f"{part}.json").read_text())
+        return {**about["networks"]}
 
     @cached_property
-    def tree(self) -> dict:
-        """The resolved recipe, as its file was when this was first asked for."""
+    def tree(self) -> dict[str, Any]:
+        """Resolve the recipe, once, as its file is now."""
         from stssl.recipes.recipe import load_recipe
 
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
@@ -106,9 +107,9 @@ def carry_out(jobs: Sequence[Any], at_once: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(at_once, get_context("spawn"), _leave_with, (os.getpid(),)) as pool:
         running = {pool.submit(job.run): job for job in jobs}
-        failed = {job.name: error for future, job in running.items() if (error := future.exception())}
-    for name, error in failed.items():
-        raise SystemExit(f"{name}: {error} ({len(failed)} of {len(jobs)} runs failed; the same command goes on)")
+        failed = {job.name: problem for future, job in running.items() if (problem := future.exception())}
+    for name, problem in failed.items():
+        raise SystemExit(f"{name}: {problem} ({len(failed)} of {len(jobs)} runs failed; the same command resumes)")
 
 
 def _leave_with(parent: int) -> None:
@@ -128,7 +129,7 @@ def spread(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
 
 
-def table(jobs: list[Job], reference: str | None) -> list[dict]:
+def table(jobs: list[Job], reference: str | None) -> list[dict[str, Any]]:
     """One row for each recipe, split and network: every score over seeds, and the gain over the reference's student."""
     rows = []
     for label, split in dict.fromkeys((job.label, job.split) for job in jobs):

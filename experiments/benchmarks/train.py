@@ -16,13 +16,14 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stssl.archives.conversion import Options, convert
@@ -95,7 +96,7 @@ def by_part(train_state: TrainState, batches: Any, steps: int) -> dict[str, floa
             forward, backward = forward + middle - before, backward + clock.now() - middle
         done = clock.now()
         train_state.optimizer.step()
-        train_state.task.step.after_optimizer()
+        train_state.task.step.after_optimizer(torch.zeros((), dtype=torch.bool, device=train_state.task.device))
         rest = clock.now() - done + (done - seen - forward - backward)
         train_state.progress.step += 1
         for name, value in zip(PARTS, (got - start, seen - got, forward, backward, rest), strict=True):
@@ -160,7 +161,8 @@ def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str,
         row["utilization"] = needed / second / (options.peak * 1e12)
     stopped, written = checkpoint_seconds(train_state)
     row |= {"checkpoint stop s": stopped, "checkpoint s": written}
-    batches.close()
+    if isinstance(batches, Generator):  # its thread would go on reading
+        batches.close()
     return row | {f"{name} s": value for name, value in parts.items()}
 
 
@@ -198,7 +200,8 @@ def scaling(options: argparse.Namespace, store: Path) -> list[dict[str, Any]]:
         for world in options.ranks:
             labeled = options.labeled * world if kind == "weak" else options.labeled
             out = str(store.parent / f"{kind}{world}.json")
-            mp.spawn(one_rank, (world, options, labeled, out), nprocs=world)
+            arguments = (world, options, labeled, out)
+            spawn(one_rank, arguments, nprocs=world)  # type: ignore[no-untyped-call]  # torch leaves it so
             row = {"scaling": kind, **json.loads(Path(out).read_text())}
             first = first or row
             expected = first["images/s"] * world / first["ranks"]
