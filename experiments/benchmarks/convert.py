@@ -1,9 +1,9 @@
-"""Patches a second of converting BigEarthNet v1.0 files, all bands, warm, on one core, and of its parts.
+"""Measure patches per second of converting BigEarthNet v1.0 files and of its parts: all bands, warm files, one core.
 
     python experiments/benchmarks/convert.py --patches 2000 --repeats 5 --json convert.json
 
-The archive is generated (the real layout: 12 GeoTIFFs and a JSON a patch). `--threads 1` is one process without Ray;
-more are that many Ray workers, whose start counts.
+The archive is generated in the real layout: each patch is 12 GeoTIFFs and one JSON file. `--threads 1` measures one
+process without Ray, a larger number that many Ray workers, including their start.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from stssl.archives.synthetic import synthesize
 
 
 def rate(work: Callable[[], object], patches: int) -> float:
-    """Patches a second."""
+    """Measure the patches per second of a function that handles `count` patches."""
     start = time.perf_counter()
     work()
     return patches / (time.perf_counter() - start)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def read_slowly(archive: object, rows: range) -> None:
-    """The same patches with rasterio alone."""
+    """Read patches by rasterio, without the faster reader of uncompressed strips."""
     with mock.patch.object(tiff, "strips", lambda data: None):
         for row in rows:
             archive.read(row)  # type: ignore[attr-defined]

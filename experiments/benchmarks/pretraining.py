@@ -1,4 +1,4 @@
-"""Pretrains with several pretexts and seeds and compares them with random weights by k-NN and a linear probe on test.
+"""Pretrain with several recipes and seeds, and compare them with random weights by k-NN and linear probes on test.
 
     EUROSAT=eurosat.zarr python experiments/benchmarks/pretraining.py --out runs/pretraining --blocks \
         --labels per-class=20 -- "experiments/pretrain/cpu.yaml,pretext.geo={name: none}" experiments/pretrain/cpu.yaml
@@ -20,7 +20,7 @@ from study import carry_out, plain, spread
 
 @dataclass(frozen=True)
 class Job:
-    """One pretraining run and its probes."""
+    """Hold one pretraining run and its probes."""
 
     recipe: str
     changes: tuple[str, ...]
@@ -32,17 +32,17 @@ class Job:
 
     @property
     def weights(self) -> tuple[bool, ...]:
-        """Whether random: random weights do not depend on the pretext, so one recipe of each seed probes them too."""
+        """List the weights to probe: pretrained ones (False), and for one recipe of each seed random ones (True)."""
         return (False, True) if self.control else (False,)
 
     @property
     def label(self) -> str:
-        """Row of the table."""
+        """Return the name of the row in the table."""
         return " ".join([Path(self.recipe).stem, *self.changes])
 
     @property
     def name(self) -> str:
-        """Folder of the run."""
+        """Return the name of the run and its folder."""
         return f"{plain(self.label)}-s{self.seed}"
 
     @cached_property
@@ -70,7 +70,7 @@ class Job:
         print(f"done {self.name}", file=sys.stderr, flush=True)
 
     def file(self, random: bool) -> Path:
-        """Where the probe writes."""
+        """Return the file that the probe writes."""
         return self.out / self.name / "probe" / f"{'random' if random else 'pretrained'}-s{self.seed}.json"
 
     def rows(self, random: bool) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
-"""Patches a second through the reader, beside the limit (np.memmap) and what others use, in paired runs.
+"""Measure patches per second of the reader, of np.memmap (the limit) and of other formats, in paired runs.
 
     python experiments/benchmarks/reader.py --threads 1 --repeats 7 --json reader.json
 
-Random batches of 64 from a warm store of generated BigEarthNet patches. Every repeat runs all paths one after the
-other, so that they share what the machine is doing; the table has medians, and shares of medians of the same repeats.
+Random batches of 64 are read from a warm store of generated BigEarthNet patches. Each repeat measures all ways of
+reading one after the other, so that other work on the machine slows all of them. The table has medians, and ratios of
+medians of the same repeats.
 LMDB and TensorStore need `pip install lmdb tensorstore` and are left out without them.
 
 What checksums cost is measured on two copies of a store, with and without them, read in turns of a few batches: with
@@ -45,7 +46,7 @@ Path_ = Callable[[np.ndarray], Any]
 
 
 def paint(count: int) -> dict[str, np.ndarray]:
-    """Pixels of generated patches, by array."""
+    """Generate the pixels of patches, by array."""
     painter, rng = Painter(0), np.random.default_rng(0)
     made = [
         painter.paint(Subject(rng.choice(43, 3, False), int(rng.integers(1, 365)), 50.0, False, False, (0, i), (1, i)))
@@ -79,7 +80,7 @@ def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str, checked
 
 
 def memmap_path(folder: Path, pixels: dict[str, np.ndarray], rgb: bool) -> Path_:
-    """Raw arrays: the limit."""
+    """Read raw arrays, which is the limit."""
     maps = []
     for name, array in pixels.items():
         np.save(folder / f"{name}.npy", array)
@@ -88,14 +89,14 @@ def memmap_path(folder: Path, pixels: dict[str, np.ndarray], rgb: bool) -> Path_
 
 
 def reader_path(folder: Path, stored: dict[str, Stored], bands: tuple[str, ...], threads: int) -> Path_:
-    """The reader into buffers that are kept."""
+    """Read by this package into buffers that are used again."""
     reader = StoreReader(str(folder), stored, bands, threads)
     buffers = {name: np.empty(shape, dtype) for name, (shape, dtype) in reader.shapes(BATCH).items()}
     return lambda rows: reader.read(rows, buffers)
 
 
 def oindex_path(folder: Path, bands: tuple[str, ...]) -> Path_:
-    """zarr-python on the same store."""
+    """Read the same store by zarr-python."""
     arrays = [zarr.open_array(str(folder), path=name, mode="r") for name in ("b10", "b20", "b60")]
     if len(bands) == 3:
         return lambda rows: arrays[0].oindex[rows, slice(0, 3)]
@@ -124,7 +125,7 @@ def tensorstore_path(folder: Path, bands: tuple[str, ...]) -> Path_ | None:
 
 
 def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
-    """LMDB with a safetensors value a patch that holds red, green and blue only."""
+    """Read LMDB, whose values are safetensors with red, green and blue of one patch; None if it is not installed."""
     try:
         import lmdb  # not among this project's packages: the row is left out where it is not installed
     except ImportError:
@@ -144,7 +145,7 @@ def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
 
 
 def loader_path(reader: StoreReader, count: int, steps: int) -> Callable[[], int]:
-    """Both streams through thread, prefetch and the draws of FixMatch: patches delivered."""
+    """Read both streams through the loader, with the random choices of FixMatch; return the number of patches."""
     views = frozenset({View.LABELED_WEAK, View.UNLABELED_WEAK, View.UNLABELED_STRONG})
     metadata, labels = torch.zeros(count, 4), torch.zeros(count, 43, dtype=torch.long)
     rows = np.arange(count)
@@ -193,7 +194,7 @@ def _turn(sides: list[Path_], batches: np.ndarray) -> list[tuple[float, float]]:
 
 
 def memory_beside(folder: Path) -> float:
-    """MB that a reader of 590,326 patches holds beside the batches: the index is simulated, the rest is real."""
+    """Measure the MB that a reader of 590,326 patches holds besides the batches; only its index is simulated."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     kept = []
@@ -212,7 +213,7 @@ def memory_beside(folder: Path) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """Rows of the table, and patches a second of each path in each repeat."""
+    """Return the rows of the table, and the patches per second of each way of reading in each repeat."""
     pixels = paint(options.patches)
     stored = {codec: write_store(folder / codec, pixels, codec) for codec in ("none", "lz4")}
     every = tuple(band for array in stored["lz4"].values() for band in array.bands)
@@ -252,7 +253,7 @@ def _rate(work: Callable[[], int]) -> float:
 
 
 def rows_of(found: dict[str, list[float]], memory: float) -> list[dict[str, Any]]:
-    """The table: what is asked, what was measured, and whether it is enough."""
+    """Make the table: goals and measured values."""
 
     def share(one: str, other: str) -> float | None:
         if one not in found or other not in found:

@@ -1,11 +1,12 @@
-"""Seconds and FLOPs of one training step by part, for any algorithm, and beside it a naive step.
+"""Measure seconds and FLOPs of the parts of one training step, for any algorithm, and of a naive step.
 
     python experiments/benchmarks/step.py --algorithm fixmatch --naive --threads 2 --repeats 5 --json step.json
     python experiments/benchmarks/step.py --algorithm all --naive --labeled 2
 
-The naive step is the public implementation's: one concatenated forward per network, every view with gradients (the
-teacher's weak unlabeled one, too), and the average taken from copies of the state dict. Both do the same arithmetic on
-pseudo-labels. FLOPs are those of matrix products and convolutions (torch.utils.flop_counter); seconds are medians.
+The naive step works as the public implementation: one forward pass of all views together for each network, all views
+with gradients (also the teacher's weak unlabeled one), and the average computed from copies of the state dict. Both
+steps make pseudo-labels by the same arithmetic. FLOPs are those of matrix products and convolutions
+(torch.utils.flop_counter). Seconds are medians.
 """
 
 import argparse
@@ -39,7 +40,7 @@ PARTS = ("student forward", "teacher forward", "labels", "algorithm", "losses", 
 
 
 class NaiveStep(TeacherStudentStep):
-    """The same losses, from one forward of all views with gradients."""
+    """Compute the losses from one forward pass of all views with gradients."""
 
     def _forward_views(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
         live = self.algorithm.config.labeler == "live"
@@ -62,13 +63,13 @@ class NaiveStep(TeacherStudentStep):
 
 
 def settle() -> None:
-    """Wait until a GPU has done what it was told, so that seconds are of work, not of launches."""
+    """Wait until a GPU has finished, so that seconds measure work and not the launches of kernels."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class Meter:
-    """Seconds and FLOPs by part."""
+    """Count seconds and FLOPs of each part."""
 
     def __init__(self, counter: FlopCounterMode | None = None) -> None:
         """Count FLOPs too, if a counter is running."""
@@ -79,7 +80,7 @@ class Meter:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what happens inside, less what inner parts count for themselves."""
+        """Count what happens inside the context, without what inner parts count for themselves."""
         before, self.inner = self.inner, [0.0, 0.0]
         settle()
         start, flops = time.perf_counter(), self._flops()
@@ -91,7 +92,7 @@ class Meter:
         self.inner = [before[0] + spent[0], before[1] + spent[1]]
 
     def wrap(self, name: Callable[[], str] | str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, counted."""
+        """Wrap a function so that it is counted."""
 
         def counted(*args: Any, **options: Any) -> Any:
             with self.part(name if isinstance(name, str) else name()):
@@ -104,12 +105,12 @@ class Meter:
 
 
 def part(union: Any, name: str, **options: Any) -> Any:
-    """The configuration called `name` of a union."""
+    """Build the configuration of a union's member that is called `name`."""
     return next(kind for kind in config_types(union) if part_name(kind) == name)(**options)
 
 
 def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStudentStep:
-    """A step with teacher, past every warm-up."""
+    """Make a step with a teacher, as it is after all warm-ups."""
     torch.manual_seed(0)
     space = LabelSpace(tuple(map(str, range(options.classes))), not options.single_label)
     prior = torch.full((space.groups, space.choices), 1 / space.choices)
@@ -142,7 +143,7 @@ def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStu
 
 
 def make_batch(options: argparse.Namespace, space: LabelSpace, device: torch.device) -> Batch:
-    """Random images of all views."""
+    """Make random images of all views."""
     torch.manual_seed(1)
     rows = {Stream.LABELED: options.labeled, Stream.UNLABELED: options.labeled * options.ratio}
     images = {view: torch.randn(rows[view.stream], 3, options.size, options.size, device=device) for view in View}
@@ -152,14 +153,14 @@ def make_batch(options: argparse.Namespace, space: LabelSpace, device: torch.dev
 
 
 def fill(algorithm: Algorithm) -> None:
-    """Give memories the size that they have after thousands of steps."""
+    """Fill an algorithm's stored predictions to the size that they have after thousands of steps."""
     for module in algorithm.modules():
         if isinstance(module, Ring):
             module.push(torch.rand(module.values.T.shape, device=module.values.device))
 
 
 def instrument(step: TeacherStudentStep, meter: Meter) -> None:
-    """Count the step's parts."""
+    """Let the meter count the parts of a step."""
     averages = ((name, step.averages.get_submodule(f"{name}.network")) for name in step.averages)
     for name, network in [*step.networks.items(), *averages]:
         forward = type(network).forward.__get__(network)
@@ -174,7 +175,7 @@ def _forward_part(name: str) -> str:
 
 
 def take(step: TeacherStudentStep, optimizer: torch.optim.Optimizer, batch: Batch, meter: Meter) -> None:
-    """One whole step."""
+    """Take one whole step."""
     optimizer.zero_grad(set_to_none=True)
     with meter.part("losses"):
         output = step(batch, Progress(50_000, 64_000))
@@ -191,10 +192,10 @@ Parts = dict[str, dict[str, float]]
 
 
 class Subject:
-    """One kind of step, and what was measured of it."""
+    """Hold one kind of step and its measurements."""
 
     def __init__(self, options: argparse.Namespace, name: str, naive: bool) -> None:
-        """Build it."""
+        """Build the step, and count its FLOPs once."""
         device = torch.device(options.device)
         self.step = make_step(options, name, naive).to(device).train()
         fill(self.step.algorithm)
@@ -204,7 +205,7 @@ class Subject:
         self.runs: list[Meter] = []
 
     def run(self, counter: FlopCounterMode | None = None) -> Meter:
-        """One step."""
+        """Take one step and measure it."""
         meter = Meter(counter)
         instrument(self.step, meter)
         with counter or nullcontext():
@@ -212,7 +213,7 @@ class Subject:
         return meter
 
     def parts(self) -> Parts:
-        """Of each part the median seconds and the FLOPs."""
+        """Return the median seconds and the FLOPs of each part."""
         return {
             name: {"seconds": statistics.median(run.seconds[name] for run in self.runs), "flops": self.flops[name]}
             for name in PARTS
@@ -221,7 +222,7 @@ class Subject:
 
 
 def measure(options: argparse.Namespace, name: str) -> list[Parts]:
-    """Our step and, if asked for, the naive one; they take turns, so that a busy machine slows both."""
+    """Measure this package's step and, if asked for, the naive one, in turns, so that a busy machine slows both."""
     subjects = [Subject(options, name, naive) for naive in ((False, True) if options.naive else (False,))]
     for _ in range(options.repeats):
         for subject in subjects:
@@ -230,7 +231,7 @@ def measure(options: argparse.Namespace, name: str) -> list[Parts]:
 
 
 def table(name: str, ours: Parts, naive: Parts | None) -> None:
-    """Print parts as rows; naive beside ours."""
+    """Print parts as rows, with a column for each kind of step."""
     columns = [("seconds", 1.0, "s"), ("flops", 1e9, "GFLOP")]
     sides = [("", ours)] + ([("naive ", naive)] if naive else [])
     print(f"\n{name:<18}" + "".join(f"{side + unit:>14}" for side, _ in sides for _, _, unit in columns))

@@ -1,13 +1,13 @@
-"""The whole training loop, measured: images/s, seconds by part, waiting for data, memory, utilization, checkpoints.
+"""Measure the whole training loop: images/s, seconds of parts, waiting for data, memory, utilization, checkpoints.
 
     python experiments/benchmarks/train.py --steps 20 --threads 2 --repeats 3 --json train.json
     python experiments/benchmarks/train.py --labeled 64 --precision bf16 --device cuda --peak 989
     python experiments/benchmarks/train.py --ranks 1 2 --threads 1
 
-It writes its own synthetic store and trains ST-FixMatch on it through the loader, augmentation, step, optimizer and
-average of a real run, without Ray. `--peak` is the device's peak in TFLOP/s, from which utilization follows (FLOPs of
-matrix products and convolutions that one step needs). With `--ranks`, local gloo ranks: weak scaling keeps the rows of
-a rank, strong scaling those of the global batch.
+The script writes a synthetic store and trains ST-FixMatch on it, with the loader, augmentation, step, optimizer and
+average of a real run, without Ray. `--peak` is the peak of the device in TFLOP/s; utilization is the share of it that
+the matrix products and convolutions of a step reach. `--ranks` measures local gloo ranks: weak scaling keeps the rows
+of each rank, strong scaling those of the global batch.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PARTS = ("wait for data", "views", "forward", "backward", "rest of the step")
 
 
 def recipe(options: argparse.Namespace, store: Path, labeled: int) -> Recipe:
-    """ST-FixMatch at the asked size."""
+    """Make a recipe of ST-FixMatch of the size that the options ask for."""
     vit = options.backbone.startswith("vit")
     tree: dict[str, Any] = {
         "name": "train",
@@ -61,21 +61,21 @@ def recipe(options: argparse.Namespace, store: Path, labeled: int) -> Recipe:
 
 
 class Clock:
-    """Seconds of parts; waits for the device at each end, so parts add up to more than an undisturbed step takes."""
+    """Count seconds of parts; it waits for the device after each, so that parts add up to more than a step."""
 
     def __init__(self, device: torch.device) -> None:
-        """Nothing measured yet."""
+        """Start with 0 seconds for all parts."""
         self.device, self.spent = device, dict.fromkeys(PARTS, 0.0)
 
     def now(self) -> float:
-        """Seconds, once the device is done."""
+        """Return the time in seconds after the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 
 def by_part(train_state: TrainState, batches: Any, steps: int) -> dict[str, float]:
-    """Mean seconds a step of each part; the device is waited for in between."""
+    """Measure the mean seconds of each part of a step."""
     clock = Clock(train_state.task.device)
     for _ in range(steps):
         start = clock.now()
@@ -105,7 +105,7 @@ def by_part(train_state: TrainState, batches: Any, steps: int) -> dict[str, floa
 
 
 def flops(train_state: TrainState, raw: Any) -> float:
-    """FLOPs of one step's matrix products and convolutions, by this rank."""
+    """Count the FLOPs of matrix products and convolutions of one step on this rank."""
     with FlopCounterMode(display=False) as counter:
         train_step(train_state, raw)
     train_state.progress.step += 1
@@ -113,7 +113,7 @@ def flops(train_state: TrainState, raw: Any) -> float:
 
 
 def checkpoint_seconds(train_state: TrainState) -> tuple[float, float]:
-    """How long training stops for a checkpoint, and how long the file takes in the background."""
+    """Measure how long a checkpoint stops training, and how long its file takes in the background."""
     start = time.perf_counter()
     train_state.folder.checkpoints.save(train_state.checkpoint_state(), best=True)
     stopped = time.perf_counter() - start
@@ -122,7 +122,7 @@ def checkpoint_seconds(train_state: TrainState) -> tuple[float, float]:
 
 
 def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str, Any]:
-    """One row: medians over repeats."""
+    """Measure one row of the table: medians over repeats."""
     train_state = open_train_state(recipe(options, store, labeled), torch.device(options.device))
     batches = train_state.task.loader.batches(0, 10**6)
     clock = Clock(train_state.task.device)
@@ -167,14 +167,14 @@ def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str,
 
 
 def memory(device: torch.device) -> float:
-    """Peak memory in GB."""
+    """Return the peak memory in GB."""
     from stssl.training.runtime import peak_memory as peak
 
     return peak(device)["memory_gb"]
 
 
 def write_store(folder: Path, patches: int) -> Path:
-    """A converted synthetic archive."""
+    """Write a synthetic archive and convert it, if that was not done before."""
     store = folder / "store.zarr"
     if not store.exists():
         archive = synthesize(folder / "archive", patches=patches, seed=0)
@@ -183,7 +183,7 @@ def write_store(folder: Path, patches: int) -> Path:
 
 
 def one_rank(rank: int, world: int, options: argparse.Namespace, labeled: int, out: str) -> None:
-    """One of several gloo ranks."""
+    """Measure as one of several gloo ranks."""
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     dist.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=world)
     row = measure(options, Path(out).parent / "store.zarr", labeled)
@@ -193,7 +193,7 @@ def one_rank(rank: int, world: int, options: argparse.Namespace, labeled: int, o
 
 
 def scaling(options: argparse.Namespace, store: Path) -> list[dict[str, Any]]:
-    """Weak and strong scaling over local ranks, relative to the first number of ranks."""
+    """Measure weak and strong scaling over local ranks, relative to the first number of ranks."""
     rows = []
     for kind in ("weak", "strong"):
         first: dict[str, Any] | None = None

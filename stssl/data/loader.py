@@ -20,7 +20,7 @@ from stssl.data.augment import Draw
 from stssl.data.order import Sampler
 from stssl.data.views import RawBatch, RawRows
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 class PatchReader(Protocol):
@@ -154,7 +154,7 @@ class Loader:
         yield from prefetch((partial(self.load, step) for step in range(start, stop)), ahead)
 
 
-def prefetch(jobs: Iterator[Callable[[], T]], ahead: int) -> Iterator[T]:
+def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Iterator[Result]:
     """Run jobs in one thread, up to `ahead` before their results are asked for, and yield the results in order."""
     pool = ThreadPoolExecutor(1, "stssl-loader")
     try:

@@ -21,7 +21,7 @@ from stssl.base.labels import LabelSpace
 Scores = dict[str, float]
 """Scores by name."""
 NAN = torch.tensor(torch.nan, dtype=torch.float64)
-BINS = 15
+CONFIDENCE_BINS = 15
 """Bins of confidence that the calibration error is computed over."""
 
 
@@ -129,7 +129,7 @@ def label_calibration_error(predictions: Predictions) -> Tensor:
     """Compute the expected calibration error of the probabilities of all known labels."""
     known = predictions.known
     found: Tensor = _measure().binary_calibration_error(
-        predictions.probabilities[known], predictions.targets[known], n_bins=BINS
+        predictions.probabilities[known], predictions.targets[known], n_bins=CONFIDENCE_BINS
     )
     return found
 
@@ -137,7 +137,9 @@ def label_calibration_error(predictions: Predictions) -> Tensor:
 def choice_calibration_error(predictions: Predictions) -> Tensor:
     """Compute the expected calibration error of the most probable classes."""
     right = (predictions.logits.argmax(1) == predictions.targets[:, 0]).long()
-    found: Tensor = _measure().binary_calibration_error(predictions.probabilities.amax(1), right, n_bins=BINS)
+    found: Tensor = _measure().binary_calibration_error(
+        predictions.probabilities.amax(1), right, n_bins=CONFIDENCE_BINS
+    )
     return found
 
 
