@@ -24,7 +24,7 @@ LABELERS = {
 
 
 def quality(job: Job) -> dict[str, float]:
-    """Compute a run's mean precision, recall and F1 of pseudo-labels in its last quarter, and its student's test mAP."""
+    """Compute mean precision, recall and F1 of pseudo-labels in the last quarter of a run, and test mAP."""
     rows = [json.loads(line) for line in (job.out / job.name / "metrics.jsonl").read_text().splitlines()]
     last = max(row["step"] for row in rows)
     late = [row for row in rows if row["step"] > 0.75 * last and "pseudo_claimed" in row]

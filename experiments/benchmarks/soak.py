@@ -7,7 +7,7 @@ it gets SIGKILL at up to three random moments, together with all processes that 
 command resumes it each time, until it ends. These must be equal, byte for byte:
 
 - train (in one process, and on two Ray workers) and pretrain: every value in the checkpoints `last` and `best`
-  (weights, averages, optimizer, queue, position), the exported student or encoder, and the metric rows without times;
+  (weights, averages, optimizer, queue, progress), the exported student or encoder, and the metric rows without times;
 - convert: every file of the store;
 - sweep on Ray: parameters, state and scores of each trial, `best.yaml` without the hours in its comments, and the
   student of each trial. Its sampler is a grid, one trial at a time: the random samplers are seeded anew at each start
