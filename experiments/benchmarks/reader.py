@@ -56,7 +56,7 @@ def paint(count: int) -> dict[str, np.ndarray]:
 
 
 def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str, checked: bool = True) -> dict[str, Stored]:
-    """Pixel arrays as a conversion writes them, or as one did before there were checksums."""
+    """Write pixel arrays as a conversion does, or as one did before there were checksums."""
     count = len(pixels["b10"])
     writer = Writer(str(folder), StorePlan(count, SHARD, codec, sentinel_arrays("all"), (), (), (), "", {}))
     stored = {}
@@ -104,7 +104,7 @@ def oindex_path(folder: Path, bands: tuple[str, ...]) -> Path_:
 
 
 def tensorstore_path(folder: Path, bands: tuple[str, ...]) -> Path_ | None:
-    """TensorStore on the same store, one thread for files and one for copies, room for shard indexes only."""
+    """Read the same store by TensorStore, with one thread for files and one for copies, room for shard indexes only."""
     try:
         import tensorstore
     except ImportError:
@@ -162,7 +162,7 @@ def loader_path(reader: StoreReader, count: int, steps: int) -> Callable[[], int
 
 
 def check_cost(folder: Path, pixels: dict[str, np.ndarray], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What checksums cost: ratios of reading the stores of `measure` to reading the same without."""
+    """Measure what checksums cost: ratios of reading the stores of `measure` to reading the same without."""
     rng, rows = np.random.default_rng(1), []
     for codec, most in (("lz4", 1.10), ("none", None)):
         stored = write_store(folder / f"{codec} unchecked", pixels, codec, checked=False)
@@ -183,7 +183,7 @@ def check_cost(folder: Path, pixels: dict[str, np.ndarray], options: argparse.Na
 
 
 def _turn(sides: list[Path_], batches: np.ndarray) -> list[tuple[float, float]]:
-    """Seconds by the clock and of the CPU that each of two paths takes for two rounds, in the order 0 1 1 0."""
+    """Measure wall and CPU seconds that each of two paths takes for two rounds, in the order 0 1 1 0."""
     spent = np.zeros((2, 2))
     for side in (0, 1, 1, 0):
         before = time.perf_counter(), time.process_time()
