@@ -46,6 +46,7 @@ from stssl.training.trained_run import evaluate_run, never_finite, read_own_stat
 ProbeRow = dict[str, Any]
 """Results of one method and number of labels, as their file has them: settings, and scores by part."""
 COOLER = "Pretrain with a lower optimizer.lr, optimizer.clip=1.0 or compute.precision=fp32, as name=ANOTHER."
+"""Advice where pretraining diverged."""
 
 
 class LinearConfig(Config):
@@ -200,12 +201,15 @@ def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tup
 
     Returns:
         The encoder and the step it was saved at, 0 for a random one.
+
+    Raises:
+        RunError: The run has no checkpoint yet, or its features never were finite.
     """
     path = folder.checkpoints.path("best")
     if not folder.checkpoints.exist() and not is_there(path):
         raise RunError(f"{folder.path} has no checkpoint yet. Pretrain it to its first evaluation.")
     if not is_there(path) and never_finite(folder):
-        raise RunError(f"{folder.path} is worth nothing so far: its features were not finite. {COOLER}")
+        raise RunError(f"{folder.path} is of no use so far: its features were not finite. {COOLER}")
     state = read_own_state(
         folder, path, recipe.hash(), f"Put a whole one back, or delete {folder.path} and pretrain it again."
     )
@@ -280,7 +284,9 @@ def linear(
         if value > best:
             best, chosen, at = value, copy.deepcopy(layer), epoch + 1
     if not at:
-        LOG.warning("the linear layer was finite at no epoch, so it has no scores: try a lower --set lr=...")
+        LOG.warning(
+            "the linear layer had finite predictions at no epoch, so it has no scores: try a lower --set lr=..."
+        )
     return {"epoch": at} | {part: _scores(chosen, frozen, space, part) for part in ("validation", "test")}
 
 

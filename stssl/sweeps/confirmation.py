@@ -209,7 +209,7 @@ def _evaluate(folder: RunFolder) -> None:
     """Score a run on test.
 
     Raises:
-        RunError: Its best checkpoint is lost; says how to have it again.
+        RunError: Its best checkpoint is missing or damaged; says how to get it back.
     """
     try:
         folder.checkpoints.best()

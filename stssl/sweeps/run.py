@@ -17,8 +17,8 @@ from stssl.scoring.metrics import score
 from stssl.sweeps.domains import build_space
 from stssl.sweeps.space import did_you_mean
 from stssl.sweeps.spec import Say, Sweep, load_sweep
+from stssl.sweeps.storage_errors import study_errors
 from stssl.sweeps.study import Book, open_study, study_url
-from stssl.sweeps.trouble import study_errors
 from stssl.training.launch import check_run
 
 

@@ -18,7 +18,7 @@ from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.space import Space, Values
 from stssl.sweeps.spec import Sweep, SweepConfig
-from stssl.sweeps.trouble import study_errors, without_password
+from stssl.sweeps.storage_errors import study_errors, without_password
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -34,9 +34,10 @@ FOLDER = "folder"
 """Attribute of the study that keeps whose runs it records: the id in the sweep's folder, and the folder's place."""
 
 LOCKED_S = 60
-"""How long to wait for another process that writes into an SQLite file."""
+"""Seconds to wait for another process that writes into an SQLite file."""
 
 MARK_BYTES = 4096
+"""Most bytes to read of the file with a sweep folder's id."""
 DEATHS = 3
 """Number of deaths of its driver after which a trial counts as failed."""
 
@@ -125,9 +126,14 @@ def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
 
 
 def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
-    """Return the sweep's study if there is one. All of it is read once, so that damage is found before any trial."""
+    """Return the sweep's study if there is one.
+
+    Raises:
+        RunError: The study is damaged, or is gone although runs of its trials exist.
+    """
     import optuna
 
+    # All of it is read once, so that damage is found before a trial is trained.
     with study_errors(study_url(config), opening=True):
         if config.name in {summary.study_name for summary in optuna.get_all_study_summaries(storage)}:
             study = optuna.load_study(study_name=config.name, storage=storage)

@@ -18,9 +18,9 @@ from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.base.ray_session import connected_ray, resources_for
 from stssl.recipes.recipe import LaunchConfig, Recipe
 from stssl.sweeps.spec import Say
+from stssl.sweeps.storage_errors import study_errors
 from stssl.sweeps.study import Book, run_name, study_url, trials_folder
 from stssl.sweeps.trials import REASON, Stopped, carry_out, failure, needs, outcome, trial_config, trial_recipe
-from stssl.sweeps.trouble import study_errors
 from stssl.training.launch import check_run, growing, worker_bundles
 from stssl.training.run_folder import RunFolder
 
@@ -52,7 +52,7 @@ class StudySearcher(Searcher):
         self.exhausted = False
         self.since: dict[str, float] = {}
         self.trouble: RunError | None = None
-        """Why the study could not be read or written; Tune would make a traceback of it."""
+        """Reason why the study could not be read or written. Tune would show it as a traceback of its own."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> "StudySearcher":
         """Return the searcher itself: Tune copies what it is given, and a copy would hand out trials a second time."""
@@ -64,7 +64,7 @@ class StudySearcher(Searcher):
 
     @contextlib.contextmanager
     def _study(self) -> Iterator[None]:
-        """Keep the reason why the study failed."""
+        """Keep the reason if the study cannot be read or written."""
         try:
             with study_errors(study_url(self.book.sweep.config)):
                 yield
@@ -81,7 +81,7 @@ class StudySearcher(Searcher):
             return self._next(trial_id)
 
     def _next(self, trial_id: str) -> Any:
-        """Do what `suggest` does, once more for each trial that fails before it starts."""
+        """Do what `suggest` does; try the next trial if one fails before it starts."""
         if len(self.live) >= self.at_once:
             return None
         # Tune asks many times a second, and asking the study reads the disk: remember that it is exhausted.
@@ -309,7 +309,7 @@ def _trial(searcher: StudySearcher, trial_id: str, config: JsonObject) -> None:
 
     with contextlib.suppress(Stopped):
         carry_out(trial_config(config), report=report)
-    if searcher.trouble is not None:  # of the study, not of the trial
+    if searcher.trouble is not None:  # the study failed and not the trial, whose end it cannot keep
         raise searcher.trouble
     searcher.on_trial_complete(trial_id, last)
 

@@ -1,4 +1,4 @@
-"""What to do about a study that cannot be read or written."""
+"""Turn errors of a study's storage into messages that say what to do."""
 
 import contextlib
 import re
@@ -25,11 +25,11 @@ ADVICE = {
     "CORRUPT": DAMAGED,
     "NOTADB": DAMAGED,
 }
-"""By SQLite's result code."""
+"""Advice by SQLite's result code."""
 
 
 def without_password(url: str) -> str:
-    """Show where a study lies, and no secret."""
+    """Return a study's URL with its password hidden, for messages."""
     head, at, tail = url.rpartition("@")
     hidden = f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
     return re.sub(r"(?i)(password=)[^&]*", r"\1***", hidden)
@@ -37,11 +37,11 @@ def without_password(url: str) -> str:
 
 @contextlib.contextmanager
 def study_errors(url: str, opening: bool = False) -> Iterator[None]:
-    """Turn what a study's storage raises into words.
+    """Raise a RunError in place of the errors of a study's storage.
 
     Args:
-        url: Of the study.
-        opening: Whether its contents are looked at for the first time: values that are none then are damage, too.
+        url: URL of the study.
+        opening: True while its contents are read for the first time.
 
     Raises:
         RunError: The study cannot be read or written; says why and what to do.
@@ -49,6 +49,7 @@ def study_errors(url: str, opening: bool = False) -> Iterator[None]:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
+    # Optuna checks nothing that it reads: damage shows as one of these errors, which later would be a bug of ours.
     strange = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) if opening else ()
     try:
         yield
@@ -75,7 +76,7 @@ def _explained(url: str, error: BaseException, what: str) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the database itself said."""
+    """Return the error of the database itself, which SQLAlchemy and Optuna wrap."""
     seen = error
     while (inner := getattr(seen, "orig", None) or seen.__cause__) is not None:
         seen = inner

@@ -10,8 +10,8 @@ import pytest
 from stssl.base.errors import RunError
 from stssl.sweeps import study as studies
 from stssl.sweeps.results import rows, write_table
+from stssl.sweeps.storage_errors import study_errors
 from stssl.sweeps.study import study_url
-from stssl.sweeps.trouble import study_errors
 from stssl.sweeps.tuning import StudySearcher, search_here
 
 
