@@ -19,7 +19,8 @@ from stssl.base.config import Tree, apply_overrides, load_tree, parse_tree, vali
 from stssl.base.errors import ConfigError, RunError, first_line
 from stssl.base.stopping import stopped
 from stssl.recipes.pretraining import kind_of
-from stssl.recipes.recipe import LaunchConfig, Recipe
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.sections import LaunchConfig
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

@@ -16,8 +16,9 @@ from stssl.data.sampler import StreamSampler
 from stssl.data.views import PixelScaler, ViewDrawer
 from stssl.models import NetworkRole, build_network
 from stssl.models.backbones import check_images
-from stssl.recipes.recipe import DataConfig, MetadataUse, R, Recipe
+from stssl.recipes.recipe import R, Recipe
 from stssl.recipes.run_data import PixelData, RunData, open_data, require_labels, require_metadata
+from stssl.recipes.sections import DataConfig, MetadataUse
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.steps.votes import NoVotesConfig, Votes
 

@@ -9,11 +9,7 @@ from stssl.base.json_types import ConfigTree
 from stssl.contrastive.moco import PretextConfig
 from stssl.contrastive.views import PretrainViewsConfig
 from stssl.recipes.optimizers import OptimizerConfig, SgdConfig
-from stssl.recipes.recipe import SMOKE, BackboneConfig, Recipe, RunRecipe
-
-
-class EncoderModelConfig(BackboneConfig):
-    """Configure the backbone that is pretrained."""
+from stssl.recipes.recipe import SMOKE, Recipe, RunRecipe
 
 
 class PairBatchConfig(Config):
@@ -57,7 +53,6 @@ class PretrainRecipe(RunRecipe):
     others: ClassVar[dict[str, str]] = {"search": "sweep", "algorithm": "train"}
     renamed: ClassVar[dict[str, str]] = {"neighbours": "knn"}
 
-    model: EncoderModelConfig
     pretext: PretextConfig = PretextConfig()
     views: PretrainViewsConfig = PretrainViewsConfig()
     batch: PairBatchConfig = PairBatchConfig()

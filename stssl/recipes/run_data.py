@@ -19,7 +19,8 @@ from stssl.data.draws import draw_labeled
 from stssl.data.loader import metadata_table
 from stssl.data.order import Sampler, ShardOrder, make_order, shard_order_of
 from stssl.data.splits import Split, make_split
-from stssl.recipes.recipe import DataConfig, Recipe
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.sections import DataConfig
 from stssl.store.cache import Held, PixelSource, Streamed, hold
 from stssl.store.disk import DiskCache, default_folder
 from stssl.store.lists import as_text

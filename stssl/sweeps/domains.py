@@ -13,7 +13,8 @@ from stssl.base.errors import ConfigError, DataError
 from stssl.base.json_types import JsonValue
 from stssl.models import check_fit
 from stssl.models.injection import InjectionBase
-from stssl.recipes.recipe import ModelConfig, Recipe
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.sections import ModelConfig
 from stssl.sweeps.space import Axis, Gate, Space, did_you_mean
 from stssl.sweeps.spec import RangeConfig, SweepConfig
 

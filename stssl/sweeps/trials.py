@@ -10,7 +10,8 @@ from typing import Any
 from stssl.base.config import validate
 from stssl.base.errors import StoppedError, StsslError
 from stssl.base.json_types import JsonMapping, JsonObject
-from stssl.recipes.recipe import LaunchConfig, Recipe
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.sections import LaunchConfig
 from stssl.scoring.metrics import HEADLINES
 from stssl.training.launch import Watch, run, worker_bundles
 from stssl.training.run_folder import RunFolder, write_text

@@ -16,7 +16,8 @@ from ray.tune.search import Searcher
 from stssl.base.errors import RunError, StsslError
 from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.base.ray_session import connected_ray, resources_for
-from stssl.recipes.recipe import LaunchConfig, Recipe
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.sections import LaunchConfig
 from stssl.sweeps.spec import Say
 from stssl.sweeps.storage_errors import study_errors
 from stssl.sweeps.study import Book, run_name, study_url, trials_folder

@@ -23,8 +23,8 @@ from stssl.models.layout import placed
 from stssl.models.weights import weighted_backbone
 from stssl.recipes.build import build_pixels
 from stssl.recipes.pretraining import PretrainRecipe
-from stssl.recipes.recipe import BackboneConfig
 from stssl.recipes.run_data import PixelData, labels_of, open_pixels
+from stssl.recipes.sections import BackboneConfig
 from stssl.scoring.knn import embed, knn_scores
 from stssl.scoring.metrics import diverged
 from stssl.training.checkpoints import Checkpoints, export_weights

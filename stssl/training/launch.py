@@ -13,7 +13,8 @@ from stssl.base.errors import RunError, StsslError
 from stssl.base.logs import LOG
 from stssl.base.ray_session import connected_ray, lacking, resources_for
 from stssl.recipes.pretraining import kind_of
-from stssl.recipes.recipe import LaunchConfig, RunRecipe
+from stssl.recipes.recipe import RunRecipe
+from stssl.recipes.sections import LaunchConfig
 from stssl.training.loop import Report, train
 from stssl.training.run_files import MetricsRow
 from stssl.training.run_folder import RunFolder

@@ -10,7 +10,8 @@ from stssl.analysis.costs import CostEstimate, Machines, Measured, describe_cost
 from stssl.analysis.planning import _validation, machines_for, plan
 from stssl.base.config import merge, validate
 from stssl.base.errors import ConfigError
-from stssl.recipes.recipe import EvaluationConfig, Recipe
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.sections import EvaluationConfig
 
 GB = 10**9
 

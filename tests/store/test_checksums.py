@@ -12,8 +12,8 @@ import zarr
 
 from stssl.archives.conversion import Options, convert, verify_store
 from stssl.base.errors import ConfigError, DataError
-from stssl.recipes.recipe import DataConfig
 from stssl.recipes.run_data import open_pixels
+from stssl.recipes.sections import DataConfig
 from stssl.store import store as stores
 from stssl.store.description import describe_store
 from stssl.store.encode import SHARD_CHECKSUMS, shard_checksum, tail_bytes

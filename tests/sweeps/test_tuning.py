@@ -10,7 +10,8 @@ import pytest
 from stssl.base.config import validate
 from stssl.base.errors import ConfigError, RunError, StoppedError
 from stssl.base.ray_session import lacking
-from stssl.recipes.recipe import LaunchConfig, Recipe, load_recipe
+from stssl.recipes.recipe import Recipe, load_recipe
+from stssl.recipes.sections import LaunchConfig
 from stssl.sweeps.confirmation import confirm
 from stssl.sweeps.results import rows
 from stssl.sweeps.run import search, sweep

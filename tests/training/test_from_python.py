@@ -1,12 +1,16 @@
 """A run from Python, by the functions in the order that their names suggest, and runs of release 0.1."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
 from test_loop import last, make, same
 
+import stssl.recipes
+import stssl.training
 from stssl.base.config import validate
 from stssl.base.errors import ConfigError, RunError
 from stssl.recipes.pretraining import PretrainRecipe
@@ -129,3 +133,13 @@ def test_a_recipe_key_of_0_1_gets_its_present_name(kind, words, recipe_tree, tmp
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(ConfigError, match=r"old\.yaml: unknown key neighbours: did you mean votes\?"):
         load_recipe(tmp_path / "old.yaml")
+
+
+@pytest.mark.parametrize("folder", [stssl.recipes, stssl.training], ids=lambda folder: folder.__name__)
+def test_folders_export_names_and_load_them_when_they_are_used(folder):
+    assert all(getattr(folder, name).__module__.startswith(folder.__name__) for name in folder.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        folder.nothing  # noqa: B018
+    program = f"import sys, {folder.__name__}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "False"
