@@ -37,7 +37,6 @@ def check_recipe(recipe: Recipe) -> None:
         require_metadata(data, "model.metadata", recipe.model.metadata)
     require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
     # Pretrained weights of the hub are left out: a check must work without a network, and downloads nothing.
-    # Pretrained weights of the hub are left out: a check must work without a network, and downloads nothing.
     local = recipe.model.weights.startswith(("file:", "run:"))
     step, steps = build_step(recipe if local else without_weights(recipe), data), recipe.schedule.steps
     for network in step.networks.values():
@@ -88,7 +87,6 @@ _ROLES: dict[MetadataUse, tuple[NetworkRole, ...]] = {
     "direct": ("direct",),
 }
 """Networks of each value of `model.metadata`, the student first."""
-"""Networks of each value of `model.metadata`, the student first."""
 
 
 def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
@@ -97,6 +95,7 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
     Raises:
         ConfigError: Parts do not fit each other, or weights do not fit the networks.
     """
+    # Initial weights must not depend on networks that were built before, as by a check of the recipe.
     torch.manual_seed(recipe.seed)
     model = recipe.model
     roles = _ROLES[model.metadata]
@@ -151,7 +150,6 @@ def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
             "said of unlabeled patches alone. Set votes={name: none}, or another algorithm, such as fixmatch."
         )
     train = torch.from_numpy(data.split.train)
-    # The store knows all labels; votes may see only those that were drawn.
     # The store knows all labels; votes may see only those that were drawn.
     labeled = torch.isin(train, torch.from_numpy(data.labeled))
     targets = torch.where(labeled[:, None], data.targets[train], IGNORED)

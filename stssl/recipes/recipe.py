@@ -110,6 +110,7 @@ class RunRecipe(Config):
         smallest, most = workers if isinstance(workers, tuple) else (workers, workers)
         if smallest > most:
             raise ValueError(f"launch.workers: [{smallest}, {most}] must be [least, most]")
+        # A rank without rows would take no part in the sums over ranks, for which the others wait.
         key, rows = self.least_rows
         if rows < most:
             raise ValueError(f"{key} {rows} is smaller than launch.workers {most}: no row for each")
@@ -117,7 +118,7 @@ class RunRecipe(Config):
 
     @model_validator(mode="after")
     def _settled(self, info: ValidationInfo) -> "RunRecipe":
-        """Make the default storage absolute, and the run that weights come from, which is looked for there."""
+        """Make paths absolute that validators of single keys cannot: the default storage, and runs that lie in it."""
         if info.context == ELSEWHERE:
             return self
         storage = absolute(self.launch.storage)
@@ -132,6 +133,7 @@ class RunRecipe(Config):
 
     def tree(self) -> Tree:
         """Return the recipe as plain values, with every default written out."""
+        # By way of JSON, so that it has lists where fields have tuples, as a recipe file has.
         tree: Tree = json.loads(self.model_dump_json())
         return tree
 

@@ -115,7 +115,7 @@ def open_pixels(config: DataConfig, device: torch.device | None = None) -> Pixel
     columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
     disk = DiskCache(config.cache_dir or default_folder(), config.cache_bytes) if is_remote(config.store) else None
     reader = store.reader(config.bands, cache=disk)
-    held = np.concatenate([split.train, split.validation])
+    held = np.concatenate([split.train, split.validation])  # training never reads test patches
     source = Streamed(reader) if device is None else hold(reader, held, store.size, config.cache, device)
     kept = isinstance(source, Held)
     order = shard_order_of(

@@ -92,6 +92,7 @@ def read_state(path: Path) -> dict[str, object]:
     if tail != hashlib.blake2b(payload, digest_size=16).digest() + _MARK:
         raise UnusableError(f"the checkpoint {path} is truncated or damaged ({len(data)} bytes)")
     try:
+        # Plain pickle would run code that somebody put into the file.
         state: object = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise UnusableError(f"the checkpoint {path} is not one of this program: {first_line(error)}") from None
@@ -219,7 +220,7 @@ class Checkpoints:
         """Yield each checkpoint that is there, the newest first, with its state or what is wrong with it.
 
         Args:
-            recipe: Hash of the recipe that the run must have; None takes any.
+            recipe: Hash of the recipe that the run must have; None accepts any run.
         """
         for path in (self.path("last"), self.path("previous")):
             if is_there(path):
@@ -229,13 +230,13 @@ class Checkpoints:
                     yield path, error
 
     def best(self, recipe: str | None = None) -> CheckpointState:
-        """Read the best checkpoint; if it is lost or damaged, read another that is the same, and warn.
+        """Read the best checkpoint; if it is lost or damaged, read `last` or `previous` if that is the same, and warn.
 
         Args:
-            recipe: Hash of the recipe that the run must have; None takes any state.
+            recipe: Hash of the recipe that the run must have; None accepts any run.
 
         Raises:
-            UnusableError: It cannot be used, and no other is the same.
+            UnusableError: The best checkpoint cannot be used, and no other is the same.
         """
         try:
             return self._read("best", recipe)
@@ -303,6 +304,7 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
 
 def _replace_by_link(source: Path, target: Path) -> None:
     """Give a file a second name in place of the file that had it; copies it on file systems without hard links."""
+    # A link cannot replace a file, and removing the file first would leave a moment without a whole checkpoint.
     part = target.with_name(f".{target.name}.{os.getpid()}")
     part.unlink(missing_ok=True)
     try:

@@ -149,6 +149,7 @@ class PairMaker(nn.Module):
         """Make the query and the key view of each pair; crops, flips and colors are those that the loader drew."""
         device = self.pixels.low.device
         images = self.pixels.unit({name: a.to(device, non_blocking=True) for name, a in raw.arrays.items()})
+        # Patches that are their own partner are read once: then both slices are the same images.
         views: list[Tensor] = []
         for part, draw in zip((images[: len(raw.rows)], images[-len(raw.rows) :]), raw.draws, strict=True):
             views.append(self.pixels.normalize(apply_pretrain_view(part, draw.to(device), self.size)))

@@ -60,6 +60,7 @@ def run(
         return folder
     if not checked:
         check_run(folder.recipe_to_build(recipe))
+    # Only now, so that a recipe that cannot run takes no name.
     folder.claim(recipe)
     with watching(folder, watch):
         if recipe.launch.workers == 0:
@@ -184,22 +185,23 @@ def growing(launch: LaunchConfig) -> str:
 
 
 def _not_again() -> Any:
-    """Make a callback of Ray Train that ends a run whose error comes again with each start."""
+    """Make a callback of Ray Train that ends a run instead of restarting it, if each start would fail again."""
     from ray.train import UserCallback
 
     class NotAgain(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
             if error := for_good(worker_exceptions.values()):
-                raise error  # an error of a callback is none that Ray tries again after
+                raise error  # Ray does not restart workers after an error of a callback
 
     return NotAgain()
 
 
 def for_good(failures: Iterable[BaseException]) -> StsslError | None:
-    """What ends a run at once, of all that its workers failed with: an error that its user must act on.
+    """Find the error that must end a run at once: one that a user has to act on, since each start would fail again.
 
-    A worker or node that died, and an object store that did not answer, may do better the next time
-    (`launch.max_failures`).
+    Returns:
+        That error. None if a worker or node died, or an object store did not answer: then a restart may succeed, and
+        `launch.max_failures` says how many there may be.
     """
     from ray.exceptions import RayActorError
 
@@ -211,7 +213,7 @@ def for_good(failures: Iterable[BaseException]) -> StsslError | None:
 
 
 def _own(error: BaseException) -> StsslError | None:
-    """The error for users inside of those that Ray wraps it in."""
+    """Find the `StsslError` inside the errors that Ray wraps it in; None if there is none."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, StsslError):
@@ -253,6 +255,7 @@ def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
         while True:
             last = stop.wait(0.3)
             rows = folder.read_rows().rows
+            # A resumed run first drops rows beyond its checkpoint, so that there may be fewer than were seen.
             for row in rows[min(seen, len(rows)) :]:
                 watch(row)
             seen = len(rows)

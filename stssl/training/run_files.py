@@ -87,7 +87,7 @@ class NetworkScores(RunFile):
 
     @property
     def multilabel(self) -> bool:
-        """True if a patch may have several classes."""
+        """Return True if a patch may have several classes."""
         return "mAP" in self.scores
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: RunRecipe) -> "RunFolder":
-        """Return the folder of a recipe's run: `<launch.storage>/<name>`, absolute since the recipe was loaded."""
+        """Return the folder of a recipe's run, `<launch.storage>/<name>`; loading the recipe made it absolute."""
         return cls(Path(recipe.launch.storage) / recipe.name)
 
     @classmethod
@@ -147,6 +147,7 @@ class RunFolder:
         """
         started = is_there(self.path / "recipe.yaml")
         if started:
+            # Plain values are compared: the file may have keys that this version does not know.
             keys = differing_keys(identity_of(self._tree()), recipe.identity())
             if keys:
                 raise RunError(

@@ -47,6 +47,7 @@ def check_shared(folder: Path) -> None:
     """
     if world_size() == 1:
         return
+    # NCCL moves tensors between GPUs alone. The name is random, since an earlier start may have left such a file.
     device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
     number = torch.tensor([uuid.uuid4().int % 2**62], device=device)
     dist.broadcast(number, 0)
@@ -126,7 +127,7 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        """True if the process was asked to end."""
+        """Return True if the process was asked to end."""
         return self.by is not None
 
     @contextlib.contextmanager
@@ -151,6 +152,7 @@ class StopRequest:
                 self.by, self.at = signal.Signals(number), time.monotonic()
 
         before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        # None is a handler that C code set, which Python could not put back.
         taken = [name for name, handler in before.items() if handler not in (signal.SIG_IGN, None)]
         for name in taken:
             signal.signal(name, ask)

@@ -122,6 +122,7 @@ class TrainState:
 
     def checkpoint_state(self) -> CheckpointState:
         """Collect what exact resume needs: networks, averages, algorithm buffers, optimizer, progress."""
+        # No random generator's state: each step seeds its own, and orders of patches follow from seed and step.
         return {
             "recipe": self.recipe.hash(),
             "written_by": __version__,
@@ -205,7 +206,8 @@ class TrainState:
             if progress.step < self.recipe.schedule.steps:
                 progress.best, progress.best_step = None, 0
                 return [f"{error}; the best checkpoint is chosen anew among those from step {progress.step} on"]
-        return []  # of a run that is trained, the export says that its best weights are lost
+            # A run at its last step validates no more; the export will say that its best weights are lost.
+        return []
 
     def finish(self, end: RunEnd) -> None:
         """Export the weights that users take and mark the run as finished; rank 0 alone calls this, after `train`.

@@ -10,8 +10,8 @@ import torch
 from stssl.archives.nomenclature import EUROSAT
 from stssl.base.errors import DataError
 from stssl.recipes.build import build_pixels
-from stssl.recipes.recipe import DataConfig
 from stssl.recipes.run_data import open_pixels
+from stssl.recipes.sections import DataConfig
 from stssl.store.description import describe_store
 from stssl.store.store import Store
 
