@@ -1,23 +1,26 @@
 """Read data sets as their makers publish them ("archives"), and convert them to stores.
 
-Each format is a module with a class that lists an archive's patches and reads them one by one; `formats` registers it,
-and `conversion` writes the store. A new format needs its module and one line in `formats`: the command line takes its
-options from there, and the conformance test checks it. `synthetic` writes archives for trials without real data.
+Each format is a module with a class that lists an archive's patches and reads them one by one; `formats` lists it, and
+`conversion` writes the store. A new format needs its module and one line in `formats`: the command line takes its
+options from the class, and the conformance test tries it. `synthetic` writes archives for trials without real data.
 
-The names below are imported when they are first used, since the formats need rasterio and pyarrow.
+The names below are imported when they are first used: all but `FORMATS` need rasterio and pyarrow.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from stssl.archives.formats import FORMATS
+
 if TYPE_CHECKING:
     from stssl.archives.base import Archive, ArchiveFormat, Example, ExamplePatch, Option
     from stssl.archives.conversion import Options, Summary, convert, open_archive, verify_store
-    from stssl.archives.formats import ARCHIVES
+    from stssl.archives.registry import ARCHIVES
     from stssl.archives.synthetic import synthesize
 
 __all__ = [
     "ARCHIVES",
+    "FORMATS",
     "Archive",
     "ArchiveFormat",
     "Example",
@@ -34,7 +37,7 @@ __all__ = [
 _MODULES = {
     "base": ("Archive", "ArchiveFormat", "Example", "ExamplePatch", "Option"),
     "conversion": ("Options", "Summary", "convert", "open_archive", "verify_store"),
-    "formats": ("ARCHIVES",),
+    "registry": ("ARCHIVES",),
     "synthetic": ("synthesize",),
 }
 

@@ -7,11 +7,11 @@ snow and of clouds are text files beside the archive.
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,10 @@ from stssl.archives.places import crs_of, epsg_of
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
 from stssl.archives.split_lists import find_list, listed_splits, split_codes, split_notes
 from stssl.archives.tables import ABOUT, NAMES, columns_of, read_table
+from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import digest_of
+from stssl.base.json_types import JsonMapping, JsonObject, JsonValue
 from stssl.base.textfiles import parse_json, read_bounded, read_names
 from stssl.store.schema import (
     COMMON,
@@ -35,6 +37,7 @@ from stssl.store.schema import (
     Column,
     Patch,
     PixelArray,
+    Values,
     label_columns,
     split_column,
 )
@@ -47,13 +50,24 @@ PATCH_BYTES = 1 << 20
 """A patch's JSON has some 600 bytes; one of more than a thousand times that is none."""
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 """Bands that an archive has, in the order of its makers' lists."""
-PUBLISHED_STATISTICS = {
+PUBLISHED_STATISTICS: JsonObject = {
     "source": "BigEarthNet v1.0, its makers' model repository",
-    "bands": list(BANDS),
+    "bands": [*BANDS],
     "mean": [340.77, 429.94, 614.22, 590.24, 950.68, 1792.46, 2075.47, 2218.95, 2266.46, 2246.06, 1594.43, 1009.33],
     "std": [554.81, 572.42, 582.88, 675.89, 729.90, 1096.01, 1273.45, 1365.46, 1356.14, 1302.33, 1079.19, 818.87],
 }
 """Kept apart from what a conversion measures: some pretrained weights want exactly these."""
+
+
+_COLUMNS: tuple[Column, ...] = (
+    *COMMON,
+    *GEOREFERENCE,
+    *REGION,
+    *CONDITIONS,
+    label_columns("labels_43", LABELS_43, True),
+    label_columns("labels_19", LABELS_19, True),
+)
+"""Columns of every store, besides those of its splits."""
 
 
 class BigEarthNet1:
@@ -62,7 +76,7 @@ class BigEarthNet1:
     label_sets = ("labels_43", "labels_19")
     statistics_split = "official"
     maps: tuple[PixelArray, ...] = ()
-    attributes: Mapping[str, Any] = MappingProxyType({"published_statistics": PUBLISHED_STATISTICS})
+    attributes: JsonMapping = MappingProxyType({"published_statistics": {**PUBLISHED_STATISTICS}})
 
     def __init__(
         self,
@@ -87,10 +101,12 @@ class BigEarthNet1:
             DataError: No patches there, a list cannot be read, or `metadata` says nothing of the patches.
         """
         self.archive = archive
+        # Sorted by name, so that rows do not depend on the order in which a file system lists folders.
         self.folders = sorted(list_patches(archive), key=lambda path: (Path(path).name, path))
         if not self.folders:
             raise DataError(f"{archive} has no patches of BigEarthNet v1.0 (S2A_MSIL2A_20170613T101031_0_45, ...)")
         self.names = tuple(Path(path).name for path in self.folders)
+        # Without this, every patch would be reported one by one as a foreign one.
         if all(map(V2_NAME.fullmatch, self.names)):
             raise DataError(f"the patches in {archive} are of BigEarthNet v2.0. Convert them as bigearthnet-v2.")
         self.arrays = sentinel_arrays(bands)
@@ -108,16 +124,8 @@ class BigEarthNet1:
         if metadata and not any(self._countries):
             needed = "the columns patch_id (or s2v1_name) and country"
             raise DataError(f"{metadata} tells the country of none of the patches: it needs {needed}")
-        self.columns: tuple[Column, ...] = (
-            *COMMON,
-            *GEOREFERENCE,
-            *REGION,
-            *CONDITIONS,
-            label_columns("labels_43", LABELS_43, True),
-            label_columns("labels_19", LABELS_19, True),
-            *(split_column(name) for name in self.splits),
-        )
-        self.about: Mapping[str, Any] = {
+        self.columns = (*_COLUMNS, *map(split_column, self.splits))
+        self.about: JsonMapping = {
             "source": "BigEarthNet v1.0",
             "bands": bands,
             "lists": digest_of(*self._codes.values(), *self._flags.values(), self._countries),
@@ -162,8 +170,10 @@ class BigEarthNet1:
         patch.values |= {column: flags[row] for column, flags in self._flags.items()}
         patch.values["country"] = self._countries[row]
         if V2_NAME.fullmatch(name):
+            # The row stays, since the report should name each foreign patch and rows are never removed.
             patch.complain(BadPatchError("foreign", f"{name} is of BigEarthNet v2.0: convert it as bigearthnet-v2"))
             return patch
+        # Names are sorted, so that equal ones are neighbors; the first of them keeps its pixels.
         if row and self.names[row - 1] == name:
             patch.complain(BadPatchError("duplicate", f"{self.folders[row]} has the name of {self.folders[row - 1]}"))
             return patch
@@ -222,13 +232,14 @@ def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
     return np.array([name in listed for name in names])
 
 
-def _countries(names: tuple[str, ...], path: Path | None) -> NDArray[Any]:
+def _countries(names: tuple[str, ...], path: Path | None) -> AnyArray:
     """Return the country of each patch from a table, or from v2.0's tables in a folder; empty if it is not known."""
     known: dict[str, str] = {}
     for file in sorted(path.glob("metadata*.parquet")) if path and path.is_dir() else [path] if path else []:
         table = columns_of(read_table(file), {name: (name,) for name in NAMES} | {"country": ABOUT["country"]}, file)
         for key in NAMES:
-            known |= dict(zip(table.get(key, ()), table.get("country", ()), strict=False))
+            for name, country in zip(table.get(key, ()), table.get("country", ()), strict=False):
+                known[str(name)] = "" if country is None else str(country)
     return np.array([known.get(name) or "" for name in names], object)
 
 
@@ -243,13 +254,13 @@ def read_patch_json(patch: Patch, path: Path) -> None:
     if not path.is_file():
         raise BadPatchError("no_metadata", f"{path.name} is missing")
     try:
-        about: dict[str, Any] = parse_json(read_bounded(path, PATCH_BYTES), path.name)
+        about = parse_json(read_bounded(path, PATCH_BYTES), path.name)
     except DataError as error:
         raise BadPatchError("bad_metadata", str(error).replace(str(path), path.name)) from None
     labels, corners = about.get("labels"), about.get("coordinates")
     if not isinstance(labels, list):
         raise BadPatchError("bad_metadata", f"{path.name} has no list 'labels'")
-    parts: tuple[Callable[[], dict[str, Any]], ...] = (
+    parts: tuple[Callable[[], Values], ...] = (
         lambda: label_values(labels, LABELS_43),
         lambda: _place(str(about.get("projection")), corners if isinstance(corners, dict) else {}),
         lambda: _date(about.get("acquisition_date")),
@@ -261,7 +272,7 @@ def read_patch_json(patch: Patch, path: Path) -> None:
             patch.complain(problem)
 
 
-def label_values(labels: list[Any], known: tuple[str, ...]) -> dict[str, Any]:
+def label_values(labels: Sequence[object], known: tuple[str, ...]) -> Values:
     """Return the columns of the label sets from class names of one of them.
 
     Args:
@@ -276,29 +287,42 @@ def label_values(labels: list[Any], known: tuple[str, ...]) -> dict[str, Any]:
     strangers = [str(label) for label in labels if label not in known]
     if strangers:
         raise BadPatchError("unknown_label", f"unknown label {', '.join(strangers)}")
-    coarse = {TO_19.get(label, label) for label in labels}
-    values = {"labels_19": np.array([name in coarse for name in LABELS_19], np.uint8)}
+    # By name, never by number: three orders of the classes are in use.
+    coarse = {TO_19.get(name, name) for name in known if name in labels}
+    values: Values = {"labels_19": np.array([name in coarse for name in LABELS_19], np.uint8)}
     if known is LABELS_43:
         values["labels_43"] = np.array([name in labels for name in LABELS_43], np.uint8)
     return values
 
 
-def _date(text: Any) -> dict[str, Any]:
+def _date(text: object) -> Values:
     """Return the columns of an acquisition time."""
     try:
-        when = datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+        when = datetime.strptime(text if isinstance(text, str) else "", "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     except (TypeError, ValueError):
         raise BadPatchError("bad_time", f"acquisition_date {text!r} is not YYYY-MM-DD HH:MM:SS") from None
     return time_values(when) | {"season": season_of(when)}
 
 
-def _place(projection: str, corners: dict[str, Any]) -> dict[str, Any]:
+def _place(projection: str, corners: JsonMapping) -> Values:
     """Return the columns of the patch's center in degrees and of its corner in the grid."""
     try:
-        ulx, uly, lrx, lry = (float(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
+        ulx, uly, lrx, lry = (_number(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
         return grid_place(projection, (ulx, uly), (lrx, lry)) | {"utm_epsg": epsg_of(projection)}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadPatchError("bad_coordinates", f"{corners}: {error}") from None
+
+
+def _number(value: JsonValue) -> float:
+    """Return a number of a JSON file, also one that is written as text.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: The text is no number.
+    """
+    if isinstance(value, str | int | float):
+        return float(value)
+    raise TypeError(f"{value!r} is no number")
 
 
 def _write_example_patch(folder: Path, patch: ExamplePatch) -> None:

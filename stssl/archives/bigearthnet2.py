@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
-from numpy.typing import NDArray
 
 from stssl.archives.base import Example, ExamplePatch, Option, season_of, time_values
 from stssl.archives.bigearthnet import BANDS, V1_NAME, V2_NAME, folders_in, label_values
@@ -20,9 +19,11 @@ from stssl.archives.nomenclature import LABELS_19
 from stssl.archives.sentinel2 import PATCH_SIDE, grid_place, read_bands, sentinel_arrays
 from stssl.archives.split_lists import listed_splits, split_notes
 from stssl.archives.tables import read_table
-from stssl.archives.tiff import georeference, read_band, utm_corner
+from stssl.archives.tiff import UtmCorner, georeference, read_band, utm_corner
+from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import digest_of
+from stssl.base.json_types import JsonMapping
 from stssl.store.schema import (
     COMMON,
     CONDITIONS,
@@ -33,6 +34,7 @@ from stssl.store.schema import (
     Column,
     Patch,
     PixelArray,
+    Values,
     label_columns,
     split_column,
 )
@@ -46,7 +48,7 @@ class BigEarthNet2:
 
     label_sets = ("labels_19",)
     statistics_split = "official"
-    attributes: Mapping[str, Any] = MappingProxyType({})
+    attributes: JsonMapping = MappingProxyType({})
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class BigEarthNet2:
             label_columns("labels_19", LABELS_19, True),
             *(split_column(name) for name in self.splits),
         )
-        self.about: Mapping[str, Any] = {
+        self.about: JsonMapping = {
             "source": "BigEarthNet v2.0",
             "bands": bands,
             "tables": digest_of(*self._about.arrays(), *self._listed.values()),
@@ -145,7 +147,7 @@ class BigEarthNet2:
         if row and self.names[row - 1] == name:
             patch.complain(BadPatchError("duplicate", f"{self.folders[row]} has the name of {self.folders[row - 1]}"))
             return patch
-        parts: tuple[Callable[[], dict[str, Any]], ...] = (
+        parts: tuple[Callable[[], Values], ...] = (
             lambda: self._about.values(row),
             lambda: _date(name),
             lambda: _place(folder / f"{name}_B02.tif"),
@@ -211,6 +213,7 @@ def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
         missing = [name for name in needed if name not in table.column_names]
         if missing:
             raise DataError(f"the metadata of {archive} lacks the columns {', '.join(missing)}")
+        # A CSV of these tables has the lists as text, which would be read letter by letter.
         if not getattr(table.schema.field("labels").type, "value_type", None):
             raise DataError(f"the metadata of {archive} has no lists of labels. Give the archive's own {TABLES[0]}.")
     return pyarrow.concat_tables([table.select(needed) for table in found], promote_options="permissive")
@@ -231,12 +234,12 @@ class _Table:
         self.flags = np.array(flags, bool)
         self.labels = pyarrow.compute.fill_null(chosen["labels"].combine_chunks(), [])
 
-    def arrays(self) -> tuple[NDArray[Any], ...]:
+    def arrays(self) -> tuple[AnyArray, ...]:
         """Return all that the tables say of the patches, to tell this conversion from others."""
         labels = [";".join(map(str, names)) for names in self.labels.to_pylist()]
         return self.known, self.split, self.flags, self.country.astype(np.str_), np.array(labels, np.str_)
 
-    def values(self, row: int) -> dict[str, Any]:
+    def values(self, row: int) -> Values:
         """Return the columns of a row.
 
         Raises:
@@ -256,7 +259,7 @@ class _Table:
 _SECOND = re.compile(r"_(\d{8}T\d{6})_")
 
 
-def _date(name: str) -> dict[str, Any]:
+def _date(name: str) -> Values:
     """Return the time columns from the name of a patch."""
     try:
         found = _SECOND.search(name)
@@ -266,18 +269,19 @@ def _date(name: str) -> dict[str, Any]:
     return time_values(when) | {"season": season_of(when)}
 
 
-def _place(path: Path) -> dict[str, Any]:
+def _place(path: Path) -> Values:
     """Return the place columns from the georeference of a band's file."""
     try:
         data = path.read_bytes()
     except OSError:
         return {}  # The missing band is reported where the pixels are read.
+    # The direct reader saves opening a file of each patch through GDAL, which costs milliseconds.
     corner = utm_corner(data)
     if corner is None:
         frame = georeference(path, path.name)
         if isinstance(frame.projection, str):
             raise BadPatchError("bad_coordinates", f"{path.name} has a projection without EPSG code")
-        corner = (frame.projection, *frame.upper_left)
+        corner = UtmCorner(frame.projection, *frame.upper_left)
     epsg, ulx, uly = corner
     try:
         return grid_place(epsg, (ulx, uly), (ulx + PATCH_SIDE, uly - PATCH_SIDE)) | {"utm_epsg": epsg}

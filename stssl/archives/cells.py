@@ -5,12 +5,11 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from stssl.archives.base import degrees, good_place, season_of, time_values
 from stssl.archives.label_cells import is_missing
-from stssl.store.schema import SPLIT_CODES, BadPatchError
+from stssl.store.schema import SPLIT_CODES, BadPatchError, Values
 
 OTHER_WORDS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
 """Other words for the parts of a split."""
@@ -57,6 +56,7 @@ def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
         try:
             parent, own = os.path.split(os.path.abspath(image_path(folder, name)))  # noqa: PTH100
             if parent not in parents:
+                # Once for each folder: resolving links of a path asks the file system for each of its parts.
                 parents[parent] = os.path.realpath(parent)
             whole = os.path.join(parents[parent], own)  # noqa: PTH118
             key = os.path.realpath(whole) if os.path.islink(whole) else whole  # noqa: PTH114
@@ -66,7 +66,7 @@ def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
     return found
 
 
-def time_of(cell: Any) -> dict[str, Any]:
+def time_of(cell: object) -> Values:
     """Return the columns of a time; none if the cell is empty.
 
     Raises:
@@ -84,7 +84,7 @@ def time_of(cell: Any) -> dict[str, Any]:
     return time_values(when) | {"season": season_of(when)}
 
 
-def _moment(cell: Any) -> datetime:
+def _moment(cell: object) -> datetime:
     """Read a cell as a time.
 
     Raises:
@@ -99,6 +99,7 @@ def _moment(cell: Any) -> datetime:
         raise BadPatchError("bad_time", f"time {cell} is a {kind}, not ISO 8601 (such as 2017-06-13T10:10:31Z)")
     text = cell.strip()
     form = "ISO 8601 (such as 2017-06-13 or 2017-06-13T10:10:31Z)"
+    # A bare number may be a year, a day of the year or seconds; only eight digits are a date.
     if _NO_DATE.fullmatch(text):
         raise BadPatchError("bad_time", f"time '{cell}' is a bare number, not {form}")
     try:
@@ -108,7 +109,7 @@ def _moment(cell: Any) -> datetime:
         raise BadPatchError("bad_time", f"time '{cell}' is not {form}{either}") from None
 
 
-def place_of(lat: Any, lon: Any, row: int) -> dict[str, Any]:
+def place_of(lat: object, lon: object, row: int) -> Values:
     """Return the columns of a place; none if both cells are empty.
 
     Args:
@@ -139,7 +140,7 @@ def place_of(lat: Any, lon: Any, row: int) -> dict[str, Any]:
     return {"lat": south, "lon": east}
 
 
-def split_of(cell: Any) -> dict[str, Any]:
+def split_of(cell: object) -> Values:
     """Return the column of the split; none if the cell is empty.
 
     Raises:
@@ -154,7 +155,7 @@ def split_of(cell: Any) -> dict[str, Any]:
     return {"split_official": SPLIT_CODES[part]}
 
 
-def place_name(cell: Any) -> str:
+def place_name(cell: object) -> str:
     """Return a location's name; 7 and 7.0 are one name, and an empty cell gives an empty one."""
     if is_missing(cell):
         return ""

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from stssl.archives.base import Archive, OnProgress
-from stssl.archives.formats import ARCHIVES
 from stssl.archives.options import options_of
+from stssl.archives.registry import ARCHIVES
 from stssl.base.errors import ConfigError, DataError, RunError
+from stssl.base.json_types import JsonObject
 from stssl.base.ray_session import connected_ray
 from stssl.store.files import sole_writer, writing
 from stssl.store.remote import is_remote
@@ -173,9 +174,9 @@ def make_plan(source: str, archive: Archive, options: Options, about: Mapping[st
     for name in archive.names[:patches]:
         if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
             raise DataError(f"the name of {name.encode('utf-8', 'backslashreplace').decode()} is not UTF-8. Rename it.")
-    identity = {
+    identity: JsonObject = {
         "format": source,
-        "archive": dict(archive.about),
+        "archive": {**archive.about},
         "patches": patches,
         "names": hashlib.blake2b("\n".join(archive.names[:patches]).encode(), digest_size=16).hexdigest(),
         "options": {"codec": options.codec, "shard": options.shard, "limit": options.limit},
@@ -252,6 +253,7 @@ class Job:
                 "cluster sees it; run the same `stssl convert` again then."
             )
         for name, patch in zip(names, patches, strict=True):
+            # Checked only now, so that the error of a missing archive comes before those of its patches.
             if patch.problems and self.strict:
                 code, words = patch.problems[0]
                 raise DataError(f"patch {name}: {code}: {words}. Without --strict it would be listed and passed over.")
@@ -288,9 +290,11 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
         # In a list, so that a task gets the reference: each worker unpacks the archive's listing once, not per shard.
         shared = [ray.put(job)]
         task = ray.remote(max_retries=3)(_task)
+        # Taken from the end, so that the first shards are converted first.
         waiting = list(reversed(shards))
-        flying: list[Any] = []
-        most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        flying: list[ray.ObjectRef[int]] = []
+        # Two for each CPU keep all busy; all at once would queue an object for each shard in Ray.
+        most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]  # Ray has no types here
         while waiting or flying:
             while waiting and len(flying) < most:
                 flying.append(task.remote(shared, waiting.pop()))
@@ -298,6 +302,7 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
             try:
                 yield from ray.get(ready)
             except ray.exceptions.RayTaskError as error:
+                # Ray's error holds the worker's traceback; a user's mistake should be one line.
                 raise (DataError(str(error.cause)) if isinstance(error.cause, DataError) else error) from None
             except ray.exceptions.RayError as error:
                 words = " ".join(str(error).split())[:300]
@@ -307,7 +312,7 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
                 ) from None
 
 
-_jobs: dict[Any, Job] = {}
+_jobs: dict[object, Job] = {}
 
 
 def _task(shared: list[Any], shard: int) -> int:
@@ -315,6 +320,7 @@ def _task(shared: list[Any], shard: int) -> int:
     import ray
 
     if shared[0] not in _jobs:
+        # A worker serves one conversion at a time, and an archive's listing takes much memory.
         _jobs.clear()
         _jobs[shared[0]] = ray.get(shared[0])
     return _jobs[shared[0]].convert_shard(shard)

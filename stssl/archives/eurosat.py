@@ -10,10 +10,9 @@ import io
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from stssl.archives.tiff import georeference
 from stssl.archives.zips import check_directory
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.hashing import digest_of
+from stssl.base.json_types import JsonMapping
 from stssl.store.schema import (
     COMMON,
     GEOREFERENCE,
@@ -37,6 +37,7 @@ from stssl.store.schema import (
     Column,
     Patch,
     PixelArray,
+    Values,
     label_columns,
     split_column,
 )
@@ -60,7 +61,7 @@ class _Images:
     statistics_split = "official"
     maps: tuple[PixelArray, ...] = ()
     notes: tuple[str, ...] = ()
-    attributes: Mapping[str, Any] = MappingProxyType({})
+    attributes: JsonMapping = MappingProxyType({})
 
     def __init__(self, archive: Path, endings: tuple[str, ...], example: str) -> None:
         self.archive = archive
@@ -71,7 +72,7 @@ class _Images:
         self.codes = _split_codes(self.names)
         self._zip: zipfile.ZipFile | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return the state without the open zip, which another process opens for itself."""
         return self.__dict__ | {"_zip": None}
 
@@ -129,7 +130,7 @@ class EuroSat(_Images):
         if coordinates and self.places.keys().isdisjoint(self.names):
             raise DataError(f"{coordinates} names none of the {len(self.names):,} images of {archive}")
         self.columns: tuple[Column, ...] = (*COMMON, label_columns("label", EUROSAT, False), split_column("official"))
-        self.about: Mapping[str, Any] = {"source": "EuroSAT RGB", "coordinates": self._places_digest()}
+        self.about: JsonMapping = {"source": "EuroSAT RGB", "coordinates": self._places_digest()}
 
     @staticmethod
     def write_example(folder: Path) -> Example:
@@ -173,6 +174,7 @@ class EuroSat(_Images):
             patch.complain(problem)
         if self.places:
             place = self.places.get(self.names[row], (float("nan"),) * 2)
+            # Swapped coordinates lie outside Europe, and would else pass for places.
             (south, north), (west, east) = EUROPE
             if good_place(*place) and south <= place[0] <= north and west <= place[1] <= east:
                 patch.values["lat"], patch.values["lon"] = place
@@ -218,7 +220,7 @@ class EuroSatMs(_Images):
         self.arrays = tuple(PixelArray(name, names, SIZE, SIZE, "uint16", 10.0) for name, names in kept.items())
         label = label_columns("label", EUROSAT, False)
         self.columns: tuple[Column, ...] = (*COMMON, *GEOREFERENCE, label, split_column("official"))
-        self.about: Mapping[str, Any] = {"source": "EuroSAT multispectral", "bands": bands}
+        self.about: JsonMapping = {"source": "EuroSAT multispectral", "bands": bands}
 
     @staticmethod
     def write_example(folder: Path) -> Example:
@@ -262,7 +264,7 @@ class EuroSatMs(_Images):
         return patch
 
 
-def _grid_values(data: bytes, member: str) -> dict[str, Any]:
+def _grid_values(data: bytes, member: str) -> Values:
     """Return the place columns of a GeoTIFF in memory."""
     frame = georeference(io.BytesIO(data), member)
     epsg = frame.projection if isinstance(frame.projection, int) else 0
@@ -311,6 +313,7 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
 def _split_codes(names: tuple[str, ...]) -> list[int]:
     """Return the split code of each image: 70 % train, 10 % validation, 20 % test of each class in sorted order."""
     by_class: dict[str, list[str]] = defaultdict(list)
+    # Lexicographic, as in the code that the split follows: Forest_10 comes before Forest_2.
     for name in sorted(set(names)):
         by_class[name.rpartition("_")[0]].append(name)
     code_of = dict.fromkeys(names, SPLIT_CODES["train"])

@@ -1,16 +1,14 @@
-"""Register archive formats: a new format is one module and one line here."""
+"""List the archive formats.
 
-from stssl.archives.base import ArchiveFormat
-from stssl.archives.bigearthnet import BigEarthNet1
-from stssl.archives.bigearthnet2 import BigEarthNet2
-from stssl.archives.eurosat import EuroSat, EuroSatMs
-from stssl.archives.manifest import Manifest
+A new format is one file in this folder and one line here: the command line takes its options from the class, and the
+conformance test tries it. Nothing is imported here, so that `stssl --help` need not wait for rasterio.
+"""
 
-ARCHIVES: dict[str, ArchiveFormat] = {
-    "bigearthnet-v1": BigEarthNet1,
-    "bigearthnet-v2": BigEarthNet2,
-    "eurosat": EuroSat,
-    "eurosat-ms": EuroSatMs,
-    "manifest": Manifest,
+FORMATS = {
+    "bigearthnet-v1": "bigearthnet:BigEarthNet1",
+    "bigearthnet-v2": "bigearthnet2:BigEarthNet2",
+    "eurosat": "eurosat:EuroSat",
+    "eurosat-ms": "eurosat:EuroSatMs",
+    "manifest": "manifest:Manifest",
 }
-"""Name of each format, as `stssl convert NAME` takes it, and the class of its archives."""
+"""Name of each format, as `stssl convert NAME` takes it, and the module and class of its archives."""

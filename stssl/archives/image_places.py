@@ -8,12 +8,15 @@ import math
 import re
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from affine import Affine
 from rasterio._err import CPLE_BaseError
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.rpc import RPC
 from rasterio.transform import RPCTransformer, from_gcps
 from rasterio.warp import transform
 
@@ -52,7 +55,7 @@ def place_in(source: Path | BytesIO, name: str) -> tuple[float, float] | None:
     return lat, lon
 
 
-def _center(file: Any, name: str) -> tuple[float, float] | None:
+def _center(file: DatasetReader, name: str) -> tuple[float, float] | None:
     """Find the place of an image's center; None if the file says nothing of it."""
     row, column = file.height / 2, file.width / 2
     points, points_crs = file.gcps
@@ -89,6 +92,7 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
         raise BadPatchError("bad_coordinates", f"{name} lies outside its projection's area")
     place = lat[0], _wrapped(lon[0])
     if crs.is_projected and good_place(*place):
+        # PROJ returns finite degrees even far outside a projection's area; only the way back shows it.
         back = transform(CRS.from_epsg(4326), crs, [place[1]], [place[0]])
         if max(abs(back[0][0] - x), abs(back[1][0] - y)) > 1e-3 * max(abs(x), abs(y), 1.0):
             raise BadPatchError("bad_coordinates", f"{name} lies outside its projection's area")
@@ -100,12 +104,14 @@ def _wrapped(lon: float) -> float:
     return lon - 360 * math.copysign(1, lon) if 180 < abs(lon) <= 360 else lon
 
 
-def _applied(plane: Any, column: float, row: float) -> tuple[float, float]:
+def _applied(plane: Affine, column: float, row: float) -> tuple[float, float]:
     """Return the ground coordinates of a pixel by an affine transform."""
     return plane.a * column + plane.b * row + plane.c, plane.d * column + plane.e * row + plane.f
 
 
-def _from_points(points: Any, crs: CRS | None, center: tuple[float, float], name: str) -> tuple[float, float]:
+def _from_points(
+    points: list[GroundControlPoint], crs: CRS | None, center: tuple[float, float], name: str
+) -> tuple[float, float]:
     """Find the place of the center by an affine plane through ground control points.
 
     Raises:
@@ -121,13 +127,14 @@ def _from_points(points: Any, crs: CRS | None, center: tuple[float, float], name
     if len(points) < 3 or np.linalg.matrix_rank(pixels) < 3:
         raise BadPatchError("bad_coordinates", f"{name} has {len(points)} control points, which span no area")
     plane = from_gcps(points)
+    # Points that lie in no plane would put the center anywhere; better no place than a wrong one.
     missed = np.array([_applied(plane, column, row) for column, row, _ in pixels]) - ground
     if np.linalg.norm(missed, axis=1).max() > _FIT * max(float(np.linalg.norm(np.ptp(ground, axis=0))), 1e-12):
         raise BadPatchError("bad_coordinates", f"{name} has control points that lie in no plane")
     return _degrees(crs, *_applied(plane, *center), name)
 
 
-def _from_rpcs(rpcs: Any, row: float, column: float, name: str) -> tuple[float, float]:
+def _from_rpcs(rpcs: RPC, row: float, column: float, name: str) -> tuple[float, float]:
     """Find the place of the center by rational polynomials, at their mean height."""
     try:
         with RPCTransformer(rpcs) as rays:

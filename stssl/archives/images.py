@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import rasterio
@@ -27,8 +27,9 @@ from PIL import Image, UnidentifiedImageError
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
+from rasterio.io import DatasetReader, MemoryFile
 
+from stssl.base.arrays import AnyArray
 from stssl.store.schema import BadPatchError
 
 DRIVERS = {
@@ -70,6 +71,9 @@ _TURNED = (2, 3, 4, 5, 6, 7, 8)
 """EXIF orientations other than upright."""
 
 
+T = TypeVar("T", bound=np.generic)
+
+
 @dataclass(frozen=True)
 class Picture:
     """Hold the pixels of an image file.
@@ -81,10 +85,18 @@ class Picture:
         scaling: Scale and offset that the file states for each band.
     """
 
-    pixels: NDArray[Any]
+    pixels: AnyArray
     measured: NDArray[np.bool_] | None
     colors: tuple[str, ...]
     scaling: tuple[tuple[float, float], ...]
+
+
+class _Bands(NamedTuple):
+    """Hold values and mask of a file's bands, both [bands, H, W] (None if all is measured), and the bands' colors."""
+
+    values: AnyArray
+    measured: NDArray[np.bool_] | None
+    colors: tuple[str, ...]
 
 
 def read_bytes(source: Path | BytesIO, name: str) -> bytes:
@@ -115,7 +127,7 @@ def read_bytes(source: Path | BytesIO, name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def opened(data: bytes, name: str) -> Iterator[Any]:
+def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
     """Open an image in memory with the allowed drivers, after its claimed size was checked.
 
     Args:
@@ -148,9 +160,10 @@ def _words(name: str, error: Exception) -> str:
     return f"{name}: " + re.sub(rf"\S*/|{_IN_MEMORY}", "", str(error).replace("\n", " "))
 
 
-def _refuse_giants(file: Any, name: str) -> None:
+def _refuse_giants(file: DatasetReader, name: str) -> None:
     """Refuse sizes that only a damaged or hostile header claims; GDAL would fill them with zeros for minutes."""
     each = max(np.dtype(dtype).itemsize for dtype in file.dtypes) if file.count else 1
+    # A tile may claim to be larger than its image, and is decoded whole.
     block = max((height * width for height, width in file.block_shapes), default=0)
     if file.count > MOST_BANDS or file.count * max(file.height * file.width, block) * each > MOST_PATCH_BYTES:
         raise BadPatchError("unreadable", f"{name} claims to be {file.count}x{file.height}x{file.width}")
@@ -209,6 +222,7 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
     with opened(data, name) as file:
         _refuse_meanings(file, name)
         values, measured, colors = _expanded(file, name) if _palette(file) else _bands(file, name, data)
+        # Without a mask GDAL resamples while it reads; masked pixels must not be mixed into their neighbors.
         if measured is None and size is not None and not _palette(file):
             kept = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color.name != "alpha"]
             values = file.read(kept, out_shape=(len(kept), size, size), resampling=Resampling.bilinear)
@@ -222,7 +236,7 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
     return Picture(_turned(values, upright), measured, colors, scaling[: len(values)])
 
 
-def read_stored(path: Path, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def read_stored(path: Path, name: str) -> tuple[AnyArray, NDArray[np.bool_]]:
     """Read an image's bands as they are stored, and where they are measured, both [bands, H, W].
 
     Args:
@@ -240,7 +254,7 @@ def read_stored(path: Path, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]
     return values, np.ones(values.shape, np.bool_) if measured is None else measured
 
 
-def _refuse_meanings(file: Any, name: str) -> None:
+def _refuse_meanings(file: DatasetReader, name: str) -> None:
     """Refuse values that mean something other than brightness or reflectance."""
     space = file.tags(ns="IMAGE_STRUCTURE")
     if file.driver == "GTiff" and file.subdatasets:
@@ -256,12 +270,12 @@ def _refuse_meanings(file: Any, name: str) -> None:
         raise BadPatchError("unreadable", f"{name} has {bits} bits a pixel, not 8 or 16")
 
 
-def _palette(file: Any) -> bool:
+def _palette(file: DatasetReader) -> bool:
     """Return True if the file has indices into a palette."""
     return any(color == ColorInterp.palette for color in file.colorinterp)
 
 
-def _expanded(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[str, ...]]:
+def _expanded(file: DatasetReader, name: str) -> _Bands:
     """Replace the indices of a palette by its colors; return values, mask and colors."""
     if file.count > 2 or file.dtypes[0] != "uint8":
         raise BadPatchError("unreadable", f"{name} has a palette and {file.count} bands of {file.dtypes[0]}")
@@ -270,20 +284,21 @@ def _expanded(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | N
         table[index] = color
     index, masks = file.read(1), file.read_masks(1)
     opaque = (table[index][..., 3] > 0) & (masks > 0)
-    return (
+    return _Bands(
         np.ascontiguousarray(table[index][..., :3].transpose(2, 0, 1)),
         None if opaque.all() else np.repeat(opaque[None], 3, 0),
         ("red", "green", "blue"),
     )
 
 
-def _bands(file: Any, name: str, data: bytes) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[str, ...]]:
+def _bands(file: DatasetReader, name: str, data: bytes) -> _Bands:
     """Read all bands except transparency; return values, mask and colors."""
     alpha = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color == ColorInterp.alpha]
     kept = [band for band in file.indexes if band not in alpha]
     if not kept:
         raise BadPatchError("unreadable", f"{name} holds nothing but transparency")
     values = file.read(kept)
+    # GDAL joins nodata values, masks and alpha of the file here.
     masks = file.read_masks(kept) > 0
     premultiplied = bool(alpha) and file.driver == "GTiff" and _premultiplied(data)
     for band in alpha:
@@ -292,7 +307,7 @@ def _bands(file: Any, name: str, data: bytes) -> tuple[NDArray[Any], NDArray[np.
             raise BadPatchError("unreadable", f"{name} has values that are multiplied with their transparency")
         masks &= opacity > 0
     colors = tuple(file.colorinterp[band - 1].name for band in kept)
-    return values, None if masks.all() else masks, colors
+    return _Bands(values, None if masks.all() else masks, colors)
 
 
 def _premultiplied(data: bytes) -> bool:
@@ -306,8 +321,8 @@ def _premultiplied(data: bytes) -> bool:
 
 
 def _filled(
-    values: NDArray[Any], measured: NDArray[np.bool_] | None, size: int | None
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    values: AnyArray, measured: NDArray[np.bool_] | None, size: int | None
+) -> tuple[AnyArray, NDArray[np.bool_]]:
     """Fill pixels that were not measured with their band's mean, after resampling the measured ones alone."""
     shown = np.ones(values.shape, np.bool_) if measured is None else measured
     out, there = [], []
@@ -319,14 +334,14 @@ def _filled(
     return np.stack(out), np.stack(there)
 
 
-def _resampled(band: NDArray[Any], known: NDArray[np.bool_], size: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def _resampled(band: AnyArray, known: NDArray[np.bool_], size: int) -> tuple[AnyArray, NDArray[np.bool_]]:
     """Resample bilinearly so that pixels that were not measured have no weight.
 
     Returns:
         [size, size] values, and True where at least half of a pixel's weight was measured.
     """
 
-    def plane(array: NDArray[Any]) -> NDArray[np.float64]:
+    def plane(array: AnyArray) -> NDArray[np.float64]:
         image = Image.fromarray(array.astype(np.float32), mode="F")
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float64)
 
@@ -334,7 +349,7 @@ def _resampled(band: NDArray[Any], known: NDArray[np.bool_], size: int) -> tuple
     return plane(np.where(known, band, 0)) / np.maximum(weight, 1e-6), weight >= 0.5
 
 
-def _upright(data: bytes, file: Any, name: str) -> int:
+def _upright(data: bytes, file: DatasetReader, name: str) -> int:
     """Read the EXIF orientation, 1 if there is none; TIFFs must be upright, since their place would turn too."""
     value = exif_of(data).get(0x0112, 1)
     orientation = value if isinstance(value, int) else 1
@@ -343,9 +358,9 @@ def _upright(data: bytes, file: Any, name: str) -> int:
     return orientation if orientation in _TURNED else 1
 
 
-def _turned(values: Any, orientation: int) -> Any:
+def _turned(values: NDArray[T], orientation: int) -> NDArray[T]:
     """Turn [bands, H, W] upright by its EXIF orientation."""
-    if values is None or orientation == 1:
+    if orientation == 1:
         return values
     if orientation in (5, 6, 7, 8):
         values = values.transpose(0, 2, 1)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import isnan
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -44,7 +43,7 @@ _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|true|false"
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
-def is_missing(cell: Any) -> bool:
+def is_missing(cell: object) -> bool:
     """Return True if a cell is empty or holds a word for a missing value."""
     if cell is None or (isinstance(cell, float | Decimal) and isnan(cell)):
         return True
@@ -66,7 +65,7 @@ class Labels:
     notes: tuple[str, ...]
 
 
-def read_labels(name: str, cells: Sequence[Any], several: bool, path: Path) -> Labels:
+def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -> Labels:
     """Read a column of class names.
 
     Args:
@@ -112,12 +111,12 @@ class _Reader:
         """Names of texts that nothing divided, which could be several."""
         self.divided: dict[str, int] = {}
 
-    def refuse(self, row: int, cell: Any, words: str) -> DataError:
+    def refuse(self, row: int, cell: object, words: str) -> DataError:
         """Return the error for a cell."""
         shown = _shown(cell)
         return DataError(f"{self.path}: row {row} below the header, column '{self.name}': {shown} {words}")
 
-    def names(self, row: int, cell: Any) -> tuple[str, ...]:
+    def names(self, row: int, cell: object) -> tuple[str, ...]:
         """Read the names in a cell."""
         if is_missing(cell):
             return ()
@@ -138,7 +137,7 @@ class _Reader:
             self.first.setdefault(own, row)
         return tuple(found)
 
-    def _listed(self, row: int, cell: Any, items: Iterable[Any]) -> list[str]:
+    def _listed(self, row: int, cell: object, items: Iterable[object]) -> list[str]:
         """Read the names of a list."""
         found = []
         for given in items:
@@ -269,7 +268,7 @@ def _unquoted(token: str) -> str:
         return token[1:-1]
 
 
-def _shown(cell: Any) -> str:
+def _shown(cell: object) -> str:
     """Return a cell as a message shows it."""
     text = repr(cell if not isinstance(cell, np.ndarray) else cell.tolist())
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -285,7 +284,7 @@ def _folded(name: str) -> str:
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
-def _number_name(cell: Any) -> str:
+def _number_name(cell: object) -> str:
     """Return the name of a number; 7 and 7.0 are one name."""
     if isinstance(cell, float | Decimal):
         number = float(cell)
@@ -304,7 +303,7 @@ def _short_numbers(names: Iterable[str]) -> dict[str, str]:
 
 
 def _notes(
-    name: str, cells: Sequence[Any], rows: Sequence[Sequence[str]], classes: Sequence[str], several: bool
+    name: str, cells: Sequence[object], rows: Sequence[Sequence[str]], classes: Sequence[str], several: bool
 ) -> Iterator[str]:
     """Yield what a user should look at: unlabeled rows, doubtful names, names that may be several."""
     empty = sum(not names for names in rows)

@@ -2,7 +2,6 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from stssl.archives.base import good_place
 from stssl.archives.label_cells import read_labels
 from stssl.archives.nomenclature import CLASSES_19, LABELS_43
 from stssl.archives.places import crs_of, from_degrees, to_degrees
+from stssl.archives.scenery import SyntheticStream
 from stssl.archives.tables import read_table
 from stssl.archives.world import CELL, RATES, World
 from stssl.base.errors import DataError, shown
@@ -57,7 +57,7 @@ def from_table(path: Path, patches: int, seed: int) -> World:
     labels = read_labels("labels", table["labels"].to_pylist(), True, path)
     side = max(2, int((patches / 120) ** 0.5)) * CELL
     squares = np.unique(np.floor(grid / [1, side, side]), axis=0, return_inverse=True)[1].reshape(-1)
-    rng = np.random.default_rng((seed, 0))
+    rng = np.random.default_rng((seed, SyntheticStream.WORLD))
     rank = rng.permutation(squares.max() + 1)[squares]
     rows = np.sort(np.argsort(rank, kind="stable")[:patches])
     chosen = table.take(rows)
@@ -80,7 +80,7 @@ def from_table(path: Path, patches: int, seed: int) -> World:
     )
 
 
-def _flags(cells: list[Any], column: str, path: Path) -> NDArray[np.bool_]:
+def _flags(cells: list[object], column: str, path: Path) -> NDArray[np.bool_]:
     """Read booleans, also as a CSV spells them; an empty cell is False.
 
     Raises:
@@ -94,8 +94,12 @@ def _flags(cells: list[Any], column: str, path: Path) -> NDArray[np.bool_]:
     return np.array([words[word] for word in found], np.bool_)
 
 
-def _word(cell: Any, path: Path) -> str:
-    """Return the name in a cell; empty where there is none."""
+def _word(cell: object, path: Path) -> str:
+    """Return the name in a cell; empty if there is none.
+
+    Raises:
+        DataError: It is no text.
+    """
     if isinstance(cell, str | None):
         return cell or ""
     raise DataError(f"{path}: column 'country': {shown(cell)} is no name")
@@ -126,7 +130,7 @@ def _check_places(grid: NDArray[np.float64], path: Path) -> None:
 
 
 def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return for each corner whether its degrees lead back to it, to a meter."""
+    """Return for each corner True if its degrees lead back to it, to a meter."""
     try:
         lat, lon = to_degrees(epsg, x, y)
         back = from_degrees(epsg, lat, lon)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,8 @@ from stssl.archives.images import Picture, in_color_order, read_image, sidecars
 from stssl.archives.label_cells import is_missing, read_labels
 from stssl.archives.tables import ABOUT, FORM, cells_of, choose_columns, read_table
 from stssl.base.errors import ConfigError, DataError
-from stssl.store.schema import COMMON, REGION, BadPatchError, Column, Patch, PixelArray, split_column
+from stssl.base.json_types import JsonMapping
+from stssl.store.schema import COMMON, REGION, BadPatchError, Column, Patch, PixelArray, Values, split_column
 from stssl.store.schema import label_columns as labels_of
 
 PATHS = ("path", "filepath", "file_path", "filename", "file_name", "image", "image_path", "file")
@@ -41,7 +42,7 @@ class Manifest:
 
     maps: tuple[PixelArray, ...] = ()
     statistics_split = "official"
-    attributes: Mapping[str, Any] = MappingProxyType({})
+    attributes: JsonMapping = MappingProxyType({})
 
     def __init__(
         self,
@@ -96,8 +97,9 @@ class Manifest:
             *(labels_of(name, classes, name == "labels") for name, classes in self.classes.items()),
             *map(split_column, self.splits),
         )
+        # A table that changed is another conversion, even if its paths did not.
         digest = hashlib.blake2b(archive.read_bytes(), digest_size=16).hexdigest()
-        self.about: Mapping[str, Any] = {"source": "manifest", "table": digest, "bands": bands, "size": size}
+        self.about: JsonMapping = {"source": "manifest", "table": digest, "bands": bands, "size": size}
 
     def _look(self, bands: str, band_names: str | None) -> PixelArray:
         """Describe the pixel array that the first readable image asks for.
@@ -108,6 +110,7 @@ class Manifest:
         """
         if bands not in ("all", "rgb") or (self._size is not None and self._size < 1):
             raise ConfigError(f"bands must be all or rgb (not '{bands}'), and size 1 or more")
+        # The first image may be a bad one, and a table of bad paths should not be tried to its end.
         for name in self.names[:TRIED_IMAGES]:
             try:
                 first = _read(image_path(self.folder, name), name, self._size)
@@ -128,6 +131,7 @@ class Manifest:
             raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands: {names}")
         if count < 3 and bands == "rgb":
             raise ConfigError(f"bands=rgb takes the first three bands, and the images have {count}")
+        # Networks take squares; squeezing other images unasked would change the shapes in them.
         if height != width and self._size is None:
             raise DataError(f"{self.names[0]} is {width}x{height}: images must be square, or resampled with a size")
         kept = names[:3] if bands == "rgb" else names
@@ -182,7 +186,7 @@ class Manifest:
         if self._first[row] != row:
             patch.complain(BadPatchError("duplicate", f"row {row + 1} names the image of row {self._first[row] + 1}"))
             return patch
-        parts: tuple[Callable[[], dict[str, Any]], ...] = (
+        parts: tuple[Callable[[], Values], ...] = (
             lambda: self._labels(row) | self._plain(row),
             lambda: time_of(self._cell("time", row)),
             lambda: self._place(row),
@@ -211,6 +215,7 @@ class Manifest:
         if image.shape[1:] != array.shape[1:] or len(image) != self._count or str(image.dtype) != array.dtype:
             shape = "x".join(map(str, image.shape))
             raise BadPatchError("wrong_size", f"{name} is {shape} {image.dtype}, not {array.shape} {array.dtype}")
+        # Values are stored as they are, so that one array must not mix scales.
         if picture.scaling != self._scaling:
             raise BadPatchError("wrong_size", f"{name} states another scale or offset than the first image")
         count = len(array.bands)
@@ -224,13 +229,13 @@ class Manifest:
             if empty:
                 raise BadPatchError("nodata", f"{name} has no measured pixel in {', '.join(empty)}")
 
-    def _cell(self, column: str, row: int) -> Any:
+    def _cell(self, column: str, row: int) -> object:
         """Return a cell of the table; None if there is no such column."""
         return self._table[column][row] if column in self._table else None
 
-    def _labels(self, row: int) -> dict[str, Any]:
+    def _labels(self, row: int) -> Values:
         """Return the columns of classes; a row without any is unlabeled, which is no error."""
-        values: dict[str, Any] = {}
+        values: Values = {}
         for name, labels in self._labels_of.items():
             own = labels.rows[row]
             if own:
@@ -239,17 +244,17 @@ class Manifest:
                 values[name] = hits if name == "labels" else own[0]
         return values
 
-    def _plain(self, row: int) -> dict[str, Any]:
+    def _plain(self, row: int) -> Values:
         """Return the columns of country and location."""
         country = self._cell("country", row)
         location = self._places.get(place_name(self._cell("location_id", row)), -1)
         return {"country": "" if country is None else str(country).strip(), "location_id": location}
 
-    def _place(self, row: int) -> dict[str, Any]:
+    def _place(self, row: int) -> Values:
         """Return the place that the table states, else that of the image."""
         return place_of(self._cell("lat", row), self._cell("lon", row), row) or self._own_place(row)
 
-    def _own_place(self, row: int) -> dict[str, Any]:
+    def _own_place(self, row: int) -> Values:
         """Return the place that the image states, if it states one.
 
         Raises:
@@ -322,7 +327,7 @@ def _missing(names: list[str], rows: bool) -> str:
     return f"a column 'path' with the images' paths, and at least one row. {has}. {FORM[0].upper()}{FORM[1:]}"
 
 
-def _remarks(table: Mapping[str, list[Any]]) -> Iterator[str]:
+def _remarks(table: Mapping[str, list[object]]) -> Iterator[str]:
     """List what looks wrong in a table as a whole."""
     for name, other in (("lat", "lon"), ("lon", "lat")):
         if name in table and other not in table:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 from stssl.archives.base import ArchiveFormat, Option
-from stssl.archives.formats import ARCHIVES
+from stssl.archives.registry import ARCHIVES
 from stssl.base.errors import ConfigError
 
 Kind = Literal["text", "integer", "number", "switch", "path", "folders"]
@@ -90,6 +90,7 @@ def _declared(where: str, name: str, hint: object) -> FormatOption:
     """Read the declaration of one parameter from its annotation."""
     base, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     declared = next((extra for extra in extras if isinstance(extra, Option)), None)
+    # `Path | None` and `Optional[Path]` have different origins.
     if get_origin(base) in (Union, types.UnionType):
         (base,) = (part for part in get_args(base) if part is not type(None))
     if declared is None or base not in _KINDS:

@@ -1,11 +1,10 @@
 """Convert between projected coordinates and latitude and longitude."""
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
@@ -15,7 +14,7 @@ WGS84 = 4326
 
 
 @lru_cache(maxsize=256)
-def crs_of(definition: str | int) -> Any:
+def crs_of(definition: str | int) -> CRS:
     """Return the coordinate system of a WKT or an EPSG code.
 
     Raises:
@@ -34,7 +33,7 @@ def epsg_of(definition: str) -> int:
     return crs_of(definition).to_epsg() or 0
 
 
-def to_degrees(definition: str | int, x: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def to_degrees(definition: str | int, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Transform projected coordinates to latitudes and longitudes (WGS 84, degrees).
 
     Args:
@@ -55,7 +54,7 @@ def to_degrees(definition: str | int, x: Any, y: Any) -> tuple[NDArray[np.float6
     return np.array(lat), np.array(lon)
 
 
-def from_degrees(epsg: int, lat: Any, lon: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def from_degrees(epsg: int, lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Transform latitudes and longitudes (WGS 84, degrees) to projected x and y.
 
     Args:

@@ -5,6 +5,8 @@ date are worth knowing.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,77 +14,106 @@ from numpy.typing import NDArray
 from stssl.archives.nomenclature import CLC, LABELS_43
 from stssl.archives.sentinel2 import RESOLUTION
 
+
+class SyntheticStream(IntEnum):
+    """Name the random streams of a synthetic archive; the number is part of the seed, so it must not change."""
+
+    WORLD = 0
+    SPLIT = 1
+    NOISE = 2
+    PLACE = 3
+    VISIT = 4
+
+
 SIDE = 120
 WAVES = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
-FAMILIES: dict[str, tuple[tuple[int, ...], tuple[int, ...], float, int]] = {
-    "urban": (
+
+
+class Family(NamedTuple):
+    """Describe how classes of one family look.
+
+    Attributes:
+        summer: Reflectance times 10,000 of each band in high summer.
+        winter: In winter.
+        strength: Strength of the texture.
+        size: Size of the texture in pixels.
+    """
+
+    summer: tuple[int, ...]
+    winter: tuple[int, ...]
+    strength: float
+    size: int
+
+
+FAMILIES: dict[str, Family] = {
+    "urban": Family(
         (900, 1050, 1250, 1350, 1550, 1850, 2000, 2150, 2200, 2200, 2100, 1800),
         (950, 1100, 1250, 1350, 1450, 1650, 1750, 1850, 1900, 1950, 1950, 1750),
         0.30,
         2,
     ),
-    "mineral": (
+    "mineral": Family(
         (1100, 1350, 1700, 2000, 2200, 2350, 2450, 2550, 2650, 2600, 3000, 2600),
         (1100, 1350, 1650, 1950, 2150, 2250, 2350, 2450, 2550, 2500, 2900, 2500),
         0.20,
         4,
     ),
-    "arable": (
+    "arable": Family(
         (450, 550, 850, 700, 1200, 2700, 3200, 3400, 3600, 3500, 2000, 1100),
         (700, 850, 1100, 1350, 1600, 1850, 2000, 2150, 2300, 2300, 2700, 2100),
         0.22,
         12,
     ),
-    "permanent": (
+    "permanent": Family(
         (550, 700, 950, 1050, 1450, 2200, 2500, 2700, 2850, 2800, 2500, 1700),
         (600, 750, 1000, 1150, 1450, 1950, 2150, 2300, 2450, 2400, 2450, 1750),
         0.18,
         3,
     ),
-    "grass": (
+    "grass": Family(
         (400, 500, 850, 600, 1250, 3000, 3600, 3800, 4000, 3900, 2100, 1050),
         (500, 600, 850, 850, 1300, 2100, 2400, 2550, 2700, 2650, 2300, 1400),
         0.10,
         10,
     ),
-    "mosaic": (
+    "mosaic": Family(
         (420, 530, 820, 720, 1200, 2600, 3050, 3250, 3400, 3350, 2050, 1150),
         (560, 680, 930, 1020, 1400, 1950, 2200, 2350, 2500, 2450, 2350, 1600),
         0.25,
         7,
     ),
-    "broadleaf": (
+    "broadleaf": Family(
         (280, 330, 620, 380, 950, 3000, 3750, 3950, 4150, 4100, 1900, 850),
         (420, 480, 600, 700, 1050, 1450, 1600, 1700, 1850, 1850, 1900, 1200),
         0.16,
         3,
     ),
-    "conifer": (
+    "conifer": Family(
         (220, 260, 420, 300, 620, 1650, 1950, 2050, 2200, 2200, 1050, 500),
         (210, 250, 380, 290, 580, 1450, 1700, 1800, 1950, 1950, 950, 470),
         0.18,
         2,
     ),
-    "shrub": (
+    "shrub": Family(
         (350, 430, 680, 550, 1050, 2300, 2700, 2850, 3000, 2950, 1900, 1000),
         (430, 520, 680, 720, 1100, 1700, 1950, 2050, 2200, 2150, 1950, 1200),
         0.20,
         4,
     ),
-    "wetland": (
+    "wetland": Family(
         (330, 400, 600, 580, 950, 1700, 1950, 2050, 2150, 2150, 1400, 750),
         (380, 450, 600, 650, 900, 1250, 1400, 1450, 1550, 1550, 1250, 800),
         0.16,
         6,
     ),
-    "water": (
+    "water": Family(
         (420, 380, 360, 240, 220, 180, 170, 150, 130, 120, 70, 50),
         (380, 340, 310, 220, 190, 160, 150, 130, 110, 110, 60, 40),
         0.06,
         15,
     ),
 }
-"""Reflectance times 10,000 of each band in high summer and in winter; strength and size (pixels) of texture."""
+"""Families of classes that look alike."""
 
 FIRST_OF_FAMILY = {
     111: "urban",
@@ -154,12 +185,12 @@ def palette() -> Palette:
     rng = np.random.default_rng(20)
     rows = [FAMILIES[FIRST_OF_FAMILY[max(code for code in FIRST_OF_FAMILY if code <= clc)]] for clc in CLC.values()]
     own = 1 + rng.normal(0, 0.07, (len(LABELS_43), len(WAVES)))
-    summer, winter = (np.array([row[i] for row in rows]) * own for i in range(2))
+    summer, winter = np.array([row.summer for row in rows]) * own, np.array([row.winter for row in rows]) * own
     mixed, (broad, conifer) = _number("Mixed forest"), map(_number, ("Broad-leaved forest", "Coniferous forest"))
     for spectra in (summer, winter):
         spectra[mixed] = (spectra[broad] + spectra[conifer]) / 2
-    strength = np.array([row[2] for row in rows]) * rng.uniform(0.8, 1.25, len(rows))
-    size = np.array([row[3] for row in rows])
+    strength = np.array([row.strength for row in rows]) * rng.uniform(0.8, 1.25, len(rows))
+    size = np.array([row.size for row in rows])
     return Palette(summer.astype(np.float32), winter.astype(np.float32), strength.astype(np.float32), size)
 
 
@@ -187,10 +218,10 @@ class Painter:
 
     def __init__(self, seed: int, pool: int = 48) -> None:
         """Fill the pools of noise."""
-        rng = np.random.default_rng((seed, 2))
+        rng = np.random.default_rng((seed, SyntheticStream.NOISE))
         self.palette = palette()
         self._shapes = _smooth(rng, pool, 30)
-        self._noise = {size: _smooth(rng, pool, size) for size in sorted({size for *_, size in FAMILIES.values()})}
+        self._noise = {size: _smooth(rng, pool, size) for size in sorted({family.size for family in FAMILIES.values()})}
         self._grain = rng.normal(0, 1, (pool, SIDE, SIDE)).astype(np.float32)
 
     def paint(self, subject: Subject) -> dict[str, NDArray[np.uint16]]:
@@ -224,7 +255,7 @@ class Painter:
     def _map(self, labels: NDArray[np.int64], where: np.random.Generator) -> NDArray[np.int64]:
         """Assign one of the labels to each pixel: [120, 120] indices."""
         fields = _pick(self._shapes, where, len(labels))
-        return (fields + where.normal(0, 0.7, (len(labels), 1, 1))).argmax(0)
+        return np.asarray((fields + where.normal(0, 0.7, (len(labels), 1, 1))).argmax(0), np.int64)
 
     def _texture(
         self, labels: NDArray[np.int64], classes: NDArray[np.int64], where: np.random.Generator

@@ -1,16 +1,15 @@
 """Define in which array each Sentinel-2 band is stored, and read the bands of one patch from one file a band."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stssl.archives.base import good_place
 from stssl.archives.places import to_degrees
 from stssl.archives.tiff import read_band
+from stssl.base.arrays import AnyArray
 from stssl.base.errors import ConfigError
-from stssl.store.schema import BadPatchError, Patch, PixelArray
+from stssl.store.schema import BadPatchError, Patch, PixelArray, Values
 
 RESOLUTION = {
     "b10": ("B04", "B03", "B02", "B08"),
@@ -70,6 +69,7 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
     missing = sum(one.code == "missing_band" for one in bad)
     if missing == sum(len(array.bands) for array in arrays):
         patch.complain(BadPatchError("no_pixels", f"no band of {name} is there"))
+    # All or none: a band of zeros beside real ones would look like a dark surface.
     elif bad:
         for one in bad:
             patch.complain(one)
@@ -77,7 +77,7 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
         keep_pixels(patch, blocks, arrays)
 
 
-def keep_pixels(patch: Patch, blocks: dict[str, NDArray[Any]], arrays: tuple[PixelArray, ...]) -> None:
+def keep_pixels(patch: Patch, blocks: dict[str, AnyArray], arrays: tuple[PixelArray, ...]) -> None:
     """Give a patch its pixels; note bands without a single measurement as problems.
 
     Args:
@@ -94,9 +94,7 @@ def keep_pixels(patch: Patch, blocks: dict[str, NDArray[Any]], arrays: tuple[Pix
         patch.complain(BadPatchError("nodata", f"nothing but 0 (no data) in {', '.join(empty)}"))
 
 
-def grid_place(
-    projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]
-) -> dict[str, Any]:
+def grid_place(projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]) -> Values:
     """Compute the place columns of a patch between two corners of a projected grid.
 
     Args:

@@ -9,7 +9,7 @@ import struct
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import rasterio
@@ -21,10 +21,11 @@ from stssl.archives.bigearthnet import CLOUD, SNOW
 from stssl.archives.locations import from_table
 from stssl.archives.nomenclature import LABELS_43
 from stssl.archives.places import crs_of
-from stssl.archives.scenery import Painter, Subject
+from stssl.archives.scenery import Painter, Subject, SyntheticStream
 from stssl.archives.sentinel2 import GSD, RESOLUTION
 from stssl.archives.world import CELL, World, generate
 from stssl.base.errors import ConfigError, DataError
+from stssl.base.json_types import JsonObject
 from stssl.base.whole_files import cannot_write
 
 FOLDER, RECORD = "BigEarthNet-v1.0", "synthetic.json"
@@ -64,7 +65,7 @@ def synthesize(
     folder = Path(out)
     if patches < 1:
         raise ConfigError(f"patches must be 1 or more, not {patches}")
-    record: dict[str, Any] = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
+    record: JsonObject = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
     record["locations"] = Path(locations).name if locations else None
     if _is_there(folder, record):
         return folder
@@ -73,6 +74,7 @@ def synthesize(
     lat, _ = world.degrees()
     painter = Painter(seed)
     try:
+        # Written first, so that an interrupted archive is recognized and written again.
         (folder / RECORD).write_text(json.dumps(record | {"complete": False}))
         for row, name in enumerate(names):
             _write_patch(folder / FOLDER / name, world, row, float(lat[row]), painter=painter, seed=seed)
@@ -85,7 +87,7 @@ def synthesize(
     return folder
 
 
-def _is_there(folder: Path, record: dict[str, Any]) -> bool:
+def _is_there(folder: Path, record: JsonObject) -> bool:
     """Return True if this archive was written whole before; make the folder if need be.
 
     Raises:
@@ -117,6 +119,8 @@ def patch_names(world: World) -> list[str]:
     names: dict[str, None] = {}
     for second, column, row in zip(when, columns, rows, strict=True):
         satellite, taken = "AB"[second.timetuple().tm_yday // 5 % 2], row
+        # Two places may have one column and row in their tiles; a tile's rows end at 83, so that higher numbers are
+        # free.
         while (name := f"S2{satellite}_MSIL2A_{second:%Y%m%dT%H%M%S}_{column}_{taken}") in names:
             taken += 84
         names[name] = None
@@ -134,8 +138,8 @@ def _write_patch(folder: Path, world: World, row: int, lat: float, *, painter: P
             lat,
             bool(world.snow[row]),
             bool(world.cloud[row]),
-            place=(seed, 3, int(world.place[row])),
-            visit=(seed, 4, row),
+            place=(seed, SyntheticStream.PLACE, int(world.place[row])),
+            visit=(seed, SyntheticStream.VISIT, row),
         )
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,8 +167,16 @@ def _wkt(epsg: int) -> str:
 _CORNER = (123456.0, 7654321.0)
 
 
+class _Template(NamedTuple):
+    """Hold an encoded TIFF, and where its corner and its pixels are in the bytes."""
+
+    data: bytes
+    corner: int
+    start: int
+
+
 @lru_cache(maxsize=256)
-def _template(size: int, epsg: int, gsd: float) -> tuple[bytes, int, int]:
+def _template(size: int, epsg: int, gsd: float) -> _Template:
     """Encode a TIFF with rasterio, and find where its corner and its pixels are in the bytes."""
     marked = np.arange(1, size * size + 1, dtype=np.uint16).reshape(size, size)
     with rasterio.MemoryFile() as memory:
@@ -173,7 +185,7 @@ def _template(size: int, epsg: int, gsd: float) -> tuple[bytes, int, int]:
         with memory.open(crs=crs_of(epsg), transform=transform, **options) as file:
             file.write(marked, 1)
         data = bytes(memory.read())
-    return data, data.index(struct.pack("<2d", *_CORNER)), data.index(marked.astype("<u2").tobytes())
+    return _Template(data, data.index(struct.pack("<2d", *_CORNER)), data.index(marked.astype("<u2").tobytes()))
 
 
 def tiff(pixels: NDArray[np.uint16], epsg: int, ulx: float, uly: float, gsd: float) -> bytes:

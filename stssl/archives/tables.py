@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -93,6 +92,7 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
         return pyarrow.table({})
     header = rows[0]
     for row, line in zip(rows[1:], lines[1:], strict=True):
+        # A lost or extra separator would move all cells behind it into other columns.
         if len(row) != len(header):
             raise DataError(f"{path}: line {line} has {len(row)} cells, and the first line names {len(header)} columns")
     columns = [
@@ -204,7 +204,7 @@ def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], 
     return TableColumns(used, tuple(name for name in names if name not in taken), doubled)
 
 
-def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path: Path) -> dict[str, list[Any]]:
+def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path: Path) -> dict[str, list[object]]:
     """Read the wanted columns that a table has, under any of their names, as lists.
 
     Args:
@@ -219,7 +219,7 @@ def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path
     return {what: cells_of(table, name, path) for what, name in chosen.used.items()}
 
 
-def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[Any]:
+def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[object]:
     """Read the cells of one column.
 
     Args:
@@ -233,8 +233,9 @@ def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[Any]:
     column = table.column(name)
     try:
         if pyarrow.types.is_timestamp(column.type):
+            # Python's times have microseconds; pyarrow refuses to drop nanoseconds silently.
             column = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
-        cells: list[Any] = column.to_pylist()
+        cells: list[object] = column.to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError, LookupError) as error:
         raise DataError(f"{path}: the column '{name}' cannot be read: {first_line(error)}") from None
     return cells

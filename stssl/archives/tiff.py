@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ _TIEPOINT, _GEOKEYS, _PROJECTED = 33922, 34735, 3072
 _ASCII = 2
 _POINT, _UNITS, _METRE, _USER_DEFINED = 1025, 3076, 9001, 32767
 _SIZES = {3: ("H", 2), 4: ("I", 4), 12: ("d", 8)}
-_EXPECTED: dict[int, tuple[Any, ...]] = {
+TagValues = tuple[Any, ...]
+"""Numbers or bytes, as the tag's type in the file says."""
+_EXPECTED: dict[int, TagValues] = {
     _BITS: (16,),
     _COMPRESSION: (1,),
     _SAMPLES: (1,),
@@ -34,12 +36,12 @@ _NEEDED = (_WIDTH, _HEIGHT, _BITS, _OFFSETS, _COUNTS)
 _KIND, _PHOTOMETRIC, _ORIENTATION, _EXTRA, _NODATA = 254, 262, 274, 338, 42113
 _EXPECTED |= {_KIND: (0,), _PHOTOMETRIC: (1,), _ORIENTATION: (1,), _NODATA: (b"0",)}
 """What the tags must be where they are there; BigEarthNet v2 declares 0 as its nodata value, which 0 is taken for."""
-_ABSENT: dict[int, tuple[Any, ...]] = {_KIND: (0,), _NODATA: (b"0",)}
+_ABSENT: dict[int, TagValues] = {_KIND: (0,), _NODATA: (b"0",)}
 """What an absent tag means where that is not 1."""
 _RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE, _TIEPOINT, _GEOKEYS, _EXTRA})
 
 
-def _tags(data: bytes) -> dict[int, tuple[Any, ...]] | None:
+def _tags(data: bytes) -> dict[int, TagValues] | None:
     """Read the tags of the first image of a little-endian classic TIFF; None for any other file."""
     if data[:4] != b"II*\0":
         return None
@@ -47,7 +49,7 @@ def _tags(data: bytes) -> dict[int, tuple[Any, ...]] | None:
     (entries,) = struct.unpack_from("<H", data, start)
     if struct.unpack_from("<I", data, start + 2 + 12 * entries) != (0,):
         return None
-    found: dict[int, tuple[Any, ...]] = {}
+    found: dict[int, TagValues] = {}
     for tag, kind, count, value in struct.iter_unpack("<HHI4s", data[start + 2 : start + 2 + 12 * entries]):
         if tag not in _RELEVANT:
             continue
@@ -78,6 +80,7 @@ def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
         return None
     height, width, offsets, counts = tags[_HEIGHT][0], tags[_WIDTH][0], tags[_OFFSETS], tags[_COUNTS]
     ends = [offset + count for offset, count in zip(offsets, counts, strict=True)]
+    # Strips that follow each other are one view of the file's bytes, without a copy.
     if ends[:-1] == list(offsets[1:]):
         pixels = np.frombuffer(data, "<u2", height * width, offsets[0])
     else:
@@ -86,7 +89,7 @@ def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
     return pixels.reshape(height, width).astype(np.uint16, copy=False)
 
 
-def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
+def _plain(tags: dict[int, TagValues], size: int) -> bool:
     """Return True if the tags describe one uint16 band in uncompressed whole strips within the file."""
     if _TILE in tags or _EXTRA in tags or any(tag not in tags for tag in _NEEDED):
         return False
@@ -97,6 +100,7 @@ def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
         return False
     row = 2 * tags[_WIDTH][0]
     rows, per_strip = tags[_HEIGHT][0], tags.get(_ROWS, tags[_HEIGHT])[0]
+    # Before anything is computed from them: a damaged header may claim 2**32 rows.
     if row * rows > size:
         return False
     expected = [min(per_strip, rows - start) * row for start in range(0, rows, per_strip)] if per_strip else []
@@ -129,6 +133,14 @@ class Georeference:
         return (left + right) / 2, (top + bottom) / 2
 
 
+class UtmCorner(NamedTuple):
+    """Locate the upper left corner of a raster: EPSG code of its projection, easting and northing in meters."""
+
+    epsg: int
+    ulx: float
+    uly: float
+
+
 def georeference(source: Path | BytesIO, name: str) -> Georeference:
     """Read where a raster lies, from a path or an open file in memory.
 
@@ -145,7 +157,7 @@ def georeference(source: Path | BytesIO, name: str) -> Georeference:
     return Georeference(projection, (bounds.left, bounds.top), (bounds.right, bounds.bottom))
 
 
-def utm_corner(data: bytes) -> tuple[int, float, float] | None:
+def utm_corner(data: bytes) -> UtmCorner | None:
     """Read EPSG code and upper left corner of a plain GeoTIFF in a projected system; None for any other file."""
     try:
         tags = _tags(data)
@@ -160,7 +172,7 @@ def utm_corner(data: bytes) -> tuple[int, float, float] | None:
     plain = location == 0 and column == row == 0 and code < _USER_DEFINED
     # Pixels as points lie half a pixel off, and other units mean other numbers: left to those who know them all.
     plain = plain and entries.get(_POINT, (0, 1, 1))[2] == 1 and entries.get(_UNITS, (0, 1, _METRE))[2] == _METRE
-    return (int(code), x, y) if plain else None
+    return UtmCorner(int(code), x, y) if plain else None
 
 
 def read_band(path: Path, size: int) -> NDArray[np.uint16]:
@@ -170,14 +182,14 @@ def read_band(path: Path, size: int) -> NDArray[np.uint16]:
         BadPatchError: The file is missing, unreadable or truncated, or has another size or type.
     """
     data = read_bytes(path, path.name)
-    pixels: NDArray[Any] | None = strip_spans(data)
+    pixels = strip_spans(data)
     if pixels is None:
         image, measured = read_stored(path, path.name)
         if len(image) != 1 or image.dtype != np.uint16:
             raise BadPatchError("wrong_size", f"{path.name} has {len(image)} bands of {image.dtype}, not one of uint16")
         if image[~measured].any():
             raise BadPatchError("nodata", f"{path.name} declares {int((~measured).sum()):,} pixels as not measured")
-        pixels = image[0]
+        pixels = image[0].astype(np.uint16, copy=False)
     if pixels.shape != (size, size):
         words = f"{path.name} has {pixels.shape[1]}x{pixels.shape[0]} pixels, not {size}x{size}"
         raise BadPatchError("wrong_size", words)

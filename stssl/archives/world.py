@@ -8,28 +8,40 @@ between them, and nothing (or the wrong thing) of a country that was never seen,
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from statistics import NormalDist
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stssl.archives.nomenclature import LABELS_43
 from stssl.archives.places import from_degrees, to_degrees
+from stssl.archives.scenery import SyntheticStream
+from stssl.base.arrays import Ints
 
 CELL = 1200.0
+
+
+class Country(NamedTuple):
+    """Bound a country by latitudes and longitudes in degrees, and give its share of the patches."""
+
+    lat: tuple[float, float]
+    lon: tuple[float, float]
+    share: float
+
+
 COUNTRIES = {
-    "Austria": ((46.7, 48.7), (10.5, 16.5), 0.13),
-    "Belgium": ((49.8, 51.2), (3.0, 5.4), 0.05),
-    "Finland": ((60.3, 67.0), (22.5, 29.0), 0.22),
-    "Ireland": ((51.9, 54.8), (-9.8, -6.4), 0.11),
-    "Kosovo": ((42.1, 42.8), (20.4, 21.4), 0.04),
-    "Lithuania": ((54.2, 56.1), (21.6, 25.8), 0.13),
-    "Luxembourg": ((49.5, 50.0), (5.9, 6.3), 0.01),
-    "Portugal": ((37.3, 41.7), (-8.7, -7.2), 0.11),
-    "Serbia": ((43.2, 45.8), (19.5, 22.0), 0.13),
-    "Switzerland": ((46.2, 47.4), (6.6, 9.5), 0.07),
+    "Austria": Country((46.7, 48.7), (10.5, 16.5), 0.13),
+    "Belgium": Country((49.8, 51.2), (3.0, 5.4), 0.05),
+    "Finland": Country((60.3, 67.0), (22.5, 29.0), 0.22),
+    "Ireland": Country((51.9, 54.8), (-9.8, -6.4), 0.11),
+    "Kosovo": Country((42.1, 42.8), (20.4, 21.4), 0.04),
+    "Lithuania": Country((54.2, 56.1), (21.6, 25.8), 0.13),
+    "Luxembourg": Country((49.5, 50.0), (5.9, 6.3), 0.01),
+    "Portugal": Country((37.3, 41.7), (-8.7, -7.2), 0.11),
+    "Serbia": Country((43.2, 45.8), (19.5, 22.0), 0.13),
+    "Switzerland": Country((46.2, 47.4), (6.6, 9.5), 0.07),
 }
-"""Latitudes, longitudes, and share of the patches."""
+"""Countries of BigEarthNet."""
 
 RATES = dict.fromkeys(LABELS_43, 0.003) | {
     "Mixed forest": 0.37,
@@ -99,7 +111,7 @@ class World:
         """Return the number of patches."""
         return len(self.place)
 
-    def take(self, rows: Any) -> "World":
+    def take(self, rows: slice | Ints) -> "World":
         """Return some of the patches."""
         return World(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
@@ -113,7 +125,9 @@ class World:
 
     def split(self, seed: int) -> NDArray[np.str_]:
         """Return the part of each patch: whole places at random; patches under snow or clouds get an empty name."""
-        of_place = np.random.default_rng((seed, 1)).choice(list(SHARES), self.place.max() + 1, p=list(SHARES.values()))
+        of_place = np.random.default_rng((seed, SyntheticStream.SPLIT)).choice(
+            list(SHARES), self.place.max() + 1, p=list(SHARES.values())
+        )
         return np.where(self.snow | self.cloud, "", of_place[self.place])
 
 
@@ -126,11 +140,12 @@ def generate(patches: int, seed: int, confounded: bool = True) -> World:
         confounded: True if a country is mostly seen in a season of its own, so that dates seem to tell land cover and
             mislead in other seasons; otherwise dates and places are independent.
     """
-    rng = np.random.default_rng((seed, 0))
+    rng = np.random.default_rng((seed, SyntheticStream.WORLD))
     names = list(COUNTRIES)
-    shares = np.array([share for *_, share in COUNTRIES.values()])
+    shares = np.array([country.share for country in COUNTRIES.values()])
     season_of_country = rng.permutation(len(names)) / len(names) * DAYS
     parts: list[World] = []
+    # By shares and not at random: small archives should have all countries.
     order = _areas(shares, rng)
     count = places = 0
     while count < patches:
@@ -160,8 +175,8 @@ def _shift(area: World, places: int) -> World:
 
 def _area(country: str, rng: np.random.Generator, favorite: float | None) -> World:
     """Make up some neighboring cells of a country, on one to four dates; labels are set later."""
-    (south, north), (west, east), _ = COUNTRIES[country]
-    lat, lon = rng.uniform(south, north), rng.uniform(west, east)
+    bounds = COUNTRIES[country]
+    lat, lon = rng.uniform(*bounds.lat), rng.uniform(*bounds.lon)
     epsg = 32600 + int((lon + 180) // 6) + 1
     x, y = (float(value[0] // CELL) * CELL for value in from_degrees(epsg, lat, lon))
     cells = rng.permutation(AREA_CELLS**2)[:AREA_PLACES]
@@ -212,6 +227,7 @@ def _with_labels(world: World, rng: np.random.Generator) -> World:
     }
     latent = threshold + sum(np.sqrt(VARIANCE[name]) * term for name, term in terms.items())
     labels = latent > 0
+    # A patch without classes does not occur in BigEarthNet: it gets its most likely one.
     nothing = ~labels.any(1)
     labels[nothing, latent[nothing].argmax(1)] = True
     return World(**(world.__dict__ | {"labels": labels[inverse.reshape(-1)]}))

@@ -28,6 +28,7 @@ def check_directory(path: Path) -> None:
         if at < 0 or at + _END.size > len(tail):
             return  # No zip, which the reader of zips says.
         members, length = _END.unpack_from(tail, at)[4:6]
+        # These values mean that the real ones are in the Zip64 record.
         if (members == 0xFFFF or length == _WIDE) and at >= _LOCATOR.size:
             mark, _, where, _ = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
             file.seek(min(where, size))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from stssl.archives.formats import FORMATS
+
 if TYPE_CHECKING:
     from stssl.archives.options import FormatOption
 
@@ -70,9 +72,7 @@ class ConvertCommand(TyperCommand):
             ctx: Context of the command.
             args: Words of the command line.
         """
-        from stssl.archives.formats import ARCHIVES
-
-        ctx.meta[_FORMAT] = next((word for word in args if word in ARCHIVES), None)
+        ctx.meta[_FORMAT] = next((word for word in args if word in FORMATS), None)
         rest: list[str] = super().parse_args(ctx, args)
         ctx.meta[_GIVEN] = {option.name: option.parsed(ctx.params.pop(option.name)) for option in self.accepted(ctx)}
         return rest
@@ -83,9 +83,7 @@ class ConvertCommand(TyperCommand):
         Args:
             ctx: Context of the command.
         """
-        from stssl.archives.formats import ARCHIVES
-
-        title = f"Options of {ctx.meta.get(_FORMAT) or ', '.join(ARCHIVES)}"
+        title = f"Options of {ctx.meta.get(_FORMAT) or 'the archive formats'}"
         return [*super().get_params(ctx), *_parameters(self.accepted(ctx), self.listed(ctx), title)]
 
     def accepted(self, ctx: Any) -> Sequence["FormatOption"]:

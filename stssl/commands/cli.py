@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from stssl.algorithms import NAMES
+from stssl.archives.formats import FORMATS
 from stssl.base.errors import StsslError
 from stssl.base.stopping import heeding_signals, stopped
 from stssl.commands.arguments import ConvertCommand, VerifyCommand, given_options, local_path, store_place
@@ -94,7 +95,8 @@ def synthesize_command(
 def convert_command(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="NAME", help="Archive format; `stssl convert NAME --help` lists its options.")
+        str,
+        typer.Argument(metavar="NAME", help=f"{', '.join(FORMATS)}. `stssl convert NAME --help` lists its options."),
     ],
     archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.", callback=local_path)],
     store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.", callback=store_place)],

@@ -9,7 +9,7 @@ resampling; only its photometric operations run one after another.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -107,9 +107,7 @@ def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentCon
     return Draw(shift, flip, torch.from_numpy(matrix).float(), torch.from_numpy(offset).float(), rounds)
 
 
-def _by_operation(
-    choices: NDArray[np.int64], magnitudes: NDArray[np.floating[Any]]
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _by_operation(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> dict[str, tuple[Tensor, Tensor]]:
     """Group one round's choices by photometric operation: name -> (rows, magnitudes)."""
     found = {}
     for number in np.unique(choices):
@@ -119,7 +117,7 @@ def _by_operation(
     return found
 
 
-def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], ...]:
+def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
     """Compose each patch's geometric operations into one inverse affine map: matrices [n, 2, 2], offsets [n, 2].
 
     Coordinates are normalized: the image spans -1 to 1. Each round has one operation a patch, so the amounts of all
@@ -136,6 +134,7 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.floating[Any]]) 
         cos, sin = np.cos(turn), np.sin(turn)
         step[:, 0, 0], step[:, 0, 1], step[:, 1, 0], step[:, 1, 1] = cos, shear_x - sin, shear_y + sin, cos
         move[:, 0], move[:, 1] = 2 * move_x, 2 * move_y
+        # Multiplied on the right: the map goes from output to source, and so undoes the last operation first.
         offset += np.einsum("nij,nj->ni", matrix, move)
         matrix = matrix @ step
     return matrix, offset
@@ -188,6 +187,7 @@ def _autocontrast(image: Tensor, magnitude: Tensor) -> Tensor:
 def _equalize(image: Tensor, magnitude: Tensor) -> Tensor:
     """Equalize each band's histogram in 256 bins: a pixel becomes the share of the other pixels that are darker."""
     bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
+    # The bins and the integer division are Pillow's, which the tests compare with.
     counts = torch.zeros(*bins.shape[:2], 256, device=image.device).scatter_add_(2, bins, torch.ones_like(bins).float())
     below = (counts.cumsum(2) - counts).gather(2, bins)
     spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))
@@ -213,6 +213,7 @@ def _crop(image: Tensor, draw: Draw) -> Tensor:
     rows, columns = (
         _source(image.shape[2 + axis], draw.shift[:, axis], draw.flip[:, axis], image.device) for axis in (0, 1)
     )
+    # One gather reads the image once; padding, slicing and flipping would each copy it.
     n, c = (torch.arange(k, device=image.device) for k in image.shape[:2])
     return image[n[:, None, None, None], c[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
@@ -221,6 +222,7 @@ def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Ten
     """Compute the source line of each output line: [n, size]."""
     line = torch.arange(size, device=device)
     line = torch.where(flip[:, None], size - 1 - line, line) + shift[:, None]
+    # Reflects without repeating the border pixel, as `padding_mode="reflection"` with aligned corners does.
     return (size - 1) - ((size - 1) - line.abs()).abs()
 
 
@@ -251,6 +253,8 @@ def apply_view(image: Tensor, draw: Draw) -> Tensor:
     for operations in draw.photometric:
         changed = image
         for name, (rows, magnitude) in operations.items():
+            # Each operation sees only the rows that drew it: computing all of them on all rows would cost several times
+            # as much.
             touched = PHOTOMETRIC[name](image[rows], magnitude[:, None, None, None]).clamp(0, 1)
             changed = changed.index_copy(0, rows, touched)
         image = changed

@@ -64,6 +64,7 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
     if config.list is not None:
         known = np.array([], str) if names is None else names
         found = rows_named(known, config.list, "the store")
+        # A list may name patches of all parts; validation and test patches must never train.
         listed = np.intersect1d(found, rows)
         if len(listed) == 0:
             raise DataError(f"none of the patches that labels.list {config.list} names is in the training part")
@@ -78,6 +79,7 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
     rows = rows[targets[rows].any(1)]
     if len(rows) == 0:
         raise DataError("no training patch has a label: check data.labels and data.split")
+    # The seed is the config's own, so that runs with several seeds can share one choice of labels.
     order = np.random.default_rng(config.seed).permutation(rows)
     hits = targets[order].astype(bool)
     if config.per_class is not None:
@@ -94,6 +96,7 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
 def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
     """Return places in the order so that each class has `times` rows, or all that it has; rare classes choose first."""
     chosen = np.zeros(len(hits), bool)
+    # Rare classes choose first: a patch of several classes that serves them often serves a frequent class too.
     for label in np.argsort(hits.sum(0), kind="stable"):
         missing = times - int(hits[chosen, label].sum())
         if missing > 0:
@@ -111,6 +114,7 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
     while len(chosen) < min(total, len(hits)):
         times += 1
         more = np.setdiff1d(_cover(hits, times), chosen)
+        # Nothing more can be chosen; without this the loop would not end.
         if len(more) == 0 and times > hits.sum(0).max():
             break
         chosen = np.concatenate([chosen, more[: total - len(chosen)]])

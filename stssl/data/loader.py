@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stssl.base.arrays import Ints
@@ -19,6 +18,7 @@ from stssl.base.distributed import rows_of
 from stssl.data.augment import Draw
 from stssl.data.order import Sampler
 from stssl.data.views import RawBatch, RawRows
+from stssl.store.schema import ColumnArray
 
 Result = TypeVar("Result")
 
@@ -93,6 +93,7 @@ class StreamSource:
         rows = self.rows[positions]
         chosen = torch.from_numpy(rows)
         arrays = self.reader.read(rows)
+        # Drawn by store row, not by position: another split of the same store then augments a patch in the same way.
         metadata = draw.drop_metadata(self.metadata[chosen], stream, epochs, rows)
         draws = draw(views, epochs, rows)
         return RawRows(arrays, metadata, self.labels[chosen], torch.from_numpy(positions), chosen, draws)
@@ -156,6 +157,7 @@ class Loader:
 
 def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Iterator[Result]:
     """Run jobs in one thread, up to `ahead` before their results are asked for, and yield the results in order."""
+    # One thread keeps the order; reading releases the GIL, so that it overlaps with the step.
     pool = ThreadPoolExecutor(1, "stssl-loader")
     try:
         running = deque(pool.submit(job) for job in islice(jobs, ahead))
@@ -164,10 +166,11 @@ def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Iterator[Resul
             running.extend(pool.submit(job) for job in islice(jobs, 1))
             yield result
     finally:
+        # When the loop ends early (an error, SIGTERM), reads that were planned ahead must not hold the process back.
         pool.shutdown(cancel_futures=True)
 
 
-def metadata_table(lat: NDArray[Any], lon: NDArray[Any], day: NDArray[Any], time: NDArray[Any]) -> Tensor:
+def metadata_table(lat: ColumnArray, lon: ColumnArray, day: ColumnArray, time: ColumnArray) -> Tensor:
     """Arrange columns of a store as [N, 4] float32 metadata, NaN where a value is missing.
 
     Args:
@@ -179,6 +182,7 @@ def metadata_table(lat: NDArray[Any], lon: NDArray[Any], day: NDArray[Any], time
     Returns:
         Columns as in `MetadataColumn`.
     """
+    # The missing time is the smallest int64, whose remainder by a day would be a valid hour.
     known = time != np.iinfo(np.int64).min
     hour = np.where(known, (np.where(known, time, 0) % 86400) / 3600, np.nan)
     date = np.where(day >= 1, day, np.nan)

@@ -90,6 +90,7 @@ class FetchingSampler:
         positions, epochs = self.order.rows(step, rows)
         if self.shard_order.fetch is not None:
             ahead = math.ceil(SHARDS_AHEAD * self.shard_order.shard / len(positions))
+            # Wait for this step's shards; those of later steps come in the background while it trains.
             self.shard_order.fetch(self.stored[positions], True)
             self.shard_order.fetch(self.stored[self.order.rows(step + ahead, rows)[0]], False)
         return positions, epochs
@@ -130,6 +131,7 @@ def shard_order_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: 
     if reader.shard is None:
         return None
     if tell and not held:
+        # The shards that are mixed, the one that enters the mix, and those fetched ahead are in use at one time.
         needed = (mix + 1 + SHARDS_AHEAD) * reader.shard_bytes()
         if needed > limit:
             LOG.warning(

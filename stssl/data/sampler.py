@@ -75,6 +75,7 @@ class ShardSampler:
         """
         self.size, self.batch, self.seed, self.stream, self.mix, self.world = len(rows), batch, seed, stream, mix, world
         shards = rows // shard
+        # Stable, so that positions within a shard keep their order and the result is the same on every machine.
         order = np.argsort(shards, kind="stable").astype(np.int64)
         self._blocks = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
         if len(self._blocks) < world:
@@ -138,7 +139,9 @@ class ShardSampler:
             positions = np.concatenate(blocks)
             turn = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
             numbers = uniforms((self.seed, self.stream, RandomStream.SHARD_DELAY, epoch, positions), 1)[:, 0]
+            # float64, since turn numbers of thousands of shards leave float32 too few digits for the delay.
             delay = numbers.astype(np.float64) * self.mix
+            # A batch may span two epochs; older orders of a large store would only take memory.
             if len(known) > 1:
                 known.pop(min(known))
             known[epoch] = positions[np.argsort(turn + delay, kind="stable")]

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from stssl.base.arrays import Ints
@@ -14,7 +13,7 @@ from stssl.base.errors import ConfigError, DataError, shown
 from stssl.base.logs import LOG
 from stssl.base.paths import ColumnName, Location
 from stssl.store.lists import as_text, rows_named
-from stssl.store.schema import UNUSABLE
+from stssl.store.schema import UNUSABLE, ColumnArray
 
 PARTS = ("train", "validation", "test")
 OWN_SPLIT = (
@@ -38,12 +37,12 @@ class Columns(Protocol):
         """Return the names of the stored splits."""
         ...
 
-    def column(self, name: str) -> NDArray[Any]:
+    def column(self, name: str) -> ColumnArray:
         """Read a metadata array [N] or [N, C]."""
         ...
 
     def has_column(self, name: str) -> bool:
-        """True if the store has a metadata array of that name."""
+        """Return True if the store has a metadata array of that name."""
         ...
 
 
@@ -129,6 +128,7 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
     if config == "blocks":
         config = BlockSplit(name="blocks")
     codes = _stored(store, config) if isinstance(config, str) else _RULES[type(config)](store, config)
+    # Unreadable patches keep their row in a store, and must take no part here.
     keep = ~np.isin(store.column("error_code"), UNUSABLE)
     for name in exclude:
         flags = np.asarray(store.column(name))
@@ -139,12 +139,12 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
         keep &= ~flags
     parts = [np.flatnonzero(keep & (codes == code)) for code in range(3)]
     for name, rows in zip(PARTS, parts, strict=True):
-        if len(rows) == 0 and name != "test":  # Training needs none; whoever scores them says so.
+        if len(rows) == 0 and name != "test":  # Training needs no test patches; evaluation refuses without them.
             raise DataError(f"{store.path}: split {config} leaves no patch for {name}. Choose another data.split.")
     return Split(*parts)
 
 
-def _stored(store: Columns, name: str) -> NDArray[Any]:
+def _stored(store: Columns, name: str) -> ColumnArray:
     """Read the codes [N] of a split that the archive came with."""
     if name not in store.split_names:
         places = np.isfinite(np.asarray(store.column("lat"), float)).any()
@@ -189,6 +189,8 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
     """
     counts = np.bincount(blocks)
     order = np.random.default_rng(seed).permutation(len(counts))
+    # A square belongs to the part in which its middle patch falls, so that shares are met as closely as whole squares
+    # allow.
     reached = np.cumsum(counts[order]) - counts[order] / 2
     block_codes = np.zeros(len(counts), np.int64)
     start = 0.0
@@ -196,6 +198,7 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
         stop = start + share * len(rows)
         block_codes[order[(reached >= start) & (reached < stop)]] = code
         start = stop
+    # 255 is the code of no part in stores, too.
     codes = np.full(size, 255, np.int64)
     codes[rows] = block_codes[blocks]
     return codes
@@ -214,6 +217,8 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
             f"data.split.values: {config.column} is never {', '.join(missing)} in {store.path}. It has: {known}"
         )
     rows, blocks = _block_ids(store, config.degrees)
+    # Validation patches are places of their own among the remaining ones: near duplicates of training patches would
+    # choose the checkpoint.
     inside = ~held_out[rows]
     kept = np.unique(blocks[inside], return_inverse=True)[1].reshape(-1)
     codes = _deal(store.size, rows[inside], kept, {1: config.validation}, config.seed)

@@ -97,8 +97,10 @@ class PixelScaler(nn.Module):
 
     def _resize(self, image: Tensor) -> Tensor:
         """Resample images to the networks' size, with an antialiasing filter when they shrink."""
+        # Interpolating to the same size would still copy the batch.
         if image.shape[-1] == self.size and image.shape[-2] == self.size:
             return image
+        # Without the filter, shrinking by a factor of several would skip pixels.
         shrinks = image.shape[-1] > self.size
         return functional.interpolate(
             image, (self.size, self.size), mode="bilinear", align_corners=False, antialias=shrinks
@@ -126,6 +128,7 @@ class ViewDrawer:
             epochs: [n] epoch of each patch.
             rows: [n] store rows.
         """
+        # Sorted, since a set of enum members has another order in each process.
         return {view: self._draw(view, epochs, rows) for view in sorted(views, key=str)}
 
     def _draw(self, view: View, epochs: Ints, rows: Ints) -> Draw:
@@ -162,6 +165,7 @@ class ViewMaker(nn.Module):
     @torch.no_grad()
     def forward(self, raw: RawBatch) -> Batch:
         """Copy rows to the device, scale them, and make each view that was drawn."""
+        # The buffers move with the module, so that they say where batches belong.
         device = self.pixels.low.device
         images: dict[View, Tensor] = {}
         for rows in raw.values():

@@ -5,17 +5,18 @@ the end. All sums are integers, so that the result does not depend on the order.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stssl.base.json_types import JsonObject, JsonValue
 
 PERCENTILES = (1, 2, 5, 25, 50, 75, 95, 98, 99)
 BINS = 4096
 
 
 def tally(
-    block: NDArray[Any], nodata: int | None = None, measured: NDArray[np.bool_] | None = None
+    block: NDArray[np.unsignedinteger], nodata: int | None = None, measured: NDArray[np.bool_] | None = None
 ) -> dict[str, NDArray[np.int64]]:
     """Count the values of each band.
 
@@ -43,7 +44,7 @@ def tally(
     return {"sums": np.array(sums, np.int64), "bins": np.array(bins, np.int64)}
 
 
-def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split: str) -> dict[str, Any]:
+def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split: str) -> JsonObject:
     """Combine the counts of all shards into the statistics that a store's attributes hold.
 
     Args:
@@ -56,8 +57,8 @@ def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split:
     """
     sums = np.stack([part["sums"] for part in parts])
     bins = np.sum([part["bins"] for part in parts], 0)
-    found: dict[str, list[Any]] = {name: [] for name in ("mean", "std", "min", "max", "count")}
-    percentiles: dict[str, list[float | None]] = {str(p): [] for p in PERCENTILES}
+    found: dict[str, list[JsonValue]] = {name: [] for name in ("mean", "std", "min", "max", "count")}
+    percentiles: dict[str, list[JsonValue]] = {str(p): [] for p in PERCENTILES}
     for band, histogram in enumerate(bins):
         count, total, squares = (sum(int(value) for value in sums[:, band, i]) for i in range(3))
         there = sums[sums[:, band, 0] > 0, band]
@@ -69,7 +70,7 @@ def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split:
             found[name].append(row[i] if count else (0 if name == "count" else None))
         for p in PERCENTILES:
             percentiles[str(p)].append(_percentile(histogram, p, dtype) if count else None)
-    return found | {"percentiles": percentiles, "split": split}
+    return {**found, "percentiles": {**percentiles}, "split": split}
 
 
 def _percentile(histogram: NDArray[np.int64], percent: float, dtype: str) -> float:

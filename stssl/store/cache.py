@@ -6,14 +6,13 @@ import sys
 import threading
 import weakref
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from stssl.base.arrays import Ints
+from stssl.base.arrays import AnyArray, Ints
 from stssl.base.errors import RunError
 
 Where = Literal["none", "host", "device"]
@@ -28,13 +27,17 @@ class ArrayReader(Protocol):
         """Return the bands that are delivered for each band group."""
         ...
 
-    def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
         """Return shape and type of the arrays that hold `count` patches."""
         ...
 
-    def read(self, indices: Ints, out: dict[str, NDArray[Any]] | None = None) -> dict[str, NDArray[Any]]:
+    def read(self, indices: Ints, out: dict[str, AnyArray] | None = None) -> dict[str, AnyArray]:
         """Read one array [n, bands, height, width] for each band group, into `out` if it is given."""
         ...
+
+
+_Lent = tuple[AnyArray, "weakref.ref[AnyArray]"]
+"""Memory, and the view of it that was lent."""
 
 
 class Buffers:
@@ -42,19 +45,20 @@ class Buffers:
 
     def __init__(self) -> None:
         """Start without any memory."""
-        self._kept: dict[tuple[Any, ...], list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]]] = {}
+        self._kept: dict[tuple[tuple[int, ...], np.dtype[np.generic]], list[_Lent]] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
         """Pickle nothing: another process starts without any memory."""
         return Buffers, ()
 
-    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> AnyArray:
         """Return an array that nothing else uses while a tensor made of it by `torch.from_numpy` exists."""
         with self._lock:
             kept = self._kept.setdefault((shape, dtype), [])
             place = next((i for i, (_, lent) in enumerate(kept) if lent() is None), None)
             array = np.empty(shape, dtype) if place is None else kept.pop(place)[0]
+            # A view is lent, since `weakref.ref` on it tells when the last tensor that shares the memory is gone.
             view = array[:]
             kept.append((array, weakref.ref(view)))
         return view
@@ -73,7 +77,7 @@ class Streamed:
         self.reader.read(rows, {name: tensor.numpy() for name, tensor in tensors.items()})
         return tensors
 
-    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Tensor:
         if torch.cuda.is_available():
             # torch keeps pinned memory, and knows when a copy from it has ended.
             return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
@@ -130,10 +134,12 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
         return Streamed(reader)
     target = device if where == "device" else torch.device("cpu")
     rows = np.unique(rows)
+    # One decoded patch tells sizes and types of all.
     first = reader.read(rows[:1])
     needed = sum(array[0].nbytes for array in first.values()) * len(rows)
     # Ranks of one machine ask at the same time, each before the others have taken their part.
     free = _free(target) // (_ranks_here() if target.type == "cpu" else 1)
+    # Networks, batches and other processes need the rest; the system would kill the process without a word.
     if needed > 0.8 * free:
         takes = f"data.cache={where} takes {needed / 1e9:.2f} GB in each process for {len(rows):,} patches"
         raise RunError(
@@ -144,6 +150,7 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
         name: torch.empty((len(rows), *array.shape[1:]), dtype=torch.from_numpy(array).dtype, device=target)
         for name, array in first.items()
     }
+    # In pieces, so that the decoded copy on its way to a device does not stand in host memory a second time.
     for start in range(0, len(rows), CHUNK):
         for name, array in reader.read(rows[start : start + CHUNK]).items():
             arrays[name][start : start + CHUNK] = torch.from_numpy(array).to(target)

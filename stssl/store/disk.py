@@ -59,6 +59,8 @@ class DiskCache:
         found = self._open_checked(key)
         if found is not None or fetch is None:
             return found
+        # Processes that want one file wait for the one that fetches it, instead of fetching it each; a few locks serve
+        # all keys.
         with self._locked(f"key-{hash_of(key) % STRIPES}"):
             found = self._open_checked(key)  # Another process may have fetched it in the meantime.
             return self._store(key, fetch()) if found is None else found
@@ -82,6 +84,7 @@ class DiskCache:
         except OSError:
             return None
         about = os.fstat(file)
+        # A file that was written anew has another inode; checking each file once a process is enough otherwise.
         state = (about.st_ino, about.st_size)
         if self._checked.get(key) != state:
             if not _whole(file, about.st_size):
@@ -101,6 +104,7 @@ class DiskCache:
                 "data.shuffle_shards times as much."
             )
         path = self._path(key)
+        # A reader must never open a file that is half written.
         part = path.with_name(f".{key}.partial")
         with self._locked("files"):
             self._make_room(size)
@@ -108,6 +112,7 @@ class DiskCache:
                 with part.open("wb") as file:
                     file.write(data)
                     file.write(google_crc32c.value(data).to_bytes(4, "little") + _MARK)
+                # Opened before it gets its name: another process may remove it for room at once.
                 opened = os.open(part, os.O_RDONLY)
                 part.replace(path)
             except OSError as error:
@@ -162,15 +167,15 @@ class DiskCache:
 
 def _whole(file: int, size: int) -> bool:
     """Return True if an open file ends with the checksum of the bytes before it."""
-    digest, left = google_crc32c.Checksum(), size - TAIL
+    digest, left = 0, size - TAIL
     while left > 0:
         data = os.read(file, min(left, 1 << 22))
         if not data:
             return False
-        digest.update(data)
+        digest = google_crc32c.extend(digest, data)
         left -= len(data)
     tail = os.read(file, TAIL + 1)
-    return size >= TAIL and tail == int.from_bytes(digest.digest(), "big").to_bytes(4, "little") + _MARK
+    return size >= TAIL and tail == digest.to_bytes(4, "little") + _MARK
 
 
 def hash_of(key: str) -> int:

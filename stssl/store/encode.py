@@ -9,12 +9,12 @@ decodes three blocks of four. With Blosc's own choice of blocks it would have to
 """
 
 import struct
-from typing import Any
 
 import google_crc32c
 import numpy as np
 from numcodecs import blosc
-from numpy.typing import NDArray
+
+from stssl.base.arrays import AnyArray
 
 SHARD_CHECKSUMS = "shard_checksums"
 LEVEL, LARGE_BAND = 5, 16384
@@ -23,7 +23,7 @@ _MEMCPYED = 2
 _HEADER = struct.Struct("<4B3I")
 
 
-def encode_shard(patches: NDArray[Any], capacity: int, codec: str | None, checked: bool = False) -> bytes:
+def encode_shard(patches: AnyArray, capacity: int, codec: str | None, checked: bool = False) -> bytes:
     """Encode patches as one shard; patches that are all 0 are left out, since 0 is the fill value.
 
     Args:
@@ -35,6 +35,7 @@ def encode_shard(patches: NDArray[Any], capacity: int, codec: str | None, checke
     index, checksums = np.full((capacity, 2), EMPTY, "<u8"), np.zeros(capacity, "<u4")
     parts, offset = [], 0
     for place, patch in enumerate(patches.astype(patches.dtype.newbyteorder("<"), copy=False)):
+        # Zarr reads a chunk that is not there as the fill value, so that unreadable patches cost nothing.
         if not patch.any():
             continue
         part = patch.tobytes() if codec is None else frame(patch, codec)
@@ -62,13 +63,14 @@ def shard_checksum(tail: bytes) -> int:
     return int(google_crc32c.value(tail[:-4]))
 
 
-def frame(patch: NDArray[Any], codec: str) -> bytes:
+def frame(patch: AnyArray, codec: str) -> bytes:
     """Compress one patch [bands, H, W] as a Blosc frame with bitshuffle."""
     if patch[0].nbytes < LARGE_BAND or len(patch) == 1:
         return _compress(patch, codec)
     frames = [_compress(band, codec) for band in patch]
     heads = [_HEADER.unpack_from(part) for part in frames]
     version, format_, flags, size, _, _, _ = heads[0]
+    # A band that Blosc stored as it is, or cut into several blocks, cannot be joined with the others.
     simple = all(head[2] == flags and head[5] == head[4] for head in heads) and not flags & _MEMCPYED
     if not simple:
         return _compress(patch, codec)
@@ -81,5 +83,5 @@ def frame(patch: NDArray[Any], codec: str) -> bytes:
     return b"".join([header, struct.pack(f"<{len(blocks)}I", *offsets), *blocks])
 
 
-def _compress(array: NDArray[Any], codec: str) -> bytes:
+def _compress(array: AnyArray, codec: str) -> bytes:
     return bytes(blosc.compress(np.ascontiguousarray(array), codec.encode(), LEVEL, blosc.BITSHUFFLE, 0))

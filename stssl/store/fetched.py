@@ -6,11 +6,11 @@ If many patches of a shard are wanted, the whole shard is fetched; else each pat
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
@@ -21,7 +21,10 @@ from stssl.base.errors import DataError
 from stssl.store.disk import DiskCache
 from stssl.store.encode import EMPTY, tail_bytes
 from stssl.store.remote import bucket, explained, get_object, split_url
-from stssl.store.shards import Layout, RawPixels, ShardedArray, Wanted, known_layout, parse_tail
+from stssl.store.shards import Layout, RawPixels, ShardedArray, Wanted, ZarrTree, known_layout, parse_tail
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
 
 THREADS = 8
 PIECE = 64
@@ -45,7 +48,7 @@ class FetchedArray(ShardedArray):
         super().__init__(folder, layout)
         self.store, self.prefix, self.cache = store, prefix, cache
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return the state without threads and indexes, which another process makes for itself."""
         names = ("folder", "layout", "store", "prefix", "cache")
         return {name: getattr(self, name) for name in names}
@@ -70,12 +73,16 @@ class FetchedArray(ShardedArray):
         shards = rows // self.layout.shard
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
+            # Many requests for single patches take longer than one for the whole shard, and cost more at most
+            # providers.
             much = len(np.unique(rows[places])) >= max(2, WHOLE * self.layout.shard)
             with self._shard(shard, fetch=much) as file:
                 if file is not None:
                     self._take(places, rows[places], bands, out, files=file)
+                    # Marks patches that are done; the others are fetched one by one below.
                     shards[places] = -1
         singles = np.flatnonzero(shards >= 0)
+        # Bounded, so that a large batch does not open a file for each of its patches at once.
         for start in range(0, len(singles), PIECE):
             self._read_singles(singles[start : start + PIECE], rows, bands, out)
 
@@ -120,6 +127,7 @@ class FetchedArray(ShardedArray):
             return
         for shard in shards:
             with self._lock:
+                # Each step asks for the shards ahead of it, most of which are on their way already.
                 fresh = shard not in self._coming
                 self._coming.add(shard)
             if fresh:
@@ -212,7 +220,7 @@ class FetchedArray(ShardedArray):
             self._indexes[shard] = parse_tail(tail, found[0], self._shard_path(shard), self.layout, shard)
         return self._indexes[shard]
 
-    def _get(self, shard: int, options: dict[str, Any] | None = None, size: list[int] | None = None) -> bytes:
+    def _get(self, shard: int, options: "GetOptions | None" = None, size: list[int] | None = None) -> bytes:
         """Fetch a shard or a range of its bytes; the size of the whole shard is appended to `size`."""
         path = self._shard_path(shard).relative_to(self.folder)
         url, key = split_url(self.store)
@@ -246,11 +254,12 @@ class FetchedArray(ShardedArray):
         """Stop the threads; the next read starts them again."""
         pool = getattr(self, "_pool", None)
         if pool is not None:
+            # Not waited for: a server that stopped answering would hold the process back.
             pool.shutdown(wait=False, cancel_futures=True)
         self._fresh()
 
 
-def fetched_array(store: str, name: str, meta: Mapping[str, Any], root: str, cache: DiskCache) -> FetchedArray | None:
+def fetched_array(store: str, name: str, meta: ZarrTree, root: str, cache: DiskCache) -> FetchedArray | None:
     """Open a remote array that is read through a cache; return None if its layout is not known.
 
     Args:
@@ -264,5 +273,6 @@ def fetched_array(store: str, name: str, meta: Mapping[str, Any], root: str, cac
     layout = known_layout(meta)
     if layout is None:
         return None
+    # Other stores at the same URL, or this one written anew, must not be served from old cache files.
     digest = hashlib.blake2b("\n".join([store, name, root, json.dumps(meta)]).encode(), digest_size=8)
     return FetchedArray(Path(store) / name, layout, store, f"{name}-{digest.hexdigest()}", cache)

@@ -53,6 +53,7 @@ class Files:
             DataError: The disk is full or may not be written; says how much room there is. Nothing half-written stays.
         """
         target = Path(self.root, name)
+        # With the process's number in its name: two tasks may write one shard if Ray takes the first one for dead.
         fresh = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +114,7 @@ def sole_writer(store: str) -> Iterator[None]:
         DataError: Another process holds the lock, or nothing can be written there.
     """
     if is_remote(store):
+        # Object stores have no locks, so that only writers of this machine can be told apart.
         path = Path(tempfile.gettempdir(), f"stssl-{hashlib.blake2b(store.encode(), digest_size=8).hexdigest()}.lock")
     else:
         path = Path(store).with_name(f".{Path(store).name}.lock")
@@ -121,6 +123,8 @@ def sole_writer(store: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"another conversion is writing to {store}. Wait for it, or stop it.") from None
+        # The other writer may have removed the file between our opening and locking it; a lock on a removed file
+        # excludes nobody.
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
             raise DataError(f"another conversion to {store} has just ended. Run this one again.")
         try:

@@ -1,18 +1,17 @@
 """Find the rows of a store that a list of patch names refers to."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stssl.base.arrays import Ints
+from stssl.base.arrays import AnyArray, Ints
 from stssl.base.errors import DataError
 from stssl.base.logs import LOG
 from stssl.base.textfiles import read_names
 
 
-def as_text(column: NDArray[Any]) -> NDArray[np.str_]:
+def as_text(column: AnyArray) -> NDArray[np.str_]:
     """Convert a column of strings to NumPy's fixed-width type, which every NumPy function takes."""
     return np.array(column.tolist(), np.str_)
 
@@ -31,6 +30,7 @@ def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
         DataError: The file cannot be read, or the store has none of its patches.
     """
     wanted = read_names(Path(path))
+    # In the order of rows, not of the list: equal sets of names must give equal runs.
     rows = np.flatnonzero(np.isin(names, list(wanted)))
     if len(rows) == 0:
         raise DataError(

@@ -6,7 +6,7 @@ a cache on disk (`fetched`). Any other layout or codec is read through zarr-pyth
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from stssl.store.encode import tail_bytes
 from stssl.store.fetched import FetchedArray, fetched_array
 from stssl.store.files import files_at
 from stssl.store.remote import explained_if_remote, is_remote, zarr_place
-from stssl.store.shards import RawPixels, ShardedArray, known_layout, parse_tail
+from stssl.store.shards import RawPixels, ShardedArray, ZarrTree, known_layout, parse_tail
 from stssl.store.zarr_metadata import read_array
 
 __all__ = ["RawPixels", "StoreReader", "Stored", "ZarrArray"]
@@ -34,14 +34,14 @@ SIZE_UNKNOWN = 2**62
 class ZarrArray:
     """Read patches of any array through zarr-python."""
 
-    def __init__(self, store: str, name: str, meta: Mapping[str, Any]) -> None:
+    def __init__(self, store: str, name: str, meta: ZarrTree) -> None:
         """Refer to the array `name` of a store, whose checked description is `meta`; it is opened at the first read."""
         self.store, self.name, self.meta = store, name, meta
         self._array: Any = None
         self._layout = known_layout(meta)
         self._seen: set[int] = set()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return the state without the open array."""
         return self.__dict__ | {"_array": None}
 
@@ -90,10 +90,18 @@ class ZarrArray:
         self._array, self._seen = None, set()
 
 
-def open_array(store: str, name: str, meta: Mapping[str, Any]) -> Any:
-    """Open an array as its checked description says; zarr reads no description of its own."""
+def open_array(store: str, name: str, meta: ZarrTree) -> Any:
+    """Open an array by its checked description, so that zarr reads no description of its own.
+
+    Args:
+        store: Path or URL of the store.
+        name: Name of the array.
+        meta: Its description.
+    """
     place = zarr_place(store, read_only=True)
-    return zarr.Array(zarr.AsyncArray(metadata=dict(meta), store_path=StorePath(place, name)))
+    # zarr's overloads name two dictionaries of its own, which a checked description has no type of.
+    array = zarr.AsyncArray(metadata=dict(meta), store_path=StorePath(place, name))  # type: ignore[call-overload]
+    return zarr.Array(array)
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,8 @@ class Stored:
 
     bands: tuple[str, ...]
     shape: tuple[int, int, int, int]
-    dtype: np.dtype[Any]
-    meta: Mapping[str, Any] | None = None
+    dtype: np.dtype[np.generic]
+    meta: ZarrTree | None = None
     root: str = ""
 
 
@@ -123,7 +131,7 @@ class _Part:
     span: slice
     picked: list[int] | None
     shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
 
 
 def _opened(store: str, name: str, about: Stored, direct: bool, cache: DiskCache | None) -> ShardedArray | ZarrArray:
@@ -182,15 +190,15 @@ class StoreReader:
             _, _, height, width = about.shape
             self._parts[name] = _Part(array, span, picked, (len(places), height, width), about.dtype)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return the state without threads, which another process starts for itself."""
         return self.__dict__ | {"_pool": None, "_lock": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         """Take over the state; threads are started at the first read."""
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
         """Return shape and type of the arrays that hold `count` patches, for buffers."""
         return {name: ((count, *part.shape), part.dtype) for name, part in self._parts.items()}
 
@@ -255,6 +263,7 @@ class StoreReader:
             if part.picked is None:
                 part.array.read(rows[piece], part.span, target)
             else:
+                # Bands apart from each other come with those between them, since a patch is one chunk.
                 spanned = np.empty((len(target), part.span.stop - part.span.start, *part.shape[1:]), part.dtype)
                 part.array.read(rows[piece], part.span, spanned)
                 target[:] = spanned[:, part.picked]

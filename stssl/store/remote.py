@@ -9,18 +9,22 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from stssl.base.errors import DataError, UnreachableError
 
+if TYPE_CHECKING:
+    from obstore import GetOptions
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
 SCHEMES = ("s3", "gs", "az")
-RETRY: Any = {
+RETRY: "RetryConfig" = {
     "max_retries": 6,
     "retry_timeout": timedelta(seconds=120),
     "backoff": {"base": 2, "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15)},
 }
-CLIENT: Any = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=600)}
+CLIENT: "ClientConfig" = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=600)}
 """Limits of each request; `patience` is how long a server may say nothing."""
 CLIENT_VARIABLES = (
     "allow_http",
@@ -64,7 +68,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=64)
-def bucket(url: str) -> Any:
+def bucket(url: str) -> "ObjectStore":
     """Open a bucket, or the part of it under a key.
 
     Raises:
@@ -81,14 +85,16 @@ def bucket(url: str) -> Any:
         raise DataError(f"{url}: {_first_line(error)}. {CREDENTIALS}") from None
 
 
-def client_options(url: str) -> dict[str, Any]:
+def client_options(url: str) -> "ClientConfig":
     """Return the options of requests: `CLIENT`, and those of the environment.
 
     obstore reads the environment only if it is given no options at all, so the environment is read here.
     """
     prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[url.partition(":")[0]]
     said = {name: os.environ.get(f"{prefix}_{name.upper()}") for name in CLIENT_VARIABLES}
-    return CLIENT | {"read_timeout": patience()} | {name: text for name, text in said.items() if text is not None}
+    given = {name: text for name, text in said.items() if text is not None}
+    # obstore takes the variables' text for numbers, durations and switches alike.
+    return cast("ClientConfig", {**CLIENT, "read_timeout": patience(), **given})
 
 
 def patience() -> timedelta:
@@ -107,9 +113,7 @@ def patience() -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def get_object(
-    url: str, place: str, options: dict[str, Any] | None = None, most: int | None = None
-) -> tuple[bytes, int]:
+def get_object(url: str, place: str, options: "GetOptions | None" = None, most: int | None = None) -> tuple[bytes, int]:
     """Get an object or a range of it; an answer that breaks off is asked for again.
 
     Args:
@@ -128,6 +132,7 @@ def get_object(
     from obstore.exceptions import BaseError
 
     with explained(f"{url}/{place}"):
+        # obstore tries requests again, but not an answer whose body breaks off.
         for left in reversed(range(BODIES)):
             answer = bucket(url).get(place, options=options)
             start, stop = answer.range
@@ -164,7 +169,10 @@ def explained(url: str) -> Iterator[None]:
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
     except exceptions.BaseError as error:
+        # obstore has no error of its own for missing credentials: it asks the cloud's metadata service for some, and
+        # its failure names that address.
         missing = any(sign in str(error) for sign in ("169.254.169.254", "latest/api/token", "redential"))
+        # obstore does not map this status to PermissionDeniedError for listings.
         if not missing and "403 Forbidden" in str(error):  # as listings say it
             raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
         if missing:
@@ -210,7 +218,7 @@ class RemoteFiles:
         url, key = split_url(self.root)
         return url, f"{key}/{name}".strip("/")
 
-    def _place(self, name: str = "") -> tuple[Any, str]:
+    def _place(self, name: str = "") -> tuple["ObjectStore", str]:
         """Return the open bucket and the key of a file."""
         url, key = self._where(name)
         return bucket(url), key

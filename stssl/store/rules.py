@@ -1,7 +1,7 @@
-"""What an array's `zarr.json` may say: types, sizes, codecs and fill values, checked before zarr acts on them.
+"""Check what an array's `zarr.json` says, key by key, before zarr acts on it: types, sizes, codecs and fill values.
 
 zarr takes a description at its word: a chunk of size 0, a shape of 400 digits or a fill value beyond its type end in
-whatever exception arithmetic raises. Here each key has a rule and the words that say what it must be.
+whatever exception arithmetic raises. Here each key has a rule, and words that say what its value must be.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stssl.base.errors import DataError, shown
-from stssl.store.shards import MOST_PATCHES, MOST_PIXELS
+from stssl.store.shards import MOST_PATCHES, MOST_PIXELS, ZarrTree
 
 ADVICE = "Copy the store again, or convert again."
 LARGE_SHARD = 1 << 20
@@ -24,12 +24,12 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Rule:
-    """What the value of a key must be.
+    """State what the value of a key must be.
 
     Attributes:
-        holds: Whether a value is that.
-        words: The same, after "must be".
-        needed: Whether the key must be there.
+        holds: Returns True if a value is right.
+        words: What it must be, in words that follow "must be".
+        needed: True if the key must be there.
     """
 
     holds: Callable[[Any], bool]
@@ -37,7 +37,7 @@ class Rule:
     needed: bool = True
 
 
-def require(tree: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> None:
+def require(tree: ZarrTree, rules: Mapping[str, Rule], where: str) -> None:
     """Check values by their keys; keys without a rule are left alone.
 
     Args:
@@ -55,13 +55,19 @@ def require(tree: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> N
             raise DataError(f"{where}{key} is missing: it must be {rule.words}. {ADVICE}")
 
 
-def is_whole(value: Any, low: int, high: int) -> bool:
-    """Return whether a value is a whole number from `low` to `high`; True and 1.0 are none."""
+def is_whole(value: object, low: int, high: int) -> bool:
+    """Return True if a value is a whole number from `low` to `high`; True and 1.0 are none.
+
+    Args:
+        value: The value.
+        low: Smallest number.
+        high: Largest number.
+    """
     return type(value) is int and low <= value <= high
 
 
-def is_name(value: Any) -> bool:
-    """Return whether a value can be the name of an array: one part of a path, in printable characters."""
+def is_name(value: object) -> bool:
+    """Return True if a value can be the name of an array: one part of a path, in printable characters."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= LONGEST_NAME
@@ -71,27 +77,35 @@ def is_name(value: Any) -> bool:
     )
 
 
-def is_list(value: Any, holds: Callable[[Any], bool], count: int | None = None) -> bool:
-    """Return whether a value is a list, of `count` entries, all of which hold."""
+def is_list(value: object, holds: Callable[[Any], bool], count: int | None = None) -> bool:
+    """Return True if a value is a list whose entries are all right.
+
+    Args:
+        value: The value.
+        holds: Returns True if an entry is right.
+        count: Number of entries; None allows any number.
+    """
     return isinstance(value, list) and (count is None or len(value) == count) and all(map(holds, value))
 
 
 def are_names(value: Any, least: int = 0) -> bool:
-    """Return whether a value is a list of names that differ."""
+    """Return True if a value is a list of at least `least` names that differ."""
     return is_list(value, is_name) and least <= len(value) == len(set(value))
 
 
-def one_of(*values: Any) -> Rule:
+def one_of(*values: object) -> Rule:
     """Return the rule that a value is one of these."""
     words = " or ".join(map(str, values))
     return Rule(lambda value: any(type(value) is type(one) and value == one for one in values), words)
 
 
 def _count(low: int, high: int) -> Rule:
+    """Return the rule that a value is a whole number from `low` to `high`."""
     return Rule(lambda value: is_whole(value, low, high), f"a whole number from {low:,} to {high:,}")
 
 
-def _is_encoding(value: Any) -> bool:
+def _is_encoding(value: object) -> bool:
+    """Return True if a value is one of Zarr's encodings of chunk keys."""
     return (
         isinstance(value, dict)
         and value.get("name") in ("default", "v2")
@@ -143,7 +157,7 @@ _OPTIONS: dict[str, dict[str, Rule]] = {
 """Codecs that may stand in a store, and what their configuration may say."""
 
 
-def check_array(tree: Mapping[str, Any], where: str) -> None:
+def check_array(tree: ZarrTree, where: str) -> None:
     """Check the description of one array.
 
     Args:
@@ -174,18 +188,20 @@ def check_array(tree: Mapping[str, Any], where: str) -> None:
         raise DataError(f"{where}chunk_grid must have chunks no larger than the array, not {chunk}. {ADVICE}")
 
 
-def _fills(value: Any, kind: str) -> bool:
-    """Return whether a value can be the fill value of a type."""
+def _fills(value: object, kind: str) -> bool:
+    """Return True if a value can be the fill value of a type."""
     if kind in ("bool", "string"):
         return isinstance(value, bool if kind == "bool" else str)
     if kind.startswith("float"):
-        number = type(value) in (int, float) and abs(value) <= float(np.finfo(kind).max)
+        number = (
+            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= float(np.finfo(kind).max)
+        )
         return number or value in ("NaN", "Infinity", "-Infinity")
     limits = np.iinfo(kind)
     return is_whole(value, int(limits.min), int(limits.max))
 
 
-def _chunk_shape(grid: dict[str, Any], shape: list[int], where: str) -> list[int]:
+def _chunk_shape(grid: ZarrTree, shape: list[int], where: str) -> list[int]:
     """Return the sizes of a chunk, or of a shard of chunks.
 
     Raises:
@@ -205,11 +221,13 @@ def _chunk_shape(grid: dict[str, Any], shape: list[int], where: str) -> list[int
     return list(sizes or ())
 
 
-def _check_codecs(codecs: list[dict[str, Any]], kind: str, where: str, chunk: list[int], inner: bool = False) -> None:
-    """Check the codecs of an array, or of the chunks within a shard: one that makes bytes, then compressors and sums.
+def _check_codecs(codecs: list[ZarrTree], kind: str, where: str, chunk: list[int], inner: bool = False) -> None:
+    """Check the codecs of an array, or of the chunks within a shard.
+
+    The first one turns values into bytes; compressors and checksums follow.
 
     Raises:
-        DataError: One is not known, stands where it cannot, or is told something impossible.
+        DataError: One is not known, has a wrong place, or has an impossible option.
     """
     first = ("vlen-utf8",) if kind == "string" else ("bytes",) if inner else ("bytes", "sharding_indexed")
     if not 1 <= len(codecs) <= MOST_CODECS:

@@ -12,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stssl.base.arrays import AnyArray
+from stssl.base.json_types import JsonMapping, JsonObject
 
 Value = str | int | float | bool | np.generic | AnyArray
 """What a patch has in one column."""
 Values = dict[str, Value]
 """Values of a patch by the name of their column."""
+
+ColumnArray = NDArray[Any]
+"""Values of a column [N] or [N, width]; their type depends on the column's name."""
 
 SCHEMA_VERSION = 1
 SHARD = 512
@@ -91,9 +95,9 @@ class PixelArray:
         return ("patch", f"band_{grid}", f"y_{grid}", f"x_{grid}")
 
     @property
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> JsonObject:
         """Return the attributes of the array; its statistics are added at the end of a conversion."""
-        about: dict[str, Any] = {"bands": list(self.bands), "gsd_m": self.gsd_m}
+        about: JsonObject = {"bands": list(self.bands), "gsd_m": self.gsd_m}
         reflectance = self.dtype == "uint16"
         about["long_name"] = self.long_name or ("surface reflectance" if reflectance else "brightness")
         about["units"] = "1e-4" if reflectance and not self.long_name else "1"
@@ -114,8 +118,8 @@ class Column:
 
     name: str
     dtype: str
-    fill: Any
-    attributes: dict[str, Any] = field(default_factory=dict)
+    fill: str | int | float | bool
+    attributes: JsonMapping = field(default_factory=dict)
     width: int = 0
 
 
@@ -140,10 +144,10 @@ class Patch:
         problems: (name of the error code, words) of everything that is wrong.
     """
 
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    arrays: dict[str, AnyArray] = field(default_factory=dict)
     values: Values = field(default_factory=dict)
     valid_bands: int = 0
-    measured: dict[str, NDArray[Any]] = field(default_factory=dict)
+    measured: dict[str, AnyArray] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def complain(self, problem: BadPatchError) -> None:
@@ -159,6 +163,7 @@ class Patch:
 
 def printable(words: str, most: int = 500) -> str:
     """Shorten words from a foreign file and escape control characters, so that reports and terminals can show them."""
+    # Escape sequences in a file's name could otherwise change what a terminal shows.
     shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in words[:most])
     return shown if len(words) <= most else f"{shown}..."
 
@@ -172,14 +177,15 @@ def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Colu
         multilabel: True if a patch may have any number of classes.
     """
     if multilabel:
-        attributes = {"kind": "multi-label", "classes": list(classes), "unknown": UNKNOWN_LABEL}
+        attributes: JsonObject = {"kind": "multi-label", "classes": [*classes], "unknown": UNKNOWN_LABEL}
         return Column(name, "uint8", UNKNOWN_LABEL, attributes, width=len(classes))
-    return Column(name, "int16", -1, {"kind": "single-label", "classes": list(classes), "unknown": -1})
+    return Column(name, "int16", -1, {"kind": "single-label", "classes": [*classes], "unknown": -1})
 
 
 def split_column(name: str) -> Column:
     """Describe the column of a stored split."""
-    attributes = {"flag_values": [*SPLIT_CODES.values(), NO_SPLIT], "flag_meanings": " ".join([*SPLIT_CODES, "none"])}
+    meanings = " ".join([*SPLIT_CODES, "none"])
+    attributes: JsonObject = {"flag_values": [*SPLIT_CODES.values(), NO_SPLIT], "flag_meanings": meanings}
     return Column(f"split_{name}", "uint8", NO_SPLIT, attributes)
 
 
@@ -203,7 +209,7 @@ COMMON = (
     Column("location_id", "int32", -1, {"long_name": "patches of one place share a number", "missing": -1}),
     Column("valid_bands", "uint16", 0, {"long_name": "bit i is set where the i-th band of all arrays has pixels"}),
     Column("content_hash", "uint8", 0, {"long_name": "BLAKE2b, 16 bytes, over the pixel arrays in order"}, width=16),
-    Column("error_code", "uint8", 0, {"meanings": ERRORS}),
+    Column("error_code", "uint8", 0, {"meanings": {**ERRORS}}),
 )
 """Columns that every store has."""
 

@@ -25,7 +25,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from stssl.base.arrays import Ints
+from stssl.base.arrays import AnyArray, Ints
 from stssl.base.errors import DataError
 from stssl.store.encode import EMPTY, SHARD_CHECKSUMS, shard_checksum, tail_bytes
 
@@ -36,9 +36,12 @@ BLOSC_OVERHEAD = 16
 RESIDUE = 0x48674BC7
 """The crc32c of anything that is followed by its own crc32c."""
 _HEADER, _SIZE, _SIZE_AT, _MEMCPYED = struct.Struct("<4B3I"), struct.Struct("<I"), 4, 2
+# Readers run in threads of their own, which Blosc's would compete with for the same cores.
 blosc.use_threads = False
 
-RawPixels = NDArray[Any]
+RawPixels = AnyArray
+ZarrTree = Mapping[str, Any]
+"""Contents of a `zarr.json`; `rules` checks the type of each value before it is used."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Layout:
 
     shape: tuple[int, ...]
     shard: int
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.unsignedinteger]
     blosc: bool
     fill: int
     checked: bool = False
@@ -74,8 +77,8 @@ def direct_layout(folder: Path) -> Layout | None:
         return None
 
 
-def known_layout(meta: Mapping[str, Any]) -> Layout | None:
-    """The layout that an array's `zarr.json` describes if the direct path can read it, else None."""
+def known_layout(meta: ZarrTree) -> Layout | None:
+    """Return the layout that an array's `zarr.json` describes if it can be read directly, else None."""
     try:
         (sharding,) = meta["codecs"]
         outer = meta["chunk_grid"]["configuration"]["chunk_shape"]
@@ -102,7 +105,7 @@ def known_layout(meta: Mapping[str, Any]) -> Layout | None:
         )
         if not known:
             return None
-        dtype = np.dtype(meta["data_type"]).newbyteorder("<")
+        dtype = np.dtype(str(meta["data_type"])).newbyteorder("<")
         sums = tuple(meta.get("attributes", {}).get(SHARD_CHECKSUMS, ())) if checked else ()
         made = Layout(
             tuple(meta["shape"]), outer[0], dtype, codecs[-1] == "blosc", int(meta["fill_value"]), checked, sums
@@ -152,7 +155,7 @@ class ShardedArray:
         self._keep = True
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return the state without open files, which another process must open for itself."""
         return {"folder": self.folder, "layout": self.layout}
 
@@ -278,6 +281,7 @@ class ShardedArray:
                 if self.layout.checksums:
                     self._sums = np.zeros(len(self._index), np.uint32)
                 self._files = np.full(self.layout.shards, -1, np.int64)
+                # Where the system allows too few open files for all shards, each read opens and closes its own.
                 self._keep = _Files.reserve(self.layout.shards)
             files = self._files if self._keep else np.full_like(self._files, -1)
             for shard in shards[files[shards] < 0].tolist():
@@ -300,6 +304,7 @@ class ShardedArray:
             except DataError:
                 os.close(file)
                 raise
+        # Patches are read in random order, and reading ahead would read what nobody asks for.
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
         return file
 
@@ -338,7 +343,14 @@ def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArr
 def parse_tail(
     tail: bytes, size: int, path: Path | str, layout: Layout, shard: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Offsets and sizes [patches, 2], and checksums [patches] (none of an older store), from the end of a shard.
+    """Parse a shard's end: offsets and sizes [patches, 2], and checksums [patches] (none of an older store).
+
+    Args:
+        tail: Last `tail_bytes` of the shard.
+        size: Size of the whole shard in bytes.
+        path: Path or URL of the shard, for messages.
+        layout: Layout of the array.
+        shard: Number of the shard.
 
     Raises:
         DataError: It is truncated or damaged, or not the shard that the array's attributes list.

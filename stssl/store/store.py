@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import column_hash
 from stssl.store.disk import DiskCache
 from stssl.store.encode import SHARD_CHECKSUMS
 from stssl.store.reader import Stored, StoreReader, open_array
 from stssl.store.remote import explained_if_remote
+from stssl.store.schema import ColumnArray
+from stssl.store.shards import ZarrTree
 from stssl.store.zarr_metadata import COLUMN_HASHES, DESCRIPTION_HASHES, Description, read_description
 
 __all__ = ["BandGroup", "Store", "StoreReader"]
@@ -44,8 +47,8 @@ class BandGroup:
     bands: tuple[str, ...]
     height: int
     width: int
-    dtype: np.dtype[Any]
-    statistics: dict[str, Any]
+    dtype: np.dtype[np.generic]
+    statistics: Mapping[str, Any]
 
 
 class Store:
@@ -55,15 +58,16 @@ class Store:
         """Wrap a description that was checked; use `Store.open`."""
         self.path, self.description = path, description
         self.attrs = description.attributes
-        self._columns: dict[str, NDArray[Any]] = {}
+        self._columns: dict[str, ColumnArray] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Open a finished store, and tell once of one that is older than checksums.
+        """Open a finished store, and warn once about one that is older than checksums.
 
         Raises:
-            DataError: Nothing there, not a store, its conversion was not finished, another schema version, or its
-                description is damaged or not the one that was converted.
+            DataError: There is no store, its conversion was not finished, it has another schema version, or its
+                description
+                is damaged or not the one that was converted.
         """
         store = cls(str(path), read_description(str(path)))
         if store.unprotected and store.path not in _TOLD:
@@ -78,7 +82,7 @@ class Store:
 
     @property
     def unprotected(self) -> tuple[str, ...]:
-        """Parts that cannot be compared with what was converted; none of a store of this version."""
+        """Return the parts that cannot be compared with what was converted; none for a store of this version."""
         parts = {
             "columns": COLUMN_HASHES in self.attrs,
             "pixels": all(SHARD_CHECKSUMS in self.description.about(name) for name in self.description.images),
@@ -123,18 +127,18 @@ class Store:
         return tuple(self.attrs["splits"])
 
     def classes(self, label_set: str) -> tuple[str, ...]:
-        """Class names of a label column, in its order."""
+        """Return the class names of a label column, in its order."""
         return tuple(self.column_attributes(label_set)["classes"])
 
     def multilabel(self, label_set: str) -> bool:
-        """True if a patch may have any number of classes in a label column."""
+        """Return True if a patch may have any number of classes in a label column."""
         return bool(self.column_attributes(label_set)["kind"] == "multi-label")
 
     def has_column(self, name: str) -> bool:
-        """True if there is a metadata array of that name."""
+        """Return True if there is a metadata array of that name."""
         return name in self.description.arrays and name not in self.description.images
 
-    def column(self, name: str) -> NDArray[Any]:
+    def column(self, name: str) -> ColumnArray:
         """Read a metadata array [N] or [N, C] and compare it with the hash of what was converted.
 
         Raises:
@@ -151,7 +155,7 @@ class Store:
             self._columns[name] = values
         return self._columns[name]
 
-    def unchecked(self, name: str) -> NDArray[Any]:
+    def unchecked(self, name: str) -> ColumnArray:
         """Read a metadata array as it is stored, without comparing it with what was converted.
 
         Raises:
@@ -165,7 +169,7 @@ class Store:
         # NumPy cannot cast its own variable-length strings to fixed-width ones; it can cast Python's.
         return values.astype(object) if values.dtype.kind == "T" else values
 
-    def is_converted(self, name: str, values: NDArray[Any]) -> bool:
+    def is_converted(self, name: str, values: AnyArray) -> bool:
         """Return True if a column's values are those that were converted; zarr reads a lost chunk as missing values.
 
         Older stores have no hashes to compare with, and count as unchanged.
@@ -174,17 +178,17 @@ class Store:
         return len(values) == self.size and (hashed is None or column_hash(values) == hashed)
 
     def column_attributes(self, name: str) -> dict[str, Any]:
-        """Units, class names and meanings of a metadata array."""
+        """Return the attributes of a metadata array: units, class names, meanings."""
         return dict(self._meta(name).get("attributes", {}))
 
-    def _meta(self, name: str) -> dict[str, Any]:
+    def _meta(self, name: str) -> ZarrTree:
         if not self.has_column(name):
             known = sorted(key for key in self.description.arrays if self.has_column(key))
             raise DataError(f"{self.path} has no column '{name}'. It has: {', '.join(known)}.")
         return self.description.arrays[name]
 
     def statistics(self, bands: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and standard deviation of each band, in the given order; 1 as deviation of a band of one value.
+        """Return mean and standard deviation of each band, in the given order; the deviation of a constant band is 1.
 
         Raises:
             DataError: The store has no statistics of a band.
@@ -203,7 +207,7 @@ class Store:
         return found[:, 0], found[:, 1]
 
     def constant(self, bands: Sequence[str]) -> list[str]:
-        """Those of some bands that have one value in all pixels that statistics are of."""
+        """List those of some bands that have one value in all pixels that the statistics were computed on."""
         return [
             band
             for group in self.groups.values()

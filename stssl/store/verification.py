@@ -4,11 +4,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import content_hash
 from stssl.store.disk import DiskCache
@@ -147,11 +147,12 @@ def _check_columns(store: Store) -> None:
         raise DataError(f"{store.path}: {'; '.join(problems)}. Convert the archive again.")
 
 
-def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, NDArray[Any]] | DataError]:
+def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, AnyArray] | DataError]:
     """Read each row's arrays by name, or the error that says why it cannot be read."""
     try:
         blocks = reader.read(rows)
     except DataError as error:
+        # One by one, so that a damaged patch does not hide the others of its batch.
         if len(rows) == 1:
             return [error]
         return [found for row in rows for found in _blocks(reader, np.array([row]))]
@@ -171,7 +172,7 @@ def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uin
     return [] if same else [f"{name}: its pixels differ from the archive's"]
 
 
-def _compare_maps(name: str, patch: Patch, maps: dict[str, NDArray[Any]] | DataError) -> list[str]:
+def _compare_maps(name: str, patch: Patch, maps: dict[str, AnyArray] | DataError) -> list[str]:
     """List the maps of one patch that are not the archive's; the store has zeros where the archive has no map."""
     if isinstance(maps, DataError):
         return []

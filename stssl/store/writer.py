@@ -14,26 +14,40 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import column_hash, content_hash
+from stssl.base.json_types import JsonObject
 from stssl.base.textfiles import parse_json
 from stssl.store.band_statistics import statistics, tally
 from stssl.store.encode import LEVEL, SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
 from stssl.store.files import files_at
 from stssl.store.remote import is_remote, split_url, zarr_place
-from stssl.store.schema import ERRORS, NO_SPLIT, SCHEMA_VERSION, SPLIT_CODES, UNUSABLE, Column, Patch, PixelArray
+from stssl.store.schema import (
+    ERRORS,
+    NO_SPLIT,
+    SCHEMA_VERSION,
+    SPLIT_CODES,
+    UNUSABLE,
+    Column,
+    ColumnArray,
+    Patch,
+    PixelArray,
+    Values,
+)
 from stssl.store.shards import known_layout
 from stssl.store.zarr_metadata import DESCRIPTION_HASHES, description_hashes, read_array, read_description, read_file
 
-CODECS: dict[str, str | None] = {"lz4": "lz4", "zstd": "zstd", "none": None}
-Rows = dict[str, NDArray[Any]]
+CODECS: dict[str, Literal["lz4", "zstd"] | None] = {"lz4": "lz4", "zstd": "zstd", "none": None}
+Rows = dict[str, ColumnArray]
 
 
 @dataclass(frozen=True)
@@ -63,9 +77,9 @@ class StorePlan:
     label_sets: tuple[str, ...]
     splits: tuple[str, ...]
     statistics_split: str
-    identity: dict[str, Any]
+    identity: JsonObject
     maps: tuple[PixelArray, ...] = ()
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: JsonObject = field(default_factory=dict)
 
     @property
     def shards(self) -> int:
@@ -87,7 +101,7 @@ class Writer:
         self.files, self.work = files_at(self.store), files_at(f"{parent}/.{name}.work")
         self.beside, self.report = files_at(parent), f"{name}.errors.csv"
 
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> JsonObject:
         """Read the attributes of the store's group; empty if there is no group yet.
 
         Raises:
@@ -113,7 +127,7 @@ class Writer:
             raise DataError(f"{self.store} is a whole bucket. Give a path in it, such as {self.store}/NAME.zarr.")
         if not is_remote(self.store) and Path(self.store).is_file():
             raise DataError(f"{self.store} is a file. Choose another path.")
-        found = self.attributes().get("conversion")
+        found: Any = self.attributes().get("conversion")
         if found == self.plan.identity and (self.is_complete() or self._arrays_are_ours()):
             self.files.remove_partial()
             return
@@ -146,7 +160,7 @@ class Writer:
             compressors=[*blosc, Crc32cCodec()],
             fill_value=0,
             dimension_names=array.dimensions,
-            attributes=array.attributes,
+            attributes=array.attributes,  # type: ignore[arg-type]  # zarr has a name of its own for JSON values
         )
 
     def _arrays_are_ours(self) -> bool:
@@ -219,6 +233,7 @@ class Writer:
         sidecar |= checksums
         np.savez_compressed(buffer, problems=np.array(json.dumps(problems)), **sidecar)  # type: ignore[arg-type]
         self.work.write(f"{shard:06d}.npz", buffer.getvalue())
+        # Last: a marker promises that pixels and sidecar are there whole.
         self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
 
     def _columns(self, names: Sequence[str], patches: list[Patch], pixels: Rows) -> Rows:
@@ -226,9 +241,10 @@ class Writer:
         columns = {column.name: _empty(column, len(patches)) for column in self.plan.columns}
         for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
             hashed = content_hash([block[place] for block in pixels.values()])
-            made = {"patch_id": name, "valid_bands": patch.valid_bands, "content_hash": hashed}
+            made: Values = {"patch_id": name, "valid_bands": patch.valid_bands, "content_hash": hashed}
             for column, value in (patch.values | made | {"error_code": ERRORS[patch.error]}).items():
                 columns[column][place] = value
+        # Archives list bad patches in their splits, too; training must never draw them.
         for split in self.plan.splits:
             columns[f"split_{split}"][np.isin(columns["error_code"], UNUSABLE)] = NO_SPLIT
         return columns
@@ -270,7 +286,7 @@ class Writer:
         self.work.remove()
         return dict(read_description(self.store).attributes.get("errors", {}))
 
-    def _write_statistics(self, group: Any, parts: list[Any]) -> None:
+    def _write_statistics(self, group: Any, parts: list[NpzFile]) -> None:
         """Write the band statistics into the attributes of the pixel arrays."""
         split = self.plan.statistics_split
         source = f"{split}:train" if split in self.plan.splits else "all"
@@ -278,7 +294,7 @@ class Writer:
             tallies = [{key: part[f"{key}_{array.name}"] for key in ("sums", "bins")} for part in parts]
             group[array.name].attrs["statistics"] = statistics(tallies, array.dtype, source)
 
-    def _write_report(self, parts: list[Any]) -> dict[str, int]:
+    def _write_report(self, parts: list[NpzFile]) -> dict[str, int]:
         """Write the CSV of all problems, and count them by their error's name."""
         problems = [row for part in parts for row in json.loads(str(part["problems"]))]
         text = io.StringIO()
@@ -288,23 +304,25 @@ class Writer:
 
     def _mark_complete(self, errors: dict[str, int], hashes: dict[str, str]) -> None:
         """Write the group's attributes, and last, in one atomic write, that the store is complete."""
-        about = {
+        about: JsonObject = {
             "schema_version": SCHEMA_VERSION,
             "conversion": self.plan.identity,
             "complete": False,
             "pixel_arrays": [array.name for array in self.plan.arrays],
             "maps": [array.name for array in self.plan.maps],
-            "label_sets": list(self.plan.label_sets),
-            "splits": list(self.plan.splits),
+            "label_sets": [*self.plan.label_sets],
+            "splits": [*self.plan.splits],
             "patches": self.plan.patches,
-            "column_hashes": hashes,
-            "errors": errors,
-            "error_codes": ERRORS,
+            "column_hashes": {**hashes},
+            "errors": {**errors},
+            "error_codes": {**ERRORS},
         }
         zarr.open_group(zarr_place(self.store), mode="r+", use_consolidated=False).attrs.update(
             about | self.plan.attributes
         )
         with warnings.catch_warnings():
+            # Consolidated metadata are not in Zarr v3's specification yet, of which zarr warns; without them, opening a
+            # store in an object store takes a request for each array.
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(zarr_place(self.store))
         whole = json.loads(self.files.read("zarr.json") or b"{}")
@@ -324,7 +342,7 @@ def _measured(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_
     return np.stack([patch.measured.get(array.name, whole) for patch in kept]) if kept else None
 
 
-def _stack(patches: list[Patch], array: PixelArray) -> NDArray[Any]:
+def _stack(patches: list[Patch], array: PixelArray) -> NDArray[np.unsignedinteger]:
     """Stack the patches' pixels of one array; patches without pixels are zeros."""
     block = np.zeros((len(patches), *array.shape), array.dtype)
     for place, patch in enumerate(patches):
@@ -337,7 +355,7 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).hexdigest().encode()
 
 
-def _empty(column: Column, rows: int) -> NDArray[Any]:
+def _empty(column: Column, rows: int) -> ColumnArray:
     """Make a column of fill values."""
     dtype: Any = object if column.dtype == "string" else column.dtype
     return np.full((rows, column.width) if column.width else rows, column.fill, dtype=dtype)
@@ -354,7 +372,7 @@ def location_ids(columns: Rows) -> NDArray[np.int32]:
     return ids
 
 
-def _write_column(group: Any, column: Column, values: NDArray[Any]) -> None:
+def _write_column(group: Any, column: Column, values: AnyArray) -> None:
     """Write a metadata array in one chunk."""
     dimensions = ("patch", f"{column.name}_entry")[: values.ndim]
     options: dict[str, Any] = {"dtype": column.dtype, "fill_value": column.fill}

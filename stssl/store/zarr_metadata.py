@@ -1,8 +1,8 @@
-"""What a store says of itself: read within limits, checked before use, and compared with what its conversion wrote.
+"""Read a store's description within limits, check it before use, and compare it with what its conversion wrote.
 
-The root's `zarr.json` has a copy of the arrays' (consolidated metadata), which counts; so a store opens with one file.
-Where there is none, each array's own file is read. What gives numbers their meaning (the order of classes and bands,
-means, shapes, codes) has its hashes in the group's attributes.
+The root's `zarr.json` has a copy of the arrays' descriptions (consolidated metadata), so that a store opens with one
+file. Without it, each array's own file is read. Everything that gives numbers their meaning (the order of classes and
+bands, means, shapes, codes) has its hashes in the group's attributes.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from stssl.store.files import files_at
 from stssl.store.remote import RemoteFiles, is_remote
 from stssl.store.rules import ADVICE, Rule, are_names, check_array, is_list, is_name, is_whole, one_of, require
 from stssl.store.schema import COMMON, CONDITIONS, GEOREFERENCE, REGION, SCHEMA_VERSION
-from stssl.store.shards import MOST_PATCHES, known_layout
+from stssl.store.shards import MOST_PATCHES, ZarrTree, known_layout
 
 COLUMN_HASHES, DESCRIPTION_HASHES = "column_hashes", "description_hashes"
 ALL = "all"
@@ -34,33 +34,35 @@ _SCHEMA = {column.name: column for column in (*COMMON, *GEOREFERENCE, *REGION, *
 
 @dataclass(frozen=True)
 class Description:
-    """A store's group and arrays, checked.
+    """Hold the checked description of a store's group and arrays.
 
     Attributes:
-        attributes: Of the group.
+        attributes: Attributes of the group.
         arrays: Each array's description by name, as Zarr has it.
-        digest: Of the file that all began with.
+        digest: Hash of the root's `zarr.json`.
     """
 
-    attributes: dict[str, Any]
-    arrays: dict[str, dict[str, Any]]
+    attributes: ZarrTree
+    arrays: dict[str, ZarrTree]
     digest: str = field(default="", compare=False)
 
-    def about(self, name: str) -> dict[str, Any]:
-        """Attributes of an array."""
+    def about(self, name: str) -> ZarrTree:
+        """Return the attributes of an array."""
         return dict(self.arrays[name].get("attributes", {}))
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Arrays that are no columns."""
+        """Return the names of the arrays that are no columns."""
         return (*self.attributes["pixel_arrays"], *self.attributes.get("maps", ()))
 
 
-def _is_hashes(value: Any) -> bool:
+def _is_hashes(value: object) -> bool:
+    """Return True if a value is a table of hashes."""
     return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
 
 
-def _is_conversion(value: Any) -> bool:
+def _is_conversion(value: object) -> bool:
+    """Return True if a value says what a store is a conversion of."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("format"), str)
@@ -96,11 +98,12 @@ _LABELS: dict[str, Rule] = {
 
 
 def read_description(store: str) -> Description:
-    """Read and check all that a finished store says of itself.
+    """Read and check the description of a finished store.
 
     Raises:
-        DataError: Nothing there, not a store, its conversion was not finished, another schema version, or something in
-            it is damaged; names file and key.
+        DataError: There is no store, its conversion was not finished, it has another schema version, or something in
+            the
+            description is damaged; names file and key.
     """
     content = read_file(store, "zarr.json")
     if content is None and not is_remote(store) and os.path.lexists(store):
@@ -108,7 +111,7 @@ def read_description(store: str) -> Description:
     if content is None:
         raise DataError(f"there is no store at {store}. Make one with `stssl convert`.")
     file = f"{store}/zarr.json"
-    tree: dict[str, Any] = parse_json(content, f"{file} is damaged: it", advice=ADVICE)
+    tree: ZarrTree = parse_json(content, f"{file} is damaged: it", advice=ADVICE)
     require(tree, {"zarr_format": one_of(3), "node_type": one_of("group")}, f"{file}: ")
     attributes = tree.get("attributes", {})
     if not isinstance(attributes, dict):
@@ -129,7 +132,7 @@ def read_description(store: str) -> Description:
 
 
 def read_file(store: str, name: str) -> bytes | None:
-    """Read a description, of at most `JSON_BYTES`; None where there is none.
+    """Read a description of at most `JSON_BYTES` bytes; return None if there is none.
 
     Raises:
         DataError: It cannot be read, or is larger.
@@ -140,8 +143,8 @@ def read_file(store: str, name: str) -> bytes | None:
     return read_bounded(path, JSON_BYTES, advice=ADVICE) if os.path.lexists(path) else None
 
 
-def read_array(store: str, name: str) -> dict[str, Any] | None:
-    """Read and check an array's own description; None where there is none.
+def read_array(store: str, name: str) -> ZarrTree | None:
+    """Read and check an array's own description; return None if there is none.
 
     Raises:
         DataError: It is damaged; names file and key.
@@ -150,12 +153,13 @@ def read_array(store: str, name: str) -> dict[str, Any] | None:
     content = read_file(store, f"{name}/zarr.json")
     if content is None:
         return None
-    tree: dict[str, Any] = parse_json(content, f"{file} is damaged: it", advice=ADVICE)
+    tree: ZarrTree = parse_json(content, f"{file} is damaged: it", advice=ADVICE)
     check_array(tree, f"{file}: ")
     return tree
 
 
-def _check_version(attributes: dict[str, Any], store: str) -> None:
+def _check_version(attributes: ZarrTree, store: str) -> None:
+    """Refuse groups that are no finished stores of this schema version."""
     version = attributes.get("schema_version")
     if version is None:
         raise DataError(f"{store} is a Zarr group, but not a store of stssl: it has no schema_version")
@@ -168,7 +172,7 @@ def _check_version(attributes: dict[str, Any], store: str) -> None:
         raise DataError(f"the conversion to {store} was not finished. Run the same `stssl convert` again.")
 
 
-def _consolidated(tree: dict[str, Any], file: str) -> dict[str, Any] | None:
+def _consolidated(tree: ZarrTree, file: str) -> dict[str, ZarrTree] | None:
     """Return the arrays' descriptions that the root has, checked; None if it has none."""
     about = tree.get("consolidated_metadata")
     if about is None:
@@ -188,7 +192,7 @@ def _consolidated(tree: dict[str, Any], file: str) -> dict[str, Any] | None:
 
 
 def _listed(store: str) -> list[str]:
-    """Return names that arrays of a store without consolidated metadata may have."""
+    """List the names that arrays of a store without consolidated metadata may have."""
     return [name for name in files_at(store).names() if is_name(name) and name[0] != "." and name != "zarr.json"]
 
 
@@ -217,7 +221,7 @@ def _check_all(found: Description, store: str, places: dict[str, str]) -> None:
 
 
 def _image(found: Description, name: str, where: str) -> list[str]:
-    """Check an array of pixels; its bands."""
+    """Check the description of an array of pixels, and return its bands."""
     tree, about = found.arrays[name], found.about(name)
     shape = tree["shape"]
     require(tree, {"data_type": one_of("uint8", "uint16"), "fill_value": one_of(0)}, where)
@@ -251,12 +255,15 @@ def _image(found: Description, name: str, where: str) -> list[str]:
     return list(about["bands"])
 
 
-def _is_number(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and abs(value) < MOST_STATISTIC)
+def _is_number(value: object) -> bool:
+    """Return True if a value is a number that float32 can hold, or None."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return abs(value) < MOST_STATISTIC
+    return value is None
 
 
 def _check_column(found: Description, name: str, where: str) -> None:
-    """Check a metadata array against the number of patches, and those of every store against the schema."""
+    """Check a column's description against the number of patches and, if all stores have it, the schema."""
     tree, patches = found.arrays[name], found.attributes["patches"]
     shape, column = tree["shape"], _SCHEMA.get(name)
     if len(shape) > 2 or (shape[0] != patches and (column or name in found.attributes.get(COLUMN_HASHES, ()))):
@@ -269,7 +276,7 @@ def _check_column(found: Description, name: str, where: str) -> None:
 
 
 def _check_labels(found: Description, name: str, where: str) -> None:
-    """Check a label column."""
+    """Check the description of a label column."""
     tree, about = found.arrays[name], found.about(name)
     require(about, _LABELS, f"{where}attributes.")
     several, classes = about["kind"] == "multi-label", about["classes"]
@@ -281,16 +288,17 @@ def _check_labels(found: Description, name: str, where: str) -> None:
         )
 
 
-def description_hashes(attributes: Mapping[str, Any], arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Hash what gives a store's numbers their meaning, key by key, and all of it.
+def description_hashes(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> dict[str, str]:
+    """Hash everything that gives a store's numbers their meaning, key by key, and all hashes together.
 
-    Keys that somebody adds later have no hash, and none is compared with them.
+    Keys that are added later have no hash, and are not compared.
     """
     hashes = {key: _hash(value) for key, value in _meant(attributes, arrays)}
     return hashes | {ALL: _hash(hashes)}
 
 
-def _meant(attributes: Mapping[str, Any], arrays: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _meant(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values that give numbers their meaning."""
     for key, value in attributes.items():
         if key not in _NOT_MEANT:
             yield f"attributes.{key}", value
@@ -299,7 +307,8 @@ def _meant(attributes: Mapping[str, Any], arrays: Mapping[str, Mapping[str, Any]
         yield from ((f"{name}/attributes.{key}", value) for key, value in tree.get("attributes", {}).items())
 
 
-def _hash(value: Any) -> str:
+def _hash(value: object) -> str:
+    """Return the hash of a JSON value."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -331,7 +340,7 @@ def compare(found: Description, root: str, places: Mapping[str, str]) -> None:
             )
 
 
-def differing_keys(own: Mapping[str, Any], copy: Mapping[str, Any]) -> list[str]:
-    """Return the keys in which an array's own description differs from the root's copy of it."""
+def differing_keys(own: ZarrTree, copy: ZarrTree) -> list[str]:
+    """List the keys in which an array's own description differs from the root's copy of it."""
     first, second = (dict(_meant({}, {"": tree})) for tree in (own, copy))
     return sorted(key[1:] for key in first.keys() | second.keys() if first.get(key) != second.get(key))

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from stssl.archives.base import Example
 from stssl.archives.conversion import Options, Summary, convert, open_archive, verify_store
-from stssl.archives.formats import ARCHIVES
 from stssl.archives.options import FormatOption, all_options, named_folders, options_of
+from stssl.archives.registry import ARCHIVES
 from stssl.base.errors import ConfigError, DataError
 from stssl.commands.cli import app
 from stssl.store.description import describe_store
