@@ -57,8 +57,8 @@ def relabel(store: Path, row: int, label: int) -> None:
     seal(store, group)
 
 
-def seal(store: Path, group: dict) -> None:
-    """Write a store's root as a conversion that said this would have written it."""
+def seal(store: Path, group: dict[str, Any]) -> None:
+    """Write the description of a store's root, with hashes that fit it."""
     arrays = group["consolidated_metadata"]["metadata"]
     group["attributes"]["description_hashes"] = description_hashes(group["attributes"], arrays)
     (store / "zarr.json").write_text(json.dumps(group))

@@ -65,6 +65,7 @@ ImageSize = Annotated[int, Field(ge=2, le=4096)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 """Number of threads in one process."""
 MOST_ROWS = 2**20
+"""Largest number of patches in a global batch."""
 BatchSize = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 """Number of patches in a global batch."""
 Share = Annotated[float, Field(ge=0, le=1)]

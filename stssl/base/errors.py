@@ -9,7 +9,7 @@ class StsslError(Exception):
 
     exit_code = 2
     passing = False
-    """Whether it may be over by itself soon, so that trying again is worth it."""
+    """True if the cause may end by itself soon, so that another try may succeed."""
 
 
 class ConfigError(StsslError):
@@ -21,7 +21,7 @@ class DataError(StsslError):
 
 
 class UnreachableError(DataError):
-    """A server that has the data does not answer, or breaks off."""
+    """Report that a server that has the data does not answer, or breaks off an answer."""
 
     passing = True
 

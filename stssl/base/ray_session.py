@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 from stssl.base.errors import RunError
 
@@ -53,8 +52,8 @@ def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int
         ray.shutdown()
 
 
-def _take_back(number: signal.Signals, handler: Any) -> None:
-    """Heed a signal as before Ray, whose own handler of it ends the process without a word."""
+def _take_back(number: signal.Signals, handler: object) -> None:
+    """Restore the handler of a signal that Ray replaced: Ray's own ends the process without a message."""
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(number, handler)
 

@@ -1,4 +1,4 @@
-"""Signals that ask a command to end: it does so as after Ctrl-C, whatever it was about, in one line."""
+"""Turn signals that ask a command to end into an exception, so that every command ends in one line."""
 
 import contextlib
 import signal
@@ -10,20 +10,23 @@ from types import FrameType
 from stssl.base.errors import StoppedError
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
-"""What ends a command, and what it is called in messages."""
+"""Signals that end a command, and their names in messages."""
 TOGETHER_S = 1.0
-"""Signals so close to each other count as one: some programs hand on a Ctrl-C that the terminal sends to all."""
+"""Signals within this many seconds count as one: the terminal sends Ctrl-C to all processes, and some send it on."""
 
 
 _asked: list[signal.Signals] = []
-"""Signals that asked this process to end; Ray makes a new `KeyboardInterrupt`, which could not tell its signal."""
+"""Signals that asked this process to end.
+
+They are kept here, since Ray replaces the exception by a `KeyboardInterrupt` that does not say which signal it was.
+"""
 
 
 class Asked(KeyboardInterrupt):
-    """The process got a signal to end; passes through code as Ctrl-C does."""
+    """Report that a signal asked the process to end; code passes it on as it passes on Ctrl-C."""
 
     def __init__(self, number: int) -> None:
-        """Remember the signal."""
+        """Store the signal for `stopped`."""
         super().__init__()
         _asked.append(signal.Signals(number))
 
@@ -36,10 +39,12 @@ def stopped(words: str = "What is written is whole; run the same command again t
 
 @contextlib.contextmanager
 def heeding_signals() -> Iterator[None]:
-    """Raise `Asked` where a signal asks the process to end; one that is ignored, as under `nohup`, stays ignored.
+    """Raise `Asked` in the main thread when a signal asks the process to end, for as long as the context lasts.
+
+    Signals that are ignored already, as under `nohup`, stay ignored.
 
     Raises:
-        StoppedError: One did. From then on signals are ignored, so that nothing disturbs what closes files and workers.
+        StoppedError: A signal asked the process to end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -60,6 +65,7 @@ def heeding_signals() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, StoppedError) as asked:
+        # Ignored from now on, so that a second signal does not interrupt the code that closes files and workers.
         before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
         if isinstance(asked, StoppedError):
             raise

@@ -182,7 +182,7 @@ def _room(path: Path, size: int | None) -> str:
 
 
 def free_room(path: Path) -> str:
-    """Say how much room there is where a file lies, and where that is."""
+    """Describe how much room is left on the disk of a file, and the folder that was asked about."""
     folder = next((above for above in path.absolute().parents if above.is_dir()), Path("/"))
     try:
         free = as_size(shutil.disk_usage(folder).free)
