@@ -9,12 +9,12 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from stssl.training.run_files import MetricsRow
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MetricsRow = Mapping[str, Any]
-"""A row of a run's metrics, as it was read from its file."""
 AnyFloats = NDArray[np.floating[Any]]
 """An array of floats of any precision."""
 COLORS = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")

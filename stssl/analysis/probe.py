@@ -43,7 +43,7 @@ from stssl.training.run_files import ProbeFile, read_run_file
 from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run, never_finite, read_own_state
 
-ProbeRow = dict[str, Any]
+ProbeResult = dict[str, Any]
 """Results of one method and number of labels, as their file has them: settings, and scores by part."""
 COOLER = "Pretrain with a lower optimizer.lr, optimizer.clip=1.0 or compute.precision=fp32, as name=ANOTHER."
 """Advice where pretraining diverged."""
@@ -82,7 +82,7 @@ class Probed:
         path: File that has them.
     """
 
-    rows: list[ProbeRow]
+    rows: list[ProbeResult]
     path: Path
 
 
@@ -145,7 +145,7 @@ def probe_run(
     frozen = freeze(encoder, recipe, data, targets)
     weights = "random" if random else "pretrained"
     target = folder.path / "probe" / f"{weights}-s{seed}.json"
-    rows: list[ProbeRow] = []
+    rows: list[ProbeResult] = []
     for text, rule in rules.items():
         positives = space.positives(targets).numpy().astype(np.int64)
         labeled = np.sort(draw_labeled(positives, data.split.train, rule, None))
@@ -164,7 +164,7 @@ def probe_run(
     return Probed(written, target)
 
 
-def _kept(path: Path, fresh: list[ProbeRow]) -> list[ProbeRow]:
+def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
     """Read the rows of the same weights and settings that an earlier call wrote and this one does not replace."""
     new = {(row["method"], row["labels"]) for row in fresh}
     same = {(row["step"], json.dumps(row["protocol"])) for row in fresh}
@@ -249,7 +249,7 @@ def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, ta
 
 def linear(
     labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig, seed: int
-) -> ProbeRow:
+) -> ProbeResult:
     """Train a linear layer on frozen features and score it at its best epoch on validation.
 
     Args:
@@ -296,7 +296,7 @@ def _scores(layer: nn.Module, frozen: Frozen, space: LabelSpace, part: str) -> d
 
 
 @torch.no_grad()
-def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig) -> ProbeRow:
+def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig) -> ProbeResult:
     """Score k-NN among the labeled patches on validation and test.
 
     Args:
@@ -316,7 +316,7 @@ def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, 
 
 def tuned(
     folder: RunFolder, recipe: PretrainRecipe, rule: LabelsConfig, options: LinearConfig, *, random: bool, name: str
-) -> ProbeRow:
+) -> ProbeResult:
     """Fine-tune the whole network in a supervised run, from pretrained or random weights, and score it.
 
     Args:

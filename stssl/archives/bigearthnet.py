@@ -22,7 +22,7 @@ from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
 from stssl.archives.places import crs_of, epsg_of
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
 from stssl.archives.split_lists import find_list, listed_splits, split_codes, split_notes
-from stssl.archives.tables import ABOUT, NAMES, columns_of, read_table
+from stssl.archives.tables import ABOUT, ID_NAMES, columns_of, read_table
 from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import digest_of
@@ -236,8 +236,8 @@ def _countries(names: tuple[str, ...], path: Path | None) -> AnyArray:
     """Return the country of each patch from a table, or from v2.0's tables in a folder; empty if it is not known."""
     known: dict[str, str] = {}
     for file in sorted(path.glob("metadata*.parquet")) if path and path.is_dir() else [path] if path else []:
-        table = columns_of(read_table(file), {name: (name,) for name in NAMES} | {"country": ABOUT["country"]}, file)
-        for key in NAMES:
+        table = columns_of(read_table(file), {name: (name,) for name in ID_NAMES} | {"country": ABOUT["country"]}, file)
+        for key in ID_NAMES:
             for name, country in zip(table.get(key, ()), table.get("country", ()), strict=False):
                 known[str(name)] = "" if country is None else str(country)
     return np.array([known.get(name) or "" for name in names], object)

@@ -23,7 +23,7 @@ from stssl.archives.examples import grid_around, write_bands
 from stssl.archives.images import open_picture, read_bytes, read_image
 from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.sentinel2 import EUROPE, RESOLUTION, grid_place, keep_pixels
-from stssl.archives.tables import ABOUT, NAMES, columns_of, read_table
+from stssl.archives.tables import ABOUT, ID_NAMES, columns_of, read_table
 from stssl.archives.tiff import georeference
 from stssl.archives.zips import check_directory
 from stssl.base.errors import ConfigError, DataError
@@ -300,7 +300,7 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
     Raises:
         DataError: The table cannot be read or lacks a column.
     """
-    wanted = {"name": NAMES, "lat": ABOUT["lat"], "lon": ABOUT["lon"]}
+    wanted = {"name": ID_NAMES, "lat": ABOUT["lat"], "lon": ABOUT["lon"]}
     read = read_table(table)
     found = columns_of(read, wanted, table)
     if len(found) < len(wanted):

@@ -71,7 +71,7 @@ _TURNED = (2, 3, 4, 5, 6, 7, 8)
 """EXIF orientations other than upright."""
 
 
-T = TypeVar("T", bound=np.generic)
+PixelType = TypeVar("PixelType", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -358,7 +358,7 @@ def _upright(data: bytes, file: DatasetReader, name: str) -> int:
     return orientation if orientation in _TURNED else 1
 
 
-def _turned(values: NDArray[T], orientation: int) -> NDArray[T]:
+def _turned(values: NDArray[PixelType], orientation: int) -> NDArray[PixelType]:
     """Turn [bands, H, W] upright by its EXIF orientation."""
     if orientation == 1:
         return values

@@ -51,7 +51,7 @@ def is_missing(cell: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Labels:
+class TableLabels:
     """Hold what was read from a column of labels.
 
     Attributes:
@@ -65,7 +65,7 @@ class Labels:
     notes: tuple[str, ...]
 
 
-def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -> Labels:
+def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -> TableLabels:
     """Read a column of class names.
 
     Args:
@@ -94,7 +94,7 @@ def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -
     found = {own for names in rows for own in names}
     classes = tuple(sorted(found, key=lambda own: (float(own) if numbers else 0.0, own)))
     place = {own: number for number, own in enumerate(classes)}
-    return Labels(
+    return TableLabels(
         classes,
         tuple(tuple(place[own] for own in names) for names in rows),
         tuple(_notes(name, cells, rows, classes, several)),

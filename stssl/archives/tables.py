@@ -241,7 +241,7 @@ def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[object]:
     return cells
 
 
-NAMES = ("patch_id", "s2v1_name", "patch", "name", "filepath", "filename", "path", "image")
+ID_NAMES = ("patch_id", "s2v1_name", "patch", "name", "filepath", "filename", "path", "image")
 ABOUT = {
     "country": ("country",),
     "lat": ("lat", "latitude"),

@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from stssl.analysis.figures import MetricsRow
-from stssl.analysis.probe import ProbeRow
+from stssl.analysis.probe import ProbeResult
 from stssl.archives.conversion import Summary
 from stssl.recipes.recipe import RunRecipe
 from stssl.store.schema import printable
 from stssl.training.launch import Watch, check_run, run
+from stssl.training.run_files import MetricsRow
 from stssl.training.run_folder import RunFolder
 
 EVERY = 10
@@ -119,7 +119,7 @@ def run_with_progress(console: Console, recipe: RunRecipe) -> Path:
         return run(recipe, watch, checked=True).path
 
 
-def probe_table(rows: list[ProbeRow]) -> Table:
+def probe_table(rows: list[ProbeResult]) -> Table:
     """Make a table of scores on test, one line for each method and number of labels."""
     scores = [name for name in ("mAP", "mAP_micro", "accuracy", "balanced_accuracy", "F1") if name in rows[0]["test"]]
     table = Table(title="test")

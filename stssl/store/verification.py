@@ -17,7 +17,7 @@ from stssl.store.reader import StoreReader
 from stssl.store.remote import is_remote
 from stssl.store.schema import ERRORS, Patch
 from stssl.store.store import Store
-from stssl.store.zarr_metadata import COLUMN_HASHES, differing_keys, read_array
+from stssl.store.zarr_metadata import COLUMN_HASHES, differing_entries, read_array
 
 BATCH = 64
 CACHE_BYTES = 4_000_000_000
@@ -110,7 +110,7 @@ def _changed_descriptions(store: Store) -> list[str]:
             continue
         if own is None and (files_at(store.path) / name).names():  # else its patches and rows are said to be lost
             problems.append(f"{name}/zarr.json is missing: programs other than this one need it")
-        elif own is not None and (differ := differing_keys(own, copy)):
+        elif own is not None and (differ := differing_entries(own, copy)):
             problems.append(f"{name}/zarr.json: {', '.join(differ)} differs from the copy in the store's zarr.json")
     return problems
 

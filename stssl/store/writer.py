@@ -47,7 +47,7 @@ from stssl.store.shards import known_layout
 from stssl.store.zarr_metadata import DESCRIPTION_HASHES, description_hashes, read_array, read_description, read_file
 
 CODECS: dict[str, Literal["lz4", "zstd"] | None] = {"lz4": "lz4", "zstd": "zstd", "none": None}
-Rows = dict[str, ColumnArray]
+ColumnArrays = dict[str, ColumnArray]
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Writer:
         # Last: a marker promises that pixels and sidecar are there whole.
         self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
 
-    def _columns(self, names: Sequence[str], patches: list[Patch], pixels: Rows) -> Rows:
+    def _columns(self, names: Sequence[str], patches: list[Patch], pixels: ColumnArrays) -> ColumnArrays:
         """Arrange the metadata of a shard's patches as columns."""
         columns = {column.name: _empty(column, len(patches)) for column in self.plan.columns}
         for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
@@ -249,7 +249,7 @@ class Writer:
             columns[f"split_{split}"][np.isin(columns["error_code"], UNUSABLE)] = NO_SPLIT
         return columns
 
-    def _counted(self, columns: Rows) -> NDArray[np.bool_]:
+    def _counted(self, columns: ColumnArrays) -> NDArray[np.bool_]:
         """Select the patches whose pixels the statistics are computed on."""
         split = columns.get(f"split_{self.plan.statistics_split}")
         whole = ~np.isin(columns["error_code"], UNUSABLE)
@@ -361,7 +361,7 @@ def _empty(column: Column, rows: int) -> ColumnArray:
     return np.full((rows, column.width) if column.width else rows, column.fill, dtype=dtype)
 
 
-def location_ids(columns: Rows) -> NDArray[np.int32]:
+def location_ids(columns: ColumnArrays) -> NDArray[np.int32]:
     """Number places: equal UTM corners are one place; without corners the archive's own numbers are taken."""
     if "ulx" not in columns:
         return np.asarray(columns["location_id"], np.int32)

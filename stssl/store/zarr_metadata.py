@@ -340,7 +340,7 @@ def compare(found: Description, root: str, places: Mapping[str, str]) -> None:
             )
 
 
-def differing_keys(own: ZarrTree, copy: ZarrTree) -> list[str]:
+def differing_entries(own: ZarrTree, copy: ZarrTree) -> list[str]:
     """List the keys in which an array's own description differs from the root's copy of it."""
     first, second = (dict(_meant({}, {"": tree})) for tree in (own, copy))
     return sorted(key[1:] for key in first.keys() | second.keys() if first.get(key) != second.get(key))

@@ -13,7 +13,7 @@ from stssl.recipes.run_data import PixelData
 from stssl.steps.base import TrainingStep
 from stssl.training.checkpoints import Checkpoints
 
-Raw = TypeVar("Raw")
+Loaded = TypeVar("Loaded")
 """What a loader delivers: stored pixels in host memory."""
 Raw_co = TypeVar("Raw_co", covariant=True)
 Made = TypeVar("Made")
@@ -55,7 +55,7 @@ class Validation(NamedTuple):
     score: float | None
 
 
-class Task(ABC, Generic[R, Raw, Made]):
+class Task(ABC, Generic[R, Loaded, Made]):
     """Own one rank's parts of a run that depend on the kind of its recipe.
 
     Attributes:
@@ -68,7 +68,7 @@ class Task(ABC, Generic[R, Raw, Made]):
 
     recipe: R
     step: TrainingStep
-    loader: BatchLoader[Raw]
+    loader: BatchLoader[Loaded]
     device: torch.device
     data: PixelData
 
@@ -97,7 +97,7 @@ class Task(ABC, Generic[R, Raw, Made]):
         return self.loader.rows_at(self.recipe.schedule.steps - 1)
 
     @abstractmethod
-    def batch(self, raw: Raw) -> Made:
+    def batch(self, raw: Loaded) -> Made:
         """Turn rows from the loader into normalized views on the device."""
 
     def micro_batches(self, batch: Made, progress: Progress) -> list[tuple[object, ...]]:
