@@ -57,6 +57,7 @@ def absolute(path: str) -> str:
         raise ValueError("the path is empty")
     if "\0" in path:
         raise ValueError("a path cannot hold the character NUL")
+    # Not `Path.resolve`, which follows links: users know a folder by the name that they gave.
     return os.path.abspath(from_home(path))  # noqa: PTH100
 
 

@@ -74,6 +74,7 @@ def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
         bits = _mix(_key(key)[:, None] + steps)
+    # The highest 24 bits, since a float32 has 24: more would be rounded, sometimes up to 1.0.
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
@@ -93,5 +94,6 @@ def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
     with np.errstate(over="ignore"):
         key = _key((seed, stream, epoch))
     order = np.random.Generator(np.random.Philox(key=int(key[0]))).permutation(size)
+    # All callers get this one array from the cache: a change by one would be seen by all.
     order.setflags(write=False)
     return order

@@ -71,6 +71,7 @@ def write_whole(
 def _sole(path: Path) -> Iterator[BinaryIO]:
     """Open an empty file that no other process writes, and remove it if the caller fails before renaming it."""
     while True:
+        # O_NOFOLLOW, so that a link of this name cannot lead the write to another file.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         with contextlib.suppress(OSError):  # some network file systems know no locks
             fcntl.flock(handle, fcntl.LOCK_EX)

@@ -88,6 +88,7 @@ class _Loader(yaml.SafeLoader):
             ConfigError: It does not fit into 64 bits.
         """
         text = node.value.replace("_", "")
+        # 80 characters hold 64 bits even in binary notation; `int` refuses thousands of digits with words of its own.
         value = int(text, 0) if len(text) <= 80 else 1 << 64
         if not -(1 << 63) <= value < 1 << 63:
             raise _wrong(node, f"the number {shown(node.value)} does not fit into 64 bits")

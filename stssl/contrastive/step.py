@@ -134,6 +134,7 @@ class ContrastiveStep(TrainingStep):
         self.networks = nn.ModuleDict(trained)
         self.momentum = Ema(encoder, config.momentum)
         self.momentum.network.train()
+        # Only BatchNorm mixes the rows of a batch; without it there is nothing that a shuffle could hide.
         self.queue = Queue(config.queue, config.projection)
         self.shuffles = bool(batchnorms(encoder))
         self._fresh: Tensor | None = None

@@ -143,6 +143,7 @@ class _Frozen:
         for layer in self.layers:
             self.saved.append((layer.running_mean, layer.running_var, layer.num_batches_tracked))
             for name in ("running_mean", "running_var", "num_batches_tracked"):
+                # Without running statistics BatchNorm normalizes by the batch, and has nothing that it could update.
                 layer._buffers[name] = None
 
     def __exit__(self, *error: object) -> None:
