@@ -49,7 +49,7 @@ def write_bands(path: Path, values: Sequence[int], size: int, grid: ExampleGrid)
         path: File to write; its folder is made.
         values: For each band the value of all its pixels.
         size: Width and height in pixels.
-        grid: Where it lies.
+        grid: Its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     step = grid.side / size

@@ -44,7 +44,7 @@ DRIVERS = {
 }
 """First bytes of a file -> the one GDAL driver that may open it."""
 MOST_BANDS, MOST_PATCH_BYTES = 256, 1 << 27
-"""What a raster that holds one patch is never larger than, as a file and decoded."""
+"""Most bands of an image, and most bytes of its file and of its decoded pixels: no patch has more."""
 MOST_TILES = 4096
 """Tiles of a JPEG 2000 file: its library sets kilobytes aside for each when it is opened."""
 _CODESTREAM = b"\xff\x4f\xff\x51"

@@ -23,7 +23,7 @@ from stssl.base.errors import DataError
 MISSING = frozenset(
     ("", "nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null", "nil", "nat", "-", "--", "---", "\\n")
 )
-"""What stands for no value, in small letters, as pandas, SQL and people write it."""
+"""Words for a missing value, in small letters, as pandas, SQL and people write them."""
 DOUBTFUL = frozenset(("unknown", "unlabeled", "unlabeled", "undefined", "missing", "nodata", "no data", "-1", "?"))
 """Class names that often mean that there is no label."""
 BIGEARTHNET_LABELS = frozenset(LABELS_43) | frozenset(LABELS_19)
@@ -57,7 +57,7 @@ class TableLabels:
     Attributes:
         classes: Names, sorted; by value if all are numbers.
         rows: For each row the numbers of its classes; empty without a label.
-        notes: What a user should look at, one line each.
+        notes: Remarks for the user, one line each.
     """
 
     classes: tuple[str, ...]

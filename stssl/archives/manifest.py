@@ -31,7 +31,7 @@ from stssl.store.schema import label_columns as labels_of
 PATHS = ("path", "filepath", "file_path", "filename", "file_name", "image", "image_path", "file")
 READ = ("country", "lat", "lon", "label", "labels", "time", "location_id", "split")
 WANTED = {"path": PATHS} | {name: ABOUT[name] for name in READ}
-"""What a manifest may say -> spellings of the column, the first that is there."""
+"""Facts that a manifest may state, and the names that their column may have; the first one found is read."""
 TRIED_IMAGES = 16
 MOST_BANDS = 16
 """Bits of `valid_bands`."""

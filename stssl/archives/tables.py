@@ -14,7 +14,7 @@ from stssl.base.errors import DataError, first_line
 from stssl.base.textfiles import MOST_BYTES, decode_text, read_unpacked
 
 SEPARATORS = ",;\t|"
-"""What may stand between a text table's cells; its first line shows which."""
+"""Signs that may separate the cells of a text table; its first line shows which one does."""
 FORM = "a table is a CSV or Parquet file such as: path,label,lat,lon,time,split (first line), then a line an image"
 KINDS = (
     (b"PK\x03\x04", "a zip archive or spreadsheet"),
@@ -153,9 +153,9 @@ class TableColumns:
     """List which of a table's columns are read, and which are not.
 
     Attributes:
-        used: What is read -> the column's name in the table.
+        used: For each fact that is read, its column's name in the table.
         unused: Names of the other columns.
-        doubled: What is read -> columns that could be it as well, and are not.
+        doubled: For each fact that is read, other columns that could state it and are not read.
     """
 
     used: dict[str, str]
@@ -178,9 +178,9 @@ def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], 
     """Find the wanted columns under any of their spellings, the earlier ones first.
 
     Args:
-        names: Of the table's columns.
-        wanted: What to read -> its spellings in small letters.
-        path: Of the table, for the message.
+        names: Names of the table's columns.
+        wanted: For each fact to read, the names that its column may have, in small letters.
+        path: Path of the table, for messages.
 
     Raises:
         DataError: Two columns have one spelling but for case and spaces.
@@ -209,7 +209,7 @@ def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path
 
     Args:
         table: The table.
-        wanted: What to read and its spellings in small letters.
+        wanted: For each fact to read, the names that its column may have, in small letters.
         path: Path of the table, for messages.
 
     Raises:

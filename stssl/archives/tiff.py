@@ -35,9 +35,9 @@ _EXPECTED: dict[int, TagValues] = {
 _NEEDED = (_WIDTH, _HEIGHT, _BITS, _OFFSETS, _COUNTS)
 _KIND, _PHOTOMETRIC, _ORIENTATION, _EXTRA, _NODATA = 254, 262, 274, 338, 42113
 _EXPECTED |= {_KIND: (0,), _PHOTOMETRIC: (1,), _ORIENTATION: (1,), _NODATA: (b"0",)}
-"""What the tags must be where they are there; BigEarthNet v2 declares 0 as its nodata value, which 0 is taken for."""
+"""Values that tags must have if they are present. BigEarthNet v2 declares 0 as its nodata value."""
 _ABSENT: dict[int, TagValues] = {_KIND: (0,), _NODATA: (b"0",)}
-"""What an absent tag means where that is not 1."""
+"""Values of absent tags whose default is not 1."""
 _RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE, _TIEPOINT, _GEOKEYS, _EXTRA})
 
 

@@ -50,7 +50,7 @@ def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split:
     Args:
         parts: What `tally` returned for each shard.
         dtype: Type of the pixels.
-        split: What they were counted on, such as `official:train`.
+        split: Name of the patches that were counted, such as `official:train`.
 
     Returns:
         Lists with a number for each band, None if nothing was counted.

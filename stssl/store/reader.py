@@ -28,7 +28,7 @@ from stssl.store.zarr_metadata import read_array
 
 __all__ = ["RawPixels", "StoreReader", "Stored", "ZarrArray"]
 SIZE_UNKNOWN = 2**62
-"""Of a shard whose end alone is looked at; zarr finds spans beyond it."""
+"""Size of a shard of which only the end is read; zarr itself finds spans beyond the file."""
 
 
 class ZarrArray:

@@ -41,7 +41,7 @@ CLIENT_VARIABLES = (
     "timeout",
     "user_agent",
 )
-"""What the provider's variables may say of clients: AWS_ALLOW_HTTP, AWS_TIMEOUT, AWS_PROXY_URL, ..."""
+"""Options of clients that the provider's variables may set: AWS_ALLOW_HTTP, AWS_TIMEOUT, AWS_PROXY_URL, ..."""
 BODIES = 3
 """How often an answer that breaks off is asked for again."""
 CREDENTIALS = (

@@ -15,7 +15,7 @@ from stssl.base.arrays import AnyArray
 from stssl.base.json_types import JsonMapping, JsonObject
 
 Value = str | int | float | bool | np.generic | AnyArray
-"""What a patch has in one column."""
+"""Value of one patch in one column."""
 Values = dict[str, Value]
 """Values of a patch by the name of their column."""
 

@@ -31,7 +31,7 @@ from stssl.store.encode import EMPTY, SHARD_CHECKSUMS, shard_checksum, tail_byte
 
 SPARE_FILES = 256
 MOST_PIXELS, MOST_PATCHES = 2**28, 2**28
-"""Of a patch and of an array: a damaged description must not make a reader ask for all memory."""
+"""Limits of a patch's values and an array's patches: a damaged description must not make a reader take all memory."""
 BLOSC_OVERHEAD = 16
 RESIDUE = 0x48674BC7
 """The crc32c of anything that is followed by its own crc32c."""
@@ -54,9 +54,9 @@ class Layout:
     blosc: bool
     fill: int
     checked: bool = False
-    """Whether each patch is followed by its crc32c."""
+    """True if each patch is followed by its crc32c."""
     checksums: tuple[int, ...] = ()
-    """Of each shard's end; none in stores of before there were such."""
+    """Checksum of each shard's end; none in older stores."""
 
     @property
     def patch_bytes(self) -> int:

@@ -25,7 +25,7 @@ from stssl.store.zarr_metadata import COLUMN_HASHES, DESCRIPTION_HASHES, Descrip
 
 __all__ = ["BandGroup", "Store", "StoreReader"]
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
-"""What zarr raises where a column's chunks are not what they should be."""
+"""Exceptions that zarr raises for damaged chunks of a column."""
 _TOLD: set[str] = set()
 """Stores of which this process has told that they are without checksums."""
 

@@ -100,7 +100,7 @@ def verify(
 
 
 def _changed_descriptions(store: Store) -> list[str]:
-    """Each array's own file, which other programs read, against the root's copy of it, which this one reads."""
+    """Compare each array's own description, which other programs read, with the root's copy, which this one reads."""
     problems = []
     for name, copy in store.description.arrays.items():
         try:
