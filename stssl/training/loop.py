@@ -162,7 +162,7 @@ def save_and_stop(train_state: TrainState, stop: StopRequest) -> None:
     train_state.folder.checkpoints.wait()
     by = stop.by or signal.SIGTERM
     raise StoppedError(
-        f"asked to end ({by.name}) after step {train_state.progress.step}; the same command goes on from there "
+        f"asked to end ({by.name}) after step {train_state.progress.step}; the same command continues from there "
         f"({train_state.folder.path})",
         exit_code=128 + by,
     )

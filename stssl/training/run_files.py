@@ -228,7 +228,7 @@ def read_rows(path: Path, numbers: bool) -> Rows:
     """
     if not is_there(path):
         return Rows([], 0)
-    data = read_bounded(path, ROWS_BYTES, RunError, "Remove it: the run goes on without its earlier rows.")
+    data = read_bounded(path, ROWS_BYTES, RunError, "Remove it: the run continues without its earlier rows.")
     found: list[MetricsRow] = []
     damaged = 0
     for line in data.split(b"\n"):

@@ -231,7 +231,7 @@ def with_fallback(function: Callable[P, T], free: bool = True) -> Callable[P, T]
             return chosen[0](*arguments, **named)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            LOG.warning("compute.compile: going on without torch.compile: %s", reason)
+            LOG.warning("compute.compile: continuing without torch.compile: %s", reason)
             chosen[0] = function
             return function(*arguments, **named)
 

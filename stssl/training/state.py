@@ -152,7 +152,7 @@ class TrainState:
             except UnusableError as error:
                 problems.append(str(error))
             else:
-                problems = [f"{problem}; going on from the one before" for problem in problems]
+                problems = [f"{problem}; continuing from the one before" for problem in problems]
                 problems += self._check_best()
                 break
         else:

@@ -198,7 +198,7 @@ def test_the_checkpoint_before_is_used_and_one_warning_says_so(copy, finished, h
     harm(last)
     run(recipe)
     (warning,) = [line.getMessage() for line in caplog.records if "checkpoint" in line.getMessage()]
-    assert str(last) in warning and warning.endswith("going on from the one before")
+    assert str(last) in warning and warning.endswith("continuing from the one before")
     assert re.search(words, warning)
     weights = [read_state(path / "checkpoints" / "last.pt")["step"] for path in (folder.path, finished[1])]
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())

@@ -233,7 +233,7 @@ def test_a_compiled_run_ends_near_the_plain_one(without_batchnorm, recipe_tree, 
         losses.append([row["loss"] for row in RunFolder.of(recipe).rows()])
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), atol=2e-2, rtol=2e-2)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
-    assert "going on without torch.compile" not in caplog.text
+    assert "continuing without torch.compile" not in caplog.text
 
 
 def test_a_block_with_batchnorm_and_few_channels_goes_through_the_whole_compiler(monkeypatch, caplog):
@@ -253,7 +253,7 @@ def test_a_block_with_batchnorm_and_few_channels_goes_through_the_whole_compiler
         torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4)
     for one, other in zip(plain.layer2.buffers(), compiled.layer2.buffers(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    assert "going on without torch.compile" not in caplog.text
+    assert "continuing without torch.compile" not in caplog.text
 
 
 def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(caplog, monkeypatch):
@@ -266,7 +266,7 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(caplog, monkeypatch
     )
     double = with_fallback(lambda x: x * 2)
     assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
-    assert "going on without torch.compile" in caplog.text
+    assert "continuing without torch.compile" in caplog.text
     assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
 
 

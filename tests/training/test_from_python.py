@@ -62,7 +62,7 @@ def test_a_trained_run_is_loaded_by_its_path_alone(recipe_tree):
         load_run(folder.path / "nowhere")
 
 
-def of_first_release(folder, recipe, *, started=True):
+def of_first_release(folder):
     """Rewrite a run's files as 0.1.0 wrote them: `neighbours` in the recipe, `position` in checkpoints."""
     path = folder.path / "recipe.yaml"
     tree = yaml.safe_load(path.read_text())
@@ -77,15 +77,13 @@ def of_first_release(folder, recipe, *, started=True):
         state["position"] = state.pop("progress")
         file.unlink()
         write_state(state | {"written_by": "0.1.0"}, file)
-    if not started:
-        (folder.path / "record.json").unlink()
     return folder
 
 
 @pytest.fixture
 def old(recipe_tree):
     recipe = make(recipe_tree, name="old", schedule__steps=8)
-    return recipe, of_first_release(run(recipe), recipe)
+    return recipe, of_first_release(run(recipe))
 
 
 WORDS = r"was written by stssl 0\.1.*cannot read it\. Train again under another name.*or install stssl 0\.1"
