@@ -18,6 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 from stssl.archives import tiff
+from stssl.archives.base import Archive
 from stssl.archives.conversion import Options, convert, open_archive, verify_store
 from stssl.archives.synthetic import synthesize
 
@@ -69,11 +70,11 @@ def main() -> None:
         options.json.write_text(json.dumps({"settings": settings, "rows": rows, "rates": found}, indent=1))
 
 
-def read_slowly(archive: object, rows: range) -> None:
+def read_slowly(archive: Archive, rows: range) -> None:
     """Read patches by rasterio, without the faster reader of uncompressed strips."""
     with mock.patch.object(tiff, "strips", lambda data: None):
         for row in rows:
-            archive.read(row)  # type: ignore[attr-defined]
+            archive.read(row)
 
 
 if __name__ == "__main__":

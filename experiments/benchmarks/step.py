@@ -30,7 +30,7 @@ from stssl.base.batch import Batch, Progress, Stream, View
 from stssl.base.config import config_types, part_name
 from stssl.base.errors import ConfigError
 from stssl.base.labels import LabelSpace
-from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
+from stssl.models import EncoderConfig, InjectionConfig, Network, NetworkRole, build_network
 from stssl.recipes.optimizers import AdamWConfig
 from stssl.steps.parts import Outputs
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
@@ -116,7 +116,7 @@ def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStu
     prior = torch.full((space.groups, space.choices), 1 / space.choices)
     config = part(AlgorithmConfig, name)
 
-    def network(role: str) -> Network:
+    def network(role: NetworkRole) -> Network:
         return build_network(
             backbone=options.backbone,
             backbone_args={},
@@ -125,7 +125,7 @@ def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStu
             classes=options.classes,
             encoder=part(EncoderConfig, "raw"),
             injection=part(InjectionConfig, options.site),
-            role=role,  # type: ignore[arg-type]
+            role=role,
             weights="none",
             distill=True,
         )

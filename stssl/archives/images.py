@@ -315,7 +315,7 @@ def _premultiplied(data: bytes) -> bool:
     with warnings.catch_warnings(action="ignore"):
         try:
             with Image.open(BytesIO(data), formats=("TIFF",)) as image:
-                return 1 in image.tag_v2.get(338, ())  # type: ignore[attr-defined]
+                return 1 in image.tag_v2.get(338, ())  # type: ignore[attr-defined]  # only TIFFs have it
         except (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
             return False
 

@@ -1,4 +1,4 @@
-"""The logger that the whole package writes to."""
+"""Hold the logger that the whole package writes to."""
 
 import logging
 

@@ -31,7 +31,7 @@ class Asked(KeyboardInterrupt):
         _asked.append(signal.Signals(number))
 
 
-def stopped(words: str = "What is written is whole; run the same command again to go on.") -> StoppedError:
+def stopped(words: str = "What is written is whole; run the same command again to resume.") -> StoppedError:
     """Make the error for a command that a signal ended, with the signal's exit code."""
     by = _asked[0] if _asked else signal.SIGINT
     return StoppedError(f"interrupted ({SIGNALS[by]}). {words}", 128 + by)

@@ -173,7 +173,9 @@ def cannot_write(path: Path | str, problem: OSError, size: int | None = None) ->
     room = f" ({_room(Path(path), size)})" if problem.errno in FULL else ""
     advice = _ADVICE.get(problem.errno or 0)
     return f"cannot write {shown(str(path), 300)}: {reason}{room}. " + (
-        f"{advice}; then the same command goes on." if advice else "Once it can be written, the same command goes on."
+        f"{advice}; then the same command continues."
+        if advice
+        else "Once it can be written, the same command continues."
     )
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
         def get_classifier(self) -> nn.Module:
             """Return the layer that computes logits."""
+
+        def reset_classifier(self, num_classes: int) -> None:
+            """Replace the layer that computes logits; 0 removes it."""
 else:
     Backbone = nn.Module
 

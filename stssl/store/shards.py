@@ -161,7 +161,7 @@ class ShardedArray:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over the state; shards are opened at the first read."""
-        self.__init__(**state)  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]  # mypy forbids a call of __init__
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
         """Fill `out` with patches `rows`.

@@ -231,6 +231,7 @@ class Writer:
         problems = [[name, *problem] for name, patch in zip(names, patches, strict=True) for problem in patch.problems]
         buffer = io.BytesIO()
         sidecar |= checksums
+        # numpy's stubs take any keyword for `allow_pickle`.
         np.savez_compressed(buffer, problems=np.array(json.dumps(problems)), **sidecar)  # type: ignore[arg-type]
         self.work.write(f"{shard:06d}.npz", buffer.getvalue())
         # Last: a marker promises that pixels and sidecar are there whole.

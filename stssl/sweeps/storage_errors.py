@@ -9,7 +9,7 @@ from pathlib import Path
 from stssl.base.errors import RunError, first_line
 from stssl.base.whole_files import cannot_write, free_room
 
-GOES_ON = "then the same command goes on"
+GOES_ON = "then the same command continues"
 DAMAGED = (
     "It is damaged: put a whole copy back, or give this sweep another name (name=...). The runs of its trials are in "
     "their folders as they were."
@@ -70,7 +70,7 @@ def _explained(url: str, error: BaseException, what: str) -> str:
     where, why = without_password(url), first_line(cause)
     code = getattr(cause, "sqlite_errorname", "").removeprefix("SQLITE_").partition("_")[0]
     if not url.startswith("sqlite"):
-        return f"study: cannot {what} {where}: {why}. Once it can be reached, the same command goes on."
+        return f"study: cannot {what} {where}: {why}. Once it can be reached, the same command continues."
     room = f" ({free_room(Path(url.partition(':///')[2]))})" if code == "FULL" else ""
     return f"study: cannot {what} {where}: {why}{room}. {ADVICE.get(code, DAMAGED)}"
 

@@ -201,7 +201,7 @@ def build_encoder(model: BackboneConfig, bands: int, projection: int, mlp: bool)
         model.backbone, model.backbone_args, model.weights, size=model.image_size, in_channels=bands, classes=2
     )
     width = shape_of(backbone, model.backbone).width
-    backbone.reset_classifier(0)  # type: ignore[operator]
+    backbone.reset_classifier(0)
     return PretrainEncoder(backbone, width, projection, mlp)
 
 

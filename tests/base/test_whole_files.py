@@ -72,7 +72,7 @@ def test_a_limit_on_file_sizes_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EMFILE, errno.EROFS, errno.EIO])
 def test_each_reason_is_named_with_what_to_do(number):
     words = cannot_write("/there/file", OSError(number, os.strerror(number)), 12)
-    assert words.startswith(f"cannot write /there/file: {os.strerror(number)}") and words.endswith("goes on.")
+    assert words.startswith(f"cannot write /there/file: {os.strerror(number)}") and words.endswith("continues.")
     assert ("quota" in words) == (number == errno.EDQUOT) and ("ulimit -n" in words) == (number == errno.EMFILE)
     assert ("12 bytes needed" in words) == (number == errno.EDQUOT)  # control: room is no matter of the others
 

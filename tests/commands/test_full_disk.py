@@ -1,4 +1,4 @@
-"""Full disks: one line with place and room, nothing half-written, and the same command goes on once there is room."""
+"""Full disks: one line with place and room, nothing half-written, and the same command continues once there is room."""
 
 import re
 import subprocess
@@ -45,7 +45,7 @@ def test_a_conversion_says_how_much_room_there_is_and_goes_on_when_there_is_more
             go()
         except DataError as error:
             failed += 1
-            assert re.search(FULL, str(error)) and "the same command goes on" in str(error), error
+            assert re.search(FULL, str(error)) and "the same command continues" in str(error), error
             assert "\n" not in str(error)
             assert not list(disk.rglob("*.partial")), "half-written files"
             with pytest.raises(DataError):
