@@ -137,6 +137,10 @@ def module_arrows(package: Path) -> dict[str, set[str]]:
     """Map each module to the modules it imports."""
     files = files_of(package)
     trees = {name: ast.parse(path.read_text()) for name, path in files.items()}
+    # The package's own `__init__` names the API's types for type checkers only: it imports them when they are used.
+    if package.name in trees:
+        lazy = trees[package.name]
+        lazy.body = [node for node in lazy.body if not ast.unparse(node).startswith("if TYPE_CHECKING")]
     return {name: imports(tree, set(files)) - {name} for name, tree in trees.items()}
 
 

@@ -16,6 +16,7 @@ LAYERS = [
     ["training"],
     ["analysis"],
     ["sweeps"],
+    ["api"],
     ["commands"],
     ["__main__"],
 ]

@@ -54,7 +54,7 @@ class NaiveStep(TeacherStudentStep):
     def after_optimizer(self, bad: torch.Tensor | None = None) -> None:
         """Update averages by name, with a copy of all weights before and after."""
         for name, network in self._live():
-            average = self._average(name)
+            average = self.averaged_network(name)
             live = {key: value.clone() for key, value in network.state_dict().items()}
             held = {key: value.clone() for key, value in average.state_dict().items()}
             for key, _ in network.named_parameters():

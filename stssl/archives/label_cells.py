@@ -24,7 +24,7 @@ MISSING = frozenset(
     ("", "nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null", "nil", "nat", "-", "--", "---", "\\n")
 )
 """Words for a missing value, in small letters, as pandas, SQL and people write them."""
-DOUBTFUL = frozenset(("unknown", "unlabeled", "unlabeled", "undefined", "missing", "nodata", "no data", "-1", "?"))
+DOUBTFUL = frozenset(("unknown", "unlabeled", "unlabelled", "undefined", "missing", "nodata", "no data", "-1", "?"))
 """Class names that often mean that there is no label."""
 BIGEARTHNET_LABELS = frozenset(LABELS_43) | frozenset(LABELS_19)
 NEVER = {"|": "'|'", "\t": "tabs", "\n": "line breaks", "\r": "line breaks"}

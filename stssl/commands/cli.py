@@ -6,12 +6,13 @@ mistyped option must not wait for that.
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from stssl import __version__
 from stssl.algorithms import NAMES
 from stssl.archives.formats import FORMATS
 from stssl.base.errors import StsslError
@@ -60,16 +61,58 @@ _CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) n
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train land-cover classifiers from few labels and many unlabeled satellite patches."""
+
+
+@app.command("recipes")
+def recipes_command(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe, every default written out.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """List the recipes and sweeps that come with the package, or print one."""
+    from stssl.recipes.catalog import described_recipes, find_recipe, resolved_text
+
+    if name is None:
+        for line in described_recipes():
+            print(line)
+    else:
+        print(resolved_text(find_recipe(name), overrides or ()), end="")
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Show what this machine has: versions, CPU, GPU, Ray, free disk, and optional packages that are absent."""
+    from stssl.commands.doctor import examine
+
+    for line in examine():
+        print(line)
+
+
 @app.command("quickstart")
 def quickstart_command(
     out: Annotated[Path, typer.Option(help="Folder that keeps everything.", callback=local_path)] = Path("quickstart"),
     patches: Annotated[int, typer.Option(min=200, help="Patches of the generated archive.")] = 4000,
+    keep: Annotated[
+        Literal["all", "store", "none"], typer.Option(help="What stays of the generated data: all takes 1.2 GB.")
+    ] = "store",
     overrides: Overrides = None,
 ) -> None:
     """Run all steps on generated data: archive, store, training on two workers, evaluation, report."""
     from stssl.commands.quick_start import run_quickstart as go
 
-    print(go(out, console, patches, tuple(overrides or ())))
+    print(go(out, console, patches, tuple(overrides or ()), keep))
 
 
 @app.command("synthesize")
@@ -83,8 +126,8 @@ def synthesize_command(
     confounded: Annotated[bool, typer.Option(help="Let the date depend on the country.")] = True,
 ) -> None:
     """Write a synthetic archive in the file layout of BigEarthNet v1.0."""
+    from stssl.api.progress import counting
     from stssl.archives.synthetic import synthesize as go
-    from stssl.commands.progress import counting
 
     with counting(console, "write", "patches") as progress:
         written = go(out, patches, seed, locations=locations, confounded=confounded, progress=progress)
@@ -108,9 +151,9 @@ def convert_command(
     ray_address: Annotated[str | None, typer.Option(help="Cluster to convert on.")] = None,
 ) -> None:
     """Convert an archive to a Zarr store; the same command resumes an interrupted conversion."""
+    from stssl.api.progress import conversion_summary, counting
     from stssl.archives.conversion import Options
     from stssl.archives.conversion import convert as go
-    from stssl.commands.progress import conversion_summary, counting
 
     options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers, address=ray_address)
     with counting(console, "convert", "shards") as progress:
@@ -128,8 +171,8 @@ def verify_command(
     ] = None,
 ) -> None:
     """Check a store's checksums, hashes and counts, and with its archive every pixel."""
+    from stssl.api.progress import counting
     from stssl.archives.conversion import verify_store
-    from stssl.commands.progress import counting
 
     with counting(console, "verify", "patches") as progress:
         findings = verify_store(store, archive, progress, **given_options(ctx))
@@ -153,7 +196,9 @@ def inspect_command(
 
 @app.command("train")
 def train_command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=local_path)],
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a recipe (see `stssl recipes`) or YAML file.", callback=local_path)
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -163,24 +208,26 @@ def train_command(
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
 ) -> None:
     """Train a recipe; the same command resumes an interrupted run."""
-    from stssl.commands.progress import run_with_progress
+    from stssl.api.progress import run_with_progress
+    from stssl.recipes.catalog import find_recipe
     from stssl.recipes.recipe import load_recipe
 
-    print(run_with_progress(console, load_recipe(recipe, overrides or (), smoke)))
+    print(run_with_progress(console, load_recipe(find_recipe(recipe), overrides or (), smoke)))
 
 
 @app.command("pretrain")
 def pretrain_command(
-    recipe: Annotated[Path, typer.Argument(help="Pretraining recipe file (YAML).", callback=local_path)],
+    recipe: Annotated[str, typer.Argument(help="Name of a pretraining recipe or YAML file.", callback=local_path)],
     overrides: Overrides = None,
     smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 8 pairs a batch, no Ray, no hub.")] = False,
 ) -> None:
     """Pretrain a backbone without labels; training recipes start from it with model.weights=run:FOLDER."""
-    from stssl.commands.progress import run_with_progress
+    from stssl.api.progress import run_with_progress
+    from stssl.recipes.catalog import find_recipe
     from stssl.recipes.pretraining import PretrainRecipe
     from stssl.recipes.recipe import load_as
 
-    print(run_with_progress(console, load_as(PretrainRecipe, recipe, overrides or (), smoke)))
+    print(run_with_progress(console, load_as(PretrainRecipe, find_recipe(recipe), overrides or (), smoke)))
 
 
 @app.command("probe")
@@ -196,7 +243,7 @@ def probe_command(
 ) -> None:
     """Probe a pretrained backbone by a linear layer, k-NN or fine-tuning: chosen on validation, scored on test."""
     from stssl.analysis.probe import probe_run
-    from stssl.commands.progress import probe_table
+    from stssl.api.progress import probe_table
 
     results = probe_run(run, labels or ["all"], seed, random=random, fine_tune=fine_tune, overrides=overrides or ())
     console.print(probe_table(results.rows))
@@ -205,7 +252,9 @@ def probe_command(
 
 @app.command("sweep")
 def sweep_command(
-    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).", callback=local_path)],
+    file: Annotated[
+        str, typer.Argument(help="Name of a sweep (see `stssl recipes`) or YAML file.", callback=local_path)
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Sweep keys to change; change.KEY: recipe keys."),
@@ -214,18 +263,19 @@ def sweep_command(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds for each of these trials.")] = 5,
 ) -> None:
     """Search recipe keys; the same command resumes an interrupted sweep."""
+    from stssl.recipes.catalog import find_recipe
     from stssl.sweeps.run import sweep as go
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    result = go(file, overrides or (), say, top, seeds)
+    result = go(find_recipe(file), overrides or (), say, top, seeds)
     print(result.best, result.report, sep="\n")
 
 
 @app.command("plan")
 def plan_command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", callback=local_path)],
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe or YAML file.", callback=local_path)],
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Workers on each machine.")] = None,
@@ -236,14 +286,17 @@ def plan_command(
     from stssl.analysis.costs import describe_costs
     from stssl.analysis.planning import load, machines_for
     from stssl.analysis.planning import plan as go
+    from stssl.recipes.catalog import find_recipe
 
-    loaded = load(recipe, overrides or ())
+    loaded = load(find_recipe(recipe), overrides or ())
     print(describe_costs(go(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)))
 
 
 @app.command("submit")
 def submit_command(
-    file: Annotated[Path, typer.Argument(help="Recipe or sweep file, inside the working folder.", callback=local_path)],
+    file: Annotated[
+        str, typer.Argument(help="Name or YAML file of a recipe or sweep, in the working folder.", callback=local_path)
+    ],
     overrides: Overrides = None,
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server.")
@@ -261,9 +314,10 @@ def submit_command(
     """Run a recipe or sweep on a Ray cluster, follow its output and return its exit code."""
     from stssl.commands.submission import Submission
     from stssl.commands.submission import submit_job as go
+    from stssl.recipes.catalog import find_recipe
 
     given = Submission(
-        file, tuple(overrides or ()), address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait
+        find_recipe(file), tuple(overrides or ()), address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait
     )
     code = go(given, lambda text: print(text, end="", flush=True), lambda line: console.print(line, markup=False))
     raise typer.Exit(code)
@@ -280,7 +334,7 @@ def evaluate_command(
     ] = None,
 ) -> None:
     """Score a run's student (and teacher) on a part of its split."""
-    from stssl.commands.progress import score_table
+    from stssl.api.progress import score_table
     from stssl.training.trained_run import evaluate_run
 
     results = evaluate_run(run, split, checkpoint, device, store)

@@ -27,7 +27,12 @@ class NoGeoConfig(Config):
 
 
 class ClustersConfig(Config):
-    """Classify the image's place among `k` clusters of the training places."""
+    """Classify the image's place among `k` clusters of the training places.
+
+    Attributes:
+        k: Number of clusters.
+        weight: Weight of this loss.
+    """
 
     name: Literal["clusters"] = "clusters"
     k: Annotated[int, Field(ge=2), Domain(10, 500, log=True)] = 100
@@ -35,7 +40,11 @@ class ClustersConfig(Config):
 
 
 class RegressionConfig(Config):
-    """Predict the image's place as a point of the unit sphere; the loss is 1 - cosine."""
+    """Predict the image's place as a point of the unit sphere; the loss is 1 - cosine.
+
+    Attributes:
+        weight: Weight of this loss.
+    """
 
     name: Literal["regression"] = "regression"
     weight: Annotated[float, Field(ge=0), Domain(0.01, 10.0, log=True)] = 1.0

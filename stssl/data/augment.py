@@ -23,7 +23,12 @@ from stssl.base.config import Config, Domain
 
 
 class RandAugmentConfig(Config):
-    """Set the strength of the strong view: `n` operations of magnitude `m` (0 to 10) on each image."""
+    """Set the strength of the strong view: `n` operations of magnitude `m` (0 to 10) on each image.
+
+    Attributes:
+        n: Number of operations.
+        m: Strength of each, from 0 to 10.
+    """
 
     n: Annotated[int, Field(ge=0, le=10), Domain(1, 4)] = 3
     m: Annotated[float, Field(ge=0, le=10), Domain(2, 10)] = 5.0

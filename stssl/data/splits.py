@@ -83,7 +83,13 @@ class LeaveOutSplit(Config):
 
 
 class ListSplit(Config):
-    """Take each part from a list of patch names, one name a line."""
+    """Take each part from a list of patch names, one name a line.
+
+    Attributes:
+        train: File with the names of the training patches, one a line.
+        validation: File with the names of the validation patches.
+        test: File with the names of the test patches.
+    """
 
     name: Literal["lists"]
     train: Location

@@ -12,7 +12,11 @@ from stssl.models.injection import Block, Family, Injection, InjectionBase, Nowh
 
 
 class TokenConfig(InjectionBase):
-    """Configure an extra token that carries the context and enters before transformer block `block`."""
+    """Configure an extra token that carries the context and enters before transformer block `block`.
+
+    Attributes:
+        block: Transformer block before which the token enters.
+    """
 
     name: Literal["token"] = "token"
     block: Block = 0
@@ -44,7 +48,11 @@ class Token(Injection):
 
 
 class ClassAddConfig(InjectionBase):
-    """Configure a context that is added to the class token before block `block`."""
+    """Configure a context that is added to the class token before block `block`.
+
+    Attributes:
+        block: Transformer block before which the vector is added.
+    """
 
     name: Literal["class_add"] = "class_add"
     block: Block = 0

@@ -13,7 +13,11 @@ from stssl.recipes.recipe import SMOKE, Recipe, RunRecipe
 
 
 class PairBatchConfig(Config):
-    """Set the global batch size, in pairs of views."""
+    """Set the global batch size, in pairs of views.
+
+    Attributes:
+        size: Pairs of a step, over all workers.
+    """
 
     size: BatchSize = 256
 

@@ -153,7 +153,7 @@ class TeacherStudentStep(TrainingStep):
 
         If the algorithm calibrates predictions (CDMAD), the logits are calibrated.
         """
-        network = self._average(name)
+        network = self.averaged_network(name)
 
         def predict(image: Tensor, metadata: Tensor) -> Tensor:
             prediction: Prediction = network(image, metadata)
@@ -166,7 +166,7 @@ class TeacherStudentStep(TrainingStep):
     def reestimate_batchnorm(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         """Estimate the averages' BatchNorm statistics anew from batches of images and metadata [n, 4]."""
         for name in self.averages:
-            network = self._average(name)
+            network = self.averaged_network(name)
 
             def run(network: Network = network) -> Iterator[Prediction]:
                 return (network(image, metadata) for image, metadata in batches())
@@ -193,7 +193,8 @@ class TeacherStudentStep(TrainingStep):
             raise TypeError(f"{name} is not an average")
         return average
 
-    def _average(self, name: str) -> Network:
+    def averaged_network(self, name: str) -> Network:
+        """Return the network that holds the averaged weights of `student` or `teacher`."""
         network = self._ema(name).network
         if not isinstance(network, Network):
             raise TypeError(f"{name} is not a network")
@@ -278,7 +279,7 @@ class TeacherStudentStep(TrainingStep):
         if not self._needs_labeler(progress):
             return None
         averaged = algorithm.config.labeler == "ema"
-        network = self._average(self.labeler) if averaged else dict(self._live())[self.labeler]
+        network = self.averaged_network(self.labeler) if averaged else dict(self._live())[self.labeler]
         labeler_logits = self._evaluation_logits(network, batch, algorithm.views)
         watched = [View.UNLABELED_STRONG] if algorithm.watches_student and self.labeler != "student" else []
         strong = {view: logits["student"][view].detach() for view in watched if view in logits["student"]}

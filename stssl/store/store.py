@@ -7,21 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stssl.base.arrays import AnyArray
-from stssl.base.errors import DataError
+from stssl.base.arrays import AnyArray, Ints
+from stssl.base.errors import ConfigError, DataError
 from stssl.base.hashing import column_hash
 from stssl.store.disk import DiskCache
 from stssl.store.encode import SHARD_CHECKSUMS
 from stssl.store.reader import Stored, StoreReader, open_array
-from stssl.store.remote import explained_if_remote
+from stssl.store.remote import explained_if_remote, zarr_place
 from stssl.store.schema import ColumnArray
 from stssl.store.shards import ZarrTree
 from stssl.store.zarr_metadata import COLUMN_HASHES, DESCRIPTION_HASHES, Description, read_description
+
+if TYPE_CHECKING:
+    import xarray
 
 __all__ = ["BandGroup", "Store", "StoreReader"]
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
@@ -226,6 +229,47 @@ class Store:
     def about(self) -> dict[str, str]:
         """Return the store's path and fingerprint for the record of a run."""
         return {"path": self.path, "fingerprint": self.fingerprint}
+
+    def read(self, rows: Sequence[int] | Ints, bands: Sequence[str] | None = None) -> NDArray[Any]:
+        """Read pixels of patches, as they are stored.
+
+        Args:
+            rows: [n] row numbers, in any order.
+            bands: Names of bands in the wanted order, of one resolution; None reads all bands of the first pixel array.
+
+        Returns:
+            [n, bands, H, W] of the type that the store has.
+
+        Raises:
+            ConfigError: A band is unknown, or the bands have different resolutions.
+            DataError: There is no such row, or a shard is damaged.
+        """
+        wanted = tuple(next(iter(self.groups.values())).bands if bands is None else bands)
+        unknown = [band for band in wanted if band not in self.bands]
+        if unknown or not wanted:
+            missing = ", ".join(unknown) or "(none given)"
+            raise ConfigError(f"{self.path} has no band {missing}. It has: {', '.join(self.bands)}.")
+        groups = [group for group in self.groups.values() if set(group.bands) & set(wanted)]
+        if len(groups) > 1:
+            sizes = "; ".join(f"{group.height} pixels: {', '.join(group.bands)}" for group in groups)
+            raise ConfigError(f"bands of one call must have one size ({sizes}). Read them in several calls.")
+        reader = self.reader(wanted)
+        found = reader.read(np.asarray(rows, np.int64))[groups[0].name]
+        stored = reader.layout[groups[0].name]
+        return found[:, [stored.index(band) for band in wanted]]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Open the store with xarray: pixel arrays and columns by name, read when they are used.
+
+        Raises:
+            ConfigError: xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise ConfigError("Store.to_xarray() needs xarray: pip install 'stssl[xarray]'") from None
+        opened: xarray.Dataset = xarray.open_zarr(zarr_place(self.path, read_only=True), consolidated=False)
+        return opened
 
     def reader(
         self, bands: Sequence[str], threads: int = 1, direct: bool = True, *, cache: DiskCache | None = None

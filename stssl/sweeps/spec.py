@@ -94,21 +94,33 @@ class NoSchedulerConfig(Config):
 
 
 class TpeConfig(Config):
-    """Draw values by tree-structured Parzen estimators; the first `startup` trials are random."""
+    """Draw values by tree-structured Parzen estimators; the first `startup` trials are random.
+
+    Attributes:
+        startup: Random trials at the beginning.
+    """
 
     name: Literal["tpe"] = "tpe"
     startup: Positive = 8
 
 
 class GpConfig(Config):
-    """Draw values by Gaussian processes; the first `startup` trials are random."""
+    """Draw values by Gaussian processes; the first `startup` trials are random.
+
+    Attributes:
+        startup: Random trials at the beginning.
+    """
 
     name: Literal["gp"] = "gp"
     startup: Positive = 8
 
 
 class Nsga2Config(Config):
-    """Draw values by the genetic algorithm NSGA-II, for several metrics; `population` trials a generation."""
+    """Draw values by the genetic algorithm NSGA-II, for several metrics; `population` trials a generation.
+
+    Attributes:
+        population: Trials of a generation.
+    """
 
     name: Literal["nsga2"] = "nsga2"
     population: Annotated[int, Field(ge=2)] = 16

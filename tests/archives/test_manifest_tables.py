@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from stssl.api.progress import conversion_summary
 from stssl.archives.cells import first_rows, image_path, place_of, split_of, time_of
 from stssl.archives.conversion import Options, convert
 from stssl.archives.manifest import Manifest
@@ -16,7 +17,6 @@ from stssl.archives.tables import ABOUT, choose_columns, read_table
 from stssl.base import textfiles
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.textfiles import read_names
-from stssl.commands.progress import conversion_summary
 from stssl.recipes.build import check_recipe
 from stssl.recipes.recipe import Recipe
 from stssl.store.description import describe_store

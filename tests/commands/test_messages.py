@@ -8,10 +8,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from stssl.api.progress import counting, training_progress
 from stssl.base.config import apply_overrides, validate
 from stssl.base.errors import ConfigError, DataError
 from stssl.commands.cli import main
-from stssl.commands.progress import counting, training_progress
 from stssl.data.splits import make_split
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe

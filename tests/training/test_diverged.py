@@ -7,9 +7,9 @@ import torch
 from rich.console import Console
 
 from stssl.analysis.report import write_report
+from stssl.api.progress import score_table
 from stssl.base.config import merge, validate
 from stssl.base.errors import RunError
-from stssl.commands.progress import score_table
 from stssl.recipes.recipe import Recipe
 from stssl.scoring.metrics import diverged, score
 from stssl.training.launch import run

@@ -11,11 +11,11 @@ from rich.console import Console
 from test_loop import kill_at, last, same
 
 from stssl.analysis.probe import label_rule, probe_run
+from stssl.api.progress import training_progress
 from stssl.base.config import merge, validate
 from stssl.base.distributed import sum_over_ranks
 from stssl.base.errors import ConfigError, DataError, RunError
 from stssl.base.labels import LabelSpace
-from stssl.commands.progress import training_progress
 from stssl.contrastive.step import ContrastiveStep
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe

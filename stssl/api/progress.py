@@ -1,9 +1,10 @@
-"""Show progress bars and tables of scores in a terminal."""
+"""Show progress bars and tables of scores: in a terminal, in a notebook, or as lines in a file."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
@@ -50,7 +51,24 @@ class _Lines:
 
     def say(self, words: str) -> None:
         """Write one line and flush it, so that a reader of the pipe sees it at once."""
-        print(f"{self.what}: {words}", file=self.console.file, flush=True)
+        if not self.console.quiet:
+            print(f"{self.what}: {words}", file=self.console.file, flush=True)
+
+
+def default_console(shown: bool | None = None) -> Console:
+    """Make a console on stderr.
+
+    Args:
+        shown: False makes one that shows nothing; None and True make one that shows progress.
+    """
+    return Console(stderr=True, quiet=shown is False)
+
+
+def _has_bars(console: Console) -> bool:
+    """Return True where a bar can move: in a terminal, and in a notebook with ipywidgets, which rich needs there."""
+    if console.is_jupyter:
+        return find_spec("ipywidgets") is not None
+    return console.file.isatty() and not console.is_dumb_terminal
 
 
 def _clock(seconds: float) -> str:
@@ -68,7 +86,7 @@ def _following(console: Console, what: str, total: int | None, note: str, first:
         note: First text behind the bar.
         first: Line to write at once where there is no bar.
     """
-    if not console.file.isatty() or console.is_dumb_terminal:
+    if not _has_bars(console):
         lines = _Lines(console, what)
         if first:
             lines.say(first)
