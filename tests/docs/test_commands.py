@@ -1,4 +1,4 @@
-"""Every console block of README.md, in order, in a fresh copy of the checkout, on real Ray, as it is written there.
+"""Every console block of README and docs, in order, in a fresh copy of the checkout, on real Ray, as it is written.
 
 SUBSTITUTIONS says what a test machine does otherwise, and why. It may make things smaller, or replace what no test
 machine has; it may not touch how many workers a command asks for (but 4 -> 2), where a local command keeps its results,
@@ -24,15 +24,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 from processes import family, finish, kill, start
+from rasterio.transform import from_origin
 
 from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.synthetic import synthesize
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
+DOCS = ("start/install", "start/quickstart", "tutorials/eurosat", "tutorials/own_images", "tutorials/bigearthnet")
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in (*DOCS, "tutorials/pretraining", "tutorials/sweeps", "tutorials/cluster")),
+)
+PAGES += ("CONTRIBUTING.md",)
+"""Pages in the order in which a newcomer types their commands."""
 VENV = Path(sys.prefix)
 SMALL = "schedule.steps=8 schedule.supervised_start=2 schedule.warmup=2 schedule.evaluate_every=4 evaluation.limit=64"
+SUPERVISED = SMALL.replace("schedule.supervised_start=2 ", "")
 NO_GPU = "launch.gpus_per_worker=0 launch.cpus_per_worker=1 compute.precision=fp32"
 TINY_VIT = "model.image_size=32 batch.labeled=16 batch.unlabeled_ratio=1 evaluation.limit=32 evaluation.batch=16"
 
@@ -46,19 +56,25 @@ class Substitution:
     reason: str
 
 
-VIT = "stssl train experiments/bigearthnet/fixmatch_teacher_1pct.yaml launch.workers=4 batch.micro=8"
+VIT = "stssl train bigearthnet/fixmatch_teacher_1pct launch.workers=4 batch.micro=8"
 SUBMIT = "launch.storage=/shared/runs"
+QUICK = "--patches 300 schedule.steps=20 schedule.supervised_start=5 schedule.evaluate_every=10 schedule.warmup=2"
 SUBSTITUTIONS = (
     Substitution(
         "make quickstart",
-        f"make quickstart VENV={VENV} -o {VENV}/installed "
-        "OUT='quickstart --patches 300 schedule.steps=20 schedule.supervised_start=5 schedule.evaluate_every=10 "
-        "schedule.warmup=2'",
+        f"make quickstart VENV={VENV} -o {VENV}/installed OUT='quickstart {QUICK}'",
         "the environment that runs this test is there already; fewer patches and steps",
     ),
-    Substitution(
-        "make test", f"make --dry-run test VENV={VENV} -o {VENV}/installed", "this is one of its tests: it must exist"
+    Substitution("stssl quickstart", f"stssl quickstart {QUICK}", "fewer patches and steps"),
+    *(
+        Substitution(
+            f"make {target}",
+            f"make --dry-run {target} VENV={VENV} -o {VENV}/installed",
+            "this is one of its tests: it must exist",
+        )
+        for target in ("install", "check")
     ),
+    Substitution("source .venv/bin/activate", "true", "the environment of this test is active"),
     Substitution("/data/", "{tmp}/data/", "no test machine has BigEarthNet: a synthetic archive lies there"),
     Substitution("/shared/", "{tmp}/shared/", "no test machine shares a folder with others"),
     Substitution(
@@ -72,81 +88,97 @@ SUBSTITUTIONS = (
         "the same, on the cluster that this test starts",
     ),
     Substitution("http://127.0.0.1:8265", "{address}", "the cluster that this test starts"),
-    Substitution(
-        "stssl train experiments/eurosat/fixmatch_teacher_cpu.yaml",
-        f"stssl train experiments/eurosat/fixmatch_teacher_cpu.yaml {SMALL}",
-        "fewer steps",
+    *(
+        Substitution(f"stssl train {name}", f"stssl train {name} {SMALL}", "fewer steps")
+        for name in ("eurosat/fixmatch_votes_cpu", "own/fixmatch")
+    ),
+    *(
+        Substitution(f"stssl train {name}", f"stssl train {name} {SUPERVISED}", "fewer steps")
+        for name in ("eurosat/supervised_cpu", "own/supervised")
     ),
     Substitution(
-        "stssl pretrain experiments/pretrain/cpu.yaml",
-        "stssl pretrain experiments/pretrain/cpu.yaml schedule.steps=8 schedule.warmup=2 schedule.evaluate_every=4 "
+        "stssl pretrain pretrain/cpu",
+        "stssl pretrain pretrain/cpu schedule.steps=8 schedule.warmup=2 schedule.evaluate_every=4 "
         "pretext.queue=256 pretext.geo.k=10",
         "fewer steps, and as few negatives and clusters as there are patches",
     ),
+    Substitution(
+        "stssl probe runs/pretrain-cpu-s0",
+        "stssl probe runs/pretrain-cpu-s0 --set epochs=3",
+        "fewer epochs",
+    ),
     Substitution("--patches 800", "--patches 300", "fewer patches"),
     Substitution(
-        "stssl sweep experiments/sweeps/cpu.yaml",
-        "stssl sweep experiments/sweeps/cpu.yaml trials=2 change.schedule.steps=8 change.schedule.supervised_start=2 "
+        "stssl sweep sweeps/cpu",
+        "stssl sweep sweeps/cpu trials=2 change.schedule.steps=8 change.schedule.supervised_start=2 "
         "change.schedule.warmup=2 change.schedule.evaluate_every=4 scheduler.grace=4",
         "fewer trials and steps",
     ),
 )
 RUN = ["recipe.yaml", "record.json", "labels.json", "metrics.jsonl", "tensorboard/*", "done.json"]
 RUN += [f"checkpoints/{name}" for name in ("last.pt", "previous.pt", "best.pt", "student.safetensors")]
-EUROSAT_RUN = "runs/eurosat-fixmatch_teacher_cpu-s0"
 
 
 def run_files(folder):
-    return [f"{folder}/{name}" for name in RUN]
+    return tuple(f"{folder}/{name}" for name in RUN)
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What the README says of a command: files in the checkout (or absolute), and words that it prints."""
+    """What a page says of a command: files in the checkout (or absolute), and words that it prints."""
 
     files: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 
 
+QUICKSTART = ("quickstart/report.html", "quickstart/store.zarr/zarr.json", *run_files("quickstart/runs/quickstart"))
 PROMISES = {
     "make quickstart": Promise(
-        (
-            "quickstart/report.html",
-            "quickstart/archive/*",
-            "quickstart/store.zarr/zarr.json",
-            *run_files("quickstart/runs/quickstart"),
-        ),
-        (
-            r"\bwrite\b",
-            r"\bconvert\b",
-            r"\btrain\b",
-            "student.*teacher",
-            r"calibration_error",
-            r"/quickstart/report.html\n$",
-        ),
+        QUICKSTART, (r"\bwrite\b", r"\bconvert\b", r"\btrain\b", "student.*teacher", r"/quickstart/report.html\n$")
     ),
-    "make test": Promise(words=("pytest",)),
+    "stssl quickstart": Promise(QUICKSTART, (r"quickstart/report.html\n$",)),
+    "make install": Promise(),
+    "make check": Promise(words=("pytest",)),
+    "source": Promise(),
+    "export": Promise(),
+    "stssl --version": Promise(words=(r"^\d+\.\d+\.\d+",)),
+    "stssl doctor": Promise(words=("torch", "cores", "GB free")),
+    "stssl recipes": Promise(words=("eurosat/fixmatch_cpu", "own/fixmatch")),
     "stssl convert bigearthnet-v1 /data": Promise(("{tmp}/data/bigearthnet.zarr/zarr.json",)),
+    "stssl convert bigearthnet-v1 archive": Promise(("synthetic.zarr/zarr.json",)),
     "stssl convert eurosat": Promise(
         ("eurosat.zarr/zarr.json",), (r"[\d,]+ patches in \d+ shards, \d+ of them converted now",)
     ),
-    "stssl inspect": Promise(words=("official", "label")),
-    "export": Promise(),
-    "stssl train experiments/eurosat/fixmatch_teacher_cpu.yaml": Promise(tuple(run_files(EUROSAT_RUN))),
-    VIT: Promise(tuple(run_files("runs/bigearthnet-fixmatch_teacher_1pct-s0"))),
-    "stssl train experiments/bigearthnet/fixmatch_teacher_1pct.yaml --smoke": Promise(
+    "stssl convert manifest": Promise(("own.zarr/zarr.json",), ("columns used: path, label",)),
+    "stssl verify": Promise(words=("0 problems",)),
+    "stssl inspect": Promise(words=("label",)),
+    "EUROSAT=eurosat.zarr stssl train": Promise(run_files("runs/eurosat-fixmatch_votes_cpu-s0")),
+    "stssl train eurosat/supervised_cpu": Promise(run_files("runs/eurosat-supervised_cpu-s0")),
+    "stssl train eurosat/fixmatch_votes_cpu": Promise(run_files("runs/eurosat-fixmatch_votes_cpu-s0")),
+    'stssl train eurosat/fixmatch_votes_cpu "data.split': Promise(run_files("runs/eurosat-blocks")),
+    "stssl train eurosat/fixmatch_votes_cpu model.weights": Promise(run_files("runs/eurosat-from-pretrained")),
+    "stssl train own/supervised": Promise(run_files("runs/own-supervised-s0")),
+    "stssl train own/fixmatch": Promise(run_files("runs/own-fixmatch-s0")),
+    VIT: Promise(run_files("runs/bigearthnet-fixmatch_teacher_1pct-s0")),
+    "stssl train bigearthnet/fixmatch_teacher_1pct --smoke": Promise(
         ("runs/bigearthnet-fixmatch_teacher_1pct-s0-smoke/done.json",)
     ),
-    "stssl evaluate": Promise((f"{EUROSAT_RUN}/evaluation/test.json",), ("student.*teacher",)),
+    **{
+        f"stssl evaluate runs/{name}": Promise((f"runs/{name}/evaluation/test.json",), ("student",))
+        for name in (
+            "eurosat-fixmatch_votes_cpu-s0",
+            "eurosat-supervised_cpu-s0",
+            "eurosat-blocks",
+            "own-supervised-s0",
+            "own-fixmatch-s0",
+        )
+    },
     "stssl report": Promise(("report.html",)),
-    "stssl plan": Promise(),
     "stssl pretrain": Promise(
         ("runs/pretrain-cpu-s0/done.json", "runs/pretrain-cpu-s0/checkpoints/encoder.safetensors")
     ),
-    "stssl train experiments/eurosat/fixmatch_teacher_cpu.yaml model.weights=run:": Promise(
-        tuple(run_files("runs/eurosat-from-pretrained"))
-    ),
-    "stssl synthesize": Promise(("archive/*", "synthetic.zarr/zarr.json")),
+    "stssl probe": Promise(("runs/pretrain-cpu-s0/probe/*",), ("linear",)),
+    "stssl synthesize": Promise(("archive/*",)),
     "stssl sweep": Promise(
         ("sweeps/cpu/best.yaml", "sweeps/cpu/report.html", "sweeps/cpu/study.db"),
         (r"/sweeps/cpu/best.yaml\n.*\.html\n$",),
@@ -154,6 +186,25 @@ PROMISES = {
     "stssl submit": Promise(("{tmp}/shared/runs/bigearthnet-fixmatch_teacher_1pct-s0/done.json",), ("succeeded",)),
 }
 """By the longest beginning of a command."""
+
+
+PYTHON = (
+    Substitution('["data.store=eurosat.zarr"]', '["data.store=eurosat.zarr", *{small}]', "the steps of the run above"),
+    Substitution('["labels.per_class=5", "name=five"]', '["labels.per_class=5", "name=five", *{small}]', "fewer steps"),
+)
+"""What the test machine runs instead of a part of a Python block."""
+
+
+def python_blocks():
+    """The Python blocks of each page, joined to one script a page."""
+    pages = ["README.md", *sorted(str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "docs").rglob("*.md"))]
+    for page in pages:
+        blocks = re.findall(r"^```python\n(.*?)^```", (CHECKOUT / page).read_text(), re.MULTILINE | re.DOTALL)
+        script = "\n".join(blocks)
+        for one in PYTHON:
+            script = script.replace(one.old, one.new.replace("{small}", repr(SMALL.split())))
+        if blocks:
+            yield page, script
 
 
 def commands(readme):
@@ -164,7 +215,8 @@ def commands(readme):
 
 
 def written():
-    return [command for block in commands((CHECKOUT / "README.md").read_text()) for command in block]
+    texts = ((CHECKOUT / page).read_text() for page in PAGES)
+    return [command for text in texts for block in commands(text) for command in block]
 
 
 def typed(command):
@@ -209,8 +261,15 @@ def test_control_substitutions_that_are_not_allowed_are_found():
 def test_control_blocks_are_found():
     text = "```console\n$ a \\\n    b\nc\n$ d\n```\n```yaml\n$ e\n```\n```console\n$ f\n```\n"
     assert commands(text) == [["a b", "d"], ["f"]]
-    shown = (CHECKOUT / "README.md").read_text()
-    assert shown.count("```console\n") == len(commands(shown)) and all(commands(shown))
+    for page in PAGES:
+        shown = (CHECKOUT / page).read_text()
+        assert shown.count("```console\n") == len(commands(shown)) and all(commands(shown)), page
+
+
+def test_every_page_with_commands_is_typed():
+    pages = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "docs").rglob("*.md")}
+    with_commands = {page for page in pages if "```console" in (CHECKOUT / page).read_text()}
+    assert with_commands <= set(PAGES)
 
 
 @pytest.fixture
@@ -225,6 +284,7 @@ def copy(tmp_path):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "bigearthnet.zarr").symlink_to(tmp_path / "data" / "bigearthnet.zarr")
     write_eurosat(tmp_path / "stssl")
+    write_own_images(tmp_path / "stssl")
     return tmp_path / "stssl"
 
 
@@ -244,6 +304,26 @@ def write_eurosat(folder, per_class=40):
                 place = [f"{45 + label / 3 + rng.uniform(0, 4):.5f}", f"{5 + rng.uniform(0, 6):.5f}"]
                 rows.append([f"{name}/{name}_{number}.jpg", name, *place])
     with (folder / "eurosat_latlon.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_own_images(folder, count=120):
+    """A manifest and GeoTIFFs of three classes in two UTM zones, a third of them labeled."""
+    rng = np.random.default_rng(1)
+    rows = [["path", "label", "time"]]
+    (folder / "images").mkdir()
+    for number in range(count):
+        kind, zone = number % 3, 32 + number % 2
+        pixels = np.clip(60 + 50 * kind + rng.normal(0, 12, (3, 32, 32)), 0, 255).astype(np.uint8)
+        corner = from_origin(rng.uniform(3e5, 6e5), rng.uniform(51e5, 53e5), 10, 10)
+        about = {"driver": "GTiff", "count": 3, "height": 32, "width": 32, "dtype": "uint8", "crs": f"EPSG:326{zone}"}
+        with rasterio.open(
+            folder / "images" / f"{number}.tif", "w", transform=corner, photometric="RGB", **about
+        ) as file:
+            file.write(pixels)
+        label = ("forest", "water", "urban")[kind] if rng.random() < 0.5 else ""
+        rows.append([f"images/{number}.tif", label, f"2023-06-{1 + number % 28:02d}"])
+    with (folder / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
@@ -313,7 +393,7 @@ def cluster(copy, token):
 
 
 def carry_out(copy, command):
-    """Type a command of the README, and hold it to its promise."""
+    """Type a command, and hold it to its promise."""
     line, told = typed(command)[0].replace("{tmp}", str(copy.parent)), promise(command)
     begun = time.monotonic()
     if "{address}" in line:
@@ -338,9 +418,13 @@ def carry_out(copy, command):
 @pytest.mark.slow
 @pytest.mark.flaky(reruns=0)
 @pytest.mark.timeout(1500)
-def test_the_readme_does_what_it_says(copy):
+def test_the_readme_and_docs_do_what_they_say(copy):
     done = []
     for command in written():
         carry_out(copy, command)
         done.append(command)
     assert done == written() and not (copy / ".venv").exists()
+    for page, script in python_blocks():
+        (copy / "page.py").write_text(script)
+        code, output = shell(copy, f"{sys.executable} page.py")
+        assert code == 0, f"{page}\n{script}\nended with {code}:\n{output[-6000:]}"
