@@ -7,7 +7,7 @@ OUT ?= quickstart
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install quickstart test test-slow soak check lint clean
+.PHONY: install quickstart test test-slow soak check lint docs clean
 
 install: $(VENV)/installed
 
@@ -36,6 +36,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m sphinx -q --fail-on-warning --builder html docs docs/_build
+	@echo docs/_build/index.html
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

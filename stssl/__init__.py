@@ -1,3 +1,71 @@
-"""Land-cover classifiers from few labels and many unlabeled satellite patches."""
+"""Train land-cover classifiers from few labels and many unlabeled satellite patches.
 
-__version__ = "0.1.0"
+    import stssl
+
+    run = stssl.train(stssl.load_recipe("eurosat/fixmatch_cpu", ["data.store=eurosat.zarr"]))
+    print(stssl.evaluate(run, "test")["student"]["accuracy"])
+
+Names are imported when they are first used: `import stssl` alone loads neither torch nor Ray.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stssl.api.functions import (
+        convert,
+        evaluate,
+        load_recipe,
+        open_store,
+        plan,
+        pretrain,
+        probe,
+        recipe_names,
+        report,
+        sweep,
+        synthesize,
+        train,
+    )
+    from stssl.api.run import Run
+    from stssl.base.errors import ConfigError, DataError, RunError, StsslError
+    from stssl.store.store import Store
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Run",
+    "RunError",
+    "Store",
+    "StsslError",
+    "__version__",
+    "convert",
+    "evaluate",
+    "load_recipe",
+    "open_store",
+    "plan",
+    "pretrain",
+    "probe",
+    "recipe_names",
+    "report",
+    "sweep",
+    "synthesize",
+    "train",
+]
+
+_MODULES = {"Run": "stssl.api.run", "Store": "stssl.store.store"}
+_MODULES |= dict.fromkeys(("ConfigError", "DataError", "RunError", "StsslError"), "stssl.base.errors")
+"""Modules of the names that are no functions."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name in __all__:
+        return getattr(import_module(_MODULES.get(name, "stssl.api.functions")), name)
+    raise AttributeError(f"module 'stssl' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """List the public names, also those that were not used yet."""
+    return __all__

@@ -14,13 +14,13 @@ from stssl.archives.synthetic import synthesize
 
 
 @lru_cache(maxsize=16)
-def _made(patches: int, seed: int) -> tuple[TemporaryDirectory, Path]:
+def _made(patches: int, seed: int) -> tuple[TemporaryDirectory[str], Path]:
     kept = TemporaryDirectory(prefix="stssl-archive-")
     return kept, synthesize(Path(kept.name) / "archive", patches, seed)
 
 
 def clean(folder: Path, patches: int = 24, seed: int = 3) -> Path:
-    """A synthetic archive in BigEarthNet v1.0's layout, to be spoilt: a copy of one that is made once."""
+    """Copy a synthetic archive in BigEarthNet v1.0's layout, which is made once, so that a test can spoil it."""
     _, made = _made(patches, seed)
     shutil.copytree(made, folder)
     return folder
@@ -55,8 +55,9 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:9000])
 
 
-def corners(folder: Path) -> dict:
-    return json.loads((folder / f"{folder.name}_labels_metadata.json").read_text())["coordinates"]
+def corners(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((folder / f"{folder.name}_labels_metadata.json").read_text())["coordinates"]
+    return found
 
 
 def swap(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the markers of tests mean (conftest.py sees to it)."""
+"""Define what the markers of tests mean; conftest.py enforces it."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Processes of tests, forked from a server that has imported once what takes each of them seconds."""
+"""Start and end processes of tests; they are forked from a server that has imported torch and timm already."""
 
 import contextlib
 import multiprocessing
@@ -11,14 +11,14 @@ from typing import Any
 
 import psutil
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["stssl.train.launch", "stssl.train.session", "timm", "torchmetrics"])
+CONTEXT.set_forkserver_preload(["stssl.training.launch", "stssl.training.state", "timm", "torchmetrics"])
 
 
 def exit_code(work: Callable[..., None], *arguments: Any, limit: float = 120) -> int:
-    """Run a module's function in a process; its exit status, negative the signal that ended it."""
+    """Run a module's function in a process; return its exit status, which is negative if a signal ended it."""
     process = CONTEXT.Process(target=work, args=arguments)
     process.start()
     process.join(limit)
@@ -28,7 +28,8 @@ def exit_code(work: Callable[..., None], *arguments: Any, limit: float = 120) ->
 
 def on_ranks(world: int, work: Callable[..., None], folder: Any, *arguments: Any) -> None:
     """Run `work(rank, folder, *arguments)` in `world` processes that have met through gloo."""
-    mp.start_processes(_rank, (world, work, folder, *arguments), nprocs=world, start_method="forkserver")
+    arguments = (world, work, folder, *arguments)
+    start_processes(_rank, arguments, nprocs=world, start_method="forkserver")  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _rank(rank: int, world: int, work: Callable[..., None], folder: Any, *arguments: Any) -> None:
@@ -38,13 +39,17 @@ def _rank(rank: int, world: int, work: Callable[..., None], folder: Any, *argume
 
 
 def start(*command: str) -> subprocess.Popen[str]:
-    """A command in a session of its own, its output together."""
+    """Start a command in a session of its own, standard output and errors in one pipe."""
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, start_new_session=True, **options)
 
 
 def finish(process: subprocess.Popen[str], limit: float, linger: float = 30) -> tuple[int, str]:
-    """Wait for a command and all that it started to end by themselves; whatever happens, nothing of it is left."""
+    """Wait until a command and all processes that it started have ended by themselves, and end those that have not.
+
+    Returns:
+        Exit status and output of the command.
+    """
     try:
         output, _ = process.communicate(timeout=limit)
         end = time.monotonic() + linger
@@ -52,12 +57,12 @@ def finish(process: subprocess.Popen[str], limit: float, linger: float = 30) -> 
             time.sleep(0.2)
     finally:
         kill(family(process.pid))
-    assert not left, f"still there after the end of {process.args}: {left}\n{output[-2000:]}"
+    assert not left, f"still there after the end of {process.args!r}: {left}\n{output[-2000:]}"
     return process.returncode, output
 
 
 def family(pid: int) -> dict[int, str]:
-    """Ids and command lines of a process, of all below it, and of those in its session."""
+    """List ids and command lines of a process, of all processes below it, and of those in its session."""
     found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -67,7 +72,7 @@ def family(pid: int) -> dict[int, str]:
 
 
 def kill(pids: Iterable[int]) -> None:
-    """End processes at once."""
+    """End processes at once, by SIGKILL."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

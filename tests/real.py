@@ -1,4 +1,4 @@
-"""Real data for tests that want it: the folder named by STSSL_REAL_DATA."""
+"""Find real data for tests that need it, in the folder that STSSL_REAL_DATA names."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 
 def real_data(part: str) -> Path:
-    """A part of the real data; skips the test where there is none."""
+    """Return the folder of a part of the real data; skip the test if there is none."""
     folder = os.environ.get("STSSL_REAL_DATA")
     if not folder or not (Path(folder) / part).exists():
         pytest.skip(f"STSSL_REAL_DATA names no folder with {part}")

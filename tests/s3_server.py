@@ -1,4 +1,4 @@
-"""The part of the S3 protocol that a store needs, on loopback: objects in memory, errors on demand."""
+"""Serve the part of the S3 protocol that a store needs, on loopback: objects in memory, failures on demand."""
 
 import re
 import socket
@@ -10,16 +10,39 @@ from email.utils import formatdate
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
-from stssl.data import remote
+import pytest
+
+from stssl.store import remote
+
+
+class S3Server(ThreadingHTTPServer):
+    """Hold objects in memory, and fail on demand.
+
+    Attributes:
+        objects: Content by `bucket/key`.
+        requests: Command and path of each request so far.
+        failures: Number of next requests that fail.
+        kind: How they fail: a status, `silent` (no answer), `short` or `reset` (half an answer).
+        key: Access key that requests must have.
+        over: Set when the server ends, so that silent answers end too.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.objects: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.failures, self.key = 0, key
+        self.kind: int | str = 503
+        self.over = threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Path-style requests: /bucket/key."""
+    """Answer path-style requests: /bucket/key."""
 
+    server: S3Server
     protocol_version = "HTTP/1.1"
     breaks = ""
 
@@ -44,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         self.breaks, self.close_connection = "", True
 
     def begin(self) -> str | None:
-        """The object's key, unless the request is refused or fails on demand."""
+        """Return the object's key, or None if the request was refused or failed on demand."""
         length = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(length)
         self.server.requests.append((self.command, self.path))
@@ -54,11 +77,13 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.over.wait(60)
                 self.close_connection = True
                 return None
-            if self.server.kind not in ("short", "reset"):
-                return self.answer(self.server.kind, b"<Error><Code>SlowDown</Code></Error>")
+            if isinstance(self.server.kind, int):
+                self.answer(self.server.kind, b"<Error><Code>SlowDown</Code></Error>")
+                return None
             self.breaks = self.server.kind
         if self.server.key not in self.headers.get("Authorization", ""):
-            return self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+            self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+            return None
         return unquote(urlsplit(self.path).path).lstrip("/")
 
     def do_PUT(self) -> None:
@@ -126,15 +151,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def s3_server(key: str = "tester") -> Iterator[ThreadingHTTPServer]:
-    """A server with `objects` and `requests`.
-
-    `failures` says how many requests fail next, and `kind` how: a status, `silent` (no answer), `short` or `reset`
-    (half an answer).
-    """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.objects, server.requests, server.failures, server.key = {}, [], 0, key
-    server.kind, server.over = 503, threading.Event()
+def s3_server(key: str = "tester") -> Iterator[S3Server]:
+    """Run a server for as long as the context lasts."""
+    server = S3Server(key)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -145,8 +164,8 @@ def s3_server(key: str = "tester") -> Iterator[ThreadingHTTPServer]:
         server.server_close()
 
 
-def environment(server: ThreadingHTTPServer, key: str = "tester") -> dict[str, str]:
-    """Variables that lead to the server."""
+def environment(server: S3Server, key: str = "tester") -> dict[str, str]:
+    """List the environment variables that lead clients to the server."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}",
         "AWS_ALLOW_HTTP": "true",
@@ -157,8 +176,8 @@ def environment(server: ThreadingHTTPServer, key: str = "tester") -> dict[str, s
 
 
 @contextmanager
-def serving(store: Path, name: str, monkeypatch: Any) -> Iterator[ThreadingHTTPServer]:
-    """A server that holds a store as `s3://bucket/NAME`, which the environment leads to."""
+def serving(store: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """Run a server that holds a store as `s3://bucket/NAME`, and let the environment lead to it."""
     remote.bucket.cache_clear()
     with s3_server() as running:
         for variable, value in environment(running).items():

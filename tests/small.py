@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts
-from stssl.batch import IGNORED, Batch, Progress, Stream, View
-from stssl.config import config_types, part_name
-from stssl.labels import LabelSpace
-from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
-from stssl.steps.neighbours import Neighbours, VotesConfig
+from stssl.base.batch import IGNORED, Batch, Progress, Stream, View
+from stssl.base.config import config_types, part_name
+from stssl.base.labels import LabelSpace
+from stssl.models import EncoderConfig, InjectionConfig, Network, NetworkRole, build_network
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
+from stssl.steps.votes import Votes, VotesConfig
 
 MULTILABEL = LabelSpace(("a", "b", "c", "d", "e"), True)
 SINGLELABEL = LabelSpace(("a", "b", "c", "d"), False)
@@ -20,7 +20,7 @@ VIT = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2}
 SHALLOW = VIT | {"depth": 1}
 SIZE = 8
 
-FAST = {
+FAST: dict[str, dict[str, Any]] = {
     "fixmatch": {"threshold": 0.6, "absent_below": 0.4, "present_above": 0.6},
     "defixmatch": {"threshold": 0.6, "absent_below": 0.4, "present_above": 0.6},
     "flexmatch": {"threshold": 0.85},
@@ -41,13 +41,13 @@ CASES = [
     (name, space)
     for name in ALGORITHMS
     for space in (MULTILABEL, SINGLELABEL)
-    if not (name == "cap" and not space.multilabel)
+    if space.multilabel or not ALGORITHMS[name].multilabel_only
 ]
 IDS = [f"{name}-{'multi' if space.multilabel else 'single'}" for name, space in CASES]
 
 
 def part(union: Any, name: str, **options: Any) -> Any:
-    """The configuration called `name` of a union."""
+    """Build the configuration of a union's member that is called `name`."""
     return next(kind for kind in config_types(union) if part_name(kind) == name)(**options)
 
 
@@ -55,16 +55,17 @@ def make_algorithm(
     name: str, space: LabelSpace, prior: Tensor | None = None, count: int = 64, **options: Any
 ) -> Algorithm:
     if prior is None:
-        prior = torch.linspace(1, 2, space.groups * space.ways).view(space.groups, space.ways)
+        prior = torch.linspace(1, 2, space.groups * space.choices).view(space.groups, space.choices)
         prior = prior / prior.sum(-1, keepdim=True)
-    config = part(AlgorithmConfig, name, **(FAST.get(name, {}) | options))
+    config = part(AlgorithmConfig, name, **{**FAST.get(name, {}), **options})
     return ALGORITHMS[name](config, space, DataFacts(prior, count))
 
 
-def make_network(space: LabelSpace, role: str, **changes: Any) -> Network:
+def make_network(space: LabelSpace, role: NetworkRole, **changes: Any) -> Network:
     encoder = changes.pop("encoder", part(EncoderConfig, "raw"))
     injection = changes.pop("injection", part(InjectionConfig, "token"))
-    settings = {"backbone": "vit_tiny_patch16_224", "backbone_args": VIT, "image_size": SIZE, "in_channels": 3}
+    settings: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "backbone_args": VIT, "image_size": SIZE}
+    settings |= {"in_channels": 3}
     settings |= {"classes": len(space.classes), "weights": "none", "distill": True} | changes
     return build_network(encoder=encoder, injection=injection, role=role, **settings)
 
@@ -80,11 +81,11 @@ def make_step(
     supervised_start: int = 0,
     seed: int = 0,
     network: dict[str, Any] | None = None,
-    neighbours: VotesConfig | None = None,
+    votes: VotesConfig | None = None,
     **options: Any,
 ) -> TeacherStudentStep:
     torch.manual_seed(seed)
-    roles = ("student", "teacher") if teacher else ("plain",)
+    roles: tuple[NetworkRole, ...] = ("student", "teacher") if teacher else ("plain",)
     networks = [make_network(space, role, **({"backbone_args": SHALLOW} | (network or {}))) for role in roles]
     step = TeacherStudentStep(
         student=networks[0],
@@ -95,7 +96,7 @@ def make_step(
         ema_decay=0.5,
         strong_labeled=strong_labeled,
         supervised_start=supervised_start,
-        neighbours=make_neighbours(space, neighbours),
+        votes=make_votes(space, votes),
     )
     for parameter in step.networks.parameters():
         # Networks that tell images apart with some confidence, so that masks are neither empty nor full.
@@ -105,16 +106,16 @@ def make_step(
     return step
 
 
-def make_neighbours(space: LabelSpace, config: VotesConfig | None) -> Neighbours | None:
+def make_votes(space: LabelSpace, config: VotesConfig | None) -> Votes | None:
     """Of 64 patches within some 30 km, a few of them labeled, some without a place."""
     if config is None:
         return None
     generator = torch.Generator().manual_seed(5)
     metadata = torch.tensor([50.0, 8.0, 100.0, 12.0]) + 0.3 * torch.rand(64, 4, generator=generator)
     metadata[::9, :2] = torch.nan
-    targets = torch.randint(0, space.ways, (64, space.groups), generator=generator)
+    targets = torch.randint(0, space.choices, (64, space.groups), generator=generator)
     targets[torch.rand(targets.shape, generator=generator) < 0.8] = IGNORED
-    return Neighbours(config, metadata, targets, space.ways)
+    return Votes(config, metadata, targets, space.choices)
 
 
 def make_batch(
@@ -132,10 +133,10 @@ def make_batch(
         table[::2, 2:] = torch.nan
         return table
 
-    def ways(n: int) -> Tensor:
-        return torch.randint(0, space.ways, (n, space.groups), generator=generator)
+    def choices(n: int) -> Tensor:
+        return torch.randint(0, space.choices, (n, space.groups), generator=generator)
 
-    labels = ways(labeled)
+    labels = choices(labeled)
     if ignored:
         labels = torch.where(torch.rand(labels.shape, generator=generator) < 0.4, IGNORED, labels)
     rows = {view: labeled if view.stream is Stream.LABELED else unlabeled for view in View}
@@ -144,12 +145,12 @@ def make_batch(
         {Stream.LABELED: metadata(labeled), Stream.UNLABELED: metadata(unlabeled)},
         labels,
         torch.randint(0, 64, (unlabeled,), generator=generator),
-        ways(unlabeled),
+        choices(unlabeled),
     )
 
 
 def rows_of_batch(batch: Batch, number: int, of: int) -> Batch:
-    """One rank's rows."""
+    """Return the rows of rank `number` of `of` ranks."""
     return list(batch.split(of))[number]
 
 
@@ -167,7 +168,7 @@ def train(
     total: int = 10,
     rate: float = 0.05,
 ) -> list[float]:
-    """A few steps of plain gradient descent; the losses."""
+    """Take a step of plain gradient descent on each batch, and return the losses."""
     losses = []
     for number, batch in enumerate(batches, start):
         step.zero_grad()
@@ -175,6 +176,7 @@ def train(
         output.loss.backward()
         with torch.no_grad():
             for parameter in step.networks.parameters():
+                assert parameter.grad is not None
                 parameter.sub_(rate * parameter.grad)
         step.after_optimizer()
         losses.append(float(output.loss.detach()))

@@ -7,14 +7,14 @@ import pytest
 from marks import NO_RAY
 from shares import ON_RAY
 
-from stssl.cluster import ray_session
+from stssl.base.ray_session import connected_ray
 
 pytest_plugins = ["pytester"]
 
 
 def test_ray_does_not_start_without_its_marker():
     assert os.environ["RAY_TMPDIR"] == NO_RAY  # also in processes that the test starts
-    with pytest.raises(OSError, match="needs-the-marker-ray"), ray_session():
+    with pytest.raises(OSError, match="needs-the-marker-ray"), connected_ray():
         pass
 
 

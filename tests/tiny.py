@@ -1,18 +1,19 @@
-"""A tiny real store, made without Ray: EuroSAT's layout with generated JPEGs whose class shows in colour and place."""
+"""A tiny real store, made without Ray: EuroSAT's layout with generated JPEGs whose class shows in color and place."""
 
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 from PIL import Image
 
+from stssl.archives.conversion import Options, convert
+from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.synthetic import synthesize
-from stssl.convert import Options, convert
-from stssl.data.description import description_hashes
-from stssl.hashing import column_hash
-from stssl.nomenclature import EUROSAT
+from stssl.base.hashing import column_hash
+from stssl.store.zarr_metadata import description_hashes
 
 
 def write_eurosat(folder: Path, per_class: int = 20, seed: int = 0) -> tuple[Path, Path]:
@@ -41,30 +42,30 @@ def tiny_bigearthnet(folder: Path, patches: int = 120) -> Path:
 
 
 def tiny_store(folder: Path, per_class: int = 20) -> Path:
-    """A converted tiny EuroSAT."""
+    """Write a tiny EuroSAT and convert it."""
     archive, table = write_eurosat(folder, per_class)
     convert("eurosat", archive, folder / "tiny.zarr", Options(workers=0, shard=64), coordinates=table)
     return folder / "tiny.zarr"
 
 
 def relabel(store: Path, row: int, label: int) -> None:
-    """Make of a tiny store one that was converted with another label."""
-    values = zarr.open_group(str(store), mode="r+")["label"]
+    """Change a label of a tiny store, and the hash of its column, as if it had been converted with that label."""
+    values = zarr.open_array(str(store), path="label", mode="r+")
     values[row] = label
     group = json.loads((store / "zarr.json").read_text())
     group["attributes"]["column_hashes"]["label"] = column_hash(np.asarray(values[:]))
     seal(store, group)
 
 
-def seal(store: Path, group: dict) -> None:
-    """Write a store's root as a conversion that said this would have written it."""
+def seal(store: Path, group: dict[str, Any]) -> None:
+    """Write the description of a store's root, with hashes that fit it."""
     arrays = group["consolidated_metadata"]["metadata"]
     group["attributes"]["description_hashes"] = description_hashes(group["attributes"], arrays)
     (store / "zarr.json").write_text(json.dumps(group))
 
 
-def tiny_recipe(store: Path, runs: Path) -> dict:
-    """A recipe that trains on `tiny_store` in a second, in this process."""
+def tiny_recipe(store: Path, runs: Path) -> dict[str, Any]:
+    """Write a recipe that trains on `tiny_store` in a second, in this process."""
     return {
         "name": "run",
         "data": {"store": str(store), "labels": "label", "scale": "bytes"},

@@ -1,9 +1,9 @@
-"""Patches a second of converting BigEarthNet v1.0 files, all bands, warm, on one core, and of its parts.
+"""Measure patches per second of converting BigEarthNet v1.0 files and of its parts: all bands, warm files, one core.
 
     python experiments/benchmarks/convert.py --patches 2000 --repeats 5 --json convert.json
 
-The archive is generated (the real layout: 12 GeoTIFFs and a JSON a patch). `--threads 1` is one process without Ray;
-more are that many Ray workers, whose start counts.
+The archive is generated in the real layout: each patch is 12 GeoTIFFs and one JSON file. `--threads 1` measures one
+process without Ray, a larger number that many Ray workers, including their start.
 """
 
 import argparse
@@ -13,16 +13,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 from stssl.archives import tiff
+from stssl.archives.base import Archive
+from stssl.archives.conversion import Options, convert, open_archive, verify_store
 from stssl.archives.synthetic import synthesize
-from stssl.convert import Options, convert, open_archive, verify_store
 
 
 def rate(work: Callable[[], object], patches: int) -> float:
-    """Patches a second."""
+    """Measure the patches per second of a function that handles `count` patches."""
     start = time.perf_counter()
     work()
     return patches / (time.perf_counter() - start)
@@ -50,10 +52,10 @@ def main() -> None:
                 "read, strips": (lambda: [archive.read(row) for row in range(options.patches)], options.patches),
                 "read, rasterio": (lambda: read_slowly(archive, few), len(few)),
                 "convert": (
-                    lambda s=store: convert("bigearthnet-v1", folder / "archive", s, Options(workers=workers)),
+                    partial(convert, "bigearthnet-v1", folder / "archive", store, Options(workers=workers)),
                     options.patches,
                 ),
-                "verify": (lambda s=store: verify_store(s), options.patches),
+                "verify": (partial(verify_store, store), options.patches),
             }
             for path, (work, count) in paths.items():
                 found.setdefault(path, []).append(rate(work, count))
@@ -68,11 +70,11 @@ def main() -> None:
         options.json.write_text(json.dumps({"settings": settings, "rows": rows, "rates": found}, indent=1))
 
 
-def read_slowly(archive: object, rows: range) -> None:
-    """The same patches with rasterio alone."""
+def read_slowly(archive: Archive, rows: range) -> None:
+    """Read patches by rasterio, without the faster reader of uncompressed strips."""
     with mock.patch.object(tiff, "strips", lambda data: None):
         for row in rows:
-            archive.read(row)  # type: ignore[attr-defined]
+            archive.read(row)
 
 
 if __name__ == "__main__":

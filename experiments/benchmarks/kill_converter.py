@@ -1,9 +1,9 @@
-"""Kills a conversion at random moments, again and again, and checks that the store ends as if nothing had happened.
+"""Kill a conversion at random moments, and check that the finished store equals that of an undisturbed conversion.
 
     python experiments/benchmarks/kill_converter.py --patches 20000 --repeats 10 --threads 2 --json kills.json
 
 One archive is generated and converted without interruption. Then, `--repeats` times, a conversion's driver gets
-SIGKILL after a random time, is started again until it is through, and every file is compared, byte by byte.
+SIGKILL after a random time and is started again until it ends. Then all files are compared byte by byte.
 """
 
 import argparse
@@ -17,24 +17,24 @@ import tempfile
 import time
 from pathlib import Path
 
+from stssl.archives.conversion import verify_store
 from stssl.archives.synthetic import synthesize
-from stssl.convert import verify_store
 
 DRIVER = """
 import sys
-from stssl.convert import Options, convert
+from stssl.archives.conversion import Options, convert
 convert("bigearthnet-v1", sys.argv[1], sys.argv[2], Options(workers=int(sys.argv[3])))
 """
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder, by hash."""
+    """Hash every file below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def start(archive: Path, store: Path, workers: int) -> subprocess.Popen[bytes]:
-    """A conversion in a process of its own."""
+    """Start a conversion in a process of its own."""
     return subprocess.Popen([sys.executable, "-c", DRIVER, str(archive), str(store), str(workers)])
 
 

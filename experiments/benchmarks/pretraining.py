@@ -1,4 +1,4 @@
-"""Pretrains with several pretexts and seeds and compares them with random weights by k-NN and a linear probe on test.
+"""Pretrain with several recipes and seeds, and compare them with random weights by k-NN and linear probes on test.
 
     EUROSAT=eurosat.zarr python experiments/benchmarks/pretraining.py --out runs/pretraining --blocks \
         --labels per-class=20 -- "experiments/pretrain/cpu.yaml,pretext.geo={name: none}" experiments/pretrain/cpu.yaml
@@ -13,13 +13,14 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from study import carry_out, plain, spread
 
 
 @dataclass(frozen=True)
 class Job:
-    """One pretraining run and its probes."""
+    """Hold one pretraining run and its probes."""
 
     recipe: str
     changes: tuple[str, ...]
@@ -31,24 +32,24 @@ class Job:
 
     @property
     def weights(self) -> tuple[bool, ...]:
-        """Whether random: random weights do not depend on the pretext, so one recipe of each seed probes them too."""
+        """List the weights to probe: pretrained ones (False), and for one recipe of each seed random ones (True)."""
         return (False, True) if self.control else (False,)
 
     @property
     def label(self) -> str:
-        """Row of the table."""
+        """Return the name of the row in the table."""
         return " ".join([Path(self.recipe).stem, *self.changes])
 
     @property
     def name(self) -> str:
-        """Folder of the run."""
+        """Return the name of the run and its folder."""
         return f"{plain(self.label)}-s{self.seed}"
 
     @cached_property
-    def tree(self) -> dict:
-        """The resolved recipe, as its file was when this was first asked for."""
-        from stssl.pretraining import PretrainRecipe
-        from stssl.recipe import load_as
+    def tree(self) -> dict[str, Any]:
+        """Resolve the recipe, once, as its file is now."""
+        from stssl.recipes.pretraining import PretrainRecipe
+        from stssl.recipes.recipe import load_as
 
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
         split = [f"data.split={{name: blocks, seed: {self.seed}}}"] if self.blocks else []
@@ -56,10 +57,10 @@ class Job:
 
     def run(self) -> None:
         """Pretrain, then probe."""
-        from stssl.config import validate
-        from stssl.pretraining import PretrainRecipe
-        from stssl.probe import probe_run
-        from stssl.train.launch import run
+        from stssl.analysis.probe import probe_run
+        from stssl.base.config import validate
+        from stssl.recipes.pretraining import PretrainRecipe
+        from stssl.training.launch import run
 
         folder = run(validate(PretrainRecipe, self.tree, self.name)).path
         for random in self.weights:
@@ -69,17 +70,18 @@ class Job:
         print(f"done {self.name}", file=sys.stderr, flush=True)
 
     def file(self, random: bool) -> Path:
-        """Where the probe writes."""
+        """Return the file that the probe writes."""
         return self.out / self.name / "probe" / f"{'random' if random else 'pretrained'}-s{self.seed}.json"
 
-    def rows(self, random: bool) -> list[dict]:
-        """What the probe found."""
-        return json.loads(self.file(random).read_text())["rows"]
+    def rows(self, random: bool) -> list[dict[str, Any]]:
+        """Read the rows that the probe wrote."""
+        about: dict[str, Any] = json.loads(self.file(random).read_text())
+        return [*about["rows"]]
 
 
-def table(jobs: list[Job]) -> list[dict]:
-    """One row for each recipe, way of probing and number of labels, with the scores of all seeds."""
-    rows: dict[tuple[str, str, str], dict] = {}
+def table(jobs: list[Job]) -> list[dict[str, Any]]:
+    """Make one row for each recipe, way of probing and number of labels, with the scores of all seeds."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for job in jobs:
         for random in job.weights:
             for found in job.rows(random):

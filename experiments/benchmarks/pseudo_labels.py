@@ -1,10 +1,10 @@
-"""Are pseudo-labels better when the labeler sees place and date? Precision and recall against the true labels.
+"""Measure whether pseudo-labels are better if the labeler sees place and date: precision and recall.
 
     SYNTHETIC=synthetic.zarr python experiments/benchmarks/pseudo_labels.py --out runs/pseudo-labels --jobs 2
 
-Every semi-supervised algorithm trains three times a seed, with equal steps and labels: without a teacher, with one, and
-with a teacher whose metadata is always absent (the control: two networks without what the second one is for). Numbers
-are means over the last quarter of training; F1 is of pseudo-labels that carry weight.
+Every semi-supervised algorithm trains three times with each seed, with equal steps and labels: without a teacher, with
+a teacher, and with a teacher whose metadata is always absent (the control). Numbers are means over the last quarter of
+training. F1 is that of pseudo-labels with weight, against the true labels.
 """
 
 import argparse
@@ -13,18 +13,9 @@ from pathlib import Path
 
 from study import Job, carry_out, spread
 
-ALGORITHMS = (
-    "fixmatch",
-    "flexmatch",
-    "freematch",
-    "softmatch",
-    "defixmatch",
-    "udal",
-    "cap",
-    "cdmad",
-    "mean_teacher",
-    "adamatch",
-)
+from stssl.algorithms import NAMES
+
+ALGORITHMS = tuple(name for name in NAMES if name != "supervised")
 LABELERS = {
     "none": ("model.metadata=none",),
     "teacher": ("model.metadata=teacher",),
@@ -33,7 +24,7 @@ LABELERS = {
 
 
 def quality(job: Job) -> dict[str, float]:
-    """Means of a run's pseudo-label precision, recall and F1 over its last quarter, and its student's test mAP."""
+    """Compute mean precision, recall and F1 of pseudo-labels in the last quarter of a run, and test mAP."""
     rows = [json.loads(line) for line in (job.out / job.name / "metrics.jsonl").read_text().splitlines()]
     last = max(row["step"] for row in rows)
     late = [row for row in rows if row["step"] > 0.75 * last and "pseudo_claimed" in row]

@@ -1,9 +1,10 @@
-"""Patches a second through the reader, beside the limit (np.memmap) and what others use, in paired runs.
+"""Measure patches per second of the reader, of np.memmap (the limit) and of other formats, in paired runs.
 
     python experiments/benchmarks/reader.py --threads 1 --repeats 7 --json reader.json
 
-Random batches of 64 from a warm store of generated BigEarthNet patches. Every repeat runs all paths one after the
-other, so that they share what the machine is doing; the table has medians, and shares of medians of the same repeats.
+Random batches of 64 are read from a warm store of generated BigEarthNet patches. Each repeat measures all ways of
+reading one after the other, so that other work on the machine slows all of them. The table has medians, and ratios of
+medians of the same repeats.
 LMDB and TensorStore need `pip install lmdb tensorstore` and are left out without them.
 
 What checksums cost is measured on two copies of a store, with and without them, read in turns of a few batches: with
@@ -16,7 +17,8 @@ import statistics
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,16 @@ import zarr
 
 from stssl.archives.scenery import Painter, Subject
 from stssl.archives.sentinel2 import sentinel_arrays
-from stssl.augment import AugmentConfig
-from stssl.batch import Stream, View
-from stssl.data.cache import Streamed
-from stssl.data.encode import SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
-from stssl.data.loader import Loader, Source
-from stssl.data.reader import Reader, Stored
+from stssl.base.batch import Stream, View
+from stssl.data.augment import AugmentConfig
+from stssl.data.loader import Loader, StreamSource
 from stssl.data.sampler import StreamSampler
-from stssl.data.shards import ShardedArray, direct_layout
-from stssl.data.writer import CODECS, Plan, Writer
-from stssl.views import ViewDrawer
+from stssl.data.views import ViewDrawer
+from stssl.store.cache import Streamed
+from stssl.store.encode import SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
+from stssl.store.reader import Stored, StoreReader
+from stssl.store.shards import ShardedArray, direct_layout
+from stssl.store.writer import CODECS, StorePlan, Writer
 
 RGB = ("B04", "B03", "B02")
 BATCH, SHARD, TURN = 64, 512, 1
@@ -44,7 +46,7 @@ Path_ = Callable[[np.ndarray], Any]
 
 
 def paint(count: int) -> dict[str, np.ndarray]:
-    """Pixels of generated patches, by array."""
+    """Generate the pixels of patches, by array."""
     painter, rng = Painter(0), np.random.default_rng(0)
     made = [
         painter.paint(Subject(rng.choice(43, 3, False), int(rng.integers(1, 365)), 50.0, False, False, (0, i), (1, i)))
@@ -54,9 +56,9 @@ def paint(count: int) -> dict[str, np.ndarray]:
 
 
 def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str, checked: bool = True) -> dict[str, Stored]:
-    """Pixel arrays as a conversion writes them, or as one did before there were checksums."""
+    """Write pixel arrays as a conversion does, or as one did before there were checksums."""
     count = len(pixels["b10"])
-    writer = Writer(str(folder), Plan(count, SHARD, codec, sentinel_arrays("all"), (), (), (), "", {}))
+    writer = Writer(str(folder), StorePlan(count, SHARD, codec, sentinel_arrays("all"), (), (), (), "", {}))
     stored = {}
     for array in writer.plan.arrays:
         writer._create(array)
@@ -78,7 +80,7 @@ def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str, checked
 
 
 def memmap_path(folder: Path, pixels: dict[str, np.ndarray], rgb: bool) -> Path_:
-    """Raw arrays: the limit."""
+    """Read raw arrays, which is the limit."""
     maps = []
     for name, array in pixels.items():
         np.save(folder / f"{name}.npy", array)
@@ -87,14 +89,14 @@ def memmap_path(folder: Path, pixels: dict[str, np.ndarray], rgb: bool) -> Path_
 
 
 def reader_path(folder: Path, stored: dict[str, Stored], bands: tuple[str, ...], threads: int) -> Path_:
-    """The reader into buffers that are kept."""
-    reader = Reader(str(folder), stored, bands, threads)
+    """Read by this package into buffers that are used again."""
+    reader = StoreReader(str(folder), stored, bands, threads)
     buffers = {name: np.empty(shape, dtype) for name, (shape, dtype) in reader.shapes(BATCH).items()}
     return lambda rows: reader.read(rows, buffers)
 
 
 def oindex_path(folder: Path, bands: tuple[str, ...]) -> Path_:
-    """zarr-python on the same store."""
+    """Read the same store by zarr-python."""
     arrays = [zarr.open_array(str(folder), path=name, mode="r") for name in ("b10", "b20", "b60")]
     if len(bands) == 3:
         return lambda rows: arrays[0].oindex[rows, slice(0, 3)]
@@ -102,7 +104,7 @@ def oindex_path(folder: Path, bands: tuple[str, ...]) -> Path_:
 
 
 def tensorstore_path(folder: Path, bands: tuple[str, ...]) -> Path_ | None:
-    """TensorStore on the same store, one thread for files and one for copies, room for shard indexes only."""
+    """Read the same store by TensorStore, with one thread for files and one for copies, room for shard indexes only."""
     try:
         import tensorstore
     except ImportError:
@@ -123,9 +125,9 @@ def tensorstore_path(folder: Path, bands: tuple[str, ...]) -> Path_ | None:
 
 
 def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
-    """LMDB with a safetensors value a patch that holds red, green and blue only."""
+    """Read LMDB, whose values are safetensors with red, green and blue of one patch; None if it is not installed."""
     try:
-        import lmdb
+        import lmdb  # not among this project's packages: the row is left out where it is not installed
     except ImportError:
         return None
     with lmdb.open(str(folder), map_size=2**36) as fresh, fresh.begin(write=True) as change:
@@ -142,13 +144,13 @@ def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
     return read
 
 
-def loader_path(reader: Reader, count: int, steps: int) -> Callable[[], int]:
-    """Both streams through thread, prefetch and the draws of FixMatch: patches delivered."""
+def loader_path(reader: StoreReader, count: int, steps: int) -> Callable[[], int]:
+    """Read both streams through the loader, with the random choices of FixMatch; return the number of patches."""
     views = frozenset({View.LABELED_WEAK, View.UNLABELED_WEAK, View.UNLABELED_STRONG})
     metadata, labels = torch.zeros(count, 4), torch.zeros(count, 43, dtype=torch.long)
     rows = np.arange(count)
     sources = {
-        stream: Source(Streamed(reader), rows, metadata, labels, StreamSampler(count, size, 0, stream.value))
+        stream: StreamSource(Streamed(reader), rows, metadata, labels, StreamSampler(count, size, 0, stream.randomness))
         for stream, size in ((Stream.LABELED, BATCH // 4), (Stream.UNLABELED, BATCH - BATCH // 4))
     }
     loader = Loader(sources, ViewDrawer(AugmentConfig(), 0, 128), lambda _: views)
@@ -160,7 +162,7 @@ def loader_path(reader: Reader, count: int, steps: int) -> Callable[[], int]:
 
 
 def check_cost(folder: Path, pixels: dict[str, np.ndarray], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What checksums cost: ratios of reading the stores of `measure` to reading the same without."""
+    """Measure what checksums cost: ratios of reading the stores of `measure` to reading the same without."""
     rng, rows = np.random.default_rng(1), []
     for codec, most in (("lz4", 1.10), ("none", None)):
         stored = write_store(folder / f"{codec} unchecked", pixels, codec, checked=False)
@@ -181,7 +183,7 @@ def check_cost(folder: Path, pixels: dict[str, np.ndarray], options: argparse.Na
 
 
 def _turn(sides: list[Path_], batches: np.ndarray) -> list[tuple[float, float]]:
-    """Seconds by the clock and of the CPU that each of two paths takes for two rounds, in the order 0 1 1 0."""
+    """Measure wall and CPU seconds that each of two paths takes for two rounds, in the order 0 1 1 0."""
     spent = np.zeros((2, 2))
     for side in (0, 1, 1, 0):
         before = time.perf_counter(), time.process_time()
@@ -192,7 +194,7 @@ def _turn(sides: list[Path_], batches: np.ndarray) -> list[tuple[float, float]]:
 
 
 def memory_beside(folder: Path) -> float:
-    """MB that a reader of 590,326 patches holds beside the batches: the index is simulated, the rest is real."""
+    """Measure the MB that a reader of 590,326 patches holds besides the batches; only its index is simulated."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     kept = []
@@ -211,7 +213,7 @@ def memory_beside(folder: Path) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """Rows of the table, and patches a second of each path in each repeat."""
+    """Return the rows of the table, and the patches per second of each way of reading in each repeat."""
     pixels = paint(options.patches)
     stored = {codec: write_store(folder / codec, pixels, codec) for codec in ("none", "lz4")}
     every = tuple(band for array in stored["lz4"].values() for band in array.bands)
@@ -226,7 +228,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
             paths[f"oindex {codec} {label}"] = oindex_path(folder / codec, bands)
             paths[f"tensorstore {codec} {label}"] = tensorstore_path(folder / codec, bands)
     steps = options.batches
-    through = loader_path(Reader(str(folder / "lz4"), stored["lz4"], RGB, options.threads), options.patches, steps)
+    through = loader_path(StoreReader(str(folder / "lz4"), stored["lz4"], RGB, options.threads), options.patches, steps)
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
     for _ in range(options.repeats):
@@ -235,11 +237,13 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
             if path is not None:
                 less = {"oindex": 50, "tensorstore": 5}.get(name.partition(" ")[0], 1)
                 some = batches[: max(1, steps // less)]
-                found.setdefault(name, []).append(
-                    _rate(lambda p=path, b=some: sum(BATCH for rows in b if p(rows) is not None))
-                )
+                found.setdefault(name, []).append(_rate(partial(_patches_read, path, some)))
         found.setdefault("loader lz4 RGB", []).append(_rate(through))
     return rows_of(found, memory_beside(folder / "lz4")) + check_cost(folder, pixels, options), found
+
+
+def _patches_read(path: Path_, batches: Iterable[np.ndarray]) -> int:
+    return sum(BATCH for rows in batches if path(rows) is not None)
 
 
 def _rate(work: Callable[[], int]) -> float:
@@ -249,7 +253,7 @@ def _rate(work: Callable[[], int]) -> float:
 
 
 def rows_of(found: dict[str, list[float]], memory: float) -> list[dict[str, Any]]:
-    """The table: what is asked, what was measured, and whether it is enough."""
+    """Make the table: goals and measured values."""
 
     def share(one: str, other: str) -> float | None:
         if one not in found or other not in found:

@@ -1,11 +1,11 @@
-"""How long a run that loses a worker takes to train again.
+"""Measure how long a run that loses a worker takes until it trains again.
 
     SYNTHETIC=synthetic.zarr python experiments/benchmarks/recovery.py experiments/synthetic/fixmatch_teacher.yaml \
         --repeats 3 model.image_size=32
 
-A run on local Ray loses one of its workers (SIGKILL) after a checkpoint, `--repeats` times. `noticed` is from the kill
-to the start of the new workers' processes, which is Ray's doing; `again` is from there to the first step behind the
-checkpoint, which is ours: imports, store, networks, checkpoint. Further arguments are overrides of the recipe.
+A run on local Ray loses one of its workers (SIGKILL) after a checkpoint, `--repeats` times. `noticed` is the time from
+the kill to the start of the new workers' processes, which depends on Ray. `again` is the time from there to the first
+step after the checkpoint: imports, store, networks and checkpoint. Further arguments are overrides of the recipe.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 EVERY = 10
@@ -24,7 +25,7 @@ LIMIT = 600
 
 
 def workers(root: int) -> dict[int, float]:
-    """Ray Train's workers below a process: when each was started, in seconds of the monotonic clock since boot."""
+    """Find Ray Train's workers below a process, and when each was started, in seconds since boot."""
     parents, starts, names = {}, {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -45,20 +46,20 @@ def workers(root: int) -> dict[int, float]:
 
 
 def rows(run: Path, kind: str) -> list[int]:
-    """Steps of a run's metric rows of a kind."""
+    """List the steps of a run's metric rows of a kind."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [row["step"] for row in map(json.loads, lines[:-1]) if row["kind"] == kind]
 
 
 def resumed(run: Path) -> list[int]:
-    """After which steps a run was started, first to last."""
+    """List the steps after which a run was started, first to last."""
     path = run / "record.json"
     return [start["step"] for start in json.loads(path.read_text())["starts"]] if path.exists() else []
 
 
-def wait_for(process: subprocess.Popen[bytes], condition) -> None:
-    """Look every 20 ms."""
+def wait_for(process: subprocess.Popen[bytes], condition: Callable[[], object]) -> None:
+    """Wait until a condition is true, and check it every 20 ms."""
     end = time.monotonic() + LIMIT
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
@@ -99,7 +100,7 @@ def main() -> None:
             "launch.max_failures=-1",
         ]
         often = ["logging.every=1", "logging.tensorboard=false", f"schedule.evaluate_every={EVERY}"]
-        command = [sys.executable, "-m", "stssl.cli", "train", options.recipe, *where, *often]
+        command = [sys.executable, "-m", "stssl.commands.cli", "train", options.recipe, *where, *often]
         with (Path(scratch) / "log").open("wb") as log:
             process = subprocess.Popen(
                 [*command, "schedule.steps=100000", *options.overrides, *more], stdout=log, stderr=log

@@ -1,13 +1,13 @@
-"""Kills training, conversion, pretraining and a search at random moments, and checks that nothing of it shows.
+"""Kill training, conversion, pretraining and a search at random moments, and check that results do not change.
 
     python experiments/benchmarks/soak.py --kills 60 --seed 0 --json soak.json
 
-Each kind of command is carried out once undisturbed. Then, until its share of the kills is done, it is started afresh,
-gets SIGKILL at up to three random moments together with every process below it (Ray's too), and is started again by the
-same command each time, until it ends. What must be equal, byte for byte:
+Each kind of command runs once undisturbed. Then, until its share of the kills is done, it runs again from the start:
+it gets SIGKILL at up to three random moments, together with all processes that it started (Ray's too), and the same
+command resumes it each time, until it ends. These must be equal, byte for byte:
 
 - train (in one process, and on two Ray workers) and pretrain: every value in the checkpoints `last` and `best`
-  (weights, averages, optimizer, queue, position), the exported student or encoder, and the metric rows without times;
+  (weights, averages, optimizer, queue, progress), the exported student or encoder, and the metric rows without times;
 - convert: every file of the store;
 - sweep on Ray: parameters, state and scores of each trial, `best.yaml` without the hours in its comments, and the
   student of each trial. Its sampler is a grid, one trial at a time: the random samplers are seeded anew at each start
@@ -37,20 +37,20 @@ import psutil
 import torch
 import yaml
 
+from stssl.archives.conversion import Options, convert
 from stssl.archives.synthetic import synthesize
-from stssl.convert import Options, convert
-from stssl.train.checkpoint import read_state
+from stssl.training.checkpoints import read_state
 
 LIMIT = 900
 LINGER = 30
 TIMES = ("images_per_s", "seconds", "data_wait", "memory")
-CLI = [sys.executable, "-m", "stssl.cli"]
+CLI = [sys.executable, "-m", "stssl.commands.cli"]
 Digest = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A command that is killed.
+    """Describe a command that is killed.
 
     Attributes:
         name: For people.
@@ -67,7 +67,7 @@ class Kind:
 
 @dataclass
 class Count:
-    """What came of one kind."""
+    """Hold the results of one kind of command."""
 
     kind: str
     seconds: float
@@ -80,17 +80,17 @@ class Count:
 
     @property
     def good(self) -> bool:
-        """Whether all was as it must be."""
+        """Return True if all results are equal and no process is left."""
         return not (self.different or self.left or self.failed)
 
 
 def adopt_orphans() -> None:
-    """Make what loses its parent a child of this process, so that nothing below it can get away."""
+    """Make processes that lose their parent children of this process, so that all of them can be found."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
 def below() -> list[psutil.Process]:
-    """All processes below this one that run."""
+    """List all running processes below this one."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -100,7 +100,7 @@ def below() -> list[psutil.Process]:
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL for a command and everything below this process, until nothing is left."""
+    """Send SIGKILL to a command and to all processes below this one, until none is left."""
     process.kill()
     end = time.monotonic() + LINGER
     while left := below():
@@ -115,14 +115,14 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def bury() -> None:
-    """Take note of adopted processes that ended."""
+    """Collect the exit status of adopted processes that ended."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG) != (0, 0):
             pass
 
 
 def left_behind() -> list[str]:
-    """What still runs a while after a command's end; it is killed then."""
+    """List processes that still run a while after a command ended, and kill them."""
     end = time.monotonic() + LINGER
     while (left := below()) and time.monotonic() < end:
         time.sleep(0.2)
@@ -137,14 +137,14 @@ def left_behind() -> list[str]:
 
 
 def start(kind: Kind, folder: Path) -> subprocess.Popen[bytes]:
-    """The command, in a session of its own; its words go to `log` in the folder."""
+    """Start a command in a session of its own; its output goes to `log` in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(kind.command(folder), stdout=log, stderr=log, cwd=folder, start_new_session=True)
 
 
 def undisturbed(kind: Kind, folder: Path) -> tuple[float, float]:
-    """Carry a command out; seconds to its first work, and to its end."""
+    """Run a command; return the seconds until its first work and until its end."""
     began, first = time.monotonic(), None
     process = start(kind, folder)
     while process.poll() is None:
@@ -163,7 +163,7 @@ def undisturbed(kind: Kind, folder: Path) -> tuple[float, float]:
 
 
 def disturbed(kind: Kind, folder: Path, most: int, moments: Iterator[float], count: Count) -> bool:
-    """Carry a command out that is killed at most so many times; whether it came to its end."""
+    """Run a command and kill it at most so many times; return True if it came to its end."""
     kills = 0
     while True:
         process = start(kind, folder)
@@ -185,13 +185,13 @@ def disturbed(kind: Kind, folder: Path, most: int, moments: Iterator[float], cou
 
 
 def drawn(dice: random.Random, first: float, last: float) -> Iterator[float]:
-    """Moments of kills: one in five while the command starts, the others while it works."""
+    """Draw the moments of kills: one in five while the command starts, the others while it works."""
     while True:
         yield dice.uniform(0, first) if dice.random() < 0.2 else dice.uniform(first, last)
 
 
 def soak(kind: Kind, scratch: Path, kills: int, dice: random.Random) -> Count:
-    """Kill one kind of command so many times."""
+    """Kill one kind of command a number of times, and compare its results."""
     first, seconds = undisturbed(kind, scratch / "whole")
     truth = kind.results(scratch / "whole")
     count, moments = Count(kind.name, round(seconds, 1)), drawn(dice, first, seconds)
@@ -206,7 +206,7 @@ def soak(kind: Kind, scratch: Path, kills: int, dice: random.Random) -> Count:
 
 
 def hashes(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Pairs of dotted name and hash of every tensor and number in a state."""
+    """Yield the dotted name and the hash of every tensor and number in a state."""
     if isinstance(value, dict):
         for key, part in value.items():
             yield from hashes(part, f"{name}.{key}")
@@ -221,13 +221,13 @@ def hashes(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def of_files(folder: Path, pattern: str = "**/*") -> Digest:
-    """Hash of each file below a folder."""
+    """Hash each file below a folder."""
     files = sorted(path for path in folder.glob(pattern) if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def of_run(run: Path, *others: str) -> Digest:
-    """What a run computed."""
+    """Hash everything that a run computed."""
     found = of_files(run, "checkpoints/*.safetensors")
     for name in ("last", "best"):
         found |= dict(hashes(read_state(run / "checkpoints" / f"{name}.pt"), name))
@@ -240,7 +240,7 @@ def of_run(run: Path, *others: str) -> Digest:
 
 
 def of_sweep(folder: Path) -> Digest:
-    """What a search found."""
+    """Hash everything that a search found."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -255,7 +255,7 @@ def of_sweep(folder: Path) -> Digest:
 
 
 def write_recipes(folder: Path, store: Path) -> None:
-    """A training recipe, a pretraining recipe and a sweep that take seconds, beside their store."""
+    """Write a store, and a training recipe, a pretraining recipe and a sweep on it that take seconds."""
     data = {"store": str(store), "labels": "labels_19", "split": "official"}
     backbone = {"backbone": "slim_resnet", "backbone_args": {"channels": [4, 8, 8, 8]}, "image_size": 16}
     common = {"name": "run", "data": data, "compute": {"threads": 1}, "logging": {"every": 5, "tensorboard": False}}
@@ -296,7 +296,7 @@ def write_recipes(folder: Path, store: Path) -> None:
 
 
 def kinds(inputs: Path, archive: Path) -> list[Kind]:
-    """All kinds of commands."""
+    """List all kinds of commands."""
 
     def run(command: str, *overrides: str) -> Callable[[Path], list[str]]:
         # The storage is spelled out: how relative ones are taken is another test's subject.

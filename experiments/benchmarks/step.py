@@ -1,11 +1,12 @@
-"""Seconds and FLOPs of one training step by part, for any algorithm, and beside it a naive step.
+"""Measure seconds and FLOPs of the parts of one training step, for any algorithm, and of a naive step.
 
     python experiments/benchmarks/step.py --algorithm fixmatch --naive --threads 2 --repeats 5 --json step.json
     python experiments/benchmarks/step.py --algorithm all --naive --labeled 2
 
-The naive step is the public implementation's: one concatenated forward per network, every view with gradients (the
-teacher's weak unlabeled one, too), and the average taken from copies of the state dict. Both do the same arithmetic on
-pseudo-labels. FLOPs are those of matrix products and convolutions (torch.utils.flop_counter); seconds are medians.
+The naive step works as the public implementation: one forward pass of all views together for each network, all views
+with gradients (also the teacher's weak unlabeled one), and the average computed from copies of the state dict. Both
+steps make pseudo-labels by the same arithmetic. FLOPs are those of matrix products and convolutions
+(torch.utils.flop_counter). Seconds are medians.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +26,35 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts
 from stssl.algorithms.ring import Ring
-from stssl.batch import Batch, Progress, Stream, View
-from stssl.config import config_types, part_name
-from stssl.errors import ConfigError
-from stssl.labels import LabelSpace
-from stssl.models import EncoderConfig, InjectionConfig, Network, build_network
-from stssl.optimizers import AdamWConfig
+from stssl.base.batch import Batch, Progress, Stream, View
+from stssl.base.config import config_types, part_name
+from stssl.base.errors import ConfigError
+from stssl.base.labels import LabelSpace
+from stssl.models import EncoderConfig, InjectionConfig, Network, NetworkRole, build_network
+from stssl.recipes.optimizers import AdamWConfig
 from stssl.steps.parts import Outputs
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
-from stssl.train.optim import make_optimizer
+from stssl.training.optim import make_optimizer
 
 PARTS = ("student forward", "teacher forward", "labels", "algorithm", "losses", "backward", "optimizer", "average")
 
 
 class NaiveStep(TeacherStudentStep):
-    """The same losses, from one forward of all views with gradients."""
+    """Compute the losses from one forward pass of all views with gradients."""
 
-    def _see(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
+    def _forward_views(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
         live = self.algorithm.config.labeler == "live"
         if live and torch.is_grad_enabled() and network is self.networks[self.labeler]:
             weak = sorted(self.algorithm.views - set(views), key=lambda view: view.value)
-            seen = super()._see(network, batch, views + weak)
-            return Outputs(seen.logits, {view: seen.contexts[view] for view in views})
-        return super()._see(network, batch, views)
+            outputs = super()._forward_views(network, batch, views + weak)
+            return Outputs(outputs.logits, {view: outputs.contexts[view] for view in views})
+        return super()._forward_views(network, batch, views)
 
     @torch.no_grad()
-    def after_optimizer(self) -> None:
-        """Averages by name, with a copy of all weights before and after."""
+    def after_optimizer(self, bad: torch.Tensor | None = None) -> None:
+        """Update averages by name, with a copy of all weights before and after."""
         for name, network in self._live():
-            average = self._average(name)
+            average = self.averaged_network(name)
             live = {key: value.clone() for key, value in network.state_dict().items()}
             held = {key: value.clone() for key, value in average.state_dict().items()}
             for key, _ in network.named_parameters():
@@ -61,13 +63,13 @@ class NaiveStep(TeacherStudentStep):
 
 
 def settle() -> None:
-    """Wait until a GPU has done what it was told, so that seconds are of work, not of launches."""
+    """Wait until a GPU has finished, so that seconds measure work and not the launches of kernels."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class Meter:
-    """Seconds and FLOPs by part."""
+    """Count seconds and FLOPs of each part."""
 
     def __init__(self, counter: FlopCounterMode | None = None) -> None:
         """Count FLOPs too, if a counter is running."""
@@ -78,7 +80,7 @@ class Meter:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what happens inside, less what inner parts count for themselves."""
+        """Count what happens inside the context, without what inner parts count for themselves."""
         before, self.inner = self.inner, [0.0, 0.0]
         settle()
         start, flops = time.perf_counter(), self._flops()
@@ -90,7 +92,7 @@ class Meter:
         self.inner = [before[0] + spent[0], before[1] + spent[1]]
 
     def wrap(self, name: Callable[[], str] | str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, counted."""
+        """Wrap a function so that it is counted."""
 
         def counted(*args: Any, **options: Any) -> Any:
             with self.part(name if isinstance(name, str) else name()):
@@ -103,18 +105,18 @@ class Meter:
 
 
 def part(union: Any, name: str, **options: Any) -> Any:
-    """The configuration called `name` of a union."""
+    """Build the configuration of a union's member that is called `name`."""
     return next(kind for kind in config_types(union) if part_name(kind) == name)(**options)
 
 
 def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStudentStep:
-    """A step with teacher, past every warm-up."""
+    """Make a step with a teacher, as it is after all warm-ups."""
     torch.manual_seed(0)
     space = LabelSpace(tuple(map(str, range(options.classes))), not options.single_label)
-    prior = torch.full((space.groups, space.ways), 1 / space.ways)
+    prior = torch.full((space.groups, space.choices), 1 / space.choices)
     config = part(AlgorithmConfig, name)
 
-    def network(role: str) -> Network:
+    def network(role: NetworkRole) -> Network:
         return build_network(
             backbone=options.backbone,
             backbone_args={},
@@ -123,7 +125,7 @@ def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStu
             classes=options.classes,
             encoder=part(EncoderConfig, "raw"),
             injection=part(InjectionConfig, options.site),
-            role=role,  # type: ignore[arg-type]
+            role=role,
             weights="none",
             distill=True,
         )
@@ -141,37 +143,39 @@ def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStu
 
 
 def make_batch(options: argparse.Namespace, space: LabelSpace, device: torch.device) -> Batch:
-    """Random images of all views."""
+    """Make random images of all views."""
     torch.manual_seed(1)
     rows = {Stream.LABELED: options.labeled, Stream.UNLABELED: options.labeled * options.ratio}
     images = {view: torch.randn(rows[view.stream], 3, options.size, options.size, device=device) for view in View}
     metadata = {stream: torch.rand(count, 4, device=device) * 40 for stream, count in rows.items()}
-    labels = torch.randint(0, space.ways, (options.labeled, space.groups), device=device)
+    labels = torch.randint(0, space.choices, (options.labeled, space.groups), device=device)
     return Batch(images, metadata, labels, torch.arange(rows[Stream.UNLABELED], device=device))
 
 
 def fill(algorithm: Algorithm) -> None:
-    """Give memories the size that they have after thousands of steps."""
+    """Fill an algorithm's stored predictions to the size that they have after thousands of steps."""
     for module in algorithm.modules():
         if isinstance(module, Ring):
             module.push(torch.rand(module.values.T.shape, device=module.values.device))
 
 
 def instrument(step: TeacherStudentStep, meter: Meter) -> None:
-    """Count the step's parts."""
-    networks = [*step.networks.items(), *((name, average.network) for name, average in step.averages.items())]
-    for name, network in networks:
-        network.forward = meter.wrap(  # type: ignore[method-assign]
-            lambda name=name: f"{name} forward" if torch.is_grad_enabled() else "labels",
-            type(network).forward.__get__(network),
-        )
+    """Let the meter count the parts of a step."""
+    averages = ((name, step.averages.get_submodule(f"{name}.network")) for name in step.averages)
+    for name, network in [*step.networks.items(), *averages]:
+        forward = type(network).forward.__get__(network)
+        setattr(network, "forward", meter.wrap(partial(_forward_part, name), forward))  # noqa: B010
     for name in ("observe", "terms"):
         method = getattr(type(step.algorithm), name).__get__(step.algorithm)
         setattr(step.algorithm, name, meter.wrap("algorithm", method))
 
 
+def _forward_part(name: str) -> str:
+    return f"{name} forward" if torch.is_grad_enabled() else "labels"
+
+
 def take(step: TeacherStudentStep, optimizer: torch.optim.Optimizer, batch: Batch, meter: Meter) -> None:
-    """One whole step."""
+    """Take one whole step."""
     optimizer.zero_grad(set_to_none=True)
     with meter.part("losses"):
         output = step(batch, Progress(50_000, 64_000))
@@ -188,10 +192,10 @@ Parts = dict[str, dict[str, float]]
 
 
 class Subject:
-    """One kind of step, and what was measured of it."""
+    """Hold one kind of step and its measurements."""
 
     def __init__(self, options: argparse.Namespace, name: str, naive: bool) -> None:
-        """Build it."""
+        """Build the step, and count its FLOPs once."""
         device = torch.device(options.device)
         self.step = make_step(options, name, naive).to(device).train()
         fill(self.step.algorithm)
@@ -201,7 +205,7 @@ class Subject:
         self.runs: list[Meter] = []
 
     def run(self, counter: FlopCounterMode | None = None) -> Meter:
-        """One step."""
+        """Take one step and measure it."""
         meter = Meter(counter)
         instrument(self.step, meter)
         with counter or nullcontext():
@@ -209,7 +213,7 @@ class Subject:
         return meter
 
     def parts(self) -> Parts:
-        """Of each part the median seconds and the FLOPs."""
+        """Return the median seconds and the FLOPs of each part."""
         return {
             name: {"seconds": statistics.median(run.seconds[name] for run in self.runs), "flops": self.flops[name]}
             for name in PARTS
@@ -218,7 +222,7 @@ class Subject:
 
 
 def measure(options: argparse.Namespace, name: str) -> list[Parts]:
-    """Our step and, if asked for, the naive one; they take turns, so that a busy machine slows both."""
+    """Measure this package's step and, if asked for, the naive one, in turns, so that a busy machine slows both."""
     subjects = [Subject(options, name, naive) for naive in ((False, True) if options.naive else (False,))]
     for _ in range(options.repeats):
         for subject in subjects:
@@ -227,7 +231,7 @@ def measure(options: argparse.Namespace, name: str) -> list[Parts]:
 
 
 def table(name: str, ours: Parts, naive: Parts | None) -> None:
-    """Print parts as rows; naive beside ours."""
+    """Print parts as rows, with a column for each kind of step."""
     columns = [("seconds", 1.0, "s"), ("flops", 1e9, "GFLOP")]
     sides = [("", ours)] + ([("naive ", naive)] if naive else [])
     print(f"\n{name:<18}" + "".join(f"{side + unit:>14}" for side, _ in sides for _, _, unit in columns))
@@ -267,10 +271,11 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in ALGORITHMS if options.algorithm == ["all"] else options.algorithm:
         try:
-            ours, naive = (*measure(options, name), None)[:2]
+            ours, *others = measure(options, name)
         except ConfigError as error:
             print(f"\n{name}: {error}")
             continue
+        naive = others[0] if others else None
         table(name, ours, naive)
         found[name] = {"ours": ours, "naive": naive}
     if options.json:

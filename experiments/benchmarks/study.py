@@ -1,13 +1,12 @@
-"""Runs recipes over seeds and splits, two at a time, and prints test scores with their spread and paired gains.
+"""Run recipes over seeds and splits, and print test scores with their standard deviation and paired gains.
 
     EUROSAT=eurosat.zarr python experiments/benchmarks/study.py --out runs/eurosat-study --seeds 0 1 2 --jobs 2 \
         --split official blocks --reference supervised_cpu \
         experiments/eurosat/{supervised_cpu,fixmatch_cpu,fixmatch_absent_cpu,fixmatch_teacher_cpu}.yaml
 
-Every recipe of one seed and split draws the same labels. A split that is drawn (`blocks`) is
-drawn anew for each seed. A recipe may be followed by overrides, joined by commas:
-`experiments/eurosat/supervised_cpu.yaml,schedule.steps=1000`; in these `{seed}` stands for the seed, as in
-`model.weights=run:runs/pretraining/cpu-s{seed}`. Runs that are finished are not run again.
+All recipes of one seed and split draw the same labels. The split `blocks` is drawn anew for each seed. A recipe may be
+followed by overrides, joined by commas: `experiments/eurosat/supervised_cpu.yaml,schedule.steps=1000`. In these,
+`{seed}` stands for the seed, as in `model.weights=run:runs/pretraining/cpu-s{seed}`. Finished runs are not run again.
 """
 
 import argparse
@@ -32,13 +31,13 @@ SCORES = ("accuracy", "balanced_accuracy", "F1", "mAP", "mAP_micro", "calibratio
 
 
 def plain(text: str) -> str:
-    """Text that may be a part of a folder's name."""
+    """Replace characters that a folder's name should not have."""
     return re.sub("[^A-Za-z0-9_.=-]+", "_", text)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one recipe."""
+    """Hold one run of one recipe."""
 
     recipe: str
     overrides: tuple[str, ...]
@@ -49,26 +48,27 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Row of the table."""
+        """Return the name of the row in the table."""
         return " ".join([Path(self.recipe).stem, *self.overrides])
 
     @property
     def name(self) -> str:
-        """Folder of the run; a name that is too long for one ends in a hash of the rest."""
+        """Return the name of the run and its folder; too long a name is cut and ends in a hash."""
         changes = "".join(f"-{plain(change)}" for change in (*self.overrides, *self.common))
         end = f"-{self.split}-s{self.seed}"
         name = f"{Path(self.recipe).stem}{changes}{end}"
         digest = hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
         return name if len(name) < LONGEST else f"{name[:150]}-{digest}{end}"
 
-    def result(self, part: str) -> dict:
-        """Networks and their scores."""
-        return json.loads((self.out / self.name / "evaluation" / f"{part}.json").read_text())["networks"]
+    def result(self, part: str) -> dict[str, Any]:
+        """Read the scores of all networks on a part of the split."""
+        about: dict[str, Any] = json.loads((self.out / self.name / "evaluation" / f"{part}.json").read_text())
+        return {**about["networks"]}
 
     @cached_property
-    def tree(self) -> dict:
-        """The resolved recipe, as its file was when this was first asked for."""
-        from stssl.recipe import load_recipe
+    def tree(self) -> dict[str, Any]:
+        """Resolve the recipe, once, as its file is now."""
+        from stssl.recipes.recipe import load_recipe
 
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
         split = f"{{name: {self.split}, seed: {self.seed}}}" if self.split == "blocks" else self.split
@@ -77,11 +77,11 @@ class Job:
         return load_recipe(Path(self.recipe), [*where, *what]).tree()
 
     def run(self) -> None:
-        """Train and evaluate what is not there yet."""
-        from stssl.config import validate
-        from stssl.recipe import Recipe
-        from stssl.train.finished import evaluate_run
-        from stssl.train.launch import run
+        """Train and evaluate, if that was not done before."""
+        from stssl.base.config import validate
+        from stssl.recipes.recipe import Recipe
+        from stssl.training.launch import run
+        from stssl.training.trained_run import evaluate_run
 
         folder = run(validate(Recipe, self.tree, self.name)).path
         for part in ("validation", "test"):
@@ -91,12 +91,12 @@ class Job:
 
 
 def carry_out(jobs: Sequence[Any], at_once: int) -> None:
-    """Run jobs (of a `name`, a `tree` and a `run`) in that many processes of one thread.
+    """Run jobs, which have a `name`, a `tree` and a `run`, in `at_once` processes of one thread each.
 
-    All recipes are read before the first run: one that is wrong is told now, and files may change while it runs. Other
-    errors are said when all jobs have ended.
+    All recipes are read before the first run: so a wrong one ends this at once, and files may change while jobs run.
+    Other errors are raised when all jobs have ended.
     """
-    from stssl.errors import StsslError
+    from stssl.base.errors import StsslError
 
     for job in jobs:
         try:
@@ -106,13 +106,13 @@ def carry_out(jobs: Sequence[Any], at_once: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(at_once, get_context("spawn"), _leave_with, (os.getpid(),)) as pool:
         running = {pool.submit(job.run): job for job in jobs}
-        failed = {job.name: error for future, job in running.items() if (error := future.exception())}
-    for name, error in failed.items():
-        raise SystemExit(f"{name}: {error} ({len(failed)} of {len(jobs)} runs failed; the same command goes on)")
+        failed = {job.name: problem for future, job in running.items() if (problem := future.exception())}
+    for name, problem in failed.items():
+        raise SystemExit(f"{name}: {problem} ({len(failed)} of {len(jobs)} runs failed; the same command resumes)")
 
 
 def _leave_with(parent: int) -> None:
-    """End this process soon after its parent, whose death a pool does not tell it: it would go on with the next job."""
+    """End this process soon after its parent has died; without this, a pool's process would take the next job."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -123,13 +123,13 @@ def _leave_with(parent: int) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation in percent."""
+    """Write mean and standard deviation in percent."""
     deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
     return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
 
 
-def table(jobs: list[Job], reference: str | None) -> list[dict]:
-    """One row for each recipe, split and network: every score over seeds, and the gain over the reference's student."""
+def table(jobs: list[Job], reference: str | None) -> list[dict[str, Any]]:
+    """Make one row for each recipe, split and network: all scores over seeds, and the gain over the reference."""
     rows = []
     for label, split in dict.fromkeys((job.label, job.split) for job in jobs):
         ours = [job for job in jobs if (job.label, job.split) == (label, split)]
@@ -146,7 +146,7 @@ def table(jobs: list[Job], reference: str | None) -> list[dict]:
 
 
 def gains(ours: list[Job], network: str, reference: list[Job]) -> list[float]:
-    """Paired differences of the headline test score, seed by seed."""
+    """Compute differences of the headline test score, seed by seed."""
     by_seed = {job.seed: job for job in reference}
     pairs = [
         (job.result("test")[network], by_seed[job.seed].result("test")["student"])

@@ -1,13 +1,13 @@
-"""The whole training loop, measured: images/s, seconds by part, waiting for data, memory, utilisation, checkpoints.
+"""Measure the whole training loop: images/s, seconds of parts, waiting for data, memory, utilization, checkpoints.
 
     python experiments/benchmarks/train.py --steps 20 --threads 2 --repeats 3 --json train.json
     python experiments/benchmarks/train.py --labeled 64 --precision bf16 --device cuda --peak 989
     python experiments/benchmarks/train.py --ranks 1 2 --threads 1
 
-It writes its own synthetic store and trains ST-FixMatch on it through the loader, augmentation, step, optimiser and
-average of a real run, without Ray. `--peak` is the device's peak in TFLOP/s, from which utilisation follows (FLOPs of
-matrix products and convolutions that one step needs). With `--ranks`, local gloo ranks: weak scaling keeps the rows of
-a rank, strong scaling those of the global batch.
+The script writes a synthetic store and trains ST-FixMatch on it, with the loader, augmentation, step, optimizer and
+average of a real run, without Ray. `--peak` is the peak of the device in TFLOP/s; utilization is the share of it that
+the matrix products and convolutions of a step reach. `--ranks` measures local gloo ranks: weak scaling keeps the rows
+of each rank, strong scaling those of the global batch.
 """
 
 import argparse
@@ -16,28 +16,29 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stssl.archives.conversion import Options, convert
 from stssl.archives.synthetic import synthesize
-from stssl.config import validate
-from stssl.convert import Options, convert
-from stssl.distributed import rank
-from stssl.recipe import Recipe
-from stssl.train.loop import update
-from stssl.train.session import Session, open_session
+from stssl.base.config import validate
+from stssl.base.distributed import rank
+from stssl.recipes.recipe import Recipe
+from stssl.training.loop import train_step
+from stssl.training.state import TrainState, open_train_state
 
 PARTS = ("wait for data", "views", "forward", "backward", "rest of the step")
 
 
 def recipe(options: argparse.Namespace, store: Path, labeled: int) -> Recipe:
-    """ST-FixMatch at the asked size."""
+    """Make a recipe of ST-FixMatch of the size that the options ask for."""
     vit = options.backbone.startswith("vit")
     tree: dict[str, Any] = {
         "name": "train",
@@ -60,75 +61,75 @@ def recipe(options: argparse.Namespace, store: Path, labeled: int) -> Recipe:
 
 
 class Clock:
-    """Seconds of parts; waits for the device at each end, so parts add up to more than an undisturbed step takes."""
+    """Count seconds of parts; it waits for the device after each, so that parts add up to more than a step."""
 
     def __init__(self, device: torch.device) -> None:
-        """Nothing measured yet."""
+        """Start with 0 seconds for all parts."""
         self.device, self.spent = device, dict.fromkeys(PARTS, 0.0)
 
     def now(self) -> float:
-        """Seconds, once the device is done."""
+        """Return the time in seconds after the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 
-def by_part(session: Session, batches: Any, steps: int) -> dict[str, float]:
-    """Mean seconds a step of each part; the device is waited for in between."""
-    clock = Clock(session.stage.device)
+def by_part(train_state: TrainState, batches: Any, steps: int) -> dict[str, float]:
+    """Measure the mean seconds of each part of a step."""
+    clock = Clock(train_state.task.device)
     for _ in range(steps):
         start = clock.now()
         raw = next(batches)
         got = clock.now()
-        batch = session.stage.batch(raw)
+        batch = train_state.task.batch(raw)
         seen = clock.now()
-        session.optimizer.zero_grad(set_to_none=True)
+        train_state.optimizer.zero_grad(set_to_none=True)
         forward = backward = 0.0
-        with session.autocast():
-            blocks = session.stage.blocks(batch, session.progress)
-        for block in blocks:
+        with train_state.autocast():
+            micro_batches = train_state.task.micro_batches(batch, train_state.next_step)
+        for micro_batch in micro_batches:
             before = clock.now()
-            with session.autocast():
-                output = session.model(*block)
+            with train_state.autocast():
+                output = train_state.model(*micro_batch)
             middle = clock.now()
             output.loss.backward()
             forward, backward = forward + middle - before, backward + clock.now() - middle
         done = clock.now()
-        session.optimizer.step()
-        session.stage.step.after_optimizer()
+        train_state.optimizer.step()
+        train_state.task.step.after_optimizer(torch.zeros((), dtype=torch.bool, device=train_state.task.device))
         rest = clock.now() - done + (done - seen - forward - backward)
-        session.position.step += 1
+        train_state.progress.step += 1
         for name, value in zip(PARTS, (got - start, seen - got, forward, backward, rest), strict=True):
             clock.spent[name] += value / steps
     return clock.spent
 
 
-def flops(session: Session, raw: Any) -> float:
-    """FLOPs of one step's matrix products and convolutions, by this rank."""
+def flops(train_state: TrainState, raw: Any) -> float:
+    """Count the FLOPs of matrix products and convolutions of one step on this rank."""
     with FlopCounterMode(display=False) as counter:
-        update(session, raw)
-    session.position.step += 1
+        train_step(train_state, raw)
+    train_state.progress.step += 1
     return float(counter.get_total_flops())
 
 
-def checkpoint_seconds(session: Session) -> tuple[float, float]:
-    """How long training stops for a checkpoint, and how long the file takes in the background."""
+def checkpoint_seconds(train_state: TrainState) -> tuple[float, float]:
+    """Measure how long a checkpoint stops training, and how long its file takes in the background."""
     start = time.perf_counter()
-    session.folder.checkpoints.save(session.state(), best=True)
+    train_state.folder.checkpoints.save(train_state.checkpoint_state(), best=True)
     stopped = time.perf_counter() - start
-    session.folder.checkpoints.wait()
+    train_state.folder.checkpoints.wait()
     return stopped, time.perf_counter() - start
 
 
 def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str, Any]:
-    """One row: medians over repeats."""
-    session = open_session(recipe(options, store, labeled), torch.device(options.device))
-    batches = session.stage.loader.batches(0, 10**6)
-    clock = Clock(session.stage.device)
+    """Measure one row of the table: medians over repeats."""
+    train_state = open_train_state(recipe(options, store, labeled), torch.device(options.device))
+    batches = train_state.task.loader.batches(0, 10**6)
+    clock = Clock(train_state.task.device)
     for _ in range(options.warmup):
-        update(session, next(batches))
-        session.position.step += 1
-    needed = flops(session, next(batches))
+        train_step(train_state, next(batches))
+        train_state.progress.step += 1
+    needed = flops(train_state, next(batches))
     seconds, waits = [], []
     for _ in range(options.repeats):
         start, waited = clock.now(), 0.0
@@ -136,11 +137,11 @@ def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str,
             before = time.perf_counter()
             raw = next(batches)
             waited += time.perf_counter() - before
-            update(session, raw)
-            session.position.step += 1
+            train_step(train_state, raw)
+            train_state.progress.step += 1
         seconds.append((clock.now() - start) / options.steps)
         waits.append(waited / options.steps)
-    parts = by_part(session, batches, max(1, options.steps // 2))
+    parts = by_part(train_state, batches, max(1, options.steps // 2))
     second = statistics.median(seconds)
     row = {
         "backbone": options.backbone,
@@ -154,25 +155,26 @@ def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str,
         "images/s": labeled * (1 + options.ratio) / second,
         "data wait": statistics.median(waits) / second,
         "TFLOP/step": needed / 1e12,
-        "memory GB": memory(session.stage.device),
+        "memory GB": memory(train_state.task.device),
     }
     if options.peak:
-        row["utilisation"] = needed / second / (options.peak * 1e12)
-    stopped, written = checkpoint_seconds(session)
+        row["utilization"] = needed / second / (options.peak * 1e12)
+    stopped, written = checkpoint_seconds(train_state)
     row |= {"checkpoint stop s": stopped, "checkpoint s": written}
-    batches.close()
+    if isinstance(batches, Generator):  # its thread would go on reading
+        batches.close()
     return row | {f"{name} s": value for name, value in parts.items()}
 
 
 def memory(device: torch.device) -> float:
-    """Peak memory in GB."""
-    from stssl.train.surroundings import memory as peak
+    """Return the peak memory in GB."""
+    from stssl.training.runtime import peak_memory as peak
 
     return peak(device)["memory_gb"]
 
 
 def write_store(folder: Path, patches: int) -> Path:
-    """A converted synthetic archive."""
+    """Write a synthetic archive and convert it, if that was not done before."""
     store = folder / "store.zarr"
     if not store.exists():
         archive = synthesize(folder / "archive", patches=patches, seed=0)
@@ -181,7 +183,7 @@ def write_store(folder: Path, patches: int) -> Path:
 
 
 def one_rank(rank: int, world: int, options: argparse.Namespace, labeled: int, out: str) -> None:
-    """One of several gloo ranks."""
+    """Measure as one of several gloo ranks."""
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     dist.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=world)
     row = measure(options, Path(out).parent / "store.zarr", labeled)
@@ -191,14 +193,15 @@ def one_rank(rank: int, world: int, options: argparse.Namespace, labeled: int, o
 
 
 def scaling(options: argparse.Namespace, store: Path) -> list[dict[str, Any]]:
-    """Weak and strong scaling over local ranks, relative to the first number of ranks."""
+    """Measure weak and strong scaling over local ranks, relative to the first number of ranks."""
     rows = []
     for kind in ("weak", "strong"):
         first: dict[str, Any] | None = None
         for world in options.ranks:
             labeled = options.labeled * world if kind == "weak" else options.labeled
             out = str(store.parent / f"{kind}{world}.json")
-            mp.spawn(one_rank, (world, options, labeled, out), nprocs=world)
+            arguments = (world, options, labeled, out)
+            spawn(one_rank, arguments, nprocs=world)  # type: ignore[no-untyped-call]  # torch leaves it so
             row = {"scaling": kind, **json.loads(Path(out).read_text())}
             first = first or row
             expected = first["images/s"] * world / first["ranks"]

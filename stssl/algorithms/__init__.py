@@ -1,49 +1,41 @@
-"""Algorithms by name."""
+"""Define the algorithms, one file each, and the losses that they share.
 
-from typing import Annotated
+An algorithm turns the labeler's predictions into loss terms; the step in `stssl/steps` computes them. To add one, see
+`names`.
 
-from pydantic import Field
+The names below are imported when they are first used: all but `NAMES` need torch.
+"""
 
-from stssl.algorithms.adamatch import AdaMatch, AdaMatchConfig
-from stssl.algorithms.base import Algorithm, DataFacts, Logits, Role, Seen, Term
-from stssl.algorithms.cap import Cap, CapConfig
-from stssl.algorithms.cdmad import Cdmad, CdmadConfig
-from stssl.algorithms.defixmatch import DeFixMatch, DeFixMatchConfig
-from stssl.algorithms.fixmatch import FixMatch, FixMatchConfig
-from stssl.algorithms.flexmatch import FlexMatch, FlexMatchConfig
-from stssl.algorithms.freematch import FreeMatch, FreeMatchConfig
-from stssl.algorithms.mean_teacher import MeanTeacher, MeanTeacherConfig
-from stssl.algorithms.softmatch import SoftMatch, SoftMatchConfig
-from stssl.algorithms.supervised import Supervised, SupervisedConfig
-from stssl.algorithms.udal import Udal, UdalConfig
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-ALGORITHMS: dict[str, type[Algorithm]] = {
-    "supervised": Supervised,
-    "fixmatch": FixMatch,
-    "flexmatch": FlexMatch,
-    "freematch": FreeMatch,
-    "softmatch": SoftMatch,
-    "defixmatch": DeFixMatch,
-    "udal": Udal,
-    "cap": Cap,
-    "cdmad": Cdmad,
-    "mean_teacher": MeanTeacher,
-    "adamatch": AdaMatch,
-}
+from stssl.algorithms.names import NAMES
 
-AlgorithmConfig = Annotated[
-    SupervisedConfig
-    | FixMatchConfig
-    | FlexMatchConfig
-    | FreeMatchConfig
-    | SoftMatchConfig
-    | DeFixMatchConfig
-    | UdalConfig
-    | CapConfig
-    | CdmadConfig
-    | MeanTeacherConfig
-    | AdaMatchConfig,
-    Field(discriminator="name"),
+if TYPE_CHECKING:
+    from stssl.algorithms.base import Algorithm, DataFacts, LabelerOutputs, Logits, LossRole, LossTerm
+    from stssl.algorithms.registry import ALGORITHMS, AlgorithmConfig
+
+__all__ = [
+    "ALGORITHMS",
+    "NAMES",
+    "Algorithm",
+    "AlgorithmConfig",
+    "DataFacts",
+    "LabelerOutputs",
+    "Logits",
+    "LossRole",
+    "LossTerm",
 ]
 
-__all__ = ["ALGORITHMS", "Algorithm", "AlgorithmConfig", "DataFacts", "Logits", "Role", "Seen", "Term"]
+_MODULES = {
+    "base": ("Algorithm", "DataFacts", "LabelerOutputs", "Logits", "LossRole", "LossTerm"),
+    "registry": ("ALGORITHMS", "AlgorithmConfig"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first used."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

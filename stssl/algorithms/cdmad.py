@@ -1,12 +1,12 @@
-"""CDMAD (Lee and Kim, "Class-Distribution-Mismatch-Aware Debiasing", CVPR 2024, arXiv:2403.10391).
+"""Implement CDMAD (Lee and Kim, "Class-Distribution-Mismatch-Aware Debiasing", CVPR 2024, arXiv:2403.10391).
 
-What a network says of an image without content is its bias towards classes. It is subtracted from the labeler's
-logits before they become targets, and from every network's own logits at test time:
+A network's logits for an image without content are its bias toward classes. They are subtracted from the labeler's
+logits before those become targets, and at test time from the logits of each network:
 
     p = softmax(weak logits - blank logits);  targets p (soft) where the cut-offs of FixMatch select p.
 
-The blank image is all ones in normalised space, seen in evaluation mode and without the metadata token. Targets are
-debiased after the first steps only. State: the labeler's bias [G, K], mean over ranks.
+The blank image is all ones in normalized space. The network predicts it in evaluation mode, without the metadata token.
+Targets are debiased after the first steps only. State: the labeler's bias [G, K], mean over ranks.
 
 Departure from the public implementation: the bias comes from each network's own trained head, not from one that is
 never trained and not from the teacher for the student.
@@ -18,15 +18,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import DataFacts, Seen, Switch, Term
+from stssl.algorithms.base import DataFacts, LabelerOutputs, LossTerm
 from stssl.algorithms.fixmatch import CutoffConfig, FixMatch
-from stssl.batch import Progress, View
-from stssl.config import Domain
-from stssl.labels import LabelSpace
+from stssl.base.batch import Progress, View
+from stssl.base.config import Domain, Switch
+from stssl.base.labels import LabelSpace
 
 
 class CdmadConfig(CutoffConfig):
-    """Cut-offs, and when debiasing starts."""
+    """Configure CDMAD.
+
+    Attributes:
+        debias_after: First step whose bias is subtracted from targets.
+    """
 
     name: Literal["cdmad"] = "cdmad"
     soft: Switch = True
@@ -35,27 +39,29 @@ class CdmadConfig(CutoffConfig):
 
 
 class Cdmad(FixMatch):
-    """FixMatch with soft targets from debiased logits."""
+    """Run FixMatch with soft targets from debiased logits."""
 
+    config_type = CdmadConfig
+    config: CdmadConfig
     stateful: ClassVar[bool] = True
     needs_blank: ClassVar[bool] = True
 
     def __init__(self, config: CdmadConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """No bias at first."""
+        """Start without a bias."""
         super().__init__(config, space, facts)
         self.bias: Tensor
-        self.register_buffer("bias", torch.zeros(space.groups, space.ways))
+        self.register_buffer("bias", torch.zeros(space.groups, space.choices))
 
-    def observe(self, seen: Seen, progress: Progress) -> None:
-        """Keep the bias."""
-        if seen.blank is not None and progress.step >= self.config.debias_after:
-            self.bias.copy_(seen.blank.mean(0))
+    def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
+        """Keep the labeler's logits of the blank image as its bias, from step `debias_after` on."""
+        if outputs.blank is not None and progress.step >= self.config.debias_after:
+            self.bias.copy_(outputs.blank.mean(0))
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
-        """FixMatch's term on debiased logits."""
-        weak = seen.labeler[View.UNLABELED_WEAK] - self.bias
-        return [Term(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
+        """Return FixMatch's term, on debiased logits."""
+        weak = outputs.labeler[View.UNLABELED_WEAK] - self.bias
+        return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
-        """Outputs without the network's own bias."""
+        """Subtract the network's own bias [1, C] from its outputs [B, C]."""
         return logits - blank

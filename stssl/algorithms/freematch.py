@@ -1,34 +1,53 @@
-"""FreeMatch (Wang et al., ICLR 2023, arXiv:2205.07246).
+"""Implement FreeMatch (Wang et al., ICLR 2023, arXiv:2205.07246).
 
-Thresholds that follow the labeler: a running mean t of its confidence, scaled for each way by the running marginal,
+Thresholds follow the labeler: a running mean t of its confidence, scaled for each choice by the running marginal,
 
-    threshold[way] = t * marginal[way] / max(marginal),
+    threshold[choice] = t * marginal[choice] / max(marginal),
 
 and a fairness term: minus the cross-entropy between the marginal and the mean strong prediction of selected samples,
-both divided by the histogram of chosen ways:
+both divided by how often each choice was made (the histogram):
 
     fairness = sum(normalized(marginal / histogram) * log(normalized(mean p / histogram of p)))
 
-The first steps learn from labels only, while state is already collected. State: running confidence [G], marginal and
+The first steps learn from labels only, but collect state already. State: running confidence [G], marginal and
 histogram [G, K], from the labeler's weak view, updated before use. Departures from the public implementation: a
 decision without any selected sample adds 0 to fairness, not NaN; its sums run over the whole global batch.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Switch, Term, choose, of_way, share
-from stssl.batch import Progress, View
-from stssl.config import Domain
-from stssl.labels import LabelSpace
-from stssl.losses import fairness
+from stssl.algorithms.base import (
+    Algorithm,
+    DataFacts,
+    LabelConfig,
+    LabelerOutputs,
+    LossTerm,
+    Running,
+    choose,
+    of_choice,
+    share,
+)
+from stssl.algorithms.losses import fairness
+from stssl.base.batch import Progress, View
+from stssl.base.config import Domain, Switch
+from stssl.base.json_types import JsonObject
+from stssl.base.labels import LabelSpace
 
 
 class FreeMatchConfig(LabelConfig):
-    """Decay of the running values, weight of the fairness term, and variants of the threshold."""
+    """Configure FreeMatch.
+
+    Attributes:
+        ema_decay: Share of the running values that a step keeps.
+        fairness_weight: Factor of the fairness term.
+        supervised_steps: Steps at the start that learn from labels only.
+        quantile: Quantile of the confidence to follow; None follows its mean.
+        clip: True to keep the running confidence below 0.95.
+    """
 
     name: Literal["freematch"] = "freematch"
     ema_decay: Annotated[float, Field(ge=0, lt=1), Domain(0.9, 0.9999)] = 0.999
@@ -39,52 +58,54 @@ class FreeMatchConfig(LabelConfig):
 
 
 class FreeMatch(Algorithm):
-    """Self-adaptive thresholds and fairness."""
+    """Set thresholds by running confidence and marginal, and push the mean prediction toward the marginal."""
 
-    smoke: ClassVar[dict[str, Any]] = {"supervised_steps": 0}
+    config_type = FreeMatchConfig
+    config: FreeMatchConfig
+    smoke: ClassVar[JsonObject] = {"supervised_steps": 0}
     stateful: ClassVar[bool] = True
     regularized: ClassVar[bool] = True
 
     def __init__(self, config: FreeMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """All ways start equal."""
+        """Start with equal probabilities for all choices."""
         super().__init__(config, space, facts)
-        shape, even = (space.groups, space.ways), 1 / space.ways
+        shape, even = (space.groups, space.choices), 1 / space.choices
         self.confidence = Running(config.ema_decay, shape[:1], even)
         self.marginal = Running(config.ema_decay, shape, even)
         self.histogram = Running(config.ema_decay, shape, even)
 
     def waits(self, progress: Progress) -> bool:
-        """The first steps are supervised."""
-        return progress.step < int(self.config.supervised_steps)
+        """True in the first `supervised_steps` steps."""
+        return progress.step < self.config.supervised_steps
 
-    def observe(self, seen: Seen, progress: Progress) -> None:
-        """Follow confidence (its mean, or a quantile), marginal and histogram."""
-        p = seen.labeler[View.UNLABELED_WEAK].softmax(-1)
+    def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
+        """Update running confidence (its mean, or a quantile), marginal and histogram."""
+        p = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         top, quantile = p.amax(-1), self.config.quantile
         value = self.confidence.update(top.mean(0) if quantile is None else top.quantile(quantile, dim=0))
         if self.config.clip:
-            value.clamp_(0.0, 0.95)
+            value.clamp_(0.0, 0.95)  # the bound of the public implementation
         self.marginal.update(p.mean(0))
-        self.histogram.update(share(choose(p), self.space.ways))
+        self.histogram.update(share(choose(p), self.space.choices))
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
-        """The strong view matches what passes the way's own threshold."""
-        weak = seen.labeler[View.UNLABELED_WEAK]
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
+        """Match the strong view to weak labels that pass the threshold of their choice."""
+        weak = outputs.labeler[View.UNLABELED_WEAK]
         marginal = self.marginal.value
         threshold = self.confidence.value[:, None] * marginal / marginal.amax(-1, keepdim=True)
-        chosen = weak.softmax(-1).amax(-1) >= of_way(threshold, choose(weak))
-        return [Term(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
+        chosen = weak.softmax(-1).amax(-1) >= of_choice(threshold, choose(weak))
+        return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
-    def statistics(self, logits: Tensor, term: Term) -> Tensor:
-        """[2, G, K]: sums over selected rows of probabilities, and of chosen ways."""
+    def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
+        """Sum over the selected rows: [0] probabilities and [1] one-hot choices, together [2, G, K]."""
         p, selected = logits.softmax(-1), (term.weight > 0).float()[..., None]
-        ways = torch.nn.functional.one_hot(choose(p.detach()), p.shape[-1])
-        return torch.stack([(p * selected).sum(0), (ways * selected).sum(0)])
+        choices = torch.nn.functional.one_hot(choose(p.detach()), p.shape[-1])
+        return torch.stack([(p * selected).sum(0), (choices * selected).sum(0)])
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """Weighted fairness."""
-        return self.fairness(statistics) * float(self.config.fairness_weight)
+        """Weight the fairness term of sums [2, G, K] over the global batch."""
+        return self.fairness(statistics) * self.config.fairness_weight
 
     def fairness(self, statistics: Tensor) -> Tensor:
-        """The fairness term."""
+        """Compute the fairness term, a scalar, of sums [2, G, K] as `statistics` makes them."""
         return fairness(statistics[0], statistics[1], self.marginal.value, self.histogram.value)

@@ -1,11 +1,11 @@
-"""Mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780).
+"""Implement mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780).
 
 Probabilities on the strong view should equal those that the averaged labeler gives the weak view: mean squared error
-over ways, all decisions, with a weight that ramps up over the first steps T_r:
+over choices, for all decisions, with a weight that grows over the first T_r steps:
 
     weight = exp(-5 (1 - t / T_r)^2)
 
-No state of its own: the average is the step's.
+No state of its own: the training step keeps the average of the weights.
 """
 
 import math
@@ -15,14 +15,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, AlgorithmConfig, LabelerName, Seen, Term
-from stssl.batch import Progress, View
-from stssl.config import Domain
-from stssl.losses import squared_error
+from stssl.algorithms.base import Algorithm, BaseAlgorithmConfig, LabelerName, LabelerOutputs, LossTerm
+from stssl.algorithms.losses import squared_error
+from stssl.base.batch import Progress, View
+from stssl.base.config import Domain
 
 
-class MeanTeacherConfig(AlgorithmConfig):
-    """Steps of the ramp-up."""
+class MeanTeacherConfig(BaseAlgorithmConfig):
+    """Configure mean teacher.
+
+    Attributes:
+        ramp_up: T_r above, in steps; 0 gives full weight from the start.
+    """
 
     name: Literal["mean_teacher"] = "mean_teacher"
     labeler: LabelerName = "ema"
@@ -30,15 +34,18 @@ class MeanTeacherConfig(AlgorithmConfig):
 
 
 class MeanTeacher(Algorithm):
-    """Consistency with the averaged labeler."""
+    """Match all predictions to those of the averaged labeler."""
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
-        """All probabilities, equally weighted."""
-        target = seen.labeler[View.UNLABELED_WEAK].softmax(-1)
+    config_type = MeanTeacherConfig
+    config: MeanTeacherConfig
+
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
+        """Match the strong view to all weak probabilities, with the weight of the step."""
+        target = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         missing = 1 - min(1.0, progress.step / max(1, self.config.ramp_up))
         weight = torch.full_like(target[..., 0], math.exp(-5 * missing**2) if self.config.ramp_up else 1.0)
-        return [Term(View.UNLABELED_STRONG, target, weight)]
+        return [LossTerm(View.UNLABELED_STRONG, target, weight)]
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Squared error of probabilities."""
+        """Compute the mean squared error [B, G] between probabilities of logits [B, G, K] and targets."""
         return squared_error(logits, target)

@@ -1,4 +1,4 @@
-"""The newest rows of something, and exact quantiles over them without sorting."""
+"""Keep the newest rows of a stream of values, and take exact quantiles over them without sorting."""
 
 import math
 
@@ -7,33 +7,36 @@ from torch import Tensor, nn
 
 
 class Ring(nn.Module):
-    """The last `rows` values of each of C columns, in a persistent buffer; values are not negative.
-
-    How many rows were pushed is a plain number, so that nothing waits for the device to learn it.
-    """
+    """Keep the last `rows` values of each of C columns in a persistent buffer. Values must not be negative."""
 
     def __init__(self, columns: int, rows: int) -> None:
-        """Start empty."""
+        """Start empty.
+
+        Args:
+            columns: C.
+            rows: How many rows to keep.
+        """
         super().__init__()
+        # A plain number and no buffer: reading a buffer would make the host wait for the device at each step.
         self.pushed = 0
         self.values: Tensor
         self.register_buffer("values", torch.zeros(columns, rows))
 
     def get_extra_state(self) -> Tensor:
-        """What the state dict keeps beside the buffer."""
+        """Return the number of pushed rows, which is no buffer, for the state dict."""
         return torch.tensor(self.pushed)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take it back."""
+        """Restore the number of pushed rows from a state dict."""
         self.pushed = int(state)
 
     @property
     def filled(self) -> int:
-        """How many rows there are."""
+        """Count the rows that were pushed, at most the capacity."""
         return min(self.pushed, self.values.shape[1])
 
     def push(self, rows: Tensor) -> None:
-        """Overwrite the oldest rows with [B, C]; of more rows than fit, the last."""
+        """Overwrite the oldest rows with rows [B, C]; if more come than fit, the last ones stay."""
         size = self.values.shape[1]
         kept = rows[-size:].T
         first = self.pushed + len(rows) - kept.shape[1]
@@ -41,24 +44,30 @@ class Ring(nn.Module):
         self.pushed += len(rows)
 
     def quantile(self, share: Tensor) -> Tensor:
-        """Of each column the value at index clamp(floor(n * share), 0, n - 1) of its n values in ascending order.
+        """Take each column's value at index clamp(floor(n * share), 0, n - 1) of its n values in ascending order.
 
         Args:
-            share: [C] float64.
+            share: [C] float64, 0..1.
+
+        Returns:
+            [C] float32.
         """
         n = self.filled
         return order_statistic(self.values[:, :n], (n * share).floor().long().clamp(0, n - 1))
 
 
 def order_statistic(values: Tensor, rank: Tensor) -> Tensor:
-    """The rank-th smallest of each row, counted from 0, without sorting.
+    """Find the rank-th smallest value of each row, counted from 0, without sorting.
 
-    Bisects the integers that the bits of non-negative floats spell: they are in the same order, and 31 halvings find
-    one exactly.
+    Bisects over the bits of the floats read as integers: non-negative floats have the same order as their bits, so 31
+    halvings find a value exactly.
 
     Args:
         values: [C, n] float32, not negative.
         rank: [C] integers in 0..n-1.
+
+    Returns:
+        [C] float32, each a value of its row.
     """
     low = torch.zeros(len(values), 1, dtype=torch.int32, device=values.device)
     high = torch.full_like(low, _INFINITY)
@@ -71,4 +80,4 @@ def order_statistic(values: Tensor, rank: Tensor) -> Tensor:
 
 
 _INFINITY = 0x7F800000
-"""The bits of positive infinity, the largest float."""
+"""Bits of positive infinity, the largest float."""

@@ -1,6 +1,6 @@
-"""SoftMatch (Chen et al., ICLR 2023, arXiv:2301.10921).
+"""Implement SoftMatch (Chen et al., ICLR 2023, arXiv:2301.10921).
 
-Every pseudo-label counts, the less the further its confidence lies below the running mean:
+Every pseudo-label counts; its weight falls the further its confidence lies below the running mean:
 
     aligned = normalized(p * target marginal / running marginal)
     weight  = exp(-min(max(aligned) - mu, 0)^2 / (2 variance / n^2))
@@ -18,15 +18,32 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stssl.algorithms.base import Algorithm, DataFacts, LabelConfig, Running, Seen, Switch, Term, choose, of_way
+from stssl.algorithms.base import (
+    Algorithm,
+    DataFacts,
+    LabelConfig,
+    LabelerOutputs,
+    LossTerm,
+    Running,
+    choose,
+    of_choice,
+)
 from stssl.algorithms.marginal import TargetMarginal, TargetName, align
-from stssl.batch import Progress, View
-from stssl.config import Domain
-from stssl.labels import LabelSpace
+from stssl.base.batch import Progress, View
+from stssl.base.config import Domain, Switch
+from stssl.base.labels import LabelSpace
 
 
 class SoftMatchConfig(LabelConfig):
-    """Decay of running values, width of the weight, and what the marginal is aligned with."""
+    """Configure SoftMatch.
+
+    Attributes:
+        ema_decay: Share of the running values that a step keeps.
+        sigmas: n of the formula above: a larger one makes the weight fall faster.
+        align: True to align confidence with the target marginal.
+        target: Marginal to align with.
+        by_side: Multi-label: True to keep mean and variance apart for "absent" and "present".
+    """
 
     name: Literal["softmatch"] = "softmatch"
     ema_decay: Annotated[float, Field(ge=0, lt=1), Domain(0.9, 0.9999)] = 0.999
@@ -37,24 +54,26 @@ class SoftMatchConfig(LabelConfig):
 
 
 class SoftMatch(Algorithm):
-    """Confidence below the mean weighs less."""
+    """Weight every pseudo-label by its confidence."""
 
+    config_type = SoftMatchConfig
+    config: SoftMatchConfig
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: SoftMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Mean and variance of confidence start as 1 / K and 1."""
+        """Start mean and variance of confidence as 1 / K and 1."""
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
-        self.marginal = Running(config.ema_decay, (space.groups, space.ways))
-        shape = (space.groups, space.ways if config.by_side else 1)
-        self.mean = Running(config.ema_decay, shape, 1 / space.ways)
+        self.marginal = Running(config.ema_decay, (space.groups, space.choices))
+        shape = (space.groups, space.choices if config.by_side else 1)
+        self.mean = Running(config.ema_decay, shape, 1 / space.choices)
         self.variance = Running(config.ema_decay, shape, 1.0)
         self.views = Algorithm.views | self.target.views
 
-    def observe(self, seen: Seen, progress: Progress) -> None:
-        """Follow both marginals, then the aligned confidence."""
-        self.target.observe(seen)
-        weak = seen.labeler[View.UNLABELED_WEAK]
+    def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
+        """Update both marginals, then mean and variance of the aligned confidence."""
+        self.target.observe(outputs)
+        weak = outputs.labeler[View.UNLABELED_WEAK]
         self.marginal.update(weak.softmax(-1).mean(0))
         top, column = self._confidence(weak)
         members = torch.nn.functional.one_hot(column, self.mean.value.shape[-1]).to(top.dtype)
@@ -65,23 +84,23 @@ class SoftMatch(Algorithm):
         self.mean.update(torch.where(count > 1, mean, 0.0))
         self.variance.update(torch.where(count > 1, squares / (count - 1).clamp_min(1), 1.0))
 
-    def terms(self, seen: Seen, progress: Progress) -> list[Term]:
-        """All labels, weighted."""
-        weak = seen.labeler[View.UNLABELED_WEAK]
+    def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
+        """Match the strong view to all weak labels, weighted by confidence."""
+        weak = outputs.labeler[View.UNLABELED_WEAK]
         top, column = self._confidence(weak)
-        mean, variance = of_way(self.mean.value, column), of_way(self.variance.value, column)
+        mean, variance = of_choice(self.mean.value, column), of_choice(self.variance.value, column)
         below = (top - mean).clamp_max(0)
-        variance = variance.clamp_min(1e-12)  # 0 where all are equally sure
-        weight = (-below.square() * float(self.config.sigmas) ** 2 / (2 * variance)).exp()
-        return [Term(View.UNLABELED_STRONG, self.config.label(weak), weight)]
+        variance = variance.clamp_min(1e-12)  # it is 0 where all rows are equally confident
+        weight = (-below.square() * self.config.sigmas**2 / (2 * variance)).exp()
+        return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), weight)]
 
     def aligned(self, weak: Tensor) -> Tensor:
-        """Probabilities [B, G, K] whose mean is the target marginal."""
+        """Align weak logits [B, G, K]: return probabilities whose mean is the target marginal."""
         p = weak.softmax(-1)
         return align(p, self.target.value, self.marginal.value) if self.config.align else p
 
     def _confidence(self, weak: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each decision the aligned confidence, and the column of the statistics that it belongs to."""
+        """Compute each decision's aligned confidence [B, G] and the column [B, G] of the statistics it belongs to."""
         p = self.aligned(weak)
-        ways = choose(p)
-        return p.amax(-1), ways if self.config.by_side else torch.zeros_like(ways)
+        choices = choose(p)
+        return p.amax(-1), choices if self.config.by_side else torch.zeros_like(choices)

@@ -1,17 +1,21 @@
-"""Supervised training: labels only. With `model.metadata: direct` it is the baseline that reads metadata itself."""
+"""Train with labels only.
+
+With `model.metadata: direct` this is the baseline whose network reads the metadata of labeled patches.
+"""
 
 from typing import Literal
 
-from stssl.algorithms.base import Algorithm, AlgorithmConfig
+from stssl.algorithms.base import Algorithm, BaseAlgorithmConfig
 
 
-class SupervisedConfig(AlgorithmConfig):
-    """Nothing to set."""
+class SupervisedConfig(BaseAlgorithmConfig):
+    """Configure supervised training; it has no settings of its own."""
 
     name: Literal["supervised"] = "supervised"
 
 
 class Supervised(Algorithm):
-    """No unlabeled terms and no state."""
+    """Use labels only: return no loss terms and keep no state."""
 
+    config_type = SupervisedConfig
     views = frozenset()

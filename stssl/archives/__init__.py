@@ -1,19 +1,50 @@
-"""Source formats by name."""
+"""Read data sets as their makers publish them ("archives"), and convert them to stores.
 
-from collections.abc import Callable
+Each format is a module with a class that lists an archive's patches and reads them one by one; `formats` lists it, and
+`conversion` writes the store. A new format needs its module and one line in `formats`: the command line takes its
+options from the class, and the conformance test tries it. `synthetic` writes archives for trials without real data.
 
-from stssl.archives.base import Archive
-from stssl.archives.bigearthnet import BigEarthNet1
-from stssl.archives.bigearthnet2 import BigEarthNet2
-from stssl.archives.eurosat import EuroSat, EuroSatMs
-from stssl.archives.manifest import Manifest
+The names below are imported when they are first used: all but `FORMATS` need rasterio and pyarrow.
+"""
 
-ARCHIVES: dict[str, Callable[..., Archive]] = {
-    "bigearthnet-v1": BigEarthNet1,
-    "bigearthnet-v2": BigEarthNet2,
-    "eurosat": EuroSat,
-    "eurosat-ms": EuroSatMs,
-    "manifest": Manifest,
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from stssl.archives.formats import FORMATS
+
+if TYPE_CHECKING:
+    from stssl.archives.base import Archive, ArchiveFormat, Example, ExamplePatch, Option
+    from stssl.archives.conversion import Options, Summary, convert, open_archive, verify_store
+    from stssl.archives.registry import ARCHIVES
+    from stssl.archives.synthetic import synthesize
+
+__all__ = [
+    "ARCHIVES",
+    "FORMATS",
+    "Archive",
+    "ArchiveFormat",
+    "Example",
+    "ExamplePatch",
+    "Option",
+    "Options",
+    "Summary",
+    "convert",
+    "open_archive",
+    "synthesize",
+    "verify_store",
+]
+
+_MODULES = {
+    "base": ("Archive", "ArchiveFormat", "Example", "ExamplePatch", "Option"),
+    "conversion": ("Options", "Summary", "convert", "open_archive", "verify_store"),
+    "registry": ("ARCHIVES",),
+    "synthetic": ("synthesize",),
 }
 
-__all__ = ["ARCHIVES", "Archive"]
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first used."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -1,73 +1,91 @@
-"""BigEarthNet v1.0 and v2.0 (reBEN), Sentinel-2: one GeoTIFF a band, 120x120 pixels at 10 m.
+"""Read BigEarthNet v1.0 (Sumbul et al. 2019, arXiv:1902.06148): Sentinel-2, 120x120 pixels at 10 m.
 
-v1.0 (Sumbul et al. 2019, arXiv:1902.06148) has a JSON a patch; v2.0 (Clasen et al. 2024, arXiv:2407.03653) has Parquet
-tables. Lists of recommended splits, snow and clouds lie beside v1.0 as text files.
+Each patch is a folder of 12 GeoTIFFs and one JSON file with labels, time and place. Lists of the recommended split, of
+snow and of clouds are text files beside the archive.
 """
 
-import itertools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stssl.archives.base import season_of, time_values
-from stssl.archives.places import epsg_of
+from stssl.archives.base import Example, ExamplePatch, Option, season_of, time_values
+from stssl.archives.examples import EPSG, write_patch_folder
+from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
+from stssl.archives.places import crs_of, epsg_of
 from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
-from stssl.archives.tables import ABOUT, NAMES, columns_of, find_list, find_split, read_table
-from stssl.errors import DataError
-from stssl.hashing import digest_of
-from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
-from stssl.schema import (
+from stssl.archives.split_lists import find_list, listed_splits, split_codes, split_notes
+from stssl.archives.tables import ABOUT, ID_NAMES, columns_of, read_table
+from stssl.base.arrays import AnyArray
+from stssl.base.errors import DataError
+from stssl.base.hashing import digest_of
+from stssl.base.json_types import JsonMapping, JsonObject, JsonValue
+from stssl.base.textfiles import parse_json, read_bounded, read_names
+from stssl.store.schema import (
     COMMON,
     CONDITIONS,
     GEOREFERENCE,
-    NO_SPLIT,
     REGION,
-    SPLIT_CODES,
     BadPatchError,
     Column,
     Patch,
     PixelArray,
+    Values,
     label_columns,
     split_column,
 )
-from stssl.textfiles import parse_json, read_bounded, read_names
 
 V1_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{4,6}_\d+_\d+")
 V2_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\w{5}(_\d+_\d+)?")
 SNOW, CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
-COUNTRIES = ("countries", "metadata")
+COUNTRY_TABLES = ("countries", "metadata")
 PATCH_BYTES = 1 << 20
 """A patch's JSON has some 600 bytes; one of more than a thousand times that is none."""
-PUBLISHED = {
+BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
+"""Bands that an archive has, in the order of its makers' lists."""
+PUBLISHED_STATISTICS: JsonObject = {
     "source": "BigEarthNet v1.0, its makers' model repository",
-    "bands": ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"],
+    "bands": [*BANDS],
     "mean": [340.77, 429.94, 614.22, 590.24, 950.68, 1792.46, 2075.47, 2218.95, 2266.46, 2246.06, 1594.43, 1009.33],
     "std": [554.81, 572.42, 582.88, 675.89, 729.90, 1096.01, 1273.45, 1365.46, 1356.14, 1302.33, 1079.19, 818.87],
 }
 """Kept apart from what a conversion measures: some pretrained weights want exactly these."""
 
 
+_COLUMNS: tuple[Column, ...] = (
+    *COMMON,
+    *GEOREFERENCE,
+    *REGION,
+    *CONDITIONS,
+    label_columns("labels_43", LABELS_43, True),
+    label_columns("labels_19", LABELS_19, True),
+)
+"""Columns of every store, besides those of its splits."""
+
+
 class BigEarthNet1:
-    """BigEarthNet v1.0: a folder of patches, each with 12 GeoTIFFs and a JSON."""
+    """Read BigEarthNet v1.0: a folder of patches, each with 12 GeoTIFFs and one JSON file."""
 
     label_sets = ("labels_43", "labels_19")
     statistics_split = "official"
     maps: tuple[PixelArray, ...] = ()
-    attributes: Mapping[str, Any] = MappingProxyType({"published_statistics": PUBLISHED})
+    attributes: JsonMapping = MappingProxyType({"published_statistics": {**PUBLISHED_STATISTICS}})
 
     def __init__(
         self,
         archive: Path,
-        bands: str = "all",
-        metadata: Path | None = None,
-        splits: Mapping[str, Path] | None = None,
+        bands: Annotated[str, Option("all or rgb.")] = "all",
+        metadata: Annotated[Path | None, Option("table with countries, or folder with v2.0's tables.")] = None,
+        splits: Annotated[
+            Mapping[str, Path] | None, Option("NAME=FOLDER with lists train, val and test; repeatable.", "split")
+        ] = None,
     ) -> None:
         """List the patches.
 
@@ -83,15 +101,17 @@ class BigEarthNet1:
             DataError: No patches there, a list cannot be read, or `metadata` says nothing of the patches.
         """
         self.archive = archive
+        # Sorted by name, so that rows do not depend on the order in which a file system lists folders.
         self.folders = sorted(list_patches(archive), key=lambda path: (Path(path).name, path))
         if not self.folders:
             raise DataError(f"{archive} has no patches of BigEarthNet v1.0 (S2A_MSIL2A_20170613T101031_0_45, ...)")
         self.names = tuple(Path(path).name for path in self.folders)
+        # Without this, every patch would be reported one by one as a foreign one.
         if all(map(V2_NAME.fullmatch, self.names)):
             raise DataError(f"the patches in {archive} are of BigEarthNet v2.0. Convert them as bigearthnet-v2.")
         self.arrays = sentinel_arrays(bands)
         beside = (archive, archive / "BigEarthNet-v1.0", archive.parent)
-        found = _codes(self.names, beside)
+        found = split_codes(self.names, beside)
         self._codes = {} if found is None else {"official": found}
         self._codes |= listed_splits(self.names, splits)
         self.notes = split_notes(self.names, splits)
@@ -100,42 +120,65 @@ class BigEarthNet1:
             column: _flags(self.names, find_list(beside, stem))
             for column, stem in (("seasonal_snow", SNOW), ("cloud_or_shadow", CLOUD))
         }
-        self._countries = _countries(self.names, metadata or find_list(beside, *COUNTRIES))
+        self._countries = _countries(self.names, metadata or find_list(beside, *COUNTRY_TABLES))
         if metadata and not any(self._countries):
-            raise DataError(
-                f"{metadata} tells the country of none of the patches: it needs the columns patch_id (or s2v1_name) "
-                "and country"
-            )
-        self.columns: tuple[Column, ...] = (
-            *COMMON,
-            *GEOREFERENCE,
-            *REGION,
-            *CONDITIONS,
-            label_columns("labels_43", LABELS_43, True),
-            label_columns("labels_19", LABELS_19, True),
-            *(split_column(name) for name in self.splits),
-        )
-        self.about: Mapping[str, Any] = {
+            needed = "the columns patch_id (or s2v1_name) and country"
+            raise DataError(f"{metadata} tells the country of none of the patches: it needs {needed}")
+        self.columns = (*_COLUMNS, *map(split_column, self.splits))
+        self.about: JsonMapping = {
             "source": "BigEarthNet v1.0",
             "bands": bands,
             "lists": digest_of(*self._codes.values(), *self._flags.values(), self._countries),
             **({"splits": list(self.splits)} if splits else {}),
         }
 
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write six patches, one of them without labels, and lists of a split that leave it out.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        archive, parts = folder / "BigEarthNet-v1.0", ("train", "train", "train", "validation", "test", "")
+        patches = []
+        for row, part in enumerate(parts):
+            target = archive / f"S2A_MSIL2A_20170613T101031_{row}_45"
+            patch = ExamplePatch(
+                name=target.name,
+                file=target / f"{target.name}_B02.tif",
+                pixels={band: 100 * number + row for number, band in enumerate(BANDS, 1)},
+                classes=("Pastures", LABELS_43[row]) if part else (),
+                place=(48.2 + row / 10, 14.5),
+                time=datetime(2017, 6, 13 + row, 10, 10, 31, tzinfo=UTC),
+                part=part,
+                error="ok" if part else "no_label",
+            )
+            _write_example_patch(target, patch)
+            patches.append(patch)
+        for part, list_name in (("train", "train.csv"), ("validation", "val.csv"), ("test", "test.csv")):
+            (folder / list_name).write_text("".join(f"{patch.name}\n" for patch in patches if patch.part == part))
+        return Example(archive, tuple(patches), "labels_43")
+
     def read(self, row: int) -> Patch:
-        """One patch: its JSON, its bands, and what the lists say of it."""
+        """Read one patch: its JSON, its bands, and what the lists say of it.
+
+        Args:
+            row: Its row in the store.
+        """
         name, folder = self.names[row], self.archive / self.folders[row]
         patch = Patch(values={f"split_{split}": codes[row] for split, codes in self._codes.items()})
         patch.values |= {column: flags[row] for column, flags in self._flags.items()}
         patch.values["country"] = self._countries[row]
         if V2_NAME.fullmatch(name):
+            # The row stays, since the report should name each foreign patch and rows are never removed.
             patch.complain(BadPatchError("foreign", f"{name} is of BigEarthNet v2.0: convert it as bigearthnet-v2"))
             return patch
+        # Names are sorted, so that equal ones are neighbors; the first of them keeps its pixels.
         if row and self.names[row - 1] == name:
             patch.complain(BadPatchError("duplicate", f"{self.folders[row]} has the name of {self.folders[row - 1]}"))
             return patch
         try:
-            read_json(patch, folder / f"{name}_labels_metadata.json")
+            read_patch_json(patch, folder / f"{name}_labels_metadata.json")
         except BadPatchError as problem:
             patch.complain(problem)
         read_bands(patch, folder, name, self.arrays)
@@ -143,7 +186,15 @@ class BigEarthNet1:
 
 
 def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterator[str]:
-    """Relative paths of patch folders, up to three levels down; folders of v2.0 too, so that they are reported."""
+    """List the relative paths of patch folders, up to three levels down.
+
+    Folders of v2.0 are listed too, so that a mixed archive is reported instead of being half converted.
+
+    Args:
+        folder: Folder to search.
+        prefix: Path of `folder` relative to the archive, with a slash at its end.
+        depth: Levels left to search.
+    """
     for entry in folders_in(folder):
         if V1_NAME.fullmatch(entry.name) or V2_NAME.fullmatch(entry.name) or _holds_bands(entry.path):
             yield prefix + entry.name
@@ -152,7 +203,11 @@ def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterat
 
 
 def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
-    """Folders in a folder, hidden ones aside."""
+    """Yield the folders in a folder, except hidden ones.
+
+    Raises:
+        DataError: It is no folder, or cannot be listed.
+    """
     try:
         with os.scandir(path) as entries:
             yield from (entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -163,7 +218,7 @@ def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _holds_bands(path: str) -> bool:
-    """Whether a folder of another name looks like a patch."""
+    """Return True if a folder with an unknown name holds band files as a patch does."""
     try:
         with os.scandir(path) as entries:
             return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)
@@ -171,89 +226,41 @@ def _holds_bands(path: str) -> bool:
         raise DataError(f"cannot list {path}: {error.strerror}") from None
 
 
-def _codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Split codes of all patches from lists in some folders.
-
-    Raises:
-        DataError: A patch is in two of the lists.
-    """
-    parts = find_split(folders)
-    if parts is None:
-        return None
-    for one, other in itertools.combinations(parts, 2):
-        if both := parts[one] & parts[other]:
-            where = " or ".join(dict.fromkeys(str(folder) for folder in folders))
-            raise DataError(
-                f"the lists of {one} and {other} in {where} share {len(both):,} patches (such as {min(both)}): "
-                "a split's lists must not overlap"
-            )
-    code_of = {name: SPLIT_CODES[part] for part, listed in parts.items() for name in listed}
-    return np.array([code_of.get(name, NO_SPLIT) for name in names], np.uint8)
-
-
-def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> dict[str, NDArray[np.uint8]]:
-    """Codes of the splits that somebody asked for, each from a folder with lists.
-
-    Raises:
-        DataError: A folder has no lists, or they name none of the patches.
-    """
-    found = {}
-    for split, folder in (splits or {}).items():
-        codes = _codes(names, (folder,))
-        if codes is None:
-            raise DataError(f"{folder} has no lists train, val and test (.txt, .csv, .csv.bz2) for the split '{split}'")
-        if (codes == NO_SPLIT).all():
-            raise DataError(f"the lists in {folder} name none of the archive's {len(names):,} patches")
-        found[split] = codes
-    return found
-
-
-def split_notes(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> tuple[str, ...]:
-    """Describe how well the given lists fit the archive, one line a split."""
-    known = frozenset(names)
-    found = []
-    for split, folder in (splits or {}).items():
-        listed = frozenset().union(*(find_split((folder,)) or {}).values())
-        strangers = listed - known
-        left = len(known - listed)
-        if strangers:
-            what = f"{len(strangers):,} of the {len(listed):,} names in its lists are no patches of the archive"
-            found.append(f"split {split}: {what} (such as {min(strangers)})")
-        if left:
-            found.append(f"split {split}: {left:,} of the {len(known):,} patches are in none of its lists")
-    return tuple(found)
-
-
 def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
+    """Return for each patch whether a list names it; False for all without a list."""
     listed = read_names(path) if path else frozenset()
     return np.array([name in listed for name in names])
 
 
-def _countries(names: tuple[str, ...], path: Path | None) -> NDArray[Any]:
+def _countries(names: tuple[str, ...], path: Path | None) -> AnyArray:
+    """Return the country of each patch from a table, or from v2.0's tables in a folder; empty if it is not known."""
     known: dict[str, str] = {}
     for file in sorted(path.glob("metadata*.parquet")) if path and path.is_dir() else [path] if path else []:
-        table = columns_of(read_table(file), {name: (name,) for name in NAMES} | {"country": ABOUT["country"]}, file)
-        for key in NAMES:
-            known |= dict(zip(table.get(key, ()), table.get("country", ()), strict=False))
+        table = columns_of(read_table(file), {name: (name,) for name in ID_NAMES} | {"country": ABOUT["country"]}, file)
+        for key in ID_NAMES:
+            for name, country in zip(table.get(key, ()), table.get("country", ()), strict=False):
+                known[str(name)] = "" if country is None else str(country)
     return np.array([known.get(name) or "" for name in names], object)
 
 
-def read_json(patch: Patch, path: Path) -> None:
-    """Labels, time and place of a v1.0 patch; the time stands in the JSON only, since many names have it garbled.
+def read_patch_json(patch: Patch, path: Path) -> None:
+    """Read labels, time and place of a v1.0 patch into `patch`; smaller problems are listed in the patch.
+
+    The time is taken from the JSON file only, since many names of patches have a garbled one.
 
     Raises:
-        BadPatchError: The JSON is missing, not JSON or without labels; smaller problems are written down in the patch.
+        BadPatchError: The file is missing, is no JSON, or has no labels.
     """
     if not path.is_file():
         raise BadPatchError("no_metadata", f"{path.name} is missing")
     try:
-        about: dict[str, Any] = parse_json(read_bounded(path, PATCH_BYTES), path.name)
+        about = parse_json(read_bounded(path, PATCH_BYTES), path.name)
     except DataError as error:
         raise BadPatchError("bad_metadata", str(error).replace(str(path), path.name)) from None
     labels, corners = about.get("labels"), about.get("coordinates")
     if not isinstance(labels, list):
         raise BadPatchError("bad_metadata", f"{path.name} has no list 'labels'")
-    parts: tuple[Callable[[], dict[str, Any]], ...] = (
+    parts: tuple[Callable[[], Values], ...] = (
         lambda: label_values(labels, LABELS_43),
         lambda: _place(str(about.get("projection")), corners if isinstance(corners, dict) else {}),
         lambda: _date(about.get("acquisition_date")),
@@ -265,36 +272,71 @@ def read_json(patch: Patch, path: Path) -> None:
             patch.complain(problem)
 
 
-def label_values(labels: list[Any], known: tuple[str, ...]) -> dict[str, Any]:
-    """Columns of both label sets from class names of one of them.
+def label_values(labels: Sequence[object], known: tuple[str, ...]) -> Values:
+    """Return the columns of the label sets from class names of one of them.
+
+    Args:
+        labels: Names of the patch's classes.
+        known: The nomenclature that they are from: `LABELS_43` or `LABELS_19`.
 
     Raises:
-        BadPatchError: No label, or a name that is not in the nomenclature.
+        BadPatchError: There is no label, or one that is not in the nomenclature.
     """
     if not labels:
         raise BadPatchError("no_label", "the list of labels is empty")
     strangers = [str(label) for label in labels if label not in known]
     if strangers:
         raise BadPatchError("unknown_label", f"unknown label {', '.join(strangers)}")
-    coarse = {TO_19.get(label, label) for label in labels}
-    values = {"labels_19": np.array([name in coarse for name in LABELS_19], np.uint8)}
+    # By name, never by number: three orders of the classes are in use.
+    coarse = {TO_19.get(name, name) for name in known if name in labels}
+    values: Values = {"labels_19": np.array([name in coarse for name in LABELS_19], np.uint8)}
     if known is LABELS_43:
         values["labels_43"] = np.array([name in labels for name in LABELS_43], np.uint8)
     return values
 
 
-def _date(text: Any) -> dict[str, Any]:
+def _date(text: object) -> Values:
+    """Return the columns of an acquisition time."""
     try:
-        when = datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+        when = datetime.strptime(text if isinstance(text, str) else "", "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     except (TypeError, ValueError):
         raise BadPatchError("bad_time", f"acquisition_date {text!r} is not YYYY-MM-DD HH:MM:SS") from None
     return time_values(when) | {"season": season_of(when)}
 
 
-def _place(projection: str, corners: dict[str, Any]) -> dict[str, Any]:
-    """Centre of the corners in degrees, and the corner in the grid."""
+def _place(projection: str, corners: JsonMapping) -> Values:
+    """Return the columns of the patch's center in degrees and of its corner in the grid."""
     try:
-        ulx, uly, lrx, lry = (float(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
+        ulx, uly, lrx, lry = (_number(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
         return grid_place(projection, (ulx, uly), (lrx, lry)) | {"utm_epsg": epsg_of(projection)}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadPatchError("bad_coordinates", f"{corners}: {error}") from None
+
+
+def _number(value: JsonValue) -> float:
+    """Return a number of a JSON file, also one that is written as text.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: The text is no number.
+    """
+    if isinstance(value, str | int | float):
+        return float(value)
+    raise TypeError(f"{value!r} is no number")
+
+
+def _write_example_patch(folder: Path, patch: ExamplePatch) -> None:
+    """Write the GeoTIFFs and the JSON of one patch of the example archive."""
+    grid = write_patch_folder(folder, patch.pixels, patch.place or (0.0, 0.0))
+    about = {
+        "labels": list(patch.classes),
+        "coordinates": {
+            "ulx": grid.ulx,
+            "uly": grid.uly,
+            "lrx": grid.ulx + grid.side,
+            "lry": grid.uly - grid.side,
+        },
+        "projection": crs_of(EPSG).to_wkt(),
+        "acquisition_date": f"{patch.time:%Y-%m-%d %H:%M:%S}",
+    }
+    (folder / f"{folder.name}_labels_metadata.json").write_text(json.dumps(about))

@@ -1,26 +1,30 @@
-"""BigEarthNet v2.0 (reBEN; Clasen et al. 2024, arXiv:2407.03653): folders of products, tables, reference maps."""
+"""Read BigEarthNet v2.0 (reBEN; Clasen et al. 2024, arXiv:2407.03653): folders of products, tables, reference maps."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow
 import pyarrow.compute
-from numpy.typing import NDArray
+import pyarrow.parquet
 
-from stssl.archives.base import season_of, time_values
-from stssl.archives.bigearthnet import V1_NAME, V2_NAME, folders_in, label_values, listed_splits, split_notes
-from stssl.archives.sentinel2 import grid_place, read_bands, sentinel_arrays
+from stssl.archives.base import Example, ExamplePatch, Option, season_of, time_values
+from stssl.archives.bigearthnet import BANDS, V1_NAME, V2_NAME, folders_in, label_values
+from stssl.archives.examples import write_patch_folder
+from stssl.archives.nomenclature import LABELS_19
+from stssl.archives.sentinel2 import PATCH_SIDE, grid_place, read_bands, sentinel_arrays
+from stssl.archives.split_lists import listed_splits, split_notes
 from stssl.archives.tables import read_table
-from stssl.archives.tiff import georeference, read_band, utm_corner
-from stssl.errors import DataError
-from stssl.hashing import digest_of
-from stssl.nomenclature import LABELS_19
-from stssl.schema import (
+from stssl.archives.tiff import UtmCorner, georeference, read_band, utm_corner
+from stssl.base.arrays import AnyArray
+from stssl.base.errors import DataError
+from stssl.base.hashing import digest_of
+from stssl.base.json_types import JsonMapping
+from stssl.store.schema import (
     COMMON,
     CONDITIONS,
     GEOREFERENCE,
@@ -30,29 +34,31 @@ from stssl.schema import (
     Column,
     Patch,
     PixelArray,
+    Values,
     label_columns,
     split_column,
 )
 
 TABLES = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
-SIDE_M = 1200.0
 REFERENCE = PixelArray("reference_map", ("CLC",), 120, 120, "uint16", 10.0, 0, "CORINE Land Cover code, level 3")
 
 
 class BigEarthNet2:
-    """BigEarthNet v2.0: `BigEarthNet-S2/<product>/<patch>/` with 12 GeoTIFFs, and metadata in Parquet."""
+    """Read BigEarthNet v2.0: `BigEarthNet-S2/<product>/<patch>/` with 12 GeoTIFFs, and metadata in Parquet tables."""
 
     label_sets = ("labels_19",)
     statistics_split = "official"
-    attributes: Mapping[str, Any] = MappingProxyType({})
+    attributes: JsonMapping = MappingProxyType({})
 
     def __init__(
         self,
         archive: Path,
-        bands: str = "all",
-        metadata: Path | None = None,
-        reference_maps: Path | None = None,
-        splits: Mapping[str, Path] | None = None,
+        bands: Annotated[str, Option("all or rgb.")] = "all",
+        metadata: Annotated[Path | None, Option("metadata.parquet, or the folder of the archive's tables.")] = None,
+        reference_maps: Annotated[Path | None, Option("folder Reference_Maps.")] = None,
+        splits: Annotated[
+            Mapping[str, Path] | None, Option("NAME=FOLDER with lists train, val and test; repeatable.", "split")
+        ] = None,
     ) -> None:
         """List the patches.
 
@@ -77,12 +83,8 @@ class BigEarthNet2:
             raise DataError(f"the patches in {archive} are of BigEarthNet v1.0. Convert them as bigearthnet-v1.")
         self.arrays = sentinel_arrays(bands, nodata=0)
         beside = [self.archive, self.archive.parent]
-        found = [path / "Reference_Maps" for path in beside if (path / "Reference_Maps").is_dir()]
-        self.reference = reference_maps or (found[0] if found else None)
+        self.reference = self._find_maps(reference_maps, beside)
         self.maps = (REFERENCE,) if self.reference else ()
-        products = {Path(folder).parent.name for folder in self.folders}
-        if reference_maps and not any((reference_maps / product).is_dir() for product in products):
-            raise DataError(f"{reference_maps} has no maps of the patches in {archive} (Reference_Maps/<product>/)")
         self._about = _Table(_tables([metadata] if metadata else beside, archive), self.names)
         self._listed = listed_splits(self.names, splits)
         self.notes = split_notes(self.names, splits)
@@ -95,7 +97,7 @@ class BigEarthNet2:
             label_columns("labels_19", LABELS_19, True),
             *(split_column(name) for name in self.splits),
         )
-        self.about: Mapping[str, Any] = {
+        self.about: JsonMapping = {
             "source": "BigEarthNet v2.0",
             "bands": bands,
             "tables": digest_of(*self._about.arrays(), *self._listed.values()),
@@ -103,8 +105,40 @@ class BigEarthNet2:
             "reference_maps": bool(self.maps),
         }
 
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write six patches of one product with their table; one is not in the table.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        product = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
+        patches, rows = [], []
+        for row, part in enumerate(("train", "train", "train", "validation", "test", "")):
+            target = folder / "BigEarthNet-S2" / product / f"{product}_{row}_45"
+            patch = ExamplePatch(
+                name=target.name,
+                file=target / f"{target.name}_B02.tif",
+                pixels={band: 100 * number + row for number, band in enumerate(BANDS, 1)},
+                classes=("Pastures", LABELS_19[row]) if part else (),
+                place=(48.2 + row / 10, 14.5),
+                time=datetime(2017, 6, 13, 10, 10, 31, tzinfo=UTC),
+                part=part,
+                error="ok" if part else "no_metadata",
+            )
+            write_patch_folder(target, patch.pixels, patch.place or (0.0, 0.0))
+            patches.append(patch)
+            about = {"patch_id": patch.name, "labels": list(patch.classes), "split": part, "country": "Austria"}
+            rows.append(about | {"contains_seasonal_snow": False, "contains_cloud_or_shadow": False})
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:-1]), folder / TABLES[0])
+        return Example(folder / "BigEarthNet-S2", tuple(patches), "labels_19")
+
     def read(self, row: int) -> Patch:
-        """One patch: its bands, its corner, and what the tables say of it."""
+        """Read one patch: its bands, its corner, and what the tables say of it.
+
+        Args:
+            row: Its row in the store.
+        """
         name, folder = self.names[row], self.archive / self.folders[row]
         patch = Patch()
         if V1_NAME.fullmatch(name):
@@ -113,7 +147,7 @@ class BigEarthNet2:
         if row and self.names[row - 1] == name:
             patch.complain(BadPatchError("duplicate", f"{self.folders[row]} has the name of {self.folders[row - 1]}"))
             return patch
-        parts: tuple[Callable[[], dict[str, Any]], ...] = (
+        parts: tuple[Callable[[], Values], ...] = (
             lambda: self._about.values(row),
             lambda: _date(name),
             lambda: _place(folder / f"{name}_B02.tif"),
@@ -129,7 +163,20 @@ class BigEarthNet2:
             self._read_map(patch, self.reference / folder.parent.name / name / f"{name}_reference_map.tif")
         return patch
 
+    def _find_maps(self, given: Path | None, beside: list[Path]) -> Path | None:
+        """Find the folder of reference maps: the given one, or one beside the archive.
+
+        Raises:
+            DataError: The given folder has no maps of the archive's products.
+        """
+        products = {Path(folder).parent.name for folder in self.folders}
+        if given and not any((given / product).is_dir() for product in products):
+            raise DataError(f"{given} has no maps of the patches in {self.archive} (Reference_Maps/<product>/)")
+        found = [path / "Reference_Maps" for path in beside if (path / "Reference_Maps").is_dir()]
+        return given or (found[0] if found else None)
+
     def _read_map(self, patch: Patch, path: Path) -> None:
+        """Read a patch's reference map; a patch without one keeps zeros."""
         try:
             patch.arrays[REFERENCE.name] = read_band(path, REFERENCE.height)[None]
         except BadPatchError as problem:
@@ -138,7 +185,7 @@ class BigEarthNet2:
 
 
 def _list_patches(archive: Path) -> Iterator[str]:
-    """Relative paths of patch folders in their products; of patches that lie beside products too."""
+    """Yield the relative paths of patch folders in their products, and of patches of v1.0 that lie beside products."""
     for product in folders_in(archive):
         if V1_NAME.fullmatch(product.name):
             yield product.name
@@ -149,7 +196,11 @@ def _list_patches(archive: Path) -> Iterator[str]:
 
 
 def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
-    """The tables of metadata of these files or folders, one after the other."""
+    """Read and join the metadata tables among some files and folders.
+
+    Raises:
+        DataError: There is no table, or one lacks a column.
+    """
     for place in places:
         if not place.exists():
             raise DataError(f"there is no metadata at {place}")
@@ -162,13 +213,14 @@ def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
         missing = [name for name in needed if name not in table.column_names]
         if missing:
             raise DataError(f"the metadata of {archive} lacks the columns {', '.join(missing)}")
+        # A CSV of these tables has the lists as text, which would be read letter by letter.
         if not getattr(table.schema.field("labels").type, "value_type", None):
             raise DataError(f"the metadata of {archive} has no lists of labels. Give the archive's own {TABLES[0]}.")
     return pyarrow.concat_tables([table.select(needed) for table in found], promote_options="permissive")
 
 
 class _Table:
-    """What the tables say of an archive's patches, in the order of its rows."""
+    """Hold the columns of the metadata tables, in the order of the archive's rows."""
 
     def __init__(self, table: pyarrow.Table, names: tuple[str, ...]) -> None:
         place = {name: i for i, name in enumerate(table["patch_id"].to_pylist())}
@@ -182,16 +234,16 @@ class _Table:
         self.flags = np.array(flags, bool)
         self.labels = pyarrow.compute.fill_null(chosen["labels"].combine_chunks(), [])
 
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        """All that the tables say of the patches, to tell one conversion from another."""
+    def arrays(self) -> tuple[AnyArray, ...]:
+        """Return all that the tables say of the patches, to tell this conversion from others."""
         labels = [";".join(map(str, names)) for names in self.labels.to_pylist()]
         return self.known, self.split, self.flags, self.country.astype(np.str_), np.array(labels, np.str_)
 
-    def values(self, row: int) -> dict[str, Any]:
-        """Columns of a row.
+    def values(self, row: int) -> Values:
+        """Return the columns of a row.
 
         Raises:
-            BadPatchError: The tables do not name the patch, or have no or unknown labels of it.
+            BadPatchError: The tables do not name the patch, or have no labels or unknown ones of it.
         """
         if not self.known[row]:
             raise BadPatchError("no_metadata", "the tables of metadata do not have it")
@@ -207,8 +259,8 @@ class _Table:
 _SECOND = re.compile(r"_(\d{8}T\d{6})_")
 
 
-def _date(name: str) -> dict[str, Any]:
-    """Time columns from a product's name."""
+def _date(name: str) -> Values:
+    """Return the time columns from the name of a patch."""
     try:
         found = _SECOND.search(name)
         when = datetime.strptime(found[1] if found else "", "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
@@ -217,20 +269,21 @@ def _date(name: str) -> dict[str, Any]:
     return time_values(when) | {"season": season_of(when)}
 
 
-def _place(path: Path) -> dict[str, Any]:
-    """Place columns from a band's georeference."""
+def _place(path: Path) -> Values:
+    """Return the place columns from the georeference of a band's file."""
     try:
         data = path.read_bytes()
     except OSError:
         return {}  # The missing band is reported where the pixels are read.
+    # The direct reader saves opening a file of each patch through GDAL, which costs milliseconds.
     corner = utm_corner(data)
     if corner is None:
         frame = georeference(path, path.name)
         if isinstance(frame.projection, str):
             raise BadPatchError("bad_coordinates", f"{path.name} has a projection without EPSG code")
-        corner = (frame.projection, *frame.upper_left)
+        corner = UtmCorner(frame.projection, *frame.upper_left)
     epsg, ulx, uly = corner
     try:
-        return grid_place(epsg, (ulx, uly), (ulx + SIDE_M, uly - SIDE_M)) | {"utm_epsg": epsg}
+        return grid_place(epsg, (ulx, uly), (ulx + PATCH_SIDE, uly - PATCH_SIDE)) | {"utm_epsg": epsg}
     except ValueError as error:
         raise BadPatchError("bad_coordinates", f"{path.name}: {error}") from None

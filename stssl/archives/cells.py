@@ -1,18 +1,17 @@
-"""Read the cells of a manifest: paths, times, places, parts of a split. A bad cell costs its own value only."""
+"""Read the cells of a manifest: paths, times, places, parts of a split. A bad cell costs only its own value."""
 
 import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from stssl.archives.base import degrees, good_place, season_of, time_values
 from stssl.archives.label_cells import is_missing
-from stssl.schema import SPLIT_CODES, BadPatchError
+from stssl.store.schema import SPLIT_CODES, BadPatchError, Values
 
-PARTS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
+OTHER_WORDS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
 """Other words for the parts of a split."""
 YEARS = (1800, 2200)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -49,7 +48,7 @@ def image_path(folder: Path, name: str) -> Path:
 
 
 def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
-    """For each name the first row that names the same file, however it is written: `a/../b`, `./b`, links."""
+    """Find for each name the first row that names the same file, in any spelling: `a/../b`, `./b`, links."""
     first: dict[str, int] = {}
     parents: dict[str, str] = {}
     found = []
@@ -57,6 +56,7 @@ def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
         try:
             parent, own = os.path.split(os.path.abspath(image_path(folder, name)))  # noqa: PTH100
             if parent not in parents:
+                # Once for each folder: resolving links of a path asks the file system for each of its parts.
                 parents[parent] = os.path.realpath(parent)
             whole = os.path.join(parents[parent], own)  # noqa: PTH118
             key = os.path.realpath(whole) if os.path.islink(whole) else whole  # noqa: PTH114
@@ -66,8 +66,8 @@ def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
     return found
 
 
-def time_of(cell: Any) -> dict[str, Any]:
-    """Columns of a time; none where the cell is empty.
+def time_of(cell: object) -> Values:
+    """Return the columns of a time; none if the cell is empty.
 
     Raises:
         BadPatchError: It is no ISO 8601 time, or one that could be read in two ways.
@@ -84,7 +84,12 @@ def time_of(cell: Any) -> dict[str, Any]:
     return time_values(when) | {"season": season_of(when)}
 
 
-def _moment(cell: Any) -> datetime:
+def _moment(cell: object) -> datetime:
+    """Read a cell as a time.
+
+    Raises:
+        BadPatchError: It is no ISO 8601 time.
+    """
     if isinstance(cell, datetime):
         return cell
     if isinstance(cell, date):
@@ -94,6 +99,7 @@ def _moment(cell: Any) -> datetime:
         raise BadPatchError("bad_time", f"time {cell} is a {kind}, not ISO 8601 (such as 2017-06-13T10:10:31Z)")
     text = cell.strip()
     form = "ISO 8601 (such as 2017-06-13 or 2017-06-13T10:10:31Z)"
+    # A bare number may be a year, a day of the year or seconds; only eight digits are a date.
     if _NO_DATE.fullmatch(text):
         raise BadPatchError("bad_time", f"time '{cell}' is a bare number, not {form}")
     try:
@@ -103,8 +109,13 @@ def _moment(cell: Any) -> datetime:
         raise BadPatchError("bad_time", f"time '{cell}' is not {form}{either}") from None
 
 
-def place_of(lat: Any, lon: Any, row: int) -> dict[str, Any]:
-    """Columns of a place; none where both cells are empty.
+def place_of(lat: object, lon: object, row: int) -> Values:
+    """Return the columns of a place; none if both cells are empty.
+
+    Args:
+        lat: Cell of the latitude.
+        lon: Cell of the longitude.
+        row: Row of the table, counted from 0, for messages.
 
     Raises:
         BadPatchError: They are no place in degrees; names row and column.
@@ -129,8 +140,8 @@ def place_of(lat: Any, lon: Any, row: int) -> dict[str, Any]:
     return {"lat": south, "lon": east}
 
 
-def split_of(cell: Any) -> dict[str, Any]:
-    """The column of the split; none where the cell is empty.
+def split_of(cell: object) -> Values:
+    """Return the column of the split; none if the cell is empty.
 
     Raises:
         BadPatchError: It is no part of a split.
@@ -138,14 +149,14 @@ def split_of(cell: Any) -> dict[str, Any]:
     if is_missing(cell):
         return {}
     part = str(cell).strip().lower()
-    part = PARTS.get(part, part)
+    part = OTHER_WORDS.get(part, part)
     if part not in SPLIT_CODES:
         raise BadPatchError("bad_split", f"split '{part}' is none of {', '.join(SPLIT_CODES)}")
     return {"split_official": SPLIT_CODES[part]}
 
 
-def place_name(cell: Any) -> str:
-    """A location's name, 7 and 7.0 being one; empty where there is none."""
+def place_name(cell: object) -> str:
+    """Return a location's name; 7 and 7.0 are one name, and an empty cell gives an empty one."""
     if is_missing(cell):
         return ""
     text = str(cell).strip()

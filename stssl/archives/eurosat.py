@@ -1,33 +1,35 @@
-"""EuroSAT (Helber et al. 2019, arXiv:1709.00029): 27,000 patches of 64x64 in ten class folders, in a folder or zip.
+"""Read EuroSAT (Helber et al. 2019, arXiv:1709.00029): 27,000 patches of 64x64 in ten class folders or their zip.
 
-RGB images are JPEGs without georeference: places come from a table. Multispectral ones are GeoTIFFs of 13 bands. Splits
-follow the code of "Context Matters" (arXiv:2404.18583): in each class, sorted by name, the first 80 % train and the
-last 20 % test; the last eighth of the training part validates here, so that no choice is made on test patches.
+RGB images are JPEGs without georeference, so places come from a table. Multispectral images are GeoTIFFs of 13 bands.
+The split follows the code of "Context Matters" (arXiv:2404.18583): in each class, sorted by name, the first 80 % train
+and the last 20 % test. Here the last eighth of the training part validates, so that no choice is made on test patches.
 """
 
+import csv
 import io
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stssl.archives.base import degrees, good_place
+from stssl.archives.base import Example, ExamplePatch, Option, degrees, good_place
+from stssl.archives.examples import grid_around, write_bands
 from stssl.archives.images import open_picture, read_bytes, read_image
+from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.sentinel2 import EUROPE, RESOLUTION, grid_place, keep_pixels
-from stssl.archives.tables import ABOUT, NAMES, columns_of, read_table
+from stssl.archives.tables import ABOUT, ID_NAMES, columns_of, read_table
 from stssl.archives.tiff import georeference
 from stssl.archives.zips import check_directory
-from stssl.errors import ConfigError, DataError
-from stssl.hashing import digest_of
-from stssl.nomenclature import EUROSAT
-from stssl.schema import (
+from stssl.base.errors import ConfigError, DataError
+from stssl.base.hashing import digest_of
+from stssl.base.json_types import JsonMapping
+from stssl.store.schema import (
     COMMON,
     GEOREFERENCE,
     SPLIT_CODES,
@@ -35,6 +37,7 @@ from stssl.schema import (
     Column,
     Patch,
     PixelArray,
+    Values,
     label_columns,
     split_column,
 )
@@ -44,18 +47,21 @@ MOST_MEMBER = 16 << 20
 """Bytes that no image of EuroSAT has; a zip may claim any number."""
 MS_ORDER = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
 """Bands in the files: B8A is last, and there is a B10, which BigEarthNet lacks."""
+EXAMPLE_PARTS = {f"Forest_{number}": "train" for number in range(11, 21)} | {"River_11": "test"}
+EXAMPLE_PARTS |= {"Forest_18": "validation", "Forest_19": "test", "Forest_20": "test"}
+"""Images of the example archives and the parts that the rule of the split gives them."""
 MS_ARRAYS = {"b10": RESOLUTION["b10"], "b20": RESOLUTION["b20"], "b60": (*RESOLUTION["b60"], "B10")}
 
 
 class _Images:
-    """What both EuroSATs share: a listing of images, their classes and splits, and their bytes."""
+    """List the images of either EuroSAT archive with classes and splits, and read their bytes."""
 
     label_sets = ("label",)
     splits = ("official",)
     statistics_split = "official"
     maps: tuple[PixelArray, ...] = ()
     notes: tuple[str, ...] = ()
-    attributes: Mapping[str, Any] = MappingProxyType({})
+    attributes: JsonMapping = MappingProxyType({})
 
     def __init__(self, archive: Path, endings: tuple[str, ...], example: str) -> None:
         self.archive = archive
@@ -66,12 +72,12 @@ class _Images:
         self.codes = _split_codes(self.names)
         self._zip: zipfile.ZipFile | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the open zip, which another process opens for itself."""
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state without the open zip, which another process opens for itself."""
         return self.__dict__ | {"_zip": None}
 
     def _begin(self, row: int) -> Patch:
-        """A patch with its class and split; complains of a name that was there before."""
+        """Start a patch with its class and split, and report a name that occurred before."""
         name = self.names[row]
         label = EUROSAT.index(name.rpartition("_")[0])
         patch = Patch(values={"label": label, "split_official": self.codes[row]})
@@ -80,6 +86,11 @@ class _Images:
         return patch
 
     def _bytes(self, member: str) -> bytes:
+        """Read a file of the folder or zip.
+
+        Raises:
+            BadPatchError: It cannot be read, or is larger than an image of EuroSAT.
+        """
         try:
             if self.archive.is_dir():
                 return read_bytes(self.archive / member, member)
@@ -96,11 +107,15 @@ class _Images:
 
 
 class EuroSat(_Images):
-    """EuroSAT RGB with a table of coordinates."""
+    """Read EuroSAT's RGB images, with places from a table of coordinates."""
 
     arrays = (PixelArray("rgb", ("B04", "B03", "B02"), SIZE, SIZE, "uint8", 10.0),)
 
-    def __init__(self, archive: Path, coordinates: Path | None = None) -> None:
+    def __init__(
+        self,
+        archive: Path,
+        coordinates: Annotated[Path | None, Option("CSV with filepath, latitude, longitude.")] = None,
+    ) -> None:
         """List the images.
 
         Args:
@@ -115,15 +130,42 @@ class EuroSat(_Images):
         if coordinates and self.places.keys().isdisjoint(self.names):
             raise DataError(f"{coordinates} names none of the {len(self.names):,} images of {archive}")
         self.columns: tuple[Column, ...] = (*COMMON, label_columns("label", EUROSAT, False), split_column("official"))
-        self.about: Mapping[str, Any] = {"source": "EuroSAT RGB", "coordinates": self._places_digest()}
+        self.about: JsonMapping = {"source": "EuroSAT RGB", "coordinates": self._places_digest()}
+
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write eleven JPEGs of two classes and a table of their coordinates.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        rows = [["filepath", "latitude", "longitude"]]
+        patches = []
+        for number, (name, part) in enumerate(EXAMPLE_PARTS.items()):
+            label = name.rpartition("_")[0]
+            pixels = {"B04": 60 + number, "B03": 120 + number, "B02": 180 + number}
+            place = (48.2 + number / 10, 14.5)
+            file = folder / "2750" / label / f"{name}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (SIZE, SIZE), tuple(pixels.values())).save(file, quality=95)
+            rows.append([f"{label}/{name}.jpg", str(place[0]), str(place[1])])
+            patches.append(ExamplePatch(name, file, pixels, (label,), place, part=part))
+        table = folder / "coordinates.csv"
+        with table.open("w", newline="") as text:
+            csv.writer(text).writerows(rows)
+        return Example(folder / "2750", tuple(patches), "label", {"coordinates": table}, tolerance=3)
 
     def _places_digest(self) -> str | None:
-        """Of the places of all images, since a conversion with another table is another one."""
+        """Hash the places of all images, so that another table of coordinates is another conversion."""
         missing = (float("nan"),) * 2
         return digest_of(np.array([self.places.get(name, missing) for name in self.names])) if self.places else None
 
     def read(self, row: int) -> Patch:
-        """One image with its class, place and split."""
+        """Read one image with its class, place and split.
+
+        Args:
+            row: Its row in the store.
+        """
         patch = self._begin(row)
         try:
             patch.arrays["rgb"] = self._pixels(self.members[row])
@@ -132,6 +174,7 @@ class EuroSat(_Images):
             patch.complain(problem)
         if self.places:
             place = self.places.get(self.names[row], (float("nan"),) * 2)
+            # Swapped coordinates lie outside Europe, and would else pass for places.
             (south, north), (west, east) = EUROPE
             if good_place(*place) and south <= place[0] <= north and west <= place[1] <= east:
                 patch.values["lat"], patch.values["lon"] = place
@@ -140,6 +183,11 @@ class EuroSat(_Images):
         return patch
 
     def _pixels(self, member: str) -> NDArray[np.uint8]:
+        """Decode a JPEG to pixels [3, 64, 64].
+
+        Raises:
+            BadPatchError: It cannot be decoded, or has another size.
+        """
         try:
             with open_picture(self._bytes(member)) as image:
                 if image.size != (SIZE, SIZE):
@@ -152,9 +200,9 @@ class EuroSat(_Images):
 
 
 class EuroSatMs(_Images):
-    """EuroSAT multispectral: 13 bands resampled to 10 m, georeferenced."""
+    """Read EuroSAT's multispectral images: 13 bands resampled to 10 m, georeferenced."""
 
-    def __init__(self, archive: Path, bands: str = "all") -> None:
+    def __init__(self, archive: Path, bands: Annotated[str, Option("all or rgb.")] = "all") -> None:
         """List the images.
 
         Args:
@@ -172,10 +220,32 @@ class EuroSatMs(_Images):
         self.arrays = tuple(PixelArray(name, names, SIZE, SIZE, "uint16", 10.0) for name, names in kept.items())
         label = label_columns("label", EUROSAT, False)
         self.columns: tuple[Column, ...] = (*COMMON, *GEOREFERENCE, label, split_column("official"))
-        self.about: Mapping[str, Any] = {"source": "EuroSAT multispectral", "bands": bands}
+        self.about: JsonMapping = {"source": "EuroSAT multispectral", "bands": bands}
+
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write eleven GeoTIFFs of two classes.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        patches = []
+        for number, (name, part) in enumerate(EXAMPLE_PARTS.items()):
+            label = name.rpartition("_")[0]
+            values = [100 * (band + 1) + number for band in range(len(MS_ORDER))]
+            place = (48.2 + number / 10, 14.5)
+            file = folder / label / f"{name}.tif"
+            write_bands(file, values, SIZE, grid_around(*place, side=10.0 * SIZE))
+            pixels = dict(zip(MS_ORDER, values, strict=True))
+            patches.append(ExamplePatch(name, file, pixels, (label,), place, part=part))
+        return Example(folder, tuple(patches), "label")
 
     def read(self, row: int) -> Patch:
-        """One image with its class, place and split."""
+        """Read one image with its class, place and split.
+
+        Args:
+            row: Its row in the store.
+        """
         patch, member = self._begin(row), self.members[row]
         try:
             data = self._bytes(member)
@@ -194,8 +264,8 @@ class EuroSatMs(_Images):
         return patch
 
 
-def _grid_values(data: bytes, member: str) -> dict[str, Any]:
-    """Place columns of a GeoTIFF in memory."""
+def _grid_values(data: bytes, member: str) -> Values:
+    """Return the place columns of a GeoTIFF in memory."""
     frame = georeference(io.BytesIO(data), member)
     epsg = frame.projection if isinstance(frame.projection, int) else 0
     try:
@@ -205,7 +275,11 @@ def _grid_values(data: bytes, member: str) -> dict[str, Any]:
 
 
 def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
-    """Paths inside the archive of `<Class>/<Class>_<number>` with one of these endings."""
+    """List the paths of `<Class>/<Class>_<number>` with one of some endings inside an archive.
+
+    Raises:
+        DataError: It is neither a folder nor a readable zip.
+    """
     if archive.is_dir():
         found = [str(path.relative_to(archive)) for path in archive.rglob("*") if path.suffix in endings]
     else:
@@ -219,12 +293,14 @@ def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
 
 
 def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
-    """Image stem to (latitude, longitude) in degrees, from a CSV; unreadable numbers become NaN.
+    """Read the places of images from a CSV: stem of the file's name -> (latitude, longitude) in degrees.
+
+    Cells that are no numbers become NaN.
 
     Raises:
         DataError: The table cannot be read or lacks a column.
     """
-    wanted = {"name": NAMES, "lat": ABOUT["lat"], "lon": ABOUT["lon"]}
+    wanted = {"name": ID_NAMES, "lat": ABOUT["lat"], "lon": ABOUT["lon"]}
     read = read_table(table)
     found = columns_of(read, wanted, table)
     if len(found) < len(wanted):
@@ -235,8 +311,9 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
 
 
 def _split_codes(names: tuple[str, ...]) -> list[int]:
-    """Code of each image: 70 % train, 10 % validation, 20 % test of each class in sorted order."""
+    """Return the split code of each image: 70 % train, 10 % validation, 20 % test of each class in sorted order."""
     by_class: dict[str, list[str]] = defaultdict(list)
+    # Lexicographic, as in the code that the split follows: Forest_10 comes before Forest_2.
     for name in sorted(set(names)):
         by_class[name.rpartition("_")[0]].append(name)
     code_of = dict.fromkeys(names, SPLIT_CODES["train"])

@@ -1,25 +1,28 @@
-"""Finds where an image lies from what stands inside its file: geotransform, control points, RPCs or EXIF.
+"""Find where an image lies from what its file says: geotransform, control points, rational polynomials or EXIF.
 
-A file that says nothing of its place has none. One that says something from which no place follows (a projection
-without a geotransform, a local grid, another planet) is an error of its coordinates, so that it is counted.
+A file that says nothing of its place has none. A file that says something from which no place follows (a projection
+without a geotransform, a local grid, another planet) has wrong coordinates, which is counted as an error.
 """
 
 import math
 import re
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from affine import Affine
 from rasterio._err import CPLE_BaseError
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.rpc import RPC
 from rasterio.transform import RPCTransformer, from_gcps
 from rasterio.warp import transform
 
 from stssl.archives.base import good_place
 from stssl.archives.images import exif_of, opened, read_bytes
-from stssl.schema import BadPatchError
+from stssl.store.schema import BadPatchError
 
 _GPS, _EXIF_GPS = 0x8825, (1, 2, 3, 4)
 _FIT = 0.1
@@ -52,7 +55,8 @@ def place_in(source: Path | BytesIO, name: str) -> tuple[float, float] | None:
     return lat, lon
 
 
-def _center(file: Any, name: str) -> tuple[float, float] | None:
+def _center(file: DatasetReader, name: str) -> tuple[float, float] | None:
+    """Find the place of an image's center; None if the file says nothing of it."""
     row, column = file.height / 2, file.width / 2
     points, points_crs = file.gcps
     if not file.transform.is_identity:
@@ -69,7 +73,11 @@ def _center(file: Any, name: str) -> tuple[float, float] | None:
 
 
 def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
-    """Latitude and longitude of a point in a geographic or projected system of the Earth."""
+    """Return latitude and longitude of a point in a geographic or projected system of the Earth.
+
+    Raises:
+        BadPatchError: It is another kind of system, or the point lies outside the system's area.
+    """
     if not (crs.is_geographic or crs.is_projected):
         raise BadPatchError("bad_coordinates", f"{name} has coordinates that are neither degrees nor a map projection")
     if re.search(r"nadgrids=(?!@null)", crs.to_wkt()):
@@ -84,6 +92,7 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
         raise BadPatchError("bad_coordinates", f"{name} lies outside its projection's area")
     place = lat[0], _wrapped(lon[0])
     if crs.is_projected and good_place(*place):
+        # PROJ returns finite degrees even far outside a projection's area; only the way back shows it.
         back = transform(CRS.from_epsg(4326), crs, [place[1]], [place[0]])
         if max(abs(back[0][0] - x), abs(back[1][0] - y)) > 1e-3 * max(abs(x), abs(y), 1.0):
             raise BadPatchError("bad_coordinates", f"{name} lies outside its projection's area")
@@ -91,17 +100,23 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
 
 
 def _wrapped(lon: float) -> float:
-    """A longitude between -180 and 180 of one between -360 and 360; others are no longitudes, and stay."""
+    """Move a longitude from between -360 and 360 to between -180 and 180; other numbers stay, and are refused later."""
     return lon - 360 * math.copysign(1, lon) if 180 < abs(lon) <= 360 else lon
 
 
-def _applied(plane: Any, column: float, row: float) -> tuple[float, float]:
-    """Ground coordinates of a pixel by an affine transform."""
+def _applied(plane: Affine, column: float, row: float) -> tuple[float, float]:
+    """Return the ground coordinates of a pixel by an affine transform."""
     return plane.a * column + plane.b * row + plane.c, plane.d * column + plane.e * row + plane.f
 
 
-def _from_points(points: Any, crs: CRS | None, center: tuple[float, float], name: str) -> tuple[float, float]:
-    """Place of the center by a plane through ground control points."""
+def _from_points(
+    points: list[GroundControlPoint], crs: CRS | None, center: tuple[float, float], name: str
+) -> tuple[float, float]:
+    """Find the place of the center by an affine plane through ground control points.
+
+    Raises:
+        BadPatchError: They have no projection, span no area, or lie far from any plane.
+    """
     if crs is None:
         raise BadPatchError("bad_coordinates", f"{name} has control points and no projection")
     pixels = np.array([(point.col, point.row, 1.0) for point in points])
@@ -112,14 +127,15 @@ def _from_points(points: Any, crs: CRS | None, center: tuple[float, float], name
     if len(points) < 3 or np.linalg.matrix_rank(pixels) < 3:
         raise BadPatchError("bad_coordinates", f"{name} has {len(points)} control points, which span no area")
     plane = from_gcps(points)
+    # Points that lie in no plane would put the center anywhere; better no place than a wrong one.
     missed = np.array([_applied(plane, column, row) for column, row, _ in pixels]) - ground
     if np.linalg.norm(missed, axis=1).max() > _FIT * max(float(np.linalg.norm(np.ptp(ground, axis=0))), 1e-12):
         raise BadPatchError("bad_coordinates", f"{name} has control points that lie in no plane")
     return _degrees(crs, *_applied(plane, *center), name)
 
 
-def _from_rpcs(rpcs: Any, row: float, column: float, name: str) -> tuple[float, float]:
-    """Place of the center by rational polynomials, at their mean height."""
+def _from_rpcs(rpcs: RPC, row: float, column: float, name: str) -> tuple[float, float]:
+    """Find the place of the center by rational polynomials, at their mean height."""
     try:
         with RPCTransformer(rpcs) as rays:
             xs, ys = rays.xy([row], [column], zs=[rpcs.height_off], offset="ul")
@@ -129,7 +145,7 @@ def _from_rpcs(rpcs: Any, row: float, column: float, name: str) -> tuple[float, 
 
 
 def _exif(data: bytes) -> tuple[float, float] | None:
-    """Latitude and longitude where the camera stood."""
+    """Read latitude and longitude of the camera from EXIF tags; None without them."""
     about = exif_of(data).get_ifd(_GPS)
     try:
         south, lat, west, lon = (about[key] for key in _EXIF_GPS)

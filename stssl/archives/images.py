@@ -1,9 +1,9 @@
-"""Opens foreign images, and honors what a file says of its values, or refuses it.
+"""Open foreign images, and honor what a file says of its values, or refuse the file.
 
 Only four formats are read: GeoTIFF, PNG, JPEG and JPEG 2000. GDAL chooses a format by content, so a file called
 `B04.tif` may be a VRT or WMS description, which reads any file and sends requests. So a file is opened only by the
-driver of its first bytes, and only if that is one of the four. A file's bytes are read first and opened from memory,
-where nothing lies beside it: world files, `.aux.xml`, `.msk` and other sidecars are never opened.
+driver that its first bytes belong to, and only if that is one of the four. A file's bytes are read first and opened
+from memory, where nothing lies beside it: world files, `.aux.xml`, `.msk` and other sidecars are never opened.
 
 Pixels that a file says are not measured (its nodata value, mask, transparent pixels) become the mean of the patch's
 measured pixels in that band, which is neutral for a network, and are left out of band statistics.
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import rasterio
@@ -27,9 +27,10 @@ from PIL import Image, UnidentifiedImageError
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
+from rasterio.io import DatasetReader, MemoryFile
 
-from stssl.schema import BadPatchError
+from stssl.base.arrays import AnyArray
+from stssl.store.schema import BadPatchError
 
 DRIVERS = {
     b"II*\0": "GTiff",
@@ -42,8 +43,8 @@ DRIVERS = {
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
 }
 """First bytes of a file -> the one GDAL driver that may open it."""
-MOST_BANDS, MOST_BYTES = 256, 1 << 27
-"""What a raster that holds one patch is never larger than, as a file and decoded."""
+MOST_BANDS, MOST_PATCH_BYTES = 256, 1 << 27
+"""Most bands of an image, and most bytes of its file and of its decoded pixels: no patch has more."""
 MOST_TILES = 4096
 """Tiles of a JPEG 2000 file: its library sets kilobytes aside for each when it is opened."""
 _CODESTREAM = b"\xff\x4f\xff\x51"
@@ -70,21 +71,32 @@ _TURNED = (2, 3, 4, 5, 6, 7, 8)
 """EXIF orientations other than upright."""
 
 
+PixelType = TypeVar("PixelType", bound=np.generic)
+
+
 @dataclass(frozen=True)
 class Picture:
-    """Pixels of an image file.
+    """Hold the pixels of an image file.
 
     Attributes:
-        pixels: [bands, H, W] values; where nothing was measured, the mean of the band's measured pixels.
-        measured: [bands, H, W] booleans, None where all pixels are measured.
+        pixels: [bands, H, W] values; the mean of the band's measured pixels where nothing was measured.
+        measured: [bands, H, W] booleans; None if all pixels are measured.
         colors: The file's meaning of each band, such as `red` or `undefined`.
         scaling: Scale and offset that the file states for each band.
     """
 
-    pixels: NDArray[Any]
+    pixels: AnyArray
     measured: NDArray[np.bool_] | None
     colors: tuple[str, ...]
     scaling: tuple[tuple[float, float], ...]
+
+
+class _Bands(NamedTuple):
+    """Hold values and mask of a file's bands, both [bands, H, W] (None if all is measured), and the bands' colors."""
+
+    values: AnyArray
+    measured: NDArray[np.bool_] | None
+    colors: tuple[str, ...]
 
 
 def read_bytes(source: Path | BytesIO, name: str) -> bytes:
@@ -103,8 +115,10 @@ def read_bytes(source: Path | BytesIO, name: str) -> bytes:
         about = source.stat()
         if not stat.S_ISREG(about.st_mode):  # A pipe or device might never end.
             raise BadPatchError("unreadable", f"{name} is not a file")
-        if about.st_size > MOST_BYTES:
-            raise BadPatchError("unreadable", f"{name} is larger than {MOST_BYTES >> 20} MiB: no file of one patch is")
+        if about.st_size > MOST_PATCH_BYTES:
+            raise BadPatchError(
+                "unreadable", f"{name} is larger than {MOST_PATCH_BYTES >> 20} MiB: no file of one patch is"
+            )
         return source.read_bytes()
     except FileNotFoundError:
         raise BadPatchError("missing_band", f"{name} is missing") from None
@@ -113,7 +127,7 @@ def read_bytes(source: Path | BytesIO, name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def opened(data: bytes, name: str) -> Iterator[Any]:
+def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
     """Open an image in memory with the allowed drivers, after its claimed size was checked.
 
     Args:
@@ -142,33 +156,34 @@ def opened(data: bytes, name: str) -> Iterator[Any]:
 
 
 def _words(name: str, error: Exception) -> str:
-    """One line of an error, without folders or names in memory: reports must not depend on where an archive lies."""
+    """Return one line of an error without folders and names in memory, which differ between machines."""
     return f"{name}: " + re.sub(rf"\S*/|{_IN_MEMORY}", "", str(error).replace("\n", " "))
 
 
-def _refuse_giants(file: Any, name: str) -> None:
+def _refuse_giants(file: DatasetReader, name: str) -> None:
     """Refuse sizes that only a damaged or hostile header claims; GDAL would fill them with zeros for minutes."""
     each = max(np.dtype(dtype).itemsize for dtype in file.dtypes) if file.count else 1
+    # A tile may claim to be larger than its image, and is decoded whole.
     block = max((height * width for height, width in file.block_shapes), default=0)
-    if file.count > MOST_BANDS or file.count * max(file.height * file.width, block) * each > MOST_BYTES:
+    if file.count > MOST_BANDS or file.count * max(file.height * file.width, block) * each > MOST_PATCH_BYTES:
         raise BadPatchError("unreadable", f"{name} claims to be {file.count}x{file.height}x{file.width}")
 
 
 def _refuse_many_tiles(data: bytes, name: str) -> None:
-    """Bound what a JPEG 2000 file makes its library set aside before any pixel is asked for."""
+    """Refuse JPEG 2000 files that would make their library set memory aside before any pixel is asked for."""
     try:
         size = struct.unpack_from(">8IH", data, data.find(_CODESTREAM) + 8)
     except struct.error:
         return
     right, bottom, left, top, width, height, first, over, count = size
     tiles = -(-(right - first) // max(width, 1)) * -(-(bottom - over) // max(height, 1))
-    if tiles > MOST_TILES or count > MOST_BANDS or (right - left) * (bottom - top) * count > MOST_BYTES:
+    if tiles > MOST_TILES or count > MOST_BANDS or (right - left) * (bottom - top) * count > MOST_PATCH_BYTES:
         claims = f"{name} claims to be {count}x{bottom - top}x{right - left} in {tiles:,} tiles"
         raise BadPatchError("unreadable", claims)
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """Open a JPEG or PNG with Pillow; its pixels are not decoded yet.
+    """Open a JPEG or PNG with Pillow, without decoding its pixels yet.
 
     Raises:
         OSError: It is neither.
@@ -177,7 +192,7 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def exif_of(data: bytes) -> Image.Exif:
-    """Read the EXIF tags of a JPEG, PNG or TIFF; empty where there are none, or Pillow does not know the file."""
+    """Read the EXIF tags of a JPEG, PNG or TIFF; empty if there are none, or Pillow does not know the file."""
     try:
         with (
             warnings.catch_warnings(action="ignore"),
@@ -200,13 +215,14 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
         size: Pixels a side to resample to; None keeps the size.
 
     Raises:
-        BadPatchError: It cannot be read to its end, says nothing was measured at all, or its values mean something
-            that is not supported (CMYK, inverted gray, several pages, ...); says which.
+        BadPatchError: It cannot be read to its end, has no measured pixel, or its values mean something that is not
+            supported (CMYK, inverted gray, several pages, ...); says which.
     """
     data = read_bytes(source, name)
     with opened(data, name) as file:
         _refuse_meanings(file, name)
         values, measured, colors = _expanded(file, name) if _palette(file) else _bands(file, name, data)
+        # Without a mask GDAL resamples while it reads; masked pixels must not be mixed into their neighbors.
         if measured is None and size is not None and not _palette(file):
             kept = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color.name != "alpha"]
             values = file.read(kept, out_shape=(len(kept), size, size), resampling=Resampling.bilinear)
@@ -220,7 +236,7 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
     return Picture(_turned(values, upright), measured, colors, scaling[: len(values)])
 
 
-def read_stored(path: Path, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def read_stored(path: Path, name: str) -> tuple[AnyArray, NDArray[np.bool_]]:
     """Read an image's bands as they are stored, and where they are measured, both [bands, H, W].
 
     Args:
@@ -238,7 +254,7 @@ def read_stored(path: Path, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]
     return values, np.ones(values.shape, np.bool_) if measured is None else measured
 
 
-def _refuse_meanings(file: Any, name: str) -> None:
+def _refuse_meanings(file: DatasetReader, name: str) -> None:
     """Refuse values that mean something other than brightness or reflectance."""
     space = file.tags(ns="IMAGE_STRUCTURE")
     if file.driver == "GTiff" and file.subdatasets:
@@ -254,12 +270,13 @@ def _refuse_meanings(file: Any, name: str) -> None:
         raise BadPatchError("unreadable", f"{name} has {bits} bits a pixel, not 8 or 16")
 
 
-def _palette(file: Any) -> bool:
+def _palette(file: DatasetReader) -> bool:
+    """Return True if the file has indices into a palette."""
     return any(color == ColorInterp.palette for color in file.colorinterp)
 
 
-def _expanded(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[str, ...]]:
-    """Colors of a palette instead of its indices."""
+def _expanded(file: DatasetReader, name: str) -> _Bands:
+    """Replace the indices of a palette by its colors; return values, mask and colors."""
     if file.count > 2 or file.dtypes[0] != "uint8":
         raise BadPatchError("unreadable", f"{name} has a palette and {file.count} bands of {file.dtypes[0]}")
     table = np.zeros((256, 4), np.uint8)
@@ -267,20 +284,21 @@ def _expanded(file: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_] | N
         table[index] = color
     index, masks = file.read(1), file.read_masks(1)
     opaque = (table[index][..., 3] > 0) & (masks > 0)
-    return (
+    return _Bands(
         np.ascontiguousarray(table[index][..., :3].transpose(2, 0, 1)),
         None if opaque.all() else np.repeat(opaque[None], 3, 0),
         ("red", "green", "blue"),
     )
 
 
-def _bands(file: Any, name: str, data: bytes) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[str, ...]]:
-    """All bands but transparency, and where they are measured."""
+def _bands(file: DatasetReader, name: str, data: bytes) -> _Bands:
+    """Read all bands except transparency; return values, mask and colors."""
     alpha = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color == ColorInterp.alpha]
     kept = [band for band in file.indexes if band not in alpha]
     if not kept:
         raise BadPatchError("unreadable", f"{name} holds nothing but transparency")
     values = file.read(kept)
+    # GDAL joins nodata values, masks and alpha of the file here.
     masks = file.read_masks(kept) > 0
     premultiplied = bool(alpha) and file.driver == "GTiff" and _premultiplied(data)
     for band in alpha:
@@ -289,23 +307,23 @@ def _bands(file: Any, name: str, data: bytes) -> tuple[NDArray[Any], NDArray[np.
             raise BadPatchError("unreadable", f"{name} has values that are multiplied with their transparency")
         masks &= opacity > 0
     colors = tuple(file.colorinterp[band - 1].name for band in kept)
-    return values, None if masks.all() else masks, colors
+    return _Bands(values, None if masks.all() else masks, colors)
 
 
 def _premultiplied(data: bytes) -> bool:
-    """True if a TIFF says that its colors are multiplied with their alpha; GDAL does not tell this."""
+    """Return True if a TIFF says that its colors are multiplied with their alpha; GDAL does not tell this."""
     with warnings.catch_warnings(action="ignore"):
         try:
             with Image.open(BytesIO(data), formats=("TIFF",)) as image:
-                return 1 in image.tag_v2.get(338, ())  # type: ignore[attr-defined]
+                return 1 in image.tag_v2.get(338, ())  # type: ignore[attr-defined]  # only TIFFs have it
         except (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
             return False
 
 
 def _filled(
-    values: NDArray[Any], measured: NDArray[np.bool_] | None, size: int | None
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Fill pixels without a measurement with their band's mean, after resampling measured ones alone."""
+    values: AnyArray, measured: NDArray[np.bool_] | None, size: int | None
+) -> tuple[AnyArray, NDArray[np.bool_]]:
+    """Fill pixels that were not measured with their band's mean, after resampling the measured ones alone."""
     shown = np.ones(values.shape, np.bool_) if measured is None else measured
     out, there = [], []
     for band, known in zip(values, shown, strict=True):
@@ -316,10 +334,14 @@ def _filled(
     return np.stack(out), np.stack(there)
 
 
-def _resampled(band: NDArray[Any], known: NDArray[np.bool_], size: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Resample bilinearly so that pixels without a measurement have no weight; half must be measured."""
+def _resampled(band: AnyArray, known: NDArray[np.bool_], size: int) -> tuple[AnyArray, NDArray[np.bool_]]:
+    """Resample bilinearly so that pixels that were not measured have no weight.
 
-    def plane(array: NDArray[Any]) -> NDArray[np.float64]:
+    Returns:
+        [size, size] values, and True where at least half of a pixel's weight was measured.
+    """
+
+    def plane(array: AnyArray) -> NDArray[np.float64]:
         image = Image.fromarray(array.astype(np.float32), mode="F")
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float64)
 
@@ -327,8 +349,8 @@ def _resampled(band: NDArray[Any], known: NDArray[np.bool_], size: int) -> tuple
     return plane(np.where(known, band, 0)) / np.maximum(weight, 1e-6), weight >= 0.5
 
 
-def _upright(data: bytes, file: Any, name: str) -> int:
-    """Read the EXIF orientation, 1 where there is none; TIFFs must be upright, since their place would turn too."""
+def _upright(data: bytes, file: DatasetReader, name: str) -> int:
+    """Read the EXIF orientation, 1 if there is none; TIFFs must be upright, since their place would turn too."""
     value = exif_of(data).get(0x0112, 1)
     orientation = value if isinstance(value, int) else 1
     if orientation in _TURNED and file.driver == "GTiff":
@@ -336,9 +358,9 @@ def _upright(data: bytes, file: Any, name: str) -> int:
     return orientation if orientation in _TURNED else 1
 
 
-def _turned(values: Any, orientation: int) -> Any:
+def _turned(values: NDArray[PixelType], orientation: int) -> NDArray[PixelType]:
     """Turn [bands, H, W] upright by its EXIF orientation."""
-    if values is None or orientation == 1:
+    if orientation == 1:
         return values
     if orientation in (5, 6, 7, 8):
         values = values.transpose(0, 2, 1)
@@ -347,7 +369,7 @@ def _turned(values: Any, orientation: int) -> Any:
 
 
 def in_color_order(colors: tuple[str, ...]) -> list[int] | None:
-    """Return the order that puts the first three bands as red, green, blue; None where they are not such bands."""
+    """Return the order of bands that puts red, green and blue first; None if the first three are other bands."""
     names = [color.name for color in _RGB]
     if sorted(colors[:3]) != sorted(names):
         return None

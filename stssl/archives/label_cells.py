@@ -1,8 +1,7 @@
-"""Class names from the cells of a table: one, or several as a list or divided by `;`.
+"""Read class names from the cells of a table: one name, or several as a list or divided by `;`.
 
-Lists that other tools wrote as text (Python, NumPy, JSON, PostgreSQL) are read as lists. Whatever else could hold
-several names without `;` is refused, since each combination would become a class of its own; numbers are no names in
-lists.
+Lists that other tools wrote as text (Python, NumPy, JSON, PostgreSQL) are read as lists. Any other text that could be
+several names is refused, since each combination would become a class of its own. Numbers are no names in lists.
 """
 
 import ast
@@ -15,20 +14,19 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import isnan
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from stssl.errors import DataError
-from stssl.nomenclature import LABELS_19, LABELS_43
+from stssl.archives.nomenclature import LABELS_19, LABELS_43
+from stssl.base.errors import DataError
 
 MISSING = frozenset(
     ("", "nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null", "nil", "nat", "-", "--", "---", "\\n")
 )
-"""What stands for no value, in small letters, as pandas, SQL and people write it."""
+"""Words for a missing value, in small letters, as pandas, SQL and people write them."""
 DOUBTFUL = frozenset(("unknown", "unlabeled", "unlabelled", "undefined", "missing", "nodata", "no data", "-1", "?"))
 """Class names that often mean that there is no label."""
-PUBLISHED = frozenset(LABELS_43) | frozenset(LABELS_19)
+BIGEARTHNET_LABELS = frozenset(LABELS_43) | frozenset(LABELS_19)
 NEVER = {"|": "'|'", "\t": "tabs", "\n": "line breaks", "\r": "line breaks"}
 """Signs that no class name has."""
 SOMETIMES = (",", "/", "&", "+", ":", " and ", " ")
@@ -45,21 +43,21 @@ _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|true|false"
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
-def is_missing(cell: Any) -> bool:
-    """True if a cell is empty or holds a word for a missing value."""
+def is_missing(cell: object) -> bool:
+    """Return True if a cell is empty or holds a word for a missing value."""
     if cell is None or (isinstance(cell, float | Decimal) and isnan(cell)):
         return True
     return isinstance(cell, str) and " ".join(cell.split()).casefold() in MISSING
 
 
 @dataclass(frozen=True)
-class Labels:
+class TableLabels:
     """Hold what was read from a column of labels.
 
     Attributes:
-        classes: Names, sorted; by value where all are numbers.
-        rows: Of each row the numbers of its classes; empty without a label.
-        notes: What a user should look at.
+        classes: Names, sorted; by value if all are numbers.
+        rows: For each row the numbers of its classes; empty without a label.
+        notes: Remarks for the user, one line each.
     """
 
     classes: tuple[str, ...]
@@ -67,18 +65,18 @@ class Labels:
     notes: tuple[str, ...]
 
 
-def read_labels(name: str, cells: Sequence[Any], several: bool, path: Path) -> Labels:
+def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -> TableLabels:
     """Read a column of class names.
 
     Args:
-        name: Of the column in the table.
-        cells: Of all rows.
-        several: Whether a cell may have several names.
-        path: Of the table, for messages.
+        name: Name of the column in the table.
+        cells: Cells of all rows.
+        several: True if a cell may have several names.
+        path: Path of the table, for messages.
 
     Raises:
-        DataError: A cell holds numbers, lists of lists, or several names without `;`; or two names differ in case
-            alone. Names row and column.
+        DataError: A cell holds numbers, lists of lists, or several names without `;`; or two names differ only in case.
+            Names row and column.
     """
     reader = _Reader(name, several, path)
     # Equal cells are read once: tables have millions of rows and few combinations.
@@ -96,7 +94,7 @@ def read_labels(name: str, cells: Sequence[Any], several: bool, path: Path) -> L
     found = {own for names in rows for own in names}
     classes = tuple(sorted(found, key=lambda own: (float(own) if numbers else 0.0, own)))
     place = {own: number for number, own in enumerate(classes)}
-    return Labels(
+    return TableLabels(
         classes,
         tuple(tuple(place[own] for own in names) for names in rows),
         tuple(_notes(name, cells, rows, classes, several)),
@@ -104,7 +102,7 @@ def read_labels(name: str, cells: Sequence[Any], several: bool, path: Path) -> L
 
 
 class _Reader:
-    """Reads cells of one column and remembers where each name stood first."""
+    """Read the cells of one column, and remember where each name occurred first."""
 
     def __init__(self, name: str, several: bool, path: Path) -> None:
         self.name, self.several, self.path = name, several, path
@@ -113,13 +111,13 @@ class _Reader:
         """Names of texts that nothing divided, which could be several."""
         self.divided: dict[str, int] = {}
 
-    def refuse(self, row: int, cell: Any, words: str) -> DataError:
-        """The error for a cell."""
+    def refuse(self, row: int, cell: object, words: str) -> DataError:
+        """Return the error for a cell."""
         shown = _shown(cell)
         return DataError(f"{self.path}: row {row} below the header, column '{self.name}': {shown} {words}")
 
-    def names(self, row: int, cell: Any) -> tuple[str, ...]:
-        """The names in a cell."""
+    def names(self, row: int, cell: object) -> tuple[str, ...]:
+        """Read the names in a cell."""
         if is_missing(cell):
             return ()
         if isinstance(cell, bytes):
@@ -139,8 +137,8 @@ class _Reader:
             self.first.setdefault(own, row)
         return tuple(found)
 
-    def _listed(self, row: int, cell: Any, items: Iterable[Any]) -> list[str]:
-        """Names of a list."""
+    def _listed(self, row: int, cell: object, items: Iterable[object]) -> list[str]:
+        """Read the names of a list."""
         found = []
         for given in items:
             if is_missing(given):
@@ -158,6 +156,7 @@ class _Reader:
         return found
 
     def _text(self, row: int, cell: str) -> list[str]:
+        """Read the names in a text."""
         stripped = cell.strip()
         inner = _WRAPPED.fullmatch(stripped)
         text = inner[1].strip() if inner else stripped
@@ -182,6 +181,7 @@ class _Reader:
         return found
 
     def _check_part(self, row: int, cell: str, part: str, divided: bool) -> None:
+        """Refuse a name with signs that only stand between names, and numbers that are no names."""
         for sign, words in NEVER.items():
             if sign in cell:
                 raise self.refuse(row, cell, f"has {words} between names. {WAY_OUT}")
@@ -191,7 +191,7 @@ class _Reader:
         (self.divided if divided else self.plain).setdefault(part, row)
 
     def _tokens(self, row: int, cell: str, text: str) -> Iterator[str]:
-        """Items of a list that was written as text."""
+        """Yield the items of a list that was written as text."""
         place, end = 1, len(text) - 1
         opening = text[0]
         while (place := _skip(text, place)) < end:
@@ -210,7 +210,7 @@ class _Reader:
             yield bare
 
     def compare(self) -> None:
-        """Refuse names that are several, or that are one in two spellings."""
+        """Refuse names that are several names, or that differ from another only in spelling."""
         folded: dict[str, str] = {}
         for own, row in self.first.items():
             same = folded.setdefault(_folded(own), own)
@@ -230,8 +230,8 @@ class _Reader:
                 raise self.refuse(row, own, "is a part of a vector of 0 and 1. Give the names of the classes")
 
     def _compare_parts(self, own: str, row: int) -> None:
-        """Refuse a name that other names, or the lack of any `;`, show to be several."""
-        if own in PUBLISHED:
+        """Refuse a name that must be several: its parts are names in other rows, or no cell of the column uses `;`."""
+        if own in BIGEARTHNET_LABELS:
             return
         for sign in SOMETIMES:
             parts = [part.strip() for part in own.split(sign) if part.strip()]
@@ -249,12 +249,13 @@ class _Reader:
 
 
 def _is_list(text: str) -> bool:
-    """True if brackets enclose a text; a single word in round brackets is a name."""
+    """Return True if brackets enclose a text; a single word in round brackets is a name."""
     enclosed = text[0] in _BRACKETS and text[-1] == _BRACKETS[text[0]]
     return enclosed and (text[0] != "(" or any(sign in text for sign in ",'\""))
 
 
 def _skip(text: str, place: int) -> int:
+    """Return the place after spaces and commas."""
     gap = _GAP.match(text, place)
     return gap.end() if gap else place
 
@@ -267,23 +268,24 @@ def _unquoted(token: str) -> str:
         return token[1:-1]
 
 
-def _shown(cell: Any) -> str:
-    """A cell as a message shows it."""
+def _shown(cell: object) -> str:
+    """Return a cell as a message shows it."""
     text = repr(cell if not isinstance(cell, np.ndarray) else cell.tolist())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _tidy(name: str) -> str:
-    """A name with single spaces, each letter written one way."""
+    """Return a name with single spaces and each letter encoded in one way."""
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
 def _folded(name: str) -> str:
+    """Return a name in the form in which spellings are compared."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
-def _number_name(cell: Any) -> str:
-    """A number's name: 7 and 7.0 are one."""
+def _number_name(cell: object) -> str:
+    """Return the name of a number; 7 and 7.0 are one name."""
     if isinstance(cell, float | Decimal):
         number = float(cell)
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else str(cell)
@@ -291,17 +293,19 @@ def _number_name(cell: Any) -> str:
 
 
 def _integers(names: Iterable[str]) -> bool:
+    """Return True if all names are whole numbers."""
     return all(re.fullmatch(r"[+-]?\d+(?:\.0*)?", name) for name in names)
 
 
 def _short_numbers(names: Iterable[str]) -> dict[str, str]:
-    """Numbers that were written as fractions without being any -> the integer's name."""
+    """Map names of whole numbers that were written with a fraction, such as 7.0, to the integer's name."""
     return {name: name.partition(".")[0] for name in names if "." in name and _integers([name])}
 
 
 def _notes(
-    name: str, cells: Sequence[Any], rows: Sequence[Sequence[str]], classes: Sequence[str], several: bool
+    name: str, cells: Sequence[object], rows: Sequence[Sequence[str]], classes: Sequence[str], several: bool
 ) -> Iterator[str]:
+    """Yield what a user should look at: unlabeled rows, doubtful names, names that may be several."""
     empty = sum(not names for names in rows)
     if empty:
         words = Counter(cell.strip() for cell in cells if isinstance(cell, str) and cell.strip() and is_missing(cell))
@@ -317,6 +321,6 @@ def _notes(
 
 
 def _could_be_several(own: str, classes: Sequence[str]) -> bool:
-    """True if a class name from a column with one class a cell looks like several names."""
+    """Return True if a class name looks like several names."""
     parts = [part.strip() for part in own.split(",")]
     return ";" in own or "|" in own or (len(parts) > 1 and all(part in classes for part in parts))

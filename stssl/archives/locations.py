@@ -1,8 +1,7 @@
-"""Places, dates and classes of a synthetic archive, drawn from a table of real ones."""
+"""Draw the places, dates and classes of a synthetic archive from a table of real ones."""
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +9,12 @@ from rasterio._err import CPLE_BaseError
 
 from stssl.archives.base import good_place
 from stssl.archives.label_cells import read_labels
+from stssl.archives.nomenclature import CLASSES_19, LABELS_43
 from stssl.archives.places import crs_of, from_degrees, to_degrees
+from stssl.archives.scenery import SyntheticStream
 from stssl.archives.tables import read_table
 from stssl.archives.world import CELL, RATES, World
-from stssl.errors import DataError, shown
-from stssl.nomenclature import CLASSES_19, LABELS_43
+from stssl.base.errors import DataError, shown
 
 TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 
@@ -22,10 +22,15 @@ TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 def from_table(path: Path, patches: int, seed: int) -> World:
     """Draw places, dates and classes from a table of real patches (`epsg`, `ulx`, `uly`, `date`, `labels`, `country`).
 
-    Squares of neighbouring places are drawn whole, with all their dates, so that the structure of kilometres stays.
+    Squares of neighboring places are drawn whole, with all their dates, so that correlations over kilometers remain.
+
+    Args:
+        path: CSV or Parquet file with those columns.
+        patches: Number of patches to draw.
+        seed: Seed of the draw.
 
     Raises:
-        DataError: The table lacks a column, has fewer rows, cells that are no numbers or dates, or unknown classes.
+        DataError: The table lacks a column or has too few rows, cells that are no numbers or dates, or unknown classes.
     """
     table = read_table(path)
     missing = [name for name in TABLE_COLUMNS if name not in table.column_names]
@@ -52,7 +57,7 @@ def from_table(path: Path, patches: int, seed: int) -> World:
     labels = read_labels("labels", table["labels"].to_pylist(), True, path)
     side = max(2, int((patches / 120) ** 0.5)) * CELL
     squares = np.unique(np.floor(grid / [1, side, side]), axis=0, return_inverse=True)[1].reshape(-1)
-    rng = np.random.default_rng((seed, 0))
+    rng = np.random.default_rng((seed, SyntheticStream.WORLD))
     rank = rng.permutation(squares.max() + 1)[squares]
     rows = np.sort(np.argsort(rank, kind="stable")[:patches])
     chosen = table.take(rows)
@@ -75,8 +80,8 @@ def from_table(path: Path, patches: int, seed: int) -> World:
     )
 
 
-def _flags(cells: list[Any], column: str, path: Path) -> NDArray[np.bool_]:
-    """Booleans, also as a CSV spells them; an empty cell says no.
+def _flags(cells: list[object], column: str, path: Path) -> NDArray[np.bool_]:
+    """Read booleans, also as a CSV spells them; an empty cell is False.
 
     Raises:
         DataError: A cell is none.
@@ -89,8 +94,12 @@ def _flags(cells: list[Any], column: str, path: Path) -> NDArray[np.bool_]:
     return np.array([words[word] for word in found], np.bool_)
 
 
-def _word(cell: Any, path: Path) -> str:
-    """Return the name in a cell; empty where there is none."""
+def _word(cell: object, path: Path) -> str:
+    """Return the name in a cell; empty if there is none.
+
+    Raises:
+        DataError: It is no text.
+    """
     if isinstance(cell, str | None):
         return cell or ""
     raise DataError(f"{path}: column 'country': {shown(cell)} is no name")
@@ -121,7 +130,7 @@ def _check_places(grid: NDArray[np.float64], path: Path) -> None:
 
 
 def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return for each corner whether its degrees lead back to it, to a meter."""
+    """Return for each corner True if its degrees lead back to it, to a meter."""
     try:
         lat, lon = to_degrees(epsg, x, y)
         back = from_degrees(epsg, lat, lon)
@@ -137,7 +146,10 @@ def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDA
 def _fine_labels(
     labels: list[list[str]], place: NDArray[np.int64], rng: np.random.Generator, path: Path
 ) -> NDArray[np.bool_]:
-    """Level-3 classes [n, 43]: as listed, or for each of the 19 classes one of its members, the same on all dates."""
+    """Return level-3 classes [n, 43], as the table lists them.
+
+    For a class of the 19 one of its members is chosen, the same one on all dates of a place.
+    """
     rates = np.array(list(RATES.values())) * rng.exponential(size=(place.max() + 1, len(RATES)))
     found = np.zeros((len(labels), len(LABELS_43)), bool)
     number = {name: i for i, name in enumerate(LABELS_43)}

@@ -1,45 +1,55 @@
-"""Any other set of images: a CSV or Parquet table with `path`, and any of label(s), lat, lon, time, location_id, split.
+"""Read any set of images that a CSV or Parquet table lists.
 
-Images are GeoTIFF, PNG, JPEG or JPEG 2000, 8 or 16 bits, of one size or resampled to one. What a table leaves out of
-the place, a georeferenced image may say itself. Files beside an image (`.aux.xml`, `.tfw`, `.msk`, ...) are never read.
+The table has a column `path`, and any of label, labels, lat, lon, time, location_id, country and split. Images are
+GeoTIFF, PNG, JPEG or JPEG 2000, 8 or 16 bits, of one size or resampled to one. A georeferenced image may supply the
+place that the table lacks. Files beside an image (`.aux.xml`, `.tfw`, `.msk`, ...) are never read.
 """
 
+import csv
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from PIL import Image
 
+from stssl.archives.base import Example, ExamplePatch, Option
 from stssl.archives.cells import first_rows, image_path, place_name, place_of, split_of, time_of
 from stssl.archives.image_places import place_in
 from stssl.archives.images import Picture, in_color_order, read_image, sidecars
 from stssl.archives.label_cells import is_missing, read_labels
 from stssl.archives.tables import ABOUT, FORM, cells_of, choose_columns, read_table
-from stssl.errors import ConfigError, DataError
-from stssl.schema import COMMON, REGION, BadPatchError, Column, Patch, PixelArray, split_column
-from stssl.schema import label_columns as labels_of
+from stssl.base.errors import ConfigError, DataError
+from stssl.base.json_types import JsonMapping
+from stssl.store.schema import COMMON, REGION, BadPatchError, Column, Patch, PixelArray, Values, split_column
+from stssl.store.schema import label_columns as labels_of
 
 PATHS = ("path", "filepath", "file_path", "filename", "file_name", "image", "image_path", "file")
 READ = ("country", "lat", "lon", "label", "labels", "time", "location_id", "split")
 WANTED = {"path": PATHS} | {name: ABOUT[name] for name in READ}
-"""What a manifest may say -> spellings of the column, the first that is there."""
-SAMPLE = 16
+"""Facts that a manifest may state, and the names that their column may have; the first one found is read."""
+TRIED_IMAGES = 16
 MOST_BANDS = 16
 """Bits of `valid_bands`."""
 
 
 class Manifest:
-    """Images named by a table."""
+    """Read the images that a table lists."""
 
     maps: tuple[PixelArray, ...] = ()
     statistics_split = "official"
-    attributes: Mapping[str, Any] = MappingProxyType({})
+    attributes: JsonMapping = MappingProxyType({})
 
     def __init__(
-        self, archive: Path, bands: str = "all", size: int | None = None, band_names: str | None = None
+        self,
+        archive: Path,
+        bands: Annotated[str, Option("all, or rgb for the first three.")] = "all",
+        size: Annotated[int | None, Option("resample to this many pixels a side.")] = None,
+        band_names: Annotated[str | None, Option("names of the bands, with commas.")] = None,
     ) -> None:
         """Read the table and look at the first images.
 
@@ -47,7 +57,7 @@ class Manifest:
             archive: The table; paths in it are relative to its folder.
             bands: `all`, or `rgb` for the first three.
             size: Height and width to resample to; without it all images must have the size of the first.
-            band_names: Names of the images' bands, with commas; by default B04, B03, B02 for 8-bit colour images, and
+            band_names: Names of the images' bands, with commas; by default B04, B03, B02 for 8-bit color images, and
                 numbers for others.
 
         Raises:
@@ -87,31 +97,41 @@ class Manifest:
             *(labels_of(name, classes, name == "labels") for name, classes in self.classes.items()),
             *map(split_column, self.splits),
         )
+        # A table that changed is another conversion, even if its paths did not.
         digest = hashlib.blake2b(archive.read_bytes(), digest_size=16).hexdigest()
-        self.about: Mapping[str, Any] = {"source": "manifest", "table": digest, "bands": bands, "size": size}
+        self.about: JsonMapping = {"source": "manifest", "table": digest, "bands": bands, "size": size}
 
     def _look(self, bands: str, band_names: str | None) -> PixelArray:
-        """The pixel array that the first readable image asks for."""
+        """Describe the pixel array that the first readable image asks for.
+
+        Raises:
+            ConfigError: The options do not fit the image.
+            DataError: None of the first images can be read, or the image is not square.
+        """
         if bands not in ("all", "rgb") or (self._size is not None and self._size < 1):
             raise ConfigError(f"bands must be all or rgb (not '{bands}'), and size 1 or more")
-        for name in self.names[:SAMPLE]:
+        # The first image may be a bad one, and a table of bad paths should not be tried to its end.
+        for name in self.names[:TRIED_IMAGES]:
             try:
                 first = _read(image_path(self.folder, name), name, self._size)
                 break
             except BadPatchError as problem:
                 found = str(problem)
         else:
-            raise DataError(f"none of the first {SAMPLE} images can be read ({found}). Paths start at {self.folder}")
+            raise DataError(
+                f"none of the first {TRIED_IMAGES} images can be read ({found}). Paths start at {self.folder}"
+            )
         self._named, self._scaling = band_names is not None, first.scaling
         image = self._arranged(first).pixels
         count, height, width = image.shape
-        colour = image.dtype == np.uint8 and count == 3
+        color = image.dtype == np.uint8 and count == 3
         given = tuple(name.strip() for name in band_names.split(",")) if band_names else None
-        names = given or (("B04", "B03", "B02") if colour else _numbers(count))
+        names = given or (("B04", "B03", "B02") if color else _numbers(count))
         if len(names) != count or len(set(names)) != count or not all(names):
             raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands: {names}")
         if count < 3 and bands == "rgb":
             raise ConfigError(f"bands=rgb takes the first three bands, and the images have {count}")
+        # Networks take squares; squeezing other images unasked would change the shapes in them.
         if height != width and self._size is None:
             raise DataError(f"{self.names[0]} is {width}x{height}: images must be square, or resampled with a size")
         kept = names[:3] if bands == "rgb" else names
@@ -120,10 +140,10 @@ class Manifest:
                 f"a store holds at most {MOST_BANDS} bands, and the images have {count}. Give --bands rgb."
             )
         self._count = count
-        return PixelArray("rgb" if colour else "image", kept, height, width, str(image.dtype), 0.0)
+        return PixelArray("rgb" if color else "image", kept, height, width, str(image.dtype), 0.0)
 
     def _arranged(self, picture: Picture) -> Picture:
-        """Put red, green and blue first where a file names them in another order, unless the user names the bands."""
+        """Put red, green and blue first if the file names them in another order and the user names no bands."""
         order = None if self._named else in_color_order(picture.colors)
         if order is None or order == sorted(order):
             return picture
@@ -131,13 +151,42 @@ class Manifest:
         colors = tuple(picture.colors[band] for band in order)
         return replace(picture, pixels=picture.pixels[order], measured=measured, colors=colors)
 
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write six PNGs and a table of them; the last has no label, place, time or part.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        rows, patches = [["path", "label", "lat", "lon", "time", "split"]], []
+        for number, part in enumerate(("train", "train", "train", "validation", "test", "")):
+            pixels = {"B04": 60 + number, "B03": 120 + number, "B02": 180 + number}
+            patch = ExamplePatch(f"{number}.png", folder / f"{number}.png", pixels)
+            if part:
+                when = datetime(2017, 6, 13 + number, 10, 10, 31, tzinfo=UTC)
+                label, place = ("forest", "lake")[number % 2], (48.2 + number / 10, 14.5)
+                patch = replace(patch, classes=(label,), place=place, time=when, part=part)
+                rows.append([patch.name, label, str(place[0]), str(place[1]), when.isoformat(), part])
+            else:
+                rows.append([patch.name, "", "", "", "", ""])
+            Image.new("RGB", (8, 8), tuple(pixels.values())).save(patch.file)
+            patches.append(patch)
+        table = folder / "images.csv"
+        with table.open("w", newline="") as text:
+            csv.writer(text).writerows(rows)
+        return Example(table, tuple(patches), "label")
+
     def read(self, row: int) -> Patch:
-        """One image, and what the table says of it."""
+        """Read one image, and what the table says of it.
+
+        Args:
+            row: Its row in the store.
+        """
         name, patch = self.names[row], Patch()
         if self._first[row] != row:
             patch.complain(BadPatchError("duplicate", f"row {row + 1} names the image of row {self._first[row] + 1}"))
             return patch
-        parts: tuple[Callable[[], dict[str, Any]], ...] = (
+        parts: tuple[Callable[[], Values], ...] = (
             lambda: self._labels(row) | self._plain(row),
             lambda: time_of(self._cell("time", row)),
             lambda: self._place(row),
@@ -155,13 +204,18 @@ class Manifest:
         return patch
 
     def _keep(self, patch: Patch, name: str) -> None:
-        """Give a patch its pixels, and say which of them are measured."""
+        """Read a patch's pixels, and note which of them are measured.
+
+        Raises:
+            BadPatchError: The image cannot be read, or differs from the first one in size, type or scaling.
+        """
         array = self.arrays[0]
         picture = self._arranged(_read(image_path(self.folder, name), name, self._size))
         image, measured = picture.pixels, picture.measured
         if image.shape[1:] != array.shape[1:] or len(image) != self._count or str(image.dtype) != array.dtype:
             shape = "x".join(map(str, image.shape))
             raise BadPatchError("wrong_size", f"{name} is {shape} {image.dtype}, not {array.shape} {array.dtype}")
+        # Values are stored as they are, so that one array must not mix scales.
         if picture.scaling != self._scaling:
             raise BadPatchError("wrong_size", f"{name} states another scale or offset than the first image")
         count = len(array.bands)
@@ -175,12 +229,13 @@ class Manifest:
             if empty:
                 raise BadPatchError("nodata", f"{name} has no measured pixel in {', '.join(empty)}")
 
-    def _cell(self, column: str, row: int) -> Any:
+    def _cell(self, column: str, row: int) -> object:
+        """Return a cell of the table; None if there is no such column."""
         return self._table[column][row] if column in self._table else None
 
-    def _labels(self, row: int) -> dict[str, Any]:
-        """Classes; a row without any is unlabeled, which is no error."""
-        values: dict[str, Any] = {}
+    def _labels(self, row: int) -> Values:
+        """Return the columns of classes; a row without any is unlabeled, which is no error."""
+        values: Values = {}
         for name, labels in self._labels_of.items():
             own = labels.rows[row]
             if own:
@@ -189,18 +244,18 @@ class Manifest:
                 values[name] = hits if name == "labels" else own[0]
         return values
 
-    def _plain(self, row: int) -> dict[str, Any]:
-        """Country and location."""
+    def _plain(self, row: int) -> Values:
+        """Return the columns of country and location."""
         country = self._cell("country", row)
         location = self._places.get(place_name(self._cell("location_id", row)), -1)
         return {"country": "" if country is None else str(country).strip(), "location_id": location}
 
-    def _place(self, row: int) -> dict[str, Any]:
-        """The place that the table states, else that of the image."""
+    def _place(self, row: int) -> Values:
+        """Return the place that the table states, else that of the image."""
         return place_of(self._cell("lat", row), self._cell("lon", row), row) or self._own_place(row)
 
-    def _own_place(self, row: int) -> dict[str, Any]:
-        """The place that stands in the image, if one does.
+    def _own_place(self, row: int) -> Values:
+        """Return the place that the image states, if it states one.
 
         Raises:
             BadPatchError: It says something from which no place follows.
@@ -215,7 +270,11 @@ class Manifest:
 
 
 def _read(path: Path, name: str, size: int | None) -> Picture:
-    """An image of 8 or 16 bits."""
+    """Read an image of 8 or 16 bits.
+
+    Raises:
+        BadPatchError: It is missing or cannot be read, or has another type.
+    """
     try:
         there = path.is_file()
     except OSError as error:  # A name that is too long, or a folder that nobody may look into.
@@ -249,13 +308,14 @@ def _beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 
 def _scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
-    """Say that stated scales and offsets are kept out of the stored values."""
+    """Say that stated scales and offsets are not applied to the stored values."""
     if any(one != (1.0, 0.0) for one in scaling):
         scale, offset = scaling[0]
         yield f"values are stored as the files have them; these state a scale of {scale:g} and an offset of {offset:g}"
 
 
 def _numbers(count: int) -> tuple[str, ...]:
+    """Name bands by their number, from 1."""
     return tuple(str(number + 1) for number in range(count))
 
 
@@ -267,7 +327,7 @@ def _missing(names: list[str], rows: bool) -> str:
     return f"a column 'path' with the images' paths, and at least one row. {has}. {FORM[0].upper()}{FORM[1:]}"
 
 
-def _remarks(table: Mapping[str, list[Any]]) -> Iterator[str]:
+def _remarks(table: Mapping[str, list[object]]) -> Iterator[str]:
     """List what looks wrong in a table as a whole."""
     for name, other in (("lat", "lon"), ("lon", "lat")):
         if name in table and other not in table:

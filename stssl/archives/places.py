@@ -1,11 +1,10 @@
-"""From projected corners to latitude and longitude."""
+"""Convert between projected coordinates and latitude and longitude."""
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
@@ -15,11 +14,11 @@ WGS84 = 4326
 
 
 @lru_cache(maxsize=256)
-def crs_of(definition: str | int) -> Any:
-    """A coordinate system of a WKT or an EPSG code.
+def crs_of(definition: str | int) -> CRS:
+    """Return the coordinate system of a WKT or an EPSG code.
 
     Raises:
-        ValueError: It is not one that PROJ knows.
+        ValueError: PROJ does not know it.
     """
     try:
         with rasterio.Env():  # without one, GDAL prints what PROJ says to the terminal
@@ -30,12 +29,20 @@ def crs_of(definition: str | int) -> Any:
 
 @lru_cache(maxsize=256)
 def epsg_of(definition: str) -> int:
-    """EPSG code of a WKT; 0 where it has none."""
+    """Return the EPSG code of a WKT; 0 if it has none."""
     return crs_of(definition).to_epsg() or 0
 
 
-def to_degrees(definition: str | int, x: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Latitudes and longitudes (WGS 84, degrees) of projected coordinates.
+def to_degrees(definition: str | int, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Transform projected coordinates to latitudes and longitudes (WGS 84, degrees).
+
+    Args:
+        definition: EPSG code or WKT of the projection.
+        x: Eastings, one or an array.
+        y: Northings, one or an array.
+
+    Returns:
+        Latitudes and longitudes, arrays of at least one element.
 
     Raises:
         ValueError: Unknown projection, or coordinates outside of it.
@@ -47,7 +54,13 @@ def to_degrees(definition: str | int, x: Any, y: Any) -> tuple[NDArray[np.float6
     return np.array(lat), np.array(lon)
 
 
-def from_degrees(epsg: int, lat: Any, lon: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Projected x and y of latitudes and longitudes (WGS 84, degrees)."""
+def from_degrees(epsg: int, lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Transform latitudes and longitudes (WGS 84, degrees) to projected x and y.
+
+    Args:
+        epsg: EPSG code of the projection.
+        lat: Degrees north, one or an array.
+        lon: Degrees east, one or an array.
+    """
     x, y = transform(crs_of(WGS84), crs_of(epsg), np.atleast_1d(lon).tolist(), np.atleast_1d(lat).tolist())
     return np.array(x), np.array(y)

@@ -1,88 +1,119 @@
-"""Pixels of a synthetic patch: a map of its classes, their spectra in the season, texture, light and haze.
+"""Paint the pixels of a synthetic patch: a map of its classes, their spectra in the season, texture, light and haze.
 
-Classes of one family differ little: pixels tell families well, and members of a family badly, so that place and date
-are worth knowing.
+Classes of one family differ little: pixels tell families apart well and members of a family badly, so that place and
+date are worth knowing.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.archives.nomenclature import CLC, LABELS_43
 from stssl.archives.sentinel2 import RESOLUTION
-from stssl.nomenclature import CLC, LABELS_43
+
+
+class SyntheticStream(IntEnum):
+    """Name the random streams of a synthetic archive; the number is part of the seed, so it must not change."""
+
+    WORLD = 0
+    SPLIT = 1
+    NOISE = 2
+    PLACE = 3
+    VISIT = 4
+
 
 SIDE = 120
 WAVES = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
-FAMILIES: dict[str, tuple[tuple[int, ...], tuple[int, ...], float, int]] = {
-    "urban": (
+
+
+class CoverFamily(NamedTuple):
+    """Describe how classes of one family look.
+
+    Attributes:
+        summer: Reflectance times 10,000 of each band in high summer.
+        winter: In winter.
+        strength: Strength of the texture.
+        size: Size of the texture in pixels.
+    """
+
+    summer: tuple[int, ...]
+    winter: tuple[int, ...]
+    strength: float
+    size: int
+
+
+FAMILIES: dict[str, CoverFamily] = {
+    "urban": CoverFamily(
         (900, 1050, 1250, 1350, 1550, 1850, 2000, 2150, 2200, 2200, 2100, 1800),
         (950, 1100, 1250, 1350, 1450, 1650, 1750, 1850, 1900, 1950, 1950, 1750),
         0.30,
         2,
     ),
-    "mineral": (
+    "mineral": CoverFamily(
         (1100, 1350, 1700, 2000, 2200, 2350, 2450, 2550, 2650, 2600, 3000, 2600),
         (1100, 1350, 1650, 1950, 2150, 2250, 2350, 2450, 2550, 2500, 2900, 2500),
         0.20,
         4,
     ),
-    "arable": (
+    "arable": CoverFamily(
         (450, 550, 850, 700, 1200, 2700, 3200, 3400, 3600, 3500, 2000, 1100),
         (700, 850, 1100, 1350, 1600, 1850, 2000, 2150, 2300, 2300, 2700, 2100),
         0.22,
         12,
     ),
-    "permanent": (
+    "permanent": CoverFamily(
         (550, 700, 950, 1050, 1450, 2200, 2500, 2700, 2850, 2800, 2500, 1700),
         (600, 750, 1000, 1150, 1450, 1950, 2150, 2300, 2450, 2400, 2450, 1750),
         0.18,
         3,
     ),
-    "grass": (
+    "grass": CoverFamily(
         (400, 500, 850, 600, 1250, 3000, 3600, 3800, 4000, 3900, 2100, 1050),
         (500, 600, 850, 850, 1300, 2100, 2400, 2550, 2700, 2650, 2300, 1400),
         0.10,
         10,
     ),
-    "mosaic": (
+    "mosaic": CoverFamily(
         (420, 530, 820, 720, 1200, 2600, 3050, 3250, 3400, 3350, 2050, 1150),
         (560, 680, 930, 1020, 1400, 1950, 2200, 2350, 2500, 2450, 2350, 1600),
         0.25,
         7,
     ),
-    "broadleaf": (
+    "broadleaf": CoverFamily(
         (280, 330, 620, 380, 950, 3000, 3750, 3950, 4150, 4100, 1900, 850),
         (420, 480, 600, 700, 1050, 1450, 1600, 1700, 1850, 1850, 1900, 1200),
         0.16,
         3,
     ),
-    "conifer": (
+    "conifer": CoverFamily(
         (220, 260, 420, 300, 620, 1650, 1950, 2050, 2200, 2200, 1050, 500),
         (210, 250, 380, 290, 580, 1450, 1700, 1800, 1950, 1950, 950, 470),
         0.18,
         2,
     ),
-    "shrub": (
+    "shrub": CoverFamily(
         (350, 430, 680, 550, 1050, 2300, 2700, 2850, 3000, 2950, 1900, 1000),
         (430, 520, 680, 720, 1100, 1700, 1950, 2050, 2200, 2150, 1950, 1200),
         0.20,
         4,
     ),
-    "wetland": (
+    "wetland": CoverFamily(
         (330, 400, 600, 580, 950, 1700, 1950, 2050, 2150, 2150, 1400, 750),
         (380, 450, 600, 650, 900, 1250, 1400, 1450, 1550, 1550, 1250, 800),
         0.16,
         6,
     ),
-    "water": (
+    "water": CoverFamily(
         (420, 380, 360, 240, 220, 180, 170, 150, 130, 120, 70, 50),
         (380, 340, 310, 220, 190, 160, 150, 130, 110, 110, 60, 40),
         0.06,
         15,
     ),
 }
-"""Reflectance times 10,000 of each band in high summer and in winter; strength and size (pixels) of texture."""
+"""Families of classes that look alike."""
 
 FIRST_OF_FAMILY = {
     111: "urban",
@@ -103,7 +134,7 @@ FIRST_OF_FAMILY = {
     411: "wetland",
     511: "water",
 }
-"""Family of the classes from a CORINE code on, up to the next."""
+"""CoverFamily of the classes from a CORINE code on, up to the next."""
 
 SNOW, CLOUD = 6500.0, 7500.0
 STEP = {"b10": 1, "b20": 2, "b60": 6}
@@ -111,14 +142,14 @@ STEP = {"b10": 1, "b20": 2, "b60": 6}
 
 @dataclass(frozen=True)
 class Subject:
-    """What a patch shows.
+    """Describe what a synthetic patch shows.
 
     Attributes:
-        labels: Classes that occur.
-        day_of_year: Of the acquisition.
+        labels: Numbers of the classes that occur.
+        day_of_year: Day of the acquisition, 1..366.
         lat: Latitude in degrees.
-        snow: Whether snow covers it.
-        cloud: Whether clouds do.
+        snow: True if snow covers it.
+        cloud: True if clouds cover it.
         place: Random seed of the place: the map of its classes.
         visit: Random seed of the acquisition: light, haze, noise.
     """
@@ -134,7 +165,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Palette:
-    """Spectra [43, 12] in summer and winter, and texture [43] of the classes."""
+    """Hold the looks of the 43 classes.
+
+    Attributes:
+        summer: [43, 12] reflectance times 10,000 in high summer.
+        winter: [43, 12] in winter.
+        strength: [43] strength of the texture.
+        size: [43] size of the texture in pixels.
+    """
 
     summer: NDArray[np.float32]
     winter: NDArray[np.float32]
@@ -143,43 +181,51 @@ class Palette:
 
 
 def palette() -> Palette:
-    """The classes' looks, the same for every archive."""
+    """Return the looks of the classes, which are the same for every archive."""
     rng = np.random.default_rng(20)
     rows = [FAMILIES[FIRST_OF_FAMILY[max(code for code in FIRST_OF_FAMILY if code <= clc)]] for clc in CLC.values()]
     own = 1 + rng.normal(0, 0.07, (len(LABELS_43), len(WAVES)))
-    summer, winter = (np.array([row[i] for row in rows]) * own for i in range(2))
+    summer, winter = np.array([row.summer for row in rows]) * own, np.array([row.winter for row in rows]) * own
     mixed, (broad, conifer) = _number("Mixed forest"), map(_number, ("Broad-leaved forest", "Coniferous forest"))
     for spectra in (summer, winter):
         spectra[mixed] = (spectra[broad] + spectra[conifer]) / 2
-    strength = np.array([row[2] for row in rows]) * rng.uniform(0.8, 1.25, len(rows))
-    size = np.array([row[3] for row in rows])
+    strength = np.array([row.strength for row in rows]) * rng.uniform(0.8, 1.25, len(rows))
+    size = np.array([row.size for row in rows])
     return Palette(summer.astype(np.float32), winter.astype(np.float32), strength.astype(np.float32), size)
 
 
 def _number(name: str) -> int:
+    """Return the number of a class."""
     return LABELS_43.index(name)
 
 
 def greenness(day_of_year: float, lat: float) -> float:
-    """How far vegetation is from winter (0) to high summer (1); shorter and later in the north."""
+    """Compute the greenness of vegetation from winter (0) to high summer (1).
+
+    Summers are shorter and later in the north.
+
+    Args:
+        day_of_year: 1..366.
+        lat: Latitude in degrees.
+    """
     length = np.interp(lat, (36, 68), (130, 55))
     peak = np.interp(lat, (36, 68), (165, 200))
     return float(np.exp(-(((day_of_year - peak) / length) ** 2)))
 
 
 class Painter:
-    """Paints patches; holds pools of noise, so that a patch costs a millisecond."""
+    """Paint patches from pools of precomputed noise, so that a patch costs a millisecond."""
 
     def __init__(self, seed: int, pool: int = 48) -> None:
-        """Fill the pools."""
-        rng = np.random.default_rng((seed, 2))
+        """Fill the pools of noise."""
+        rng = np.random.default_rng((seed, SyntheticStream.NOISE))
         self.palette = palette()
         self._shapes = _smooth(rng, pool, 30)
-        self._noise = {size: _smooth(rng, pool, size) for size in sorted({size for *_, size in FAMILIES.values()})}
+        self._noise = {size: _smooth(rng, pool, size) for size in sorted({family.size for family in FAMILIES.values()})}
         self._grain = rng.normal(0, 1, (pool, SIDE, SIDE)).astype(np.float32)
 
     def paint(self, subject: Subject) -> dict[str, NDArray[np.uint16]]:
-        """Bands of one patch: `b10`, `b20` and `b60` in stored order."""
+        """Paint the bands of one patch: `b10`, `b20` and `b60` in stored order."""
         where, when = np.random.default_rng(subject.place), np.random.default_rng(subject.visit)
         labels = subject.labels
         classes = self._map(labels, where)
@@ -198,7 +244,7 @@ class Painter:
         return painted
 
     def _spectra(self, subject: Subject, when: np.random.Generator) -> NDArray[np.float32]:
-        """Of each label, in the season, light and haze of the acquisition: [labels, 12]."""
+        """Compute each label's spectrum [labels, 12] in the season, light and haze of the acquisition."""
         summer, winter = self.palette.summer[subject.labels], self.palette.winter[subject.labels]
         green = np.clip(greenness(subject.day_of_year, subject.lat) + when.normal(0, 0.08), 0, 1)
         spectra = winter + green * (summer - winter)
@@ -207,20 +253,21 @@ class Painter:
         return np.asarray(spectra, np.float32)
 
     def _map(self, labels: NDArray[np.int64], where: np.random.Generator) -> NDArray[np.int64]:
-        """Which of the labels each pixel has: [120, 120]."""
+        """Assign one of the labels to each pixel: [120, 120] indices."""
         fields = _pick(self._shapes, where, len(labels))
-        return (fields + where.normal(0, 0.7, (len(labels), 1, 1))).argmax(0)
+        return np.asarray((fields + where.normal(0, 0.7, (len(labels), 1, 1))).argmax(0), np.int64)
 
     def _texture(
         self, labels: NDArray[np.int64], classes: NDArray[np.int64], where: np.random.Generator
     ) -> NDArray[np.float32]:
+        """Return the brightness [120, 120] of each class's texture, about 1."""
         kinds = {int(size): _pick(self._noise[int(size)], where, 1)[0] for size in np.unique(self.palette.size[labels])}
         fields = np.stack([kinds[int(size)] for size in self.palette.size[labels]])
         chosen = np.take_along_axis(fields, classes[None], 0)[0]
         return np.asarray(1 + self.palette.strength[labels][classes] * chosen, np.float32)
 
     def _cover(self, subject: Subject, when: np.random.Generator) -> tuple[float, NDArray[np.float32]] | None:
-        """Brightness and share [120, 120] of what hides the ground."""
+        """Return brightness and share [120, 120] of the snow or clouds that hide the ground; None without them."""
         if not (subject.snow or subject.cloud):
             return None
         share = np.clip(0.75 + 0.6 * _pick(self._shapes, when, 1)[0], 0, 1)
@@ -228,7 +275,7 @@ class Painter:
 
 
 def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    """Random fields of a pool, each turned and mirrored at random: [count, 120, 120]."""
+    """Pick random fields of a pool, each turned and mirrored at random: [count, 120, 120]."""
     numbers, turns = rng.integers(0, len(pool), count), rng.integers(0, 8, count)
     fields = np.empty((count, SIDE, SIDE), np.float32)
     for place, (number, turn) in enumerate(zip(numbers, turns, strict=True)):
@@ -239,7 +286,7 @@ def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> ND
 
 
 def _smooth(rng: np.random.Generator, count: int, size: int) -> NDArray[np.float32]:
-    """Random fields of variance 1 whose features are about `size` pixels wide: [count, 120, 120]."""
+    """Draw random fields of variance 1 whose features are about `size` pixels wide: [count, 120, 120]."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE))
     spectrum = np.fft.rfft2(rng.normal(size=(count, SIDE, SIDE))) * np.exp(-((frequency * size * 2) ** 2))
     fields = np.fft.irfft2(spectrum, s=(SIDE, SIDE))

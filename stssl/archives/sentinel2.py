@@ -1,16 +1,15 @@
-"""Sentinel-2 bands: which array each is stored in, and reading those of one patch from one file a band."""
+"""Define in which array each Sentinel-2 band is stored, and read the bands of one patch from one file a band."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stssl.archives.base import good_place
 from stssl.archives.places import to_degrees
 from stssl.archives.tiff import read_band
-from stssl.errors import ConfigError
-from stssl.schema import BadPatchError, Patch, PixelArray
+from stssl.base.arrays import AnyArray
+from stssl.base.errors import ConfigError
+from stssl.store.schema import BadPatchError, Patch, PixelArray, Values
 
 RESOLUTION = {
     "b10": ("B04", "B03", "B02", "B08"),
@@ -20,13 +19,21 @@ RESOLUTION = {
 """Bands of each stored array: red, green, blue first, so that reading them alone is one contiguous read."""
 
 GSD = {"b10": 10.0, "b20": 20.0, "b60": 60.0}
+"""Pixel size of each stored array in meters."""
+PATCH_SIDE = 1200.0
+"""Width and height of a patch of BigEarthNet in meters."""
 BAND_CHOICES = ("all", "rgb")
 EUROPE = ((27.0, 72.0), (-32.0, 46.0))
 """Latitudes and longitudes that BigEarthNet and EuroSAT lie in: swapped coordinates do not."""
 
 
-def sentinel_arrays(bands: str, side_m: float = 1200.0, nodata: int | None = None) -> tuple[PixelArray, ...]:
-    """Pixel arrays of patches `side_m` metres wide: all bands, or red, green and blue alone.
+def sentinel_arrays(bands: str, side_m: float = PATCH_SIDE, nodata: int | None = None) -> tuple[PixelArray, ...]:
+    """List the pixel arrays of Sentinel-2 patches: all bands, or red, green and blue alone.
+
+    Args:
+        bands: `all` or `rgb`.
+        side_m: Width of a patch in meters.
+        nodata: Stored value that means "not measured"; None if there is none.
 
     Raises:
         ConfigError: `bands` is neither `all` nor `rgb`.
@@ -41,7 +48,16 @@ def sentinel_arrays(bands: str, side_m: float = 1200.0, nodata: int | None = Non
 
 
 def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, ...]) -> None:
-    """Fill a patch with the bands `<folder>/<name>_<band>.tif`; all of them or none, so that no channel shifts."""
+    """Fill a patch with the bands `<folder>/<name>_<band>.tif`.
+
+    A patch gets all bands or none: with some of them, the others would be taken for zeros.
+
+    Args:
+        patch: Patch to fill; problems are added to it.
+        folder: Folder of the band files.
+        name: Start of the files' names.
+        arrays: Pixel arrays that the bands belong to.
+    """
     blocks = {array.name: np.empty(array.shape, array.dtype) for array in arrays}
     bad: list[BadPatchError] = []
     for array in arrays:
@@ -53,6 +69,7 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
     missing = sum(one.code == "missing_band" for one in bad)
     if missing == sum(len(array.bands) for array in arrays):
         patch.complain(BadPatchError("no_pixels", f"no band of {name} is there"))
+    # All or none: a band of zeros beside real ones would look like a dark surface.
     elif bad:
         for one in bad:
             patch.complain(one)
@@ -60,8 +77,14 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
         keep_pixels(patch, blocks, arrays)
 
 
-def keep_pixels(patch: Patch, blocks: dict[str, NDArray[Any]], arrays: tuple[PixelArray, ...]) -> None:
-    """Give a patch its pixels, and complain of bands without a single measurement."""
+def keep_pixels(patch: Patch, blocks: dict[str, AnyArray], arrays: tuple[PixelArray, ...]) -> None:
+    """Give a patch its pixels; note bands without a single measurement as problems.
+
+    Args:
+        patch: Patch to fill.
+        blocks: Array name and its pixels [bands, H, W].
+        arrays: Pixel arrays of the store.
+    """
     patch.arrays = blocks
     places = [(array, place) for array in arrays for place in range(len(array.bands))]
     filled = [bool(blocks[array.name][place].any()) for array, place in places]
@@ -71,13 +94,16 @@ def keep_pixels(patch: Patch, blocks: dict[str, NDArray[Any]], arrays: tuple[Pix
         patch.complain(BadPatchError("nodata", f"nothing but 0 (no data) in {', '.join(empty)}"))
 
 
-def grid_place(
-    projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]
-) -> dict[str, Any]:
-    """Place columns of a patch between two corners of a projected grid.
+def grid_place(projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]) -> Values:
+    """Compute the place columns of a patch between two corners of a projected grid.
+
+    Args:
+        projection: EPSG code or WKT.
+        upper_left: Easting and northing in meters.
+        lower_right: Easting and northing in meters.
 
     Raises:
-        ValueError: Not an area in Europe: missing, swapped or out of range.
+        ValueError: The corners are missing, swapped, or not in Europe.
     """
     (ulx, uly), (lrx, lry) = upper_left, lower_right
     if not (np.isfinite([ulx, uly, lrx, lry]).all() and lrx > ulx and uly > lry):

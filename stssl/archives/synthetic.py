@@ -1,36 +1,36 @@
-"""Writes a synthetic archive in BigEarthNet v1.0's real layout: 12 GeoTIFFs and a JSON a patch, lists beside them.
+"""Write a synthetic archive in BigEarthNet v1.0's real layout: patches of 12 GeoTIFFs and one JSON file, and lists.
 
-The TIFFs are written by copying one that rasterio wrote and putting other pixels and another corner in, since they are
-all alike in everything else.
+rasterio writes one TIFF of each size and grid; all others are copies of it with other pixels and another corner, since
+they are alike in everything else.
 """
 
 import json
 import struct
-from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 
+from stssl.archives.base import OnProgress
 from stssl.archives.bigearthnet import CLOUD, SNOW
 from stssl.archives.locations import from_table
+from stssl.archives.nomenclature import LABELS_43
 from stssl.archives.places import crs_of
-from stssl.archives.scenery import Painter, Subject
+from stssl.archives.scenery import Painter, Subject, SyntheticStream
 from stssl.archives.sentinel2 import GSD, RESOLUTION
 from stssl.archives.world import CELL, World, generate
-from stssl.errors import ConfigError, DataError
-from stssl.nomenclature import LABELS_43
-from stssl.wholefiles import cannot_write
+from stssl.base.errors import ConfigError, DataError
+from stssl.base.json_types import JsonObject
+from stssl.base.whole_files import cannot_write
 
 FOLDER, RECORD = "BigEarthNet-v1.0", "synthetic.json"
 LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 VERSION = 1
-Progress = Callable[[int, int], None]
 
 
 def synthesize(
@@ -40,31 +40,32 @@ def synthesize(
     *,
     locations: str | Path | None = None,
     confounded: bool = True,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Path:
-    """Write an archive; one that is there already, made with the same arguments, is left as it is.
+    """Write an archive; one that exists and was made with the same arguments is left as it is.
 
     Args:
         out: Folder to write: `BigEarthNet-v1.0/` with the patches, and beside it the lists train.csv, val.csv, test.csv
             (whole places at random), snow and cloud lists, and countries.csv.
-        patches: How many.
+        patches: Number of patches.
         seed: The same seed writes the same bytes.
-        locations: Table of real places, dates and classes to draw from (see `locations.from_table`); they are made up
-            without it.
-        confounded: Whether dates go with countries (made-up places only).
+        locations: Table of real places, dates and classes to draw from (see `locations.from_table`); without it they
+            are
+            made up.
+        confounded: True if each country is mostly seen in a season of its own (made-up places only).
         progress: Called with the number of written and of all patches.
 
     Returns:
         `out`.
 
     Raises:
-        ConfigError: No patches.
+        ConfigError: `patches` is below 1.
         DataError: Something else is in `out`, or the table cannot be used.
     """
     folder = Path(out)
     if patches < 1:
         raise ConfigError(f"patches must be 1 or more, not {patches}")
-    record: dict[str, Any] = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
+    record: JsonObject = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
     record["locations"] = Path(locations).name if locations else None
     if _is_there(folder, record):
         return folder
@@ -73,6 +74,7 @@ def synthesize(
     lat, _ = world.degrees()
     painter = Painter(seed)
     try:
+        # Written first, so that an interrupted archive is recognized and written again.
         (folder / RECORD).write_text(json.dumps(record | {"complete": False}))
         for row, name in enumerate(names):
             _write_patch(folder / FOLDER / name, world, row, float(lat[row]), painter=painter, seed=seed)
@@ -85,8 +87,12 @@ def synthesize(
     return folder
 
 
-def _is_there(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether this very archive was written before; makes sure that nothing else was."""
+def _is_there(folder: Path, record: JsonObject) -> bool:
+    """Return True if this archive was written whole before; make the folder if need be.
+
+    Raises:
+        DataError: Something else is in the folder.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,13 +112,15 @@ def _is_there(folder: Path, record: dict[str, Any]) -> bool:
 
 
 def patch_names(world: World) -> list[str]:
-    """Names like the real ones: satellite, second, column and row in the tile of 100 km."""
+    """Name patches as the real ones: satellite, second, and column and row in the tile of 100 km."""
     columns = (world.ulx % 100_000 // CELL).astype(int)
     rows = ((-world.uly) % 100_000 // CELL).astype(int)
     when = world.when.astype(object)
     names: dict[str, None] = {}
     for second, column, row in zip(when, columns, rows, strict=True):
         satellite, taken = "AB"[second.timetuple().tm_yday // 5 % 2], row
+        # Two places may have one column and row in their tiles; a tile's rows end at 83, so that higher numbers are
+        # free.
         while (name := f"S2{satellite}_MSIL2A_{second:%Y%m%dT%H%M%S}_{column}_{taken}") in names:
             taken += 84
         names[name] = None
@@ -120,6 +128,7 @@ def patch_names(world: World) -> list[str]:
 
 
 def _write_patch(folder: Path, world: World, row: int, lat: float, *, painter: Painter, seed: int) -> None:
+    """Write the band files and the JSON file of one patch."""
     when: datetime = world.when[row].astype(object)
     labels = np.flatnonzero(world.labels[row])
     bands = painter.paint(
@@ -129,8 +138,8 @@ def _write_patch(folder: Path, world: World, row: int, lat: float, *, painter: P
             lat,
             bool(world.snow[row]),
             bool(world.cloud[row]),
-            place=(seed, 3, int(world.place[row])),
-            visit=(seed, 4, row),
+            place=(seed, SyntheticStream.PLACE, int(world.place[row])),
+            visit=(seed, SyntheticStream.VISIT, row),
         )
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,15 +160,24 @@ def _write_patch(folder: Path, world: World, row: int, lat: float, *, painter: P
 
 @lru_cache(maxsize=64)
 def _wkt(epsg: int) -> str:
+    """Return the WKT of an EPSG code."""
     return str(crs_of(epsg).to_wkt())
 
 
 _CORNER = (123456.0, 7654321.0)
 
 
+class _Template(NamedTuple):
+    """Hold an encoded TIFF, and where its corner and its pixels are in the bytes."""
+
+    data: bytes
+    corner: int
+    start: int
+
+
 @lru_cache(maxsize=256)
-def _template(size: int, epsg: int, gsd: float) -> tuple[bytes, int, int]:
-    """A TIFF that rasterio wrote, and where its corner and its pixels stand in it."""
+def _template(size: int, epsg: int, gsd: float) -> _Template:
+    """Encode a TIFF with rasterio, and find where its corner and its pixels are in the bytes."""
     marked = np.arange(1, size * size + 1, dtype=np.uint16).reshape(size, size)
     with rasterio.MemoryFile() as memory:
         transform = Affine(gsd, 0, _CORNER[0], 0, -gsd, _CORNER[1])
@@ -167,11 +185,19 @@ def _template(size: int, epsg: int, gsd: float) -> tuple[bytes, int, int]:
         with memory.open(crs=crs_of(epsg), transform=transform, **options) as file:
             file.write(marked, 1)
         data = bytes(memory.read())
-    return data, data.index(struct.pack("<2d", *_CORNER)), data.index(marked.astype("<u2").tobytes())
+    return _Template(data, data.index(struct.pack("<2d", *_CORNER)), data.index(marked.astype("<u2").tobytes()))
 
 
 def tiff(pixels: NDArray[np.uint16], epsg: int, ulx: float, uly: float, gsd: float) -> bytes:
-    """A GeoTIFF of one band [H, W] in plain uncompressed strips, as BigEarthNet's are."""
+    """Encode a GeoTIFF of one band in plain uncompressed strips, as BigEarthNet's files are.
+
+    Args:
+        pixels: [H, W] values.
+        epsg: Code of the projection.
+        ulx: Easting of the upper left corner in meters.
+        uly: Northing of the upper left corner in meters.
+        gsd: Pixel size in meters.
+    """
     data, corner, start = _template(len(pixels), epsg, gsd)
     body = pixels.astype("<u2").tobytes()
     head = bytearray(data[:start])
@@ -180,6 +206,7 @@ def tiff(pixels: NDArray[np.uint16], epsg: int, ulx: float, uly: float, gsd: flo
 
 
 def _write_lists(folder: Path, world: World, names: list[str], seed: int) -> None:
+    """Write the lists of the split, of snow and of clouds, and the table of countries."""
     parts = world.split(seed)
     for part, file in LISTS.items():
         _write_list(folder / file, [name for name, own in zip(names, parts, strict=True) if own == part])

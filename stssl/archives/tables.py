@@ -1,23 +1,20 @@
-"""Lists and tables that come beside an archive: names of patches, and columns about them."""
+"""Read tables about patches, and find the columns that are wanted under any of their usual names."""
 
 import csv
 import io
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from stssl.errors import DataError, first_line
-from stssl.textfiles import MOST_BYTES, as_text, read_names, read_unpacked
+from stssl.base.errors import DataError, first_line
+from stssl.base.textfiles import MOST_BYTES, decode_text, read_unpacked
 
-LIST_ENDINGS = (".txt", ".csv", ".csv.bz2", ".csv.gz", ".txt.bz2", ".txt.gz")
-PART_NAMES = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 SEPARATORS = ",;\t|"
-"""What may stand between a text table's cells; its first line shows which."""
+"""Signs that may separate the cells of a text table; its first line shows which one does."""
 FORM = "a table is a CSV or Parquet file such as: path,label,lat,lon,time,split (first line), then a line an image"
 KINDS = (
     (b"PK\x03\x04", "a zip archive or spreadsheet"),
@@ -36,37 +33,10 @@ KINDS = (
 PARQUET = b"PAR1"
 
 
-def find_list(folders: Iterable[Path], *stems: str) -> Path | None:
-    """The first file of these folders with one of these stems and an ending that lists have."""
-    for folder in folders:
-        for stem in stems:
-            for ending in LIST_ENDINGS:
-                if (folder / (stem + ending)).is_file():
-                    return folder / (stem + ending)
-    return None
-
-
-def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
-    """Patch names of each part, from lists called train, val and test; None where there are none.
-
-    Raises:
-        DataError: Some of the lists are there and others not.
-    """
-    folders = tuple(folders)
-    found = {part: find_list(folders, *stems) for part, stems in PART_NAMES.items()}
-    if not any(found.values()):
-        return None
-    missing = [part for part, path in found.items() if path is None]
-    if missing:
-        there = ", ".join(path.name for path in found.values() if path)
-        raise DataError(f"{folders[0]} has {there}, but no list for {' and '.join(missing)} (such as test.csv)")
-    return {part: read_names(path) for part, path in found.items() if path}
-
-
 def read_table(path: Path) -> pyarrow.Table:
-    """A Parquet table, or one of text (then all cells are strings) with commas, semicolons, tabs or bars between cells.
+    """Read a Parquet table, or a text table with commas, semicolons, tabs or bars between its cells.
 
-    Names of columns lose the spaces and quotes around them.
+    Names of columns lose the spaces and quotes around them. All cells of a text table are strings.
 
     Raises:
         DataError: It cannot be read or is no table, or two columns have one name; names the line.
@@ -90,6 +60,11 @@ def read_table(path: Path) -> pyarrow.Table:
 
 
 def _read_parquet(path: Path) -> pyarrow.Table:
+    """Read a Parquet table of bounded size.
+
+    Raises:
+        ValueError: It claims more bytes than the memory should hold.
+    """
     with pyarrow.parquet.ParquetFile(path) as file:
         groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
         size = sum(group.total_byte_size for group in groups)
@@ -99,11 +74,15 @@ def _read_parquet(path: Path) -> pyarrow.Table:
 
 
 def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
-    """A text table; only a text that can be told apart is taken for one."""
+    """Read a text table.
+
+    Raises:
+        DataError: The file is no text table; says what it is if its first bytes tell.
+    """
     kind = next((words for start, words in KINDS if head.startswith(start)), None)
     if path.suffix in (".parquet", ".pq"):
         raise DataError(f"cannot read the table {path}: it is {kind or 'not a Parquet file (it does not start so)'}")
-    text = "" if kind else as_text(read_unpacked(path), path)
+    text = "" if kind else decode_text(read_unpacked(path), path)
     if text.lstrip()[:1] in ("{", "["):
         kind = "JSON"
     if kind:
@@ -113,6 +92,7 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
         return pyarrow.table({})
     header = rows[0]
     for row, line in zip(rows[1:], lines[1:], strict=True):
+        # A lost or extra separator would move all cells behind it into other columns.
         if len(row) != len(header):
             raise DataError(f"{path}: line {line} has {len(row)} cells, and the first line names {len(header)} columns")
     columns = [
@@ -122,7 +102,7 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
 
 
 def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
-    """Cells of all lines but empty ones, and the number of each line."""
+    """Return the cells of all lines except empty ones, and the number of each line."""
     skipped = 0
     separator = ""
     first = text.partition("\n")[0].strip().strip('"')
@@ -158,24 +138,24 @@ def _separator(text: str) -> str:
 
 
 def _stripped(name: str) -> str:
-    """A column's name without byte order mark, spaces of any kind and quotes around it."""
+    """Return a column's name without byte order mark, spaces of any kind and quotes around it."""
     name = "".join(sign for sign in str(name) if unicodedata.category(sign) not in ("Cf", "Cc"))
     return name.strip().strip("\"'").strip()
 
 
 def _key(name: str) -> str:
-    """A name as it is compared: case, spaces, hyphens and ways of writing letters aside."""
+    """Return a name in the form in which names are compared: without case, spaces, hyphens and variants of letters."""
     return "_".join(unicodedata.normalize("NFKC", name).casefold().replace("-", " ").replace("_", " ").split())
 
 
 @dataclass(frozen=True)
-class Columns:
+class TableColumns:
     """List which of a table's columns are read, and which are not.
 
     Attributes:
-        used: What is read -> the column's name in the table.
+        used: For each fact that is read, its column's name in the table.
         unused: Names of the other columns.
-        doubled: What is read -> columns that could be it as well, and are not.
+        doubled: For each fact that is read, other columns that could state it and are not read.
     """
 
     used: dict[str, str]
@@ -194,13 +174,13 @@ class Columns:
         return tuple(lines)
 
 
-def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> Columns:
+def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> TableColumns:
     """Find the wanted columns under any of their spellings, the earlier ones first.
 
     Args:
-        names: Of the table's columns.
-        wanted: What to read -> its spellings in small letters.
-        path: Of the table, for the message.
+        names: Names of the table's columns.
+        wanted: For each fact to read, the names that its column may have, in small letters.
+        path: Path of the table, for messages.
 
     Raises:
         DataError: Two columns have one spelling but for case and spaces.
@@ -221,11 +201,16 @@ def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], 
         if len(found) > 1:
             doubled[what] = tuple(same[0] for same in found[1:])
     taken = set(used.values())
-    return Columns(used, tuple(name for name in names if name not in taken), doubled)
+    return TableColumns(used, tuple(name for name in names if name not in taken), doubled)
 
 
-def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path: Path) -> dict[str, list[Any]]:
-    """Those of the wanted columns that a table has, under any of their names, as lists.
+def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path: Path) -> dict[str, list[object]]:
+    """Read the wanted columns that a table has, under any of their names, as lists.
+
+    Args:
+        table: The table.
+        wanted: For each fact to read, the names that its column may have, in small letters.
+        path: Path of the table, for messages.
 
     Raises:
         DataError: Two columns have one spelling, or a column's cells cannot be read.
@@ -234,8 +219,13 @@ def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path
     return {what: cells_of(table, name, path) for what, name in chosen.used.items()}
 
 
-def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[Any]:
-    """The cells of one column.
+def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[object]:
+    """Read the cells of one column.
+
+    Args:
+        table: The table.
+        name: Name of the column.
+        path: Path of the table, for messages.
 
     Raises:
         DataError: They cannot be read.
@@ -243,14 +233,15 @@ def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[Any]:
     column = table.column(name)
     try:
         if pyarrow.types.is_timestamp(column.type):
+            # Python's times have microseconds; pyarrow refuses to drop nanoseconds silently.
             column = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
-        cells: list[Any] = column.to_pylist()
+        cells: list[object] = column.to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError, LookupError) as error:
         raise DataError(f"{path}: the column '{name}' cannot be read: {first_line(error)}") from None
     return cells
 
 
-NAMES = ("patch_id", "s2v1_name", "patch", "name", "filepath", "filename", "path", "image")
+ID_NAMES = ("patch_id", "s2v1_name", "patch", "name", "filepath", "filename", "path", "image")
 ABOUT = {
     "country": ("country",),
     "lat": ("lat", "latitude"),

@@ -1,20 +1,20 @@
-"""Pixels of GeoTIFFs: a direct reader of plain uncompressed strips; `images` reads everything else through rasterio.
+"""Read the pixels of GeoTIFFs: plain uncompressed strips directly, everything else through rasterio (`images`).
 
 Opening a file through GDAL costs milliseconds; BigEarthNet has 7.7 million files that are all a header and a block of
-16-bit numbers. The direct reader checks every tag that it relies on, and hands over what it does not know.
+16-bit numbers. The direct reader checks every tag that it relies on, and passes on the files that it does not know.
 """
 
 import struct
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stssl.archives.images import opened, read_bytes, read_stored
-from stssl.schema import BadPatchError
+from stssl.store.schema import BadPatchError
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES = 256, 257, 258, 259, 273, 277
 _ROWS, _COUNTS, _PLANAR, _PREDICTOR, _TILE, _FORMAT = 278, 279, 284, 317, 322, 339
@@ -22,7 +22,9 @@ _TIEPOINT, _GEOKEYS, _PROJECTED = 33922, 34735, 3072
 _ASCII = 2
 _POINT, _UNITS, _METRE, _USER_DEFINED = 1025, 3076, 9001, 32767
 _SIZES = {3: ("H", 2), 4: ("I", 4), 12: ("d", 8)}
-_EXPECTED: dict[int, tuple[Any, ...]] = {
+TagValues = tuple[Any, ...]
+"""Numbers or bytes, as the tag's type in the file says."""
+_EXPECTED: dict[int, TagValues] = {
     _BITS: (16,),
     _COMPRESSION: (1,),
     _SAMPLES: (1,),
@@ -33,21 +35,21 @@ _EXPECTED: dict[int, tuple[Any, ...]] = {
 _NEEDED = (_WIDTH, _HEIGHT, _BITS, _OFFSETS, _COUNTS)
 _KIND, _PHOTOMETRIC, _ORIENTATION, _EXTRA, _NODATA = 254, 262, 274, 338, 42113
 _EXPECTED |= {_KIND: (0,), _PHOTOMETRIC: (1,), _ORIENTATION: (1,), _NODATA: (b"0",)}
-"""What the tags must be where they are there; BigEarthNet v2 declares 0 as its nodata value, which 0 is taken for."""
-_ABSENT: dict[int, tuple[Any, ...]] = {_KIND: (0,), _NODATA: (b"0",)}
-"""What an absent tag means where that is not 1."""
+"""Values that tags must have if they are present. BigEarthNet v2 declares 0 as its nodata value."""
+_ABSENT: dict[int, TagValues] = {_KIND: (0,), _NODATA: (b"0",)}
+"""Values of absent tags whose default is not 1."""
 _RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE, _TIEPOINT, _GEOKEYS, _EXTRA})
 
 
-def _tags(data: bytes) -> dict[int, tuple[Any, ...]] | None:
-    """Tags of the first image of a little-endian classic TIFF; None where this is something else."""
+def _tags(data: bytes) -> dict[int, TagValues] | None:
+    """Read the tags of the first image of a little-endian classic TIFF; None for any other file."""
     if data[:4] != b"II*\0":
         return None
     (start,) = struct.unpack_from("<I", data, 4)
     (entries,) = struct.unpack_from("<H", data, start)
     if struct.unpack_from("<I", data, start + 2 + 12 * entries) != (0,):
         return None
-    found: dict[int, tuple[Any, ...]] = {}
+    found: dict[int, TagValues] = {}
     for tag, kind, count, value in struct.iter_unpack("<HHI4s", data[start + 2 : start + 2 + 12 * entries]):
         if tag not in _RELEVANT:
             continue
@@ -63,11 +65,11 @@ def _tags(data: bytes) -> dict[int, tuple[Any, ...]] | None:
     return found
 
 
-def strips(data: bytes) -> NDArray[np.uint16] | None:
-    """Pixels [H, W] of a TIFF of one 16-bit unsigned band in uncompressed strips.
+def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
+    """Read the pixels [H, W] of a TIFF of one 16-bit unsigned band in uncompressed strips.
 
     Returns:
-        None where the file is anything else, or not whole: rasterio is the judge of those.
+        None for any other file, or one that is not whole: rasterio decides about those.
     """
     try:
         tags = _tags(data)
@@ -78,6 +80,7 @@ def strips(data: bytes) -> NDArray[np.uint16] | None:
         return None
     height, width, offsets, counts = tags[_HEIGHT][0], tags[_WIDTH][0], tags[_OFFSETS], tags[_COUNTS]
     ends = [offset + count for offset, count in zip(offsets, counts, strict=True)]
+    # Strips that follow each other are one view of the file's bytes, without a copy.
     if ends[:-1] == list(offsets[1:]):
         pixels = np.frombuffer(data, "<u2", height * width, offsets[0])
     else:
@@ -86,8 +89,8 @@ def strips(data: bytes) -> NDArray[np.uint16] | None:
     return pixels.reshape(height, width).astype(np.uint16, copy=False)
 
 
-def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
-    """Whether these are the tags of one uint16 band in uncompressed whole strips, all within the file."""
+def _plain(tags: dict[int, TagValues], size: int) -> bool:
+    """Return True if the tags describe one uint16 band in uncompressed whole strips within the file."""
     if _TILE in tags or _EXTRA in tags or any(tag not in tags for tag in _NEEDED):
         return False
     if any(
@@ -97,6 +100,7 @@ def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
         return False
     row = 2 * tags[_WIDTH][0]
     rows, per_strip = tags[_HEIGHT][0], tags.get(_ROWS, tags[_HEIGHT])[0]
+    # Before anything is computed from them: a damaged header may claim 2**32 rows.
     if row * rows > size:
         return False
     expected = [min(per_strip, rows - start) * row for start in range(0, rows, per_strip)] if per_strip else []
@@ -110,17 +114,31 @@ def _plain(tags: dict[int, tuple[Any, ...]], size: int) -> bool:
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where a raster lies: its projection (EPSG code, 0 if it has none, or WKT) and its corners."""
+    """Locate a raster.
+
+    Attributes:
+        projection: EPSG code, or WKT if it has none.
+        upper_left: X and y of the upper left corner.
+        lower_right: X and y of the lower right corner.
+    """
 
     projection: int | str
     upper_left: tuple[float, float]
     lower_right: tuple[float, float]
 
     @property
-    def centre(self) -> tuple[float, float]:
-        """X and y of the middle."""
+    def center(self) -> tuple[float, float]:
+        """Return x and y of the center."""
         (left, top), (right, bottom) = self.upper_left, self.lower_right
         return (left + right) / 2, (top + bottom) / 2
+
+
+class UtmCorner(NamedTuple):
+    """Locate the upper left corner of a raster: EPSG code of its projection, easting and northing in meters."""
+
+    epsg: int
+    ulx: float
+    uly: float
 
 
 def georeference(source: Path | BytesIO, name: str) -> Georeference:
@@ -139,8 +157,8 @@ def georeference(source: Path | BytesIO, name: str) -> Georeference:
     return Georeference(projection, (bounds.left, bounds.top), (bounds.right, bounds.bottom))
 
 
-def utm_corner(data: bytes) -> tuple[int, float, float] | None:
-    """EPSG code and upper left corner of a plain GeoTIFF with a projected system; None where it is anything else."""
+def utm_corner(data: bytes) -> UtmCorner | None:
+    """Read EPSG code and upper left corner of a plain GeoTIFF in a projected system; None for any other file."""
     try:
         tags = _tags(data)
         if tags is None or not {_TIEPOINT, _GEOKEYS} <= tags.keys():
@@ -154,24 +172,24 @@ def utm_corner(data: bytes) -> tuple[int, float, float] | None:
     plain = location == 0 and column == row == 0 and code < _USER_DEFINED
     # Pixels as points lie half a pixel off, and other units mean other numbers: left to those who know them all.
     plain = plain and entries.get(_POINT, (0, 1, 1))[2] == 1 and entries.get(_UNITS, (0, 1, _METRE))[2] == _METRE
-    return (int(code), x, y) if plain else None
+    return UtmCorner(int(code), x, y) if plain else None
 
 
 def read_band(path: Path, size: int) -> NDArray[np.uint16]:
-    """One band [size, size] of 16-bit unsigned pixels.
+    """Read one band [size, size] of 16-bit unsigned pixels.
 
     Raises:
         BadPatchError: The file is missing, unreadable or truncated, or has another size or type.
     """
     data = read_bytes(path, path.name)
-    pixels: NDArray[Any] | None = strips(data)
+    pixels = strip_spans(data)
     if pixels is None:
         image, measured = read_stored(path, path.name)
         if len(image) != 1 or image.dtype != np.uint16:
             raise BadPatchError("wrong_size", f"{path.name} has {len(image)} bands of {image.dtype}, not one of uint16")
         if image[~measured].any():
             raise BadPatchError("nodata", f"{path.name} declares {int((~measured).sum()):,} pixels as not measured")
-        pixels = image[0]
+        pixels = image[0].astype(np.uint16, copy=False)
     if pixels.shape != (size, size):
         words = f"{path.name} has {pixels.shape[1]}x{pixels.shape[0]} pixels, not {size}x{size}"
         raise BadPatchError("wrong_size", words)

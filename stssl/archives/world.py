@@ -1,35 +1,47 @@
-"""Where, when and what a synthetic archive shows: places, dates and classes, made up.
+"""Make up the places, dates and classes of a synthetic archive.
 
 A class occurs at a place where a latent Gaussian exceeds the class's threshold. Its variance is shared by a country's
-effect, a smooth regional field, a field of kilometres, and chance. So metadata says much within known regions, less
+effect, a smooth regional field, a field of kilometers, and chance. So metadata says much within known regions, less
 between them, and nothing (or the wrong thing) of a country that was never seen, as in the real BigEarthNet.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from statistics import NormalDist
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stssl.archives.nomenclature import LABELS_43
 from stssl.archives.places import from_degrees, to_degrees
-from stssl.nomenclature import LABELS_43
+from stssl.archives.scenery import SyntheticStream
+from stssl.base.arrays import Ints
 
 CELL = 1200.0
+
+
+class Country(NamedTuple):
+    """Bound a country by latitudes and longitudes in degrees, and give its share of the patches."""
+
+    lat: tuple[float, float]
+    lon: tuple[float, float]
+    share: float
+
+
 COUNTRIES = {
-    "Austria": ((46.7, 48.7), (10.5, 16.5), 0.13),
-    "Belgium": ((49.8, 51.2), (3.0, 5.4), 0.05),
-    "Finland": ((60.3, 67.0), (22.5, 29.0), 0.22),
-    "Ireland": ((51.9, 54.8), (-9.8, -6.4), 0.11),
-    "Kosovo": ((42.1, 42.8), (20.4, 21.4), 0.04),
-    "Lithuania": ((54.2, 56.1), (21.6, 25.8), 0.13),
-    "Luxembourg": ((49.5, 50.0), (5.9, 6.3), 0.01),
-    "Portugal": ((37.3, 41.7), (-8.7, -7.2), 0.11),
-    "Serbia": ((43.2, 45.8), (19.5, 22.0), 0.13),
-    "Switzerland": ((46.2, 47.4), (6.6, 9.5), 0.07),
+    "Austria": Country((46.7, 48.7), (10.5, 16.5), 0.13),
+    "Belgium": Country((49.8, 51.2), (3.0, 5.4), 0.05),
+    "Finland": Country((60.3, 67.0), (22.5, 29.0), 0.22),
+    "Ireland": Country((51.9, 54.8), (-9.8, -6.4), 0.11),
+    "Kosovo": Country((42.1, 42.8), (20.4, 21.4), 0.04),
+    "Lithuania": Country((54.2, 56.1), (21.6, 25.8), 0.13),
+    "Luxembourg": Country((49.5, 50.0), (5.9, 6.3), 0.01),
+    "Portugal": Country((37.3, 41.7), (-8.7, -7.2), 0.11),
+    "Serbia": Country((43.2, 45.8), (19.5, 22.0), 0.13),
+    "Switzerland": Country((46.2, 47.4), (6.6, 9.5), 0.07),
 }
-"""Latitudes, longitudes, and share of the patches."""
+"""Countries of BigEarthNet."""
 
 RATES = dict.fromkeys(LABELS_43, 0.003) | {
     "Mixed forest": 0.37,
@@ -71,18 +83,18 @@ SHARES = {"train": 0.52, "validation": 0.24, "test": 0.24}
 
 @dataclass(frozen=True)
 class World:
-    """One entry a patch; patches of one place differ in date only.
+    """Hold places, dates and classes of patches, one entry for each patch.
 
     Attributes:
-        place: Number of the place.
-        country: Its name.
-        epsg: Grid.
-        ulx: Easting of the upper left corner.
-        uly: Northing.
+        place: Number of the place; patches of one place differ only in date.
+        country: Name of the country.
+        epsg: EPSG code of the grid.
+        ulx: Easting of the upper left corner in meters.
+        uly: Northing of the upper left corner in meters.
         when: Acquisition, UTC, in seconds.
         labels: [n, 43] which classes occur.
-        snow: Whether seasonal snow covers it.
-        cloud: Whether clouds do.
+        snow: True if seasonal snow covers it.
+        cloud: True if clouds cover it.
     """
 
     place: NDArray[np.int64]
@@ -96,15 +108,15 @@ class World:
     cloud: NDArray[np.bool_]
 
     def __len__(self) -> int:
-        """Number of patches."""
+        """Return the number of patches."""
         return len(self.place)
 
-    def take(self, rows: Any) -> "World":
-        """Some of its patches."""
+    def take(self, rows: slice | Ints) -> "World":
+        """Return some of the patches."""
         return World(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def degrees(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Latitude and longitude of the centres."""
+        """Return latitudes and longitudes [n] of the centers."""
         lat, lon = np.zeros(len(self)), np.zeros(len(self))
         for epsg in np.unique(self.epsg):
             rows = self.epsg == epsg
@@ -112,25 +124,28 @@ class World:
         return lat, lon
 
     def split(self, seed: int) -> NDArray[np.str_]:
-        """The part of each patch: whole places at random; none (empty) under snow or clouds."""
-        of_place = np.random.default_rng((seed, 1)).choice(list(SHARES), self.place.max() + 1, p=list(SHARES.values()))
+        """Return the part of each patch: whole places at random; patches under snow or clouds get an empty name."""
+        of_place = np.random.default_rng((seed, SyntheticStream.SPLIT)).choice(
+            list(SHARES), self.place.max() + 1, p=list(SHARES.values())
+        )
         return np.where(self.snow | self.cloud, "", of_place[self.place])
 
 
 def generate(patches: int, seed: int, confounded: bool = True) -> World:
-    """A made-up part of Europe.
+    """Make up a part of Europe.
 
     Args:
-        patches: How many.
-        seed: Of everything.
-        confounded: Whether a country is mostly seen in a season of its own, so that dates seem to tell land cover and
+        patches: Number of patches.
+        seed: Seed of all random choices.
+        confounded: True if a country is mostly seen in a season of its own, so that dates seem to tell land cover and
             mislead in other seasons; otherwise dates and places are independent.
     """
-    rng = np.random.default_rng((seed, 0))
+    rng = np.random.default_rng((seed, SyntheticStream.WORLD))
     names = list(COUNTRIES)
-    shares = np.array([share for *_, share in COUNTRIES.values()])
+    shares = np.array([country.share for country in COUNTRIES.values()])
     season_of_country = rng.permutation(len(names)) / len(names) * DAYS
     parts: list[World] = []
+    # By shares and not at random: small archives should have all countries.
     order = _areas(shares, rng)
     count = places = 0
     while count < patches:
@@ -145,7 +160,7 @@ def generate(patches: int, seed: int, confounded: bool = True) -> World:
 
 
 def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[int]:
-    """Countries in an order that keeps to their shares; each comes up early."""
+    """Yield countries in an order that keeps to their shares and in which each occurs early."""
     seen = rng.uniform(0.0, 0.3, len(shares))
     while True:
         number = int(np.argmin(seen / shares))
@@ -154,17 +169,18 @@ def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[in
 
 
 def _shift(area: World, places: int) -> World:
+    """Return a copy whose numbers of places start later."""
     return World(**(area.__dict__ | {"place": area.place + places}))
 
 
-def _area(country: str, rng: np.random.Generator, favourite: float | None) -> World:
-    """Some neighbouring cells of a country, on one to four dates; labels are set later."""
-    (south, north), (west, east), _ = COUNTRIES[country]
-    lat, lon = rng.uniform(south, north), rng.uniform(west, east)
+def _area(country: str, rng: np.random.Generator, favorite: float | None) -> World:
+    """Make up some neighboring cells of a country, on one to four dates; labels are set later."""
+    bounds = COUNTRIES[country]
+    lat, lon = rng.uniform(*bounds.lat), rng.uniform(*bounds.lon)
     epsg = 32600 + int((lon + 180) // 6) + 1
     x, y = (float(value[0] // CELL) * CELL for value in from_degrees(epsg, lat, lon))
     cells = rng.permutation(AREA_CELLS**2)[:AREA_PLACES]
-    dates = _dates(int(rng.choice([1, 2, 3, 4], p=[0.3, 0.3, 0.25, 0.15])), favourite, rng)
+    dates = _dates(int(rng.choice([1, 2, 3, 4], p=[0.3, 0.3, 0.25, 0.15])), favorite, rng)
     place, date = np.nonzero(rng.random((AREA_PLACES, len(dates))) < 0.8)
     when = dates[date]
     size = len(place)
@@ -184,11 +200,12 @@ def _area(country: str, rng: np.random.Generator, favourite: float | None) -> Wo
     )
 
 
-def _dates(count: int, favourite: float | None, rng: np.random.Generator) -> NDArray[np.datetime64]:
+def _dates(count: int, favorite: float | None, rng: np.random.Generator) -> NDArray[np.datetime64]:
+    """Draw distinct dates, most of them in the favorite season if there is one."""
     days = rng.uniform(0, DAYS, count)
-    if favourite is not None:
+    if favorite is not None:
         own = rng.random(count) < 0.8
-        days = np.where(own, (favourite + rng.normal(0, 20, count)) % DAYS, days)
+        days = np.where(own, (favorite + rng.normal(0, 20, count)) % DAYS, days)
     seconds = np.floor(days).astype(np.int64) * 86400 + rng.integers(9 * 3600, 12 * 3600, count)
     return np.unique(FIRST_DAY + seconds.astype("timedelta64[s]"))
 
@@ -210,6 +227,7 @@ def _with_labels(world: World, rng: np.random.Generator) -> World:
     }
     latent = threshold + sum(np.sqrt(VARIANCE[name]) * term for name, term in terms.items())
     labels = latent > 0
+    # A patch without classes does not occur in BigEarthNet: it gets its most likely one.
     nothing = ~labels.any(1)
     labels[nothing, latent[nothing].argmax(1)] = True
     return World(**(world.__dict__ | {"labels": labels[inverse.reshape(-1)]}))
@@ -222,7 +240,15 @@ def _field(
     rng: np.random.Generator,
     waves: int = 96,
 ) -> NDArray[np.float64]:
-    """Random smooth functions of the plane, one a class, of variance 1: [n, classes]."""
+    """Draw random smooth functions of the plane with variance 1, one for each class: [n, classes].
+
+    Args:
+        plane: [n, 2] coordinates in kilometers.
+        wavelengths: Shortest and longest wavelength in kilometers.
+        classes: Number of functions.
+        rng: Source of random numbers.
+        waves: Number of waves that are added up.
+    """
     waves = 96
     length = np.exp(rng.uniform(np.log(wavelengths[0]), np.log(wavelengths[1]), waves))
     angle = rng.uniform(0, 2 * np.pi, waves)

@@ -1,9 +1,9 @@
-"""Bounds what a zip may claim before its list of members is read into memory."""
+"""Bound what a zip may claim before its list of members is read into memory."""
 
 import struct
 from pathlib import Path
 
-from stssl.errors import DataError
+from stssl.base.errors import DataError
 
 MOST_MEMBERS, MOST_DIRECTORY = 2_000_000, 512 << 20
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sIQI"), struct.Struct("<4sQ2H2I4Q")
@@ -11,10 +11,10 @@ _WIDE = 0xFFFFFFFF
 
 
 def check_directory(path: Path) -> None:
-    """Check the number of members and the size of the list of them that a zip claims.
+    """Check the number of members, and the size of the list of members, that a zip claims.
 
     Args:
-        path: The zip.
+        path: Path of the zip.
 
     Raises:
         DataError: It claims more than any data set has.
@@ -28,6 +28,7 @@ def check_directory(path: Path) -> None:
         if at < 0 or at + _END.size > len(tail):
             return  # No zip, which the reader of zips says.
         members, length = _END.unpack_from(tail, at)[4:6]
+        # These values mean that the real ones are in the Zip64 record.
         if (members == 0xFFFF or length == _WIDE) and at >= _LOCATOR.size:
             mark, _, where, _ = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
             file.seek(min(where, size))

@@ -1,1 +1,93 @@
-"""Stores and what reads them: splits, samplers, loaders."""
+"""Turn a store's patches into batches of views: splits, draws of labels, order, loader, augmentation.
+
+The path of a batch: `splits` divides the rows, `draws` chooses the labeled ones, `order` and `sampler` put each stream
+in order, `loader` reads pixels ahead of the step, and `views` and `augment` make normalized views on the device.
+
+The names below are imported when they are first used, since torch takes long to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stssl.data.augment import AugmentConfig, Draw, RandAugmentConfig, apply_view
+    from stssl.data.draws import LabelsConfig, draw_labeled
+    from stssl.data.loader import Loader, StreamSource, metadata_table, prefetch
+    from stssl.data.order import Sampler, ShardOrder, make_order
+    from stssl.data.sampler import ShardSampler, StreamSampler
+    from stssl.data.splits import Split, SplitConfig, make_split
+    from stssl.data.views import PixelScaler, RawBatch, RawRows, ViewDrawer, ViewMaker
+
+__all__ = [
+    "AugmentConfig",
+    "Draw",
+    "LabelsConfig",
+    "Loader",
+    "PixelScaler",
+    "RandAugmentConfig",
+    "RawBatch",
+    "RawRows",
+    "Sampler",
+    "ShardOrder",
+    "ShardSampler",
+    "Split",
+    "SplitConfig",
+    "StreamSampler",
+    "StreamSource",
+    "ViewDrawer",
+    "ViewMaker",
+    "apply_view",
+    "draw_labeled",
+    "make_order",
+    "make_split",
+    "metadata_table",
+    "prefetch",
+]
+
+_MODULES = {
+    "augment": (
+        "AugmentConfig",
+        "Draw",
+        "RandAugmentConfig",
+        "apply_view",
+    ),
+    "draws": (
+        "LabelsConfig",
+        "draw_labeled",
+    ),
+    "loader": (
+        "Loader",
+        "StreamSource",
+        "metadata_table",
+        "prefetch",
+    ),
+    "order": (
+        "Sampler",
+        "ShardOrder",
+        "make_order",
+    ),
+    "sampler": (
+        "ShardSampler",
+        "StreamSampler",
+    ),
+    "splits": (
+        "Split",
+        "SplitConfig",
+        "make_split",
+    ),
+    "views": (
+        "PixelScaler",
+        "RawBatch",
+        "RawRows",
+        "ViewDrawer",
+        "ViewMaker",
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first used."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -1,21 +1,30 @@
-"""Which of the training patches carry a label."""
+"""Draw which training patches keep their label."""
 
-import logging
 from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stssl.config import Config, Seed
-from stssl.data.lists import rows_named
-from stssl.errors import DataError
-from stssl.paths import Location
-from stssl.randomness import Ints
+from stssl.base.arrays import Ints
+from stssl.base.config import Config, Seed
+from stssl.base.errors import DataError
+from stssl.base.logs import LOG
+from stssl.base.paths import Location
+from stssl.store.lists import rows_named
 
 
 class LabelsConfig(Config):
-    """How many training patches keep their label: exactly one of fraction, per_class, total, list; or all."""
+    """Choose how many training patches keep their label: by one of fraction, per_class, total and list, or all of them.
+
+    Attributes:
+        fraction: Share of the labeled training patches.
+        per_class: Patches of each class.
+        total: Patches of all classes together.
+        list: File with the names of the patches.
+        allow_missing_classes: True if training may start although some class has no labeled patch.
+        seed: Seed of the draw; other random choices of a run do not depend on it.
+    """
 
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     per_class: Annotated[int, Field(ge=1)] | None = None
@@ -37,29 +46,30 @@ class LabelsConfig(Config):
 def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray[np.str_] | None = None) -> Ints:
     """Choose the training rows that keep their label.
 
-    Every class that occurs keeps at least one row. `per_class` and `total` deal classes in turn where a row has one
-    class; `fraction` draws at random once every class is covered.
+    Every class that occurs keeps at least one row. `per_class` and `total` choose the same number of rows of each class
+    as far as possible; `fraction` draws at random once every class is covered.
 
     Args:
         targets: [N, C] 1 where a patch has a class.
         rows: Training rows.
         config: The rule and its seed.
-        names: Patch names, for `list`.
+        names: [N] names of the patches, for `list`.
 
     Returns:
         Ascending store rows.
 
     Raises:
-        DataError: No training row has a label, or fewer are asked for than there are classes.
+        DataError: No training row has a label, or fewer labels are asked for than classes occur.
     """
     if config.list is not None:
         known = np.array([], str) if names is None else names
         found = rows_named(known, config.list, "the store")
+        # A list may name patches of all parts; validation and test patches must never train.
         listed = np.intersect1d(found, rows)
         if len(listed) == 0:
             raise DataError(f"none of the patches that labels.list {config.list} names is in the training part")
         if len(listed) < len(found):
-            logging.getLogger("stssl").warning(
+            LOG.warning(
                 "labels.list %s: %d of its %d patches are not in the training part and stay without label",
                 config.list,
                 len(found) - len(listed),
@@ -69,6 +79,7 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
     rows = rows[targets[rows].any(1)]
     if len(rows) == 0:
         raise DataError("no training patch has a label: check data.labels and data.split")
+    # The seed is the config's own, so that runs with several seeds can share one choice of labels.
     order = np.random.default_rng(config.seed).permutation(rows)
     hits = targets[order].astype(bool)
     if config.per_class is not None:
@@ -83,8 +94,9 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
 
 
 def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
-    """Places in the order such that each class has `times` rows (or all it has), rare classes first."""
+    """Return places in the order so that each class has `times` rows, or all that it has; rare classes choose first."""
     chosen = np.zeros(len(hits), bool)
+    # Rare classes choose first: a patch of several classes that serves them often serves a frequent class too.
     for label in np.argsort(hits.sum(0), kind="stable"):
         missing = times - int(hits[chosen, label].sum())
         if missing > 0:
@@ -93,7 +105,7 @@ def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
 
 
 def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Raise the number a class until the total is reached; the last round stops at the total."""
+    """Return places for `total` rows: raise the number for each class until it is reached, and cut the last round."""
     classes = int(hits.any(0).sum())
     if total < classes:
         raise DataError(f"labels.total is {total}, but {classes} classes occur and each keeps at least one label")
@@ -102,6 +114,7 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
     while len(chosen) < min(total, len(hits)):
         times += 1
         more = np.setdiff1d(_cover(hits, times), chosen)
+        # Nothing more can be chosen; without this the loop would not end.
         if len(more) == 0 and times > hits.sum(0).max():
             break
         chosen = np.concatenate([chosen, more[: total - len(chosen)]])
@@ -109,7 +122,7 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
 
 
 def _at_random(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Rows that cover every class, filled up to the total in the given random order."""
+    """Return places of rows that cover every class, filled up to `total` in the given random order."""
     chosen = _cover(hits, 1)
     rest = np.setdiff1d(np.arange(len(hits)), chosen)
     return np.concatenate([chosen, rest[: max(0, total - len(chosen))]])

@@ -1,31 +1,39 @@
-"""Which patch comes when, and with what random numbers: pure functions of seed, stream, epoch and patch.
+"""Order patches as a pure function of seed, stream, epoch and patch.
 
-Nothing here depends on ranks, threads or restarts, so one rank and many see the same global batches, and a resumed
-run goes on where it was: the whole sampler state is the step number.
+Nothing here depends on threads or restarts, so one rank and many see the same global batches, and a resumed run
+continues exactly: the whole state of a sampler is the step number.
 """
 
 import threading
 
 import numpy as np
 
-from stssl.distributed import rows_of
-from stssl.errors import ConfigError
-from stssl.randomness import Ints, permutation, uniforms
+from stssl.base.arrays import Ints
+from stssl.base.distributed import rows_of
+from stssl.base.errors import ConfigError
+from stssl.base.randomness import RandomStream, permutation, uniforms
 
 
 class StreamSampler:
-    """The infinite order of one stream: epochs of `size` patches, each shuffled anew, cut into global batches."""
+    """Order one stream without end: epochs of `size` patches, each shuffled anew, cut into global batches."""
 
-    def __init__(self, size: int, batch: int, seed: int, stream: str) -> None:
-        """Order `size` patches into batches of `batch`; `stream` names the order."""
+    def __init__(self, size: int, batch: int, seed: int, stream: RandomStream) -> None:
+        """Order `size` patches into global batches.
+
+        Args:
+            size: Patches of the stream.
+            batch: Patches in a global batch.
+            seed: Seed of the run.
+            stream: Use of random numbers that shuffles it.
+        """
         self.size, self.batch, self.seed, self.stream = size, batch, seed, stream
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Positions and epochs, each [rows], of some rows of the global batch of a step.
+        """Return positions and epochs, each [rows], of some rows of a step's global batch.
 
         Args:
             step: Counted from 0.
-            rows: The rows of the global batch that are wanted (a rank's block).
+            rows: Rows of the global batch that are wanted (a rank's rows).
         """
         places = step * self.batch + np.arange(rows.start, rows.stop, dtype=np.int64)
         epochs, offsets = np.divmod(places, self.size)
@@ -36,28 +44,29 @@ class StreamSampler:
         return positions, epochs
 
     def whole(self, step: int) -> Ints:
-        """[batch] positions of a step's global batch."""
+        """Return the positions [batch] of a step's global batch."""
         return self.rows(step, slice(0, self.batch))[0]
 
 
-class BlockSampler:
-    """The infinite order of a stream that is fetched shard by shard from an object store.
+class ShardSampler:
+    """Order a stream that is fetched shard by shard from an object store.
 
-    Each epoch puts the shards in random order and deals them out to the ranks. A rank goes through its shards, each
-    patch delayed by up to `mix` shards at random, as a buffer of that many shards would. So a step touches about `mix`
-    shards a rank, of which few are new; the order is a function of seed, stream, epoch and number of ranks, and the
-    whole sampler state is the step number.
+    Each epoch puts the shards in random order and deals them out to the ranks. A rank goes through its shards and
+    delays each patch by up to `mix` shards at random, as a buffer of that many shards would. So a step touches about
+    `mix` shards a rank, of which few are new. The order is a function of seed, stream, epoch and number of ranks.
     """
 
-    def __init__(self, rows: Ints, shard: int, batch: int, seed: int, stream: str, *, mix: int, world: int = 1) -> None:
-        """Order the patches at store rows `rows`, in shards of `shard` patches, into batches of `batch`.
+    def __init__(
+        self, rows: Ints, shard: int, batch: int, seed: int, stream: RandomStream, *, mix: int, world: int = 1
+    ) -> None:
+        """Order the patches at store rows `rows` into global batches.
 
         Args:
             rows: [size] store rows of the stream.
-            shard: Patches a shard.
-            batch: Of all ranks together.
-            seed: Of the run.
-            stream: Names the order.
+            shard: Patches in a shard.
+            batch: Patches in a global batch.
+            seed: Seed of the run.
+            stream: Use of random numbers that shuffles it.
             mix: Shards that are mixed; 0 delivers one shard after the other.
             world: Number of ranks.
 
@@ -66,6 +75,7 @@ class BlockSampler:
         """
         self.size, self.batch, self.seed, self.stream, self.mix, self.world = len(rows), batch, seed, stream, mix, world
         shards = rows // shard
+        # Stable, so that positions within a shard keep their order and the result is the same on every machine.
         order = np.argsort(shards, kind="stable").astype(np.int64)
         self._blocks = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
         if len(self._blocks) < world:
@@ -78,11 +88,13 @@ class BlockSampler:
         self._lock = threading.Lock()
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Positions and epochs, each [rows], of some rows of the global batch of a step; a rank's epochs are its own.
+        """Return positions and epochs, each [rows], of some rows of a step's global batch.
+
+        Ranks have different shards, and so each counts its own epochs.
 
         Args:
             step: Counted from 0.
-            rows: The rows of the global batch that are wanted.
+            rows: Rows of the global batch that are wanted.
         """
         parts = []
         for rank in range(self.world):
@@ -95,11 +107,11 @@ class BlockSampler:
         return np.concatenate(positions), np.concatenate(epochs)
 
     def whole(self, step: int) -> Ints:
-        """[batch] positions of a step's global batch."""
+        """Return the positions [batch] of a step's global batch."""
         return self.rows(step, slice(0, self.batch))[0]
 
     def _drawn(self, rank: int, places: Ints) -> tuple[Ints, Ints]:
-        """Positions and epochs at places of a rank's own order; one thread at a time remembers orders."""
+        """Return positions and epochs at places of a rank's own order, for one thread at a time."""
         with self._lock:
             return self._placed(rank, places)
 
@@ -115,17 +127,21 @@ class BlockSampler:
         return positions, epochs
 
     def _dealt(self, rank: int, epoch: int) -> list[Ints]:
-        """A rank's blocks of positions in their order in an epoch."""
+        """Return the shards of a rank in one epoch, in order, each as an array of positions."""
         order = permutation(len(self._blocks), self.seed, self.stream, epoch)
         return [self._blocks[number] for number in order[rank :: self.world].tolist()]
 
     def _order(self, rank: int, epoch: int) -> Ints:
+        """Return the positions of a rank in one epoch, in their order; the last two epochs are remembered."""
         known = self._orders[rank]
         if epoch not in known:
             blocks = self._dealt(rank, epoch)
             positions = np.concatenate(blocks)
             turn = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
-            delay = uniforms((self.seed, self.stream, "delay", epoch, positions), 1)[:, 0].astype(np.float64) * self.mix
+            numbers = uniforms((self.seed, self.stream, RandomStream.SHARD_DELAY, epoch, positions), 1)[:, 0]
+            # float64, since turn numbers of thousands of shards leave float32 too few digits for the delay.
+            delay = numbers.astype(np.float64) * self.mix
+            # A batch may span two epochs; older orders of a large store would only take memory.
             if len(known) > 1:
                 known.pop(min(known))
             known[epoch] = positions[np.argsort(turn + delay, kind="stable")]

@@ -1,23 +1,21 @@
-"""Which patches train, validate and test."""
+"""Split patches into training, validation and test."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from stssl.config import Config, Seed
-from stssl.data.lists import rows_named, text
-from stssl.errors import ConfigError, DataError, shown
-from stssl.paths import ColumnName, Location
-from stssl.schema import UNUSABLE
+from stssl.base.arrays import Ints
+from stssl.base.config import Config, Seed
+from stssl.base.errors import ConfigError, DataError, shown
+from stssl.base.logs import LOG
+from stssl.base.paths import ColumnName, Location
+from stssl.store.lists import as_text, rows_named
+from stssl.store.schema import UNUSABLE, ColumnArray
 
-Ints = NDArray[np.int64]
 PARTS = ("train", "validation", "test")
-LOG = logging.getLogger("stssl")
 OWN_SPLIT = (
     "For a split of your own give the manifest a column `split` (train, validation, test) and convert it, or give "
     "lists of patch names: data.split={name: lists, train: FILE, validation: FILE, test: FILE}."
@@ -25,31 +23,38 @@ OWN_SPLIT = (
 
 
 class Columns(Protocol):
-    """What a split needs of a store."""
+    """Describe what a split needs of a store."""
 
     path: str
 
     @property
     def size(self) -> int:
-        """N: rows."""
+        """Return N, the number of rows."""
         ...
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """Names of the stored splits."""
+        """Return the names of the stored splits."""
         ...
 
-    def column(self, name: str) -> NDArray[Any]:
-        """A metadata array [N] or [N, C]."""
+    def column(self, name: str) -> ColumnArray:
+        """Read a metadata array [N] or [N, C]."""
         ...
 
     def has_column(self, name: str) -> bool:
-        """Whether the store has that metadata array."""
+        """Return True if the store has a metadata array of that name."""
         ...
 
 
 class BlockSplit(Config):
-    """Whole latitude-longitude blocks go to one part each, so that test places are new places."""
+    """Assign whole squares of latitude and longitude to one part each, so that test places are new places.
+
+    Attributes:
+        degrees: Side of the squares.
+        validation: Share of the patches.
+        test: Share of the patches.
+        seed: Seed of the assignment.
+    """
 
     name: Literal["blocks"]
     degrees: Annotated[float, Field(gt=0)] = 1.0
@@ -59,7 +64,15 @@ class BlockSplit(Config):
 
 
 class LeaveOutSplit(Config):
-    """Test on the patches whose column has one of some values, such as a country or a season; train on the others."""
+    """Test on the patches whose column has one of some values, such as a country or season, and train on the others.
+
+    Attributes:
+        column: Name of the column.
+        values: Values of the test patches.
+        validation: Share of the other patches, as whole squares of latitude and longitude.
+        degrees: Side of the squares.
+        seed: Seed of the assignment.
+    """
 
     name: Literal["leave_out"]
     column: ColumnName
@@ -70,7 +83,13 @@ class LeaveOutSplit(Config):
 
 
 class ListSplit(Config):
-    """Lists of patch names, one a line, for each part."""
+    """Take each part from a list of patch names, one name a line.
+
+    Attributes:
+        train: File with the names of the training patches, one a line.
+        validation: File with the names of the validation patches.
+        test: File with the names of the test patches.
+    """
 
     name: Literal["lists"]
     train: Location
@@ -83,14 +102,14 @@ SplitConfig = str | Annotated[BlockSplit | LeaveOutSplit | ListSplit, Field(disc
 
 @dataclass(frozen=True)
 class Split:
-    """Store rows of each part, ascending."""
+    """Hold the store rows of each part, ascending."""
 
     train: Ints
     validation: Ints
     test: Ints
 
     def part(self, name: str) -> Ints:
-        """Rows of the part called `train`, `validation` or `test`.
+        """Return the rows of the part called `train`, `validation` or `test`.
 
         Raises:
             ConfigError: Another name.
@@ -101,20 +120,21 @@ class Split:
 
 
 def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = ()) -> Split:
-    """Divide a store's readable rows.
+    """Divide a store's readable rows into training, validation and test.
 
     Args:
-        store: Where the columns are.
-        config: The name of a stored split, `blocks`, or a rule.
-        exclude: Boolean columns (such as `seasonal_snow`) whose rows take no part.
+        store: Store that has the columns.
+        config: Name of a stored split, `blocks`, or a rule.
+        exclude: Boolean columns (such as `seasonal_snow`) whose rows are left out.
 
     Raises:
-        ConfigError: The store has no such split or column; names those it has.
+        ConfigError: The store has no such split or column; the message lists those it has.
         DataError: Training or validation would be empty, or a list names no patch of the store.
     """
     if config == "blocks":
         config = BlockSplit(name="blocks")
     codes = _stored(store, config) if isinstance(config, str) else _RULES[type(config)](store, config)
+    # Unreadable patches keep their row in a store, and must take no part here.
     keep = ~np.isin(store.column("error_code"), UNUSABLE)
     for name in exclude:
         flags = np.asarray(store.column(name))
@@ -125,12 +145,13 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
         keep &= ~flags
     parts = [np.flatnonzero(keep & (codes == code)) for code in range(3)]
     for name, rows in zip(PARTS, parts, strict=True):
-        if len(rows) == 0 and name != "test":  # Training needs none; whoever scores them says so.
+        if len(rows) == 0 and name != "test":  # Training needs no test patches; evaluation refuses without them.
             raise DataError(f"{store.path}: split {config} leaves no patch for {name}. Choose another data.split.")
     return Split(*parts)
 
 
-def _stored(store: Columns, name: str) -> NDArray[Any]:
+def _stored(store: Columns, name: str) -> ColumnArray:
+    """Read the codes [N] of a split that the archive came with."""
     if name not in store.split_names:
         places = np.isfinite(np.asarray(store.column("lat"), float)).any()
         known = ", ".join((*store.split_names, *(["blocks"] if places else [])))
@@ -140,7 +161,7 @@ def _stored(store: Columns, name: str) -> NDArray[Any]:
 
 
 def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
-    """Rows with a place, and the number of the block that each lies in."""
+    """Return the rows that have a place, and for each the number of the square that it lies in."""
     lat, lon = (np.asarray(store.column(name), float) for name in ("lat", "lon"))
     rows = np.flatnonzero(np.isfinite(lat) & np.isfinite(lon))
     if len(rows) == 0:
@@ -157,14 +178,25 @@ def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
 
 
 def _blocks(store: Columns, config: BlockSplit) -> Ints:
+    """Assign codes [N] by whole squares."""
     rows, blocks = _block_ids(store, config.degrees)
     return _deal(store.size, rows, blocks, {2: config.test, 1: config.validation}, config.seed)
 
 
 def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: int) -> Ints:
-    """Codes [size]: shuffled blocks fill each share in turn, the rest trains, rows without a block take no part."""
+    """Assign codes [size]: shuffled squares fill each share in turn, and the rest trains.
+
+    Args:
+        size: Rows of the store.
+        rows: [n] rows that have a square; all others get the code of no part.
+        blocks: [n] number of the square of each row.
+        shares: Code of each part and its share of the rows.
+        seed: Seed of the shuffle.
+    """
     counts = np.bincount(blocks)
     order = np.random.default_rng(seed).permutation(len(counts))
+    # A square belongs to the part in which its middle patch falls, so that shares are met as closely as whole squares
+    # allow.
     reached = np.cumsum(counts[order]) - counts[order] / 2
     block_codes = np.zeros(len(counts), np.int64)
     start = 0.0
@@ -172,13 +204,15 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
         stop = start + share * len(rows)
         block_codes[order[(reached >= start) & (reached < stop)]] = code
         start = stop
+    # 255 is the code of no part in stores, too.
     codes = np.full(size, 255, np.int64)
     codes[rows] = block_codes[blocks]
     return codes
 
 
 def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
-    values = text(store.column(config.column))
+    """Assign codes [N] by the values of a column."""
+    values = as_text(store.column(config.column))
     if values.ndim > 1:
         raise ConfigError(f"data.split.column: {config.column} has many values a patch. Give one such as country.")
     held_out = np.isin(values, config.values)
@@ -189,6 +223,8 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
             f"data.split.values: {config.column} is never {', '.join(missing)} in {store.path}. It has: {known}"
         )
     rows, blocks = _block_ids(store, config.degrees)
+    # Validation patches are places of their own among the remaining ones: near duplicates of training patches would
+    # choose the checkpoint.
     inside = ~held_out[rows]
     kept = np.unique(blocks[inside], return_inverse=True)[1].reshape(-1)
     codes = _deal(store.size, rows[inside], kept, {1: config.validation}, config.seed)
@@ -197,7 +233,8 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
 
 
 def _lists(store: Columns, config: ListSplit) -> Ints:
-    names = text(store.column("patch_id"))
+    """Assign codes [N] by lists of names."""
+    names = as_text(store.column("patch_id"))
     codes = np.full(store.size, 255, np.int64)
     for code, part in enumerate(PARTS):
         rows = rows_named(names, getattr(config, part), store.path)

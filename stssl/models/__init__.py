@@ -1,8 +1,12 @@
-"""Networks: timm backbones, encoders of metadata, and the sites where it enters."""
+"""Build networks: timm backbones, encoders of metadata, and the sites where the metadata enters.
 
-from stssl.models.injection import INJECTIONS, InjectionConfig
-from stssl.models.metadata import ENCODERS, EncoderConfig
-from stssl.models.network import Network, Prediction, Role, build_network, check_fit
+A network is one `Network`, made by `build_network`. New encoders are registered in `stssl/models/encoders.py`, new
+sites in `stssl/models/sites.py`.
+"""
+
+from stssl.models.encoders import ENCODERS, EncoderConfig
+from stssl.models.network import Network, NetworkRole, Prediction, build_network, check_fit
+from stssl.models.sites import INJECTIONS, InjectionConfig
 
 __all__ = [
     "ENCODERS",
@@ -10,8 +14,8 @@ __all__ = [
     "EncoderConfig",
     "InjectionConfig",
     "Network",
+    "NetworkRole",
     "Prediction",
-    "Role",
     "build_network",
     "check_fit",
 ]

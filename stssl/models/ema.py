@@ -1,4 +1,4 @@
-"""Exponential moving average of weights, and the BatchNorm statistics that go with averaged weights."""
+"""Average weights over steps (exponential moving average), and keep BatchNorm statistics that fit averaged weights."""
 
 import contextlib
 import copy
@@ -9,52 +9,53 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stssl.distributed import world_size
+from stssl.base.distributed import world_size
 
 
 class Ema(nn.Module):
-    """An averaged copy of a network: parameters by foreach operations, without copying a state dict."""
+    """Hold an averaged copy of a network, which follows the network after each step."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Start as a copy of `network`; `decay` is the share of the old average that a step keeps."""
+        """Start as a copy of `network`; each update keeps the share `decay` of the old average."""
         super().__init__()
         self.decay = decay
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Ema":
-        """The average is never in training mode by itself."""
+        """Stay in evaluation mode: the average is only asked for predictions."""
         return super().train(False)
 
     @torch.no_grad()
     def update_parameters(self, network: nn.Module) -> None:
-        """Move towards the network's present parameters."""
+        """Move toward the network's present parameters."""
         own: list[Tensor] = list(self.network.parameters())
         live: list[Tensor] = list(network.parameters())
+        # One fused operation for all parameters: a loop would start a kernel for each.
         torch._foreach_lerp_(own, live, 1 - self.decay)
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move towards the network's present parameters; BatchNorm statistics are running means already: copied."""
+        """Move toward the network's present parameters, and copy its BatchNorm statistics (averages already)."""
         self.update_parameters(network)
         if statistics := running_statistics(network):
             torch._foreach_copy_(running_statistics(self.network), statistics)
 
 
 def batchnorms(module: nn.Module) -> list[_BatchNorm]:
-    """All BatchNorm layers that keep running statistics."""
+    """List all BatchNorm layers that keep running statistics."""
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """Means and variances of all BatchNorm layers."""
+    """List the running means and variances of all BatchNorm layers."""
     return [s for layer in batchnorms(module) for s in (layer.running_mean, layer.running_var) if s is not None]
 
 
 class KeptStatistics:
-    """Running statistics of BatchNorm layers, saved before a step, and put back where the step went wrong."""
+    """Save the running statistics of BatchNorm layers before a step, and restore them if the step is left out."""
 
     def __init__(self, module: nn.Module) -> None:
-        """Keep those of all layers of `module` that are in training mode."""
+        """Find the statistics of all layers of `module` that are in training mode."""
         self.live = [
             value
             for layer in batchnorms(module)
@@ -65,15 +66,16 @@ class KeptStatistics:
         self.saved: Tensor | None = None
 
     def save(self) -> None:
-        """Remember them as they are."""
+        """Copy the present statistics."""
         if self.live:
             self.saved = torch.cat([value.flatten() for value in self.live])
 
     @torch.no_grad()
     def restore(self, bad: Tensor) -> None:
-        """Where `bad` (a scalar), make them again what they were; without waiting for the device."""
+        """Restore the saved statistics if `bad`, a scalar tensor, is true."""
         if self.saved is None:
             return
+        # By `where` in place of `if bad`, which would make the host wait for the device.
         flat = torch.where(bad, self.saved, torch.cat([value.flatten() for value in self.live]))
         parts = torch.split(flat, [value.numel() for value in self.live])
         torch._foreach_copy_(self.live, [part.view_as(value) for part, value in zip(parts, self.live, strict=True)])
@@ -81,7 +83,7 @@ class KeptStatistics:
 
 @torch.no_grad()
 def average_batchnorm(module: nn.Module) -> None:
-    """Replace running statistics by their mean over ranks; call on all ranks before evaluation and checkpoint."""
+    """Replace running statistics by their mean over ranks, on all ranks; before evaluation and checkpoints."""
     statistics = running_statistics(module)
     if world_size() == 1 or not statistics:
         return
@@ -94,11 +96,11 @@ def average_batchnorm(module: nn.Module) -> None:
 
 @torch.no_grad()
 def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]) -> None:
-    """Estimate running statistics anew, as the plain mean over the batches that `run` puts through the network.
+    """Estimate running statistics anew, as the mean over the batches that `run` puts through the network.
 
     Args:
-        network: Whose layers are estimated; left in evaluation mode.
-        run: Passes batches through the network, yielding after each.
+        network: Network whose layers are estimated; it is left in evaluation mode.
+        run: Function that passes batches through the network and yields after each.
     """
     layers = batchnorms(network)
     if not layers:
@@ -107,7 +109,7 @@ def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]
     network.eval()
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None
+        layer.momentum = None  # torch then takes the mean over all batches since the reset
         layer.train()
     for _ in run():
         pass
@@ -118,7 +120,7 @@ def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]
 
 @contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Context in which a network is in evaluation mode."""
+    """Put a network into evaluation mode for as long as the context lasts."""
     training = network.training
     network.eval()
     try:
@@ -128,7 +130,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def frozen_statistics(module: nn.Module) -> "_Frozen":
-    """Context in which BatchNorm normalises by the batch as in training, but leaves its running statistics alone."""
+    """Return a context in which BatchNorm normalizes by the batch, as in training, without updating its statistics."""
     return _Frozen(batchnorms(module))
 
 
@@ -141,6 +143,7 @@ class _Frozen:
         for layer in self.layers:
             self.saved.append((layer.running_mean, layer.running_var, layer.num_batches_tracked))
             for name in ("running_mean", "running_var", "num_batches_tracked"):
+                # Without running statistics BatchNorm normalizes by the batch, and has nothing that it could update.
                 layer._buffers[name] = None
 
     def __exit__(self, *error: object) -> None:

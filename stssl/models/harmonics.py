@@ -1,4 +1,4 @@
-"""Real spherical harmonics, and layers with sine activation (SIREN)."""
+"""Compute real spherical harmonics, and layers with sine activation (SIREN)."""
 
 import math
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class Harmonics(nn.Module):
-    """All real spherical harmonics Y_lm with l < degree, scaled to a mean square of 1 over the sphere.
+    """Compute all real spherical harmonics Y_lm with l < degree, scaled to a mean square of 1 over the sphere.
 
-    Associated Legendre functions come from the fully normalised recursion in l, which is stable for high degrees:
+    Associated Legendre functions come from the fully normalized recursion in l, which is stable for high degrees:
 
         P_mm = sqrt((2m + 1) / 2m) sin(theta) P_(m-1)(m-1)
         P_lm = a_lm (cos(theta) P_(l-1)m - b_lm P_(l-2)m)
@@ -17,7 +17,7 @@ class Harmonics(nn.Module):
     """
 
     def __init__(self, degree: int) -> None:
-        """Tabulate the factors."""
+        """Tabulate the factors of the recursion up to `degree`."""
         super().__init__()
         self.degree = degree
         self.a: Tensor
@@ -35,7 +35,12 @@ class Harmonics(nn.Module):
             self.register_buffer(name, table.float(), persistent=False)
 
     def forward(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Degrees [N], [N] to [N, degree^2], ordered by l, then m from -l to l."""
+        """Compute the harmonics [N, degree^2] at places, ordered by l, then by m from -l to l.
+
+        Args:
+            lat: [N] degrees north.
+            lon: [N] degrees east.
+        """
         up, out = lat.deg2rad().sin()[:, None], lat.deg2rad().cos()[:, None]
         orders = torch.arange(self.degree, device=lat.device)
         sectoral = torch.cumprod(torch.where(orders > 0, out * self.diagonal, 1.0), 1)
@@ -52,10 +57,17 @@ class Harmonics(nn.Module):
 
 
 class Sine(nn.Module):
-    """sin(frequency * (W x + b)), initialised as in SIREN (Sitzmann et al., NeurIPS 2020, arXiv:2006.09661)."""
+    """Compute sin(frequency * (W x + b)), initialized as in SIREN (Sitzmann et al., NeurIPS 2020, arXiv:2006.09661)."""
 
     def __init__(self, inputs: int, outputs: int, frequency: float = 1.0, first: bool = False) -> None:
-        """Uniform weights: within 1 / inputs in the first layer, within sqrt(6 / inputs) / frequency in others."""
+        """Draw uniform weights: within 1 / inputs in the first layer, within sqrt(6 / inputs) / frequency in others.
+
+        Args:
+            inputs: Size of the input.
+            outputs: Size of the output.
+            frequency: Factor inside the sine.
+            first: True for the first layer of a network.
+        """
         super().__init__()
         self.frequency = frequency
         self.linear = nn.Linear(inputs, outputs)
@@ -63,6 +75,6 @@ class Sine(nn.Module):
         nn.init.uniform_(self.linear.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs] to [N, outputs]."""
+        """Turn [N, inputs] into [N, outputs]."""
         activation: Tensor = torch.sin(self.frequency * self.linear(x))
         return activation

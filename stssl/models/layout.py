@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 SAFE_CHANNELS = 16
-"""So many input channels (a group) must a strided 1x1 convolution have for channels_last on the CPU.
+"""Input channels in each group that a strided 1x1 convolution must have for channels_last on the CPU.
 
 With fewer, oneDNN 3.13 (torch 2.15) writes past its workspace when it computes the gradient of the kernel: the heap is
 corrupted, which ends in "double free", SIGSEGV, a hang, or wrong numbers (uxlfoundation/oneDNN issue 6035).
@@ -15,11 +15,11 @@ size. Below 48 px the write stays within the block. With AVX2 the bound is 8.
 
 
 def memory_format(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """Choose how a network's kernels and its images lie in memory: channels_last wherever that is safe.
+    """Choose the memory format of a network's kernels and images: channels_last wherever that is safe.
 
     Args:
-        network: All that is trained or asked together.
-        device: Where it runs.
+        network: Network, or several in one module, that get the same images.
+        device: Device that it will run on.
     """
     if device.type == "cpu" and any(_overruns(part) for part in network.modules()):
         return torch.contiguous_format

@@ -1,79 +1,60 @@
-"""Encoders of place and date: metadata [N, 4] to a context vector [N, width].
+"""Define what all encoders of place and date share: from metadata [N, 4] to a context vector [N, width].
 
-Place and date are each a group of features. Where a group is missing (NaN), dropped or switched off, a learned
-embedding of the group's size stands in for it, so that absence is something a network can learn from and never a NaN.
+Place and date are two groups of features. Where a group is missing (NaN), dropped or switched off, a learned embedding
+of the group's size takes its place. So a network can learn what absence means, and never computes with a NaN.
+
+A new encoder is one file with a subclass of `EncoderBase` and one of `MetadataEncoder`, and one line in
+`stssl/models/encoders.py`.
 """
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stssl.batch import DAY, HOUR, LAT, LON
-from stssl.config import Config, Domain
-from stssl.errors import ConfigError
-from stssl.models.harmonics import Harmonics, Sine
+from stssl.base.batch import PLACE, MetadataColumn
+from stssl.base.config import Config, Domain, Switch
 
 YEAR = 365.0
-
-
-Switch = Annotated[bool, Domain(choices=(False, True))]
+"""Days of the circle that dates lie on."""
 
 
 class EncoderBase(Config):
-    """What every encoder's configuration has: which groups it may see, and how often each is dropped in training."""
+    """Configure what all encoders share: the groups of metadata that they use, and how often each is dropped.
 
+    Attributes:
+        name: Name of the encoder in recipes.
+        place: Use latitude and longitude.
+        date: Use day of the year and hour.
+        dropout: Share of training rows whose place is treated as missing, and likewise of those whose date is.
+    """
+
+    name: str
     place: Switch = True
     date: Switch = True
     dropout: Annotated[float, Field(ge=0, le=1), Domain(0.0, 0.5)] = 0.0
 
 
-class RawConfig(EncoderBase):
-    """The paper's scaling of degrees, or `standardized` by the training patches' places."""
+class MetadataEncoder(nn.Module):
+    """Compute features of place and date, replace those of absent groups, and turn all into a context vector.
 
-    name: Literal["raw"] = "raw"
-    standardized: Switch = False
+    Attributes:
+        config_type: Class of the encoder's part of a recipe.
+    """
 
+    config_type: ClassVar[type[EncoderBase]]
 
-class FourierConfig(EncoderBase):
-    """Sines and cosines of degrees and of the day, each octave twice as fast as the one before; and of the hour."""
-
-    name: Literal["fourier"] = "fourier"
-    octaves: Annotated[int, Field(ge=1, le=16), Domain(1, 10)] = 6
-    date_octaves: Annotated[int, Field(ge=1, le=8), Domain(1, 4)] = 2
-
-
-class SphericalConfig(EncoderBase):
-    """Spherical harmonics below `degree`, and a SIREN whose first sines have this frequency."""
-
-    name: Literal["spherical"] = "spherical"
-    degree: Annotated[int, Field(ge=1, le=60), Domain(4, 40)] = 20
-    frequency: Annotated[float, Field(gt=0), Domain(1.0, 30.0)] = 1.0
-
-
-class CartesianConfig(EncoderBase):
-    """The point on the unit sphere."""
-
-    name: Literal["cartesian"] = "cartesian"
-
-
-EncoderConfig = Annotated[RawConfig | FourierConfig | SphericalConfig | CartesianConfig, Field(discriminator="name")]
-
-
-class Encoder(nn.Module):
-    """Features of place and date, absent groups replaced, then a head to the context vector."""
-
-    def __init__(self, config: Any, width: int, places: Tensor | None, sizes: tuple[int, int] = (2, 2)) -> None:
-        """Prepare.
+    def __init__(self, config: EncoderBase, width: int, places: Tensor | None, sizes: tuple[int, int] = (2, 2)) -> None:
+        """Make the embeddings of absent groups, and the head.
 
         Args:
             config: Switches and options.
             width: Size of the context vector.
-            places: [n, 4] metadata of the training patches, for encoders that standardise.
-            sizes: How many features place and date have.
+            places: [n, 4] metadata of the training patches, for encoders that standardize.
+            sizes: Numbers of features of place and of date.
         """
         super().__init__()
         self.place_on, self.date_on, self.dropout = config.place, config.date, config.dropout
@@ -82,126 +63,48 @@ class Encoder(nn.Module):
         self.head = self.make_head(sum(sizes), width)
 
     def make_head(self, size: int, width: int) -> nn.Module:
-        """Features to context: the paper's two layers."""
+        """Build the layers from `size` features to the context: two linear layers ("Context Matters")."""
         return nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, width))
 
     @abstractmethod
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Degrees [N], [N] to features."""
+        """Compute features [N, sizes[0]] of latitudes [N] and longitudes [N] in degrees."""
 
     def date(self, day: Tensor, hour: Tensor) -> Tensor:
-        """Day of year 1..366 [N] and UTC hour [N] (NaN where missing) to features: the point on the year's circle."""
+        """Compute features [N, sizes[1]] of dates: by default the point [N, 2] on the year's circle.
+
+        Args:
+            day: [N] day of the year, 1..366.
+            hour: [N] UTC hour, 0..24; NaN where missing.
+        """
         return circle(day / YEAR)
 
     def forward(self, metadata: Tensor) -> Tensor:
-        """Metadata [N, 4], NaN where missing, to contexts [N, width]; in fp32, since bf16 merges places 40 km apart."""
+        """Turn metadata [N, 4], NaN where missing, into contexts [N, width]."""
+        # Always in fp32: bf16 has 8 bits of precision and merges places that are 40 km apart.
         with torch.autocast(metadata.device.type, enabled=False):
             return self._context(metadata)
 
     def _context(self, metadata: Tensor) -> Tensor:
-        lat, lon, day = metadata[:, LAT], metadata[:, LON], metadata[:, DAY]
+        lat, lon, day = (metadata[:, column] for column in (*PLACE, MetadataColumn.DAY))
         place_known = self._kept(torch.isfinite(lat) & torch.isfinite(lon) & self.place_on)
         date_known = self._kept(torch.isfinite(day) & self.date_on)
+        # NaN is replaced before the features too: in the backward pass, 0 times the gradient of a NaN is NaN.
         place = self.place(torch.where(place_known, lat, 0.0), torch.where(place_known, lon, 0.0))
-        date = self.date(torch.where(date_known, day, 1.0), metadata[:, HOUR])
+        date = self.date(torch.where(date_known, day, 1.0), metadata[:, MetadataColumn.HOUR])
         place = torch.where(place_known[:, None], place, self.absent_place)
         date = torch.where(date_known[:, None], date, self.absent_date)
         context: Tensor = self.head(torch.cat([place, date], 1))
         return context
 
     def _kept(self, known: Tensor) -> Tensor:
-        """Drop some in passes that learn; pseudo-labels are made from all that is known."""
+        """Drop some known rows in passes that learn; pseudo-labels are made from all that is known."""
         if not (self.dropout and self.training and torch.is_grad_enabled()):
             return known
         return known & (torch.rand(len(known), device=known.device) >= self.dropout)
 
 
-class Raw(Encoder):
-    """lat/90, lon/180, sine and cosine of the day of year ("Context Matters", arXiv:2404.18583)."""
-
-    def __init__(self, config: RawConfig, width: int, places: Tensor | None = None) -> None:
-        """Two features each.
-
-        Raises:
-            ConfigError: Nothing to standardise by.
-        """
-        super().__init__(config, width, places)
-        self.center: Tensor
-        self.scale: Tensor
-        center, scale = torch.zeros(2), torch.tensor([90.0, 180.0])
-        if config.standardized:
-            known = places[:, [LAT, LON]] if places is not None else torch.empty(0, 2)
-            known = known[torch.isfinite(known).all(1)].double()
-            if len(known) < 2:
-                raise ConfigError(
-                    "model.encoder.standardized: the training patches have no places to standardise by. "
-                    "Set model.encoder.standardized=false or model.encoder.place=false."
-                )
-            center, scale = known.mean(0).float(), known.std(0).clamp_min(1e-3).float()
-        self.register_buffer("center", center, persistent=config.standardized)
-        self.register_buffer("scale", scale, persistent=config.standardized)
-
-    def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Scaled degrees."""
-        return (torch.stack([lat, lon], 1) - self.center) / self.scale
-
-
-class Fourier(Encoder):
-    """Multi-frequency sines and cosines: fine detail, at the price of looking places up like in a table."""
-
-    def __init__(self, config: FourierConfig, width: int, places: Tensor | None = None) -> None:
-        """Four features an octave of place, two an octave of the day, two of the hour."""
-        super().__init__(config, width, places, (4 * config.octaves, 2 * config.date_octaves + 2))
-        self.absent_hour = nn.Parameter(torch.zeros(2))
-        self.octaves, self.date_octaves = config.octaves, config.date_octaves
-
-    def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """The lowest octave goes once around the globe."""
-        return torch.cat([circle(turn * 2**k) for k in range(self.octaves) for turn in (lat / 360, lon / 360)], 1)
-
-    def date(self, day: Tensor, hour: Tensor) -> Tensor:
-        """Harmonics of the year, and the clock."""
-        known = torch.isfinite(hour)
-        clock = torch.where(known[:, None], circle(torch.where(known, hour, 0.0) / 24), self.absent_hour)
-        return torch.cat([*(circle(day / YEAR * 2**k) for k in range(self.date_octaves)), clock], 1)
-
-
-class Cartesian(Encoder):
-    """x, y, z on the unit sphere: no seam at the date line, none at the poles."""
-
-    def __init__(self, config: CartesianConfig, width: int, places: Tensor | None = None) -> None:
-        """Three features of place."""
-        super().__init__(config, width, places, (3, 2))
-
-    def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Degrees to the unit sphere."""
-        lat, lon = lat.deg2rad(), lon.deg2rad()
-        return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], 1)
-
-
-class Spherical(Encoder):
-    """Real spherical harmonics and a SIREN head (Russwurm et al., ICLR 2024, arXiv:2310.06743)."""
-
-    def __init__(self, config: SphericalConfig, width: int, places: Tensor | None = None) -> None:
-        """degree^2 features of place."""
-        self.frequency = config.frequency
-        super().__init__(config, width, places, (config.degree**2, 2))
-        self.harmonics = Harmonics(config.degree)
-
-    def make_head(self, size: int, width: int) -> nn.Module:
-        """Two sine layers and a linear one."""
-        return nn.Sequential(Sine(size, width, self.frequency, first=True), Sine(width, width), nn.Linear(width, width))
-
-    def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """All harmonics, scaled to a mean square of 1 over the sphere."""
-        features: Tensor = self.harmonics(lat, lon)
-        return features
-
-
 def circle(turns: Tensor) -> Tensor:
-    """Sine and cosine [N, 2] of full turns [N]."""
+    """Compute sine and cosine [N, 2] of full turns [N]."""
     angle = 2 * math.pi * turns
     return torch.stack([angle.sin(), angle.cos()], 1)
-
-
-ENCODERS: dict[str, Any] = {"raw": Raw, "fourier": Fourier, "spherical": Spherical, "cartesian": Cartesian}

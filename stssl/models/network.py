@@ -1,30 +1,36 @@
-"""One network: backbone, and where it has any, an encoder of metadata and the site where it enters."""
+"""Put a network together: a backbone, and for some roles an encoder of metadata and a site where its context enters."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stssl.config import Config
-from stssl.errors import ConfigError
-from stssl.models.backbones import make_backbone, shape_of, stages
-from stssl.models.injection import INJECTIONS, NOWHERE, Injection, Nowhere, Shape
-from stssl.models.metadata import ENCODERS, Encoder, EncoderBase
+from stssl.base.batch import MetadataColumn
+from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonMapping
+from stssl.models.backbones import Backbone, make_backbone, shape_of, stages
+from stssl.models.encoders import ENCODERS
+from stssl.models.injection import NOWHERE, Injection, InjectionBase, Nowhere, Shape
+from stssl.models.metadata import EncoderBase, MetadataEncoder
+from stssl.models.sites import INJECTIONS
 from stssl.models.weights import weighted_backbone
 
-Role = Literal["plain", "student", "teacher", "direct"]
+NetworkRole = Literal["plain", "student", "teacher", "direct"]
+"""What a network is for.
+
+`teacher` and `direct` see metadata, a `student` has what distillation needs, `plain` has neither.
+"""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of images.
+    """Hold a network's output for B images.
 
     Attributes:
         logits: [B, C].
-        context: [B, D] what the student is to infer from pixels.
+        context: [B, D] vectors that distillation compares: the student learns to infer the teacher's from pixels.
     """
 
     logits: Tensor
@@ -32,42 +38,55 @@ class Prediction:
 
 
 class Network(nn.Module):
-    """A backbone with its head; `teacher` and `direct` also have an encoder."""
+    """Predict classes from images, and in the roles `teacher` and `direct` from metadata too."""
+
+    backbone: Backbone
 
     def __init__(
-        self, backbone: nn.Module, site: Injection, encoder: Encoder | None, project: nn.Module, tokens: bool
+        self, backbone: Backbone, site: Injection, encoder: MetadataEncoder | None, project: nn.Module, tokens: bool
     ) -> None:
-        """Put together what `build_network` made; `tokens` says whether the backbone is a transformer."""
+        """Put together what `build_network` made.
+
+        Args:
+            backbone: Backbone with its head.
+            site: Site where the context enters the backbone.
+            encoder: Encoder of metadata; None for networks that see none.
+            project: Layer from the pooled feature to the vector that distillation compares.
+            tokens: True if the backbone is a row of transformer blocks.
+        """
         super().__init__()
         self.backbone, self.site, self.encoder, self.project = backbone, site, encoder, project
         self.tokens = tokens
 
     def forward(self, image: Tensor, metadata: Tensor | None = None, inject: bool = True) -> Prediction:
-        """Predict.
+        """Predict the classes of images.
 
         Args:
-            image: [B, bands, H, W], normalised.
-            metadata: [B, 4], NaN where missing; only a network with an encoder looks at it, and all of it is missing
-                when this is None.
-            inject: False leaves the site out of the backbone, as for the blank image of CDMAD.
+            image: [B, bands, H, W], normalized.
+            metadata: [B, 4], NaN where missing; None if all is missing. Networks without an encoder ignore it.
+            inject: False leaves the site out of the backbone, as CDMAD wants it for its image without content.
         """
         context = self._context(image, metadata)
         site = self.site if inject else NOWHERE
         features, token = site.leave(self.features(image, context, site))
-        feature = self.site.pooled(self.backbone.forward_head(features, pre_logits=True), context)  # type: ignore[operator]
-        logits: Tensor = self.backbone.get_classifier()(feature)  # type: ignore[operator]
+        feature = self.site.pooled(self.backbone.forward_head(features, pre_logits=True), context)
+        logits: Tensor = self.backbone.get_classifier()(feature)
         return Prediction(logits, self.project(feature if token is None else token))
 
     def features(self, image: Tensor, context: Tensor | None, site: Injection) -> Tensor:
-        """Final tokens or maps of the backbone, with the context entering where the site says.
+        """Compute the backbone's final tokens [B, T, D] or maps, while a site lets the context enter.
 
-        The site is called by hooks that live as long as this call, so that any timm model can be used as it is and
-        copies of a network do not share them.
+        Args:
+            image: [B, C, H, W].
+            context: [B, D] context vectors; None without metadata.
+            site: Site where the context enters.
         """
         parts = stages(self.backbone) if len(site.touched) else []
+        # Hooks, so that any timm model can be used without changes; they live for one call, so that copies of a network
+        # (averages) do not call the site of the network that they were copied from.
         hooks = [self._hook(parts[number], number, site, context) for number in site.touched]
         try:
-            tokens: Tensor = self.backbone.forward_features(image)  # type: ignore[operator]
+            tokens = self.backbone.forward_features(image)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -82,7 +101,7 @@ class Network(nn.Module):
         if self.encoder is None:
             return None
         if metadata is None:
-            metadata = torch.full((len(image), 4), torch.nan, device=image.device)
+            metadata = torch.full((len(image), len(MetadataColumn)), torch.nan, device=image.device)
         context: Tensor = self.encoder(metadata)
         return context
 
@@ -90,13 +109,13 @@ class Network(nn.Module):
 def build_network(
     *,
     backbone: str,
-    backbone_args: Mapping[str, Any],
+    backbone_args: JsonMapping,
     image_size: int,
     in_channels: int,
     classes: int,
     encoder: EncoderBase,
-    injection: Config,
-    role: Role,
+    injection: InjectionBase,
+    role: NetworkRole,
     weights: str,
     distill: bool,
     places: Tensor | None = None,
@@ -104,26 +123,26 @@ def build_network(
     """Build one network of a run.
 
     Args:
-        backbone: timm's name, or `slim_resnet`.
-        backbone_args: Further arguments of the backbone.
-        image_size: Side in pixels.
-        in_channels: Bands.
-        classes: Outputs.
+        backbone: Name of a timm model, or `slim_resnet`.
+        backbone_args: Further arguments of the backbone's constructor.
+        image_size: Side of the images in pixels.
+        in_channels: Number of bands.
+        classes: Number of classes.
         encoder: Configuration of the metadata encoder.
         injection: Configuration of the site.
-        role: `teacher` and `direct` see metadata; a `student` carries what distillation needs; `plain` has neither.
+        role: What the network is for.
         weights: `none`, `imagenet` (timm's hub) or `file:PATH`.
-        distill: Whether the student is distilled.
-        places: [n, 4] metadata of the training patches, for encoders that standardise.
+        distill: True if the student is distilled.
+        places: [n, 4] metadata of the training patches, for encoders that standardize.
 
     Raises:
-        ConfigError: Parts that do not fit each other.
+        ConfigError: Parts do not fit each other.
     """
     net = weighted_backbone(backbone, backbone_args, weights, size=image_size, in_channels=in_channels, classes=classes)
     shape = shape_of(net, backbone)
     site: Injection = Nowhere(injection, shape) if role == "plain" else make_site(injection, shape, backbone)
     project: nn.Module = nn.Identity()
-    made: Encoder | None = None
+    made: MetadataEncoder | None = None
     if role == "student":
         if distill and not site.own_token:
             project = nn.Linear(shape.width, site.head_width)
@@ -131,18 +150,24 @@ def build_network(
     elif not isinstance(site, Nowhere):  # an encoder whose context goes nowhere would never get a gradient
         if site.head_width != shape.width:
             _widen_head(net, site.head_width)
-        made = ENCODERS[encoder.name](encoder, shape.width, places)  # type: ignore[attr-defined]
+        made = ENCODERS[encoder.name](encoder, shape.width, places)
     return Network(net, site, made, project, shape.family != "cnn")
 
 
-def check_fit(*, backbone: str, backbone_args: Mapping[str, Any], image_size: int, injection: Config) -> None:
-    """Check that a backbone exists and that a site fits it, as cheaply as timm allows and without weights.
+def check_fit(*, backbone: str, backbone_args: JsonMapping, image_size: int, injection: InjectionBase) -> None:
+    """Check that a backbone exists and that a site fits it, without loading or allocating weights where that works.
+
+    Args:
+        backbone: Name of a timm model or `slim_resnet`.
+        backbone_args: Further arguments of the backbone's constructor.
+        image_size: Side of the images in pixels.
+        injection: Configuration of the site.
 
     Raises:
-        ConfigError: They do not; says what would.
+        ConfigError: The backbone does not exist or the site does not fit it; says which would.
     """
 
-    def make() -> nn.Module:
+    def make() -> Backbone:
         return make_backbone(backbone, backbone_args, size=image_size, in_channels=3, classes=2, hub=False)
 
     try:
@@ -154,24 +179,31 @@ def check_fit(*, backbone: str, backbone_args: Mapping[str, Any], image_size: in
         make_site(injection, shape_of(net, backbone), backbone)
 
 
-def make_site(injection: Config, shape: Shape, backbone: str) -> Injection:
-    """The site for a backbone called `backbone`.
+def make_site(injection: InjectionBase, shape: Shape, backbone: str) -> Injection:
+    """Make the injection site for a backbone.
+
+    Args:
+        injection: Configuration of the site.
+        shape: Description of the backbone.
+        backbone: Name of the backbone in messages.
 
     Raises:
-        ConfigError: It does not fit; names those that do.
+        ConfigError: The site does not fit the backbone; names those that do.
     """
-    name = injection.name  # type: ignore[attr-defined]
+    name = injection.name
     site_type = INJECTIONS[name]
-    if shape.family not in site_type.families or (name == "film" and not shape.blocks):
-        fitting = ", ".join(name for name, site in INJECTIONS.items() if shape.family in site.families)
+    if not site_type.fits(shape):
+        fitting = ", ".join(name for name, site in INJECTIONS.items() if site.fits(shape))
         kind = "a plain vision transformer" if site_type.own_token else "a vision transformer"
         raise ConfigError(f"model.injection: '{name}' needs {kind}, and {backbone} is none. It can have: {fitting}.")
     return site_type(injection, shape)
 
 
-def _widen_head(backbone: Any, width: int) -> None:
-    """Give the backbone a head for the wider feature; the image's part keeps its weights, the context's starts at 0."""
+def _widen_head(backbone: Backbone, width: int) -> None:
+    """Replace the backbone's head by one for a wider feature; weights of the added part start at 0."""
     old = backbone.get_classifier()
+    if not isinstance(old, nn.Linear):
+        raise TypeError("the classifier is not one linear layer")
     new = nn.Linear(width, old.out_features)
     with torch.no_grad():
         new.weight.zero_()

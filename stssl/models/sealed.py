@@ -1,12 +1,11 @@
-"""Exported weights: safetensors files that say what their contents are, so that changed bytes are noticed.
+"""Write and read exported weights: safetensors files with a checksum, so that changed bytes are noticed.
 
-The header holds the version of the writer and a SHA-256 over its other entries and over all tensors: names, types,
-shapes and bytes. Other programs read such a file like any other, and pass over both.
+The header of such a file holds the version of the writer, and a SHA-256 over the other entries of the header and over
+names, types, shapes and bytes of all tensors. Other programs can read the file; they ignore both entries.
 """
 
 import hashlib
 import json
-import logging
 import pickle
 import struct
 from collections.abc import Mapping
@@ -18,12 +17,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from stssl import __version__
-from stssl.errors import ConfigError
+from stssl.base.errors import ConfigError
+from stssl.base.logs import LOG
 
 EXPORTS = ("student.safetensors", "encoder.safetensors")
 """Names of the files that runs export."""
 WRITER, DIGEST = "stssl", "sha256"
-"""Entries of the header; either alone is a damaged file's."""
+"""Entries of the header; a file with only one of them is damaged."""
 UNREADABLE = (
     SafetensorError,
     RuntimeError,
@@ -37,19 +37,19 @@ UNREADABLE = (
     OverflowError,
     struct.error,
 )
-"""What safetensors and torch raise of bytes that are no state dict."""
+"""Errors that safetensors and torch raise if bytes are no state dict."""
 _LENGTH = struct.Struct("<Q")
 _TOLD: set[Path] = set()
-"""Files of which this process has told that they are without a checksum."""
+"""Files without a checksum that this process has warned of."""
 
 
 def seal(weights: Mapping[str, Tensor]) -> bytes:
-    """Make the contents of a file of weights that says what it holds."""
+    """Return the bytes of a safetensors file of weights with a checksum."""
     tensors = {name: value.contiguous() for name, value in weights.items()}
     about = {"format": "pt", WRITER: __version__}
     plain = save(tensors)
     start = _LENGTH.size + _LENGTH.unpack_from(plain)[0]
-    # safetensors itself would write these entries in another order each time, and equal runs export equal bytes.
+    # Written here: safetensors orders these entries differently each time, and equal runs must export equal bytes.
     entries = {"__metadata__": about | {DIGEST: _digest(tensors, about)}} | json.loads(plain[_LENGTH.size : start])
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % _LENGTH.size)
@@ -59,10 +59,10 @@ def seal(weights: Mapping[str, Tensor]) -> bytes:
 def read_sealed(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file, and compare it with its checksum if it has one.
 
-    An export of a version that wrote none is read with one warning; other programs' files have none to compare.
+    Files of other programs have no checksum. Neither have exports of older versions, which give one warning.
 
     Raises:
-        ConfigError: The file is not what was written.
+        ConfigError: The contents differ from the checksum.
         SafetensorError: It is not a safetensors file.
     """
     with safe_open(path, "pt") as file:
@@ -76,14 +76,14 @@ def read_sealed(path: Path) -> dict[str, Tensor]:
             )
     elif path.name in EXPORTS and path not in _TOLD:
         _TOLD.add(path)
-        logging.getLogger("stssl").warning(
+        LOG.warning(
             "%s was written before exported weights had a checksum: bytes that change there are not noticed.", path
         )
     return tensors
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """SHA-256 of all that a file says, in an order that does not depend on where it stands there."""
+    """Hash the header and all tensors by SHA-256, sorted by name, so that their order in the file does not matter."""
     found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]

@@ -1,40 +1,40 @@
-"""The weights that a backbone starts from: a local file's, adapted to bands and image size, or timm's hub's."""
+"""Load the weights that a backbone starts from: from timm's hub or from a file, adapted to bands and image size."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stssl.errors import ConfigError, first_line
-from stssl.models.backbones import make_backbone
+from stssl.base.errors import ConfigError, first_line
+from stssl.base.json_types import JsonMapping
+from stssl.models.backbones import Backbone, make_backbone
 from stssl.models.sealed import UNREADABLE, read_sealed
 
-Weights = dict[str, Tensor]
+StateDict = dict[str, Tensor]
+"""Tensors by name."""
 
 COUNTERS = ("num_batches_tracked",)
 """Endings of tensors that a file may lack: nothing is computed from them."""
 DERIVED = (*COUNTERS, "relative_position_index", "attn_mask", "mask_token")
-"""Endings of tensors that a file may have beside the backbone's: made anew, or not looked at without masking."""
+"""Endings of tensors that a file may have and a backbone not: constants, or used only for masked pretraining."""
 
 
 def weighted_backbone(
-    name: str, options: Mapping[str, Any], weights: str, *, size: int, in_channels: int, classes: int
-) -> nn.Module:
+    name: str, options: JsonMapping, weights: str, *, size: int, in_channels: int, classes: int
+) -> Backbone:
     """Build a backbone and load the weights that it starts from.
 
     Args:
-        name: As in `make_backbone`, like the following.
+        name: `slim_resnet` or any name that timm knows.
         options: Further arguments of its constructor.
         weights: `none`, `imagenet` (timm's hub) or `file:PATH`.
         size: Side of the images in pixels.
-        in_channels: Bands.
-        classes: Outputs.
+        in_channels: Number of bands.
+        classes: Number of outputs.
 
     Raises:
-        ConfigError: No such backbone or weights, or they do not fit each other.
+        ConfigError: The backbone or the weights do not exist, or they do not fit each other.
     """
     kind, _, path = weights.partition(":")
     if weights not in ("none", "imagenet") and kind != "file":
@@ -47,14 +47,14 @@ def weighted_backbone(
 
 
 def load_weights(backbone: nn.Module, path: str) -> None:
-    """Load a state dict, adapting band count and grid of position embeddings; the head is left as it is.
+    """Load weights from a file into all of a backbone but its head, adapting them to its bands and image size.
 
     Args:
-        backbone: What `make_backbone` built.
-        path: `.safetensors`, or a file of `torch.save` that holds tensors only; also one of this project's exports.
+        backbone: Backbone that `make_backbone` built.
+        path: `.safetensors` file, or file of `torch.save` that holds tensors only; exports of this project too.
 
     Raises:
-        ConfigError: The file cannot be read, or is another model's.
+        ConfigError: The file cannot be read, or holds the weights of another model.
     """
     own, head = backbone.state_dict(), _head(backbone)
     state = {_renamed(name, own): value for name, value in read_weights(path).items()}
@@ -77,8 +77,8 @@ def load_weights(backbone: nn.Module, path: str) -> None:
     backbone.load_state_dict(fitted, strict=False)
 
 
-def read_weights(path: str) -> Weights:
-    """Tensors by name from a safetensors file or a pickled state dict, read without running any code of it.
+def read_weights(path: str) -> StateDict:
+    """Read tensors by name from a safetensors file or a pickled state dict, without running code that a pickle holds.
 
     Raises:
         ConfigError: There is no such file, it is damaged, or it holds something else.
@@ -88,7 +88,7 @@ def read_weights(path: str) -> Weights:
         raise ConfigError(f"model.weights: there is no file {path}")
     try:
         if file.suffix == ".safetensors":
-            state: Any = read_sealed(file)
+            state: object = read_sealed(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -104,8 +104,11 @@ def read_weights(path: str) -> Weights:
     return inner or named
 
 
-def _renamed(name: str, own: Weights) -> str:
-    """Average pooling normalises after pooling, under another name."""
+def _renamed(name: str, own: StateDict) -> str:
+    """Return the name that a tensor has in the backbone.
+
+    timm calls the last norm `fc_norm` in transformers that pool by averaging, since it comes after the pooling there.
+    """
     other = "fc_" + name
     return other if name not in own and other in own else name
 
@@ -115,27 +118,29 @@ def _head(backbone: nn.Module) -> str:
 
 
 def _first_kernel(backbone: nn.Module) -> str:
-    """Name of the kernel that sees the bands."""
+    """Return the name of the kernel that sees the bands."""
     first = getattr(backbone, "default_cfg", {}).get("first_conv", "conv1")
     return f"{first[0] if isinstance(first, tuple | list) else first}.weight"
 
 
 def _fit(name: str, value: Tensor, own: Tensor, backbone: nn.Module, path: str) -> Tensor:
     """Adapt position embeddings to another grid and the first kernel to another number of bands, where possible."""
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
     from timm.models import adapt_input_conv
 
     if name == "pos_embed" and value.ndim == own.ndim == 3 and value.shape != own.shape:
-        grid: Any = backbone.patch_embed
-        prefix = own.shape[1] - math.prod(grid.grid_size)  # timm's models differ in which tokens have a position
+        grid: tuple[int, int] = getattr(backbone.get_submodule("patch_embed"), "grid_size")  # noqa: B009
+        prefix = own.shape[1] - math.prod(grid)  # timm's models differ in which tokens have a position
         if math.isqrt(value.shape[1] - prefix) ** 2 != value.shape[1] - prefix:
-            return value
-        return resample_abs_pos_embed(value, list(grid.grid_size), num_prefix_tokens=prefix, antialias=False)
+            return value  # no square grid: `load_weights` reports the other shape
+        moved: Tensor = resample_abs_pos_embed(value, list(grid), num_prefix_tokens=prefix, antialias=False)
+        return moved
     if name == _first_kernel(backbone) and value.ndim == own.ndim == 4 and value.shape[1] != own.shape[1]:
         if value.shape[1] != 3:
             raise ConfigError(
                 f"model.weights: {path} sees {value.shape[1]} bands and data.bands has {own.shape[1]}. "
                 "Only weights for 3 bands can be adapted to others."
             )
-        return adapt_input_conv(own.shape[1], value)
+        adapted: Tensor = adapt_input_conv(own.shape[1], value)
+        return adapted
     return value

@@ -1,1 +1,7 @@
-"""Training steps: modules that own networks and state, and turn a batch into a loss."""
+"""Take the training step of semi-supervised runs: forward passes, losses, distillation, votes on pseudo-labels.
+
+`TeacherStudentStep` in `teacher_student.py` is the step of all algorithms; `base.py` defines what the training loop
+needs of any step.
+"""
+
+__all__: list[str] = []

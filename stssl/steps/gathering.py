@@ -1,25 +1,27 @@
-"""What all ranks saw, in the order of the global batch: what state is updated from."""
+"""Gather labeler outputs of all ranks in the order of the global batch; state is updated from them."""
 
 from torch import Tensor
 
-from stssl.algorithms import Seen
-from stssl.batch import Stream
-from stssl.distributed import gather_rows, row_counts, world_size
+from stssl.algorithms import LabelerOutputs
+from stssl.base.batch import Stream
+from stssl.base.distributed import gather_rows, row_counts, world_size
 
 
 class Gathering:
-    """Gathers rows over ranks. Batch sizes are the same all run long, so ranks tell each other theirs once."""
+    """Gather labeler outputs over ranks, and remember how many rows each rank holds."""
 
     def __init__(self) -> None:
-        """Know no sizes yet."""
+        """Start without known row counts."""
+        # Exchanged once for each size, since batch sizes stay the same in a run and each exchange waits for the device.
         self._counts: dict[tuple[Stream, int], list[int]] = {}
 
-    def __call__(self, seen: Seen) -> Seen:
-        """The same of all ranks' rows, without the infinities of a step gone wrong, which state would never forget."""
-        labeler = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in seen.labeler.items()}
-        student = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in seen.student.items()}
-        blank = None if seen.blank is None else gather_rows(seen.blank.nan_to_num(), [1] * world_size())
-        return Seen(labeler, student, self._rows(seen.index, Stream.UNLABELED), blank)
+    def __call__(self, outputs: LabelerOutputs) -> LabelerOutputs:
+        """Return the outputs of all ranks' rows, in rank order."""
+        # Without NaN and infinities: an algorithm's running averages would keep those of one bad step for good.
+        labeler = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.labeler.items()}
+        student = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.student.items()}
+        blank = None if outputs.blank is None else gather_rows(outputs.blank.nan_to_num(), [1] * world_size())
+        return LabelerOutputs(labeler, student, self._rows(outputs.index, Stream.UNLABELED), blank)
 
     def _rows(self, rows: Tensor, stream: Stream) -> Tensor:
         key = (stream, len(rows))

@@ -1,8 +1,11 @@
-"""The one step of all semi-supervised algorithms: forward passes, losses, distillation, averaged weights.
+"""Take one training step of any semi-supervised algorithm: forward passes, losses, distillation, averaged weights.
 
-Order in a step: views that need gradients go through each network once, their logits detached for the labeler; then
-the views that only the labeler looks at (and the blank image), without gradients; the algorithm observes and says what
-should match what; then losses, with denominators of the global batch.
+A step does this in order:
+
+1. Each network sees its views that need gradients, once.
+2. The labeler sees the views that the algorithm compares, and if needed the image without content, without gradients.
+3. The algorithm observes the labeler's outputs on the global batch and returns loss terms.
+4. Losses are computed from all of these, with denominators of the global batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,34 +13,34 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from stssl.algorithms import Algorithm, Logits, Role, Seen, Term
+from stssl.algorithms import Algorithm, LabelerOutputs, Logits, LossRole, LossTerm
 from stssl.algorithms.base import known
-from stssl.batch import Batch, Progress, View
-from stssl.distributed import sum_over_ranks, world_size
-from stssl.labels import LabelSpace
+from stssl.base.batch import Batch, Progress, View
+from stssl.base.distributed import sum_over_ranks, world_size
+from stssl.base.labels import LabelSpace
 from stssl.models import Network, Prediction
 from stssl.models.ema import Ema, evaluating, frozen_statistics, reestimate_batchnorm
 from stssl.steps.base import StepOutput, TrainingStep
 from stssl.steps.gathering import Gathering
-from stssl.steps.neighbours import Neighbours
 from stssl.steps.parts import (
     LossConfig,
+    MatchPlan,
     Outputs,
-    Plan,
+    concatenate_views,
     distilled,
-    joined,
-    joined_looks,
-    joined_views,
+    join_labeler_outputs,
+    join_logits,
     ordered,
     quality,
     ratio,
 )
+from stssl.steps.votes import Votes
 
-__all__ = ["LossConfig", "Plan", "TeacherStudentStep"]
+__all__ = ["LossConfig", "MatchPlan", "TeacherStudentStep"]
 
 
 class TeacherStudentStep(TrainingStep):
-    """Owns student, teacher, their averages and the algorithm; `forward` is one step's loss."""
+    """Own student, teacher, their averages and the algorithm; `forward` computes the loss of one step."""
 
     def __init__(
         self,
@@ -50,89 +53,107 @@ class TeacherStudentStep(TrainingStep):
         ema_decay: float,
         strong_labeled: bool,
         supervised_start: int,
-        neighbours: Neighbours | None = None,
+        votes: Votes | None = None,
     ) -> None:
         """Put the parts together.
 
         Args:
-            student: Sees images (and metadata only in its `direct` role).
-            teacher: Sees metadata too; without one the student labels for itself.
-            algorithm: Says what to match.
-            space: The kind of task.
-            loss: Weights.
-            ema_decay: Of the averaged weights.
-            strong_labeled: Whether the supervised loss is the mean over weak and strong views.
-            supervised_start: Steps that learn from labels only; an algorithm with state already follows predictions.
-            neighbours: Patches nearby that vote on pseudo-labels, if any.
+            student: Network that users get. It sees images, and metadata only in its `direct` role.
+            teacher: Network that sees metadata and makes the pseudo-labels; None if the student makes its own.
+            algorithm: Algorithm that says which outputs should match which targets.
+            space: Classes and kind of task.
+            loss: Weights of the losses.
+            ema_decay: Share of the old average that averaged weights keep in a step.
+            strong_labeled: True to average the supervised loss over weak and strong views; False for weak views only.
+            supervised_start: Number of first steps that learn from labels only. The state of an algorithm is updated
+                during these steps too.
+            votes: Votes of nearby patches on pseudo-labels; None for none.
         """
         super().__init__()
         named = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
         self.networks = nn.ModuleDict(named)
         self.averages = nn.ModuleDict({name: Ema(network, ema_decay) for name, network in named.items()})
         self.algorithm, self.space, self.loss = algorithm, space, loss
-        self.supervised_start, self.neighbours = supervised_start, neighbours
+        self.supervised_start, self.votes = supervised_start, votes
         self._gather = Gathering()
         both = strong_labeled or algorithm.strong_labeled
         self.supervised_views = [View.LABELED_WEAK] + ([View.LABELED_STRONG] if both else [])
 
     @property
     def labeler(self) -> str:
-        """Name of the network whose weak-view predictions become pseudo-labels."""
+        """Return the name of the network whose predictions on weak views become pseudo-labels."""
         return "teacher" if "teacher" in self.networks else "student"
 
     @property
     def views_needed(self) -> frozenset[View]:
-        """All views that some step of a run may look at."""
+        """Return all views that some step of a run may use."""
         return frozenset(self._gradient_views(True)) | self.algorithm.views
 
     def views_at(self, progress: Progress) -> frozenset[View]:
-        """The views that one step looks at: before it learns from more than labels, fewer than later."""
-        asked = self.algorithm.views if self._asks(progress) else frozenset[View]()
-        return frozenset(self._gradient_views(self._matching(progress))) | asked
+        """Return the views that one step uses; fewer in first steps that learn from labels only."""
+        labeled = self.algorithm.views if self._needs_labeler(progress) else frozenset[View]()
+        return frozenset(self._gradient_views(self._matching(progress))) | labeled
 
-    def forward(self, batch: Batch, progress: Progress, plan: Plan | None = None) -> StepOutput:
-        """Loss of this rank's rows, scaled so that the mean over ranks is the global batch's.
+    def forward(self, batch: Batch, progress: Progress, plan: MatchPlan | None = None) -> StepOutput:
+        """Compute the loss of this rank's rows, scaled so that the mean over ranks is the loss of the global batch.
 
         Args:
             batch: This rank's rows, or a micro-batch of them.
-            progress: Which step this is.
-            plan: What `plan` made for this micro-batch; made here when the batch is whole.
+            progress: Step about to be taken.
+            plan: Plan of this micro-batch that `plan` made; None if the batch holds all rows of this rank.
         """
         matching = self._matching(progress)
         views = self._gradient_views(matching)
-        outputs = {name: self._see(network, batch, views) for name, network in self._live()}
+        outputs = {name: self._forward_views(network, batch, views) for name, network in self._live()}
         if plan is None:
             logits = {name: output.logits for name, output in outputs.items()}
-            plan = self._plan(batch, progress, self._look(batch, progress, logits), logits)
+            plan = self._plan(batch, progress, self._labeler_outputs(batch, progress, logits), logits)
         losses: dict[str, Tensor] = {}
         for name, output in outputs.items():
             losses |= {f"{name}_{part}": loss for part, loss in self._losses(name, output, batch, progress, plan)}
         student, teacher = outputs["student"], outputs.get("teacher")
         if teacher is not None and matching and self.loss.distills:
             losses["distillation"] = self.loss.distillation * distilled(self.loss, student, teacher, plan.rows)
-        total = torch.stack(list(losses.values())).sum() + 0.0 * joined(student.contexts).sum()
+        # The term with factor 0 brings the student's context layer into every step's graph: DDP waits for the gradients
+        # of all parameters, also in steps without distillation.
+        total = torch.stack(list(losses.values())).sum() + 0.0 * concatenate_views(student.contexts).sum()
         logs = {name: self._unweighted(name, loss.detach()) for name, loss in losses.items()}
         return StepOutput(total, logs | {"loss": total.detach()} | quality(batch, plan, self.space))
 
-    def plan(self, batch: Batch, progress: Progress, parts: int) -> list[Plan]:
-        """What each of `parts` micro-batches is to match: from all rows first, then `forward` on each part."""
-        blocks = list(batch.split(parts))
-        previews = [self._preview(block, progress) for block in blocks]
-        looks = [self._look(block, progress, logits) for block, logits in zip(blocks, previews, strict=True)]
-        logits = {name: joined_views([preview[name] for preview in previews]) for name in self.networks}
-        return self._plan(batch, progress, joined_looks(looks), logits).split(parts)
+    def plan(self, batch: Batch, progress: Progress, parts: int) -> list[MatchPlan]:
+        """Plan each of `parts` micro-batches from all rows of this rank; call `forward` on each of them afterwards.
+
+        The algorithm must observe a step once, and on all rows: so predictions come first, and losses later.
+
+        Args:
+            batch: This rank's rows.
+            progress: Step about to be taken.
+            parts: Number of micro-batches.
+
+        Returns:
+            The plan of each micro-batch.
+        """
+        micro_batches = list(batch.split(parts))
+        previews = [self._logits_for_plan(micro_batch, progress) for micro_batch in micro_batches]
+        outputs = [
+            self._labeler_outputs(micro_batch, progress, logits)
+            for micro_batch, logits in zip(micro_batches, previews, strict=True)
+        ]
+        logits = {name: join_logits([preview[name] for preview in previews]) for name in self.networks}
+        return self._plan(batch, progress, join_labeler_outputs(outputs), logits).split(parts)
 
     def after_optimizer(self, bad: Tensor | None = None) -> None:
-        """Move the averages; a step that was left out has left the networks as they were."""
+        """Update the averaged weights."""
+        # Also after a step that was left out: the networks are as before then, and the average moves toward them.
         for name, network in self._live():
-            self.averages[name].update(network)  # type: ignore[operator]
+            self._ema(name).update(network)
 
     def predictor(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """The averaged `student` or `teacher` as a function of images and metadata [n, 4] to logits [n, C].
+        """Return the averaged `student` or `teacher` as a function of images and metadata [n, 4] to logits [n, C].
 
-        Logits are calibrated where the algorithm does that.
+        If the algorithm calibrates predictions (CDMAD), the logits are calibrated.
         """
-        network = self._average(name)
+        network = self.averaged_network(name)
 
         def predict(image: Tensor, metadata: Tensor) -> Tensor:
             prediction: Prediction = network(image, metadata)
@@ -143,9 +164,9 @@ class TeacherStudentStep(TrainingStep):
         return predict
 
     def reestimate_batchnorm(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
-        """Estimate the averages' BatchNorm statistics anew from images and metadata."""
+        """Estimate the averages' BatchNorm statistics anew from batches of images and metadata [n, 4]."""
         for name in self.averages:
-            network = self._average(name)
+            network = self.averaged_network(name)
 
             def run(network: Network = network) -> Iterator[Prediction]:
                 return (network(image, metadata) for image, metadata in batches())
@@ -153,11 +174,11 @@ class TeacherStudentStep(TrainingStep):
             reestimate_batchnorm(network, run)
 
     def _matching(self, progress: Progress) -> bool:
-        """Whether this step learns from more than labels."""
+        """Return True if this step learns from unlabeled patches too."""
         return progress.step >= self.supervised_start and not self.algorithm.waits(progress)
 
-    def _asks(self, progress: Progress) -> bool:
-        """Whether the labeler is asked in this step: for something to match, or for the algorithm's state."""
+    def _needs_labeler(self, progress: Progress) -> bool:
+        """Return True if this step needs the labeler, for loss terms or for the algorithm's state."""
         return bool(self.algorithm.views) and (self.algorithm.stateful or self._matching(progress))
 
     def _gradient_views(self, matching: bool) -> list[View]:
@@ -166,17 +187,24 @@ class TeacherStudentStep(TrainingStep):
     def _live(self) -> list[tuple[str, Network]]:
         return [(name, network) for name, network in self.networks.items() if isinstance(network, Network)]
 
-    def _average(self, name: str) -> Network:
-        network = self.averages[name].network
+    def _ema(self, name: str) -> Ema:
+        average = self.averages[name]
+        if not isinstance(average, Ema):
+            raise TypeError(f"{name} is not an average")
+        return average
+
+    def averaged_network(self, name: str) -> Network:
+        """Return the network that holds the averaged weights of `student` or `teacher`."""
+        network = self._ema(name).network
         if not isinstance(network, Network):
             raise TypeError(f"{name} is not a network")
         return network
 
-    def _role(self, name: str) -> Role:
+    def _role(self, name: str) -> LossRole:
         return "labeler" if name == self.labeler else "student"
 
-    def _see(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
-        """One forward pass over the concatenated views."""
+    def _forward_views(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
+        """Pass all views through a network at once, so that BatchNorm normalizes them together."""
         images = torch.cat([batch.images[view] for view in views])
         metadata = torch.cat([batch.metadata[view.stream] for view in views])
         prediction: Prediction = network(images, metadata)
@@ -186,9 +214,9 @@ class TeacherStudentStep(TrainingStep):
         return Outputs(dict(zip(views, logits, strict=True)), dict(zip(views, contexts, strict=True)))
 
     def _losses(
-        self, name: str, output: Outputs, batch: Batch, progress: Progress, plan: Plan
+        self, name: str, output: Outputs, batch: Batch, progress: Progress, plan: MatchPlan
     ) -> Iterator[tuple[str, Tensor]]:
-        """One network's weighted losses by name."""
+        """Yield the name and the weighted value of each loss of one network."""
         algorithm, role = self.algorithm, self._role(name)
         logits = {view: algorithm.adjust(value, role, view, progress) for view, value in output.logits.items()}
         known_labels = [algorithm.supervised_loss(logits[view], batch.labels).sum() for view in self.supervised_views]
@@ -206,77 +234,83 @@ class TeacherStudentStep(TrainingStep):
             yield "regularizer", value - value.detach() * (1 - 1 / plan.parts)
 
     def _unweighted(self, name: str, loss: Tensor) -> Tensor:
-        """A loss as it is logged: without the weight it has in the sum."""
+        """Divide a loss by the weight that it has in the sum, since logs show losses without weights."""
         if name == "distillation":
             return loss / self.loss.distillation
         return loss / self.loss.unlabeled if name.endswith("_unlabeled") and self.loss.unlabeled else loss
 
     @torch.no_grad()
-    def _preview(self, batch: Batch, progress: Progress) -> dict[str, Logits]:
-        """Logits of strong views, where a plan needs them before losses are taken."""
+    def _logits_for_plan(self, batch: Batch, progress: Progress) -> dict[str, Logits]:
+        """Compute each network's logits of strong views, if the plan of micro-batches needs them before the losses."""
         algorithm, found = self.algorithm, dict[str, Logits]()
         for name, network in self._live():
             watched = algorithm.watches_student and self._role(name) == "student"
             wanted = self._matching(progress) and (watched or algorithm.regularized)
-            found[name] = self._peek(network, batch, {View.UNLABELED_STRONG} if wanted else set())
+            found[name] = self._training_logits(network, batch, {View.UNLABELED_STRONG} if wanted else set())
         return found
 
     @torch.no_grad()
-    def _peek(self, network: Network, batch: Batch, views: set[View]) -> dict[View, Tensor]:
-        """A network's logits of some views as in training, leaving its BatchNorm statistics alone."""
+    def _training_logits(self, network: Network, batch: Batch, views: set[View]) -> dict[View, Tensor]:
+        """Compute a network's logits of some views in training mode, without updating its BatchNorm statistics."""
         if not views:
             return {}
         with frozen_statistics(network):
-            return self._see(network, batch, ordered(views)).logits
+            return self._forward_views(network, batch, ordered(views)).logits
 
     @torch.no_grad()
-    def _ask(self, network: Network, batch: Batch, views: frozenset[View]) -> dict[View, Tensor]:
-        """What the labeler says of all views that the algorithm compares: in evaluation mode.
-
-        Running statistics are what weak and strong views together gave, and what the network is used to; those of the
-        weak views alone would shift its answers.
-        """
+    def _evaluation_logits(self, network: Network, batch: Batch, views: frozenset[View]) -> dict[View, Tensor]:
+        """Compute a network's logits of some views in evaluation mode."""
         if not views:
             return {}
+        # Running statistics come from weak and strong views together. Those of the weak views alone, as in training
+        # mode, would shift the labeler's answers.
         with evaluating(network):
-            return self._see(network, batch, ordered(views)).logits
+            return self._forward_views(network, batch, ordered(views)).logits
 
-    def _look(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> Seen | None:
-        """What the algorithm is shown of this rank's rows, if anything; `logits` are what is there already."""
+    def _labeler_outputs(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> LabelerOutputs | None:
+        """Collect what the algorithm observes of this rank's rows; None if this step needs no labeler.
+
+        Args:
+            batch: This rank's rows.
+            progress: Step about to be taken.
+            logits: Logits that the networks have computed already in this step, by network and view.
+        """
         algorithm = self.algorithm
-        if not self._asks(progress):
+        if not self._needs_labeler(progress):
             return None
         averaged = algorithm.config.labeler == "ema"
-        network = self._average(self.labeler) if averaged else dict(self._live())[self.labeler]
-        said = self._ask(network, batch, algorithm.views)
+        network = self.averaged_network(self.labeler) if averaged else dict(self._live())[self.labeler]
+        labeler_logits = self._evaluation_logits(network, batch, algorithm.views)
         watched = [View.UNLABELED_STRONG] if algorithm.watches_student and self.labeler != "student" else []
         strong = {view: logits["student"][view].detach() for view in watched if view in logits["student"]}
         blank = None
         if algorithm.needs_blank:
             blank = self.space.grouped(self._blank(network, batch.images[View.UNLABELED_WEAK]).float())
-        return Seen(said, strong, batch.index, blank)
+        return LabelerOutputs(labeler_logits, strong, batch.index, blank)
 
     @torch.no_grad()
     def _blank(self, network: Network, like: Tensor) -> Tensor:
-        """[1, C] what a network says of an image without content, in evaluation mode and without metadata token."""
+        """Compute a network's logits [1, C] of an image without content, all ones, without metadata."""
         with evaluating(network):
             prediction: Prediction = network(torch.ones_like(like[:1]), None, inject=False)
         return prediction.logits
 
     @torch.no_grad()
-    def _plan(self, batch: Batch, progress: Progress, seen: Seen | None, logits: Mapping[str, Logits]) -> Plan:
-        """Let the algorithm observe and say what to match; sum denominators over ranks."""
-        algorithm, terms = self.algorithm, list[Term]()
+    def _plan(
+        self, batch: Batch, progress: Progress, outputs: LabelerOutputs | None, logits: Mapping[str, Logits]
+    ) -> MatchPlan:
+        """Let the algorithm observe the global batch and return loss terms, and sum their denominators over ranks."""
+        algorithm, terms = self.algorithm, list[LossTerm]()
         matching = self._matching(progress)
-        if seen is not None:
-            neighbours = self.neighbours
-            everyone = self._gather(seen) if algorithm.stateful or neighbours else seen
-            if neighbours:
-                neighbours.observe(everyone)
-                seen = neighbours.informed(seen)
+        if outputs is not None:
+            votes = self.votes
+            everyone = self._gather(outputs) if algorithm.stateful or votes else outputs
+            if votes:
+                votes.observe(everyone)
+                outputs = votes.with_votes(outputs)
             if algorithm.stateful:
-                algorithm.observe(neighbours.informed(everyone) if neighbours else everyone, progress)
-            terms = algorithm.terms(seen, progress) if matching else []
+                algorithm.observe(votes.with_votes(everyone) if votes else everyone, progress)
+            terms = algorithm.terms(outputs, progress) if matching else []
         statistics: dict[str, Tensor] = {}
         if algorithm.regularized and terms:
             for name, views in logits.items():
@@ -287,6 +321,7 @@ class TeacherStudentStep(TrainingStep):
         counts = [term.weight.sum() if term.by_weight else known(term.target).sum() for term in terms]
         labels = known(batch.labels).sum()
         sizes = [torch.full_like(labels, value) for value in (rows, decisions)]
+        # One tensor, so that all denominators cost one exchange between ranks.
         local = torch.stack([labels, *sizes, *counts])
         totals = list(sum_over_ranks(local) / world_size())
-        return Plan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)
+        return MatchPlan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)

@@ -1,4 +1,4 @@
-"""Exact quantiles over the newest rows."""
+"""Test exact quantiles over the newest rows."""
 
 import pytest
 import torch

@@ -12,11 +12,11 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 from real import real_data
 
-from stssl.convert import Options, convert
-from stssl.data.store import Store
-from stssl.errors import ConfigError, DataError
-from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
-from stssl.schema import ERRORS, UNUSABLE
+from stssl.archives.conversion import Options, convert
+from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
+from stssl.base.errors import ConfigError, DataError
+from stssl.store.schema import ERRORS, UNUSABLE
+from stssl.store.store import Store
 
 HERE = Options(workers=0, shard=8)
 
@@ -188,7 +188,7 @@ def test_a_garbled_name_takes_its_time_from_the_json(tmp_path):
     [
         ({"bands": "swir"}, ConfigError, "bands must be one of all, rgb, not 'swir'"),
         ({"coordinates": "x.csv"}, ConfigError, r"bigearthnet-v1 has no option coordinates. It has: bands, metadata"),
-        ({"metadata": "nowhere.csv"}, DataError, "cannot read nowhere.csv"),
+        ({"metadata": "nowhere.csv"}, DataError, "there is no table nowhere.csv"),
     ],
 )
 def test_impossible_options(about, error, words, tmp_path):

@@ -14,7 +14,7 @@ from rasterio.warp import transform as project
 from stssl.archives.image_places import place_in
 from stssl.archives.places import to_degrees
 from stssl.archives.tiff import utm_corner
-from stssl.schema import BadPatchError
+from stssl.store.schema import BadPatchError
 
 SIDE = 16
 DEGREE = from_origin(10, 50, 0.001, 0.001)

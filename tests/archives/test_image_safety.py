@@ -13,9 +13,9 @@ import pytest
 import rasterio
 from dirty import write_tiff
 
+from stssl.archives.conversion import Options, convert
 from stssl.archives.images import read_bytes, read_image
-from stssl.convert import Options, convert
-from stssl.schema import BadPatchError
+from stssl.store.schema import BadPatchError
 
 
 def png(width, height):

@@ -19,15 +19,15 @@ from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.transform import Affine, from_origin
 
+from stssl.archives.conversion import Options, convert
 from stssl.archives.image_places import place_in
 from stssl.archives.images import read_image
 from stssl.archives.places import to_degrees
 from stssl.archives.tiff import read_band
 from stssl.archives.zips import check_directory
-from stssl.convert import Options, convert
-from stssl.data.store import Store
-from stssl.errors import DataError
-from stssl.schema import BadPatchError
+from stssl.base.errors import DataError
+from stssl.store.schema import BadPatchError
+from stssl.store.store import Store
 
 RNG = np.random.default_rng(0)
 GRID = from_origin(500000, 5300000, 10, 10)

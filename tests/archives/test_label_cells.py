@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from stssl.archives.label_cells import read_labels
-from stssl.errors import DataError
-from stssl.nomenclature import LABELS_19, LABELS_43
+from stssl.archives.nomenclature import LABELS_19, LABELS_43
+from stssl.base.errors import DataError
 
 TABLE = Path("table.csv")
 TWO = [["Arable land", "Pastures"], ["Pastures"]]

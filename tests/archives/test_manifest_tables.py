@@ -9,19 +9,19 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from stssl import textfiles
+from stssl.api.progress import conversion_summary
 from stssl.archives.cells import first_rows, image_path, place_of, split_of, time_of
+from stssl.archives.conversion import Options, convert
 from stssl.archives.manifest import Manifest
 from stssl.archives.tables import ABOUT, choose_columns, read_table
-from stssl.build import check
-from stssl.convert import Options, convert
-from stssl.data.inspect import describe
-from stssl.data.store import Store
-from stssl.errors import ConfigError, DataError
-from stssl.progress import conversion_summary
-from stssl.recipe import Recipe
-from stssl.schema import BadPatchError
-from stssl.textfiles import read_names
+from stssl.base import textfiles
+from stssl.base.errors import ConfigError, DataError
+from stssl.base.textfiles import read_names
+from stssl.recipes.build import check_recipe
+from stssl.recipes.recipe import Recipe
+from stssl.store.description import describe_store
+from stssl.store.schema import BadPatchError
+from stssl.store.store import Store
 
 HERE = Options(workers=0, shard=64)
 
@@ -142,7 +142,7 @@ def test_bad_values_cost_their_own_column_only(images):
     assert (store.column("day_of_year") == 153).tolist() == [False] + [True] * 7
     assert np.isfinite(store.column("lat")).tolist() == [True, True, False] + [True] * 5
     assert set(store.column("location_id")) == {0}
-    assert store.column("error_code")[4] == 0 and "1  (unlabeled)" in describe(store)
+    assert store.column("error_code")[4] == 0 and "1  (unlabeled)" in describe_store(store)
     assert "label: 1 of 8 rows are unlabeled (among them 'nan' 1 times)" in conversion_summary(summary)
 
 
@@ -243,6 +243,6 @@ def test_a_recipe_with_metadata_needs_some(images):
 
     for metadata in ("teacher", "direct"):
         with pytest.raises(ConfigError, match=r"model.metadata: .* has either. Set model.metadata=none"):
-            check(recipe(images / "without.zarr", metadata))
-    check(recipe(images / "without.zarr", "none"))
-    check(recipe(store_of(with_places)[0].store, "teacher"))
+            check_recipe(recipe(images / "without.zarr", metadata))
+    check_recipe(recipe(images / "without.zarr", "none"))
+    check_recipe(recipe(store_of(with_places)[0].store, "teacher"))

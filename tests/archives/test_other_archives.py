@@ -12,12 +12,12 @@ from dirty import band, clean, folders, write_tiff
 from PIL import Image
 from real import real_data
 
+from stssl.archives.conversion import Options, convert, verify_store
 from stssl.archives.eurosat import MS_ORDER
-from stssl.convert import Options, convert, verify_store
-from stssl.data.inspect import describe
-from stssl.data.store import Store
-from stssl.errors import ConfigError, DataError
-from stssl.nomenclature import LABELS_19
+from stssl.archives.nomenclature import LABELS_19
+from stssl.base.errors import ConfigError, DataError
+from stssl.store.description import describe_store
+from stssl.store.store import Store
 
 HERE = Options(workers=0, shard=8)
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
@@ -140,7 +140,7 @@ def test_a_damaged_reference_map_costs_the_map_alone(damage, reben, tmp_path, ca
     assert store.column("error_code").tolist() == [15 if i == row else 0 for i in range(4)]
     assert store.column("labels_19")[row].any() and store.reader(["B02"]).read(np.array([row]))["b10"].any()
     assert not store.map_reader().read(np.array([row]))["reference_map"].any()
-    assert "errors    1 bad_map" in describe(store)
+    assert "errors    1 bad_map" in describe_store(store)
     assert verify_store(tmp_path / "store.zarr", reben).problems == ()
     assert capfd.readouterr().err == ""
 
@@ -301,7 +301,7 @@ def test_a_manifest_of_pictures(tmp_path):
     np.testing.assert_array_equal(store.column("lat"), [48.5, -33, np.nan, np.nan])
     for row, block in enumerate(store.reader(store.bands).read(np.arange(4))["rgb"]):
         np.testing.assert_array_equal(block, np.asarray(Image.open(tmp_path / f"{row}.png")).transpose(2, 0, 1))
-    assert "4 patches" in describe(store)
+    assert "4 patches" in describe_store(store)
 
 
 def test_a_manifest_of_georeferenced_images_of_many_bands(tmp_path):
@@ -359,14 +359,14 @@ def test_manifest_dirt(tmp_path):
         ([{"path": "nowhere.png"}], {}, DataError, r"none of the first 16 images can be read .nowhere.png is missing"),
         ([{"path": "0.png"}], {"band_names": "a,b"}, ConfigError, r"2 band names are given, and the images have 3"),
         ([{"path": "0.png"}], {"band_names": "a,b, a"}, ConfigError, r"have 3 bands: \('a', 'b', 'a'\)"),
-        ([{"path": "grey.png"}], {"bands": "rgb"}, ConfigError, r"the images have 1"),
+        ([{"path": "gray.png"}], {"bands": "rgb"}, ConfigError, r"the images have 1"),
         ([{"path": "17.tif"}], {}, ConfigError, r"at most 16 bands, and the images have 17"),
         ([{"path": "0.png"}], {"bands": "nir"}, ConfigError, r"bands must be all or rgb"),
     ],
 )
 def test_a_manifest_that_cannot_be_used(rows, about, error, words, tmp_path):
     pictures(tmp_path, 1)
-    Image.new("L", (16, 16), 3).save(tmp_path / "grey.png")
+    Image.new("L", (16, 16), 3).save(tmp_path / "gray.png")
     write_tiff(tmp_path / "17.tif", np.ones((17, 16, 16), np.uint16))
     with pytest.raises(error, match=words):
         converted("manifest", write_manifest(tmp_path, rows), tmp_path, **about)

@@ -10,11 +10,11 @@ import rasterio
 from real import real_data
 
 from stssl.archives.locations import from_table
+from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
 from stssl.archives.sentinel2 import RESOLUTION
 from stssl.archives.synthetic import patch_names, synthesize
 from stssl.archives.world import World, generate
-from stssl.errors import ConfigError, DataError
-from stssl.nomenclature import LABELS_19, LABELS_43, TO_19
+from stssl.base.errors import ConfigError, DataError
 
 COARSE = np.array([[TO_19.get(fine) == name for name in LABELS_19] for fine in LABELS_43])
 
@@ -125,7 +125,7 @@ def average_precision(scores, truth):
     return 100 * float(np.mean(found))
 
 
-def neighbours(features, labels, train, test, count):
+def neighbors(features, labels, train, test, count):
     """Mean label of the nearest training rows, the nearer the heavier."""
     scores = []
     for chunk in np.array_split(test, -(-len(test) // 500)):
@@ -152,12 +152,12 @@ def metadata_alone(world, test, count=15):
             for name in world.country[rows]
         ]
     )
-    scores = (frequency, country, neighbours(plane, labels, train, rows, count))
+    scores = (frequency, country, neighbors(plane, labels, train, rows, count))
     return [average_precision(score, labels[rows]) for score in scores]
 
 
 def test_metadata_alone_tells_what_it_tells_of_the_real_data(world):
-    """Macro AP about 16 from frequencies, 31 from countries, 46 between regions, 60 between neighbours."""
+    """Macro AP about 16 from frequencies, 31 from countries, 46 between regions, 60 between neighbors."""
     rng = np.random.default_rng(1)
     lat, lon = world.degrees()
     block = np.unique(np.stack([np.floor(lat), np.floor(lon)], 1), axis=0, return_inverse=True)[1].reshape(-1)
@@ -179,7 +179,7 @@ def test_metadata_says_nothing_of_a_country_left_out(world, country):
 
 
 def test_control_without_place_there_is_nothing_to_know(world):
-    """The same labels at shuffled places: neighbours are no better than frequencies."""
+    """The same labels at shuffled places: neighbors are no better than frequencies."""
     mixed = World(**(world.__dict__ | {"labels": np.random.default_rng(0).permutation(world.labels)}))
     frequency, country, near = metadata_alone(mixed, np.random.default_rng(1).random(len(world)) < 0.3)
     assert abs(near - frequency) < 3

@@ -10,8 +10,8 @@ from PIL import Image
 from real import real_data
 
 from stssl.archives.images import read_image
-from stssl.archives.tiff import read_band, strips, utm_corner
-from stssl.schema import BadPatchError
+from stssl.archives.tiff import read_band, strip_spans, utm_corner
+from stssl.store.schema import BadPatchError
 
 OPTIONS = {
     "plain": {},
@@ -37,7 +37,7 @@ def test_direct_reads_equal_rasterio(tmp_path, kind, size, dtype, seed):
     pixels = np.random.default_rng(seed).integers(0, 30000, (1, size, size)).astype(dtype)
     path = tmp_path / "image.tif"
     write_tiff(path, pixels, **OPTIONS[kind])
-    direct = strips(path.read_bytes())
+    direct = strip_spans(path.read_bytes())
     with rasterio.open(path) as file:
         truth = file.read(1)
     if direct is not None:
@@ -50,7 +50,7 @@ def test_direct_reads_equal_rasterio(tmp_path, kind, size, dtype, seed):
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_only_plain_strips_are_read_directly(kind, tmp_path):
     write_tiff(tmp_path / "image.tif", np.ones((1, 40, 40), np.uint16), **OPTIONS[kind])
-    assert (strips((tmp_path / "image.tif").read_bytes()) is not None) == (kind in DIRECT)
+    assert (strip_spans((tmp_path / "image.tif").read_bytes()) is not None) == (kind in DIRECT)
 
 
 @pytest.mark.parametrize("shape", [(2, 40, 40), (1, 40, 41)])
@@ -100,7 +100,7 @@ def test_every_real_file(tmp_path):
             truth, transform, epsg = file.read(1), file.transform, file.crs.to_epsg()
         np.testing.assert_array_equal(read_band(path, len(truth)), truth)
         assert utm_corner(path.read_bytes()) == (epsg, transform.c, transform.f)
-        direct += strips(path.read_bytes()) is not None
+        direct += strip_spans(path.read_bytes()) is not None
     assert direct == len(found) - 1, "all but the compressed reference map"
 
 

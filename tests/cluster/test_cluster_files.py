@@ -12,7 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from stssl.recipe import LaunchConfig, load_recipe
+from stssl.recipes.recipe import load_recipe
+from stssl.recipes.sections import LaunchConfig
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -64,7 +64,7 @@ def start_node(log, token, *options):
 
 
 def stssl(cluster, *arguments, token=None, mode="token", timeout=500):
-    command = [sys.executable, "-m", "stssl.cli", "submit", *map(str, arguments), "--address", cluster.address]
+    command = [sys.executable, "-m", "stssl.commands.cli", "submit", *map(str, arguments), "--address", cluster.address]
     return subprocess.run(
         command, capture_output=True, text=True, env=environment(token, mode), timeout=timeout, check=False
     )

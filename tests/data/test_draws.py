@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from stssl.base.errors import DataError
 from stssl.data.draws import LabelsConfig, draw_labeled
-from stssl.errors import DataError
 
 N = 600
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from stssl.base.errors import ConfigError, DataError
 from stssl.data.splits import BlockSplit, LeaveOutSplit, ListSplit, make_split
-from stssl.errors import ConfigError, DataError
 
 N = 600
 

@@ -7,18 +7,18 @@ import torch
 from processes import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 
-from stssl.batch import Batch, Progress
-from stssl.labels import LabelSpace
+from stssl.base.batch import Batch, Progress
+from stssl.base.labels import LabelSpace
 from stssl.steps import gathering
-from stssl.steps.neighbours import VotesConfig
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
+from stssl.steps.votes import VotesConfig
 
 ROWS = {"labeled": 16, "unlabeled": 64}
 STEPS = 2
 MORE = {
     "micro": ("freematch", small.MULTILABEL, {"parts": 2}),
     "start": ("fixmatch", small.MULTILABEL, {"supervised_start": 1}),
-    "neighbours": ("freematch", small.MULTILABEL, {"neighbours": VotesConfig(count=4)}),
+    "votes": ("freematch", small.MULTILABEL, {"votes": VotesConfig(count=4)}),
 }
 
 
@@ -33,7 +33,7 @@ def work(rank: int, folder: Path, world: int) -> None:
     found = {case: replay(*small.CASES[number], rank, world) for number, case in enumerate(small.IDS)}
     found |= {case: replay(*options[:2], rank, world, **options[2]) for case, options in MORE.items()}
     gathering.gather_rows = lambda rows, counts: rows
-    for case in ("micro", "neighbours"):
+    for case in ("micro", "votes"):
         found[f"{case}, no gather"] = replay(*MORE[case][:2], rank, world, **MORE[case][2])
     torch.save(found, folder / f"{world}-{rank}.pt")
 

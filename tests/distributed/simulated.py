@@ -19,11 +19,11 @@ import psutil
 import yaml
 from ray.cluster_utils import Cluster
 
-from stssl.config import validate
-from stssl.errors import StsslError
-from stssl.recipe import Recipe
-from stssl.train.folder import RunFolder
-from stssl.train.launch import run
+from stssl.base.config import validate
+from stssl.base.errors import StsslError
+from stssl.recipes.recipe import Recipe
+from stssl.training.launch import run
+from stssl.training.run_folder import RunFolder
 
 LIMIT = 300
 DISTURBED = 20

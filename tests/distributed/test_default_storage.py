@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from stssl.recipe import load_recipe
-from stssl.train.launch import run
+from stssl.recipes.recipe import load_recipe
+from stssl.training.launch import run
 
 
 @pytest.mark.ray

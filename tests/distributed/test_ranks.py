@@ -37,7 +37,9 @@ def test_ranks_hold_equal_parameters_and_buffers(found, world, case):
     assert all(differing(first, other) == [] for other in others)
 
 
-@pytest.mark.parametrize(("case", "buffer"), [("micro", "algorithm.marginal.value"), ("neighbours", "neighbours.said")])
+@pytest.mark.parametrize(
+    ("case", "buffer"), [("micro", "algorithm.marginal.value"), ("votes", "votes.last_probabilities")]
+)
 @pytest.mark.parametrize("world", WORLDS)
 def test_control_without_the_gather_buffers_differ(found, world, case, buffer):
     first, *others = (result[f"{case}, no gather"]["state"] for result in found[world])

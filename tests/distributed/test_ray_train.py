@@ -12,10 +12,10 @@ import torch
 import yaml
 from processes import family, finish, kill, start
 
-from stssl.train.checkpoint import read_state
+from stssl.training.checkpoints import read_state
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
-COMMAND = [sys.executable, "-m", "stssl.cli", "train"]
+COMMAND = [sys.executable, "-m", "stssl.commands.cli", "train"]
 SCRIPT = Path(__file__).with_name("simulated.py")
 STEPS = {"elastic": 450, "unbroken": 60, "worker": 60, "node": 60, "job": 60, "many": 60}
 
@@ -73,7 +73,7 @@ def train(folder, name, *overrides):
 
 def weights(folder, name):
     state = read_state(folder / "runs" / name / "checkpoints" / "last.pt")
-    assert state["position"]["step"] == STEPS[name]
+    assert state["progress"]["step"] == STEPS[name]
     return {key: value for key, value in state["step"].items() if isinstance(value, torch.Tensor)}
 
 

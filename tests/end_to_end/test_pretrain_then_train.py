@@ -1,4 +1,4 @@
-"""The documented sequence of two commands: pretrain, then train from the weights."""
+"""Test the documented sequence of two commands: pretrain, then train from the weights."""
 
 import sys
 
@@ -7,16 +7,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from stssl.build import build_step
-from stssl.cli import main
-from stssl.recipe import Recipe
-from stssl.rundata import open_data
-from stssl.train.folder import RunFolder
+from stssl.commands.cli import main
+from stssl.recipes.build import build_step
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.run_data import open_data
+from stssl.training.run_folder import RunFolder
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs a command of the command line in this process; the last line that it prints."""
+    """Run a command in this process, and return the last line that it prints."""
 
     def go(*arguments):
         monkeypatch.setattr(sys, "argv", ["stssl", *map(str, arguments)])

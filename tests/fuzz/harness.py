@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stssl.errors import StsslError
+from stssl.base.errors import StsslError
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "200"))
 SECONDS = 30.0

@@ -6,7 +6,7 @@ import pytest
 from fuzz.harness import Target, fuzz
 from fuzz.mutations import BYTES, changed
 
-from stssl.errors import DataError
+from stssl.base.errors import DataError
 
 
 @pytest.fixture

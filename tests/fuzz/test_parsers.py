@@ -20,27 +20,28 @@ from fuzz import mutations as m
 from fuzz.harness import INPUTS, Target, fuzz
 from PIL import Image
 
-from stssl.archives.bigearthnet import BigEarthNet1, read_json
+from stssl.analysis.report import _facts, read_run, write_report
+from stssl.archives.bigearthnet import BigEarthNet1, read_patch_json
+from stssl.archives.conversion import Options, convert
 from stssl.archives.eurosat import EuroSat, read_coordinates
 from stssl.archives.manifest import Manifest
+from stssl.archives.split_lists import find_split
 from stssl.archives.synthetic import synthesize
-from stssl.archives.tables import find_split, read_table
-from stssl.config import apply_overrides, load_tree, validate
-from stssl.convert import Options, convert
+from stssl.archives.tables import read_table
+from stssl.base.config import apply_overrides, load_tree, validate
+from stssl.base.errors import StsslError
 from stssl.data.splits import ListSplit, make_split
-from stssl.data.store import Store
-from stssl.errors import StsslError
-from stssl.pretraining import PretrainRecipe, kind_of
-from stssl.recipe import Recipe, load_as
-from stssl.report import _facts, read_run, write_report
-from stssl.schema import BadPatchError, Patch
-from stssl.sweep.domains import build_space
-from stssl.sweep.outcome import outcome
-from stssl.sweep.spec import load_sweep
-from stssl.train.checkpoint import read_state
-from stssl.train.finished import evaluate_run
-from stssl.train.folder import RunFolder
-from stssl.train.launch import run
+from stssl.recipes.pretraining import PretrainRecipe, kind_of
+from stssl.recipes.recipe import Recipe, load_as
+from stssl.store.schema import BadPatchError, Patch
+from stssl.store.store import Store
+from stssl.sweeps.domains import build_space
+from stssl.sweeps.spec import load_sweep
+from stssl.sweeps.trials import outcome
+from stssl.training.checkpoints import read_state
+from stssl.training.launch import run
+from stssl.training.run_folder import RunFolder
+from stssl.training.trained_run import evaluate_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0), pytest.mark.filterwarnings("ignore")]
 
@@ -190,7 +191,7 @@ def test_patch_json(tmp_path):
 
     def parse(path):
         patch = Patch()
-        read_json(patch, path)
+        read_patch_json(patch, path)
         return patch
 
     kinds = (*m.TEXT, m.tree_in_json, m.tree_in_json, m.tree_in_json)

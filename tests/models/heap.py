@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from stssl.config import load_tree
+from stssl.base.config import load_tree
 from stssl.models.backbones import make_backbone
 from stssl.models.layout import placed
-from stssl.pretraining import kind_of
-from stssl.recipe import RunRecipe, load_as
-from stssl.sweep.spec import load_sweep
+from stssl.recipes.pretraining import kind_of
+from stssl.recipes.recipe import RunRecipe, load_as
+from stssl.sweeps.spec import load_sweep
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from small import MULTILABEL, SIZE, make_network
 
-from stssl.errors import ConfigError
+from stssl.base.errors import ConfigError
 from stssl.models.backbones import make_backbone
 from stssl.models.weights import load_weights
 

@@ -34,7 +34,7 @@ def test_reestimated_statistics_are_those_of_the_batches():
     assert layer.momentum == pytest.approx(0.1) and not layer.training
 
 
-def test_frozen_statistics_normalise_by_the_batch():
+def test_frozen_statistics_normalize_by_the_batch():
     layer = nn.BatchNorm1d(4)
     batch = torch.randn(50, 4) * 3 + 2
     expected = nn.BatchNorm1d(4)(batch)

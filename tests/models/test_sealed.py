@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
-from stssl.errors import ConfigError
+from stssl.base.errors import ConfigError
 from stssl.models.sealed import read_sealed, seal
 from stssl.models.weights import read_weights
 

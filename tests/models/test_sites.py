@@ -8,7 +8,7 @@ import small
 import torch
 from small import MULTILABEL, SIZE, make_network, part
 
-from stssl.errors import ConfigError
+from stssl.base.errors import ConfigError
 from stssl.models import ENCODERS, INJECTIONS, EncoderConfig, InjectionConfig, check_fit
 
 IMAGES = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -188,7 +188,7 @@ def test_a_token_may_enter_later():
             {"site": "class_add", "backbone_args": small.VIT | {"class_token": False, "global_pool": "avg"}},
             r"no.* Try token_add",
         ),
-        ({"encoder_options": {"standardized": True}}, r"no places to standardise by"),
+        ({"encoder_options": {"standardized": True}}, r"no places to standardize by"),
         ({"weights": "somewhere"}, r"none, imagenet or file:PATH"),
         ({"backbone": "resnet5"}, r"no 'resnet5'. Near: .*resnet"),
         ({"backbone_args": {"depht": 2}}, r"backbone_args do not fit"),
@@ -217,7 +217,7 @@ def test_film_scales_channels_of_maps_as_long_as_they_are_wide():
     assert torch.equal(scaled, scaled[:, :1, :1].expand_as(scaled)) and scaled[0, 0, 0].std() > 0
 
 
-def test_standardised_places():
+def test_standardized_places():
     places = torch.tensor([[40.0, 0.0, 1, 1], [50.0, 20.0, 1, 1], [NAN, NAN, 1, 1]])
     encoder = network(encoder_options={"standardized": True}, places=places).encoder
     features = encoder.place(places[:2, 0], places[:2, 1])

@@ -7,12 +7,12 @@ import torch
 from oracle import GRADIENT, Oracle
 from torch import Tensor, nn
 
-from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts, Seen, Term
+from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts, LabelerOutputs, LossTerm
 from stssl.algorithms.base import known
-from stssl.batch import Batch, Progress, View
-from stssl.config import config_types, part_name
-from stssl.labels import LabelSpace
-from stssl.losses import distance, presence
+from stssl.algorithms.losses import distance, presence
+from stssl.base.batch import Batch, Progress, View
+from stssl.base.config import config_types, part_name
+from stssl.base.labels import LabelSpace
 from stssl.models import Network, Prediction
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 
@@ -133,7 +133,7 @@ class Replay:
 
     def _prior(self) -> Tensor:
         if "in_lb_label_freq" not in self.oracle:
-            return torch.full((self.space.groups, self.space.ways), 1 / self.space.ways)
+            return torch.full((self.space.groups, self.space.choices), 1 / self.space.choices)
         frequency = torch.from_numpy(self.oracle["in_lb_label_freq"])
         return torch.stack([1 - frequency, frequency], -1)
 
@@ -157,9 +157,9 @@ class Replay:
     def grouped(self, who: str, short: str, it: int) -> Tensor:
         return self.space.grouped(torch.from_numpy(self.oracle[f"in_{who}_logits_{short}"][it]))
 
-    def seen(self, it: int) -> Seen:
+    def outputs(self, it: int) -> LabelerOutputs:
         views = {view: self.grouped("t", short, it) for short, view in VIEWS.items() if view in self.algorithm.views}
-        return Seen(views, {}, torch.arange(self.h["U"]))
+        return LabelerOutputs(views, {}, torch.arange(self.h["U"]))
 
 
 def check_algorithm(oracle: Oracle, name: str) -> None:
@@ -170,7 +170,7 @@ def check_algorithm(oracle: Oracle, name: str) -> None:
         batch, progress = replay.batch(it), Progress(it, replay.h["num_train_iter"])
         output = replay.step(batch, progress)
         output.loss.backward()
-        terms = replay.algorithm.terms(replay.seen(it), progress)
+        terms = replay.algorithm.terms(replay.outputs(it), progress)
         check_terms(replay, terms, it)
         check_losses(replay, output.logs, terms, progress)
         check_distances(replay, it)
@@ -178,7 +178,7 @@ def check_algorithm(oracle: Oracle, name: str) -> None:
         check_state(replay, progress)
 
 
-def check_terms(replay: Replay, terms: list[Term], it: int) -> None:
+def check_terms(replay: Replay, terms: list[LossTerm], it: int) -> None:
     """Labels and masks; hard ones exactly."""
     for term, suffix in zip(terms, ("", "_lb"), strict=False):
         soft = term.target.dtype.is_floating_point
@@ -192,7 +192,7 @@ def check_terms(replay: Replay, terms: list[Term], it: int) -> None:
     replay.oracle.expect("out_util", terms[0].weight.mean(), it)
 
 
-def check_losses(replay: Replay, logs: dict[str, Tensor], terms: list[Term], progress: Progress) -> None:
+def check_losses(replay: Replay, logs: dict[str, Tensor], terms: list[LossTerm], progress: Progress) -> None:
     """Each loss on its own, as the step reports it, and in the totals."""
     it, oracle, algorithm = progress.step, replay.oracle, replay.algorithm
     matching = not algorithm.waits(progress)
@@ -226,7 +226,7 @@ def check_losses(replay: Replay, logs: dict[str, Tensor], terms: list[Term], pro
     torch.testing.assert_close(logs["loss"], totals)
 
 
-def term_loss(replay: Replay, who: str, term: Term, progress: Progress) -> Tensor:
+def term_loss(replay: Replay, who: str, term: LossTerm, progress: Progress) -> Tensor:
     short = next(short for short, view in VIEWS.items() if view is term.view)
     role = "labeler" if who == "t" else "student"
     logits = replay.algorithm.adjust(replay.grouped(who, short, progress.step), role, term.view, progress)

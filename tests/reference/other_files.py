@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from stssl.algorithms import DataFacts
 from stssl.algorithms.fixmatch import FixMatch, FixMatchConfig
+from stssl.algorithms.losses import asymmetric
 from stssl.archives.base import time_values
-from stssl.batch import Batch, Progress, Stream, View
-from stssl.labels import LabelSpace
-from stssl.losses import asymmetric
-from stssl.metrics import score
+from stssl.base.batch import Batch, Progress, Stream, View
+from stssl.base.labels import LabelSpace
 from stssl.models import Network, build_network
 from stssl.models.backbones import make_backbone
 from stssl.models.ema import Ema
-from stssl.models.injection import TokenConfig
-from stssl.models.metadata import RawConfig
+from stssl.models.encoders import RawConfig
+from stssl.models.sites import TokenConfig
 from stssl.models.weights import load_weights
-from stssl.optimizers import ScheduleConfig
-from stssl.schema import MISSING_DAY
+from stssl.recipes.optimizers import ScheduleConfig
+from stssl.scoring.metrics import score
 from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
-from stssl.train.optim import clip_gradients, learning_rate, parameter_groups
+from stssl.store.schema import MISSING_DAY
+from stssl.training.optim import clip_gradients, learning_rate, parameter_groups
 
 DISTANCES = {"mse": "mse", "mae": "mae", "cos": "cosine", "none": "none"}
 NETWORK = {"atol": 1e-5, "rtol": 1e-4}
@@ -250,7 +250,7 @@ def e2e_step(oracle: Oracle, h: dict) -> TeacherStudentStep:
         else {"threshold": cut, "absent_below": None, "present_above": None}
     )
     config = FixMatchConfig(soft=not h["hard_label"], temperature=float(h["T"]), **band)
-    facts = DataFacts(torch.full((space.groups, space.ways), 1 / space.ways), 1)
+    facts = DataFacts(torch.full((space.groups, space.choices), 1 / space.choices), 1)
     return TeacherStudentStep(
         student=student,
         teacher=teacher,

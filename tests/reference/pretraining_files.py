@@ -7,13 +7,13 @@ import torch
 from oracle import Oracle
 from torch import nn
 
-from stssl.batch import Progress
-from stssl.optimizers import SgdConfig
-from stssl.pretrain.geography import ClustersConfig
-from stssl.pretrain.moco import PretextConfig
-from stssl.steps import contrastive
-from stssl.steps.contrastive import ContrastiveStep, Pairs
-from stssl.train.optim import make_optimizer
+from stssl.base.batch import Progress
+from stssl.contrastive import step as contrastive
+from stssl.contrastive.geography import ClustersConfig
+from stssl.contrastive.moco import PretextConfig
+from stssl.contrastive.step import ContrastiveStep, Pairs
+from stssl.recipes.optimizers import SgdConfig
+from stssl.training.optim import make_optimizer
 
 
 class Small(nn.Module):
@@ -32,7 +32,7 @@ class Small(nn.Module):
 def built(oracle: Oracle, c: dict) -> ContrastiveStep:
     count = c["G"]
     turns = torch.arange(count) * (2 * math.pi / count)
-    centres = torch.stack([turns.cos(), turns.sin(), torch.zeros(count)], 1)
+    centers = torch.stack([turns.cos(), turns.sin(), torch.zeros(count)], 1)
     config = PretextConfig(
         geo=ClustersConfig(k=count),
         projection=c["dim"],
@@ -45,7 +45,7 @@ def built(oracle: Oracle, c: dict) -> ContrastiveStep:
         alpha_end=float(c["alpha_low"]),
         alpha_schedule="geometric" if c["ml_cpc_alpha_geo"] else "linear",
     )
-    step = ContrastiveStep(Small(c), config, centres, seed=0)
+    step = ContrastiveStep(Small(c), config, centers, seed=0)
     load(step.networks["query"], oracle, "init/encoder_q.")
     load(step.momentum.network, oracle, "init/encoder_k.")
     load(step.networks["geo"], oracle, "init_geo/")

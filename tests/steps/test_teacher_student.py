@@ -10,8 +10,8 @@ from small import CASES, IDS, MEMORY, MULTILABEL, SINGLELABEL, make_algorithm, m
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 
 from stssl.algorithms import ALGORITHMS
-from stssl.batch import IGNORED, Progress, Stream, View
-from stssl.errors import ConfigError
+from stssl.base.batch import IGNORED, Progress, Stream, View
+from stssl.base.errors import ConfigError
 from stssl.steps.teacher_student import LossConfig
 
 every = pytest.mark.parametrize(("name", "space"), CASES, ids=IDS)
@@ -74,7 +74,7 @@ STRICT = {
 
 @every
 def test_nothing_selected_and_a_class_without_labels_give_finite_gradients(name, space):
-    prior = torch.full((space.groups, space.ways), 1 / space.ways)
+    prior = torch.full((space.groups, space.choices), 1 / space.choices)
     prior[0, -1], prior[0, 0] = 0.0, prior[0, 0] + prior[0, -1]
     step = make_step(name, space, prior=prior, **STRICT.get(name, {}))
     assert all(torch.isfinite(torch.tensor(train(step, batches(space, 2)))))
@@ -148,26 +148,26 @@ def test_every_parameter_joins_every_graph(options, site):
 
 def counted(step, monkeypatch):
     """How many images go through each network, with and without gradients."""
-    seen = []
+    outputs = []
     for name, network in step.networks.items():
         network.register_forward_pre_hook(
-            lambda _, given, name=name: seen.append((name, len(given[0]), torch.is_grad_enabled()))
+            lambda _, given, name=name: outputs.append((name, len(given[0]), torch.is_grad_enabled()))
         )
-    return seen
+    return outputs
 
 
 def test_no_view_is_forwarded_twice_and_the_weak_one_without_gradients(monkeypatch):
     step = make_step("fixmatch", MULTILABEL)
-    seen = counted(step, monkeypatch)
+    outputs = counted(step, monkeypatch)
     step(make_batch(MULTILABEL, labeled=4, unlabeled=8), Progress(0, 10))
-    assert seen == [("student", 12, True), ("teacher", 12, True), ("teacher", 8, False)]
+    assert outputs == [("student", 12, True), ("teacher", 12, True), ("teacher", 8, False)]
 
 
 def test_a_supervised_start_looks_at_labels_only(monkeypatch):
     step = make_step("fixmatch", MULTILABEL, supervised_start=3)
-    seen = counted(step, monkeypatch)
+    outputs = counted(step, monkeypatch)
     output = step(make_batch(MULTILABEL), Progress(2, 10))
-    assert seen == [("student", 4, True), ("teacher", 4, True)]
+    assert outputs == [("student", 4, True), ("teacher", 4, True)]
     assert set(output.logs) == {"student_supervised", "teacher_supervised", "loss"}
     assert "student_unlabeled" in step(make_batch(MULTILABEL), Progress(3, 10)).logs
 
@@ -245,10 +245,10 @@ def test_state_is_collected_before_anything_is_matched(name, options):
 def test_labeled_and_unlabeled_views_are_compared_in_the_same_mode(name, monkeypatch):
     """Dropout in one of them only would be a difference between the two sets."""
     step = make_step(name, MULTILABEL, network={"backbone_args": small.VIT | {"drop_path_rate": 0.5}})
-    seen = counted(step, monkeypatch)
+    outputs = counted(step, monkeypatch)
     batch, progress = make_batch(MULTILABEL, labeled=4, unlabeled=8), Progress(0, 10)
     step(batch, progress)
-    assert seen[-1] == ("teacher", 12, False)
+    assert outputs[-1] == ("teacher", 12, False)
     whole, parts = step.plan(batch, progress, 1)[0], step.plan(batch, progress, 2)
     for number, term in enumerate(whole.terms):
         torch.testing.assert_close(term.weight, torch.cat([part.terms[number].weight for part in parts]))
@@ -271,9 +271,9 @@ def test_pseudo_labels_are_measured_against_the_truth():
     step, batch = make_step("fixmatch", SINGLELABEL), make_batch(SINGLELABEL, unlabeled=16)
     logs = step(batch, Progress(0, 10)).logs
     weak = step.networks["teacher"](batch.images[View.UNLABELED_WEAK], batch.metadata[View.UNLABELED_WEAK.stream])
-    top, ways = weak.logits.softmax(-1).max(-1)
+    top, choices = weak.logits.softmax(-1).max(-1)
     chosen = top >= small.FAST["fixmatch"]["threshold"]
-    right = chosen & (ways == batch.truth[:, 0])
+    right = chosen & (choices == batch.truth[:, 0])
     assert 0 < chosen.sum() < 16
     for name, expected in (("rate", chosen), ("claimed", chosen), ("right", right), ("actual", torch.ones(16))):
         torch.testing.assert_close(logs[f"pseudo_{name}"], expected.float().mean())
@@ -335,7 +335,7 @@ def test_batchnorm_statistics_come_from_gradient_passes_only():
     }
     with_weak = make_step("fixmatch", MULTILABEL, network=network)
     without = make_step("fixmatch", MULTILABEL, network=network)
-    without._peek = lambda *_: {view: torch.zeros(8, 5, 2) for view in without.algorithm.views}
+    without._training_logits = lambda *_: {view: torch.zeros(8, 5, 2) for view in without.algorithm.views}
     for step in (with_weak, without):
         step(make_batch(MULTILABEL), Progress(0, 10))
     for (key, one), (_, other) in zip(

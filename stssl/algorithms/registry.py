@@ -1,0 +1,39 @@
+"""Import the algorithms that `names.NAMES` lists, and join their configurations to one type for recipes."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Union
+
+from pydantic import Field
+
+from stssl.algorithms.base import Algorithm, BaseAlgorithmConfig
+from stssl.algorithms.names import NAMES
+
+
+def import_algorithm(name: str) -> type[Algorithm]:
+    """Import an algorithm's file and return the subclass of `Algorithm` that it defines.
+
+    Raises:
+        TypeError: The file defines none or several, or its configuration has another name.
+    """
+    module = import_module(f"stssl.algorithms.{name}")
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+    found = [value for value in own if isinstance(value, type) and issubclass(value, Algorithm)]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} must define one subclass of Algorithm, not {len(found)}")
+    named = found[0].config_type.model_fields["name"].default
+    if named != name:
+        raise TypeError(f"{module.__name__}: config_type.name must be '{name}', not {named!r}")
+    return found[0]
+
+
+ALGORITHMS: dict[str, type[Algorithm]] = {name: import_algorithm(name) for name in NAMES}
+"""Class of each algorithm by name."""
+
+if TYPE_CHECKING:
+    AlgorithmConfig = BaseAlgorithmConfig
+else:
+    # Type checkers know no union that is made at run time; what recipes read of it is in the base class.
+    AlgorithmConfig = Annotated[
+        Union[tuple(kind.config_type for kind in ALGORITHMS.values())],  # noqa: UP007
+        Field(discriminator="name"),
+    ]

@@ -1,0 +1,33 @@
+"""Examine runs and recipes: probe features, report and draw scores, and plan what a recipe will cost.
+
+`probe` scores a pretrained backbone, `report` writes a page about runs with `figures` and `page`, and `planning`
+measures steps for the estimates of `costs`.
+
+The names below are imported when they are first used, since they need torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stssl.analysis.costs import CostEstimate, Machines, describe_costs
+    from stssl.analysis.planning import plan
+    from stssl.analysis.probe import Probed, probe_run
+    from stssl.analysis.report import write_report
+
+__all__ = ["CostEstimate", "Machines", "Probed", "describe_costs", "plan", "probe_run", "write_report"]
+
+_MODULES = {
+    "costs": ("CostEstimate", "Machines", "describe_costs"),
+    "planning": ("plan",),
+    "probe": ("Probed", "probe_run"),
+    "report": ("write_report",),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first used."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

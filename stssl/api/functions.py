@@ -1,0 +1,296 @@
+"""The functions of the package, in the order in which they are used."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stssl.api.progress import counting, default_console, run_with_progress
+from stssl.api.run import Run, Scores
+from stssl.base.config import load_tree
+from stssl.base.errors import ConfigError
+from stssl.recipes.catalog import find_recipe, recipe_names
+from stssl.recipes.pretraining import PretrainRecipe, kind_of
+from stssl.recipes.recipe import Recipe, RunRecipe, load_as
+
+__all__ = [
+    "convert",
+    "evaluate",
+    "load_recipe",
+    "open_store",
+    "plan",
+    "pretrain",
+    "probe",
+    "recipe_names",
+    "report",
+    "sweep",
+    "synthesize",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from stssl.analysis.costs import CostEstimate
+    from stssl.analysis.probe import Probed
+    from stssl.archives.conversion import Summary
+    from stssl.store.store import Store
+    from stssl.sweeps.run import SweepFiles
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, smoke: bool = False) -> RunRecipe:
+    """Load a recipe for training or pretraining.
+
+    Args:
+        name: Name of a recipe of the package (see `recipe_names`), or path of a YAML file.
+        overrides: Changes such as `"labels.per_class=5"`.
+        smoke: True to shrink the run to seconds: four steps, no Ray, no hub.
+
+    Raises:
+        ConfigError: There is no such recipe, or a key or value is wrong; names the key and what is allowed.
+    """
+    path = find_recipe(name)
+    return load_as(kind_of(load_tree(path)), path, overrides, smoke)
+
+
+def synthesize(out: str | Path, patches: int = 2000, seed: int = 0, *, progress: bool | None = None) -> Path:
+    """Write a synthetic archive in the file layout of BigEarthNet v1.0.
+
+    Args:
+        out: Folder to write.
+        patches: Number of patches.
+        seed: The same seed writes the same bytes.
+        progress: False shows no progress.
+
+    Returns:
+        The folder.
+    """
+    from stssl.archives.synthetic import synthesize as write
+
+    with counting(default_console(progress), "write", "patches") as follow:
+        return write(Path(out), patches, seed, progress=follow)
+
+
+def convert(
+    source: str,
+    archive: str | Path,
+    store: str | Path,
+    *,
+    codec: str = "lz4",
+    shard: int = 512,
+    limit: int | None = None,
+    strict: bool = False,
+    workers: int | None = 0,
+    progress: bool | None = None,
+    **about: object,
+) -> "Summary":
+    """Convert an archive to a Zarr store. The same call resumes a conversion that was interrupted.
+
+    Args:
+        source: Format: `bigearthnet-v1`, `bigearthnet-v2`, `eurosat`, `eurosat-ms` or `manifest`.
+        archive: Folder or file of the archive.
+        store: Folder or URL to write.
+        codec: `lz4`, `zstd` or `none`.
+        shard: Patches in a shard file.
+        limit: Convert the first patches only.
+        strict: Stop at the first bad patch.
+        workers: Ray tasks at a time; 0 converts in this process, None uses all CPUs.
+        progress: False shows no progress.
+        **about: Options of the format, such as `coordinates=` or `size=`: those of `stssl convert FORMAT`.
+
+    Returns:
+        What was done: counts of patches, shards and problems.
+
+    Raises:
+        ConfigError: Unknown format, codec or option.
+        DataError: No such archive, or the store belongs to another conversion.
+    """
+    from stssl.archives.conversion import Options
+    from stssl.archives.conversion import convert as write
+
+    options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers)
+    with counting(default_console(progress), "convert", "shards") as follow:
+        return write(source, archive, store, options, follow, **about)
+
+
+def open_store(path: str | Path) -> "Store":
+    """Open a store that `convert` wrote.
+
+    Args:
+        path: Folder or URL.
+
+    Returns:
+        The store: `store.column("lat")`, `store.read([0, 1], ["B04"])`, `store.to_xarray()`.
+
+    Raises:
+        DataError: It is no store, or it is damaged.
+    """
+    from stssl.store.store import Store
+
+    return Store.open(path)
+
+
+def train(recipe: RunRecipe | str | Path, *, progress: bool | None = None) -> Run:
+    """Train a recipe to its end. The same call resumes a run that was interrupted, and returns a finished one at once.
+
+    Args:
+        recipe: What `load_recipe` returns, or a recipe's name or path.
+        progress: False shows no progress.
+
+    Raises:
+        StsslError: The recipe, the data or the machine does not allow it, or training failed; says why.
+    """
+    return _carried_out(recipe, Recipe, progress)
+
+
+def pretrain(recipe: RunRecipe | str | Path, *, progress: bool | None = None) -> Run:
+    """Pretrain a backbone without labels. Training starts from it with `model.weights=run:FOLDER`.
+
+    Args:
+        recipe: What `load_recipe` returns, or a recipe's name or path.
+        progress: False shows no progress.
+
+    Raises:
+        StsslError: The recipe, the data or the machine does not allow it, or training failed; says why.
+    """
+    return _carried_out(recipe, PretrainRecipe, progress)
+
+
+def _carried_out(recipe: RunRecipe | str | Path, kind: type[RunRecipe], progress: bool | None) -> Run:
+    given = recipe if isinstance(recipe, RunRecipe) else load_recipe(recipe)
+    if not isinstance(given, kind):
+        other = "stssl.pretrain" if kind is Recipe else "stssl.train"
+        raise ConfigError(f"{given.name} is a recipe of {given.what}, not of {kind.what}: use {other}")
+    return Run.open(run_with_progress(default_console(progress), given))
+
+
+def evaluate(
+    run: Run | str | Path,
+    part: str = "test",
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    store: str | None = None,
+) -> Scores:
+    """Score a run's networks on a part of its split, and write the scores into its folder.
+
+    Args:
+        run: A run or its folder.
+        part: `train`, `validation` or `test`.
+        checkpoint: `best` or `last`.
+        device: `cpu`, `cuda` or `auto`.
+        store: Where the run's store lies now, if not where it was.
+
+    Returns:
+        Scores by network and name, such as `scores["student"]["accuracy"]`.
+
+    Raises:
+        StsslError: There is no such run, part or checkpoint, or the store is another one.
+    """
+    from stssl.training.trained_run import evaluate_run
+
+    return evaluate_run(_folder(run), part, checkpoint, device, store)
+
+
+def probe(
+    run: Run | str | Path,
+    labels: Sequence[str] = ("all",),
+    seed: int = 0,
+    *,
+    random: bool = False,
+    fine_tune: bool = False,
+    overrides: Iterable[str] = (),
+) -> "Probed":
+    """Measure what the features of a pretrained backbone are worth: linear layer and k-NN.
+
+    Args:
+        run: A pretraining run or its folder.
+        labels: How many labels each probe uses: `all`, `fraction=F`, `per-class=N` or `total=N`.
+        seed: Seed of the draw of labels.
+        random: True probes random weights: the control.
+        fine_tune: True trains the whole network too.
+        overrides: Changes of the probe's own settings, such as `"epochs=50"`.
+
+    Returns:
+        Rows with validation and test scores, and the file that holds them.
+
+    Raises:
+        StsslError: It is no pretraining run, or it has no checkpoint, or there are no labels.
+    """
+    from stssl.analysis.probe import probe_run
+
+    return probe_run(_folder(run), labels, seed, random=random, fine_tune=fine_tune, overrides=overrides)
+
+
+def sweep(
+    file: str | Path, overrides: Iterable[str] = (), *, top: int = 0, seeds: int = 5, progress: bool | None = None
+) -> "SweepFiles":
+    """Search recipe keys. The same call resumes a sweep that was interrupted.
+
+    Args:
+        file: Name of a sweep of the package, such as `sweeps/cpu`, or path of a YAML file.
+        overrides: Changes such as `"trials=20"` or `"change.labels.per_class=5"`.
+        top: Train so many of the best trials again with other seeds; 0 trains none.
+        seeds: Number of seeds for each of them.
+        progress: False shows no line for a trial that ends.
+
+    Returns:
+        Paths of the best recipe and of the report.
+
+    Raises:
+        StsslError: The sweep file is wrong, or no trial came to a validation.
+    """
+    from stssl.sweeps.run import sweep as search
+
+    console = default_console(progress)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return search(find_recipe(file), overrides, say, top, seeds)
+
+
+def plan(
+    recipe: RunRecipe | str | Path,
+    *,
+    nodes: int = 1,
+    gpus_per_node: int | None = None,
+    link: float = 10.0,
+    steps: int = 5,
+) -> "CostEstimate":
+    """Predict a run's time, memory and traffic from a few real steps on this machine.
+
+    Args:
+        recipe: What `load_recipe` returns, or a recipe's name or path.
+        nodes: Number of machines.
+        gpus_per_node: Workers on each; None divides the recipe's workers among the machines.
+        link: Network between machines in Gbit/s.
+        steps: Number of steps that are timed.
+
+    Raises:
+        StsslError: The recipe is wrong, or a step does not fit into memory.
+    """
+    from stssl.analysis.planning import machines_for
+    from stssl.analysis.planning import plan as estimate
+
+    given = recipe if isinstance(recipe, RunRecipe) else load_recipe(recipe)
+    return estimate(given, machines_for(given, nodes, gpus_per_node, link), steps)
+
+
+def report(runs: Sequence[Run | str | Path], out: str | Path = "report.html") -> Path:
+    """Write one HTML page about runs: scores, curves, classes, maps of errors, recipes.
+
+    Args:
+        runs: Runs or their folders.
+        out: File to write.
+
+    Returns:
+        Absolute path of the page.
+
+    Raises:
+        StsslError: None of the folders is a run's.
+    """
+    from stssl.analysis.report import write_report
+
+    return write_report([_folder(run) for run in runs], Path(out))
+
+
+def _folder(run: Run | str | Path) -> Path:
+    return run.path if isinstance(run, Run) else Path(run)

@@ -1,0 +1,194 @@
+"""Show progress bars and tables of scores: in a terminal, in a notebook, or as lines in a file."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from importlib.util import find_spec
+from math import isfinite
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from stssl.analysis.probe import ProbeResult
+from stssl.archives.conversion import Summary
+from stssl.recipes.recipe import RunRecipe
+from stssl.store.schema import printable
+from stssl.training.launch import Watch, check_run, run
+from stssl.training.run_files import MetricsRow
+from stssl.training.run_folder import RunFolder
+
+EVERY = 10
+"""Percent after which output to a file or pipe gets a new line."""
+
+Follow = Callable[[int, int | None, str], None]
+"""A function that shows progress: takes the number of things done, the number of all, and a note."""
+
+
+class _Lines:
+    """Show progress in whole lines, for files and pipes: what is done, the time it took, the time left."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self.console, self.what, self.begun, self.shown = console, what, time.monotonic(), -1
+
+    def update(self, done: int, total: int | None, note: str) -> None:
+        """Write a line if another `EVERY` percent are done.
+
+        Args:
+            done: Number of things done.
+            total: Number of all things; None if it is not known yet.
+            note: Text after the numbers.
+        """
+        reached = 100 * done // total // EVERY if total else -1
+        if not total or reached <= self.shown:
+            return
+        self.shown, spent = reached, time.monotonic() - self.begun
+        left = f", {_clock(spent / done * (total - done))} left" if 0 < done < total else ""
+        self.say(f"{100 * done // total:3d} %, {done}/{total} {note}, {_clock(spent)} elapsed{left}")
+
+    def say(self, words: str) -> None:
+        """Write one line and flush it, so that a reader of the pipe sees it at once."""
+        if not self.console.quiet:
+            print(f"{self.what}: {words}", file=self.console.file, flush=True)
+
+
+def default_console(shown: bool | None = None) -> Console:
+    """Make a console on stderr.
+
+    Args:
+        shown: False makes one that shows nothing; None and True make one that shows progress.
+    """
+    return Console(stderr=True, quiet=shown is False)
+
+
+def _has_bars(console: Console) -> bool:
+    """Return True where a bar can move: in a terminal, and in a notebook with ipywidgets, which rich needs there."""
+    if console.is_jupyter:
+        return find_spec("ipywidgets") is not None
+    return console.file.isatty() and not console.is_dumb_terminal
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+@contextlib.contextmanager
+def _following(console: Console, what: str, total: int | None, note: str, first: str = "") -> Iterator[Follow]:
+    """Show a bar on a terminal and lines elsewhere; yield the function that moves it on.
+
+    Args:
+        console: Where to show it.
+        what: Verb before the bar.
+        total: Number of all things; None if it is not known yet.
+        note: First text behind the bar.
+        first: Line to write at once where there is no bar.
+    """
+    if not _has_bars(console):
+        lines = _Lines(console, what)
+        if first:
+            lines.say(first)
+        yield lines.update
+        return
+    columns = [TextColumn("{task.description:<8}"), BarColumn(bar_width=20), MofNCompleteColumn()]
+    times = [TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True)]
+    with Progress(*columns, *times, TextColumn("{task.fields[note]}"), console=console) as bar:
+        task = bar.add_task(what, total=total, note=note)
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+
+@contextlib.contextmanager
+def training_progress(console: Console, steps: int, workers: bool = True) -> Iterator[Watch]:
+    """Show the progress of a run; yield the function that takes each row of its metrics.
+
+    Args:
+        console: Where to show it.
+        steps: Steps of the run.
+        workers: True if Ray starts workers first.
+    """
+    notes: dict[str, str] = {}
+    first = "starting workers" if workers else "starting"
+    with _following(console, "train", steps, first, first) as follow:
+
+        def watch(row: MetricsRow) -> None:
+            if row["kind"] == "train":
+                notes["loss"] = f"loss {row['loss']:.3f}" if row.get("loss") is not None else ""
+            else:
+                name = "mAP" if "mAP" in row else "accuracy"
+                if row.get(name) is not None:
+                    notes["score"] = f"{name} {row[name]:.3f}"
+            follow(row["step"], steps, ", ".join(notes.values()))
+
+        yield watch
+
+
+def run_with_progress(console: Console, recipe: RunRecipe) -> Path:
+    """Run a recipe under a progress bar, or say that its run is finished; return the run's folder."""
+    folder = RunFolder.of(recipe)
+    done = folder.finished() if folder.refuse_others(recipe) else None
+    if done:
+        best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
+        console.print(f"This run is finished: {done['steps']} steps{best}.")
+        return folder.path
+    check_run(folder.recipe_to_build(recipe))  # before a bar: what is wrong is the only line then
+    with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
+        return run(recipe, watch, checked=True).path
+
+
+def probe_table(rows: list[ProbeResult]) -> Table:
+    """Make a table of scores on test, one line for each method and number of labels."""
+    scores = [name for name in ("mAP", "mAP_micro", "accuracy", "balanced_accuracy", "F1") if name in rows[0]["test"]]
+    table = Table(title="test")
+    for name in ("weights", "method", "labels", *scores):
+        table.add_column(name, justify="right" if name in scores else "left")
+    for row in rows:
+        values = [row["test"].get(name) for name in scores]
+        table.add_row(
+            *(Text(printable(row[name])) for name in ("weights", "method")),
+            Text(printable(f"{row['labels']} ({row['labeled']:,})")),
+            *map(_shown, values),
+        )
+    return table
+
+
+def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """Make a table with networks as columns and scores as rows."""
+    table = Table(title=title)
+    table.add_column("score")
+    for network in results:
+        table.add_column(network, justify="right")
+    for name in dict.fromkeys(name for scores in results.values() for name in scores):
+        values = [scores.get(name) for scores in results.values()]
+        table.add_row(name, *map(_shown, values))
+    return table
+
+
+def _shown(score: float | None) -> str:
+    return "-" if score is None or not isfinite(score) else f"{score:.4f}"
+
+
+@contextlib.contextmanager
+def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar that counts; yield a function that takes the number of things done and of all things.
+
+    Args:
+        console: Where to show it.
+        what: Verb before the bar.
+        unit: Name of the things.
+    """
+    with _following(console, what, None, unit) as follow:
+        yield lambda done, total: follow(done, total, unit)
+
+
+def conversion_summary(summary: Summary) -> str:
+    """Describe in a few lines what a conversion did."""
+    lines = [f"{summary.patches:,} patches in {summary.shards} shards, {summary.converted} of them converted now"]
+    lines += [f"  {printable(note)}" for note in summary.notes]
+    for error, count in summary.errors.items():
+        example = f" (such as {printable(summary.examples[error], 200)})" if error in summary.examples else ""
+        lines.append(f"  {error}: {count:,}{example}")
+    if summary.errors:
+        lines.append(f"  each is listed in {summary.report}")
+    return "\n".join(lines)

@@ -1,0 +1,326 @@
+"""Convert archives to stores: each shard is one Ray task, which alone writes that shard, and any task can be repeated.
+
+`stssl.store.writer` decides what is written and in which order, the archive what is read. This module brings them
+together and spreads the shards over the cluster.
+"""
+
+import csv
+import hashlib
+import io
+import itertools
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stssl.archives.base import Archive, OnProgress
+from stssl.archives.options import options_of
+from stssl.archives.registry import ARCHIVES
+from stssl.base.errors import ConfigError, DataError, RunError
+from stssl.base.json_types import JsonObject
+from stssl.base.ray_session import connected_ray
+from stssl.store.files import sole_writer, writing
+from stssl.store.remote import is_remote
+from stssl.store.schema import SHARD, Patch
+from stssl.store.store import Store
+from stssl.store.verification import Findings, verify
+from stssl.store.writer import CODECS, StorePlan, Writer
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Summarize a conversion.
+
+    Attributes:
+        store: Path or URL of the store.
+        patches: Rows of the store.
+        shards: Shards of the store.
+        converted: Shards written now; the others exist from an earlier, interrupted conversion.
+        errors: Name of each error and how often it occurred.
+        report: Path of the CSV that lists the errors.
+        examples: Name of each error, the first patch that has it, and what is wrong with it.
+        notes: Remarks of the archive, one line each: columns read and not read, unlabeled rows.
+    """
+
+    store: str
+    patches: int
+    shards: int
+    converted: int
+    errors: dict[str, int]
+    report: str
+    examples: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """Set how to convert: codec, shard size, limits, workers.
+
+    Attributes:
+        codec: `lz4`, `zstd` or `none`.
+        shard: Patches in a shard.
+        limit: Convert only the first patches, this many.
+        strict: True to stop at the first bad patch.
+        workers: CPUs of a local Ray; None takes all, 0 converts in this process without Ray.
+        address: Address of a Ray cluster.
+    """
+
+    codec: str = "lz4"
+    shard: int = SHARD
+    limit: int | None = None
+    strict: bool = False
+    workers: int | None = None
+    address: str | None = None
+
+
+def convert(
+    source: str,
+    archive: str | Path,
+    store: str | Path,
+    options: Options = Options(),
+    progress: OnProgress | None = None,
+    **about: object,
+) -> Summary:
+    """Convert an archive to a store; the same call resumes an interrupted conversion.
+
+    Args:
+        source: Name of the archive format, a key of `ARCHIVES`.
+        archive: Folder or file of the archive.
+        store: Folder or URL to write.
+        options: Codec, shard size, limit, strictness, workers.
+        progress: Called with the number of finished shards and of all shards.
+        **about: The format's own options, such as `coordinates`; None is as if it were not given.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ConfigError: Unknown format, codec or option.
+        DataError: There is no such archive, the store belongs to another conversion or is being written, or, with
+            `strict`, a patch is bad.
+        RunError: Ray cannot be reached, or its workers keep dying.
+    """
+    if options.codec not in CODECS:
+        raise ConfigError(f"unknown codec '{options.codec}'. Known: {', '.join(CODECS)}.")
+    opened = open_archive(source, archive, **about)
+    target = str(store) if is_remote(str(store)) else str(Path(store).absolute())
+    plan = make_plan(source, opened, options, about)
+    job = Job(opened, Writer(target, plan), options.strict, Path(archive).absolute())
+    with sole_writer(target):
+        with writing(target):
+            job.writer.prepare()
+            missing = job.writer.missing()
+        done = plan.shards - len(missing)
+        for _ in run_shards(job, missing, options):
+            done += 1
+            if progress:
+                progress(done, plan.shards)
+        with writing(target):
+            errors = job.writer.finish()
+    report = job.writer.beside.path(job.writer.report)
+    examples = _examples(job.writer) if errors else {}
+    return Summary(target, plan.patches, plan.shards, len(missing), errors, report, examples, tuple(opened.notes))
+
+
+def _examples(writer: Writer) -> dict[str, str]:
+    """Find the first patch of each error in the report; empty if the report was removed."""
+    found: dict[str, str] = {}
+    text = (writer.beside.read(writer.report) or b"").decode("utf-8", "replace")
+    for name, error, words in itertools.islice(csv.reader(io.StringIO(text, newline="")), 1, None):
+        found.setdefault(error, words if name in words else f"{name}: {words}")
+    return found
+
+
+def open_archive(source: str, archive: str | Path, **about: object) -> Archive:
+    """Open an archive, which lists its patches.
+
+    Args:
+        source: Name of the archive format.
+        archive: Folder or file.
+        **about: The format's own options; None is as if it were not given.
+
+    Raises:
+        ConfigError: Unknown format, or an option that it does not have.
+        DataError: There is no such archive.
+    """
+    if source not in ARCHIVES:
+        raise ConfigError(f"unknown archive format '{source}'. Known: {', '.join(ARCHIVES)}.")
+    path = Path(archive).absolute()  # Workers of a cluster have another working folder.
+    if not path.exists():
+        raise DataError(f"there is no archive at {archive}")
+    given = {
+        name: value.absolute() if isinstance(value, Path) else value
+        for name, value in about.items()
+        if value is not None
+    }
+    known = [option.name for option in options_of(source)]
+    strangers = sorted(set(given) - set(known))
+    if strangers:
+        raise ConfigError(f"{source} has no option {', '.join(strangers)}. It has: {', '.join(known) or 'none'}.")
+    return ARCHIVES[source](path, **given)
+
+
+def make_plan(source: str, archive: Archive, options: Options, about: Mapping[str, object]) -> StorePlan:
+    """Plan the store of an archive, with the identity that tells this conversion from another.
+
+    Args:
+        source: Name of the archive format.
+        archive: The open archive.
+        options: Codec, shard size and limit.
+        about: Options of the archive format.
+    """
+    patches = min(len(archive.names), options.limit or len(archive.names))
+    for name in archive.names[:patches]:
+        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
+            raise DataError(f"the name of {name.encode('utf-8', 'backslashreplace').decode()} is not UTF-8. Rename it.")
+    identity: JsonObject = {
+        "format": source,
+        "archive": {**archive.about},
+        "patches": patches,
+        "names": hashlib.blake2b("\n".join(archive.names[:patches]).encode(), digest_size=16).hexdigest(),
+        "options": {"codec": options.codec, "shard": options.shard, "limit": options.limit},
+        "about": {name: value for name, value in about.items() if isinstance(value, str | int | float)},
+    }
+    return StorePlan(
+        patches=patches,
+        shard=options.shard,
+        codec=options.codec,
+        arrays=archive.arrays,
+        maps=archive.maps,
+        columns=archive.columns,
+        label_sets=archive.label_sets,
+        splits=archive.splits,
+        statistics_split=archive.statistics_split,
+        identity=identity,
+        attributes=dict(archive.attributes),
+    )
+
+
+def verify_store(
+    store: str | Path, archive: str | Path | None = None, progress: OnProgress | None = None, **about: object
+) -> Findings:
+    """Check a store's checksums, hashes and counts, and compare every pixel with its archive if that is given.
+
+    Args:
+        store: Path or URL.
+        archive: Folder or file that it was converted from.
+        progress: Called with the number of checked and of all patches.
+        **about: Paths that the conversion was given as the format's options; a store does not keep them.
+
+    Raises:
+        DataError: There is no finished store, or no such archive.
+    """
+    if archive is None:
+        return verify(store, progress=progress)
+    conversion = {"about": {}, "patches": 0} | Store.open(store).attrs["conversion"]
+    original = open_archive(conversion["format"], archive, **(conversion["about"] | about))
+    if len(original.names) < conversion["patches"]:
+        words = f"{archive} has {len(original.names)} patches, and {store} was converted from {conversion['patches']}"
+        return Findings(0, 0, (words,))
+    return verify(store, original.read, lambda row: original.names[row], progress)
+
+
+@dataclass
+class Job:
+    """Hold all that a task needs to convert a shard.
+
+    Attributes:
+        archive: The open archive.
+        writer: Writer of the store.
+        strict: True to stop at the first bad patch.
+        root: Path of the archive, which every node must see.
+    """
+
+    archive: Archive
+    writer: Writer
+    strict: bool
+    root: Path
+
+    def convert_shard(self, shard: int) -> int:
+        """Read a shard's patches, write the shard, and return its number.
+
+        Raises:
+            DataError: This node does not see the archive, or, with `strict`, a patch is bad.
+        """
+        rows = self.writer.plan.rows(shard)
+        names = [self.archive.names[row] for row in rows]
+        patches = [self._read(row) for row in rows]
+        if not self.root.exists():
+            # Else every patch that could not be found would be stored as a bad one.
+            raise DataError(
+                f"{self.root} is not there on {socket.gethostname()}. The archive must lie where every node of the "
+                "cluster sees it; run the same `stssl convert` again then."
+            )
+        for name, patch in zip(names, patches, strict=True):
+            # Checked only now, so that the error of a missing archive comes before those of its patches.
+            if patch.problems and self.strict:
+                code, words = patch.problems[0]
+                raise DataError(f"patch {name}: {code}: {words}. Without --strict it would be listed and passed over.")
+        self.writer.write_shard(shard, names, patches)
+        return shard
+
+    def _read(self, row: int) -> Patch:
+        """Read one patch; one that the system cannot read becomes a bad patch."""
+        try:
+            return self.archive.read(row)
+        except OSError as error:
+            return Patch(problems=[("unreadable", f"{type(error).__name__}: {error.strerror}")])
+
+
+def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
+    """Convert shards here or as Ray tasks, and yield the number of each when it is done.
+
+    Args:
+        job: Archive and writer.
+        shards: Numbers of the shards to convert.
+        options: Number of workers, and the address of a cluster.
+
+    Raises:
+        DataError: A task failed.
+        RunError: Workers keep dying.
+    """
+    if options.workers == 0 or not shards:
+        for shard in shards:
+            yield job.convert_shard(shard)
+        return
+    import ray
+
+    with connected_ray(options.address, cpus=options.workers):
+        # In a list, so that a task gets the reference: each worker unpacks the archive's listing once, not per shard.
+        shared = [ray.put(job)]
+        task = ray.remote(max_retries=3)(_task)
+        # Taken from the end, so that the first shards are converted first.
+        waiting = list(reversed(shards))
+        flying: list[ray.ObjectRef[int]] = []
+        # Two for each CPU keep all busy; all at once would queue an object for each shard in Ray.
+        most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]  # Ray has no types here
+        while waiting or flying:
+            while waiting and len(flying) < most:
+                flying.append(task.remote(shared, waiting.pop()))
+            ready, flying = ray.wait(flying, num_returns=1)
+            try:
+                yield from ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                # Ray's error holds the worker's traceback; a user's mistake should be one line.
+                raise (DataError(str(error.cause)) if isinstance(error.cause, DataError) else error) from None
+            except ray.exceptions.RayError as error:
+                words = " ".join(str(error).split())[:300]
+                raise RunError(
+                    f"workers died again and again ({words}). Finished shards are kept: run the same command again, "
+                    "with fewer --workers or a smaller --shard if memory ran out."
+                ) from None
+
+
+_jobs: dict[object, Job] = {}
+
+
+def _task(shared: list[Any], shard: int) -> int:
+    """Convert a shard in a Ray worker, which keeps the job between its tasks."""
+    import ray
+
+    if shared[0] not in _jobs:
+        # A worker serves one conversion at a time, and an archive's listing takes much memory.
+        _jobs.clear()
+        _jobs[shared[0]] = ray.get(shared[0])
+    return _jobs[shared[0]].convert_shard(shard)

@@ -1,0 +1,81 @@
+"""Write the image files of example archives: patches whose pixels all have one value in each band."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from affine import Affine
+
+from stssl.archives.places import crs_of, from_degrees
+from stssl.archives.sentinel2 import GSD, PATCH_SIDE, RESOLUTION
+
+EPSG = 32633
+"""UTM zone 33 N, which the places of the examples lie in."""
+
+
+@dataclass(frozen=True)
+class ExampleGrid:
+    """Locate an example patch in UTM zone 33 N.
+
+    Attributes:
+        ulx: Easting of its upper left corner in meters.
+        uly: Northing of its upper left corner in meters.
+        side: Width and height in meters.
+    """
+
+    ulx: float
+    uly: float
+    side: float
+
+
+def grid_around(lat: float, lon: float, side: float) -> ExampleGrid:
+    """Return the square of whole meters whose center lies at a place.
+
+    Args:
+        lat: Degrees north.
+        lon: Degrees east.
+        side: Width and height in meters.
+    """
+    x, y = (round(float(value[0])) for value in from_degrees(EPSG, lat, lon))
+    return ExampleGrid(x - side / 2, y + side / 2, side)
+
+
+def write_bands(path: Path, values: Sequence[int], size: int, grid: ExampleGrid) -> None:
+    """Write a GeoTIFF of 16-bit unsigned bands.
+
+    Args:
+        path: File to write; its folder is made.
+        values: For each band the value of all its pixels.
+        size: Width and height in pixels.
+        grid: Its place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    step = grid.side / size
+    options = {"driver": "GTiff", "width": size, "height": size, "count": len(values), "dtype": "uint16"}
+    transform = Affine(step, 0, grid.ulx, 0, -step, grid.uly)
+    with rasterio.MemoryFile() as memory:
+        with memory.open(crs=crs_of(EPSG), transform=transform, **options) as file:
+            for number, value in enumerate(values, 1):
+                file.write(np.full((size, size), value, np.uint16), number)
+        path.write_bytes(memory.read())
+
+
+def write_patch_folder(folder: Path, values: Mapping[str, int], place: tuple[float, float]) -> ExampleGrid:
+    """Write a patch in BigEarthNet's layout: one file `<folder>/<folder's name>_<band>.tif` for each band.
+
+    Args:
+        folder: Folder of the patch.
+        values: For each of the twelve bands the value of all its pixels.
+        place: Latitude and longitude of the center in degrees.
+
+    Returns:
+        Where the patch lies.
+    """
+    grid = grid_around(*place, side=PATCH_SIDE)
+    for array, bands in RESOLUTION.items():
+        for band in bands:
+            path = folder / f"{folder.name}_{band}.tif"
+            write_bands(path, [values[band]], int(PATCH_SIDE / GSD[array]), grid)
+    return grid

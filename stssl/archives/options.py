@@ -1,0 +1,126 @@
+"""Read the options that archive formats declare in their constructors, for Python and the command line alike."""
+
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
+
+from stssl.archives.base import ArchiveFormat, Option
+from stssl.archives.registry import ARCHIVES
+from stssl.base.errors import ConfigError
+
+Kind = Literal["text", "integer", "number", "switch", "path", "folders"]
+_KINDS: dict[object, Kind] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "switch",
+    Path: "path",
+    Mapping[str, Path]: "folders",
+}
+
+
+@dataclass(frozen=True)
+class FormatOption:
+    """Describe one option of one or more archive formats.
+
+    Attributes:
+        name: Name of the constructor's parameter.
+        flag: Name on the command line, with two hyphens.
+        kind: Type of its value; `folders` is repeated as NAME=FOLDER.
+        help: One line on what it is for.
+    """
+
+    name: str
+    flag: str
+    kind: Kind
+    help: str
+
+    def parsed(self, given: object) -> object:
+        """Turn what the command line gave into the type that the constructor takes.
+
+        Args:
+            given: The option's value, a list for `folders`; None if it was not given.
+
+        Raises:
+            ConfigError: Words of `folders` are not NAME=FOLDER, or name a folder that does not exist.
+        """
+        if given is None:
+            return None
+        if self.kind == "folders":
+            return named_folders(given if isinstance(given, list | tuple) else [given], self.flag)
+        return Path(str(given)) if self.kind == "path" else given
+
+
+def options_of(name: str) -> tuple[FormatOption, ...]:
+    """List the options of a format in the order of its constructor's parameters.
+
+    Args:
+        name: Name of the format.
+
+    Raises:
+        TypeError: A parameter declares no `Option`, or has a type that no option has.
+    """
+    constructor: ArchiveFormat = ARCHIVES[name]
+    hints = get_type_hints(constructor.__init__, include_extras=True)  # type: ignore[misc]  # of the class it is
+    return tuple(
+        _declared(f"{name}: parameter {parameter}", parameter, hint)
+        for parameter, hint in hints.items()
+        if parameter not in ("archive", "return")
+    )
+
+
+def all_options() -> tuple[FormatOption, ...]:
+    """List the options of all formats, each once; its help names the formats that have it."""
+    formats: dict[str, list[str]] = {}
+    found: dict[str, FormatOption] = {}
+    for name in ARCHIVES:
+        for option in options_of(name):
+            formats.setdefault(option.name, []).append(name)
+            found.setdefault(option.name, option)
+    return tuple(
+        FormatOption(name, option.flag, option.kind, f"{', '.join(formats[name])}: {option.help}")
+        for name, option in found.items()
+    )
+
+
+def _declared(where: str, name: str, hint: object) -> FormatOption:
+    """Read the declaration of one parameter from its annotation."""
+    base, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    declared = next((extra for extra in extras if isinstance(extra, Option)), None)
+    # `Path | None` and `Optional[Path]` have different origins.
+    if get_origin(base) in (Union, types.UnionType):
+        (base,) = (part for part in get_args(base) if part is not type(None))
+    if declared is None or base not in _KINDS:
+        known = ", ".join(sorted(str(kind) for kind in _KINDS))
+        raise TypeError(f"{where} must be annotated with an Option and one of the types {known}")
+    flag = f"--{(declared.flag or name).replace('_', '-')}"
+    return FormatOption(name, flag, _KINDS[base], declared.help)
+
+
+def named_folders(words: Sequence[object], flag: str = "--split") -> dict[str, Path] | None:
+    """Read folders by name from the NAME=FOLDER words of a command line.
+
+    Args:
+        words: The words.
+        flag: Name of the option in messages.
+
+    Returns:
+        Name and absolute path of each folder; None without words.
+
+    Raises:
+        ConfigError: A word has another form, a name occurs twice, or a folder does not exist.
+    """
+    found: dict[str, Path] = {}
+    for word in words:
+        name, _, folder = str(word).partition("=")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not folder or name in found:
+            raise ConfigError(f"{flag} {word}: give NAME=FOLDER, each name once (small letters, digits and _)")
+        if name == "blocks":
+            raise ConfigError(f"{flag} {word}: data.split=blocks means blocks of places. Choose another name.")
+        if not Path(folder).is_dir():
+            raise ConfigError(f"{flag} {word}: there is no folder {folder}")
+        found[name] = Path(folder).absolute()
+    return found or None

@@ -1,0 +1,21 @@
+"""Import the archive formats that `formats.FORMATS` lists."""
+
+from importlib import import_module
+
+from stssl.archives.base import ArchiveFormat
+from stssl.archives.formats import FORMATS
+
+
+def import_format(place: str) -> ArchiveFormat:
+    """Import the class of a format.
+
+    Args:
+        place: Its module in this folder and its name, as in `bigearthnet:BigEarthNet1`.
+    """
+    module, _, name = place.partition(":")
+    found: ArchiveFormat = getattr(import_module(f"stssl.archives.{module}"), name)
+    return found
+
+
+ARCHIVES: dict[str, ArchiveFormat] = {name: import_format(place) for name, place in FORMATS.items()}
+"""Class of each format by name."""

@@ -1,0 +1,9 @@
+"""Name the array types that the whole package uses."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+AnyArray = NDArray[np.generic]
+"""An array of any element type: also takes arrays of a known type."""
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]

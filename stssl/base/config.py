@@ -1,0 +1,312 @@
+"""Typed configuration trees: YAML with `base:` inheritance, dotted overrides, errors that name the key and the fix.
+
+Files and overrides are merged as plain dicts first, and the result is validated once. The annotation of a value may
+carry the `Domain` that a search draws it from, so that type, bounds and domain stand in one place.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, ClassVar, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic.fields import FieldInfo
+
+from stssl.base.errors import ConfigError, shown
+from stssl.base.json_types import ConfigTree, JsonMapping, JsonObject
+from stssl.base.mistakes import Problem, explain, one_for_each, without_tags
+from stssl.base.paths import ELSEWHERE
+from stssl.base.textfiles import read_bounded
+from stssl.base.yaml_text import DEPTH, FILE_BYTES, parse_yaml, unclean
+
+Tree = JsonObject
+"""Keys and values as a recipe file holds them."""
+
+
+class Config(BaseModel):
+    """Hold one part of a recipe: immutable, without silent conversions, and without unknown keys.
+
+    Attributes:
+        renamed: Present names of the keys at the top of files of earlier releases, for messages.
+    """
+
+    renamed: ClassVar[dict[str, str]] = {}
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Set the values that a search may draw.
+
+    Attributes:
+        low: Smallest number of a range.
+        high: Largest number of a range.
+        log: Draw the logarithm uniformly, so that each factor of ten is as likely as the next.
+        choices: Values to choose from, in place of a range.
+        step: Distance between the numbers of a range; None for any number.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[JsonValue, ...] = ()
+    step: float | None = None
+
+
+Positive = Annotated[int, Field(ge=1)]
+"""A whole number of at least 1."""
+ImageSize = Annotated[int, Field(ge=2, le=4096)]
+"""Side of an image in pixels: shifts of images need two pixels, and no store has larger patches."""
+Threads = Annotated[int, Field(ge=1, le=1024)]
+"""Number of threads in one process."""
+MOST_ROWS = 2**20
+"""Largest number of patches in a global batch."""
+BatchSize = Annotated[int, Field(ge=1, le=MOST_ROWS)]
+"""Number of patches in a global batch."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share of a whole, 0..1."""
+Switch = Annotated[bool, Domain(choices=(False, True))]
+"""Yes or no, as a value that a search may choose."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Seed of random numbers, in the range that numpy, torch and scikit-learn all take."""
+
+C = TypeVar("C", bound=Config)
+MOST_BASES = 20
+"""Number of files that may name each other by `base:`."""
+MOST_PROBLEMS = 20
+"""Number of wrong keys that one message lists."""
+YAML_ADVICE = "Give the path of a YAML file."
+
+
+def merge(under: JsonMapping, over: JsonMapping) -> Tree:
+    """Merge two trees, key by key, at every depth; where both have a value, that of `over` counts.
+
+    A part is replaced as a whole if `over` gives it another `name`, since the parameters of another algorithm or
+    encoder have no meaning for it. `{}` also replaces a part, by its defaults.
+    """
+    merged = dict(under)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            renamed = value.get("name", old.get("name")) != old.get("name")
+            merged[key] = dict(value) if renamed or not value else merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
+    """Read a YAML file and merge it over the files that its `base:` keys name, relative to the file that names them.
+
+    Args:
+        path: File to read.
+        seen: Files that led here by their `base:` keys; leave it out.
+
+    Raises:
+        ConfigError: A file is missing, too large, not a mapping, or names itself as its base.
+    """
+    try:
+        file = Path(path).resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise ConfigError(f"cannot read {shown(str(path))}: it is no path to a file. {YAML_ADVICE}") from None
+    if file in seen:
+        raise ConfigError(f"{path}: base files name each other in a circle: {' -> '.join(map(str, (*seen, file)))}")
+    if len(seen) >= MOST_BASES:
+        raise ConfigError(f"{seen[0]}: more than {MOST_BASES} files name each other as base; write fewer")
+    try:
+        tree = _read_tree(path)
+    except ConfigError as error:
+        raise ConfigError(f"{seen[-1]}: base: {error}" if seen else str(error)) from None
+    base = tree.pop("base", None)
+    if not isinstance(base, str | None):
+        raise ConfigError(f"{path}: base must be the path of one file, not {shown(base)}")
+    return merge(load_tree(file.parent / base, (*seen, file)), tree) if base else tree
+
+
+def _read_tree(path: str | Path) -> Tree:
+    try:
+        text = read_bounded(path, FILE_BYTES, ConfigError, YAML_ADVICE).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read {path}: it is not UTF-8 text. {YAML_ADVICE}") from None
+    return parse_tree(text, str(path))
+
+
+def parse_tree(text: str, source: str) -> Tree:
+    """Parse YAML text that must hold keys and values at its top level.
+
+    Raises:
+        ConfigError: It is not such YAML; names `source`.
+    """
+    tree = parse_yaml(text, source)
+    if not isinstance(tree, dict):
+        kinds = {"str": "a text", "list": "a list"}
+        what = "it is empty" if tree is None else f"it is {kinds.get(type(tree).__name__, 'a single value')}"
+        raise ConfigError(f"{source} must hold keys and values at its top level, and {what}. {YAML_ADVICE}")
+    return tree
+
+
+def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
+    """Merge `dotted.key=value` arguments (values in YAML) into a tree.
+
+    Raises:
+        ConfigError: An argument has no `=`, its key has an empty or too many parts, or its value is not YAML.
+    """
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(part and part == part.strip() for part in parts) or len(parts) > DEPTH:
+            raise ConfigError(f"override '{shown(override)}' must look like section.key=value")
+        if problem := unclean(key):
+            raise ConfigError(f"override '{shown(override)}': the key {problem}")
+        tree = merge(tree, nested(key.strip(), parse_yaml(text, f"override {shown(override)}")))
+    return tree
+
+
+def nested(dotted: str, value: JsonValue) -> Tree:
+    """Return the tree `{a: {b: value}}` for the key `a.b`."""
+    *above, last = dotted.split(".")
+    tree = {last: value}
+    for key in reversed(above):
+        tree = {key: tree}
+    return tree
+
+
+def flatten(tree: JsonMapping, prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
+    """Yield the dotted key and the value of each leaf of a tree; a list counts as one value."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differing_keys(one: JsonMapping, other: JsonMapping) -> list[str]:
+    """List the dotted keys whose values differ between two trees, or that only one tree has, sorted."""
+    left, right = dict(flatten(one)), dict(flatten(other))
+    return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
+
+
+def expand_variables(tree: JsonMapping, source: str) -> Tree:
+    """Replace `${NAME}` by the environment variable NAME in all texts of a tree; `source` names its file in errors.
+
+    Raises:
+        ConfigError: A variable is not set; names the key and the variable.
+    """
+    return {name: _expanded(value, source, name) for name, value in tree.items()}
+
+
+def _expanded(value: JsonValue, source: str, key: str) -> JsonValue:
+    if isinstance(value, dict):
+        return {name: _expanded(part, source, f"{key}.{name}") for name, part in value.items()}
+    if isinstance(value, list):
+        return [_expanded(part, source, key) for part in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"\$\{(\w+)\}", lambda found: _variable(found[1], source, key), value)
+
+
+def _variable(name: str, source: str, key: str) -> str:
+    if name not in os.environ:
+        raise ConfigError(
+            f"{source}: {key} needs the environment variable {name}, which is not set. "
+            f"Run `export {name}=...`, or give {key}=... on the command line."
+        )
+    if problem := unclean(os.environ[name]):
+        raise ConfigError(f"{source}: {key}: the value of the environment variable {name} {problem}")
+    return os.environ[name]
+
+
+def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = True) -> C:
+    """Build a configuration object from a tree of plain values.
+
+    Args:
+        model: Class to build.
+        tree: Values of its fields.
+        source: Name of the file or command in error messages.
+        absolute: Make paths absolute; False where another machine will carry out what the file says.
+
+    Raises:
+        ConfigError: Lists every wrong key with its dotted path, what is allowed, and the nearest right key.
+    """
+    # By way of JSON, since pydantic's strict mode takes a list for a tuple and a text for an enum only there.
+    try:
+        text = json.dumps(tree)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} has a value of a kind that recipes do not know: {error}") from None
+    try:
+        return model.model_validate_json(text, context=None if absolute else ELSEWHERE)
+    except ValidationError as error:
+        problems = one_for_each(error.errors(include_url=False), tree)
+        lines = list(dict.fromkeys(shown(_explain(model, tree, problem), 1000) for problem in problems[:MOST_PROBLEMS]))
+        if len(problems) > MOST_PROBLEMS:
+            lines.append(f"and {len(problems) - MOST_PROBLEMS} more")
+        raise ConfigError(f"{source}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
+
+
+def _explain(model: type[Config], tree: ConfigTree, problem: Problem) -> str:
+    location = without_tags(problem["loc"], tree)
+    if problem["type"] == "extra_forbidden" and len(location) == 1 and location[0] in model.renamed:
+        old = str(location[0])
+        return f"unknown key {old}: did you mean {model.renamed[old]}? (an earlier release called it {old})"
+    entry = bool(location) and isinstance(location[-1], int)
+    above = [str(part) for part in location[: -2 if entry else -1]]
+    try:
+        fields = fields_of(model, tree, above)
+    except ConfigError:  # an entry of a list or of a free mapping
+        fields = {}
+    return explain(problem, tree, fields)
+
+
+def fields_of(model: type[Config], tree: ConfigTree, path: Sequence[str]) -> dict[str, FieldInfo]:
+    """Find the fields of the part of a configuration that lies at a path.
+
+    Where a part has several kinds (an algorithm, an encoder), the `name` in the tree says which one is meant.
+
+    Args:
+        model: Configuration class of the whole tree.
+        tree: Plain values of the whole tree.
+        path: Keys that lead down to the part.
+
+    Returns:
+        The part's fields by name; empty where the tree names a kind that does not exist.
+
+    Raises:
+        ConfigError: The path does not exist in this model; names the nearest key.
+    """
+    current: type[Config] = model
+    node: object = tree
+    for depth, key in enumerate(path):
+        node = node.get(key, {}) if isinstance(node, Mapping) else {}
+        field = current.model_fields.get(key)
+        if field is None:
+            near = difflib.get_close_matches(key, current.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(current.model_fields))}"
+            raise ConfigError(f"unknown key {'.'.join(path[: depth + 1])}: {hint}")
+        parts = config_types(field.annotation)
+        name = node.get("name") if isinstance(node, Mapping) else None
+        chosen = [part for part in parts if name is None or part_name(part) in (None, name)]
+        if not chosen:
+            return {}
+        current = chosen[0]
+    return dict(current.model_fields)
+
+
+def config_types(annotation: object) -> list[type[Config]]:
+    """List the Config classes in a type annotation: the class itself, or the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return [part for argument in get_args(annotation) for part in config_types(argument)]
+    return []
+
+
+def part_name(part: type[Config]) -> str | None:
+    """Return the `name` that chooses this kind of part in a recipe, or None for a part that has only one kind."""
+    field = part.model_fields.get("name")
+    values = get_args(field.annotation) if field is not None else ()
+    return str(values[0]) if len(values) == 1 else None

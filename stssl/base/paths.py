@@ -1,0 +1,263 @@
+"""Check paths and names in recipes and sweep files, and make paths absolute.
+
+A path is made absolute once, when a file is validated in the process where the command was typed, since workers run in
+other folders. Only `stssl submit` leaves paths as they are (`ELSEWHERE`): the job that it sends validates the file
+again on the machine where it starts.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationInfo
+
+from stssl.base.errors import ConfigError
+
+ELSEWHERE = {"elsewhere": True}
+"""Validation context on a machine that will not run what the file says: paths stay as they are."""
+
+STORES = ("s3", "gs", "az")
+"""URL schemes of the object stores in which a store of patches may lie."""
+
+NAME_BYTES = 255
+"""The longest name of a file or folder on common file systems."""
+
+_URL = re.compile(
+    r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):/|^\s*(?P<known>s3a?|gs|gcs|az|abfss?|hdfs|https?|file):|://"
+)
+SHARED = "Results go to a folder for now, on a cluster to one that all nodes share: give its path, such as /shared/runs"
+
+
+def is_url(path: str) -> bool:
+    """Return True if a text is a URL and no path; also for URLs with a typing error, such as `s3:/bucket`."""
+    return _URL.search(path) is not None
+
+
+def from_home(path: str) -> str:
+    """Replace `~` or `~NAME` at the start of a path by the home folder, as a shell does.
+
+    Raises:
+        ValueError: This machine has no user NAME.
+    """
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise ValueError(f"there is no home folder for '{path}' on this machine: write the path out") from None
+
+
+def absolute(path: str) -> str:
+    """Make a path absolute, relative to the current folder.
+
+    Raises:
+        ValueError: It is empty, or holds a character that no path can hold.
+    """
+    if not path.strip():
+        raise ValueError("the path is empty")
+    if "\0" in path:
+        raise ValueError("a path cannot hold the character NUL")
+    # Not `Path.resolve`, which follows links: users know a folder by the name that they gave.
+    return os.path.abspath(from_home(path))  # noqa: PTH100
+
+
+def located(path: str) -> str:
+    """Return where a store of patches lies: the URL of an object store unchanged, or an absolute path.
+
+    Raises:
+        ValueError: The text is neither.
+    """
+    if "://" in path:
+        return path
+    if is_url(path):
+        raise ValueError("this is neither a path nor a URL such as s3://BUCKET/PATH")
+    return absolute(path)
+
+
+def folder(path: str) -> str:
+    """Make the path of a folder for results absolute.
+
+    Raises:
+        ValueError: It is a URL, or no path.
+    """
+    if is_url(path):
+        raise ValueError(f"URLs cannot be used here yet. {SHARED}")
+    return absolute(path)
+
+
+def local(path: str) -> str:
+    """Make the path of a file or folder absolute that can only be read from a file system, not from an object store.
+
+    Raises:
+        ValueError: It is a URL, or no path.
+    """
+    if is_url(path):
+        raise ValueError("URLs cannot be used here: give the path of a file or folder that this machine sees")
+    return absolute(path)
+
+
+def weights(text: str) -> str:
+    """Make the path in `file:PATH` absolute; leave other values of `model.weights` as they are.
+
+    `run:NAME` is resolved by `started_from`, since it needs the run's storage.
+
+    Raises:
+        ValueError: The path is a URL, or none.
+    """
+    kind, colon, path = text.partition(":")
+    return f"file:{local(path)}" if colon and kind == "file" else text
+
+
+def started_from(text: str, storage: str) -> str:
+    """Resolve `run:NAME` or `run:FOLDER` to `run:` with the absolute folder of that run.
+
+    Args:
+        text: Value of `model.weights`.
+        storage: Folder of runs, in which NAME is looked up.
+
+    Raises:
+        ValueError: It is a URL, or no path.
+    """
+    kind, colon, name = text.partition(":")
+    if not colon or kind != "run":
+        return text
+    if is_url(name):
+        raise ValueError("model.weights: run: takes the name or folder of a run, not a URL: copy that folder here")
+    try:
+        here, kept = absolute(name), absolute(os.path.join(storage, from_home(name)))  # noqa: PTH118
+    except ValueError as error:
+        raise ValueError(f"model.weights: {error}: give run:NAME or run:FOLDER") from None
+    bare = os.sep not in name
+    return f"run:{here if Path(here).is_dir() or not (bare or Path(kept).is_dir()) else kept}"
+
+
+def stable_weights(text: str, storage: str) -> str:
+    """Write `model.weights` relative to the storage where it lies inside, so that moving the storage changes nothing.
+
+    The result enters the identity of a run. Texts that name no run or file are returned unchanged.
+    """
+    try:
+        storage = absolute(storage)
+        text = started_from(weights(text), storage)
+    except ValueError:
+        return text
+    kind, _, name = text.partition(":")
+    inside = kind == "run" and Path(name).is_relative_to(storage) and name != storage
+    return f"run:{os.path.relpath(name, storage)}" if inside else text
+
+
+def study(url: str) -> str:
+    """Make the file's path in the URL of an Optuna storage absolute.
+
+    Raises:
+        ValueError: There is no path after `journal:` or `sqlite:///`.
+    """
+    for head in ("journal:", "sqlite:///"):
+        if url.startswith(head):
+            path = url.removeprefix(head)
+            path = path.removeprefix("//") if head == "journal:" else path
+            return url if path.startswith(":memory:") else f"{head}{local(path)}"
+    return url
+
+
+def tracking(uri: str) -> str:
+    """Make the path of a folder or file in a tracking URI of MLflow absolute.
+
+    Raises:
+        ValueError: The path is empty.
+    """
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{absolute(uri.removeprefix('sqlite:///'))}"
+    if uri.startswith("file:") and not uri.startswith("file://"):
+        return f"file:{absolute(uri.removeprefix('file:'))}"
+    return uri if is_url(uri) or uri.startswith("databricks") else absolute(uri)
+
+
+def component(name: str) -> str:
+    """Check a name that becomes one folder or file: printable characters without slashes.
+
+    Raises:
+        ValueError: It cannot be the name of a folder or file; says why.
+    """
+    if not name.strip() or name != name.strip():
+        raise ValueError("a name must be of printable characters and not begin or end with a space")
+    if not name.isprintable():
+        raise ValueError("a name must be of printable characters")
+    if "/" in name or "\\" in name or name in (".", ".."):
+        raise ValueError("a name is that of one folder, not a path: leave out slashes, and say where with storage")
+    if len(name.encode()) > NAME_BYTES:
+        raise ValueError(f"a name has at most {NAME_BYTES} bytes, and this one has {len(name.encode())}")
+    return name
+
+
+def column(name: str) -> str:
+    """Check the name of a store's column, which is the name of one array in it.
+
+    Raises:
+        ValueError: It is a path, or empty.
+    """
+    if not name.strip() or "/" in name or name in (".", "..") or not name.isprintable():
+        raise ValueError("give the name of a column, such as country or seasonal_snow")
+    return name
+
+
+def _where_it_runs(function: Callable[[str], str]) -> AfterValidator:
+    """Build a validator that checks a value everywhere, and changes it only on the machine that will use it."""
+
+    def validate(value: str, info: ValidationInfo) -> str:
+        # Whose home `~` means is known only where the job runs.
+        if info.context == ELSEWHERE and value.startswith("~"):
+            return value
+        changed = function(value)
+        return value if info.context == ELSEWHERE else changed
+
+    return AfterValidator(validate)
+
+
+StorePlace = Annotated[str, _where_it_runs(located)]
+"""Where a store of patches lies that a recipe reads: a path, or the URL of an object store."""
+Location = Annotated[str, _where_it_runs(local)]
+"""Path of a file or folder that a recipe reads."""
+Folder = Annotated[str, _where_it_runs(folder)]
+"""Path of a folder for results."""
+Weights = Annotated[str, _where_it_runs(weights)]
+"""Weights that networks start from: `none`, `imagenet` (of timm's hub), `file:PATH` or `run:NAME`."""
+Study = Annotated[str, _where_it_runs(study)]
+"""URL of an Optuna storage."""
+Tracking = Annotated[str, _where_it_runs(tracking)]
+"""Tracking URI of MLflow."""
+ColumnName = Annotated[str, AfterValidator(column)]
+"""Name of a column of a store."""
+Name = Annotated[str, AfterValidator(component)]
+"""Name that becomes a folder."""
+SweepName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100), AfterValidator(component)]
+"""Name of a sweep; shorter than other names, since its trials' names begin with it."""
+
+
+def path_given(path: str | Path, what: str) -> Path:
+    """Check a path from the command line and return it unchanged; `what` names the argument in the error.
+
+    Raises:
+        ConfigError: It is a URL, or no path.
+    """
+    try:
+        local(str(path))
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error} (given: {str(path)!r})") from None
+    return Path(path)
+
+
+def store_given(path: str, what: str) -> str:
+    """Return where a store lies that the command line names: a URL, or an absolute path.
+
+    Args:
+        path: Argument of the command.
+        what: Name of the argument in the error.
+
+    Raises:
+        ConfigError: It is neither a URL of an object store nor a path.
+    """
+    try:
+        return located(path)
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error} (given: {path!r})") from None

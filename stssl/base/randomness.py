@@ -1,0 +1,99 @@
+"""Draw random numbers and orders that depend on a key alone, and not on ranks, threads or restarts."""
+
+from collections.abc import Sequence
+from enum import Enum
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.arrays import Ints
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_WORD = 8
+
+
+class RandomStream(Enum):
+    """Name the uses of random numbers, so that no two of them share numbers.
+
+    Each value is words of at most eight bytes that enter the key. A changed value changes the results of every seed.
+    """
+
+    LABELED = "labeled"
+    UNLABELED = "unlabele"
+    PAIRS = "pairs"
+    SHARD_DELAY = "delay"
+    METADATA_DROPOUT = "metadata"
+    # Views were keyed by the two ends of their names; the words stay, so that a seed gives the images it always gave.
+    LABELED_WEAK = "led_weak labeled_"
+    LABELED_STRONG = "d_strong labeled_"
+    UNLABELED_WEAK = "led_weak unlabele"
+    UNLABELED_STRONG = "d_strong unlabele"
+    PARTNER = "partner"
+    QUERY_VIEW = "query"
+    KEY_VIEW = "key"
+    KEY_SHUFFLE = "shuffle"
+    PROBE = "probe"
+
+
+KeyPart = int | RandomStream | Ints
+"""What a key is made of."""
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Apply the finalizer of SplitMix64 (Steele et al. 2014): a bijection that scatters neighboring integers."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _words(stream: RandomStream) -> list[NDArray[np.uint64]]:
+    """Turn the words of a stream's value into integers of 64 bits."""
+    return [np.frombuffer(word.encode().ljust(_WORD, b"\0"), "<u8") for word in stream.value.split()]
+
+
+def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
+    """Hash integers, streams and integer arrays into 64-bit keys, one for each row of the arrays."""
+    state = np.zeros(1, np.uint64)
+    for part in parts:
+        for value in _words(part) if isinstance(part, RandomStream) else [np.asarray(part)]:
+            state = _mix((state ^ _mix(value.astype(np.uint64) + _GOLDEN)) + _GOLDEN)
+    return state
+
+
+def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
+    """Draw random numbers in [0, 1) that depend on the key alone.
+
+    Args:
+        key: Integers, streams and integer arrays [n], such as (seed, RandomStream.QUERY_VIEW, epochs, rows).
+        count: Numbers to draw for each row of the arrays.
+
+    Returns:
+        [n, count] float32, multiples of 2**-24.
+    """
+    with np.errstate(over="ignore"):
+        steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+        bits = _mix(_key(key)[:, None] + steps)
+    # The highest 24 bits, since a float32 has 24: more would be rounded, sometimes up to 1.0.
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+@lru_cache(maxsize=8)
+def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
+    """Shuffle the positions of one epoch; the order depends on the arguments alone.
+
+    Args:
+        size: Number of positions.
+        seed: Seed of the run.
+        stream: The use that the order is for.
+        epoch: Number of the epoch.
+
+    Returns:
+        [size] positions.
+    """
+    with np.errstate(over="ignore"):
+        key = _key((seed, stream, epoch))
+    order = np.random.Generator(np.random.Philox(key=int(key[0]))).permutation(size)
+    # All callers get this one array from the cache: a change by one would be seen by all.
+    order.setflags(write=False)
+    return order

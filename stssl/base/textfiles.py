@@ -1,0 +1,232 @@
+"""Read text files that users bring (plain, gzip or bz2), lists of patch names, and JSON, all within size limits."""
+
+import bz2
+import codecs
+import csv
+import gzip
+import json
+import math
+import os
+import stat
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import JsonValue
+
+from stssl.base.errors import DataError, StsslError, shown
+from stssl.base.json_types import JsonObject
+
+MOST_BYTES = 512_000_000
+"""Largest size of a list or table after unpacking; the names of all patches of a country take less."""
+_WIDE = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+JSON_BYTES = 64 << 20
+"""Largest size of a JSON file."""
+GROWTH = 1 << 20
+"""Number of bytes that a file may grow by between asking for its size and reading it."""
+JSON_DEPTH = 100
+"""Number of objects and lists that may lie inside each other in JSON."""
+
+
+def read_unpacked(path: Path) -> bytes:
+    """Read the bytes of a plain, bz2 or gzip file, unpacking at most `MOST_BYTES`.
+
+    Raises:
+        DataError: It cannot be read, or holds more than `MOST_BYTES`.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"cannot read {path}: it is not a file")
+        with _opened(path) as file:
+            # One byte more than allowed, so that a small file that unpacks to terabytes is found out early.
+            data = file.read(MOST_BYTES + 1)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    if len(data) > MOST_BYTES:
+        raise DataError(f"{path} holds more than {MOST_BYTES:,} bytes: that is no list or table of patches. Divide it.")
+    return data
+
+
+def _opened(path: Path) -> BinaryIO | bz2.BZ2File | gzip.GzipFile:
+    if path.suffix == ".bz2":
+        return bz2.BZ2File(path)
+    return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def read_text(path: Path) -> str:
+    """Read the text of a plain, bz2 or gzip file.
+
+    The text is UTF-8, or UTF-16 or UTF-32 if the file begins with the byte order mark of one of these.
+
+    Raises:
+        DataError: It cannot be read, is too large, or is not text; names the line.
+    """
+    return decode_text(read_unpacked(path), path)
+
+
+def decode_text(data: bytes, path: Path) -> str:
+    """Decode the bytes of a text file; `path` names it in errors.
+
+    Raises:
+        DataError: The bytes are not text; names the line.
+    """
+    encoding = next((name for mark, name in _WIDE if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"cannot read {path}: line {line} is not {encoding.removesuffix('-sig').upper()} "
+            f"(byte 0x{data[error.start]:02x}). Save it as UTF-8."
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"cannot read {path}: line {line} has a NUL character. Save it as text in UTF-8.")
+    return text
+
+
+def read_names(path: Path) -> frozenset[str]:
+    """Read a list of patch names: one name in each line, or the first column of a table.
+
+    Raises:
+        DataError: The file cannot be read, or is not text.
+    """
+    return frozenset(name for line in read_text(path).splitlines() if (name := _first_cell(line)))
+
+
+def _first_cell(line: str) -> str:
+    """Return the text before a line's first comma, semicolon or tab, unless quotes enclose it."""
+    line = line.strip()
+    if not line.startswith('"'):
+        for separator in ",;\t":
+            line = line.partition(separator)[0]
+        return line.strip()
+    try:
+        return next(csv.reader([line]))[0].strip()
+    except csv.Error:
+        return line.strip('"').strip()
+
+
+def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataError, advice: str = "") -> bytes:
+    """Read a plain file of at most `most` bytes; refuse folders, pipes and devices without opening them.
+
+    Args:
+        path: File to read, as the user gave it.
+        most: Largest size in bytes.
+        error: Class of the error to raise.
+        advice: Sentence that ends the error message: what the user should do.
+
+    Raises:
+        StsslError: Of the class `error`: the file cannot be read or is too large; names it and the reason.
+    """
+
+    def wrong(reason: str) -> StsslError:
+        return error(f"cannot read {shown(str(path), 300)}: {reason}. {advice}".rstrip())
+
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  takes what a user typed, as it is
+            raise wrong("it is not a file")
+        with open(path, "rb") as file:  # noqa: PTH123
+            size = os.fstat(file.fileno()).st_size
+            # Room is taken for all that is asked for: no more than the file has, and what may be added meanwhile.
+            content = file.read(min(most, size + GROWTH) + 1) if size <= most else b""
+    except OSError as problem:
+        raise wrong(problem.strerror or type(problem).__name__) from None
+    except ValueError:
+        raise wrong("a path cannot hold such characters") from None
+    if max(size, len(content)) > most:
+        raise wrong(f"it is larger than {most:,} bytes")
+    return content
+
+
+def read_json(
+    path: str | Path, *, error: type[StsslError] = DataError, most: int = JSON_BYTES, advice: str = ""
+) -> JsonObject:
+    """Read a file that holds a JSON object.
+
+    Args:
+        path: File to read.
+        error: Class of the error to raise.
+        most: Largest size of the file in bytes.
+        advice: Sentence that ends the error message: what the user should do.
+
+    Raises:
+        StsslError: Of the class `error`: the file cannot be read, is cut off, or holds no JSON object; names it.
+    """
+    return parse_json(read_bounded(path, most, error, advice), str(path), error=error, advice=advice)
+
+
+def parse_json(
+    content: bytes | str, source: str, *, error: type[StsslError] = DataError, advice: str = ""
+) -> JsonObject:
+    """Parse the text of a JSON object whose objects and lists are at most `JSON_DEPTH` deep.
+
+    Refused are infinite numbers, keys that stand twice in an object, and texts with lone surrogates, which could not be
+    written again. NaN is read, since Python's `json` writes it.
+
+    Args:
+        content: JSON text, or its bytes in UTF-8.
+        source: Name of the text in error messages.
+        error: Class of the error to raise.
+        advice: Sentence that ends the error message: what the user should do.
+
+    Raises:
+        StsslError: Of the class `error`; names the source and the reason.
+    """
+    try:
+        words = content if isinstance(content, str) else content.decode("utf-8-sig")
+        value: JsonValue = json.loads(words, parse_float=_finite, object_pairs_hook=_once)
+        _require_plain(value)
+        if not isinstance(value, dict):
+            raise ValueError("it must hold keys and values at its top level")
+    except RecursionError:
+        reason = f"it is nested more than {JSON_DEPTH} deep"
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
+    except ValueError as problem:
+        reason = "the file is empty" if not content.strip() else str(problem)
+    else:
+        return value
+    raise error(f"{source} cannot be used as JSON: {reason}. {advice}".rstrip())
+
+
+def _once(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
+    """Build an object whose keys stand once each, since nobody can say which of two values is meant."""
+    found: JsonObject = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key, 40)} stands in it twice")
+        found[key] = value
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _require_plain(value: JsonValue) -> None:
+    """Refuse a value that later code could not walk through or write as UTF-8.
+
+    Raises:
+        RecursionError: Its objects and lists are nested too deep.
+        ValueError: A text in it holds a lone surrogate.
+    """
+    rest: list[tuple[int, JsonValue]] = [(0, value)]
+    while rest:
+        depth, one = rest.pop()
+        if depth > JSON_DEPTH:
+            raise RecursionError
+        if isinstance(one, dict):
+            rest += [(depth + 1, part) for pair in one.items() for part in pair]
+        elif isinstance(one, list):
+            rest += [(depth + 1, part) for part in one]
+        elif isinstance(one, str) and not one.isascii() and any("\ud800" <= letter <= "\udfff" for letter in one):
+            raise ValueError("a text in it holds half a character (a lone surrogate)")

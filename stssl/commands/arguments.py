@@ -1,0 +1,145 @@
+"""Check paths on the command line, and take the options that archive formats declare themselves."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from stssl.archives.formats import FORMATS
+
+if TYPE_CHECKING:
+    from stssl.archives.options import FormatOption
+
+_GIVEN, _FORMAT = "stssl.archive_options", "stssl.archive_format"
+_TYPES: dict[str, object] = {"text": str, "integer": int, "number": float, "switch": bool, "path": Path}
+_TYPES["folders"] = list[str]
+
+
+def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
+    """Refuse URLs where a path of this machine is asked for: else a folder named `s3:` would be made.
+
+    Args:
+        parameter: The option or argument, for the message.
+        value: A path, several, or None.
+
+    Raises:
+        ConfigError: A path is a URL.
+    """
+    from stssl.base.paths import path_given
+
+    for path in value if isinstance(value, list | tuple) else [value]:
+        if path is not None:
+            path_given(path, _shown(parameter))
+    return value
+
+
+def store_place(parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuse what is neither a path nor a URL of a store.
+
+    Args:
+        parameter: The option or argument, for the message.
+        value: Path or URL, or None.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    from stssl.base.paths import store_given
+
+    if value is not None:
+        store_given(value, _shown(parameter))
+    return value
+
+
+def _shown(parameter: typer.CallbackParam) -> str:
+    """Return an option as it is typed, or an argument as the help calls it."""
+    return next((one for one in parameter.opts if one.startswith("--")), (parameter.name or "").upper())
+
+
+class ConvertCommand(TyperCommand):
+    """Accept the options of the archive format that is named among the arguments.
+
+    With a format's name `--help` lists that format's options, without one the options of all formats. Options of
+    other formats are parsed too, so that the error can name the options that the format has.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse a command line, and set the format's options apart from the command's own.
+
+        Args:
+            ctx: Context of the command.
+            args: Words of the command line.
+        """
+        ctx.meta[_FORMAT] = next((word for word in args if word in FORMATS), None)
+        rest: list[str] = super().parse_args(ctx, args)
+        ctx.meta[_GIVEN] = {option.name: option.parsed(ctx.params.pop(option.name)) for option in self.accepted(ctx)}
+        return rest
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the command's own parameters and those that archive formats declare.
+
+        Args:
+            ctx: Context of the command.
+        """
+        title = f"Options of {ctx.meta.get(_FORMAT) or 'the archive formats'}"
+        return [*super().get_params(ctx), *_parameters(self.accepted(ctx), self.listed(ctx), title)]
+
+    def accepted(self, ctx: Any) -> Sequence["FormatOption"]:
+        """List the options that are parsed: the named format's, and those of other formats under other names."""
+        from stssl.archives.options import all_options
+
+        own = self.listed(ctx)
+        names = {option.name for option in own}
+        return (*own, *(option for option in all_options() if option.name not in names))
+
+    def listed(self, ctx: Any) -> Sequence["FormatOption"]:
+        """List the options that `--help` shows."""
+        from stssl.archives.options import all_options, options_of
+
+        name = ctx.meta.get(_FORMAT)
+        return options_of(name) if name else all_options()
+
+
+class VerifyCommand(ConvertCommand):
+    """Accept the formats' options that are paths: a store does not keep the paths that it was converted with."""
+
+    def accepted(self, ctx: Any) -> Sequence["FormatOption"]:
+        """List the options of all formats that are paths."""
+        from stssl.archives.options import all_options
+
+        return tuple(option for option in all_options() if option.kind == "path")
+
+    listed = accepted
+
+
+def given_options(ctx: typer.Context) -> dict[str, object]:
+    """Return the values of the archive formats' options by name; None stands for those that were not given."""
+    found: dict[str, object] = ctx.meta[_GIVEN]
+    return found
+
+
+def _parameters(options: Sequence["FormatOption"], listed: Sequence["FormatOption"], title: str) -> list[Any]:
+    """Make a command's parameters from declared options; those that are not listed are hidden in the help."""
+
+    def carrier() -> None: ...
+
+    hints: dict[str, object] = {}
+    for option in options:
+        callback = local_path if option.kind == "path" else None
+        hidden = option not in listed
+        about = typer.Option(option.flag, help=option.help, callback=callback, hidden=hidden, rich_help_panel=title)
+        kind = _TYPES[option.kind]
+        hints[option.name] = Annotated[kind | None, about]  # type: ignore[operator]  # a type of the program's run
+    # typer has made parameters from a function's signature in all its versions, and offers no other way.
+    carrier.__annotations__ = hints
+    carrier.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect.signature` returns
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+            for name, hint in hints.items()
+        ]
+    )
+    app = typer.Typer(add_completion=False)
+    app.command()(carrier)
+    return list(typer.main.get_command(app).params)

@@ -1,0 +1,372 @@
+"""Define the command `stssl` and its subcommands.
+
+Each subcommand imports what it needs inside its function: importing torch or Ray takes seconds, and `stssl --help` or a
+mistyped option must not wait for that.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from stssl import __version__
+from stssl.algorithms import NAMES
+from stssl.archives.formats import FORMATS
+from stssl.base.errors import StsslError
+from stssl.base.stopping import heeding_signals, stopped
+from stssl.commands.arguments import ConvertCommand, VerifyCommand, given_options, local_path, store_place
+
+
+class _Commands(TyperGroup):
+    """Group the subcommands; Typer itself would end an interrupted one without a message."""
+
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        """Read the command line.
+
+        Raises:
+            StoppedError: A signal asked the process to end.
+        """
+        try:
+            return super().make_context(*given, **named)
+        except KeyboardInterrupt:
+            raise stopped() from None
+
+    def invoke(self, ctx: Any) -> object:
+        """Run a subcommand.
+
+        Raises:
+            StoppedError: A signal asked the process to end.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise stopped() from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Land-cover classifiers from few labels and many unlabeled satellite patches.",
+)
+console = Console(stderr=True)
+_CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""Characters that could control a terminal; messages show `?` in their place."""
+
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train land-cover classifiers from few labels and many unlabeled satellite patches."""
+
+
+@app.command("recipes")
+def recipes_command(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe, every default written out.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """List the recipes and sweeps that come with the package, or print one."""
+    from stssl.recipes.catalog import described_recipes, find_recipe, resolved_text
+
+    if name is None:
+        for line in described_recipes():
+            print(line)
+    else:
+        print(resolved_text(find_recipe(name), overrides or ()), end="")
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Show what this machine has: versions, CPU, GPU, Ray, free disk, and optional packages that are absent."""
+    from stssl.commands.doctor import examine
+
+    for line in examine():
+        print(line)
+
+
+@app.command("quickstart")
+def quickstart_command(
+    out: Annotated[Path, typer.Option(help="Folder that keeps everything.", callback=local_path)] = Path("quickstart"),
+    patches: Annotated[int, typer.Option(min=200, help="Patches of the generated archive.")] = 4000,
+    keep: Annotated[
+        Literal["all", "store", "none"], typer.Option(help="What stays of the generated data: all takes 1.2 GB.")
+    ] = "store",
+    overrides: Overrides = None,
+) -> None:
+    """Run all steps on generated data: archive, store, training on two workers, evaluation, report."""
+    from stssl.commands.quick_start import run_quickstart as go
+
+    print(go(out, console, patches, tuple(overrides or ()), keep))
+
+
+@app.command("synthesize")
+def synthesize_command(
+    out: Annotated[Path, typer.Argument(help="Folder to write.", callback=local_path)],
+    patches: Annotated[int, typer.Option(min=1, help="How many patches.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
+    locations: Annotated[
+        Path | None, typer.Option(help="CSV table of places, dates and classes to copy.", callback=local_path)
+    ] = None,
+    confounded: Annotated[bool, typer.Option(help="Let the date depend on the country.")] = True,
+) -> None:
+    """Write a synthetic archive in the file layout of BigEarthNet v1.0."""
+    from stssl.api.progress import counting
+    from stssl.archives.synthetic import synthesize as go
+
+    with counting(console, "write", "patches") as progress:
+        written = go(out, patches, seed, locations=locations, confounded=confounded, progress=progress)
+    print(written)
+
+
+@app.command("convert", cls=ConvertCommand)
+def convert_command(
+    ctx: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help=f"{', '.join(FORMATS)}. `stssl convert NAME --help` lists its options."),
+    ],
+    archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.", callback=local_path)],
+    store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.", callback=store_place)],
+    codec: Annotated[str, typer.Option(help="lz4, zstd or none.")] = "lz4",
+    shard: Annotated[int, typer.Option(min=1, help="Patches a shard.")] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first patches.")] = None,
+    strict: Annotated[bool, typer.Option(help="Stop at the first bad patch.")] = False,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0 converts without Ray.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Cluster to convert on.")] = None,
+) -> None:
+    """Convert an archive to a Zarr store; the same command resumes an interrupted conversion."""
+    from stssl.api.progress import conversion_summary, counting
+    from stssl.archives.conversion import Options
+    from stssl.archives.conversion import convert as go
+
+    options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers, address=ray_address)
+    with counting(console, "convert", "shards") as progress:
+        summary = go(source, archive, store, options, progress, **given_options(ctx))
+    console.print(conversion_summary(summary), markup=False, soft_wrap=True)
+    print(summary.store)
+
+
+@app.command("verify", cls=VerifyCommand)
+def verify_command(
+    ctx: typer.Context,
+    store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=store_place)],
+    archive: Annotated[
+        Path | None, typer.Option(help="Compare pixels with this archive too.", callback=local_path)
+    ] = None,
+) -> None:
+    """Check a store's checksums, hashes and counts, and with its archive every pixel."""
+    from stssl.api.progress import counting
+    from stssl.archives.conversion import verify_store
+
+    with counting(console, "verify", "patches") as progress:
+        findings = verify_store(store, archive, progress, **given_options(ctx))
+    for line in findings.lines():
+        print(line)
+    compared = f", {findings.compared:,} compared with the archive" if archive else ""
+    console.print(f"{findings.patches:,} patches checked{compared}: {len(findings.problems)} problems")
+    raise typer.Exit(1 if findings.problems else 0)
+
+
+@app.command("inspect")
+def inspect_command(
+    store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=store_place)],
+) -> None:
+    """Describe a store: counts, splits, classes, ranges of date and place, bands, size, errors."""
+    from stssl.store.description import describe_store
+    from stssl.store.store import Store
+
+    print(describe_store(Store.open(store)))
+
+
+@app.command("train")
+def train_command(
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a recipe (see `stssl recipes`) or YAML file.", callback=local_path)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help=f"Recipe keys to change. Values of algorithm.name: {', '.join(NAMES)}."
+        ),
+    ] = None,
+    smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
+) -> None:
+    """Train a recipe; the same command resumes an interrupted run."""
+    from stssl.api.progress import run_with_progress
+    from stssl.recipes.catalog import find_recipe
+    from stssl.recipes.recipe import load_recipe
+
+    print(run_with_progress(console, load_recipe(find_recipe(recipe), overrides or (), smoke)))
+
+
+@app.command("pretrain")
+def pretrain_command(
+    recipe: Annotated[str, typer.Argument(help="Name of a pretraining recipe or YAML file.", callback=local_path)],
+    overrides: Overrides = None,
+    smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 8 pairs a batch, no Ray, no hub.")] = False,
+) -> None:
+    """Pretrain a backbone without labels; training recipes start from it with model.weights=run:FOLDER."""
+    from stssl.api.progress import run_with_progress
+    from stssl.recipes.catalog import find_recipe
+    from stssl.recipes.pretraining import PretrainRecipe
+    from stssl.recipes.recipe import load_as
+
+    print(run_with_progress(console, load_as(PretrainRecipe, find_recipe(recipe), overrides or (), smoke)))
+
+
+@app.command("probe")
+def probe_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.", callback=local_path)],
+    labels: Annotated[
+        list[str] | None, typer.Option(help="all, fraction=F, per-class=N or total=N; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of labels.")] = 0,
+    random: Annotated[bool, typer.Option("--random", help="Probe random weights, as a control.")] = False,
+    fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Train the whole network too.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the probe; repeatable.")] = None,
+) -> None:
+    """Probe a pretrained backbone by a linear layer, k-NN or fine-tuning: chosen on validation, scored on test."""
+    from stssl.analysis.probe import probe_run
+    from stssl.api.progress import probe_table
+
+    results = probe_run(run, labels or ["all"], seed, random=random, fine_tune=fine_tune, overrides=overrides or ())
+    console.print(probe_table(results.rows))
+    print(results.path)
+
+
+@app.command("sweep")
+def sweep_command(
+    file: Annotated[
+        str, typer.Argument(help="Name of a sweep (see `stssl recipes`) or YAML file.", callback=local_path)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Sweep keys to change; change.KEY: recipe keys."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="How many of the best trials to train again with other seeds.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds for each of these trials.")] = 5,
+) -> None:
+    """Search recipe keys; the same command resumes an interrupted sweep."""
+    from stssl.recipes.catalog import find_recipe
+    from stssl.sweeps.run import sweep as go
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    result = go(find_recipe(file), overrides or (), say, top, seeds)
+    print(result.best, result.report, sep="\n")
+
+
+@app.command("plan")
+def plan_command(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe or YAML file.", callback=local_path)],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Workers on each machine.")] = None,
+    link: Annotated[float, typer.Option(min=0.001, help="Speed of the network in Gbit/s.")] = 10.0,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps to time.")] = 5,
+) -> None:
+    """Predict a run's time, memory and traffic from a few real steps on this machine."""
+    from stssl.analysis.costs import describe_costs
+    from stssl.analysis.planning import load, machines_for
+    from stssl.analysis.planning import plan as go
+    from stssl.recipes.catalog import find_recipe
+
+    loaded = load(find_recipe(recipe), overrides or ())
+    print(describe_costs(go(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)))
+
+
+@app.command("submit")
+def submit_command(
+    file: Annotated[
+        str, typer.Argument(help="Name or YAML file of a recipe or sweep, in the working folder.", callback=local_path)
+    ],
+    overrides: Overrides = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server.")
+    ] = "http://127.0.0.1:8265",
+    folder: Annotated[
+        Path,
+        typer.Option(help="Working folder, which is sent to the cluster without data and .venv.", callback=local_path),
+    ] = Path(),
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE (or NAME) for the job; repeatable.")] = None,
+    pip: Annotated[list[str] | None, typer.Option(help="Package or requirements file for the job.")] = None,
+    cpus: Annotated[float | None, typer.Option(min=0, help="CPUs of the job's first process.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of the job's first process.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
+) -> None:
+    """Run a recipe or sweep on a Ray cluster, follow its output and return its exit code."""
+    from stssl.commands.submission import Submission
+    from stssl.commands.submission import submit_job as go
+    from stssl.recipes.catalog import find_recipe
+
+    given = Submission(
+        find_recipe(file), tuple(overrides or ()), address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait
+    )
+    code = go(given, lambda text: print(text, end="", flush=True), lambda line: console.print(line, markup=False))
+    raise typer.Exit(code)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=local_path)],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    store: Annotated[
+        str | None, typer.Option(help="Path or URL of the run's store, if it was moved.", callback=store_place)
+    ] = None,
+) -> None:
+    """Score a run's student (and teacher) on a part of its split."""
+    from stssl.api.progress import score_table
+    from stssl.training.trained_run import evaluate_run
+
+    results = evaluate_run(run, split, checkpoint, device, store)
+    console.print(score_table(results, split))
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", callback=local_path)],
+    out: Annotated[Path, typer.Option(help="HTML file to write.", callback=local_path)] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page about runs: recipes, curves, scores, classes, maps."""
+    from stssl.analysis.report import write_report
+
+    print(write_report(runs, out))
+
+
+def main() -> None:
+    """Run the command line. A user's mistake ends with its message and exit code 2, without a traceback."""
+    try:
+        with heeding_signals():
+            app()
+    except StsslError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error).translate(_CONTROLS), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:  # no wrong path of the user's, so it needs its traceback
+            raise
+        console.print(f"cannot use {error.filename}: {error.strerror}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

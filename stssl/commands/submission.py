@@ -1,0 +1,318 @@
+"""Submit a recipe or sweep to a Ray cluster: `stssl submit`.
+
+The working folder is sent with the job, without data, environments and runs. The command shows the job's output and
+returns its exit code.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stssl.base.config import Tree, apply_overrides, load_tree, parse_tree, validate
+from stssl.base.errors import ConfigError, RunError, first_line
+from stssl.base.stopping import stopped
+from stssl.recipes.pretraining import kind_of
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.sections import LaunchConfig
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+EXCLUDES = (
+    "/.git/",
+    ".venv/",
+    "/venv/",
+    "/data/",
+    "/runs/",
+    "/sweeps/",
+    "/quickstart/",
+    "/build/",
+    "__pycache__/",
+    ".*_cache/",
+    "*.egg-info/",
+    "*.zarr/",
+    "*.tif",
+    "*.zip",
+    "*.tar",
+    "*.tar.*",
+    "*.pt",
+)
+"""Files that are not sent, as patterns of .gitignore; those in the folder's own .gitignore are not sent either."""
+
+LOST = (OSError, RuntimeError)
+"""Errors that Ray's client raises when a connection is lost; those of `requests` are subclasses."""
+
+TOKEN_ADVICE = (
+    "Set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token "
+    "(on a machine of the cluster `ray get-auth-token` prints it)."
+)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Describe a job: what to run, and where.
+
+    Attributes:
+        file: Recipe or sweep file, inside the working folder.
+        overrides: `key=value` arguments.
+        address: URL of the cluster's job server (its dashboard).
+        folder: Working folder, which is sent with the job.
+        variables: Environment of the job: `NAME=VALUE`, or `NAME` for the value that it has here.
+        pip: Packages to install for the job, or one requirements file.
+        cpus: CPUs of the job's first process; None for none, or a worker's if it trains itself (`launch.workers: 0`).
+        gpus: GPUs of the job's first process; None as for `cpus`.
+        wait: True to follow the job to its end.
+    """
+
+    file: Path
+    overrides: tuple[str, ...]
+    address: str
+    folder: Path = field(default_factory=Path.cwd)
+    variables: tuple[str, ...] = ()
+    pip: tuple[str, ...] = ()
+    cpus: float | None = None
+    gpus: float | None = None
+    wait: bool = True
+
+
+def command_for(tree: Tree) -> str:
+    """Choose the subcommand of `stssl` for a file by its keys: `sweep`, `pretrain` or `train`."""
+    if "search" in tree:
+        return "sweep"
+    return "train" if kind_of(tree) is Recipe else "pretrain"
+
+
+def job(submission: Submission) -> dict[str, Any]:
+    """Make the arguments of Ray's `submit_job`, without asking the cluster.
+
+    Raises:
+        ConfigError: The file (or one that it names) is missing or wrong, is not sent with the working folder, needs a
+            variable that is not set, or would keep its results in a folder that is deleted with the job.
+    """
+    folder, file = submission.folder.resolve(), submission.file.resolve()
+    tree = apply_overrides(load_tree(submission.file), submission.overrides)
+    command = command_for(tree)
+    if command == "sweep":
+        key, storage, launch, recipe = _sweep(submission)
+        # Variables are searched for in the whole tree, and the recipe of a sweep may name some too.
+        tree |= {"base recipe": load_tree(recipe)}
+        files = [*_files(file), *_files(recipe)]
+    else:
+        launch = validate(kind_of(tree), {"name": file.stem, **tree}, str(submission.file), absolute=False).launch
+        key, storage, files = "launch.storage", launch.storage, [*_files(file)]
+    for one in files:
+        _travels(one, folder)
+    _lasting(key, storage)
+    resources = {"entrypoint_num_cpus": submission.cpus, "entrypoint_num_gpus": submission.gpus}
+    if launch.workers == 0:
+        own = {"entrypoint_num_cpus": launch.cpus_per_worker, "entrypoint_num_gpus": launch.gpus_per_worker}
+        resources = {name: own[name] if value is None else value for name, value in resources.items()}
+    words = ["python", "-m", "stssl.commands.cli", command, str(file.relative_to(folder)), *submission.overrides]
+    environment = _environment(tree, submission)
+    return {
+        "entrypoint": shlex.join(words),
+        "runtime_env": {
+            "working_dir": str(folder),
+            "excludes": list(EXCLUDES),
+            "env_vars": environment,
+            **({"pip": _packages(submission.pip)} if submission.pip else {}),
+        },
+        "metadata": {"stssl": f"{command} {file.relative_to(folder)}"},
+        **{name: value for name, value in resources.items() if value is not None},
+    }
+
+
+class _SweepJob(NamedTuple):
+    """Hold what a job needs to know of a sweep file.
+
+    Attributes:
+        key: Key of the sweep file that sets the storage.
+        storage: Folder of sweeps.
+        launch: How a trial runs.
+        recipe: Path of the base recipe.
+    """
+
+    key: str
+    storage: str
+    launch: LaunchConfig
+    recipe: Path
+
+
+def _sweep(submission: Submission) -> _SweepJob:
+    """Check a sweep file and its recipe, as far as this machine can."""
+    from stssl.sweeps.domains import build_space
+    from stssl.sweeps.spec import load_sweep
+
+    what = load_sweep(submission.file, submission.overrides, here=False)
+    space = build_space(what.config, what.recipe)
+    for number, point in enumerate(what.config.points):
+        space.point(point, f"points[{number}]")
+    recipe = submission.file.resolve().parent / what.config.recipe
+    return _SweepJob("storage", what.config.storage, what.recipe.launch, recipe.resolve())
+
+
+def _files(file: Path) -> Iterator[Path]:
+    """Yield a file and those that its `base:` keys name; all were read without error before."""
+    yield file
+    base = parse_tree(file.read_text(), str(file)).get("base")
+    if isinstance(base, str):
+        yield from _files((file.parent / base).resolve())
+
+
+def _travels(file: Path, folder: Path) -> None:
+    """Raise a ConfigError if a file is not sent with the working folder."""
+    if not file.is_relative_to(folder):
+        raise ConfigError(f"{file} is not inside {folder}, which is sent to the cluster. Give --folder.")
+    parts = file.relative_to(folder).parts
+    for pattern in EXCLUDES:
+        places = parts[:-1] if pattern.endswith("/") else parts
+        places = places[:1] if pattern.startswith("/") else places
+        if any(fnmatch(part, pattern.strip("/")) for part in places):
+            raise ConfigError(
+                f"{file} is not sent to the cluster: '{pattern}' stays here. Copy it to another place in {folder}."
+            )
+
+
+def _lasting(key: str, storage: str) -> None:
+    """Raise a ConfigError if a storage is relative: it would lie in the job's copy of the folder."""
+    if not storage.startswith(("/", "~")) and "${" not in storage:
+        raise ConfigError(
+            f"{key}: '{storage}' would lie in the job's copy of the folder and vanish with it. "
+            f"Give a folder that all nodes share, such as {key}=/shared/runs."
+        )
+
+
+def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
+    """Collect the variables of the job: those given, and those that the file names as `${NAME}`."""
+    # Unbuffered, since the output is to be followed while the job runs.
+    found = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
+    for variable in submission.variables:
+        name, equals, value = variable.partition("=")
+        if not equals and name not in os.environ:
+            raise ConfigError(f"--env {name}: not set here. Give --env {name}=VALUE.")
+        found[name] = value if equals else os.environ[name]
+    for name in re.findall(r"\$\{(\w+)\}", str(tree)):
+        if name not in found and name not in os.environ:
+            raise ConfigError(
+                f"{submission.file} needs the environment variable {name}, which is not set. "
+                f"Give its value on the cluster: --env {name}=VALUE."
+            )
+        found.setdefault(name, os.environ.get(name, ""))
+    return found
+
+
+def _packages(pip: Sequence[str]) -> list[str] | str:
+    """Return the path of a requirements file, or the packages as they were given."""
+    return pip[0] if len(pip) == 1 and Path(pip[0]).is_file() else list(pip)
+
+
+def submit_job(submission: Submission, show: Callable[[str], None], say: Callable[[str], None]) -> int:
+    """Submit a job, and follow it to its end.
+
+    Args:
+        submission: What to run, and where.
+        show: Shows a piece of the job's output.
+        say: Shows a line about the submission itself.
+
+    Returns:
+        The job's exit code; 0 as soon as it is submitted if `wait` is False.
+
+    Raises:
+        ConfigError: The file or the address is wrong.
+        RunError: There is no server, it refuses the token, or the connection is lost.
+    """
+    arguments = job(submission)
+    with _explained(submission.address):
+        client = _client(submission.address)
+        name = client.submit_job(**arguments)
+    say(f"{name}: {arguments['entrypoint']}")
+    if not submission.wait:
+        return 0
+    later = f"The job continues. Follow it with `ray job logs --follow {name} --address {submission.address}`."
+    try:
+        about = asyncio.run(_follow(client, name, show))
+    except KeyboardInterrupt:
+        raise stopped(later) from None
+    except LOST as error:
+        raise RunError(f"{submission.address} does not answer any more ({type(error).__name__}). {later}") from None
+    say(f"{name}: {about.status.value.lower()}")
+    if about.status.value != "SUCCEEDED" and about.message:
+        say(about.message.strip().splitlines()[0])
+    return about.driver_exit_code or (0 if about.status.value == "SUCCEEDED" else 1)
+
+
+def _client(address: str) -> "JobSubmissionClient":
+    if not re.match(r"https?://", address):
+        raise ConfigError(f"--address: '{address}' must be the URL of a job server, such as http://127.0.0.1:8265")
+    from ray.job_submission import JobSubmissionClient
+
+    return JobSubmissionClient(address)
+
+
+async def _follow(
+    client: "JobSubmissionClient", name: str, show: Callable[[str], None], patience: int = 60, pause: float = 1.0
+) -> "JobDetails":
+    """Show a job's output until it ends, also if connections are lost meanwhile; return its details then.
+
+    Args:
+        client: Connection to the job server.
+        name: Id of the job.
+        show: Shows a piece of the job's output.
+        patience: How often in a row the server may fail to answer.
+        pause: Seconds between two attempts.
+
+    Raises:
+        OSError, RuntimeError: The server did not answer `patience` times in a row.
+    """
+    import aiohttp
+
+    shown, failures = 0, 0
+    while True:
+        with contextlib.suppress(*LOST, aiohttp.ClientError):
+            position = 0
+            # A new connection sends the log from its start: skip what was shown already.
+            async for piece in client.tail_job_logs(name):
+                fresh = piece[max(0, shown - position) :]
+                position += len(piece)
+                shown = max(shown, position)
+                if fresh:
+                    show(fresh)
+        try:
+            about = client.get_job_info(name)
+            if about.status.is_terminal():
+                rest = client.get_job_logs(name)[shown:]
+                if rest:
+                    show(rest)
+                return about
+            failures = 0
+        except LOST:
+            failures += 1
+            if failures >= patience:
+                raise
+        await asyncio.sleep(pause)
+
+
+@contextlib.contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """Turn the errors of Ray's client into messages that say what to do."""
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError:
+        raise RunError(f"{address} refuses this client: no token, or a wrong one. {TOKEN_ADVICE}") from None
+    except (ConnectionError, requests.exceptions.RequestException) as error:
+        raise RunError(
+            f"no job server answers at {address} ({type(error).__name__}). Is the cluster up, and its dashboard's port "
+            "forwarded to this machine (`ray dashboard CLUSTER.yaml`, or `kubectl port-forward`)?"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"{address} did not take the job: {first_line(error)}") from None

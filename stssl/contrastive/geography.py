@@ -1,0 +1,106 @@
+"""Define the geographic pretext task: predict the cluster of an image's place, or the place itself.
+
+See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.2. Clusters are found on the unit sphere, where the date line
+is no seam.
+"""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from stssl.base.config import Config, Domain
+from stssl.base.errors import DataError
+from stssl.base.sphere import on_sphere
+
+KMEANS_PLACES = 100_000
+"""Largest number of places that k-means works on; all places are assigned to its clusters afterwards."""
+
+
+class NoGeoConfig(Config):
+    """Configure pretraining without a geographic pretext task."""
+
+    name: Literal["none"] = "none"
+
+
+class ClustersConfig(Config):
+    """Classify the image's place among `k` clusters of the training places.
+
+    Attributes:
+        k: Number of clusters.
+        weight: Weight of this loss.
+    """
+
+    name: Literal["clusters"] = "clusters"
+    k: Annotated[int, Field(ge=2), Domain(10, 500, log=True)] = 100
+    weight: Annotated[float, Field(ge=0), Domain(0.01, 10.0, log=True)] = 1.0
+
+
+class RegressionConfig(Config):
+    """Predict the image's place as a point of the unit sphere; the loss is 1 - cosine.
+
+    Attributes:
+        weight: Weight of this loss.
+    """
+
+    name: Literal["regression"] = "regression"
+    weight: Annotated[float, Field(ge=0), Domain(0.01, 10.0, log=True)] = 1.0
+
+
+GeoConfig = NoGeoConfig | ClustersConfig | RegressionConfig
+
+
+def known_places(metadata: Tensor, least: int) -> Tensor:
+    """List the different known places in metadata [n, 4] as points [m, 3] of the unit sphere.
+
+    Raises:
+        DataError: They are fewer than `least`.
+    """
+    points = on_sphere(metadata)
+    different: Tensor = torch.unique(points[~points.isnan().any(1)], dim=0)
+    if len(different) < least:
+        raise DataError(
+            f"pretext.geo: {least} different places are needed, and the training part has {len(different)}. "
+            "Lower pretext.geo.k, or set pretext.geo={name: none} where a store has no places."
+        )
+    return different
+
+
+def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
+    """Cluster places on the unit sphere by k-means.
+
+    Args:
+        metadata: [n, 4] metadata of the training patches.
+        k: Number of clusters.
+        seed: Seed of the first centers, and of the sample that is drawn if there are many places.
+
+    Returns:
+        [k, 3] centers as unit vectors.
+
+    Raises:
+        DataError: There are fewer known places than clusters.
+    """
+    from sklearn.cluster import KMeans
+
+    points = known_places(metadata, k).double().numpy()
+    if len(points) > KMEANS_PLACES:
+        points = points[
+            np.random.Generator(np.random.Philox(key=seed)).choice(len(points), KMEANS_PLACES, replace=False)
+        ]
+    centers: NDArray[np.float64] = KMeans(k, n_init=1, random_state=seed).fit(points).cluster_centers_
+    return torch.from_numpy(centers / np.linalg.norm(centers, axis=1, keepdims=True)).float()
+
+
+def nearest_cluster(metadata: Tensor, centers: Tensor) -> Tensor:
+    """Find the number [n] of the nearest center for each place in metadata [n, 4]; -1 where the place is missing.
+
+    Args:
+        metadata: [n, 4], on any device.
+        centers: [k, 3] unit vectors; the result is on their device.
+    """
+    points = on_sphere(metadata).to(centers.device)
+    found = (points.nan_to_num() @ centers.T).argmax(1)
+    return torch.where(points.isnan().any(1), -1, found)

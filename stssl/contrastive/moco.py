@@ -1,0 +1,145 @@
+"""Define momentum contrast (MoCo): the queue of keys and the losses by which a query must find its key among many.
+
+See He et al., CVPR 2020 (arXiv:1911.05722), with the projection of MoCo-v2 (arXiv:2003.04297). The loss may also be
+multi-label CPC (Song and Ermon, NeurIPS 2020, arXiv:2007.09852), one softmax over all positives of the global batch.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stssl.base.config import Config, Domain, Positive
+from stssl.base.distributed import gather_rows, sum_over_ranks, world_size
+from stssl.contrastive.geography import GeoConfig, NoGeoConfig
+
+
+class PretextConfig(Config):
+    """Configure contrastive pretraining.
+
+    Attributes:
+        temporal: Take the key from another acquisition of the same place, if there is one.
+        geo: Geographic pretext task.
+        contrast_weight: Weight of the contrastive loss.
+        projection: Size of the vectors that are compared.
+        mlp: Project features through a hidden layer.
+        queue: Number of keys that the queue holds.
+        momentum: Share of the old weights that the key encoder keeps in a step.
+        temperature: Divisor of cosines in the softmax; the smaller, the more the nearest negatives count.
+        loss: `cpc` (InfoNCE) or `ml_cpc` (multi-label CPC).
+        alpha: Weight of positives in `ml_cpc` at the first step.
+        alpha_end: Weight of positives in `ml_cpc` at the last step.
+        alpha_schedule: How the weight moves from `alpha` to `alpha_end`.
+    """
+
+    temporal: bool = False
+    geo: Annotated[GeoConfig, Field(discriminator="name")] = NoGeoConfig()
+    contrast_weight: Annotated[float, Field(ge=0)] = 1.0
+    projection: Positive = 128
+    mlp: bool = True
+    queue: Positive = 65_536
+    momentum: Annotated[float, Field(ge=0, lt=1), Domain(0.9, 0.9999)] = 0.999
+    temperature: Annotated[float, Field(gt=0), Domain(0.01, 0.5, log=True)] = 0.02
+    loss: Annotated[Literal["cpc", "ml_cpc"], Domain(choices=("cpc", "ml_cpc"))] = "cpc"
+    alpha: Annotated[float, Field(gt=0)] = 1.0
+    alpha_end: Annotated[float, Field(gt=0)] = 1.0
+    alpha_schedule: Literal["linear", "geometric"] = "linear"
+
+    @model_validator(mode="after")
+    def _possible(self) -> "PretextConfig":
+        if max(self.alpha, self.alpha_end) >= self.queue + 1:
+            raise ValueError(f"alpha and alpha_end must be below queue + 1, which is {self.queue + 1}")
+        return self
+
+    def alpha_at(self, fraction: float) -> float:
+        """Return the weight of positives after a share 0..1 of the steps."""
+        if self.alpha_schedule == "geometric":
+            return float(self.alpha * (self.alpha_end / self.alpha) ** fraction)
+        return self.alpha + (self.alpha_end - self.alpha) * fraction
+
+
+class Queue(nn.Module):
+    """Hold the last keys of all ranks; equal on all ranks, and part of checkpoints. New keys replace the oldest."""
+
+    keys: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        """Start with `size` random unit vectors of `width` numbers."""
+        super().__init__()
+        self.register_buffer("keys", functional.normalize(torch.randn(size, width), dim=1))
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, keys: Tensor, bad: Tensor | None = None) -> None:
+        """Add keys, in place of the oldest ones.
+
+        Args:
+            keys: [n, width] keys of the global batch; if there are more than the queue holds, the last ones are added.
+            bad: Scalar tensor; if it is true, the old keys stay. None adds the keys.
+        """
+        size = len(self.keys)
+        keys, skipped = keys[-size:], max(0, len(keys) - size)
+        places = (self.pointer + skipped + torch.arange(len(keys), device=keys.device)) % size
+        fresh = keys.to(self.keys.dtype)
+        self.keys.index_copy_(0, places, fresh if bad is None else torch.where(bad, self.keys[places], fresh))
+        self.pointer.copy_((self.pointer + skipped + len(keys)) % size)
+
+
+def similarities(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Compute the cosines of queries with their own key and with all keys of the queue, divided by the temperature.
+
+    Args:
+        query: [n, width] unit vectors.
+        key: [n, width] unit vectors.
+        queue: [K, width] unit vectors.
+        temperature: Temperature; the smaller, the more the nearest negatives count.
+
+    Returns:
+        [n, 1 + K]; the first column belongs to the own key.
+    """
+    return torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], 1) / temperature
+
+
+def info_nce(logits: Tensor, rows: Tensor) -> Tensor:
+    """Compute InfoNCE of this rank's rows, scaled so that the mean over ranks is the mean over the global batch.
+
+    Args:
+        logits: [n, 1 + K] of `similarities`.
+        rows: Number of rows of the global batch.
+    """
+    return (torch.logsumexp(logits, 1) - logits[:, 0]).sum() * world_size() / rows
+
+
+def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
+    """Compute multi-label CPC: the cross-entropy of one softmax over all pairs of the global batch.
+
+    The target is 1/N at each of the N positive pairs.
+
+    Args:
+        logits: [n, 1 + K] of `similarities`.
+        rows: N, number of rows of the global batch.
+        alpha: Weight of positives; negatives have (K + 1 - alpha) / K.
+
+    Returns:
+        The loss of this rank, scaled so that the mean over ranks is the loss of the global batch.
+    """
+    negatives = logits.shape[1] - 1
+    beta = (negatives + 1 - alpha) / negatives
+    shift = logits.new_full((logits.shape[1],), math.log(beta))
+    shift[0] = math.log(alpha)
+    weighted = logits + shift
+    most = _largest(weighted.detach().max())
+    total = most + sum_over_ranks((weighted.detach() - most).exp().sum()).log()
+    # Each rank differentiates its own part of the normalizer; the value is the global one.
+    own = (weighted - total).exp().sum()
+    normalizer = total + world_size() * (own - own.detach())
+    positives = weighted[:, 0].sum() * world_size() / rows
+    return (normalizer - torch.log(rows) - positives) / alpha
+
+
+def _largest(value: Tensor) -> Tensor:
+    return gather_rows(value[None], [1] * world_size()).max()

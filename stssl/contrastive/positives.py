@@ -1,0 +1,60 @@
+"""Find temporal positives: other acquisitions of a patch's place.
+
+See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.3.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.arrays import Ints
+from stssl.base.randomness import RandomStream, uniforms
+
+
+class Positives:
+    """Know for each store row of a set the rows of the set that show the same place at other times."""
+
+    def __init__(self, rows: Ints, places: NDArray[np.integer]) -> None:
+        """Group rows by place.
+
+        Args:
+            rows: [n] store rows that may be drawn.
+            places: [N] number of each store row's place; negative where it is not known.
+        """
+        own_places = np.asarray(places)[rows]
+        order = np.argsort(own_places, kind="stable")
+        self._rows = rows[order]
+        sorted_places = own_places[order]
+        first = np.searchsorted(sorted_places, own_places, "left")
+        last = np.searchsorted(sorted_places, own_places, "right")
+        known = own_places >= 0
+        size = int(rows.max()) + 1 if len(rows) else 0
+        self._start, self._count, self._own = (np.zeros(size, np.int64) for _ in range(3))
+        self._start[rows] = first
+        self._count[rows] = np.where(known, last - first, 1)
+        place_of = np.empty(len(rows), np.int64)
+        place_of[order] = np.arange(len(rows))
+        self._own[rows] = place_of - first
+
+    def draw(self, rows: Ints, epochs: Ints, seed: int) -> Ints:
+        """Draw a partner for each row: uniformly one of the place's other acquisitions, or the row itself.
+
+        The draw is a function of seed, epoch and row alone.
+
+        Args:
+            rows: [n] store rows.
+            epochs: [n] epoch of each row.
+            seed: Seed of the run.
+
+        Returns:
+            [n] store rows of the partners.
+        """
+        others = self._count[rows] - 1
+        numbers = uniforms((seed, RandomStream.PARTNER, epochs, rows), 1)[:, 0]
+        pick = np.minimum((numbers * others).astype(np.int64), np.maximum(others - 1, 0))
+        pick += pick >= self._own[rows]  # the row itself is passed over
+        chosen = self._start[rows] + np.where(others > 0, pick, 0)
+        return np.where(others > 0, self._rows[np.minimum(chosen, len(self._rows) - 1)], rows)
+
+    def share(self, rows: Ints) -> float:
+        """Share of `rows` whose place has another acquisition."""
+        return float((self._count[rows] > 1).mean()) if len(rows) else 0.0

@@ -1,0 +1,209 @@
+"""Take one step of contrastive pretraining, with a momentum encoder, a queue of keys and a geographic pretext task.
+
+A step does this in order:
+
+1. The query encoder computes the queries.
+2. The momentum encoder moves toward the query encoder and computes the keys.
+3. Losses compare queries with their keys and with the queue.
+4. After the optimizer's step, the keys of all ranks enter the queue.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stssl.base.batch import Progress
+from stssl.base.distributed import gather_rows, rank, row_counts, rows_of, sum_over_ranks, world_size
+from stssl.base.randomness import RandomStream, permutation
+from stssl.base.sphere import on_sphere
+from stssl.contrastive.geography import ClustersConfig, GeoConfig, NoGeoConfig, nearest_cluster
+from stssl.contrastive.moco import PretextConfig, Queue, info_nce, multilabel_cpc, similarities
+from stssl.models.backbones import Backbone
+from stssl.models.ema import Ema, batchnorms
+from stssl.steps.base import StepOutput, TrainingStep
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Hold this rank's rows of a global batch.
+
+    Attributes:
+        query: [n, bands, h, w] images, normalized.
+        key: [n, bands, h, w] other views; of another acquisition of the place if there is one.
+        metadata: [n, 4] metadata of the queries.
+        true_pairs: [n] true where the key is another acquisition.
+    """
+
+    query: Tensor
+    key: Tensor
+    metadata: Tensor
+    true_pairs: Tensor
+
+
+class PretrainEncoder(nn.Module):
+    """Compute pooled features by a backbone, and project them to the vectors that are compared."""
+
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone, width: int, projection: int, mlp: bool) -> None:
+        """Add a projection to a backbone.
+
+        Args:
+            backbone: Backbone to train.
+            width: Size of its pooled features.
+            projection: Size of the vectors that are compared.
+            mlp: True to project through a hidden layer.
+        """
+        super().__init__()
+        hidden: list[nn.Module] = [nn.Linear(width, width), nn.ReLU()] if mlp else []
+        self.backbone, self.project = backbone, nn.Sequential(*hidden, nn.Linear(width, projection))
+
+    def features(self, image: Tensor) -> Tensor:
+        """Compute pooled features [n, width] of images."""
+        return self.backbone.forward_head(self.backbone.forward_features(image), pre_logits=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Compute vectors [n, projection] of images, not normalized."""
+        projected: Tensor = self.project(self.features(image))
+        return projected
+
+
+class GeoHead(nn.Module):
+    """Predict a place, or its cluster, from the query's projection before it is normalized."""
+
+    centers: Tensor
+
+    def __init__(self, config: GeoConfig, projection: int, centers: Tensor | None) -> None:
+        """Make the layer that predicts.
+
+        Args:
+            config: Kind of the pretext task.
+            projection: Size of the query's projection.
+            centers: [k, 3] unit vectors, the centers of the clusters; None if the place itself is predicted.
+        """
+        super().__init__()
+        self.config = config
+        self.register_buffer("centers", torch.zeros(0, 3) if centers is None else centers)
+        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(projection, 3 if centers is None else len(centers)))
+
+    def forward(self, embedding: Tensor, metadata: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss and what to log.
+
+        Args:
+            embedding: [n, projection] projections of the queries.
+            metadata: [n, 4] metadata of the queries.
+
+        Returns:
+            The loss, scaled so that the mean over ranks is the mean over the global batch's known places, and
+            `geo_right`: the share of right clusters, or the mean cosine with the true place.
+        """
+        predicted = self.layers(embedding)
+        if isinstance(self.config, ClustersConfig):
+            target = nearest_cluster(metadata, self.centers)
+            errors = functional.cross_entropy(predicted.float(), target, ignore_index=-1, reduction="none")
+            known = target >= 0
+            right = ((predicted.argmax(1) == target) & known).sum()
+        else:
+            place = on_sphere(metadata).to(predicted.device)
+            known = ~place.isnan().any(1)
+            likeness = functional.cosine_similarity(predicted.float(), place.nan_to_num(), dim=1)
+            errors, right = torch.where(known, 1 - likeness, 0.0), torch.where(known, likeness, 0.0).sum()
+        count = sum_over_ranks(known.sum().float()).clamp_min(1) / world_size()
+        return errors.sum() / count, {"geo_right": right / count}
+
+
+class ContrastiveStep(TrainingStep):
+    """Own query encoder, momentum encoder, queue and geographic head; `forward` computes the loss of one step."""
+
+    def __init__(self, encoder: PretrainEncoder, config: PretextConfig, centers: Tensor | None, seed: int) -> None:
+        """Put the parts together; the momentum encoder starts as a copy.
+
+        Args:
+            encoder: Encoder of queries.
+            config: Configuration of pretraining.
+            centers: [k, 3] centers of the places' clusters; None if the pretext task needs none.
+            seed: Seed of the shuffling of keys over ranks.
+        """
+        super().__init__()
+        self.config, self.seed = config, seed
+        trained: dict[str, nn.Module] = {"query": encoder}
+        if not isinstance(config.geo, NoGeoConfig):
+            trained["geo"] = GeoHead(config.geo, config.projection, centers)
+        self.networks = nn.ModuleDict(trained)
+        self.momentum = Ema(encoder, config.momentum)
+        self.momentum.network.train()
+        # Only BatchNorm mixes the rows of a batch; without it there is nothing that a shuffle could hide.
+        self.queue = Queue(config.queue, config.projection)
+        self.shuffles = bool(batchnorms(encoder))
+        self._fresh: Tensor | None = None
+        self._counts: dict[int, list[int]] = {}
+
+    def train(self, mode: bool = True) -> "ContrastiveStep":
+        """Put both encoders into training or evaluation mode."""
+        super().train(mode)
+        # `Ema` alone stays in evaluation mode; but MoCo's key encoder must normalize by batches, as the query's does.
+        self.momentum.network.train(mode)
+        return self
+
+    def forward(self, batch: Pairs, progress: Progress) -> StepOutput:
+        """Compute the loss of this rank's rows, scaled so that the mean over ranks is the loss of the global batch."""
+        embedding = self.networks["query"](batch.query).float()
+        key = self._keys(batch, progress)
+        # In bf16, with its 8 bits of precision, near keys and near places could not be told apart.
+        with torch.autocast(embedding.device.type, enabled=False):
+            return self._losses(embedding, key, batch, progress)
+
+    def _losses(self, embedding: Tensor, key: Tensor, batch: Pairs, progress: Progress) -> StepOutput:
+        query = functional.normalize(embedding, dim=1)
+        logits = similarities(query, key, self.queue.keys, self.config.temperature)
+        rows = sum_over_ranks(torch.full((), float(len(logits)), device=logits.device))
+        if self.config.loss == "cpc":
+            contrast = info_nce(logits, rows)
+        else:
+            contrast = multilabel_cpc(logits, rows, self.config.alpha_at(progress.fraction))
+        self._fresh = gather_rows(key, self._row_counts(key))
+        share = world_size() / rows
+        found = (logits.detach().argmax(1) == 0).sum() * share
+        logs = {"contrast": contrast.detach(), "key_found": found, "true_pairs": batch.true_pairs.sum() * share}
+        total = self.config.contrast_weight * contrast
+        if "geo" in self.networks:
+            geo, more = self.networks["geo"](embedding, batch.metadata)
+            weight = getattr(self.config.geo, "weight", 1.0)
+            total = total + weight * geo
+            logs |= {"geo": geo.detach(), **more}
+        return StepOutput(total, logs | {"loss": total.detach()})
+
+    def after_optimizer(self, bad: Tensor) -> None:
+        """Add this step's keys to the queue; if the step was left out (`bad`), the queue stays as it is."""
+        if self._fresh is not None:
+            self.queue.push(self._fresh, bad)
+            self._fresh = None
+
+    def _row_counts(self, rows: Tensor) -> list[int]:
+        """Gather how many rows each rank has; batch sizes never change, so ranks exchange this once."""
+        if len(rows) not in self._counts:
+            self._counts[len(rows)] = row_counts(rows)
+        return self._counts[len(rows)]
+
+    @torch.no_grad()
+    def _keys(self, batch: Pairs, progress: Progress) -> Tensor:
+        """Update the momentum encoder, and compute this rank's keys [n, projection], unit vectors.
+
+        Keys are shuffled over ranks if the encoder has BatchNorm: statistics of a rank's batch would tell which key
+        belongs to a query, without any look at the image (He et al., section 3.3).
+        """
+        self.momentum.update_parameters(self.networks["query"])
+        if world_size() == 1 or not self.shuffles:
+            return functional.normalize(self.momentum.network(batch.key).float(), dim=1)
+        counts = self._row_counts(batch.key)
+        images = gather_rows(batch.key, counts)
+        order = torch.from_numpy(permutation(len(images), self.seed, RandomStream.KEY_SHUFFLE, progress.step).copy())
+        order = order.to(images.device, non_blocking=True)
+        shares = [rows_of(len(images), number, world_size()) for number in range(world_size())]
+        own = functional.normalize(self.momentum.network(images[order[shares[rank()]]]).float(), dim=1)
+        keys = gather_rows(own, [share.stop - share.start for share in shares])
+        back = torch.empty_like(keys)
+        back[order] = keys
+        return back[sum(counts[: rank()]) :][: len(batch.key)]

@@ -1,0 +1,175 @@
+"""Augment images for contrastive pretraining: crops of any size, color or band jitter, blur, flips, on whole batches.
+
+The defaults are those of MoCo-v2 (arXiv:2003.04297): random resized crop, color jitter 0.4/0.4/0.4/0.1 with probability
+0.8, grayscale 0.2, blur 0.5, horizontal flip. Color jitter is for RGB only; other inputs get a gain and an offset for
+each band instead. All randomness comes in as numbers that the loader drew from (seed, epoch, patch).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from stssl.base.arrays import Floats
+from stssl.base.config import Config, Share
+
+FIXED = 16
+"""Uniform numbers that a view takes in any case; each band takes two more."""
+
+
+class PretrainViewsConfig(Config):
+    """Configure the strength of the views.
+
+    Attributes:
+        smallest_crop: Smallest share of the area that a crop keeps.
+        aspect: Largest ratio of a crop's sides.
+        jitter: Share of patches whose colors or bands are changed.
+        brightness: Largest relative change of brightness, RGB only; also for `contrast` and `saturation`.
+        contrast: Largest relative change of contrast.
+        saturation: Largest relative change of saturation.
+        hue: Largest turn of the hue, as a share of the circle.
+        gray: Share of patches that lose their colors.
+        blur: Share of patches that are blurred.
+        flip_vertical: Flip half of the patches top to bottom too.
+        gain: Largest relative change of a band, for inputs that are not RGB.
+        offset: Largest value added to a band in [0, 1], for inputs that are not RGB.
+        rgb: Treat the bands as colors; null does so for inputs of three bands.
+    """
+
+    smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.2
+    aspect: Annotated[float, Field(ge=1)] = 4 / 3
+    jitter: Share = 0.8
+    brightness: Share = 0.4
+    contrast: Share = 0.4
+    saturation: Share = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    gray: Share = 0.2
+    blur: Share = 0.5
+    flip_vertical: bool = False
+    gain: Share = 0.4
+    offset: Share = 0.1
+    rgb: bool | None = None
+
+
+@dataclass(frozen=True)
+class ViewDraw:
+    """Hold the random choices for one view of n patches.
+
+    Attributes:
+        box: [n, 2, 3] affine maps of crops and flips, in normalized coordinates.
+        gain: [n, bands] factors, 1 for patches without jitter; equal for all bands of an RGB patch.
+        offset: [n, bands] values to add.
+        contrast: [n] factors around the patch's mean, 1 if bands are no colors.
+        color: [n, 3, 3] linear maps of RGB, the identity for other inputs.
+        sigma: [n] width of the blur in pixels, 0 for none.
+    """
+
+    box: Tensor
+    gain: Tensor
+    offset: Tensor
+    contrast: Tensor
+    color: Tensor
+    sigma: Tensor
+
+    def to(self, device: torch.device) -> "ViewDraw":
+        """Copy the choices to another device, without waiting for it."""
+        return ViewDraw(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+def pretrain_numbers_needed(bands: int) -> int:
+    """Return how many uniform numbers the view of one patch takes."""
+    return FIXED + 2 * bands
+
+
+def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int) -> ViewDraw:
+    """Turn uniform numbers into the random choices of one view.
+
+    Args:
+        numbers: [n, pretrain_numbers_needed(bands)] uniform in [0, 1).
+        config: Strength and probability of each operation.
+        bands: Number of bands.
+    """
+    u = torch.from_numpy(numbers)
+    colors = bands == 3 if config.rgb is None else config.rgb
+    jittered = u[:, 5] < config.jitter
+    signed = 2 * u - 1
+    gain, offset = torch.ones(len(u), bands), torch.zeros(len(u), bands)
+    contrast = torch.where(jittered & colors, 1 + config.contrast * signed[:, 7], 1.0)
+    if colors:
+        gain = torch.where(jittered, 1 + config.brightness * signed[:, 6], 1.0)[:, None].expand(-1, bands)
+        color = _colors(u, signed, jittered, config)
+    else:
+        gain = torch.where(jittered[:, None], 1 + config.gain * signed[:, FIXED : FIXED + bands], gain)
+        offset = torch.where(jittered[:, None], config.offset * signed[:, FIXED + bands :], offset)
+        color = torch.eye(3).expand(len(u), 3, 3)
+    sigma = torch.where(u[:, 11] < config.blur, 0.1 + 1.9 * u[:, 12], 0.0)
+    return ViewDraw(_boxes(u, config), gain.contiguous(), offset, contrast, color.contiguous(), sigma)
+
+
+def _boxes(u: Tensor, config: PretrainViewsConfig) -> Tensor:
+    """Draw maps [n, 2, 3] from the output to a random box of the input: its area and shape, then its place."""
+    area = config.smallest_crop + (1 - config.smallest_crop) * u[:, 0]
+    shape = torch.exp(math.log(config.aspect) * (2 * u[:, 1] - 1))
+    width, height = (area * shape).sqrt().clamp_max(1), (area / shape).sqrt().clamp_max(1)
+    flip_x = torch.where(u[:, 4] < 0.5, -1.0, 1.0)
+    flip_y = torch.where((u[:, 10] < 0.5) & config.flip_vertical, -1.0, 1.0)
+    box = torch.zeros(len(u), 2, 3)
+    box[:, 0, 0], box[:, 1, 1] = width * flip_x, height * flip_y
+    box[:, 0, 2], box[:, 1, 2] = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
+    return box
+
+
+_GRAY = torch.tensor([0.299, 0.587, 0.114])
+_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsConfig) -> Tensor:
+    """Draw linear maps [n, 3, 3] of RGB that change saturation and hue (a rotation of chroma), or make it gray."""
+    # One matrix for all three, so that the images are passed over once.
+    saturation = torch.where(jittered, 1 + config.saturation * signed[:, 8], 1.0)
+    turn = torch.where(jittered, 2 * math.pi * config.hue * signed[:, 9], 0.0)
+    saturation = torch.where(u[:, 13] < config.gray, 0.0, saturation)
+    yiq = torch.zeros(len(u), 3, 3)
+    yiq[:, 0, 0] = 1
+    yiq[:, 1, 1] = yiq[:, 2, 2] = saturation * turn.cos()
+    yiq[:, 1, 2], yiq[:, 2, 1] = -saturation * turn.sin(), saturation * turn.sin()
+    to_rgb: Tensor = torch.linalg.inv(_TO_YIQ)
+    return to_rgb @ yiq @ _TO_YIQ
+
+
+def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
+    """Apply one view's random choices to images; values stay in [0, 1].
+
+    Args:
+        image: [n, c, h, w] with values in [0, 1].
+        draw: Random choices of the view.
+        size: Pixels a side of the result.
+
+    Returns:
+        [n, c, size, size].
+    """
+    grid = functional.affine_grid(draw.box, [len(image), image.shape[1], size, size], align_corners=False)
+    image = functional.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    image = image * draw.gain[:, :, None, None] + draw.offset[:, :, None, None]
+    mean = image.mean((1, 2, 3), keepdim=True)
+    image = mean + draw.contrast[:, None, None, None] * (image - mean)
+    if image.shape[1] == 3:
+        image = torch.einsum("nij,njhw->nihw", draw.color, image)
+    return _blurred(image, draw.sigma).clamp_(0, 1)
+
+
+def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each patch with a Gaussian of its own width in pixels; width 0 changes nothing."""
+    # Each patch and band is a group of one convolution, since every patch has its own kernel.
+    n, bands, height, width = image.shape
+    reach = max(1, min(height, width) // 20)
+    steps = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
+    weight = torch.exp(-0.5 * (steps / sigma.clamp_min(1e-3)[:, None]) ** 2)
+    weight = (weight / weight.sum(1, keepdim=True)).repeat_interleave(bands, 0)
+    flat = functional.pad(image.reshape(1, n * bands, height, width), (reach,) * 4, mode="reflect")
+    flat = functional.conv2d(flat, weight[:, None, :, None], groups=n * bands)
+    return functional.conv2d(flat, weight[:, None, None, :], groups=n * bands).view(n, bands, height, width)

@@ -1,0 +1,266 @@
+"""Augment images with batched tensor operations on the networks' device.
+
+All random choices arrive as numbers that the loader drew from (seed, stream, epoch, patch), so a view does not depend
+on ranks, threads or restarts. The weak view is a random crop with reflected borders and both flips. The strong view
+adds RandAugment (Cubuk et al. 2020, arXiv:1909.13719). Its geometric operations are composed with the crop into one
+resampling; only its photometric operations run one after another.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from stssl.base.arrays import Floats
+from stssl.base.config import Config, Domain
+
+
+class RandAugmentConfig(Config):
+    """Set the strength of the strong view: `n` operations of magnitude `m` (0 to 10) on each image.
+
+    Attributes:
+        n: Number of operations.
+        m: Strength of each, from 0 to 10.
+    """
+
+    n: Annotated[int, Field(ge=0, le=10), Domain(1, 4)] = 3
+    m: Annotated[float, Field(ge=0, le=10), Domain(2, 10)] = 5.0
+
+
+class AugmentConfig(Config):
+    """Set how the views of the training streams are augmented.
+
+    Attributes:
+        strong_labeled: True if labeled patches get a strong view too.
+        randaugment: Strength of the strong views.
+        padding: Largest shift of the random crop, as a share of the image's side.
+        metadata_dropout: Probability with which place, and independently date, is hidden from the networks.
+    """
+
+    strong_labeled: bool = False
+    randaugment: RandAugmentConfig = RandAugmentConfig()
+    padding: Annotated[float, Field(ge=0, le=0.5)] = 0.125
+    metadata_dropout: Annotated[float, Field(ge=0, le=1), Domain(0.0, 0.5)] = 0.0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Hold the random choices for one view of n patches.
+
+    Attributes:
+        shift: [n, 2] crop offset in pixels, rows then columns.
+        flip: [n, 2] whether to flip vertically and horizontally.
+        matrix: [n, 2, 2] inverse linear map of the geometric operations; None in a weak view.
+        offset: [n, 2] its translation (x, y) in normalized coordinates; None in a weak view.
+        photometric: For each round, operation name -> (rows that it changes, their magnitudes).
+    """
+
+    shift: Tensor
+    flip: Tensor
+    matrix: Tensor | None = None
+    offset: Tensor | None = None
+    photometric: tuple[dict[str, tuple[Tensor, Tensor]], ...] = ()
+
+    def to(self, device: torch.device) -> "Draw":
+        """Copy these choices to another device without waiting for the copy."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        rounds = tuple({k: (move(r), move(m)) for k, (r, m) in ops.items()} for ops in self.photometric)
+        matrix, offset = (None if t is None else move(t) for t in (self.matrix, self.offset))
+        return Draw(move(self.shift), move(self.flip), matrix, offset, rounds)
+
+
+# ---------------------------------------------------------------- choices, on the host
+
+GEOMETRIC = ("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+_GEOMETRY = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.3, "translate_y": 0.3}
+
+
+def numbers_needed(strong: RandAugmentConfig | None) -> int:
+    """Return how many uniform numbers one patch's view takes: 4, and 2 more for each operation of a strong view."""
+    return 4 + (2 * strong.n if strong else 0)
+
+
+def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentConfig | None) -> Draw:
+    """Turn uniform numbers into the choices for one view of n patches.
+
+    Args:
+        numbers: [n, numbers_needed(strong)] in [0, 1).
+        size: Side of the images in pixels.
+        padding: Largest shift as a share of the side.
+        strong: RandAugment's strength; None for a weak view.
+    """
+    reach = int(size * padding)
+    shift = torch.from_numpy(np.floor(numbers[:, :2] * (2 * reach + 1)).astype(np.int64) - reach)
+    flip = torch.from_numpy(numbers[:, 2:4] < 0.5)
+    if strong is None:
+        return Draw(shift, flip)
+    choices = (numbers[:, 4::2] * len(_NAMES)).astype(np.int64)
+    signs = np.where(numbers[:, 5::2] < 0.5, -1.0, 1.0).astype(np.float64)
+    magnitudes = strong.m / 10 * signs
+    matrix, offset = _compose(choices, magnitudes)
+    rounds = tuple(_by_operation(choices[:, i], magnitudes[:, i]) for i in range(choices.shape[1]))
+    return Draw(shift, flip, torch.from_numpy(matrix).float(), torch.from_numpy(offset).float(), rounds)
+
+
+def _by_operation(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Group one round's choices by photometric operation: name -> (rows, magnitudes)."""
+    found = {}
+    for number in np.unique(choices):
+        if _NAMES[number] in PHOTOMETRIC:
+            rows = np.flatnonzero(choices == number)
+            found[_NAMES[number]] = (torch.from_numpy(rows), torch.from_numpy(magnitudes[rows].astype(np.float32)))
+    return found
+
+
+def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Compose each patch's geometric operations into one inverse affine map: matrices [n, 2, 2], offsets [n, 2].
+
+    Coordinates are normalized: the image spans -1 to 1. Each round has one operation a patch, so the amounts of all
+    other operations are 0 and one formula serves all of them.
+    """
+    rows = len(choices)
+    matrix, offset = np.tile(np.eye(2), (rows, 1, 1)), np.zeros((rows, 2))
+    step, move = np.empty((rows, 2, 2)), np.empty((rows, 2))
+    for i in range(choices.shape[1]):
+        turn, shear_x, shear_y, move_x, move_y = (
+            np.where(choices[:, i] == _NAMES.index(name), magnitudes[:, i] * scale, 0.0)
+            for name, scale in _GEOMETRY.items()
+        )
+        cos, sin = np.cos(turn), np.sin(turn)
+        step[:, 0, 0], step[:, 0, 1], step[:, 1, 0], step[:, 1, 1] = cos, shear_x - sin, shear_y + sin, cos
+        move[:, 0], move[:, 1] = 2 * move_x, 2 * move_y
+        # Multiplied on the right: the map goes from output to source, and so undoes the last operation first.
+        offset += np.einsum("nij,nj->ni", matrix, move)
+        matrix = matrix @ step
+    return matrix, offset
+
+
+# ---------------------------------------------------------------- operations, on the device
+
+
+def _blend(image: Tensor, base: Tensor, magnitude: Tensor) -> Tensor:
+    """Move an image away from a degenerate one (positive magnitude) or toward it (negative), as PIL's enhancers do."""
+    return base + (1 + 0.9 * magnitude) * (image - base)
+
+
+def _contrast(image: Tensor, magnitude: Tensor) -> Tensor:
+    return _blend(image, image.mean((1, 2, 3), keepdim=True), magnitude)
+
+
+def _color(image: Tensor, magnitude: Tensor) -> Tensor:
+    return _blend(image, image.mean(1, keepdim=True), magnitude)
+
+
+def _brightness(image: Tensor, magnitude: Tensor) -> Tensor:
+    return image * (1 + 0.9 * magnitude)
+
+
+def _sharpness(image: Tensor, magnitude: Tensor) -> Tensor:
+    kernel = image.new_ones(3, 3)
+    kernel[1, 1] = 5
+    kernel = kernel / 13
+    bands = image.shape[1]
+    padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
+    smooth = functional.conv2d(padded, kernel.expand(bands, 1, 3, 3), groups=bands)
+    return _blend(image, smooth, magnitude)
+
+
+def _posterize(image: Tensor, magnitude: Tensor) -> Tensor:
+    levels = 2.0 ** torch.round(8 - 4 * magnitude.abs())
+    return torch.floor((image.clamp(0, 1) * 255).round() / 256 * levels) / levels * (256 / 255)
+
+
+def _solarize(image: Tensor, magnitude: Tensor) -> Tensor:
+    return torch.where(image >= 1 - magnitude.abs(), 1 - image, image)
+
+
+def _autocontrast(image: Tensor, magnitude: Tensor) -> Tensor:
+    low, high = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (image - low) / (high - low).clamp_min(1e-6), image)
+
+
+def _equalize(image: Tensor, magnitude: Tensor) -> Tensor:
+    """Equalize each band's histogram in 256 bins: a pixel becomes the share of the other pixels that are darker."""
+    bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
+    # The bins and the integer division are Pillow's, which the tests compare with.
+    counts = torch.zeros(*bins.shape[:2], 256, device=image.device).scatter_add_(2, bins, torch.ones_like(bins).float())
+    below = (counts.cumsum(2) - counts).gather(2, bins)
+    spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))
+    equalized = below / spread.clamp_min(1)
+    return torch.where(spread[..., None] > 0, equalized.view_as(image), image)
+
+
+PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "autocontrast": _autocontrast,
+    "brightness": _brightness,
+    "color": _color,
+    "contrast": _contrast,
+    "equalize": _equalize,
+    "posterize": _posterize,
+    "sharpness": _sharpness,
+    "solarize": _solarize,
+}
+_NAMES = (*GEOMETRIC, *PHOTOMETRIC)
+
+
+def _crop(image: Tensor, draw: Draw) -> Tensor:
+    """Shift images [n, c, h, w] with reflected borders and flip them, as one gather."""
+    rows, columns = (
+        _source(image.shape[2 + axis], draw.shift[:, axis], draw.flip[:, axis], image.device) for axis in (0, 1)
+    )
+    # One gather reads the image once; padding, slicing and flipping would each copy it.
+    n, c = (torch.arange(k, device=image.device) for k in image.shape[:2])
+    return image[n[:, None, None, None], c[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Tensor:
+    """Compute the source line of each output line: [n, size]."""
+    line = torch.arange(size, device=device)
+    line = torch.where(flip[:, None], size - 1 - line, line) + shift[:, None]
+    # Reflects without repeating the border pixel, as `padding_mode="reflection"` with aligned corners does.
+    return (size - 1) - ((size - 1) - line.abs()).abs()
+
+
+def _warp(image: Tensor, draw: Draw) -> Tensor:
+    """Apply geometric operations, crop and flips in one bilinear resampling with reflected borders."""
+    if draw.matrix is None or draw.offset is None:
+        return _crop(image, draw)
+    height, width = image.shape[2:]
+    sign = 1.0 - 2.0 * draw.flip.flip(1).to(image.dtype)
+    shift = torch.stack([draw.shift[:, 1] * (2.0 / (width - 1)), draw.shift[:, 0] * (2.0 / (height - 1))], 1)
+    linear = draw.matrix * sign[:, None, :]
+    offset = draw.offset + (draw.matrix @ shift[:, :, None])[:, :, 0]
+    grid = functional.affine_grid(torch.cat([linear, offset[:, :, None]], 2), list(image.shape), align_corners=True)
+    return functional.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
+
+
+def apply_view(image: Tensor, draw: Draw) -> Tensor:
+    """Make one view of images.
+
+    Args:
+        image: [n, c, h, w] with values in [0, 1].
+        draw: The random choices, on the same device.
+
+    Returns:
+        [n, c, h, w] with values in [0, 1].
+    """
+    image = _warp(image, draw)
+    for operations in draw.photometric:
+        changed = image
+        for name, (rows, magnitude) in operations.items():
+            # Each operation sees only the rows that drew it: computing all of them on all rows would cost several times
+            # as much.
+            touched = PHOTOMETRIC[name](image[rows], magnitude[:, None, None, None]).clamp(0, 1)
+            changed = changed.index_copy(0, rows, touched)
+        image = changed
+    return image

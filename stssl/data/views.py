@@ -1,0 +1,184 @@
+"""Turn loaded rows into normalized views on the device: scale pixels, draw random choices, apply them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stssl.base.arrays import Floats, Ints
+from stssl.base.batch import DATE, PLACE, Batch, Stream, View
+from stssl.base.randomness import RandomStream, uniforms
+from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, numbers_needed
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Hold this rank's rows of one stream as they come from the store, in host memory.
+
+    Attributes:
+        arrays: For each band group [n, bands, height, width], as stored.
+        metadata: [n, 4], columns as in `MetadataColumn`, NaN where missing.
+        labels: [n, G] choice ids, `IGNORED` where unknown.
+        index: [n] positions in the stream's list of patches.
+        rows: [n] store rows, for messages.
+        draws: The random choices for each view of these rows.
+    """
+
+    arrays: dict[str, Tensor]
+    metadata: Tensor
+    labels: Tensor
+    index: Tensor
+    rows: Tensor
+    draws: dict[View, Draw]
+
+
+RawBatch = dict[Stream, RawRows]
+
+
+class PixelScaler(nn.Module):
+    """Scale stored band groups to images in [0, 1] at the networks' size, and center those for the networks."""
+
+    low: Tensor
+    width: Tensor
+    order: Tensor
+
+    def __init__(
+        self,
+        layout: Mapping[str, Sequence[str]],
+        bands: Sequence[str],
+        size: int,
+        *,
+        mean: Floats,
+        std: Floats,
+        scale: Literal["sigmas", "bytes"],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        """Set up the scaling.
+
+        Args:
+            layout: For each band group, the bands that the reader delivers.
+            bands: The order that the networks expect.
+            size: Side of the images in pixels.
+            mean: [C] mean of the stored values, in the order of `bands`.
+            std: [C] standard deviation of the stored values.
+            scale: `sigmas` maps mean -/+ 2 standard deviations to 0 and 1 and clips; `bytes` divides by 255.
+            memory_format: Memory layout that the networks expect.
+        """
+        super().__init__()
+        self.groups, self.size, self.memory_format = tuple(layout), size, memory_format
+        delivered = [band for group in layout.values() for band in group]
+        self.in_order = delivered == list(bands)
+        self.register_buffer("order", torch.tensor([delivered.index(band) for band in bands]), persistent=False)
+        low, width = (mean - 2 * std, 4 * std) if scale == "sigmas" else (mean * 0, mean * 0 + 255)
+        self.register_buffer("low", torch.as_tensor(low).float().view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("width", torch.as_tensor(width).float().view(1, -1, 1, 1), persistent=False)
+        self.spread = 0.25 if scale == "sigmas" else 0.5
+
+    def unit(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """Turn band groups [n, c, h, w] of any resolution into images [n, C, size, size] in [0, 1]."""
+        image = torch.cat([self._resize(arrays[group].float()) for group in self.groups], 1)
+        if not self.in_order:
+            image = image[:, self.order]
+        return ((image - self.low) / self.width).clamp_(0, 1)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Center values in [0, 1]: (x - 0.5) / 0.25 with `sigmas`, else (x - 0.5) / 0.5.
+
+        With `sigmas`, 0.25 is one standard deviation, so both scales give values of about unit size.
+        """
+        return ((image - 0.5) / self.spread).contiguous(memory_format=self.memory_format)
+
+    def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """Return the unaugmented images as networks expect them."""
+        return self.normalize(self.unit(arrays))
+
+    def _resize(self, image: Tensor) -> Tensor:
+        """Resample images to the networks' size, with an antialiasing filter when they shrink."""
+        # Interpolating to the same size would still copy the batch.
+        if image.shape[-1] == self.size and image.shape[-2] == self.size:
+            return image
+        # Without the filter, shrinking by a factor of several would skip pixels.
+        shrinks = image.shape[-1] > self.size
+        return functional.interpolate(
+            image, (self.size, self.size), mode="bilinear", align_corners=False, antialias=shrinks
+        )
+
+
+class ViewDrawer:
+    """Draw the random choices for views of a stream's rows; this runs on the host, in the loader's thread."""
+
+    def __init__(self, config: AugmentConfig, seed: int, size: int) -> None:
+        """Draw for images of a fixed size.
+
+        Args:
+            config: Strength of the augmentation.
+            seed: Seed of the run.
+            size: Side of the images in pixels.
+        """
+        self.config, self.seed, self.size = config, seed, size
+
+    def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
+        """Draw the choices for each view of some patches.
+
+        Args:
+            views: Views that are wanted.
+            epochs: [n] epoch of each patch.
+            rows: [n] store rows.
+        """
+        # Sorted, since a set of enum members has another order in each process.
+        return {view: self._draw(view, epochs, rows) for view in sorted(views, key=str)}
+
+    def _draw(self, view: View, epochs: Ints, rows: Ints) -> Draw:
+        strong = self.config.randaugment if view in (View.LABELED_STRONG, View.UNLABELED_STRONG) else None
+        numbers = uniforms((self.seed, view.randomness, epochs, rows), numbers_needed(strong))
+        return draw_view(numbers, self.size, self.config.padding, strong)
+
+    def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
+        """Hide place and date, each with the configured probability, in a copy of the metadata.
+
+        Args:
+            metadata: [n, 4], columns as in `MetadataColumn`.
+            stream: Stream of the rows.
+            epochs: [n] epoch of each row.
+            rows: [n] store rows.
+        """
+        if self.config.metadata_dropout == 0:
+            return metadata
+        numbers = uniforms((self.seed, RandomStream.METADATA_DROPOUT, stream.randomness, epochs, rows), 2)
+        chosen = torch.from_numpy(numbers < self.config.metadata_dropout)
+        dropped = torch.zeros(metadata.shape, dtype=torch.bool)
+        dropped[:, PLACE], dropped[:, DATE] = chosen[:, :1], chosen[:, 1:]
+        return metadata.masked_fill(dropped, torch.nan)
+
+
+class ViewMaker(nn.Module):
+    """Turn what the loader delivers into a batch of normalized views on the device."""
+
+    def __init__(self, pixels: PixelScaler) -> None:
+        """Scale images with `pixels`, whose device the batches are copied to."""
+        super().__init__()
+        self.pixels = pixels
+
+    @torch.no_grad()
+    def forward(self, raw: RawBatch) -> Batch:
+        """Copy rows to the device, scale them, and make each view that was drawn."""
+        # The buffers move with the module, so that they say where batches belong.
+        device = self.pixels.low.device
+        images: dict[View, Tensor] = {}
+        for rows in raw.values():
+            arrays = {name: array.to(device, non_blocking=True) for name, array in rows.arrays.items()}
+            with torch.autocast(device.type, enabled=False):  # bf16 has no room for the places of pixels
+                unit = self.pixels.unit(arrays)
+                for view, draw in rows.draws.items():
+                    images[view] = self.pixels.normalize(apply_view(unit, draw.to(device)))
+        labeled, unlabeled = raw[Stream.LABELED], raw.get(Stream.UNLABELED)
+        return Batch(
+            images=images,
+            metadata={stream: rows.metadata.to(device, non_blocking=True) for stream, rows in raw.items()},
+            labels=labeled.labels.to(device, non_blocking=True),
+            index=(unlabeled.index if unlabeled else labeled.index[:0]).to(device, non_blocking=True),
+            truth=unlabeled.labels.to(device, non_blocking=True) if unlabeled else None,
+        )

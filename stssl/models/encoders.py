@@ -1,0 +1,194 @@
+"""Encode place and date: the encoders that recipes choose by `model.encoder.name`, and the table of them."""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from stssl.base.batch import PLACE
+from stssl.base.config import Domain, Switch, part_name
+from stssl.base.errors import ConfigError
+from stssl.models.harmonics import Harmonics, Sine
+from stssl.models.metadata import YEAR, EncoderBase, MetadataEncoder, circle
+
+
+class RawConfig(EncoderBase):
+    """Configure the encoder of plain degrees.
+
+    Attributes:
+        standardized: Scale places by mean and deviation of the training patches' places, in place of 90 and 180.
+    """
+
+    name: Literal["raw"] = "raw"
+    standardized: Switch = False
+
+
+class Raw(MetadataEncoder):
+    """Encode lat/90, lon/180, and sine and cosine of the day of year ("Context Matters", arXiv:2404.18583)."""
+
+    config_type: ClassVar[type[EncoderBase]] = RawConfig
+
+    def __init__(self, config: RawConfig, width: int, places: Tensor | None = None) -> None:
+        """Find center and scale of places; place and date have two features each.
+
+        Args:
+            config: Switches and options.
+            width: Size of the context vector.
+            places: [n, 4] metadata of the training patches; needed if `config.standardized`.
+
+        Raises:
+            ConfigError: Places are to be standardized, and no training patch has one.
+        """
+        super().__init__(config, width, places)
+        self.center: Tensor
+        self.scale: Tensor
+        center, scale = torch.zeros(2), torch.tensor([90.0, 180.0])
+        if config.standardized:
+            known = places[:, PLACE] if places is not None else torch.empty(0, 2)
+            known = known[torch.isfinite(known).all(1)].double()
+            if len(known) < 2:
+                raise ConfigError(
+                    "model.encoder.standardized: the training patches have no places to standardize by. "
+                    "Set model.encoder.standardized=false or model.encoder.place=false."
+                )
+            center, scale = known.mean(0).float(), known.std(0).clamp_min(1e-3).float()
+        # Saved with the weights only if computed from data: a network that is loaded must scale as in training.
+        self.register_buffer("center", center, persistent=config.standardized)
+        self.register_buffer("scale", scale, persistent=config.standardized)
+
+    def place(self, lat: Tensor, lon: Tensor) -> Tensor:
+        """Scale degrees [N], [N] to features [N, 2]."""
+        return (torch.stack([lat, lon], 1) - self.center) / self.scale
+
+
+class FourierConfig(EncoderBase):
+    """Configure the encoder by sines and cosines.
+
+    Attributes:
+        octaves: Frequencies of degrees, each twice the one before; the lowest goes once around the globe.
+        date_octaves: Frequencies of the day of year, each twice the one before.
+    """
+
+    name: Literal["fourier"] = "fourier"
+    octaves: Annotated[int, Field(ge=1, le=16), Domain(1, 10)] = 6
+    date_octaves: Annotated[int, Field(ge=1, le=8), Domain(1, 4)] = 2
+
+
+class Fourier(MetadataEncoder):
+    """Encode place, day and hour by sines and cosines of several frequencies.
+
+    High frequencies resolve fine detail; with many of them a network can memorize training places.
+    """
+
+    config_type: ClassVar[type[EncoderBase]] = FourierConfig
+
+    def __init__(self, config: FourierConfig, width: int, places: Tensor | None = None) -> None:
+        """Count features: four for each octave of place, two for each octave of the day, two for the hour.
+
+        Args:
+            config: Switches and options.
+            width: Size of the context vector.
+            places: Not used.
+        """
+        super().__init__(config, width, places, (4 * config.octaves, 2 * config.date_octaves + 2))
+        self.absent_hour = nn.Parameter(torch.zeros(2))
+        self.octaves, self.date_octaves = config.octaves, config.date_octaves
+
+    def place(self, lat: Tensor, lon: Tensor) -> Tensor:
+        """Compute features [N, 4 * octaves] of degrees [N], [N]."""
+        return torch.cat([circle(turn * 2**k) for k in range(self.octaves) for turn in (lat / 360, lon / 360)], 1)
+
+    def date(self, day: Tensor, hour: Tensor) -> Tensor:
+        """Compute features [N, 2 * date_octaves + 2] of day of year [N] and UTC hour [N], NaN where missing."""
+        known = torch.isfinite(hour)
+        clock = torch.where(known[:, None], circle(torch.where(known, hour, 0.0) / 24), self.absent_hour)
+        return torch.cat([*(circle(day / YEAR * 2**k) for k in range(self.date_octaves)), clock], 1)
+
+
+class SphericalConfig(EncoderBase):
+    """Configure the encoder by spherical harmonics.
+
+    Attributes:
+        degree: Harmonics of degrees below this one are used, `degree`^2 in all.
+        frequency: Frequency of the first layer of sines.
+    """
+
+    name: Literal["spherical"] = "spherical"
+    degree: Annotated[int, Field(ge=1, le=60), Domain(4, 40)] = 20
+    frequency: Annotated[float, Field(gt=0), Domain(1.0, 30.0)] = 1.0
+
+
+class Spherical(MetadataEncoder):
+    """Encode places by real spherical harmonics and a SIREN head (Russwurm et al., ICLR 2024, arXiv:2310.06743)."""
+
+    config_type: ClassVar[type[EncoderBase]] = SphericalConfig
+
+    def __init__(self, config: SphericalConfig, width: int, places: Tensor | None = None) -> None:
+        """Tabulate the harmonics; a place has degree^2 features.
+
+        Args:
+            config: Switches and options.
+            width: Size of the context vector.
+            places: Not used.
+        """
+        self.frequency = config.frequency  # before the base class makes the head, which needs it
+        super().__init__(config, width, places, (config.degree**2, 2))
+        self.harmonics = Harmonics(config.degree)
+
+    def make_head(self, size: int, width: int) -> nn.Module:
+        """Build two layers with sine activation and a linear one."""
+        return nn.Sequential(Sine(size, width, self.frequency, first=True), Sine(width, width), nn.Linear(width, width))
+
+    def place(self, lat: Tensor, lon: Tensor) -> Tensor:
+        """Compute all harmonics [N, degree^2], scaled to a mean square of 1 over the sphere."""
+        features: Tensor = self.harmonics(lat, lon)
+        return features
+
+
+class CartesianConfig(EncoderBase):
+    """Configure the encoder by points of the unit sphere, which has no options of its own."""
+
+    name: Literal["cartesian"] = "cartesian"
+
+
+class Cartesian(MetadataEncoder):
+    """Encode places as x, y, z on the unit sphere, which has no seam at the date line and none at the poles."""
+
+    config_type: ClassVar[type[EncoderBase]] = CartesianConfig
+
+    def __init__(self, config: CartesianConfig, width: int, places: Tensor | None = None) -> None:
+        """Count features: three of place, two of the date.
+
+        Args:
+            config: Switches.
+            width: Size of the context vector.
+            places: Not used.
+        """
+        super().__init__(config, width, places, (3, 2))
+
+    def place(self, lat: Tensor, lon: Tensor) -> Tensor:
+        """Turn degrees [N], [N] into points [N, 3] of the unit sphere."""
+        lat, lon = lat.deg2rad(), lon.deg2rad()
+        return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], 1)
+
+
+_ENCODERS: tuple[type[MetadataEncoder], ...] = (
+    Raw,
+    Fourier,
+    Spherical,
+    Cartesian,
+)
+"""All encoders. This is the one place to register a new one."""
+
+ENCODERS = {str(part_name(encoder.config_type)): encoder for encoder in _ENCODERS}
+"""Encoders by their names in recipes."""
+
+if TYPE_CHECKING:
+    EncoderConfig = EncoderBase
+else:
+    # A union that is computed from the table; type checkers know its members' base class.
+    EncoderConfig = Annotated[
+        Union[tuple(encoder.config_type for encoder in _ENCODERS)],  # noqa: UP007
+        Field(discriminator="name"),
+    ]

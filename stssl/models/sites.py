@@ -1,0 +1,227 @@
+"""Inject the context vector into a backbone: the sites that `model.injection.name` chooses, and the table of them."""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from stssl.base.config import Domain, part_name
+from stssl.base.errors import ConfigError
+from stssl.models.injection import Block, Family, Injection, InjectionBase, Nowhere, Shape
+
+
+class TokenConfig(InjectionBase):
+    """Configure an extra token that carries the context and enters before transformer block `block`.
+
+    Attributes:
+        block: Transformer block before which the token enters.
+    """
+
+    name: Literal["token"] = "token"
+    block: Block = 0
+
+
+class Token(Injection):
+    """Append a token with its own position embedding, after class and patch tokens, that carries the context.
+
+    A student that distillation teaches without metadata carries the position embedding alone.
+    """
+
+    config_type: ClassVar[type[InjectionBase]] = TokenConfig
+    families: ClassVar[frozenset[Family]] = frozenset({"vit"})
+    own_token: ClassVar[bool] = True
+
+    def __init__(self, config: TokenConfig, shape: Shape) -> None:
+        """Make the token's position embedding; it enters before block `config.block`."""
+        super().__init__(config, shape)
+        self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, shape.width), std=0.02))
+
+    def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
+        """Append the token to tokens [B, T, D]: [B, T + 1, D]."""
+        token = self.position.expand(len(values), -1, -1)
+        return torch.cat([values, token if context is None else token + context[:, None]], 1)
+
+    def leave(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Split final tokens [B, T + 1, D] into those of the backbone and the appended one [B, D]."""
+        return tokens[:, :-1], tokens[:, -1]
+
+
+class ClassAddConfig(InjectionBase):
+    """Configure a context that is added to the class token before block `block`.
+
+    Attributes:
+        block: Transformer block before which the vector is added.
+    """
+
+    name: Literal["class_add"] = "class_add"
+    block: Block = 0
+
+
+class ClassAdd(Injection):
+    """Add the context to the class token."""
+
+    config_type: ClassVar[type[InjectionBase]] = ClassAddConfig
+    families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
+
+    def __init__(self, config: ClassAddConfig, shape: Shape) -> None:
+        """Check that there is a class token.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        super().__init__(config, shape)
+        if not shape.class_token:
+            raise ConfigError(
+                "model.injection: class_add needs a class token, and the backbone has none. Try token_add."
+            )
+
+    def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
+        """Add the context to the first of tokens [B, T, D]."""
+        if context is None:
+            return values
+        return torch.cat([values[:, :1] + context[:, None], values[:, 1:]], 1)
+
+
+class TokenAddConfig(InjectionBase):
+    """Configure a context that is added to every token before block `block`, with a learned scale.
+
+    Attributes:
+        block: Number of the block.
+        scale: Value that the learned scale starts from.
+    """
+
+    name: Literal["token_add"] = "token_add"
+    block: Block = 0
+    scale: Annotated[float, Field(ge=0), Domain(0.0, 1.0)] = 0.1
+
+
+class TokenAdd(Injection):
+    """Add the context, times a learned scale, to every token."""
+
+    config_type: ClassVar[type[InjectionBase]] = TokenAddConfig
+    families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
+
+    def __init__(self, config: TokenAddConfig, shape: Shape) -> None:
+        """Start with the scale `config.scale`."""
+        super().__init__(config, shape)
+        self.scale = nn.Parameter(torch.tensor(config.scale))
+
+    def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
+        """Add the scaled context to all tokens [B, T, D]."""
+        return values if context is None else values + self.scale * context[:, None]
+
+
+class FilmConfig(InjectionBase):
+    """Configure a context that scales and shifts the channels at every block or stage."""
+
+    name: Literal["film"] = "film"
+
+
+class Film(Injection):
+    """Scale and shift features (Perez et al., AAAI 2018, arXiv:1709.07871), starting as the identity."""
+
+    config_type: ClassVar[type[InjectionBase]] = FilmConfig
+
+    def __init__(self, config: FilmConfig, shape: Shape) -> None:
+        """Make one layer for each block or stage, its weights 0."""
+        super().__init__(config, shape)
+        self.touched, self.channels_last = range(len(shape.blocks)), shape.channels_last
+        self.layers = nn.ModuleList(nn.Linear(shape.width, 2 * channels) for channels in shape.blocks)
+        for parameter in self.layers.parameters():
+            nn.init.zeros_(parameter)
+
+    @classmethod
+    def fits(cls, shape: Shape) -> bool:
+        """Return True if the backbone has blocks or stages that can be named."""
+        return bool(shape.blocks)
+
+    def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
+        """Compute values * (1 + scale) + shift, where scale and shift [B, channels] come from the context."""
+        if context is None:
+            return values
+        factors: Tensor = self.layers[number](context)
+        scale, shift = factors.chunk(2, 1)
+        square = values.shape[1] == values.shape[-1]  # then the shape does not tell which axis has the channels
+        first = values.ndim == 4 and values.shape[1] == scale.shape[1] and not (square and self.channels_last)
+        axes = [len(scale), *([1] * (values.ndim - 2))]
+        axes.insert(1 if first else values.ndim - 1, scale.shape[1])
+        return values * (1 + scale.view(axes)) + shift.view(axes)
+
+
+class CrossAttentionConfig(InjectionBase):
+    """Configure tokens that attend to vectors made from the context, before block `block`.
+
+    Attributes:
+        block: Number of the block.
+        tokens: Number of vectors that are made from the context.
+    """
+
+    name: Literal["cross_attention"] = "cross_attention"
+    block: Block = 0
+    tokens: Annotated[int, Field(ge=1), Domain(1, 16)] = 4
+
+
+class CrossAttention(Injection):
+    """Let tokens attend to the context through a gate that starts closed (Flamingo, arXiv:2204.14198)."""
+
+    config_type: ClassVar[type[InjectionBase]] = CrossAttentionConfig
+    families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
+
+    def __init__(self, config: CrossAttentionConfig, shape: Shape) -> None:
+        """Make the attention and the layer that turns a context into `config.tokens` keys and values."""
+        super().__init__(config, shape)
+        self.norm = nn.LayerNorm(shape.width)
+        self.keys = nn.Linear(shape.width, config.tokens * shape.width)
+        self.attention = nn.MultiheadAttention(shape.width, shape.heads, batch_first=True)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
+        """Add the gated attention to tokens [B, T, D]."""
+        if context is None:
+            return values
+        keys = self.keys(context).view(len(context), -1, context.shape[1])
+        attended: Tensor = self.attention(self.norm(values), keys, keys, need_weights=False)[0]
+        return values + self.gate.tanh() * attended
+
+
+class LateConfig(InjectionBase):
+    """Configure a context that is concatenated to the pooled feature."""
+
+    name: Literal["late"] = "late"
+
+
+class Late(Injection):
+    """Join the context to the pooled feature before the head, whose new part starts at 0."""
+
+    config_type: ClassVar[type[InjectionBase]] = LateConfig
+
+    def __init__(self, config: LateConfig, shape: Shape) -> None:
+        """Double the size of the head's input."""
+        super().__init__(config, shape)
+        self.head_width = 2 * shape.width
+
+    def pooled(self, feature: Tensor, context: Tensor | None) -> Tensor:
+        """Concatenate feature [B, D] and context [B, D]: [B, 2 D]."""
+        return feature if context is None else torch.cat([feature, context], 1)
+
+
+_SITES: tuple[type[Injection], ...] = (
+    Token,
+    ClassAdd,
+    TokenAdd,
+    Film,
+    CrossAttention,
+    Late,
+    Nowhere,
+)
+"""All sites. This is the one place to register a new one."""
+
+INJECTIONS = {str(part_name(site.config_type)): site for site in _SITES}
+"""Sites by their names in recipes."""
+
+if TYPE_CHECKING:
+    InjectionConfig = InjectionBase
+else:
+    # A union that is computed from the table; type checkers know its members' base class.
+    InjectionConfig = Annotated[Union[tuple(site.config_type for site in _SITES)], Field(discriminator="name")]  # noqa: UP007

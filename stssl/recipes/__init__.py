@@ -1,0 +1,44 @@
+"""Describe a run as one typed tree, open the data it asks for, and build its parts.
+
+`recipe` has training recipes and what all recipes share, `sections` and `optimizers` their parts, `pretraining` recipes
+of pretraining. `run_data` opens stores, `build` makes networks, loaders and scalers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stssl.recipes.build import build_step, check_recipe
+    from stssl.recipes.pretraining import PretrainRecipe, kind_of
+    from stssl.recipes.recipe import Recipe, RunRecipe, load_as, load_recipe
+    from stssl.recipes.run_data import PixelData, RunData, open_data, open_pixels
+
+__all__ = [
+    "PixelData",
+    "PretrainRecipe",
+    "Recipe",
+    "RunData",
+    "RunRecipe",
+    "build_step",
+    "check_recipe",
+    "kind_of",
+    "load_as",
+    "load_recipe",
+    "open_data",
+    "open_pixels",
+]
+
+_MODULES = {
+    "build": ("build_step", "check_recipe"),
+    "pretraining": ("PretrainRecipe", "kind_of"),
+    "recipe": ("Recipe", "RunRecipe", "load_as", "load_recipe"),
+    "run_data": ("PixelData", "RunData", "open_data", "open_pixels"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import an exported name when it is first used: its module needs torch, which takes seconds to import."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,218 @@
+"""Build the parts of a training run from its recipe: the step with networks and algorithm, the loader, the scaler."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stssl.algorithms import ALGORITHMS, Algorithm, DataFacts
+from stssl.base.batch import IGNORED, Progress, Stream, View
+from stssl.base.distributed import rank
+from stssl.base.errors import ConfigError
+from stssl.base.logs import LOG
+from stssl.data.loader import Loader, StreamSource
+from stssl.data.sampler import StreamSampler
+from stssl.data.views import PixelScaler, ViewDrawer
+from stssl.models import NetworkRole, build_network
+from stssl.models.backbones import check_images
+from stssl.recipes.recipe import R, Recipe
+from stssl.recipes.run_data import PixelData, RunData, open_data, require_labels, require_metadata
+from stssl.recipes.sections import DataConfig, MetadataUse
+from stssl.steps.teacher_student import TeacherStudentStep
+from stssl.steps.votes import NoVotesConfig, Votes
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check before a run starts that data and networks can be what the recipe says.
+
+    Warns if the algorithm needs unlabeled patches and the run has no step after its supervised start.
+
+    Raises:
+        ConfigError: They cannot; says what would fit.
+        DataError: The store cannot be read, or a class has no label.
+    """
+    data = open_data(recipe)
+    if recipe.model.metadata != "none":
+        require_metadata(data, "model.metadata", recipe.model.metadata)
+    require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
+    # Pretrained weights of the hub are left out: a check must work without a network, and downloads nothing.
+    local = recipe.model.weights.startswith(("file:", "run:"))
+    step, steps = build_step(recipe if local else without_weights(recipe), data), recipe.schedule.steps
+    for network in step.networks.values():
+        model, bands = recipe.model, len(recipe.data.bands)
+        backbone = network.get_submodule("backbone")
+        check_images(network, backbone, model.backbone, bands=bands, size=model.image_size)
+    if step.views_at(Progress(steps - 1, steps)) != step.views_needed:
+        LOG.warning(
+            "no step of this run learns from unlabeled patches: schedule.steps is %d, and before the step that "
+            "schedule.supervised_start (or algorithm.supervised_steps) names, only labels are learned from",
+            steps,
+        )
+
+
+def without_weights(recipe: R) -> R:
+    """Return the recipe with randomly initialized networks, to be filled from a checkpoint."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})})
+
+
+def as_trained(recipe: Recipe) -> Recipe:
+    """Return the recipe of networks that are loaded from a checkpoint and not trained: no initial weights, no votes."""
+    return without_weights(recipe).model_copy(update={"votes": NoVotesConfig()})
+
+
+def resolved_weights(recipe: Recipe) -> str:
+    """Return `model.weights`, with `run:NAME` replaced by the file of that run's best student or pretrained encoder.
+
+    Raises:
+        ConfigError: There is no such run, or it has no checkpoint yet.
+    """
+    kind, _, name = recipe.model.weights.partition(":")
+    if kind != "run":
+        return recipe.model.weights
+    folder = Path(name)
+    files = [folder / "checkpoints" / f"{part}.safetensors" for part in ("student", "encoder")]
+    found = next((file for file in files if file.exists()), None)
+    if found is None:
+        raise ConfigError(
+            f"model.weights: {folder} has no {' or '.join(file.name for file in files)}. "
+            "Give the name or folder of a finished run."
+        )
+    return f"file:{found}"
+
+
+_ROLES: dict[MetadataUse, tuple[NetworkRole, ...]] = {
+    "none": ("plain",),
+    "teacher": ("student", "teacher"),
+    "direct": ("direct",),
+}
+"""Networks of each value of `model.metadata`, the student first."""
+
+
+def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
+    """Build networks, algorithm, losses and averages as one module, initialized from the recipe's seed.
+
+    Raises:
+        ConfigError: Parts do not fit each other, or weights do not fit the networks.
+    """
+    # Initial weights must not depend on networks that were built before, as by a check of the recipe.
+    torch.manual_seed(recipe.seed)
+    model = recipe.model
+    roles = _ROLES[model.metadata]
+    networks = [
+        build_network(
+            backbone=model.backbone,
+            backbone_args=model.backbone_args,
+            image_size=model.image_size,
+            in_channels=len(recipe.data.bands),
+            classes=len(data.space.classes),
+            encoder=model.encoder,
+            injection=model.injection,
+            role=role,
+            weights=resolved_weights(recipe),
+            distill=recipe.loss.distills,
+            places=data.metadata[torch.from_numpy(data.split.train)],
+        )
+        for role in roles
+    ]
+    facts = DataFacts(prior=data.prior(), unlabeled_count=len(data.split.train))
+    algorithm = ALGORITHMS[recipe.algorithm.name](recipe.algorithm, data.space, facts)
+    return TeacherStudentStep(
+        student=networks[0],
+        teacher=networks[1] if len(networks) > 1 else None,
+        algorithm=algorithm,
+        space=data.space,
+        loss=recipe.loss,
+        ema_decay=recipe.ema.decay,
+        strong_labeled=recipe.augment.strong_labeled,
+        supervised_start=recipe.schedule.supervised_start,
+        votes=_votes(recipe, data, algorithm),
+    )
+
+
+def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
+    """Build the spatial votes among all training patches; None if the recipe uses none.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Places and labels of the patches.
+        algorithm: Algorithm whose pseudo-labels the votes would change.
+
+    Raises:
+        ConfigError: The algorithm has no use for votes, or the patches have no places.
+    """
+    config = recipe.votes
+    if isinstance(config, NoVotesConfig):
+        return None
+    if not algorithm.takes_votes:
+        raise ConfigError(
+            f"votes.name: {recipe.algorithm.name} as it is set has no use for {config.name}, which change what is "
+            "said of unlabeled patches alone. Set votes={name: none}, or another algorithm, such as fixmatch."
+        )
+    train = torch.from_numpy(data.split.train)
+    # The store knows all labels; votes may see only those that were drawn.
+    labeled = torch.isin(train, torch.from_numpy(data.labeled))
+    targets = torch.where(labeled[:, None], data.targets[train], IGNORED)
+    found = Votes(config, data.metadata[train], targets, data.space.choices)
+    if not found.near.shape[1]:
+        raise ConfigError(
+            f"votes: at most one training patch of {data.store.path} has a place, so nobody has neighbors. "
+            "Set votes={name: none}, or convert the archive with its coordinates."
+        )
+    return found
+
+
+def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: torch.memory_format) -> PixelScaler:
+    """Build the scaler from stored bands to normalized square images.
+
+    Args:
+        config: Section `data` of the recipe.
+        size: Side of the images in pixels.
+        data: Store, for band statistics and layout.
+        memory_format: Memory format of the networks, in which images are delivered.
+    """
+    if config.scale == "bytes":  # division by 255 needs no statistics, and stores may have none
+        mean = std = np.zeros(len(config.bands), np.float32)
+    else:
+        mean, std = data.store.statistics(config.bands)
+        if rank() == 0 and (flat := data.store.constant(config.bands)):
+            words = "data.bands: %s has the same value in all training pixels of %s, so networks see 0 there and learn "
+            LOG.warning(words + "nothing from it; leave it out", ", ".join(flat), data.store.path)
+    layout, scale = data.reader.layout, config.scale
+    return PixelScaler(layout, config.bands, size, mean=mean, std=std, scale=scale, memory_format=memory_format)
+
+
+def build_loader(
+    recipe: Recipe, data: RunData, views: Callable[[int], frozenset[View]], rank: int = 0, world: int = 1
+) -> Loader:
+    """Build the loader of this rank's part of the labeled and the unlabeled stream.
+
+    The unlabeled stream holds all training patches. It is left out if no view needs it.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Open store, split and drawn labels.
+        views: Returns the views that a step uses, given its number; the last step uses each view that any step uses.
+        rank: Rank of this process.
+        world: Number of ranks.
+    """
+    drawer = ViewDrawer(recipe.augment, recipe.seed, recipe.model.image_size)
+    needed = views(recipe.schedule.steps - 1)
+    sizes = {
+        Stream.LABELED: recipe.batch.labeled,
+        Stream.UNLABELED: recipe.batch.labeled * recipe.batch.unlabeled_ratio,
+    }
+    rows = {Stream.LABELED: data.labeled, Stream.UNLABELED: data.split.train}
+    sources = {
+        stream: StreamSource(
+            data.reader,
+            rows[stream],
+            data.metadata,
+            data.targets,
+            data.order(rows[stream], sizes[stream], recipe.seed, stream.randomness, world=world)
+            if stream is Stream.UNLABELED
+            else StreamSampler(len(rows[stream]), sizes[stream], recipe.seed, stream.randomness),
+        )
+        for stream in sorted({view.stream for view in needed}, key=lambda stream: stream.value)
+    }
+    return Loader(sources, drawer, views, rank, world)

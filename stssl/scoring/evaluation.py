@@ -1,0 +1,171 @@
+"""Evaluate a network on a part of the split: compute logits and scores, and write the files that keep them."""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+from stssl.base.arrays import AnyArray, Ints
+from stssl.base.batch import IGNORED
+from stssl.base.distributed import gather_rows, rank, rows_of, world_size
+from stssl.base.json_types import JsonMapping
+from stssl.base.whole_files import write_whole
+from stssl.data.loader import prefetch
+from stssl.data.views import PixelScaler
+from stssl.recipes.run_data import PixelData, RunData, require_labels
+from stssl.scoring.metrics import score
+
+Predictor = Callable[[Tensor, Tensor], Tensor]
+"""Function of images [n, C, h, w] and metadata [n, 4] that returns logits [n, classes]."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Hold the scores of one network on one part of the split, and its logits.
+
+    Attributes:
+        scores: Scores by name.
+        per_class: Scores of each class by its name.
+        rows: [n] store rows that were scored.
+        logits: [n, classes].
+    """
+
+    scores: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    rows: Ints
+    logits: Tensor
+
+
+def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images [n, C, h, w] without augmentation and metadata [n, 4] of store rows, in order, on the device.
+
+    The next batches are read while the caller works with one.
+
+    Args:
+        data: Store and reader.
+        pixels: Module that scales stored bands to images.
+        rows: Store rows to read.
+        batch: Number of rows in a batch; the last one may be smaller.
+    """
+    device = pixels.low.device
+    chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    for chunk, arrays in zip(chunks, prefetch((partial(data.reader.read, chunk) for chunk in chunks), 2), strict=True):
+        groups = {name: array.to(device, non_blocking=True) for name, array in arrays.items()}
+        yield pixels(groups), data.metadata[torch.from_numpy(chunk)].to(device, non_blocking=True)
+
+
+@torch.no_grad()
+def predict(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
+    """Predict rows on all ranks together: each computes a part of them, and gets the logits of all.
+
+    Args:
+        predictor: Function of images and metadata that returns logits.
+        data: Store, classes and reader.
+        pixels: Module that scales stored bands to images.
+        rows: [n] store rows.
+        batch: Number of rows in a batch.
+
+    Returns:
+        [n, classes] logits.
+    """
+    own = rows[rows_of(len(rows), rank(), world_size())]
+    parts = [predictor(image, metadata).float() for image, metadata in batches(data, pixels, own, batch)]
+    classes = len(data.space.classes)
+    logits = torch.cat(parts) if parts else torch.zeros(0, classes, device=pixels.low.device)
+    return gather_rows(logits).cpu()
+
+
+def evaluate(
+    predictor: Predictor, data: RunData, pixels: PixelScaler, part: str, *, batch: int, limit: int | None
+) -> Evaluation:
+    """Score a network on a part of the split; ranks call this together.
+
+    Args:
+        predictor: Function of images and metadata that returns logits.
+        data: Store, split and targets.
+        pixels: Module that scales stored bands to images.
+        part: `train`, `validation` or `test`.
+        batch: Number of rows in a batch.
+        limit: Largest number of patches to score, evenly spread over the part; None scores all.
+
+    Raises:
+        DataError: No patch of the part has a known label.
+    """
+    rows = spread(data.split.part(part), limit)
+    targets = data.targets[torch.from_numpy(rows)]
+    require_labels(targets, part)
+    logits = predict(predictor, data, pixels, rows, batch)
+    scores, per_class = score(logits, targets, data.space)
+    return Evaluation(scores, per_class, rows, logits)
+
+
+def spread(rows: Ints, limit: int | None) -> Ints:
+    """Choose at most `limit` rows that are evenly spread over all; None chooses all."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
+
+
+def without_nan(value: Mapping[str, object]) -> dict[str, object]:
+    """Replace NaN and infinite numbers by None, since JSON cannot express them; lists are left as they are."""
+    return {key: _without_nan(item) for key, item in value.items()}
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, Mapping):
+        return without_nan(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def save_evaluations(
+    results: Mapping[str, Evaluation], data: RunData, part: str, path: Path, about: JsonMapping
+) -> None:
+    """Write scores as JSON and, beside it, an `.npz` file with rows, places, targets and the logits of all networks.
+
+    Args:
+        results: Evaluation of each network by its name.
+        data: Data that was scored.
+        part: `train`, `validation` or `test`.
+        path: JSON file to write.
+        about: Entries about the run and the checkpoint that are added to the JSON.
+
+    Raises:
+        RunError: A file cannot be written.
+    """
+    first = next(iter(results.values()))
+    chosen = torch.from_numpy(first.rows)
+    targets, buffer = data.targets[chosen], io.BytesIO()
+    arrays: dict[str, AnyArray] = {"rows": first.rows, "metadata": data.metadata[chosen].numpy()}
+    arrays |= {"targets": targets.numpy()}
+    arrays |= {f"logits_{name}": result.logits.numpy() for name, result in results.items()}
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs take a keyword for `allow_pickle`
+    # Scores come last and name the digest of the arrays, so that files of two evaluations are never read together.
+    write_whole(path.with_suffix(".npz"), buffer.getbuffer())
+    content: dict[str, JsonValue] = {
+        "part": part,
+        "patches": int((targets != IGNORED).any(1).sum()),
+        "arrays": array_digest(buffer.getbuffer()),
+        **about,
+        "networks": {name: _as_json(result) for name, result in results.items()},
+    }
+    write_whole(path, json.dumps(without_nan(content), indent=1))
+
+
+def _as_json(result: Evaluation) -> dict[str, JsonValue]:
+    return {"scores": {**result.scores}, "per_class": {name: {**scores} for name, scores in result.per_class.items()}}
+
+
+def array_digest(data: bytes | memoryview) -> str:
+    """Hash the bytes of an `.npz` file; the JSON with the scores beside it states this digest."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

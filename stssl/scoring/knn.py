@@ -1,0 +1,112 @@
+"""Score frozen features by their nearest neighbors' labels, an early signal of how well pretraining goes."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stssl.base.arrays import Ints
+from stssl.base.batch import IGNORED
+from stssl.base.distributed import gather_rows, rank, rows_of, world_size
+from stssl.base.labels import LabelSpace
+from stssl.data.views import PixelScaler
+from stssl.recipes.run_data import PixelData
+from stssl.scoring.evaluation import batches, spread
+from stssl.scoring.metrics import score
+
+Features = Callable[[Tensor], Tensor]
+"""Function of images [n, C, h, w] that returns features [n, width]."""
+
+
+@torch.no_grad()
+def embed(features: Features, data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
+    """Compute features of rows on all ranks together: each computes a part of them, and gets those of all.
+
+    Args:
+        features: Function of images that returns features.
+        data: Store and reader.
+        pixels: Module that scales stored bands to images.
+        rows: [n] store rows.
+        batch: Number of rows in a batch.
+
+    Returns:
+        [n, width] features, on the device.
+    """
+    own = rows[rows_of(len(rows), rank(), world_size())]
+    parts = [features(image).float() for image, _ in batches(data, pixels, own, batch)]
+    if not parts:  # fewer rows than ranks: one row tells the width
+        parts = [features(next(iter(batches(data, pixels, rows[:1], 1)))[0]).float()[:0]]
+    return gather_rows(torch.cat(parts))
+
+
+def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: int, temperature: float) -> Tensor:
+    """Predict classes by the labels of the k nearest neighbors, weighted by exp(cosine / temperature).
+
+    This is the k-NN classifier of Wu et al., CVPR 2018 (arXiv:1805.01978).
+
+    Args:
+        query: [n, width] features.
+        bank: [m, width] features of patches with known labels.
+        targets: [m, G] choice ids of these patches, `IGNORED` where unknown.
+        space: Classes and kind of task.
+        k: Number of neighbors that vote.
+        temperature: Temperature; the smaller, the more the nearest neighbor counts.
+
+    Returns:
+        [n, C] logits, float64.
+    """
+    known = targets != IGNORED
+    choices = functional.one_hot(targets.clamp_min(0).long(), space.choices).float() * known[..., None]
+    bank, found = functional.normalize(bank, dim=1), []
+    for chunk in torch.split(functional.normalize(query, dim=1), 1024):
+        likeness, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
+        weight = ((likeness - likeness[:, :1]) / temperature).exp()
+        votes = torch.einsum("nk,nkgw->ngw", weight, choices[nearest])
+        found.append(votes / votes.sum(-1, keepdim=True).clamp_min(1e-12))
+    # Added, not clamped, and in float64: among patches whose neighbors nearly agree, small votes still decide the rank.
+    return space.ungrouped((torch.cat(found).double() + 1e-6).log())
+
+
+def knn_scores(
+    features: Features,
+    data: PixelData,
+    pixels: PixelScaler,
+    labels: tuple[LabelSpace, Tensor],
+    part: str,
+    *,
+    bank: int,
+    k: int,
+    temperature: float,
+    batch: int,
+    limit: int | None,
+) -> dict[str, float]:
+    """Score a part of the split by k-NN among the training patches; ranks call this together.
+
+    Args:
+        features: Function of images that returns features.
+        data: Store, split and reader.
+        pixels: Module that scales stored bands to images.
+        labels: Classes, and [N, G] choice ids of all store rows.
+        part: `validation` or `test`.
+        bank: Largest number of training patches that may be neighbors.
+        k: Number of neighbors that vote.
+        temperature: Temperature; the smaller, the more the nearest neighbor counts.
+        batch: Number of rows in a batch.
+        limit: Largest number of patches of the part to score; None scores all.
+
+    Returns:
+        Scores by name; empty if the part, or the training part, has no patch with a known label.
+    """
+    space, targets = labels
+    known = (targets != IGNORED).any(1).numpy()
+    train, asked = (rows[known[rows]] for rows in (data.split.train, data.split.part(part)))
+    if not len(train) or not len(asked):
+        return {}
+    train, asked = spread(train, bank), spread(asked, limit)
+    own, others = (embed(features, data, pixels, rows, batch) for rows in (asked, train))
+    chosen = targets[torch.from_numpy(train)].to(own.device)
+    with torch.autocast(own.device.type, enabled=False):  # in bf16 many neighbors would be equally near
+        logits = vote(own, others, chosen, space, k=k, temperature=temperature).cpu()
+    scores, _ = score(logits, targets[torch.from_numpy(asked)], space)
+    return scores

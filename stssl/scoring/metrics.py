@@ -1,0 +1,244 @@
+"""Score predictions of a part of a split.
+
+A new metric is one function of `Predictions`, in a file of its own if it is long, and one line in `MULTILABEL` or
+`SINGLE_LABEL`. torchmetrics is imported inside functions, since that takes seconds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import isnan, nan
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stssl.base.batch import IGNORED
+from stssl.base.labels import LabelSpace
+
+Scores = dict[str, float]
+"""Scores by name."""
+NAN = torch.tensor(torch.nan, dtype=torch.float64)
+CONFIDENCE_BINS = 15
+"""Bins of confidence that the calibration error is computed over."""
+
+
+class PartScores(NamedTuple):
+    """Hold the scores of a network, and of each class by its name."""
+
+    scores: Scores
+    per_class: dict[str, Scores]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Hold what metrics are computed from: patches with at least one known label, and finite logits.
+
+    Attributes:
+        logits: [N, C] float64.
+        targets: [N, G] choice ids, `IGNORED` where unknown.
+        space: Classes and kind of task.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    space: LabelSpace
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Return the probability [N, C] of each class."""
+        return self.space.probabilities(self.logits)
+
+    @property
+    def known(self) -> Tensor:
+        """Mark the known labels [N, G]."""
+        return self.targets != IGNORED
+
+    @cached_property
+    def count(self) -> Tensor:
+        """Count the patches [C] that are known to have each class."""
+        return self.space.positives(self.targets).sum(0)
+
+    @cached_property
+    def average_precision(self) -> Tensor:
+        """Compute the average precision [C] of each class of a multi-label task; NaN for classes without a positive."""
+        return self._each(lambda logits, truth: _measure().binary_average_precision(_ranks(logits), truth))
+
+    @cached_property
+    def f1(self) -> Tensor:
+        """Compute F1 [C] of each class; NaN for classes without a positive."""
+        if self.space.multilabel:
+            return self._each(lambda logits, truth: _measure().binary_f1_score((logits > 0).long(), truth))
+        return self._each_choice(_measure().multiclass_f1_score)
+
+    @cached_property
+    def precision(self) -> Tensor:
+        """Compute the precision [C] of each class of a single-label task; NaN for classes without a positive."""
+        return self._each_choice(_measure().multiclass_precision)
+
+    @cached_property
+    def recall(self) -> Tensor:
+        """Compute the recall [C] of each class of a single-label task; NaN for classes without a positive."""
+        return self._each_choice(_measure().multiclass_recall)
+
+    def _each(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Measure each class of a multi-label task on the patches whose label of it is known."""
+        classes = zip(self.logits.T, self.targets.T, self.known.T, self.count, strict=True)
+        return torch.stack(
+            [measure(logits[own], truth[own]).double() if count else NAN for logits, truth, own, count in classes]
+        )
+
+    def _each_choice(self, measure: Callable[..., Tensor]) -> Tensor:
+        classes = self.logits.shape[1]
+        # torchmetrics knows no fewer than two classes.
+        found = measure(self.logits.argmax(1), self.targets[:, 0], average=None, num_classes=max(2, classes))
+        return torch.where(self.count > 0, found[:classes], NAN)
+
+
+Metric = Callable[[Predictions], Tensor]
+"""Function of predictions that returns one number, or for `PER_CLASS` one for each class."""
+
+
+def mean_average_precision(predictions: Predictions) -> Tensor:
+    """Average the average precisions of all classes that have a positive."""
+    return predictions.average_precision.nanmean()
+
+
+def micro_average_precision(predictions: Predictions) -> Tensor:
+    """Compute the average precision over all known labels of all classes together."""
+    logits, truth = predictions.logits[predictions.known], predictions.targets[predictions.known]
+    found: Tensor = _measure().binary_average_precision(_ranks(logits), truth)
+    return found
+
+
+def micro_f1(predictions: Predictions) -> Tensor:
+    """Compute F1 at probability 0.5 over all known labels of all classes together."""
+    logits, truth = predictions.logits[predictions.known], predictions.targets[predictions.known]
+    found: Tensor = _measure().binary_f1_score((logits > 0).long(), truth)
+    return found
+
+
+def accuracy(predictions: Predictions) -> Tensor:
+    """Compute the share of patches whose most probable class is right."""
+    return (predictions.logits.argmax(1) == predictions.targets[:, 0]).float().mean()
+
+
+def label_calibration_error(predictions: Predictions) -> Tensor:
+    """Compute the expected calibration error of the probabilities of all known labels."""
+    known = predictions.known
+    found: Tensor = _measure().binary_calibration_error(
+        predictions.probabilities[known], predictions.targets[known], n_bins=CONFIDENCE_BINS
+    )
+    return found
+
+
+def choice_calibration_error(predictions: Predictions) -> Tensor:
+    """Compute the expected calibration error of the most probable classes."""
+    right = (predictions.logits.argmax(1) == predictions.targets[:, 0]).long()
+    found: Tensor = _measure().binary_calibration_error(
+        predictions.probabilities.amax(1), right, n_bins=CONFIDENCE_BINS
+    )
+    return found
+
+
+MULTILABEL: dict[str, Metric] = {
+    "mAP": mean_average_precision,
+    "mAP_micro": micro_average_precision,
+    "F1": lambda predictions: predictions.f1.nanmean(),
+    "F1_micro": micro_f1,
+    "calibration_error": label_calibration_error,
+}
+"""Metrics of multi-label tasks. This is the one place to register a new one."""
+
+SINGLE_LABEL: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "balanced_accuracy": lambda predictions: predictions.recall.nanmean(),
+    "precision": lambda predictions: predictions.precision.nanmean(),
+    "recall": lambda predictions: predictions.recall.nanmean(),
+    "F1": lambda predictions: predictions.f1.nanmean(),
+    "calibration_error": choice_calibration_error,
+}
+"""Metrics of single-label tasks. This is the one place to register a new one."""
+
+LOWER_IS_BETTER = ("loss", "calibration_error")
+"""Scores of which a smaller value is better; of others a larger one. A new metric of errors goes here too."""
+
+HEADLINES: Mapping[bool, str] = {True: "mAP", False: "accuracy"}
+"""Score that chooses the best checkpoint: of multi-label tasks (True) and of single-label tasks (False)."""
+
+PER_CLASS: Mapping[bool, dict[str, Metric]] = {
+    True: {
+        "AP": lambda predictions: predictions.average_precision,
+        "F1": lambda predictions: predictions.f1,
+        "count": lambda predictions: predictions.count,
+    },
+    False: {
+        "recall": lambda predictions: predictions.recall,
+        "F1": lambda predictions: predictions.f1,
+        "count": lambda predictions: predictions.count,
+    },
+}
+"""Metrics of each class: of multi-label tasks (True) and of single-label tasks (False)."""
+
+
+def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
+    """Score predictions by all metrics of the kind of task.
+
+    Multi-label: `mAP` and `mAP_micro`, `F1` and `F1_micro` at probability 0.5. Single-label: `accuracy`,
+    `balanced_accuracy`, `precision`, `recall` (equal to balanced accuracy) and `F1`. Both: `loss` (mean cross-entropy
+    of the known labels) and `calibration_error` (expected, 15 bins). Means over classes leave out classes without a
+    positive.
+
+    If a prediction for a known label is not finite, every score is NaN, which files write as null.
+
+    Args:
+        logits: [N, C].
+        targets: [N, G] choice ids, `IGNORED` where unknown; some must be known.
+        space: Classes and kind of task.
+
+    Returns:
+        Scores of the network and of each class (`AP` and `F1`, or `recall` and `F1`, and the `count` of positives).
+    """
+    logits, targets = logits.double().cpu(), targets.cpu()
+    rows = (targets != IGNORED).any(1)
+    logits, targets = logits[rows], targets[rows]
+    counted = logits[targets != IGNORED] if space.multilabel else logits
+    finite = bool(torch.isfinite(counted).all())
+    predictions = Predictions(torch.where(torch.isfinite(logits), logits, 0.0), targets, space)
+    grouped = space.grouped(predictions.logits)
+    loss = functional.cross_entropy(grouped.flatten(0, 1), targets.flatten().long(), ignore_index=IGNORED)
+    metrics = MULTILABEL if space.multilabel else SINGLE_LABEL
+    measured = {"loss": loss, **{name: metric(predictions) for name, metric in metrics.items()}}
+    each = {name: metric(predictions) for name, metric in PER_CLASS[space.multilabel].items()}
+    return PartScores(
+        {name: float(value) if finite else nan for name, value in measured.items()},
+        {
+            one: {name: float(values[i]) if finite or name == "count" else nan for name, values in each.items()}
+            for i, one in enumerate(space.classes)
+        },
+    )
+
+
+def diverged(scores: Scores) -> bool:
+    """Return True if scores are missing because predictions were not finite."""
+    return isnan(scores.get("loss", 0.0))
+
+
+def headline(space: LabelSpace) -> str:
+    """Return the name of the score that chooses the best checkpoint; higher is better."""
+    return HEADLINES[space.multilabel]
+
+
+def _measure() -> ModuleType:
+    from torchmetrics.functional import classification
+
+    return classification
+
+
+def _ranks(logits: Tensor) -> Tensor:
+    """Turn logits [n] into numbers in [0, 1] of the same order, equal where logits are equal."""
+    # Not by the sigmoid, which is 1 for all logits above about 37, so that large ones would count as equal.
+    found: Tensor = torch.unique(logits, return_inverse=True)[1]
+    return found.double() / max(1, len(logits))

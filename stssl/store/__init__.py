@@ -1,0 +1,111 @@
+"""Define the Zarr store of a converted archive, write it, check it, and read its pixels fast.
+
+`schema` says what a store looks like, `writer` makes one, `verification` checks one. `Store` opens one; its readers
+take patches from shard files (`shards`), through a disk cache from object stores (`fetched`, `disk`, `remote`), or
+through zarr-python for any other layout. `cache` keeps decoded copies in host or device memory.
+
+The names below are imported when they are first used, since zarr and torch take long to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stssl.store.cache import ArrayReader, Held, PixelSource, Streamed, hold
+    from stssl.store.description import describe_store
+    from stssl.store.disk import DiskCache, default_folder
+    from stssl.store.files import sole_writer
+    from stssl.store.lists import rows_named
+    from stssl.store.reader import StoreReader
+    from stssl.store.remote import is_remote
+    from stssl.store.schema import (
+        BadPatchError,
+        Column,
+        ColumnArray,
+        Patch,
+        PixelArray,
+        Values,
+        label_columns,
+        split_column,
+    )
+    from stssl.store.store import BandGroup, Store
+    from stssl.store.verification import Findings, verify
+    from stssl.store.writer import StorePlan, Writer
+
+__all__ = [
+    "ArrayReader",
+    "BadPatchError",
+    "BandGroup",
+    "Column",
+    "ColumnArray",
+    "DiskCache",
+    "Findings",
+    "Held",
+    "Patch",
+    "PixelArray",
+    "PixelSource",
+    "Store",
+    "StorePlan",
+    "StoreReader",
+    "Streamed",
+    "Values",
+    "Writer",
+    "default_folder",
+    "describe_store",
+    "hold",
+    "is_remote",
+    "label_columns",
+    "rows_named",
+    "sole_writer",
+    "split_column",
+    "verify",
+]
+
+_MODULES = {
+    "cache": (
+        "ArrayReader",
+        "Held",
+        "PixelSource",
+        "Streamed",
+        "hold",
+    ),
+    "description": ("describe_store",),
+    "disk": (
+        "DiskCache",
+        "default_folder",
+    ),
+    "files": ("sole_writer",),
+    "lists": ("rows_named",),
+    "reader": ("StoreReader",),
+    "remote": ("is_remote",),
+    "schema": (
+        "BadPatchError",
+        "Column",
+        "ColumnArray",
+        "Patch",
+        "PixelArray",
+        "Values",
+        "label_columns",
+        "split_column",
+    ),
+    "store": (
+        "BandGroup",
+        "Store",
+    ),
+    "verification": (
+        "Findings",
+        "verify",
+    ),
+    "writer": (
+        "StorePlan",
+        "Writer",
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first used."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -1,0 +1,84 @@
+"""Compute statistics of bands shard by shard: exact sums, and percentiles from histograms.
+
+A conversion writes shards in any order and on several machines, so each shard has its own sums and they are added at
+the end. All sums are integers, so that the result does not depend on the order.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.json_types import JsonObject, JsonValue
+
+PERCENTILES = (1, 2, 5, 25, 50, 75, 95, 98, 99)
+BINS = 4096
+
+
+def tally(
+    block: NDArray[np.unsignedinteger], nodata: int | None = None, measured: NDArray[np.bool_] | None = None
+) -> dict[str, NDArray[np.int64]]:
+    """Count the values of each band.
+
+    Args:
+        block: [n, bands, H, W] of uint8 or uint16.
+        nodata: Value that is not counted.
+        measured: [n, bands, H, W] where pixels are counted; None counts all.
+
+    Returns:
+        `sums` [bands, 5]: count, sum, sum of squares, least and greatest value (0 if nothing was counted);
+        `bins` [bands, 256 or 4096] counts of equal ranges of values.
+    """
+    values = np.iinfo(block.dtype).max + 1
+    levels = np.arange(values)
+    sums, bins = [], []
+    for band in range(block.shape[1]):
+        own = block[:, band].reshape(-1) if measured is None else block[:, band][measured[:, band]]
+        counts = np.bincount(own, minlength=values)
+        if nodata is not None:
+            counts[nodata] = 0
+        found = np.flatnonzero(counts)
+        ends = (found[0], found[-1]) if len(found) else (0, 0)
+        sums.append([counts.sum(), counts @ levels, counts @ levels**2, *ends])
+        bins.append(counts.reshape(min(values, BINS), -1).sum(1))
+    return {"sums": np.array(sums, np.int64), "bins": np.array(bins, np.int64)}
+
+
+def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split: str) -> JsonObject:
+    """Combine the counts of all shards into the statistics that a store's attributes hold.
+
+    Args:
+        parts: What `tally` returned for each shard.
+        dtype: Type of the pixels.
+        split: Name of the patches that were counted, such as `official:train`.
+
+    Returns:
+        Lists with a number for each band, None if nothing was counted.
+    """
+    sums = np.stack([part["sums"] for part in parts])
+    bins = np.sum([part["bins"] for part in parts], 0)
+    found: dict[str, list[JsonValue]] = {name: [] for name in ("mean", "std", "min", "max", "count")}
+    percentiles: dict[str, list[JsonValue]] = {str(p): [] for p in PERCENTILES}
+    for band, histogram in enumerate(bins):
+        count, total, squares = (sum(int(value) for value in sums[:, band, i]) for i in range(3))
+        there = sums[sums[:, band, 0] > 0, band]
+        if count:
+            # Integers of any size: the variance of 10^10 pixels is exact before its root is taken.
+            spread = (squares * count - total * total) / (count * count)
+            row = (total / count, spread**0.5, int(there[:, 3].min()), int(there[:, 4].max()), count)
+        for i, name in enumerate(found):
+            found[name].append(row[i] if count else (0 if name == "count" else None))
+        for p in PERCENTILES:
+            percentiles[str(p)].append(_percentile(histogram, p, dtype) if count else None)
+    return {**found, "percentiles": {**percentiles}, "split": split}
+
+
+def _percentile(histogram: NDArray[np.int64], percent: float, dtype: str) -> float:
+    """Return the value that `percent` of the counts do not exceed, interpolated within its bin."""
+    width = (np.iinfo(dtype).max + 1) // len(histogram)
+    reached = np.cumsum(histogram)
+    wanted = reached[-1] * percent / 100
+    bin_ = int(np.searchsorted(reached, wanted))
+    before = reached[bin_] - histogram[bin_]
+    share = (wanted - before) / histogram[bin_] if width > 1 else 0.0
+    return round(float(width * (bin_ + share)), 3)

@@ -1,0 +1,278 @@
+"""Read patches of a sharded array in an object store, through a cache on disk.
+
+If many patches of a shard are wanted, the whole shard is fetched; else each patch is fetched by its range of bytes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.arrays import Ints
+from stssl.base.errors import DataError
+from stssl.store.disk import DiskCache
+from stssl.store.encode import EMPTY, tail_bytes
+from stssl.store.remote import bucket, explained, get_object, split_url
+from stssl.store.shards import Layout, RawPixels, ShardedArray, Wanted, ZarrTree, known_layout, parse_tail
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+THREADS = 8
+PIECE = 64
+WHOLE = 1 / 16
+"""Share of a shard's patches from which on it is fetched whole."""
+
+
+class FetchedArray(ShardedArray):
+    """Read patches of one remote array whose layout is known; threads may share it."""
+
+    def __init__(self, folder: Path, layout: Layout, store: str, prefix: str, cache: DiskCache) -> None:
+        """Fetch nothing yet.
+
+        Args:
+            folder: URL of the array as a path, for messages.
+            layout: Layout of the array.
+            store: URL of the store.
+            prefix: Start of the array's keys in the cache.
+            cache: Cache on disk.
+        """
+        super().__init__(folder, layout)
+        self.store, self.prefix, self.cache = store, prefix, cache
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state without threads and indexes, which another process makes for itself."""
+        names = ("folder", "layout", "store", "prefix", "cache")
+        return {name: getattr(self, name) for name in names}
+
+    def _fresh(self) -> None:
+        super()._fresh()
+        self._indexes: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint32]]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: set[int] = set()
+
+    def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
+        """Fill `out` with patches `rows`.
+
+        Args:
+            rows: [n] store rows.
+            bands: Span of bands.
+            out: [n, bands, H, W] to fill, contiguous.
+
+        Raises:
+            DataError: A shard is missing or damaged, or the object store cannot be read; names it.
+        """
+        shards = rows // self.layout.shard
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            # Many requests for single patches take longer than one for the whole shard, and cost more at most
+            # providers.
+            much = len(np.unique(rows[places])) >= max(2, WHOLE * self.layout.shard)
+            with self._shard(shard, fetch=much) as file:
+                if file is not None:
+                    self._take(places, rows[places], bands, out, files=file)
+                    # Marks patches that are done; the others are fetched one by one below.
+                    shards[places] = -1
+        singles = np.flatnonzero(shards >= 0)
+        # Bounded, so that a large batch does not open a file for each of its patches at once.
+        for start in range(0, len(singles), PIECE):
+            self._read_singles(singles[start : start + PIECE], rows, bands, out)
+
+    def _read_singles(self, places: Ints, rows: Ints, bands: slice, out: RawPixels) -> None:
+        """Fetch patches one by one, several at a time, and fill their places in `out`."""
+        wanted = np.unique(rows[places])
+        list(self._threads().map(self._index_of, np.unique(wanted // self.layout.shard).tolist()))
+        there = [row for row in wanted.tolist() if self._span(row)[0] != EMPTY]
+        coming = {row: self._threads().submit(self._open_patch, row) for row in there}
+        try:
+            files = {row: future.result() for row, future in coming.items()}
+            self._take(places, rows[places], bands, out, files=files)
+        finally:
+            for future in coming.values():
+                if future.exception() is None:
+                    os.close(future.result())
+
+    def _take(self, places: Ints, rows: Ints, bands: slice, out: RawPixels, *, files: dict[int, int] | int) -> None:
+        """Decode patches from an open shard, or from open files of one patch each (by row)."""
+        spans = np.array([self._span(row) for row in rows.tolist()], np.uint64).reshape(-1, 2)
+        there = spans[:, 0] != EMPTY
+        out[places[~there]] = self.layout.fill
+        found, kept = spans[there].astype(np.int64), rows[there]
+        if isinstance(files, int):
+            opened = np.full(len(kept), files, np.int64)
+        else:
+            opened = np.array([files[row] for row in kept.tolist()], np.int64)
+            found[:, 0] = 0
+        sums = np.array([self._sum(row) for row in kept.tolist()], np.uint32) if self.layout.checksums else None
+        self._deliver(Wanted(places[there], kept, opened, found, sums), bands, out)
+
+    def fetch(self, rows: Ints, wait: bool) -> None:
+        """Bring the whole shards of these rows into the cache.
+
+        Args:
+            rows: [n] store rows.
+            wait: True to wait for them; False to fetch them in the background.
+        """
+        shards = np.unique(rows // self.layout.shard).tolist()
+        if wait:
+            list(self._threads().map(self._bring, shards))
+            return
+        for shard in shards:
+            with self._lock:
+                # Each step asks for the shards ahead of it, most of which are on their way already.
+                fresh = shard not in self._coming
+                self._coming.add(shard)
+            if fresh:
+                self._threads().submit(self._bring_quietly, shard)
+
+    def _bring(self, shard: int) -> None:
+        """Bring a whole shard into the cache."""
+        with self._shard(shard, fetch=True):
+            pass
+
+    def _bring_quietly(self, shard: int) -> None:
+        """Bring a shard into the cache ahead of time; its errors are raised when it is read."""
+        try:
+            self._bring(shard)
+        except DataError:
+            pass
+        finally:
+            with self._lock:
+                self._coming.discard(shard)
+
+    @contextmanager
+    def _shard(self, shard: int, fetch: bool) -> Iterator[int | None]:
+        """Open a whole shard; yield None if it is not in the cache and `fetch` is False."""
+        file = self.cache.open(f"{self.prefix}-s{shard}", (lambda: self._get_shard(shard)) if fetch else None)
+        try:
+            if file is not None and shard not in self._indexes:
+                size, length = self.cache.size(file), self._tail_bytes
+                tail = os.pread(file, min(length, size), max(0, size - length))
+                self._indexes[shard] = parse_tail(tail, size, self._shard_path(shard), self.layout, shard)
+            yield file
+        finally:
+            if file is not None:
+                os.close(file)
+
+    def _open_patch(self, row: int) -> int:
+        """Open the file of one patch in the cache, fetched if need be."""
+        file = self.cache.open(f"{self.prefix}-p{row}", lambda: self._get_patch(row))
+        assert file is not None  # for mypy: it was to be fetched
+        return file
+
+    def _span(self, row: int) -> NDArray[np.uint64]:
+        """Return offset and size of a patch in its shard."""
+        shard, place = divmod(row, self.layout.shard)
+        span: NDArray[np.uint64] = self._index_of(shard)[0][place]
+        return span
+
+    def _sum(self, row: int) -> int:
+        """Return the checksum that its shard lists for a patch."""
+        shard, place = divmod(row, self.layout.shard)
+        return int(self._index_of(shard)[1][place])
+
+    @property
+    def _tail_bytes(self) -> int:
+        return tail_bytes(self.layout.shard, bool(self.layout.checksums))
+
+    def _get_shard(self, shard: int) -> bytes:
+        """Fetch a whole shard and check every patch of it, since the cache later vouches for what it was given."""
+        data = self._get(shard)
+        index, sums = parse_tail(data[-self._tail_bytes :], len(data), self._shard_path(shard), self.layout, shard)
+        for place in np.flatnonzero(index[:, 0] != EMPTY).tolist() if self.layout.checked else ():
+            start, size = (int(value) for value in index[place])
+            self._check(
+                shard * self.layout.shard + place, data[start : start + size], sums[place] if len(sums) else None
+            )
+        return data
+
+    def _get_patch(self, row: int) -> bytes:
+        """Fetch one patch by its range of bytes and check it."""
+        start, size = (int(value) for value in self._span(row))
+        data = self._get(row // self.layout.shard, {"range": (start, start + size)})
+        if len(data) != size:
+            self._refuse(row, f"{len(data)} of {size} bytes came")
+        self._check(row, data, self._sum(row) if self.layout.checksums else None)
+        return data
+
+    def _check(self, row: int, data: bytes, listed: int | None) -> None:
+        """Refuse a patch whose bytes differ from its own checksum, or from the one that its shard lists."""
+        if self.layout.checked:
+            value = google_crc32c.value(data[:-4])
+            if value != int.from_bytes(data[-4:], "little"):
+                self._refuse(row, "it fails its checksum")
+            if listed is not None and value != listed:
+                self._refuse(row, "it is another patch")
+
+    def _index_of(self, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        """Return offsets, sizes and checksums of a shard's patches, fetched from its end when first asked for."""
+        if shard not in self._indexes:
+            found: list[int] = []
+            tail = self._get(shard, {"range": {"suffix": self._tail_bytes}}, found)
+            self._indexes[shard] = parse_tail(tail, found[0], self._shard_path(shard), self.layout, shard)
+        return self._indexes[shard]
+
+    def _get(self, shard: int, options: "GetOptions | None" = None, size: list[int] | None = None) -> bytes:
+        """Fetch a shard or a range of its bytes; the size of the whole shard is appended to `size`."""
+        path = self._shard_path(shard).relative_to(self.folder)
+        url, key = split_url(self.store)
+        place = "/".join(part for part in (key, self.folder.name, str(path)) if part)
+        try:
+            data, whole = get_object(url, place, options)
+        except FileNotFoundError:
+            raise DataError(f"{url}/{place} is missing. Run `stssl verify`.") from None
+        if size is not None:
+            size.append(whole)
+        return data
+
+    def shard_bytes(self) -> int:
+        """Return the stored size of the first shard in bytes."""
+        url, key = split_url(self.store)
+        with explained(self.store):
+            try:
+                place = "/".join(part for part in (key, self.folder.name, "c/0/0/0/0") if part)
+                return int(bucket(url).head(place)["size"])
+            except FileNotFoundError:
+                return 0
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """Return the pool of threads, started at the first call."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(THREADS, "stssl-fetch")
+            return self._pool
+
+    def close(self) -> None:
+        """Stop the threads; the next read starts them again."""
+        pool = getattr(self, "_pool", None)
+        if pool is not None:
+            # Not waited for: a server that stopped answering would hold the process back.
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._fresh()
+
+
+def fetched_array(store: str, name: str, meta: ZarrTree, root: str, cache: DiskCache) -> FetchedArray | None:
+    """Open a remote array that is read through a cache; return None if its layout is not known.
+
+    Args:
+        store: URL of the store.
+        name: Name of the array.
+        meta: The array's checked description.
+        root: Digest of the store's description: the cache's keys depend on it, so that a store that was written anew is
+            read anew.
+        cache: Cache on disk.
+    """
+    layout = known_layout(meta)
+    if layout is None:
+        return None
+    # Other stores at the same URL, or this one written anew, must not be served from old cache files.
+    digest = hashlib.blake2b("\n".join([store, name, root, json.dumps(meta)]).encode(), digest_size=8)
+    return FetchedArray(Path(store) / name, layout, store, f"{name}-{digest.hexdigest()}", cache)

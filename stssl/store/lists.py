@@ -1,0 +1,41 @@
+"""Find the rows of a store that a list of patch names refers to."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.arrays import AnyArray, Ints
+from stssl.base.errors import DataError
+from stssl.base.logs import LOG
+from stssl.base.textfiles import read_names
+
+
+def as_text(column: AnyArray) -> NDArray[np.str_]:
+    """Convert a column of strings to NumPy's fixed-width type, which every NumPy function takes."""
+    return np.array(column.tolist(), np.str_)
+
+
+def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
+    """Find the rows of the patches that a list names (txt, csv, csv.bz2, csv.gz; one a line, the first column).
+
+    Names that the store lacks are counted in a warning and passed over.
+
+    Args:
+        names: [N] patch names of the store.
+        path: The list.
+        store: Name of the store in messages.
+
+    Raises:
+        DataError: The file cannot be read, or the store has none of its patches.
+    """
+    wanted = read_names(Path(path))
+    # In the order of rows, not of the list: equal sets of names must give equal runs.
+    rows = np.flatnonzero(np.isin(names, list(wanted)))
+    if len(rows) == 0:
+        raise DataError(
+            f"{path} names {len(wanted)} patches and {store} has none of them. Is it the list of this data set?"
+        )
+    if len(rows) < len(wanted):
+        LOG.warning("%s: %d of its %d names are not in %s", path, len(wanted - set(names.tolist())), len(wanted), store)
+    return rows

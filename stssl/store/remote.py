@@ -1,0 +1,264 @@
+"""Read and write files in object stores (`s3://`, `gs://`, `az://`).
+
+Requests are tried again with growing pauses. Credentials, region and endpoint come from the environment, as for every
+tool of the provider (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP, AWS_SKIP_SIGNATURE, ...).
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+from stssl.base.errors import DataError, UnreachableError
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+SCHEMES = ("s3", "gs", "az")
+RETRY: "RetryConfig" = {
+    "max_retries": 6,
+    "retry_timeout": timedelta(seconds=120),
+    "backoff": {"base": 2, "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15)},
+}
+CLIENT: "ClientConfig" = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=600)}
+"""Limits of each request; `patience` is how long a server may say nothing."""
+CLIENT_VARIABLES = (
+    "allow_http",
+    "allow_invalid_certificates",
+    "connect_timeout",
+    "http1_only",
+    "http2_only",
+    "pool_idle_timeout",
+    "pool_max_idle_per_host",
+    "proxy_ca_certificate",
+    "proxy_excludes",
+    "proxy_url",
+    "read_timeout",
+    "timeout",
+    "user_agent",
+)
+"""Options of clients that the provider's variables may set: AWS_ALLOW_HTTP, AWS_TIMEOUT, AWS_PROXY_URL, ..."""
+BODIES = 3
+"""How often an answer that breaks off is asked for again."""
+CREDENTIALS = (
+    "Set the provider's variables (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION; "
+    "AWS_SKIP_SIGNATURE=true for a public bucket)."
+)
+
+
+def is_remote(path: str) -> bool:
+    """Return True for a URL such as `s3://bucket/store.zarr`."""
+    return "://" in path
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Split a URL into the bucket's URL and the key in it.
+
+    Raises:
+        DataError: The kind of URL is not known.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES or not parts.netloc:
+        raise DataError(f"{url} is not a URL that can be used. Give a local path, or s3://, gs:// or az://BUCKET/PATH.")
+    return f"{parts.scheme}://{parts.netloc}", parts.path.strip("/")
+
+
+@lru_cache(maxsize=64)
+def bucket(url: str) -> "ObjectStore":
+    """Open a bucket, or the part of it under a key.
+
+    Raises:
+        DataError: obstore is not installed, or the environment's settings are impossible.
+    """
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
+    except ImportError:
+        raise DataError(f"{url} needs the package obstore: pip install 'stssl[cloud]'") from None
+    try:
+        return from_url(url, retry_config=RETRY, client_options=client_options(url))
+    except BaseError as error:
+        raise DataError(f"{url}: {_first_line(error)}. {CREDENTIALS}") from None
+
+
+def client_options(url: str) -> "ClientConfig":
+    """Return the options of requests: `CLIENT`, and those of the environment.
+
+    obstore reads the environment only if it is given no options at all, so the environment is read here.
+    """
+    prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[url.partition(":")[0]]
+    said = {name: os.environ.get(f"{prefix}_{name.upper()}") for name in CLIENT_VARIABLES}
+    given = {name: text for name, text in said.items() if text is not None}
+    # obstore takes the variables' text for numbers, durations and switches alike.
+    return cast("ClientConfig", {**CLIENT, "read_timeout": patience(), **given})
+
+
+def patience() -> timedelta:
+    """Return how long an object store may say nothing before a retry: STSSL_REMOTE_TIMEOUT seconds, or 30.
+
+    Raises:
+        DataError: The variable is no number of seconds.
+    """
+    text = os.environ.get("STSSL_REMOTE_TIMEOUT", "30")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 3600:
+        raise DataError(f"STSSL_REMOTE_TIMEOUT={text} is no number of seconds between 0 and 3600")
+    return timedelta(seconds=seconds)
+
+
+def get_object(url: str, place: str, options: "GetOptions | None" = None, most: int | None = None) -> tuple[bytes, int]:
+    """Get an object or a range of it; an answer that breaks off is asked for again.
+
+    Args:
+        url: URL of the bucket.
+        place: Key in it.
+        options: Options of the request, such as a range.
+        most: Number of bytes that are fetched at most; None fetches all.
+
+    Returns:
+        The bytes, and the size of the whole object.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+        DataError: It cannot be read, or is larger; says why.
+    """
+    from obstore.exceptions import BaseError
+
+    with explained(f"{url}/{place}"):
+        # obstore tries requests again, but not an answer whose body breaks off.
+        for left in reversed(range(BODIES)):
+            answer = bucket(url).get(place, options=options)
+            start, stop = answer.range
+            if most is not None and stop - start > most:
+                raise DataError(f"cannot read {url}/{place}: it is larger than {most:,} bytes")
+            try:
+                data = bytes(answer.bytes())
+            except BaseError:
+                if not left:
+                    raise
+                continue
+            if len(data) == stop - start:
+                return data, int(answer.meta["size"])
+    raise UnreachableError(
+        f"{url}/{place}: {len(data):,} of {stop - start:,} bytes came, {BODIES} times. Try again later."
+    )
+
+
+def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
+    """Explain errors as `explained` does if the path is a URL; do nothing for a local path."""
+    return explained(path) if is_remote(path) else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn errors of an object store into DataErrors that say what to do.
+
+    A missing object stays a FileNotFoundError, since callers decide what it means.
+    """
+    from obstore import exceptions
+
+    try:
+        yield
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+        raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
+    except exceptions.BaseError as error:
+        # obstore has no error of its own for missing credentials: it asks the cloud's metadata service for some, and
+        # its failure names that address.
+        missing = any(sign in str(error) for sign in ("169.254.169.254", "latest/api/token", "redential"))
+        # obstore does not map this status to PermissionDeniedError for listings.
+        if not missing and "403 Forbidden" in str(error):  # as listings say it
+            raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
+        if missing:
+            raise DataError(f"{url}: {_first_line(error)}; there are no credentials. {CREDENTIALS}") from None
+        advice = "tried again several times, in vain."
+        if "timed out" in repr(error) or "TimedOut" in repr(error):
+            advice = "it does not answer. Look at network and server, and run the same command again."
+        raise UnreachableError(f"{url}: {_first_line(error)}; {advice}") from None
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return str(error).split("\n", maxsplit=1)[0].rstrip(".")
+
+
+def zarr_place(path: str, read_only: bool = False) -> Any:
+    """Return what zarr's functions take as `store`: a folder, or an object store rooted at the URL."""
+    from zarr.storage import LocalStore, ObjectStore
+
+    if not is_remote(path):
+        return LocalStore(path, read_only=read_only)
+    split_url(path)
+    return ObjectStore(bucket(path), read_only=read_only)
+
+
+class RemoteFiles:
+    """Read and write files under a key of a bucket, with the same methods as `Files`."""
+
+    def __init__(self, root: str) -> None:
+        """Refer to the URL `root`, where nothing need exist."""
+        self.root = root
+
+    def __truediv__(self, name: str) -> "RemoteFiles":
+        """Return a folder inside this one."""
+        return RemoteFiles(f"{self.root}/{name}")
+
+    def path(self, name: str) -> str:
+        """Return the URL of a file."""
+        return f"{self.root}/{name}"
+
+    def _where(self, name: str = "") -> tuple[str, str]:
+        """Return the bucket's URL and the key of a file."""
+        url, key = split_url(self.root)
+        return url, f"{key}/{name}".strip("/")
+
+    def _place(self, name: str = "") -> tuple["ObjectStore", str]:
+        """Return the open bucket and the key of a file."""
+        url, key = self._where(name)
+        return bucket(url), key
+
+    def read(self, name: str, most: int | None = None) -> bytes | None:
+        """Read an object of at most `most` bytes; return None if there is none."""
+        try:
+            return get_object(*self._where(name), most=most)[0]
+        except FileNotFoundError:
+            return None
+
+    def tail(self, name: str, size: int) -> bytes | None:
+        """Read the last `size` bytes of an object, or all of a shorter one; return None if there is none."""
+        try:
+            return get_object(*self._where(name), {"range": {"suffix": size}})[0]
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object, whole or not at all."""
+        store, key = self._place(name)
+        with explained(self.root):
+            store.put(key, data, use_multipart=False)
+
+    def names(self) -> list[str]:
+        """List the names of this folder's entries, sorted."""
+        store, key = self._place()
+        with explained(self.root):
+            found = store.list_with_delimiter(f"{key}/")
+        paths = [entry["path"] for entry in found["objects"]] + list(found["common_prefixes"])
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+
+    def remove(self) -> None:
+        """Remove all objects below this key."""
+        store, key = self._place()
+        with explained(self.root):
+            for chunk in store.list(f"{key}/"):
+                for entry in chunk:
+                    with contextlib.suppress(FileNotFoundError):
+                        store.delete(entry["path"])
+
+    def remove_partial(self) -> None:
+        """Do nothing: objects are never half-written."""

@@ -1,0 +1,228 @@
+"""Define the layout of a store: one Zarr v3 group for a data set, at native resolution.
+
+Pixel arrays are (N, bands, height, width) with one patch in a chunk and `SHARD` patches in a shard. Metadata arrays are
+over (N), each in one chunk. Rows are never removed: an unreadable patch keeps its row, with an error code and the split
+code `NO_SPLIT`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.arrays import AnyArray
+from stssl.base.json_types import JsonMapping, JsonObject
+
+Value = str | int | float | bool | np.generic | AnyArray
+"""Value of one patch in one column."""
+Values = dict[str, Value]
+"""Values of a patch by the name of their column."""
+
+ColumnArray = NDArray[Any]
+"""Values of a column [N] or [N, width]; their type depends on the column's name."""
+
+SCHEMA_VERSION = 1
+SHARD = 512
+NO_SPLIT = 255
+MISSING_TIME = -(2**63)
+MISSING_DAY = -1
+UNKNOWN_LABEL = 255
+SPLIT_CODES = {"train": 0, "validation": 1, "test": 2}
+
+ERRORS = {
+    "ok": 0,
+    "missing_band": 1,
+    "unreadable": 2,
+    "wrong_size": 3,
+    "duplicate": 4,
+    "no_pixels": 5,
+    "no_metadata": 6,
+    "nodata": 7,
+    "bad_coordinates": 8,
+    "unknown_label": 9,
+    "no_label": 10,
+    "bad_metadata": 11,
+    "foreign": 12,
+    "bad_time": 13,
+    "bad_split": 14,
+    "bad_map": 15,
+}
+"""Names of the codes in `error_code`; 0 is a whole patch, `foreign` a patch of another archive's format."""
+
+USABLE = frozenset({"ok", "bad_coordinates", "no_label", "bad_time", "bad_split", "bad_map"})
+"""Codes of patches that lack one value, or a map that is no image band, and are good without it."""
+UNUSABLE = tuple(code for name, code in ERRORS.items() if name not in USABLE)
+"""Codes of patches that take no part in any split: without pixels, or with pixels or labels that may be wrong."""
+
+
+@dataclass(frozen=True)
+class PixelArray:
+    """Describe one array of pixels: all bands of one resolution.
+
+    Attributes:
+        name: `b10`, `b20`, `b60` or `rgb`.
+        bands: Names in stored order.
+        height: Height in pixels.
+        width: Width in pixels.
+        dtype: `uint16` or `uint8`.
+        gsd_m: Ground sampling distance in meters; 0 if unknown.
+        nodata: Value that means "not measured" and is left out of statistics.
+        long_name: What the values are, if they are neither reflectance nor brightness.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    height: int
+    width: int
+    dtype: str
+    gsd_m: float
+    nodata: int | None = None
+    long_name: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (bands, height, width)."""
+        return (len(self.bands), self.height, self.width)
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Return the names of the dimensions, different for each resolution.
+
+        xarray requires that dimensions of one name have one size.
+        """
+        grid = {"b10": "10m", "b20": "20m", "b60": "60m"}.get(self.name, self.name)
+        return ("patch", f"band_{grid}", f"y_{grid}", f"x_{grid}")
+
+    @property
+    def attributes(self) -> JsonObject:
+        """Return the attributes of the array; its statistics are added at the end of a conversion."""
+        about: JsonObject = {"bands": list(self.bands), "gsd_m": self.gsd_m}
+        reflectance = self.dtype == "uint16"
+        about["long_name"] = self.long_name or ("surface reflectance" if reflectance else "brightness")
+        about["units"] = "1e-4" if reflectance and not self.long_name else "1"
+        return about if self.nodata is None else about | {"nodata": self.nodata}
+
+
+@dataclass(frozen=True)
+class Column:
+    """Describe one metadata array over the patches.
+
+    Attributes:
+        name: Name of the array.
+        dtype: NumPy's name, or `string`.
+        fill: Value that stands for a missing one.
+        attributes: Attributes of the array: units, class names, meanings of codes.
+        width: Values for each patch, as a second dimension; 0 for one value without that dimension.
+    """
+
+    name: str
+    dtype: str
+    fill: str | int | float | bool
+    attributes: JsonMapping = field(default_factory=dict)
+    width: int = 0
+
+
+class BadPatchError(Exception):
+    """Report why a patch cannot be stored as it is: an error code, and words for the error report."""
+
+    def __init__(self, code: str, words: str) -> None:
+        """Take an error code, which is a name in `ERRORS`, and words without paths of this machine."""
+        super().__init__(words)
+        self.code = code
+
+
+@dataclass
+class Patch:
+    """Hold one patch as it goes into the store.
+
+    Attributes:
+        arrays: Pixels by array name; empty if there are none.
+        values: Metadata by column name; a column that is left out takes its fill value.
+        valid_bands: Bit i is set if the i-th band of all arrays has pixels.
+        measured: [bands, H, W] booleans of arrays in which a file says that some pixels are not measured.
+        problems: (name of the error code, words) of everything that is wrong.
+    """
+
+    arrays: dict[str, AnyArray] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
+    valid_bands: int = 0
+    measured: dict[str, AnyArray] = field(default_factory=dict)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    def complain(self, problem: BadPatchError) -> None:
+        """Add a problem to the patch."""
+        self.problems.append((problem.code, printable(str(problem))))
+
+    @property
+    def error(self) -> str:
+        """Return the error code's name: of the first problem that makes the patch useless, else the first, or `ok`."""
+        names = [name for name, _ in self.problems]
+        return next((name for name in names if name not in USABLE), names[0] if names else "ok")
+
+
+def printable(words: str, most: int = 500) -> str:
+    """Shorten words from a foreign file and escape control characters, so that reports and terminals can show them."""
+    # Escape sequences in a file's name could otherwise change what a terminal shows.
+    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in words[:most])
+    return shown if len(words) <= most else f"{shown}..."
+
+
+def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Column:
+    """Describe the column of a label set, with class names in its attributes.
+
+    Args:
+        name: Name of the column.
+        classes: Class names in order.
+        multilabel: True if a patch may have any number of classes.
+    """
+    if multilabel:
+        attributes: JsonObject = {"kind": "multi-label", "classes": [*classes], "unknown": UNKNOWN_LABEL}
+        return Column(name, "uint8", UNKNOWN_LABEL, attributes, width=len(classes))
+    return Column(name, "int16", -1, {"kind": "single-label", "classes": [*classes], "unknown": -1})
+
+
+def split_column(name: str) -> Column:
+    """Describe the column of a stored split."""
+    meanings = " ".join([*SPLIT_CODES, "none"])
+    attributes: JsonObject = {"flag_values": [*SPLIT_CODES.values(), NO_SPLIT], "flag_meanings": meanings}
+    return Column(f"split_{name}", "uint8", NO_SPLIT, attributes)
+
+
+COMMON = (
+    Column("patch_id", "string", ""),
+    Column("lat", "float64", float("nan"), {"units": "degrees_north", "long_name": "latitude of the center, WGS 84"}),
+    Column("lon", "float64", float("nan"), {"units": "degrees_east", "long_name": "longitude of the center, WGS 84"}),
+    Column(
+        "time",
+        "int64",
+        MISSING_TIME,
+        {
+            "long_name": "acquisition, UTC",
+            "standard_name": "time",
+            "units": "seconds since 1970-01-01",
+            "calendar": "proleptic_gregorian",
+            "_FillValue": MISSING_TIME,
+        },
+    ),
+    Column("day_of_year", "int16", MISSING_DAY, {"long_name": "1 January is 1", "missing": MISSING_DAY}),
+    Column("location_id", "int32", -1, {"long_name": "patches of one place share a number", "missing": -1}),
+    Column("valid_bands", "uint16", 0, {"long_name": "bit i is set where the i-th band of all arrays has pixels"}),
+    Column("content_hash", "uint8", 0, {"long_name": "BLAKE2b, 16 bytes, over the pixel arrays in order"}, width=16),
+    Column("error_code", "uint8", 0, {"meanings": {**ERRORS}}),
+)
+"""Columns that every store has."""
+
+GEOREFERENCE = (
+    Column("utm_epsg", "int32", 0, {"long_name": "EPSG code of the patch's grid", "missing": 0}),
+    Column("ulx", "float64", float("nan"), {"units": "m", "long_name": "easting of the upper left corner"}),
+    Column("uly", "float64", float("nan"), {"units": "m", "long_name": "northing of the upper left corner"}),
+)
+"""Columns of georeferenced images; patches with equal ones are dates of one place."""
+
+REGION = (
+    Column("country", "string", ""),
+    Column("season", "string", "", {"long_name": "meteorological season of the date, northern hemisphere"}),
+)
+CONDITIONS = (Column("seasonal_snow", "bool", False), Column("cloud_or_shadow", "bool", False))
+"""Columns of BigEarthNet: where and when, and what its makers recommend to leave out."""

@@ -1,0 +1,422 @@
+"""Read patches of one sharded Zarr array straight from its shard files.
+
+zarr-python spends a millisecond of Python on each chunk. This reads a shard's index once, checks its crc32c, and then
+takes each patch with one `preadv`, checks it and decodes it into its place in the batch. It knows the layout that
+`convert` writes (one patch in a chunk, index at the end, Blosc or no codec, then crc32c, a local folder) and recognizes
+it from an array's `zarr.json`.
+
+A patch is compared with its own crc32c and with the one that its shard lists for it; the list and the index with the
+checksum that the array's attributes have of the shard (see `encode`). Arrays of older stores have none of these.
+"""
+
+import json
+import math
+import os
+import resource
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+
+from stssl.base.arrays import AnyArray, Ints
+from stssl.base.errors import DataError
+from stssl.store.encode import EMPTY, SHARD_CHECKSUMS, shard_checksum, tail_bytes
+
+SPARE_FILES = 256
+MOST_PIXELS, MOST_PATCHES = 2**28, 2**28
+"""Limits of a patch's values and an array's patches: a damaged description must not make a reader take all memory."""
+BLOSC_OVERHEAD = 16
+RESIDUE = 0x48674BC7
+"""The crc32c of anything that is followed by its own crc32c."""
+_HEADER, _SIZE, _SIZE_AT, _MEMCPYED = struct.Struct("<4B3I"), struct.Struct("<I"), 4, 2
+# Readers run in threads of their own, which Blosc's would compete with for the same cores.
+blosc.use_threads = False
+
+RawPixels = AnyArray
+ZarrTree = Mapping[str, Any]
+"""Contents of a `zarr.json`; `rules` checks the type of each value before it is used."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Describe one array to the direct reader."""
+
+    shape: tuple[int, ...]
+    shard: int
+    dtype: np.dtype[np.unsignedinteger]
+    blosc: bool
+    fill: int
+    checked: bool = False
+    """True if each patch is followed by its crc32c."""
+    checksums: tuple[int, ...] = ()
+    """Checksum of each shard's end; none in older stores."""
+
+    @property
+    def patch_bytes(self) -> int:
+        """Return the size of one decoded patch in bytes."""
+        return int(np.prod(self.shape[1:])) * self.dtype.itemsize
+
+    @property
+    def shards(self) -> int:
+        """Return the number of shards."""
+        return -(-self.shape[0] // self.shard)
+
+
+def direct_layout(folder: Path) -> Layout | None:
+    """Return the layout of an array in a local folder if it can be read directly, else None."""
+    try:
+        return known_layout(json.loads((folder / "zarr.json").read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def known_layout(meta: ZarrTree) -> Layout | None:
+    """Return the layout that an array's `zarr.json` describes if it can be read directly, else None."""
+    try:
+        (sharding,) = meta["codecs"]
+        outer = meta["chunk_grid"]["configuration"]["chunk_shape"]
+        inner = sharding["configuration"]
+        codecs = [codec["name"] for codec in inner["codecs"]]
+        checked = codecs[-1] == "crc32c"
+        codecs = codecs[: len(codecs) - checked]
+        endian = inner["codecs"][0].get("configuration", {}).get("endian", "little")
+        known = (
+            meta["zarr_format"] == 3
+            and meta["chunk_grid"]["name"] == "regular"
+            and meta["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
+            and not meta.get("storage_transformers")
+            and meta["data_type"] in ("uint8", "uint16")
+            and sharding["name"] == "sharding_indexed"
+            and codecs in (["bytes"], ["bytes", "blosc"])
+            and endian == "little"
+            and [codec["name"] for codec in inner["index_codecs"]] == ["bytes", "crc32c"]
+            and inner["index_codecs"][0]["configuration"] == {"endian": "little"}
+            and inner.get("index_location", "end") == "end"
+            and inner["chunk_shape"] == [1, *meta["shape"][1:]]
+            and outer[1:] == meta["shape"][1:]
+            and len(outer) == 4
+        )
+        if not known:
+            return None
+        dtype = np.dtype(str(meta["data_type"])).newbyteorder("<")
+        sums = tuple(meta.get("attributes", {}).get(SHARD_CHECKSUMS, ())) if checked else ()
+        made = Layout(
+            tuple(meta["shape"]), outer[0], dtype, codecs[-1] == "blosc", int(meta["fill_value"]), checked, sums
+        )
+        return made if _is_possible(made) else None
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError):
+        return None
+
+
+def _is_possible(layout: Layout) -> bool:
+    """Return True if all numbers are of the right type and of a size that memory may hold."""
+    numbers = (*layout.shape, layout.shard, *layout.checksums)
+    return (
+        all(type(number) is int for number in numbers)
+        and all(0 < number < 2**31 for number in numbers[:5])
+        and math.prod(layout.shape[1:]) <= MOST_PIXELS
+        and layout.shard <= MOST_PATCHES
+        and layout.shards * layout.shard <= MOST_PATCHES
+        and (not layout.checksums or len(layout.checksums) == layout.shards)
+        and 0 <= layout.fill <= np.iinfo(layout.dtype).max
+    )
+
+
+class Wanted(NamedTuple):
+    """Hold what to read: places in the batch, rows, open files, spans [n, 2] of bytes, and listed checksums."""
+
+    places: Ints
+    rows: Ints
+    files: Ints
+    spans: Ints
+    sums: NDArray[np.uint32] | None
+
+
+class ShardedArray:
+    """Read patches of one array whose layout is known; threads may share it."""
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        """Refer to the array in `folder`; shards are opened at the first read."""
+        self.folder, self.layout = folder, layout
+        self._fresh()
+
+    def _fresh(self) -> None:
+        """Forget all indexes and files."""
+        self._index: NDArray[np.uint64] | None = None
+        self._files: NDArray[np.int64] | None = None
+        self._sums = np.zeros(0, np.uint32)
+        self._keep = True
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state without open files, which another process must open for itself."""
+        return {"folder": self.folder, "layout": self.layout}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over the state; shards are opened at the first read."""
+        self.__init__(**state)  # type: ignore[misc]  # mypy forbids a call of __init__
+
+    def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
+        """Fill `out` with patches `rows`.
+
+        Args:
+            rows: [n] store rows.
+            bands: Span of bands.
+            out: [n, bands, H, W] to fill, contiguous.
+
+        Raises:
+            DataError: A shard is missing, truncated or damaged; names file and patch.
+        """
+        if len(rows) == 0:
+            return
+        shards = rows // self.layout.shard
+        index, files = self._open(np.unique(shards))
+        try:
+            there = np.flatnonzero(index[rows, 0] != EMPTY)
+            if len(there) < len(rows):
+                out[index[rows, 0] == EMPTY] = self.layout.fill
+            sums = self._sums[rows[there]] if self.layout.checksums else None
+            wanted = Wanted(there, rows[there], files[shards[there]], index[rows[there]].astype(np.int64), sums)
+            self._deliver(wanted, bands, out)
+        finally:
+            if not self._keep:
+                for file in np.unique(files[files >= 0]).tolist():
+                    os.close(file)
+
+    def _deliver(self, wanted: Wanted, bands: slice, out: RawPixels) -> None:
+        """Read, check and decode patches into their places."""
+        plain = self._copy_checked if self.layout.checked else self._copy
+        found = (self._decode if self.layout.blosc else plain)(wanted, bands, out)
+        if wanted.sums is not None and found != wanted.sums.tolist():
+            self._refuse(int(wanted.rows[np.flatnonzero(np.array(found) != wanted.sums)[0]]), "it is another patch")
+
+    def _refuse(self, row: int, why: str) -> NoReturn:
+        """Raise the error for a damaged patch."""
+        raise DataError(f"patch {row} in {self._path(row)} is damaged: {why}. Run `stssl verify`.")
+
+    def _copy_checked(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
+        """Read uncompressed patches and return their checksums, which are over all bands even if few are wanted."""
+        size, whole, found = out[0].nbytes, self.layout.patch_bytes, []
+        first = bands.start * (whole // self.layout.shape[1])
+        flat: Any = out.reshape(-1).view(np.uint8)
+        head: Any = np.empty(first, np.uint8)
+        tail: Any = np.empty(whole - first - size + 4, np.uint8)
+        starts, begins = wanted.spans[:, 0].tolist(), (wanted.places * size).tolist()
+        for i, (file, start, begin) in enumerate(zip(wanted.files.tolist(), starts, begins, strict=True)):
+            target = flat[begin : begin + size]
+            got = os.preadv(file, [head, target, tail], start)
+            value = google_crc32c.extend(google_crc32c.value(head), target)
+            if got != whole + 4 or google_crc32c.extend(value, tail) != RESIDUE:
+                self._refuse(int(wanted.rows[i]), "it fails its checksum")
+            found.append(_SIZE.unpack_from(tail, len(tail) - 4)[0])
+        return found
+
+    def _copy(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
+        """Read uncompressed patches without checksums, with one system call for each patch."""
+        flat, size = out.data.cast("B"), out[0].nbytes
+        starts = (wanted.spans[:, 0] + bands.start * (self.layout.patch_bytes // self.layout.shape[1])).tolist()
+        begins = (wanted.places * size).tolist()
+        for file, start, begin in zip(wanted.files.tolist(), starts, begins, strict=True):
+            if os.preadv(file, [flat[begin : begin + size]], start) != size:
+                row = int(wanted.rows[begins.index(begin)])
+                raise DataError(f"{self._path(row)} ends within patch {row}. Run `stssl verify`.")
+        return []
+
+    def _decode(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
+        """Decode Blosc frames into their places, or the wanted bands of them, and return the frames' checksums."""
+        expected, wants, spans = self.layout.patch_bytes, out[0].nbytes, wanted.spans
+        checked, found, places = self.layout.checked, [], wanted.places.tolist()
+        room: Any = np.empty(int(spans[:, 1].max()) if len(spans) else 0, np.uint8)
+        scratch = memoryview(room)
+        whole = np.empty(self.layout.shape[1:], self.layout.dtype)
+        for i, (file, (start, size)) in enumerate(zip(wanted.files.tolist(), spans.tolist(), strict=True)):
+            data, target = scratch[:size], out[places[i]]
+            try:
+                got = os.preadv(file, [data], start)
+                if got != size:
+                    raise ValueError("the file ends within it")
+                if checked:
+                    body = size - 4
+                    data, value = data[:body], google_crc32c.value(room[:body])
+                    if value != _SIZE.unpack_from(scratch, body)[0]:
+                        raise ValueError("it fails its checksum")
+                    found.append(value)
+                # Blosc trusts its header, so that a damaged one would make it read beyond the buffer.
+                _, _, flags, _, decoded, block, stored = _HEADER.unpack_from(data)
+                if stored != len(data) or decoded != expected or not 0 < block <= max(expected, 128):
+                    raise ValueError("its header is damaged")
+                if wants < expected and bands.start == 0 and wants % block == 0 and not flags & _MEMCPYED:
+                    # The first blocks are a frame of their own as soon as the header says that there are no more.
+                    _SIZE.pack_into(data, _SIZE_AT, wants)
+                    blosc.decompress(data, target)
+                elif wants < expected:
+                    blosc.decompress(data, whole)
+                    target[:] = whole[bands]
+                else:
+                    blosc.decompress(data, target)
+            except (RuntimeError, ValueError, struct.error) as error:
+                row = int(wanted.rows[i])
+                path = self._path(row)
+                raise DataError(f"patch {row} in {path} cannot be decoded ({error}). Run `stssl verify`.") from None
+        return found
+
+    def _path(self, row: int) -> Path:
+        return self._shard_path(row // self.layout.shard)
+
+    def _shard_path(self, shard: int) -> Path:
+        return self.folder / "c" / str(shard) / "0" / "0" / "0"
+
+    def _open(self, shards: Ints) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Open some shards, and return the index [N, 2] of offsets and sizes, and the file number of each shard."""
+        with self._lock:
+            if self._index is None or self._files is None:
+                self._index = np.full((self.layout.shards * self.layout.shard, 2), EMPTY - 1, np.uint64)
+                if self.layout.checksums:
+                    self._sums = np.zeros(len(self._index), np.uint32)
+                self._files = np.full(self.layout.shards, -1, np.int64)
+                # Where the system allows too few open files for all shards, each read opens and closes its own.
+                self._keep = _Files.reserve(self.layout.shards)
+            files = self._files if self._keep else np.full_like(self._files, -1)
+            for shard in shards[files[shards] < 0].tolist():
+                files[shard] = self._open_shard(shard, self._index)
+            return self._index, files
+
+    def _open_shard(self, shard: int, index: NDArray[np.uint64]) -> int:
+        """Open one shard and fill in its part of the index."""
+        path = self._shard_path(shard)
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}. Run `stssl verify`.") from None
+        own = slice(shard * self.layout.shard, (shard + 1) * self.layout.shard)
+        if index[own.start, 0] == EMPTY - 1:
+            try:
+                index[own], sums = read_index(file, path, self.layout, shard)
+                if self.layout.checksums:
+                    self._sums[own] = sums
+            except DataError:
+                os.close(file)
+                raise
+        # Patches are read in random order, and reading ahead would read what nobody asks for.
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+        return file
+
+    def close(self) -> None:
+        """Close all files; the next read opens them again."""
+        if self._files is not None:
+            for file in self._files[self._files >= 0].tolist():
+                os.close(file)
+            if self._keep:
+                _Files.release(self.layout.shards)
+        self._fresh()
+
+    def __del__(self) -> None:
+        """Close all files."""
+        if hasattr(self, "_files"):
+            self.close()
+
+
+def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """Read the offsets and sizes [patches, 2] of the chunks of an open shard.
+
+    Args:
+        file: Descriptor of the open file.
+        path: Its path, for messages.
+        layout: Layout of the array.
+        shard: Number of the shard.
+
+    Raises:
+        DataError: It is truncated or damaged, or not the shard that the array's attributes list.
+    """
+    size = os.fstat(file).st_size
+    length = tail_bytes(layout.shard, bool(layout.checksums))
+    return parse_tail(os.pread(file, length, max(0, size - length)), size, path, layout, shard)
+
+
+def parse_tail(
+    tail: bytes, size: int, path: Path | str, layout: Layout, shard: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """Parse a shard's end: offsets and sizes [patches, 2], and checksums [patches] (none of an older store).
+
+    Args:
+        tail: Last `tail_bytes` of the shard.
+        size: Size of the whole shard in bytes.
+        path: Path or URL of the shard, for messages.
+        layout: Layout of the array.
+        shard: Number of the shard.
+
+    Raises:
+        DataError: It is truncated or damaged, or not the shard that the array's attributes list.
+    """
+    patches, listed = layout.shard, bool(layout.checksums)
+    index = parse_index(tail[patches * 4 :] if listed else tail, size, path, patches)
+    if listed and shard_checksum(tail) != layout.checksums[shard]:
+        raise DataError(
+            f"{path} is not the file that was converted: its index differs from the one that the array's attributes "
+            "list. It may be another store's, of another place, or an older one. Copy the store again."
+        )
+    sizes = index[index[:, 0] != EMPTY, 1]
+    most = layout.patch_bytes + 4 * layout.checked + (BLOSC_OVERHEAD if layout.blosc else 0)
+    if len(sizes) and (sizes.max() > most or (not layout.blosc and sizes.min() < most)):
+        raise DataError(f"{path} is damaged: its index gives patches impossible sizes. Run `stssl verify`.")
+    return index, np.frombuffer(tail[: patches * 4], "<u4") if listed else np.zeros(0, np.uint32)
+
+
+def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArray[np.uint64]:
+    """Parse the offsets and sizes [patches, 2] from the last bytes of a shard.
+
+    Args:
+        tail: The shard's last bytes.
+        size: Bytes of the whole shard.
+        path: Its path, for messages.
+        patches: Capacity of the shard.
+
+    Raises:
+        DataError: It is truncated or damaged.
+    """
+    length = tail_bytes(patches, listed=False)
+    if len(tail) != length or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
+        raise DataError(f"{path} is truncated or damaged: its index fails the checksum. Run `stssl verify`.")
+    index = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
+    spans = index[index[:, 0] != EMPTY]
+    room = np.uint64(size - length)
+    # Not their sum, which may pass 2^64.
+    if (spans[:, 0] > room).any() or (spans[:, 1] > room - spans[:, 0]).any():
+        raise DataError(f"{path} is damaged: its index points beyond its end. Run `stssl verify`.")
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    if (spans[:-1].sum(1) > spans[1:, 0]).any():
+        raise DataError(f"{path} is damaged: patches overlap in its index. Run `stssl verify`.")
+    return index
+
+
+class _Files:
+    """Count the files that all readers of this process hold open, and raise the process's limit if need be."""
+
+    reserved = 0
+    lock = threading.Lock()
+
+    @classmethod
+    def reserve(cls, count: int) -> bool:
+        """Reserve room for more open files; return False if the system's hard limit does not allow them."""
+        with cls.lock:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            needed = cls.reserved + count + SPARE_FILES
+            if hard != resource.RLIM_INFINITY and needed > hard:
+                return False
+            if soft != resource.RLIM_INFINITY and needed > soft:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            cls.reserved += count
+            return True
+
+    @classmethod
+    def release(cls, count: int) -> None:
+        """Give reserved room back."""
+        with cls.lock:
+            cls.reserved -= count

@@ -1,0 +1,302 @@
+"""Open a converted data set: its facts, its metadata columns, and readers of its pixels."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.arrays import AnyArray, Ints
+from stssl.base.errors import ConfigError, DataError
+from stssl.base.hashing import column_hash
+from stssl.store.disk import DiskCache
+from stssl.store.encode import SHARD_CHECKSUMS
+from stssl.store.reader import Stored, StoreReader, open_array
+from stssl.store.remote import explained_if_remote, zarr_place
+from stssl.store.schema import ColumnArray
+from stssl.store.shards import ZarrTree
+from stssl.store.zarr_metadata import COLUMN_HASHES, DESCRIPTION_HASHES, Description, read_description
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["BandGroup", "Store", "StoreReader"]
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+"""Exceptions that zarr raises for damaged chunks of a column."""
+_TOLD: set[str] = set()
+"""Stores of which this process has told that they are without checksums."""
+
+
+@dataclass(frozen=True)
+class BandGroup:
+    """Describe one array of pixels.
+
+    Attributes:
+        name: `b10`, `b20`, `b60` or `rgb`.
+        bands: Names in stored order.
+        height: Height in pixels.
+        width: Width in pixels.
+        dtype: Type of the stored values.
+        statistics: For each band `mean`, `std`, `min`, `max`, `count`, and the split that they were computed on.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    height: int
+    width: int
+    dtype: np.dtype[np.generic]
+    statistics: Mapping[str, Any]
+
+
+class Store:
+    """Give access to an open store; each column is read when first asked for."""
+
+    def __init__(self, path: str, description: Description) -> None:
+        """Wrap a description that was checked; use `Store.open`."""
+        self.path, self.description = path, description
+        self.attrs = description.attributes
+        self._columns: dict[str, ColumnArray] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Store":
+        """Open a finished store, and warn once about one that is older than checksums.
+
+        Raises:
+            DataError: There is no store, its conversion was not finished, it has another schema version, or its
+                description
+                is damaged or not the one that was converted.
+        """
+        store = cls(str(path), read_description(str(path)))
+        if store.unprotected and store.path not in _TOLD:
+            _TOLD.add(store.path)
+            logging.getLogger("stssl").warning(
+                "%s was written before stores had checksums of their %s: what changes there is not noticed. "
+                "Convert the archive again to have them.",
+                store.path,
+                " and ".join(store.unprotected),
+            )
+        return store
+
+    @property
+    def unprotected(self) -> tuple[str, ...]:
+        """Return the parts that cannot be compared with what was converted; none for a store of this version."""
+        parts = {
+            "columns": COLUMN_HASHES in self.attrs,
+            "pixels": all(SHARD_CHECKSUMS in self.description.about(name) for name in self.description.images),
+            "descriptions": DESCRIPTION_HASHES in self.attrs,
+        }
+        return tuple(part for part, compared in parts.items() if not compared)
+
+    @property
+    def size(self) -> int:
+        """Return N, the number of patches; unreadable ones are counted too."""
+        return int(self.attrs["patches"])
+
+    @cached_property
+    def groups(self) -> dict[str, BandGroup]:
+        """Return the pixel arrays by name, in order."""
+        return {name: self._band_group(name) for name in self.attrs["pixel_arrays"]}
+
+    @cached_property
+    def maps(self) -> dict[str, BandGroup]:
+        """Return the arrays of the same patches that are no image bands, by name."""
+        return {name: self._band_group(name) for name in self.attrs.get("maps", ())}
+
+    def _band_group(self, name: str) -> BandGroup:
+        meta, about = self.description.arrays[name], self.description.about(name)
+        _, _, height, width = meta["shape"]
+        dtype = np.dtype(meta["data_type"])
+        return BandGroup(name, tuple(about["bands"]), height, width, dtype, dict(about.get("statistics", {})))
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Return all bands in the order of the arrays."""
+        return tuple(band for group in self.groups.values() for band in group.bands)
+
+    @property
+    def label_sets(self) -> tuple[str, ...]:
+        """Return the names of the label columns."""
+        return tuple(self.attrs["label_sets"])
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Return the names of the stored splits."""
+        return tuple(self.attrs["splits"])
+
+    def classes(self, label_set: str) -> tuple[str, ...]:
+        """Return the class names of a label column, in its order."""
+        return tuple(self.column_attributes(label_set)["classes"])
+
+    def multilabel(self, label_set: str) -> bool:
+        """Return True if a patch may have any number of classes in a label column."""
+        return bool(self.column_attributes(label_set)["kind"] == "multi-label")
+
+    def has_column(self, name: str) -> bool:
+        """Return True if there is a metadata array of that name."""
+        return name in self.description.arrays and name not in self.description.images
+
+    def column(self, name: str) -> ColumnArray:
+        """Read a metadata array [N] or [N, C] and compare it with the hash of what was converted.
+
+        Raises:
+            DataError: There is none of that name (the message lists those there are), or it is not the one that was
+                converted.
+        """
+        if name not in self._columns:
+            values = self.unchecked(name)
+            if not self.is_converted(name, values):
+                raise DataError(
+                    f"{self.path}/{name} is not the column that was converted: its file is lost, damaged or another "
+                    "store's. Copy the store again, or convert again."
+                )
+            self._columns[name] = values
+        return self._columns[name]
+
+    def unchecked(self, name: str) -> ColumnArray:
+        """Read a metadata array as it is stored, without comparing it with what was converted.
+
+        Raises:
+            DataError: There is none of that name, or it cannot be read.
+        """
+        try:
+            with explained_if_remote(self.path):
+                values = np.asarray(open_array(self.path, name, self._meta(name))[:])
+        except DAMAGE as error:
+            raise DataError(f"{self.path}: column {name} cannot be read ({error}). Convert again.") from None
+        # NumPy cannot cast its own variable-length strings to fixed-width ones; it can cast Python's.
+        return values.astype(object) if values.dtype.kind == "T" else values
+
+    def is_converted(self, name: str, values: AnyArray) -> bool:
+        """Return True if a column's values are those that were converted; zarr reads a lost chunk as missing values.
+
+        Older stores have no hashes to compare with, and count as unchanged.
+        """
+        hashed = self.attrs.get(COLUMN_HASHES, {}).get(name)
+        return len(values) == self.size and (hashed is None or column_hash(values) == hashed)
+
+    def column_attributes(self, name: str) -> dict[str, Any]:
+        """Return the attributes of a metadata array: units, class names, meanings."""
+        return dict(self._meta(name).get("attributes", {}))
+
+    def _meta(self, name: str) -> ZarrTree:
+        if not self.has_column(name):
+            known = sorted(key for key in self.description.arrays if self.has_column(key))
+            raise DataError(f"{self.path} has no column '{name}'. It has: {', '.join(known)}.")
+        return self.description.arrays[name]
+
+    def statistics(self, bands: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return mean and standard deviation of each band, in the given order; the deviation of a constant band is 1.
+
+        Raises:
+            DataError: The store has no statistics of a band.
+        """
+        known: dict[str, tuple[float, float]] = {}
+        for group in self.groups.values():
+            none = [None] * len(group.bands)
+            means, deviations = (group.statistics.get(key, none) for key in ("mean", "std"))
+            for band, mean, deviation in zip(group.bands, means, deviations, strict=True):
+                if mean is not None and deviation is not None:
+                    known[band] = (mean, deviation if deviation > 0 else 1.0)
+        missing = [band for band in bands if band not in known]
+        if missing:
+            raise DataError(f"{self.path} has no statistics of {', '.join(missing)}: no training patch has them")
+        found = np.array([known[band] for band in bands], np.float32)
+        return found[:, 0], found[:, 1]
+
+    def constant(self, bands: Sequence[str]) -> list[str]:
+        """List those of some bands that have one value in all pixels that the statistics were computed on."""
+        return [
+            band
+            for group in self.groups.values()
+            for band, deviation in zip(group.bands, group.statistics.get("std", ()), strict=False)
+            if band in bands and deviation == 0
+        ]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a hash of pixels, labels and layout for the record of a run."""
+        digest = hashlib.blake2b(json.dumps([self.attrs["schema_version"], self.bands]).encode(), digest_size=16)
+        for name in ("content_hash", *self.label_sets):
+            digest.update(np.ascontiguousarray(self.column(name)).tobytes())
+        return digest.hexdigest()
+
+    def about(self) -> dict[str, str]:
+        """Return the store's path and fingerprint for the record of a run."""
+        return {"path": self.path, "fingerprint": self.fingerprint}
+
+    def read(self, rows: Sequence[int] | Ints, bands: Sequence[str] | None = None) -> NDArray[Any]:
+        """Read pixels of patches, as they are stored.
+
+        Args:
+            rows: [n] row numbers, in any order.
+            bands: Names of bands in the wanted order, of one resolution; None reads all bands of the first pixel array.
+
+        Returns:
+            [n, bands, H, W] of the type that the store has.
+
+        Raises:
+            ConfigError: A band is unknown, or the bands have different resolutions.
+            DataError: There is no such row, or a shard is damaged.
+        """
+        wanted = tuple(next(iter(self.groups.values())).bands if bands is None else bands)
+        unknown = [band for band in wanted if band not in self.bands]
+        if unknown or not wanted:
+            missing = ", ".join(unknown) or "(none given)"
+            raise ConfigError(f"{self.path} has no band {missing}. It has: {', '.join(self.bands)}.")
+        groups = [group for group in self.groups.values() if set(group.bands) & set(wanted)]
+        if len(groups) > 1:
+            sizes = "; ".join(f"{group.height} pixels: {', '.join(group.bands)}" for group in groups)
+            raise ConfigError(f"bands of one call must have one size ({sizes}). Read them in several calls.")
+        reader = self.reader(wanted)
+        found = reader.read(np.asarray(rows, np.int64))[groups[0].name]
+        stored = reader.layout[groups[0].name]
+        return found[:, [stored.index(band) for band in wanted]]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Open the store with xarray: pixel arrays and columns by name, read when they are used.
+
+        Raises:
+            ConfigError: xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise ConfigError("Store.to_xarray() needs xarray: pip install 'stssl[xarray]'") from None
+        opened: xarray.Dataset = xarray.open_zarr(zarr_place(self.path, read_only=True), consolidated=False)
+        return opened
+
+    def reader(
+        self, bands: Sequence[str], threads: int = 1, direct: bool = True, *, cache: DiskCache | None = None
+    ) -> StoreReader:
+        """Make a reader of some bands.
+
+        Args:
+            bands: Wanted bands.
+            threads: Number of threads that share a batch.
+            direct: True to read shard files directly if their layout is known; else zarr reads them.
+            cache: Cache for shards of an object store; without it, zarr reads there.
+        """
+        return StoreReader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
+
+    def map_reader(self, cache: DiskCache | None = None) -> StoreReader:
+        """Make a reader of all `maps`."""
+        bands = [band for group in self.maps.values() for band in group.bands]
+        return StoreReader(self.path, self._stored(self.maps), bands, cache=cache)
+
+    def _stored(self, groups: dict[str, BandGroup]) -> dict[str, Stored]:
+        return {
+            name: Stored(
+                group.bands,
+                (self.size, len(group.bands), group.height, group.width),
+                group.dtype,
+                self.description.arrays[name],
+                self.description.digest,
+            )
+            for name, group in groups.items()
+        }

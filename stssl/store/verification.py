@@ -1,0 +1,180 @@
+"""Verify that a store is what its conversion wrote: check every index, decode and hash every patch."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.arrays import AnyArray
+from stssl.base.errors import DataError
+from stssl.base.hashing import content_hash
+from stssl.store.disk import DiskCache
+from stssl.store.files import files_at
+from stssl.store.reader import StoreReader
+from stssl.store.remote import is_remote
+from stssl.store.schema import ERRORS, Patch
+from stssl.store.store import Store
+from stssl.store.zarr_metadata import COLUMN_HASHES, differing_entries, read_array
+
+BATCH = 64
+CACHE_BYTES = 4_000_000_000
+MOST_FINDINGS = 1000
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Hold what a check found.
+
+    Attributes:
+        patches: Patches that were checked.
+        compared: Those of them that were compared with the archive.
+        problems: Words on each thing that is wrong; at most `MOST_FINDINGS`.
+    """
+
+    patches: int
+    compared: int
+    problems: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """List the problems; those that differ only in the patch become one line with their number."""
+        found: dict[str, list[str]] = {}
+        for problem in self.problems:
+            found.setdefault(problem.partition(": ")[2] or problem, []).append(problem)
+        return [same[0] if len(same) == 1 else f"{len(same):,} patches, the first {same[0]}" for same in found.values()]
+
+
+def verify(
+    path: str | Path,
+    original: Callable[[int], Patch] | None = None,
+    names: Callable[[int], str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Findings:
+    """Check a store against its checksums and hashes, and against the archive if its reader is given.
+
+    Every shard's index is compared with its checksum, every patch with its hash, and every column with the number of
+    patches and its hash. With the archive's reader, every patch and its maps are compared with the archive too.
+
+    Args:
+        path: Path or URL of the store.
+        original: Reads a row's patch from the archive.
+        names: Returns the archive's name of a row.
+        progress: Called with the number of checked and of all patches.
+
+    Raises:
+        DataError: There is no finished store.
+    """
+    store = Store.open(path)
+    _check_columns(store)
+    problems, checked = [*_changed_descriptions(store), *_changed_columns(store)], 0
+    # What is in the object store, and not in a cache that others have filled.
+    folder = tempfile.TemporaryDirectory(prefix="stssl-verify-") if is_remote(store.path) else None
+    cache = DiskCache(folder.name, CACHE_BYTES) if folder else None
+    readers = [store.reader(store.bands, cache=cache), *([store.map_reader(cache)] if store.maps else [])]
+    hashes, ids = store.unchecked("content_hash"), store.unchecked("patch_id").astype(str)
+    for start in range(0, store.size, BATCH):
+        rows = np.arange(start, min(start + BATCH, store.size))
+        pixels, maps = _blocks(readers[0], rows), _blocks(readers[-1], rows) if store.maps else [{}] * len(rows)
+        for row, found, own_maps in zip(rows.tolist(), pixels, maps, strict=True):
+            name = ids[row]
+            problems += [f"{name}: {block}" for block in (found, own_maps) if isinstance(block, DataError)]
+            if isinstance(found, dict) and not np.array_equal(content_hash([*found.values()]), hashes[row]):
+                problems.append(f"{name} (row {row}): its pixels are not those that were converted")
+            if original is not None:
+                patch = original(row)
+                problems += _compare(name, names(row) if names else name, patch, hashes[row], store)
+                problems += _compare_maps(name, patch, own_maps)
+        checked = int(rows[-1]) + 1
+        if progress:
+            progress(checked, store.size)
+        if len(problems) > MOST_FINDINGS:
+            problems = [*problems[:MOST_FINDINGS], "and more: stopped"]
+            break
+    for reader in readers:
+        reader.close()
+    if folder:
+        folder.cleanup()
+    return Findings(checked, checked if original else 0, tuple(problems))
+
+
+def _changed_descriptions(store: Store) -> list[str]:
+    """Compare each array's own description, which other programs read, with the root's copy, which this one reads."""
+    problems = []
+    for name, copy in store.description.arrays.items():
+        try:
+            own = read_array(store.path, name)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if own is None and (files_at(store.path) / name).names():  # else its patches and rows are said to be lost
+            problems.append(f"{name}/zarr.json is missing: programs other than this one need it")
+        elif own is not None and (differ := differing_entries(own, copy)):
+            problems.append(f"{name}/zarr.json: {', '.join(differ)} differs from the copy in the store's zarr.json")
+    return problems
+
+
+def _changed_columns(store: Store) -> list[str]:
+    """Describe the columns that are not those that were converted.
+
+    zarr reads a lost chunk as missing values, without an error. Older stores have no hashes to compare with.
+    """
+    return [
+        f"column {name}: its values are not those that were converted"
+        for name in store.attrs.get(COLUMN_HASHES, {})
+        if not store.is_converted(name, store.unchecked(name))
+    ]
+
+
+def _check_columns(store: Store) -> None:
+    """Make sure that the metadata arrays exist, are whole and have known codes.
+
+    Raises:
+        DataError: One does not.
+    """
+    problems = []
+    needed = ("patch_id", "lat", "lon", "time", "content_hash", "error_code", "valid_bands", *store.label_sets)
+    for name in (*needed, *(f"split_{split}" for split in store.split_names)):
+        if not store.has_column(name):
+            problems.append(f"column {name} is missing")
+        elif len(store.unchecked(name)) != store.size:
+            problems.append(f"column {name} has {len(store.unchecked(name))} rows, and the store {store.size} patches")
+    if store.has_column("error_code"):
+        codes = np.setdiff1d(store.unchecked("error_code"), list(ERRORS.values()))
+        problems += [f"error_code has the unknown code {code}" for code in codes]
+    if problems:
+        raise DataError(f"{store.path}: {'; '.join(problems)}. Convert the archive again.")
+
+
+def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, AnyArray] | DataError]:
+    """Read each row's arrays by name, or the error that says why it cannot be read."""
+    try:
+        blocks = reader.read(rows)
+    except DataError as error:
+        # One by one, so that a damaged patch does not hide the others of its batch.
+        if len(rows) == 1:
+            return [error]
+        return [found for row in rows for found in _blocks(reader, np.array([row]))]
+    return [{name: block[place] for name, block in blocks.items()} for place in range(len(rows))]
+
+
+def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uint8], store: Store) -> list[str]:
+    """List the problems of one patch, compared with the archive's."""
+    if name != original_name:
+        return [f"{name}: the archive has {original_name} in its place"]
+    blank = {
+        group.name: np.zeros((len(group.bands), group.height, group.width), group.dtype)
+        for group in store.groups.values()
+    }
+    arrays = [patch.arrays.get(group, zeros) for group, zeros in blank.items()]
+    same = np.array_equal(content_hash(arrays), stored)
+    return [] if same else [f"{name}: its pixels differ from the archive's"]
+
+
+def _compare_maps(name: str, patch: Patch, maps: dict[str, AnyArray] | DataError) -> list[str]:
+    """List the maps of one patch that are not the archive's; the store has zeros where the archive has no map."""
+    if isinstance(maps, DataError):
+        return []
+    differ = [key for key, block in maps.items() if not np.array_equal(block, patch.arrays.get(key, 0 * block))]
+    return [f"{name}: its {key} differs from the archive's" for key in differ]

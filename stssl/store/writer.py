@@ -1,0 +1,389 @@
+"""Write a store shard by shard, so that a conversion can be stopped anywhere and resumed.
+
+A shard's pixels are written first, then a sidecar file with its rows of metadata, then a marker with the sidecar's
+hash. When all markers are there the metadata arrays are written, each in one chunk. The group's `complete` comes last,
+in one atomic write. Every step writes the same bytes when it is repeated.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from stssl.base.arrays import AnyArray
+from stssl.base.errors import DataError
+from stssl.base.hashing import column_hash, content_hash
+from stssl.base.json_types import JsonObject
+from stssl.base.textfiles import parse_json
+from stssl.store.band_statistics import statistics, tally
+from stssl.store.encode import LEVEL, SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
+from stssl.store.files import files_at
+from stssl.store.remote import is_remote, split_url, zarr_place
+from stssl.store.schema import (
+    ERRORS,
+    NO_SPLIT,
+    SCHEMA_VERSION,
+    SPLIT_CODES,
+    UNUSABLE,
+    Column,
+    ColumnArray,
+    Patch,
+    PixelArray,
+    Values,
+)
+from stssl.store.shards import known_layout
+from stssl.store.zarr_metadata import DESCRIPTION_HASHES, description_hashes, read_array, read_description, read_file
+
+CODECS: dict[str, Literal["lz4", "zstd"] | None] = {"lz4": "lz4", "zstd": "zstd", "none": None}
+ColumnArrays = dict[str, ColumnArray]
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """Plan what a store will hold.
+
+    Attributes:
+        patches: Number of rows.
+        shard: Patches in a shard.
+        codec: A key of `CODECS`.
+        arrays: Pixel arrays that make up a patch.
+        columns: Metadata arrays.
+        label_sets: Names of the columns that are labels.
+        splits: Names of the splits; a split's column is called `split_<name>`.
+        statistics_split: Split on whose training part band statistics are computed; all patches if there is no such
+            split.
+        identity: What the store is a conversion of; no path, host or time.
+        maps: Arrays of the same rows that are no image bands.
+        attributes: More attributes for the group.
+    """
+
+    patches: int
+    shard: int
+    codec: str
+    arrays: tuple[PixelArray, ...]
+    columns: tuple[Column, ...]
+    label_sets: tuple[str, ...]
+    splits: tuple[str, ...]
+    statistics_split: str
+    identity: JsonObject
+    maps: tuple[PixelArray, ...] = ()
+    attributes: JsonObject = field(default_factory=dict)
+
+    @property
+    def shards(self) -> int:
+        """Return the number of shards."""
+        return -(-self.patches // self.shard)
+
+    def rows(self, shard: int) -> range:
+        """Return the rows of a shard."""
+        return range(shard * self.shard, min((shard + 1) * self.shard, self.patches))
+
+
+class Writer:
+    """Write one store; it can be pickled, so that other processes can write shards."""
+
+    def __init__(self, store: str, plan: StorePlan) -> None:
+        """Plan to write `store`, a path or URL."""
+        self.store, self.plan = store.rstrip("/"), plan
+        parent, _, name = self.store.rpartition("/")
+        self.files, self.work = files_at(self.store), files_at(f"{parent}/.{name}.work")
+        self.beside, self.report = files_at(parent), f"{name}.errors.csv"
+
+    def attributes(self) -> JsonObject:
+        """Read the attributes of the store's group; empty if there is no group yet.
+
+        Raises:
+            DataError: The group's description is damaged.
+        """
+        content = read_file(self.store, "zarr.json")
+        if content is None:
+            return {}
+        advice = "Remove the store, or choose another path."
+        tree: dict[str, Any] = parse_json(content, f"{self.store}/zarr.json is damaged: it", advice=advice)
+        attributes = tree.get("attributes", {})
+        if not isinstance(attributes, dict) or not isinstance(attributes.get("conversion", {}), dict):
+            raise DataError(f"{self.store}/zarr.json is damaged: attributes say no conversion. {advice}")
+        return attributes
+
+    def prepare(self) -> None:
+        """Create the group and its pixel arrays, or make sure that those there belong to this conversion.
+
+        Raises:
+            DataError: Something else is there, or nothing can be written there.
+        """
+        if is_remote(self.store) and not split_url(self.store)[1]:
+            raise DataError(f"{self.store} is a whole bucket. Give a path in it, such as {self.store}/NAME.zarr.")
+        if not is_remote(self.store) and Path(self.store).is_file():
+            raise DataError(f"{self.store} is a file. Choose another path.")
+        found: Any = self.attributes().get("conversion")
+        if found == self.plan.identity and (self.is_complete() or self._arrays_are_ours()):
+            self.files.remove_partial()
+            return
+        if found is not None and found != self.plan.identity:
+            differs = ", ".join(sorted(key for key in found if found[key] != self.plan.identity.get(key)))
+            raise DataError(f"{self.store} is a conversion of something else ({differs} differ). Choose another path.")
+        strangers = self.files.names()
+        if found is None and strangers and "begun" not in self.work.names():
+            raise DataError(f"{self.store} is not empty and not a store ({strangers[0]}). Choose another path.")
+        self.work.remove()
+        self.work.write("begun", b"")
+        for array in (*self.plan.arrays, *self.plan.maps):
+            (self.files / array.name).remove()
+            self._create(array)
+        attributes = {"schema_version": SCHEMA_VERSION, "conversion": self.plan.identity, "complete": False}
+        group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        self.files.write("zarr.json", json.dumps(group, indent=2).encode())
+
+    def _create(self, array: PixelArray) -> None:
+        """Create one pixel array without any shard."""
+        codec = CODECS[self.plan.codec]
+        blosc = [BloscCodec(cname=codec, clevel=LEVEL, shuffle="bitshuffle")] if codec else []
+        zarr.create_array(
+            zarr_place(self.store),
+            name=array.name,
+            shape=(self.plan.patches, *array.shape),
+            chunks=(1, *array.shape),
+            shards=(self.plan.shard, *array.shape),
+            dtype=array.dtype,
+            compressors=[*blosc, Crc32cCodec()],
+            fill_value=0,
+            dimension_names=array.dimensions,
+            attributes=array.attributes,  # type: ignore[arg-type]  # zarr has a name of its own for JSON values
+        )
+
+    def _arrays_are_ours(self) -> bool:
+        """Return True if the arrays that were begun have checksums; older versions' have none and are begun again."""
+        found = [read_array(self.store, array.name) for array in (*self.plan.arrays, *self.plan.maps)]
+        layouts = [known_layout(about) for about in found if about is not None]
+        return len(layouts) == len(found) and all(layout is not None and layout.checked for layout in layouts)
+
+    def is_complete(self) -> bool:
+        """Return True if the store is finished."""
+        return self.attributes().get("complete") is True
+
+    def missing(self) -> list[int]:
+        """List the shards that are not written yet."""
+        if self.is_complete():
+            return []
+        there = set(self.work.names())
+        return [i for i in range(self.plan.shards) if f"{i:06d}.done" not in there or not self._is_whole(i)]
+
+    def _is_whole(self, shard: int) -> bool:
+        """Return True if a shard's metadata match its marker, and its files end as they were written."""
+        sidecar = self._sidecar(shard)
+        if sidecar is None:
+            return False
+        with np.load(io.BytesIO(sidecar)) as part:
+            return all(
+                f"shard_{array.name}" in part
+                and self._checksum_there(array.name, shard) == int(part[f"shard_{array.name}"])
+                for array in (*self.plan.arrays, *self.plan.maps)
+            )
+
+    def _checksum_there(self, name: str, shard: int) -> int | None:
+        """Return the checksum of the shard's file; None if there is no file."""
+        tail = self.files.tail(f"{name}/c/{shard}/0/0/0", tail_bytes(self.plan.shard))
+        return None if tail is None else shard_checksum(tail)
+
+    def _sidecar(self, shard: int) -> bytes | None:
+        """Read a shard's rows of metadata; None if they are not those that its marker belongs to."""
+        marker, sidecar = self.work.read(f"{shard:06d}.done"), self.work.read(f"{shard:06d}.npz")
+        return sidecar if sidecar is not None and marker == _digest(sidecar) else None
+
+    def write_shard(self, shard: int, names: Sequence[str], patches: list[Patch]) -> None:
+        """Write a shard's pixels, its sidecar, and last its marker.
+
+        Args:
+            shard: Number of the shard.
+            names: Names of its patches.
+            patches: The patches, in order.
+        """
+        checksums = {}
+        pixels = {array.name: _stack(patches, array) for array in self.plan.arrays}
+        maps = {array.name: _stack(patches, array) for array in self.plan.maps}
+        for name, block in (pixels | maps).items():
+            shard_bytes = encode_shard(block, self.plan.shard, CODECS[self.plan.codec], checked=True)
+            self.files.write(f"{name}/c/{shard}/0/0/0", shard_bytes)
+            # Of what was made, not of what is read again later: a disk that returns something else is found out.
+            checksums[f"shard_{name}"] = np.array(shard_checksum(shard_bytes[-tail_bytes(self.plan.shard) :]), np.int64)
+        columns = self._columns(names, patches, pixels)
+        sidecar = {
+            c.name: columns[c.name].astype(np.str_ if c.dtype == "string" else c.dtype) for c in self.plan.columns
+        }
+        counted = self._counted(columns)
+        for array in self.plan.arrays:
+            for key, value in tally(
+                pixels[array.name][counted], array.nodata, _measured(patches, array, counted)
+            ).items():
+                sidecar[f"{key}_{array.name}"] = value
+        problems = [[name, *problem] for name, patch in zip(names, patches, strict=True) for problem in patch.problems]
+        buffer = io.BytesIO()
+        sidecar |= checksums
+        # numpy's stubs take any keyword for `allow_pickle`.
+        np.savez_compressed(buffer, problems=np.array(json.dumps(problems)), **sidecar)  # type: ignore[arg-type]
+        self.work.write(f"{shard:06d}.npz", buffer.getvalue())
+        # Last: a marker promises that pixels and sidecar are there whole.
+        self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
+
+    def _columns(self, names: Sequence[str], patches: list[Patch], pixels: ColumnArrays) -> ColumnArrays:
+        """Arrange the metadata of a shard's patches as columns."""
+        columns = {column.name: _empty(column, len(patches)) for column in self.plan.columns}
+        for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
+            hashed = content_hash([block[place] for block in pixels.values()])
+            made: Values = {"patch_id": name, "valid_bands": patch.valid_bands, "content_hash": hashed}
+            for column, value in (patch.values | made | {"error_code": ERRORS[patch.error]}).items():
+                columns[column][place] = value
+        # Archives list bad patches in their splits, too; training must never draw them.
+        for split in self.plan.splits:
+            columns[f"split_{split}"][np.isin(columns["error_code"], UNUSABLE)] = NO_SPLIT
+        return columns
+
+    def _counted(self, columns: ColumnArrays) -> NDArray[np.bool_]:
+        """Select the patches whose pixels the statistics are computed on."""
+        split = columns.get(f"split_{self.plan.statistics_split}")
+        whole = ~np.isin(columns["error_code"], UNUSABLE)
+        return whole if split is None else whole & (split == SPLIT_CODES["train"])
+
+    def finish(self) -> dict[str, int]:
+        """Write metadata arrays, statistics and the error report, mark the store as whole, and remove working files.
+
+        Returns:
+            Name of each error and how often it occurred.
+
+        Raises:
+            DataError: Some shards are missing, such as those that another node wrote to a disk of its own.
+        """
+        if not self.is_complete():
+            lost = self.missing()
+            if lost:
+                raise DataError(
+                    f"{len(lost)} of {self.plan.shards} shards of {self.store} were written and are not here "
+                    f"(the first: {lost[0]}). Give a folder that all nodes see, or a URL, and convert again."
+                )
+            # Opened, not loaded: an archive's histograms take a gigabyte, and are wanted one array at a time.
+            parts = [np.load(io.BytesIO(self._sidecar(shard) or b"")) for shard in range(self.plan.shards)]
+            group = zarr.open_group(zarr_place(self.store), mode="r+", use_consolidated=False)
+            columns = {c.name: np.concatenate([part[c.name] for part in parts]) for c in self.plan.columns}
+            columns["location_id"] = location_ids(columns)
+            for column in self.plan.columns:
+                _write_column(group, column, columns[column.name])
+            self._write_statistics(group, parts)
+            for array in (*self.plan.arrays, *self.plan.maps):
+                group[array.name].attrs[SHARD_CHECKSUMS] = [int(part[f"shard_{array.name}"]) for part in parts]
+            hashes = {c.name: column_hash(columns[c.name]) for c in self.plan.columns}
+            self._mark_complete(self._write_report(parts), hashes)
+        self.work.remove()
+        return dict(read_description(self.store).attributes.get("errors", {}))
+
+    def _write_statistics(self, group: Any, parts: list[NpzFile]) -> None:
+        """Write the band statistics into the attributes of the pixel arrays."""
+        split = self.plan.statistics_split
+        source = f"{split}:train" if split in self.plan.splits else "all"
+        for array in self.plan.arrays:
+            tallies = [{key: part[f"{key}_{array.name}"] for key in ("sums", "bins")} for part in parts]
+            group[array.name].attrs["statistics"] = statistics(tallies, array.dtype, source)
+
+    def _write_report(self, parts: list[NpzFile]) -> dict[str, int]:
+        """Write the CSV of all problems, and count them by their error's name."""
+        problems = [row for part in parts for row in json.loads(str(part["problems"]))]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([["patch", "error", "details"], *problems])
+        self.beside.write(self.report, text.getvalue().encode("utf-8", "backslashreplace"))
+        return dict(sorted(Counter(code for _, code, _ in problems).items()))
+
+    def _mark_complete(self, errors: dict[str, int], hashes: dict[str, str]) -> None:
+        """Write the group's attributes, and last, in one atomic write, that the store is complete."""
+        about: JsonObject = {
+            "schema_version": SCHEMA_VERSION,
+            "conversion": self.plan.identity,
+            "complete": False,
+            "pixel_arrays": [array.name for array in self.plan.arrays],
+            "maps": [array.name for array in self.plan.maps],
+            "label_sets": [*self.plan.label_sets],
+            "splits": [*self.plan.splits],
+            "patches": self.plan.patches,
+            "column_hashes": {**hashes},
+            "errors": {**errors},
+            "error_codes": {**ERRORS},
+        }
+        zarr.open_group(zarr_place(self.store), mode="r+", use_consolidated=False).attrs.update(
+            about | self.plan.attributes
+        )
+        with warnings.catch_warnings():
+            # Consolidated metadata are not in Zarr v3's specification yet, of which zarr warns; without them, opening a
+            # store in an object store takes a request for each array.
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(zarr_place(self.store))
+        whole = json.loads(self.files.read("zarr.json") or b"{}")
+        arrays = whole["consolidated_metadata"]["metadata"]
+        whole["attributes"][DESCRIPTION_HASHES] = description_hashes(whole["attributes"], arrays)
+        whole["attributes"]["complete"] = True
+        self.files.remove_partial()
+        self.files.write("zarr.json", json.dumps(whole, indent=2).encode())
+
+
+def _measured(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Stack the masks of measured pixels of the counted patches; None if all pixels are measured."""
+    if not any(array.name in patch.measured for patch in patches):
+        return None
+    whole = np.ones(array.shape, np.bool_)
+    kept = [patch for patch, own in zip(patches, counted, strict=True) if own]
+    return np.stack([patch.measured.get(array.name, whole) for patch in kept]) if kept else None
+
+
+def _stack(patches: list[Patch], array: PixelArray) -> NDArray[np.unsignedinteger]:
+    """Stack the patches' pixels of one array; patches without pixels are zeros."""
+    block = np.zeros((len(patches), *array.shape), array.dtype)
+    for place, patch in enumerate(patches):
+        if array.name in patch.arrays:
+            block[place] = patch.arrays[array.name]
+    return block
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).hexdigest().encode()
+
+
+def _empty(column: Column, rows: int) -> ColumnArray:
+    """Make a column of fill values."""
+    dtype: Any = object if column.dtype == "string" else column.dtype
+    return np.full((rows, column.width) if column.width else rows, column.fill, dtype=dtype)
+
+
+def location_ids(columns: ColumnArrays) -> NDArray[np.int32]:
+    """Number places: equal UTM corners are one place; without corners the archive's own numbers are taken."""
+    if "ulx" not in columns:
+        return np.asarray(columns["location_id"], np.int32)
+    corner = np.stack([columns["utm_epsg"], columns["ulx"], columns["uly"]], 1)
+    known = np.isfinite(corner).all(1) & (columns["utm_epsg"] > 0)
+    ids = np.full(len(corner), -1, np.int32)
+    ids[known] = np.unique(corner[known], axis=0, return_inverse=True)[1].reshape(-1)
+    return ids
+
+
+def _write_column(group: Any, column: Column, values: AnyArray) -> None:
+    """Write a metadata array in one chunk."""
+    dimensions = ("patch", f"{column.name}_entry")[: values.ndim]
+    options: dict[str, Any] = {"dtype": column.dtype, "fill_value": column.fill}
+    array = group.create_array(
+        column.name,
+        shape=values.shape,
+        chunks=tuple(max(1, size) for size in values.shape),
+        dimension_names=dimensions,
+        attributes=column.attributes,
+        overwrite=True,
+        **options,
+    )
+    array[:] = values.astype(object) if column.dtype == "string" else values

@@ -1,0 +1,34 @@
+"""Search recipe keys: many runs of one recipe with other values, chosen by Optuna and trained by Ray Tune.
+
+`spec` reads a sweep file, `domains` and `space` make its search space, `study` keeps the trials, `tuning` and `trials`
+train them, `results`, `report` and `charts` show them, `confirmation` trains the best ones again, and `run` puts
+everything together.
+
+The names below are imported when they are first used, since they need torch, and some of them Ray.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stssl.sweeps.domains import build_space
+    from stssl.sweeps.run import SweepFiles, search, sweep
+    from stssl.sweeps.space import Space
+    from stssl.sweeps.spec import Sweep, SweepConfig, load_sweep
+
+__all__ = ["Space", "Sweep", "SweepConfig", "SweepFiles", "build_space", "load_sweep", "search", "sweep"]
+
+_MODULES = {
+    "domains": ("build_space",),
+    "run": ("SweepFiles", "search", "sweep"),
+    "space": ("Space",),
+    "spec": ("Sweep", "SweepConfig", "load_sweep"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first used."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -1,0 +1,261 @@
+"""Train the best trials again with seeds that the search did not use, choose the winner, and test it once."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TypedDict
+
+from markupsafe import Markup
+
+from stssl.analysis.page import joined
+from stssl.base.errors import RunError
+from stssl.base.json_types import JsonObject
+from stssl.base.whole_files import is_there
+from stssl.recipes.recipe import Recipe
+from stssl.sweeps.results import TrialRow, chosen_recipe, ranked
+from stssl.sweeps.study import Book
+from stssl.sweeps.trials import REASON, outcome, scored, trial, trial_recipe
+from stssl.sweeps.tuning import train_here, tune_session
+from stssl.training.checkpoints import UnusableError
+from stssl.training.run_files import ConfirmationFile, ScoresFile, read_run_file
+from stssl.training.run_folder import RunFolder, write_text
+from stssl.training.trained_run import evaluate_run
+
+BASE = "recipe"
+"""Name of the base recipe among the candidates."""
+ADVICE = "Delete it: the same `stssl sweep --top N` writes it again."
+
+
+class TestLook(TypedDict):
+    """Record when the test part was evaluated, and for which candidates."""
+
+    time: str
+    runs: list[str]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Hold the scores of one recipe that was trained with several seeds.
+
+    Attributes:
+        name: `trial-0007`, or `recipe` for the sweep's base recipe.
+        validation: Values of each metric on validation, one for each seed that came to its end.
+        test: Values of each metric on test; only of the winner and the base recipe.
+        failed: Number of seeds that did not come to their end.
+    """
+
+    name: str
+    validation: dict[str, list[float]]
+    test: dict[str, list[float]] = field(default_factory=dict)
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """Hold the scores of the best trials run again with other seeds.
+
+    Attributes:
+        seeds: Seeds of runs and of label draws.
+        candidates: Best mean on validation first, those with failed seeds last; the base recipe is among them.
+        looks: When test was evaluated, and for which candidates.
+    """
+
+    seeds: list[int]
+    candidates: list[Candidate]
+    looks: list[TestLook]
+
+    def html(self) -> Markup:
+        """Make a section of the sweep's report: a table of means and standard deviations."""
+        names = list(self.candidates[0].validation)
+        head = Markup("<th>{}, {}</th>")
+        return _SECTION.format(
+            head=joined("", (head.format(name, part) for part in ("validation", "test") for name in names)),
+            lines=joined("", (_line(one, names) for one in self.candidates)),
+            seeds=", ".join(map(str, self.seeds)),
+            looks="; ".join(f"{look['time']}: {', '.join(look['runs'])}" for look in self.looks) or "never",
+        )
+
+
+_SECTION = Markup(
+    "<h2>Again with other seeds</h2><div class='wide'><table><thead><tr><th>candidate</th><th>runs</th>"
+    "{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+    "<p class='note'>Mean ± standard deviation over seeds {seeds}, none of which the search used; a seed changes "
+    "networks, orders and the draw of labels. The winner is chosen by its mean on validation. Test was evaluated after "
+    "that, for the winner and the base recipe: {looks}.</p>"
+)
+
+
+def _line(one: Candidate, names: Sequence[str]) -> Markup:
+    cells = [words(scores.get(name, [])) for scores in (one.validation, one.test) for name in names]
+    runs = len(one.validation[names[0]])
+    return Markup("<tr><td>{}</td><td>{}</td>{}</tr>").format(
+        one.name, runs, joined("", (Markup("<td>{}</td>").format(cell) for cell in cells))
+    )
+
+
+def words(values: Sequence[float]) -> str:
+    """Write mean and standard deviation of values as text."""
+    if not values:
+        return "–"
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: Callable[[str], None]) -> Confirmation:
+    """Train the best trials and the base recipe with new seeds; runs that are finished are not trained again.
+
+    Args:
+        book: Study of the sweep.
+        trials: Its trials.
+        top: How many of the best trials to train again.
+        seeds: How many seeds for each of them.
+        say: Shows a line of progress.
+
+    Returns:
+        Scores of all candidates, which are also in `confirmation.json`.
+
+    Raises:
+        RunError: No trial has scores, or no re-run came to its end.
+    """
+    config, base = book.sweep.config, book.sweep.recipe
+    best = ranked(trials, config.modes)[:top]
+    if not best:
+        raise RunError(f"no trial of {book.sweep.folder} has scores, so there is nothing to run again")
+    recipes = {row.run.name: chosen_recipe(book, row, row.run.name) for row in best}
+    # A trial that drew the base recipe's own values would be trained twice.
+    recipes = {name: recipe for name, recipe in recipes.items() if recipe.hash() != base.hash()} | {BASE: base}
+    # All trials of the search have the base recipe's seed.
+    numbers = list(range(base.seed + 1, base.seed + 1 + seeds))
+    runs = {name: [_seeded(recipe, name, number, book) for number in numbers] for name, recipe in recipes.items()}
+    left = [recipe for group in runs.values() for recipe in group if not RunFolder.of(recipe).finished()]
+    if left:
+        say(f"{len(left)} runs with other seeds to do, of {len(recipes)} candidates")
+        _train(book, left)
+    found = [_candidate(name, group, config.metrics) for name, group in runs.items()]
+    sign = 1 if config.modes[0] == "max" else -1
+    ended = [one for one in found if one.validation[config.metrics[0]]]
+    if not ended:
+        raise RunError(f"no run with another seed came to its end; see {book.sweep.folder / 'confirm'}/*/failed.txt")
+    # A candidate that diverges for some seeds has a mean over the good ones alone: those without failures come first.
+    ended.sort(key=lambda one: (one.failed, -sign * mean(one.validation[config.metrics[0]])))
+    chosen = [*ended[:1], *(one for one in ended[1:] if one.name == BASE)]
+    looks = _test(book, chosen, runs)
+    result = Confirmation(numbers, ended, looks)
+    write_text(_file(book), json.dumps(_plain(result), indent=1))
+    for one in result.candidates:
+        scores = ", ".join(f"{name} {words(values)}" for name, values in one.validation.items())
+        test = ", ".join(f"{name} {words(values)}" for name, values in one.test.items())
+        say(f"{one.name}: validation {scores}" + (f"; test {test}" if test else ""))
+    return result
+
+
+def confirmed(book: Book) -> Confirmation | None:
+    """Read the scores that an earlier start wrote to `confirmation.json`, or return None if there are none."""
+    if not is_there(_file(book)):
+        return None
+    kept = read_run_file(ConfirmationFile, _file(book), ADVICE)[0]
+    candidates = [Candidate(one.name, one.validation, one.test, one.failed) for one in kept.candidates]
+    return Confirmation(kept.seeds, candidates, [TestLook(time=look.time, runs=look.runs) for look in kept.looks])
+
+
+def _file(book: Book) -> Path:
+    return book.sweep.folder / "confirmation.json"
+
+
+def _plain(result: Confirmation) -> dict[str, object]:
+    return {"seeds": result.seeds, "looks": result.looks, "candidates": [vars(one) for one in result.candidates]}
+
+
+def _seeded(recipe: Recipe, name: str, seed: int, book: Book) -> Recipe:
+    """Give a recipe another seed, also for the draw of labels, and a run in the sweep's `confirm` folder."""
+    labels = recipe.labels.model_copy(update={"seed": seed})
+    again = recipe.model_copy(update={"seed": seed, "labels": labels})
+    return trial_recipe(again, f"{name}-s{seed}", book.sweep.folder / "confirm")
+
+
+def _train(book: Book, recipes: Sequence[Recipe]) -> None:
+    """Train recipes: in this process with `launch.workers: 0`, else each as a trial of Ray Tune."""
+    for recipe in recipes:
+        (RunFolder.of(recipe).path / REASON).unlink(missing_ok=True)
+    if book.sweep.recipe.launch.workers == 0:
+        train_here(recipes)
+        return
+    from ray import tune
+
+    trees = [recipe.tree() for recipe in recipes]
+    with tune_session(book) as session:
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(_again, trees=trees), session.driver),
+            param_space={"number": tune.grid_search(list(range(len(trees))))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=session.room, reuse_actors=False),
+            run_config=session.run_config,
+        ).fit()
+
+
+def _again(config: dict[str, int], trees: Sequence[JsonObject]) -> None:
+    trial({"number": config["number"], "recipe": trees[config["number"]]})
+
+
+def _candidate(name: str, runs: Sequence[Recipe], metrics: tuple[str, ...]) -> Candidate:
+    ends = [outcome(RunFolder.of(recipe).path, metrics) for recipe in runs]
+    finished = [end for end in ends if end is not None and end.finished]
+    scores = {metric: [end.values[i] for end in finished] for i, metric in enumerate(metrics)}
+    return Candidate(name, scores, {}, len(runs) - len(finished))
+
+
+def _evaluate(folder: RunFolder) -> None:
+    """Score a run on test.
+
+    Raises:
+        RunError: Its best checkpoint is missing or damaged; says how to get it back.
+    """
+    try:
+        folder.checkpoints.best()
+    except UnusableError as error:
+        raise RunError(
+            f"{error}. Put a whole one back, or delete {folder.path}: the same `stssl sweep --top N` trains it again."
+        ) from None
+    evaluate_run(folder.path, "test")
+
+
+def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[TestLook]:
+    """Evaluate the chosen candidates on test if that was not done before, and record that it was done.
+
+    Args:
+        book: Study of the sweep.
+        chosen: Winner and base recipe; their `test` is filled.
+        runs: Recipes of all candidates, one for each seed.
+
+    Returns:
+        All evaluations on test so far.
+    """
+    old = confirmed(book)
+    looks = list(old.looks) if old else []
+    known, fresh = {name for look in looks for name in look["runs"]}, list[str]()
+    for one in chosen:
+        for recipe in runs[one.name]:
+            folder = RunFolder.of(recipe)
+            if not folder.finished():
+                continue
+            file = folder.path / "evaluation" / "test.json"
+            if not is_there(file):
+                _evaluate(folder)
+                fresh.append(one.name)
+            elif one.name not in known:  # a start that was killed evaluated it, but did not record that
+                fresh.append(one.name)
+            scores = read_run_file(ScoresFile, file, f"Evaluate it again: `stssl evaluate {folder.path}`.")[0].student
+            if scores.get("loss") is None:
+                continue  # predictions on test are not finite, though those on validation were
+            for metric in book.sweep.config.metrics:
+                value = scored(scores).get(metric)
+                if value is None:
+                    raise RunError(
+                        f"{file} has no score {metric}, which cannot be computed on the test part. Give another metric."
+                    )
+                one.test.setdefault(metric, []).append(value)
+    if fresh:
+        now = datetime.now().isoformat(timespec="minutes")
+        looks.append({"time": now, "runs": list(dict.fromkeys(fresh))})
+    return looks

@@ -1,0 +1,298 @@
+"""Turn the dotted keys of a sweep file into dimensions: find each key's domain in the recipe's types, and its gates."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from types import UnionType
+from typing import Annotated, Literal, TypeGuard, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from stssl.algorithms import ALGORITHMS
+from stssl.base.config import Config, Domain, config_types, part_name
+from stssl.base.errors import ConfigError, DataError
+from stssl.base.json_types import JsonValue
+from stssl.models import check_fit
+from stssl.models.injection import InjectionBase
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.sections import ModelConfig
+from stssl.sweeps.space import Axis, Gate, Space, did_you_mean
+from stssl.sweeps.spec import RangeConfig, SweepConfig
+
+IDLE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "model.encoder": (("model.metadata", ("none",)), ("model.injection.name", ("none",))),
+    "model.injection": (("model.metadata", ("none",)),),
+    "loss.distillation": (("model.metadata", ("none", "direct")), ("loss.distance", ("none",))),
+    "loss.distance": (("model.metadata", ("none", "direct")),),
+    "loss.temperature": (
+        ("model.metadata", ("none", "direct")),
+        ("loss.distance", ("mse", "mae", "cosine", "none")),
+    ),
+}
+"""Keys that change nothing while another key has one of some values; algorithms add theirs below."""
+
+for _key in sorted({key for kind in ALGORITHMS.values() for key in kind.unused_keys()}):
+    _names = tuple(name for name, kind in ALGORITHMS.items() if _key in kind.unused_keys())
+    IDLE[_key] = (("algorithm.name", _names),)
+
+FIRST = ("model.metadata", "model.injection.name", "loss.distance")
+"""Keys to draw first, since gates of other keys ask for their values."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Describe one meaning of a key.
+
+    Attributes:
+        domain: Values that the recipe's type gives it; None if the type gives none.
+        integer: True if values are whole numbers.
+        gates: Names of the parts that have the key with this meaning.
+    """
+
+    domain: Domain | None
+    integer: bool = False
+    gates: tuple[Gate, ...] = ()
+
+
+def build_space(config: SweepConfig, recipe: Recipe, source: str = "search") -> Space:
+    """Find the domain of every searched key, and when it exists.
+
+    Args:
+        config: The sweep file.
+        recipe: Its base recipe.
+        source: Name of the section in messages.
+
+    Returns:
+        The search space over the base recipe.
+
+    Raises:
+        ConfigError: A key does not exist, has no domain, or its domain has values that the recipe refuses.
+    """
+    finder = _Finder(config, recipe, source)
+    order = sorted(config.search, key=lambda key: (*(key != one for one in FIRST), not key.endswith(".name")))
+    axes = tuple(axis for key in order for axis in finder.axes(key))
+    space = Space(recipe, axes)
+    for axis in axes:
+        _try(space, axis, source)
+    return space
+
+
+class _Finder:
+    """Look keys up in the recipe's types."""
+
+    def __init__(self, config: SweepConfig, recipe: Recipe, source: str) -> None:
+        self.search, self.recipe, self.tree, self.source = config.search, recipe, recipe.tree(), source
+
+    def axes(self, key: str) -> list[Axis]:
+        """Make the dimensions of one key: one, or one for each part if parts give the key different domains."""
+        found = [replace(one, domain=self._domain(key, one)) for one in self._look_up(key)]
+        domains = [one.domain or Domain() for one in found]
+        awake = tuple(self._awake(key))
+        if all(domain == domains[0] for domain in domains):
+            gates = found[0].gates
+            if gates:
+                names = tuple(name for one in found for name in one.gates[-1].values)
+                gates = (*gates[:-1], Gate(gates[-1].key, names))
+            return [Axis(key, key, domains[0], found[0].integer, (*gates, *awake))]
+        return [
+            Axis(key, f"{key}@{one.gates[-1].values[0]}", domain, one.integer, (*one.gates, *awake))
+            for one, domain in zip(found, domains, strict=True)
+        ]
+
+    def _domain(self, key: str, found: Found) -> Domain:
+        given = self.search[key]
+        if isinstance(given, list):
+            if not given:
+                raise ConfigError(f"{self.source}.{key}: the list of values is empty")
+            return Domain(choices=tuple(float(v) if self._is_float(v, found) else v for v in given))
+        if isinstance(given, RangeConfig):
+            if found.integer and not all(float(end or 0).is_integer() for end in (given.low, given.high, given.step)):
+                raise ConfigError(f"{self.source}.{key} is a whole number: so must be low, high and step")
+            return Domain(given.low, given.high, given.log, step=given.step)
+        if found.domain is None:
+            raise ConfigError(
+                f"{self.source}.{key}: the recipe's type gives it no domain. Give a list of values, or a range "
+                "{low: ..., high: ...}."
+            )
+        return found.domain
+
+    def _is_float(self, value: object, found: Found) -> TypeGuard[int]:
+        """True if a whole number stands for a float."""
+        ranged = found.domain is not None and found.domain.low is not None
+        return ranged and not found.integer and isinstance(value, int) and not isinstance(value, bool)
+
+    def _look_up(self, key: str) -> list[Found]:
+        parts = key.split(".")
+        places: list[tuple[type[Config], tuple[Gate, ...]]] = [(Recipe, ())]
+        for depth, part in enumerate(parts):
+            here, last = ".".join(parts[: depth + 1]), depth == len(parts) - 1
+            fields = [(place.model_fields[part], gates) for place, gates in places if part in place.model_fields]
+            if not fields:
+                raise ConfigError(self._unknown(here, part, [place for place, _ in places], ".".join(parts[:depth])))
+            if last:
+                return [_found(field, gates) for field, gates in fields]
+            if get_origin(fields[0][0].annotation) is dict:
+                return [Found(None, gates=fields[0][1])]
+            union = [part for field, _ in fields for part in config_types(field.annotation)]
+            if not union:
+                raise ConfigError(f"{self.source}.{key}: {here} is a single value and has no keys of its own")
+            if parts[depth + 1 :] == ["name"] and len(union) > 1:
+                return [Found(Domain(choices=self._names(here, union)), gates=fields[0][1])]
+            places = self._chosen(here, union, fields[0][1])
+        raise ConfigError(f"{self.source}: the key '{key}' is empty")
+
+    def _names(self, prefix: str, union: list[type[Config]]) -> tuple[str, ...]:
+        """List the names of the parts that fit: of injection sites only those that the backbone has."""
+        names = tuple(name for name in map(part_name, union) if name)
+        if prefix != "model.injection":
+            return names
+        return tuple(name for name, part in zip(names, union, strict=True) if self._fits(part))
+
+    def _fits(self, site: type[Config]) -> bool:
+        try:
+            injection = site()
+            if isinstance(injection, InjectionBase):
+                check_site(self.recipe.model, injection)
+        except (ConfigError, DataError):
+            return False
+        return True
+
+    def _chosen(
+        self, prefix: str, union: list[type[Config]], gates: tuple[Gate, ...]
+    ) -> list[tuple[type[Config], tuple[Gate, ...]]]:
+        """List the parts that a prefix may be: the recipe's, or all that are searched, each with a gate on its name."""
+        if len(union) == 1:
+            return [(union[0], gates)]
+        by_name = {part_name(part): part for part in union}
+        key = f"{prefix}.name"
+        if key not in self.search:
+            name = self._own(key)
+            chosen = by_name.get(name) if isinstance(name, str) else None
+            return [(chosen, gates)] if chosen else [(part, gates) for part in union]
+        given = self.search[key]
+        names = given if isinstance(given, list) else self._names(prefix, union)
+        known = [name for name in names if isinstance(name, str) and name in by_name]
+        return [(by_name[name], (*gates, Gate(key, (name,)))) for name in known]
+
+    def _own(self, key: str) -> object:
+        node: object = self.tree
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def _awake(self, key: str) -> Iterator[Gate]:
+        """Make gates that leave the key out while another key's value gives it no effect (see `IDLE`)."""
+        for prefix, conditions in IDLE.items():
+            if key != prefix and not key.startswith(f"{prefix}."):
+                continue
+            for other, idle in conditions:
+                if other == key:  # `model.injection` has a condition on its own name
+                    continue
+                if other in self.search:
+                    choices = self.axes(other)[0].domain.choices
+                    awake = tuple(choice for choice in choices if choice not in idle)
+                    if not awake:
+                        raise ConfigError(
+                            f"{self.source}.{key} changes nothing with any {other} under search "
+                            f"({', '.join(map(str, choices))}). Leave it out, or search {other} more widely."
+                        )
+                    yield Gate(other, awake)
+                elif self._own(other) in idle:
+                    raise ConfigError(
+                        f"{self.source}.{key} changes nothing while {other} is {self._own(other)}. Set {other} in "
+                        "the recipe or under change:, or search it too."
+                    )
+
+    def _unknown(self, here: str, part: str, places: list[type[Config]], prefix: str) -> str:
+        """Say which key is wrong, and which other parts have it."""
+        known = {f"{prefix}.{name}".lstrip(".") for place in places for name in place.model_fields}
+        having = [name for name in self._others(prefix) if name]
+        owners = [name for name, part_type in self._others(prefix).items() if part in part_type.model_fields and name]
+        if owners and having:
+            return (
+                f"{self.source}: {here} exists only where {prefix}.name is {' or '.join(owners)}; here it is "
+                f"{self._chosen_words(prefix)}. Search {prefix}.name with one of them, or leave {here} out."
+            )
+        return f"{self.source}: unknown key {here}. {did_you_mean(here, known)}"
+
+    def _others(self, prefix: str) -> dict[str | None, type[Config]]:
+        field: FieldInfo | None = None
+        place: type[Config] = Recipe
+        for part in prefix.split(".") if prefix else ():
+            field = place.model_fields.get(part)
+            union = config_types(field.annotation) if field else []
+            if not union:
+                return {}
+            place = union[0]
+        return {part_name(part): part for part in config_types(field.annotation)} if field else {}
+
+    def _chosen_words(self, prefix: str) -> str:
+        given = self.search.get(f"{prefix}.name")
+        return " or ".join(map(str, given)) if isinstance(given, list) else str(self._own(f"{prefix}.name"))
+
+
+def check_site(model: ModelConfig, injection: InjectionBase) -> None:
+    """Raise a ConfigError if an injection site does not fit a recipe's backbone."""
+    check_fit(
+        backbone=model.backbone,
+        backbone_args=model.backbone_args,
+        image_size=model.image_size,
+        injection=injection,
+    )
+
+
+def _found(field: FieldInfo, gates: tuple[Gate, ...]) -> Found:
+    # Pydantic splits the outermost `Annotated` off a field's type: joined again, inner and outer ones look alike.
+    annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    types = list(_types(annotation))
+    numbers = {kind for kind in types if kind in (int, float)}
+    domains = list(_domains(annotation))
+    if not domains and types == [bool]:
+        domains = [Domain(choices=(False, True))]
+    literals = list(_literals(annotation))
+    if not domains and literals:
+        domains = [Domain(choices=tuple(literals))]
+    return Found(domains[0] if domains else None, numbers == {int}, gates)
+
+
+def _types(annotation: object) -> Iterator[object]:
+    """Yield the plain types that an annotation is made of, without None."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _types(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for argument in get_args(annotation):
+            yield from _types(argument)
+    elif annotation is not type(None):
+        yield annotation
+
+
+def _domains(annotation: object) -> Iterator[Domain]:
+    """Yield the domains that stand in an annotation."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        yield from (part for part in arguments[1:] if isinstance(part, Domain))
+        yield from _domains(arguments[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for argument in arguments:
+            yield from _domains(argument)
+
+
+def _literals(annotation: object) -> Iterator[JsonValue]:
+    """Yield the values of the literal types in an annotation."""
+    for kind in _types(annotation):
+        if get_origin(kind) is Literal:
+            yield from get_args(kind)
+
+
+def _try(space: Space, axis: Axis, source: str) -> None:
+    """Build the recipe with the domain's ends or choices: a refused value must be found before the first trial."""
+    ends = axis.domain.choices or (axis.domain.low, axis.domain.high)
+    for value in ends:
+        values = {gate.key: gate.values[0] for gate in axis.gates}
+        number = int(value) if axis.integer and isinstance(value, float) else value
+        try:
+            recipe = space.recipe(values | {axis.key: number})
+            if axis.key.startswith("model.injection."):
+                check_site(recipe.model, recipe.model.injection)
+        except ConfigError as error:
+            raise ConfigError(f"{source}.{axis.key}: the recipe refuses {value}: {error}") from None

@@ -1,0 +1,231 @@
+"""Read a sweep's trials as rows, write them as tables, and name the best."""
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from stssl.base.errors import RunError
+from stssl.base.json_types import JsonObject, JsonValue
+from stssl.base.logs import LOG
+from stssl.base.whole_files import write_whole
+from stssl.recipes.recipe import Recipe
+from stssl.sweeps.space import Values
+from stssl.sweeps.spec import Mode
+from stssl.sweeps.study import Book, run_name, trials_folder
+from stssl.sweeps.trials import needs, outcome
+from stssl.training.checkpoints import UnusableError
+from stssl.training.run_folder import RunFolder, write_text
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+TrialState = Literal["complete", "stopped", "failed", "unfinished"]
+STATES: dict[str, TrialState] = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "unfinished"}
+"""States of trials by their name in Optuna."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """Describe one trial.
+
+    Attributes:
+        number: Number of the trial, from 0.
+        state: `complete`; `stopped` early, so that its values are not comparable; `failed`; or `unfinished`.
+        values: Scores of its best checkpoint so far, one for each metric.
+        step: Step of that checkpoint.
+        last: Last step that was validated.
+        seconds: Time that it took, summed over starts.
+        cpu_hours: CPUs of its workers times hours.
+        gpu_hours: GPUs of its workers times hours.
+        params: Dotted keys that were drawn, and their values.
+        reason: Why it failed, or None.
+        run: Folder of its run.
+    """
+
+    number: int
+    state: TrialState
+    values: list[float] | None
+    step: int | None
+    last: int | None
+    seconds: float
+    cpu_hours: float
+    gpu_hours: float
+    params: Values
+    reason: str | None
+    run: Path
+
+
+def rows(book: Book) -> list[TrialRow]:
+    """Read all trials that were started, in order."""
+    return [_row(book, trial) for trial in book.study.get_trials(deepcopy=False) if trial.state.name in STATES]
+
+
+def _row(book: Book, trial: "FrozenTrial") -> TrialRow:
+    folder = trials_folder(book.sweep.folder) / run_name(trial.number)
+    ended = outcome(folder, book.sweep.config.metrics)
+    values = list(trial.values) if trial.state.name == "COMPLETE" else ended.values if ended else None
+    seconds, held = float(trial.user_attrs.get("seconds", 0.0)), needs(book.sweep.recipe.launch)
+    return TrialRow(
+        number=trial.number,
+        state=STATES[trial.state.name],
+        values=values,
+        step=ended.step if ended else None,
+        last=ended.last if ended else None,
+        seconds=seconds,
+        cpu_hours=seconds * held.get("CPU", 0.0) / 3600,
+        gpu_hours=seconds * held.get("GPU", 0.0) / 3600,
+        params=book.space.values(trial.params),
+        reason=trial.user_attrs.get("reason"),
+        run=folder,
+    )
+
+
+def records(book: Book, trials: Sequence[TrialRow]) -> list[JsonObject]:
+    """Flatten rows to mappings from column to scalar; all have the same columns."""
+    metrics, keys = book.sweep.config.metrics, dict.fromkeys(axis.key for axis in book.space.axes)
+    return [
+        {"trial": row.number, "state": row.state}
+        | {name: row.values[i] if row.values else None for i, name in enumerate(metrics)}
+        | {"best_step": row.step, "last_step": row.last, "seconds": row.seconds}
+        | {"cpu_hours": round(row.cpu_hours, 5), "gpu_hours": round(row.gpu_hours, 5)}
+        | {key: _flat(row.params.get(key)) for key in keys}
+        | {"reason": row.reason.splitlines()[0] if row.reason else None, "run": str(row.run)}
+        for row in trials
+    ]
+
+
+def _flat(value: JsonValue) -> JsonValue:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
+    """Write `trials.csv` and `trials.parquet` into the sweep's folder."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lines = records(book, trials)
+    if not lines:
+        return
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(lines[0]))
+    writer.writeheader()
+    writer.writerows(lines)
+    write_whole(book.sweep.folder / "trials.csv", text.getvalue())
+    columns = {name: [line[name] for line in lines] for name in lines[0]}
+    for name, column in columns.items():
+        # A Parquet column has one type, but a key's choices may be of several, such as 0.5 and "auto".
+        kinds = {type(value) for value in column if value is not None}
+        if len(kinds) > 1 and not kinds <= {int, float}:
+            columns[name] = [None if value is None else str(value) for value in column]
+    table = pa.table(columns)
+    write_whole(book.sweep.folder / "trials.parquet", lambda file: pq.write_table(table, file))
+
+
+def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
+    """Sort trials, best first: the complete ones, or if there are none, those with any score that did not fail.
+
+    With several metrics, trials that no other one dominates come first; the first metric decides the rest.
+    """
+    complete = [row for row in trials if row.state == "complete" and row.values]
+    candidates = complete or [row for row in trials if row.values and row.state != "failed"]
+    front = {row.number for row in pareto(candidates, modes)} if len(modes) > 1 else set()
+    return sorted(candidates, key=lambda row: (row.number not in front, -_gains(row, modes)[0], row.number))
+
+
+def pareto(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
+    """Select the trials that no other one dominates: is as good in every metric and better in one."""
+    return [
+        row
+        for row in trials
+        if row.values and not any(_dominates(other, row, modes) for other in trials if other.values)
+    ]
+
+
+def _dominates(one: TrialRow, other: TrialRow, modes: Sequence[Mode]) -> bool:
+    left, right = _gains(one, modes), _gains(other, modes)
+    return left != right and all(a >= b for a, b in zip(left, right, strict=True))
+
+
+def _gains(row: TrialRow, modes: Sequence[Mode]) -> list[float]:
+    """Return a trial's values with the signs changed of metrics of which smaller is better."""
+    return [value if mode == "max" else -value for value, mode in zip(row.values or [], modes, strict=True)]
+
+
+def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
+    """Write `best.yaml` (for several metrics also `pareto/*.yaml`), `best.json` and the link `best`.
+
+    Returns:
+        Path of `best.yaml`.
+
+    Raises:
+        RunError: All trials failed, or none came to a validation; says why the first failed.
+    """
+    folder, config = book.sweep.folder, book.sweep.config
+    order = ranked(trials, config.modes)
+    if not order:
+        failed = [row for row in trials if row.state == "failed"]
+        why = f" Trial {failed[0].number} failed: {(failed[0].reason or 'no reason').splitlines()[0]}" if failed else ""
+        what = f"all {len(failed)} trials" if len(failed) == len(trials) else "no trial"
+        ended = "failed" if len(failed) == len(trials) else "came to its first validation"
+        raise RunError(f"{what} of {folder} {ended}, so there is no best one.{why}")
+    best = order[0]
+    target = folder / "best.yaml"
+    write_text(target, _file(book, best))
+    about = {
+        "trial": best.number,
+        "state": best.state,
+        **dict(zip(config.metrics, best.values or [], strict=True)),
+        "step": best.step,
+        "values": best.params,
+        "run": str(best.run),
+        "checkpoint": str(best.run / "checkpoints" / "best.pt"),
+    }
+    write_text(folder / "best.json", json.dumps(about, indent=1))
+    try:
+        RunFolder(best.run).checkpoints.best()
+    except UnusableError as error:
+        LOG.warning("%s. To have the best trial's weights, train it again: stssl train %s", error, target)
+    _link(folder / "best", best.run)
+    if len(config.metrics) > 1:
+        (folder / "pareto").mkdir(exist_ok=True)
+        # More trials may dominate some that an earlier start wrote here.
+        for old in (folder / "pareto").glob("*.yaml"):
+            old.unlink()
+        for row in pareto(order, config.modes):
+            write_text(folder / "pareto" / f"{row.run.name}.yaml", _file(book, row))
+    return target
+
+
+def chosen_recipe(book: Book, row: TrialRow, name: str) -> Recipe:
+    """Build the full recipe of a trial, to train it again outside of the sweep.
+
+    Args:
+        book: Study of the sweep.
+        row: Trial.
+        name: Name of the new run.
+    """
+    return book.space.recipe(row.params).model_copy(update={"name": name})
+
+
+def _file(book: Book, row: TrialRow) -> str:
+    metrics, config = book.sweep.config.metrics, book.sweep.config
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in zip(metrics, row.values or [], strict=True))
+    name = f"{config.name}-best" if len(metrics) == 1 else f"{config.name}-{row.run.name}"
+    head = f"# Trial {row.number} of the sweep {config.name} ({row.state}): {scores} on validation.\n"
+    return head + chosen_recipe(book, row, name).yaml()
+
+
+def _link(link: Path, target: Path) -> None:
+    """Point a link at a run's folder."""
+    # Some file systems have no links; `best.json` names the folder there.
+    with contextlib.suppress(OSError):
+        # Made beside the old link and moved over it, so that there is one at every moment.
+        fresh = link.with_name(f".{link.name}.new")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target.relative_to(link.parent), target_is_directory=True)
+        fresh.replace(link)

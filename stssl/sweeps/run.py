@@ -1,0 +1,178 @@
+"""Run a sweep: train its trials, keep them in the study, and write tables, the best recipe and the report."""
+
+import contextlib
+import fcntl
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stssl.base.errors import ConfigError, RunError
+from stssl.recipes.run_data import open_data
+from stssl.scoring.metrics import score
+from stssl.sweeps.domains import build_space
+from stssl.sweeps.space import did_you_mean
+from stssl.sweeps.spec import Say, Sweep, load_sweep
+from stssl.sweeps.storage_errors import study_errors
+from stssl.sweeps.study import Book, open_study, study_url
+from stssl.training.launch import check_run
+
+
+@dataclass(frozen=True)
+class SweepFiles:
+    """Name the files that a sweep wrote.
+
+    Attributes:
+        best: Recipe of the best trial.
+        report: Page about the sweep.
+    """
+
+    best: Path
+    report: Path
+
+
+def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, seeds: int = 5) -> SweepFiles:
+    """Run a sweep file, or resume it, and write its results.
+
+    Args:
+        path: The sweep file.
+        overrides: `key=value` changes to it.
+        say: Shows a line for each trial that ends.
+        top: How many of the best trials to train again with other seeds; 0 for none.
+        seeds: How many seeds for each of them.
+
+    Raises:
+        StsslError: The sweep file is wrong, or no trial came to a validation.
+    """
+    from stssl.sweeps.confirmation import confirm, confirmed
+    from stssl.sweeps.report import write_sweep_report
+    from stssl.sweeps.results import rows, write_best, write_table
+
+    what = load_sweep(path, overrides)
+    with alone(what.folder), study_errors(study_url(what.config)):
+        book = search(what, say)
+        trials = rows(book)
+        write_table(book, trials)
+        best = write_best(book, trials)
+        found = confirm(book, trials, top, seeds, say) if top else confirmed(book)
+        return SweepFiles(best, write_sweep_report(book, trials, found))
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from running the same sweep.
+
+    Raises:
+        RunError: Another process runs it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        # The system frees a `flock` however the process ends; a file that marks the lock would stay after a kill.
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another process is running the sweep in {folder}. Wait for it, or stop it.") from None
+        yield
+
+
+def search(what: Sweep, say: Say) -> Book:
+    """Train all trials of a sweep that have not ended yet.
+
+    Args:
+        what: Sweep file and base recipe.
+        say: Shows a line for each trial that ends.
+
+    Returns:
+        The book of all trials.
+
+    Raises:
+        StsslError: The sweep file is wrong. A trial that fails raises nothing.
+    """
+    space = build_space(what.config, what.recipe)
+    check_run(what.recipe)
+    _check_metrics(what)
+    what.folder.mkdir(parents=True, exist_ok=True)
+    book = Book(what, space, open_study(what, space))
+    left = _left(book)
+    if left:
+        say(f"{left} of {what.config.trials} trials to do; everything is kept in {what.folder}")
+        _carry_out(book, say)
+    return book
+
+
+def _check_metrics(what: Sweep) -> None:
+    """Raise a ConfigError if a validation of the recipe has no score of a wanted name."""
+    # Scores depend on the kind of task and on its classes alone, so two made-up patches show their names.
+    space = open_data(what.recipe).space
+    targets = torch.zeros(2, space.groups, dtype=torch.long)
+    scores, _ = score(torch.zeros(2, len(space.classes)), targets, space)
+    for name in what.config.metrics:
+        if name not in {"score", *scores}:
+            raise ConfigError(f"metric: {did_you_mean(name, ['score', *scores])} There is no score '{name}'.")
+
+
+def _left(book: Book) -> int:
+    """Count the trials that have not ended yet."""
+    from optuna.trial import TrialState
+
+    waiting = (TrialState.WAITING, TrialState.RUNNING)
+    trials = book.study.get_trials(deepcopy=False)
+    ended = sum(trial.state not in waiting for trial in trials)
+    if book.sweep.config.sampler.name == "grid":
+        return min(len(trials), book.sweep.config.trials) - ended
+    return max(0, book.sweep.config.trials - ended)
+
+
+def _carry_out(book: Book, say: Say) -> None:
+    config = book.sweep.config
+    deadline = time.time() + (config.hours - book.hours) * 3600 if config.hours else math.inf
+    if deadline <= time.time():
+        say(f"the sweep's {config.hours:g} hours are over; the same command with more (hours=...) continues it")
+        return
+    book.tick()
+    try:
+        if book.sweep.recipe.launch.workers == 0:
+            from stssl.sweeps.tuning import StudySearcher, search_here
+
+            search_here(StudySearcher(book, 1, deadline, say))
+        else:
+            _tune(book, say, deadline)
+    finally:
+        book.tick()
+
+
+def _tune(book: Book, say: Say, deadline: float) -> None:
+    from ray import tune
+
+    from stssl.sweeps.trials import trial
+    from stssl.sweeps.tuning import StudyScheduler, StudySearcher, tune_session
+
+    with tune_session(book) as session:
+        config = book.sweep.config
+        searcher = StudySearcher(book, min(session.room, config.concurrent or session.room), deadline, say)
+        tuner = tune.Tuner(
+            tune.with_resources(trial, session.driver),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=StudyScheduler(searcher),
+                num_samples=-1,  # the searcher says when there are no more
+                time_budget_s=max(1.0, deadline - time.time()) if config.hours else None,
+                reuse_actors=False,
+                trial_dirname_creator=_dirname,
+            ),
+            run_config=session.run_config,
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError:
+            if searcher.trouble is not None:
+                raise searcher.trouble from None
+            raise
+
+
+def _dirname(trial: Any) -> str:
+    return f"trial-{trial.config['number']:04d}"

@@ -1,0 +1,231 @@
+"""Define the search space: dotted recipe keys, their domains, and when each key exists."""
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from stssl.base.config import Domain, Tree, merge, nested, validate
+from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonMapping, JsonObject, JsonValue
+from stssl.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+Values = JsonObject
+"""Dotted recipe keys and their values."""
+Scalar = str | int | float | bool | None
+"""Values that Optuna can store for a choice."""
+MOST_POINTS = 10_000
+"""Largest size of a grid; each point is a training run."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Make a key depend on another one: it exists only while `key` has one of `values`."""
+
+    key: str
+    values: tuple[JsonValue, ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Describe one dimension of the search space.
+
+    Attributes:
+        key: Dotted recipe key.
+        name: Name of the Optuna parameter: the key, with `@PART` behind it if parts give the key different domains.
+        domain: Values that may be drawn.
+        integer: True if values are whole numbers.
+        gates: Conditions that must all hold for the key to exist.
+    """
+
+    key: str
+    name: str
+    domain: Domain
+    integer: bool
+    gates: tuple[Gate, ...]
+
+    def exists(self, values: JsonMapping) -> bool:
+        """True if the key exists while other keys have `values`."""
+        return all(values.get(gate.key) in gate.values for gate in self.gates)
+
+    def contains(self, value: JsonValue) -> bool:
+        """True if a value lies in the domain; 1 is the same as 1.0, but not as True."""
+        domain = self.domain
+        if domain.choices:
+            numbers = (int, float)  # compared by type, since Python takes True for 1
+            return any(
+                value == choice and (type(value) is type(choice) or {type(value), type(choice)} == {*numbers})
+                for choice in domain.choices
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or (self.integer and value != int(value)):
+            return False
+        return domain.low is not None and domain.high is not None and domain.low <= value <= domain.high
+
+    def encode(self, value: JsonValue | tuple[JsonValue, ...]) -> Scalar:
+        """Encode a value for Optuna, which stores scalars only: lists and mappings become JSON text."""
+        return json.dumps(value, sort_keys=True) if isinstance(value, list | tuple | dict) else value
+
+    def suggest(self, trial: "Trial") -> JsonValue:
+        """Draw a value in an Optuna trial."""
+        domain = self.domain
+        if domain.choices:
+            codes = [self.encode(choice) for choice in domain.choices]
+            drawn: JsonValue = domain.choices[codes.index(trial.suggest_categorical(self.name, codes))]
+            return drawn
+        low, high = domain.low or 0, domain.high or 0
+        if self.integer:
+            return trial.suggest_int(self.name, int(low), int(high), log=domain.log, step=int(domain.step or 1))
+        return trial.suggest_float(self.name, low, high, log=domain.log, step=domain.step)
+
+    def listed(self) -> tuple[JsonValue, ...]:
+        """List all values of the domain, for a grid.
+
+        Raises:
+            ConfigError: There are infinitely many values, or more than a grid may have.
+        """
+        domain, low, high = self.domain, self.domain.low or 0, self.domain.high or 0
+        if domain.choices:
+            return domain.choices
+        if not self.integer and domain.step is None:
+            raise ConfigError(f"search.{self.key}: a grid needs a list of values, or a range with a step")
+        step = domain.step or 1
+        if (high - low) / step >= MOST_POINTS:
+            raise ConfigError(f"search.{self.key}: a grid takes at most {MOST_POINTS:,} values; make step larger")
+        # 0.1 to 0.3 by 0.1 is 1.9999999999999998 steps in floating point, and has three values.
+        values = [low + i * step for i in range(math.floor((high - low) / step + 1e-9) + 1)]
+        return tuple(int(value) if self.integer else value for value in values)
+
+    def words(self) -> str:
+        """Describe the domain in messages."""
+        if self.domain.choices:
+            return ", ".join(str(choice) for choice in self.domain.choices)
+        return f"{self.domain.low:g} to {self.domain.high:g}" + (" (log)" if self.domain.log else "")
+
+
+@dataclass(frozen=True)
+class Space:
+    """Hold all dimensions over a base recipe, in an order in which a key comes after the keys that it depends on."""
+
+    base: Recipe
+    axes: tuple[Axis, ...]
+
+    def recipe(self, values: JsonMapping) -> Recipe:
+        """Build the base recipe with some values in it.
+
+        Raises:
+            ConfigError: The recipe refuses a value, or values that do not fit together.
+        """
+        tree = self.base.tree()
+        for key, value in values.items():
+            tree = merge(tree, nested(key, value))
+        return validate(Recipe, tree, ", ".join(f"{key}={value}" for key, value in values.items()))
+
+    def draw(self, trial: "Trial") -> Values:
+        """Draw a value for each key that exists in an Optuna trial; keys that have a value already keep it."""
+        values = self._fixed()
+        for axis in self.axes:
+            if axis.exists(values):
+                values[axis.key] = axis.suggest(trial)
+        return self._searched(values)
+
+    def values(self, params: Mapping[str, Any]) -> Values:
+        """Translate a trial's Optuna parameters to dotted keys and their values."""
+        found: Values = {}
+        for axis in self.axes:
+            if axis.name in params:
+                code = params[axis.name]
+                known = {axis.encode(choice): choice for choice in axis.domain.choices}
+                found[axis.key] = known.get(code, code)
+        return found
+
+    def point(self, given: JsonMapping, source: str = "points") -> Values:
+        """Translate a point of the sweep file to Optuna parameters.
+
+        A key that the point leaves out gets the base recipe's value, if that lies in the domain.
+
+        Args:
+            given: Dotted keys and values of the point.
+            source: Name of the point in messages.
+
+        Raises:
+            ConfigError: A key is not searched, does not exist with the other values, or has a value outside its domain.
+        """
+        searched = {axis.key for axis in self.axes}
+        for key in given:
+            if key not in searched:
+                raise ConfigError(f"{source}: {key} is not under search. {did_you_mean(key, searched)}")
+        values, params = self._fixed(), Values()
+        for axis in self.axes:
+            if not axis.exists(values):
+                continue
+            value = given[axis.key] if axis.key in given else self._own(axis.key, self._searched(values))
+            if axis.contains(value):
+                values[axis.key] = value
+                params[axis.name] = axis.encode(value)
+            elif axis.key in given:
+                raise ConfigError(f"{source}: {axis.key}={value} lies outside of its domain: {axis.words()}")
+        for key in given.keys() - values.keys():
+            raise ConfigError(f"{source}: {key} does not exist with the other values of that point")
+        return params
+
+    def grid(self) -> list[Values]:
+        """List the Optuna parameters of every possible combination of values.
+
+        Raises:
+            ConfigError: A domain is a range without a step, or there are too many combinations.
+        """
+        points: dict[str, Values] = {}
+        lists = [axis.listed() for axis in self.axes]
+        if math.prod(map(len, lists)) > MOST_POINTS:
+            keys = ", ".join(axis.key for axis in self.axes)
+            raise ConfigError(f"search: a grid over {keys} has more than {MOST_POINTS:,} points; list fewer values")
+        for combination in product(*lists):
+            values, params = self._fixed(), Values()
+            for axis, value in zip(self.axes, combination, strict=True):
+                if axis.exists(values):
+                    values[axis.key] = value
+                    params[axis.name] = axis.encode(value)
+            # Combinations that differ only in keys that do not exist in them are one point.
+            points.setdefault(json.dumps(params), params)
+        return list(points.values())
+
+    def identity(self) -> Tree:
+        """Return what two starts must share for their trials to belong to one study."""
+        axes = {
+            axis.name: [
+                list(axis.domain.choices) or [axis.domain.low, axis.domain.high, axis.domain.log, axis.domain.step],
+                [[gate.key, list(gate.values)] for gate in axis.gates],
+            ]
+            for axis in self.axes
+        }
+        # Through JSON, since the study gives it back like that: tuples are lists then.
+        tree: Tree = json.loads(json.dumps({"search": axes, "recipe": self.base.identity()}))
+        return tree
+
+    def _fixed(self) -> Values:
+        """Look up the base recipe's values of keys that gates name but that are not searched."""
+        searched = {axis.key for axis in self.axes}
+        named = {gate.key for axis in self.axes for gate in axis.gates} - searched
+        return {key: self._own(key, {}) for key in named}
+
+    def _searched(self, values: Values) -> Values:
+        searched = {axis.key for axis in self.axes}
+        return {key: value for key, value in values.items() if key in searched}
+
+    def _own(self, key: str, values: Values) -> JsonValue:
+        node: JsonValue = self.recipe(values).tree()
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Advise on a wrong key: name the nearest known one, or all of them."""
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known))}."

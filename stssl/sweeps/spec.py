@@ -1,0 +1,286 @@
+"""Define the keys of a sweep file."""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stssl.base.config import (
+    Config,
+    Positive,
+    Tree,
+    apply_overrides,
+    expand_variables,
+    flatten,
+    load_tree,
+    merge,
+    nested,
+    validate,
+)
+from stssl.base.errors import ConfigError, shown
+from stssl.base.json_types import JsonMapping, JsonValue
+from stssl.base.paths import Folder, Study, SweepName
+from stssl.recipes.recipe import Recipe, load_as
+from stssl.scoring.metrics import LOWER_IS_BETTER
+
+Say = Callable[[str], None]
+"""Show one line of progress."""
+Mode = Literal["max", "min"]
+
+
+class RangeConfig(Config):
+    """Give a range to draw from.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        log: True to draw orders of magnitude evenly.
+        step: Distance of values from `low` on; None allows every value.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    step: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RangeConfig":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be smaller than high {self.high:g}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log needs low > 0 and no step")
+        steps = (self.high - self.low) / (self.step or (self.high - self.low))
+        if not math.isfinite(steps):
+            raise ValueError(f"low {self.low:g} and high {self.high:g} are too far apart, or the step is too small")
+        if abs(steps - round(steps)) > 1e-9 * steps:
+            raise ValueError(f"steps of {self.step:g} from low {self.low:g} do not come to high {self.high:g}")
+        return self
+
+
+class AshaConfig(Config):
+    """Stop trials by successive halving (ASHA, Li et al., MLSys 2020, arXiv:1810.05934).
+
+    Attributes:
+        grace: Step of the first decision; later ones follow at `grace * reduction`, `grace * reduction**2`, ...
+        reduction: At each decision the best 1/`reduction` of the trials that came so far continue.
+    """
+
+    name: Literal["asha"] = "asha"
+    grace: Positive | None = None
+    reduction: Annotated[int, Field(ge=2)] = 3
+
+
+class MedianConfig(Config):
+    """Stop a trial whose best score is worse than the median of the others' at the same step.
+
+    Attributes:
+        grace: Steps in which no trial is stopped; None for those before the first validation.
+        startup: Trials that must have ended before one is stopped.
+    """
+
+    name: Literal["median"] = "median"
+    grace: Annotated[int, Field(ge=0)] | None = None
+    startup: Positive = 4
+
+
+class NoSchedulerConfig(Config):
+    """Train every trial to its end."""
+
+    name: Literal["none"] = "none"
+
+
+class TpeConfig(Config):
+    """Draw values by tree-structured Parzen estimators; the first `startup` trials are random.
+
+    Attributes:
+        startup: Random trials at the beginning.
+    """
+
+    name: Literal["tpe"] = "tpe"
+    startup: Positive = 8
+
+
+class GpConfig(Config):
+    """Draw values by Gaussian processes; the first `startup` trials are random.
+
+    Attributes:
+        startup: Random trials at the beginning.
+    """
+
+    name: Literal["gp"] = "gp"
+    startup: Positive = 8
+
+
+class Nsga2Config(Config):
+    """Draw values by the genetic algorithm NSGA-II, for several metrics; `population` trials a generation.
+
+    Attributes:
+        population: Trials of a generation.
+    """
+
+    name: Literal["nsga2"] = "nsga2"
+    population: Annotated[int, Field(ge=2)] = 16
+
+
+class RandomConfig(Config):
+    """Draw values independently of earlier trials."""
+
+    name: Literal["random"] = "random"
+
+
+class GridConfig(Config):
+    """Try every possible combination of the listed values."""
+
+    name: Literal["grid"] = "grid"
+
+
+SchedulerConfig = Annotated[AshaConfig | MedianConfig | NoSchedulerConfig, Field(discriminator="name")]
+SamplerConfig = Annotated[TpeConfig | GpConfig | Nsga2Config | RandomConfig | GridConfig, Field(discriminator="name")]
+
+
+class SweepConfig(Config):
+    """Describe a sweep: the keys of a sweep file.
+
+    Attributes:
+        name: Name of its folder and study; the file's name unless given.
+        recipe: Base recipe, relative to the sweep file.
+        change: Dotted recipe keys that all trials change in the base recipe, and their values.
+        metric: Validation score of a trial's best checkpoint, or several (then trials are compared by dominance).
+        mode: `max` or `min` for each metric; None chooses by the name of the score.
+        trials: Number of trials, failed and stopped ones included.
+        hours: Time after which all trials stop; the same command with more hours continues them.
+        scheduler: Rule by which trials are stopped early.
+        sampler: Method by which values are chosen.
+        seed: Seed of the sampler.
+        points: Values to try first; a key that a point leaves out has the recipe's value.
+        search: Dotted recipe keys: null or `auto` takes the domain of the recipe's type, a list or a range replaces it.
+        concurrent: Number of trials at a time; None for as many as the resources allow.
+        storage: Folder of sweeps, which all machines must see.
+        study: Optuna storage: None for SQLite in the sweep's folder, `postgresql://...`, or `journal:FILE`.
+    """
+
+    name: SweepName
+    recipe: str
+    change: dict[str, JsonValue] = Field(default_factory=dict)
+    metric: str | Annotated[tuple[str, ...], Field(min_length=1)] = "score"
+    mode: Mode | tuple[Mode, ...] | None = None
+    trials: Positive
+    hours: Annotated[float, Field(gt=0)] | None = None
+    scheduler: SchedulerConfig = AshaConfig()
+    sampler: SamplerConfig = TpeConfig()
+    seed: Annotated[int, Field(ge=0)] = 0
+    points: tuple[dict[str, JsonValue], ...] = ({},)
+    search: Annotated[dict[str, Literal["auto"] | RangeConfig | list[JsonValue] | None], Field(min_length=1)]
+    concurrent: Positive | None = None
+    storage: Folder = Field("sweeps", validate_default=True)
+    study: Study | None = None
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _forms(cls, search: object) -> object:
+        """Check that each searched key has one of three forms; pydantic's own error would list a problem a form."""
+        if not isinstance(search, dict):
+            raise ValueError("give recipe keys and where their values come from, such as {optimizer.lr: auto}")
+        for key, value in search.items():
+            if isinstance(value, dict) and not value.keys() & RangeConfig.model_fields.keys():
+                inner, last = next(flatten(value, f"{key}."), (f"{key}.KEY", "auto"))
+                raise ValueError(f"write the whole key in one: 'search={{{inner}: {json.dumps(last)}}}'")
+            if isinstance(value, dict) and (unknown := value.keys() - RangeConfig.model_fields.keys()):
+                raise ValueError(f"{key}: a range has low, high, log and step, not {shown(', '.join(sorted(unknown)))}")
+            if not isinstance(value, dict | list) and value not in (None, "auto"):
+                forms = "auto, a list of values such as [0.5, 0.9], or a range such as {low: 0.1, high: 1.0}"
+                raise ValueError(f"{key}: give {forms}, not {shown(value)}")
+        return search
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SweepConfig":
+        if len(self.modes) != len(self.metrics):
+            raise ValueError(f"mode must have one entry for each of the {len(self.metrics)} metrics")
+        if len(self.metrics) > 1 and self.scheduler.name != "none":
+            raise ValueError("several metrics cannot be compared in mid-run: use scheduler: {name: none}")
+        if len(self.metrics) > 1 and self.sampler.name == "gp" and len(self.metrics) > 3:
+            raise ValueError("sampler gp takes at most 3 metrics: use nsga2 or tpe")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError("metric names one score twice")
+        return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """List the names of the scores that are searched for."""
+        return (self.metric,) if isinstance(self.metric, str) else self.metric
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """List `max` or `min` for each metric."""
+        if self.mode is None:
+            return tuple("min" if name in LOWER_IS_BETTER else "max" for name in self.metrics)
+        return (self.mode,) if isinstance(self.mode, str) else self.mode
+
+    @property
+    def folder(self) -> Path:
+        """Return the absolute folder that keeps everything of the sweep."""
+        return Path(self.storage) / self.name
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Hold a sweep file together with its base recipe, `change` applied."""
+
+    config: SweepConfig
+    recipe: Recipe
+
+    @property
+    def folder(self) -> Path:
+        """Return the absolute folder that keeps everything of the sweep."""
+        return self.config.folder
+
+
+def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = True) -> Sweep:
+    """Read a sweep file (which may have a `base:`) and its recipe.
+
+    Args:
+        path: The sweep file.
+        overrides: `key=value` changes to the sweep file, `change.KEY=value` to the recipe.
+        here: True if this machine runs the sweep. If not, variables (`${NAME}`) and relative paths stay as they are.
+
+    Raises:
+        ConfigError: A file is missing or wrong; names the file, the keys and what is allowed.
+    """
+    tree = apply_overrides(load_tree(path), overrides)
+    if "search" not in tree and tree.keys() & {"algorithm", "pretext", "model", "data"}:
+        command = "pretrain" if "pretext" in tree else "train"
+        raise ConfigError(f"{path} has no key search: it is a recipe, for `stssl {command}`")
+    file = Path(path).resolve()
+    expanded = expand_variables if here else _unexpanded
+    config = validate(SweepConfig, expanded({"name": file.stem, **tree}, str(path)), str(path), here)
+    recipe = _base_recipe(file.parent / config.recipe, str(path), here)
+    changed = merge(recipe.tree(), _tree(config.change, str(path)))
+    return Sweep(config, validate(Recipe, expanded(changed, str(path)), f"{path}: change", here))
+
+
+def _base_recipe(source: Path, path: str, here: bool) -> Recipe:
+    """Read the recipe that a sweep file names; errors name the sweep file too."""
+    try:
+        if here:
+            return load_as(Recipe, source, absolute=False)
+        return validate(Recipe, {"name": source.stem, **load_tree(source)}, str(source), absolute=False)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: recipe: {error}") from None
+
+
+def _unexpanded(tree: Tree, source: str) -> Tree:
+    return tree
+
+
+def _tree(change: JsonMapping, source: str) -> Tree:
+    """Turn `change` into a tree; its keys may be dotted."""
+    tree: Tree = {}
+    for key, value in change.items():
+        if not key:
+            raise ConfigError(f"{source}: change has an empty key")
+        tree = merge(tree, nested(key, value))
+    return tree

@@ -1,0 +1,349 @@
+"""Keep the Optuna study of a sweep: the only record of its trials, written before and after each event."""
+
+import contextlib
+import json
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stssl.base.config import differing_keys, validate
+from stssl.base.errors import ConfigError, RunError
+from stssl.base.json_types import JsonObject
+from stssl.base.textfiles import read_bounded
+from stssl.base.whole_files import write_whole
+from stssl.recipes.recipe import Recipe
+from stssl.sweeps.space import Space, Values
+from stssl.sweeps.spec import Sweep, SweepConfig
+from stssl.sweeps.storage_errors import study_errors, without_password
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+    from optuna.study import Study
+    from optuna.trial import Trial
+
+SPACE = "stssl"
+"""Attribute of the study that keeps what is searched."""
+
+FOLDER = "folder"
+"""Attribute of the study that keeps whose runs it records: the id in the sweep's folder, and the folder's place."""
+
+LOCKED_S = 60
+"""Seconds to wait for another process that writes into an SQLite file."""
+
+MARK_BYTES = 4096
+"""Most bytes to read of the file with a sweep folder's id."""
+DEATHS = 3
+"""Number of deaths of its driver after which a trial counts as failed."""
+
+
+def storage_of(url: str) -> "BaseStorage":
+    """Open the Optuna storage of `sqlite:///FILE`, `postgresql://...` or `journal:FILE`.
+
+    Raises:
+        ConfigError: The URL is none of these, or its driver is not installed.
+        RunError: The storage cannot be reached.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    (kind, _, rest), shown = url.partition(":"), without_password(url)
+    if kind == "journal":
+        try:
+            backend = JournalFileBackend(rest.removeprefix("//"))
+        except OSError as error:
+            raise RunError(f"study: cannot open {url}: {error.strerror}. Give journal:FILE in a folder.") from None
+        with study_errors(url, opening=True):
+            return optuna.storages.JournalStorage(backend)
+    if kind.partition("+")[0] not in ("sqlite", "postgresql", "postgres"):
+        raise ConfigError(f"study: '{shown}' is not sqlite:///FILE, postgresql://USER@HOST/NAME or journal:FILE")
+    if kind in ("postgresql", "postgres"):
+        url = f"postgresql+psycopg:{rest}"
+    # SQLite gives up on a locked file after 5 seconds by default. A server may close a connection between two
+    # validations, which the ping before each use finds out.
+    options: JsonObject = {"connect_args": {"timeout": LOCKED_S}} if kind == "sqlite" else {"pool_pre_ping": True}
+    try:
+        with study_errors(url, opening=True):
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except ImportError as error:
+        raise ConfigError(f"study: {shown} needs a driver: pip install 'stssl[postgres]' ({error})") from None
+
+
+def study_url(config: SweepConfig) -> str:
+    """Return the URL of the study's storage."""
+    return config.study or f"sqlite:///{config.folder / 'study.db'}"
+
+
+def open_study(sweep: Sweep, space: Space) -> "Study":
+    """Make the sweep's study, or open the one that an earlier start made.
+
+    Raises:
+        RunError: A study of that name searched something else (names what differs), or the storage cannot be reached,
+            is damaged, or is gone although runs of its trials exist.
+    """
+    import optuna
+
+    config = sweep.config
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = storage_of(study_url(config))
+    with study_errors(study_url(config)):
+        return _opened(sweep, space, storage)
+
+
+def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
+    """Make the study in its storage, or open it."""
+    import optuna
+
+    config = sweep.config
+    ours = space.identity() | {"metrics": list(config.metrics), "modes": list(config.modes)}
+    found = _existing(config, storage)
+    if found is not None:
+        _same(ours, found, config, sweep.recipe.launch.storage)
+    with _quiet():
+        study = optuna.create_study(
+            study_name=config.name,
+            storage=storage,
+            directions=["maximize" if mode == "max" else "minimize" for mode in config.modes],
+            sampler=_sampler(config, 0),
+            pruner=_pruner(sweep),
+            load_if_exists=True,
+        )
+    if SPACE not in study.user_attrs:
+        with _quiet():
+            study.set_metric_names(list(config.metrics))
+        study.set_user_attr(SPACE, json.dumps(ours))
+    if config.study is not None:
+        _one_folder(study, config)
+    # A sampler that starts again with the same seed would draw the same values again.
+    study.sampler = _sampler(config, len(study.get_trials(deepcopy=False)))
+    _enqueue(study, config, space)
+    return study
+
+
+def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
+    """Return the sweep's study if there is one.
+
+    Raises:
+        RunError: The study is damaged, or is gone although runs of its trials exist.
+    """
+    import optuna
+
+    # All of it is read once, so that damage is found before a trial is trained.
+    with study_errors(study_url(config), opening=True):
+        if config.name in {summary.study_name for summary in optuna.get_all_study_summaries(storage)}:
+            study = optuna.load_study(study_name=config.name, storage=storage)
+            json.loads(study.user_attrs.get(SPACE, "{}"))
+            study.get_trials(deepcopy=False)
+            return study
+    runs = trials_folder(config.folder)
+    if runs.is_dir() and any(runs.iterdir()):
+        raise RunError(
+            f"{without_password(study_url(config))} has no study '{config.name}', and {runs} has runs of its trials. "
+            f"Put the study back, give this sweep another name (name=...), or delete {config.folder} to begin again."
+        )
+    return None
+
+
+def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "runs") -> None:
+    """Raise a RunError if a study was made for another search than `ours`."""
+    text, place = study.user_attrs.get(SPACE), without_password(study_url(config))
+    theirs = _as_today(json.loads(text), runs) if text else None
+    if theirs is None and study.get_trials(deepcopy=False):
+        raise RunError(f"the study '{config.name}' in {place} was not made by a sweep. Give another name=...")
+    keys = differing_keys(theirs or ours, ours)
+    if keys:
+        raise RunError(
+            f"the study '{config.name}' in {place} searched something else; it differs in "
+            f"{', '.join(keys)}. Give this sweep another name (name=...), or delete the study and {config.folder}."
+        )
+
+
+def _as_today(identity: JsonObject, storage: str) -> JsonObject:
+    """Rewrite a space's identity as this version does: keys that recipes did not have then get their defaults."""
+    try:
+        own = identity["recipe"]
+        if not isinstance(own, dict):
+            return identity
+        recipe = validate(Recipe, {"name": "study", **own, "launch": {"storage": storage}}, "the study")
+    except (ConfigError, KeyError):
+        return identity
+    return {**identity, "recipe": json.loads(json.dumps(recipe.identity()))}
+
+
+def _one_folder(study: "Study", config: SweepConfig) -> None:
+    """Keep two folders from sharing a study: each would continue the other's running trials without their runs."""
+    path, theirs = config.folder / "study.id", study.user_attrs.get(FOLDER)
+    if not path.exists():
+        write_whole(path, uuid.uuid4().hex)
+    advice = "Put it back as it was, or give this sweep another name (name=...)."
+    mark = read_bounded(path, MARK_BYTES, RunError, advice).decode("utf-8", "replace")
+    if theirs is None:
+        study.set_user_attr(FOLDER, [mark, f"{socket.gethostname()}:{config.folder}"])
+    elif theirs[0] != mark:
+        raise RunError(
+            f"the study '{config.name}' in {without_password(study_url(config))} keeps its runs in {theirs[1]}, and "
+            f"not in {config.folder}. Continue it there (storage=...), or give this sweep another name (name=...)."
+        )
+
+
+def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
+    """Make the sampler; its seed depends on how many trials the study has, since a resumed one must draw new values."""
+    import optuna
+
+    chosen, seed = config.sampler, config.seed * 100_003 + drawn
+    with _quiet():
+        if chosen.name == "tpe":
+            # Keys of a part exist only with that part: `multivariate` with `group` fits a model to each set of keys
+            # that occurs together, where plain TPE would treat each key as independent.
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=chosen.startup, multivariate=True, group=True)
+        if chosen.name == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=chosen.startup)
+        if chosen.name == "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=chosen.population)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _pruner(sweep: Sweep) -> "BasePruner":
+    """Make the rule that stops trials early: Optuna's own, since it reads the study and needs no state of a process."""
+    import optuna
+
+    scheduler, steps = sweep.config.scheduler, sweep.recipe.schedule.steps
+    first = sweep.recipe.schedule.evaluate_every
+    if scheduler.name == "asha":
+        grace = scheduler.grace or max(first, steps // scheduler.reduction**2)
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=grace, reduction_factor=scheduler.reduction)
+    if scheduler.name == "median":
+        grace = first if scheduler.grace is None else scheduler.grace
+        return optuna.pruners.MedianPruner(n_startup_trials=scheduler.startup, n_warmup_steps=grace)
+    return optuna.pruners.NopPruner()
+
+
+def _enqueue(study: "Study", config: SweepConfig, space: Space) -> None:
+    """Queue the points to try first; a resumed sweep queues only those that are not in the study yet."""
+    points = [space.point(point, f"points[{i}]") for i, point in enumerate(config.points)]
+    if config.sampler.name == "grid":
+        points += [point for point in space.grid() if point not in points]
+    for number in range(study.user_attrs.get("points", 0), len(points)):
+        # A start that is killed between these two lines must not queue the point a second time.
+        study.enqueue_trial(points[number], skip_if_exists=True)
+        study.set_user_attr("points", number + 1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress Optuna's warnings about options that are marked experimental."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Book:
+    """Keep the trials of a study: hand out the next one, and record how each develops and ends."""
+
+    def __init__(self, sweep: Sweep, space: Space, study: "Study") -> None:
+        """Open the book; trials that were running when an earlier process ended will be handed out first.
+
+        Args:
+            sweep: Sweep file and base recipe.
+            space: Search space.
+            study: Study of the sweep.
+        """
+        from optuna.trial import Trial, TrialState
+
+        self.sweep, self.space, self.study = sweep, space, study
+        states = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        # Optuna has no public way to continue a running trial; a `Trial` of its id does.
+        self.interrupted = [Trial(study, frozen._trial_id) for frozen in states]
+        self.started: float | None = None
+        self.spent = self.hours
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Book":
+        """Return the book itself: Tune copies what it is given, and a copy would miss what is written."""
+        return self
+
+    @property
+    def hours(self) -> float:
+        """Return the hours on the clock that all starts of the sweep took together, as far as the study knows."""
+        return float(self.study.user_attrs.get("hours", 0.0))
+
+    def tick(self) -> None:
+        """Record the time since the first tick; a sweep that is killed later has spent at least that."""
+        self.started = self.started or time.time()
+        self.study.set_user_attr("hours", self.spent + (time.time() - self.started) / 3600)
+
+    def next(self) -> "tuple[Trial, Values] | None":
+        """Return the next trial and its values, or None when all were handed out."""
+        from optuna.trial import TrialState
+
+        if self.interrupted:
+            trial = self.interrupted.pop(0)
+        else:
+            trials = self.study.get_trials(deepcopy=False)
+            started = sum(trial.state != TrialState.WAITING for trial in trials)
+            exhausted = self.sweep.config.sampler.name == "grid" and started == len(trials)
+            if exhausted or started >= self.sweep.config.trials:
+                return None
+            trial = self.study.ask()
+        values = self.space.draw(trial)
+        trial.set_user_attr("started", datetime.now().isoformat(timespec="seconds"))
+        return trial, values
+
+    def again(self, trial: "Trial") -> bool:
+        """Hand a trial out once more after its driver died; return False if that happened `DEATHS` times."""
+        deaths = int(trial.user_attrs.get("deaths", 0)) + 1
+        trial.set_user_attr("deaths", deaths)
+        if deaths < DEATHS:
+            self.interrupted.append(trial)
+        return deaths < DEATHS
+
+    def report(self, trial: "Trial", step: int, value: float, seconds: float) -> bool:
+        """Record a score in the middle of a run; return True if the trial must stop.
+
+        Args:
+            trial: The study's trial.
+            step: Step of the score.
+            value: The score.
+            seconds: Time since the trial began.
+        """
+        self.tick()
+        trial.set_user_attr("seconds", round(seconds, 2))
+        if len(self.sweep.config.metrics) > 1:  # Optuna refuses reports of a study with several metrics
+            return False
+        with _quiet():  # a resumed trial reports its earlier validations again, of which Optuna warns
+            trial.report(value, step)
+        return bool(trial.should_prune())
+
+    def complete(self, trial: "Trial", values: list[float]) -> None:
+        """Record that a trial came to its end, with one value for each metric."""
+        self.study.tell(trial, values)
+
+    def stop(self, trial: "Trial") -> None:
+        """Record that a trial was stopped early."""
+        from optuna.trial import TrialState
+
+        self.study.tell(trial, state=TrialState.PRUNED)
+
+    def fail(self, trial: "Trial", reason: str) -> None:
+        """Record that a trial failed, and why."""
+        from optuna.trial import TrialState
+
+        # Before `tell`: Optuna refuses attributes of a trial that has ended.
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+
+def run_name(number: int) -> str:
+    """Return the name of a trial's run folder."""
+    return f"trial-{number:04d}"
+
+
+def trials_folder(folder: Path) -> Path:
+    """Return the folder of the runs of a sweep's trials."""
+    return folder / "trials"

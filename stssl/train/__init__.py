@@ -1,1 +1,0 @@
-"""Training: optimiser and schedule, checkpoints, the loop, and its launch on Ray."""

@@ -1,0 +1,48 @@
+"""Train the networks of a recipe: the loop, its state and checkpoints, the run's folder, and the launch on Ray.
+
+`launch.run` trains a recipe to its end. `loop` is the training loop, `state` what one rank trains with, `task` what
+differs between kinds of runs (`teacher_student_task`, `contrastive_task`). `run_folder`, `run_files`, `checkpoints` and
+`journal` keep a run on disk, and `trained_run` loads it again.
+
+Imports go one way: `launch` > `loop` > `state` > tasks > `journal` > `run_folder` > `checkpoints` > `run_files`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stssl.training.launch import check_run, run
+    from stssl.training.loop import train, train_step, validate_and_save
+    from stssl.training.run_folder import RunFolder
+    from stssl.training.state import TrainState, open_train_state
+    from stssl.training.trained_run import TrainedRun, evaluate_run, load_run
+
+__all__ = [
+    "RunFolder",
+    "TrainState",
+    "TrainedRun",
+    "check_run",
+    "evaluate_run",
+    "load_run",
+    "open_train_state",
+    "run",
+    "train",
+    "train_step",
+    "validate_and_save",
+]
+
+_MODULES = {
+    "launch": ("check_run", "run"),
+    "loop": ("train", "train_step", "validate_and_save"),
+    "run_folder": ("RunFolder",),
+    "state": ("TrainState", "open_train_state"),
+    "trained_run": ("TrainedRun", "evaluate_run", "load_run"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import an exported name when it is first used: its module needs torch, which takes seconds to import."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

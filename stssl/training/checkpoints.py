@@ -1,0 +1,331 @@
+"""Write and read checkpoints: one file each, written whole or not at all, checked when read.
+
+`last.pt` and the one before it, `previous.pt`, hold everything that exact resume needs. `best.pt` is a copy of the one
+with the best validation score. A file is the bytes of `torch.save`, then their BLAKE2b-128 digest and a mark, so that a
+truncated or damaged file is refused before any of it is used.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import torch
+from torch import Tensor
+
+from stssl import __version__
+from stssl.base.errors import RunError, first_line
+from stssl.base.logs import LOG
+from stssl.base.whole_files import cannot_write, is_there, open_plain, sync_folder, write_whole
+from stssl.models.sealed import seal
+from stssl.training.run_files import version_problem
+
+_FORMAT = b"STSSLCK"
+_MARK = _FORMAT + b"1"
+_TAIL = 16 + len(_MARK)
+_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+"""Errors that torch raises for bytes that are no state dict."""
+_PARTS = {"recipe": str, "progress": dict, "step": dict, "optimizer": dict}
+"""Keys of a run's checkpoint that are read, with their types."""
+
+
+class CheckpointState(TypedDict):
+    """Hold what exact resume needs of a run.
+
+    Attributes:
+        recipe: Hash of the run's recipe.
+        written_by: Version of stssl.
+        progress: Fields of `RunProgress`.
+        step: State dict of the training step: networks, averages, buffers of the algorithm.
+        optimizer: State dict of the optimizer.
+    """
+
+    recipe: str
+    written_by: str
+    progress: dict[str, Any]
+    step: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+class UnusableError(RunError):
+    """Tell that a checkpoint is missing, damaged, or written by another run, program or version."""
+
+
+def write_state(state: Mapping[str, object], path: Path) -> None:
+    """Write a checkpoint file so that at any moment `path` is absent, the old file or the new one.
+
+    Raises:
+        RunError: The file could not be written; says why, and how much room there is.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with buffer.getbuffer() as payload:
+        tail = hashlib.blake2b(payload, digest_size=16).digest() + _MARK
+    # The digest joins the same buffer: a copy of the payload would double the memory that a checkpoint takes.
+    buffer.seek(0, os.SEEK_END)
+    buffer.write(tail)
+    write_whole(path, buffer.getbuffer())
+
+
+def read_state(path: Path) -> dict[str, object]:
+    """Read a checkpoint file onto the CPU; only tensors and plain values are read, and no code is run.
+
+    Raises:
+        UnusableError: The file is missing, truncated, damaged, or written by another program or version; names it.
+    """
+    try:
+        with open_plain(path) as file:
+            data = file.read()
+    except OSError as error:
+        raise UnusableError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+    payload, tail = memoryview(data)[:-_TAIL], data[-_TAIL:]
+    if tail[-len(_MARK) : -1] == _FORMAT and tail[-1:] != _MARK[-1:]:
+        raise UnusableError(
+            f"the checkpoint {path} has format {_shown(tail[-1:])} of another version of stssl; this one "
+            f"({__version__}) reads format {_shown(_MARK[-1:])}. Use that version, or train under another name"
+        )
+    if tail != hashlib.blake2b(payload, digest_size=16).digest() + _MARK:
+        raise UnusableError(f"the checkpoint {path} is truncated or damaged ({len(data)} bytes)")
+    try:
+        # Plain pickle would run code that somebody put into the file.
+        state: object = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise UnusableError(f"the checkpoint {path} is not one of this program: {first_line(error)}") from None
+    if not isinstance(state, dict):
+        raise UnusableError(f"the checkpoint {path} is not one of this program: it holds no parts by name")
+    return state
+
+
+def _shown(mark: bytes) -> str:
+    return mark.decode("ascii", "backslashreplace")
+
+
+def require_state(state: Mapping[str, object], path: Path, recipe: str | None = None) -> CheckpointState:
+    """Check that a checkpoint holds the state of a run.
+
+    Args:
+        state: Contents of the file.
+        path: The file, for messages.
+        recipe: Hash of the recipe that the run must have; None accepts any run.
+
+    Raises:
+        UnusableError: It does not, or it was written by a release that this one cannot read; names the file.
+    """
+    problem = version_problem(f"the checkpoint {path}", state.get("written_by"))
+    if problem:
+        raise UnusableError(problem)
+    wrong = [name for name, kind in _PARTS.items() if not isinstance(state.get(name), kind)]
+    checked = cast(CheckpointState, state)  # torch.load promises nothing; the line above has looked at each part
+    if wrong or not isinstance(checked["progress"].get("step"), int):
+        raise UnusableError(f"the checkpoint {path} is not a run's: it has no {wrong[0] if wrong else 'progress.step'}")
+    if recipe is not None and checked["recipe"] != recipe:
+        raise UnusableError(
+            f"the checkpoint {path} is of another run (recipe {checked['recipe'][:12]}, not {recipe[:12]})"
+        )
+    return checked
+
+
+def does_not_fit(path: Path, state: CheckpointState, error: Exception) -> UnusableError:
+    """Make the error for a checkpoint whose tensors do not fit its recipe's networks.
+
+    Args:
+        path: The file.
+        state: Contents of the file.
+        error: What torch raised when the state was loaded into the networks or the optimizer.
+    """
+    by = state.get("written_by")
+    return UnusableError(
+        f"the checkpoint {path} does not fit its recipe: {first_line(error)} It was written by stssl "
+        f"{by if isinstance(by, str) else 'of an unknown version'}; this is {__version__}"
+    )
+
+
+class Checkpoints:
+    """Keep the checkpoints of one run in `<run>/checkpoints`, written by a thread while training continues."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use `folder`, which is made by the first write."""
+        self.folder = folder
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def path(self, name: str) -> Path:
+        """Return the path of the checkpoint `last`, `previous` or `best`."""
+        return self.folder / f"{name}.pt"
+
+    def save(self, state: CheckpointState, best: bool) -> None:
+        """Copy the state to host memory now, and write it in the background as `last`.
+
+        Args:
+            state: State of the run.
+            best: True to write it as `best`, too.
+
+        Raises:
+            RunError: The write before this one failed.
+        """
+        self.wait()
+        copy = cast(CheckpointState, _copied(state))  # a copy has the types of what it was made from
+        self._writer = threading.Thread(target=self._write, args=(copy, best), name="stssl-checkpoint")
+        self._writer.start()
+
+    def _write(self, state: CheckpointState, best: bool) -> None:
+        try:
+            last, fresh = self.path("last"), self.path("fresh")
+            write_state(state, fresh)
+            # Between any two of these lines a kill may come: `last` or `previous` is a whole file at each of them.
+            if last.exists():
+                _replace_by_link(last, self.path("previous"))
+            fresh.replace(last)
+            if best:
+                _replace_by_link(last, self.path("best"))
+            sync_folder(self.folder)
+        except BaseException as error:  # handed to the training thread by wait()
+            self._error = error
+
+    def wait(self) -> None:
+        """Wait until the background write is on disk.
+
+        Raises:
+            RunError: The write failed; says why.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise _unwritten(self.folder, error) from error
+
+    def exist(self) -> bool:
+        """Return True if `last` or `previous` is there."""
+        return any(is_there(self.path(name)) for name in ("last", "previous"))
+
+    def mend(self, state: CheckpointState, best: bool) -> None:
+        """Complete a write that a kill interrupted: remove half-written files, and write `best` again if asked to.
+
+        Args:
+            state: State that the run resumes from.
+            best: True if this state has the best score, so that `best` must hold it.
+        """
+        for path in self.folder.glob(".*.pt.*"):
+            path.unlink(missing_ok=True)
+        if best:
+            write_state(state, self.path("best"))
+
+    def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
+        """Yield each checkpoint that is there, the newest first, with its state or what is wrong with it.
+
+        Args:
+            recipe: Hash of the recipe that the run must have; None accepts any run.
+        """
+        for path in (self.path("last"), self.path("previous")):
+            if is_there(path):
+                try:
+                    yield path, require_state(read_state(path), path, recipe)
+                except UnusableError as error:
+                    yield path, error
+
+    def best(self, recipe: str | None = None) -> CheckpointState:
+        """Read the best checkpoint; if it is lost or damaged, read `last` or `previous` if that is the same, and warn.
+
+        Args:
+            recipe: Hash of the recipe that the run must have; None accepts any run.
+
+        Raises:
+            UnusableError: The best checkpoint cannot be used, and no other is the same.
+        """
+        try:
+            return self._read("best", recipe)
+        except UnusableError as error:
+            name, state = self.same_as_best(recipe)
+            if state is None:
+                raise
+            LOG.warning("%s; %s is the same checkpoint and used instead", error, self.path(name))
+            return state
+
+    def same_as_best(self, recipe: str | None) -> tuple[str, CheckpointState | None]:
+        """Return name and state of one of the last two checkpoints that is also the best; None if neither is."""
+        with contextlib.suppress(UnusableError):
+            last = self._read("last", recipe)
+            step = last["progress"].get("best_step")
+            if last["progress"]["step"] == step:
+                return "last", last
+            previous = self._read("previous", recipe)
+            if previous["progress"]["step"] == step:
+                return "previous", previous
+        return "", None
+
+    def _read(self, name: str, recipe: str | None) -> CheckpointState:
+        return require_state(read_state(self.path(name)), self.path(name), recipe)
+
+
+def no_usable_checkpoint(problems: list[str], run: Path) -> RunError:
+    """Make the error for a run folder that has checkpoints of which none can be used, given what is wrong with each."""
+    return RunError("; ".join(problems) + f". Put a whole one back, or delete {run} to start the run again.")
+
+
+def _unwritten(folder: Path, error: BaseException) -> RunError:
+    reason = cannot_write(folder, error) if isinstance(error, OSError) else f"{error}"
+    return RunError(f"could not write a checkpoint: {reason}")
+
+
+def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
+    """Write one network of the best checkpoint as `<name>.safetensors` beside it.
+
+    Args:
+        checkpoints: Checkpoints of the run.
+        prefix: Start of the network's names in the step's state dict; the file's names lack it.
+        name: Name of the file, without ending.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        RunError: The best checkpoint cannot be read, or the file cannot be written.
+    """
+    try:
+        state = checkpoints.best()["step"]
+    except UnusableError as error:
+        run = checkpoints.folder.parent
+        raise RunError(
+            f"{error}. The run is trained, but its best weights are lost: `stssl evaluate --checkpoint last {run}` "
+            f"scores the last ones; delete {run} to train it again."
+        ) from None
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    target = checkpoints.folder / f"{name}.safetensors"
+    # `save_file` makes a file that only its owner may read, whatever the umask says.
+    write_whole(target, seal(weights))
+    return target
+
+
+def _replace_by_link(source: Path, target: Path) -> None:
+    """Give a file a second name in place of the file that had it; copies it on file systems without hard links."""
+    # A link cannot replace a file, and removing the file first would leave a moment without a whole checkpoint.
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except OSError:
+        write_whole(target, source.read_bytes())
+        return
+    try:
+        part.replace(target)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _copied(value: object) -> object:
+    """Copy a tree of dicts, lists, tuples, tensors and plain values to host memory."""
+    if isinstance(value, Tensor):
+        # A copy also from the CPU: the next step changes the live tensors while the thread writes these.
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value

@@ -1,0 +1,241 @@
+"""Train a pretraining run: the task of a `PretrainRecipe`."""
+
+from math import nan
+
+import torch
+from torch import Tensor, nn
+
+from stssl.base.batch import Progress
+from stssl.base.distributed import rank, world_size
+from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonObject
+from stssl.base.logs import LOG
+from stssl.base.randomness import RandomStream
+from stssl.contrastive.geography import ClustersConfig, NoGeoConfig, cluster_places, known_places
+from stssl.contrastive.pairs import PairLoader, PairSource, RawPairs
+from stssl.contrastive.positives import Positives
+from stssl.contrastive.step import ContrastiveStep, Pairs, PretrainEncoder
+from stssl.contrastive.views import apply_pretrain_view
+from stssl.data.views import PixelScaler
+from stssl.models.backbones import check_images, shape_of
+from stssl.models.ema import average_batchnorm, evaluating
+from stssl.models.layout import placed
+from stssl.models.weights import weighted_backbone
+from stssl.recipes.build import build_pixels
+from stssl.recipes.pretraining import PretrainRecipe
+from stssl.recipes.run_data import PixelData, labels_of, open_pixels
+from stssl.recipes.sections import BackboneConfig
+from stssl.scoring.knn import embed, knn_scores
+from stssl.scoring.metrics import diverged
+from stssl.training.checkpoints import Checkpoints, export_weights
+from stssl.training.task import Task, Validation
+
+CHECKED_ROWS = 16
+"""Number of patches whose features show whether the weights still are numbers."""
+PLACES = "location_id"
+"""Column that tells which patches show the same place."""
+QUERY = "networks.query.backbone."
+"""Start of the backbone's names in the step's state dict."""
+
+
+class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
+    """Train on pairs of views of all training patches, with a query and a momentum encoder."""
+
+    step: ContrastiveStep
+    loader: PairLoader
+
+    def __init__(self, recipe: PretrainRecipe, device: torch.device) -> None:
+        """Open the data and build networks and loader; see `Task`.
+
+        Raises:
+            ConfigError: The recipe asks for something that the store or the networks cannot give.
+            DataError: The store cannot be read, or has too few places.
+        """
+        self.recipe, self.device = recipe, device
+        self.data = open_pixels(recipe.data, device)
+        self.positives = _positives(recipe, self.data)
+        self.step = _build_step(recipe, self.data)
+        memory = placed(self.step, device)
+        self.make_pairs = PairMaker(recipe, self.data, memory).to(device)
+        rows = self.data.split.train
+        sampler = self.data.order(rows, recipe.batch.size, recipe.seed, RandomStream.PAIRS, world=world_size())
+        bands = len(recipe.data.bands)
+        source = PairSource(self.data.reader, rows, self.data.metadata, sampler, self.positives, recipe.views, bands)
+        self.loader = PairLoader(source, rank(), world_size())
+        self.pixels = build_pixels(recipe.data, recipe.model.image_size, self.data, memory).to(device)
+
+    @classmethod
+    def check(cls, recipe: PretrainRecipe) -> None:
+        """Check that data and network can be what the recipe says; see `Task`."""
+        check_pretraining(recipe)
+
+    def batch(self, raw: RawPairs) -> Pairs:
+        """Make the query and the key view of each pair."""
+        made: Pairs = self.make_pairs(raw)
+        return made
+
+    def validate(self, progress: Progress) -> Validation:
+        """Classify validation patches by their nearest training patches in the space of frozen features (k-NN).
+
+        The scores are for users alone. Weights are not chosen by them, because pretraining must see no label; the
+        newest finite checkpoint is the best. Without labels in the store there are no scores.
+
+        Args:
+            progress: The step that was taken last.
+        """
+        average_batchnorm(self.step)
+        if not self.data.store.label_sets:
+            return Validation({}, None if self._finite() else nan)
+        labels = labels_of(self.data.store, self.recipe.data.labels)
+        options, knn = self.recipe.evaluation, self.recipe.knn
+        encoder = self._encoder()
+        with evaluating(encoder):
+            scores = knn_scores(
+                encoder.features,
+                self.data,
+                self.pixels,
+                labels,
+                "validation",
+                bank=knn.bank,
+                k=knn.k,
+                temperature=knn.temperature,
+                batch=options.batch,
+                limit=options.limit,
+            )
+        finite = not diverged(scores) if scores else self._finite()
+        return Validation(scores, None if finite else nan)
+
+    def _encoder(self) -> PretrainEncoder:
+        encoder = self.step.networks["query"]
+        assert isinstance(encoder, PretrainEncoder)
+        return encoder
+
+    def _finite(self) -> bool:
+        """Return True if the features of some training patches are finite; else the weights are lost."""
+        encoder, rows = self._encoder(), self.data.split.train[:CHECKED_ROWS]
+        with evaluating(encoder):
+            found = embed(encoder.features, self.data, self.pixels, rows, CHECKED_ROWS)
+        return bool(torch.isfinite(found).all())
+
+    def export(self, checkpoints: Checkpoints) -> None:
+        """Write the best checkpoint's backbone as `encoder.safetensors`, from which training recipes start."""
+        export_weights(checkpoints, QUERY, "encoder")
+
+    def about(self) -> JsonObject:
+        """Describe the store, the sizes of its parts, and the share of patches whose place has another acquisition."""
+        share = self.positives.share(self.data.split.train) if self.positives else 0.0
+        return self.data.about(world_size()) | {"true_pairs": share}
+
+
+class PairMaker(nn.Module):
+    """Turn pairs of stored patches into normalized views on the device."""
+
+    def __init__(self, recipe: PretrainRecipe, data: PixelData, memory: torch.memory_format) -> None:
+        """Prepare views of the recipe's size.
+
+        Args:
+            recipe: Recipe of the run.
+            data: Store, for band statistics and layout.
+            memory: Memory format of the networks.
+        """
+        super().__init__()
+        # Crops are cut from patches at their stored size and resized after it, so that small crops keep their detail.
+        side = max(group.height for group in data.store.groups.values() if set(group.bands) & set(recipe.data.bands))
+        self.pixels: PixelScaler = build_pixels(recipe.data, max(side, recipe.model.image_size), data, memory)
+        self.size = recipe.model.image_size
+
+    @torch.no_grad()
+    def forward(self, raw: RawPairs) -> Pairs:
+        """Make the query and the key view of each pair; crops, flips and colors are those that the loader drew."""
+        device = self.pixels.low.device
+        images = self.pixels.unit({name: a.to(device, non_blocking=True) for name, a in raw.arrays.items()})
+        # Patches that are their own partner are read once: then both slices are the same images.
+        views: list[Tensor] = []
+        for part, draw in zip((images[: len(raw.rows)], images[-len(raw.rows) :]), raw.draws, strict=True):
+            views.append(self.pixels.normalize(apply_pretrain_view(part, draw.to(device), self.size)))
+        metadata, pairs = (value.to(device, non_blocking=True) for value in (raw.metadata, raw.true_pairs))
+        return Pairs(views[0], views[1], metadata, pairs)
+
+
+def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
+    """Find which training patches show the same place; None if the recipe takes each patch as its own partner.
+
+    Raises:
+        ConfigError: The store does not tell places.
+    """
+    if not recipe.pretext.temporal:
+        return None
+    if not data.store.has_column(PLACES):
+        raise ConfigError(
+            f"pretext.temporal: {data.store.path} does not say which patches show one place (no column {PLACES}). "
+            "Set pretext.temporal=false, or convert a manifest with location ids."
+        )
+    return Positives(data.split.train, data.store.column(PLACES))
+
+
+def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
+    """Build encoder, queue and heads as one module, initialized from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    pretext = recipe.pretext
+    encoder = build_encoder(recipe.model, len(recipe.data.bands), pretext.projection, pretext.mlp)
+    centers = None
+    if isinstance(pretext.geo, ClustersConfig):
+        places = data.metadata[torch.from_numpy(data.split.train)]
+        centers = cluster_places(places, pretext.geo.k, recipe.seed)
+    return ContrastiveStep(encoder, pretext, centers, recipe.seed)
+
+
+def build_encoder(model: BackboneConfig, bands: int, projection: int, mlp: bool) -> PretrainEncoder:
+    """Build a backbone with a projection of its features.
+
+    Args:
+        model: Backbone, image size and initial weights.
+        bands: Number of bands of the images.
+        projection: Width of the projection.
+        mlp: True for a projection of two layers, False for one.
+
+    Raises:
+        ConfigError: No such backbone, or weights that do not fit it.
+    """
+    backbone = weighted_backbone(
+        model.backbone, model.backbone_args, model.weights, size=model.image_size, in_channels=bands, classes=2
+    )
+    width = shape_of(backbone, model.backbone).width
+    backbone.reset_classifier(0)
+    return PretrainEncoder(backbone, width, projection, mlp)
+
+
+def check_pretraining(recipe: PretrainRecipe) -> None:
+    """Check before a run starts that data and network can be what the recipe says.
+
+    Warns if the queue is longer than the training part.
+
+    Raises:
+        ConfigError: They cannot; says what would fit.
+        DataError: The store cannot be read, or lacks places.
+    """
+    data = open_pixels(recipe.data)
+    most = len(data.split.train)
+    if recipe.pretext.queue > most:
+        LOG.warning(
+            "pretext.queue=%d is longer than the %d training patches, so that it holds patches as their own negatives: "
+            "give pretext.queue=%d or less",
+            recipe.pretext.queue,
+            most,
+            most,
+        )
+    if data.store.label_sets:
+        labels_of(data.store, recipe.data.labels)
+    positives = _positives(recipe, data)
+    if positives and not positives.share(data.split.train):
+        raise ConfigError(
+            f"pretext.temporal: no training patch of {data.store.path} shares its place with another. "
+            "Set pretext.temporal=false, or convert a manifest with a column location_id."
+        )
+    if not isinstance(recipe.pretext.geo, NoGeoConfig):
+        known_places(data.metadata[torch.from_numpy(data.split.train)], getattr(recipe.pretext.geo, "k", 1))
+    # ImageNet weights come from the network; a check must work without one, and the model is the same without them.
+    model = recipe.model.model_copy(update={"weights": "none"} if recipe.model.weights == "imagenet" else {})
+    bands, size = len(recipe.data.bands), recipe.model.image_size
+    encoder = build_encoder(model, bands, recipe.pretext.projection, recipe.pretext.mlp)
+    check_images(encoder, encoder.backbone, model.backbone, bands=bands, size=size)

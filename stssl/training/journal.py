@@ -1,0 +1,203 @@
+"""Write a run's metrics: to `metrics.jsonl`, and to TensorBoard and MLflow if the recipe says so."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from typing import Protocol
+
+from stssl.base.config import flatten
+from stssl.base.errors import ConfigError, RunError
+from stssl.base.whole_files import cannot_write
+from stssl.recipes.recipe import RunRecipe
+from stssl.training.run_folder import RunFolder
+
+
+class Sink(Protocol):
+    """Take rows of metrics, in addition to the run's own file."""
+
+    def append(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Write a row of metrics.
+
+        Args:
+            kind: `train` or `validation`.
+            step: Number of steps taken.
+            values: Finite values by the metric's name.
+        """
+        ...
+
+    def close(self) -> None:
+        """Write what is left; called once, when the run has ended."""
+        ...
+
+
+class TensorBoard:
+    """Write event files for TensorBoard into the run's folder."""
+
+    def __init__(self, folder: RunFolder, step: int) -> None:
+        """Continue after `step` steps; TensorBoard hides later events that an interrupted run wrote.
+
+        Raises:
+            RunError: The event file cannot be written.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder.path / "tensorboard"
+        _keep_quiet()
+        with self._written():
+            self.board = SummaryWriter(str(self.path), purge_step=step + 1)
+
+    def append(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Write each value as one scalar `<kind>/<name>`.
+
+        Args:
+            kind: `train` or `validation`.
+            step: Number of steps taken.
+            values: Finite values by the metric's name.
+
+        Raises:
+            RunError: The event file cannot be written.
+        """
+        with self._written():
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+            self.board.flush()
+
+    def close(self) -> None:
+        """Write and close the event file.
+
+        Raises:
+            RunError: The event file cannot be written.
+        """
+        with self._written():
+            self.board.close()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"logging.tensorboard: {cannot_write(self.path, error)}") from None
+
+
+def _keep_quiet() -> None:
+    """Silence the traceback of TensorBoard's writing thread, whose error `flush` raises again in the calling thread."""
+    before = threading.excepthook
+    if getattr(before, "quiet", False):
+        return
+
+    def hook(about: threading.ExceptHookArgs) -> None:
+        if type(about.thread).__name__ != "_AsyncWriterThread" or not issubclass(about.exc_type, OSError):
+            before(about)
+
+    hook.quiet = True  # type: ignore[attr-defined]  # marks the hook, so that later runs do not wrap it again
+    threading.excepthook = hook
+
+
+class MlFlow:
+    """Write metrics to MLflow, on a tracking server or in a folder; a resumed run continues its MLflow run."""
+
+    def __init__(self, folder: RunFolder, recipe: RunRecipe, uri: str) -> None:
+        """Find the MLflow run by the recipe's hash and the run's folder, or create it.
+
+        Args:
+            folder: Folder of the run.
+            recipe: Recipe of the run; its keys become MLflow parameters.
+            uri: Tracking URI.
+
+        Raises:
+            ConfigError: MLflow is not installed.
+        """
+        try:
+            from mlflow import MlflowClient
+        except ImportError:
+            raise ConfigError("logging.mlflow needs MLflow: pip install 'stssl[mlflow]'") from None
+        self.client = MlflowClient(tracking_uri=uri)
+        known = self.client.get_experiment_by_name("stssl")
+        experiment = known.experiment_id if known else self.client.create_experiment("stssl")
+        mark = f"tags.recipe = '{recipe.hash()}' and tags.folder = '{folder.path}'"
+        found = self.client.search_runs([experiment], mark, max_results=1)
+        if found:
+            self.run: str = found[0].info.run_id
+            return
+        tags = {"recipe": recipe.hash(), "folder": str(folder.path)}
+        self.run = self.client.create_run(experiment, tags=tags, run_name=recipe.name).info.run_id
+        for key, value in flatten(recipe.tree()):
+            self.client.log_param(self.run, key, str(value)[:500])  # older servers refuse longer values
+
+    def append(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Log each value as one metric `<kind>.<name>`.
+
+        Args:
+            kind: `train` or `validation`.
+            step: Number of steps taken.
+            values: Finite values by the metric's name.
+        """
+        for name, value in values.items():
+            self.client.log_metric(self.run, f"{kind}.{name}", value, step=step)
+
+    def close(self) -> None:
+        """Mark the MLflow run as finished."""
+        self.client.set_terminated(self.run)
+
+
+class Journal:
+    """Write rows of metrics to the run's files, TensorBoard and MLflow; on other ranks than 0 it does nothing.
+
+    Attributes:
+        writes: True on rank 0 once the run has resumed.
+    """
+
+    def __init__(self, folder: RunFolder, recipe: RunRecipe, *, writes: bool, step: int) -> None:
+        """Continue after `step` steps; rows that an interrupted run wrote beyond it are dropped.
+
+        Args:
+            folder: Folder of the run.
+            recipe: Recipe of the run, whose `logging` chooses the sinks.
+            writes: True to write; False makes a journal that does nothing.
+            step: Number of steps taken.
+
+        Raises:
+            ConfigError: The recipe asks for MLflow, which is not installed.
+            RunError: A file cannot be read or written.
+        """
+        self.folder, self.writes = folder, writes
+        self.sinks: list[Sink] = []
+        if not writes:
+            return
+        folder.drop_rows_after(step)
+        if recipe.logging.tensorboard:
+            self.sinks.append(TensorBoard(folder, step))
+        if recipe.logging.mlflow:
+            self.sinks.append(MlFlow(folder, recipe, recipe.logging.mlflow))
+
+    def append(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Add a row of metrics; sinks get the finite values alone.
+
+        Args:
+            kind: `train` or `validation`.
+            step: Number of steps taken.
+            values: Values by the metric's name; NaN and infinities are written as null.
+
+        Raises:
+            RunError: A file cannot be written.
+        """
+        if not self.writes:
+            return
+        self.folder.append({"step": step, "kind": kind, **values})
+        for sink in self.sinks:
+            sink.append(kind, step, {name: value for name, value in values.items() if isfinite(value)})
+
+    def note(self, file: str, row: Mapping[str, object]) -> None:
+        """Add a row to another file of rows in the run's folder.
+
+        Raises:
+            RunError: The file cannot be written.
+        """
+        if self.writes:
+            self.folder.append(row, file)
+
+    def close(self) -> None:
+        """Close all sinks at the end of the run."""
+        for sink in self.sinks:
+            sink.close()

@@ -1,0 +1,271 @@
+"""Run a recipe: in this process, or on Ray workers, on this machine or a cluster."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from stssl.base.config import Tree, validate
+from stssl.base.distributed import rank
+from stssl.base.errors import RunError, StsslError
+from stssl.base.logs import LOG
+from stssl.base.ray_session import connected_ray, lacking, resources_for
+from stssl.recipes.pretraining import kind_of
+from stssl.recipes.recipe import RunRecipe
+from stssl.recipes.sections import LaunchConfig
+from stssl.training.loop import Report, train
+from stssl.training.run_files import MetricsRow
+from stssl.training.run_folder import RunFolder
+from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic, start_line
+from stssl.training.state import TASKS, TrainState, open_train_state
+
+Watch = Callable[[MetricsRow], None]
+"""Takes each new row of a run's metrics."""
+
+
+def check_run(recipe: RunRecipe) -> None:
+    """Check before a run starts that its data and networks can be what the recipe says; trains nothing.
+
+    Raises:
+        ConfigError: They cannot; says what would fit.
+        DataError: The store cannot be read, or a class has no label.
+    """
+    TASKS[type(recipe)].check(recipe)
+
+
+def run(
+    recipe: RunRecipe,
+    watch: Watch | None = None,
+    report: Report | None = None,
+    checked: bool = False,
+) -> RunFolder:
+    """Train a recipe to its end; if the run was started before, continue from its last checkpoint.
+
+    Args:
+        recipe: Recipe to train.
+        watch: Called with each new row of the run's metrics.
+        report: Called with each validation's metrics if the run trains in this process; may end the run by raising.
+        checked: True if the caller has called `check_run` already.
+
+    Returns:
+        The run's folder, at once if the run is finished already.
+
+    Raises:
+        StsslError: The recipe, the data or the machines do not allow the run, or training failed; says why.
+    """
+    folder = RunFolder.of(recipe)
+    if folder.refuse_others(recipe) and folder.finished():
+        return folder
+    if not checked:
+        check_run(folder.recipe_to_build(recipe))
+    # Only now, so that a recipe that cannot run takes no name.
+    folder.claim(recipe)
+    with watching(folder, watch):
+        if recipe.launch.workers == 0:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            _train_here(recipe, device, report or (lambda metrics: None))
+        else:
+            _train_on_ray(recipe)
+    return folder
+
+
+def _train_here(recipe: RunRecipe, device: torch.device, report: Report) -> None:
+    with memory_advice(recipe):
+        train_state = open_train_state(recipe, device)
+        _resume(train_state)
+        train_state.finish(train(train_state, report))
+
+
+def _resume(train_state: TrainState) -> None:
+    """Resume from the last checkpoint; rank 0 logs what was wrong with checkpoints and what runs where."""
+    problems = train_state.resume()
+    if rank() == 0:
+        for problem in problems:
+            LOG.warning("%s", problem)
+        task = train_state.task
+        LOG.info("%s", start_line(train_state.recipe, task.device, task.rows))
+        if slow := slow_arithmetic(train_state.recipe, task.device):
+            LOG.warning("%s", slow)
+
+
+def _train_on_ray(recipe: RunRecipe) -> None:
+    """Train on Ray workers and wait for the end; Ray restarts failed workers, which resume from the last checkpoint.
+
+    Raises:
+        StsslError: Ray lacks resources, or training failed; says why.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    launch = recipe.launch
+    with connected_ray(launch.address):
+        bundles = worker_bundles(launch)
+        _require_resources(launch, bundles, resources_for(bundles, launch.nodes_timeout_s))
+        trainer: Any = TorchTrainer(
+            _worker,
+            train_loop_config={"recipe": recipe.tree()},
+            scaling_config=ScalingConfig(**_scaling(launch)),
+            torch_config=TorchConfig(timeout_s=launch.collective_timeout_s),
+            run_config=RunConfig(
+                name="ray",
+                storage_path=str(RunFolder.of(recipe).path),
+                failure_config=FailureConfig(max_failures=launch.max_failures),
+                callbacks=[_not_again()],
+            ),
+        )
+        # Ray's own handler of Ctrl-C ends the process with exit code 0, as if the run had succeeded.
+        trainer._register_sigint_handler = lambda controller: None
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise _reason(error) from error
+
+
+def _worker(config: dict[str, Tree]) -> None:
+    """Train on one Ray worker; `config["recipe"]` is the resolved recipe as plain values."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    recipe = validate(kind_of(config["recipe"]), config["recipe"], "recipe")
+    check_shared(RunFolder.of(recipe).path)
+    with memory_advice(recipe):
+        train_state = open_train_state(recipe, get_device())
+        _resume(train_state)
+        end = train(train_state, ray.train.report)
+    if rank() == 0:
+        train_state.finish(end)
+
+
+def _scaling(launch: LaunchConfig) -> dict[str, Any]:
+    """Return the options of Ray's `ScalingConfig`; a pair of workers lets Ray resize the group between them."""
+    options = {
+        "num_workers": launch.workers,
+        "use_gpu": launch.gpus_per_worker > 0,
+        "resources_per_worker": worker_resources(launch),
+        "placement_strategy": launch.placement,
+    }
+    if isinstance(launch.workers, tuple):
+        options["elastic_resize_monitor_interval_s"] = launch.elastic_interval_s
+    return options
+
+
+def worker_resources(launch: LaunchConfig) -> dict[str, float]:
+    """Return the Ray resources of one worker by name."""
+    resources = {"CPU": launch.cpus_per_worker}
+    return resources | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
+
+
+def worker_bundles(launch: LaunchConfig) -> list[dict[str, float]]:
+    """Return the Ray resources of each worker; of the smallest number of workers if that may change."""
+    workers = launch.workers[0] if isinstance(launch.workers, tuple) else max(launch.workers, 1)
+    return [worker_resources(launch)] * workers
+
+
+def _require_resources(launch: LaunchConfig, bundles: list[dict[str, float]], available: dict[str, float]) -> None:
+    """Check that Ray has resources for all workers; it would wait for them forever.
+
+    Raises:
+        RunError: It lacks some; says which and what to set.
+    """
+    for kind, amount in lacking(bundles, available).items():
+        raise RunError(
+            f"launch: {len(bundles)} workers with {bundles[0][kind]:g} {kind} each need {amount:g} {kind}, and Ray has "
+            f"{available.get(kind, 0):g}. Lower launch.workers or launch.{kind.lower()}s_per_worker, or add nodes. "
+            f"{growing(launch)}"
+        )
+
+
+def growing(launch: LaunchConfig) -> str:
+    """Return a sentence on what to set for a cluster that starts nodes on demand."""
+    if launch.nodes_timeout_s:
+        return f"No node came within launch.nodes_timeout_s={launch.nodes_timeout_s}."
+    return "A cluster that adds nodes by itself needs time for that: launch.nodes_timeout_s=900."
+
+
+def _not_again() -> Any:
+    """Make a callback of Ray Train that ends a run instead of restarting it, if each start would fail again."""
+    from ray.train import UserCallback
+
+    class NotAgain(UserCallback):
+        def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+            if error := for_good(worker_exceptions.values()):
+                raise error  # Ray does not restart workers after an error of a callback
+
+    return NotAgain()
+
+
+def for_good(failures: Iterable[BaseException]) -> StsslError | None:
+    """Find the error that must end a run at once: one that a user has to act on, since each start would fail again.
+
+    Returns:
+        That error. None if a worker or node died, or an object store did not answer: then a restart may succeed, and
+        `launch.max_failures` says how many there may be.
+    """
+    from ray.exceptions import RayActorError
+
+    failures = list(failures)
+    if any(isinstance(failure, RayActorError) for failure in failures):
+        return None
+    own = next((error for error in map(_own, failures) if error), None)
+    return None if own is None or own.passing else own
+
+
+def _own(error: BaseException) -> StsslError | None:
+    """Find the `StsslError` inside the errors that Ray wraps it in; None if there is none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, StsslError):
+            return seen
+        wrapped = (getattr(seen, name, None) for name in ("cause", "controller_failure", "_base_exc"))
+        seen = next((one for one in wrapped if isinstance(one, BaseException)), seen.__cause__)
+    return None
+
+
+def _reason(error: BaseException) -> StsslError:
+    """Find the error that a user can act on in an error of Ray Train.
+
+    Ray wraps a worker's error several times, and pickles it on the way, so that causes hide in `cause` or `__cause__`.
+
+    Returns:
+        The worker's own `StsslError` if there is one, else an error with the last line of the first worker's message.
+    """
+    failures = getattr(error, "worker_failures", None) or getattr(error.__cause__, "worker_failures", None) or {}
+    for failure in [error, *failures.values()]:
+        if own := _own(failure):
+            return own
+    lines = [line for line in str(next(iter(failures.values()), error)).splitlines() if line.strip()]
+    return RunError(f"training failed on a Ray worker: {lines[-1] if lines else type(error).__name__}")
+
+
+@contextlib.contextmanager
+def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
+    """Call `watch` with each row that is added to the run's metrics inside this context, from a thread.
+
+    The thread reads the file, since rank 0 may be another process on another machine.
+    """
+    if watch is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def follow() -> None:
+        seen = 0
+        while True:
+            last = stop.wait(0.3)
+            rows = folder.read_rows().rows
+            # A resumed run first drops rows beyond its checkpoint, so that there may be fewer than were seen.
+            for row in rows[min(seen, len(rows)) :]:
+                watch(row)
+            seen = len(rows)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, name="stssl-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

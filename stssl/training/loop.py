@@ -1,0 +1,297 @@
+"""Run the training loop of every run, on one rank or many, with or without Ray, and measure its steps.
+
+`train` is the loop, `train_step` one optimizer step, `validate_and_save` a validation with its checkpoint. `Meter`
+collects what steps log, and `Guard` the steps whose gradients are not finite.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from stssl.base.batch import Progress
+from stssl.base.distributed import rank, sum_over_ranks, world_size
+from stssl.base.errors import RunError, StoppedError
+from stssl.training.optim import clip_gradients, learning_rate
+from stssl.training.run_files import NONFINITE_FILE, RunEnd
+from stssl.training.runtime import StopRequest, peak_memory
+from stssl.training.state import TrainState
+
+Logs = dict[str, Tensor]
+"""Scalars of one step by name, detached and still on the device."""
+Report = Callable[[dict[str, float | None]], None]
+"""Takes the metrics of a validation."""
+
+
+class StepResult(NamedTuple):
+    """Hold what one training step logs, and whether it was left out; all values are still on the device.
+
+    Attributes:
+        logs: Losses and other scalars of the step.
+        norms: Gradient norm of each network before clipping, by the network's name.
+        bad: Boolean scalar: True if gradients were not finite, so that no weight was changed.
+    """
+
+    logs: Logs
+    norms: Logs
+    bad: Tensor
+
+
+class BadStep(TypedDict):
+    """Describe a step that was left out: its number from 0, and this rank's losses."""
+
+    step: int
+    losses: dict[str, float]
+
+
+def train(train_state: TrainState, report: Report) -> RunEnd:
+    """Train from the present step to the end of the recipe, or until patience ends the run.
+
+    Args:
+        train_state: One rank's parts; all ranks call this together.
+        report: Called with each validation's metrics, on every rank.
+
+    Returns:
+        Steps taken, best score and the step of that score.
+
+    Raises:
+        RunError: Gradients were not finite in more steps than the recipe allows.
+        StoppedError: The process was asked to end; a checkpoint of the present step is on disk.
+    """
+    schedule, progress = train_state.recipe.schedule, train_state.progress
+    meter = Meter(train_state)
+    # A run may have been killed when its patience had ended and before that was written down.
+    validated = progress.step % schedule.evaluate_every == 0
+    stop_at = progress.step if validated and progress.exhausted(schedule.patience) else schedule.steps
+    with StopRequest().listening(world_size() == 1) as stop:
+        for raw in meter.timed(train_state.task.loader.batches(progress.step, stop_at)):
+            meter.add(train_step(train_state, raw))
+            progress.step += 1
+            if progress.step % train_state.recipe.logging.every == 0:
+                meter.write()
+            if progress.step % schedule.evaluate_every == 0 or progress.step == schedule.steps:
+                meter.write_bad_steps()
+                report(validate_and_save(train_state))
+                if progress.exhausted(schedule.patience):
+                    break
+                meter.restart()
+            if stop.asked and progress.step < schedule.steps:
+                meter.write_bad_steps()
+                save_and_stop(train_state, stop)
+    train_state.folder.checkpoints.wait()
+    train_state.journal.close()
+    return {"steps": progress.step, "best": progress.best, "best_step": progress.best_step}
+
+
+def train_step(train_state: TrainState, raw: object) -> StepResult:
+    """Take one optimizer step on this rank's rows of a global batch.
+
+    Args:
+        train_state: One rank's parts; `progress.step` is the step to take and is not moved.
+        raw: The rows, as the task's loader delivers them.
+    """
+    recipe, step = train_state.recipe, train_state.progress.step
+    # Dropout must not depend on restarts: a resumed run draws the same numbers as one that was never interrupted.
+    torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + rank())
+    for group in train_state.optimizer.param_groups:
+        group["lr"] = learning_rate(step, recipe.schedule, recipe.optimizer.lr)
+    train_state.optimizer.zero_grad(set_to_none=True)
+    train_state.statistics.save()
+    logs = backward(train_state, raw)
+    norms = clip_gradients(train_state.task.step.networks.items(), recipe.optimizer.clip)
+    bad = not_finite(norms)
+    # Fused optimizers skip a step by this flag, so that the host need not wait for the device to learn it.
+    train_state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # set by torch's GradScaler alone
+    train_state.optimizer.step()
+    # The forward pass has moved BatchNorm's running statistics already, and a bad step must leave no trace.
+    train_state.statistics.restore(bad)
+    train_state.task.step.after_optimizer(bad)
+    return StepResult(logs, norms, bad)
+
+
+def backward(train_state: TrainState, raw: object) -> Logs:
+    """Compute gradients of the global batch's loss, in micro-batches if the recipe asks for them; returns the logs."""
+    batch = train_state.task.batch(raw)
+    with train_state.autocast():
+        parts = train_state.task.micro_batches(batch, train_state.next_step)
+    total: Logs = {}
+    for number, part in enumerate(parts, 1):
+        with train_state.synchronized(last=number == len(parts)):
+            with train_state.autocast():
+                output = train_state.model(*part)
+            output.loss.backward()
+        total = {name: total.get(name, 0) + value for name, value in output.logs.items()}
+    return total
+
+
+def not_finite(norms: dict[str, Tensor]) -> Tensor:
+    """Return a boolean scalar on the device: True if a network's gradient norm is not finite. All ranks agree on it."""
+    return ~torch.isfinite(torch.stack(list(norms.values()))).all()
+
+
+def validate_and_save(train_state: TrainState) -> dict[str, float | None]:
+    """Score the validation part and write a checkpoint, also as `best` if the score is the best so far.
+
+    Returns:
+        The scores, `score` (which chooses the best checkpoint), `best` so far, `step` and the run's `steps`.
+    """
+    progress, steps = train_state.progress, train_state.recipe.schedule.steps
+    with train_state.autocast():
+        scores, score = train_state.task.validate(Progress(progress.step - 1, steps))
+    better = progress.better(score)
+    train_state.journal.append("validation", progress.step, scores)
+    if rank() == 0:
+        # Metrics reach the disk first: a resumed run drops rows beyond its checkpoint, but cannot restore lost ones.
+        train_state.folder.sync()
+        train_state.folder.checkpoints.save(train_state.checkpoint_state(), best=better)
+    return {"step": progress.step, **scores, "score": score, "best": progress.best, "steps": steps}
+
+
+def save_and_stop(train_state: TrainState, stop: StopRequest) -> None:
+    """Write a checkpoint of the present step, wait until it is on disk, and end the run.
+
+    Raises:
+        StoppedError: Always; says after which step the run ended. Its exit code is 128 and the signal's number.
+    """
+    stop.leaving = True
+    train_state.folder.sync()
+    train_state.folder.checkpoints.save(train_state.checkpoint_state(), best=False)
+    train_state.folder.checkpoints.wait()
+    by = stop.by or signal.SIGTERM
+    raise StoppedError(
+        f"asked to end ({by.name}) after step {train_state.progress.step}; the same command continues from there "
+        f"({train_state.folder.path})",
+        exit_code=128 + by,
+    )
+
+
+class Meter:
+    """Average what steps log, and measure throughput and time spent waiting for data.
+
+    Values stay on the device until a row is written, because each transfer would stop the host until the device is
+    done.
+    """
+
+    def __init__(self, train_state: TrainState) -> None:
+        """Start counting with the step that comes next."""
+        self.train_state = train_state
+        self.guard = Guard(train_state.recipe.compute.nonfinite_steps)
+        self.restart()
+
+    def restart(self) -> None:
+        """Drop what was collected and measure time from now; steps that the guard noted stay."""
+        self.sums: Logs = {}
+        self.before: dict[str, Tensor | int] = {}
+        self.steps, self.rows, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
+
+    def timed(self, stream: Iterator[object]) -> Iterator[object]:
+        """Yield the batches of a stream and add up the time until each arrives."""
+        while True:
+            start = time.perf_counter()
+            raw = next(stream, None)
+            self.waited += time.perf_counter() - start
+            if raw is None:
+                return
+            yield raw
+
+    def add(self, result: StepResult) -> None:
+        """Take in the step at `progress.step`; the logs of a step that was left out enter no mean."""
+        self.guard.note(self.train_state.progress.step, result)
+        values = result.logs | {f"gradient_norm_{name}": norm for name, norm in result.norms.items()}
+        values["counted"] = torch.ones((), device=result.bad.device)
+        self.steps += 1
+        self.rows += self.train_state.task.loader.rows_at(self.train_state.progress.step)
+        counted = self.sums.get("counted", 0)
+        for name, value in values.items():
+            kept = torch.where(result.bad, 0.0, value)
+            # Losses on unlabeled patches begin after a supervised start: each mean is over the steps that had it.
+            self.before.setdefault(name, counted)
+            self.sums[name] = self.sums[name] + kept if name in self.sums else kept
+
+    def write(self) -> None:
+        """Append a row of means over steps and ranks to the run's metrics, and start the next row.
+
+        Raises:
+            RunError: Gradients were not finite in more steps than the recipe allows.
+        """
+        self.write_bad_steps()
+        counted = self.sums.pop("counted", None)
+        names = sorted(self.sums)
+        if counted is None or counted == 0:
+            return
+        steps = [torch.as_tensor(counted - self.before[name]).clamp_min(1) for name in names]
+        table = torch.stack([self.sums[name].float() / own for name, own in zip(names, steps, strict=True)])
+        means = dict(zip(names, (sum_over_ranks(table) / world_size()).tolist(), strict=True))
+        # A ratio of means over all patches; the mean of ratios would weigh steps with few pseudo-labels as much.
+        for name, among in (("pseudo_precision", "pseudo_claimed"), ("pseudo_recall", "pseudo_actual")):
+            if means.get(among):
+                means[name] = means["pseudo_right"] / means[among]
+        elapsed = time.perf_counter() - self.since
+        row = means | {"images_per_s": self.rows / elapsed, "seconds_per_step": elapsed / self.steps}
+        row["data_wait"] = self.waited / elapsed
+        row["learning_rate"] = self.train_state.optimizer.param_groups[0]["lr"]
+        row |= peak_memory(self.train_state.task.device)
+        self.train_state.journal.append("train", self.train_state.progress.step, row)
+        self.restart()
+
+    def write_bad_steps(self) -> None:
+        """Write the steps left out since the last call, with the patches of all ranks, to `nonfinite.jsonl`.
+
+        Raises:
+            RunError: Gradients were not finite in more steps than the recipe allows.
+        """
+        state, found = self.train_state, self.guard.bad_steps()
+        state.progress.left_out += len(found)
+        if state.journal.writes:
+            for bad in found:
+                rows = state.task.loader.global_rows(bad["step"])
+                state.journal.note(NONFINITE_FILE, {**bad, "rows": rows})
+        if found:
+            where = str(state.folder.path / NONFINITE_FILE)
+            self.guard.stop_if_too_many(state.progress.left_out, where, found[-1])
+
+
+class Guard:
+    """Collect which steps had gradients that are not finite, and end the run after too many of them."""
+
+    def __init__(self, allowed: int) -> None:
+        """Allow `allowed` steps of the run to be left out."""
+        self.allowed = allowed
+        self.noted: list[tuple[int, StepResult]] = []
+
+    def note(self, step: int, result: StepResult) -> None:
+        """Keep a step's result; nothing is read from the device yet."""
+        self.noted.append((step, result))
+
+    def bad_steps(self) -> list[BadStep]:
+        """Return the bad steps noted since the last call; reads the device once."""
+        flags = torch.stack([result.bad for _, result in self.noted]).tolist() if self.noted else []
+        found: list[BadStep] = [
+            {"step": step, "losses": {name: float(value) for name, value in result.logs.items()}}
+            for (step, result), bad in zip(self.noted, flags, strict=True)
+            if bad
+        ]
+        self.noted.clear()
+        return found
+
+    def stop_if_too_many(self, left_out: int, where: str, last: BadStep) -> None:
+        """End the run if more of its steps were left out than allowed.
+
+        Args:
+            left_out: Steps left out since the run's first start.
+            where: Path of the file that lists them, for the message.
+            last: The newest of them.
+
+        Raises:
+            RunError: Too many were; names the step, its losses, and what to set.
+        """
+        if left_out > self.allowed:
+            shown = {name: value for name, value in last["losses"].items() if not name.startswith("pseudo")}
+            losses = ", ".join(f"{name} {value:g}" for name, value in shown.items())
+            raise RunError(
+                f"gradients were not finite in {left_out} steps, at last in step {last['step']} ({losses}); "
+                f"{where} has their patches. Lower optimizer.lr, set optimizer.clip=1.0, or use compute.precision=fp32."
+            )

@@ -1,0 +1,79 @@
+"""Make the optimizer, schedule its learning rate and clip gradients."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from stssl.recipes.optimizers import OptimizerConfig, ScheduleConfig
+
+
+def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
+    """Compute the learning rate of a step: linear warmup, then a cosine.
+
+    `decay: fixmatch` follows base * cos(7 pi t / (16 T)) (FixMatch, arXiv:2001.07685), which ends at a fifth of the
+    peak rate; `cosine` ends at 0. T counts the steps after the warmup.
+
+    Args:
+        step: Number of the step about to be taken, from 0.
+        schedule: Schedule of the run.
+        base: Peak rate.
+    """
+    if step < schedule.warmup:
+        return base * step / schedule.warmup
+    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
+    if schedule.decay == "cosine":
+        return base * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return base * max(0.0, math.cos(7 * math.pi / 16 * done))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Divide trainable parameters into two groups: matrices and kernels get weight decay, all others none.
+
+    Biases, normalization weights, tokens and position embeddings are the others. Parameters without gradients are left
+    out.
+    """
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim < 2 or name.endswith(("pos_embed", "token", "absent", "position"))
+        (kept if plain else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Make the recipe's optimizer over a module's trainable parameters, in torch's fused implementation.
+
+    Only fused optimizers can skip a step on the device, which leaving out a step with bad gradients needs.
+    """
+    groups = parameter_groups(module, config.weight_decay)
+    if config.name == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        # torch makes these buffers in the first step and fills them in it; if that step is skipped, they stay unset.
+        for parameter in module.parameters():
+            if config.momentum and parameter.requires_grad:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def clip_gradients(networks: Iterable[tuple[str, nn.Module]], bound: float | None) -> dict[str, torch.Tensor]:
+    """Clip each network's gradient norm on its own, without waiting for the device.
+
+    Args:
+        networks: Name and module of each network.
+        bound: Largest norm; None clips nothing.
+
+    Returns:
+        For each network its scalar norm before clipping.
+    """
+    norms = {}
+    for name, network in networks:
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        norms[name] = nn.utils.get_total_norm(gradients, foreach=True)
+        if bound is not None:
+            nn.utils.clip_grads_with_norm_(network.parameters(), bound, norms[name], foreach=True)
+    return norms

@@ -1,0 +1,284 @@
+"""Describe the JSON files that a run folder holds, and read them back checked.
+
+Each class lists the keys that readers rely on. A file without them, which this program did not write or a disk damaged,
+ends in an error that names the file and the key.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stssl import __version__
+from stssl.base.errors import RunError, shown
+from stssl.base.json_types import JsonMapping, JsonObject, JsonValue
+from stssl.base.textfiles import read_bounded, read_json
+from stssl.base.whole_files import is_there
+
+METRICS_FILE = "metrics.jsonl"
+NONFINITE_FILE = "nonfinite.jsonl"
+ROWS_BYTES = 1 << 30
+"""Largest size of a file of rows in bytes: a hundred million steps fill less."""
+MOST = 2**53
+"""Largest whole number that is exact as a float, as which figures draw it."""
+OLDEST_READABLE = (0, 2)
+"""First release whose run folders and checkpoints this one reads."""
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Score = Annotated[float, Field(ge=-1e300, le=1e300)] | None
+
+MetricsRow = dict[str, Any]
+"""A line of a file of rows: `step`, `kind` (a text), and numbers or None by the metric's name."""
+
+
+class RunFile(BaseModel):
+    """Hold the keys that a file or a part of it must have; other keys are kept unchecked."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RunEnd(TypedDict):
+    """Say how a run ended: steps taken, best validation score, and the step of that score."""
+
+    steps: int
+    best: float | None
+    best_step: int
+
+
+class DoneFile(RunFile):
+    """Check `done.json`, which says how a run ended."""
+
+    steps: Count = 0
+    best: Score = None
+    best_step: Count = 0
+
+
+class StoreMark(RunFile):
+    """Hold the fingerprint that tells a store from others."""
+
+    fingerprint: str
+
+
+class RunStart(RunFile):
+    """Describe one start of a run; the step it started from is only shown, so any value will do."""
+
+    step: JsonValue
+
+
+class RecordFile(RunFile):
+    """Check `record.json`, which says what produced a run. Values of type `JsonValue` are only shown."""
+
+    store: StoreMark
+    starts: list[RunStart] = []
+    parts: JsonObject = {}
+    versions: JsonObject = {}
+    labeled: JsonValue = None
+    seed: JsonValue = None
+    ranks: JsonValue = None
+    commit: JsonValue = None
+
+
+class NetworkScores(RunFile):
+    """Hold the scores of one network, over all classes and of each class."""
+
+    scores: Annotated[dict[str, Score], Field(min_length=1)]
+    per_class: Annotated[dict[str, dict[str, Score]], Field(min_length=1)]
+
+    @property
+    def multilabel(self) -> bool:
+        """Return True if a patch may have several classes."""
+        return "mAP" in self.scores
+
+    @model_validator(mode="after")
+    def _classes_have_what_is_drawn(self) -> "NetworkScores":
+        needed = ("count", "AP" if "mAP" in self.scores else "recall")
+        for name, scores in self.per_class.items():
+            for key in needed:
+                if key not in scores:
+                    raise ValueError(f"per_class.{name} has no {key}")
+        return self
+
+
+class ScoresFile(RunFile):
+    """Check `evaluation/<part>.json`, the scores of a run's networks on a part of its split."""
+
+    patches: Count
+    checkpoint: str
+    step: Count
+    networks: Annotated[dict[str, NetworkScores], Field(min_length=1)]
+    arrays: str | None = None
+
+    @model_validator(mode="after")
+    def _networks_have_the_same_classes(self) -> "ScoresFile":
+        if "student" not in self.networks:
+            raise ValueError("networks has no student")
+        student = self.networks["student"]
+        for name, network in self.networks.items():
+            if list(network.per_class) != list(student.per_class) or ("mAP" in network.scores) != student.multilabel:
+                raise ValueError(f"networks.{name} has other classes or scores than the student")
+        return self
+
+    @property
+    def student(self) -> dict[str, Score]:
+        """Return the scores of the student, which each run has."""
+        return self.networks["student"].scores
+
+
+class ConfirmedCandidate(RunFile):
+    """Hold one candidate's scores over seeds, as a confirmation of a sweep writes them."""
+
+    name: str
+    validation: Annotated[dict[str, list[float]], Field(min_length=1)]
+    test: dict[str, list[float]]
+    failed: Count = 0
+
+
+class TestEvaluation(RunFile):
+    """Hold when the test part was evaluated, and for which runs."""
+
+    time: str
+    runs: list[str]
+
+
+class ConfirmationFile(RunFile):
+    """Check `confirmation.json` of a sweep, the scores of its best candidates with other seeds."""
+
+    seeds: list[Count]
+    candidates: Annotated[list[ConfirmedCandidate], Field(min_length=1)]
+    looks: list[TestEvaluation]
+
+
+class ProbeRow(RunFile):
+    """Hold the test scores of one way of probing an encoder with one number of labels."""
+
+    weights: str
+    method: str
+    labels: str
+    labeled: Count
+    test: dict[str, Score]
+
+
+class ProbeFile(RunFile):
+    """Check `probe/<weights>-s<seed>.json`, the rows of all probes of one encoder and seed."""
+
+    rows: list[ProbeRow]
+
+
+K = TypeVar("K", bound=RunFile)
+
+
+def read_run_file(kind: type[K], path: Path, advice: str) -> tuple[K, dict[str, Any]]:
+    """Read a JSON file of a run and check it.
+
+    Args:
+        kind: Class that lists the file's keys.
+        path: Path of the file.
+        advice: Sentence at the end of errors that says what to do.
+
+    Returns:
+        The checked keys, and the whole file as plain values.
+
+    Raises:
+        RunError: The file cannot be read, is cut off, or lacks a key; names the file and the key.
+    """
+    tree: dict[str, Any] = read_json(path, error=RunError, advice=advice)
+    return check_run_file(kind, tree, path, advice), tree
+
+
+def check_run_file(kind: type[K], tree: JsonMapping, path: Path, advice: str) -> K:
+    """Check plain values that were read from a file of a run.
+
+    Args:
+        kind: Class that lists the file's keys.
+        tree: Values of the file.
+        path: Path of the file, for messages.
+        advice: Sentence at the end of errors that says what to do.
+
+    Raises:
+        RunError: A key is missing or has a wrong value; names the file and the key.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = shown(".".join(str(part) for part in problem["loc"]) or "the file")
+        raise RunError(f"{path} is damaged: {key}: {shown(problem['msg'])}. {advice}") from None
+
+
+class Rows(NamedTuple):
+    """Hold the rows of a file, and how many of its lines are damaged and left out."""
+
+    rows: list[MetricsRow]
+    damaged: int
+
+
+def read_rows(path: Path, numbers: bool) -> Rows:
+    """Read a file with one JSON object a line; a missing file has no rows.
+
+    A line is damaged if it is no object with a step. A kill or power loss cuts the last line off.
+
+    Args:
+        path: Path of the file.
+        numbers: True to leave values other than numbers and None out of rows, but for `kind`; then a line whose `kind`
+            is no text is damaged, too.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
+    if not is_there(path):
+        return Rows([], 0)
+    data = read_bounded(path, ROWS_BYTES, RunError, "Remove it: the run continues without its earlier rows.")
+    found: list[MetricsRow] = []
+    damaged = 0
+    for line in data.split(b"\n"):
+        if line.strip():
+            row = _row(line)
+            if row is None or (numbers and not isinstance(row.setdefault("kind", ""), str)):
+                damaged += 1
+            else:
+                metrics = {name: value for name, value in row.items() if _is_metric(name, value)}
+                found.append(metrics if numbers else row)
+    return Rows(found, damaged)
+
+
+def _row(line: bytes) -> MetricsRow | None:
+    """Return a line's JSON object, or None if the line is not one or has no step."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or JSON nested too deep
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if isinstance(step, int) and not isinstance(step, bool) and 0 <= step <= MOST else None
+
+
+def _is_metric(name: str, value: object) -> bool:
+    """Return True for the text `kind`, None, and finite numbers that a figure can draw."""
+    if name == "kind" or value is None:
+        return True
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (math.isfinite(value) and abs(value) <= 1e300 if isinstance(value, float) else abs(value) <= MOST)
+    )
+
+
+def version_problem(what: str, version: object) -> str | None:
+    """Return an error message if an earlier release wrote a run folder or checkpoint that this one cannot read.
+
+    Args:
+        what: The folder or file as the message names it.
+        version: Version of stssl that wrote it; anything but a version is taken for a readable one.
+
+    Returns:
+        Which version wrote it and what to do; None if this release can read it.
+    """
+    parts = version.split(".")[:2] if isinstance(version, str) else []
+    if len(parts) < 2 or not all(part.isdecimal() for part in parts):
+        return None
+    if (int(parts[0]), int(parts[1])) >= OLDEST_READABLE:
+        return None
+    return (
+        f"{what} was written by stssl {shown(version, 20)}, and stssl {__version__} cannot read it. Train again under "
+        f"another name (name=...), or install stssl {shown(version, 20)} to use it"
+    )

@@ -1,0 +1,318 @@
+"""Own the folder of one run: create it, refuse other runs, write and read its files."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stssl import __version__
+from stssl.base.config import Tree, differing_keys, validate
+from stssl.base.errors import RunError
+from stssl.base.json_types import JsonMapping, JsonObject
+from stssl.base.logs import LOG
+from stssl.base.textfiles import read_bounded
+from stssl.base.whole_files import append_line, is_there, sync, write_whole
+from stssl.base.yaml_text import FILE_BYTES, parse_yaml
+from stssl.recipes.build import without_weights
+from stssl.recipes.pretraining import kind_of
+from stssl.recipes.recipe import R, RunRecipe, identity_of
+from stssl.scoring.evaluation import without_nan
+from stssl.store.store import Store
+from stssl.training.checkpoints import Checkpoints
+from stssl.training.run_files import (
+    METRICS_FILE,
+    NONFINITE_FILE,
+    DoneFile,
+    MetricsRow,
+    RecordFile,
+    Rows,
+    RunEnd,
+    read_rows,
+    read_run_file,
+    version_problem,
+)
+
+PACKAGES = ("torch", "timm", "ray", "zarr", "numpy")
+"""Packages whose versions a run's record names, besides stssl's own."""
+
+
+class RunFolder:
+    """Own the files of one run.
+
+    A run that was started has `recipe.yaml`; a training run adds `record.json`, `labels.json`, `metrics.jsonl` and
+    `checkpoints/`, its end `done.json`, and an evaluation `evaluation/`.
+
+    Attributes:
+        path: Path of the folder.
+        checkpoints: Checkpoints in it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Use the folder `path`, which need not exist yet; nothing is created."""
+        self.path = Path(path)
+        self.checkpoints = Checkpoints(self.path / "checkpoints")
+
+    @classmethod
+    def of(cls, recipe: RunRecipe) -> "RunFolder":
+        """Return the folder of a recipe's run, `<launch.storage>/<name>`; loading the recipe made it absolute."""
+        return cls(Path(recipe.launch.storage) / recipe.name)
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """Return the folder of a run that was started.
+
+        Raises:
+            RunError: The folder is not a run's: it has no `recipe.yaml`.
+        """
+        folder = cls(Path(path).absolute())
+        if not (folder.path / "recipe.yaml").exists():
+            raise RunError(f"{path} is not a run: it has no recipe.yaml. Give the folder that `stssl train` printed.")
+        return folder
+
+    def recipe(self) -> RunRecipe:
+        """Read the resolved recipe that the run was started with.
+
+        Raises:
+            ConfigError: A key is unknown or has a wrong value.
+            RunError: The file cannot be read, or an earlier release wrote it.
+        """
+        tree = self._tree()
+        return validate(kind_of(tree), tree, str(self.path / "recipe.yaml"))
+
+    def recipe_as(self, kind: type[R]) -> R:
+        """Read the recipe as one of class `kind`.
+
+        Raises:
+            ConfigError: A key is unknown or has a wrong value.
+            RunError: The recipe is of another kind of run, cannot be read, or an earlier release wrote it.
+        """
+        recipe = self.recipe()
+        if not isinstance(recipe, kind):
+            raise RunError(f"{self.path} is {recipe.what}, not {kind.what}. `{recipe.scored_by}` scores it.")
+        return recipe
+
+    def _tree(self) -> Tree:
+        """Read `recipe.yaml` as plain values.
+
+        Raises:
+            RunError: The file cannot be read or holds no recipe, or an earlier release wrote it.
+        """
+        path, text = self.path / "recipe.yaml", self.recipe_text()
+        tree = parse_yaml(text, str(path))
+        if not isinstance(tree, dict):
+            raise RunError(f"{path} is {'no recipe' if text.strip() else 'empty'}. {self._advice}")
+        # Only 0.1 wrote this key. A run that was killed before its record was written has no other mark of its version.
+        first = "0.1" if "neighbours" in tree else None
+        if problem := version_problem(f"the run {self.path}", self._written_by() or first):
+            raise RunError(f"{problem}.")
+        return tree
+
+    def _written_by(self) -> str | None:
+        """Return the version of stssl that last started the run; None if the record does not tell."""
+        try:
+            record = self.read_record()[0]
+        except RunError:  # a damaged record is reported by those who need it
+            return None
+        version = record.versions.get("stssl") if record else None
+        return version if isinstance(version, str) else None
+
+    def recipe_text(self) -> str:
+        """Return the text of `recipe.yaml`.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        path = self.path / "recipe.yaml"
+        try:
+            return read_bounded(path, FILE_BYTES, RunError, self._advice).decode()
+        except UnicodeDecodeError:
+            raise RunError(f"{path} is damaged: it is not UTF-8 text. {self._advice}") from None
+
+    @property
+    def _advice(self) -> str:
+        return f"Put the run's recipe back, or delete {self.path} to start the run again."
+
+    def refuse_others(self, recipe: RunRecipe) -> bool:
+        """Refuse to continue a run of another recipe.
+
+        Returns:
+            True if a run of this recipe was started here; False if none was.
+
+        Raises:
+            RunError: Another recipe (then its differing keys are listed) or an earlier release ran under this name.
+        """
+        started = is_there(self.path / "recipe.yaml")
+        if started:
+            # Plain values are compared: the file may have keys that this version does not know.
+            keys = differing_keys(identity_of(self._tree()), recipe.identity())
+            if keys:
+                raise RunError(
+                    f"{self.path} holds a run of another recipe; it differs in {', '.join(keys)}. "
+                    "Give this run another name (name=...), or delete that folder."
+                )
+        return started
+
+    def claim(self, recipe: RunRecipe) -> None:
+        """Write `recipe.yaml`, so that the folder belongs to this recipe; does nothing if it does already.
+
+        Call it in one process, after `check_run`, so that a recipe that cannot run takes no name.
+
+        Raises:
+            RunError: Another recipe (then its differing keys are listed) or an earlier release ran under this name.
+        """
+        if not self.refuse_others(recipe):
+            write_text(self.path / "recipe.yaml", recipe.yaml())
+
+    def recipe_to_build(self, recipe: R) -> R:
+        """Return the recipe to build networks from.
+
+        On resume the initial weights are skipped: the checkpoint overwrites them, and their file may be gone.
+        """
+        return without_weights(recipe) if self.checkpoints.exist() else recipe
+
+    def finished(self) -> RunEnd | None:
+        """Read how the run ended; None while it has not.
+
+        Raises:
+            RunError: `done.json` is damaged.
+        """
+        path = self.path / "done.json"
+        if not is_there(path):
+            return None
+        done = read_run_file(DoneFile, path, "Remove it: the same command finishes the run again then.")[0]
+        return {"steps": done.steps, "best": done.best, "best_step": done.best_step}
+
+    def finish(self, end: RunEnd) -> None:
+        """Write `done.json`, which marks the run as ended."""
+        write_text(self.path / "done.json", json.dumps(without_nan(end), indent=1))
+
+    def write_record(
+        self, recipe: RunRecipe, data: JsonObject, labels: JsonMapping | None, *, world: int, step: int
+    ) -> None:
+        """Write what produces the run to `record.json`, with each of its starts, and the drawn labels.
+
+        Args:
+            recipe: Recipe of the run.
+            data: Description of the data: store, sizes of the parts.
+            labels: Contents of `labels.json`; None if the run uses no labels.
+            world: Number of ranks.
+            step: Step that this start continues from.
+        """
+        if labels is not None:
+            write_text(self.path / "labels.json", json.dumps(labels))
+        starts = self.read_record()[1].get("starts", [])
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        record: dict[str, object] = {
+            "recipe_hash": recipe.hash(),
+            "seed": recipe.seed,
+            **data,
+            "ranks": world,
+            "starts": [*starts, {"at": now, "step": step, "ranks": world}],
+            "versions": {"stssl": __version__}
+            | {name: _version(name) for name in PACKAGES}
+            | {"python": platform.python_version()},
+            "commit": _commit(),
+        }
+        write_text(self.path / "record.json", json.dumps(record, indent=1))
+
+    def read_record(self) -> tuple[RecordFile | None, dict[str, Any]]:
+        """Read `record.json`: its checked keys, and all of it. Before the first start these are None and empty.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        path = self.path / "record.json"
+        if not is_there(path):
+            return None, {}
+        return read_run_file(RecordFile, path, "Put it back, or remove it: the next start of the run writes it again.")
+
+    def require_store(self, store: Store) -> None:
+        """Check that a store has the patches and labels that the run was started on.
+
+        Raises:
+            RunError: It has others.
+        """
+        record = self.read_record()[0]
+        if record is not None and record.store.fingerprint != store.fingerprint:
+            raise RunError(
+                f"{store.path} has other patches or labels than when {self.path} was trained on it. "
+                "Give back that store, or train under another name (name=...)."
+            )
+
+    def rows(self, file: str = METRICS_FILE) -> Iterator[MetricsRow]:
+        """Yield the rows of `metrics.jsonl`, or of another file of rows, in order; damaged lines are left out.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        yield from self.read_rows(file).rows
+
+    def read_rows(self, file: str = METRICS_FILE) -> Rows:
+        """Read the rows of such a file in order, and count its damaged lines.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        return read_rows(self.path / file, numbers=file == METRICS_FILE)
+
+    def drop_rows_after(self, step: int) -> None:
+        """Drop rows that a run resumed after `step` steps will write again, and damaged lines, with a warning.
+
+        Raises:
+            RunError: A file cannot be read or written.
+        """
+        for name in (METRICS_FILE, NONFINITE_FILE):
+            if name == METRICS_FILE or is_there(self.path / name):
+                # A row of metrics has the number of steps taken, a bad step its own number, which is one less.
+                last = step if name == METRICS_FILE else step - 1
+                rows, damaged = self.read_rows(name)
+                if damaged:
+                    LOG.warning("%s: %d damaged lines are left out", self.path / name, damaged)
+                kept = [json.dumps(row) for row in rows if row["step"] <= last]
+                write_text(self.path / name, "".join(f"{line}\n" for line in kept))
+
+    def append(self, row: Mapping[str, object], file: str = METRICS_FILE) -> None:
+        """Add a row to a file of rows: all of it, or nothing.
+
+        Raises:
+            RunError: The file cannot be written.
+        """
+        append_line(self.path / file, json.dumps(without_nan(row)))
+
+    def sync(self) -> None:
+        """Write metrics through to the disk, so that a checkpoint never outlives the metrics of its step.
+
+        Raises:
+            RunError: The disk did not take them.
+        """
+        sync(self.path / METRICS_FILE)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one piece, so that no reader sees half of it; an older file is replaced.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    write_whole(path, text)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str | None:
+    """Return the git commit of the checkout that this package runs from; None if it is no checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,261 @@
+"""Hold everything that one rank trains with: build it from a recipe, resume it from a checkpoint; knows no Ray.
+
+A run in Python: `train_state = open_train_state(recipe, device)`, `train_state.resume()`, `end = train(train_state,
+report)`, `train_state.finish(end)`. `launch.run` does this, on Ray if the recipe says so.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stssl import __version__
+from stssl.base.batch import Progress
+from stssl.base.distributed import rank, world_size
+from stssl.base.errors import RunError
+from stssl.models.ema import KeptStatistics
+from stssl.recipes.pretraining import PretrainRecipe
+from stssl.recipes.recipe import Recipe, RunRecipe
+from stssl.training.checkpoints import (
+    CheckpointState,
+    UnusableError,
+    does_not_fit,
+    no_usable_checkpoint,
+    read_state,
+    require_state,
+    write_state,
+)
+from stssl.training.contrastive_task import ContrastiveTask
+from stssl.training.journal import Journal
+from stssl.training.optim import make_optimizer
+from stssl.training.run_files import RunEnd
+from stssl.training.run_folder import RunFolder
+from stssl.training.runtime import compile_blocks, keep_memory
+from stssl.training.task import AnyTask
+from stssl.training.teacher_student_task import TeacherStudentTask
+
+TASKS: dict[type[RunRecipe], type[AnyTask]] = {Recipe: TeacherStudentTask, PretrainRecipe: ContrastiveTask}
+"""The task of each kind of recipe; a new kind of run adds its line here."""
+BUCKET_MB = 100
+"""Size in MB of the buckets in which DDP sums gradients over ranks: few large ones for networks of any size."""
+
+
+@dataclass
+class RunProgress:
+    """Track how far a run is, and its best validation score so far.
+
+    Attributes:
+        step: Number of steps taken.
+        best: Best score; None if nothing was scored yet.
+        best_step: Steps taken at that score.
+        left_out: Steps left out because their gradients were not finite.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    left_out: int = 0
+
+    def better(self, score: float | None) -> bool:
+        """Take in a validation score; returns True if it is the best so far.
+
+        Args:
+            score: NaN if predictions were not finite, which is never the best; None if nothing can be scored, so that
+                the newest checkpoint is the best.
+        """
+        if score is not None and math.isnan(score):
+            return False
+        if self.best is not None and (score is None or score <= self.best):
+            return False
+        self.best, self.best_step = score, self.step
+        return True
+
+    def exhausted(self, patience: int | None) -> bool:
+        """Return True if `patience` steps or more passed since the best score; None is endless patience."""
+        return patience is not None and self.step - self.best_step >= patience
+
+
+@dataclass
+class TrainState:
+    """Hold one rank's parts of a run.
+
+    Attributes:
+        recipe: Recipe of the run.
+        folder: Folder of the run.
+        journal: Writer of metrics; does nothing before `resume`.
+        task: Data, networks and scores of the recipe's kind.
+        model: The task's step, wrapped in DDP if there are several ranks.
+        optimizer: Optimizer of the networks.
+        progress: Steps taken and best score.
+        statistics: BatchNorm statistics, saved before each step and restored after a bad one.
+    """
+
+    recipe: RunRecipe
+    folder: RunFolder
+    journal: Journal
+    task: AnyTask
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    progress: RunProgress
+    statistics: KeptStatistics
+
+    @property
+    def next_step(self) -> Progress:
+        """Return the step about to be taken."""
+        return Progress(self.progress.step, self.recipe.schedule.steps)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return a context in which networks compute with the recipe's precision."""
+        if self.recipe.compute.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.task.device.type, torch.bfloat16)
+
+    def synchronized(self, last: bool) -> AbstractContextManager[None]:
+        """Return a context in which ranks sum their gradients, for the last micro-batch of a step only."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def checkpoint_state(self) -> CheckpointState:
+        """Collect what exact resume needs: networks, averages, algorithm buffers, optimizer, progress."""
+        # No random generator's state: each step seeds its own, and orders of patches follow from seed and step.
+        return {
+            "recipe": self.recipe.hash(),
+            "written_by": __version__,
+            "progress": asdict(self.progress),
+            "step": self.task.step.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def resume(self) -> list[str]:
+        """Take the run's folder and continue from its newest usable checkpoint; without any, start at step 0.
+
+        Rank 0 writes `recipe.yaml` and `record.json`, and writes metrics from now on.
+
+        Returns:
+            A sentence on each newer or lost checkpoint that could not be used.
+
+        Raises:
+            RunError: The folder holds a run of another recipe or release, no checkpoint can be used, or the store has
+                other patches than when the run was started.
+        """
+        if rank() == 0:
+            self.folder.claim(self.recipe)
+        problems: list[str] = []
+        for path, found in self.folder.checkpoints.newest(self.recipe.hash()):
+            try:
+                self._load(path, found)
+            except UnusableError as error:
+                problems.append(str(error))
+            else:
+                problems = [f"{problem}; continuing from the one before" for problem in problems]
+                problems += self._check_best()
+                break
+        else:
+            if problems:
+                raise no_usable_checkpoint(problems, self.folder.path)
+        self.journal = Journal(self.folder, self.recipe, writes=rank() == 0, step=self.progress.step)
+        if rank() == 0:
+            about, step = self.task.about(), self.progress.step
+            self.folder.write_record(self.recipe, about, self.task.labels(), world=world_size(), step=step)
+        return problems
+
+    def _load(self, path: Path, found: CheckpointState | UnusableError) -> None:
+        """Load a checkpoint into networks, optimizer and progress.
+
+        Raises:
+            RunError: The store has other patches than when the run was started.
+            UnusableError: The checkpoint is damaged or does not fit; the state may be half loaded then.
+        """
+        if isinstance(found, UnusableError):
+            raise found
+        self.folder.require_store(self.task.data.store)
+        try:
+            self.task.step.load_state_dict(found["step"])
+            self.optimizer.load_state_dict(found["optimizer"])
+            self.progress = RunProgress(**found["progress"])
+        except torch.OutOfMemoryError:  # a RuntimeError, too; the checkpoint is not to blame
+            raise
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise does_not_fit(path, found, error) from None
+        if rank() == 0:
+            self.folder.checkpoints.mend(found, best=self.progress.best_step == self.progress.step)
+
+    def _check_best(self) -> list[str]:
+        """Write a lost best checkpoint again if another is the same; else forget its score, to choose a new one.
+
+        Returns:
+            What is wrong with `best`, as a list of one sentence; empty if nothing is.
+        """
+        progress, checkpoints, recipe = self.progress, self.folder.checkpoints, self.recipe.hash()
+        path = checkpoints.path("best")
+        if progress.best_step in (0, progress.step):
+            return []
+        try:
+            require_state(read_state(path), path, recipe)
+        except UnusableError as error:
+            same, state = checkpoints.same_as_best(recipe)
+            if state is not None:
+                if rank() == 0:
+                    write_state(state, path)
+                return [f"{error}; written again, since {checkpoints.path(same)} is the same checkpoint"]
+            if progress.step < self.recipe.schedule.steps:
+                progress.best, progress.best_step = None, 0
+                return [f"{error}; the best checkpoint is chosen anew among those from step {progress.step} on"]
+            # A run at its last step validates no more; the export will say that its best weights are lost.
+        return []
+
+    def finish(self, end: RunEnd) -> None:
+        """Export the weights that users take and mark the run as finished; rank 0 alone calls this, after `train`.
+
+        Raises:
+            RunError: No validation had finite predictions, or a file cannot be written.
+        """
+        if not self.progress.best_step:
+            raise RunError(
+                f"no validation of {self.folder.path} had finite predictions, so there is no best checkpoint. Lower "
+                "optimizer.lr, set optimizer.clip=1.0, or use compute.precision=fp32, under another name (name=...)."
+            )
+        self.task.export(self.folder.checkpoints)
+        self.folder.finish(end)
+
+
+def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
+    """Build one rank's parts of a run at step 0; nothing is written. Call `resume` before `train`.
+
+    Raises:
+        ConfigError: The recipe asks for something that the store or the networks cannot give.
+        DataError: The store cannot be read.
+    """
+    if recipe.compute.threads is not None:
+        torch.set_num_threads(recipe.compute.threads)
+    keep_memory()
+    folder = RunFolder.of(recipe)
+    task = TASKS[type(recipe)](folder.recipe_to_build(recipe), device)
+    if recipe.compute.compile:
+        for backbone in task.step.backbones():
+            compile_blocks(backbone)
+    return TrainState(
+        recipe=recipe,
+        folder=folder,
+        journal=Journal(folder, recipe, writes=False, step=0),
+        task=task,
+        model=_shared(task.step),
+        optimizer=make_optimizer(task.step.networks, recipe.optimizer),
+        progress=RunProgress(),
+        statistics=KeptStatistics(task.step),
+    )
+
+
+def _shared(step: nn.Module) -> nn.Module:
+    """Wrap the step in DDP if there are several ranks."""
+    if world_size() == 1:
+        return step
+    # Buffers are not broadcast: they are updated from rows of all ranks, so that each rank has the same ones already.
+    return DistributedDataParallel(
+        step, forward_sync_buffers=False, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
+    )

@@ -1,0 +1,133 @@
+"""Define tasks: what the loop trains. Each kind of recipe has one, which turns patches into batches and scores them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+
+from stssl.base.batch import Progress
+from stssl.base.json_types import JsonObject
+from stssl.recipes.recipe import R
+from stssl.recipes.run_data import PixelData
+from stssl.steps.base import TrainingStep
+from stssl.training.checkpoints import Checkpoints
+
+Loaded = TypeVar("Loaded")
+"""What a loader delivers: stored pixels in host memory."""
+Raw_co = TypeVar("Raw_co", covariant=True)
+Made = TypeVar("Made")
+"""What a step takes: normalized views on the device."""
+
+
+class BatchLoader(Protocol[Raw_co]):
+    """Deliver this rank's rows of the global batches.
+
+    Attributes:
+        ranks: This rank and the number of ranks.
+    """
+
+    ranks: tuple[int, int]
+
+    def batches(self, start: int, stop: int) -> Iterator[Raw_co]:
+        """Yield the rows of the steps `start`..`stop`-1, in order."""
+        ...
+
+    def rows_at(self, step: int) -> int:
+        """Count the patches that all ranks together read in a step."""
+        ...
+
+    def global_rows(self, step: int) -> dict[str, list[int]]:
+        """List the store rows that all ranks together read in a step, by the name of their stream."""
+        ...
+
+
+class Validation(NamedTuple):
+    """Hold the scores of a validation, and the one that chooses the best checkpoint.
+
+    Attributes:
+        scores: Value of each score by name.
+        score: The score that chooses; higher is better. NaN if predictions are not finite, so that the checkpoint is
+            never the best; None if nothing can be scored, so that the newest checkpoint is the best.
+    """
+
+    scores: dict[str, float]
+    score: float | None
+
+
+class Task(ABC, Generic[R, Loaded, Made]):
+    """Own one rank's parts of a run that depend on the kind of its recipe.
+
+    Attributes:
+        recipe: Recipe of the run.
+        step: Networks and everything else that is trained.
+        loader: Loader of this rank's part of the global batches.
+        device: Device of the networks.
+        data: Open store, its split, and the reader of pixels.
+    """
+
+    recipe: R
+    step: TrainingStep
+    loader: BatchLoader[Loaded]
+    device: torch.device
+    data: PixelData
+
+    @abstractmethod
+    def __init__(self, recipe: R, device: torch.device) -> None:
+        """Open the data and build networks and loader.
+
+        Raises:
+            ConfigError: The recipe asks for something that the store or the networks cannot give.
+            DataError: The store cannot be read.
+        """
+
+    @classmethod
+    @abstractmethod
+    def check(cls, recipe: R) -> None:
+        """Check before a run starts that its data and networks can be what the recipe says; trains nothing.
+
+        Raises:
+            ConfigError: They cannot; says what would fit.
+            DataError: The store cannot be read, or a class has no label.
+        """
+
+    @property
+    def rows(self) -> int:
+        """Return the number of patches in the last step's global batch; it uses each view that any step uses."""
+        return self.loader.rows_at(self.recipe.schedule.steps - 1)
+
+    @abstractmethod
+    def batch(self, raw: Loaded) -> Made:
+        """Turn rows from the loader into normalized views on the device."""
+
+    def micro_batches(self, batch: Made, progress: Progress) -> list[tuple[object, ...]]:
+        """Return the arguments of `step` for each micro-batch; by default one micro-batch holds all rows."""
+        return [(batch, progress)]
+
+    @abstractmethod
+    def validate(self, progress: Progress) -> Validation:
+        """Score the validation part; all ranks call this together.
+
+        Args:
+            progress: The step that was taken last.
+        """
+
+    def view_count(self, step: int) -> int:
+        """Count the kinds of views that a step uses; the count never falls from one step to the next."""
+        return 1
+
+    @abstractmethod
+    def export(self, checkpoints: Checkpoints) -> None:
+        """Write the weights that users take from the finished run."""
+
+    @abstractmethod
+    def about(self) -> JsonObject:
+        """Describe the data for the run's record."""
+
+    def labels(self) -> JsonObject | None:
+        """List the patches that kept their label, for `labels.json`; None if the run uses no labels."""
+        return None
+
+
+AnyTask = Task[Any, Any, Any]
+"""A task of any kind. The loop hands batches from a task only back to that task, so it need not know their types."""

@@ -1,0 +1,146 @@
+"""Train a teacher-student run: the task of a `Recipe`."""
+
+from collections.abc import Iterator
+from math import isnan
+
+import torch
+from torch import Tensor
+
+from stssl.base.batch import Batch, Progress, View
+from stssl.base.distributed import rank, world_size
+from stssl.base.json_types import JsonObject
+from stssl.data.views import PixelScaler, RawBatch, ViewMaker
+from stssl.models.ema import average_batchnorm
+from stssl.models.layout import placed
+from stssl.recipes.build import build_loader, build_pixels, build_step, check_recipe
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.run_data import RunData, open_data
+from stssl.scoring.evaluation import Evaluation, evaluate
+from stssl.scoring.metrics import diverged, headline
+from stssl.steps.teacher_student import TeacherStudentStep
+from stssl.training.checkpoints import Checkpoints, export_weights
+from stssl.training.task import Task, Validation
+
+STUDENT = "averages.student.network."
+
+
+class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
+    """Train on a labeled and an unlabeled stream, with a student, averages and, if the recipe has one, a teacher."""
+
+    step: TeacherStudentStep
+    data: RunData
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        """Open the data and build networks and loader; see `Task`."""
+        self.recipe, self.device = recipe, device
+        self.data = open_data(recipe, device)
+        self.step = build_step(recipe, self.data)
+        memory = placed(self.step, device)
+        self.views = ViewMaker(build_pixels(recipe.data, recipe.model.image_size, self.data, memory)).to(device)
+        self.loader = build_loader(recipe, self.data, self._views_at, rank(), world_size())
+
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Check that data and networks can be what the recipe says; see `Task`."""
+        check_recipe(recipe)
+
+    def _views_at(self, step: int) -> frozenset[View]:
+        return self.step.views_at(Progress(step, self.recipe.schedule.steps))
+
+    def batch(self, raw: RawBatch) -> Batch:
+        """Make the views that the step uses, whose random choices the loader drew."""
+        made: Batch = self.views(raw)
+        return made
+
+    def micro_batches(self, batch: Batch, progress: Progress) -> list[tuple[object, ...]]:
+        """Divide the batch into micro-batches if the recipe asks for them.
+
+        Each comes with its part of the pseudo-labels, which the algorithm makes from the whole global batch.
+        """
+        micro, most = self.recipe.batch.micro, -(-self.recipe.batch.labeled // world_size())
+        # The largest rank decides for all: planning exchanges rows, and ranks that do not take part would hang others.
+        if micro is None or most <= micro:
+            return [(batch, progress)]
+        parts = max(1, -(-len(batch.labels) // micro))
+        plans = self.step.plan(batch, progress, parts)
+        return [(small, progress, plan) for small, plan in zip(batch.split(parts), plans, strict=True)]
+
+    def view_count(self, step: int) -> int:
+        """Count the views that a step uses: fewer in a supervised start than after it."""
+        return len(self._views_at(step))
+
+    def validate(self, progress: Progress) -> Validation:
+        """Score the averaged student on the validation part, after a new estimate of its BatchNorm statistics.
+
+        Args:
+            progress: The step that was taken last.
+        """
+        average_batchnorm(self.step)
+        scores = self.evaluate_student("validation", progress).scores
+        score = scores[headline(self.data.space)]
+        # NaN without divergence means that no class has a positive in this part, so that nothing tells good from bad.
+        return Validation(scores, None if isnan(score) and not diverged(scores) else score)
+
+    def evaluate_student(self, part: str, progress: Progress) -> Evaluation:
+        """Score the averaged student on one part of the split.
+
+        Args:
+            part: `train`, `validation` or `test`.
+            progress: The step that was taken last.
+        """
+        options, pixels = self.recipe.evaluation, self.views.pixels
+        calibrate(self.step, self.recipe, self.data, pixels, progress)
+        predictor = self.step.predictor("student")
+        return evaluate(predictor, self.data, pixels, part, batch=options.batch, limit=options.limit)
+
+    def export(self, checkpoints: Checkpoints) -> None:
+        """Write the best student as `student.safetensors`, the file that users ship.
+
+        Names with `backbone.` are of timm's network; `site.` and others are of layers that inject metadata into it.
+        """
+        export_weights(checkpoints, STUDENT, "student")
+
+    def about(self) -> JsonObject:
+        """Describe the store, the sizes of its parts and the number of labeled patches."""
+        return self.data.about(world_size()) | {"labeled": len(self.data.labeled)}
+
+    def labels(self) -> JsonObject:
+        """List the drawn labels: the rule, store rows, patch names, class frequencies and choice ids."""
+        data = self.data
+        names = data.store.column("patch_id")[data.labeled]
+        return {
+            "rule": self.recipe.labels.model_dump(),
+            "rows": data.labeled.tolist(),
+            "patches": [str(name) for name in names],
+            "prior": [round(float(value), 6) for value in data.space.outputs(data.prior())],
+            "targets": data.targets[data.labeled].tolist(),
+        }
+
+
+def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: PixelScaler, progress: Progress) -> None:
+    """Estimate BatchNorm statistics for averaged weights from training batches, the same on every rank.
+
+    With `evaluation.batchnorm_batches: 0` the averages keep the networks' own running statistics.
+
+    Args:
+        step: Networks and averages.
+        recipe: Recipe of the run.
+        data: Training patches.
+        pixels: Scaler from stored bands to images.
+        progress: The step that the weights took last; in a supervised start batches have labeled patches alone.
+    """
+    if not recipe.evaluation.batchnorm_batches:
+        return
+    # Batches mix views and classes, in micro-batches if there are any, as in training, since that is what the weights
+    # are used to. Neighboring store rows would often share a class, and unaugmented ones alone cost points of accuracy.
+    views = step.views_at(progress) - {View.UNLABELED_WEAK}
+    loader, maker = build_loader(recipe, data, lambda _: views), ViewMaker(pixels)
+    parts = -(-recipe.batch.labeled // (recipe.batch.micro or recipe.batch.labeled))
+
+    def mixed() -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(recipe.evaluation.batchnorm_batches):
+            for batch in maker(loader.load(number)).split(parts):
+                metadata = torch.cat([batch.metadata[view.stream] for view in batch.images])
+                yield torch.cat(list(batch.images.values())), metadata
+
+    step.reestimate_batchnorm(mixed)

@@ -1,0 +1,179 @@
+"""Load the networks of a trained run from a checkpoint, and score them on a part of its split."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stssl import __version__
+from stssl.base.batch import Progress
+from stssl.base.errors import ConfigError, RunError
+from stssl.base.json_types import JsonObject
+from stssl.base.logs import LOG
+from stssl.base.paths import store_given
+from stssl.base.whole_files import is_there
+from stssl.data.views import PixelScaler
+from stssl.models.layout import placed
+from stssl.recipes.build import as_trained, build_pixels, build_step
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.run_data import RunData, open_data
+from stssl.scoring.evaluation import Evaluation, evaluate, save_evaluations
+from stssl.scoring.metrics import diverged
+from stssl.steps.teacher_student import TeacherStudentStep
+from stssl.training.checkpoints import CheckpointState, UnusableError, does_not_fit, read_state, require_state
+from stssl.training.run_folder import RunFolder
+from stssl.training.teacher_student_task import calibrate
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """Hold a run that was trained: its networks as a checkpoint has them, and the data to score them on.
+
+    Attributes:
+        folder: Folder of the run.
+        recipe: Recipe of the run; its store is the one given to `load_run`.
+        data: Open store, split, labels.
+        step: Networks with the checkpoint's weights, in the step that trained them.
+        pixels: Scaler from stored bands to images.
+        steps: Number of steps taken until the checkpoint.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    data: RunData
+    step: TeacherStudentStep
+    pixels: PixelScaler
+    steps: int
+
+    @property
+    def progress(self) -> Progress:
+        """Return the step that the weights took last."""
+        return Progress(self.steps - 1, self.recipe.schedule.steps)
+
+
+def load_run(
+    folder: RunFolder | str | Path,
+    checkpoint: str = "best",
+    device: torch.device | str = "auto",
+    store: str | None = None,
+) -> TrainedRun:
+    """Load a run's recipe, data and trained networks.
+
+    Args:
+        folder: Folder of the run, or its path.
+        checkpoint: `best` or `last`.
+        device: Device of the networks, or one of `cpu`, `cuda` and `auto`.
+        store: Place of the run's store, if it is not where the run was trained.
+
+    Raises:
+        ConfigError: Unknown checkpoint or device.
+        RunError: The folder is no run's or an earlier release's, the checkpoint is missing or damaged, or the store has
+            other patches than when the run was trained.
+    """
+    folder = folder if isinstance(folder, RunFolder) else RunFolder.existing(folder)
+    device = device if isinstance(device, torch.device) else _device(device)
+    if checkpoint not in ("best", "last"):
+        raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
+    path = folder.checkpoints.path(checkpoint)
+    if not is_there(path):
+        if not folder.checkpoints.exist():
+            raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
+        if checkpoint == "best" and never_finite(folder):
+            raise RunError(
+                f"{folder.path} has no best checkpoint: no validation had finite predictions so far. Give --checkpoint "
+                "last to see the last one."
+            )
+    recipe = folder.recipe_as(Recipe)
+    expected = recipe.hash()
+    if store is not None:
+        recipe = recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"store": store_given(store, "--store")})}
+        )
+    data = open_data(recipe)
+    folder.require_store(data.store)
+    state = read_own_state(folder, path, expected)
+    step = build_step(as_trained(recipe), data)
+    # `as_trained` leaves out votes, which only training uses and which are as large as the training part.
+    weights = {name: value for name, value in state["step"].items() if not str(name).startswith("votes.")}
+    try:
+        step.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise does_not_fit(path, state, error) from None
+    memory = placed(step, device)
+    pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
+    return TrainedRun(folder, recipe, data, step, pixels, steps=int(state["progress"]["step"]))
+
+
+def never_finite(folder: RunFolder) -> bool:
+    """Return True if a run has checkpoints, but none had finite predictions, so that there is no best one."""
+    states = [state for _, state in folder.checkpoints.newest() if not isinstance(state, UnusableError)]
+    return bool(states) and not states[0]["progress"].get("best_step")
+
+
+def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "") -> CheckpointState:
+    """Read a checkpoint of a run.
+
+    Args:
+        folder: Folder of the run.
+        path: File of the checkpoint; if the best one is lost, another that is the same is read.
+        recipe: Hash of the run's recipe. A checkpoint of an earlier version may have the hash of that version instead,
+            which the run's record has, too.
+        advice: Sentence on what to do if it cannot be used; by default to evaluate another checkpoint.
+
+    Raises:
+        RunError: The checkpoint is damaged or another run's; says what can be used instead.
+    """
+    best = path == folder.checkpoints.path("best")
+    try:
+        state = folder.checkpoints.best() if best else require_state(read_state(path), path)
+        earlier = folder.read_record()[1].get("recipe_hash") if state.get("written_by") != __version__ else None
+        return require_state(state, path, recipe if state["recipe"] != earlier else None)
+    except UnusableError as error:
+        other = "last" if best else "best"
+        whole = f"Give --checkpoint {other}, or put" if is_there(folder.checkpoints.path(other)) else "Put"
+        raise RunError(f"{error}. {advice or f'{whole} a whole one back.'}") from None
+
+
+def evaluate_run(
+    path: str | Path, part: str, checkpoint: str = "best", device: str = "auto", store: str | None = None
+) -> dict[str, dict[str, float]]:
+    """Score a run's networks on all patches of a part; writes `evaluation/<part>.json` and logits in `<part>.npz`.
+
+    Args:
+        path: Folder of the run.
+        part: `train`, `validation` or `test`.
+        checkpoint: `best` or `last`.
+        device: `cpu`, `cuda` or `auto`.
+        store: Place of the run's store, if it is not where the run was trained.
+
+    Returns:
+        Scores by name of the student (averaged weights), and of the teacher if the run has one.
+
+    Raises:
+        ConfigError: Unknown part, checkpoint or device.
+        DataError: No patch of the part has a known label.
+        RunError: The folder is no run's or an earlier release's, the checkpoint is missing or damaged, or the store has
+            other patches than when the run was trained.
+    """
+    trained = load_run(path, checkpoint, device, store)
+    recipe, data, step, pixels = trained.recipe, trained.data, trained.step, trained.pixels
+    data.split.part(part)  # an unknown part is refused before minutes of calibration
+    calibrate(step, recipe, data, pixels, trained.progress)
+    results: dict[str, Evaluation] = {}
+    for network in ("student", "teacher")[: len(step.networks)]:
+        predictor = step.predictor(network)
+        results[network] = evaluate(predictor, data, pixels, part, batch=recipe.evaluation.batch, limit=None)
+        if diverged(results[network].scores):
+            LOG.warning("the %s's predictions on %s are not finite, so they have no scores", network, part)
+    about: JsonObject = {"checkpoint": checkpoint, "step": trained.steps, "name": recipe.name}
+    about["recipe_hash"] = recipe.hash()
+    save_evaluations(results, data, part, trained.folder.path / "evaluation" / f"{part}.json", about)
+    return {network: result.scores for network, result in results.items()}
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"unknown device '{name}': give cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no GPU that PyTorch can use: give device cpu or auto")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -1,0 +1,104 @@
+"""One, two and four ranks train the same: same samples and views, losses of the first 20 steps within 1e-4."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import on_ranks
+
+from stssl.algorithms import ALGORITHMS
+from stssl.base.config import merge, validate
+from stssl.base.distributed import sum_over_ranks
+from stssl.recipes.recipe import Recipe
+from stssl.training import loop
+from stssl.training.state import open_train_state
+
+STEPS = 20
+
+
+def losses_of(tree):
+    """The global batch's loss of each step, as every rank sees it."""
+    recipe = validate(Recipe, tree, "test")
+    train_state = open_train_state(recipe, torch.device("cpu"))
+    losses = []
+    for raw in train_state.task.loader.batches(0, STEPS):
+        logs = loop.train_step(train_state, raw).logs
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        losses.append(float(sum_over_ranks(logs["loss"])) / world)
+        train_state.progress.step += 1
+    return losses
+
+
+def work(rank, folder, trees, gather):
+    torch.set_num_threads(1)
+    if not gather:
+        from stssl.steps import gathering
+
+        gathering.gather_rows = lambda rows, *_: rows
+    found = {name: losses_of(tree) for name, tree in trees.items()}
+    if rank == 0:
+        (folder / "losses.json").write_text(json.dumps(found))
+
+
+def in_world(world, folder, trees, gather=True):
+    folder.mkdir()
+    on_ranks(world, work, folder, trees, gather)
+    return json.loads((folder / "losses.json").read_text())
+
+
+def difference(one, other):
+    """For each algorithm the largest difference over the steps."""
+    return {name: max(abs(a - b) for a, b in zip(one[name], other[name], strict=True)) for name in one}
+
+
+@pytest.fixture
+def trees(recipe_tree, big_store, tmp_path):
+    """A recipe for each algorithm: multi-label, a network without BatchNorm, no dropout."""
+    base = merge(
+        recipe_tree,
+        {
+            "data": {
+                "store": str(big_store),
+                "labels": "labels_19",
+                "scale": "sigmas",
+                "bands": ["B04", "B03", "B02"],
+            },
+            "labels": {"per_class": None, "fraction": 0.5},
+            "model": {
+                "backbone": "vit_tiny_patch16_224",
+                "backbone_args": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8},
+                "image_size": 16,
+                "injection": {"name": "token"},
+            },
+            "optimizer": {"lr": 0.0005},
+            "schedule": {"steps": STEPS, "warmup": 2, "supervised_start": 2, "evaluate_every": STEPS},
+            "compute": {"threads": 1},
+        },
+    )
+    base["model"]["backbone_args"].pop("channels", None)
+    base["algorithm"] = {}
+    chosen = {name: base | {"algorithm": {"name": name}} for name in ALGORITHMS}
+    chosen["freematch"]["algorithm"]["supervised_steps"] = 2  # of 20, else it would match nothing
+    return chosen
+
+
+def test_ranks_agree_with_one_process(trees, tmp_path):
+    alone = {name: losses_of(tree) for name, tree in trees.items()}
+    for world in (2, 4):
+        worst = difference(in_world(world, tmp_path / f"{world}", trees), alone)
+        assert max(worst.values()) < 1e-4, (world, worst)
+
+
+def test_control_without_the_gather_ranks_train_otherwise(trees, tmp_path):
+    chosen = {name: trees[name] for name in ("cap", "adamatch")}
+    alone = {name: losses_of(tree) for name, tree in chosen.items()}
+    worst = difference(in_world(2, tmp_path / "apart", chosen, gather=False), alone)
+    assert min(worst.values()) > 1e-4, worst
+
+
+def test_ranks_with_different_numbers_of_micro_batches_do_not_wait_for_each_other(trees, tmp_path):
+    """Five labeled rows on two ranks, two at a time: one rank has two micro-batches, the other one."""
+    tree = merge(trees["freematch"], {"batch": {"labeled": 5}})
+    uneven = in_world(2, tmp_path / "uneven", {"uneven": merge(tree, {"batch": {"micro": 2}})})
+    assert difference(uneven, {"uneven": losses_of(tree)})["uneven"] < 1e-4
