@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stssl.api.progress import counting, default_console, run_with_progress
-from stssl.api.run import Run, Scores
+from stssl.api.run import Run, RunScores
 from stssl.base.config import load_tree
 from stssl.base.errors import ConfigError
 from stssl.recipes.catalog import find_recipe, recipe_names
@@ -168,7 +168,7 @@ def evaluate(
     checkpoint: str = "best",
     device: str = "auto",
     store: str | None = None,
-) -> Scores:
+) -> RunScores:
     """Score a run's networks on a part of its split, and write the scores into its folder.
 
     Args:

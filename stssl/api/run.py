@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHECKPOINTS = ("last", "previous", "best")
-Scores = dict[str, dict[str, float]]
-"""Scores by network and name: `scores["student"]["accuracy"]`."""
+RunScores = dict[str, dict[str, float]]
+"""RunScores by network and name: `scores["student"]["accuracy"]`."""
 
 
 class Run:
@@ -89,7 +89,7 @@ class Run:
         names = dict.fromkeys(name for row in rows for name in row)
         return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
 
-    def scores(self, part: str = "test") -> Scores:
+    def scores(self, part: str = "test") -> RunScores:
         """Read the scores of a part that `stssl.evaluate` wrote.
 
         Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 from stssl import __version__
 from stssl.recipes.catalog import recipe_folder, recipe_names
 
-PACKAGES = ("torch", "torchvision", "timm", "ray", "zarr", "numpy", "rasterio", "optuna", "pydantic", "pyarrow")
+SHOWN_PACKAGES = ("torch", "torchvision", "timm", "ray", "zarr", "numpy", "rasterio", "optuna", "pydantic", "pyarrow")
 OPTIONAL = {
     "obstore": "stores on s3://, gs:// and az://: pip install 'stssl[cloud]'",
     "mlflow": "logging.mlflow: pip install 'stssl[mlflow]'",
@@ -28,7 +28,7 @@ def examine() -> Iterator[str]:
     yield f"stssl      {__version__} in {Path(__file__).parents[1]}"
     yield f"python     {platform.python_version()} in {sys.prefix}"
     yield f"system     {platform.platform()}"
-    yield "packages   " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    yield "packages   " + ", ".join(f"{name} {_version(name)}" for name in SHOWN_PACKAGES)
     yield from _hardware()
     yield from _disk()
     yield f"recipes    {len(recipe_names())} in {recipe_folder()}"

@@ -26,7 +26,7 @@ from stssl.training.trained_run import evaluate_run
 
 BASE = "recipe"
 """Name of the base recipe among the candidates."""
-ADVICE = "Delete it: the same `stssl sweep --top N` writes it again."
+CONFIRMATION_ADVICE = "Delete it: the same `stssl sweep --top N` writes it again."
 
 
 class TestLook(TypedDict):
@@ -155,7 +155,7 @@ def confirmed(book: Book) -> Confirmation | None:
     """Read the scores that an earlier start wrote to `confirmation.json`, or return None if there are none."""
     if not is_there(_file(book)):
         return None
-    kept = read_run_file(ConfirmationFile, _file(book), ADVICE)[0]
+    kept = read_run_file(ConfirmationFile, _file(book), CONFIRMATION_ADVICE)[0]
     candidates = [Candidate(one.name, one.validation, one.test, one.failed) for one in kept.candidates]
     return Confirmation(kept.seeds, candidates, [TestLook(time=look.time, runs=look.runs) for look in kept.looks])
 

@@ -14,7 +14,7 @@ DAMAGED = (
     "It is damaged: put a whole copy back, or give this sweep another name (name=...). The runs of its trials are in "
     "their folders as they were."
 )
-ADVICE = {
+STORAGE_ADVICE = {
     "BUSY": f"Another process holds it: wait for that one, or stop it; {GOES_ON}.",
     "LOCKED": f"Another process holds it: wait for that one, or stop it; {GOES_ON}.",
     "FULL": f"Make room there; {GOES_ON}.",
@@ -72,7 +72,7 @@ def _explained(url: str, error: BaseException, what: str) -> str:
     if not url.startswith("sqlite"):
         return f"study: cannot {what} {where}: {why}. Once it can be reached, the same command continues."
     room = f" ({free_room(Path(url.partition(':///')[2]))})" if code == "FULL" else ""
-    return f"study: cannot {what} {where}: {why}{room}. {ADVICE.get(code, DAMAGED)}"
+    return f"study: cannot {what} {where}: {why}{room}. {STORAGE_ADVICE.get(code, DAMAGED)}"
 
 
 def _cause(error: BaseException) -> BaseException:
