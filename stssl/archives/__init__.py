@@ -1,10 +1,11 @@
 """Read data sets as their makers publish them ("archives"), and convert them to stores.
 
-Each format is a module with a class that lists an archive's patches and reads them one by one; `formats` lists it, and
-`conversion` writes the store. A new format needs its module and one line in `formats`: the command line takes its
-options from the class, and the conformance test tries it. `synthetic` writes archives for trials without real data.
+Each format is a module with one class. The class lists the patches of an archive and reads them one by one.
+`formats` lists all formats, and `conversion` writes the store. A new format needs a module and one line in `formats`:
+the command line takes the format's options from its class, and the conformance test tries it. `synthetic` writes
+archives for trials without real data.
 
-The names below are imported when they are first used: all but `FORMATS` need rasterio and pyarrow.
+This package imports each name below at its first use: all names except `FORMATS` need rasterio and pyarrow.
 """
 
 from importlib import import_module
@@ -43,7 +44,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first used."""
+    """Import a public name from its module at its first use."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

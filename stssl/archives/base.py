@@ -1,7 +1,7 @@
 """Define what an archive format must offer, and small helpers that several formats share.
 
-An archive is a data set as its makers publish it. Its format lists the patches once, in a fixed order, and then reads
-each patch on its own, so that shards can be converted in any order and by any process.
+An archive is a data set as its makers publish it. Its format lists the patches once, always in the same order. It reads
+each patch on its own, so any process can convert any shard at any time.
 """
 
 import re
@@ -19,25 +19,25 @@ from stssl.base.json_types import JsonMapping
 from stssl.store.schema import Column, Patch, PixelArray, Values
 
 OnProgress = Callable[[int, int], None]
-"""Called with the number of finished items and of all items."""
+"""Function that is called with two numbers: finished items and all items."""
 
 
 class Archive(Protocol):
-    """List an archive's patches and read them; it can be pickled, so that other processes can read patches too."""
+    """List an archive's patches and read them. Archives can be pickled: other processes read patches too."""
 
     @property
     def arrays(self) -> tuple[PixelArray, ...]:
-        """Return the pixel arrays of the store, in order."""
+        """Return the pixel arrays of the store, in the order in which the store keeps them."""
         ...
 
     @property
     def maps(self) -> tuple[PixelArray, ...]:
-        """Return arrays over the same patches that are no image bands, such as maps of classes."""
+        """Return the arrays that hold no image bands, such as maps of classes. They cover the same patches."""
         ...
 
     @property
     def attributes(self) -> JsonMapping:
-        """Return more attributes for the store's group, such as published statistics."""
+        """Return further attributes for the store's Zarr group, such as published statistics."""
         ...
 
     @property
@@ -52,12 +52,12 @@ class Archive(Protocol):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Return the names of the splits; the column of a split is called `split_<name>`."""
+        """Return the names of the splits. The column of a split is called `split_<name>`."""
         ...
 
     @property
     def statistics_split(self) -> str:
-        """Return the name of the split whose training part the band statistics are computed on."""
+        """Return the name of the split for the band statistics: they are computed on its training part."""
         ...
 
     @property
@@ -67,25 +67,25 @@ class Archive(Protocol):
 
     @property
     def about(self) -> JsonMapping:
-        """Return what tells this archive, and the way it is read, from others: no paths, hosts or times.
+        """Return values that identify this archive and the way of reading it, without paths, hosts and times.
 
-        A conversion is resumed only if this is equal, so it must not depend on the machine.
+        An interrupted conversion continues only if these values are still equal: they must not depend on the machine.
         """
         ...
 
     @property
     def notes(self) -> Sequence[str]:
-        """Return remarks for the user, one line each, such as columns that are not read."""
+        """Return remarks for the user, one line each, such as the names of unused columns."""
         ...
 
     def read(self, row: int) -> Patch:
         """Read one patch.
 
         Args:
-            row: Its row in the store.
+            row: Row of the patch in the store.
 
         Returns:
-            The patch. Faults of the patch are listed in its `problems`; no exception is raised for them.
+            The patch. Its `problems` list what is wrong with it. A bad patch raises no exception.
 
         Raises:
             OSError: The archive cannot be reached.
@@ -94,27 +94,27 @@ class Archive(Protocol):
 
 
 class ArchiveFormat(Protocol):
-    """Describe the class of a format's archives; the parameters of its constructor are the format's options.
+    """Describe the class of a format's archives. The parameters of its constructor are the format's options.
 
-    Each parameter after `archive` is annotated with an `Option`, from which the command line takes its help text.
+    Each parameter after `archive` has an `Option` in its annotation. The command line takes the help text from it.
     """
 
     def __call__(self, archive: Path, *args: Any, **options: Any) -> Archive:
         """Open an archive.
 
         Args:
-            archive: Its folder or file, as an absolute path.
-            *args: None; mypy needs them to accept any constructor here.
+            archive: Folder or file of the archive, as an absolute path.
+            *args: Never given. With them, mypy accepts any constructor here.
             **options: The format's options by name.
 
         Raises:
             ConfigError: An option has an impossible value.
-            DataError: There is no archive of this format.
+            DataError: The path holds no archive of this format.
         """
         ...
 
     def write_example(self, folder: Path) -> "Example":
-        """Write a tiny archive of this format for tests, and say what a store of it must hold.
+        """Write a tiny archive of this format for tests, and return what its store must hold.
 
         Args:
             folder: Empty folder to write into.
@@ -124,14 +124,14 @@ class ArchiveFormat(Protocol):
 
 @dataclass(frozen=True)
 class Option:
-    """Declare an option of an archive format, in the annotation of its constructor's parameter.
+    """Declare an option of an archive format, in the annotation of a constructor's parameter.
 
-    The parameter's type may be `str`, `int`, `float`, `bool`, `Path`, or `Mapping[str, Path]` for an option that is
-    repeated as NAME=FOLDER; each may be combined with None.
+    The parameter's type is `str`, `int`, `float`, `bool`, `Path`, or `Mapping[str, Path]`. A mapping is given as
+    NAME=FOLDER, once for each name. Each type may be combined with None.
 
     Attributes:
         help: One line for the command line's help.
-        flag: Name of the option on the command line; by default the parameter's, with hyphens.
+        flag: Name of the option on the command line. The default is the parameter's name with hyphens.
     """
 
     help: str
@@ -140,17 +140,17 @@ class Option:
 
 @dataclass(frozen=True)
 class ExamplePatch:
-    """State what a store must hold of one patch of an example archive.
+    """State what a store must hold for one patch of an example archive.
 
     Attributes:
         name: Name of the patch.
-        file: A file with pixels of this patch alone; a test damages it to see that the fault is found.
-        pixels: For each band the value that all pixels have.
+        file: A file with pixels of this patch alone. A test damages it and checks that the conversion notices.
+        pixels: Name of each band, and the one value of all its pixels.
         classes: Names of its classes; empty for an unlabeled patch.
-        place: Latitude and longitude of its center in degrees; None if it has none.
-        time: Acquisition time; None if it has none.
-        part: Its part of the first split; empty if it is in none.
-        error: Name of its error code.
+        place: Latitude and longitude of its center in degrees; None if the place is unknown.
+        time: Acquisition time; None if the time is unknown.
+        part: Its part of the first split; empty if the patch is in no part.
+        error: Name of its error code; `ok` for a good patch.
     """
 
     name: str
@@ -169,10 +169,10 @@ class Example:
 
     Attributes:
         archive: Folder or file to convert.
-        patches: Its patches in the order of rows.
-        label_set: Name of the label column that their classes are in.
-        options: Options to convert it with.
-        tolerance: Largest difference of a pixel's value, for formats that compress with loss.
+        patches: Its patches, in the order of the store's rows.
+        label_set: Name of the store's column with the classes.
+        options: Options for the conversion.
+        tolerance: Largest allowed difference between a stored and an expected pixel value: some formats lose accuracy.
     """
 
     archive: Path
@@ -183,7 +183,7 @@ class Example:
 
 
 def time_values(when: datetime | None) -> Values:
-    """Return the columns `time` (seconds since 1970) and `day_of_year` of a UTC time; none without a time."""
+    """Return the columns `time` (seconds since 1970) and `day_of_year` of a UTC time; no columns if it is None."""
     if when is None:
         return {}
     when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
@@ -191,7 +191,7 @@ def time_values(when: datetime | None) -> Values:
 
 
 def season_of(when: datetime | None) -> str:
-    """Return the meteorological season in the northern hemisphere; empty without a date."""
+    """Return the meteorological season in the northern hemisphere; an empty text if the date is None."""
     return SEASONS[when.month] if when else ""
 
 
@@ -199,9 +199,9 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def degrees(cell: object) -> float:
-    """Read the number in a cell of a table; NaN if there is none.
+    """Read the number in a cell of a table. Return NaN if the cell holds no number.
 
-    Python would read `1_0` as a number, and `48,1` is one in some countries: both give NaN rather than a wrong place.
+    `1_0` is a number in Python, and `48,1` is a number in some countries. Both give NaN: a wrong place would be worse.
     """
     if isinstance(cell, str):
         return float(cell) if _NUMBER.fullmatch(cell := cell.strip()) else float("nan")

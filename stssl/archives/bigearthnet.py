@@ -1,7 +1,7 @@
 """Read BigEarthNet v1.0 (Sumbul et al. 2019, arXiv:1902.06148): Sentinel-2, 120x120 pixels at 10 m.
 
-Each patch is a folder of 12 GeoTIFFs and one JSON file with labels, time and place. Lists of the recommended split, of
-snow and of clouds are text files beside the archive.
+Each patch is a folder of 12 GeoTIFFs and one JSON file with labels, time and place. Text files beside the archive list
+the parts of the recommended split, the patches with snow, and the patches with clouds.
 """
 
 import json
@@ -47,16 +47,16 @@ V2_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\w{5}(_\d+_\d+)
 SNOW, CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
 COUNTRY_TABLES = ("countries", "metadata")
 PATCH_BYTES = 1 << 20
-"""A patch's JSON has some 600 bytes; one of more than a thousand times that is none."""
+"""Most bytes of a patch's JSON file. A real one has about 600 bytes, so a larger file is something else."""
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
-"""Bands that an archive has, in the order of its makers' lists."""
+"""Bands of an archive, in the order in which its makers list them."""
 PUBLISHED_STATISTICS: JsonObject = {
     "source": "BigEarthNet v1.0, its makers' model repository",
     "bands": [*BANDS],
     "mean": [340.77, 429.94, 614.22, 590.24, 950.68, 1792.46, 2075.47, 2218.95, 2266.46, 2246.06, 1594.43, 1009.33],
     "std": [554.81, 572.42, 582.88, 675.89, 729.90, 1096.01, 1273.45, 1365.46, 1356.14, 1302.33, 1079.19, 818.87],
 }
-"""Kept apart from what a conversion measures: some pretrained weights want exactly these."""
+"""Statistics of the makers. A store keeps them beside its own ones: some pretrained weights need exactly these."""
 
 
 _COLUMNS: tuple[Column, ...] = (
@@ -67,7 +67,7 @@ _COLUMNS: tuple[Column, ...] = (
     label_columns("labels_43", LABELS_43, True),
     label_columns("labels_19", LABELS_19, True),
 )
-"""Columns of every store, besides those of its splits."""
+"""Columns of every store, without the columns of its splits."""
 
 
 class BigEarthNet1:
@@ -92,21 +92,21 @@ class BigEarthNet1:
         Args:
             archive: `BigEarthNet-v1.0`, or the folder that holds it.
             bands: `all` or `rgb`.
-            metadata: CSV or Parquet with a name column (patch_id, s2v1_name) and country, or a folder with v2.0's
-                tables; by default `countries.csv` or `metadata.csv` beside the archive, if there is one.
-            splits: More splits by name: folders with lists train, val and test (txt, csv, csv.bz2). Those beside the
-                archive are the split `official`.
+            metadata: CSV or Parquet file with a name column (patch_id or s2v1_name) and a column country, or a folder
+                with the tables of v2.0. The default is a file `countries.csv` or `metadata.csv` beside the archive.
+            splits: Name and folder of further splits. A folder holds the lists train, val and test (txt, csv,
+                csv.bz2). The lists beside the archive are the split `official`.
 
         Raises:
-            DataError: No patches there, a list cannot be read, or `metadata` says nothing of the patches.
+            DataError: The archive has no patches, a list cannot be read, or `metadata` has none of the patches.
         """
         self.archive = archive
-        # Sorted by name, so that rows do not depend on the order in which a file system lists folders.
+        # Sort by name: each file system lists folders in its own sequence, and rows must not depend on it.
         self.folders = sorted(list_patches(archive), key=lambda path: (Path(path).name, path))
         if not self.folders:
             raise DataError(f"{archive} has no patches of BigEarthNet v1.0 (S2A_MSIL2A_20170613T101031_0_45, ...)")
         self.names = tuple(Path(path).name for path in self.folders)
-        # Without this, every patch would be reported one by one as a foreign one.
+        # Without this check, the conversion would report each patch as a foreign one.
         if all(map(V2_NAME.fullmatch, self.names)):
             raise DataError(f"the patches in {archive} are of BigEarthNet v2.0. Convert them as bigearthnet-v2.")
         self.arrays = sentinel_arrays(bands)
@@ -134,7 +134,7 @@ class BigEarthNet1:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write six patches, one of them without labels, and lists of a split that leave it out.
+        """Write six patches and the lists of a split. One patch has no labels and is in no list.
 
         Args:
             folder: Empty folder to write into.
@@ -160,20 +160,20 @@ class BigEarthNet1:
         return Example(archive, tuple(patches), "labels_43")
 
     def read(self, row: int) -> Patch:
-        """Read one patch: its JSON, its bands, and what the lists say of it.
+        """Read one patch: its JSON file, its bands, and its entries in the lists.
 
         Args:
-            row: Its row in the store.
+            row: Row of the patch in the store.
         """
         name, folder = self.names[row], self.archive / self.folders[row]
         patch = Patch(values={f"split_{split}": codes[row] for split, codes in self._codes.items()})
         patch.values |= {column: flags[row] for column, flags in self._flags.items()}
         patch.values["country"] = self._countries[row]
         if V2_NAME.fullmatch(name):
-            # The row stays, since the report should name each foreign patch and rows are never removed.
+            # Keep the row: rows are never removed, and the report should name each foreign patch.
             patch.complain(BadPatchError("foreign", f"{name} is of BigEarthNet v2.0: convert it as bigearthnet-v2"))
             return patch
-        # Names are sorted, so that equal ones are neighbors; the first of them keeps its pixels.
+        # Names are sorted, so equal names are neighbors. Only the first patch with a name keeps its pixels.
         if row and self.names[row - 1] == name:
             patch.complain(BadPatchError("duplicate", f"{self.folders[row]} has the name of {self.folders[row - 1]}"))
             return patch
@@ -188,12 +188,12 @@ class BigEarthNet1:
 def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterator[str]:
     """List the relative paths of patch folders, up to three levels down.
 
-    Folders of v2.0 are listed too, so that a mixed archive is reported instead of being half converted.
+    Folders of v2.0 are listed too. So a mixed archive is reported, and not half converted without a word.
 
     Args:
         folder: Folder to search.
         prefix: Path of `folder` relative to the archive, with a slash at its end.
-        depth: Levels left to search.
+        depth: How many further levels of folders to search.
     """
     for entry in folders_in(folder):
         if V1_NAME.fullmatch(entry.name) or V2_NAME.fullmatch(entry.name) or _holds_bands(entry.path):
@@ -206,7 +206,7 @@ def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
     """Yield the folders in a folder, except hidden ones.
 
     Raises:
-        DataError: It is no folder, or cannot be listed.
+        DataError: The path is no folder, or the folder cannot be listed.
     """
     try:
         with os.scandir(path) as entries:
@@ -218,7 +218,7 @@ def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _holds_bands(path: str) -> bool:
-    """Return True if a folder with an unknown name holds band files as a patch does."""
+    """Return True if a folder with an unknown name holds files of a patch."""
     try:
         with os.scandir(path) as entries:
             return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)
@@ -227,13 +227,13 @@ def _holds_bands(path: str) -> bool:
 
 
 def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
-    """Return for each patch whether a list names it; False for all without a list."""
+    """Return an array [patches]: True if the list names the patch. All are False if `path` is None."""
     listed = read_names(path) if path else frozenset()
     return np.array([name in listed for name in names])
 
 
 def _countries(names: tuple[str, ...], path: Path | None) -> AnyArray:
-    """Return the country of each patch from a table, or from v2.0's tables in a folder; empty if it is not known."""
+    """Read the country of each patch from a table or from a folder with v2.0's tables; empty if it is unknown."""
     known: dict[str, str] = {}
     for file in sorted(path.glob("metadata*.parquet")) if path and path.is_dir() else [path] if path else []:
         table = columns_of(read_table(file), {name: (name,) for name in ID_NAMES} | {"country": ABOUT["country"]}, file)
@@ -244,12 +244,12 @@ def _countries(names: tuple[str, ...], path: Path | None) -> AnyArray:
 
 
 def read_patch_json(patch: Patch, path: Path) -> None:
-    """Read labels, time and place of a v1.0 patch into `patch`; smaller problems are listed in the patch.
+    """Read labels, time and place of a v1.0 patch into `patch`. Add smaller problems to the patch's list of problems.
 
-    The time is taken from the JSON file only, since many names of patches have a garbled one.
+    The time comes from the JSON file only: the time in many patch names is wrong.
 
     Raises:
-        BadPatchError: The file is missing, is no JSON, or has no labels.
+        BadPatchError: The file is missing, is no JSON file, or has no list of labels.
     """
     if not path.is_file():
         raise BadPatchError("no_metadata", f"{path.name} is missing")
@@ -273,21 +273,21 @@ def read_patch_json(patch: Patch, path: Path) -> None:
 
 
 def label_values(labels: Sequence[object], known: tuple[str, ...]) -> Values:
-    """Return the columns of the label sets from class names of one of them.
+    """Return the label columns of a patch from its class names.
 
     Args:
         labels: Names of the patch's classes.
-        known: The nomenclature that they are from: `LABELS_43` or `LABELS_19`.
+        known: All class names of the data set: `LABELS_43` or `LABELS_19`.
 
     Raises:
-        BadPatchError: There is no label, or one that is not in the nomenclature.
+        BadPatchError: The patch has no label, or a label that is not in `known`.
     """
     if not labels:
         raise BadPatchError("no_label", "the list of labels is empty")
     strangers = [str(label) for label in labels if label not in known]
     if strangers:
         raise BadPatchError("unknown_label", f"unknown label {', '.join(strangers)}")
-    # By name, never by number: three orders of the classes are in use.
+    # Match classes by name, never by number: published tables number the 43 classes in three different ways.
     coarse = {TO_19.get(name, name) for name in known if name in labels}
     values: Values = {"labels_19": np.array([name in coarse for name in LABELS_19], np.uint8)}
     if known is LABELS_43:
@@ -305,7 +305,7 @@ def _date(text: object) -> Values:
 
 
 def _place(projection: str, corners: JsonMapping) -> Values:
-    """Return the columns of the patch's center in degrees and of its corner in the grid."""
+    """Return the place columns: the patch's center in degrees, and its upper left corner in the projected grid."""
     try:
         ulx, uly, lrx, lry = (_number(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
         return grid_place(projection, (ulx, uly), (lrx, lry)) | {"utm_epsg": epsg_of(projection)}
@@ -314,10 +314,10 @@ def _place(projection: str, corners: JsonMapping) -> Values:
 
 
 def _number(value: JsonValue) -> float:
-    """Return a number of a JSON file, also one that is written as text.
+    """Return a JSON value as a number. The value may be a number or a text with a number.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: The value is neither a number nor a text.
         ValueError: The text is no number.
     """
     if isinstance(value, str | int | float):

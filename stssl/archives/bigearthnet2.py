@@ -1,4 +1,4 @@
-"""Read BigEarthNet v2.0 (reBEN; Clasen et al. 2024, arXiv:2407.03653): folders of products, tables, reference maps."""
+"""Read BigEarthNet v2.0 (reBEN; Clasen et al. 2024, arXiv:2407.03653): images, metadata tables, reference maps."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -65,13 +65,14 @@ class BigEarthNet2:
         Args:
             archive: `BigEarthNet-S2`, or the folder that holds it.
             bands: `all` or `rgb`.
-            metadata: `metadata.parquet`, or a folder with both of the archive's tables; by default beside the archive.
-            reference_maps: `Reference_Maps`; by default beside the archive, if it is there.
-            splits: More splits by name: folders with lists train, val and test (txt, csv, csv.bz2). The tables' is
-                `official`.
+            metadata: `metadata.parquet`, or a folder with both tables of the archive. By default they lie beside the
+                archive.
+            reference_maps: Folder `Reference_Maps`. The default is the folder of this name beside the archive, if any.
+            splits: Name and folder of further splits. A folder holds the lists train, val and test (txt, csv,
+                csv.bz2). The split in the tables is called `official`.
 
         Raises:
-            DataError: No patches, metadata or maps there, or a list cannot be read.
+            DataError: Patches, metadata or maps are missing, or a list cannot be read.
         """
         inner = archive / "BigEarthNet-S2"
         self.archive = inner if inner.is_dir() else archive
@@ -107,7 +108,7 @@ class BigEarthNet2:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write six patches of one product with their table; one is not in the table.
+        """Write six patches of one product and a table. The last patch is not in the table.
 
         Args:
             folder: Empty folder to write into.
@@ -134,10 +135,10 @@ class BigEarthNet2:
         return Example(folder / "BigEarthNet-S2", tuple(patches), "labels_19")
 
     def read(self, row: int) -> Patch:
-        """Read one patch: its bands, its corner, and what the tables say of it.
+        """Read one patch: its bands, its corner, and its row in the tables.
 
         Args:
-            row: Its row in the store.
+            row: Row of the patch in the store.
         """
         name, folder = self.names[row], self.archive / self.folders[row]
         patch = Patch()
@@ -164,10 +165,10 @@ class BigEarthNet2:
         return patch
 
     def _find_maps(self, given: Path | None, beside: list[Path]) -> Path | None:
-        """Find the folder of reference maps: the given one, or one beside the archive.
+        """Find the folder of reference maps: the given folder, or else one beside the archive.
 
         Raises:
-            DataError: The given folder has no maps of the archive's products.
+            DataError: The given folder has no maps for the archive's products.
         """
         products = {Path(folder).parent.name for folder in self.folders}
         if given and not any((given / product).is_dir() for product in products):
@@ -176,16 +177,16 @@ class BigEarthNet2:
         return given or (found[0] if found else None)
 
     def _read_map(self, patch: Patch, path: Path) -> None:
-        """Read a patch's reference map; a patch without one keeps zeros."""
+        """Read a patch's reference map. If the file is missing, the store keeps zeros for this patch."""
         try:
             patch.arrays[REFERENCE.name] = read_band(path, REFERENCE.height)[None]
         except BadPatchError as problem:
-            if problem.code != "missing_band":  # the patch stays in its split: its map alone is no data
+            if problem.code != "missing_band":  # only the map is missing: the patch stays in its split
                 patch.complain(BadPatchError("bad_map", str(problem)))
 
 
 def _list_patches(archive: Path) -> Iterator[str]:
-    """Yield the relative paths of patch folders in their products, and of patches of v1.0 that lie beside products."""
+    """Yield the relative paths of patch folders in product folders, and of v1.0 patches beside product folders."""
     for product in folders_in(archive):
         if V1_NAME.fullmatch(product.name):
             yield product.name
@@ -196,10 +197,10 @@ def _list_patches(archive: Path) -> Iterator[str]:
 
 
 def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
-    """Read and join the metadata tables among some files and folders.
+    """Read the metadata tables in some files and folders, and join them into one table.
 
     Raises:
-        DataError: There is no table, or one lacks a column.
+        DataError: No table was found, or a table lacks a column.
     """
     for place in places:
         if not place.exists():
@@ -213,7 +214,7 @@ def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
         missing = [name for name in needed if name not in table.column_names]
         if missing:
             raise DataError(f"the metadata of {archive} lacks the columns {', '.join(missing)}")
-        # A CSV of these tables has the lists as text, which would be read letter by letter.
+        # A CSV copy of these tables holds each list as text: each letter would be taken for a label.
         if not getattr(table.schema.field("labels").type, "value_type", None):
             raise DataError(f"the metadata of {archive} has no lists of labels. Give the archive's own {TABLES[0]}.")
     return pyarrow.concat_tables([table.select(needed) for table in found], promote_options="permissive")
@@ -235,15 +236,15 @@ class _Table:
         self.labels = pyarrow.compute.fill_null(chosen["labels"].combine_chunks(), [])
 
     def arrays(self) -> tuple[AnyArray, ...]:
-        """Return all that the tables say of the patches, to tell this conversion from others."""
+        """Return the tables' values as arrays. Their hash tells this conversion from others."""
         labels = [";".join(map(str, names)) for names in self.labels.to_pylist()]
         return self.known, self.split, self.flags, self.country.astype(np.str_), np.array(labels, np.str_)
 
     def values(self, row: int) -> Values:
-        """Return the columns of a row.
+        """Return the store columns of a patch, given its row.
 
         Raises:
-            BadPatchError: The tables do not name the patch, or have no labels or unknown ones of it.
+            BadPatchError: The tables do not name the patch, or its labels are missing or unknown.
         """
         if not self.known[row]:
             raise BadPatchError("no_metadata", "the tables of metadata do not have it")
@@ -274,8 +275,8 @@ def _place(path: Path) -> Values:
     try:
         data = path.read_bytes()
     except OSError:
-        return {}  # The missing band is reported where the pixels are read.
-    # The direct reader saves opening a file of each patch through GDAL, which costs milliseconds.
+        return {}  # `read_bands` reports the missing file.
+    # Try the direct reader first: GDAL needs milliseconds to open a file.
     corner = utm_corner(data)
     if corner is None:
         frame = georeference(path, path.name)

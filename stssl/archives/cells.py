@@ -1,4 +1,4 @@
-"""Read the cells of a manifest: paths, times, places, parts of a split. A bad cell costs only its own value."""
+"""Read the cells of a manifest: paths, times, places, parts of a split. After a bad cell, the others are still read."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from stssl.archives.label_cells import is_missing
 from stssl.store.schema import SPLIT_CODES, BadPatchError, Values
 
 OTHER_WORDS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
-"""Other words for the parts of a split."""
+"""Other words for the parts of a split, and the words of the store."""
 YEARS = (1800, 2200)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -21,10 +21,12 @@ _NO_DATE = re.compile(r"\d{1,4}|\d{5,7}|\d{9,}(\.\d*)?")
 
 
 def image_path(folder: Path, name: str) -> Path:
-    """Find the image that a table names: relative to the table's folder, absolute, with `~` or `file://`.
+    """Return the path of an image that a table names.
+
+    The name may be relative to the table's folder or absolute, and may start with `~` or `file://`.
 
     Raises:
-        BadPatchError: The name is no path of a file here: empty, a URL, or with a character that no path has.
+        BadPatchError: The name is empty, a URL, a path of another system, or has a character that no path may have.
     """
     text = name.strip()
     if text.startswith("file://"):
@@ -48,7 +50,7 @@ def image_path(folder: Path, name: str) -> Path:
 
 
 def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
-    """Find for each name the first row that names the same file, in any spelling: `a/../b`, `./b`, links."""
+    """Find for each name the first row with the same file. A file may have many names: `b`, `a/../b`, `./b`, a link."""
     first: dict[str, int] = {}
     parents: dict[str, str] = {}
     found = []
@@ -56,7 +58,7 @@ def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
         try:
             parent, own = os.path.split(os.path.abspath(image_path(folder, name)))  # noqa: PTH100
             if parent not in parents:
-                # Once for each folder: resolving links of a path asks the file system for each of its parts.
+                # Resolve links once for each folder, not for each file: it takes a system call for each part of a path.
                 parents[parent] = os.path.realpath(parent)
             whole = os.path.join(parents[parent], own)  # noqa: PTH118
             key = os.path.realpath(whole) if os.path.islink(whole) else whole  # noqa: PTH114
@@ -67,10 +69,10 @@ def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
 
 
 def time_of(cell: object) -> Values:
-    """Return the columns of a time; none if the cell is empty.
+    """Return the columns of a time; no columns if the cell is empty.
 
     Raises:
-        BadPatchError: It is no ISO 8601 time, or one that could be read in two ways.
+        BadPatchError: The cell is no ISO 8601 time, or its year is out of range.
     """
     if is_missing(cell):
         return {}
@@ -88,7 +90,7 @@ def _moment(cell: object) -> datetime:
     """Read a cell as a time.
 
     Raises:
-        BadPatchError: It is no ISO 8601 time.
+        BadPatchError: The cell is no ISO 8601 time.
     """
     if isinstance(cell, datetime):
         return cell
@@ -99,7 +101,7 @@ def _moment(cell: object) -> datetime:
         raise BadPatchError("bad_time", f"time {cell} is a {kind}, not ISO 8601 (such as 2017-06-13T10:10:31Z)")
     text = cell.strip()
     form = "ISO 8601 (such as 2017-06-13 or 2017-06-13T10:10:31Z)"
-    # A bare number may be a year, a day of the year or seconds; only eight digits are a date.
+    # Only a number of eight digits is a date. Other numbers could be a year, a day of the year or seconds.
     if _NO_DATE.fullmatch(text):
         raise BadPatchError("bad_time", f"time '{cell}' is a bare number, not {form}")
     try:
@@ -110,7 +112,7 @@ def _moment(cell: object) -> datetime:
 
 
 def place_of(lat: object, lon: object, row: int) -> Values:
-    """Return the columns of a place; none if both cells are empty.
+    """Return the columns of a place; no columns if both cells are empty.
 
     Args:
         lat: Cell of the latitude.
@@ -118,7 +120,7 @@ def place_of(lat: object, lon: object, row: int) -> Values:
         row: Row of the table, counted from 0, for messages.
 
     Raises:
-        BadPatchError: They are no place in degrees; names row and column.
+        BadPatchError: The cells are no place in degrees. The message names row and column.
     """
     cells = {"lat": lat, "lon": lon}
     missing = [name for name, cell in cells.items() if is_missing(cell)]
@@ -141,10 +143,10 @@ def place_of(lat: object, lon: object, row: int) -> Values:
 
 
 def split_of(cell: object) -> Values:
-    """Return the column of the split; none if the cell is empty.
+    """Return the column of the split; no column if the cell is empty.
 
     Raises:
-        BadPatchError: It is no part of a split.
+        BadPatchError: The cell names no part of a split.
     """
     if is_missing(cell):
         return {}
@@ -156,7 +158,7 @@ def split_of(cell: object) -> Values:
 
 
 def place_name(cell: object) -> str:
-    """Return a location's name; 7 and 7.0 are one name, and an empty cell gives an empty one."""
+    """Return the name of a location. 7.0 becomes 7, and an empty cell gives an empty name."""
     if is_missing(cell):
         return ""
     text = str(cell).strip()

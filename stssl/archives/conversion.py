@@ -1,7 +1,7 @@
-"""Convert archives to stores: each shard is one Ray task, which alone writes that shard, and any task can be repeated.
+"""Convert archives to stores. One Ray task converts one shard. Only this task writes the shard, and it may run again.
 
-`stssl.store.writer` decides what is written and in which order, the archive what is read. This module brings them
-together and spreads the shards over the cluster.
+The archive reads patches, and `stssl.store.writer` writes the store's files. This module connects the two and spreads
+the shards over the cluster.
 """
 
 import csv
@@ -34,13 +34,13 @@ class Summary:
 
     Attributes:
         store: Path or URL of the store.
-        patches: Rows of the store.
-        shards: Shards of the store.
-        converted: Shards written now; the others exist from an earlier, interrupted conversion.
-        errors: Name of each error and how often it occurred.
-        report: Path of the CSV that lists the errors.
-        examples: Name of each error, the first patch that has it, and what is wrong with it.
-        notes: Remarks of the archive, one line each: columns read and not read, unlabeled rows.
+        patches: Number of patches in the store.
+        shards: Number of shards in the store.
+        converted: Number of shards that this call wrote. An earlier, interrupted call wrote the others.
+        errors: Name of each error, and how many patches have it.
+        report: Path of the CSV file that lists the errors.
+        examples: Name of each error, and one text: the first patch with it and what is wrong with this patch.
+        notes: Remarks of the archive, one line each, such as used and unused columns and the number of unlabeled rows.
     """
 
     store: str
@@ -59,11 +59,11 @@ class Options:
 
     Attributes:
         codec: `lz4`, `zstd` or `none`.
-        shard: Patches in a shard.
-        limit: Convert only the first patches, this many.
+        shard: Number of patches in a shard.
+        limit: Number of patches to convert, from the first; None converts all.
         strict: True to stop at the first bad patch.
-        workers: CPUs of a local Ray; None takes all, 0 converts in this process without Ray.
-        address: Address of a Ray cluster.
+        workers: Number of CPUs for a Ray on this machine. None takes all. 0 converts in this process without Ray.
+        address: Address of a Ray cluster; None starts Ray on this machine.
     """
 
     codec: str = "lz4"
@@ -82,7 +82,7 @@ def convert(
     progress: OnProgress | None = None,
     **about: object,
 ) -> Summary:
-    """Convert an archive to a store; the same call resumes an interrupted conversion.
+    """Convert an archive to a store. To continue an interrupted conversion, repeat the same call.
 
     Args:
         source: Name of the archive format, a key of `ARCHIVES`.
@@ -90,16 +90,16 @@ def convert(
         store: Folder or URL to write.
         options: Codec, shard size, limit, strictness, workers.
         progress: Called with the number of finished shards and of all shards.
-        **about: The format's own options, such as `coordinates`; None is as if it were not given.
+        **about: The format's own options, such as `coordinates`. An option that is None counts as not given.
 
     Returns:
-        What was done.
+        What was converted, and which errors occurred.
 
     Raises:
-        ConfigError: Unknown format, codec or option.
-        DataError: There is no such archive, the store belongs to another conversion or is being written, or, with
-            `strict`, a patch is bad.
-        RunError: Ray cannot be reached, or its workers keep dying.
+        ConfigError: The format, the codec or an option is unknown.
+        DataError: The archive does not exist, the store belongs to another conversion, another process writes the
+            store, or a patch is bad and `strict` is set.
+        RunError: Ray cannot be reached, or its workers die again and again.
     """
     if options.codec not in CODECS:
         raise ConfigError(f"unknown codec '{options.codec}'. Known: {', '.join(CODECS)}.")
@@ -124,7 +124,7 @@ def convert(
 
 
 def _examples(writer: Writer) -> dict[str, str]:
-    """Find the first patch of each error in the report; empty if the report was removed."""
+    """Find the first patch of each error in the report. Return an empty dict if the report was removed."""
     found: dict[str, str] = {}
     text = (writer.beside.read(writer.report) or b"").decode("utf-8", "replace")
     for name, error, words in itertools.islice(csv.reader(io.StringIO(text, newline="")), 1, None):
@@ -133,20 +133,20 @@ def _examples(writer: Writer) -> dict[str, str]:
 
 
 def open_archive(source: str, archive: str | Path, **about: object) -> Archive:
-    """Open an archive, which lists its patches.
+    """Open an archive and list its patches.
 
     Args:
         source: Name of the archive format.
-        archive: Folder or file.
-        **about: The format's own options; None is as if it were not given.
+        archive: Folder or file of the archive.
+        **about: The format's own options. An option that is None counts as not given.
 
     Raises:
-        ConfigError: Unknown format, or an option that it does not have.
-        DataError: There is no such archive.
+        ConfigError: The format is unknown, or it has no such option.
+        DataError: The archive does not exist.
     """
     if source not in ARCHIVES:
         raise ConfigError(f"unknown archive format '{source}'. Known: {', '.join(ARCHIVES)}.")
-    path = Path(archive).absolute()  # Workers of a cluster have another working folder.
+    path = Path(archive).absolute()  # The workers of a cluster run in another working folder.
     if not path.exists():
         raise DataError(f"there is no archive at {archive}")
     given = {
@@ -162,13 +162,16 @@ def open_archive(source: str, archive: str | Path, **about: object) -> Archive:
 
 
 def make_plan(source: str, archive: Archive, options: Options, about: Mapping[str, object]) -> StorePlan:
-    """Plan the store of an archive, with the identity that tells this conversion from another.
+    """Plan the store of an archive. The plan has an identity, which differs for every other conversion.
 
     Args:
         source: Name of the archive format.
         archive: The open archive.
         options: Codec, shard size and limit.
         about: Options of the archive format.
+
+    Raises:
+        DataError: The name of a patch is not UTF-8.
     """
     patches = min(len(archive.names), options.limit or len(archive.names))
     for name in archive.names[:patches]:
@@ -200,16 +203,16 @@ def make_plan(source: str, archive: Archive, options: Options, about: Mapping[st
 def verify_store(
     store: str | Path, archive: str | Path | None = None, progress: OnProgress | None = None, **about: object
 ) -> Findings:
-    """Check a store's checksums, hashes and counts, and compare every pixel with its archive if that is given.
+    """Check a store's checksums, hashes and counts. If an archive is given, compare every pixel with it.
 
     Args:
         store: Path or URL.
-        archive: Folder or file that it was converted from.
-        progress: Called with the number of checked and of all patches.
-        **about: Paths that the conversion was given as the format's options; a store does not keep them.
+        archive: Folder or file of the archive that became this store.
+        progress: Called with the number of checked patches and of all patches.
+        **about: The format's options that are paths, as in the conversion. A store keeps only its other options.
 
     Raises:
-        DataError: There is no finished store, or no such archive.
+        DataError: The store does not exist or is not finished, or the archive does not exist.
     """
     if archive is None:
         return verify(store, progress=progress)
@@ -223,7 +226,7 @@ def verify_store(
 
 @dataclass
 class Job:
-    """Hold all that a task needs to convert a shard.
+    """Hold what a task needs to convert a shard.
 
     Attributes:
         archive: The open archive.
@@ -241,19 +244,19 @@ class Job:
         """Read a shard's patches, write the shard, and return its number.
 
         Raises:
-            DataError: This node does not see the archive, or, with `strict`, a patch is bad.
+            DataError: This node does not see the archive, or a patch is bad and `strict` is set.
         """
         rows = self.writer.plan.rows(shard)
         names = [self.archive.names[row] for row in rows]
         patches = [self._read(row) for row in rows]
         if not self.root.exists():
-            # Else every patch that could not be found would be stored as a bad one.
+            # Without this error, all patches of the shard would be stored as bad ones.
             raise DataError(
                 f"{self.root} is not there on {socket.gethostname()}. The archive must lie where every node of the "
                 "cluster sees it; run the same `stssl convert` again then."
             )
         for name, patch in zip(names, patches, strict=True):
-            # Checked only now, so that the error of a missing archive comes before those of its patches.
+            # Check patches last: if the archive is missing, its error must come first.
             if patch.problems and self.strict:
                 code, words = patch.problems[0]
                 raise DataError(f"patch {name}: {code}: {words}. Without --strict it would be listed and passed over.")
@@ -261,7 +264,7 @@ class Job:
         return shard
 
     def _read(self, row: int) -> Patch:
-        """Read one patch; one that the system cannot read becomes a bad patch."""
+        """Read one patch. If the system cannot read it, return a bad patch."""
         try:
             return self.archive.read(row)
         except OSError as error:
@@ -269,7 +272,7 @@ class Job:
 
 
 def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
-    """Convert shards here or as Ray tasks, and yield the number of each when it is done.
+    """Convert shards in this process or in Ray tasks. Yield the number of each finished shard.
 
     Args:
         job: Archive and writer.
@@ -278,7 +281,7 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
 
     Raises:
         DataError: A task failed.
-        RunError: Workers keep dying.
+        RunError: Ray's workers die again and again.
     """
     if options.workers == 0 or not shards:
         for shard in shards:
@@ -287,13 +290,13 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
     import ray
 
     with connected_ray(options.address, cpus=options.workers):
-        # In a list, so that a task gets the reference: each worker unpacks the archive's listing once, not per shard.
+        # In a list, Ray passes the reference, not the job: a worker unpacks the archive's listing once, not per shard.
         shared = [ray.put(job)]
         task = ray.remote(max_retries=3)(_task)
-        # Taken from the end, so that the first shards are converted first.
+        # Reverse the list: the loop takes shards from its end, and the first shards should come first.
         waiting = list(reversed(shards))
         flying: list[ray.ObjectRef[int]] = []
-        # Two for each CPU keep all busy; all at once would queue an object for each shard in Ray.
+        # Two tasks for each CPU keep all CPUs busy. All tasks at once would fill Ray's queue with one object per shard.
         most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]  # Ray has no types here
         while waiting or flying:
             while waiting and len(flying) < most:
@@ -302,7 +305,7 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
             try:
                 yield from ray.get(ready)
             except ray.exceptions.RayTaskError as error:
-                # Ray's error holds the worker's traceback; a user's mistake should be one line.
+                # Ray's error includes the worker's traceback, but the message of a user's mistake should be one line.
                 raise (DataError(str(error.cause)) if isinstance(error.cause, DataError) else error) from None
             except ray.exceptions.RayError as error:
                 words = " ".join(str(error).split())[:300]
@@ -316,11 +319,11 @@ _jobs: dict[object, Job] = {}
 
 
 def _task(shared: list[Any], shard: int) -> int:
-    """Convert a shard in a Ray worker, which keeps the job between its tasks."""
+    """Convert a shard in a Ray worker. The worker keeps the job for its next tasks."""
     import ray
 
     if shared[0] not in _jobs:
-        # A worker serves one conversion at a time, and an archive's listing takes much memory.
+        # Delete the old job: its archive's listing takes much memory, and a worker serves one conversion at a time.
         _jobs.clear()
         _jobs[shared[0]] = ray.get(shared[0])
     return _jobs[shared[0]].convert_shard(shard)

@@ -1,8 +1,9 @@
 """Read EuroSAT (Helber et al. 2019, arXiv:1709.00029): 27,000 patches of 64x64 in ten class folders or their zip.
 
 RGB images are JPEGs without georeference, so places come from a table. Multispectral images are GeoTIFFs of 13 bands.
-The split follows the code of "Context Matters" (arXiv:2404.18583): in each class, sorted by name, the first 80 % train
-and the last 20 % test. Here the last eighth of the training part validates, so that no choice is made on test patches.
+The split follows the code of "Context Matters" (arXiv:2404.18583). That code sorts the patches of each class by name:
+the first 80 % are for training and the last 20 % for the test. Here the last eighth of the training part is the
+validation part, so no choice depends on test patches.
 """
 
 import csv
@@ -44,17 +45,17 @@ from stssl.store.schema import (
 
 SIZE = 64
 MOST_MEMBER = 16 << 20
-"""Bytes that no image of EuroSAT has; a zip may claim any number."""
+"""Most bytes of an image. All real images are smaller, but the header of a zip file may claim any number."""
 MS_ORDER = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
-"""Bands in the files: B8A is last, and there is a B10, which BigEarthNet lacks."""
+"""Bands of a file, from first to last. B8A is last. BigEarthNet has no B10."""
 EXAMPLE_PARTS = {f"Forest_{number}": "train" for number in range(11, 21)} | {"River_11": "test"}
 EXAMPLE_PARTS |= {"Forest_18": "validation", "Forest_19": "test", "Forest_20": "test"}
-"""Images of the example archives and the parts that the rule of the split gives them."""
+"""Images of the example archives, and their parts by the rule of the split."""
 MS_ARRAYS = {"b10": RESOLUTION["b10"], "b20": RESOLUTION["b20"], "b60": (*RESOLUTION["b60"], "B10")}
 
 
 class _Images:
-    """List the images of either EuroSAT archive with classes and splits, and read their bytes."""
+    """List the images of an EuroSAT archive (RGB or multispectral) with classes and splits, and read their bytes."""
 
     label_sets = ("label",)
     splits = ("official",)
@@ -73,11 +74,11 @@ class _Images:
         self._zip: zipfile.ZipFile | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without the open zip, which another process opens for itself."""
+        """Return the state without the open zip file: another process must open the file itself."""
         return self.__dict__ | {"_zip": None}
 
     def _begin(self, row: int) -> Patch:
-        """Start a patch with its class and split, and report a name that occurred before."""
+        """Start a patch with its class and split. Report a problem if an earlier image has the same name."""
         name = self.names[row]
         label = EUROSAT.index(name.rpartition("_")[0])
         patch = Patch(values={"label": label, "split_official": self.codes[row]})
@@ -86,10 +87,10 @@ class _Images:
         return patch
 
     def _bytes(self, member: str) -> bytes:
-        """Read a file of the folder or zip.
+        """Read one file from the folder or the zip.
 
         Raises:
-            BadPatchError: It cannot be read, or is larger than an image of EuroSAT.
+            BadPatchError: The file cannot be read, or is larger than any image of EuroSAT.
         """
         try:
             if self.archive.is_dir():
@@ -99,7 +100,8 @@ class _Images:
             info = self._zip.getinfo(member)
             if info.file_size > MOST_MEMBER:
                 raise BadPatchError("unreadable", f"{member} claims {info.file_size:,} bytes: no image of EuroSAT has")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # Others unpack without a bound.
+            # Other packing methods have no size limit.
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise BadPatchError("unreadable", f"{member} is packed by method {info.compress_type}, not deflated")
             return self._zip.read(info)
         except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, ValueError) as error:
@@ -119,11 +121,11 @@ class EuroSat(_Images):
         """List the images.
 
         Args:
-            archive: The zip, or the folder that holds `2750/`, `EuroSAT_RGB/` or the class folders.
-            coordinates: CSV with a name column (filepath) and latitude and longitude columns.
+            archive: The zip file, or the folder with `2750/`, `EuroSAT_RGB/` or the class folders.
+            coordinates: CSV file with the columns filepath, latitude and longitude.
 
         Raises:
-            DataError: No images there, or the table lacks a column or names none of them.
+            DataError: The archive has no images, the table lacks a column, or the table names none of the images.
         """
         super().__init__(archive, (".jpg", ".jpeg"), "Class/Class_1.jpg, in a folder 2750 or EuroSAT_RGB")
         self.places = read_coordinates(coordinates) if coordinates else {}
@@ -134,7 +136,7 @@ class EuroSat(_Images):
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write eleven JPEGs of two classes and a table of their coordinates.
+        """Write eleven JPEGs of two classes, and a table of their coordinates.
 
         Args:
             folder: Empty folder to write into.
@@ -156,7 +158,7 @@ class EuroSat(_Images):
         return Example(folder / "2750", tuple(patches), "label", {"coordinates": table}, tolerance=3)
 
     def _places_digest(self) -> str | None:
-        """Hash the places of all images, so that another table of coordinates is another conversion."""
+        """Return a hash of all places: with other coordinates it is another conversion. None without a table."""
         missing = (float("nan"),) * 2
         return digest_of(np.array([self.places.get(name, missing) for name in self.names])) if self.places else None
 
@@ -164,7 +166,7 @@ class EuroSat(_Images):
         """Read one image with its class, place and split.
 
         Args:
-            row: Its row in the store.
+            row: Row of the image in the store.
         """
         patch = self._begin(row)
         try:
@@ -174,7 +176,7 @@ class EuroSat(_Images):
             patch.complain(problem)
         if self.places:
             place = self.places.get(self.names[row], (float("nan"),) * 2)
-            # Swapped coordinates lie outside Europe, and would else pass for places.
+            # If latitude and longitude are swapped, the place is not in Europe.
             (south, north), (west, east) = EUROPE
             if good_place(*place) and south <= place[0] <= north and west <= place[1] <= east:
                 patch.values["lat"], patch.values["lon"] = place
@@ -186,7 +188,7 @@ class EuroSat(_Images):
         """Decode a JPEG to pixels [3, 64, 64].
 
         Raises:
-            BadPatchError: It cannot be decoded, or has another size.
+            BadPatchError: The file cannot be decoded, or the image has another size.
         """
         try:
             with open_picture(self._bytes(member)) as image:
@@ -200,18 +202,18 @@ class EuroSat(_Images):
 
 
 class EuroSatMs(_Images):
-    """Read EuroSAT's multispectral images: 13 bands resampled to 10 m, georeferenced."""
+    """Read EuroSAT's multispectral images: georeferenced, with 13 bands at 10 m."""
 
     def __init__(self, archive: Path, bands: Annotated[str, Option("all or rgb.")] = "all") -> None:
         """List the images.
 
         Args:
-            archive: The zip, or the folder that holds the class folders.
+            archive: The zip file, or the folder with the class folders.
             bands: `all` or `rgb`.
 
         Raises:
-            ConfigError: `bands` is neither.
-            DataError: No images there.
+            ConfigError: `bands` is neither `all` nor `rgb`.
+            DataError: The archive has no images.
         """
         if bands not in ("all", "rgb"):
             raise ConfigError(f"bands must be all or rgb, not '{bands}'")
@@ -244,7 +246,7 @@ class EuroSatMs(_Images):
         """Read one image with its class, place and split.
 
         Args:
-            row: Its row in the store.
+            row: Row of the image in the store.
         """
         patch, member = self._begin(row), self.members[row]
         try:
@@ -275,10 +277,10 @@ def _grid_values(data: bytes, member: str) -> Values:
 
 
 def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
-    """List the paths of `<Class>/<Class>_<number>` with one of some endings inside an archive.
+    """List the paths of an archive's images: `<Class>/<Class>_<number>` with one of the endings.
 
     Raises:
-        DataError: It is neither a folder nor a readable zip.
+        DataError: The archive is neither a folder nor a readable zip file.
     """
     if archive.is_dir():
         found = [str(path.relative_to(archive)) for path in archive.rglob("*") if path.suffix in endings]
@@ -287,15 +289,17 @@ def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
             check_directory(archive)
             with zipfile.ZipFile(archive) as file:
                 found = file.namelist()
-        except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:  # as of damaged listings
+        # A damaged list of files raises any of these errors.
+        except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
             raise DataError(f"{archive} is neither a folder nor a readable zip: {error}") from None
     return [name for name in found if name.endswith(endings) and Path(name).stem.rpartition("_")[0] in EUROSAT]
 
 
 def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
-    """Read the places of images from a CSV: stem of the file's name -> (latitude, longitude) in degrees.
+    """Read the places of images from a CSV file.
 
-    Cells that are no numbers become NaN.
+    Returns:
+        Each file's name without its ending, with latitude and longitude in degrees; NaN if a cell holds no number.
 
     Raises:
         DataError: The table cannot be read or lacks a column.
@@ -311,9 +315,9 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
 
 
 def _split_codes(names: tuple[str, ...]) -> list[int]:
-    """Return the split code of each image: 70 % train, 10 % validation, 20 % test of each class in sorted order."""
+    """Return the split code of each image. Of each class, sorted: 70 % train, 10 % validation, 20 % test."""
     by_class: dict[str, list[str]] = defaultdict(list)
-    # Lexicographic, as in the code that the split follows: Forest_10 comes before Forest_2.
+    # Sort as texts, like the code of the paper: Forest_10 comes before Forest_2.
     for name in sorted(set(names)):
         by_class[name.rpartition("_")[0]].append(name)
     code_of = dict.fromkeys(names, SPLIT_CODES["train"])

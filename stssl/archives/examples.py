@@ -1,4 +1,4 @@
-"""Write the image files of example archives: patches whose pixels all have one value in each band."""
+"""Write the image files of example archives. In each band of a patch, all pixels have one value."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from stssl.archives.places import crs_of, from_degrees
 from stssl.archives.sentinel2 import GSD, PATCH_SIDE, RESOLUTION
 
 EPSG = 32633
-"""UTM zone 33 N, which the places of the examples lie in."""
+"""EPSG code of UTM zone 33 N. The places of all examples lie in this zone."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ExampleGrid:
 
 
 def grid_around(lat: float, lon: float, side: float) -> ExampleGrid:
-    """Return the square of whole meters whose center lies at a place.
+    """Return a square around a place. The center is rounded to whole meters.
 
     Args:
         lat: Degrees north.
@@ -46,10 +46,10 @@ def write_bands(path: Path, values: Sequence[int], size: int, grid: ExampleGrid)
     """Write a GeoTIFF of 16-bit unsigned bands.
 
     Args:
-        path: File to write; its folder is made.
-        values: For each band the value of all its pixels.
+        path: File to write. A missing folder is made.
+        values: One value for each band: all its pixels get this value.
         size: Width and height in pixels.
-        grid: Its place.
+        grid: Place of the image.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     step = grid.side / size
@@ -67,7 +67,7 @@ def write_patch_folder(folder: Path, values: Mapping[str, int], place: tuple[flo
 
     Args:
         folder: Folder of the patch.
-        values: For each of the twelve bands the value of all its pixels.
+        values: Name of each of the twelve bands, and the value of all its pixels.
         place: Latitude and longitude of the center in degrees.
 
     Returns:

@@ -1,7 +1,7 @@
 """List the archive formats.
 
-A new format is one file in this folder and one line here: the command line takes its options from the class, and the
-conformance test tries it. Nothing is imported here, so that `stssl --help` need not wait for rasterio.
+A new format is one file in this folder and one line here. The command line takes the format's options from its class,
+and the conformance test tries it. This module imports nothing: `stssl --help` must not wait for rasterio.
 """
 
 FORMATS = {
@@ -11,4 +11,4 @@ FORMATS = {
     "eurosat-ms": "eurosat:EuroSatMs",
     "manifest": "manifest:Manifest",
 }
-"""Name of each format, as `stssl convert NAME` takes it, and the module and class of its archives."""
+"""Name of each format, as in `stssl convert NAME`, and its module and class."""

@@ -1,7 +1,8 @@
-"""Find where an image lies from what its file says: geotransform, control points, rational polynomials or EXIF.
+"""Find the place of an image from its file: from a geotransform, control points, rational polynomials or EXIF.
 
-A file that says nothing of its place has none. A file that says something from which no place follows (a projection
-without a geotransform, a local grid, another planet) has wrong coordinates, which is counted as an error.
+If a file says nothing about its place, the image has no place, which is no error. If a file gives an unusable place,
+the image has wrong coordinates, which is an error. Examples: a projection without a geotransform, a local grid, another
+planet.
 """
 
 import math
@@ -26,21 +27,21 @@ from stssl.store.schema import BadPatchError
 
 _GPS, _EXIF_GPS = 0x8825, (1, 2, 3, 4)
 _FIT = 0.1
-"""Share of an image's diagonal that control points may miss their common plane by."""
+"""Largest distance of a control point from the common plane of all points, as a share of their diagonal."""
 
 
 def place_in(source: Path | BytesIO, name: str) -> tuple[float, float] | None:
-    """Find latitude and longitude (WGS 84, degrees) of an image's center.
+    """Find the latitude and longitude of an image's center (WGS 84, degrees).
 
     Args:
         source: Path or open file.
         name: Name of the image in messages.
 
     Returns:
-        None where the file says nothing of a place.
+        Latitude and longitude; None if the file says nothing about its place.
 
     Raises:
-        BadPatchError: The file cannot be read, or no place follows from what it says.
+        BadPatchError: The file cannot be read, or its information on the place is unusable.
     """
     data = read_bytes(source, name)
     with opened(data, name) as file:
@@ -56,7 +57,7 @@ def place_in(source: Path | BytesIO, name: str) -> tuple[float, float] | None:
 
 
 def _center(file: DatasetReader, name: str) -> tuple[float, float] | None:
-    """Find the place of an image's center; None if the file says nothing of it."""
+    """Find the place of an image's center. Return None if the file says nothing about it."""
     row, column = file.height / 2, file.width / 2
     points, points_crs = file.gcps
     if not file.transform.is_identity:
@@ -76,12 +77,12 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
     """Return latitude and longitude of a point in a geographic or projected system of the Earth.
 
     Raises:
-        BadPatchError: It is another kind of system, or the point lies outside the system's area.
+        BadPatchError: The system is of another kind, or the point lies outside the system's area.
     """
     if not (crs.is_geographic or crs.is_projected):
         raise BadPatchError("bad_coordinates", f"{name} has coordinates that are neither degrees nor a map projection")
     if re.search(r"nadgrids=(?!@null)", crs.to_wkt()):
-        # A projection may name a grid file of its own, which would be opened.
+        # A projection may name a grid file of its own. PROJ would open this file.
         raise BadPatchError("bad_coordinates", f"{name} has a projection that needs another file")
     try:
         lon, lat = transform(crs, CRS.from_epsg(4326), [x], [y])
@@ -92,7 +93,7 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
         raise BadPatchError("bad_coordinates", f"{name} lies outside its projection's area")
     place = lat[0], _wrapped(lon[0])
     if crs.is_projected and good_place(*place):
-        # PROJ returns finite degrees even far outside a projection's area; only the way back shows it.
+        # Project the place back and compare: PROJ returns finite degrees even far outside a projection's area.
         back = transform(CRS.from_epsg(4326), crs, [place[1]], [place[0]])
         if max(abs(back[0][0] - x), abs(back[1][0] - y)) > 1e-3 * max(abs(x), abs(y), 1.0):
             raise BadPatchError("bad_coordinates", f"{name} lies outside its projection's area")
@@ -100,34 +101,34 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
 
 
 def _wrapped(lon: float) -> float:
-    """Move a longitude from between -360 and 360 to between -180 and 180; other numbers stay, and are refused later."""
+    """Move a longitude from -360..360 into -180..180. Other numbers stay as they are: the caller refuses them."""
     return lon - 360 * math.copysign(1, lon) if 180 < abs(lon) <= 360 else lon
 
 
 def _applied(plane: Affine, column: float, row: float) -> tuple[float, float]:
-    """Return the ground coordinates of a pixel by an affine transform."""
+    """Return the ground coordinates of a pixel, computed by an affine transform."""
     return plane.a * column + plane.b * row + plane.c, plane.d * column + plane.e * row + plane.f
 
 
 def _from_points(
     points: list[GroundControlPoint], crs: CRS | None, center: tuple[float, float], name: str
 ) -> tuple[float, float]:
-    """Find the place of the center by an affine plane through ground control points.
+    """Find the place of the center: fit an affine plane to the ground control points.
 
     Raises:
-        BadPatchError: They have no projection, span no area, or lie far from any plane.
+        BadPatchError: The points have no projection, span no area, or lie far from any plane.
     """
     if crs is None:
         raise BadPatchError("bad_coordinates", f"{name} has control points and no projection")
     pixels = np.array([(point.col, point.row, 1.0) for point in points])
     if crs.is_geographic:
-        for point in points:  # Those on both sides of the antimeridian lie together.
+        for point in points:  # Longitudes -179.9 and 179.9 are neighbors: make them so.
             point.x -= 360 * round((point.x - points[0].x) / 360)
     ground = np.array([(point.x, point.y) for point in points])
     if len(points) < 3 or np.linalg.matrix_rank(pixels) < 3:
         raise BadPatchError("bad_coordinates", f"{name} has {len(points)} control points, which span no area")
     plane = from_gcps(points)
-    # Points that lie in no plane would put the center anywhere; better no place than a wrong one.
+    # If the points lie in no plane, the center could be anywhere. Having no place is better than a wrong place.
     missed = np.array([_applied(plane, column, row) for column, row, _ in pixels]) - ground
     if np.linalg.norm(missed, axis=1).max() > _FIT * max(float(np.linalg.norm(np.ptp(ground, axis=0))), 1e-12):
         raise BadPatchError("bad_coordinates", f"{name} has control points that lie in no plane")
@@ -135,7 +136,7 @@ def _from_points(
 
 
 def _from_rpcs(rpcs: RPC, row: float, column: float, name: str) -> tuple[float, float]:
-    """Find the place of the center by rational polynomials, at their mean height."""
+    """Find the place of the center from rational polynomials (RPC), at their mean height."""
     try:
         with RPCTransformer(rpcs) as rays:
             xs, ys = rays.xy([row], [column], zs=[rpcs.height_off], offset="ul")
@@ -145,7 +146,7 @@ def _from_rpcs(rpcs: RPC, row: float, column: float, name: str) -> tuple[float, 
 
 
 def _exif(data: bytes) -> tuple[float, float] | None:
-    """Read latitude and longitude of the camera from EXIF tags; None without them."""
+    """Read the camera's latitude and longitude from EXIF tags. Return None if the tags are missing."""
     about = exif_of(data).get_ifd(_GPS)
     try:
         south, lat, west, lon = (about[key] for key in _EXIF_GPS)

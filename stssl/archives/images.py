@@ -1,12 +1,12 @@
-"""Open foreign images, and honor what a file says of its values, or refuse the file.
+"""Open the images of unknown sources. Respect what a file says about its values, or refuse the file.
 
-Only four formats are read: GeoTIFF, PNG, JPEG and JPEG 2000. GDAL chooses a format by content, so a file called
-`B04.tif` may be a VRT or WMS description, which reads any file and sends requests. So a file is opened only by the
-driver that its first bytes belong to, and only if that is one of the four. A file's bytes are read first and opened
-from memory, where nothing lies beside it: world files, `.aux.xml`, `.msk` and other sidecars are never opened.
+Only four formats are read: GeoTIFF, PNG, JPEG and JPEG 2000. GDAL chooses a format by content. So a file called
+`B04.tif` may be a VRT or WMS description, which makes GDAL read any file and send requests. To prevent this, the first
+bytes of a file choose one of four drivers, and only this driver opens it. The bytes are read first and opened from
+memory. In memory, no other file lies beside the image: world files, `.aux.xml`, `.msk` and so on are never opened.
 
-Pixels that a file says are not measured (its nodata value, mask, transparent pixels) become the mean of the patch's
-measured pixels in that band, which is neutral for a network, and are left out of band statistics.
+A file may mark pixels as not measured: by a nodata value, a mask or transparency. Such pixels get the mean of the
+patch's measured pixels in that band, which is a neutral value for a network. Band statistics leave them out.
 """
 
 import contextlib
@@ -42,17 +42,17 @@ DRIVERS = {
     b"\0\0\0\x0cjP  ": "JP2OpenJPEG",
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
 }
-"""First bytes of a file -> the one GDAL driver that may open it."""
+"""First bytes of a file, and the one GDAL driver that may open it."""
 MOST_BANDS, MOST_PATCH_BYTES = 256, 1 << 27
-"""Most bands of an image, and most bytes of its file and of its decoded pixels: no patch has more."""
+"""Most bands of an image; most bytes of its file, and of its decoded pixels. No real patch has more."""
 MOST_TILES = 4096
-"""Tiles of a JPEG 2000 file: its library sets kilobytes aside for each when it is opened."""
+"""Most tiles of a JPEG 2000 file: its library reserves kilobytes for each tile when it opens the file."""
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
     "GDAL_GEOREF_SOURCES": "INTERNAL",
-    # GDAL's fast way to read a PNG takes what memory held before for the pixels that a truncated file lacks.
+    # If a PNG is truncated, GDAL's fast reader returns old memory contents in place of the missing pixels.
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
 }
 _SIDECARS = (".aux.xml", ".msk", ".aux", ".rrd", ".wld", ".prj", ".rpb", ".imd", "_rpc.txt")
@@ -65,10 +65,10 @@ _FOREIGN = frozenset(
 )
 _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 _IN_MEMORY = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:\.\w+)?:? ?"
-"""A name that rasterio draws for a file in memory, other at every run."""
+"""Name that rasterio gives a file in memory. It is random, so it differs in each run."""
 _WITH_EXIF = ("JPEG", "PNG", "TIFF")
 _TURNED = (2, 3, 4, 5, 6, 7, 8)
-"""EXIF orientations other than upright."""
+"""EXIF orientations of images that are not upright."""
 
 
 PixelType = TypeVar("PixelType", bound=np.generic)
@@ -79,10 +79,10 @@ class Picture:
     """Hold the pixels of an image file.
 
     Attributes:
-        pixels: [bands, H, W] values; the mean of the band's measured pixels where nothing was measured.
-        measured: [bands, H, W] booleans; None if all pixels are measured.
-        colors: The file's meaning of each band, such as `red` or `undefined`.
-        scaling: Scale and offset that the file states for each band.
+        pixels: [bands, H, W] values. Pixels that are not measured have the mean of the band's measured pixels.
+        measured: [bands, H, W] True if a pixel is measured; None if all pixels are.
+        colors: Color of each band by the file, such as `red` or `undefined`.
+        scaling: Scale and offset of each band by the file.
     """
 
     pixels: AnyArray
@@ -92,7 +92,7 @@ class Picture:
 
 
 class _Bands(NamedTuple):
-    """Hold values and mask of a file's bands, both [bands, H, W] (None if all is measured), and the bands' colors."""
+    """Hold values [bands, H, W], mask [bands, H, W] (None if all pixels are measured) and colors of a file's bands."""
 
     values: AnyArray
     measured: NDArray[np.bool_] | None
@@ -100,14 +100,14 @@ class _Bands(NamedTuple):
 
 
 def read_bytes(source: Path | BytesIO, name: str) -> bytes:
-    """Read a whole file of bounded size.
+    """Read a whole file of limited size.
 
     Args:
         source: Path or open file.
         name: Name of the image in messages.
 
     Raises:
-        BadPatchError: It is missing, larger than a patch's file ever is, or cannot be read.
+        BadPatchError: The file is missing, too large for a patch, or cannot be read.
     """
     if isinstance(source, BytesIO):
         return source.getvalue()
@@ -128,14 +128,14 @@ def read_bytes(source: Path | BytesIO, name: str) -> bytes:
 
 @contextlib.contextmanager
 def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
-    """Open an image in memory with the allowed drivers, after its claimed size was checked.
+    """Check the size that an image claims, and open it in memory with one of the allowed drivers.
 
     Args:
         data: The file's bytes.
         name: Name of the image in messages.
 
     Raises:
-        BadPatchError: It is none of the four formats, too large, or damaged.
+        BadPatchError: The image has none of the four formats, is too large, or is damaged.
     """
     driver = next((driver for start, driver in DRIVERS.items() if data.startswith(start)), None)
     if driver is None:
@@ -156,21 +156,21 @@ def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
 
 
 def _words(name: str, error: Exception) -> str:
-    """Return one line of an error without folders and names in memory, which differ between machines."""
+    """Return an error as one line. Leave out folders and names in memory: they differ between machines."""
     return f"{name}: " + re.sub(rf"\S*/|{_IN_MEMORY}", "", str(error).replace("\n", " "))
 
 
 def _refuse_giants(file: DatasetReader, name: str) -> None:
-    """Refuse sizes that only a damaged or hostile header claims; GDAL would fill them with zeros for minutes."""
+    """Refuse an impossible size: the header is damaged or hostile, and GDAL would write zeros for minutes."""
     each = max(np.dtype(dtype).itemsize for dtype in file.dtypes) if file.count else 1
-    # A tile may claim to be larger than its image, and is decoded whole.
+    # A tile may claim to be larger than its image. GDAL would decode the whole tile.
     block = max((height * width for height, width in file.block_shapes), default=0)
     if file.count > MOST_BANDS or file.count * max(file.height * file.width, block) * each > MOST_PATCH_BYTES:
         raise BadPatchError("unreadable", f"{name} claims to be {file.count}x{file.height}x{file.width}")
 
 
 def _refuse_many_tiles(data: bytes, name: str) -> None:
-    """Refuse JPEG 2000 files that would make their library set memory aside before any pixel is asked for."""
+    """Refuse a JPEG 2000 file of impossible size: its library reserves the memory when it opens the file."""
     try:
         size = struct.unpack_from(">8IH", data, data.find(_CODESTREAM) + 8)
     except struct.error:
@@ -183,16 +183,16 @@ def _refuse_many_tiles(data: bytes, name: str) -> None:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """Open a JPEG or PNG with Pillow, without decoding its pixels yet.
+    """Open a JPEG or PNG with Pillow. Its pixels are not decoded yet.
 
     Raises:
-        OSError: It is neither.
+        OSError: The file is neither a JPEG nor a PNG.
     """
     return Image.open(BytesIO(data), formats=("JPEG", "PNG"))
 
 
 def exif_of(data: bytes) -> Image.Exif:
-    """Read the EXIF tags of a JPEG, PNG or TIFF; empty if there are none, or Pillow does not know the file."""
+    """Read the EXIF tags of a JPEG, PNG or TIFF; no tags if it has none or Pillow cannot read the file."""
     try:
         with (
             warnings.catch_warnings(action="ignore"),
@@ -204,25 +204,25 @@ def exif_of(data: bytes) -> Image.Exif:
 
 
 def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Picture:
-    """Read an image as its file means it.
+    """Read an image and follow what its file says about its values.
 
-    Palettes are expanded to red, green and blue; bands of transparency become the mask; JPEG and PNG files that say
-    they are turned are turned upright.
+    A palette becomes red, green and blue. Bands of transparency become the mask. If a JPEG or PNG file says that it is
+    turned, its pixels are turned upright.
 
     Args:
         source: Path or open file.
         name: Name of the image in messages.
-        size: Pixels a side to resample to; None keeps the size.
+        size: New width and height in pixels; None keeps the size.
 
     Raises:
-        BadPatchError: It cannot be read to its end, has no measured pixel, or its values mean something that is not
-            supported (CMYK, inverted gray, several pages, ...); says which.
+        BadPatchError: The file cannot be read to its end, has no measured pixel, or has values of an unsupported kind
+            (CMYK, inverted gray, several pages, ...). The message says which.
     """
     data = read_bytes(source, name)
     with opened(data, name) as file:
         _refuse_meanings(file, name)
         values, measured, colors = _expanded(file, name) if _palette(file) else _bands(file, name, data)
-        # Without a mask GDAL resamples while it reads; masked pixels must not be mixed into their neighbors.
+        # GDAL may resample only images without a mask: it would mix masked pixels into their neighbors.
         if measured is None and size is not None and not _palette(file):
             kept = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color.name != "alpha"]
             values = file.read(kept, out_shape=(len(kept), size, size), resampling=Resampling.bilinear)
@@ -237,14 +237,14 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
 
 
 def read_stored(path: Path, name: str) -> tuple[AnyArray, NDArray[np.bool_]]:
-    """Read an image's bands as they are stored, and where they are measured, both [bands, H, W].
+    """Read an image's stored values and its mask of measured pixels, both [bands, H, W].
 
     Args:
         path: The file.
         name: Name of the image in messages.
 
     Raises:
-        BadPatchError: It cannot be read to its end, or its values mean something that is not supported.
+        BadPatchError: The file cannot be read to its end, or has values of an unsupported kind.
     """
     data = read_bytes(path, name)
     with opened(data, name) as file:
@@ -255,7 +255,7 @@ def read_stored(path: Path, name: str) -> tuple[AnyArray, NDArray[np.bool_]]:
 
 
 def _refuse_meanings(file: DatasetReader, name: str) -> None:
-    """Refuse values that mean something other than brightness or reflectance."""
+    """Refuse an image if its values are neither brightness nor reflectance."""
     space = file.tags(ns="IMAGE_STRUCTURE")
     if file.driver == "GTiff" and file.subdatasets:
         raise BadPatchError("unreadable", f"{name} has several pages, of which one alone would be read")
@@ -271,12 +271,12 @@ def _refuse_meanings(file: DatasetReader, name: str) -> None:
 
 
 def _palette(file: DatasetReader) -> bool:
-    """Return True if the file has indices into a palette."""
+    """Return True if the pixels are indices into a palette."""
     return any(color == ColorInterp.palette for color in file.colorinterp)
 
 
 def _expanded(file: DatasetReader, name: str) -> _Bands:
-    """Replace the indices of a palette by its colors; return values, mask and colors."""
+    """Read an image with a palette: replace each index by its color."""
     if file.count > 2 or file.dtypes[0] != "uint8":
         raise BadPatchError("unreadable", f"{name} has a palette and {file.count} bands of {file.dtypes[0]}")
     table = np.zeros((256, 4), np.uint8)
@@ -292,13 +292,13 @@ def _expanded(file: DatasetReader, name: str) -> _Bands:
 
 
 def _bands(file: DatasetReader, name: str, data: bytes) -> _Bands:
-    """Read all bands except transparency; return values, mask and colors."""
+    """Read all bands of an image without a palette. Bands of transparency go into the mask."""
     alpha = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color == ColorInterp.alpha]
     kept = [band for band in file.indexes if band not in alpha]
     if not kept:
         raise BadPatchError("unreadable", f"{name} holds nothing but transparency")
     values = file.read(kept)
-    # GDAL joins nodata values, masks and alpha of the file here.
+    # This mask of GDAL combines the file's nodata values, masks and alpha.
     masks = file.read_masks(kept) > 0
     premultiplied = bool(alpha) and file.driver == "GTiff" and _premultiplied(data)
     for band in alpha:
@@ -311,7 +311,7 @@ def _bands(file: DatasetReader, name: str, data: bytes) -> _Bands:
 
 
 def _premultiplied(data: bytes) -> bool:
-    """Return True if a TIFF says that its colors are multiplied with their alpha; GDAL does not tell this."""
+    """Return True if a TIFF says that its colors are multiplied by alpha. GDAL does not report this."""
     with warnings.catch_warnings(action="ignore"):
         try:
             with Image.open(BytesIO(data), formats=("TIFF",)) as image:
@@ -323,7 +323,7 @@ def _premultiplied(data: bytes) -> bool:
 def _filled(
     values: AnyArray, measured: NDArray[np.bool_] | None, size: int | None
 ) -> tuple[AnyArray, NDArray[np.bool_]]:
-    """Fill pixels that were not measured with their band's mean, after resampling the measured ones alone."""
+    """Resample the measured pixels alone, and fill all other pixels with their band's mean."""
     shown = np.ones(values.shape, np.bool_) if measured is None else measured
     out, there = [], []
     for band, known in zip(values, shown, strict=True):
@@ -335,10 +335,10 @@ def _filled(
 
 
 def _resampled(band: AnyArray, known: NDArray[np.bool_], size: int) -> tuple[AnyArray, NDArray[np.bool_]]:
-    """Resample bilinearly so that pixels that were not measured have no weight.
+    """Resample bilinearly. Pixels that are not measured have no weight.
 
     Returns:
-        [size, size] values, and True where at least half of a pixel's weight was measured.
+        [size, size] values, and a mask [size, size]: True if measured pixels have at least half of the weight.
     """
 
     def plane(array: AnyArray) -> NDArray[np.float64]:
@@ -350,7 +350,7 @@ def _resampled(band: AnyArray, known: NDArray[np.bool_], size: int) -> tuple[Any
 
 
 def _upright(data: bytes, file: DatasetReader, name: str) -> int:
-    """Read the EXIF orientation, 1 if there is none; TIFFs must be upright, since their place would turn too."""
+    """Read the EXIF orientation; 1 if the file has none. Refuse a turned TIFF: its place would have to turn too."""
     value = exif_of(data).get(0x0112, 1)
     orientation = value if isinstance(value, int) else 1
     if orientation in _TURNED and file.driver == "GTiff":
@@ -359,7 +359,7 @@ def _upright(data: bytes, file: DatasetReader, name: str) -> int:
 
 
 def _turned(values: NDArray[PixelType], orientation: int) -> NDArray[PixelType]:
-    """Turn [bands, H, W] upright by its EXIF orientation."""
+    """Turn values [bands, H, W] upright, given their EXIF orientation."""
     if orientation == 1:
         return values
     if orientation in (5, 6, 7, 8):
@@ -369,7 +369,7 @@ def _turned(values: NDArray[PixelType], orientation: int) -> NDArray[PixelType]:
 
 
 def in_color_order(colors: tuple[str, ...]) -> list[int] | None:
-    """Return the order of bands that puts red, green and blue first; None if the first three are other bands."""
+    """Return band indices with red, green and blue first; None if the first three bands have other colors."""
     names = [color.name for color in _RGB]
     if sorted(colors[:3]) != sorted(names):
         return None
@@ -377,11 +377,11 @@ def in_color_order(colors: tuple[str, ...]) -> list[int] | None:
 
 
 def sidecars(path: Path, beside: frozenset[str]) -> list[str]:
-    """Name the files beside an image that GDAL would take a place, mask or palette from.
+    """List the files beside an image that GDAL would read a place, mask or palette from.
 
     Args:
         path: The image.
-        beside: Lower-case names of all files in its folder.
+        beside: Names of all files in its folder, in small letters.
     """
     name, stem = path.name.lower(), path.stem.lower()
     endings = (*_SIDECARS, *_WORLD.get(path.suffix.lower(), ()))
