@@ -1,7 +1,7 @@
-"""Read class names from the cells of a table: one name, or several as a list or divided by `;`.
+"""Read class names from the cells of a table. A cell holds one name, a list of names, or names divided by `;`.
 
-Lists that other tools wrote as text (Python, NumPy, JSON, PostgreSQL) are read as lists. Any other text that could be
-several names is refused, since each combination would become a class of its own. Numbers are no names in lists.
+Other tools write lists as text (Python, NumPy, JSON, PostgreSQL): such a text is read as a list. Any other text that
+could be several names is refused. Else each combination of names would become a class. A list of numbers is refused.
 """
 
 import ast
@@ -23,14 +23,14 @@ from stssl.base.errors import DataError
 MISSING = frozenset(
     ("", "nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null", "nil", "nat", "-", "--", "---", "\\n")
 )
-"""Words for a missing value, in small letters, as pandas, SQL and people write them."""
+"""Words for a missing value in small letters, as pandas, SQL and people write them."""
 DOUBTFUL = frozenset(("unknown", "unlabeled", "unlabelled", "undefined", "missing", "nodata", "no data", "-1", "?"))
-"""Class names that often mean that there is no label."""
+"""Class names that often mean "no label"."""
 BIGEARTHNET_LABELS = frozenset(LABELS_43) | frozenset(LABELS_19)
 NEVER = {"|": "'|'", "\t": "tabs", "\n": "line breaks", "\r": "line breaks"}
-"""Signs that no class name has."""
+"""Signs that no class name has, and their names in messages."""
 SOMETIMES = (",", "/", "&", "+", ":", " and ", " ")
-"""Signs that names may have, and that may also stand between names."""
+"""Signs that may be a part of one name or divide two names."""
 WAY_OUT = "Only ; divides names"
 AS_ONE = 'if it is one name, write it as a list of one: ["..."]'
 
@@ -52,11 +52,11 @@ def is_missing(cell: object) -> bool:
 
 @dataclass(frozen=True)
 class TableLabels:
-    """Hold what was read from a column of labels.
+    """Hold the class names that were read from a column.
 
     Attributes:
-        classes: Names, sorted; by value if all are numbers.
-        rows: For each row the numbers of its classes; empty without a label.
+        classes: Sorted names. If all names are numbers, they are sorted by value.
+        rows: For each row, the indices of its names in `classes`; empty if the row has no label.
         notes: Remarks for the user, one line each.
     """
 
@@ -71,15 +71,15 @@ def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -
     Args:
         name: Name of the column in the table.
         cells: Cells of all rows.
-        several: True if a cell may have several names.
+        several: True if a cell may hold several names.
         path: Path of the table, for messages.
 
     Raises:
-        DataError: A cell holds numbers, lists of lists, or several names without `;`; or two names differ only in case.
-            Names row and column.
+        DataError: A cell holds numbers, lists of lists, or several names without `;`, or two names differ only in
+            spelling. The message names row and column.
     """
     reader = _Reader(name, several, path)
-    # Equal cells are read once: tables have millions of rows and few combinations.
+    # Read equal cells once: a table may have millions of rows, but few different cells.
     known: dict[str, tuple[str, ...]] = {}
     rows = []
     for row, cell in enumerate(cells, 1):
@@ -102,13 +102,13 @@ def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -
 
 
 class _Reader:
-    """Read the cells of one column, and remember where each name occurred first."""
+    """Read the cells of one column, and remember the first row of each name."""
 
     def __init__(self, name: str, several: bool, path: Path) -> None:
         self.name, self.several, self.path = name, several, path
         self.first: dict[str, int] = {}
         self.plain: dict[str, int] = {}
-        """Names of texts that nothing divided, which could be several."""
+        """Names from cells without `;`, and their first rows. Such a name could be several names."""
         self.divided: dict[str, int] = {}
 
     def refuse(self, row: int, cell: object, words: str) -> DataError:
@@ -181,7 +181,7 @@ class _Reader:
         return found
 
     def _check_part(self, row: int, cell: str, part: str, divided: bool) -> None:
-        """Refuse a name with signs that only stand between names, and numbers that are no names."""
+        """Refuse a part with signs that no name has, and a part that is a row of numbers."""
         for sign, words in NEVER.items():
             if sign in cell:
                 raise self.refuse(row, cell, f"has {words} between names. {WAY_OUT}")
@@ -191,7 +191,7 @@ class _Reader:
         (self.divided if divided else self.plain).setdefault(part, row)
 
     def _tokens(self, row: int, cell: str, text: str) -> Iterator[str]:
-        """Yield the items of a list that was written as text."""
+        """Yield the items of a list that is written as text."""
         place, end = 1, len(text) - 1
         opening = text[0]
         while (place := _skip(text, place)) < end:
@@ -210,7 +210,7 @@ class _Reader:
             yield bare
 
     def compare(self) -> None:
-        """Refuse names that are several names, or that differ from another only in spelling."""
+        """Refuse a name that must be several names, and two names that differ only in spelling."""
         folded: dict[str, str] = {}
         for own, row in self.first.items():
             same = folded.setdefault(_folded(own), own)
@@ -230,7 +230,7 @@ class _Reader:
                 raise self.refuse(row, own, "is a part of a vector of 0 and 1. Give the names of the classes")
 
     def _compare_parts(self, own: str, row: int) -> None:
-        """Refuse a name that must be several: its parts are names in other rows, or no cell of the column uses `;`."""
+        """Refuse a name that must be several names: other rows have its parts, or no cell of the column uses `;`."""
         if own in BIGEARTHNET_LABELS:
             return
         for sign in SOMETIMES:
@@ -249,19 +249,19 @@ class _Reader:
 
 
 def _is_list(text: str) -> bool:
-    """Return True if brackets enclose a text; a single word in round brackets is a name."""
+    """Return True if brackets enclose a text. A single word in round brackets is a name, not a list."""
     enclosed = text[0] in _BRACKETS and text[-1] == _BRACKETS[text[0]]
     return enclosed and (text[0] != "(" or any(sign in text for sign in ",'\""))
 
 
 def _skip(text: str, place: int) -> int:
-    """Return the place after spaces and commas."""
+    """Return the position of the next sign that is no space or comma."""
     gap = _GAP.match(text, place)
     return gap.end() if gap else place
 
 
 def _unquoted(token: str) -> str:
-    """Read a quoted item, in JSON or in Python."""
+    """Return the text of a quoted item, with quotes as in JSON or in Python."""
     try:
         return str(json.loads(token)) if token[0] == '"' else str(ast.literal_eval(token))
     except (ValueError, SyntaxError):
@@ -269,23 +269,23 @@ def _unquoted(token: str) -> str:
 
 
 def _shown(cell: object) -> str:
-    """Return a cell as a message shows it."""
+    """Return a cell as text for a message, with at most 80 signs."""
     text = repr(cell if not isinstance(cell, np.ndarray) else cell.tolist())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _tidy(name: str) -> str:
-    """Return a name with single spaces and each letter encoded in one way."""
+    """Return a name with single spaces, and in Unicode's normal form C: it encodes each letter in one way."""
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
 def _folded(name: str) -> str:
-    """Return a name in the form in which spellings are compared."""
+    """Return a name without spaces and case, to compare spellings."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _number_name(cell: object) -> str:
-    """Return the name of a number; 7 and 7.0 are one name."""
+    """Return a number as a name. 7.0 becomes `7`."""
     if isinstance(cell, float | Decimal):
         number = float(cell)
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else str(cell)
@@ -298,14 +298,14 @@ def _integers(names: Iterable[str]) -> bool:
 
 
 def _short_numbers(names: Iterable[str]) -> dict[str, str]:
-    """Map names of whole numbers that were written with a fraction, such as 7.0, to the integer's name."""
+    """Map each name such as `7.0` to the integer's name, such as `7`."""
     return {name: name.partition(".")[0] for name in names if "." in name and _integers([name])}
 
 
 def _notes(
     name: str, cells: Sequence[object], rows: Sequence[Sequence[str]], classes: Sequence[str], several: bool
 ) -> Iterator[str]:
-    """Yield what a user should look at: unlabeled rows, doubtful names, names that may be several."""
+    """Yield what a user should check: unlabeled rows, doubtful names, names that may be several names."""
     empty = sum(not names for names in rows)
     if empty:
         words = Counter(cell.strip() for cell in cells if isinstance(cell, str) and cell.strip() and is_missing(cell))

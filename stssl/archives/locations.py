@@ -20,17 +20,17 @@ TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 
 
 def from_table(path: Path, patches: int, seed: int) -> World:
-    """Draw places, dates and classes from a table of real patches (`epsg`, `ulx`, `uly`, `date`, `labels`, `country`).
+    """Draw places, dates and classes from a table of real patches.
 
-    Squares of neighboring places are drawn whole, with all their dates, so that correlations over kilometers remain.
+    Whole squares of neighboring places are drawn, with all their dates. This keeps correlations over kilometers.
 
     Args:
-        path: CSV or Parquet file with those columns.
+        path: CSV or Parquet file with the columns `epsg`, `ulx`, `uly`, `date`, `labels` and `country`.
         patches: Number of patches to draw.
         seed: Seed of the draw.
 
     Raises:
-        DataError: The table lacks a column or has too few rows, cells that are no numbers or dates, or unknown classes.
+        DataError: The table lacks a column, has too few rows, has wrong numbers or dates, or has unknown classes.
     """
     table = read_table(path)
     missing = [name for name in TABLE_COLUMNS if name not in table.column_names]
@@ -43,7 +43,8 @@ def from_table(path: Path, patches: int, seed: int) -> World:
         cells = table["date"].to_numpy()
         if cells.dtype.kind in "biuf":
             raise ValueError("dates are no numbers")
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # times with a zone become UTC
+        # NumPy warns when it converts a time with a zone to UTC.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             when = np.asarray(cells, "datetime64[s]")
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: epsg, ulx and uly must be numbers and date ISO 8601 ({error})") from None
@@ -81,10 +82,10 @@ def from_table(path: Path, patches: int, seed: int) -> World:
 
 
 def _flags(cells: list[object], column: str, path: Path) -> NDArray[np.bool_]:
-    """Read booleans, also as a CSV spells them; an empty cell is False.
+    """Read booleans, or texts such as `true` and `0`. An empty cell is False.
 
     Raises:
-        DataError: A cell is none.
+        DataError: A cell is neither true nor false.
     """
     words = {"true": True, "1": True, "false": False, "0": False, "": False}
     found = ["" if cell is None else str(cell).strip().lower() for cell in cells]
@@ -95,10 +96,10 @@ def _flags(cells: list[object], column: str, path: Path) -> NDArray[np.bool_]:
 
 
 def _word(cell: object, path: Path) -> str:
-    """Return the name in a cell; empty if there is none.
+    """Return the name in a cell; an empty text if the cell is None.
 
     Raises:
-        DataError: It is no text.
+        DataError: The cell is no text.
     """
     if isinstance(cell, str | None):
         return cell or ""
@@ -106,10 +107,10 @@ def _word(cell: object, path: Path) -> str:
 
 
 def _check_places(grid: NDArray[np.float64], path: Path) -> None:
-    """Make sure that corners lie where their projection has places, so that degrees follow from them and lead back.
+    """Check that each corner lies in the area of its projection: only then can it become degrees.
 
     Raises:
-        DataError: One does not; names its row.
+        DataError: A corner lies outside that area, or its EPSG code is wrong. The message names the row.
     """
     for epsg in np.unique(grid[:, 0]):
         rows = np.flatnonzero(grid[:, 0] == epsg)
@@ -130,7 +131,7 @@ def _check_places(grid: NDArray[np.float64], path: Path) -> None:
 
 
 def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return for each corner True if its degrees lead back to it, to a meter."""
+    """Project corners to degrees and back. Return True for each corner that comes back to within a meter."""
     try:
         lat, lon = to_degrees(epsg, x, y)
         back = from_degrees(epsg, lat, lon)
@@ -146,9 +147,13 @@ def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDA
 def _fine_labels(
     labels: list[list[str]], place: NDArray[np.int64], rng: np.random.Generator, path: Path
 ) -> NDArray[np.bool_]:
-    """Return level-3 classes [n, 43], as the table lists them.
+    """Return the level-3 classes of each row: [n, 43] True if the row has the class.
 
-    For a class of the 19 one of its members is chosen, the same one on all dates of a place.
+    The table may name one of the 19 coarse classes. This name becomes one of its level-3 classes, chosen at random for
+    each place. All dates of a place get the same class.
+
+    Raises:
+        DataError: A row has no labels, or an unknown class.
     """
     rates = np.array(list(RATES.values())) * rng.exponential(size=(place.max() + 1, len(RATES)))
     found = np.zeros((len(labels), len(LABELS_43)), bool)

@@ -1,8 +1,9 @@
 """Read any set of images that a CSV or Parquet table lists.
 
-The table has a column `path`, and any of label, labels, lat, lon, time, location_id, country and split. Images are
-GeoTIFF, PNG, JPEG or JPEG 2000, 8 or 16 bits, of one size or resampled to one. A georeferenced image may supply the
-place that the table lacks. Files beside an image (`.aux.xml`, `.tfw`, `.msk`, ...) are never read.
+The table has a column `path`. It may have the columns label, labels, lat, lon, time, location_id, country and split.
+Images are GeoTIFF, PNG, JPEG or JPEG 2000, with 8 or 16 bits. They have one size or are resampled to one size. If the
+table gives no place, the place comes from the image's georeference. Files beside an image (`.aux.xml`, `.tfw`, `.msk`,
+...) are never read.
 """
 
 import csv
@@ -31,10 +32,10 @@ from stssl.store.schema import label_columns as labels_of
 PATHS = ("path", "filepath", "file_path", "filename", "file_name", "image", "image_path", "file")
 READ = ("country", "lat", "lon", "label", "labels", "time", "location_id", "split")
 WANTED = {"path": PATHS} | {name: ABOUT[name] for name in READ}
-"""Facts that a manifest may state, and the names that their column may have; the first one found is read."""
+"""Columns that a manifest may have, and the possible names of each. The first name that a table has is used."""
 TRIED_IMAGES = 16
 MOST_BANDS = 16
-"""Bits of `valid_bands`."""
+"""Most bands of an image: `valid_bands` has one bit for each band."""
 
 
 class Manifest:
@@ -54,15 +55,15 @@ class Manifest:
         """Read the table and look at the first images.
 
         Args:
-            archive: The table; paths in it are relative to its folder.
+            archive: The table. Its paths are relative to its folder.
             bands: `all`, or `rgb` for the first three.
-            size: Height and width to resample to; without it all images must have the size of the first.
-            band_names: Names of the images' bands, with commas; by default B04, B03, B02 for 8-bit color images, and
-                numbers for others.
+            size: New height and width of all images in pixels. If it is None, all images must have one size.
+            band_names: Names of the images' bands, with commas between them. The default is B04, B03, B02 for 8-bit
+                images with three bands, and numbers for other images.
 
         Raises:
-            ConfigError: Impossible options.
-            DataError: The table has no `path`, no rows, or no image can be read.
+            ConfigError: An option is impossible.
+            DataError: The table has no column `path` or no rows, or no image can be read.
         """
         whole = read_table(archive)
         columns = choose_columns(whole.column_names, WANTED, archive)
@@ -97,12 +98,12 @@ class Manifest:
             *(labels_of(name, classes, name == "labels") for name, classes in self.classes.items()),
             *map(split_column, self.splits),
         )
-        # A table that changed is another conversion, even if its paths did not.
+        # Hash the whole table: a changed table is another conversion, even if its paths are the same.
         digest = hashlib.blake2b(archive.read_bytes(), digest_size=16).hexdigest()
         self.about: JsonMapping = {"source": "manifest", "table": digest, "bands": bands, "size": size}
 
     def _look(self, bands: str, band_names: str | None) -> PixelArray:
-        """Describe the pixel array that the first readable image asks for.
+        """Describe the pixel array of the store, as the first readable image requires it.
 
         Raises:
             ConfigError: The options do not fit the image.
@@ -110,7 +111,7 @@ class Manifest:
         """
         if bands not in ("all", "rgb") or (self._size is not None and self._size < 1):
             raise ConfigError(f"bands must be all or rgb (not '{bands}'), and size 1 or more")
-        # The first image may be a bad one, and a table of bad paths should not be tried to its end.
+        # The first image may be bad, so try several. Do not try all: each path of a long table may be bad.
         for name in self.names[:TRIED_IMAGES]:
             try:
                 first = _read(image_path(self.folder, name), name, self._size)
@@ -131,7 +132,7 @@ class Manifest:
             raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands: {names}")
         if count < 3 and bands == "rgb":
             raise ConfigError(f"bands=rgb takes the first three bands, and the images have {count}")
-        # Networks take squares; squeezing other images unasked would change the shapes in them.
+        # Networks need square images. Squeezing others distorts their content, so only `size` allows it.
         if height != width and self._size is None:
             raise DataError(f"{self.names[0]} is {width}x{height}: images must be square, or resampled with a size")
         kept = names[:3] if bands == "rgb" else names
@@ -143,7 +144,7 @@ class Manifest:
         return PixelArray("rgb" if color else "image", kept, height, width, str(image.dtype), 0.0)
 
     def _arranged(self, picture: Picture) -> Picture:
-        """Put red, green and blue first if the file names them in another order and the user names no bands."""
+        """Put red, green and blue first, if the file has them elsewhere. Change nothing if the user named the bands."""
         order = None if self._named else in_color_order(picture.colors)
         if order is None or order == sorted(order):
             return picture
@@ -153,7 +154,7 @@ class Manifest:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write six PNGs and a table of them; the last has no label, place, time or part.
+        """Write six PNGs and their table. The last image has no label, place, time or part.
 
         Args:
             folder: Empty folder to write into.
@@ -177,10 +178,10 @@ class Manifest:
         return Example(table, tuple(patches), "label")
 
     def read(self, row: int) -> Patch:
-        """Read one image, and what the table says of it.
+        """Read one image, and its row of the table.
 
         Args:
-            row: Its row in the store.
+            row: Row of the image in the store.
         """
         name, patch = self.names[row], Patch()
         if self._first[row] != row:
@@ -204,7 +205,7 @@ class Manifest:
         return patch
 
     def _keep(self, patch: Patch, name: str) -> None:
-        """Read a patch's pixels, and note which of them are measured.
+        """Read the pixels of a patch, and the mask of measured pixels.
 
         Raises:
             BadPatchError: The image cannot be read, or differs from the first one in size, type or scaling.
@@ -215,7 +216,7 @@ class Manifest:
         if image.shape[1:] != array.shape[1:] or len(image) != self._count or str(image.dtype) != array.dtype:
             shape = "x".join(map(str, image.shape))
             raise BadPatchError("wrong_size", f"{name} is {shape} {image.dtype}, not {array.shape} {array.dtype}")
-        # Values are stored as they are, so that one array must not mix scales.
+        # The store keeps values as they are, so all images must have one scale and offset.
         if picture.scaling != self._scaling:
             raise BadPatchError("wrong_size", f"{name} states another scale or offset than the first image")
         count = len(array.bands)
@@ -230,11 +231,11 @@ class Manifest:
                 raise BadPatchError("nodata", f"{name} has no measured pixel in {', '.join(empty)}")
 
     def _cell(self, column: str, row: int) -> object:
-        """Return a cell of the table; None if there is no such column."""
+        """Return a cell of the table; None if the table has no such column."""
         return self._table[column][row] if column in self._table else None
 
     def _labels(self, row: int) -> Values:
-        """Return the columns of classes; a row without any is unlabeled, which is no error."""
+        """Return the label columns of a row. A row without classes is unlabeled, which is no error."""
         values: Values = {}
         for name, labels in self._labels_of.items():
             own = labels.rows[row]
@@ -245,27 +246,27 @@ class Manifest:
         return values
 
     def _plain(self, row: int) -> Values:
-        """Return the columns of country and location."""
+        """Return the columns `country` and `location_id` of a row."""
         country = self._cell("country", row)
         location = self._places.get(place_name(self._cell("location_id", row)), -1)
         return {"country": "" if country is None else str(country).strip(), "location_id": location}
 
     def _place(self, row: int) -> Values:
-        """Return the place that the table states, else that of the image."""
+        """Return the place in the table. If the table has none, return the place in the image."""
         return place_of(self._cell("lat", row), self._cell("lon", row), row) or self._own_place(row)
 
     def _own_place(self, row: int) -> Values:
-        """Return the place that the image states, if it states one.
+        """Return the place in the image's file; no columns if the file gives no place.
 
         Raises:
-            BadPatchError: It says something from which no place follows.
+            BadPatchError: The file's information on the place is unusable.
         """
         try:
             place = place_in(image_path(self.folder, self.names[row]), self.names[row])
         except BadPatchError as problem:
             if problem.code == "bad_coordinates":
                 raise
-            return {}  # The image cannot be read, which is said of its pixels.
+            return {}  # The image cannot be read. `_keep` reports this.
         return {} if place is None else {"lat": place[0], "lon": place[1]}
 
 
@@ -273,11 +274,11 @@ def _read(path: Path, name: str, size: int | None) -> Picture:
     """Read an image of 8 or 16 bits.
 
     Raises:
-        BadPatchError: It is missing or cannot be read, or has another type.
+        BadPatchError: The image is missing, cannot be read, or has another type.
     """
     try:
         there = path.is_file()
-    except OSError as error:  # A name that is too long, or a folder that nobody may look into.
+    except OSError as error:  # The name is too long, or reading the folder is forbidden.
         raise BadPatchError("no_pixels", f"{name[:200]}: {error.strerror}") from None
     if not there:
         raise BadPatchError("no_pixels", f"{name} is missing")
@@ -288,7 +289,7 @@ def _read(path: Path, name: str, size: int | None) -> Picture:
 
 
 def _beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    """Say once how many images have files beside them that GDAL would read and this program does not."""
+    """Yield one remark if images have files beside them that GDAL would read. This program ignores such files."""
     listed: dict[Path, frozenset[str]] = {}
     count, example = 0, ""
     for name in dict.fromkeys(names):
@@ -308,19 +309,19 @@ def _beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 
 def _scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
-    """Say that stated scales and offsets are not applied to the stored values."""
+    """Yield a remark if files state a scale or offset: the stored values do not include them."""
     if any(one != (1.0, 0.0) for one in scaling):
         scale, offset = scaling[0]
         yield f"values are stored as the files have them; these state a scale of {scale:g} and an offset of {offset:g}"
 
 
 def _numbers(count: int) -> tuple[str, ...]:
-    """Name bands by their number, from 1."""
+    """Return the numbers from 1 to `count`, as names of bands."""
     return tuple(str(number + 1) for number in range(count))
 
 
 def _missing(names: list[str], rows: bool) -> str:
-    """Say what a table lacks to be a manifest."""
+    """Return what a table lacks to be a manifest. `rows` is True if only rows are missing."""
     if rows:
         return "at least one row below the names of the columns"
     has = f"It has: {', '.join(names)[:300]}" if names else "It is empty"
@@ -328,7 +329,7 @@ def _missing(names: list[str], rows: bool) -> str:
 
 
 def _remarks(table: Mapping[str, list[object]]) -> Iterator[str]:
-    """List what looks wrong in a table as a whole."""
+    """Yield remarks on the whole table: columns that are empty or useless."""
     for name, other in (("lat", "lon"), ("lon", "lat")):
         if name in table and other not in table:
             yield f"{name} is of no use without a column {other}: no patch has its place from the table"

@@ -1,4 +1,7 @@
-"""Define the class tables of the data sets. Three orders of the 43 classes are in use, so always map by name."""
+"""Define the classes of the data sets.
+
+Published tables number the 43 classes in three different ways, so match classes by name, never by number.
+"""
 
 CLASSES_19: dict[str, tuple[str, ...]] = {
     "Urban fabric": ("Continuous urban fabric", "Discontinuous urban fabric"),
@@ -28,7 +31,7 @@ CLASSES_19: dict[str, tuple[str, ...]] = {
     "Inland waters": ("Water courses", "Water bodies"),
     "Marine waters": ("Coastal lagoons", "Estuaries", "Sea and ocean"),
 }
-"""The 19 classes of BigEarthNet and the CORINE level-3 classes that each is made of."""
+"""The 19 coarse classes of BigEarthNet, and the CORINE level-3 classes that each one combines."""
 
 CLC: dict[str, int] = {
     "Continuous urban fabric": 111,
@@ -75,12 +78,12 @@ CLC: dict[str, int] = {
     "Estuaries": 522,
     "Sea and ocean": 523,
 }
-"""CORINE Land Cover level-3 classes that occur in BigEarthNet, with their codes."""
+"""The CORINE Land Cover level-3 classes of BigEarthNet, and their codes."""
 
 LABELS_43 = tuple(CLC)
 LABELS_19 = tuple(CLASSES_19)
 TO_19 = {member: name for name, members in CLASSES_19.items() for member in members}
-"""From a level-3 class to its 19-class name; 11 classes have none."""
+"""Coarse class of each level-3 class. 11 level-3 classes have no coarse class."""
 
 EUROSAT = (
     "AnnualCrop",
@@ -102,4 +105,4 @@ SEASONS = {12: "winter", 1: "winter", 2: "winter", 3: "spring", 4: "spring", 5: 
     10: "autumn",
     11: "autumn",
 }
-"""Meteorological season of a month, northern hemisphere."""
+"""Meteorological season of each month (1 to 12) in the northern hemisphere."""

@@ -1,4 +1,4 @@
-"""Read the options that archive formats declare in their constructors, for Python and the command line alike."""
+"""Read the options that archive formats declare in their constructors: for Python and for the command line."""
 
 import re
 import types
@@ -29,8 +29,8 @@ class FormatOption:
     Attributes:
         name: Name of the constructor's parameter.
         flag: Name on the command line, with two hyphens.
-        kind: Type of its value; `folders` is repeated as NAME=FOLDER.
-        help: One line on what it is for.
+        kind: Type of its value. An option of type `folders` is given as NAME=FOLDER, once for each name.
+        help: One line for the command line's help.
     """
 
     name: str
@@ -39,13 +39,13 @@ class FormatOption:
     help: str
 
     def parsed(self, given: object) -> object:
-        """Turn what the command line gave into the type that the constructor takes.
+        """Convert a value of the command line to the type of the constructor's parameter.
 
         Args:
-            given: The option's value, a list for `folders`; None if it was not given.
+            given: Value of the option, a list for `folders`; None if the user did not give it.
 
         Raises:
-            ConfigError: Words of `folders` are not NAME=FOLDER, or name a folder that does not exist.
+            ConfigError: A word of `folders` is not NAME=FOLDER, or its folder does not exist.
         """
         if given is None:
             return None
@@ -55,13 +55,13 @@ class FormatOption:
 
 
 def options_of(name: str) -> tuple[FormatOption, ...]:
-    """List the options of a format in the order of its constructor's parameters.
+    """List the options of a format, in the sequence of its constructor's parameters.
 
     Args:
         name: Name of the format.
 
     Raises:
-        TypeError: A parameter declares no `Option`, or has a type that no option has.
+        TypeError: A parameter has no `Option` in its annotation, or has an unsupported type.
     """
     constructor: ArchiveFormat = ARCHIVES[name]
     hints = get_type_hints(constructor.__init__, include_extras=True)  # type: ignore[misc]  # of the class it is
@@ -73,7 +73,7 @@ def options_of(name: str) -> tuple[FormatOption, ...]:
 
 
 def all_options() -> tuple[FormatOption, ...]:
-    """List the options of all formats, each once; its help names the formats that have it."""
+    """List the options of all formats, each one once. The help of an option names its formats."""
     formats: dict[str, list[str]] = {}
     found: dict[str, FormatOption] = {}
     for name in ARCHIVES:
@@ -101,14 +101,14 @@ def _declared(where: str, name: str, hint: object) -> FormatOption:
 
 
 def named_folders(words: Sequence[object], flag: str = "--split") -> dict[str, Path] | None:
-    """Read folders by name from the NAME=FOLDER words of a command line.
+    """Read the NAME=FOLDER words of a command line.
 
     Args:
-        words: The words.
+        words: Words, such as `mine=lists/mine`.
         flag: Name of the option in messages.
 
     Returns:
-        Name and absolute path of each folder; None without words.
+        Name and absolute path of each folder; None if `words` is empty.
 
     Raises:
         ConfigError: A word has another form, a name occurs twice, or a folder does not exist.

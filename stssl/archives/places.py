@@ -15,13 +15,13 @@ WGS84 = 4326
 
 @lru_cache(maxsize=256)
 def crs_of(definition: str | int) -> CRS:
-    """Return the coordinate system of a WKT or an EPSG code.
+    """Return the coordinate system for a WKT text or an EPSG code.
 
     Raises:
-        ValueError: PROJ does not know it.
+        ValueError: PROJ does not know the system.
     """
     try:
-        with rasterio.Env():  # without one, GDAL prints what PROJ says to the terminal
+        with rasterio.Env():  # without it, GDAL prints PROJ's messages to the terminal
             return CRS.from_epsg(definition) if isinstance(definition, int) else CRS.from_wkt(definition)
     except (RasterioError, CPLE_BaseError) as error:
         raise ValueError(f"unknown projection: {error}") from None
@@ -29,7 +29,7 @@ def crs_of(definition: str | int) -> CRS:
 
 @lru_cache(maxsize=256)
 def epsg_of(definition: str) -> int:
-    """Return the EPSG code of a WKT; 0 if it has none."""
+    """Return the EPSG code of a coordinate system that is given as WKT; 0 if it has no code."""
     return crs_of(definition).to_epsg() or 0
 
 
@@ -38,14 +38,14 @@ def to_degrees(definition: str | int, x: ArrayLike, y: ArrayLike) -> tuple[NDArr
 
     Args:
         definition: EPSG code or WKT of the projection.
-        x: Eastings, one or an array.
-        y: Northings, one or an array.
+        x: Eastings: one number or an array.
+        y: Northings: one number or an array.
 
     Returns:
         Latitudes and longitudes, arrays of at least one element.
 
     Raises:
-        ValueError: Unknown projection, or coordinates outside of it.
+        ValueError: The projection is unknown, or the coordinates lie outside its area.
     """
     try:
         lon, lat = transform(crs_of(definition), crs_of(WGS84), np.atleast_1d(x).tolist(), np.atleast_1d(y).tolist())
@@ -59,8 +59,8 @@ def from_degrees(epsg: int, lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.
 
     Args:
         epsg: EPSG code of the projection.
-        lat: Degrees north, one or an array.
-        lon: Degrees east, one or an array.
+        lat: Degrees north: one number or an array.
+        lon: Degrees east: one number or an array.
     """
     x, y = transform(crs_of(WGS84), crs_of(epsg), np.atleast_1d(lon).tolist(), np.atleast_1d(lat).tolist())
     return np.array(x), np.array(y)

@@ -1,4 +1,4 @@
-"""Import the archive formats that `formats.FORMATS` lists."""
+"""Import the classes of all archive formats in `formats.FORMATS`."""
 
 from importlib import import_module
 
@@ -10,7 +10,7 @@ def import_format(place: str) -> ArchiveFormat:
     """Import the class of a format.
 
     Args:
-        place: Its module in this folder and its name, as in `bigearthnet:BigEarthNet1`.
+        place: Module in this folder and name of the class, such as `bigearthnet:BigEarthNet1`.
     """
     module, _, name = place.partition(":")
     found: ArchiveFormat = getattr(import_module(f"stssl.archives.{module}"), name)
@@ -18,4 +18,4 @@ def import_format(place: str) -> ArchiveFormat:
 
 
 ARCHIVES: dict[str, ArchiveFormat] = {name: import_format(place) for name, place in FORMATS.items()}
-"""Class of each format by name."""
+"""Name and class of each format."""

@@ -1,7 +1,7 @@
 """Paint the pixels of a synthetic patch: a map of its classes, their spectra in the season, texture, light and haze.
 
-Classes of one family differ little: pixels tell families apart well and members of a family badly, so that place and
-date are worth knowing.
+Classes form families. Classes of one family look similar, classes of different families do not. So pixels tell the
+family well and the class badly, and a network that knows place and date can do better.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from stssl.archives.sentinel2 import RESOLUTION
 
 
 class SyntheticStream(IntEnum):
-    """Name the random streams of a synthetic archive; the number is part of the seed, so it must not change."""
+    """Name the random streams of a synthetic archive. The numbers are parts of seeds, so they must not change."""
 
     WORLD = 0
     SPLIT = 1
@@ -30,11 +30,11 @@ WAVES = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "
 
 
 class CoverFamily(NamedTuple):
-    """Describe how classes of one family look.
+    """Describe the look of one family of classes.
 
     Attributes:
         summer: Reflectance times 10,000 of each band in high summer.
-        winter: In winter.
+        winter: Reflectance times 10,000 of each band in winter.
         strength: Strength of the texture.
         size: Size of the texture in pixels.
     """
@@ -113,7 +113,7 @@ FAMILIES: dict[str, CoverFamily] = {
         15,
     ),
 }
-"""Families of classes that look alike."""
+"""Look of each family of classes."""
 
 FIRST_OF_FAMILY = {
     111: "urban",
@@ -134,7 +134,7 @@ FIRST_OF_FAMILY = {
     411: "wetland",
     511: "water",
 }
-"""CoverFamily of the classes from a CORINE code on, up to the next."""
+"""First CORINE code of a range, and the family of all classes from this code to before the next one."""
 
 SNOW, CLOUD = 6500.0, 7500.0
 STEP = {"b10": 1, "b20": 2, "b60": 6}
@@ -145,13 +145,13 @@ class Subject:
     """Describe what a synthetic patch shows.
 
     Attributes:
-        labels: Numbers of the classes that occur.
+        labels: Indices of its classes in `LABELS_43`.
         day_of_year: Day of the acquisition, 1..366.
         lat: Latitude in degrees.
-        snow: True if snow covers it.
-        cloud: True if clouds cover it.
-        place: Random seed of the place: the map of its classes.
-        visit: Random seed of the acquisition: light, haze, noise.
+        snow: True if snow covers the patch.
+        cloud: True if clouds cover the patch.
+        place: Random seed of the place, for the map of its classes.
+        visit: Random seed of the acquisition, for light, haze and noise.
     """
 
     labels: NDArray[np.int64]
@@ -165,11 +165,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Palette:
-    """Hold the looks of the 43 classes.
+    """Hold the look of each of the 43 classes, in 12 bands.
 
     Attributes:
         summer: [43, 12] reflectance times 10,000 in high summer.
-        winter: [43, 12] in winter.
+        winter: [43, 12] reflectance times 10,000 in winter.
         strength: [43] strength of the texture.
         size: [43] size of the texture in pixels.
     """
@@ -181,7 +181,7 @@ class Palette:
 
 
 def palette() -> Palette:
-    """Return the looks of the classes, which are the same for every archive."""
+    """Return the look of each class. It is the same in all archives."""
     rng = np.random.default_rng(20)
     rows = [FAMILIES[FIRST_OF_FAMILY[max(code for code in FIRST_OF_FAMILY if code <= clc)]] for clc in CLC.values()]
     own = 1 + rng.normal(0, 0.07, (len(LABELS_43), len(WAVES)))
@@ -195,14 +195,14 @@ def palette() -> Palette:
 
 
 def _number(name: str) -> int:
-    """Return the number of a class."""
+    """Return the index of a class in `LABELS_43`."""
     return LABELS_43.index(name)
 
 
 def greenness(day_of_year: float, lat: float) -> float:
-    """Compute the greenness of vegetation from winter (0) to high summer (1).
+    """Compute how green vegetation is, from 0 (winter) to 1 (high summer).
 
-    Summers are shorter and later in the north.
+    In the north, summers are shorter and later.
 
     Args:
         day_of_year: 1..366.
@@ -214,10 +214,10 @@ def greenness(day_of_year: float, lat: float) -> float:
 
 
 class Painter:
-    """Paint patches from pools of precomputed noise, so that a patch costs a millisecond."""
+    """Paint patches. All noise is drawn beforehand, so a patch takes only a millisecond."""
 
     def __init__(self, seed: int, pool: int = 48) -> None:
-        """Fill the pools of noise."""
+        """Draw `pool` fields of each kind of noise."""
         rng = np.random.default_rng((seed, SyntheticStream.NOISE))
         self.palette = palette()
         self._shapes = _smooth(rng, pool, 30)
@@ -225,7 +225,7 @@ class Painter:
         self._grain = rng.normal(0, 1, (pool, SIDE, SIDE)).astype(np.float32)
 
     def paint(self, subject: Subject) -> dict[str, NDArray[np.uint16]]:
-        """Paint the bands of one patch: `b10`, `b20` and `b60` in stored order."""
+        """Paint one patch. Return the arrays `b10`, `b20` and `b60`, with the bands as in `RESOLUTION`."""
         where, when = np.random.default_rng(subject.place), np.random.default_rng(subject.visit)
         labels = subject.labels
         classes = self._map(labels, where)
@@ -244,7 +244,7 @@ class Painter:
         return painted
 
     def _spectra(self, subject: Subject, when: np.random.Generator) -> NDArray[np.float32]:
-        """Compute each label's spectrum [labels, 12] in the season, light and haze of the acquisition."""
+        """Compute a spectrum [labels, 12] for each class, given season, light and haze."""
         summer, winter = self.palette.summer[subject.labels], self.palette.winter[subject.labels]
         green = np.clip(greenness(subject.day_of_year, subject.lat) + when.normal(0, 0.08), 0, 1)
         spectra = winter + green * (summer - winter)
@@ -253,21 +253,25 @@ class Painter:
         return np.asarray(spectra, np.float32)
 
     def _map(self, labels: NDArray[np.int64], where: np.random.Generator) -> NDArray[np.int64]:
-        """Assign one of the labels to each pixel: [120, 120] indices."""
+        """Return the class of each pixel: [120, 120] indices into `labels`."""
         fields = _pick(self._shapes, where, len(labels))
         return np.asarray((fields + where.normal(0, 0.7, (len(labels), 1, 1))).argmax(0), np.int64)
 
     def _texture(
         self, labels: NDArray[np.int64], classes: NDArray[np.int64], where: np.random.Generator
     ) -> NDArray[np.float32]:
-        """Return the brightness [120, 120] of each class's texture, about 1."""
+        """Return the texture [120, 120]: a brightness factor near 1 for each pixel, by its class."""
         kinds = {int(size): _pick(self._noise[int(size)], where, 1)[0] for size in np.unique(self.palette.size[labels])}
         fields = np.stack([kinds[int(size)] for size in self.palette.size[labels]])
         chosen = np.take_along_axis(fields, classes[None], 0)[0]
         return np.asarray(1 + self.palette.strength[labels][classes] * chosen, np.float32)
 
     def _cover(self, subject: Subject, when: np.random.Generator) -> tuple[float, NDArray[np.float32]] | None:
-        """Return brightness and share [120, 120] of the snow or clouds that hide the ground; None without them."""
+        """Paint the snow or clouds that hide the ground.
+
+        Returns:
+            Brightness, and the covered share [120, 120] of each pixel; None if the patch has neither snow nor clouds.
+        """
         if not (subject.snow or subject.cloud):
             return None
         share = np.clip(0.75 + 0.6 * _pick(self._shapes, when, 1)[0], 0, 1)
@@ -275,7 +279,7 @@ class Painter:
 
 
 def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    """Pick random fields of a pool, each turned and mirrored at random: [count, 120, 120]."""
+    """Pick random fields from a pool, and turn and mirror each one at random: [count, 120, 120]."""
     numbers, turns = rng.integers(0, len(pool), count), rng.integers(0, 8, count)
     fields = np.empty((count, SIDE, SIDE), np.float32)
     for place, (number, turn) in enumerate(zip(numbers, turns, strict=True)):
@@ -286,7 +290,7 @@ def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> ND
 
 
 def _smooth(rng: np.random.Generator, count: int, size: int) -> NDArray[np.float32]:
-    """Draw random fields of variance 1 whose features are about `size` pixels wide: [count, 120, 120]."""
+    """Draw smooth random fields [count, 120, 120] of variance 1. Their features are about `size` pixels wide."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE))
     spectrum = np.fft.rfft2(rng.normal(size=(count, SIDE, SIDE))) * np.exp(-((frequency * size * 2) ** 2))
     fields = np.fft.irfft2(spectrum, s=(SIDE, SIDE))

@@ -1,4 +1,4 @@
-"""Define in which array each Sentinel-2 band is stored, and read the bands of one patch from one file a band."""
+"""Assign each Sentinel-2 band to a stored array, and read a patch that has one file for each band."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ RESOLUTION = {
     "b20": ("B05", "B06", "B07", "B8A", "B11", "B12"),
     "b60": ("B01", "B09"),
 }
-"""Bands of each stored array: red, green, blue first, so that reading them alone is one contiguous read."""
+"""Bands of each stored array. Red, green and blue come first: to read them alone takes one contiguous read."""
 
 GSD = {"b10": 10.0, "b20": 20.0, "b60": 60.0}
 """Pixel size of each stored array in meters."""
@@ -24,7 +24,7 @@ PATCH_SIDE = 1200.0
 """Width and height of a patch of BigEarthNet in meters."""
 BAND_CHOICES = ("all", "rgb")
 EUROPE = ((27.0, 72.0), (-32.0, 46.0))
-"""Latitudes and longitudes that BigEarthNet and EuroSAT lie in: swapped coordinates do not."""
+"""Ranges of latitude and longitude in BigEarthNet and EuroSAT. Swapped coordinates lie outside."""
 
 
 def sentinel_arrays(bands: str, side_m: float = PATCH_SIDE, nodata: int | None = None) -> tuple[PixelArray, ...]:
@@ -33,7 +33,7 @@ def sentinel_arrays(bands: str, side_m: float = PATCH_SIDE, nodata: int | None =
     Args:
         bands: `all` or `rgb`.
         side_m: Width of a patch in meters.
-        nodata: Stored value that means "not measured"; None if there is none.
+        nodata: Stored value that means "not measured"; None if no value means this.
 
     Raises:
         ConfigError: `bands` is neither `all` nor `rgb`.
@@ -48,12 +48,12 @@ def sentinel_arrays(bands: str, side_m: float = PATCH_SIDE, nodata: int | None =
 
 
 def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, ...]) -> None:
-    """Fill a patch with the bands `<folder>/<name>_<band>.tif`.
+    """Read the bands `<folder>/<name>_<band>.tif` into a patch.
 
-    A patch gets all bands or none: with some of them, the others would be taken for zeros.
+    If one band is bad, the patch gets no bands: a missing band would be stored as zeros.
 
     Args:
-        patch: Patch to fill; problems are added to it.
+        patch: Patch to fill. Its problems are added to it.
         folder: Folder of the band files.
         name: Start of the files' names.
         arrays: Pixel arrays that the bands belong to.
@@ -69,7 +69,7 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
     missing = sum(one.code == "missing_band" for one in bad)
     if missing == sum(len(array.bands) for array in arrays):
         patch.complain(BadPatchError("no_pixels", f"no band of {name} is there"))
-    # All or none: a band of zeros beside real ones would look like a dark surface.
+    # Keep no bands if one is bad: a band of zeros beside real bands would look like a dark surface.
     elif bad:
         for one in bad:
             patch.complain(one)
@@ -78,11 +78,11 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
 
 
 def keep_pixels(patch: Patch, blocks: dict[str, AnyArray], arrays: tuple[PixelArray, ...]) -> None:
-    """Give a patch its pixels; note bands without a single measurement as problems.
+    """Give a patch its pixels. If a band is all 0, add a problem.
 
     Args:
         patch: Patch to fill.
-        blocks: Array name and its pixels [bands, H, W].
+        blocks: Name of each array, and its pixels [bands, H, W].
         arrays: Pixel arrays of the store.
     """
     patch.arrays = blocks
@@ -95,7 +95,7 @@ def keep_pixels(patch: Patch, blocks: dict[str, AnyArray], arrays: tuple[PixelAr
 
 
 def grid_place(projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]) -> Values:
-    """Compute the place columns of a patch between two corners of a projected grid.
+    """Compute the place columns of a patch from its corners in a projected grid.
 
     Args:
         projection: EPSG code or WKT.

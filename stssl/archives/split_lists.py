@@ -1,4 +1,4 @@
-"""Read splits from lists of patch names that lie beside an archive or in a folder that the user gives."""
+"""Read splits from lists of patch names. The lists lie beside the archive or in a folder that the user gives."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,18 +13,18 @@ from stssl.store.schema import NO_SPLIT, SPLIT_CODES
 
 LIST_ENDINGS = (".txt", ".csv", ".csv.bz2", ".csv.gz", ".txt.bz2", ".txt.gz")
 PART_NAMES = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
-"""For each part of a split, the names that its list may have."""
+"""Parts of a split, and the possible names of each part's list."""
 
 
 def find_list(folders: Iterable[Path], *stems: str) -> Path | None:
-    """Find the first file with one of some stems and an ending that lists have.
+    """Find the first file with one of the stems and one of the usual endings of lists.
 
     Args:
-        folders: Folders to look into, in order.
-        *stems: Names without ending, in order of preference.
+        folders: Folders to search, the first one first.
+        *stems: Names without ending, the preferred one first.
 
     Returns:
-        Its path; None if there is none.
+        Path of the file; None if no such file exists.
     """
     for folder in folders:
         for stem in stems:
@@ -38,13 +38,13 @@ def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
     """Read the patch names of each part from lists called train, val and test.
 
     Args:
-        folders: Folders to look into, in order.
+        folders: Folders to search, the first one first.
 
     Returns:
-        Part and names; None if there are no lists.
+        Each part and its patch names; None if no lists exist.
 
     Raises:
-        DataError: Some of the lists are there and others are not.
+        DataError: Some of the lists exist and others are missing.
     """
     folders = tuple(folders)
     found = {part: find_list(folders, *stems) for part, stems in PART_NAMES.items()}
@@ -58,14 +58,14 @@ def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
 
 
 def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Return the split code of each patch from the lists in some folders; None if there are no lists.
+    """Return the split code of each patch, read from lists; None if no lists exist.
 
     Args:
-        names: [N] names of the patches.
-        folders: Folders to look into, in order.
+        names: Names of all N patches.
+        folders: Folders to search, the first one first.
 
     Raises:
-        DataError: A list is missing, or a patch is in two of them.
+        DataError: A list is missing, or two lists name the same patch.
     """
     parts = find_split(folders)
     if parts is None:
@@ -82,14 +82,14 @@ def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.u
 
 
 def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> dict[str, NDArray[np.uint8]]:
-    """Return the codes of the splits that the user gave, each as a folder with lists.
+    """Return the split codes [N] of each split that the user gave as a folder of lists.
 
     Args:
-        names: [N] names of the patches.
+        names: Names of all N patches.
         splits: Name and folder of each split.
 
     Raises:
-        DataError: A folder has no lists, or they name none of the patches.
+        DataError: A folder has no lists, or its lists name none of the patches.
     """
     found = {}
     for split, folder in (splits or {}).items():
@@ -103,14 +103,14 @@ def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> 
 
 
 def split_notes(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> tuple[str, ...]:
-    """Describe how well the given lists fit the archive: names without a patch, and patches in no list.
+    """Describe how well the lists fit the archive: count names without a patch, and patches in no list.
 
     Args:
-        names: [N] names of the patches.
+        names: Names of all N patches.
         splits: Name and folder of each split.
 
     Returns:
-        Lines for the user; none if all fits.
+        Lines for the user; empty if names and patches agree.
     """
     known = frozenset(names)
     found = []

@@ -1,7 +1,7 @@
 """Write a synthetic archive in BigEarthNet v1.0's real layout: patches of 12 GeoTIFFs and one JSON file, and lists.
 
-rasterio writes one TIFF of each size and grid; all others are copies of it with other pixels and another corner, since
-they are alike in everything else.
+rasterio writes only one TIFF for each size and grid. All other files are copies with other pixels and another corner:
+nothing else differs between them.
 """
 
 import json
@@ -42,25 +42,25 @@ def synthesize(
     confounded: bool = True,
     progress: OnProgress | None = None,
 ) -> Path:
-    """Write an archive; one that exists and was made with the same arguments is left as it is.
+    """Write an archive. If the folder holds a complete archive from the same arguments, change nothing.
 
     Args:
-        out: Folder to write: `BigEarthNet-v1.0/` with the patches, and beside it the lists train.csv, val.csv, test.csv
-            (whole places at random), snow and cloud lists, and countries.csv.
+        out: Folder to write. It gets `BigEarthNet-v1.0/` with the patches, the lists train.csv, val.csv and test.csv, a
+            list of patches with snow, a list of patches with clouds, and countries.csv. The three lists of the split
+            divide whole places at random.
         patches: Number of patches.
-        seed: The same seed writes the same bytes.
-        locations: Table of real places, dates and classes to draw from (see `locations.from_table`); without it they
-            are
-            made up.
-        confounded: True if each country is mostly seen in a season of its own (made-up places only).
-        progress: Called with the number of written and of all patches.
+        seed: Seed of all random choices. The same seed gives the same bytes.
+        locations: Table of real places, dates and classes to draw from (see `locations.from_table`). If it is None,
+            they are made up.
+        confounded: True to see each country mostly in a season of its own. Only made-up places use it.
+        progress: Called with the number of written patches and of all patches.
 
     Returns:
-        `out`.
+        Path of the folder `out`.
 
     Raises:
         ConfigError: `patches` is below 1.
-        DataError: Something else is in `out`, or the table cannot be used.
+        DataError: `out` holds something else, or the table is wrong.
     """
     folder = Path(out)
     if patches < 1:
@@ -74,7 +74,7 @@ def synthesize(
     lat, _ = world.degrees()
     painter = Painter(seed)
     try:
-        # Written first, so that an interrupted archive is recognized and written again.
+        # Write the record first: the next call sees that an interrupted archive is not complete, and writes it again.
         (folder / RECORD).write_text(json.dumps(record | {"complete": False}))
         for row, name in enumerate(names):
             _write_patch(folder / FOLDER / name, world, row, float(lat[row]), painter=painter, seed=seed)
@@ -88,10 +88,10 @@ def synthesize(
 
 
 def _is_there(folder: Path, record: JsonObject) -> bool:
-    """Return True if this archive was written whole before; make the folder if need be.
+    """Return True if the folder holds this archive and the archive is complete. Make the folder if it is missing.
 
     Raises:
-        DataError: Something else is in the folder.
+        DataError: The folder holds something else, or cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,15 +112,14 @@ def _is_there(folder: Path, record: JsonObject) -> bool:
 
 
 def patch_names(world: World) -> list[str]:
-    """Name patches as the real ones: satellite, second, and column and row in the tile of 100 km."""
+    """Name patches like real ones: by satellite, time, and column and row in a tile of 100 km."""
     columns = (world.ulx % 100_000 // CELL).astype(int)
     rows = ((-world.uly) % 100_000 // CELL).astype(int)
     when = world.when.astype(object)
     names: dict[str, None] = {}
     for second, column, row in zip(when, columns, rows, strict=True):
         satellite, taken = "AB"[second.timetuple().tm_yday // 5 % 2], row
-        # Two places may have one column and row in their tiles; a tile's rows end at 83, so that higher numbers are
-        # free.
+        # Places in two tiles may have the same column and row. A tile's rows end at 83, so higher numbers are free.
         while (name := f"S2{satellite}_MSIL2A_{second:%Y%m%dT%H%M%S}_{column}_{taken}") in names:
             taken += 84
         names[name] = None
@@ -160,7 +159,7 @@ def _write_patch(folder: Path, world: World, row: int, lat: float, *, painter: P
 
 @lru_cache(maxsize=64)
 def _wkt(epsg: int) -> str:
-    """Return the WKT of an EPSG code."""
+    """Return the WKT text of an EPSG code."""
     return str(crs_of(epsg).to_wkt())
 
 
@@ -168,7 +167,7 @@ _CORNER = (123456.0, 7654321.0)
 
 
 class _Template(NamedTuple):
-    """Hold an encoded TIFF, and where its corner and its pixels are in the bytes."""
+    """Hold an encoded TIFF, the position of its corner in the bytes, and the position of its first pixel."""
 
     data: bytes
     corner: int
@@ -177,7 +176,7 @@ class _Template(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _template(size: int, epsg: int, gsd: float) -> _Template:
-    """Encode a TIFF with rasterio, and find where its corner and its pixels are in the bytes."""
+    """Encode a TIFF with rasterio, and find its corner and its pixels in the bytes."""
     marked = np.arange(1, size * size + 1, dtype=np.uint16).reshape(size, size)
     with rasterio.MemoryFile() as memory:
         transform = Affine(gsd, 0, _CORNER[0], 0, -gsd, _CORNER[1])
@@ -189,11 +188,11 @@ def _template(size: int, epsg: int, gsd: float) -> _Template:
 
 
 def tiff(pixels: NDArray[np.uint16], epsg: int, ulx: float, uly: float, gsd: float) -> bytes:
-    """Encode a GeoTIFF of one band in plain uncompressed strips, as BigEarthNet's files are.
+    """Encode a GeoTIFF of one band in uncompressed strips, like the files of BigEarthNet.
 
     Args:
         pixels: [H, W] values.
-        epsg: Code of the projection.
+        epsg: EPSG code of the projection.
         ulx: Easting of the upper left corner in meters.
         uly: Northing of the upper left corner in meters.
         gsd: Pixel size in meters.
@@ -206,7 +205,7 @@ def tiff(pixels: NDArray[np.uint16], epsg: int, ulx: float, uly: float, gsd: flo
 
 
 def _write_lists(folder: Path, world: World, names: list[str], seed: int) -> None:
-    """Write the lists of the split, of snow and of clouds, and the table of countries."""
+    """Write the lists of the split, the lists of snow and clouds, and the table of countries."""
     parts = world.split(seed)
     for part, file in LISTS.items():
         _write_list(folder / file, [name for name, own in zip(names, parts, strict=True) if own == part])

@@ -1,4 +1,4 @@
-"""Read tables about patches, and find the columns that are wanted under any of their usual names."""
+"""Read tables about patches, and find the wanted columns. A column may have any of its usual names."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from stssl.base.errors import DataError, first_line
 from stssl.base.textfiles import MOST_BYTES, decode_text, read_unpacked
 
 SEPARATORS = ",;\t|"
-"""Signs that may separate the cells of a text table; its first line shows which one does."""
+"""Signs that may separate the cells of a text table. The first line shows which one is used."""
 FORM = "a table is a CSV or Parquet file such as: path,label,lat,lon,time,split (first line), then a line an image"
 KINDS = (
     (b"PK\x03\x04", "a zip archive or spreadsheet"),
@@ -36,10 +36,10 @@ PARQUET = b"PAR1"
 def read_table(path: Path) -> pyarrow.Table:
     """Read a Parquet table, or a text table with commas, semicolons, tabs or bars between its cells.
 
-    Names of columns lose the spaces and quotes around them. All cells of a text table are strings.
+    Spaces and quotes around the names of columns are removed. All cells of a text table are strings.
 
     Raises:
-        DataError: It cannot be read or is no table, or two columns have one name; names the line.
+        DataError: The file cannot be read, is no table, or has two columns of one name.
     """
     if not path.exists():
         raise DataError(f"there is no table {path}")
@@ -60,10 +60,10 @@ def read_table(path: Path) -> pyarrow.Table:
 
 
 def _read_parquet(path: Path) -> pyarrow.Table:
-    """Read a Parquet table of bounded size.
+    """Read a Parquet table of limited size.
 
     Raises:
-        ValueError: It claims more bytes than the memory should hold.
+        ValueError: The table is too large for the memory.
     """
     with pyarrow.parquet.ParquetFile(path) as file:
         groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
@@ -77,7 +77,7 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
     """Read a text table.
 
     Raises:
-        DataError: The file is no text table; says what it is if its first bytes tell.
+        DataError: The file is no text table. The message says what it is, if the first bytes show it.
     """
     kind = next((words for start, words in KINDS if head.startswith(start)), None)
     if path.suffix in (".parquet", ".pq"):
@@ -92,7 +92,7 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
         return pyarrow.table({})
     header = rows[0]
     for row, line in zip(rows[1:], lines[1:], strict=True):
-        # A lost or extra separator would move all cells behind it into other columns.
+        # A missing or extra separator moves all later cells of the line into wrong columns.
         if len(row) != len(header):
             raise DataError(f"{path}: line {line} has {len(row)} cells, and the first line names {len(header)} columns")
     columns = [
@@ -102,11 +102,11 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
 
 
 def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
-    """Return the cells of all lines except empty ones, and the number of each line."""
+    """Return the cells of each line and the line's number. Leave out empty lines."""
     skipped = 0
     separator = ""
     first = text.partition("\n")[0].strip().strip('"')
-    if first.lower().startswith("sep=") and len(first) == 5:  # as Excel writes it
+    if first.lower().startswith("sep=") and len(first) == 5:  # Excel writes such a line
         skipped, separator = 1, first[4]
         text = text.partition("\n")[2]
     rows: list[list[str]] = []
@@ -128,7 +128,7 @@ def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
 
 
 def _separator(text: str) -> str:
-    """Choose the separator that divides the first line with text into most cells."""
+    """Return the separator that divides the first line with text into the most cells."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     try:
         counts = {sign: len(next(csv.reader([first], delimiter=sign))) for sign in SEPARATORS}
@@ -138,24 +138,24 @@ def _separator(text: str) -> str:
 
 
 def _stripped(name: str) -> str:
-    """Return a column's name without byte order mark, spaces of any kind and quotes around it."""
+    """Remove byte order mark, control signs, spaces and quotes around a column's name."""
     name = "".join(sign for sign in str(name) if unicodedata.category(sign) not in ("Cf", "Cc"))
     return name.strip().strip("\"'").strip()
 
 
 def _key(name: str) -> str:
-    """Return a name in the form in which names are compared: without case, spaces, hyphens and variants of letters."""
+    """Return a column's name for comparison: in small letters, with one `_` for spaces and hyphens."""
     return "_".join(unicodedata.normalize("NFKC", name).casefold().replace("-", " ").replace("_", " ").split())
 
 
 @dataclass(frozen=True)
 class TableColumns:
-    """List which of a table's columns are read, and which are not.
+    """List the used and the unused columns of a table.
 
     Attributes:
-        used: For each fact that is read, its column's name in the table.
-        unused: Names of the other columns.
-        doubled: For each fact that is read, other columns that could state it and are not read.
+        used: Name in this package of each used column, and its name in the table.
+        unused: Names of the other columns in the table.
+        doubled: Name in this package of a used column, and other columns of the table with the same meaning.
     """
 
     used: dict[str, str]
@@ -163,7 +163,7 @@ class TableColumns:
     doubled: dict[str, tuple[str, ...]]
 
     def words(self) -> tuple[str, ...]:
-        """List what is read and what is not, one line each."""
+        """Return lines for the user: used columns, unused columns, and columns with the same meaning."""
         used = ", ".join(name if name == own else f"{name} from '{own}'" for name, own in self.used.items())
         lines = [f"columns used: {used}"]
         if self.unused:
@@ -175,15 +175,15 @@ class TableColumns:
 
 
 def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> TableColumns:
-    """Find the wanted columns under any of their spellings, the earlier ones first.
+    """Find the wanted columns. If a table has two possible names of one column, the earlier name wins.
 
     Args:
         names: Names of the table's columns.
-        wanted: For each fact to read, the names that its column may have, in small letters.
+        wanted: Each wanted column, and its possible names in small letters.
         path: Path of the table, for messages.
 
     Raises:
-        DataError: Two columns have one spelling but for case and spaces.
+        DataError: The names of two columns differ only in case, spaces or hyphens.
     """
     known: dict[str, list[str]] = {}
     for name in names:
@@ -205,15 +205,15 @@ def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], 
 
 
 def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path: Path) -> dict[str, list[object]]:
-    """Read the wanted columns that a table has, under any of their names, as lists.
+    """Read the wanted columns of a table as lists. Leave out columns that the table lacks.
 
     Args:
         table: The table.
-        wanted: For each fact to read, the names that its column may have, in small letters.
+        wanted: Each wanted column, and its possible names in small letters.
         path: Path of the table, for messages.
 
     Raises:
-        DataError: Two columns have one spelling, or a column's cells cannot be read.
+        DataError: Two columns have nearly the same name, or a column's cells cannot be read.
     """
     chosen = choose_columns(table.column_names, wanted, path)
     return {what: cells_of(table, name, path) for what, name in chosen.used.items()}
@@ -228,12 +228,12 @@ def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[object]:
         path: Path of the table, for messages.
 
     Raises:
-        DataError: They cannot be read.
+        DataError: The cells cannot be read.
     """
     column = table.column(name)
     try:
         if pyarrow.types.is_timestamp(column.type):
-            # Python's times have microseconds; pyarrow refuses to drop nanoseconds silently.
+            # Python's times have no nanoseconds, and pyarrow drops them only if it is told to.
             column = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
         cells: list[object] = column.to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError, LookupError) as error:
@@ -255,4 +255,4 @@ ABOUT = {
     "seasonal_snow": ("contains_seasonal_snow", "seasonal_snow"),
     "cloud_or_shadow": ("contains_cloud_or_shadow", "cloud_or_shadow"),
 }
-"""Spellings of the columns that tables about patches have."""
+"""Columns of tables about patches, and the possible names of each."""

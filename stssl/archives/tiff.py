@@ -1,7 +1,8 @@
-"""Read the pixels of GeoTIFFs: plain uncompressed strips directly, everything else through rasterio (`images`).
+"""Read the pixels of GeoTIFFs. Read uncompressed strips directly, and all other files through rasterio (`images`).
 
-Opening a file through GDAL costs milliseconds; BigEarthNet has 7.7 million files that are all a header and a block of
-16-bit numbers. The direct reader checks every tag that it relies on, and passes on the files that it does not know.
+BigEarthNet has 7.7 million files: each one is a header and a block of 16-bit numbers. GDAL needs milliseconds to open
+one, so files of this simple kind have a direct reader. It checks every tag that it uses. It leaves all other files to
+rasterio.
 """
 
 import struct
@@ -23,7 +24,7 @@ _ASCII = 2
 _POINT, _UNITS, _METRE, _USER_DEFINED = 1025, 3076, 9001, 32767
 _SIZES = {3: ("H", 2), 4: ("I", 4), 12: ("d", 8)}
 TagValues = tuple[Any, ...]
-"""Numbers or bytes, as the tag's type in the file says."""
+"""Values of a tag: numbers or bytes, by the tag's type in the file."""
 _EXPECTED: dict[int, TagValues] = {
     _BITS: (16,),
     _COMPRESSION: (1,),
@@ -35,14 +36,14 @@ _EXPECTED: dict[int, TagValues] = {
 _NEEDED = (_WIDTH, _HEIGHT, _BITS, _OFFSETS, _COUNTS)
 _KIND, _PHOTOMETRIC, _ORIENTATION, _EXTRA, _NODATA = 254, 262, 274, 338, 42113
 _EXPECTED |= {_KIND: (0,), _PHOTOMETRIC: (1,), _ORIENTATION: (1,), _NODATA: (b"0",)}
-"""Values that tags must have if they are present. BigEarthNet v2 declares 0 as its nodata value."""
+"""Required value of each tag that is present. BigEarthNet v2 declares 0 as its nodata value."""
 _ABSENT: dict[int, TagValues] = {_KIND: (0,), _NODATA: (b"0",)}
-"""Values of absent tags whose default is not 1."""
+"""Values of absent tags with a default other than 1."""
 _RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE, _TIEPOINT, _GEOKEYS, _EXTRA})
 
 
 def _tags(data: bytes) -> dict[int, TagValues] | None:
-    """Read the tags of the first image of a little-endian classic TIFF; None for any other file."""
+    """Read the tags of a little-endian classic TIFF with one image. Return None for any other file."""
     if data[:4] != b"II*\0":
         return None
     (start,) = struct.unpack_from("<I", data, 4)
@@ -69,7 +70,7 @@ def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
     """Read the pixels [H, W] of a TIFF of one 16-bit unsigned band in uncompressed strips.
 
     Returns:
-        None for any other file, or one that is not whole: rasterio decides about those.
+        Pixels; None for any other file and for a truncated one. The caller tries rasterio next.
     """
     try:
         tags = _tags(data)
@@ -80,7 +81,7 @@ def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
         return None
     height, width, offsets, counts = tags[_HEIGHT][0], tags[_WIDTH][0], tags[_OFFSETS], tags[_COUNTS]
     ends = [offset + count for offset, count in zip(offsets, counts, strict=True)]
-    # Strips that follow each other are one view of the file's bytes, without a copy.
+    # If the strips follow each other, one view of the bytes is enough and nothing is copied.
     if ends[:-1] == list(offsets[1:]):
         pixels = np.frombuffer(data, "<u2", height * width, offsets[0])
     else:
@@ -90,7 +91,7 @@ def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
 
 
 def _plain(tags: dict[int, TagValues], size: int) -> bool:
-    """Return True if the tags describe one uint16 band in uncompressed whole strips within the file."""
+    """Return True if the tags describe one uint16 band in uncompressed strips, and the file holds all strips."""
     if _TILE in tags or _EXTRA in tags or any(tag not in tags for tag in _NEEDED):
         return False
     if any(
@@ -100,7 +101,7 @@ def _plain(tags: dict[int, TagValues], size: int) -> bool:
         return False
     row = 2 * tags[_WIDTH][0]
     rows, per_strip = tags[_HEIGHT][0], tags.get(_ROWS, tags[_HEIGHT])[0]
-    # Before anything is computed from them: a damaged header may claim 2**32 rows.
+    # Check the size before the loop over rows: a damaged header may claim 2**32 rows.
     if row * rows > size:
         return False
     expected = [min(per_strip, rows - start) * row for start in range(0, rows, per_strip)] if per_strip else []
@@ -117,9 +118,9 @@ class Georeference:
     """Locate a raster.
 
     Attributes:
-        projection: EPSG code, or WKT if it has none.
-        upper_left: X and y of the upper left corner.
-        lower_right: X and y of the lower right corner.
+        projection: EPSG code, or WKT if the projection has no code.
+        upper_left: x and y of the upper left corner, in units of the projection.
+        lower_right: x and y of the lower right corner, in units of the projection.
     """
 
     projection: int | str
@@ -128,7 +129,7 @@ class Georeference:
 
     @property
     def center(self) -> tuple[float, float]:
-        """Return x and y of the center."""
+        """Return x and y of the raster's center."""
         (left, top), (right, bottom) = self.upper_left, self.lower_right
         return (left + right) / 2, (top + bottom) / 2
 
@@ -142,10 +143,10 @@ class UtmCorner(NamedTuple):
 
 
 def georeference(source: Path | BytesIO, name: str) -> Georeference:
-    """Read where a raster lies, from a path or an open file in memory.
+    """Read the place of a raster from a path or from an open file in memory.
 
     Raises:
-        BadPatchError: It cannot be read, or says nothing of it.
+        BadPatchError: The file cannot be read, has no georeference, or is turned against its projection.
     """
     with opened(read_bytes(source, name), name) as file:
         if file.crs is None or file.transform.is_identity:
@@ -158,7 +159,7 @@ def georeference(source: Path | BytesIO, name: str) -> Georeference:
 
 
 def utm_corner(data: bytes) -> UtmCorner | None:
-    """Read EPSG code and upper left corner of a plain GeoTIFF in a projected system; None for any other file."""
+    """Read EPSG code and upper left corner of a GeoTIFF in a projected system. Return None for unusual files."""
     try:
         tags = _tags(data)
         if tags is None or not {_TIEPOINT, _GEOKEYS} <= tags.keys():
@@ -170,7 +171,7 @@ def utm_corner(data: bytes) -> UtmCorner | None:
     except (struct.error, KeyError, ValueError, IndexError):
         return None
     plain = location == 0 and column == row == 0 and code < _USER_DEFINED
-    # Pixels as points lie half a pixel off, and other units mean other numbers: left to those who know them all.
+    # Leave two cases to GDAL: pixels as points (shifted by half a pixel), and units other than meters.
     plain = plain and entries.get(_POINT, (0, 1, 1))[2] == 1 and entries.get(_UNITS, (0, 1, _METRE))[2] == _METRE
     return UtmCorner(int(code), x, y) if plain else None
 

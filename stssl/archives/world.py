@@ -1,8 +1,10 @@
 """Make up the places, dates and classes of a synthetic archive.
 
-A class occurs at a place where a latent Gaussian exceeds the class's threshold. Its variance is shared by a country's
-effect, a smooth regional field, a field of kilometers, and chance. So metadata says much within known regions, less
-between them, and nothing (or the wrong thing) of a country that was never seen, as in the real BigEarthNet.
+Each class has a latent Gaussian field and a threshold. A place has the class if the field exceeds the threshold there.
+The field is the sum of four terms: an effect of the country, a smooth field over regions, a field over kilometers, and
+chance.
+So metadata tells much within known regions and less between them. For a country without training patches, it tells
+nothing or misleads. The real BigEarthNet is similar.
 """
 
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ CELL = 1200.0
 
 
 class Country(NamedTuple):
-    """Bound a country by latitudes and longitudes in degrees, and give its share of the patches."""
+    """Describe a country: ranges of latitude and longitude in degrees, and its share of the patches."""
 
     lat: tuple[float, float]
     lon: tuple[float, float]
@@ -72,7 +74,7 @@ RATES = dict.fromkeys(LABELS_43, 0.003) | {
     "Fruit trees and berry plantations": 0.008,
     "Mineral extraction sites": 0.008,
 }
-"""Share of the patches that have a class, rounded from BigEarthNet v1.0; 0.3 % for the rarest."""
+"""Share of patches with each class, rounded from BigEarthNet v1.0. The rarest classes all get 0.3 %."""
 
 VARIANCE = {"country": 0.30, "region": 0.38, "local": 0.18, "chance": 0.14}
 REGION_KM, LOCAL_KM = (280.0, 850.0), (5.0, 16.0)
@@ -83,18 +85,18 @@ SHARES = {"train": 0.52, "validation": 0.24, "test": 0.24}
 
 @dataclass(frozen=True)
 class World:
-    """Hold places, dates and classes of patches, one entry for each patch.
+    """Hold places, dates and classes of n patches, one entry for each patch.
 
     Attributes:
-        place: Number of the place; patches of one place differ only in date.
+        place: Number of the place. Patches of one place have different dates.
         country: Name of the country.
         epsg: EPSG code of the grid.
         ulx: Easting of the upper left corner in meters.
         uly: Northing of the upper left corner in meters.
-        when: Acquisition, UTC, in seconds.
-        labels: [n, 43] which classes occur.
-        snow: True if seasonal snow covers it.
-        cloud: True if clouds cover it.
+        when: Time of the acquisition in UTC, to a second.
+        labels: [n, 43] True if the patch has the class.
+        snow: True if seasonal snow covers the patch.
+        cloud: True if clouds cover the patch.
     """
 
     place: NDArray[np.int64]
@@ -112,11 +114,11 @@ class World:
         return len(self.place)
 
     def take(self, rows: slice | Ints) -> "World":
-        """Return some of the patches."""
+        """Return a world with only these patches."""
         return World(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def degrees(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return latitudes and longitudes [n] of the centers."""
+        """Return the latitudes [n] and longitudes [n] of the patches' centers, in degrees."""
         lat, lon = np.zeros(len(self)), np.zeros(len(self))
         for epsg in np.unique(self.epsg):
             rows = self.epsg == epsg
@@ -124,7 +126,7 @@ class World:
         return lat, lon
 
     def split(self, seed: int) -> NDArray[np.str_]:
-        """Return the part of each patch: whole places at random; patches under snow or clouds get an empty name."""
+        """Draw the part of each place, and return it for each patch; empty for patches under snow or clouds."""
         of_place = np.random.default_rng((seed, SyntheticStream.SPLIT)).choice(
             list(SHARES), self.place.max() + 1, p=list(SHARES.values())
         )
@@ -137,15 +139,15 @@ def generate(patches: int, seed: int, confounded: bool = True) -> World:
     Args:
         patches: Number of patches.
         seed: Seed of all random choices.
-        confounded: True if a country is mostly seen in a season of its own, so that dates seem to tell land cover and
-            mislead in other seasons; otherwise dates and places are independent.
+        confounded: True to see each country mostly in a season of its own. Dates then seem to tell land cover, and
+            mislead in other seasons. False makes dates and places independent.
     """
     rng = np.random.default_rng((seed, SyntheticStream.WORLD))
     names = list(COUNTRIES)
     shares = np.array([country.share for country in COUNTRIES.values()])
     season_of_country = rng.permutation(len(names)) / len(names) * DAYS
     parts: list[World] = []
-    # By shares and not at random: small archives should have all countries.
+    # Follow the shares and do not draw: a small archive should have all countries, too.
     order = _areas(shares, rng)
     count = places = 0
     while count < patches:
@@ -160,7 +162,7 @@ def generate(patches: int, seed: int, confounded: bool = True) -> World:
 
 
 def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[int]:
-    """Yield countries in an order that keeps to their shares and in which each occurs early."""
+    """Yield countries without end. Each country comes as often as its share says, and comes early."""
     seen = rng.uniform(0.0, 0.3, len(shares))
     while True:
         number = int(np.argmin(seen / shares))
@@ -169,12 +171,12 @@ def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[in
 
 
 def _shift(area: World, places: int) -> World:
-    """Return a copy whose numbers of places start later."""
+    """Return a copy with `places` added to each number of a place."""
     return World(**(area.__dict__ | {"place": area.place + places}))
 
 
 def _area(country: str, rng: np.random.Generator, favorite: float | None) -> World:
-    """Make up some neighboring cells of a country, on one to four dates; labels are set later."""
+    """Make up neighboring cells of a country, on one to four dates. Their labels are set later."""
     bounds = COUNTRIES[country]
     lat, lon = rng.uniform(*bounds.lat), rng.uniform(*bounds.lon)
     epsg = 32600 + int((lon + 180) // 6) + 1
@@ -201,7 +203,7 @@ def _area(country: str, rng: np.random.Generator, favorite: float | None) -> Wor
 
 
 def _dates(count: int, favorite: float | None, rng: np.random.Generator) -> NDArray[np.datetime64]:
-    """Draw distinct dates, most of them in the favorite season if there is one."""
+    """Draw different dates. If `favorite` is given (days after the first day), most dates lie near it."""
     days = rng.uniform(0, DAYS, count)
     if favorite is not None:
         own = rng.random(count) < 0.8
@@ -227,7 +229,7 @@ def _with_labels(world: World, rng: np.random.Generator) -> World:
     }
     latent = threshold + sum(np.sqrt(VARIANCE[name]) * term for name, term in terms.items())
     labels = latent > 0
-    # A patch without classes does not occur in BigEarthNet: it gets its most likely one.
+    # In BigEarthNet, each patch has a class. Give a place without classes its most likely one.
     nothing = ~labels.any(1)
     labels[nothing, latent[nothing].argmax(1)] = True
     return World(**(world.__dict__ | {"labels": labels[inverse.reshape(-1)]}))
@@ -240,14 +242,14 @@ def _field(
     rng: np.random.Generator,
     waves: int = 96,
 ) -> NDArray[np.float64]:
-    """Draw random smooth functions of the plane with variance 1, one for each class: [n, classes].
+    """Draw a smooth random function of variance 1 for each class. Return its values at n places: [n, classes].
 
     Args:
         plane: [n, 2] coordinates in kilometers.
         wavelengths: Shortest and longest wavelength in kilometers.
-        classes: Number of functions.
+        classes: Number of classes, and of functions.
         rng: Source of random numbers.
-        waves: Number of waves that are added up.
+        waves: Number of waves in the sum.
     """
     waves = 96
     length = np.exp(rng.uniform(np.log(wavelengths[0]), np.log(wavelengths[1]), waves))

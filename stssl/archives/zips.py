@@ -1,4 +1,4 @@
-"""Bound what a zip may claim before its list of members is read into memory."""
+"""Check the header of a zip file before its list of members is read: a hostile list could fill the memory."""
 
 import struct
 from pathlib import Path
@@ -11,14 +11,14 @@ _WIDE = 0xFFFFFFFF
 
 
 def check_directory(path: Path) -> None:
-    """Check the number of members, and the size of the list of members, that a zip claims.
+    """Check how many members a zip file claims, and how many bytes their list has.
 
     Args:
-        path: Path of the zip.
+        path: Path of the zip file.
 
     Raises:
-        DataError: It claims more than any data set has.
-        OSError: It cannot be read.
+        DataError: The file claims more members or bytes than any data set has.
+        OSError: The file cannot be read.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -26,9 +26,9 @@ def check_directory(path: Path) -> None:
         tail = file.read()
         at = tail.rfind(b"PK\5\6")
         if at < 0 or at + _END.size > len(tail):
-            return  # No zip, which the reader of zips says.
+            return  # This is no zip file. The zip reader reports it later.
         members, length = _END.unpack_from(tail, at)[4:6]
-        # These values mean that the real ones are in the Zip64 record.
+        # These two values mean that the real numbers are in the Zip64 record.
         if (members == 0xFFFF or length == _WIDE) and at >= _LOCATOR.size:
             mark, _, where, _ = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
             file.seek(min(where, size))
