@@ -1,7 +1,7 @@
-"""Describe a run as one typed tree, open the data it asks for, and build its parts.
+"""Describe a run as one typed tree, open its data, and build its parts.
 
-`recipe` has training recipes and what all recipes share, `sections` and `optimizers` their parts, `pretraining` recipes
-of pretraining. `run_data` opens stores, `build` makes networks, loaders and scalers.
+`recipe` defines training recipes and the base of all recipes. `pretraining` defines recipes of pretraining. `sections`
+and `optimizers` define the parts of recipes. `run_data` opens stores. `build` makes networks, loaders and scalers.
 """
 
 from importlib import import_module
@@ -37,7 +37,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import an exported name when it is first used: its module needs torch, which takes seconds to import."""
+    """Import an exported name at its first use: its module needs torch, which takes seconds to import."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

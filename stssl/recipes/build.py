@@ -1,4 +1,4 @@
-"""Build the parts of a training run from its recipe: the step with networks and algorithm, the loader, the scaler."""
+"""Build the parts of a training run from its recipe: the step (networks and algorithm), the loader, the scaler."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,19 +24,19 @@ from stssl.steps.votes import NoVotesConfig, Votes
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Check before a run starts that data and networks can be what the recipe says.
+    """Check before a run starts that data and networks fit the recipe.
 
-    Warns if the algorithm needs unlabeled patches and the run has no step after its supervised start.
+    Log a warning if the algorithm needs unlabeled patches, but no step of the run uses them.
 
     Raises:
-        ConfigError: They cannot; says what would fit.
-        DataError: The store cannot be read, or a class has no label.
+        ConfigError: The data or the networks do not fit. The message says what would fit.
+        DataError: The store cannot be read, or a class has no labeled patch.
     """
     data = open_data(recipe)
     if recipe.model.metadata != "none":
         require_metadata(data, "model.metadata", recipe.model.metadata)
     require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
-    # Pretrained weights of the hub are left out: a check must work without a network, and downloads nothing.
+    # Ignore pretrained weights from the internet: a check must work offline.
     local = recipe.model.weights.startswith(("file:", "run:"))
     step, steps = build_step(recipe if local else without_weights(recipe), data), recipe.schedule.steps
     for network in step.networks.values():
@@ -52,20 +52,20 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def without_weights(recipe: R) -> R:
-    """Return the recipe with randomly initialized networks, to be filled from a checkpoint."""
+    """Return the recipe with random initial weights. A checkpoint will replace them."""
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})})
 
 
 def as_trained(recipe: Recipe) -> Recipe:
-    """Return the recipe of networks that are loaded from a checkpoint and not trained: no initial weights, no votes."""
+    """Return the recipe for networks that come from a checkpoint and are not trained: no initial weights, no votes."""
     return without_weights(recipe).model_copy(update={"votes": NoVotesConfig()})
 
 
 def resolved_weights(recipe: Recipe) -> str:
-    """Return `model.weights`, with `run:NAME` replaced by the file of that run's best student or pretrained encoder.
+    """Return `model.weights`. Replace `run:NAME` by the file of that run's best student or pretrained encoder.
 
     Raises:
-        ConfigError: There is no such run, or it has no checkpoint yet.
+        ConfigError: The run does not exist, or has no checkpoint yet.
     """
     kind, _, name = recipe.model.weights.partition(":")
     if kind != "run":
@@ -86,16 +86,16 @@ _ROLES: dict[MetadataUse, tuple[NetworkRole, ...]] = {
     "teacher": ("student", "teacher"),
     "direct": ("direct",),
 }
-"""Networks of each value of `model.metadata`, the student first."""
+"""Values of `model.metadata`, and the networks of each. The shipped network is first."""
 
 
 def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
-    """Build networks, algorithm, losses and averages as one module, initialized from the recipe's seed.
+    """Build networks, algorithm, losses and averages as one module. The recipe's seed decides the initial weights.
 
     Raises:
-        ConfigError: Parts do not fit each other, or weights do not fit the networks.
+        ConfigError: The parts do not fit together, or the weights do not fit the networks.
     """
-    # Initial weights must not depend on networks that were built before, as by a check of the recipe.
+    # Reset the seed: initial weights must not depend on networks that an earlier check of the recipe built.
     torch.manual_seed(recipe.seed)
     model = recipe.model
     roles = _ROLES[model.metadata]
@@ -131,15 +131,15 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
 
 
 def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
-    """Build the spatial votes among all training patches; None if the recipe uses none.
+    """Build the spatial votes among all training patches. Return None if the recipe uses no votes.
 
     Args:
         recipe: Recipe of the run.
         data: Places and labels of the patches.
-        algorithm: Algorithm whose pseudo-labels the votes would change.
+        algorithm: Algorithm of the run. The votes change its pseudo-labels.
 
     Raises:
-        ConfigError: The algorithm has no use for votes, or the patches have no places.
+        ConfigError: The algorithm does not use votes, or the patches have no places.
     """
     config = recipe.votes
     if isinstance(config, NoVotesConfig):
@@ -150,7 +150,7 @@ def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
             "said of unlabeled patches alone. Set votes={name: none}, or another algorithm, such as fixmatch."
         )
     train = torch.from_numpy(data.split.train)
-    # The store knows all labels; votes may see only those that were drawn.
+    # The store knows all labels, but votes may see only the drawn ones.
     labeled = torch.isin(train, torch.from_numpy(data.labeled))
     targets = torch.where(labeled[:, None], data.targets[train], IGNORED)
     found = Votes(config, data.metadata[train], targets, data.space.choices)
@@ -163,15 +163,15 @@ def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
 
 
 def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: torch.memory_format) -> PixelScaler:
-    """Build the scaler from stored bands to normalized square images.
+    """Build the scaler, which turns stored bands into normalized square images.
 
     Args:
         config: Section `data` of the recipe.
-        size: Side of the images in pixels.
-        data: Store, for band statistics and layout.
-        memory_format: Memory format of the networks, in which images are delivered.
+        size: Width and height of the images in pixels.
+        data: Open store. It gives the statistics and the layout of the bands.
+        memory_format: Memory format of the images, the same as that of the networks.
     """
-    if config.scale == "bytes":  # division by 255 needs no statistics, and stores may have none
+    if config.scale == "bytes":  # no statistics: division by 255 needs none
         mean = std = np.zeros(len(config.bands), np.float32)
     else:
         mean, std = data.store.statistics(config.bands)
@@ -185,14 +185,14 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
 def build_loader(
     recipe: Recipe, data: RunData, views: Callable[[int], frozenset[View]], rank: int = 0, world: int = 1
 ) -> Loader:
-    """Build the loader of this rank's part of the labeled and the unlabeled stream.
+    """Build the loader of a rank. It delivers the rank's share of the labeled and of the unlabeled stream.
 
-    The unlabeled stream holds all training patches. It is left out if no view needs it.
+    The unlabeled stream has all training patches. It is left out if no view needs it.
 
     Args:
         recipe: Recipe of the run.
         data: Open store, split and drawn labels.
-        views: Returns the views that a step uses, given its number; the last step uses each view that any step uses.
+        views: Function that returns the views of a step, given its number. The last step must use all views of the run.
         rank: Rank of this process.
         world: Number of ranks.
     """

@@ -1,6 +1,6 @@
 """Find the recipes that come with the package by name, such as `eurosat/fixmatch_cpu`.
 
-Recipes are written and kept in the checkout's folder `experiments`. A wheel has a copy of its YAML files (setup.py).
+A checkout has its recipes in the folder `experiments`. A wheel has a copy of their YAML files (see setup.py).
 """
 
 import difflib
@@ -17,42 +17,42 @@ from stssl.recipes.pretraining import kind_of
 CHECKOUT = Path(__file__).parents[2] / "experiments"
 INSTALLED = Path(__file__).parents[1] / "recipe_files"
 HIDDEN = ("base",)
-"""Folders of files that are only for `base:`, and are no recipes."""
+"""Folders without recipes. Other recipes name their files with `base:`."""
 
 
 @cache
 def recipe_folder() -> Path:
-    """Return the folder of the recipes: of the checkout that this package runs from, else of the installed package."""
+    """Return the folder of recipes: in the checkout if the package runs from one, else in the installed package."""
     return CHECKOUT if (CHECKOUT / "base").is_dir() else INSTALLED
 
 
 def recipe_names() -> tuple[str, ...]:
-    """List the names of all recipes and sweeps, such as `eurosat/fixmatch_cpu`, sorted."""
+    """List the sorted names of all recipes and sweeps, such as `eurosat/fixmatch_cpu`."""
     root = recipe_folder()
     found = (path.relative_to(root).with_suffix("") for path in root.rglob("*.yaml"))
     return tuple(sorted(name.as_posix() for name in found if name.parts[0] not in HIDDEN))
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Find the file of a recipe that is given by name or by path.
+    """Find the file of a recipe, given its name or its path.
 
-    A file of that path is taken before a recipe of that name. If there are both, a log line says which one is taken.
+    If both a file with this path and a recipe with this name exist, the file is used and a warning is logged.
 
     Args:
         name: `eurosat/fixmatch_cpu`, or the path of a YAML file.
 
     Returns:
-        Path of the file. A path that ends in .yaml or .yml is returned even if nothing is there: reading it says so.
+        Path of the file. A path with the ending .yaml or .yml need not exist: reading it will raise the error.
 
     Raises:
-        ConfigError: There is no such recipe or file; names the nearest recipes.
+        ConfigError: No such recipe or file exists. The message names similar recipes.
     """
     text = str(name)
     path = Path(name)
     known = recipe_names() if _may_be_name(text) else ()
     try:
         is_file = path.is_file()
-    except (OSError, ValueError):  # too long, or with a NUL
+    except (OSError, ValueError):  # the path is too long or has a NUL character
         is_file = False
     if is_file:
         if text in known:
@@ -66,21 +66,21 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def _may_be_name(text: str) -> bool:
-    """True if a text could name a recipe: no suffix, no way out of the folder."""
+    """Return True if a text could name a recipe. Such a name cannot lead out of the folder of recipes."""
     return not text.startswith((".", "/", "~")) and "\\" not in text and "\0" not in text
 
 
 def _nearest(text: str) -> str:
     names = recipe_names()
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
-    # A name without its folder: `fixmatch_cpu` for `eurosat/fixmatch_cpu`.
+    # The user may have left out the folder, as in `fixmatch_cpu` for `eurosat/fixmatch_cpu`.
     near = near or [name for name in names if name.rpartition("/")[2] == text.rpartition("/")[2]][:3]
     hint = f"Did you mean {', '.join(near)}? " if near else ""
     return f"{hint}`stssl recipes` lists all; a file of your own is given by its path, such as ./mine.yaml."
 
 
 def described_recipes() -> list[str]:
-    """List all recipes and sweeps, one a line: the name, and the first sentence of the file's comment."""
+    """Return a line for each recipe and sweep: its name, and the first sentence of its file's comment."""
     names = recipe_names()
     width = max(map(len, names))
     return [f"{name:<{width}}  {_first_sentence(recipe_folder() / f'{name}.yaml')}" for name in names]
@@ -97,13 +97,13 @@ def _first_sentence(path: Path) -> str:
 
 
 def resolved_text(path: Path, overrides: Iterable[str] = ()) -> str:
-    """Return a recipe as YAML with its bases and every default written out; a sweep file as it is resolved.
+    """Return a recipe as YAML, including the values of its base files and all defaults.
 
-    Variables such as `${EUROSAT}` that are not set stay as they are.
+    A sweep file gets the values of its base files, but no defaults. Variables such as `${EUROSAT}` are not replaced.
 
     Args:
         path: File of a recipe or a sweep.
-        overrides: `dotted.key=value` changes.
+        overrides: Changes of the form `dotted.key=value`.
 
     Raises:
         ConfigError: The file or an override is wrong.

@@ -13,8 +13,8 @@ class AdamWConfig(Config):
     Attributes:
         name: Always `adamw`.
         lr: Peak learning rate.
-        weight_decay: Decoupled weight decay of matrices and kernels.
-        clip: Largest gradient norm of each network; None clips nothing.
+        weight_decay: Decoupled weight decay of matrices and convolution kernels.
+        clip: Largest gradient norm of each network. Larger gradients are scaled down; None never scales.
     """
 
     name: Literal["adamw"] = "adamw"
@@ -29,9 +29,9 @@ class SgdConfig(Config):
     Attributes:
         name: Always `sgd`.
         lr: Peak learning rate.
-        momentum: Share of the old direction that each step keeps.
-        weight_decay: L2 penalty on matrices and kernels.
-        clip: Largest gradient norm of each network; None clips nothing.
+        momentum: Share of the last step's direction that a step keeps.
+        weight_decay: L2 penalty on matrices and convolution kernels.
+        clip: Largest gradient norm of each network. Larger gradients are scaled down; None never scales.
     """
 
     name: Literal["sgd"] = "sgd"
@@ -42,26 +42,27 @@ class SgdConfig(Config):
 
 
 def _optimizer_name(given: object) -> object:
-    # An `optimizer` part without a name is AdamW's: overrides such as optimizer.lr=0.001 need not name it.
+    # If `optimizer` has no name, it is AdamW: an override such as optimizer.lr=0.001 then works alone.
     return given.get("name", "adamw") if isinstance(given, dict) else getattr(given, "name", None)
 
 
 OptimizerConfig = Annotated[
     Annotated[AdamWConfig, Tag("adamw")] | Annotated[SgdConfig, Tag("sgd")], Discriminator(_optimizer_name)
 ]
-"""Any optimizer; a part without a `name` is AdamW's."""
+"""Settings of any optimizer. Without a `name` they belong to AdamW."""
 
 
 class ScheduleConfig(Config):
-    """Set the length of training and the learning rate's course; all numbers are steps.
+    """Set the length of training and the course of the learning rate. All numbers count steps.
 
     Attributes:
         steps: Length of the run.
-        warmup: Steps in which the learning rate rises linearly from 0.
-        supervised_start: Steps that learn from labels alone.
-        patience: Steps without a better validation score after which the run ends; None never ends it early.
-        evaluate_every: Steps between validations, each of which writes a checkpoint.
-        decay: `fixmatch` ends at a fifth of the rate (cos(7 pi t / (16 T))), `cosine` at 0.
+        warmup: Number of first steps in which the learning rate rises linearly from 0.
+        supervised_start: Number of first steps that learn from labels alone.
+        patience: Number of steps without a better validation score before the run ends early; None never ends early.
+        evaluate_every: Number of steps between validations. Each validation writes a checkpoint.
+        decay: Fall of the learning rate after the warmup. `cosine` ends at 0. `fixmatch` ends at a fifth of the peak:
+            step t of T steps after the warmup has the factor cos(7 pi t / (16 T)).
     """
 
     steps: Positive = 64_000

@@ -1,4 +1,4 @@
-"""Describe a pretraining run as a typed tree, and tell which kind of run a recipe file describes."""
+"""Describe a pretraining run as a typed tree, and choose the class of a recipe file."""
 
 from typing import Annotated, ClassVar
 
@@ -16,19 +16,19 @@ class PairBatchConfig(Config):
     """Set the global batch size, in pairs of views.
 
     Attributes:
-        size: Pairs of a step, over all workers.
+        size: Number of pairs in a step, over all ranks.
     """
 
     size: BatchSize = 256
 
 
 class KnnConfig(Config):
-    """Configure the k-NN classification of frozen features that is logged at each validation.
+    """Configure knn: each validation classifies frozen features by their nearest neighbors and logs the scores.
 
     Attributes:
-        k: Number of neighbors that vote.
-        bank: Number of training patches among which they are found.
-        temperature: Temperature of the votes' weights exp(similarity / temperature); lower trusts the nearest more.
+        k: Number of nearest neighbors for each patch.
+        bank: Number of training patches to search for neighbors.
+        temperature: A neighbor has the weight exp(similarity / temperature). A lower value favors the nearest ones.
     """
 
     k: Positive = 20
@@ -37,15 +37,15 @@ class KnnConfig(Config):
 
 
 class PretrainRecipe(RunRecipe):
-    """Describe a pretraining run: momentum contrast over all training patches, without a label.
+    """Describe a pretraining run: momentum contrast (MoCo) on all training patches, without labels.
 
     Attributes:
-        model: Backbone that is pretrained.
+        model: Backbone to pretrain.
         pretext: Momentum contrast, its queue, and the geographic task.
         views: Strength of the views.
         batch: Global batch size.
-        optimizer: Optimizer, by default SGD.
-        knn: Classification of frozen features at each validation.
+        optimizer: Optimizer; the default is SGD.
+        knn: Scores of frozen features at each validation.
     """
 
     what: ClassVar[str] = "a pretraining run"
@@ -70,5 +70,5 @@ class PretrainRecipe(RunRecipe):
 
 
 def kind_of(tree: ConfigTree) -> type[RunRecipe]:
-    """Choose the recipe class of a tree: one with the key `pretext` is a pretraining recipe."""
+    """Return the recipe class for a tree. A tree with the key `pretext` is a pretraining recipe."""
     return PretrainRecipe if "pretext" in tree else Recipe

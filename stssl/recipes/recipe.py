@@ -1,4 +1,4 @@
-"""Describe a run as one typed tree: the keys of a recipe file, their defaults, and the run's identity."""
+"""Describe a run as one typed tree: the keys of a recipe file, their defaults, and the identity of the run."""
 
 import hashlib
 import json
@@ -48,31 +48,31 @@ from stssl.steps.teacher_student import LossConfig
 from stssl.steps.votes import AnyVotesConfig, NoVotesConfig
 
 PLACEMENT = ("launch", "logging", "name")
-"""Sections that say where and how a run happens. Results do not depend on them, and the run's identity omits them."""
+"""Sections on where and how a run happens. Results do not depend on them, so a run's identity leaves them out."""
 CACHES = ("cache", "cache_dir", "cache_bytes")
-"""Keys of `data` that say where pixels are kept. Results do not depend on them either."""
+"""Keys of `data` on where pixels are kept. Results do not depend on them either."""
 
 
 class RunRecipe(Config):
-    """Describe what all kinds of runs share.
+    """Describe the keys that recipes of all kinds have.
 
     Attributes:
-        what: Name of the kind in messages.
-        scored_by: Command that scores such a run.
-        smoke: Values that `--smoke` lays over a recipe, so that it runs for seconds on a laptop without Ray and hub.
-        optimizer_name: Optimizer of a recipe that names none.
-        others: Keys that only files of other commands have, and the command.
-        renamed: Keys of release 0.1 and their present names.
+        what: Name of the kind of run in messages.
+        scored_by: Command that scores runs of this kind.
+        smoke: Values of `--smoke`. With them a run takes seconds on a laptop, without Ray and without downloads.
+        optimizer_name: Optimizer of a recipe without `optimizer.name`.
+        others: Keys of files for other commands, and the name of each command.
+        renamed: Keys of release 0.1, and their present names.
         name: Name of the run and of its folder.
         data: Patches, bands and labels.
         model: Backbone and initial weights.
         optimizer: Optimizer and its peak learning rate.
         schedule: Length of training.
-        evaluation: How networks are scored.
+        evaluation: How to score networks.
         compute: Precision and threads.
         launch: Workers and storage.
-        logging: Where metrics are written.
-        seed: Seed of everything random but the drawn labels.
+        logging: Where to write metrics.
+        seed: Seed of all random choices except the drawn labels.
     """
 
     what: ClassVar[str]
@@ -94,13 +94,13 @@ class RunRecipe(Config):
 
     @classmethod
     def smoked(cls, tree: Tree) -> Tree:
-        """Return a recipe's tree with the values of `--smoke` laid over it."""
+        """Return a recipe's tree, with its values replaced by those of `--smoke`."""
         return merge(tree, cls.smoke)
 
     @property
     @abstractmethod
     def least_rows(self) -> tuple[str, int]:
-        """Return key and size of the smallest stream of a global batch; there can be no more ranks than its rows."""
+        """Return key and value of the smallest batch size. Each rank needs a row, so it limits the number of ranks."""
 
     @model_validator(mode="after")
     def _possible(self) -> "RunRecipe":
@@ -110,7 +110,7 @@ class RunRecipe(Config):
         smallest, most = workers if isinstance(workers, tuple) else (workers, workers)
         if smallest > most:
             raise ValueError(f"launch.workers: [{smallest}, {most}] must be [least, most]")
-        # A rank without rows would take no part in the sums over ranks, for which the others wait.
+        # Each rank needs a row: without one it joins no sum over ranks, and the others wait for it.
         key, rows = self.least_rows
         if rows < most:
             raise ValueError(f"{key} {rows} is smaller than launch.workers {most}: no row for each")
@@ -118,7 +118,7 @@ class RunRecipe(Config):
 
     @model_validator(mode="after")
     def _settled(self, info: ValidationInfo) -> "RunRecipe":
-        """Make paths absolute that validators of single keys cannot: the default storage, and runs that lie in it."""
+        """Make the storage folder and the folder of `run:NAME` weights absolute. This needs both keys at once."""
         if info.context == ELSEWHERE:
             return self
         storage = absolute(self.launch.storage)
@@ -132,13 +132,13 @@ class RunRecipe(Config):
         return self.model_copy(update=parts)
 
     def tree(self) -> Tree:
-        """Return the recipe as plain values, with every default written out."""
-        # By way of JSON, so that it has lists where fields have tuples, as a recipe file has.
+        """Return the recipe as plain values, including all defaults."""
+        # Go through JSON: it turns tuples into lists, as in a recipe file.
         tree: Tree = json.loads(self.model_dump_json())
         return tree
 
     def identity(self) -> Tree:
-        """Return the part of the tree that decides results, without the sections on where and how to run."""
+        """Return the part of the tree that decides results. Leave out the sections on where and how to run."""
         return identity_of(self.tree())
 
     def hash(self) -> str:
@@ -146,14 +146,14 @@ class RunRecipe(Config):
         return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def yaml(self) -> str:
-        """Return the resolved recipe as the text of a recipe file."""
+        """Return the recipe as the text of a recipe file, including all defaults."""
         return dump_yaml(self.tree())
 
 
 def identity_of(tree: Tree) -> Tree:
     """Return the part of a resolved recipe's tree that decides results.
 
-    It takes plain values rather than a `RunRecipe`, so that a file of another version can be compared, too.
+    The argument is a tree of plain values, not a `RunRecipe`: files of other versions can be compared, too.
     """
     kept = {key: value for key, value in tree.items() if key not in PLACEMENT}
     data, model, launch = (tree.get(key) for key in ("data", "model", "launch"))
@@ -175,7 +175,7 @@ SMOKE: Tree = {
     "launch": {"workers": 0, "gpus_per_worker": 0, "address": None},
     "logging": {"every": 1, "tensorboard": False, "mlflow": None},
 }
-"""Values that `--smoke` lays over any recipe."""
+"""Values of `--smoke` for all kinds of recipes. They replace the values of the recipe."""
 
 
 class Recipe(RunRecipe):
@@ -183,13 +183,13 @@ class Recipe(RunRecipe):
 
     Attributes:
         labels: Which training patches keep their label.
-        model: Networks.
+        model: Networks, and how metadata enters them.
         algorithm: Semi-supervised algorithm.
-        votes: Spatial neighbors' votes on pseudo-labels.
+        votes: Votes of spatial neighbors, which change pseudo-labels.
         loss: Weights of the losses.
         batch: Global batch sizes.
         augment: Strength of weak and strong views.
-        ema: Average of weights.
+        ema: Exponential moving average of weights.
     """
 
     what: ClassVar[str] = "a training run"
@@ -212,7 +212,7 @@ class Recipe(RunRecipe):
 
     @classmethod
     def smoked(cls, tree: Tree) -> Tree:
-        """Return the tree with the values of `--smoke`, and those that let the algorithm learn in four steps."""
+        """Return the tree with the values of `--smoke`, and values that let the algorithm learn within four steps."""
         algorithm = tree.get("algorithm")
         kind = ALGORITHMS.get(str(algorithm.get("name"))) if isinstance(algorithm, dict) else None
         return super().smoked(merge(tree, {"algorithm": kind.smoke}) if kind and kind.smoke else tree)
@@ -241,11 +241,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = F
 
     Args:
         path: Recipe file.
-        overrides: Changes as `dotted.key=value`, with values in YAML.
+        overrides: Changes of the form `dotted.key=value`, with the value in YAML.
         smoke: True to shrink the run to seconds.
 
     Raises:
-        ConfigError: The file cannot be read, or a key is wrong; says what is allowed.
+        ConfigError: The file cannot be read, or a key is wrong. The message says what is allowed.
     """
     return load_as(Recipe, path, overrides, smoke)
 
@@ -253,19 +253,21 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = F
 def load_as(
     kind: type[R], path: str | Path, overrides: Iterable[str] = (), smoke: bool = False, absolute: bool = True
 ) -> R:
-    """Read a recipe file with the files that it builds on, lay overrides over it, and check it.
+    """Read a recipe file and its base files, apply overrides, and check the result.
 
-    Without `name` the run is named after folder and name of the file and the seed. A smoke run's name ends in `-smoke`.
+    If the recipe has no `name`, the name is made from the file's folder, the file's name and the seed. The name of a
+    smoke run ends in `-smoke`.
 
     Args:
         kind: Class of the recipe.
         path: Recipe file.
-        overrides: Changes as `dotted.key=value`, with values in YAML.
+        overrides: Changes of the form `dotted.key=value`, with the value in YAML.
         smoke: True to shrink the run to seconds.
-        absolute: True to make paths absolute; False for a recipe that more values will be laid over.
+        absolute: True to make paths absolute. Use False if more overrides will follow.
 
     Raises:
-        ConfigError: The file cannot be read, or a key is wrong; names the file, the keys and what is allowed.
+        ConfigError: The file cannot be read, or a key is wrong. The message names the file, the keys and what is
+            allowed.
     """
     tree = load_tree(path)
     for key, command in kind.others.items():

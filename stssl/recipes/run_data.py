@@ -1,4 +1,4 @@
-"""Open the data that a recipe asks for: pixels, split, metadata, classes and drawn labels."""
+"""Open the data of a recipe: pixels, split, metadata, classes and drawn labels."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from stssl.store.remote import is_remote
 from stssl.store.store import Store
 
 LEAST_KNOWN = 0.5
-"""Share of training patches with metadata below which a recipe that uses metadata logs a warning."""
+"""If a smaller share of training patches has metadata, a recipe that uses metadata logs a warning."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class PixelData:
         store: The open store.
         reader: Source of pixels, with the recipe's bands.
         split: Store rows of each part.
-        metadata: [N, 4] of all store rows: degrees north and east, day of year, UTC hour; NaN if missing.
-        shard_order: Shards in which a store is fetched from an object store; None if rows are read one by one.
+        metadata: [N, 4] for all N store rows: degrees north, degrees east, day of year, UTC hour; NaN if missing.
+        shard_order: Groups of shards to fetch from an object store; None if rows are read one by one.
     """
 
     store: Store
@@ -50,22 +50,22 @@ class PixelData:
     shard_order: ShardOrder | None
 
     def order(self, rows: Ints, batch: int, seed: int, stream: RandomStream, *, world: int) -> Sampler:
-        """Make the random order in which a stream goes through all training patches.
+        """Make the sampler that shuffles the rows of a stream.
 
         Args:
             rows: [n] store rows of the stream.
             batch: Number of rows of a global batch.
             seed: Seed of the run.
-            stream: Use of random numbers that shuffles the stream.
+            stream: Random stream for the shuffling.
             world: Number of ranks.
 
         Raises:
-            ConfigError: The store is fetched in shards, and it has fewer shards than there are ranks.
+            ConfigError: Patches are fetched in shards, and the store has fewer shards than the run has ranks.
         """
         return make_order(rows, batch, seed, stream, shard_order=self.shard_order, world=world)
 
     def about(self, world: int) -> JsonObject:
-        """Describe the data for a run's record: store, sizes of the parts, bytes held in memory, order by shards.
+        """Describe the data for a run's record: store, number of patches in each part, shard order, bytes in memory.
 
         Args:
             world: Number of ranks.
@@ -81,9 +81,9 @@ class RunData(PixelData):
     """Hold the open store of a recipe, with labels.
 
     Attributes:
-        space: Classes, and whether a patch has one or several of them.
-        targets: [N, G] choice ids of all store rows, `IGNORED` if unknown.
-        labeled: Store rows of the training part that keep their label.
+        space: Classes, and whether a patch has one class or several.
+        targets: [N, G] choice ids for N store rows and G decisions (see `LabelSpace`); `IGNORED` if unknown.
+        labeled: Store rows of the training patches that keep their label.
     """
 
     space: LabelSpace
@@ -91,7 +91,7 @@ class RunData(PixelData):
     labeled: Ints
 
     def prior(self) -> Tensor:
-        """Return the frequency [G, K] of each choice among the known labels of the labeled rows."""
+        """Return how frequent each of the K choices is among the known labels of the labeled rows: [G, K]."""
         targets = self.targets[torch.from_numpy(self.labeled)]
         known = (targets != IGNORED)[..., None]
         choices = torch.nn.functional.one_hot(targets.clamp_min(0).long(), self.space.choices) * known
@@ -99,15 +99,15 @@ class RunData(PixelData):
 
 
 def open_pixels(config: DataConfig, device: torch.device | None = None) -> PixelData:
-    """Open the store and check that it has the pixels and the split that a recipe asks for.
+    """Open the store, and check that it has the pixels and the split of a recipe.
 
     Args:
         config: Section `data` of the recipe.
-        device: Device of the networks, for training with the cache of `data.cache`; None never fills that cache.
+        device: Device of the networks. Training needs it for the cache of `data.cache`; None never fills the cache.
 
     Raises:
-        ConfigError: The store lacks a band, split or column; names those it has.
-        DataError: There is no such store, or it has another schema version.
+        ConfigError: The store lacks a band, split or column. The message names what the store has.
+        DataError: The store does not exist, or has another schema version.
     """
     store = Store.open(config.store)
     _check(store, config)
@@ -115,7 +115,7 @@ def open_pixels(config: DataConfig, device: torch.device | None = None) -> Pixel
     columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
     disk = DiskCache(config.cache_dir or default_folder(), config.cache_bytes) if is_remote(config.store) else None
     reader = store.reader(config.bands, cache=disk)
-    held = np.concatenate([split.train, split.validation])  # training never reads test patches
+    held = np.concatenate([split.train, split.validation])  # a training run never reads test patches
     source = Streamed(reader) if device is None else hold(reader, held, store.size, config.cache, device)
     kept = isinstance(source, Held)
     order = shard_order_of(
@@ -128,8 +128,8 @@ class Labels(NamedTuple):
     """Hold a label set of a store.
 
     Attributes:
-        space: Classes, and whether a patch has one or several of them.
-        targets: [N, G] choice ids of all store rows, `IGNORED` if unknown.
+        space: Classes, and whether a patch has one class or several.
+        targets: [N, G] choice ids for N store rows and G decisions (see `LabelSpace`); `IGNORED` if unknown.
     """
 
     space: LabelSpace
@@ -140,7 +140,7 @@ def labels_of(store: Store, labels: str) -> Labels:
     """Read the label set called `labels`.
 
     Raises:
-        ConfigError: The store has no such label set; names those it has.
+        ConfigError: The store has no such label set. The message names the label sets of the store.
     """
     if labels not in store.label_sets:
         raise ConfigError(f"data.labels: {store.path} has no '{labels}'. It has: {', '.join(store.label_sets)}.")
@@ -149,15 +149,15 @@ def labels_of(store: Store, labels: str) -> Labels:
 
 
 def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
-    """Open the store, check that it has what the recipe asks for, and draw the labels.
+    """Open the store, check that it fits the recipe, and draw the labels.
 
     Args:
         recipe: Recipe of the run.
-        device: Device of the networks, for training with the cache of `data.cache`; None never fills that cache.
+        device: Device of the networks. Training needs it for the cache of `data.cache`; None never fills the cache.
 
     Raises:
-        ConfigError: The store lacks a band, label set, split or column; names those it has.
-        DataError: There is no such store, it has another schema version, or a class has no labeled patch.
+        ConfigError: The store lacks a band, label set, split or column. The message names what the store has.
+        DataError: The store does not exist or has another schema version, or a class has no labeled patch.
     """
     config = recipe.data
     pixels = open_pixels(config, device)
@@ -172,15 +172,15 @@ def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
 
 
 def require_metadata(data: PixelData, key: str, value: str) -> None:
-    """Check that some training patch has a place or a date; warn if few have.
+    """Check that training patches have places or dates. Log a warning if few of them have.
 
     Args:
         data: Open store with its split.
-        key: Recipe key that asks for metadata, for messages.
+        key: Recipe key that requires metadata, for messages.
         value: Value of that key, for messages.
 
     Raises:
-        ConfigError: No training patch has either; names the key and what to do.
+        ConfigError: No training patch has a place or a date. The message names the key and says what to do.
     """
     known = (~data.metadata[torch.from_numpy(data.split.train)].isnan()).any(1)
     if not known.any():
@@ -194,10 +194,10 @@ def require_metadata(data: PixelData, key: str, value: str) -> None:
 
 
 def _check(store: Store, config: DataConfig) -> None:
-    """Check that a store has the bands and columns of a recipe, in a type that its scale can divide.
+    """Check that a store has the bands and columns of a recipe, and that `data.scale` fits the type of the bands.
 
     Raises:
-        ConfigError: It does not; names what it has.
+        ConfigError: A band or column is missing, or the scale does not fit. The message names what the store has.
     """
     missing = [band for band in config.bands if band not in store.bands]
     if missing:
@@ -217,17 +217,17 @@ def _check(store: Store, config: DataConfig) -> None:
 
 
 def _require_every_class(positives: Ints, used: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
-    """Check that each class that occurs in the split has a labeled patch.
+    """Check that each class of the split has a labeled patch.
 
     Args:
-        positives: [N, C] 1 if a patch has a class, else 0.
+        positives: [N, C] for N patches and C classes: 1 if the patch has the class, else 0.
         used: Store rows of all parts.
         labeled: Store rows that keep their label.
         space: Classes.
         labels: Name of the label set, for the message.
 
     Raises:
-        DataError: A class has none; names it.
+        DataError: A class has no labeled patch. The message names the class.
     """
     occurs, has_label = positives[used].sum(0) > 0, positives[labeled].sum(0) > 0
     missing = [name for name, here, drawn in zip(space.classes, occurs, has_label, strict=True) if here and not drawn]
@@ -239,10 +239,10 @@ def _require_every_class(positives: Ints, used: Ints, labeled: Ints, space: Labe
 
 
 def require_labels(targets: Tensor, part: str) -> None:
-    """Check that some patch of a part can be scored.
+    """Check that at least one patch of a part has a label, so the part can be scored.
 
     Args:
-        targets: [n, G] choice ids of the part's patches.
+        targets: [n, G] choice ids of the part's n patches, one for each of G decisions.
         part: Name of the part, for messages.
 
     Raises:

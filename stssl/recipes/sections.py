@@ -1,4 +1,4 @@
-"""Describe the sections of a recipe: data, model, batch sizes, evaluation, arithmetic, machines, logging."""
+"""Describe the sections of a recipe: data, model, batch sizes, evaluation, computing, machines, logging."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from stssl.data.splits import SplitConfig
 from stssl.models import EncoderConfig, InjectionConfig
 
 MetadataUse = Literal["none", "teacher", "direct"]
-"""Networks that see metadata: none of them, the teacher alone, or the one network that is trained."""
+"""Which networks see metadata: `none`, only the `teacher`, or the single trained network (`direct`)."""
 
 
 class DataConfig(Config):
@@ -28,15 +28,16 @@ class DataConfig(Config):
 
     Attributes:
         store: Path or URL of the Zarr store.
-        split: How patches are divided into training, validation and test.
-        bands: Names of the bands, in the order of the images' channels.
+        split: How to divide patches into training, validation and test.
+        bands: Names of the bands, in the sequence of the images' channels.
         labels: Name of the store's label set.
-        exclude: Columns of the store; patches that are marked in one of them are left out of all parts.
-        scale: `sigmas` subtracts each band's mean and divides by its deviation, `bytes` divides 8-bit bands by 255.
-        cache: Memory that holds decoded pixels: `host`, `device`, or `none` to read them from the store each time.
-        cache_dir: Folder on each node for shards of a store in an object store (`s3://...`); None chooses one.
-        cache_bytes: Largest size of that folder.
-        shuffle_shards: Number of such shards whose patches are mixed; 0 delivers one shard after the other.
+        exclude: Columns of the store. A patch that one of them marks is left out of all parts.
+        scale: `sigmas` subtracts each band's mean and divides by its standard deviation. `bytes` divides 8-bit bands by
+            255.
+        cache: Memory for decoded pixels: `host` or `device`. `none` reads them from the store each time.
+        cache_dir: Folder on each node for shards that come from an object store (`s3://...`); None chooses a folder.
+        cache_bytes: Largest size of that folder in bytes.
+        shuffle_shards: Number of shards to mix, if the store lies in an object store. 0 reads shard after shard.
     """
 
     store: StorePlace
@@ -57,8 +58,8 @@ class BackboneConfig(Config):
     Attributes:
         backbone: Name of a timm model.
         backbone_args: Further arguments of the model's constructor.
-        image_size: Side of its square images in pixels; patches of other sizes are resized.
-        weights: Initial weights: `none` (random), `imagenet`, `file:PATH`, or `run:NAME` of a finished run.
+        image_size: Width and height of the input images in pixels. Patches of other sizes are resized.
+        weights: Initial weights: `none` (random), `imagenet`, `file:PATH`, or `run:NAME` for those of a finished run.
     """
 
     backbone: str
@@ -71,9 +72,9 @@ class ModelConfig(BackboneConfig):
     """Configure the networks of a training run, and how metadata enters them.
 
     Attributes:
-        metadata: Networks that see metadata. `teacher` trains a second network that sees it and makes pseudo-labels.
-        encoder: How place and date become numbers.
-        injection: Where these numbers enter the network.
+        metadata: Which networks see metadata. `teacher` trains a second network, which sees it and makes pseudo-labels.
+        encoder: How place and date become a vector.
+        injection: Where this vector enters the network.
     """
 
     metadata: MetadataUse = "none"
@@ -85,10 +86,10 @@ class BatchConfig(Config):
     """Set the global batch sizes.
 
     Attributes:
-        labeled: Labeled patches in a step, over all ranks.
-        unlabeled_ratio: Unlabeled patches for each labeled one.
-        micro: Most labeled patches that a rank passes through the networks at once; a larger share of the batch is
-            divided into micro-batches. None never divides.
+        labeled: Number of labeled patches in a step, over all ranks.
+        unlabeled_ratio: Number of unlabeled patches for each labeled patch.
+        micro: Most labeled patches that a rank passes through the networks at once. If its share of the batch is
+            larger, the rank divides it into micro-batches. None never divides.
     """
 
     labeled: BatchSize = 64
@@ -97,7 +98,7 @@ class BatchConfig(Config):
 
 
 class EmaConfig(Config):
-    """Configure the exponential moving average of weights that is evaluated and shipped.
+    """Configure the exponential moving average of weights. This average is evaluated and shipped.
 
     Attributes:
         decay: Share of the old average that each step keeps.
@@ -107,12 +108,12 @@ class EmaConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Configure how networks are scored on a part of the split.
+    """Configure how to score networks on a part of the split.
 
     Attributes:
-        batch: Patches in a batch.
+        batch: Number of patches in a batch.
         limit: Most patches that a validation scores; None scores all.
-        batchnorm_batches: Training batches from which BatchNorm statistics of averaged weights are estimated.
+        batchnorm_batches: Number of training batches for new BatchNorm statistics, which averaged weights need.
     """
 
     batch: Positive = 256
@@ -121,13 +122,13 @@ class EvaluationConfig(Config):
 
 
 class ComputeConfig(Config):
-    """Configure how a step computes; results change by rounding only.
+    """Configure how a step computes. These settings change results only by rounding.
 
     Attributes:
-        precision: Floating-point format of the networks' arithmetic; weights are always fp32.
-        threads: CPU threads of each process; None leaves PyTorch's default.
-        compile: True to let torch.compile fuse the networks' blocks.
-        nonfinite_steps: Steps that may be left out because their gradients are not finite; more of them end the run.
+        precision: Number format for computing in the networks. Weights are always fp32.
+        threads: Number of CPU threads of each process; None keeps PyTorch's default.
+        compile: True to compile the networks' blocks with torch.compile.
+        nonfinite_steps: Number of steps that may be skipped because a gradient is not finite. More of them end the run.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -140,16 +141,17 @@ class LaunchConfig(Config):
     """Place a run on machines.
 
     Attributes:
-        workers: Ray workers, one rank each. 0 trains in this process without Ray; `[2, 8]` lets Ray resize the group.
-        gpus_per_worker: GPUs of each worker.
-        cpus_per_worker: CPUs of each worker.
-        storage: Folder of all runs, which all nodes must see.
-        max_failures: Times that Ray restarts failed workers; -1 is without end.
-        placement: Ray's placement strategy for workers on nodes.
+        workers: Number of Ray workers, one for each rank. 0 trains in this process without Ray. `[2, 8]` lets Ray use 2
+            to 8 workers and change their number during the run.
+        gpus_per_worker: Number of GPUs for each worker.
+        cpus_per_worker: Number of CPUs for each worker.
+        storage: Folder of all runs. All nodes must see it.
+        max_failures: How often Ray restarts failed workers; -1 sets no limit.
+        placement: Ray's strategy to place workers on nodes.
         address: Address of the Ray cluster; None starts Ray on this machine.
-        collective_timeout_s: Seconds after which ranks that wait for each other give up.
-        elastic_interval_s: Seconds between Ray's looks for nodes that a group of changing size could use.
-        nodes_timeout_s: Seconds that a cluster which adds nodes by itself may take to bring those that lack.
+        collective_timeout_s: Seconds that a rank waits for the other ranks before it gives up.
+        elastic_interval_s: Seconds between two checks for new nodes, if the number of workers may change.
+        nodes_timeout_s: Seconds to wait for missing nodes, if the cluster adds nodes by itself.
     """
 
     workers: Annotated[int, Field(ge=0)] | tuple[Positive, Positive] = 1
@@ -165,12 +167,12 @@ class LaunchConfig(Config):
 
 
 class LoggingConfig(Config):
-    """Configure where metrics are written, besides `metrics.jsonl` in the run's folder.
+    """Configure where to write metrics. The file `metrics.jsonl` in the run's folder always gets them.
 
     Attributes:
-        every: Steps whose means make one row.
+        every: Number of steps for each logged row. The row holds their means.
         tensorboard: True to write TensorBoard event files.
-        mlflow: Tracking URI of MLflow (needs `pip install 'stssl[mlflow]'`); None writes none.
+        mlflow: Tracking URI of MLflow (needs `pip install 'stssl[mlflow]'`); None writes nothing to MLflow.
     """
 
     every: Positive = 50
@@ -179,5 +181,5 @@ class LoggingConfig(Config):
 
 
 def _default(union: object, name: str) -> Any:
-    """Build the member called `name` of a union of configurations, with its defaults."""
+    """Return a configuration with its defaults: the class in a union of classes that is called `name`."""
     return next(part for part in config_types(union) if part_name(part) == name)()
