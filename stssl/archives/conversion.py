@@ -60,7 +60,7 @@ class Options:
     Attributes:
         codec: `lz4`, `zstd` or `none`.
         shard: Number of patches in a shard.
-        limit: Number of patches to convert, from the first; None converts all.
+        limit: Number of patches to convert, starting at the first one; None converts all.
         strict: True to stop at the first bad patch.
         workers: Number of CPUs for a Ray on this machine. None takes all. 0 converts in this process without Ray.
         address: Address of a Ray cluster; None starts Ray on this machine.
@@ -162,7 +162,7 @@ def open_archive(source: str, archive: str | Path, **about: object) -> Archive:
 
 
 def make_plan(source: str, archive: Archive, options: Options, about: Mapping[str, object]) -> StorePlan:
-    """Plan the store of an archive. The plan has an identity, which differs for every other conversion.
+    """Plan the store of an archive. The identity in the plan tells this conversion from others.
 
     Args:
         source: Name of the archive format.

@@ -158,7 +158,7 @@ class EuroSat(_Images):
         return Example(folder / "2750", tuple(patches), "label", {"coordinates": table}, tolerance=3)
 
     def _places_digest(self) -> str | None:
-        """Return a hash of all places: with other coordinates it is another conversion. None without a table."""
+        """Return a hash of all places, which tells conversions with different tables apart; None without a table."""
         missing = (float("nan"),) * 2
         return digest_of(np.array([self.places.get(name, missing) for name in self.names])) if self.places else None
 

@@ -17,7 +17,7 @@ EPSG = 32633
 
 @dataclass(frozen=True)
 class ExampleGrid:
-    """Locate an example patch in UTM zone 33 N.
+    """Hold the place of an example patch in UTM zone 33 N.
 
     Attributes:
         ulx: Easting of its upper left corner in meters.
@@ -71,7 +71,7 @@ def write_patch_folder(folder: Path, values: Mapping[str, int], place: tuple[flo
         place: Latitude and longitude of the center in degrees.
 
     Returns:
-        Where the patch lies.
+        Place of the patch in UTM zone 33 N.
     """
     grid = grid_around(*place, side=PATCH_SIDE)
     for array, bands in RESOLUTION.items():

@@ -1,7 +1,7 @@
 """Read class names from the cells of a table. A cell holds one name, a list of names, or names divided by `;`.
 
 Other tools write lists as text (Python, NumPy, JSON, PostgreSQL): such a text is read as a list. Any other text that
-could be several names is refused. Else each combination of names would become a class. A list of numbers is refused.
+could be several names is refused: else each combination of names would become a class. A list of numbers is refused.
 """
 
 import ast

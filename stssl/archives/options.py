@@ -64,7 +64,7 @@ def options_of(name: str) -> tuple[FormatOption, ...]:
         TypeError: A parameter has no `Option` in its annotation, or has an unsupported type.
     """
     constructor: ArchiveFormat = ARCHIVES[name]
-    hints = get_type_hints(constructor.__init__, include_extras=True)  # type: ignore[misc]  # of the class it is
+    hints = get_type_hints(constructor.__init__, include_extras=True)  # type: ignore[misc]  # it is a class
     return tuple(
         _declared(f"{name}: parameter {parameter}", parameter, hint)
         for parameter, hint in hints.items()

@@ -60,7 +60,7 @@ def synthesize(
 
     Raises:
         ConfigError: `patches` is below 1.
-        DataError: `out` holds something else, or the table is wrong.
+        DataError: `out` holds something else or cannot be written, or the table is wrong.
     """
     folder = Path(out)
     if patches < 1:

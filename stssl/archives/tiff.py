@@ -115,7 +115,7 @@ def _plain(tags: dict[int, TagValues], size: int) -> bool:
 
 @dataclass(frozen=True)
 class Georeference:
-    """Locate a raster.
+    """Hold the place of a raster in its projection.
 
     Attributes:
         projection: EPSG code, or WKT if the projection has no code.
@@ -135,7 +135,7 @@ class Georeference:
 
 
 class UtmCorner(NamedTuple):
-    """Locate the upper left corner of a raster: EPSG code of its projection, easting and northing in meters."""
+    """Hold the upper left corner of a raster: EPSG code of the projection, easting and northing in meters."""
 
     epsg: int
     ulx: float

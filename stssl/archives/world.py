@@ -2,9 +2,8 @@
 
 Each class has a latent Gaussian field and a threshold. A place has the class if the field exceeds the threshold there.
 The field is the sum of four terms: an effect of the country, a smooth field over regions, a field over kilometers, and
-chance.
-So metadata tells much within known regions and less between them. For a country without training patches, it tells
-nothing or misleads. The real BigEarthNet is similar.
+chance. So metadata tells much within known regions and less between them. For a country without training patches, it
+tells nothing or misleads. The real BigEarthNet is similar.
 """
 
 from collections.abc import Iterator

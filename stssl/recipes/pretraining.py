@@ -1,4 +1,4 @@
-"""Describe a pretraining run as a typed tree, and choose the class of a recipe file."""
+"""Describe a pretraining run as a typed tree, and choose the recipe class for a file."""
 
 from typing import Annotated, ClassVar
 

@@ -100,7 +100,7 @@ class RunRecipe(Config):
     @property
     @abstractmethod
     def least_rows(self) -> tuple[str, int]:
-        """Return key and value of the smallest batch size. Each rank needs a row, so it limits the number of ranks."""
+        """Return key and value of the smallest batch size. A run cannot have more ranks than this."""
 
     @model_validator(mode="after")
     def _possible(self) -> "RunRecipe":
