@@ -1,7 +1,7 @@
 """Build networks: timm backbones, encoders of metadata, and the sites where the metadata enters.
 
-A network is one `Network`, made by `build_network`. New encoders are registered in `stssl/models/encoders.py`, new
-sites in `stssl/models/sites.py`.
+`build_network` makes one `Network`. Register new encoders in `stssl/models/encoders.py`, and new sites in
+`stssl/models/sites.py`.
 """
 
 from stssl.models.encoders import ENCODERS, EncoderConfig

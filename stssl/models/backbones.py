@@ -1,6 +1,6 @@
-"""Build timm backbones by name, with weights from timm's hub where a recipe asks for them.
+"""Build timm backbones by name, with weights from timm's hub if a recipe asks for them.
 
-timm is imported inside functions: that takes seconds, and processes that build no network do without it.
+Functions import timm when they run: the import takes seconds, and many processes build no network.
 """
 
 import difflib
@@ -17,15 +17,15 @@ from stssl.models.injection import Family, Shape
 if TYPE_CHECKING:
 
     class Backbone(nn.Module):
-        """Declare what this package uses of timm's models, for type checkers."""
+        """Tell type checkers which methods of timm's models this package uses."""
 
         default_cfg: dict[str, Any]
 
         def forward_features(self, images: Tensor) -> Tensor:
-            """Compute final tokens or maps."""
+            """Compute the final tokens or feature maps of images."""
 
         def forward_head(self, features: Tensor, pre_logits: bool) -> Tensor:
-            """Pool final tokens or maps."""
+            """Pool the final tokens or feature maps; `pre_logits` leaves out the classifier."""
 
         def get_classifier(self) -> nn.Module:
             """Return the layer that computes logits."""
@@ -37,12 +37,12 @@ else:
 
 
 def slim_resnet(in_channels: int, classes: int, **options: Any) -> Backbone:
-    """Build a timm ResNet for small images: few channels, a stride-1 stem without pooling (0.32 M parameters).
+    """Build a small timm ResNet for small images: 0.32 M parameters, first layer with stride 1, no pooling after it.
 
     Args:
         in_channels: Number of bands.
         classes: Number of outputs.
-        **options: Arguments of timm's ResNet, and `channels`, the width of each stage.
+        **options: Arguments of timm's ResNet. One of them is `channels`: the number of channels of each stage.
     """
     from timm.models.resnet import BasicBlock, ResNet
 
@@ -51,13 +51,13 @@ def slim_resnet(in_channels: int, classes: int, **options: Any) -> Backbone:
     if len(options["channels"]) != 4 or len(options["layers"]) != 4 or options["channels"][0] % 2:
         raise ValueError("layers and channels must be 4 numbers each, the first number of channels even")
     stem = options["channels"][0]
-    block: Any = BasicBlock  # timm declares an instance where its constructor wants the class
+    block: Any = BasicBlock  # timm's type hint asks for an instance, but its constructor needs the class
     network = ResNet(
         block, in_chans=in_channels, num_classes=classes, stem_type="deep", stem_width=stem // 2, **options
     )
     first = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
-    # By `setattr`, since timm declares other types of layers than those that fit here.
+    # `setattr` hides the assignment from type checkers: timm declares other types for these layers.
     setattr(network, "conv1", first)  # noqa: B010
     setattr(network, "maxpool", nn.Identity())  # noqa: B010
     return cast(Backbone, network)
@@ -73,7 +73,7 @@ DECIDED_BY = {
     "img_size": "model.image_size",
     "pretrained": "model.weights",
 }
-"""Arguments of constructors that other keys of a recipe decide, and those keys."""
+"""Arguments that `backbone_args` must not hold, each with the recipe key that sets it."""
 
 
 def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: int, classes: int, hub: bool) -> Backbone:
@@ -81,15 +81,15 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
 
     Args:
         name: `slim_resnet` or any name that timm knows.
-        options: Further arguments of its constructor.
+        options: Further arguments of the backbone's constructor.
         size: Side of the images in pixels.
         in_channels: Number of bands.
         classes: Number of outputs.
         hub: True to start from timm's pretrained weights.
 
     Raises:
-        ConfigError: The name is unknown (names the nearest), the constructor does not take the arguments, or the hub
-            cannot be reached.
+        ConfigError: The name is unknown (the message lists similar names), the constructor does not take the
+            arguments, or the hub cannot be reached.
     """
     for key in DECIDED_BY.keys() & options.keys():
         raise ConfigError(f"model.backbone_args.{key}: {DECIDED_BY[key]} decides this. Leave it out.")
@@ -105,10 +105,10 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *OWN], n=3)
         raise ConfigError(f"model.backbone: timm has no '{name}'" + (f". Near: {', '.join(near)}" if near else ""))
-    misfits = MISFITS if hub else (*MISFITS, RuntimeError)  # the hub's client raises RuntimeErrors too
+    misfits = MISFITS if hub else (*MISFITS, RuntimeError)  # the hub's client also raises RuntimeError
     wanted: dict[str, Any] = {"pretrained": hub, "in_chans": in_channels, "num_classes": classes, **options}
     try:
-        # Only asking tells which models take a size: convolutional ones have no such argument.
+        # Convolutional models have no `img_size`. Try it: timm does not list which models have it.
         try:
             return cast(Backbone, timm.create_model(name, img_size=size, **wanted))
         except TypeError as error:
@@ -117,7 +117,7 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
             return cast(Backbone, timm.create_model(name, **wanted))
     except misfits as error:
         raise ConfigError(f"model.backbone_args do not fit {name} at {size} px: {first_line(error)}") from None
-    except Exception as error:  # the hub's client raises the errors of whichever transport it uses
+    except Exception as error:  # the hub's client raises errors of several network libraries
         if not hub:
             raise
         if "loading state_dict" in str(error):
@@ -130,19 +130,19 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
 
 
 def check_images(network: nn.Module, backbone: nn.Module, name: str, *, bands: int, size: int) -> None:
-    """Check that a network takes images of a size: pass two blank ones through it, in evaluation and in training mode.
+    """Check that a network takes images of a size: pass two blank images through it, in evaluation and training mode.
 
-    Some of timm's models can be built for a size at which they then fail, with an error about shapes deep inside them.
+    timm can build some models for a size that they cannot use. Such a model fails later, with an error about shapes.
 
     Args:
-        network: Network to check. Its state changes, so pass one that is thrown away.
-        backbone: Its backbone.
+        network: Network to check. The check changes its state, so pass a network that you do not need afterwards.
+        backbone: Backbone of the network.
         name: Name of the backbone in messages.
         bands: Number of bands.
         size: Side of the images in pixels.
 
     Raises:
-        ConfigError: The network cannot take such images; says which size it was made for, if that is known.
+        ConfigError: The network cannot take such images. The message says which size timm made it for, if known.
     """
     try:
         with torch.no_grad():
@@ -156,10 +156,10 @@ def check_images(network: nn.Module, backbone: nn.Module, name: str, *, bands: i
 
 
 def shape_of(backbone: Backbone, name: str) -> Shape:
-    """Describe a backbone for injection sites; `name` is its name in messages.
+    """Describe a backbone for injection sites; messages call it `name`.
 
     Raises:
-        ConfigError: Its classifier is not one linear layer.
+        ConfigError: The classifier of the backbone is not one linear layer.
     """
     from timm.models import Beit, Eva, VisionTransformer
 
@@ -173,13 +173,13 @@ def shape_of(backbone: Backbone, name: str) -> Shape:
         return Shape("cnn", width, channels, channels_last=getattr(backbone, "output_fmt", None) == "NHWC")
     family: Family = "vit" if isinstance(backbone, VisionTransformer) else "tokens"
     heads = int(getattr(getattr(blocks[0], "attn", None), "num_heads", 1))
-    # Other transformers (CaiT, XCiT) have a class token that joins the patches only after the last of `blocks`.
+    # In other transformers (CaiT, XCiT), the class token joins the patch tokens only after the last of `blocks`.
     joins_early = isinstance(backbone, VisionTransformer | Eva | Beit)
     return Shape(family, width, (width,) * len(blocks), heads, joins_early and backbone.cls_token is not None)
 
 
 def stages(backbone: nn.Module) -> list[nn.Module]:
-    """List the modules at which sites enter: blocks of a transformer, stages of other backbones."""
+    """List the modules where a context can enter: the blocks of a transformer, or the stages of another backbone."""
     blocks = _blocks(backbone)
     if blocks is not None:
         return blocks
@@ -187,9 +187,9 @@ def stages(backbone: nn.Module) -> list[nn.Module]:
 
 
 def _blocks(backbone: nn.Module) -> list[nn.Module] | None:
-    """List the blocks of a transformer over tokens; None for other backbones.
+    """List the blocks of a transformer; None for other backbones.
 
-    Some convolutional models of timm have `blocks` too: only transformers also count tokens before the patches.
+    Some convolutional models of timm have `blocks` too, but only transformers have `num_prefix_tokens`.
     """
     if hasattr(backbone, "blocks") and hasattr(backbone, "num_prefix_tokens"):
         return list(backbone.get_submodule("blocks").children())

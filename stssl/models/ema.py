@@ -1,4 +1,4 @@
-"""Average weights over steps (exponential moving average), and keep BatchNorm statistics that fit averaged weights."""
+"""Average weights over steps (exponential moving average), and compute BatchNorm statistics for averaged weights."""
 
 import contextlib
 import copy
@@ -13,29 +13,29 @@ from stssl.base.distributed import world_size
 
 
 class Ema(nn.Module):
-    """Hold an averaged copy of a network, which follows the network after each step."""
+    """Hold an averaged copy of a network; each step moves the average toward the network."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Start as a copy of `network`; each update keeps the share `decay` of the old average."""
+        """Copy `network` as the first average; each update keeps the share `decay` of the old average."""
         super().__init__()
         self.decay = decay
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Ema":
-        """Stay in evaluation mode: the average is only asked for predictions."""
+        """Stay in evaluation mode, whatever `mode` says: the average only predicts."""
         return super().train(False)
 
     @torch.no_grad()
     def update_parameters(self, network: nn.Module) -> None:
-        """Move toward the network's present parameters."""
+        """Move the averaged parameters toward the current parameters of `network`."""
         own: list[Tensor] = list(self.network.parameters())
         live: list[Tensor] = list(network.parameters())
-        # One fused operation for all parameters: a loop would start a kernel for each.
+        # One fused operation for all parameters is faster: a loop would start one kernel for each parameter.
         torch._foreach_lerp_(own, live, 1 - self.decay)
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move toward the network's present parameters, and copy its BatchNorm statistics (averages already)."""
+        """Move toward the parameters of `network`, and copy its BatchNorm statistics: these are averages already."""
         self.update_parameters(network)
         if statistics := running_statistics(network):
             torch._foreach_copy_(running_statistics(self.network), statistics)
@@ -52,7 +52,7 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
 
 
 class KeptStatistics:
-    """Save the running statistics of BatchNorm layers before a step, and restore them if the step is left out."""
+    """Save the running statistics of BatchNorm layers before a step, and restore them if the step is skipped."""
 
     def __init__(self, module: nn.Module) -> None:
         """Find the statistics of all layers of `module` that are in training mode."""
@@ -66,7 +66,7 @@ class KeptStatistics:
         self.saved: Tensor | None = None
 
     def save(self) -> None:
-        """Copy the present statistics."""
+        """Copy the current statistics."""
         if self.live:
             self.saved = torch.cat([value.flatten() for value in self.live])
 
@@ -75,7 +75,7 @@ class KeptStatistics:
         """Restore the saved statistics if `bad`, a scalar tensor, is true."""
         if self.saved is None:
             return
-        # By `where` in place of `if bad`, which would make the host wait for the device.
+        # Use `where`, not `if bad`: the `if` would make the host wait for the device.
         flat = torch.where(bad, self.saved, torch.cat([value.flatten() for value in self.live]))
         parts = torch.split(flat, [value.numel() for value in self.live])
         torch._foreach_copy_(self.live, [part.view_as(value) for part, value in zip(parts, self.live, strict=True)])
@@ -83,7 +83,7 @@ class KeptStatistics:
 
 @torch.no_grad()
 def average_batchnorm(module: nn.Module) -> None:
-    """Replace running statistics by their mean over ranks, on all ranks; before evaluation and checkpoints."""
+    """Replace the running statistics on all ranks by their mean; call this before evaluation and checkpoints."""
     statistics = running_statistics(module)
     if world_size() == 1 or not statistics:
         return
@@ -96,11 +96,11 @@ def average_batchnorm(module: nn.Module) -> None:
 
 @torch.no_grad()
 def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]) -> None:
-    """Estimate running statistics anew, as the mean over the batches that `run` puts through the network.
+    """Estimate the running statistics again: take the mean over the batches that `run` passes through the network.
 
     Args:
-        network: Network whose layers are estimated; it is left in evaluation mode.
-        run: Function that passes batches through the network and yields after each.
+        network: Network with the BatchNorm layers to estimate. It is in evaluation mode afterwards.
+        run: Function that passes batches through the network and yields after each batch.
     """
     layers = batchnorms(network)
     if not layers:
@@ -109,7 +109,7 @@ def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]
     network.eval()
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # torch then takes the mean over all batches since the reset
+        layer.momentum = None  # without a momentum, torch takes the mean over all batches since the reset
         layer.train()
     for _ in run():
         pass
@@ -120,7 +120,7 @@ def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]
 
 @contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for as long as the context lasts."""
+    """Put a network into evaluation mode inside a `with` block, and restore its mode afterwards."""
     training = network.training
     network.eval()
     try:
@@ -130,7 +130,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def frozen_statistics(module: nn.Module) -> "_Frozen":
-    """Return a context in which BatchNorm normalizes by the batch, as in training, without updating its statistics."""
+    """Return a context manager: inside it, BatchNorm normalizes by the batch but does not update its statistics."""
     return _Frozen(batchnorms(module))
 
 
@@ -143,7 +143,7 @@ class _Frozen:
         for layer in self.layers:
             self.saved.append((layer.running_mean, layer.running_var, layer.num_batches_tracked))
             for name in ("running_mean", "running_var", "num_batches_tracked"):
-                # Without running statistics BatchNorm normalizes by the batch, and has nothing that it could update.
+                # Without running statistics, BatchNorm normalizes by the batch and has nothing to update.
                 layer._buffers[name] = None
 
     def __exit__(self, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""Encode place and date: the encoders that recipes choose by `model.encoder.name`, and the table of them."""
+"""Define the encoders of place and date. A recipe chooses one by `model.encoder.name`."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
@@ -17,7 +17,8 @@ class RawConfig(EncoderBase):
     """Configure the encoder of plain degrees.
 
     Attributes:
-        standardized: Scale places by mean and deviation of the training patches' places, in place of 90 and 180.
+        standardized: Scale latitude and longitude by their mean and standard deviation over the training patches.
+            False divides them by 90 and 180.
     """
 
     name: Literal["raw"] = "raw"
@@ -30,15 +31,15 @@ class Raw(MetadataEncoder):
     config_type: ClassVar[type[EncoderBase]] = RawConfig
 
     def __init__(self, config: RawConfig, width: int, places: Tensor | None = None) -> None:
-        """Find center and scale of places; place and date have two features each.
+        """Find the center and the scale of places. Place and date have two features each.
 
         Args:
             config: Switches and options.
             width: Size of the context vector.
-            places: [n, 4] metadata of the training patches; needed if `config.standardized`.
+            places: [n, 4] metadata of the n training patches; needed if `config.standardized`.
 
         Raises:
-            ConfigError: Places are to be standardized, and no training patch has one.
+            ConfigError: The recipe asks for standardized places, but fewer than two training patches have a place.
         """
         super().__init__(config, width, places)
         self.center: Tensor
@@ -53,12 +54,12 @@ class Raw(MetadataEncoder):
                     "Set model.encoder.standardized=false or model.encoder.place=false."
                 )
             center, scale = known.mean(0).float(), known.std(0).clamp_min(1e-3).float()
-        # Saved with the weights only if computed from data: a network that is loaded must scale as in training.
+        # Save these with the weights if they come from data: a loaded network must scale as in training.
         self.register_buffer("center", center, persistent=config.standardized)
         self.register_buffer("scale", scale, persistent=config.standardized)
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Scale degrees [N], [N] to features [N, 2]."""
+        """Scale latitudes [N] and longitudes [N] in degrees to features [N, 2]."""
         return (torch.stack([lat, lon], 1) - self.center) / self.scale
 
 
@@ -66,8 +67,9 @@ class FourierConfig(EncoderBase):
     """Configure the encoder by sines and cosines.
 
     Attributes:
-        octaves: Frequencies of degrees, each twice the one before; the lowest goes once around the globe.
-        date_octaves: Frequencies of the day of year, each twice the one before.
+        octaves: Number of frequencies of latitude and longitude. Each is twice the one before; the lowest has one
+            period around the globe.
+        date_octaves: Number of frequencies of the day of year. Each is twice the one before.
     """
 
     name: Literal["fourier"] = "fourier"
@@ -78,13 +80,13 @@ class FourierConfig(EncoderBase):
 class Fourier(MetadataEncoder):
     """Encode place, day and hour by sines and cosines of several frequencies.
 
-    High frequencies resolve fine detail; with many of them a network can memorize training places.
+    High frequencies show fine detail. But with many of them, a network can memorize the training places.
     """
 
     config_type: ClassVar[type[EncoderBase]] = FourierConfig
 
     def __init__(self, config: FourierConfig, width: int, places: Tensor | None = None) -> None:
-        """Count features: four for each octave of place, two for each octave of the day, two for the hour.
+        """Make the base for 4 features per octave of place, 2 per octave of the day, and 2 for the hour.
 
         Args:
             config: Switches and options.
@@ -96,11 +98,11 @@ class Fourier(MetadataEncoder):
         self.octaves, self.date_octaves = config.octaves, config.date_octaves
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute features [N, 4 * octaves] of degrees [N], [N]."""
+        """Compute features [N, 4 * octaves] of latitudes [N] and longitudes [N] in degrees."""
         return torch.cat([circle(turn * 2**k) for k in range(self.octaves) for turn in (lat / 360, lon / 360)], 1)
 
     def date(self, day: Tensor, hour: Tensor) -> Tensor:
-        """Compute features [N, 2 * date_octaves + 2] of day of year [N] and UTC hour [N], NaN where missing."""
+        """Compute features [N, 2 * date_octaves + 2] of days of the year [N] and UTC hours [N], NaN if missing."""
         known = torch.isfinite(hour)
         clock = torch.where(known[:, None], circle(torch.where(known, hour, 0.0) / 24), self.absent_hour)
         return torch.cat([*(circle(day / YEAR * 2**k) for k in range(self.date_octaves)), clock], 1)
@@ -110,8 +112,8 @@ class SphericalConfig(EncoderBase):
     """Configure the encoder by spherical harmonics.
 
     Attributes:
-        degree: Harmonics of degrees below this one are used, `degree`^2 in all.
-        frequency: Frequency of the first layer of sines.
+        degree: Use the harmonics of all lower degrees; these are `degree`^2 functions.
+        frequency: Factor inside the sines of the first layer.
     """
 
     name: Literal["spherical"] = "spherical"
@@ -125,40 +127,40 @@ class Spherical(MetadataEncoder):
     config_type: ClassVar[type[EncoderBase]] = SphericalConfig
 
     def __init__(self, config: SphericalConfig, width: int, places: Tensor | None = None) -> None:
-        """Tabulate the harmonics; a place has degree^2 features.
+        """Prepare the harmonics. A place has degree^2 features, a date has two.
 
         Args:
             config: Switches and options.
             width: Size of the context vector.
             places: Not used.
         """
-        self.frequency = config.frequency  # before the base class makes the head, which needs it
+        self.frequency = config.frequency  # set first: the base class calls `make_head`, which needs it
         super().__init__(config, width, places, (config.degree**2, 2))
         self.harmonics = Harmonics(config.degree)
 
     def make_head(self, size: int, width: int) -> nn.Module:
-        """Build two layers with sine activation and a linear one."""
+        """Build two layers with sine activation and one linear layer."""
         return nn.Sequential(Sine(size, width, self.frequency, first=True), Sine(width, width), nn.Linear(width, width))
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute all harmonics [N, degree^2], scaled to a mean square of 1 over the sphere."""
+        """Compute all harmonics [N, degree^2]. Each has a mean square of 1 over the sphere."""
         features: Tensor = self.harmonics(lat, lon)
         return features
 
 
 class CartesianConfig(EncoderBase):
-    """Configure the encoder by points of the unit sphere, which has no options of its own."""
+    """Configure the encoder that uses points of the unit sphere. It has no options of its own."""
 
     name: Literal["cartesian"] = "cartesian"
 
 
 class Cartesian(MetadataEncoder):
-    """Encode places as x, y, z on the unit sphere, which has no seam at the date line and none at the poles."""
+    """Encode places as x, y, z on the unit sphere: no jump at the date line or at the poles."""
 
     config_type: ClassVar[type[EncoderBase]] = CartesianConfig
 
     def __init__(self, config: CartesianConfig, width: int, places: Tensor | None = None) -> None:
-        """Count features: three of place, two of the date.
+        """Make the base for three features of the place and two of the date.
 
         Args:
             config: Switches.
@@ -168,7 +170,7 @@ class Cartesian(MetadataEncoder):
         super().__init__(config, width, places, (3, 2))
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Turn degrees [N], [N] into points [N, 3] of the unit sphere."""
+        """Turn latitudes [N] and longitudes [N] in degrees into points [N, 3] of the unit sphere."""
         lat, lon = lat.deg2rad(), lon.deg2rad()
         return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], 1)
 
@@ -179,7 +181,7 @@ _ENCODERS: tuple[type[MetadataEncoder], ...] = (
     Spherical,
     Cartesian,
 )
-"""All encoders. This is the one place to register a new one."""
+"""All encoders. Register a new encoder here, and only here."""
 
 ENCODERS = {str(part_name(encoder.config_type)): encoder for encoder in _ENCODERS}
 """Encoders by their names in recipes."""
@@ -187,7 +189,7 @@ ENCODERS = {str(part_name(encoder.config_type)): encoder for encoder in _ENCODER
 if TYPE_CHECKING:
     EncoderConfig = EncoderBase
 else:
-    # A union that is computed from the table; type checkers know its members' base class.
+    # Type checkers cannot read a union that is computed from the table, so they use the base class.
     EncoderConfig = Annotated[
         Union[tuple(encoder.config_type for encoder in _ENCODERS)],  # noqa: UP007
         Field(discriminator="name"),

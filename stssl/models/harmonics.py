@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 
 class Harmonics(nn.Module):
-    """Compute all real spherical harmonics Y_lm with l < degree, scaled to a mean square of 1 over the sphere.
+    """Compute all real spherical harmonics Y_lm with l < degree. Each has a mean square of 1 over the sphere.
 
-    Associated Legendre functions come from the fully normalized recursion in l, which is stable for high degrees:
+    l is the degree of a harmonic, m its order, and theta the angle from the north pole. The associated Legendre
+    functions P_lm come from the fully normalized recursion in l, which is stable for high degrees:
 
         P_mm = sqrt((2m + 1) / 2m) sin(theta) P_(m-1)(m-1)
         P_lm = a_lm (cos(theta) P_(l-1)m - b_lm P_(l-2)m)
@@ -17,7 +18,7 @@ class Harmonics(nn.Module):
     """
 
     def __init__(self, degree: int) -> None:
-        """Tabulate the factors of the recursion up to `degree`."""
+        """Compute the factors of the recursion for all degrees below `degree`."""
         super().__init__()
         self.degree = degree
         self.a: Tensor
@@ -35,7 +36,7 @@ class Harmonics(nn.Module):
             self.register_buffer(name, table.float(), persistent=False)
 
     def forward(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute the harmonics [N, degree^2] at places, ordered by l, then by m from -l to l.
+        """Compute the harmonics [N, degree^2] of N places. Columns are sorted by l, and for one l by m from -l to l.
 
         Args:
             lat: [N] degrees north.
@@ -60,7 +61,9 @@ class Sine(nn.Module):
     """Compute sin(frequency * (W x + b)), initialized as in SIREN (Sitzmann et al., NeurIPS 2020, arXiv:2006.09661)."""
 
     def __init__(self, inputs: int, outputs: int, frequency: float = 1.0, first: bool = False) -> None:
-        """Draw uniform weights: within 1 / inputs in the first layer, within sqrt(6 / inputs) / frequency in others.
+        """Draw weights uniformly from -b to b.
+
+        b is 1 / inputs in the first layer, and sqrt(6 / inputs) / frequency in other layers.
 
         Args:
             inputs: Size of the input.
@@ -75,6 +78,6 @@ class Sine(nn.Module):
         nn.init.uniform_(self.linear.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn [N, inputs] into [N, outputs]."""
+        """Turn inputs [N, inputs] into activations [N, outputs]."""
         activation: Tensor = torch.sin(self.frequency * self.linear(x))
         return activation

@@ -1,6 +1,6 @@
-"""Define what all injection sites share: the places of a backbone where the context vector may enter.
+"""Define what all injection sites share. A site is the place where the context vector enters a backbone.
 
-A new site is one file with a subclass of `InjectionBase` and one of `Injection`, and one line in
+To add a site, write one file with a subclass of `InjectionBase` and a subclass of `Injection`, and add one line to
 `stssl/models/sites.py`.
 """
 
@@ -17,12 +17,12 @@ from stssl.base.errors import ConfigError
 Family = Literal["vit", "tokens", "cnn"]
 """Kinds of backbones.
 
-`vit`: plain vision transformers. `tokens`: other networks that are a row of blocks over tokens. `cnn`: networks of
-stages over maps.
+`vit`: plain vision transformers. `tokens`: other networks with a row of blocks that work on tokens. `cnn`: networks
+with stages that work on feature maps.
 """
 
 Block = Annotated[int, Field(ge=0), Domain(0, 11)]
-"""Number of a transformer's block, from 0."""
+"""Number of a block of a transformer, counted from 0."""
 
 
 class InjectionBase(Config):
@@ -36,7 +36,7 @@ class InjectionBase(Config):
 
 
 class NoInjectionConfig(InjectionBase):
-    """Configure a network whose context enters nowhere."""
+    """Configure a network without a site: no context enters."""
 
     name: Literal["none"] = "none"
 
@@ -50,8 +50,8 @@ class Shape:
         width: Size of the pooled feature and of the context.
         blocks: Number of channels at each block or stage.
         heads: Number of attention heads of a block.
-        class_token: True if there is a class token among the tokens of all blocks.
-        channels_last: True if maps are [B, H, W, C].
+        class_token: True if the tokens of every block include a class token.
+        channels_last: True if feature maps are [B, H, W, C], False if they are [B, C, H, W].
     """
 
     family: Family
@@ -63,13 +63,15 @@ class Shape:
 
 
 class Injection(nn.Module):
-    """Let the context enter nowhere; sites override the methods of the places where they let it enter.
+    """Change nothing in the backbone. Subclasses (sites) override the methods where their context enters.
+
+    In shapes, B is the number of images, T of tokens, and D is the width of the backbone.
 
     Attributes:
         config_type: Class of the site's part of a recipe.
         families: Kinds of backbones that the site fits.
-        own_token: True if the site adds a token, whose final state is the context to distill.
-        touched: Blocks or stages for which `block` is called: before transformer blocks, after stages of others.
+        own_token: True if the site adds a token. Distillation compares the final state of this token.
+        touched: Numbers of the blocks or stages that call `block`: before a transformer block, after another stage.
         head_width: Size of the feature that enters the head.
     """
 
@@ -78,10 +80,10 @@ class Injection(nn.Module):
     own_token: ClassVar[bool] = False
 
     def __init__(self, config: InjectionBase, shape: Shape) -> None:
-        """Prepare for a backbone.
+        """Set which blocks call the site, for a backbone of the given shape.
 
         Raises:
-            ConfigError: The backbone has no block of the number that `config` gives.
+            ConfigError: The backbone has no block with the number in `config`.
         """
         super().__init__()
         self.head_width = shape.width
@@ -96,21 +98,21 @@ class Injection(nn.Module):
 
     @classmethod
     def fits(cls, shape: Shape) -> bool:
-        """Return True if the site can be used with a backbone."""
+        """Return True if the site can be used with a backbone of this shape."""
         return shape.family in cls.families
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Change tokens [B, T, D] before a transformer block, or maps [B, C, H, W] after a stage.
+        """Change tokens [B, T, D] before a transformer block, or feature maps [B, C, H, W] after a stage.
 
         Args:
             number: Number of the block or stage, from 0.
-            values: Its tokens or maps.
+            values: Tokens or feature maps to change.
             context: [B, D] context vectors; None without metadata.
         """
         return values
 
     def leave(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split final tokens [B, T, D] into those of the backbone and the state [B, D] of the site's own token."""
+        """Split final tokens [B, T, D] into the backbone's tokens and the site's own token [B, D], if any."""
         return tokens, None
 
     def pooled(self, feature: Tensor, context: Tensor | None) -> Tensor:
@@ -124,7 +126,7 @@ class Nowhere(Injection):
     config_type: ClassVar[type[InjectionBase]] = NoInjectionConfig
 
     def __init__(self, config: InjectionBase, shape: Shape) -> None:
-        """Touch no block, also if `config` is that of another site, whose network has no metadata."""
+        """Ignore `config`: a network without metadata may pass the configuration of another site."""
         super().__init__(NoInjectionConfig(), shape)
 
 

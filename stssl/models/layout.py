@@ -1,25 +1,27 @@
-"""Choose the memory format of images and kernels, in one place for networks and their inputs."""
+"""Choose one memory format for a network's kernels and its images."""
 
 import torch
 from torch import nn
 
 SAFE_CHANNELS = 16
-"""Input channels in each group that a strided 1x1 convolution must have for channels_last on the CPU.
+"""Least number of input channels in each group that makes channels_last safe for strided 1x1 convolutions on the CPU.
 
-With fewer, oneDNN 3.13 (torch 2.15) writes past its workspace when it computes the gradient of the kernel: the heap is
-corrupted, which ends in "double free", SIGSEGV, a hang, or wrong numbers (uxlfoundation/oneDNN issue 6035).
-Measured with memory that ends at a guard page, AVX-512, 27 numbers of input channels from 1 to 128 by 10 of outputs
-from 1 to 64, fp32, stride 2: all of 2 to 15 input channels write beyond it at 64 px and more, none of 16 to 128 at any
-size. Below 48 px the write stays within the block. With AVX2 the bound is 8.
+With fewer channels, oneDNN 3.13 (torch 2.15) writes past its workspace when it computes the gradient of the kernel.
+This damages the heap. The result is "double free", SIGSEGV, a hang, or wrong numbers (uxlfoundation/oneDNN issue 6035).
+
+The bound was measured with memory that ends at a guard page (AVX-512, fp32, stride 2): 27 numbers of input channels
+from 1 to 128, with 10 numbers of output channels from 1 to 64 each. At 64 px and more, 2 to 15 input channels always
+write past the workspace; 16 to 128 never do at any size. Below 48 px the write stays within the block. With AVX2 the
+bound is 8.
 """
 
 
 def memory_format(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """Choose the memory format of a network's kernels and images: channels_last wherever that is safe.
+    """Choose the memory format of a network's kernels and images: channels_last if it is safe.
 
     Args:
-        network: Network, or several in one module, that get the same images.
-        device: Device that it will run on.
+        network: Network, or a module with several networks that get the same images.
+        device: Device that the network will run on.
     """
     if device.type == "cpu" and any(_overruns(part) for part in network.modules()):
         return torch.contiguous_format
@@ -34,7 +36,7 @@ def _overruns(part: nn.Module) -> bool:
 
 
 def placed(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """Move a network to its device in the format that is safe there, and return that format."""
+    """Move a network to a device in the memory format that `memory_format` chooses, and return this format."""
     chosen = memory_format(network, device)
     network.to(device)
     network.to(memory_format=chosen)

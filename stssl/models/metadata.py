@@ -1,10 +1,10 @@
-"""Define what all encoders of place and date share: from metadata [N, 4] to a context vector [N, width].
+"""Define what all encoders of place and date share. They turn metadata [N, 4] of N patches into contexts [N, width].
 
-Place and date are two groups of features. Where a group is missing (NaN), dropped or switched off, a learned embedding
-of the group's size takes its place. So a network can learn what absence means, and never computes with a NaN.
+Place and date are two groups of features. If a group is missing (NaN), dropped or switched off, a learned embedding of
+the same size replaces it. So a network can learn what a missing group means, and it never computes with NaN.
 
-A new encoder is one file with a subclass of `EncoderBase` and one of `MetadataEncoder`, and one line in
-`stssl/models/encoders.py`.
+To add an encoder, write one file with a subclass of `EncoderBase` and a subclass of `MetadataEncoder`, and add one line
+to `stssl/models/encoders.py`.
 """
 
 import math
@@ -19,17 +19,17 @@ from stssl.base.batch import PLACE, MetadataColumn
 from stssl.base.config import Config, Domain, Switch
 
 YEAR = 365.0
-"""Days of the circle that dates lie on."""
+"""Number of days in a full circle of dates."""
 
 
 class EncoderBase(Config):
-    """Configure what all encoders share: the groups of metadata that they use, and how often each is dropped.
+    """Configure what all encoders share: which groups of metadata they use, and how often they drop a group.
 
     Attributes:
         name: Name of the encoder in recipes.
         place: Use latitude and longitude.
         date: Use day of the year and hour.
-        dropout: Share of training rows whose place is treated as missing, and likewise of those whose date is.
+        dropout: Share of the training rows that lose their place. The same share loses its date, drawn independently.
     """
 
     name: str
@@ -39,7 +39,7 @@ class EncoderBase(Config):
 
 
 class MetadataEncoder(nn.Module):
-    """Compute features of place and date, replace those of absent groups, and turn all into a context vector.
+    """Compute features of place and date, replace the features of missing groups, and make a context vector of all.
 
     Attributes:
         config_type: Class of the encoder's part of a recipe.
@@ -48,13 +48,13 @@ class MetadataEncoder(nn.Module):
     config_type: ClassVar[type[EncoderBase]]
 
     def __init__(self, config: EncoderBase, width: int, places: Tensor | None, sizes: tuple[int, int] = (2, 2)) -> None:
-        """Make the embeddings of absent groups, and the head.
+        """Make the head, and the embeddings that replace missing groups.
 
         Args:
             config: Switches and options.
             width: Size of the context vector.
-            places: [n, 4] metadata of the training patches, for encoders that standardize.
-            sizes: Numbers of features of place and of date.
+            places: [n, 4] metadata of the n training patches, for encoders that standardize.
+            sizes: Number of features of the place, and number of features of the date.
         """
         super().__init__()
         self.place_on, self.date_on, self.dropout = config.place, config.date, config.dropout
@@ -63,7 +63,7 @@ class MetadataEncoder(nn.Module):
         self.head = self.make_head(sum(sizes), width)
 
     def make_head(self, size: int, width: int) -> nn.Module:
-        """Build the layers from `size` features to the context: two linear layers ("Context Matters")."""
+        """Build two linear layers that turn `size` features into the context, as in "Context Matters"."""
         return nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, width))
 
     @abstractmethod
@@ -71,17 +71,17 @@ class MetadataEncoder(nn.Module):
         """Compute features [N, sizes[0]] of latitudes [N] and longitudes [N] in degrees."""
 
     def date(self, day: Tensor, hour: Tensor) -> Tensor:
-        """Compute features [N, sizes[1]] of dates: by default the point [N, 2] on the year's circle.
+        """Compute features [N, sizes[1]] of dates. The default is a point [N, 2] on a circle with one turn per year.
 
         Args:
             day: [N] day of the year, 1..366.
-            hour: [N] UTC hour, 0..24; NaN where missing.
+            hour: [N] UTC hour, 0..24; NaN if missing.
         """
         return circle(day / YEAR)
 
     def forward(self, metadata: Tensor) -> Tensor:
-        """Turn metadata [N, 4], NaN where missing, into contexts [N, width]."""
-        # Always in fp32: bf16 has 8 bits of precision and merges places that are 40 km apart.
+        """Turn metadata [N, 4] into contexts [N, width]; missing values are NaN."""
+        # Compute in fp32: bf16 has only 8 bits of precision, so places 40 km apart would look equal.
         with torch.autocast(metadata.device.type, enabled=False):
             return self._context(metadata)
 
@@ -89,7 +89,7 @@ class MetadataEncoder(nn.Module):
         lat, lon, day = (metadata[:, column] for column in (*PLACE, MetadataColumn.DAY))
         place_known = self._kept(torch.isfinite(lat) & torch.isfinite(lon) & self.place_on)
         date_known = self._kept(torch.isfinite(day) & self.date_on)
-        # NaN is replaced before the features too: in the backward pass, 0 times the gradient of a NaN is NaN.
+        # Replace NaN before the features are computed: in the backward pass, 0 times the gradient of a NaN is NaN.
         place = self.place(torch.where(place_known, lat, 0.0), torch.where(place_known, lon, 0.0))
         date = self.date(torch.where(date_known, day, 1.0), metadata[:, MetadataColumn.HOUR])
         place = torch.where(place_known[:, None], place, self.absent_place)
@@ -98,13 +98,13 @@ class MetadataEncoder(nn.Module):
         return context
 
     def _kept(self, known: Tensor) -> Tensor:
-        """Drop some known rows in passes that learn; pseudo-labels are made from all that is known."""
+        """Drop some known rows at random if the pass has gradients. Pseudo-labels use all known rows."""
         if not (self.dropout and self.training and torch.is_grad_enabled()):
             return known
         return known & (torch.rand(len(known), device=known.device) >= self.dropout)
 
 
 def circle(turns: Tensor) -> Tensor:
-    """Compute sine and cosine [N, 2] of full turns [N]."""
+    """Compute sine and cosine [N, 2] of angles [N], given in full turns."""
     angle = 2 * math.pi * turns
     return torch.stack([angle.sin(), angle.cos()], 1)

@@ -1,4 +1,4 @@
-"""Put a network together: a backbone, and for some roles an encoder of metadata and a site where its context enters."""
+"""Build networks: a backbone and, for some roles, a metadata encoder and a site where its context enters."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,9 +18,10 @@ from stssl.models.sites import INJECTIONS
 from stssl.models.weights import weighted_backbone
 
 NetworkRole = Literal["plain", "student", "teacher", "direct"]
-"""What a network is for.
+"""Purpose of a network.
 
-`teacher` and `direct` see metadata, a `student` has what distillation needs, `plain` has neither.
+`teacher` and `direct` see metadata. `student` sees only images and has the layers for distillation. `plain` sees only
+images and has no such layers.
 """
 
 
@@ -29,8 +30,9 @@ class Prediction:
     """Hold a network's output for B images.
 
     Attributes:
-        logits: [B, C].
-        context: [B, D] vectors that distillation compares: the student learns to infer the teacher's from pixels.
+        logits: [B, C] outputs for C classes.
+        context: [B, D] vectors of D numbers. In distillation, the student learns to predict the teacher's contexts from
+            pixels.
     """
 
     logits: Tensor
@@ -38,20 +40,20 @@ class Prediction:
 
 
 class Network(nn.Module):
-    """Predict classes from images, and in the roles `teacher` and `direct` from metadata too."""
+    """Predict classes from images. The roles `teacher` and `direct` use metadata too."""
 
     backbone: Backbone
 
     def __init__(
         self, backbone: Backbone, site: Injection, encoder: MetadataEncoder | None, project: nn.Module, tokens: bool
     ) -> None:
-        """Put together what `build_network` made.
+        """Store the parts that `build_network` made.
 
         Args:
             backbone: Backbone with its head.
             site: Site where the context enters the backbone.
-            encoder: Encoder of metadata; None for networks that see none.
-            project: Layer from the pooled feature to the vector that distillation compares.
+            encoder: Encoder of metadata; None for networks that see no metadata.
+            project: Layer that turns the pooled feature into the vector that distillation compares.
             tokens: True if the backbone is a row of transformer blocks.
         """
         super().__init__()
@@ -63,8 +65,9 @@ class Network(nn.Module):
 
         Args:
             image: [B, bands, H, W], normalized.
-            metadata: [B, 4], NaN where missing; None if all is missing. Networks without an encoder ignore it.
-            inject: False leaves the site out of the backbone, as CDMAD wants it for its image without content.
+            metadata: [B, 4] metadata, with NaN for missing values; None if all values are missing. Networks without an
+                encoder ignore it.
+            inject: False lets no context enter the backbone. CDMAD needs this for its blank image.
         """
         context = self._context(image, metadata)
         site = self.site if inject else NOWHERE
@@ -74,16 +77,16 @@ class Network(nn.Module):
         return Prediction(logits, self.project(feature if token is None else token))
 
     def features(self, image: Tensor, context: Tensor | None, site: Injection) -> Tensor:
-        """Compute the backbone's final tokens [B, T, D] or maps, while a site lets the context enter.
+        """Compute the backbone's final tokens [B, T, D] or feature maps, with the context entering at a site.
 
         Args:
-            image: [B, C, H, W].
+            image: [B, bands, H, W] images, normalized.
             context: [B, D] context vectors; None without metadata.
             site: Site where the context enters.
         """
         parts = stages(self.backbone) if len(site.touched) else []
-        # Hooks, so that any timm model can be used without changes; they live for one call, so that copies of a network
-        # (averages) do not call the site of the network that they were copied from.
+        # Hooks work with any timm model, without changes to it. Remove them after each call: a copy of this network
+        # (an average) would also copy the hooks, and call the site of the original.
         hooks = [self._hook(parts[number], number, site, context) for number in site.touched]
         try:
             tokens = self.backbone.forward_features(image)
@@ -131,12 +134,12 @@ def build_network(
         encoder: Configuration of the metadata encoder.
         injection: Configuration of the site.
         role: What the network is for.
-        weights: `none`, `imagenet` (timm's hub) or `file:PATH`.
-        distill: True if the student is distilled.
+        weights: Weights to start from: `none`, `imagenet` (timm's hub) or `file:PATH`.
+        distill: True if the student learns from the teacher's outputs by distillation.
         places: [n, 4] metadata of the training patches, for encoders that standardize.
 
     Raises:
-        ConfigError: Parts do not fit each other.
+        ConfigError: The backbone, the weights or the site do not exist, or do not fit each other.
     """
     net = weighted_backbone(backbone, backbone_args, weights, size=image_size, in_channels=in_channels, classes=classes)
     shape = shape_of(net, backbone)
@@ -147,7 +150,7 @@ def build_network(
         if distill and not site.own_token:
             project = nn.Linear(shape.width, site.head_width)
         site = site if distill and site.own_token else Nowhere(injection, shape)
-    elif not isinstance(site, Nowhere):  # an encoder whose context goes nowhere would never get a gradient
+    elif not isinstance(site, Nowhere):  # without a site, an encoder would never get a gradient
         if site.head_width != shape.width:
             _widen_head(net, site.head_width)
         made = ENCODERS[encoder.name](encoder, shape.width, places)
@@ -155,7 +158,7 @@ def build_network(
 
 
 def check_fit(*, backbone: str, backbone_args: JsonMapping, image_size: int, injection: InjectionBase) -> None:
-    """Check that a backbone exists and that a site fits it, without loading or allocating weights where that works.
+    """Check that a backbone exists and that a site fits it. Load no weights, and allocate none if possible.
 
     Args:
         backbone: Name of a timm model or `slim_resnet`.
@@ -164,7 +167,7 @@ def check_fit(*, backbone: str, backbone_args: JsonMapping, image_size: int, inj
         injection: Configuration of the site.
 
     Raises:
-        ConfigError: The backbone does not exist or the site does not fit it; says which would.
+        ConfigError: The backbone does not exist, or the site does not fit it. The message lists the sites that fit.
     """
 
     def make() -> Backbone:
@@ -173,7 +176,7 @@ def check_fit(*, backbone: str, backbone_args: JsonMapping, image_size: int, inj
     try:
         with torch.device("meta"):
             net = make()
-    except RuntimeError:  # constructors that look at numbers cannot be run without memory
+    except RuntimeError:  # some constructors read values of tensors, which need memory
         net = make()
     with torch.device("meta"):
         make_site(injection, shape_of(net, backbone), backbone)
@@ -188,7 +191,7 @@ def make_site(injection: InjectionBase, shape: Shape, backbone: str) -> Injectio
         backbone: Name of the backbone in messages.
 
     Raises:
-        ConfigError: The site does not fit the backbone; names those that do.
+        ConfigError: The site does not fit the backbone. The message lists the sites that fit.
     """
     name = injection.name
     site_type = INJECTIONS[name]
@@ -200,7 +203,7 @@ def make_site(injection: InjectionBase, shape: Shape, backbone: str) -> Injectio
 
 
 def _widen_head(backbone: Backbone, width: int) -> None:
-    """Replace the backbone's head by one for a wider feature; weights of the added part start at 0."""
+    """Replace the backbone's head by a head for a wider feature. The weights of the new inputs start at 0."""
     old = backbone.get_classifier()
     if not isinstance(old, nn.Linear):
         raise TypeError("the classifier is not one linear layer")

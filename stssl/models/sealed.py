@@ -1,7 +1,8 @@
-"""Write and read exported weights: safetensors files with a checksum, so that changed bytes are noticed.
+"""Write and read exported weights: safetensors files with a checksum. It shows if bytes have changed.
 
-The header of such a file holds the version of the writer, and a SHA-256 over the other entries of the header and over
-names, types, shapes and bytes of all tensors. Other programs can read the file; they ignore both entries.
+The header holds two extra entries: the version of this package, and a SHA-256. The SHA-256 covers the other entries of
+the header, and the names, types, shapes and bytes of all tensors. Other programs can read the file: they ignore both
+entries.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from stssl.base.logs import LOG
 EXPORTS = ("student.safetensors", "encoder.safetensors")
 """Names of the files that runs export."""
 WRITER, DIGEST = "stssl", "sha256"
-"""Entries of the header; a file with only one of them is damaged."""
+"""Keys of the two extra entries in the header. A file with only one of them is damaged."""
 UNREADABLE = (
     SafetensorError,
     RuntimeError,
@@ -37,19 +38,20 @@ UNREADABLE = (
     OverflowError,
     struct.error,
 )
-"""Errors that safetensors and torch raise if bytes are no state dict."""
+"""Errors that safetensors and torch raise if a file does not hold a state dict."""
 _LENGTH = struct.Struct("<Q")
 _TOLD: set[Path] = set()
-"""Files without a checksum that this process has warned of."""
+"""Files without a checksum for which this process has already logged a warning."""
 
 
 def seal(weights: Mapping[str, Tensor]) -> bytes:
-    """Return the bytes of a safetensors file of weights with a checksum."""
+    """Return the bytes of a safetensors file that holds the weights and a checksum."""
     tensors = {name: value.contiguous() for name, value in weights.items()}
     about = {"format": "pt", WRITER: __version__}
     plain = save(tensors)
     start = _LENGTH.size + _LENGTH.unpack_from(plain)[0]
-    # Written here: safetensors orders these entries differently each time, and equal runs must export equal bytes.
+    # Write the header here: safetensors changes the order of these entries each time, but equal runs must export equal
+    # bytes.
     entries = {"__metadata__": about | {DIGEST: _digest(tensors, about)}} | json.loads(plain[_LENGTH.size : start])
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % _LENGTH.size)
@@ -59,11 +61,11 @@ def seal(weights: Mapping[str, Tensor]) -> bytes:
 def read_sealed(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file, and compare it with its checksum if it has one.
 
-    Files of other programs have no checksum. Neither have exports of older versions, which give one warning.
+    Files of other programs have no checksum. Exports of older versions have none either; each gives one warning.
 
     Raises:
         ConfigError: The contents differ from the checksum.
-        SafetensorError: It is not a safetensors file.
+        SafetensorError: The file is not a safetensors file.
     """
     with safe_open(path, "pt") as file:
         header = dict(file.metadata() or {})
@@ -83,7 +85,7 @@ def read_sealed(path: Path) -> dict[str, Tensor]:
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """Hash the header and all tensors by SHA-256, sorted by name, so that their order in the file does not matter."""
+    """Hash the header and all tensors by SHA-256. Sort them by name: their order in the file must not matter."""
     found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]

@@ -1,4 +1,4 @@
-"""Inject the context vector into a backbone: the sites that `model.injection.name` chooses, and the table of them."""
+"""Define the sites where the context vector enters a backbone. A recipe chooses one by `model.injection.name`."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
@@ -12,10 +12,10 @@ from stssl.models.injection import Block, Family, Injection, InjectionBase, Nowh
 
 
 class TokenConfig(InjectionBase):
-    """Configure an extra token that carries the context and enters before transformer block `block`.
+    """Configure an extra token that carries the context.
 
     Attributes:
-        block: Transformer block before which the token enters.
+        block: Number of the transformer block. The token enters before it.
     """
 
     name: Literal["token"] = "token"
@@ -23,9 +23,10 @@ class TokenConfig(InjectionBase):
 
 
 class Token(Injection):
-    """Append a token with its own position embedding, after class and patch tokens, that carries the context.
+    """Append a token that carries the context.
 
-    A student that distillation teaches without metadata carries the position embedding alone.
+    The token comes after the class and patch tokens, and has its own position embedding. A distilled student sees no
+    metadata: its token is the position embedding alone.
     """
 
     config_type: ClassVar[type[InjectionBase]] = TokenConfig
@@ -33,25 +34,25 @@ class Token(Injection):
     own_token: ClassVar[bool] = True
 
     def __init__(self, config: TokenConfig, shape: Shape) -> None:
-        """Make the token's position embedding; it enters before block `config.block`."""
+        """Make the position embedding of the token, which enters before block `config.block`."""
         super().__init__(config, shape)
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, shape.width), std=0.02))
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Append the token to tokens [B, T, D]: [B, T + 1, D]."""
+        """Append the site's token to tokens [B, T, D], and return tokens [B, T + 1, D]."""
         token = self.position.expand(len(values), -1, -1)
         return torch.cat([values, token if context is None else token + context[:, None]], 1)
 
     def leave(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split final tokens [B, T + 1, D] into those of the backbone and the appended one [B, D]."""
+        """Split final tokens [B, T + 1, D] into the backbone's tokens [B, T, D] and the site's token [B, D]."""
         return tokens[:, :-1], tokens[:, -1]
 
 
 class ClassAddConfig(InjectionBase):
-    """Configure a context that is added to the class token before block `block`.
+    """Configure a context that is added to the class token.
 
     Attributes:
-        block: Transformer block before which the vector is added.
+        block: Number of the transformer block. The context is added before it.
     """
 
     name: Literal["class_add"] = "class_add"
@@ -65,10 +66,10 @@ class ClassAdd(Injection):
     families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
 
     def __init__(self, config: ClassAddConfig, shape: Shape) -> None:
-        """Check that there is a class token.
+        """Check that the backbone has a class token.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: The backbone has no class token, or no block with the number in `config`.
         """
         super().__init__(config, shape)
         if not shape.class_token:
@@ -77,18 +78,18 @@ class ClassAdd(Injection):
             )
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Add the context to the first of tokens [B, T, D]."""
+        """Add the context to the first of the tokens [B, T, D]: the class token."""
         if context is None:
             return values
         return torch.cat([values[:, :1] + context[:, None], values[:, 1:]], 1)
 
 
 class TokenAddConfig(InjectionBase):
-    """Configure a context that is added to every token before block `block`, with a learned scale.
+    """Configure a context that is multiplied by a learned scale and added to every token.
 
     Attributes:
-        block: Number of the block.
-        scale: Value that the learned scale starts from.
+        block: Number of the transformer block. The context is added before it.
+        scale: First value of the learned scale.
     """
 
     name: Literal["token_add"] = "token_add"
@@ -103,7 +104,7 @@ class TokenAdd(Injection):
     families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
 
     def __init__(self, config: TokenAddConfig, shape: Shape) -> None:
-        """Start with the scale `config.scale`."""
+        """Set the learned scale to `config.scale` at the start."""
         super().__init__(config, shape)
         self.scale = nn.Parameter(torch.tensor(config.scale))
 
@@ -119,12 +120,12 @@ class FilmConfig(InjectionBase):
 
 
 class Film(Injection):
-    """Scale and shift features (Perez et al., AAAI 2018, arXiv:1709.07871), starting as the identity."""
+    """Scale and shift channels (FiLM: Perez et al., AAAI 2018, arXiv:1709.07871). At the start, nothing changes."""
 
     config_type: ClassVar[type[InjectionBase]] = FilmConfig
 
     def __init__(self, config: FilmConfig, shape: Shape) -> None:
-        """Make one layer for each block or stage, its weights 0."""
+        """Make one layer for each block or stage, with all weights 0."""
         super().__init__(config, shape)
         self.touched, self.channels_last = range(len(shape.blocks)), shape.channels_last
         self.layers = nn.ModuleList(nn.Linear(shape.width, 2 * channels) for channels in shape.blocks)
@@ -133,16 +134,16 @@ class Film(Injection):
 
     @classmethod
     def fits(cls, shape: Shape) -> bool:
-        """Return True if the backbone has blocks or stages that can be named."""
+        """Return True if the backbone has a list of blocks or stages."""
         return bool(shape.blocks)
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Compute values * (1 + scale) + shift, where scale and shift [B, channels] come from the context."""
+        """Compute values * (1 + scale) + shift; scale and shift [B, channels] come from the context."""
         if context is None:
             return values
         factors: Tensor = self.layers[number](context)
         scale, shift = factors.chunk(2, 1)
-        square = values.shape[1] == values.shape[-1]  # then the shape does not tell which axis has the channels
+        square = values.shape[1] == values.shape[-1]  # if True, the shape does not tell which axis has the channels
         first = values.ndim == 4 and values.shape[1] == scale.shape[1] and not (square and self.channels_last)
         axes = [len(scale), *([1] * (values.ndim - 2))]
         axes.insert(1 if first else values.ndim - 1, scale.shape[1])
@@ -150,10 +151,10 @@ class Film(Injection):
 
 
 class CrossAttentionConfig(InjectionBase):
-    """Configure tokens that attend to vectors made from the context, before block `block`.
+    """Configure tokens that attend to vectors made from the context.
 
     Attributes:
-        block: Number of the block.
+        block: Number of the transformer block. The attention comes before it.
         tokens: Number of vectors that are made from the context.
     """
 
@@ -163,13 +164,13 @@ class CrossAttentionConfig(InjectionBase):
 
 
 class CrossAttention(Injection):
-    """Let tokens attend to the context through a gate that starts closed (Flamingo, arXiv:2204.14198)."""
+    """Let tokens attend to the context, times a gate that is 0 at the start (Flamingo, arXiv:2204.14198)."""
 
     config_type: ClassVar[type[InjectionBase]] = CrossAttentionConfig
     families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
 
     def __init__(self, config: CrossAttentionConfig, shape: Shape) -> None:
-        """Make the attention and the layer that turns a context into `config.tokens` keys and values."""
+        """Make the attention, and the layer that turns a context into `config.tokens` keys and values."""
         super().__init__(config, shape)
         self.norm = nn.LayerNorm(shape.width)
         self.keys = nn.Linear(shape.width, config.tokens * shape.width)
@@ -177,7 +178,7 @@ class CrossAttention(Injection):
         self.gate = nn.Parameter(torch.zeros(()))
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Add the gated attention to tokens [B, T, D]."""
+        """Add the result of the attention, times the gate, to tokens [B, T, D]."""
         if context is None:
             return values
         keys = self.keys(context).view(len(context), -1, context.shape[1])
@@ -192,7 +193,7 @@ class LateConfig(InjectionBase):
 
 
 class Late(Injection):
-    """Join the context to the pooled feature before the head, whose new part starts at 0."""
+    """Concatenate the context to the pooled feature before the head. The new weights of the head start at 0."""
 
     config_type: ClassVar[type[InjectionBase]] = LateConfig
 
@@ -202,7 +203,7 @@ class Late(Injection):
         self.head_width = 2 * shape.width
 
     def pooled(self, feature: Tensor, context: Tensor | None) -> Tensor:
-        """Concatenate feature [B, D] and context [B, D]: [B, 2 D]."""
+        """Concatenate feature [B, D] and context [B, D] to [B, 2 D]."""
         return feature if context is None else torch.cat([feature, context], 1)
 
 
@@ -215,7 +216,7 @@ _SITES: tuple[type[Injection], ...] = (
     Late,
     Nowhere,
 )
-"""All sites. This is the one place to register a new one."""
+"""All sites. Register a new site here, and only here."""
 
 INJECTIONS = {str(part_name(site.config_type)): site for site in _SITES}
 """Sites by their names in recipes."""
@@ -223,5 +224,5 @@ INJECTIONS = {str(part_name(site.config_type)): site for site in _SITES}
 if TYPE_CHECKING:
     InjectionConfig = InjectionBase
 else:
-    # A union that is computed from the table; type checkers know its members' base class.
+    # Type checkers cannot read a union that is computed from the table, so they use the base class.
     InjectionConfig = Annotated[Union[tuple(site.config_type for site in _SITES)], Field(discriminator="name")]  # noqa: UP007

@@ -1,4 +1,4 @@
-"""Load the weights that a backbone starts from: from timm's hub or from a file, adapted to bands and image size."""
+"""Load the first weights of a backbone from timm's hub or a file, and adapt them to its bands and image size."""
 
 import math
 from pathlib import Path
@@ -15,26 +15,26 @@ StateDict = dict[str, Tensor]
 """Tensors by name."""
 
 COUNTERS = ("num_batches_tracked",)
-"""Endings of tensors that a file may lack: nothing is computed from them."""
+"""Ends of names of tensors that a file need not hold: no result depends on them."""
 DERIVED = (*COUNTERS, "relative_position_index", "attn_mask", "mask_token")
-"""Endings of tensors that a file may have and a backbone not: constants, or used only for masked pretraining."""
+"""Ends of names of tensors that a file may hold and a backbone need not: constants, or for masked pretraining."""
 
 
 def weighted_backbone(
     name: str, options: JsonMapping, weights: str, *, size: int, in_channels: int, classes: int
 ) -> Backbone:
-    """Build a backbone and load the weights that it starts from.
+    """Build a backbone and load its first weights.
 
     Args:
         name: `slim_resnet` or any name that timm knows.
-        options: Further arguments of its constructor.
-        weights: `none`, `imagenet` (timm's hub) or `file:PATH`.
+        options: Further arguments of the backbone's constructor.
+        weights: Weights to load: `none`, `imagenet` (timm's hub) or `file:PATH`.
         size: Side of the images in pixels.
         in_channels: Number of bands.
         classes: Number of outputs.
 
     Raises:
-        ConfigError: The backbone or the weights do not exist, or they do not fit each other.
+        ConfigError: The backbone or the weights do not exist, or the weights do not fit the backbone.
     """
     kind, _, path = weights.partition(":")
     if weights not in ("none", "imagenet") and kind != "file":
@@ -47,14 +47,14 @@ def weighted_backbone(
 
 
 def load_weights(backbone: nn.Module, path: str) -> None:
-    """Load weights from a file into all of a backbone but its head, adapting them to its bands and image size.
+    """Load weights from a file into a backbone, except its head. Adapt them to its bands and image size.
 
     Args:
         backbone: Backbone that `make_backbone` built.
-        path: `.safetensors` file, or file of `torch.save` that holds tensors only; exports of this project too.
+        path: `.safetensors` file (such as an export of this project), or file of `torch.save` that holds only tensors.
 
     Raises:
-        ConfigError: The file cannot be read, or holds the weights of another model.
+        ConfigError: The file cannot be read, or it holds the weights of another model.
     """
     own, head = backbone.state_dict(), _head(backbone)
     state = {_renamed(name, own): value for name, value in read_weights(path).items()}
@@ -78,13 +78,13 @@ def load_weights(backbone: nn.Module, path: str) -> None:
 
 
 def read_weights(path: str) -> StateDict:
-    """Read tensors by name from a safetensors file or a pickled state dict, without running code that a pickle holds.
+    """Read tensors by name from a safetensors file or a pickled state dict. Run no code from the pickle.
 
     Raises:
-        ConfigError: There is no such file, it is damaged, or it holds something else.
+        ConfigError: The file does not exist, is damaged, or does not hold tensors by name.
     """
     file = Path(path)
-    if not file.is_file():  # a pipe would be waited for
+    if not file.is_file():  # reading a pipe could wait forever
         raise ConfigError(f"model.weights: there is no file {path}")
     try:
         if file.suffix == ".safetensors":
@@ -105,9 +105,9 @@ def read_weights(path: str) -> StateDict:
 
 
 def _renamed(name: str, own: StateDict) -> str:
-    """Return the name that a tensor has in the backbone.
+    """Return the backbone's name for a tensor of a file.
 
-    timm calls the last norm `fc_norm` in transformers that pool by averaging, since it comes after the pooling there.
+    Transformers of timm that pool by averaging call the last norm `fc_norm`, because it comes after the pooling.
     """
     other = "fc_" + name
     return other if name not in own and other in own else name
@@ -118,21 +118,21 @@ def _head(backbone: nn.Module) -> str:
 
 
 def _first_kernel(backbone: nn.Module) -> str:
-    """Return the name of the kernel that sees the bands."""
+    """Return the name of the first kernel, which reads the bands."""
     first = getattr(backbone, "default_cfg", {}).get("first_conv", "conv1")
     return f"{first[0] if isinstance(first, tuple | list) else first}.weight"
 
 
 def _fit(name: str, value: Tensor, own: Tensor, backbone: nn.Module, path: str) -> Tensor:
-    """Adapt position embeddings to another grid and the first kernel to another number of bands, where possible."""
+    """Adapt position embeddings to another grid, and the first kernel to another number of bands."""
     from timm.layers.pos_embed import resample_abs_pos_embed
     from timm.models import adapt_input_conv
 
     if name == "pos_embed" and value.ndim == own.ndim == 3 and value.shape != own.shape:
         grid: tuple[int, int] = getattr(backbone.get_submodule("patch_embed"), "grid_size")  # noqa: B009
-        prefix = own.shape[1] - math.prod(grid)  # timm's models differ in which tokens have a position
+        prefix = own.shape[1] - math.prod(grid)  # number of non-patch tokens with a position; it differs among models
         if math.isqrt(value.shape[1] - prefix) ** 2 != value.shape[1] - prefix:
-            return value  # no square grid: `load_weights` reports the other shape
+            return value  # not a square grid: `load_weights` reports the shape
         moved: Tensor = resample_abs_pos_embed(value, list(grid), num_prefix_tokens=prefix, antialias=False)
         return moved
     if name == _first_kernel(backbone) and value.ndim == own.ndim == 4 and value.shape[1] != own.shape[1]:
