@@ -1,7 +1,7 @@
-"""Take the training step of semi-supervised runs: forward passes, losses, distillation, votes on pseudo-labels.
+"""Define the training step of semi-supervised runs: forward passes, losses, distillation, votes on pseudo-labels.
 
-`TeacherStudentStep` in `teacher_student.py` is the step of all algorithms; `base.py` defines what the training loop
-needs of any step.
+All algorithms use `TeacherStudentStep` in `teacher_student.py`. `base.py` defines what the training loop needs from
+every step.
 """
 
 __all__: list[str] = []

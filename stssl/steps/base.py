@@ -1,4 +1,4 @@
-"""Define the interface between the loop and a training step."""
+"""Define the interface between the training loop and a step."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Hold the loss to differentiate, and detached scalars whose mean over ranks is the value of the global batch."""
+    """Hold the result of one step.
+
+    Attributes:
+        loss: Scalar to differentiate.
+        logs: Detached scalars by name. Their mean over ranks is the value of the global batch.
+    """
 
     loss: Tensor
     logs: dict[str, Tensor]
 
 
 class TrainingStep(nn.Module):
-    """Own what is trained and all its state; `forward` of a batch returns the `StepOutput` of one step.
+    """Own the trained networks and all state of the training; `forward` takes a batch and returns a `StepOutput`.
 
     Attributes:
         networks: Modules that get gradients, by name. The gradient norm of each is logged and bounded on its own.
@@ -23,13 +28,13 @@ class TrainingStep(nn.Module):
     networks: nn.ModuleDict
 
     def backbones(self) -> list[nn.Module]:
-        """List the backbones, which take most of a step's arithmetic."""
+        """List the backbones. They do most of the arithmetic of a step."""
         found = [getattr(network, "backbone", None) for network in self.networks.values()]
         return [backbone for backbone in found if isinstance(backbone, nn.Module)]
 
     def after_optimizer(self, bad: Tensor) -> None:
-        """Update what follows the networks, such as averages; called after each optimizer step.
+        """Update what follows the networks, such as averages. The loop calls this after each optimizer step.
 
         Args:
-            bad: Scalar tensor; true if the step was left out because its gradients are not finite.
+            bad: Scalar tensor; true if the loop skipped the step because its gradients are not finite.
         """

@@ -1,4 +1,4 @@
-"""Gather labeler outputs of all ranks in the order of the global batch; state is updated from them."""
+"""Gather the labeler outputs of all ranks, in the order of the global batch. Algorithms keep state from them."""
 
 from torch import Tensor
 
@@ -8,16 +8,16 @@ from stssl.base.distributed import gather_rows, row_counts, world_size
 
 
 class Gathering:
-    """Gather labeler outputs over ranks, and remember how many rows each rank holds."""
+    """Gather labeler outputs from all ranks, and remember how many rows each rank holds."""
 
     def __init__(self) -> None:
         """Start without known row counts."""
-        # Exchanged once for each size, since batch sizes stay the same in a run and each exchange waits for the device.
+        # Ranks exchange each size once: batch sizes stay the same in a run, and each exchange waits for the device.
         self._counts: dict[tuple[Stream, int], list[int]] = {}
 
     def __call__(self, outputs: LabelerOutputs) -> LabelerOutputs:
-        """Return the outputs of all ranks' rows, in rank order."""
-        # Without NaN and infinities: an algorithm's running averages would keep those of one bad step for good.
+        """Return the outputs for the rows of all ranks, in the order of the ranks."""
+        # Replace NaN and infinities: a running average would keep one such value forever.
         labeler = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.labeler.items()}
         student = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.student.items()}
         blank = None if outputs.blank is None else gather_rows(outputs.blank.nan_to_num(), [1] * world_size())

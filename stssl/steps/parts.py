@@ -1,4 +1,8 @@
-"""Define the parts of a teacher-student step: loss weights, network outputs, and the plan of a step."""
+"""Define the parts of a teacher-student step: loss weights, network outputs, and the plan of a step.
+
+In shapes, n is the number of rows, G of decisions for each row, and K of choices for each decision. D is the size of a
+context.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -22,8 +26,8 @@ class LossConfig(Config):
     Attributes:
         unlabeled: Weight of the loss on pseudo-labels.
         distillation: Weight of the distillation loss.
-        distance: Distance between contexts, `logits` for the divergence of predictions, or `none`.
-        temperature: Temperature of the divergence of predictions.
+        distance: What distillation compares: contexts by `mse`, `mae` or `cosine`, predictions by `logits`, or `none`.
+        temperature: Divisor of the logits if `distance` is `logits`.
     """
 
     unlabeled: Annotated[float, Field(ge=0), Domain(0.1, 10.0, log=True)] = 1.0
@@ -33,13 +37,13 @@ class LossConfig(Config):
 
     @property
     def distills(self) -> bool:
-        """Return True if the student learns from the teacher's outputs besides its pseudo-labels."""
+        """Return True if the loss includes distillation: the student learns from the teacher's outputs."""
         return self.distance != "none" and self.distillation > 0
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Hold one network's outputs: for each view grouped logits [n, G, K] and contexts [n, D]."""
+    """Hold the outputs of one network. Each view has grouped logits [n, G, K] and contexts [n, D]."""
 
     logits: dict[View, Tensor]
     contexts: dict[View, Tensor]
@@ -49,17 +53,18 @@ class Outputs:
 class MatchPlan:
     """Hold the loss terms of a micro-batch, with denominators of the global batch.
 
-    Denominators are divided by the number of ranks, so that the mean over ranks of each rank's sums over them is the
-    loss of the global batch. The losses of a rank's micro-batches add up to the loss of its rows.
+    Each rank divides its sums of losses by these denominators. The denominators are already divided by the number of
+    ranks, so the mean of the results over ranks is the loss of the global batch. The losses of all micro-batches of a
+    rank add up to the loss of its rows.
 
     Attributes:
-        terms: Loss terms of this micro-batch's rows.
+        terms: Loss terms for the rows of this micro-batch.
         counts: Denominator of each term.
-        labels: Denominator of the supervised loss: known labels.
-        rows: Denominator of distillation: rows of all views.
-        decisions: Denominator of shares of pseudo-labels: decisions of all unlabeled rows.
-        statistics: Sums over the global batch that the algorithm's regularizer needs, for each network.
-        parts: Number of micro-batches that the rank's rows are divided into.
+        labels: Denominator of the supervised loss: the number of known labels.
+        rows: Denominator of distillation: the number of rows, summed over views.
+        decisions: Denominator of the shares that `quality` measures: the number of decisions of all unlabeled rows.
+        statistics: For each network, the sums over the global batch that the algorithm's regularizer needs.
+        parts: Number of micro-batches on this rank.
     """
 
     terms: list[LossTerm]
@@ -71,7 +76,7 @@ class MatchPlan:
     parts: int = 1
 
     def split(self, parts: int) -> "list[MatchPlan]":
-        """Return a plan for each of `parts` micro-batches: its rows of all terms, and the same denominators."""
+        """Return one plan for each of `parts` micro-batches: its own rows of each term, and the same denominators."""
         return [
             replace(self, terms=[_term_rows(term, part, parts) for term in self.terms], parts=parts)
             for part in range(parts)
@@ -83,7 +88,7 @@ def _term_rows(term: LossTerm, part: int, parts: int) -> LossTerm:
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Divide the sum of a loss by its count; 0 if nothing counts."""
+    """Divide the sum of a loss by its count; return 0 if sum and count are 0."""
     return numerator / denominator.clamp_min(1e-8)
 
 
@@ -94,7 +99,7 @@ def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tens
         config: Loss weights and the kind of distance.
         student: The student's outputs.
         teacher: The teacher's outputs.
-        rows: Denominator of the loss: rows of all views of the global batch.
+        rows: Denominator of the loss: `MatchPlan.rows`.
     """
     if config.distance == "logits":
         own, other = (concatenate_views(outputs.logits) for outputs in (student, teacher))
@@ -106,13 +111,13 @@ def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tens
 
 
 def concatenate_views(views: Logits) -> Tensor:
-    """Concatenate the rows of all views, in the order of the mapping."""
+    """Concatenate the rows of all views in the order of `views`."""
     return torch.cat(list(views.values()))
 
 
 @torch.no_grad()
 def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tensor]:
-    """Measure how many pseudo-labels are used and, where the truth is known, how often they are right.
+    """Measure how many pseudo-labels the loss uses and, if true labels are known, how often they are right.
 
     Args:
         batch: Rows, with true labels where they are known.
@@ -120,9 +125,9 @@ def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tenso
         space: Classes and kind of task.
 
     Returns:
-        `pseudo_rate`, the mean weight of pseudo-labels, and if labels are known, `pseudo_claimed`, `pseudo_actual` and
-        `pseudo_right` as shares of all decisions. Precision is right / claimed, recall is right / actual. In
-        multi-label tasks only "present" counts. Empty if the step has no pseudo-labels.
+        Values by name; empty if the step has no pseudo-labels. `pseudo_rate` is the mean weight of pseudo-labels. If
+        true labels are known, `pseudo_claimed`, `pseudo_actual` and `pseudo_right` are shares of all decisions:
+        precision is right / claimed, and recall is right / actual. In multi-label tasks only "present" counts.
     """
     if not plan.terms:
         return {}
@@ -142,12 +147,12 @@ def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tenso
 
 
 def join_logits(micro_batches: list[Logits]) -> Logits:
-    """Join the logits of several micro-batches, view by view."""
+    """Concatenate the logits of several micro-batches for each view."""
     return {view: torch.cat([rows[view] for rows in micro_batches]) for view in micro_batches[0]}
 
 
 def join_labeler_outputs(micro_batches: list[LabelerOutputs | None]) -> LabelerOutputs | None:
-    """Join labeler outputs of several micro-batches; None if no micro-batch has any."""
+    """Concatenate the labeler outputs of several micro-batches; return None if all are None."""
     outputs = [one for one in micro_batches if one is not None]
     if not outputs:
         return None
@@ -160,5 +165,5 @@ def join_labeler_outputs(micro_batches: list[LabelerOutputs | None]) -> LabelerO
 
 
 def ordered(views: Collection[View]) -> list[View]:
-    """Sort views by name, so that all ranks put them into a batch in the same order."""
+    """Sort views by name. All ranks need the same order of views in a batch."""
     return sorted(views, key=lambda view: view.value)

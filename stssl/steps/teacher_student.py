@@ -1,11 +1,11 @@
 """Take one training step of any semi-supervised algorithm: forward passes, losses, distillation, averaged weights.
 
-A step does this in order:
+A step has four parts:
 
-1. Each network sees its views that need gradients, once.
-2. The labeler sees the views that the algorithm compares, and if needed the image without content, without gradients.
-3. The algorithm observes the labeler's outputs on the global batch and returns loss terms.
-4. Losses are computed from all of these, with denominators of the global batch.
+1. Each network predicts its views that need gradients, once.
+2. Without gradients, the labeler predicts the views that the algorithm compares, and the blank image if needed.
+3. The algorithm observes the labeler's outputs for the global batch and returns loss terms.
+4. The step computes the losses from all these outputs, with denominators of the global batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,7 +40,7 @@ __all__ = ["LossConfig", "MatchPlan", "TeacherStudentStep"]
 
 
 class TeacherStudentStep(TrainingStep):
-    """Own student, teacher, their averages and the algorithm; `forward` computes the loss of one step."""
+    """Own the student, the teacher, their averages and the algorithm; `forward` computes the loss of one step."""
 
     def __init__(
         self,
@@ -55,19 +55,19 @@ class TeacherStudentStep(TrainingStep):
         supervised_start: int,
         votes: Votes | None = None,
     ) -> None:
-        """Put the parts together.
+        """Store the parts and make the averages.
 
         Args:
-            student: Network that users get. It sees images, and metadata only in its `direct` role.
-            teacher: Network that sees metadata and makes the pseudo-labels; None if the student makes its own.
-            algorithm: Algorithm that says which outputs should match which targets.
+            student: Network that users get. It sees images. It sees metadata only in the role `direct`.
+            teacher: Network that sees metadata and makes the pseudo-labels. If None, the student makes them.
+            algorithm: Algorithm that makes the loss terms.
             space: Classes and kind of task.
             loss: Weights of the losses.
-            ema_decay: Share of the old average that averaged weights keep in a step.
+            ema_decay: Share of the old average that one step keeps.
             strong_labeled: True to average the supervised loss over weak and strong views; False for weak views only.
-            supervised_start: Number of first steps that learn from labels only. The state of an algorithm is updated
-                during these steps too.
-            votes: Votes of nearby patches on pseudo-labels; None for none.
+            supervised_start: Number of steps at the start that learn from labels only. The algorithm updates its state
+                in these steps too.
+            votes: Votes of nearby patches on pseudo-labels; None to use no votes.
         """
         super().__init__()
         named = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
@@ -81,26 +81,26 @@ class TeacherStudentStep(TrainingStep):
 
     @property
     def labeler(self) -> str:
-        """Return the name of the network whose predictions on weak views become pseudo-labels."""
+        """Return the name of the network that makes the pseudo-labels."""
         return "teacher" if "teacher" in self.networks else "student"
 
     @property
     def views_needed(self) -> frozenset[View]:
-        """Return all views that some step of a run may use."""
+        """Return all views that any step of a run may use."""
         return frozenset(self._gradient_views(True)) | self.algorithm.views
 
     def views_at(self, progress: Progress) -> frozenset[View]:
-        """Return the views that one step uses; fewer in first steps that learn from labels only."""
+        """Return the views that one step uses. Steps that learn from labels only may use fewer."""
         labeled = self.algorithm.views if self._needs_labeler(progress) else frozenset[View]()
         return frozenset(self._gradient_views(self._matching(progress))) | labeled
 
     def forward(self, batch: Batch, progress: Progress, plan: MatchPlan | None = None) -> StepOutput:
-        """Compute the loss of this rank's rows, scaled so that the mean over ranks is the loss of the global batch.
+        """Compute the loss of this rank's rows. The mean of this loss over ranks is the loss of the global batch.
 
         Args:
             batch: This rank's rows, or a micro-batch of them.
-            progress: Step about to be taken.
-            plan: Plan of this micro-batch that `plan` made; None if the batch holds all rows of this rank.
+            progress: Current step.
+            plan: Plan of this micro-batch, made by the method `plan`; None if the batch holds all rows of this rank.
         """
         matching = self._matching(progress)
         views = self._gradient_views(matching)
@@ -114,20 +114,21 @@ class TeacherStudentStep(TrainingStep):
         student, teacher = outputs["student"], outputs.get("teacher")
         if teacher is not None and matching and self.loss.distills:
             losses["distillation"] = self.loss.distillation * distilled(self.loss, student, teacher, plan.rows)
-        # The term with factor 0 brings the student's context layer into every step's graph: DDP waits for the gradients
-        # of all parameters, also in steps without distillation.
+        # Add 0 times the student's contexts: DDP waits for the gradients of all parameters, so the context layer must
+        # be in the graph of every step, even without distillation.
         total = torch.stack(list(losses.values())).sum() + 0.0 * concatenate_views(student.contexts).sum()
         logs = {name: self._unweighted(name, loss.detach()) for name, loss in losses.items()}
         return StepOutput(total, logs | {"loss": total.detach()} | quality(batch, plan, self.space))
 
     def plan(self, batch: Batch, progress: Progress, parts: int) -> list[MatchPlan]:
-        """Plan each of `parts` micro-batches from all rows of this rank; call `forward` on each of them afterwards.
+        """Plan `parts` micro-batches from all rows of this rank. Call `forward` on each micro-batch afterwards.
 
-        The algorithm must observe a step once, and on all rows: so predictions come first, and losses later.
+        The algorithm must observe each step only once, with all rows. So this method predicts all micro-batches before
+        `forward` computes any loss.
 
         Args:
             batch: This rank's rows.
-            progress: Step about to be taken.
+            progress: Current step.
             parts: Number of micro-batches.
 
         Returns:
@@ -144,14 +145,15 @@ class TeacherStudentStep(TrainingStep):
 
     def after_optimizer(self, bad: Tensor | None = None) -> None:
         """Update the averaged weights."""
-        # Also after a step that was left out: the networks are as before then, and the average moves toward them.
+        # Update after a skipped step too: the networks have not changed, and the average moves toward them.
         for name, network in self._live():
             self._ema(name).update(network)
 
     def predictor(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the averaged `student` or `teacher` as a function of images and metadata [n, 4] to logits [n, C].
+        """Return a function that predicts with the averaged `student` or `teacher`.
 
-        If the algorithm calibrates predictions (CDMAD), the logits are calibrated.
+        The function takes images and metadata [n, 4], and returns logits [n, C] of C classes. It calibrates the logits
+        if the algorithm does so (CDMAD).
         """
         network = self.averaged_network(name)
 
@@ -164,7 +166,7 @@ class TeacherStudentStep(TrainingStep):
         return predict
 
     def reestimate_batchnorm(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
-        """Estimate the averages' BatchNorm statistics anew from batches of images and metadata [n, 4]."""
+        """Estimate the BatchNorm statistics of the averages again, from batches of images and metadata [n, 4]."""
         for name in self.averages:
             network = self.averaged_network(name)
 
@@ -204,7 +206,7 @@ class TeacherStudentStep(TrainingStep):
         return "labeler" if name == self.labeler else "student"
 
     def _forward_views(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
-        """Pass all views through a network at once, so that BatchNorm normalizes them together."""
+        """Pass all views through a network in one batch: BatchNorm must normalize them together."""
         images = torch.cat([batch.images[view] for view in views])
         metadata = torch.cat([batch.metadata[view.stream] for view in views])
         prediction: Prediction = network(images, metadata)
@@ -229,19 +231,19 @@ class TeacherStudentStep(TrainingStep):
             yield "unlabeled", self.loss.unlabeled * torch.stack(matched).sum()
         if name in plan.statistics:
             local = algorithm.statistics(logits[plan.terms[0].view], plan.terms[0])
-            # The value is the global batch's; gradients flow through this block's part of the sums.
+            # The value is that of the global batch, but gradients flow only through the sums of this micro-batch.
             value = algorithm.regularizer(plan.statistics[name] + world_size() * (local - local.detach()))
             yield "regularizer", value - value.detach() * (1 - 1 / plan.parts)
 
     def _unweighted(self, name: str, loss: Tensor) -> Tensor:
-        """Divide a loss by the weight that it has in the sum, since logs show losses without weights."""
+        """Divide a loss by its weight in the total: logs show losses without weights."""
         if name == "distillation":
             return loss / self.loss.distillation
         return loss / self.loss.unlabeled if name.endswith("_unlabeled") and self.loss.unlabeled else loss
 
     @torch.no_grad()
     def _logits_for_plan(self, batch: Batch, progress: Progress) -> dict[str, Logits]:
-        """Compute each network's logits of strong views, if the plan of micro-batches needs them before the losses."""
+        """Compute each network's logits of strong views, if the plan of the micro-batches needs these logits."""
         algorithm, found = self.algorithm, dict[str, Logits]()
         for name, network in self._live():
             watched = algorithm.watches_student and self._role(name) == "student"
@@ -251,7 +253,7 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _training_logits(self, network: Network, batch: Batch, views: set[View]) -> dict[View, Tensor]:
-        """Compute a network's logits of some views in training mode, without updating its BatchNorm statistics."""
+        """Compute a network's logits of some views in training mode. Do not update its BatchNorm statistics."""
         if not views:
             return {}
         with frozen_statistics(network):
@@ -262,18 +264,18 @@ class TeacherStudentStep(TrainingStep):
         """Compute a network's logits of some views in evaluation mode."""
         if not views:
             return {}
-        # Running statistics come from weak and strong views together. Those of the weak views alone, as in training
-        # mode, would shift the labeler's answers.
+        # Use the running statistics, which come from weak and strong views together. In training mode, BatchNorm would
+        # use the weak views alone, and this would shift the labeler's predictions.
         with evaluating(network):
             return self._forward_views(network, batch, ordered(views)).logits
 
     def _labeler_outputs(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> LabelerOutputs | None:
-        """Collect what the algorithm observes of this rank's rows; None if this step needs no labeler.
+        """Collect the outputs that the algorithm observes for this rank's rows; None if this step needs no labeler.
 
         Args:
             batch: This rank's rows.
-            progress: Step about to be taken.
-            logits: Logits that the networks have computed already in this step, by network and view.
+            progress: Current step.
+            logits: Logits that the networks have already computed in this step, by network and view.
         """
         algorithm = self.algorithm
         if not self._needs_labeler(progress):
@@ -290,7 +292,7 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _blank(self, network: Network, like: Tensor) -> Tensor:
-        """Compute a network's logits [1, C] of an image without content, all ones, without metadata."""
+        """Compute a network's logits [1, C] of the blank image (all ones), without metadata; C classes."""
         with evaluating(network):
             prediction: Prediction = network(torch.ones_like(like[:1]), None, inject=False)
         return prediction.logits
@@ -299,7 +301,7 @@ class TeacherStudentStep(TrainingStep):
     def _plan(
         self, batch: Batch, progress: Progress, outputs: LabelerOutputs | None, logits: Mapping[str, Logits]
     ) -> MatchPlan:
-        """Let the algorithm observe the global batch and return loss terms, and sum their denominators over ranks."""
+        """Make the plan of this rank's rows. The algorithm observes the global batch and returns the loss terms."""
         algorithm, terms = self.algorithm, list[LossTerm]()
         matching = self._matching(progress)
         if outputs is not None:
@@ -321,7 +323,7 @@ class TeacherStudentStep(TrainingStep):
         counts = [term.weight.sum() if term.by_weight else known(term.target).sum() for term in terms]
         labels = known(batch.labels).sum()
         sizes = [torch.full_like(labels, value) for value in (rows, decisions)]
-        # One tensor, so that all denominators cost one exchange between ranks.
+        # Put all denominators into one tensor: ranks exchange it at once.
         local = torch.stack([labels, *sizes, *counts])
         totals = list(sum_over_ranks(local) / world_size())
         return MatchPlan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)

@@ -1,16 +1,16 @@
-"""Let nearby patches vote on pseudo-labels: the last predictions of a patch's neighbors become its prior.
+"""Let nearby patches vote on pseudo-labels: the last predictions for a patch's neighbors become its prior.
 
-Land cover is spatially autocorrelated: neighbors often share a class, and neighbors seldom share a confident mistake.
-The labeler's probabilities p of a patch become, up to a factor,
+Neighbors often have the same land cover, and they seldom have the same confident mistake. Votes change the labeler's
+probabilities p of a patch to the following, before they are normalized:
 
     p * (votes / prior)^weight,    votes = sum of exp(-distance / reach) * p of each neighbor + PSEUDO * prior.
 
-The p of a neighbor is the labeler's last prediction on its weak view, without votes, or its label if it is labeled. The
-prior is the mean of these over all patches that have one. A patch never votes for itself, and the results of votes are
-not stored, so that a mistake can spread only through what the network learns. Only training patches vote, and only on
-pseudo-labels: the student learns nothing about places from votes.
+For a labeled neighbor, p is its label. For another neighbor, p is the labeler's last prediction on its weak view,
+without votes. The prior is the mean p of all patches that have a stored p. A patch never votes for itself. The results
+of votes are not stored, so a mistake can spread only through what the network learns. Only training patches vote, and
+only on pseudo-labels: the student learns nothing about places from votes.
 
-The stored predictions begin with the labels, at the first step that learns from unlabeled patches, and are complete
+At the first step that learns from unlabeled patches, only the labels are stored. The stored predictions are complete
 after one pass over the unlabeled patches. They are part of checkpoints: 4 bytes for each patch, group and choice.
 """
 
@@ -28,11 +28,11 @@ from stssl.base.config import Config, Domain, Positive
 from stssl.base.sphere import on_sphere
 
 EARTH_KM = 6371.0
-"""Mean radius of the Earth."""
+"""Mean radius of the Earth in km."""
 PSEUDO = 0.5
-"""Weight of the prior in the votes, as a number of neighbors at distance 0."""
+"""Weight of the prior in the votes: it counts like so many neighbors at distance 0."""
 LEAST = 1e-6
-"""Weight in the prior of a choice that was never predicted, as a number of patches; it keeps logarithms finite."""
+"""Least sum of probabilities that a choice has in the prior. It keeps logarithms finite for unpredicted choices."""
 
 
 class NoVotesConfig(Config):
@@ -46,8 +46,8 @@ class VotesConfig(Config):
 
     Attributes:
         count: Number of nearest patches that vote.
-        reach_km: Distance in km at which a vote counts 1/e of one at distance 0.
-        weight: Exponent of the votes in the pseudo-label's probabilities; 0 would be none.
+        reach_km: Distance in km at which a vote counts 1/e of a vote at distance 0.
+        weight: Exponent of votes / prior. A larger weight makes votes stronger; 0 would switch them off.
     """
 
     name: Literal["votes"] = "votes"
@@ -60,7 +60,10 @@ AnyVotesConfig = NoVotesConfig | VotesConfig
 
 
 class Votes(nn.Module):
-    """Store the labeler's last probabilities of every unlabeled patch, and let neighbors vote on pseudo-labels."""
+    """Store the labeler's last probabilities for each patch, and let neighbors vote on pseudo-labels.
+
+    N is the number of patches, B of rows in a batch, G of decisions for each patch, K of choices for each decision.
+    """
 
     near: Tensor
     share: Tensor
@@ -72,8 +75,8 @@ class Votes(nn.Module):
 
         Args:
             config: Number of neighbors, reach and weight of votes.
-            metadata: [N, 4] metadata of the unlabeled stream's patches.
-            targets: [N, G] choice ids of the labeled patches, `IGNORED` for all others.
+            metadata: [N, 4] metadata of the patches in the unlabeled stream.
+            targets: [N, G] choice ids of the labeled patches; `IGNORED` for all other patches.
             choices: K, the number of choices in each decision.
         """
         super().__init__()
@@ -90,9 +93,9 @@ class Votes(nn.Module):
         self.register_buffer("last_probabilities", last_probabilities * known[..., None])
 
     def observe(self, outputs: LabelerOutputs) -> None:
-        """Store the labeler's probabilities on weak views; call it once in each step, with the global batch's rows."""
-        # A patch that stands in the batch twice: the last row counts, since the order of writes to one place of a
-        # tensor is not defined. Logits that are all 0 were not finite (`Gathering` replaces NaN): nothing is stored.
+        """Store the labeler's probabilities on weak views. Call this once a step, with all rows of the global batch."""
+        # If a patch is in the batch twice, use its last row: torch does not define which of two writes to one index
+        # wins. Skip logits that are all 0: they were NaN before `Gathering` replaced them.
         index, order = outputs.index.sort(stable=True)
         newest = torch.searchsorted(index, index, right=True) - 1
         logits = outputs.labeler[View.UNLABELED_WEAK][order][newest]
@@ -100,11 +103,11 @@ class Votes(nn.Module):
         self.last_probabilities[index] = torch.where(keep, self.last_probabilities[index], logits.softmax(-1))
 
     def with_votes(self, outputs: LabelerOutputs) -> LabelerOutputs:
-        """Return labeler outputs whose logits [B, G, K] of weak views are changed by the neighbors' votes."""
+        """Add the neighbors' votes to the logits [B, G, K] of weak views, and return the changed labeler outputs."""
         prior = self.last_probabilities.sum(0).clamp_min(LEAST)
         prior = prior / prior.sum(-1, keepdim=True)
         share = self.share[outputs.index][..., None, None]
-        # A product and a sum, not a matrix product, which autocast would compute in bf16.
+        # Use a product and a sum: autocast would compute a matrix product in bf16.
         votes = (share * self.last_probabilities[self.near[outputs.index]]).sum(1) + PSEUDO * prior
         shift = (votes / votes.sum(-1, keepdim=True)).log() - prior.log()
         logits = outputs.labeler[View.UNLABELED_WEAK] + self.weight * shift
@@ -115,12 +118,13 @@ def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Find the nearest other patches of each patch.
 
     Args:
-        metadata: [N, 4] metadata of the patches.
+        metadata: [N, 4] metadata of N patches.
         count: Number of neighbors to find.
 
     Returns:
-        Positions and distances in km, each [N, count], or fewer columns if there are fewer places. Patches without a
-        place have neighbors at an infinite distance, and are no patch's neighbor.
+        Positions of the neighbors in `metadata` and their distances in km, each [N, count]. The results have fewer
+        columns if too few patches have a place. A patch without a place gets neighbors at infinite distance, and is
+        never a neighbor of another patch.
     """
     from scipy.spatial import KDTree
 
@@ -130,7 +134,7 @@ def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
     distance = torch.full(near.shape, torch.inf)
     if near.shape[1]:
         chords, found = KDTree(points[known]).query(points[known], near.shape[1] + 1)
-        # Each patch finds itself too, but not always first: other patches may lie at exactly its place.
+        # Each patch also finds itself, but not always first: other patches may lie at the same place.
         own = found == np.arange(len(known))[:, None]
         own[~own.any(1), -1] = True
         keep = ~own
