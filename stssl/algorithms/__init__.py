@@ -1,9 +1,9 @@
 """Define the algorithms, one file each, and the losses that they share.
 
-An algorithm turns the labeler's predictions into loss terms; the step in `stssl/steps` computes them. To add one, see
-`names`.
+An algorithm turns the labeler's predictions into loss terms. The step in `stssl/steps` computes the losses from these
+terms. To add an algorithm, see `names`.
 
-The names below are imported when they are first used: all but `NAMES` need torch.
+Python imports each name below at its first use: all names except `NAMES` need torch.
 """
 
 from importlib import import_module
@@ -34,7 +34,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first used."""
+    """Import a public name from its module at its first use."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

@@ -1,16 +1,17 @@
 """Implement AdaMatch (Berthelot et al., ICLR 2022, arXiv:2106.04732), for labeled and unlabeled data of one domain.
 
-Unlabeled probabilities are aligned with labeled ones, and the threshold follows the confidence on labeled data:
+AdaMatch aligns the probabilities p on unlabeled data with those on labeled data. The threshold follows the confidence
+on labeled data:
 
     aligned   = normalized(p * mean labeled p / mean unlabeled p)
     selected  = max(aligned) >= threshold * mean labeled confidence
 
-Multi-label: for each class, with confidences of their own for "absent" and "present"; a choice that no labeled sample
-takes uses the mean over both. State: the three means of the last global batch, or running means if `ema_decay` is
-above 0.
+Multi-label: each class has separate mean confidences for "absent" and "present". If no labeled sample takes a choice,
+its confidence is the mean over both choices. State: the three means of the last global batch. If `ema_decay` is above
+0, they are running means.
 
-Left out: random interpolation of logits and the weight schedule, which are for domain adaptation. There are no recorded
-values of a public implementation; a slow version of the formulas is the test.
+Random interpolation of logits and the weight schedule are left out: they are for domain adaptation. No public
+implementation has recorded values, so the test compares with a slow version of the formulas.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -39,8 +40,8 @@ class AdaMatchConfig(LabelConfig):
     """Configure AdaMatch.
 
     Attributes:
-        threshold: Share of the mean labeled confidence that a pseudo-label needs.
-        ema_decay: Share of the means that a step keeps; 0 uses the last batch only.
+        threshold: Least confidence of a pseudo-label, as a share of the mean labeled confidence.
+        ema_decay: Share of the old means that a step keeps; 0 uses the last batch only.
     """
 
     name: Literal["adamatch"] = "adamatch"
@@ -49,7 +50,7 @@ class AdaMatchConfig(LabelConfig):
 
 
 class AdaMatch(Algorithm):
-    """Align predictions and set thresholds by the predictions on labeled data."""
+    """Align predictions with predictions on labeled data, and set thresholds by the confidence on labeled data."""
 
     config_type = AdaMatchConfig
     config: AdaMatchConfig
@@ -57,13 +58,13 @@ class AdaMatch(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: AdaMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start the means with the first batch."""
+        """Make the means. The first batch sets their first values."""
         super().__init__(config, space, facts)
         shape = (space.groups, space.choices)
         self.labeled, self.unlabeled, self.confidence = (Running(config.ema_decay, shape) for _ in range(3))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update mean labeled and unlabeled probabilities, and mean labeled confidence."""
+        """Update three means: labeled probabilities, unlabeled probabilities, and labeled confidence."""
         labeled = outputs.labeler[View.LABELED_WEAK].softmax(-1)
         self.labeled.update(labeled.mean(0))
         self.unlabeled.update(outputs.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
@@ -73,13 +74,13 @@ class AdaMatch(Algorithm):
         self.confidence.update((top * side).sum(0).where(count > 0, top.mean(0)) / count.clamp_min(1))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to aligned weak labels that pass the threshold."""
+        """Match the strong view to aligned pseudo-labels of the weak view that pass the threshold."""
         p = self.aligned(outputs.labeler[View.UNLABELED_WEAK])
         threshold = self.config.threshold * of_choice(self.confidence.value, self.space.sides(choose(p)))
-        # `label` takes logits, and logarithms of probabilities are logits.
+        # `label` takes logits: the logarithm of a probability is a logit.
         target = self.config.label(p.clamp_min(1e-12).log())
         return [LossTerm(View.UNLABELED_STRONG, target, (p.amax(-1) >= threshold).float())]
 
     def aligned(self, weak: Tensor) -> Tensor:
-        """Align weak logits [B, G, K]: return probabilities whose mean is that of labeled predictions."""
+        """Turn weak logits [B, G, K] into probabilities that are aligned with the mean labeled probabilities."""
         return align(weak.softmax(-1), self.labeled.value, self.unlabeled.value)

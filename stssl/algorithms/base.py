@@ -1,6 +1,7 @@
-"""Define what an algorithm is: it turns the labeler's logits into loss terms, which say what predictions should match.
+"""Define what an algorithm is. It turns the labeler's logits into loss terms: targets that predictions should match.
 
-Shapes: B rows, G decisions of a row (1, or one for each class), K choices of a decision; see `LabelSpace`.
+In shapes, B is the number of rows, G of decisions for each row, and K of choices for each decision. Single-label tasks
+have one decision; multi-label tasks have one for each class. See `LabelSpace`.
 """
 
 from collections.abc import Mapping
@@ -22,21 +23,21 @@ Logits = Mapping[View, Tensor]
 """Logits [B, G, K] of each view."""
 
 LossRole = Literal["labeler", "student"]
-"""Part that a network plays in a loss.
+"""Role of a network in a loss.
 
-`labeler` makes the pseudo-labels: the teacher, or the student if there is no teacher. `student` is the other network.
+`labeler` makes the pseudo-labels: the teacher, or the student if a run has no teacher. `student` is the other network.
 """
 
 
 LabelerName = Annotated[Literal["live", "ema"], Domain(choices=("live", "ema"))]
-"""Weights that make pseudo-labels: `live` are those being trained, `ema` their running average."""
+"""Weights that make pseudo-labels: `live` are the trained weights, `ema` their running average."""
 
 
 class BaseAlgorithmConfig(Config):
     """Configure what all algorithms share.
 
     Attributes:
-        name: Algorithm to use; each algorithm's own configuration fixes it.
+        name: Name of the algorithm. Each algorithm's configuration allows one name.
         labeler: Weights that make the pseudo-labels.
     """
 
@@ -48,8 +49,8 @@ class LabelConfig(BaseAlgorithmConfig):
     """Configure the kind of pseudo-label.
 
     Attributes:
-        soft: True for probabilities as targets, False for the likeliest choice.
-        temperature: Logits are divided by it before the softmax of soft targets; below 1 it sharpens them.
+        soft: True to use probabilities as targets, False to use the most probable choice.
+        temperature: Divisor of the logits before the softmax of soft targets. A value below 1 sharpens them.
     """
 
     soft: Switch = False
@@ -62,7 +63,7 @@ class LabelConfig(BaseAlgorithmConfig):
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Hold the facts about the data that an algorithm may know before the first step.
+    """Hold what an algorithm may know about the data before the first step.
 
     Attributes:
         prior: [G, K] frequency of each choice among the labeled patches.
@@ -78,10 +79,10 @@ class LabelerOutputs:
     """Hold what the networks predict for some rows, as logits without gradients.
 
     Attributes:
-        labeler: The labeler's logits of the views in `Algorithm.views`.
-        student: The student's logits of `UNLABELED_STRONG`; empty unless the algorithm `watches_student`.
+        labeler: The labeler's logits for the views in `Algorithm.views`.
+        student: The student's logits for `UNLABELED_STRONG`. Empty if `watches_student` is False.
         index: [B] positions of the unlabeled rows in the run's list of unlabeled patches.
-        blank: [1, G, K] the labeler's logits of the blank image; None unless the algorithm `needs_blank`.
+        blank: [1, G, K] the labeler's logits for the blank image. None if `needs_blank` is False.
     """
 
     labeler: Logits
@@ -92,14 +93,14 @@ class LabelerOutputs:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """State that predictions on a view should match a target.
+    """Describe one part of the loss: predictions on a view should match a target.
 
     Attributes:
-        view: View whose predictions enter the loss.
+        view: View to predict.
         target: [B, G] choice ids, or [B, G, K] distributions.
-        weight: [B, G] factor of each decision's loss; 0 leaves the decision out.
-        sign: 1, or -1 to subtract the term from the loss.
-        by_weight: True to divide the sum by the total weight, False by the number of decisions.
+        weight: [B, G] factor for the loss of each decision; 0 leaves the decision out.
+        sign: 1 to add the term to the loss, -1 to subtract it.
+        by_weight: True to divide the sum of losses by the sum of weights, False to divide by the number of decisions.
     """
 
     view: View
@@ -110,16 +111,16 @@ class LossTerm:
 
 
 class Algorithm(nn.Module):
-    """Say what predictions should match; this base class asks for nothing, and algorithms override what they need.
+    """Say what predictions should match. This base class has no loss terms; algorithms override what they need.
 
-    State lives in persistent buffers, so that checkpoints keep it.
+    Keep state in persistent buffers: checkpoints save these.
 
     Attributes:
-        config_type: Class of the configuration, whose `name` is the algorithm's.
+        config_type: Class of the configuration. Its field `name` is the name of the algorithm.
         config: This algorithm's configuration.
         views: Views that the labeler must predict; empty for an algorithm that uses labels only.
-        smoke: Keys that `--smoke` changes in the configuration, so that a run of four steps uses every part.
-        multilabel_only: True if a patch must be able to have several classes.
+        smoke: Configuration keys that `--smoke` changes, with their values. With them, four steps use every part.
+        multilabel_only: True if the algorithm works for multi-label tasks only.
         stateful: True if `observe` must be called at each step.
         watches_student: True if `observe` needs the student's logits too.
         needs_blank: True if `observe` needs the labeler's logits of the blank image.
@@ -129,7 +130,7 @@ class Algorithm(nn.Module):
 
     config_type: ClassVar[type[BaseAlgorithmConfig]] = BaseAlgorithmConfig
     config: BaseAlgorithmConfig
-    # No ClassVar: algorithms with a configurable target set it for each instance.
+    # Not a ClassVar: some algorithms set it for each instance, because it depends on their configuration.
     views: frozenset[View] = frozenset({View.UNLABELED_WEAK})
     smoke: ClassVar[JsonObject] = {}
     multilabel_only: ClassVar[bool] = False
@@ -140,12 +141,12 @@ class Algorithm(nn.Module):
     regularized: ClassVar[bool] = False
 
     def __init__(self, config: BaseAlgorithmConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Keep the configuration and start without state.
+        """Store the configuration; start without state.
 
         Args:
             config: An instance of `config_type`.
             space: Classes and kind of task.
-            facts: What is known of the data before the first step.
+            facts: Facts about the data that are known before the first step.
 
         Raises:
             ConfigError: The algorithm is for multi-label data only, and the task is single-label.
@@ -158,21 +159,21 @@ class Algorithm(nn.Module):
         self.config, self.space = config, space
 
     def waits(self, progress: Progress) -> bool:
-        """True while the loss uses labels only. State is collected meanwhile, so that thresholds are ready after it."""
+        """Return True while the loss uses labels only. `observe` still runs: it prepares the thresholds."""
         return False
 
     @property
     def takes_votes(self) -> bool:
-        """True if neighbor votes may change this algorithm's pseudo-label logits.
+        """Return True if neighbor votes may change the logits of this algorithm's pseudo-labels.
 
-        False if it compares those logits with logits of other views, or with the student's, which have no votes in
-        them.
+        Return False if the algorithm compares these logits with others (of another view or of the student), because
+        votes do not change the others.
         """
         return self.views == {View.UNLABELED_WEAK} and not self.watches_student
 
     @classmethod
     def unused_keys(cls) -> tuple[str, ...]:
-        """List the recipe keys that change nothing with this algorithm, whatever its configuration.
+        """List the recipe keys that never change anything with this algorithm.
 
         A search leaves these keys out while it tries the algorithm.
         """
@@ -181,19 +182,19 @@ class Algorithm(nn.Module):
         return (*loss, *votes)
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update all state. Called once a step, with the rows of the whole global batch.
+        """Update all state. The step calls this once, with all rows of the global batch.
 
         Args:
-            outputs: What the networks predict for the rows of all ranks.
-            progress: The step about to be taken.
+            outputs: Predictions of the networks for the rows of all ranks.
+            progress: Current step.
         """
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return the loss terms of some rows, without changing state. Pseudo-label metrics use the first term.
+        """Return the loss terms of some rows. Do not change state. Metrics of pseudo-labels use the first term.
 
         Args:
-            outputs: What the networks predict for some rows of this rank.
-            progress: The step about to be taken.
+            outputs: Predictions of the networks for some rows of this rank.
+            progress: Current step.
         """
         return []
 
@@ -205,19 +206,19 @@ class Algorithm(nn.Module):
         """Compute the loss [B, G] of unlabeled decisions.
 
         Args:
-            logits: [B, G, K] of the view in a loss term.
-            target: The term's target: [B, G] choice ids, or [B, G, K] distributions.
+            logits: [B, G, K] logits for the view of a loss term.
+            target: Target of the term: [B, G] choice ids, or [B, G, K] distributions.
         """
         return cross_entropy(logits, target)
 
     def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
-        """Adjust logits before they enter a loss, without changing state.
+        """Adjust logits before a loss uses them. Do not change state.
 
         Args:
-            logits: [B, G, K] of one network and view.
-            role: Part that the network plays.
-            view: The view that the logits are of.
-            progress: The step about to be taken.
+            logits: [B, G, K] logits of one network for one view.
+            role: Role of the network.
+            view: View that the network predicted.
+            progress: Current step.
 
         Returns:
             [B, G, K] adjusted logits.
@@ -225,25 +226,25 @@ class Algorithm(nn.Module):
         return logits
 
     def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
-        """Sum over rows what `regularizer` needs. The sums carry gradients, and ranks add theirs before it is called.
+        """Sum what `regularizer` needs over rows, with gradients. The step adds these sums over ranks.
 
         Args:
-            logits: [B, G, K] of the view in a loss term.
+            logits: [B, G, K] logits for the view of a loss term.
             term: The loss term.
         """
         return logits.new_zeros(())
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """Compute the term added to a network's loss from the statistics of the whole global batch."""
+        """Compute a term to add to a network's loss, from the statistics of the whole global batch."""
         return statistics.sum() * 0.0
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
-        """Correct a trained network's outputs [B, C] by its outputs [1, C] for the blank image."""
+        """Correct the outputs [B, C] of a trained network by its outputs [1, C] for the blank image; C classes."""
         return logits
 
 
 class Running(nn.Module):
-    """Keep an exponential moving average in a persistent buffer; without a start value the first value starts it."""
+    """Keep an exponential moving average in a persistent buffer."""
 
     def __init__(self, decay: float, shape: tuple[int, ...], start: float | None = None) -> None:
         """Make the average.
@@ -251,7 +252,7 @@ class Running(nn.Module):
         Args:
             decay: Share of the old value that an update keeps, 0..1.
             shape: Shape of the value.
-            start: First value, or None to take that of the first update.
+            start: First value of the average. If None, the first update sets it.
         """
         super().__init__()
         self.decay = decay
@@ -261,8 +262,8 @@ class Running(nn.Module):
         self.register_buffer("started", torch.tensor(start is not None))
 
     def update(self, new: Tensor, where: Tensor | None = None) -> Tensor:
-        """Move the average toward `new`, only at the entries where `where` is true, and return it."""
-        # `torch.where` and no `if`: reading the flag on the host would wait for the device at each step.
+        """Move the average toward `new`, and return the average. Entries where `where` is false stay as they are."""
+        # Use `torch.where`, not `if`: with `if`, the host would wait for the device at each step.
         new = torch.where(self.started, torch.lerp(new, self.value, self.decay), new)
         self.value.copy_(new if where is None else torch.where(where, new, self.value))
         self.started.fill_(True)
@@ -270,16 +271,16 @@ class Running(nn.Module):
 
 
 def confident(probability: Tensor, threshold: float, band: tuple[float, float] | None) -> Tensor:
-    """Select the decisions that are confident by fixed cut-offs.
+    """Select the confident decisions by fixed cut-offs.
 
     Args:
-        probability: [B, G, K] of each choice.
-        threshold: Least probability of the likeliest choice, if `band` is None.
-        band: Cut-offs on the probability of "present" for decisions of two choices: "absent" is selected at or below
-            the first, "present" at or above the second.
+        probability: [B, G, K] probability of each choice.
+        threshold: Least probability of the most probable choice. Used if `band` is None.
+        band: Two cut-offs on the probability of "present". A decision is selected as "absent" at or below the first,
+            and as "present" at or above the second.
 
     Returns:
-        [B, G], true where the decision is selected.
+        [B, G] booleans, true for selected decisions.
     """
     if band is None:
         return probability.amax(-1) >= threshold
@@ -288,23 +289,26 @@ def confident(probability: Tensor, threshold: float, band: tuple[float, float] |
 
 
 def choose(logits: Tensor) -> Tensor:
-    """Return the id [B, G] of the likeliest choice; of several equal ones the last, so a logit of 0 means "present"."""
-    # `argmax` returns the first of equal values, so look from the other end.
+    """Return the ids [B, G] of the most probable choices. Of equal choices, take the last: logit 0 means "present"."""
+    # `argmax` returns the first of equal values, so flip the choices.
     return logits.shape[-1] - 1 - logits.flip(-1).argmax(-1)
 
 
 def of_choice(values: Tensor, choices: Tensor) -> Tensor:
-    """Look up the value [B, G] of each chosen choice in values [G, K], by choice ids [B, G]."""
+    """Look up choice ids [B, G] in a table of values [G, K]; return values [B, G]."""
     return values.expand(len(choices), -1, -1).gather(-1, choices[..., None])[..., 0]
 
 
 def share(choices: Tensor, count: int) -> Tensor:
-    """Compute how often each choice occurs among choice ids [B, G]: shares [G, K]."""
+    """Compute the share [G, K] of each choice among the choice ids [B, G]; `count` is K."""
     return nn.functional.one_hot(choices, count).float().mean(0)
 
 
 def known(targets: Tensor) -> Tensor:
-    """Return 1 where a target is known and 0 where it is `IGNORED`: [B, G] float from [B, G] ids or distributions."""
+    """Return floats [B, G]: 1 for a known target, 0 for an `IGNORED` one.
+
+    Targets are choice ids [B, G], or distributions [B, G, K], which are always known.
+    """
     if targets.dtype.is_floating_point:
         return torch.ones_like(targets[..., 0])
     return (targets != IGNORED).float()

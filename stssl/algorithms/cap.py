@@ -1,15 +1,18 @@
 """Implement CAP, class-aware pseudo-labeling (Xie et al., NeurIPS 2023, arXiv:2305.02795), for multi-label tasks.
 
-Each class gets the share of positives that its labeled frequency gives, among the last rows of unlabeled probabilities:
+Take as many positives of each class as its frequency among labeled patches says. Compare the labeler's probability p of
+"present" with quantiles over the last rows of unlabeled probabilities:
 
     label      = p >= quantile(1 - frequency)
     selected   = p >= quantile(1 - positive_share * frequency)  or  p <= quantile(negative_share * (1 - frequency))
 
-The quantile at q of n ascending values is the one at index clamp(floor(n q), 0, n - 1). Losses are asymmetric
-(arXiv:2009.14119) or cross-entropy, the unlabeled one divided by the number selected. Labels come from the averaged
-teacher. State: the ring of probabilities, and the cuts. Departures from the public implementation: checkpoints keep the
-ring; the ring holds the rows of all ranks and takes batches of any size; single-label data is refused with a message;
-nothing is sorted (see `ring`).
+The quantile at q of n ascending values is the value at index clamp(floor(n q), 0, n - 1). The losses are asymmetric
+(arXiv:2009.14119) or cross-entropy. The unlabeled loss is divided by the number of selected decisions. By default the
+averaged labeler makes the labels. State: the ring of the last probabilities, and the cuts, which are the three
+quantiles above.
+
+Differences from the public implementation: checkpoints keep the ring. The ring holds the rows of all ranks and takes
+batches of any size. Single-label data gives an error message. Nothing is sorted (see `ring`).
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -32,7 +35,7 @@ class CapConfig(BaseAlgorithmConfig, AsymmetricConfig):
     """Configure CAP.
 
     Attributes:
-        rows: Size of the ring: quantiles are over so many unlabeled rows.
+        rows: Size of the ring: number of unlabeled rows that quantiles use.
         positive_share: Share of the expected positives to select.
         negative_share: Share of the expected negatives to select.
         asymmetric: True for the asymmetric loss, False for cross-entropy.
@@ -47,7 +50,7 @@ class CapConfig(BaseAlgorithmConfig, AsymmetricConfig):
 
 
 class Cap(Algorithm):
-    """Select positives and negatives of each class by quantiles that its labeled frequency gives."""
+    """Select positives and negatives of each class by quantiles. Its labeled frequency sets the quantiles."""
 
     config_type = CapConfig
     config: CapConfig
@@ -57,39 +60,39 @@ class Cap(Algorithm):
     def __init__(self, config: CapConfig, space: LabelSpace, facts: DataFacts) -> None:
         """Start with an empty ring and all cuts at 0.5."""
         super().__init__(config, space, facts)
-        # In float32 the product of share and number of rows could round to the next integer: another quantile.
+        # Use float64: in float32, share times number of rows could round up to the next integer: another quantile.
         frequency = facts.prior[:, 1].double()
         positive, negative = config.positive_share, config.negative_share
         shares = torch.stack([1 - frequency, 1 - positive * frequency, negative * (1 - frequency)])
         self.shares: Tensor
-        # Not in checkpoints: it follows from the configuration and the labels, and a resumed run has the same.
+        # Not in checkpoints: a resumed run computes the same shares from its configuration and labels.
         self.register_buffer("shares", shares, persistent=False)
         self.ring = Ring(space.groups, config.rows)
         self.cuts: Tensor
         self.register_buffer("cuts", torch.full((3, space.groups), 0.5))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Add the batch to the ring and compute the cuts of the label, of positives and of negatives."""
+        """Add the batch to the ring, and compute three cuts: for the label, for positives and for negatives."""
         self.ring.push(presence(outputs.labeler[View.UNLABELED_WEAK]))
-        # With both shares 1 the three cuts are equal, and a quantile over the ring is the costly part of the step.
+        # If both shares are 1, the three cuts are equal. Compute one: a quantile over the ring is slow.
         same = self.config.positive_share == self.config.negative_share == 1
         cuts = [self.ring.quantile(share) for share in self.shares[: 1 if same else 3]]
         self.cuts.copy_(torch.stack(cuts * 3 if same else cuts))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to hard labels of selected positives and negatives."""
+        """Match the strong view to the hard labels of selected positives and negatives."""
         p = presence(outputs.labeler[View.UNLABELED_WEAK])
         cut, above, below = self.cuts
         chosen = (p >= above) | (p <= below)
         return [LossTerm(View.UNLABELED_STRONG, (p >= cut).long(), chosen.float(), by_weight=True)]
 
     def supervised_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the asymmetric loss, or cross-entropy, of each decision: [B, G]."""
+        """Compute the loss [B, G] of each decision: asymmetric or cross-entropy."""
         config = self.config
         if not config.asymmetric:
             return cross_entropy(logits, target)
         return asymmetric(logits, target, **{name: getattr(config, name) for name in AsymmetricConfig.model_fields})
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss that labeled decisions have: [B, G]."""
+        """Compute the loss [B, G] of unlabeled decisions like that of labeled ones."""
         return self.supervised_loss(logits, target)

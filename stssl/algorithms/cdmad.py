@@ -1,15 +1,16 @@
 """Implement CDMAD (Lee and Kim, "Class-Distribution-Mismatch-Aware Debiasing", CVPR 2024, arXiv:2403.10391).
 
-A network's logits for an image without content are its bias toward classes. They are subtracted from the labeler's
-logits before those become targets, and at test time from the logits of each network:
+The blank image has no content. A network's logits for it are its bias toward classes. CDMAD subtracts this bias from
+the labeler's logits to make targets. At test time, each network subtracts its own bias from its logits:
 
-    p = softmax(weak logits - blank logits);  targets p (soft) where the cut-offs of FixMatch select p.
+    p = softmax(weak logits - blank logits)
 
-The blank image is all ones in normalized space. The network predicts it in evaluation mode, without the metadata token.
-Targets are debiased after the first steps only. State: the labeler's bias [G, K], mean over ranks.
+The targets are p (soft) for the decisions that the cut-offs of FixMatch select. The blank image is all ones in
+normalized space. The network predicts it in evaluation mode, without metadata and without the injection site. The first
+steps subtract no bias. State: the labeler's bias [G, K] for G decisions with K choices, averaged over ranks.
 
-Departure from the public implementation: the bias comes from each network's own trained head, not from one that is
-never trained and not from the teacher for the student.
+Difference from the public implementation: each network uses the bias of its own trained head. The public implementation
+uses a head that is never trained, and the teacher's bias for the student.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -29,7 +30,7 @@ class CdmadConfig(CutoffConfig):
     """Configure CDMAD.
 
     Attributes:
-        debias_after: First step whose bias is subtracted from targets.
+        debias_after: First step that subtracts the bias from the logits of targets.
     """
 
     name: Literal["cdmad"] = "cdmad"
@@ -39,7 +40,7 @@ class CdmadConfig(CutoffConfig):
 
 
 class Cdmad(FixMatch):
-    """Run FixMatch with soft targets from debiased logits."""
+    """Run FixMatch with soft targets from logits without the bias."""
 
     config_type = CdmadConfig
     config: CdmadConfig
@@ -47,21 +48,21 @@ class Cdmad(FixMatch):
     needs_blank: ClassVar[bool] = True
 
     def __init__(self, config: CdmadConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start without a bias."""
+        """Start with bias 0."""
         super().__init__(config, space, facts)
         self.bias: Tensor
         self.register_buffer("bias", torch.zeros(space.groups, space.choices))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Keep the labeler's logits of the blank image as its bias, from step `debias_after` on."""
+        """From step `debias_after` on, store the labeler's logits for the blank image as its bias."""
         if outputs.blank is not None and progress.step >= self.config.debias_after:
             self.bias.copy_(outputs.blank.mean(0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return FixMatch's term, on debiased logits."""
+        """Return FixMatch's term for logits without the bias."""
         weak = outputs.labeler[View.UNLABELED_WEAK] - self.bias
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
-        """Subtract the network's own bias [1, C] from its outputs [B, C]."""
+        """Subtract a network's own bias [1, C] from its outputs [B, C]; C classes."""
         return logits - blank

@@ -1,11 +1,12 @@
 """Implement DeFixMatch (Schmutz et al., "Don't fear the unlabeled", ICLR 2023, arXiv:2203.07512).
 
-FixMatch's unlabeled loss is biased. Subtracting the same loss on labeled data, with pseudo-labels in place of labels,
-makes its expectation zero:
+FixMatch's unlabeled loss is biased. DeFixMatch subtracts the same loss on labeled data, with pseudo-labels instead of
+labels. The expectation of the difference is 0. The weight of the difference is w:
 
     loss = supervised + w * (unlabeled loss of unlabeled data - unlabeled loss of labeled data)
 
-The supervised loss is the mean over weak and strong views. The paper's weight is `loss.unlabeled: 0.5`. No state.
+The supervised loss is the mean over weak and strong views. w is `loss.unlabeled`; the paper uses 0.5. The algorithm has
+no state.
 """
 
 from typing import ClassVar, Literal
@@ -29,7 +30,7 @@ class DeFixMatch(FixMatch):
     strong_labeled: ClassVar[bool] = True
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return FixMatch's term, and with a negative sign its counterpart on labeled data."""
+        """Return FixMatch's term, and the same term on labeled data with a negative sign."""
         weak = outputs.labeler[View.LABELED_WEAK]
         twin = LossTerm(View.LABELED_STRONG, self.config.label(weak), self.select(weak), sign=-1.0)
         return [*super().terms(outputs, progress), twin]

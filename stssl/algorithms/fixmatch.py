@@ -1,9 +1,9 @@
 """Implement FixMatch (Sohn et al., NeurIPS 2020, arXiv:2001.07685).
 
-Confident predictions on the weak view are targets for the strong view: hard labels (or probabilities sharpened by a
-temperature) wherever the labeler's probability passes a fixed cut-off. Multi-label decisions have two cut-offs on the
-probability of "present"; with `absent_below: null` they use `threshold` for both choices. The loss is the mean over
-all decisions, not over the selected ones. No state.
+Confident predictions on the weak view are targets for the strong view. A prediction is selected if the labeler's
+probability passes a fixed cut-off. Targets are hard labels, or probabilities sharpened by a temperature. Multi-label
+decisions have two cut-offs on the probability of "present". With `absent_below: null`, both choices use `threshold`.
+The loss is the mean over all decisions, not only over the selected ones. FixMatch has no state.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -20,10 +20,10 @@ class CutoffConfig(LabelConfig):
     """Configure the fixed cut-offs of FixMatch and of algorithms built on it.
 
     Attributes:
-        threshold: Least probability of the likeliest choice.
-        absent_below: Multi-label: greatest probability of "present" at which "absent" is selected.
-        present_above: Multi-label: least probability of "present" at which "present" is selected. If this or
-            `absent_below` is None, `threshold` holds for both choices.
+        threshold: Least probability of the most probable choice.
+        absent_below: Multi-label: select "absent" if the probability of "present" is at most this.
+        present_above: Multi-label: select "present" if the probability of "present" is at least this. If this or
+            `absent_below` is None, both choices use `threshold`.
     """
 
     threshold: Annotated[float, Field(ge=0, le=1), Domain(0.6, 0.99)] = 0.95
@@ -38,17 +38,17 @@ class FixMatchConfig(CutoffConfig):
 
 
 class FixMatch(Algorithm):
-    """Select weak predictions by fixed cut-offs, and match strong ones to them by cross-entropy."""
+    """Select predictions on the weak view by fixed cut-offs. Match the strong view to them by cross-entropy."""
 
     config_type: ClassVar[type[BaseAlgorithmConfig]] = FixMatchConfig
     config: CutoffConfig
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong unlabeled view to confident labels of the weak one."""
+        """Match the strong unlabeled view to confident pseudo-labels of the weak view."""
         weak = outputs.labeler[View.UNLABELED_WEAK]
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
     def select(self, weak: Tensor) -> Tensor:
-        """Return weights [B, G] from the labeler's logits [B, G, K]: 1 where it is confident, else 0."""
+        """Compute weights [B, G] from the labeler's logits [B, G, K]: 1 for a confident decision, else 0."""
         band = self.space.band(self.config.absent_below, self.config.present_above)
         return confident(weak.softmax(-1), self.config.threshold, band).float()

@@ -1,16 +1,18 @@
 """Implement FlexMatch (Zhang et al., NeurIPS 2021, arXiv:2110.08263).
 
-FixMatch with a lower threshold for choices that are learned more slowly. The learning status b of a choice is the
-number of unlabeled samples whose last confident label (p >= threshold) it is, over the largest such number among the
-choices of its decision:
+FlexMatch is FixMatch with a lower threshold for choices that the network learns more slowly. Count for each choice the
+unlabeled samples that had it as their last confident label (p >= threshold). The learning status b of a choice is its
+count divided by the largest count in the same decision:
 
     threshold[choice] = threshold * b / (2 - b)
 
-Multi-label: one status for "absent" and one for "present" of each class. State: of each unlabeled sample and decision
-the last confident choice, and their counts; updated before use. With `count_unused`, samples that were never confident
-count as one more choice when the largest number is found. That keeps thresholds low at first (the paper's warm-up).
+Multi-label: each class has one status for "absent" and one for "present". State: the last confident choice of each
+unlabeled sample and decision, and the counts. Both are updated before use.
 
-No vectors of the public implementation exist; it is tested against a slow restatement.
+With `count_unused`, the samples that were never confident also have a count, and it can be the largest. This keeps
+thresholds low at first (the paper's warm-up).
+
+The public implementation has no recorded values, so the test compares with a slow version of the formulas.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -30,8 +32,8 @@ class FlexMatchConfig(LabelConfig):
     """Configure FlexMatch.
 
     Attributes:
-        threshold: Least probability for the choice that is learned best; others have a lower one.
-        count_unused: True for the paper's warm-up, see above.
+        threshold: Least probability for the choice with the largest count. Other choices have a lower threshold.
+        count_unused: True to use the paper's warm-up: thresholds are low while many samples were never confident.
     """
 
     name: Literal["flexmatch"] = "flexmatch"
@@ -40,25 +42,25 @@ class FlexMatchConfig(LabelConfig):
 
 
 class FlexMatch(Algorithm):
-    """Lower the threshold of choices that are learned slowly."""
+    """Lower the threshold of choices that the network learns slowly."""
 
     config_type = FlexMatchConfig
     config: FlexMatchConfig
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: FlexMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start with no sample that has been confident."""
+        """Start with counts of 0: no sample has been confident."""
         super().__init__(config, space, facts)
         self.last: Tensor
         self.counts: Tensor
-        # int32, since the table has a row for each unlabeled patch of the run: int64 would double it.
+        # int32 saves memory: the table has one row for each unlabeled patch of the run.
         self.register_buffer("last", torch.full((facts.unlabeled_count, space.groups), IGNORED, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(space.groups, space.choices, dtype=torch.int64))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Remember the batch's confident labels; of a sample that occurs twice in the batch, the later one."""
-        # Sorting brings a sample's rows together, in the order of the batch: its result must not depend on how ranks
-        # share the batch.
+        """Store the confident labels of the batch. If a sample occurs twice in the batch, store its later label."""
+        # Sort to put all rows of a sample together, in the order of the batch. The result must not depend on the number
+        # of ranks.
         index, order = outputs.index.sort(stable=True)
         p = outputs.labeler[View.UNLABELED_WEAK][order].softmax(-1)
         row = torch.arange(len(index), device=index.device)
@@ -68,18 +70,18 @@ class FlexMatch(Algorithm):
         old = self.last[index].long()
         new = torch.where(newest >= first[:, None], choose(p).gather(0, newest.clamp_min(0)), old)
         self.last[index] = new.to(self.last.dtype)
-        # A sample's rows all have its new and old label now: count one of them.
+        # All rows of a sample now have the same old and new label: count only the first row.
         once = (first == row)[:, None, None]
         self.counts.add_(((self._one_hot(new) - self._one_hot(old)) * once).sum(0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to weak labels that pass the threshold of their choice."""
+        """Match the strong view to pseudo-labels of the weak view that pass the threshold of their choice."""
         weak = outputs.labeler[View.UNLABELED_WEAK]
         chosen = weak.softmax(-1).amax(-1) >= of_choice(self.thresholds(), choose(weak))
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
     def thresholds(self) -> Tensor:
-        """Compute the threshold of each choice: [G, K]."""
+        """Compute the threshold [G, K] of each choice."""
         most = self.counts.amax(-1, keepdim=True)
         if self.config.count_unused:
             most = most.maximum(len(self.last) - self.counts.sum(-1, keepdim=True))
@@ -87,6 +89,6 @@ class FlexMatch(Algorithm):
         return self.config.threshold * status / (2 - status)
 
     def _one_hot(self, ids: Tensor) -> Tensor:
-        """Encode choice ids [B, G] as [B, G, K], all 0 for `IGNORED`."""
+        """Encode choice ids [B, G] as one-hot rows [B, G, K]; `IGNORED` gives a row of 0."""
         found: Tensor = functional.one_hot(ids.clamp_min(0), self.space.choices) * (ids != IGNORED)[..., None]
         return found

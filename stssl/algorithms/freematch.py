@@ -1,17 +1,21 @@
 """Implement FreeMatch (Wang et al., ICLR 2023, arXiv:2205.07246).
 
-Thresholds follow the labeler: a running mean t of its confidence, scaled for each choice by the running marginal,
+Thresholds follow the labeler. t is the running mean of its confidence. The running marginal scales t for each choice:
 
-    threshold[choice] = t * marginal[choice] / max(marginal),
+    threshold[choice] = t * marginal[choice] / max(marginal)
 
-and a fairness term: minus the cross-entropy between the marginal and the mean strong prediction of selected samples,
-both divided by how often each choice was made (the histogram):
+A fairness term is added to the loss. It is minus the cross-entropy between two distributions: the marginal, and the
+mean prediction p on strong views of selected samples. Both are divided by a histogram: the share of samples for which
+each choice is the most probable one.
 
     fairness = sum(normalized(marginal / histogram) * log(normalized(mean p / histogram of p)))
 
-The first steps learn from labels only, but collect state already. State: running confidence [G], marginal and
-histogram [G, K], from the labeler's weak view, updated before use. Departures from the public implementation: a
-decision without any selected sample adds 0 to fairness, not NaN; its sums run over the whole global batch.
+The first steps learn from labels only, but they already update the state. State: running confidence [G], marginal
+[G, K] and histogram [G, K] of G decisions with K choices. All come from the labeler's weak view and are updated before
+use.
+
+Differences from the public implementation: a decision without a selected sample adds 0 to fairness, not NaN. The sums
+of fairness run over the whole global batch.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -42,10 +46,10 @@ class FreeMatchConfig(LabelConfig):
     """Configure FreeMatch.
 
     Attributes:
-        ema_decay: Share of the running values that a step keeps.
+        ema_decay: Share of the old running values that a step keeps.
         fairness_weight: Factor of the fairness term.
-        supervised_steps: Steps at the start that learn from labels only.
-        quantile: Quantile of the confidence to follow; None follows its mean.
+        supervised_steps: Number of steps at the start that learn from labels only.
+        quantile: Quantile of the confidence that t follows. If None, t follows the mean.
         clip: True to keep the running confidence below 0.95.
     """
 
@@ -58,7 +62,7 @@ class FreeMatchConfig(LabelConfig):
 
 
 class FreeMatch(Algorithm):
-    """Set thresholds by running confidence and marginal, and push the mean prediction toward the marginal."""
+    """Set thresholds by running confidence and marginal, and move the mean prediction toward the marginal."""
 
     config_type = FreeMatchConfig
     config: FreeMatchConfig
@@ -67,7 +71,7 @@ class FreeMatch(Algorithm):
     regularized: ClassVar[bool] = True
 
     def __init__(self, config: FreeMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start with equal probabilities for all choices."""
+        """Start with probability 1 / K for all choices, and with confidence 1 / K."""
         super().__init__(config, space, facts)
         shape, even = (space.groups, space.choices), 1 / space.choices
         self.confidence = Running(config.ema_decay, shape[:1], even)
@@ -75,11 +79,11 @@ class FreeMatch(Algorithm):
         self.histogram = Running(config.ema_decay, shape, even)
 
     def waits(self, progress: Progress) -> bool:
-        """True in the first `supervised_steps` steps."""
+        """Return True in the first `supervised_steps` steps."""
         return progress.step < self.config.supervised_steps
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update running confidence (its mean, or a quantile), marginal and histogram."""
+        """Update the running confidence (its mean or a quantile), the marginal and the histogram."""
         p = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         top, quantile = p.amax(-1), self.config.quantile
         value = self.confidence.update(top.mean(0) if quantile is None else top.quantile(quantile, dim=0))
@@ -89,7 +93,7 @@ class FreeMatch(Algorithm):
         self.histogram.update(share(choose(p), self.space.choices))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to weak labels that pass the threshold of their choice."""
+        """Match the strong view to pseudo-labels of the weak view that pass the threshold of their choice."""
         weak = outputs.labeler[View.UNLABELED_WEAK]
         marginal = self.marginal.value
         threshold = self.confidence.value[:, None] * marginal / marginal.amax(-1, keepdim=True)
@@ -97,15 +101,15 @@ class FreeMatch(Algorithm):
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
     def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
-        """Sum over the selected rows: [0] probabilities and [1] one-hot choices, together [2, G, K]."""
+        """Sum probabilities and one-hot choices over the selected rows; return both sums as [2, G, K]."""
         p, selected = logits.softmax(-1), (term.weight > 0).float()[..., None]
         choices = torch.nn.functional.one_hot(choose(p.detach()), p.shape[-1])
         return torch.stack([(p * selected).sum(0), (choices * selected).sum(0)])
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """Weight the fairness term of sums [2, G, K] over the global batch."""
+        """Compute the fairness term from sums [2, G, K] over the global batch, and multiply it by its weight."""
         return self.fairness(statistics) * self.config.fairness_weight
 
     def fairness(self, statistics: Tensor) -> Tensor:
-        """Compute the fairness term, a scalar, of sums [2, G, K] as `statistics` makes them."""
+        """Compute the fairness term, a scalar, from the sums [2, G, K] that `statistics` returns."""
         return fairness(statistics[0], statistics[1], self.marginal.value, self.histogram.value)

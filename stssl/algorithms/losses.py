@@ -1,8 +1,10 @@
-"""Compute losses as a numerator and a denominator, so that the loss of a global batch is exact on any number of ranks.
+"""Compute losses that are exact for the global batch on any number of ranks.
 
-The mean of the ranks' mean losses is not the mean over the global batch once weights, ignored targets or shards are
-uneven. So denominators are summed over ranks first (they need no gradients), and each rank divides its numerators by
-them.
+If ranks differ in weights, ignored targets or number of rows, the mean of their mean losses is not the mean over the
+global batch. So a loss has a numerator and a denominator. The step first sums the denominators over ranks, which needs
+no gradients. Each rank divides its numerators by these sums.
+
+In shapes, B is the number of rows, G of decisions for each row, and K of choices for each decision.
 """
 
 from typing import Annotated, Literal
@@ -16,9 +18,10 @@ from stssl.base.batch import IGNORED
 from stssl.base.config import Config, Domain
 
 Distance = Literal["mse", "mae", "cosine", "logits", "none"]
-"""Measure that distillation makes small between student and teacher.
+"""Distance between student and teacher that distillation minimizes.
 
-`mse`, `mae` and `cosine` compare context vectors, `logits` the softened predictions; `none` compares nothing.
+`mse`, `mae` and `cosine` compare context vectors. `logits` compares predictions, softened by a temperature. `none`
+compares nothing.
 """
 
 
@@ -26,29 +29,29 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Compute the cross-entropy of each decision.
 
     Args:
-        logits: [B, G, K].
-        target: [B, G] choice ids, `IGNORED` where unknown; or [B, G, K] distributions.
+        logits: [B, G, K] logits.
+        target: [B, G] choice ids (`IGNORED` if unknown), or [B, G, K] distributions.
 
     Returns:
-        [B, G], 0 where the target is ignored.
+        [B, G] losses; 0 for ignored targets.
     """
     log_probability = functional.log_softmax(logits, -1)
     if target.dtype.is_floating_point:
         return -(target * log_probability).sum(-1)
-    # `IGNORED` is -1, which `gather` refuses: look up choice 0 and mask the result.
+    # `IGNORED` is -1, which `gather` does not take: look up choice 0 instead, and mask the result.
     chosen = log_probability.gather(-1, target.clamp_min(0)[..., None])[..., 0]
     return torch.where(target == IGNORED, 0.0, -chosen)
 
 
 def squared_error(logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the squared error of probabilities, mean over choices.
+    """Compute the squared error of probabilities, averaged over choices.
 
     Args:
-        logits: [B, G, K].
-        target: [B, G] choice ids, `IGNORED` where unknown; or [B, G, K] distributions.
+        logits: [B, G, K] logits.
+        target: [B, G] choice ids (`IGNORED` if unknown), or [B, G, K] distributions.
 
     Returns:
-        [B, G], 0 where the target is ignored.
+        [B, G] losses; 0 for ignored targets.
     """
     if not target.dtype.is_floating_point:
         ids = functional.one_hot(target.clamp_min(0), logits.shape[-1]).to(logits.dtype)
@@ -61,11 +64,11 @@ class AsymmetricConfig(Config):
     """Configure the asymmetric loss.
 
     Attributes:
-        gamma_negative: Exponent of the focusing weight of negatives: a larger one counts easy negatives less.
+        gamma_negative: Exponent of the focusing weight of negatives. A larger value makes easy negatives count less.
         gamma_positive: Exponent of the focusing weight of positives.
-        clip: Margin added to the probability of "absent", so that very easy negatives count nothing.
-        detach_focus: True to take the focusing weight without gradients.
-        epsilon: Least argument of a logarithm.
+        clip: Number to add to the probability of "absent". With it, very easy negatives have no loss.
+        detach_focus: True to let no gradients flow through the focusing weight.
+        epsilon: Lower bound of probabilities before the logarithm.
     """
 
     gamma_negative: Annotated[float, Field(ge=0), Domain(0.0, 6.0)] = 4.0
@@ -88,16 +91,16 @@ def asymmetric(
     """Compute the asymmetric loss of multi-label decisions (Ridnik et al., ICCV 2021, arXiv:2009.14119).
 
     Args:
-        logits: [B, G, 2]; the second choice is "present".
+        logits: [B, G, 2] logits; the second choice is "present".
         target: [B, G] choice ids, or [B, G, 2] distributions.
-        gamma_negative: Exponent of the focusing weight of negatives: a larger one counts easy negatives less.
+        gamma_negative: Exponent of the focusing weight of negatives. A larger value makes easy negatives count less.
         gamma_positive: Exponent of the focusing weight of positives.
-        clip: Margin added to the probability of "absent", so that very easy negatives count nothing.
-        detach_focus: True to take the focusing weight without gradients.
-        epsilon: Least argument of a logarithm.
+        clip: Number to add to the probability of "absent". With it, very easy negatives have no loss.
+        detach_focus: True to let no gradients flow through the focusing weight.
+        epsilon: Lower bound of probabilities before the logarithm.
 
     Returns:
-        [B, G], 0 where the target is ignored.
+        [B, G] losses; 0 for ignored targets.
     """
     present = target[..., 1] if target.dtype.is_floating_point else target.clamp_min(0).to(logits.dtype)
     positive = presence(logits)
@@ -113,20 +116,21 @@ def asymmetric(
 
 
 def presence(logits: Tensor) -> Tensor:
-    """Compute the probability [B, C] of "present" from logits [B, C, 2]."""
+    """Compute the probability [B, C] of "present" from logits [B, C, 2] of C classes."""
     return (logits[..., 1] - logits[..., 0]).sigmoid()
 
 
 def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, float]:
-    """Measure how far the student's context is from the teacher's.
+    """Compute the distance between the student's and the teacher's contexts.
 
     Args:
-        kind: `mse` and `mae` sum over entries; `cosine` sums minus the cosine similarity of rows; others give 0.
-        student: [N, D].
-        teacher: [N, D], taken without gradients.
+        kind: `mse` and `mae` sum errors over all entries. `cosine` sums minus the cosine similarity over rows. Other
+            kinds give 0.
+        student: [N, D] contexts of N rows.
+        teacher: [N, D] contexts. No gradients flow into them.
 
     Returns:
-        The sum over this rank's terms, and the number of terms.
+        The sum on this rank, and the number of its terms.
     """
     teacher = teacher.detach()
     if kind == "mse":
@@ -135,20 +139,20 @@ def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, 
         return (student - teacher).abs().sum(), student.numel()
     if kind == "cosine":
         return -functional.cosine_similarity(student, teacher, dim=-1).sum(), len(student)
-    # A zero that still depends on the student: DDP needs every parameter in the graph of every step.
+    # Return 0 times the student: DDP needs every parameter in the graph of every step.
     return student.sum() * 0.0, 1
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, float]:
-    """Compute the KL divergence of the student's softened predictions from the teacher's (Hinton et al. 2015).
+    """Compute the divergence KL(teacher || student) of softened predictions (Hinton et al. 2015).
 
     Args:
-        student: Logits [N, G, K].
-        teacher: Logits [N, G, K], taken without gradients.
-        temperature: Both logits are divided by it; the loss is multiplied by its square.
+        student: [N, G, K] logits of N rows.
+        teacher: [N, G, K] logits. No gradients flow into them.
+        temperature: Divisor of both logits. The loss is multiplied by its square.
 
     Returns:
-        The sum over this rank's decisions, and the number of decisions.
+        The sum over the decisions of this rank, and the number of these decisions.
     """
     log_student = functional.log_softmax(student / temperature, -1)
     log_teacher = functional.log_softmax(teacher.detach() / temperature, -1)
@@ -157,23 +161,23 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
 
 
 def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) -> Tensor:
-    """Compute FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246), to be added to a loss.
+    """Compute FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246), a number to add to a loss.
 
-    Divide the marginal and the mean prediction by how often each choice was made, and normalize both to p and q. The
-    term is sum(p log q), minus their cross-entropy. A choice that was never made counts as 0.
+    Divide the marginal by the histogram, and the mean prediction by its own shares of choices. Normalize the results to
+    p and q. The term is sum(p log q), which is minus the cross-entropy. A choice with share 0 gets the value 0.
 
     Args:
-        total: [G, K] sum of selected rows' probabilities.
-        count: [G, K] number of selected rows that make each choice, taken without gradients.
-        marginal: [G, K] distribution that the mean should follow.
+        total: [G, K] sum of the probabilities of selected rows.
+        count: [G, K] number of selected rows with each choice. No gradients flow into it.
+        marginal: [G, K] distribution that the mean prediction should follow.
         histogram: [G, K] share of each choice among the labeler's choices.
 
     Returns:
-        The sum over groups; groups without a selected row add 0.
+        The sum over decisions. A decision without a selected row adds 0.
     """
     count = count.detach()
     rows = count.sum(-1, keepdim=True)
-    # A group without rows must have no 0 / 0 even where the result is masked: its gradient would be NaN * 0 = NaN.
+    # Avoid 0 / 0 for decisions without rows. Masking the result is not enough: the gradient would be NaN * 0 = NaN.
     mean = normalized(total / rows.clamp_min(1) * _inverse(count / rows.clamp_min(1)) + (rows == 0))
     goal = normalized(marginal * _inverse(histogram))
     return torch.where(rows == 0, 0.0, goal * (mean + 1e-12).log()).sum()
@@ -185,6 +189,6 @@ def normalized(positive: Tensor) -> Tensor:
 
 
 def _inverse(value: Tensor) -> Tensor:
-    """Return 1 / value, and 0 where the value is 0."""
-    # Without the clamp the masked branch is infinite, and its gradient NaN.
+    """Compute 1 / value, or 0 if the value is 0."""
+    # Without the clamp, the masked branch would be infinite, and its gradient NaN.
     return torch.where(value > 0, 1 / value.clamp_min(torch.finfo(value.dtype).tiny), 0.0)

@@ -15,25 +15,25 @@ _TARGETS = ("labeled", "predicted", "uniform")
 TargetName = Annotated[Literal["labeled", "predicted", "uniform"], Domain(choices=_TARGETS)]
 """Distribution that predictions should have.
 
-`labeled` is the frequency in the labeled data, `predicted` the running mean of predictions on labeled weak views, and
-`uniform` the same for all choices.
+`labeled` is the frequency in the labeled data. `predicted` is the running mean of predictions on labeled weak views.
+`uniform` is the same share for all choices.
 """
 
 ALIGNMENT_FLOOR = 1e-6
-"""Added to both marginals, so that a choice that was never predicted divides by no 0."""
+"""Number to add to both marginals. It avoids a division by 0 for a choice that was never predicted."""
 
 
 class TargetMarginal(nn.Module):
-    """Keep the class distribution [G, K] that predictions should have."""
+    """Keep the class distribution [G, K] that predictions should have: G decisions with K choices each."""
 
     def __init__(self, name: TargetName, decay: float, space: LabelSpace, facts: DataFacts) -> None:
-        """Start with the labeled frequencies if `name` is `labeled`, else with equal shares.
+        """Start with the labeled frequencies if `name` is `labeled`; otherwise start with equal shares.
 
         Args:
             name: Distribution that predictions should have.
-            decay: Share of the running mean that a step keeps, for `predicted`.
+            decay: Share of the old running mean that a step keeps; used for `predicted`.
             space: Classes and kind of task.
-            facts: What is known of the data, with the labeled frequencies.
+            facts: Facts about the data, such as the labeled frequencies.
         """
         super().__init__()
         self.follows = name == "predicted"
@@ -48,22 +48,22 @@ class TargetMarginal(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """Return the distribution now: [G, K]."""
+        """Return the current distribution [G, K]."""
         return self.running.value
 
     def observe(self, outputs: LabelerOutputs) -> None:
-        """Update the running mean of labeled weak predictions, if the name is `predicted`."""
+        """Update the running mean of predictions on labeled weak views; do nothing if the name is not `predicted`."""
         if self.follows:
             self.running.update(outputs.labeler[View.LABELED_WEAK].softmax(-1).mean(0))
 
 
 def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
-    """Scale probabilities by target over marginal and normalize them (ReMixMatch, arXiv:1911.09785).
+    """Multiply probabilities by target / marginal, and normalize them (ReMixMatch, arXiv:1911.09785).
 
     Args:
         p: [B, G, K] probabilities.
-        target: [G, K] distribution that the mean should have.
-        marginal: [G, K] distribution that the mean has.
+        target: [G, K] mean that probabilities should have.
+        marginal: [G, K] mean that probabilities have.
 
     Returns:
         [B, G, K] aligned probabilities.
@@ -72,5 +72,5 @@ def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
 
 
 def tempered(prior: Tensor, exponent: float) -> Tensor:
-    """Raise a distribution [G, K] to a power and normalize it; an exponent below 1 moves it toward the uniform one."""
+    """Raise a distribution [G, K] to a power and normalize it. An exponent below 1 makes it more uniform."""
     return normalized(prior.clamp_min(torch.finfo(prior.dtype).tiny) ** exponent)

@@ -1,11 +1,11 @@
 """Implement mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780).
 
-Probabilities on the strong view should equal those that the averaged labeler gives the weak view: mean squared error
-over choices, for all decisions, with a weight that grows over the first T_r steps:
+Probabilities on the strong view should equal the averaged labeler's probabilities on the weak view. The loss is the
+squared error, averaged over choices, for all decisions. Its weight grows with the step t over the first T_r steps:
 
     weight = exp(-5 (1 - t / T_r)^2)
 
-No state of its own: the training step keeps the average of the weights.
+The algorithm has no state: the training step keeps the averaged weights.
 """
 
 import math
@@ -25,7 +25,7 @@ class MeanTeacherConfig(BaseAlgorithmConfig):
     """Configure mean teacher.
 
     Attributes:
-        ramp_up: T_r above, in steps; 0 gives full weight from the start.
+        ramp_up: Number of steps (T_r) over which the weight grows; 0 gives full weight from the start.
     """
 
     name: Literal["mean_teacher"] = "mean_teacher"
@@ -34,18 +34,18 @@ class MeanTeacherConfig(BaseAlgorithmConfig):
 
 
 class MeanTeacher(Algorithm):
-    """Match all predictions to those of the averaged labeler."""
+    """Match all predictions to the predictions of the averaged labeler."""
 
     config_type = MeanTeacherConfig
     config: MeanTeacherConfig
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to all weak probabilities, with the weight of the step."""
+        """Match the strong view to the probabilities on the weak view, with the weight of this step."""
         target = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         missing = 1 - min(1.0, progress.step / max(1, self.config.ramp_up))
         weight = torch.full_like(target[..., 0], math.exp(-5 * missing**2) if self.config.ramp_up else 1.0)
         return [LossTerm(View.UNLABELED_STRONG, target, weight)]
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the mean squared error [B, G] between probabilities of logits [B, G, K] and targets."""
+        """Compute the squared error [B, G] between the softmax of logits [B, G, K] and targets; mean over K."""
         return squared_error(logits, target)

@@ -1,8 +1,8 @@
 """List the algorithms.
 
-A new algorithm is one file in this folder and one line here. The file is named after the algorithm and defines a
-subclass of `Algorithm` whose `config_type` is its configuration; recipes, searches, tests and help texts take it up
-from this list. Nothing is imported here, so that `stssl train --help` need not wait for torch.
+To add an algorithm, write one file in this folder and add one line here. The file has the name of the algorithm and
+defines a subclass of `Algorithm`. The `config_type` of this subclass is the algorithm's configuration. Recipes,
+searches, tests and help texts read this list. Import nothing here: `stssl train --help` must not wait for torch.
 """
 
 NAMES = (
@@ -18,4 +18,4 @@ NAMES = (
     "mean_teacher",
     "adamatch",
 )
-"""Names of the algorithms, which are also names of files, in the order of tables and messages."""
+"""Names of the algorithms and of their files. Tables and messages list them in this order."""

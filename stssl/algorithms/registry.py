@@ -1,4 +1,4 @@
-"""Import the algorithms that `names.NAMES` lists, and join their configurations to one type for recipes."""
+"""Import all algorithms of `names.NAMES`, and join their configurations into one type for recipes."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Union
@@ -13,7 +13,7 @@ def import_algorithm(name: str) -> type[Algorithm]:
     """Import an algorithm's file and return the subclass of `Algorithm` that it defines.
 
     Raises:
-        TypeError: The file defines none or several, or its configuration has another name.
+        TypeError: The file does not define exactly one subclass, or the name in its configuration differs.
     """
     module = import_module(f"stssl.algorithms.{name}")
     own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
@@ -32,7 +32,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {name: import_algorithm(name) for name 
 if TYPE_CHECKING:
     AlgorithmConfig = BaseAlgorithmConfig
 else:
-    # Type checkers know no union that is made at run time; what recipes read of it is in the base class.
+    # Type checkers cannot read a union that is made at run time. They use the base class, which has all that recipes
+    # read.
     AlgorithmConfig = Annotated[
         Union[tuple(kind.config_type for kind in ALGORITHMS.values())],  # noqa: UP007
         Field(discriminator="name"),

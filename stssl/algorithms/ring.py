@@ -1,4 +1,4 @@
-"""Keep the newest rows of a stream of values, and take exact quantiles over them without sorting."""
+"""Keep the newest rows of a stream, and compute their exact quantiles without sorting."""
 
 import math
 
@@ -7,23 +7,23 @@ from torch import Tensor, nn
 
 
 class Ring(nn.Module):
-    """Keep the last `rows` values of each of C columns in a persistent buffer. Values must not be negative."""
+    """Keep the last rows of C columns in a persistent buffer. Values must not be negative."""
 
     def __init__(self, columns: int, rows: int) -> None:
         """Start empty.
 
         Args:
-            columns: C.
-            rows: How many rows to keep.
+            columns: Number of columns, C.
+            rows: Number of rows to keep.
         """
         super().__init__()
-        # A plain number and no buffer: reading a buffer would make the host wait for the device at each step.
+        # Use a plain number, not a buffer: the host would wait for the device to read a buffer.
         self.pushed = 0
         self.values: Tensor
         self.register_buffer("values", torch.zeros(columns, rows))
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of pushed rows, which is no buffer, for the state dict."""
+        """Return the number of pushed rows for the state dict. This number is not in a buffer."""
         return torch.tensor(self.pushed)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -32,11 +32,11 @@ class Ring(nn.Module):
 
     @property
     def filled(self) -> int:
-        """Count the rows that were pushed, at most the capacity."""
+        """Return how many rows the ring holds."""
         return min(self.pushed, self.values.shape[1])
 
     def push(self, rows: Tensor) -> None:
-        """Overwrite the oldest rows with rows [B, C]; if more come than fit, the last ones stay."""
+        """Overwrite the oldest rows with rows [B, C]. If B is larger than the ring, keep only the last rows."""
         size = self.values.shape[1]
         kept = rows[-size:].T
         first = self.pushed + len(rows) - kept.shape[1]
@@ -44,30 +44,30 @@ class Ring(nn.Module):
         self.pushed += len(rows)
 
     def quantile(self, share: Tensor) -> Tensor:
-        """Take each column's value at index clamp(floor(n * share), 0, n - 1) of its n values in ascending order.
+        """Sort the n values of each column, in effect, and return the value at index clamp(floor(n * share), 0, n - 1).
 
         Args:
-            share: [C] float64, 0..1.
+            share: [C] shares as float64, 0..1.
 
         Returns:
-            [C] float32.
+            [C] quantiles as float32.
         """
         n = self.filled
         return order_statistic(self.values[:, :n], (n * share).floor().long().clamp(0, n - 1))
 
 
 def order_statistic(values: Tensor, rank: Tensor) -> Tensor:
-    """Find the rank-th smallest value of each row, counted from 0, without sorting.
+    """Find the value at position `rank` of each row in ascending order, without sorting.
 
-    Bisects over the bits of the floats read as integers: non-negative floats have the same order as their bits, so 31
-    halvings find a value exactly.
+    Use bisection over the bits of the floats, read as integers. Non-negative floats have the same order as their bits,
+    so 31 halvings find a value exactly.
 
     Args:
-        values: [C, n] float32, not negative.
-        rank: [C] integers in 0..n-1.
+        values: [C, n] float32, n values for each of C columns of the ring; not negative.
+        rank: [C] positions, 0..n-1.
 
     Returns:
-        [C] float32, each a value of its row.
+        [C] float32, one value of each row.
     """
     low = torch.zeros(len(values), 1, dtype=torch.int32, device=values.device)
     high = torch.full_like(low, _INFINITY)

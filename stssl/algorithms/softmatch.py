@@ -1,15 +1,17 @@
 """Implement SoftMatch (Chen et al., ICLR 2023, arXiv:2301.10921).
 
-Every pseudo-label counts; its weight falls the further its confidence lies below the running mean:
+Every pseudo-label counts. But the weight of a pseudo-label is lower if its confidence is below the running mean mu:
 
     aligned = normalized(p * target marginal / running marginal)
     weight  = exp(-min(max(aligned) - mu, 0)^2 / (2 variance / n^2))
 
-with running mean and variance of the aligned confidence. Labels come from the unaligned logits. State: marginal [G, K]
-(starts as the first batch's), mean and variance [G] (or [G, 2] apart for "absent" and "present"), updated before use;
-with `target: predicted` also a running mean of labeled weak predictions.
+mu and variance are the running mean and variance of the aligned confidence. Labels come from the unaligned logits.
 
-Departure from the public implementation: runs on several ranks.
+State, for G decisions with K choices: the marginal [G, K], which starts with that of the first batch, and mean and
+variance [G, 1]. With `by_side`, mean and variance are [G, K]. `target: predicted` adds a running mean of predictions on
+labeled weak views. All state is updated before use.
+
+Difference from the public implementation: this one also runs on several ranks.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -38,11 +40,11 @@ class SoftMatchConfig(LabelConfig):
     """Configure SoftMatch.
 
     Attributes:
-        ema_decay: Share of the running values that a step keeps.
-        sigmas: n of the formula above: a larger one makes the weight fall faster.
+        ema_decay: Share of the old running values that a step keeps.
+        sigmas: How fast the weight falls below the mean (n in the formula). A larger value makes it fall faster.
         align: True to align confidence with the target marginal.
         target: Marginal to align with.
-        by_side: Multi-label: True to keep mean and variance apart for "absent" and "present".
+        by_side: Multi-label: True to keep separate means and variances for "absent" and "present".
     """
 
     name: Literal["softmatch"] = "softmatch"
@@ -61,7 +63,7 @@ class SoftMatch(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: SoftMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start mean and variance of confidence as 1 / K and 1."""
+        """Start with confidence of mean 1 / K and variance 1."""
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
         self.marginal = Running(config.ema_decay, (space.groups, space.choices))
@@ -71,7 +73,7 @@ class SoftMatch(Algorithm):
         self.views = Algorithm.views | self.target.views
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update both marginals, then mean and variance of the aligned confidence."""
+        """Update both marginals first, and mean and variance of the aligned confidence second."""
         self.target.observe(outputs)
         weak = outputs.labeler[View.UNLABELED_WEAK]
         self.marginal.update(weak.softmax(-1).mean(0))
@@ -80,27 +82,27 @@ class SoftMatch(Algorithm):
         count = members.sum(0)
         mean = (top[..., None] * members).sum(0) / count.clamp_min(1)
         squares = ((top[..., None] - mean).square() * members).sum(0)
-        # As in the public implementation, a side with fewer than two members counts as mean 0, variance 1.
+        # The public implementation also uses mean 0 and variance 1 for a column with fewer than two members.
         self.mean.update(torch.where(count > 1, mean, 0.0))
         self.variance.update(torch.where(count > 1, squares / (count - 1).clamp_min(1), 1.0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to all weak labels, weighted by confidence."""
+        """Match the strong view to all pseudo-labels of the weak view, weighted by confidence."""
         weak = outputs.labeler[View.UNLABELED_WEAK]
         top, column = self._confidence(weak)
         mean, variance = of_choice(self.mean.value, column), of_choice(self.variance.value, column)
         below = (top - mean).clamp_max(0)
-        variance = variance.clamp_min(1e-12)  # it is 0 where all rows are equally confident
+        variance = variance.clamp_min(1e-12)  # the variance is 0 if all rows are equally confident
         weight = (-below.square() * self.config.sigmas**2 / (2 * variance)).exp()
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), weight)]
 
     def aligned(self, weak: Tensor) -> Tensor:
-        """Align weak logits [B, G, K]: return probabilities whose mean is the target marginal."""
+        """Turn weak logits [B, G, K] into probabilities, aligned with the target marginal if `config.align`."""
         p = weak.softmax(-1)
         return align(p, self.target.value, self.marginal.value) if self.config.align else p
 
     def _confidence(self, weak: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute each decision's aligned confidence [B, G] and the column [B, G] of the statistics it belongs to."""
+        """Compute the aligned confidence [B, G] of each decision, and its column [B, G] in mean and variance."""
         p = self.aligned(weak)
         choices = choose(p)
         return p.amax(-1), choices if self.config.by_side else torch.zeros_like(choices)

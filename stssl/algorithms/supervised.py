@@ -1,6 +1,6 @@
 """Train with labels only.
 
-With `model.metadata: direct` this is the baseline whose network reads the metadata of labeled patches.
+With `model.metadata: direct`, this is a baseline: its network reads the metadata of labeled patches.
 """
 
 from typing import Literal

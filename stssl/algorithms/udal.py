@@ -1,16 +1,18 @@
 """Implement UDAL, unifying distribution alignment as a loss (Lazarow et al., WACV 2023).
 
-FixMatch's targets, but logits are shifted before each loss by
+UDAL makes the same targets as FixMatch. But before each loss, it adds this to the logits at step t of T:
 
-    log(q / target^a),    a = 1 - (1 - a_min) * (t / T)^k,
+    log(q / target^a),    a = 1 - (1 - a_min) * (t / T)^k
 
-with target^a normalized over choices. q is the target marginal in supervised losses and the network's own running
-marginal in unlabeled ones. State: the labeler's marginal over its weak view, the student's over its strong view (both
-start as the first batch's); with `target: predicted` also a running mean of labeled weak predictions. All are updated
-before use. Multi-label: only the logit of "present" is shifted, as in the public implementation.
+target^a is normalized over choices. In supervised losses, q is the target marginal. In unlabeled losses, q is the
+network's own running marginal. Multi-label: only the logit of "present" is shifted, as in the public implementation.
 
-Departures from it: the student uses its own marginal, not the teacher's; q is bounded from below, so that a class
-without labeled positives gives no NaN.
+State: the labeler's marginal over weak views, and the student's marginal over strong views. Both start with the
+marginal of the first batch. `target: predicted` adds a running mean of predictions on labeled weak views. All state is
+updated before use.
+
+Differences from the public implementation: the student uses its own marginal, not that of the teacher. The ratio has a
+lower bound, so a class without labeled positives gives no NaN.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -26,16 +28,16 @@ from stssl.base.config import Domain
 from stssl.base.labels import LabelSpace
 
 FLOOR = 1e-9
-"""Least ratio whose logarithm is taken: a class without labeled positives has ratio 0."""
+"""Lower bound of a ratio before the logarithm: a class without labeled positives has ratio 0."""
 
 
 class UdalConfig(CutoffConfig):
     """Configure UDAL.
 
     Attributes:
-        ema_decay: Share of the running marginals that a step keeps.
-        least_exponent: a_min above, the exponent at the end of training.
-        power: k above: a larger one moves the change of the exponent to the end.
+        ema_decay: Share of the old running marginals that a step keeps.
+        least_exponent: Exponent of the target at the end of training (a_min).
+        power: Shape of the change of the exponent (k). With a larger value, the exponent changes later in training.
         target: Marginal that predictions should have.
     """
 
@@ -47,7 +49,7 @@ class UdalConfig(CutoffConfig):
 
 
 class Udal(FixMatch):
-    """Run FixMatch with logits that are shifted before each loss."""
+    """Run FixMatch, but shift the logits before each loss."""
 
     config_type = UdalConfig
     config: UdalConfig
@@ -55,7 +57,7 @@ class Udal(FixMatch):
     watches_student: ClassVar[bool] = True
 
     def __init__(self, config: UdalConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start the marginals with the first batch."""
+        """Make the marginals. The first batch sets their first values."""
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
         self.labeler = Running(config.ema_decay, (space.groups, space.choices))
@@ -63,20 +65,20 @@ class Udal(FixMatch):
         self.views = Algorithm.views | self.target.views
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update the target's, the labeler's and the student's marginal."""
+        """Update the marginals of the target, of the labeler and of the student."""
         self.target.observe(outputs)
         self.labeler.update(outputs.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
         for strong in outputs.student.values():
             self.student.update(strong.softmax(-1).mean(0))
 
     def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
-        """Shift logits by the logarithm of a marginal over the target.
+        """Add the logarithm of marginal / target to logits.
 
         Args:
-            logits: [B, G, K] of one network and view.
-            role: Part that the network plays; each has a marginal of its own.
-            view: The view that the logits are of; labeled views use the target marginal.
-            progress: The step about to be taken, which sets the exponent.
+            logits: [B, G, K] logits of one network for one view.
+            role: Role of the network. Each role has its own marginal.
+            view: View that the network predicted. Labeled views use the target marginal.
+            progress: Current step, which sets the exponent.
 
         Returns:
             [B, G, K] shifted logits.
@@ -84,10 +86,10 @@ class Udal(FixMatch):
         own = self.labeler if role == "labeler" else self.student
         q = self.target.value if view.stream is Stream.LABELED else own.value
         shift = self.ratio(q, progress).clamp_min(FLOOR).log()
-        # Multi-label: `outputs` keeps the shift of "present" alone, which is what the public implementation shifts.
+        # Multi-label: `outputs` keeps only the shift of "present", as in the public implementation.
         return logits + self.space.grouped(self.space.outputs(shift))
 
     def ratio(self, q: Tensor, progress: Progress) -> Tensor:
-        """Divide a marginal [G, K] by the target raised to the exponent of this step."""
+        """Divide a marginal [G, K] by target^a, with the exponent a of this step."""
         exponent = 1 - (1 - self.config.least_exponent) * progress.fraction**self.config.power
         return q / (tempered(self.target.value, exponent) + FLOOR)
