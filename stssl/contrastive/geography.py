@@ -1,7 +1,7 @@
 """Define the geographic pretext task: predict the cluster of an image's place, or the place itself.
 
-See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.2. Clusters are found on the unit sphere, where the date line
-is no seam.
+See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.2. Clusters are computed on the unit sphere: it has no jump at
+the date line.
 """
 
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ from stssl.base.errors import DataError
 from stssl.base.sphere import on_sphere
 
 KMEANS_PLACES = 100_000
-"""Largest number of places that k-means works on; all places are assigned to its clusters afterwards."""
+"""Largest number of places that k-means uses. Afterwards, every place gets the nearest of its clusters."""
 
 
 class NoGeoConfig(Config):
@@ -40,7 +40,7 @@ class ClustersConfig(Config):
 
 
 class RegressionConfig(Config):
-    """Predict the image's place as a point of the unit sphere; the loss is 1 - cosine.
+    """Predict the image's place as a point on the unit sphere. The loss is 1 - cosine.
 
     Attributes:
         weight: Weight of this loss.
@@ -54,10 +54,10 @@ GeoConfig = NoGeoConfig | ClustersConfig | RegressionConfig
 
 
 def known_places(metadata: Tensor, least: int) -> Tensor:
-    """List the different known places in metadata [n, 4] as points [m, 3] of the unit sphere.
+    """Return the m different known places in metadata [n, 4], as points [m, 3] on the unit sphere.
 
     Raises:
-        DataError: They are fewer than `least`.
+        DataError: The metadata has fewer than `least` different places.
     """
     points = on_sphere(metadata)
     different: Tensor = torch.unique(points[~points.isnan().any(1)], dim=0)
@@ -75,13 +75,13 @@ def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
     Args:
         metadata: [n, 4] metadata of the training patches.
         k: Number of clusters.
-        seed: Seed of the first centers, and of the sample that is drawn if there are many places.
+        seed: Seed of the first centers. If there are more than `KMEANS_PLACES` places, also the seed of their sample.
 
     Returns:
-        [k, 3] centers as unit vectors.
+        [k, 3] centers of the k clusters, as unit vectors.
 
     Raises:
-        DataError: There are fewer known places than clusters.
+        DataError: The metadata has fewer different places than `k`.
     """
     from sklearn.cluster import KMeans
 
@@ -95,11 +95,11 @@ def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
 
 
 def nearest_cluster(metadata: Tensor, centers: Tensor) -> Tensor:
-    """Find the number [n] of the nearest center for each place in metadata [n, 4]; -1 where the place is missing.
+    """Find the nearest center of each place. Return the positions [n] of these centers; -1 for missing places.
 
     Args:
-        metadata: [n, 4], on any device.
-        centers: [k, 3] unit vectors; the result is on their device.
+        metadata: [n, 4] metadata on any device.
+        centers: [k, 3] unit vectors. The result is on the same device.
     """
     points = on_sphere(metadata).to(centers.device)
     found = (points.nan_to_num() @ centers.T).argmax(1)

@@ -1,7 +1,9 @@
-"""Define momentum contrast (MoCo): the queue of keys and the losses by which a query must find its key among many.
+"""Define momentum contrast (MoCo): the queue of keys, and the losses that teach a query to find its own key among them.
 
-See He et al., CVPR 2020 (arXiv:1911.05722), with the projection of MoCo-v2 (arXiv:2003.04297). The loss may also be
-multi-label CPC (Song and Ermon, NeurIPS 2020, arXiv:2007.09852), one softmax over all positives of the global batch.
+See He et al., CVPR 2020 (arXiv:1911.05722). The projection is that of MoCo-v2 (arXiv:2003.04297). The loss can also be
+multi-label CPC (Song and Ermon, NeurIPS 2020, arXiv:2007.09852): one softmax over all pairs of the global batch.
+
+In shapes, n is the number of queries on this rank, and K the number of keys in the queue.
 """
 
 import math
@@ -21,14 +23,14 @@ class PretextConfig(Config):
     """Configure contrastive pretraining.
 
     Attributes:
-        temporal: Take the key from another acquisition of the same place, if there is one.
+        temporal: Take the key from an image of the same place at another time, if the training patches have one.
         geo: Geographic pretext task.
         contrast_weight: Weight of the contrastive loss.
-        projection: Size of the vectors that are compared.
-        mlp: Project features through a hidden layer.
+        projection: Size of queries and keys.
+        mlp: Use a hidden layer in the projection.
         queue: Number of keys that the queue holds.
-        momentum: Share of the old weights that the key encoder keeps in a step.
-        temperature: Divisor of cosines in the softmax; the smaller, the more the nearest negatives count.
+        momentum: Share of the old weights that the momentum encoder keeps in a step.
+        temperature: Divisor of cosines in the softmax. With a smaller value, the nearest negatives count more.
         loss: `cpc` (InfoNCE) or `ml_cpc` (multi-label CPC).
         alpha: Weight of positives in `ml_cpc` at the first step.
         alpha_end: Weight of positives in `ml_cpc` at the last step.
@@ -55,31 +57,34 @@ class PretextConfig(Config):
         return self
 
     def alpha_at(self, fraction: float) -> float:
-        """Return the weight of positives after a share 0..1 of the steps."""
+        """Return the weight of positives after a share of the steps; `fraction` is this share, 0..1."""
         if self.alpha_schedule == "geometric":
             return float(self.alpha * (self.alpha_end / self.alpha) ** fraction)
         return self.alpha + (self.alpha_end - self.alpha) * fraction
 
 
 class Queue(nn.Module):
-    """Hold the last keys of all ranks; equal on all ranks, and part of checkpoints. New keys replace the oldest."""
+    """Hold the last keys of all ranks. New keys replace the oldest.
+
+    The queue is equal on all ranks, and is part of checkpoints.
+    """
 
     keys: Tensor
     pointer: Tensor
 
     def __init__(self, size: int, width: int) -> None:
-        """Start with `size` random unit vectors of `width` numbers."""
+        """Fill the queue with `size` random unit vectors of `width` numbers."""
         super().__init__()
         self.register_buffer("keys", functional.normalize(torch.randn(size, width), dim=1))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
 
     @torch.no_grad()
     def push(self, keys: Tensor, bad: Tensor | None = None) -> None:
-        """Add keys, in place of the oldest ones.
+        """Replace the oldest keys by new keys.
 
         Args:
-            keys: [n, width] keys of the global batch; if there are more than the queue holds, the last ones are added.
-            bad: Scalar tensor; if it is true, the old keys stay. None adds the keys.
+            keys: [m, width] m new keys of the global batch. If m is larger than the queue, only the last keys enter.
+            bad: Scalar tensor. If it is true, the old keys stay. None means false.
         """
         size = len(self.keys)
         keys, skipped = keys[-size:], max(0, len(keys) - size)
@@ -90,26 +95,26 @@ class Queue(nn.Module):
 
 
 def similarities(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Compute the cosines of queries with their own key and with all keys of the queue, divided by the temperature.
+    """Compute the cosines of each query with its own key and with all keys of the queue. Divide by the temperature.
 
     Args:
         query: [n, width] unit vectors.
         key: [n, width] unit vectors.
         queue: [K, width] unit vectors.
-        temperature: Temperature; the smaller, the more the nearest negatives count.
+        temperature: Divisor of the cosines. With a smaller value, the nearest negatives count more.
 
     Returns:
-        [n, 1 + K]; the first column belongs to the own key.
+        [n, 1 + K] logits. The first column belongs to the query's own key.
     """
     return torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], 1) / temperature
 
 
 def info_nce(logits: Tensor, rows: Tensor) -> Tensor:
-    """Compute InfoNCE of this rank's rows, scaled so that the mean over ranks is the mean over the global batch.
+    """Compute InfoNCE of this rank's rows. The mean of the result over ranks is the mean over the global batch.
 
     Args:
-        logits: [n, 1 + K] of `similarities`.
-        rows: Number of rows of the global batch.
+        logits: [n, 1 + K] result of `similarities`.
+        rows: Number of rows in the global batch.
     """
     return (torch.logsumexp(logits, 1) - logits[:, 0]).sum() * world_size() / rows
 
@@ -117,15 +122,15 @@ def info_nce(logits: Tensor, rows: Tensor) -> Tensor:
 def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
     """Compute multi-label CPC: the cross-entropy of one softmax over all pairs of the global batch.
 
-    The target is 1/N at each of the N positive pairs.
+    The target is 1/N for each of the N positive pairs, and 0 for all other pairs.
 
     Args:
-        logits: [n, 1 + K] of `similarities`.
-        rows: N, number of rows of the global batch.
-        alpha: Weight of positives; negatives have (K + 1 - alpha) / K.
+        logits: [n, 1 + K] result of `similarities`.
+        rows: Number of rows in the global batch, N.
+        alpha: Weight of positives. Negatives have the weight (K + 1 - alpha) / K.
 
     Returns:
-        The loss of this rank, scaled so that the mean over ranks is the loss of the global batch.
+        The loss of this rank. Its mean over ranks is the loss of the global batch.
     """
     negatives = logits.shape[1] - 1
     beta = (negatives + 1 - alpha) / negatives
@@ -134,7 +139,7 @@ def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
     weighted = logits + shift
     most = _largest(weighted.detach().max())
     total = most + sum_over_ranks((weighted.detach() - most).exp().sum()).log()
-    # Each rank differentiates its own part of the normalizer; the value is the global one.
+    # The value of the normalizer is global, but its gradients flow only through this rank's part.
     own = (weighted - total).exp().sum()
     normalizer = total + world_size() * (own - own.detach())
     positives = weighted[:, 0].sum() * world_size() / rows

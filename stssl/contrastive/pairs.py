@@ -1,4 +1,4 @@
-"""Load pairs of patches for pretraining: each patch and its partner, read before the step needs them."""
+"""Load pairs for pretraining: a patch and its partner. A thread reads them before the step needs them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from stssl.data.order import Sampler
 
 @dataclass(frozen=True)
 class RawPairs:
-    """Hold this rank's pairs as they come from the store, in host memory.
+    """Hold this rank's n pairs in host memory, with pixel values as the store has them.
 
     Attributes:
-        arrays: For each band group [m, bands, height, width], as stored. The n queries come first; the n keys follow if
-            partners are used.
+        arrays: [m, bands, height, width] pixels of each band group. The n queries come first. With partners, m is 2n
+            and the n keys follow; without partners, m is n.
         metadata: [n, 4] metadata of the queries.
-        true_pairs: [n] true where the key is another acquisition of the query's place.
+        true_pairs: [n] booleans: true if the key is another patch, false if it is the query's own patch.
         rows: [n] store rows of the queries, for messages.
-        draws: Random choices for the query's view and for the key's view.
+        draws: Random choices for the views of the queries, and for the views of the keys.
     """
 
     arrays: dict[str, Tensor]
@@ -40,14 +40,14 @@ class RawPairs:
 
 @dataclass(frozen=True)
 class PairSource:
-    """Deliver all training patches for pretraining, each with a partner if there is one.
+    """Read training patches for pretraining, each with a partner if it has one.
 
     Attributes:
         reader: Reader of pixels.
         rows: [size] store rows of the training patches.
-        metadata: [N, 4] metadata of all store rows.
-        sampler: Order over positions 0..size-1.
-        positives: Partners of each patch; None makes each patch its own partner.
+        metadata: [N, 4] metadata of all N store rows.
+        sampler: Sampler that orders the positions in `rows`, 0..size-1.
+        positives: Finder of partners; None makes each patch its own partner.
         views: Strength of the views.
         bands: Number of bands.
     """
@@ -61,12 +61,12 @@ class PairSource:
     bands: int
 
     def global_rows(self, step: int) -> list[int]:
-        """List the store rows of all ranks' queries in a step."""
+        """List the store rows of the queries of all ranks in a step."""
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
     def load(self, step: int, ranks: tuple[int, int]) -> RawPairs:
-        """Read a rank's pairs of a step's global batch; `ranks` is the rank and the number of ranks."""
+        """Read the pairs of one rank in a step. `ranks` holds the rank and the number of ranks."""
         positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *ranks))
         rows, seed = self.rows[positions], self.sampler.seed
         partners = rows if self.positives is None else self.positives.draw(rows, epochs, seed)
@@ -83,27 +83,27 @@ class PairSource:
 
 
 class PairLoader:
-    """Iterate over this rank's part of the global batches, in the order of steps."""
+    """Iterate over this rank's part of the global batches, step by step."""
 
     def __init__(self, source: PairSource, rank: int = 0, world: int = 1) -> None:
-        """Load the contiguous rows of each global batch that belong to rank `rank` of `world` ranks."""
+        """Load the part of each global batch that belongs to rank `rank` of `world` ranks."""
         self.sources, self.ranks = {Stream.UNLABELED: source}, (rank, world)
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """List the store rows of all ranks' queries in a step, by the name of their stream."""
+        """List the store rows of the queries of all ranks in a step, by the name of the stream."""
         return {stream.value: source.global_rows(step) for stream, source in self.sources.items()}
 
     def rows_at(self, step: int) -> int:
-        """Count the queries that all ranks together read in a step."""
+        """Return how many queries all ranks together read in a step."""
         return sum(source.sampler.batch for source in self.sources.values())
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawPairs]:
-        """Yield the rows of each step, read by a thread up to `ahead` steps before they are needed.
+        """Yield the pairs of each step. A thread reads them up to `ahead` steps before.
 
         Args:
             start: First step.
-            stop: Step to stop before.
-            ahead: Steps to read ahead.
+            stop: Step after the last step.
+            ahead: Number of steps to read ahead.
         """
         (source,) = self.sources.values()
         yield from prefetch((partial(source.load, step, self.ranks) for step in range(start, stop)), ahead)

@@ -1,4 +1,4 @@
-"""Find temporal positives: other acquisitions of a patch's place.
+"""Find temporal positives: images of the same place from other times.
 
 See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.3.
 """
@@ -11,14 +11,14 @@ from stssl.base.randomness import RandomStream, uniforms
 
 
 class Positives:
-    """Know for each store row of a set the rows of the set that show the same place at other times."""
+    """Find partners within a set of store rows: rows that show the same place at other times."""
 
     def __init__(self, rows: Ints, places: NDArray[np.integer]) -> None:
         """Group rows by place.
 
         Args:
-            rows: [n] store rows that may be drawn.
-            places: [N] number of each store row's place; negative where it is not known.
+            rows: [n] store rows of the set.
+            places: [N] number of the place of each of the N store rows; negative if the place is not known.
         """
         own_places = np.asarray(places)[rows]
         order = np.argsort(own_places, kind="stable")
@@ -36,13 +36,13 @@ class Positives:
         self._own[rows] = place_of - first
 
     def draw(self, rows: Ints, epochs: Ints, seed: int) -> Ints:
-        """Draw a partner for each row: uniformly one of the place's other acquisitions, or the row itself.
+        """Draw a partner for each row: any other row of the same place, or the row itself if no other exists.
 
-        The draw is a function of seed, epoch and row alone.
+        All other rows of the place are equally likely. The draw depends only on seed, epoch and row.
 
         Args:
             rows: [n] store rows.
-            epochs: [n] epoch of each row.
+            epochs: [n] epoch in which each row is read.
             seed: Seed of the run.
 
         Returns:
@@ -51,10 +51,10 @@ class Positives:
         others = self._count[rows] - 1
         numbers = uniforms((seed, RandomStream.PARTNER, epochs, rows), 1)[:, 0]
         pick = np.minimum((numbers * others).astype(np.int64), np.maximum(others - 1, 0))
-        pick += pick >= self._own[rows]  # the row itself is passed over
+        pick += pick >= self._own[rows]  # skip the row itself
         chosen = self._start[rows] + np.where(others > 0, pick, 0)
         return np.where(others > 0, self._rows[np.minimum(chosen, len(self._rows) - 1)], rows)
 
     def share(self, rows: Ints) -> float:
-        """Share of `rows` whose place has another acquisition."""
+        """Return the share of `rows` that have another row of the same place."""
         return float((self._count[rows] > 1).mean()) if len(rows) else 0.0

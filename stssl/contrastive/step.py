@@ -1,11 +1,13 @@
 """Take one step of contrastive pretraining, with a momentum encoder, a queue of keys and a geographic pretext task.
 
-A step does this in order:
+A step has four parts:
 
 1. The query encoder computes the queries.
 2. The momentum encoder moves toward the query encoder and computes the keys.
-3. Losses compare queries with their keys and with the queue.
+3. The losses compare each query with its key and with all keys of the queue.
 4. After the optimizer's step, the keys of all ranks enter the queue.
+
+In shapes, n is the number of rows on this rank.
 """
 
 from dataclasses import dataclass
@@ -31,9 +33,9 @@ class Pairs:
 
     Attributes:
         query: [n, bands, h, w] images, normalized.
-        key: [n, bands, h, w] other views; of another acquisition of the place if there is one.
+        key: [n, bands, h, w] second views: of the partner if the patch has one, otherwise of the patch itself.
         metadata: [n, 4] metadata of the queries.
-        true_pairs: [n] true where the key is another acquisition.
+        true_pairs: [n] booleans: true if the key shows a partner, so not the patch itself.
     """
 
     query: Tensor
@@ -43,7 +45,7 @@ class Pairs:
 
 
 class PretrainEncoder(nn.Module):
-    """Compute pooled features by a backbone, and project them to the vectors that are compared."""
+    """Compute pooled features with a backbone, and project them to the vectors that the losses compare."""
 
     backbone: Backbone
 
@@ -52,9 +54,9 @@ class PretrainEncoder(nn.Module):
 
         Args:
             backbone: Backbone to train.
-            width: Size of its pooled features.
-            projection: Size of the vectors that are compared.
-            mlp: True to project through a hidden layer.
+            width: Size of the backbone's pooled features.
+            projection: Size of the projected vectors.
+            mlp: True to use a hidden layer in the projection.
         """
         super().__init__()
         hidden: list[nn.Module] = [nn.Linear(width, width), nn.ReLU()] if mlp else []
@@ -65,13 +67,13 @@ class PretrainEncoder(nn.Module):
         return self.backbone.forward_head(self.backbone.forward_features(image), pre_logits=True)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Compute vectors [n, projection] of images, not normalized."""
+        """Compute the projected vectors [n, projection] of images. They are not normalized."""
         projected: Tensor = self.project(self.features(image))
         return projected
 
 
 class GeoHead(nn.Module):
-    """Predict a place, or its cluster, from the query's projection before it is normalized."""
+    """Predict a place or its cluster from the query's projection. The projection is not normalized."""
 
     centers: Tensor
 
@@ -81,7 +83,7 @@ class GeoHead(nn.Module):
         Args:
             config: Kind of the pretext task.
             projection: Size of the query's projection.
-            centers: [k, 3] unit vectors, the centers of the clusters; None if the place itself is predicted.
+            centers: [k, 3] centers of the k clusters as unit vectors; None to predict the place itself.
         """
         super().__init__()
         self.config = config
@@ -89,15 +91,15 @@ class GeoHead(nn.Module):
         self.layers = nn.Sequential(nn.ReLU(), nn.Linear(projection, 3 if centers is None else len(centers)))
 
     def forward(self, embedding: Tensor, metadata: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss and what to log.
+        """Compute the loss, and values to log.
 
         Args:
             embedding: [n, projection] projections of the queries.
             metadata: [n, 4] metadata of the queries.
 
         Returns:
-            The loss, scaled so that the mean over ranks is the mean over the global batch's known places, and
-            `geo_right`: the share of right clusters, or the mean cosine with the true place.
+            The loss and the values to log. The mean of the loss over ranks is the mean over all known places of the
+            global batch. `geo_right` is the share of right clusters, or the mean cosine with the true place.
         """
         predicted = self.layers(embedding)
         if isinstance(self.config, ClustersConfig):
@@ -115,16 +117,16 @@ class GeoHead(nn.Module):
 
 
 class ContrastiveStep(TrainingStep):
-    """Own query encoder, momentum encoder, queue and geographic head; `forward` computes the loss of one step."""
+    """Own the query encoder, momentum encoder, queue and geographic head; `forward` computes the loss of one step."""
 
     def __init__(self, encoder: PretrainEncoder, config: PretextConfig, centers: Tensor | None, seed: int) -> None:
-        """Put the parts together; the momentum encoder starts as a copy.
+        """Store the parts. The momentum encoder starts as a copy of the query encoder.
 
         Args:
             encoder: Encoder of queries.
             config: Configuration of pretraining.
-            centers: [k, 3] centers of the places' clusters; None if the pretext task needs none.
-            seed: Seed of the shuffling of keys over ranks.
+            centers: [k, 3] centers of the clusters of places; None if the pretext task uses no clusters.
+            seed: Seed that shuffles keys over ranks.
         """
         super().__init__()
         self.config, self.seed = config, seed
@@ -134,7 +136,7 @@ class ContrastiveStep(TrainingStep):
         self.networks = nn.ModuleDict(trained)
         self.momentum = Ema(encoder, config.momentum)
         self.momentum.network.train()
-        # Only BatchNorm mixes the rows of a batch; without it there is nothing that a shuffle could hide.
+        # Shuffle only with BatchNorm: nothing else mixes the rows of a batch. `_keys` says why.
         self.queue = Queue(config.queue, config.projection)
         self.shuffles = bool(batchnorms(encoder))
         self._fresh: Tensor | None = None
@@ -143,15 +145,16 @@ class ContrastiveStep(TrainingStep):
     def train(self, mode: bool = True) -> "ContrastiveStep":
         """Put both encoders into training or evaluation mode."""
         super().train(mode)
-        # `Ema` alone stays in evaluation mode; but MoCo's key encoder must normalize by batches, as the query's does.
+        # `Ema` keeps its network in evaluation mode. But MoCo's key encoder must normalize by the batch, as the query
+        # encoder does.
         self.momentum.network.train(mode)
         return self
 
     def forward(self, batch: Pairs, progress: Progress) -> StepOutput:
-        """Compute the loss of this rank's rows, scaled so that the mean over ranks is the loss of the global batch."""
+        """Compute the loss of this rank's rows. The mean of this loss over ranks is the loss of the global batch."""
         embedding = self.networks["query"](batch.query).float()
         key = self._keys(batch, progress)
-        # In bf16, with its 8 bits of precision, near keys and near places could not be told apart.
+        # Do not use bf16: with its 8 bits of precision, similar keys and near places would look equal.
         with torch.autocast(embedding.device.type, enabled=False):
             return self._losses(embedding, key, batch, progress)
 
@@ -176,23 +179,23 @@ class ContrastiveStep(TrainingStep):
         return StepOutput(total, logs | {"loss": total.detach()})
 
     def after_optimizer(self, bad: Tensor) -> None:
-        """Add this step's keys to the queue; if the step was left out (`bad`), the queue stays as it is."""
+        """Add the keys of this step to the queue. If the loop skipped the step (`bad`), do not change the queue."""
         if self._fresh is not None:
             self.queue.push(self._fresh, bad)
             self._fresh = None
 
     def _row_counts(self, rows: Tensor) -> list[int]:
-        """Gather how many rows each rank has; batch sizes never change, so ranks exchange this once."""
+        """Gather how many rows each rank has. Batch sizes never change, so ranks exchange this number once."""
         if len(rows) not in self._counts:
             self._counts[len(rows)] = row_counts(rows)
         return self._counts[len(rows)]
 
     @torch.no_grad()
     def _keys(self, batch: Pairs, progress: Progress) -> Tensor:
-        """Update the momentum encoder, and compute this rank's keys [n, projection], unit vectors.
+        """Update the momentum encoder, and compute this rank's keys: unit vectors [n, projection].
 
-        Keys are shuffled over ranks if the encoder has BatchNorm: statistics of a rank's batch would tell which key
-        belongs to a query, without any look at the image (He et al., section 3.3).
+        If the encoder has BatchNorm, shuffle the key images over ranks first. Otherwise the statistics of a rank's
+        batch would show which key belongs to a query, whatever the image shows (He et al., section 3.3).
         """
         self.momentum.update_parameters(self.networks["query"])
         if world_size() == 1 or not self.shuffles:

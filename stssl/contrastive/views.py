@@ -1,8 +1,8 @@
-"""Augment images for contrastive pretraining: crops of any size, color or band jitter, blur, flips, on whole batches.
+"""Augment batches of images for contrastive pretraining: random crops, color or band jitter, blur and flips.
 
 The defaults are those of MoCo-v2 (arXiv:2003.04297): random resized crop, color jitter 0.4/0.4/0.4/0.1 with probability
-0.8, grayscale 0.2, blur 0.5, horizontal flip. Color jitter is for RGB only; other inputs get a gain and an offset for
-each band instead. All randomness comes in as numbers that the loader drew from (seed, epoch, patch).
+0.8, grayscale 0.2, blur 0.5, horizontal flip. Color jitter is for RGB only. Other inputs get a gain and an offset for
+each band instead. This module draws no random numbers: the loader draws them from (seed, epoch, patch).
 """
 
 import math
@@ -18,26 +18,26 @@ from stssl.base.arrays import Floats
 from stssl.base.config import Config, Share
 
 FIXED = 16
-"""Uniform numbers that a view takes in any case; each band takes two more."""
+"""How many uniform numbers a view needs, without the two numbers for each band."""
 
 
 class PretrainViewsConfig(Config):
     """Configure the strength of the views.
 
     Attributes:
-        smallest_crop: Smallest share of the area that a crop keeps.
-        aspect: Largest ratio of a crop's sides.
-        jitter: Share of patches whose colors or bands are changed.
-        brightness: Largest relative change of brightness, RGB only; also for `contrast` and `saturation`.
-        contrast: Largest relative change of contrast.
-        saturation: Largest relative change of saturation.
-        hue: Largest turn of the hue, as a share of the circle.
+        smallest_crop: Smallest area of a crop, as a share of the patch.
+        aspect: Largest ratio between the sides of a crop.
+        jitter: Share of patches with changed colors or bands.
+        brightness: Largest relative change of brightness, RGB only.
+        contrast: Largest relative change of contrast, RGB only.
+        saturation: Largest relative change of saturation, RGB only.
+        hue: Largest rotation of the hue, as a share of the color circle, RGB only.
         gray: Share of patches that lose their colors.
         blur: Share of patches that are blurred.
-        flip_vertical: Flip half of the patches top to bottom too.
+        flip_vertical: Flip half of the patches top to bottom too. Half are always flipped left to right.
         gain: Largest relative change of a band, for inputs that are not RGB.
-        offset: Largest value added to a band in [0, 1], for inputs that are not RGB.
-        rgb: Treat the bands as colors; null does so for inputs of three bands.
+        offset: Largest value to add to a band, for inputs that are not RGB. Bands are in [0, 1].
+        rgb: Treat the bands as RGB colors. null means true for three bands, else false.
     """
 
     smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -60,12 +60,12 @@ class ViewDraw:
     """Hold the random choices for one view of n patches.
 
     Attributes:
-        box: [n, 2, 3] affine maps of crops and flips, in normalized coordinates.
-        gain: [n, bands] factors, 1 for patches without jitter; equal for all bands of an RGB patch.
+        box: [n, 2, 3] affine maps for crops and flips, in the normalized coordinates of `affine_grid`.
+        gain: [n, bands] factors: 1 for patches without jitter, and equal for all bands of an RGB patch.
         offset: [n, bands] values to add.
-        contrast: [n] factors around the patch's mean, 1 if bands are no colors.
-        color: [n, 3, 3] linear maps of RGB, the identity for other inputs.
-        sigma: [n] width of the blur in pixels, 0 for none.
+        contrast: [n] factors for the difference to the mean of the patch; 1 for inputs that are not RGB.
+        color: [n, 3, 3] linear maps of RGB; the identity for other inputs.
+        sigma: [n] width of the blur in pixels; 0 means no blur.
     """
 
     box: Tensor
@@ -76,12 +76,12 @@ class ViewDraw:
     sigma: Tensor
 
     def to(self, device: torch.device) -> "ViewDraw":
-        """Copy the choices to another device, without waiting for it."""
+        """Copy the choices to another device. The host does not wait for the copy."""
         return ViewDraw(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
 def pretrain_numbers_needed(bands: int) -> int:
-    """Return how many uniform numbers the view of one patch takes."""
+    """Return how many uniform numbers one view of a patch needs."""
     return FIXED + 2 * bands
 
 
@@ -89,7 +89,7 @@ def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int)
     """Turn uniform numbers into the random choices of one view.
 
     Args:
-        numbers: [n, pretrain_numbers_needed(bands)] uniform in [0, 1).
+        numbers: [n, pretrain_numbers_needed(bands)] uniform numbers in [0, 1).
         config: Strength and probability of each operation.
         bands: Number of bands.
     """
@@ -111,7 +111,7 @@ def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int)
 
 
 def _boxes(u: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """Draw maps [n, 2, 3] from the output to a random box of the input: its area and shape, then its place."""
+    """Make affine maps [n, 2, 3] from the output to a random box of the input, with random area, shape and position."""
     area = config.smallest_crop + (1 - config.smallest_crop) * u[:, 0]
     shape = torch.exp(math.log(config.aspect) * (2 * u[:, 1] - 1))
     width, height = (area * shape).sqrt().clamp_max(1), (area / shape).sqrt().clamp_max(1)
@@ -128,8 +128,8 @@ _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.21
 
 
 def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """Draw linear maps [n, 3, 3] of RGB that change saturation and hue (a rotation of chroma), or make it gray."""
-    # One matrix for all three, so that the images are passed over once.
+    """Make linear maps [n, 3, 3] of RGB that change saturation and hue, or remove the colors."""
+    # One matrix does all three changes, so each image is read once. In YIQ, a change of hue is a rotation.
     saturation = torch.where(jittered, 1 + config.saturation * signed[:, 8], 1.0)
     turn = torch.where(jittered, 2 * math.pi * config.hue * signed[:, 9], 0.0)
     saturation = torch.where(u[:, 13] < config.gray, 0.0, saturation)
@@ -142,15 +142,15 @@ def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsCo
 
 
 def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
-    """Apply one view's random choices to images; values stay in [0, 1].
+    """Apply the random choices of one view to images. Values stay in [0, 1].
 
     Args:
-        image: [n, c, h, w] with values in [0, 1].
+        image: [n, bands, h, w] images with values in [0, 1].
         draw: Random choices of the view.
-        size: Pixels a side of the result.
+        size: Side of the result in pixels.
 
     Returns:
-        [n, c, size, size].
+        [n, bands, size, size] images.
     """
     grid = functional.affine_grid(draw.box, [len(image), image.shape[1], size, size], align_corners=False)
     image = functional.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
@@ -163,8 +163,8 @@ def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
 
 
 def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each patch with a Gaussian of its own width in pixels; width 0 changes nothing."""
-    # Each patch and band is a group of one convolution, since every patch has its own kernel.
+    """Blur each patch with a Gaussian of its own width `sigma` in pixels. Width 0 changes nothing."""
+    # Every patch has its own kernel, so use one convolution with a group for each patch and band.
     n, bands, height, width = image.shape
     reach = max(1, min(height, width) // 20)
     steps = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
