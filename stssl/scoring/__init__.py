@@ -1,6 +1,7 @@
-"""Score networks: metrics of predictions, evaluation of a part of the split, and k-NN on frozen features.
+"""Score networks: metrics of predictions, evaluation on a part of the split, and k-NN on frozen features.
 
-A new metric is registered in `stssl/scoring/metrics.py`. Import from the modules directly: they need torch.
+Register new metrics in `stssl/scoring/metrics.py`. Import from the modules directly: they need torch, so this package
+does not import them.
 """
 
 __all__: list[str] = []

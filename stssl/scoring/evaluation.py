@@ -1,4 +1,4 @@
-"""Evaluate a network on a part of the split: compute logits and scores, and write the files that keep them."""
+"""Evaluate a network on a part of the split: compute logits and scores, and write them to files."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ from stssl.recipes.run_data import PixelData, RunData, require_labels
 from stssl.scoring.metrics import score
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
-"""Function of images [n, C, h, w] and metadata [n, 4] that returns logits [n, classes]."""
+"""Function that takes images [n, bands, h, w] and metadata [n, 4], and returns logits [n, classes]."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Evaluation:
 
     Attributes:
         scores: Scores by name.
-        per_class: Scores of each class by its name.
-        rows: [n] store rows that were scored.
-        logits: [n, classes].
+        per_class: Scores of each class, by the name of the class.
+        rows: [n] store rows of the scored patches.
+        logits: [n, classes] logits of these patches.
     """
 
     scores: dict[str, float]
@@ -46,9 +46,10 @@ class Evaluation:
 
 
 def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images [n, C, h, w] without augmentation and metadata [n, 4] of store rows, in order, on the device.
+    """Yield batches of images [n, bands, h, w], without augmentation, and metadata [n, 4].
 
-    The next batches are read while the caller works with one.
+    Batches have the order of `rows` and are on the device of `pixels`. A thread reads the next batches while the caller
+    works with one.
 
     Args:
         data: Store and reader.
@@ -65,17 +66,17 @@ def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Ite
 
 @torch.no_grad()
 def predict(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
-    """Predict rows on all ranks together: each computes a part of them, and gets the logits of all.
+    """Predict rows on all ranks together. Each rank predicts a part, and each rank gets all logits.
 
     Args:
-        predictor: Function of images and metadata that returns logits.
+        predictor: Function that takes images and metadata, and returns logits.
         data: Store, classes and reader.
         pixels: Module that scales stored bands to images.
         rows: [n] store rows.
         batch: Number of rows in a batch.
 
     Returns:
-        [n, classes] logits.
+        [n, classes] logits, on the CPU.
     """
     own = rows[rows_of(len(rows), rank(), world_size())]
     parts = [predictor(image, metadata).float() for image, metadata in batches(data, pixels, own, batch)]
@@ -87,15 +88,15 @@ def predict(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints
 def evaluate(
     predictor: Predictor, data: RunData, pixels: PixelScaler, part: str, *, batch: int, limit: int | None
 ) -> Evaluation:
-    """Score a network on a part of the split; ranks call this together.
+    """Score a network on a part of the split. All ranks must call this.
 
     Args:
-        predictor: Function of images and metadata that returns logits.
+        predictor: Function that takes images and metadata, and returns logits.
         data: Store, split and targets.
         pixels: Module that scales stored bands to images.
         part: `train`, `validation` or `test`.
         batch: Number of rows in a batch.
-        limit: Largest number of patches to score, evenly spread over the part; None scores all.
+        limit: Largest number of patches to score. They are evenly spread over the part. None scores all patches.
 
     Raises:
         DataError: No patch of the part has a known label.
@@ -109,14 +110,14 @@ def evaluate(
 
 
 def spread(rows: Ints, limit: int | None) -> Ints:
-    """Choose at most `limit` rows that are evenly spread over all; None chooses all."""
+    """Choose at most `limit` evenly spread rows; None chooses all rows."""
     if limit is None or limit >= len(rows):
         return rows
     return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
 
 
 def without_nan(value: Mapping[str, object]) -> dict[str, object]:
-    """Replace NaN and infinite numbers by None, since JSON cannot express them; lists are left as they are."""
+    """Replace NaN and infinite numbers by None, because JSON cannot express them. Lists do not change."""
     return {key: _without_nan(item) for key, item in value.items()}
 
 
@@ -131,14 +132,14 @@ def _without_nan(value: object) -> object:
 def save_evaluations(
     results: Mapping[str, Evaluation], data: RunData, part: str, path: Path, about: JsonMapping
 ) -> None:
-    """Write scores as JSON and, beside it, an `.npz` file with rows, places, targets and the logits of all networks.
+    """Write two files: scores as JSON, and arrays as `.npz` (rows, metadata, targets and the logits of all networks).
 
     Args:
-        results: Evaluation of each network by its name.
-        data: Data that was scored.
+        results: Evaluation of each network, by the name of the network.
+        data: Data of the evaluations.
         part: `train`, `validation` or `test`.
-        path: JSON file to write.
-        about: Entries about the run and the checkpoint that are added to the JSON.
+        path: JSON file to write. The other file has the same name, with the suffix `.npz`.
+        about: Entries about the run and the checkpoint to add to the JSON.
 
     Raises:
         RunError: A file cannot be written.
@@ -150,7 +151,7 @@ def save_evaluations(
     arrays |= {"targets": targets.numpy()}
     arrays |= {f"logits_{name}": result.logits.numpy() for name, result in results.items()}
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs take a keyword for `allow_pickle`
-    # Scores come last and name the digest of the arrays, so that files of two evaluations are never read together.
+    # Write the scores last, with the digest of the arrays: readers can then see that both files belong together.
     write_whole(path.with_suffix(".npz"), buffer.getbuffer())
     content: dict[str, JsonValue] = {
         "part": part,
@@ -167,5 +168,5 @@ def _as_json(result: Evaluation) -> dict[str, JsonValue]:
 
 
 def array_digest(data: bytes | memoryview) -> str:
-    """Hash the bytes of an `.npz` file; the JSON with the scores beside it states this digest."""
+    """Hash the bytes of an `.npz` file. The JSON file with the scores holds this digest."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

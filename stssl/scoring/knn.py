@@ -1,4 +1,4 @@
-"""Score frozen features by their nearest neighbors' labels, an early signal of how well pretraining goes."""
+"""Score frozen features by the labels of their nearest neighbors. This shows early how well pretraining works."""
 
 from collections.abc import Callable
 
@@ -16,45 +16,45 @@ from stssl.scoring.evaluation import batches, spread
 from stssl.scoring.metrics import score
 
 Features = Callable[[Tensor], Tensor]
-"""Function of images [n, C, h, w] that returns features [n, width]."""
+"""Function that takes images [n, bands, h, w] and returns features [n, width]."""
 
 
 @torch.no_grad()
 def embed(features: Features, data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
-    """Compute features of rows on all ranks together: each computes a part of them, and gets those of all.
+    """Compute features of rows on all ranks together. Each rank computes a part, and each rank gets all features.
 
     Args:
-        features: Function of images that returns features.
+        features: Function that takes images and returns features.
         data: Store and reader.
         pixels: Module that scales stored bands to images.
         rows: [n] store rows.
         batch: Number of rows in a batch.
 
     Returns:
-        [n, width] features, on the device.
+        [n, width] features, on the device of `pixels`.
     """
     own = rows[rows_of(len(rows), rank(), world_size())]
     parts = [features(image).float() for image, _ in batches(data, pixels, own, batch)]
-    if not parts:  # fewer rows than ranks: one row tells the width
+    if not parts:  # this rank has no rows: predict one row to learn the width
         parts = [features(next(iter(batches(data, pixels, rows[:1], 1)))[0]).float()[:0]]
     return gather_rows(torch.cat(parts))
 
 
 def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: int, temperature: float) -> Tensor:
-    """Predict classes by the labels of the k nearest neighbors, weighted by exp(cosine / temperature).
+    """Predict classes from the labels of the k nearest neighbors, weighted by exp(cosine / temperature).
 
     This is the k-NN classifier of Wu et al., CVPR 2018 (arXiv:1805.01978).
 
     Args:
-        query: [n, width] features.
-        bank: [m, width] features of patches with known labels.
-        targets: [m, G] choice ids of these patches, `IGNORED` where unknown.
+        query: [n, width] features of the patches to predict.
+        bank: [m, width] features of m patches with known labels.
+        targets: [m, G] choice ids of these patches, for G decisions each; `IGNORED` if unknown.
         space: Classes and kind of task.
         k: Number of neighbors that vote.
-        temperature: Temperature; the smaller, the more the nearest neighbor counts.
+        temperature: Divisor of the cosines. With a smaller value, the nearest neighbor counts more.
 
     Returns:
-        [n, C] logits, float64.
+        [n, C] logits of C classes, as float64.
     """
     known = targets != IGNORED
     choices = functional.one_hot(targets.clamp_min(0).long(), space.choices).float() * known[..., None]
@@ -64,7 +64,7 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: 
         weight = ((likeness - likeness[:, :1]) / temperature).exp()
         votes = torch.einsum("nk,nkgw->ngw", weight, choices[nearest])
         found.append(votes / votes.sum(-1, keepdim=True).clamp_min(1e-12))
-    # Added, not clamped, and in float64: among patches whose neighbors nearly agree, small votes still decide the rank.
+    # Add a small number in float64, and do not clamp: small votes must still rank patches with nearly equal votes.
     return space.ungrouped((torch.cat(found).double() + 1e-6).log())
 
 
@@ -81,22 +81,22 @@ def knn_scores(
     batch: int,
     limit: int | None,
 ) -> dict[str, float]:
-    """Score a part of the split by k-NN among the training patches; ranks call this together.
+    """Score a part of the split by k-NN among the training patches. All ranks must call this.
 
     Args:
-        features: Function of images that returns features.
+        features: Function that takes images and returns features.
         data: Store, split and reader.
         pixels: Module that scales stored bands to images.
-        labels: Classes, and [N, G] choice ids of all store rows.
+        labels: Classes, and choice ids [N, G] of all N store rows for G decisions.
         part: `validation` or `test`.
         bank: Largest number of training patches that may be neighbors.
         k: Number of neighbors that vote.
-        temperature: Temperature; the smaller, the more the nearest neighbor counts.
+        temperature: Divisor of the cosines. With a smaller value, the nearest neighbor counts more.
         batch: Number of rows in a batch.
-        limit: Largest number of patches of the part to score; None scores all.
+        limit: Largest number of patches of the part to score; None scores all patches.
 
     Returns:
-        Scores by name; empty if the part, or the training part, has no patch with a known label.
+        Scores by name. Empty if the part or the training part has no patch with a known label.
     """
     space, targets = labels
     known = (targets != IGNORED).any(1).numpy()
@@ -106,7 +106,7 @@ def knn_scores(
     train, asked = spread(train, bank), spread(asked, limit)
     own, others = (embed(features, data, pixels, rows, batch) for rows in (asked, train))
     chosen = targets[torch.from_numpy(train)].to(own.device)
-    with torch.autocast(own.device.type, enabled=False):  # in bf16 many neighbors would be equally near
+    with torch.autocast(own.device.type, enabled=False):  # in bf16, many neighbors would look equally near
         logits = vote(own, others, chosen, space, k=k, temperature=temperature).cpu()
     scores, _ = score(logits, targets[torch.from_numpy(asked)], space)
     return scores

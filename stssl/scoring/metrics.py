@@ -1,7 +1,9 @@
-"""Score predictions of a part of a split.
+"""Score predictions for a part of a split.
 
-A new metric is one function of `Predictions`, in a file of its own if it is long, and one line in `MULTILABEL` or
-`SINGLE_LABEL`. torchmetrics is imported inside functions, since that takes seconds.
+To add a metric, write one function that takes `Predictions`, and add one line to `MULTILABEL` or `SINGLE_LABEL`. Put a
+long function into its own file. Functions import torchmetrics when they run, because the import takes seconds.
+
+In shapes, N is the number of patches, C of classes, and G of decisions for each patch.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,11 +24,11 @@ Scores = dict[str, float]
 """Scores by name."""
 NAN = torch.tensor(torch.nan, dtype=torch.float64)
 CONFIDENCE_BINS = 15
-"""Bins of confidence that the calibration error is computed over."""
+"""Number of confidence bins for the calibration error."""
 
 
 class PartScores(NamedTuple):
-    """Hold the scores of a network, and of each class by its name."""
+    """Hold the scores of a network, and the scores of each class by the name of the class."""
 
     scores: Scores
     per_class: dict[str, Scores]
@@ -34,11 +36,11 @@ class PartScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Hold what metrics are computed from: patches with at least one known label, and finite logits.
+    """Hold predictions and labels for metrics. Each patch has at least one known label, and logits are finite.
 
     Attributes:
-        logits: [N, C] float64.
-        targets: [N, G] choice ids, `IGNORED` where unknown.
+        logits: [N, C] logits as float64.
+        targets: [N, G] choice ids; `IGNORED` if unknown.
         space: Classes and kind of task.
     """
 
@@ -53,17 +55,17 @@ class Predictions:
 
     @property
     def known(self) -> Tensor:
-        """Mark the known labels [N, G]."""
+        """Return booleans [N, G]: true for known labels."""
         return self.targets != IGNORED
 
     @cached_property
     def count(self) -> Tensor:
-        """Count the patches [C] that are known to have each class."""
+        """Count for each class [C] the patches that are labeled with it."""
         return self.space.positives(self.targets).sum(0)
 
     @cached_property
     def average_precision(self) -> Tensor:
-        """Compute the average precision [C] of each class of a multi-label task; NaN for classes without a positive."""
+        """Compute the average precision [C] of each class (multi-label only); NaN for classes without a positive."""
         return self._each(lambda logits, truth: _measure().binary_average_precision(_ranks(logits), truth))
 
     @cached_property
@@ -75,16 +77,16 @@ class Predictions:
 
     @cached_property
     def precision(self) -> Tensor:
-        """Compute the precision [C] of each class of a single-label task; NaN for classes without a positive."""
+        """Compute the precision [C] of each class (single-label only); NaN for classes without a positive."""
         return self._each_choice(_measure().multiclass_precision)
 
     @cached_property
     def recall(self) -> Tensor:
-        """Compute the recall [C] of each class of a single-label task; NaN for classes without a positive."""
+        """Compute the recall [C] of each class (single-label only); NaN for classes without a positive."""
         return self._each_choice(_measure().multiclass_recall)
 
     def _each(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Measure each class of a multi-label task on the patches whose label of it is known."""
+        """Measure each class of a multi-label task, using only patches with a known label for this class."""
         classes = zip(self.logits.T, self.targets.T, self.known.T, self.count, strict=True)
         return torch.stack(
             [measure(logits[own], truth[own]).double() if count else NAN for logits, truth, own, count in classes]
@@ -92,41 +94,41 @@ class Predictions:
 
     def _each_choice(self, measure: Callable[..., Tensor]) -> Tensor:
         classes = self.logits.shape[1]
-        # torchmetrics knows no fewer than two classes.
+        # torchmetrics needs at least two classes.
         found = measure(self.logits.argmax(1), self.targets[:, 0], average=None, num_classes=max(2, classes))
         return torch.where(self.count > 0, found[:classes], NAN)
 
 
 Metric = Callable[[Predictions], Tensor]
-"""Function of predictions that returns one number, or for `PER_CLASS` one for each class."""
+"""Function that takes predictions and returns one number. In `PER_CLASS`, it returns one number for each class."""
 
 
 def mean_average_precision(predictions: Predictions) -> Tensor:
-    """Average the average precisions of all classes that have a positive."""
+    """Compute the mean of the average precision over all classes with a positive."""
     return predictions.average_precision.nanmean()
 
 
 def micro_average_precision(predictions: Predictions) -> Tensor:
-    """Compute the average precision over all known labels of all classes together."""
+    """Compute one average precision from all known labels of all classes together."""
     logits, truth = predictions.logits[predictions.known], predictions.targets[predictions.known]
     found: Tensor = _measure().binary_average_precision(_ranks(logits), truth)
     return found
 
 
 def micro_f1(predictions: Predictions) -> Tensor:
-    """Compute F1 at probability 0.5 over all known labels of all classes together."""
+    """Compute one F1 at probability 0.5 from all known labels of all classes together."""
     logits, truth = predictions.logits[predictions.known], predictions.targets[predictions.known]
     found: Tensor = _measure().binary_f1_score((logits > 0).long(), truth)
     return found
 
 
 def accuracy(predictions: Predictions) -> Tensor:
-    """Compute the share of patches whose most probable class is right."""
+    """Compute how often the most probable class is right, as a share of the patches."""
     return (predictions.logits.argmax(1) == predictions.targets[:, 0]).float().mean()
 
 
 def label_calibration_error(predictions: Predictions) -> Tensor:
-    """Compute the expected calibration error of the probabilities of all known labels."""
+    """Compute the expected calibration error of the probabilities for all known labels."""
     known = predictions.known
     found: Tensor = _measure().binary_calibration_error(
         predictions.probabilities[known], predictions.targets[known], n_bins=CONFIDENCE_BINS
@@ -150,7 +152,7 @@ MULTILABEL: dict[str, Metric] = {
     "F1_micro": micro_f1,
     "calibration_error": label_calibration_error,
 }
-"""Metrics of multi-label tasks. This is the one place to register a new one."""
+"""Metrics of multi-label tasks. Register a new metric here, and only here."""
 
 SINGLE_LABEL: dict[str, Metric] = {
     "accuracy": accuracy,
@@ -160,13 +162,13 @@ SINGLE_LABEL: dict[str, Metric] = {
     "F1": lambda predictions: predictions.f1.nanmean(),
     "calibration_error": choice_calibration_error,
 }
-"""Metrics of single-label tasks. This is the one place to register a new one."""
+"""Metrics of single-label tasks. Register a new metric here, and only here."""
 
 LOWER_IS_BETTER = ("loss", "calibration_error")
-"""Scores of which a smaller value is better; of others a larger one. A new metric of errors goes here too."""
+"""Scores for which a smaller value is better. For all other scores a larger value is better. List new errors here."""
 
 HEADLINES: Mapping[bool, str] = {True: "mAP", False: "accuracy"}
-"""Score that chooses the best checkpoint: of multi-label tasks (True) and of single-label tasks (False)."""
+"""Score that chooses the best checkpoint, for multi-label tasks (True) and single-label tasks (False)."""
 
 PER_CLASS: Mapping[bool, dict[str, Metric]] = {
     True: {
@@ -180,26 +182,27 @@ PER_CLASS: Mapping[bool, dict[str, Metric]] = {
         "count": lambda predictions: predictions.count,
     },
 }
-"""Metrics of each class: of multi-label tasks (True) and of single-label tasks (False)."""
+"""Metrics of each class, for multi-label tasks (True) and single-label tasks (False)."""
 
 
 def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
-    """Score predictions by all metrics of the kind of task.
+    """Compute all metrics that fit the kind of task.
 
     Multi-label: `mAP` and `mAP_micro`, `F1` and `F1_micro` at probability 0.5. Single-label: `accuracy`,
     `balanced_accuracy`, `precision`, `recall` (equal to balanced accuracy) and `F1`. Both: `loss` (mean cross-entropy
     of the known labels) and `calibration_error` (expected, 15 bins). Means over classes leave out classes without a
     positive.
 
-    If a prediction for a known label is not finite, every score is NaN, which files write as null.
+    If a logit for a known label is not finite, every score is NaN. Files write NaN as null.
 
     Args:
-        logits: [N, C].
-        targets: [N, G] choice ids, `IGNORED` where unknown; some must be known.
+        logits: [N, C] logits.
+        targets: [N, G] choice ids; `IGNORED` if unknown. At least one must be known.
         space: Classes and kind of task.
 
     Returns:
-        Scores of the network and of each class (`AP` and `F1`, or `recall` and `F1`, and the `count` of positives).
+        Scores of the network and of each class. Multi-label classes have `AP`, `F1` and `count`, the number of
+        positives. Single-label classes have `recall`, `F1` and `count`.
     """
     logits, targets = logits.double().cpu(), targets.cpu()
     rows = (targets != IGNORED).any(1)
@@ -222,12 +225,12 @@ def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
 
 
 def diverged(scores: Scores) -> bool:
-    """Return True if scores are missing because predictions were not finite."""
+    """Return True if scores are NaN because predictions were not finite."""
     return isnan(scores.get("loss", 0.0))
 
 
 def headline(space: LabelSpace) -> str:
-    """Return the name of the score that chooses the best checkpoint; higher is better."""
+    """Return the name of the score that chooses the best checkpoint. Higher is better."""
     return HEADLINES[space.multilabel]
 
 
@@ -238,7 +241,7 @@ def _measure() -> ModuleType:
 
 
 def _ranks(logits: Tensor) -> Tensor:
-    """Turn logits [n] into numbers in [0, 1] of the same order, equal where logits are equal."""
-    # Not by the sigmoid, which is 1 for all logits above about 37, so that large ones would count as equal.
+    """Turn n logits [n] into numbers in [0, 1] with the same order. Equal logits give equal numbers."""
+    # Do not use the sigmoid: it is 1 for all logits above about 37, so large logits would look equal.
     found: Tensor = torch.unique(logits, return_inverse=True)[1]
     return found.double() / max(1, len(logits))
