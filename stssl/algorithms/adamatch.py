@@ -1,7 +1,7 @@
 """Implement AdaMatch (Berthelot et al., ICLR 2022, arXiv:2106.04732), for labeled and unlabeled data of one domain.
 
-AdaMatch aligns the probabilities p on unlabeled data with those on labeled data. The threshold follows the confidence
-on labeled data:
+AdaMatch aligns the probabilities p on unlabeled data with the mean on labeled data. The threshold follows the
+confidence on labeled data:
 
     aligned   = normalized(p * mean labeled p / mean unlabeled p)
     selected  = max(aligned) >= threshold * mean labeled confidence

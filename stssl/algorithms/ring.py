@@ -10,7 +10,7 @@ class Ring(nn.Module):
     """Keep the last rows of C columns in a persistent buffer. Values must not be negative."""
 
     def __init__(self, columns: int, rows: int) -> None:
-        """Start empty.
+        """Make an empty ring.
 
         Args:
             columns: Number of columns, C.
@@ -44,7 +44,9 @@ class Ring(nn.Module):
         self.pushed += len(rows)
 
     def quantile(self, share: Tensor) -> Tensor:
-        """Sort the n values of each column, in effect, and return the value at index clamp(floor(n * share), 0, n - 1).
+        """Return one quantile of each column.
+
+        Of n values in ascending order, this is the value at index clamp(floor(n * share), 0, n - 1).
 
         Args:
             share: [C] shares as float64, 0..1.

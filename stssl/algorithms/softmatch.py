@@ -63,7 +63,7 @@ class SoftMatch(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: SoftMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start with confidence of mean 1 / K and variance 1."""
+        """Start with mean 1 / K and variance 1 of the confidence."""
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
         self.marginal = Running(config.ema_decay, (space.groups, space.choices))
@@ -73,7 +73,7 @@ class SoftMatch(Algorithm):
         self.views = Algorithm.views | self.target.views
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update both marginals first, and mean and variance of the aligned confidence second."""
+        """Update both marginals, and after them the mean and variance of the aligned confidence."""
         self.target.observe(outputs)
         weak = outputs.labeler[View.UNLABELED_WEAK]
         self.marginal.update(weak.softmax(-1).mean(0))

@@ -121,7 +121,7 @@ class Injection(nn.Module):
 
 
 class Nowhere(Injection):
-    """Let the context enter nowhere."""
+    """Let no context enter the backbone."""
 
     config_type: ClassVar[type[InjectionBase]] = NoInjectionConfig
 

@@ -20,8 +20,8 @@ from stssl.models.weights import weighted_backbone
 NetworkRole = Literal["plain", "student", "teacher", "direct"]
 """Purpose of a network.
 
-`teacher` and `direct` see metadata. `student` sees only images and has the layers for distillation. `plain` sees only
-images and has no such layers.
+`teacher` and `direct` see metadata. `student` sees only images, and has the layers that distillation needs.
+`plain` sees only images, and has no such layers.
 """
 
 

@@ -26,7 +26,7 @@ class Token(Injection):
     """Append a token that carries the context.
 
     The token comes after the class and patch tokens, and has its own position embedding. A distilled student sees no
-    metadata: its token is the position embedding alone.
+    metadata: its token is only the position embedding.
     """
 
     config_type: ClassVar[type[InjectionBase]] = TokenConfig

@@ -15,9 +15,9 @@ StateDict = dict[str, Tensor]
 """Tensors by name."""
 
 COUNTERS = ("num_batches_tracked",)
-"""Ends of names of tensors that a file need not hold: no result depends on them."""
+"""Tensors that may be missing in a file, by the end of their names: no result depends on them."""
 DERIVED = (*COUNTERS, "relative_position_index", "attn_mask", "mask_token")
-"""Ends of names of tensors that a file may hold and a backbone need not: constants, or for masked pretraining."""
+"""Tensors that only a file may have, by the end of their names: constants, or used for masked pretraining."""
 
 
 def weighted_backbone(
@@ -107,7 +107,7 @@ def read_weights(path: str) -> StateDict:
 def _renamed(name: str, own: StateDict) -> str:
     """Return the backbone's name for a tensor of a file.
 
-    Transformers of timm that pool by averaging call the last norm `fc_norm`, because it comes after the pooling.
+    timm calls the last norm `fc_norm` in transformers that pool by averaging: it comes after the pooling.
     """
     other = "fc_" + name
     return other if name not in own and other in own else name

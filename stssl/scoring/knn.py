@@ -64,7 +64,7 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: 
         weight = ((likeness - likeness[:, :1]) / temperature).exp()
         votes = torch.einsum("nk,nkgw->ngw", weight, choices[nearest])
         found.append(votes / votes.sum(-1, keepdim=True).clamp_min(1e-12))
-    # Add a small number in float64, and do not clamp: small votes must still rank patches with nearly equal votes.
+    # Add a small number in float64. Do not clamp: this would make small votes equal, but they must rank the patches.
     return space.ungrouped((torch.cat(found).double() + 1e-6).log())
 
 

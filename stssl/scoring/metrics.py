@@ -60,7 +60,7 @@ class Predictions:
 
     @cached_property
     def count(self) -> Tensor:
-        """Count for each class [C] the patches that are labeled with it."""
+        """Count the patches [C] that are labeled with each class."""
         return self.space.positives(self.targets).sum(0)
 
     @cached_property

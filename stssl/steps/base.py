@@ -22,7 +22,7 @@ class TrainingStep(nn.Module):
     """Own the trained networks and all state of the training; `forward` takes a batch and returns a `StepOutput`.
 
     Attributes:
-        networks: Modules that get gradients, by name. The gradient norm of each is logged and bounded on its own.
+        networks: Modules that get gradients, by name. The loop logs and bounds each module's gradient norm separately.
     """
 
     networks: nn.ModuleDict

@@ -120,7 +120,7 @@ def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tenso
     """Measure how many pseudo-labels the loss uses and, if true labels are known, how often they are right.
 
     Args:
-        batch: Rows, with true labels where they are known.
+        batch: Rows, with their true labels if the store knows them.
         plan: Loss terms of these rows.
         space: Classes and kind of task.
 

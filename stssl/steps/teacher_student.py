@@ -265,7 +265,7 @@ class TeacherStudentStep(TrainingStep):
         if not views:
             return {}
         # Use the running statistics, which come from weak and strong views together. In training mode, BatchNorm would
-        # use the weak views alone, and this would shift the labeler's predictions.
+        # use only the weak views, and this would shift the labeler's predictions.
         with evaluating(network):
             return self._forward_views(network, batch, ordered(views)).logits
 
@@ -323,7 +323,7 @@ class TeacherStudentStep(TrainingStep):
         counts = [term.weight.sum() if term.by_weight else known(term.target).sum() for term in terms]
         labels = known(batch.labels).sum()
         sizes = [torch.full_like(labels, value) for value in (rows, decisions)]
-        # Put all denominators into one tensor: ranks exchange it at once.
+        # Put all denominators into one tensor: ranks need only one exchange.
         local = torch.stack([labels, *sizes, *counts])
         totals = list(sum_over_ranks(local) / world_size())
         return MatchPlan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)

@@ -30,7 +30,7 @@ from stssl.base.sphere import on_sphere
 EARTH_KM = 6371.0
 """Mean radius of the Earth in km."""
 PSEUDO = 0.5
-"""Weight of the prior in the votes: it counts like so many neighbors at distance 0."""
+"""Weight of the prior in the votes. A weight of 1 would count like one neighbor at distance 0."""
 LEAST = 1e-6
 """Least sum of probabilities that a choice has in the prior. It keeps logarithms finite for unpredicted choices."""
 
