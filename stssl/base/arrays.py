@@ -4,6 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 AnyArray = NDArray[np.generic]
-"""An array of any element type: also takes arrays of a known type."""
+"""An array of any element type. Arrays of a known type fit too."""
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""Define what flows from the loader into a step: streams, views, metadata and the batch itself."""
+"""Define the data that a step gets from the loader: streams, views, metadata and the batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,13 +10,13 @@ from stssl.base.randomness import RandomStream
 
 
 class MetadataColumn(IntEnum):
-    """Name the columns of a metadata table [N, 4], in order; NaN stands for a missing value.
+    """Name the columns of a metadata table [N, 4] of N patches. NaN stands for a missing value.
 
     Attributes:
         LAT: Latitude in degrees north (WGS 84).
         LON: Longitude in degrees east.
         DAY: Day of the year, 1..366.
-        HOUR: UTC hour with its fraction, 0..24.
+        HOUR: Hour of the day in UTC, with its fraction, 0..24.
     """
 
     LAT = 0
@@ -29,11 +29,11 @@ PLACE = (MetadataColumn.LAT, MetadataColumn.LON)
 DATE = (MetadataColumn.DAY, MetadataColumn.HOUR)
 
 IGNORED = -1
-"""Choice id of a label that is not known; it counts in no loss and no metric."""
+"""Choice id of an unknown label. Losses and metrics leave it out."""
 
 
 class Stream(Enum):
-    """Name the two sources of patches that a run draws from without end."""
+    """Name the two sources of patches. A run draws from each without end."""
 
     LABELED = "labeled"
     UNLABELED = "unlabeled"
@@ -45,7 +45,7 @@ class Stream(Enum):
 
 
 class View(Enum):
-    """Name the augmented versions of the two streams' patches."""
+    """Name the augmented versions of the patches of both streams."""
 
     LABELED_WEAK = "labeled_weak"
     LABELED_STRONG = "labeled_strong"
@@ -54,39 +54,41 @@ class View(Enum):
 
     @property
     def stream(self) -> Stream:
-        """Return the stream whose patches this view shows."""
+        """Return the stream that the patches of this view come from."""
         return Stream.LABELED if self in (View.LABELED_WEAK, View.LABELED_STRONG) else Stream.UNLABELED
 
     @property
     def randomness(self) -> RandomStream:
-        """Return the random stream that this view's augmentation is drawn from."""
+        """Return the random stream that draws the augmentation of this view."""
         return RandomStream[self.name]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Locate a step in training: the step about to be taken, counted from 0, of `total`."""
+    """Say how far the training is: the number of the next step, counted from 0, and the total number of steps."""
 
     step: int
     total: int
 
     @property
     def fraction(self) -> float:
-        """Return the share of the steps that are taken already, 0..1."""
+        """Return the share of the steps that are done, 0..1."""
         return self.step / max(self.total, 1)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold this rank's rows of one global batch, on the device of the networks.
+    """Hold the rows of this rank from one global batch, on the device of the networks.
+
+    n is the number of labeled rows, m that of unlabeled rows, and G that of decisions a patch (see `labels`).
 
     Attributes:
-        images: For each view [n, bands, height, width], normalized; n is that of the view's stream.
-        metadata: For each stream [n, 4], columns as in `MetadataColumn`, NaN where missing.
-        labels: [n, G] choice ids of the labeled rows, `IGNORED` where unknown.
+        images: For each view, normalized images [rows of its stream, bands, height, width].
+        metadata: For each stream, a table [rows of the stream, 4] with the columns of `MetadataColumn`; NaN if missing.
+        labels: [n, G] choice ids of the labeled rows; `IGNORED` if unknown.
         index: [m] positions of the unlabeled rows in the run's list of unlabeled patches (0..unlabeled_count-1).
-        truth: [m, G] choice ids of the unlabeled rows where the store knows them. Only the quality of pseudo-labels is
-            measured with them; nothing is learned from them.
+        truth: [m, G] choice ids of the unlabeled rows, if the store knows them. They only measure the quality of
+            pseudo-labels. Training does not use them.
     """
 
     images: dict[View, Tensor]
@@ -96,7 +98,7 @@ class Batch:
     truth: Tensor | None = None
 
     def split(self, parts: int) -> Iterator["Batch"]:
-        """Yield `parts` micro-batches: contiguous and nearly equal parts of each stream's rows."""
+        """Cut the batch into `parts` micro-batches. Each has contiguous rows of each stream, nearly equally many."""
         for part in range(parts):
             yield replace(
                 self,
@@ -109,11 +111,11 @@ class Batch:
 
 
 def part_rows(rows: Tensor, part: int, parts: int) -> Tensor:
-    """Return the `part`-th of `parts` contiguous parts of rows; sizes differ by at most one.
+    """Return one of `parts` contiguous parts of some rows. The sizes of the parts differ by at most one.
 
     Args:
         rows: [n, ...] tensor.
-        part: Number of the part, from 0.
+        part: Number of the part, counted from 0.
         parts: Number of parts.
     """
     return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]

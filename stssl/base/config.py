@@ -1,7 +1,7 @@
-"""Typed configuration trees: YAML with `base:` inheritance, dotted overrides, errors that name the key and the fix.
+"""Read typed configurations: YAML files with `base:`, and overrides such as `section.key=value`.
 
-Files and overrides are merged as plain dicts first, and the result is validated once. The annotation of a value may
-carry the `Domain` that a search draws it from, so that type, bounds and domain stand in one place.
+First merge files and overrides as plain dicts. Then validate the result once. Errors name the key and the fix. The type
+annotation of a key may hold the `Domain` that a search draws its values from.
 """
 
 import difflib
@@ -25,14 +25,14 @@ from stssl.base.textfiles import read_bounded
 from stssl.base.yaml_text import DEPTH, FILE_BYTES, parse_yaml, unclean
 
 Tree = JsonObject
-"""Keys and values as a recipe file holds them."""
+"""Keys and values of a recipe file."""
 
 
 class Config(BaseModel):
-    """Hold one part of a recipe: immutable, without silent conversions, and without unknown keys.
+    """Hold one part of a recipe. It cannot change, converts no types silently, and refuses unknown keys.
 
     Attributes:
-        renamed: Present names of the keys at the top of files of earlier releases, for messages.
+        renamed: New name of each top-level key that earlier releases called differently, for messages.
     """
 
     renamed: ClassVar[dict[str, str]] = {}
@@ -46,9 +46,9 @@ class Domain:
     Attributes:
         low: Smallest number of a range.
         high: Largest number of a range.
-        log: Draw the logarithm uniformly, so that each factor of ten is as likely as the next.
-        choices: Values to choose from, in place of a range.
-        step: Distance between the numbers of a range; None for any number.
+        log: True to draw the logarithm uniformly. Each factor of ten is then equally likely.
+        choices: Values to choose from. They replace the range.
+        step: Distance between the numbers of a range; None allows every number in it.
     """
 
     low: float | None = None
@@ -61,7 +61,7 @@ class Domain:
 Positive = Annotated[int, Field(ge=1)]
 """A whole number of at least 1."""
 ImageSize = Annotated[int, Field(ge=2, le=4096)]
-"""Side of an image in pixels: shifts of images need two pixels, and no store has larger patches."""
+"""Side of an image in pixels. The smallest is 2, since a shift needs two pixels. No store has patches above 4096."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
 """Number of threads in one process."""
 MOST_ROWS = 2**20
@@ -71,23 +71,23 @@ BatchSize = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share of a whole, 0..1."""
 Switch = Annotated[bool, Domain(choices=(False, True))]
-"""Yes or no, as a value that a search may choose."""
+"""True or False. A search may choose between them."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""Seed of random numbers, in the range that numpy, torch and scikit-learn all take."""
+"""Seed of random numbers. numpy, torch and scikit-learn all accept this range."""
 
 C = TypeVar("C", bound=Config)
 MOST_BASES = 20
-"""Number of files that may name each other by `base:`."""
+"""Largest number of files in a chain of `base:` keys."""
 MOST_PROBLEMS = 20
-"""Number of wrong keys that one message lists."""
+"""Largest number of wrong keys in one message."""
 YAML_ADVICE = "Give the path of a YAML file."
 
 
 def merge(under: JsonMapping, over: JsonMapping) -> Tree:
-    """Merge two trees, key by key, at every depth; where both have a value, that of `over` counts.
+    """Merge two trees, key by key, at every depth. If both have a value for a key, take that of `over`.
 
-    A part is replaced as a whole if `over` gives it another `name`, since the parameters of another algorithm or
-    encoder have no meaning for it. `{}` also replaces a part, by its defaults.
+    If `over` gives a part another `name`, replace the whole part: the parameters of one algorithm or encoder mean
+    nothing to another. If `over` gives a part `{}`, the part gets its defaults.
     """
     merged = dict(under)
     for key, value in over.items():
@@ -101,14 +101,16 @@ def merge(under: JsonMapping, over: JsonMapping) -> Tree:
 
 
 def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
-    """Read a YAML file and merge it over the files that its `base:` keys name, relative to the file that names them.
+    """Read a YAML file, and merge it over the file that its `base:` key names. That file may have a base too.
+
+    The path after `base:` is relative to the folder of the file that has this key.
 
     Args:
         path: File to read.
-        seen: Files that led here by their `base:` keys; leave it out.
+        seen: Files that led here by their `base:` keys. Callers leave it out.
 
     Raises:
-        ConfigError: A file is missing, too large, not a mapping, or names itself as its base.
+        ConfigError: A file is missing, too large or no mapping, or the files name each other in a circle.
     """
     try:
         file = Path(path).resolve()
@@ -140,7 +142,7 @@ def parse_tree(text: str, source: str) -> Tree:
     """Parse YAML text that must hold keys and values at its top level.
 
     Raises:
-        ConfigError: It is not such YAML; names `source`.
+        ConfigError: The text is not such YAML. The message names `source`.
     """
     tree = parse_yaml(text, source)
     if not isinstance(tree, dict):
@@ -151,10 +153,10 @@ def parse_tree(text: str, source: str) -> Tree:
 
 
 def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
-    """Merge `dotted.key=value` arguments (values in YAML) into a tree.
+    """Merge arguments such as `section.key=value` into a tree. The value after `=` is YAML.
 
     Raises:
-        ConfigError: An argument has no `=`, its key has an empty or too many parts, or its value is not YAML.
+        ConfigError: An argument has no `=`, a wrong key, or a value that is not YAML.
     """
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -177,7 +179,7 @@ def nested(dotted: str, value: JsonValue) -> Tree:
 
 
 def flatten(tree: JsonMapping, prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
-    """Yield the dotted key and the value of each leaf of a tree; a list counts as one value."""
+    """Yield the dotted key and the value of each leaf of a tree. A list counts as one value."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -186,16 +188,20 @@ def flatten(tree: JsonMapping, prefix: str = "") -> Iterator[tuple[str, JsonValu
 
 
 def differing_keys(one: JsonMapping, other: JsonMapping) -> list[str]:
-    """List the dotted keys whose values differ between two trees, or that only one tree has, sorted."""
+    """List the dotted keys that have different values in two trees, or that only one tree has. Sort them."""
     left, right = dict(flatten(one)), dict(flatten(other))
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
 
 
 def expand_variables(tree: JsonMapping, source: str) -> Tree:
-    """Replace `${NAME}` by the environment variable NAME in all texts of a tree; `source` names its file in errors.
+    """Replace `${NAME}` with the environment variable NAME in all texts of a tree.
+
+    Args:
+        tree: Keys and values.
+        source: Name of their file in error messages.
 
     Raises:
-        ConfigError: A variable is not set; names the key and the variable.
+        ConfigError: A variable is not set. The message names the key and the variable.
     """
     return {name: _expanded(value, source, name) for name, value in tree.items()}
 
@@ -228,12 +234,13 @@ def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = Tru
         model: Class to build.
         tree: Values of its fields.
         source: Name of the file or command in error messages.
-        absolute: Make paths absolute; False where another machine will carry out what the file says.
+        absolute: True to make paths absolute; False if another machine will run the recipe.
 
     Raises:
-        ConfigError: Lists every wrong key with its dotted path, what is allowed, and the nearest right key.
+        ConfigError: Some keys are wrong. The message lists each one with its dotted path, the allowed values, and the
+            nearest right key.
     """
-    # By way of JSON, since pydantic's strict mode takes a list for a tuple and a text for an enum only there.
+    # Convert to JSON first. Only in JSON does pydantic's strict mode accept a list for a tuple, and a text for an enum.
     try:
         text = json.dumps(tree)
     except (TypeError, ValueError, RecursionError) as error:
@@ -257,15 +264,15 @@ def _explain(model: type[Config], tree: ConfigTree, problem: Problem) -> str:
     above = [str(part) for part in location[: -2 if entry else -1]]
     try:
         fields = fields_of(model, tree, above)
-    except ConfigError:  # an entry of a list or of a free mapping
+    except ConfigError:  # the path leads into a list, or into a mapping with free keys
         fields = {}
     return explain(problem, tree, fields)
 
 
 def fields_of(model: type[Config], tree: ConfigTree, path: Sequence[str]) -> dict[str, FieldInfo]:
-    """Find the fields of the part of a configuration that lies at a path.
+    """Find the fields of one part of a configuration.
 
-    Where a part has several kinds (an algorithm, an encoder), the `name` in the tree says which one is meant.
+    Some parts have several kinds, such as an algorithm or an encoder. The `name` in the tree chooses the kind.
 
     Args:
         model: Configuration class of the whole tree.
@@ -273,10 +280,10 @@ def fields_of(model: type[Config], tree: ConfigTree, path: Sequence[str]) -> dic
         path: Keys that lead down to the part.
 
     Returns:
-        The part's fields by name; empty where the tree names a kind that does not exist.
+        The part's fields by name; empty if the tree names a kind that does not exist.
 
     Raises:
-        ConfigError: The path does not exist in this model; names the nearest key.
+        ConfigError: The path does not exist in this model. The message names the nearest key.
     """
     current: type[Config] = model
     node: object = tree
@@ -306,7 +313,7 @@ def config_types(annotation: object) -> list[type[Config]]:
 
 
 def part_name(part: type[Config]) -> str | None:
-    """Return the `name` that chooses this kind of part in a recipe, or None for a part that has only one kind."""
+    """Return the `name` that chooses this kind of part in a recipe. Return None if the part has only one kind."""
     field = part.model_fields.get("name")
     values = get_args(field.annotation) if field is not None else ()
     return str(values[0]) if len(values) == 1 else None

@@ -1,4 +1,4 @@
-"""Gather and sum tensors over ranks; in a single process these functions return what they were given."""
+"""Gather and sum tensors over ranks. In a single process, these functions return their input."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Return the number of ranks; 1 outside a process group."""
+    """Return the number of ranks, or 1 outside a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return this process's rank; 0 outside a process group."""
+    """Return the rank of this process, or 0 outside a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def rows_of(total: int, rank: int, world: int) -> slice:
-    """Return the contiguous rows of a global batch that a rank owns; sizes differ by at most one.
+    """Return the contiguous rows of a global batch that a rank owns. The sizes of ranks differ by at most one.
 
     Args:
-        total: Rows of the global batch.
+        total: Number of rows in the global batch.
         rank: Number of the rank.
         world: Number of ranks.
     """
@@ -29,7 +29,7 @@ def rows_of(total: int, rank: int, world: int) -> slice:
 
 
 def row_counts(rows: Tensor) -> list[int]:
-    """Gather how many rows each rank holds, in rank order; waits for the device."""
+    """Return how many rows each rank holds, rank 0 first. This waits for the device."""
     if world_size() == 1:
         return [len(rows)]
     sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
@@ -38,17 +38,17 @@ def row_counts(rows: Tensor) -> list[int]:
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-    """Concatenate every rank's rows in rank order, without gradients; ranks may hold different numbers of rows.
+    """Concatenate the rows of all ranks, rank 0 first, without gradients. Ranks may hold different numbers of rows.
 
     Args:
-        rows: [n, ...], the same trailing shape on all ranks.
-        counts: Number of rows on each rank, if known; if None, ranks exchange it first, which waits for the device.
+        rows: [n, ...] tensor. Only n may differ between ranks.
+        counts: Number of rows on each rank. If None, ranks exchange these numbers first, and this waits for the device.
     """
     rows = rows.detach()
     if world_size() == 1:
         return rows
     counts = row_counts(rows) if counts is None else counts
-    # `all_gather` wants the same shape from all ranks, so shorter ones are padded and cut again.
+    # `all_gather` needs the same shape from all ranks. So pad shorter tensors, and cut the result.
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
@@ -57,7 +57,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum a tensor over ranks, without gradients; returns a new tensor."""
+    """Sum a tensor over ranks, without gradients. Return a new tensor."""
     total = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)

@@ -1,4 +1,4 @@
-"""Hash the pixels of patches and the values of columns, so that stores can be compared and checked."""
+"""Hash the pixels of patches and the values of columns. Code compares and checks stores by these hashes."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from stssl.base.arrays import AnyArray
 
 
 def content_hash(arrays: list[AnyArray]) -> NDArray[np.uint8]:
-    """Hash a patch's pixels: BLAKE2b over its band arrays in their order, each in C order and little endian.
+    """Hash the pixels of a patch: BLAKE2b over its arrays, one after the other, in C order and little endian.
 
     Args:
         arrays: The band groups of one patch, each [bands, height, width].
@@ -25,9 +25,9 @@ def content_hash(arrays: list[AnyArray]) -> NDArray[np.uint8]:
 
 
 def column_hash(values: AnyArray) -> str:
-    """Hash a metadata array [N] or [N, C]: BLAKE2b, 16 bytes in hexadecimal.
+    """Hash a column of N patches, [N] or [N, C]: BLAKE2b, 16 bytes in hexadecimal. C is the number of values a patch.
 
-    Texts are hashed as JSON, since numpy has several ways to hold them in memory; numbers in little endian.
+    Hash texts as JSON, since numpy has several ways to hold texts in memory. Hash numbers as little endian bytes.
     """
     if values.dtype.kind in "OU":
         data = json.dumps([str(value) for value in values.tolist()]).encode()
@@ -37,5 +37,5 @@ def column_hash(values: AnyArray) -> str:
 
 
 def digest_of(*columns: AnyArray) -> str:
-    """Hash several columns together, so that a conversion can tell if it was begun with other lists or tables."""
+    """Hash several columns together. A conversion compares this hash to see if it began with other lists or tables."""
     return hashlib.blake2b(" ".join(map(column_hash, columns)).encode(), digest_size=16).hexdigest()

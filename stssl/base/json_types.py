@@ -1,14 +1,14 @@
-"""Name the types of JSON values and of the trees that recipes are read from."""
+"""Name the types of JSON values and of recipe trees."""
 
 from collections.abc import Mapping
 
 from pydantic import JsonValue
 
 JsonObject = dict[str, JsonValue]
-"""A JSON object that its holder may change."""
+"""A JSON object that code may change."""
 JsonMapping = Mapping[str, JsonValue]
-"""A JSON object that is only read: also takes `dict[str, float]` and the like."""
+"""A JSON object that code only reads. A `dict[str, float]` fits too."""
 ConfigTree = Mapping[str, object]
-"""Keys and values of a recipe or sweep file before they are validated."""
+"""Keys and values of a recipe or sweep file before validation."""
 
 __all__ = ["ConfigTree", "JsonMapping", "JsonObject", "JsonValue"]

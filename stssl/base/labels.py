@@ -1,8 +1,8 @@
-"""Describe the classes of a task, single-label or multi-label, as G groups of K choices.
+"""Describe the classes of a task as G groups of K choices. C is the number of classes.
 
-A single-label task is one group of C choices. A multi-label task is C groups of 2 choices, "absent" and "present", with
-logits (0, l), whose softmax is the sigmoid of l. No other module distinguishes the two kinds of task: losses and
-algorithms work on the last axis.
+A single-label task has one group of C choices. A multi-label task has C groups of 2 choices: "absent" and "present".
+These two have the logits (0, l); their softmax is the sigmoid of l. No other module distinguishes the two kinds of
+task: losses and algorithms work on the last axis, the choices.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from stssl.base.batch import IGNORED
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """Hold the classes of a task, in the order of the networks' outputs.
+    """Hold the classes of a task, sorted as the outputs of the networks.
 
     Attributes:
         classes: Names of the C classes.
@@ -42,21 +42,23 @@ class LabelSpace:
         return logits.unsqueeze(-2)
 
     def ungrouped(self, grouped: Tensor) -> Tensor:
-        """Turn grouped logits [..., G, K] back into network outputs [..., C], up to one constant for each row."""
+        """Turn grouped logits [..., G, K] back into network outputs [..., C]. Each row may differ by one constant."""
         return grouped[..., 1] - grouped[..., 0] if self.multilabel else grouped[..., 0, :]
 
     def outputs(self, choices: Tensor) -> Tensor:
-        """Pick from values [..., G, K] those of the networks' outputs, [..., C], without changing them.
+        """Pick one value for each class, [..., C], from the values of all choices, [..., G, K].
 
-        Single-label: the values of all choices. Multi-label: each class's value of "present".
+        Single-label: take the values of all choices. Multi-label: take the value of "present" of each class.
         """
         return choices[..., 1] if self.multilabel else choices[..., 0, :]
 
     def sides(self, choices: Tensor) -> Tensor:
-        """Return the column [B, G] in which a choice counts, in statistics kept apart for "absent" and "present".
+        """Return the column [B, G] where each choice counts in statistics.
+
+        The statistics of multi-label tasks have separate columns for "absent" and "present".
 
         Args:
-            choices: [B, G] choice ids.
+            choices: [B, G] choice ids of B patches.
 
         Returns:
             The choice ids themselves (multi-label), or 0 everywhere (single-label).
@@ -68,26 +70,26 @@ class LabelSpace:
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
     def band(self, low: float | None, high: float | None) -> tuple[float, float] | None:
-        """Return the two cut-offs for "absent" and "present"; None for single-label tasks, or if one is not set."""
+        """Return the cut-offs for "absent" and "present". Return None for single-label tasks, or if one is not set."""
         return (low, high) if self.multilabel and low is not None and high is not None else None
 
     def claims(self, choices: Tensor) -> Tensor:
-        """Mark choice ids that say that a patch has a class: all of them (single-label), "present" (multi-label)."""
+        """Mark the choices that give a patch a class: all known ones (single-label), or "present" (multi-label)."""
         return choices == 1 if self.multilabel else choices >= 0
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Turn labels as a store holds them into choice ids.
+        """Turn the labels of a store into choice ids.
 
         Args:
-            labels: Multi-label [N, C] of 0, 1, or 255 / -1 where unknown; single-label [N] class ids, negative where
-                unknown.
+            labels: Labels of N patches. Multi-label: [N, C], 0 or 1, and 255 or -1 if unknown. Single-label: [N] class
+                ids, negative if unknown.
 
         Returns:
-            [N, G] int64, `IGNORED` where unknown.
+            [N, G] int64; `IGNORED` if unknown.
         """
         ids = labels.long() if self.multilabel else labels.long()[:, None]
         return torch.where((ids >= 0) & (ids < self.choices), ids, IGNORED)
 
     def positives(self, targets: Tensor) -> Tensor:
-        """Turn choice ids [N, G] into truth values [N, C]: True where a patch is known to have a class."""
+        """Turn choice ids [N, G] into booleans [N, C]: True if a label says that the patch has the class."""
         return targets == (1 if self.multilabel else torch.arange(len(self.classes), device=targets.device))

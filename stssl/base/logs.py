@@ -3,4 +3,4 @@
 import logging
 
 LOG = logging.getLogger("stssl")
-"""Warnings reach the terminal without any set-up; information does so only after the command line asked for it."""
+"""The terminal shows warnings without any set-up. It shows information only if the command line asks for it."""

@@ -1,4 +1,4 @@
-"""Turn pydantic's errors into messages about recipes: one line for each wrong value, with its right form."""
+"""Turn pydantic's errors into messages about recipes. Each wrong value gets one line that shows its right form."""
 
 import difflib
 import re
@@ -17,18 +17,18 @@ Fields = Mapping[str, FieldInfo]
 """Fields of one part of a configuration by name."""
 
 _UNION = re.compile(r"[\[\](),]|^(str|int|float|bool|none|constrained-\w+|[A-Z]\w*)$")
-"""Names that pydantic gives to the members of unions without a discriminator."""
+"""Names that pydantic gives to the members of a union without a discriminator."""
 _ARRAYS = ("tuple_type", "list_type", "set_type")
 _PARTS = ("model_type", "model_attributes_type", "dict_type")
 
 
 def without_tags(location: KeyPath, tree: object) -> list[str | int]:
-    """Drop from an error's location what pydantic adds to the keys of the file: the names of unions' members."""
+    """Return the location of an error as keys of the file. Drop the names of union members that pydantic adds."""
     return [part for part, tag in _marked(location, tree) if not tag]
 
 
 def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]:
-    """Yield each step of a location, and True if it is the name of a union's member and no key of the tree."""
+    """Yield each part of a location, and True if it names a member of a union and is no key of the tree."""
     kept = False
     for index, part in enumerate(location):
         if isinstance(tree, Mapping):
@@ -49,18 +49,18 @@ def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]
 def one_for_each(problems: Sequence[Problem], tree: object) -> list[Problem]:
     """Keep one error for each wrong value.
 
-    For a value of a union pydantic reports the errors of all members; kept are those of the member that was meant.
+    For a value of a union, pydantic reports the errors of all members. Keep those of the member that the user wanted.
     """
     groups: dict[tuple[str | int, ...], list[Problem]] = {}
     for problem in problems:
         if problem["type"] == "too_short" and problem["input"]:
-            continue  # pydantic leaves wrong entries out of the count, and each of them has its own error already
+            continue  # pydantic does not count wrong entries, and each wrong entry has its own error already
         groups.setdefault(_union_of(problem["loc"], tree), []).append(problem)
     return [one for place, group in groups.items() for one in (_meant(place, group, tree) if place else group)]
 
 
 def _union_of(location: KeyPath, tree: object) -> tuple[str | int, ...]:
-    """Find the first union without a discriminator on the way to a value; empty if there is none."""
+    """Return the place of the first union without a discriminator on the way to a value. It is empty if none exists."""
     place: list[str | int] = []
     name: object = None
     node = tree
@@ -75,7 +75,7 @@ def _union_of(location: KeyPath, tree: object) -> tuple[str | int, ...]:
 
 
 def _meant(place: tuple[str | int, ...], group: list[Problem], tree: object) -> list[Problem]:
-    """Choose the errors of the union's member that was meant; where none fits, describe the forms of all members."""
+    """Keep the errors of the union member that the user wanted. If none fits, describe the forms of all members."""
     value = tree
     for part in place:
         value = value.get(part) if isinstance(value, Mapping) else value[int(part)] if isinstance(value, list) else None
@@ -92,7 +92,7 @@ def _meant(place: tuple[str | int, ...], group: list[Problem], tree: object) -> 
 
 
 def _form(problem: Problem) -> str:
-    """Describe the values that a member of a union takes."""
+    """Describe the values that a member of a union accepts."""
     if problem["type"] in _ARRAYS:
         return "a list"
     if problem["type"] in _PARTS:
@@ -101,16 +101,17 @@ def _form(problem: Problem) -> str:
 
 
 def explain(problem: Problem, tree: object, fields: Fields) -> str:
-    """Describe one wrong value in one line: its key, what is allowed, what was given.
+    """Describe one wrong value in one line: its key, the allowed values, and the given value.
 
     Args:
         problem: Error that pydantic reported.
-        tree: Plain values that were validated.
-        fields: Fields of the part that the wrong key is in.
+        tree: Plain values before validation.
+        fields: Fields of the part that has the wrong key.
     """
     location = without_tags(problem["loc"], tree)
     if problem["type"] == "string_type" and location and isinstance(location[-1], int):
-        # Without the entry's number and value all entries give the same line, and the caller keeps it once.
+        # Leave out the number and value of the entry. All wrong entries then give the same line, and the caller shows
+        # it once.
         location, problem = location[:-1], {**problem, "input": {}}
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
     given = "" if kind == "missing" or isinstance(value, dict) else f" (given: {shown(repr(value))})"
@@ -124,7 +125,7 @@ def explain(problem: Problem, tree: object, fields: Fields) -> str:
 
 
 def _form_of(problem: Problem, location: KeyPath, fields: Fields) -> str | None:
-    """Describe what a value should look like; None where pydantic's own message says it well enough."""
+    """Describe the right form of a value. Return None if pydantic's own message is good enough."""
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
     if kind == "union_tag_invalid":
         context = problem["ctx"]
@@ -161,7 +162,7 @@ def _default_name(location: KeyPath, fields: Fields) -> str:
 
 
 def _part_form(location: KeyPath, fields: Fields, value: object) -> str:
-    """Show how to write a part that was given as a word."""
+    """Show how to write a part of a recipe. The user gave a single value in its place."""
     field = _field(location, fields)
     if getattr(field, "discriminator", None) == "name" and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
         return f"{{name: {value}}}"
@@ -169,7 +170,7 @@ def _part_form(location: KeyPath, fields: Fields, value: object) -> str:
 
 
 def _list_form(location: KeyPath, fields: Fields, value: object) -> str:
-    """Show how to write a list: the key's default, or if there is none, what was given, in brackets."""
+    """Show how to write a list: the default of the key. If it has none, put the given value in brackets."""
     default = getattr(_field(location, fields), "default", None)
     items = default if isinstance(default, tuple | list) and default else re.split(r"[\s,;]+", str(value).strip())
     return f"[{','.join(str(item) for item in items if str(item))[:60]}]"

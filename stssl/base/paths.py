@@ -1,8 +1,8 @@
 """Check paths and names in recipes and sweep files, and make paths absolute.
 
-A path is made absolute once, when a file is validated in the process where the command was typed, since workers run in
-other folders. Only `stssl submit` leaves paths as they are (`ELSEWHERE`): the job that it sends validates the file
-again on the machine where it starts.
+A path becomes absolute once: when the command that the user typed validates the file. Workers run in other folders and
+could not resolve it. Only `stssl submit` leaves paths as they are (`ELSEWHERE`): its job validates the file again on
+the machine where it starts.
 """
 
 import os
@@ -16,13 +16,13 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from stssl.base.errors import ConfigError
 
 ELSEWHERE = {"elsewhere": True}
-"""Validation context on a machine that will not run what the file says: paths stay as they are."""
+"""Validation context for a file that another machine will run. Paths stay as they are."""
 
 STORES = ("s3", "gs", "az")
-"""URL schemes of the object stores in which a store of patches may lie."""
+"""URL schemes of the object stores that may hold a store of patches."""
 
 NAME_BYTES = 255
-"""The longest name of a file or folder on common file systems."""
+"""Length in bytes of the longest name of a file or folder on common file systems."""
 
 _URL = re.compile(
     r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):/|^\s*(?P<known>s3a?|gs|gcs|az|abfss?|hdfs|https?|file):|://"
@@ -31,12 +31,12 @@ SHARED = "Results go to a folder for now, on a cluster to one that all nodes sha
 
 
 def is_url(path: str) -> bool:
-    """Return True if a text is a URL and no path; also for URLs with a typing error, such as `s3:/bucket`."""
+    """Return True if a text is a URL and no path. A URL with a typing error, such as `s3:/bucket`, counts too."""
     return _URL.search(path) is not None
 
 
 def from_home(path: str) -> str:
-    """Replace `~` or `~NAME` at the start of a path by the home folder, as a shell does.
+    """Replace `~` or `~NAME` at the start of a path with the home folder, as a shell does.
 
     Raises:
         ValueError: This machine has no user NAME.
@@ -51,21 +51,21 @@ def absolute(path: str) -> str:
     """Make a path absolute, relative to the current folder.
 
     Raises:
-        ValueError: It is empty, or holds a character that no path can hold.
+        ValueError: The path is empty, or it holds a character that no path can hold.
     """
     if not path.strip():
         raise ValueError("the path is empty")
     if "\0" in path:
         raise ValueError("a path cannot hold the character NUL")
-    # Not `Path.resolve`, which follows links: users know a folder by the name that they gave.
+    # Do not use `Path.resolve`, which follows links. Users know a folder by the name that they gave.
     return os.path.abspath(from_home(path))  # noqa: PTH100
 
 
 def located(path: str) -> str:
-    """Return where a store of patches lies: the URL of an object store unchanged, or an absolute path.
+    """Return where a store of patches lies. Keep the URL of an object store; make a path absolute.
 
     Raises:
-        ValueError: The text is neither.
+        ValueError: The text is neither a URL nor a path.
     """
     if "://" in path:
         return path
@@ -78,7 +78,7 @@ def folder(path: str) -> str:
     """Make the path of a folder for results absolute.
 
     Raises:
-        ValueError: It is a URL, or no path.
+        ValueError: The text is a URL, or no path.
     """
     if is_url(path):
         raise ValueError(f"URLs cannot be used here yet. {SHARED}")
@@ -86,10 +86,10 @@ def folder(path: str) -> str:
 
 
 def local(path: str) -> str:
-    """Make the path of a file or folder absolute that can only be read from a file system, not from an object store.
+    """Make the path of a local file or folder absolute. Refuse the URLs of object stores.
 
     Raises:
-        ValueError: It is a URL, or no path.
+        ValueError: The text is a URL, or no path.
     """
     if is_url(path):
         raise ValueError("URLs cannot be used here: give the path of a file or folder that this machine sees")
@@ -97,26 +97,26 @@ def local(path: str) -> str:
 
 
 def weights(text: str) -> str:
-    """Make the path in `file:PATH` absolute; leave other values of `model.weights` as they are.
+    """Make the path in `file:PATH` absolute. Leave other values of `model.weights` as they are.
 
-    `run:NAME` is resolved by `started_from`, since it needs the run's storage.
+    `started_from` resolves `run:NAME`: it knows the folder of the runs.
 
     Raises:
-        ValueError: The path is a URL, or none.
+        ValueError: The text after `file:` is a URL, or no path.
     """
     kind, colon, path = text.partition(":")
     return f"file:{local(path)}" if colon and kind == "file" else text
 
 
 def started_from(text: str, storage: str) -> str:
-    """Resolve `run:NAME` or `run:FOLDER` to `run:` with the absolute folder of that run.
+    """Turn `run:NAME` or `run:FOLDER` into `run:` followed by the absolute folder of that run.
 
     Args:
         text: Value of `model.weights`.
-        storage: Folder of runs, in which NAME is looked up.
+        storage: Folder of the runs. NAME is a folder in it.
 
     Raises:
-        ValueError: It is a URL, or no path.
+        ValueError: The text after `run:` is a URL, or no path.
     """
     kind, colon, name = text.partition(":")
     if not colon or kind != "run":
@@ -132,9 +132,10 @@ def started_from(text: str, storage: str) -> str:
 
 
 def stable_weights(text: str, storage: str) -> str:
-    """Write `model.weights` relative to the storage where it lies inside, so that moving the storage changes nothing.
+    """Write `run:FOLDER` relative to the storage if that folder lies inside.
 
-    The result enters the identity of a run. Texts that name no run or file are returned unchanged.
+    The result is part of the identity of a run. So a storage that moves does not change this identity. Return a text
+    that names no run or file unchanged.
     """
     try:
         storage = absolute(storage)
@@ -147,10 +148,10 @@ def stable_weights(text: str, storage: str) -> str:
 
 
 def study(url: str) -> str:
-    """Make the file's path in the URL of an Optuna storage absolute.
+    """Make the path of the file in the URL of an Optuna storage absolute.
 
     Raises:
-        ValueError: There is no path after `journal:` or `sqlite:///`.
+        ValueError: The URL has no path after `journal:` or `sqlite:///`.
     """
     for head in ("journal:", "sqlite:///"):
         if url.startswith(head):
@@ -161,7 +162,7 @@ def study(url: str) -> str:
 
 
 def tracking(uri: str) -> str:
-    """Make the path of a folder or file in a tracking URI of MLflow absolute.
+    """Make the path of a folder or file in an MLflow tracking URI absolute.
 
     Raises:
         ValueError: The path is empty.
@@ -174,10 +175,10 @@ def tracking(uri: str) -> str:
 
 
 def component(name: str) -> str:
-    """Check a name that becomes one folder or file: printable characters without slashes.
+    """Check a name that becomes one folder or file. It must have printable characters and no slashes.
 
     Raises:
-        ValueError: It cannot be the name of a folder or file; says why.
+        ValueError: The name cannot be that of a folder or file. The message says why.
     """
     if not name.strip() or name != name.strip():
         raise ValueError("a name must be of printable characters and not begin or end with a space")
@@ -191,10 +192,10 @@ def component(name: str) -> str:
 
 
 def column(name: str) -> str:
-    """Check the name of a store's column, which is the name of one array in it.
+    """Check the name of a column of a store. A column is one array in the store.
 
     Raises:
-        ValueError: It is a path, or empty.
+        ValueError: The name is empty or a path, or it has characters that cannot be printed.
     """
     if not name.strip() or "/" in name or name in (".", "..") or not name.isprintable():
         raise ValueError("give the name of a column, such as country or seasonal_snow")
@@ -202,10 +203,10 @@ def column(name: str) -> str:
 
 
 def _where_it_runs(function: Callable[[str], str]) -> AfterValidator:
-    """Build a validator that checks a value everywhere, and changes it only on the machine that will use it."""
+    """Build a validator. It checks a value on every machine, and changes it only on the machine that will use it."""
 
     def validate(value: str, info: ValidationInfo) -> str:
-        # Whose home `~` means is known only where the job runs.
+        # Only the machine of the job knows which home folder `~` means.
         if info.context == ELSEWHERE and value.startswith("~"):
             return value
         changed = function(value)
@@ -215,13 +216,13 @@ def _where_it_runs(function: Callable[[str], str]) -> AfterValidator:
 
 
 StorePlace = Annotated[str, _where_it_runs(located)]
-"""Where a store of patches lies that a recipe reads: a path, or the URL of an object store."""
+"""Place of a store that a recipe reads: a path, or the URL of an object store."""
 Location = Annotated[str, _where_it_runs(local)]
 """Path of a file or folder that a recipe reads."""
 Folder = Annotated[str, _where_it_runs(folder)]
 """Path of a folder for results."""
 Weights = Annotated[str, _where_it_runs(weights)]
-"""Weights that networks start from: `none`, `imagenet` (of timm's hub), `file:PATH` or `run:NAME`."""
+"""Weights that networks start from: `none`, `imagenet` (from timm's hub), `file:PATH` or `run:NAME`."""
 Study = Annotated[str, _where_it_runs(study)]
 """URL of an Optuna storage."""
 Tracking = Annotated[str, _where_it_runs(tracking)]
@@ -231,14 +232,14 @@ ColumnName = Annotated[str, AfterValidator(column)]
 Name = Annotated[str, AfterValidator(component)]
 """Name that becomes a folder."""
 SweepName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100), AfterValidator(component)]
-"""Name of a sweep; shorter than other names, since its trials' names begin with it."""
+"""Name of a sweep. It is shorter than other names, since the names of the trials begin with it."""
 
 
 def path_given(path: str | Path, what: str) -> Path:
-    """Check a path from the command line and return it unchanged; `what` names the argument in the error.
+    """Check a path from the command line and return it unchanged. Error messages name the argument by `what`.
 
     Raises:
-        ConfigError: It is a URL, or no path.
+        ConfigError: The argument is a URL, or no path.
     """
     try:
         local(str(path))
@@ -248,14 +249,14 @@ def path_given(path: str | Path, what: str) -> Path:
 
 
 def store_given(path: str, what: str) -> str:
-    """Return where a store lies that the command line names: a URL, or an absolute path.
+    """Return the URL or the absolute path of a store that the command line names.
 
     Args:
         path: Argument of the command.
         what: Name of the argument in the error.
 
     Raises:
-        ConfigError: It is neither a URL of an object store nor a path.
+        ConfigError: The argument is neither the URL of an object store nor a path.
     """
     try:
         return located(path)

@@ -1,4 +1,4 @@
-"""Draw random numbers and orders that depend on a key alone, and not on ranks, threads or restarts."""
+"""Draw random numbers and permutations. They depend on a key alone, not on ranks, threads or restarts."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -14,9 +14,10 @@ _WORD = 8
 
 
 class RandomStream(Enum):
-    """Name the uses of random numbers, so that no two of them share numbers.
+    """Name each use of random numbers. Two uses never share numbers.
 
-    Each value is words of at most eight bytes that enter the key. A changed value changes the results of every seed.
+    A value has one or more words of at most eight bytes. The words are part of the key. So a changed value changes the
+    results of every seed.
     """
 
     LABELED = "labeled"
@@ -24,7 +25,8 @@ class RandomStream(Enum):
     PAIRS = "pairs"
     SHARD_DELAY = "delay"
     METADATA_DROPOUT = "metadata"
-    # Views were keyed by the two ends of their names; the words stay, so that a seed gives the images it always gave.
+    # Old code made the words of a view from the end and the start of its name. Keep them: a seed must give the same
+    # images as before.
     LABELED_WEAK = "led_weak labeled_"
     LABELED_STRONG = "d_strong labeled_"
     UNLABELED_WEAK = "led_weak unlabele"
@@ -37,23 +39,23 @@ class RandomStream(Enum):
 
 
 KeyPart = int | RandomStream | Ints
-"""What a key is made of."""
+"""One part of a key."""
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Apply the finalizer of SplitMix64 (Steele et al. 2014): a bijection that scatters neighboring integers."""
+    """Apply the last step of SplitMix64 (Steele et al. 2014): a bijection that scatters neighboring integers."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
 def _words(stream: RandomStream) -> list[NDArray[np.uint64]]:
-    """Turn the words of a stream's value into integers of 64 bits."""
+    """Turn the words of a stream into integers of 64 bits."""
     return [np.frombuffer(word.encode().ljust(_WORD, b"\0"), "<u8") for word in stream.value.split()]
 
 
 def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
-    """Hash integers, streams and integer arrays into 64-bit keys, one for each row of the arrays."""
+    """Hash integers, streams and integer arrays into 64-bit keys. Each row of the arrays gets one key."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         for value in _words(part) if isinstance(part, RandomStream) else [np.asarray(part)]:
@@ -62,11 +64,11 @@ def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
 
 
 def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
-    """Draw random numbers in [0, 1) that depend on the key alone.
+    """Draw random numbers in [0, 1). They depend on the key alone.
 
     Args:
         key: Integers, streams and integer arrays [n], such as (seed, RandomStream.QUERY_VIEW, epochs, rows).
-        count: Numbers to draw for each row of the arrays.
+        count: How many numbers to draw for each row of the arrays.
 
     Returns:
         [n, count] float32, multiples of 2**-24.
@@ -74,18 +76,18 @@ def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
         bits = _mix(_key(key)[:, None] + steps)
-    # The highest 24 bits, since a float32 has 24: more would be rounded, sometimes up to 1.0.
+    # Keep only the highest 24 bits: a float32 holds 24. More bits would be rounded, sometimes up to 1.0.
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
 @lru_cache(maxsize=8)
 def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
-    """Shuffle the positions of one epoch; the order depends on the arguments alone.
+    """Shuffle the positions of one epoch. The result depends on the arguments alone.
 
     Args:
         size: Number of positions.
         seed: Seed of the run.
-        stream: The use that the order is for.
+        stream: Use of the random numbers.
         epoch: Number of the epoch.
 
     Returns:
@@ -94,6 +96,6 @@ def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
     with np.errstate(over="ignore"):
         key = _key((seed, stream, epoch))
     order = np.random.Generator(np.random.Philox(key=int(key[0]))).permutation(size)
-    # All callers get this one array from the cache: a change by one would be seen by all.
+    # The cache gives all callers this same array. So no caller may change it.
     order.setflags(write=False)
     return order

@@ -1,4 +1,4 @@
-"""Connect to Ray: to the session that runs already, to a cluster by its address, or to a local one made for now."""
+"""Connect to Ray: to the session of this process, to a cluster with an address, or to a new local session."""
 
 import contextlib
 import logging
@@ -12,11 +12,11 @@ from stssl.base.errors import RunError
 
 @contextlib.contextmanager
 def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int | None = None) -> Iterator[None]:
-    """Connect to Ray for as long as the context lasts; use and leave alone a session that this process has already.
+    """Connect to Ray while the context lasts. If this process has a session already, use it and do not close it.
 
     Args:
-        address: Address of a cluster; None takes `RAY_ADDRESS`, or starts a local session if that is not set.
-        dashboard: Give a local session a dashboard (Tune needs it to stop trials early).
+        address: Address of a cluster. None takes `RAY_ADDRESS`, or starts a local session if that is not set.
+        dashboard: True to give a local session a dashboard. Tune needs it to stop trials early.
         cpus: CPU cores of a local session; None takes all.
 
     Raises:
@@ -34,7 +34,7 @@ def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int
         if address:
             ray.init(address=address, logging_level=logging.ERROR)
         else:
-            # Without "local", Ray would join any cluster that was started on this machine, also one that is gone.
+            # Without "local", Ray would join any cluster that once started on this machine, even one that is gone.
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -53,17 +53,17 @@ def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int
 
 
 def _take_back(number: signal.Signals, handler: object) -> None:
-    """Restore the handler of a signal that Ray replaced: Ray's own ends the process without a message."""
+    """Restore the handler of a signal that Ray replaced. Ray's handler ends the process without a message."""
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(number, handler)
 
 
 def resources_for(bundles: list[dict[str, float]], seconds: float) -> dict[str, float]:
-    """Return all resources of the session, after giving an autoscaler time to start nodes for what is lacking.
+    """Return all resources of the session. If they are too few, first wait for an autoscaler to start nodes.
 
     Args:
-        bundles: Resources of each worker, which must fit one node.
-        seconds: Longest time to wait; 0 to return at once.
+        bundles: Resources of each worker. Each bundle must fit into one node.
+        seconds: Longest time to wait in seconds; 0 returns at once.
 
     Returns:
         Resources of all nodes together: `CPU`, `GPU` and others by name.
@@ -72,7 +72,7 @@ def resources_for(bundles: list[dict[str, float]], seconds: float) -> dict[str, 
 
     found = _cluster_resources()
     if seconds and lacking(bundles, found):
-        # A pending group makes an autoscaler start nodes; they stay for its idle time-out after the group is removed.
+        # A pending group makes an autoscaler start nodes. After its removal they stay for the idle time-out.
         group = placement_group(bundles)
         try:
             group.wait(seconds)
@@ -90,6 +90,6 @@ def _cluster_resources() -> dict[str, float]:
 
 
 def lacking(bundles: list[dict[str, float]], available: dict[str, float]) -> dict[str, float]:
-    """List the resources that bundles need in all, and of which `available` has too little."""
+    """Return each resource that is too small in `available`, with the amount that all bundles together need."""
     needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for bundle in bundles for kind in bundle}
     return {kind: amount for kind, amount in needed.items() if amount > available.get(kind, 0.0)}

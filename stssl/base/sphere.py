@@ -1,4 +1,4 @@
-"""Turn latitude and longitude into points of the unit sphere, where the date line is no seam."""
+"""Turn latitude and longitude into points on the unit sphere. On the sphere, the date line is no border."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,6 @@ from stssl.base.batch import PLACE
 
 
 def on_sphere(metadata: Tensor) -> Tensor:
-    """Turn the places in metadata [n, 4] into unit vectors [n, 3], NaN where a place is missing."""
+    """Turn the places of n patches, metadata [n, 4], into unit vectors [n, 3]. A missing place gives NaN."""
     lat, lon = (torch.deg2rad(metadata[:, column].double()) for column in PLACE)
     return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], 1).float()

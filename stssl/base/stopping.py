@@ -1,4 +1,4 @@
-"""Turn signals that ask a command to end into an exception, so that every command ends in one line."""
+"""Turn the signals that end a command into an exception. The command then prints one line and ends."""
 
 import contextlib
 import signal
@@ -12,18 +12,18 @@ from stssl.base.errors import StoppedError
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 """Signals that end a command, and their names in messages."""
 TOGETHER_S = 1.0
-"""Signals within this many seconds count as one: the terminal sends Ctrl-C to all processes, and some send it on."""
+"""Signals within this many seconds count as one. The terminal sends Ctrl-C to all processes, and some send it on."""
 
 
 _asked: list[signal.Signals] = []
 """Signals that asked this process to end.
 
-They are kept here, since Ray replaces the exception by a `KeyboardInterrupt` that does not say which signal it was.
+This list is needed, since Ray replaces the exception with a `KeyboardInterrupt` that does not name the signal.
 """
 
 
 class Asked(KeyboardInterrupt):
-    """Report that a signal asked the process to end; code passes it on as it passes on Ctrl-C."""
+    """Report that a signal asked the process to end. Code treats it like Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         """Store the signal for `stopped`."""
@@ -32,16 +32,16 @@ class Asked(KeyboardInterrupt):
 
 
 def stopped(words: str = "What is written is whole; run the same command again to resume.") -> StoppedError:
-    """Make the error for a command that a signal ended, with the signal's exit code."""
+    """Build the error for a command that a signal ended. Its exit code is 128 plus the number of the signal."""
     by = _asked[0] if _asked else signal.SIGINT
     return StoppedError(f"interrupted ({SIGNALS[by]}). {words}", 128 + by)
 
 
 @contextlib.contextmanager
 def heeding_signals() -> Iterator[None]:
-    """Raise `Asked` in the main thread when a signal asks the process to end, for as long as the context lasts.
+    """Raise `Asked` in the main thread if a signal asks the process to end while the context lasts.
 
-    Signals that are ignored already, as under `nohup`, stay ignored.
+    If the process ignores a signal already, as under `nohup`, it continues to ignore it.
 
     Raises:
         StoppedError: A signal asked the process to end.
@@ -65,7 +65,7 @@ def heeding_signals() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, StoppedError) as asked:
-        # Ignored from now on, so that a second signal does not interrupt the code that closes files and workers.
+        # Ignore signals from now on: a second one must not interrupt the code that closes files and workers.
         before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
         if isinstance(asked, StoppedError):
             raise

@@ -1,4 +1,4 @@
-"""Read text files that users bring (plain, gzip or bz2), lists of patch names, and JSON, all within size limits."""
+"""Read the files of users within size limits: text (plain, gzip or bz2), lists of patch names, and JSON."""
 
 import bz2
 import codecs
@@ -18,7 +18,7 @@ from stssl.base.errors import DataError, StsslError, shown
 from stssl.base.json_types import JsonObject
 
 MOST_BYTES = 512_000_000
-"""Largest size of a list or table after unpacking; the names of all patches of a country take less."""
+"""Largest size in bytes of a list or table after unpacking. The names of all patches of a country take less."""
 _WIDE = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -26,24 +26,24 @@ _WIDE = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 JSON_BYTES = 64 << 20
-"""Largest size of a JSON file."""
+"""Largest size of a JSON file in bytes."""
 GROWTH = 1 << 20
-"""Number of bytes that a file may grow by between asking for its size and reading it."""
+"""A file may grow by this many bytes between the question for its size and the reading."""
 JSON_DEPTH = 100
-"""Number of objects and lists that may lie inside each other in JSON."""
+"""Largest depth of JSON: how many objects and lists may lie inside each other."""
 
 
 def read_unpacked(path: Path) -> bytes:
-    """Read the bytes of a plain, bz2 or gzip file, unpacking at most `MOST_BYTES`.
+    """Read the bytes of a plain, bz2 or gzip file. Unpack at most `MOST_BYTES`.
 
     Raises:
-        DataError: It cannot be read, or holds more than `MOST_BYTES`.
+        DataError: The file cannot be read, or it holds more than `MOST_BYTES`.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"cannot read {path}: it is not a file")
         with _opened(path) as file:
-            # One byte more than allowed, so that a small file that unpacks to terabytes is found out early.
+            # Read one byte more than allowed. A small file may unpack to terabytes: this finds it early.
             data = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
@@ -61,19 +61,19 @@ def _opened(path: Path) -> BinaryIO | bz2.BZ2File | gzip.GzipFile:
 def read_text(path: Path) -> str:
     """Read the text of a plain, bz2 or gzip file.
 
-    The text is UTF-8, or UTF-16 or UTF-32 if the file begins with the byte order mark of one of these.
+    The text is UTF-8. It is UTF-16 or UTF-32 if the file begins with the byte order mark of that encoding.
 
     Raises:
-        DataError: It cannot be read, is too large, or is not text; names the line.
+        DataError: The file cannot be read, is too large, or is not text. The message names the line.
     """
     return decode_text(read_unpacked(path), path)
 
 
 def decode_text(data: bytes, path: Path) -> str:
-    """Decode the bytes of a text file; `path` names it in errors.
+    """Decode the bytes of a text file. Error messages name the file by `path`.
 
     Raises:
-        DataError: The bytes are not text; names the line.
+        DataError: The bytes are not text. The message names the line.
     """
     encoding = next((name for mark, name in _WIDE if data.startswith(mark)), "utf-8-sig")
     try:
@@ -91,16 +91,16 @@ def decode_text(data: bytes, path: Path) -> str:
 
 
 def read_names(path: Path) -> frozenset[str]:
-    """Read a list of patch names: one name in each line, or the first column of a table.
+    """Read a list of patch names. The file has one name in each line, or is a table with the names in column 1.
 
     Raises:
-        DataError: The file cannot be read, or is not text.
+        DataError: The file cannot be read, or it is not text.
     """
     return frozenset(name for line in read_text(path).splitlines() if (name := _first_cell(line)))
 
 
 def _first_cell(line: str) -> str:
-    """Return the text before a line's first comma, semicolon or tab, unless quotes enclose it."""
+    """Return the text before the first comma, semicolon or tab of a line. Inside quotes, these are text."""
     line = line.strip()
     if not line.startswith('"'):
         for separator in ",;\t":
@@ -113,16 +113,17 @@ def _first_cell(line: str) -> str:
 
 
 def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataError, advice: str = "") -> bytes:
-    """Read a plain file of at most `most` bytes; refuse folders, pipes and devices without opening them.
+    """Read a plain file of at most `most` bytes. Refuse folders, pipes and devices without opening them.
 
     Args:
         path: File to read, as the user gave it.
         most: Largest size in bytes.
         error: Class of the error to raise.
-        advice: Sentence that ends the error message: what the user should do.
+        advice: Last sentence of the error message: what the user should do.
 
     Raises:
-        StsslError: Of the class `error`: the file cannot be read or is too large; names it and the reason.
+        StsslError: The file cannot be read or is too large. The error has the class `error` and names the file and
+            the reason.
     """
 
     def wrong(reason: str) -> StsslError:
@@ -133,7 +134,7 @@ def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataErro
             raise wrong("it is not a file")
         with open(path, "rb") as file:  # noqa: PTH123
             size = os.fstat(file.fileno()).st_size
-            # Room is taken for all that is asked for: no more than the file has, and what may be added meanwhile.
+            # `read` takes memory for all the bytes that it is asked for. So ask for no more than the file may have.
             content = file.read(min(most, size + GROWTH) + 1) if size <= most else b""
     except OSError as problem:
         raise wrong(problem.strerror or type(problem).__name__) from None
@@ -153,10 +154,11 @@ def read_json(
         path: File to read.
         error: Class of the error to raise.
         most: Largest size of the file in bytes.
-        advice: Sentence that ends the error message: what the user should do.
+        advice: Last sentence of the error message: what the user should do.
 
     Raises:
-        StsslError: Of the class `error`: the file cannot be read, is cut off, or holds no JSON object; names it.
+        StsslError: The file cannot be read, is cut off, or holds no JSON object. The error has the class `error` and
+            names the file.
     """
     return parse_json(read_bounded(path, most, error, advice), str(path), error=error, advice=advice)
 
@@ -164,19 +166,19 @@ def read_json(
 def parse_json(
     content: bytes | str, source: str, *, error: type[StsslError] = DataError, advice: str = ""
 ) -> JsonObject:
-    """Parse the text of a JSON object whose objects and lists are at most `JSON_DEPTH` deep.
+    """Parse the text of a JSON object. Its objects and lists may lie at most `JSON_DEPTH` deep.
 
-    Refused are infinite numbers, keys that stand twice in an object, and texts with lone surrogates, which could not be
-    written again. NaN is read, since Python's `json` writes it.
+    Refuse infinite numbers and keys that an object has twice. Refuse texts with lone surrogates: these texts could not
+    be written again. Accept NaN, since Python's `json` writes it.
 
     Args:
         content: JSON text, or its bytes in UTF-8.
         source: Name of the text in error messages.
         error: Class of the error to raise.
-        advice: Sentence that ends the error message: what the user should do.
+        advice: Last sentence of the error message: what the user should do.
 
     Raises:
-        StsslError: Of the class `error`; names the source and the reason.
+        StsslError: The text is not such JSON. The error has the class `error` and names the source and the reason.
     """
     try:
         words = content if isinstance(content, str) else content.decode("utf-8-sig")
@@ -196,7 +198,7 @@ def parse_json(
 
 
 def _once(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
-    """Build an object whose keys stand once each, since nobody can say which of two values is meant."""
+    """Build an object. Refuse a key that occurs twice: nobody can say which of its two values counts."""
     found: JsonObject = {}
     for key, value in pairs:
         if key in found:
@@ -213,11 +215,11 @@ def _finite(text: str) -> float:
 
 
 def _require_plain(value: JsonValue) -> None:
-    """Refuse a value that later code could not walk through or write as UTF-8.
+    """Refuse a value that later code cannot walk through or cannot write as UTF-8.
 
     Raises:
-        RecursionError: Its objects and lists are nested too deep.
-        ValueError: A text in it holds a lone surrogate.
+        RecursionError: The value has objects and lists that are nested too deep.
+        ValueError: The value has a text with a lone surrogate.
     """
     rest: list[tuple[int, JsonValue]] = [(0, value)]
     while rest:

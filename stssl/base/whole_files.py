@@ -1,6 +1,6 @@
-"""Write files whole or not at all, even if the process or the machine dies meanwhile; explain why a write failed.
+"""Write a file whole or not at all, even if the process or the machine dies. Explain why a write failed.
 
-Everything that a run, a sweep or a report keeps is written by `write_whole`; rows of metrics by `append_line`.
+`write_whole` writes every file that a run, a sweep or a report keeps. `append_line` adds rows of metrics.
 """
 
 import contextlib
@@ -35,18 +35,19 @@ _ADVICE = {
 def write_whole(
     path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object], error: type[StsslError] = RunError
 ) -> None:
-    """Replace a file so that readers see either the old content or the new one, also after a crash or a power cut.
+    """Replace a file. Readers see either the old content or the new one, even after a crash or a power cut.
 
-    Processes that write the same file wait for each other. The temporary file of a killed process is used again by the
-    next writer.
+    Processes that write the same file wait for each other. If a process is killed, the next writer uses its temporary
+    file again.
 
     Args:
-        path: File to write; its folder is made if it is missing.
-        content: New content: text, which is written as UTF-8, bytes, or a function that writes to the open file.
+        path: File to write. If its folder is missing, make the folder.
+        content: New content: text (written as UTF-8), bytes, or a function that writes to the open file.
         error: Class of the error to raise.
 
     Raises:
-        StsslError: Of the class `error`: nothing was written; says where, why, and how much room there is.
+        StsslError: The file cannot be written and is unchanged. The error has the class `error` and names the file, the
+            reason and the free room.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     size = None if callable(data) else len(data)
@@ -59,7 +60,7 @@ def write_whole(
             else:
                 file.write(data)
             file.flush()
-            # Content before name: after a power cut a file system may keep a rename and lose the bytes it points to.
+            # Sync the content before the rename. Otherwise, after a power cut, the new name may point to lost bytes.
             os.fsync(file.fileno())
             fresh.replace(path)
         sync_folder(path.parent)
@@ -69,15 +70,15 @@ def write_whole(
 
 @contextlib.contextmanager
 def _sole(path: Path) -> Iterator[BinaryIO]:
-    """Open an empty file that no other process writes, and remove it if the caller fails before renaming it."""
+    """Open an empty file that no other process writes. If the caller fails before the rename, remove the file."""
     while True:
-        # O_NOFOLLOW, so that a link of this name cannot lead the write to another file.
+        # O_NOFOLLOW: a link with this name must not lead the write to another file.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         with contextlib.suppress(OSError):  # some network file systems know no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if _is_at(handle, path):
             break
-        os.close(handle)  # while this process waited, another one renamed the file: the lock is on the wrong one
+        os.close(handle)  # another process renamed the file during the wait: this lock is on the wrong file
     try:
         os.ftruncate(handle, 0)
         with open(handle, "wb", closefd=False) as file:
@@ -98,15 +99,15 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def append_line(path: Path, line: str, error: type[StsslError] = RunError) -> None:
-    """Add a line to a file as a whole, or leave the file as it was.
+    """Add a whole line to a file, or leave the file as it was.
 
     Args:
-        path: File to add to; it is made if it is missing.
+        path: File that gets the line. If it is missing, make it.
         line: Text without a line break.
         error: Class of the error to raise.
 
     Raises:
-        StsslError: Of the class `error`: the line could not be written.
+        StsslError: The line cannot be written. The error has the class `error`.
     """
     data = f"{line}\n".encode()
     try:
@@ -123,15 +124,15 @@ def append_line(path: Path, line: str, error: type[StsslError] = RunError) -> No
 
 
 def is_there(path: Path) -> bool:
-    """Return True if a file, folder or link has this name, also a link to a file that does not exist."""
+    """Return True if a file, folder or link has this name. A link counts even if its target does not exist."""
     return os.path.lexists(path)
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a plain file to read it; refuse folders, pipes and devices, on which reading could wait forever.
+    """Open a plain file for reading. Refuse folders, pipes and devices: a read from them could wait forever.
 
     Raises:
-        OSError: It cannot be opened, or is no plain file.
+        OSError: The path cannot be opened, or is no plain file.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a file", str(path))
@@ -139,10 +140,10 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def sync(path: Path, error: type[StsslError] = RunError) -> None:
-    """Wait until a file's content is on the disk; do nothing if there is no such file.
+    """Wait until the content of a file is on the disk. If the file does not exist, do nothing.
 
     Raises:
-        StsslError: Of the class `error`: the disk did not take the content.
+        StsslError: The disk did not take the content. The error has the class `error`.
     """
     try:
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
@@ -153,7 +154,7 @@ def sync(path: Path, error: type[StsslError] = RunError) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
-    with contextlib.suppress(OSError):  # some file systems have no such operation, and no way to ask
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder, and do not say so before
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(handle)
@@ -162,12 +163,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def cannot_write(path: Path | str, problem: OSError, size: int | None = None) -> str:
-    """Build the message of a failed write: the file, the reason, the room on the disk, what to do.
+    """Build the message of a failed write: the file, the reason, the room on the disk, and what to do.
 
     Args:
         path: File that could not be written.
         problem: Error that the operating system reported.
-        size: Number of bytes that were to be written, if known.
+        size: Number of bytes to write, if known.
     """
     reason = problem.strerror or str(problem) or type(problem).__name__
     room = f" ({_room(Path(path), size)})" if problem.errno in FULL else ""
@@ -185,7 +186,7 @@ def _room(path: Path, size: int | None) -> str:
 
 
 def free_room(path: Path) -> str:
-    """Describe how much room is left on the disk of a file, and the folder that was asked about."""
+    """Say how many bytes are free on the disk of a file, and in which folder."""
     folder = next((above for above in path.absolute().parents if above.is_dir()), Path("/"))
     try:
         free = as_size(shutil.disk_usage(folder).free)
@@ -195,7 +196,7 @@ def free_room(path: Path) -> str:
 
 
 def as_size(count: int) -> str:
-    """Write a number of bytes as people read it, such as 1.5 GB."""
+    """Write a number of bytes in words, such as 1.5 GB."""
     for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
         if count >= 10**power:
             return f"{count / 10**power:.1f} {unit}"

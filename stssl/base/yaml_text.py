@@ -1,8 +1,8 @@
-"""Read and write YAML as recipes use it, within limits on size, depth and number of values.
+"""Read and write the YAML of recipes, within limits on size, depth and number of values.
 
-Only plain values are read: texts, numbers, true and false, null, lists, and mappings whose keys are texts. Numbers
-follow YAML 1.2 where YAML 1.1 surprises: `1e-4` is a number, and `010`, `1:30:00` and dates are texts, which a key that
-wants a number refuses.
+Read only plain values: texts, numbers, true and false, null, lists, and mappings with texts as keys. Numbers follow
+YAML 1.2, since YAML 1.1 has surprises. So `1e-4` is a number, and `010`, `1:30:00` and dates are texts. A key that
+needs a number refuses these texts.
 """
 
 import math
@@ -15,11 +15,11 @@ from pydantic import JsonValue
 from stssl.base.errors import ConfigError, shown
 
 FILE_BYTES = 1 << 20
-"""Size of the largest YAML file that is read."""
+"""Largest size of a YAML file in bytes."""
 NODES = 20_000
-"""Number of values that a file may hold, each alias counted as the values that it stands for."""
+"""Largest number of values in a file. An alias counts as all the values that it stands for."""
 DEPTH = 50
-"""Number of mappings and lists that may lie inside each other."""
+"""Largest depth: how many mappings and lists may lie inside each other."""
 _STR, _INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "merge"))
 _UNREAD = ("timestamp", "int", "float", "value")
 _DIGITS = r"\d+(_\d+)*"
@@ -31,9 +31,10 @@ _NUMBERS: tuple[tuple[str, str], ...] = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Read YAML safely: count the values that aliases stand for; refuse tags, repeated keys and keys that are no texts.
+    """Read YAML safely. Refuse tags, repeated keys, keys that are no texts, and too many values.
 
-    Aliases are counted because ten lines of aliases of aliases stand for billions of values ("billion laughs").
+    Count all values that an alias stands for: ten lines of aliases of aliases can stand for billions of values (an
+    attack called "billion laughs").
     """
 
     def __init__(self, text: str) -> None:
@@ -85,10 +86,10 @@ class _Loader(yaml.SafeLoader):
         """Read a whole number.
 
         Raises:
-            ConfigError: It does not fit into 64 bits.
+            ConfigError: The number does not fit into 64 bits.
         """
         text = node.value.replace("_", "")
-        # 80 characters hold 64 bits even in binary notation; `int` refuses thousands of digits with words of its own.
+        # 64 bits fit into 80 characters, even in binary notation. `int` has its own error for thousands of digits.
         value = int(text, 0) if len(text) <= 80 else 1 << 64
         if not -(1 << 63) <= value < 1 << 63:
             raise _wrong(node, f"the number {shown(node.value)} does not fit into 64 bits")
@@ -98,7 +99,7 @@ class _Loader(yaml.SafeLoader):
         """Read a number with a fraction or an exponent.
 
         Raises:
-            ConfigError: It is not finite.
+            ConfigError: The number is not finite.
         """
         text = node.value.replace("_", "").lower()
         value = math.inf if text.endswith((".inf", ".nan")) else float(text)
@@ -108,7 +109,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Write YAML; quote each text that this loader, or a loader of YAML 1.1, would take for a number or a date."""
+    """Write YAML. Quote each text that this loader or a YAML 1.1 loader would read as a number or a date."""
 
 
 _kept = {
@@ -137,7 +138,8 @@ def parse_yaml(text: str, source: str) -> JsonValue:
         source: Name of the file or argument in error messages.
 
     Raises:
-        ConfigError: Not valid YAML, or not plain values within the limits; names the line or the key.
+        ConfigError: The text is not valid YAML, has values that are not plain, or exceeds a limit. The message names
+            the line or the key.
     """
     if len(text) > FILE_BYTES:
         raise ConfigError(f"{source} is larger than {FILE_BYTES >> 20} MB")
@@ -145,21 +147,21 @@ def parse_yaml(text: str, source: str) -> JsonValue:
         tree: JsonValue = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader: it builds no objects
     except ConfigError as error:
         raise ConfigError(f"{source}, {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # the scanner hands on what int() and chr() say of its escapes
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: int() or chr() refused an escape sequence
         raise ConfigError(f"{source} is not valid YAML: {shown(' '.join(str(error).split()), 400)}") from None
     _require_clean(tree, source)
     return tree
 
 
 def dump_yaml(tree: object) -> str:
-    """Write plain values as YAML text that `parse_yaml` and other YAML readers read as equal values."""
+    """Write plain values as YAML text. `parse_yaml` and other YAML readers get equal values back."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 def unclean(text: str) -> str | None:
-    """Describe the first control character or lone surrogate in a text; None if there is none.
+    """Describe the first control character or lone surrogate in a text. Return None if the text has none.
 
-    Such texts cannot be part of a path, and would confuse a terminal if they stood in a message.
+    These characters cannot be part of a path. In a message, they would confuse a terminal.
     """
     if text.isascii() and text.isprintable():
         return None
@@ -171,12 +173,12 @@ def unclean(text: str) -> str | None:
 
 
 def _require_clean(tree: JsonValue, source: str) -> None:
-    """Refuse control characters, and too much depth, which aliases can add up to after parsing.
+    """Refuse control characters and too much depth. Aliases can make a tree too deep after the parsing.
 
     Raises:
-        ConfigError: Names the key.
+        ConfigError: A key or value is refused. The message names the key.
     """
-    # A stack in place of recursion, so that a deep tree meets this limit before Python's.
+    # Use a stack, not recursion: a deep tree must meet this limit before it meets Python's.
     rest: list[tuple[str, int, JsonValue]] = [("", 0, tree)]
     while rest:
         key, depth, value = rest.pop()
