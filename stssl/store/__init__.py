@@ -1,10 +1,11 @@
 """Define the Zarr store of a converted archive, write it, check it, and read its pixels fast.
 
-`schema` says what a store looks like, `writer` makes one, `verification` checks one. `Store` opens one; its readers
-take patches from shard files (`shards`), through a disk cache from object stores (`fetched`, `disk`, `remote`), or
-through zarr-python for any other layout. `cache` keeps decoded copies in host or device memory.
+`schema` defines the layout of a store, `writer` writes a store, and `verification` checks it. `Store` opens a store and
+makes its readers. A reader takes patches from shard files (`shards`), or from an object store through a disk cache
+(`fetched`, `disk`, `remote`). It reads any other layout with zarr-python. `cache` keeps decoded copies in host memory
+or device memory.
 
-The names below are imported when they are first used, since zarr and torch take long to import.
+Importing zarr and torch takes long. So Python imports each name below at its first use.
 """
 
 from importlib import import_module
@@ -104,7 +105,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first used."""
+    """Import a public name from its module at its first use."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

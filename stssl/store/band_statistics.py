@@ -1,7 +1,7 @@
 """Compute statistics of bands shard by shard: exact sums, and percentiles from histograms.
 
-A conversion writes shards in any order and on several machines, so each shard has its own sums and they are added at
-the end. All sums are integers, so that the result does not depend on the order.
+A conversion may write shards on several machines, in any sequence. So each shard has its own sums, and the end of the
+conversion adds them. All sums are integers: their total does not depend on the sequence.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ def tally(
     """Count the values of each band.
 
     Args:
-        block: [n, bands, H, W] of uint8 or uint16.
-        nodata: Value that is not counted.
-        measured: [n, bands, H, W] where pixels are counted; None counts all.
+        block: [n, bands, height, width] pixels of n patches, uint8 or uint16.
+        nodata: Value that does not count.
+        measured: [n, bands, height, width], True for each pixel that counts. None counts all pixels.
 
     Returns:
-        `sums` [bands, 5]: count, sum, sum of squares, least and greatest value (0 if nothing was counted);
-        `bins` [bands, 256 or 4096] counts of equal ranges of values.
+        `sums` [bands, 5]: count, sum, sum of squares, smallest and largest value (0 if the count is 0).
+        `bins` [bands, 256 or 4096]: a histogram. Each bin counts an equal range of values.
     """
     values = np.iinfo(block.dtype).max + 1
     levels = np.arange(values)
@@ -45,15 +45,15 @@ def tally(
 
 
 def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split: str) -> JsonObject:
-    """Combine the counts of all shards into the statistics that a store's attributes hold.
+    """Combine the counts of all shards into the statistics in the attributes of a pixel array.
 
     Args:
-        parts: What `tally` returned for each shard.
+        parts: Result of `tally` for each shard.
         dtype: Type of the pixels.
-        split: Name of the patches that were counted, such as `official:train`.
+        split: Name for the counted patches, such as `official:train`.
 
     Returns:
-        Lists with a number for each band, None if nothing was counted.
+        Lists with one number for each band, or None for a band without any counted pixel.
     """
     sums = np.stack([part["sums"] for part in parts])
     bins = np.sum([part["bins"] for part in parts], 0)
@@ -63,7 +63,7 @@ def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split:
         count, total, squares = (sum(int(value) for value in sums[:, band, i]) for i in range(3))
         there = sums[sums[:, band, 0] > 0, band]
         if count:
-            # Integers of any size: the variance of 10^10 pixels is exact before its root is taken.
+            # Python's integers have any size. So the variance of 10^10 pixels is exact until its root.
             spread = (squares * count - total * total) / (count * count)
             row = (total / count, spread**0.5, int(there[:, 3].min()), int(there[:, 4].max()), count)
         for i, name in enumerate(found):
@@ -74,7 +74,7 @@ def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split:
 
 
 def _percentile(histogram: NDArray[np.int64], percent: float, dtype: str) -> float:
-    """Return the value that `percent` of the counts do not exceed, interpolated within its bin."""
+    """Return a percentile: `percent` of the counted pixels are not above it. Interpolate inside its bin."""
     width = (np.iinfo(dtype).max + 1) // len(histogram)
     reached = np.cumsum(histogram)
     wanted = reached[-1] * percent / 100

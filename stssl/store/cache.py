@@ -1,4 +1,4 @@
-"""Read pixels for a loader: from the store's shards, or from a decoded copy in host or device memory."""
+"""Read pixels for a loader: from the shards of a store, or from a decoded copy in host or device memory."""
 
 import contextlib
 import os
@@ -20,28 +20,28 @@ CHUNK = 1024
 
 
 class ArrayReader(Protocol):
-    """Read NumPy arrays of store rows."""
+    """Read store rows as NumPy arrays."""
 
     @property
     def layout(self) -> dict[str, tuple[str, ...]]:
-        """Return the bands that are delivered for each band group."""
+        """Return the names of the bands that the reader delivers, for each band group."""
         ...
 
     def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-        """Return shape and type of the arrays that hold `count` patches."""
+        """Return shape and type of the arrays for `count` patches, by name of the band group."""
         ...
 
     def read(self, indices: Ints, out: dict[str, AnyArray] | None = None) -> dict[str, AnyArray]:
-        """Read one array [n, bands, height, width] for each band group, into `out` if it is given."""
+        """Read one array [n, bands, height, width] for each band group. If `out` is given, read into its arrays."""
         ...
 
 
 _Lent = tuple[AnyArray, "weakref.ref[AnyArray]"]
-"""Memory, and the view of it that was lent."""
+"""An array that owns memory, and a weak reference to the view that a caller uses."""
 
 
 class Buffers:
-    """Reuse host memory once no tensor refers to it, since fresh memory costs a page fault for each of its pages."""
+    """Reuse host memory when no tensor refers to it. Fresh memory would cost a page fault for each page."""
 
     def __init__(self) -> None:
         """Start without any memory."""
@@ -49,26 +49,26 @@ class Buffers:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
-        """Pickle nothing: another process starts without any memory."""
+        """Pickle no memory: another process starts without any."""
         return Buffers, ()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> AnyArray:
-        """Return an array that nothing else uses while a tensor made of it by `torch.from_numpy` exists."""
+        """Return an array. Nothing else uses its memory while the array or a `torch.from_numpy` tensor of it exists."""
         with self._lock:
             kept = self._kept.setdefault((shape, dtype), [])
             place = next((i for i, (_, lent) in enumerate(kept) if lent() is None), None)
             array = np.empty(shape, dtype) if place is None else kept.pop(place)[0]
-            # A view is lent, since `weakref.ref` on it tells when the last tensor that shares the memory is gone.
+            # Lend a view. Its weak reference tells when the last tensor that shares the memory is gone.
             view = array[:]
             kept.append((array, weakref.ref(view)))
         return view
 
 
 class Streamed:
-    """Read patches from the store each time, into pinned memory if there is a GPU."""
+    """Read patches from the store each time. On a machine with a GPU, read into pinned memory."""
 
     def __init__(self, reader: ArrayReader) -> None:
-        """Read with `reader`."""
+        """Use `reader` for all reads."""
         self.reader, self.layout, self._buffers = reader, reader.layout, Buffers()
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
@@ -79,21 +79,21 @@ class Streamed:
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Tensor:
         if torch.cuda.is_available():
-            # torch keeps pinned memory, and knows when a copy from it has ended.
+            # torch reuses pinned memory itself. It knows when a copy from this memory ends.
             return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
         return torch.from_numpy(self._buffers.take(shape, dtype))
 
 
 class Held:
-    """Deliver rows of a decoded copy."""
+    """Deliver rows of a decoded copy in memory."""
 
     def __init__(self, arrays: dict[str, Tensor], layout: dict[str, tuple[str, ...]], position: Ints) -> None:
         """Deliver rows of `arrays`.
 
         Args:
-            arrays: Pixels [held, bands, height, width] of each band group.
-            layout: For each band group the bands delivered.
-            position: [N] place of each store row in the arrays; -1 for rows that are not held.
+            arrays: For each band group, pixels [rows in the copy, bands, height, width].
+            layout: For each band group, the names of its bands.
+            position: Place in the arrays of each row of the store; -1 for a row that the copy does not have.
         """
         self.arrays, self.layout, self.position = arrays, layout, position
 
@@ -103,10 +103,10 @@ class Held:
         return sum(array.nbytes for array in self.arrays.values())
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """Return one tensor [n, bands, height, width] for each band group, on the device that holds the copy.
+        """Return one tensor [n, bands, height, width] for each band group, on the device of the copy.
 
         Raises:
-            RunError: A row is not held.
+            RunError: The copy does not have a row.
         """
         places = torch.from_numpy(self.position[rows])
         if len(places) and places.min() < 0:
@@ -118,28 +118,28 @@ PixelSource = Streamed | Held
 
 
 def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch.device) -> PixelSource:
-    """Prepare to deliver `rows` in the way that `data.cache` asks for.
+    """Build the source of pixels that `data.cache` asks for.
 
     Args:
         reader: Reader of the store.
-        rows: Store rows that will be asked for.
-        size: Rows of the store.
-        where: `none` reads each time; `host` and `device` hold a decoded copy there, one in each process.
+        rows: All store rows that the run will read.
+        size: Number of rows in the store.
+        where: `none` reads the store each time. `host` and `device` keep a decoded copy there, one in each process.
         device: Device of the networks.
 
     Raises:
-        RunError: The copy does not fit; the message says how much it takes and how much is free.
+        RunError: The copy does not fit into the memory. The message says how much it needs and how much is free.
     """
     if where == "none":
         return Streamed(reader)
     target = device if where == "device" else torch.device("cpu")
     rows = np.unique(rows)
-    # One decoded patch tells sizes and types of all.
+    # All patches have the size and type of the first one.
     first = reader.read(rows[:1])
     needed = sum(array[0].nbytes for array in first.values()) * len(rows)
-    # Ranks of one machine ask at the same time, each before the others have taken their part.
+    # All ranks of a machine ask at the same time, before the others take their memory. So divide the free memory.
     free = _free(target) // (_ranks_here() if target.type == "cpu" else 1)
-    # Networks, batches and other processes need the rest; the system would kill the process without a word.
+    # Networks, batches and other processes need the rest. If memory runs out, the system kills the process silently.
     if needed > 0.8 * free:
         takes = f"data.cache={where} takes {needed / 1e9:.2f} GB in each process for {len(rows):,} patches"
         raise RunError(
@@ -150,7 +150,7 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
         name: torch.empty((len(rows), *array.shape[1:]), dtype=torch.from_numpy(array).dtype, device=target)
         for name, array in first.items()
     }
-    # In pieces, so that the decoded copy on its way to a device does not stand in host memory a second time.
+    # Copy in pieces: host memory must not hold a second whole copy on its way to the device.
     for start in range(0, len(rows), CHUNK):
         for name, array in reader.read(rows[start : start + CHUNK]).items():
             arrays[name][start : start + CHUNK] = torch.from_numpy(array).to(target)
@@ -169,12 +169,15 @@ def _free(device: torch.device) -> int:
 
 
 def _ranks_here() -> int:
-    """Count the ranks on this machine."""
+    """Return the number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def group_free(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many bytes this process's control groups leave; containers and jobs have less than their machine."""
+    """Return how many bytes the control groups of this process leave free.
+
+    A container or a job may use less memory than the machine has.
+    """
     free = sys.maxsize
     for line in own.read_text().splitlines() if own.exists() else ():
         _, kinds, group = line.split(":", 2)
@@ -183,7 +186,7 @@ def group_free(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs
         folder = root / kinds / group.strip("/")
         limit, used = ("memory.max", "memory.current") if not kinds else _FIRST_VERSION
         for level in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError):  # The root has no limit; without one stands "max".
+            with contextlib.suppress(OSError, ValueError):  # the root has no such file; "max" means no limit
                 taken = int((level / used).read_text()) - _cached(level / "memory.stat")
                 free = min(free, max(0, int((level / limit).read_text()) - taken))
             if level == root:
@@ -195,6 +198,6 @@ _FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def _cached(statistics: Path) -> int:
-    """Return the bytes of files that a group keeps in memory only as long as nothing else needs it."""
+    """Return the bytes of cached files in the memory of a group. The system frees them if a process needs memory."""
     known = dict(line.split() for line in statistics.read_text().splitlines())
     return sum(int(known.get(f"total_{name}", known.get(name, 0))) for name in ("active_file", "inactive_file"))

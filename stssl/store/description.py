@@ -12,7 +12,7 @@ from stssl.store.store import Store
 
 
 def describe_store(store: Store) -> str:
-    """Describe a store, one fact a line: counts, splits, classes, ranges of date and place, bands, size, errors."""
+    """Describe a store in lines of one fact: counts, splits, classes, ranges of date and place, bands, size, errors."""
     return "\n".join(
         [
             f"{store.path}: {store.size:,} patches, {_size(store.path)}",
@@ -36,7 +36,7 @@ def _checksums(store: Store) -> str:
 
 
 def _size(path: str) -> str:
-    """Return the size of a store's files in words."""
+    """Return the size of all files of a store in words, such as 1.50 GB."""
     if "://" in path:
         return "remote"
     total = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
@@ -70,7 +70,7 @@ def _places(store: Store) -> Iterator[str]:
 
 
 def _regions(store: Store) -> Iterator[str]:
-    """Describe countries, seasons and conditions, if the store has such columns."""
+    """Describe countries, seasons and conditions if the store has these columns."""
     for name, title in (("country", "country"), ("season", "season")):
         if store.has_column(name):
             names, counts = np.unique(store.column(name).astype(str), return_counts=True)

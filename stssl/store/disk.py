@@ -1,8 +1,8 @@
-"""Keep files of object stores in a bounded cache on a node's disk, which all its processes share.
+"""Keep files of object stores in a cache on the disk of a node. All processes of the node share it.
 
-Every file is written whole or not at all and ends in its checksum, which each process checks before it uses the file.
-The least recently used files make room for new ones. A lock file orders writers. Readers need no lock, since a file
-that is removed while it is open stays readable.
+The cache has a size limit: new files replace the least recently used ones. Every file is written whole or not at all,
+and ends with its checksum. Each process checks the checksum before it uses the file. Writers take turns through a lock
+file. Readers need no lock: an open file stays readable, even if another process removes it.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from stssl.base.whole_files import cannot_write
 STRIPES = 64
 _MARK = b"STSSLDC1"
 TAIL = 4 + len(_MARK)
-"""Bytes after a file's contents: its crc32c and a mark."""
+"""Number of bytes after the contents of a file: the crc32c and a mark."""
 
 
 def default_folder() -> Path:
-    """Return the default cache folder: one for each user, in the system's folder for temporary files.
+    """Return the default cache folder. Each user has one, in the system's folder for temporary files.
 
     Raises:
         DataError: Another user owns that folder.
@@ -36,19 +36,24 @@ def default_folder() -> Path:
 
 
 class DiskCache:
-    """Keep files by key, at most `limit` bytes together."""
+    """Keep files by key. All files together have at most `limit` bytes."""
 
     def __init__(self, folder: str | Path, limit: int) -> None:
-        """Use `folder`, which is made at the first write."""
+        """Refer to the cache. The first write makes its folder.
+
+        Args:
+            folder: Folder of the cache.
+            limit: Largest size of all files together, in bytes.
+        """
         self.folder, self.limit = Path(folder).absolute(), limit
         self._checked: dict[str, tuple[int, int]] = {}
 
     def open(self, key: str, fetch: Callable[[], bytes] | None) -> int | None:
-        """Open the file of a key; the caller closes it.
+        """Open the file of a key. The caller closes it.
 
         Args:
             key: Name of the contents: letters, digits, `-`, `_` and `.`.
-            fetch: Gets the contents if they are not in the cache; None only looks into the cache.
+            fetch: Function that gets the contents if the cache does not have them. None only looks into the cache.
 
         Returns:
             A file descriptor; None if the contents are not in the cache and `fetch` is None.
@@ -59,32 +64,31 @@ class DiskCache:
         found = self._open_checked(key)
         if found is not None or fetch is None:
             return found
-        # Processes that want one file wait for the one that fetches it, instead of fetching it each; a few locks serve
-        # all keys.
+        # Only one process fetches a file; the others wait for it. `STRIPES` locks serve all keys.
         with self._locked(f"key-{hash_of(key) % STRIPES}"):
-            found = self._open_checked(key)  # Another process may have fetched it in the meantime.
+            found = self._open_checked(key)  # Another process may have fetched the file during the wait.
             return self._store(key, fetch()) if found is None else found
 
     def size(self, file: int) -> int:
-        """Return the size of an open file's contents in bytes."""
+        """Return the size of the contents of an open file in bytes."""
         return os.fstat(file).st_size - TAIL
 
     def used(self) -> int:
-        """Return the bytes of all files together."""
+        """Return the size of all files together in bytes."""
         return sum(entry.stat().st_size for entry in self._entries())
 
     def _path(self, key: str) -> Path:
         return self.folder / "files" / key
 
     def _open_checked(self, key: str) -> int | None:
-        """Open a file that is there and whole; a damaged one is removed."""
+        """Open the file of a key if it is whole. Remove a damaged file. Return None if no whole file exists."""
         path = self._path(key)
         try:
             file = os.open(path, os.O_RDONLY)
         except OSError:
             return None
         about = os.fstat(file)
-        # A file that was written anew has another inode; checking each file once a process is enough otherwise.
+        # Check each file once in this process. A file that was written anew has another inode: check it again.
         state = (about.st_ino, about.st_size)
         if self._checked.get(key) != state:
             if not _whole(file, about.st_size):
@@ -93,7 +97,7 @@ class DiskCache:
                 return None
             self._checked[key] = state
         with contextlib.suppress(OSError):
-            os.utime(path)  # Last used now.
+            os.utime(path)  # the time of last use, for `_make_room`
         return file
 
     def _store(self, key: str, data: bytes) -> int:
@@ -104,7 +108,7 @@ class DiskCache:
                 "data.shuffle_shards times as much."
             )
         path = self._path(key)
-        # A reader must never open a file that is half written.
+        # Write under another name: a reader must never open a partial file.
         part = path.with_name(f".{key}.partial")
         with self._locked("files"):
             self._make_room(size)
@@ -112,7 +116,7 @@ class DiskCache:
                 with part.open("wb") as file:
                     file.write(data)
                     file.write(google_crc32c.value(data).to_bytes(4, "little") + _MARK)
-                # Opened before it gets its name: another process may remove it for room at once.
+                # Open the file before the rename. After the rename, another process may remove it at once to make room.
                 opened = os.open(part, os.O_RDONLY)
                 part.replace(path)
             except OSError as error:
@@ -129,7 +133,10 @@ class DiskCache:
         )
 
     def _make_room(self, size: int) -> None:
-        """Remove files, least recently used first, and what killed writers left. The caller holds the lock."""
+        """Remove the least recently used files until `size` bytes fit. Remove the partial files of killed writers.
+
+        The caller holds the lock.
+        """
         entries = []
         for entry in self._entries():
             with contextlib.suppress(FileNotFoundError):
@@ -154,7 +161,7 @@ class DiskCache:
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Hold one of the cache's locks against other processes and other threads."""
+        """Hold a lock of the cache. Other processes and other threads wait for it."""
         try:
             (self.folder / "files").mkdir(parents=True, exist_ok=True, mode=0o700)
             file = (self.folder / f"{name}.lock").open("a")
@@ -179,5 +186,5 @@ def _whole(file: int, size: int) -> bool:
 
 
 def hash_of(key: str) -> int:
-    """Return a number for a key that is the same in all processes."""
+    """Return a number for a key. It is the same in all processes."""
     return int(google_crc32c.value(key.encode()))

@@ -1,11 +1,12 @@
 """Encode a shard as Zarr's sharding codec defines it: chunks, then an index with its crc32c.
 
-Each chunk is one patch, followed by its crc32c. A table of these checksums stands between chunks and index, where Zarr
-looks for nothing. Without it, all shards of uncompressed patches would have the same index, and one shard could take
-another's place unnoticed. The crc32c of table and index is listed in the array's attributes (`SHARD_CHECKSUMS`).
+Each chunk is one patch, followed by its crc32c. Between the chunks and the index stands a table of these checksums.
+Zarr does not read that place. Without the table, all shards of uncompressed patches would have the same index, and
+nobody would notice if one shard replaced another. The attributes of the array list the crc32c of table and index
+(`SHARD_CHECKSUMS`).
 
-A compressed patch is a Blosc frame with one block for each large band, so that a reader that wants red, green and blue
-decodes three blocks of four. With Blosc's own choice of blocks it would have to decode all of them.
+A compressed patch is a Blosc frame. Each large band has its own block. So a reader of red, green and blue decodes three
+of four blocks. If Blosc chose the blocks, the reader would have to decode all of them.
 """
 
 import struct
@@ -24,18 +25,17 @@ _HEADER = struct.Struct("<4B3I")
 
 
 def encode_shard(patches: AnyArray, capacity: int, codec: str | None, checked: bool = False) -> bytes:
-    """Encode patches as one shard; patches that are all 0 are left out, since 0 is the fill value.
+    """Encode patches as one shard. Leave out patches that are all 0: Zarr reads a missing chunk as the fill value, 0.
 
     Args:
-        patches: [n, bands, H, W] pixels, n <= `capacity`, in C order.
-        capacity: Patches that a full shard has.
-        codec: Blosc's name of a compressor, or None.
-        checked: True to add each patch's crc32c, and their table before the index.
+        patches: [n, bands, height, width] pixels, n <= `capacity`, in C order.
+        capacity: Number of patches in a full shard.
+        codec: Blosc's name of a compressor, or None for no compression.
+        checked: True to add the crc32c of each patch, and the table of all of them before the index.
     """
     index, checksums = np.full((capacity, 2), EMPTY, "<u8"), np.zeros(capacity, "<u4")
     parts, offset = [], 0
     for place, patch in enumerate(patches.astype(patches.dtype.newbyteorder("<"), copy=False)):
-        # Zarr reads a chunk that is not there as the fill value, so that unreadable patches cost nothing.
         if not patch.any():
             continue
         part = patch.tobytes() if codec is None else frame(patch, codec)
@@ -50,31 +50,36 @@ def encode_shard(patches: AnyArray, capacity: int, codec: str | None, checked: b
 
 
 def tail_bytes(capacity: int, listed: bool = True) -> int:
-    """Return the size of a shard's end: its index, the index's checksum and, if `listed`, the patches' checksums."""
+    """Return the size of the end of a shard in bytes: index, checksum of the index, and checksums of patches.
+
+    Args:
+        capacity: Number of patches in a full shard.
+        listed: True if the shard has the table of the patches' checksums.
+    """
     return capacity * (20 if listed else 16) + 4
 
 
 def shard_checksum(tail: bytes) -> int:
-    """Compute the checksum that an array's attributes list for a shard, from the shard's last `tail_bytes`.
+    """Compute a shard's entry in `SHARD_CHECKSUMS` from its last `tail_bytes`.
 
-    The index's own checksum is left out: an index followed by its crc32c changes a crc32c in the same way, whatever the
-    index holds.
+    Leave out the last 4 bytes, the crc32c of the index. With them, the result would not depend on the index: this is a
+    property of the crc32c.
     """
     return int(google_crc32c.value(tail[:-4]))
 
 
 def frame(patch: AnyArray, codec: str) -> bytes:
-    """Compress one patch [bands, H, W] as a Blosc frame with bitshuffle."""
+    """Compress one patch [bands, height, width] as a Blosc frame with bitshuffle."""
     if patch[0].nbytes < LARGE_BAND or len(patch) == 1:
         return _compress(patch, codec)
     frames = [_compress(band, codec) for band in patch]
     heads = [_HEADER.unpack_from(part) for part in frames]
     version, format_, flags, size, _, _, _ = heads[0]
-    # A band that Blosc stored as it is, or cut into several blocks, cannot be joined with the others.
+    # Blosc may store a band uncompressed or in several blocks. Such a band cannot be joined with the others.
     simple = all(head[2] == flags and head[5] == head[4] for head in heads) and not flags & _MEMCPYED
     if not simple:
         return _compress(patch, codec)
-    # A frame is a header, the offsets of its blocks, and the blocks; a frame of one block has one offset.
+    # A frame has a header, the offset of each block, and the blocks. A frame of one block has one offset.
     blocks = [part[_HEADER.size + 4 :] for part in frames]
     start = _HEADER.size + 4 * len(blocks)
     ends = start + np.cumsum([len(block) for block in blocks])

@@ -1,6 +1,6 @@
-"""Read patches of a sharded array in an object store, through a cache on disk.
+"""Read patches of a sharded array in an object store, through a disk cache.
 
-If many patches of a shard are wanted, the whole shard is fetched; else each patch is fetched by its range of bytes.
+If a batch wants many patches of a shard, fetch the whole shard. Else fetch each patch by its range of bytes.
 """
 
 import hashlib
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 THREADS = 8
 PIECE = 64
 WHOLE = 1 / 16
-"""Share of a shard's patches from which on it is fetched whole."""
+"""If a batch wants at least this share of the patches of a shard, fetch the shard whole."""
 
 
 class FetchedArray(ShardedArray):
-    """Read patches of one remote array whose layout is known; threads may share it."""
+    """Read patches of one remote array with a known layout. Threads may share this object."""
 
     def __init__(self, folder: Path, layout: Layout, store: str, prefix: str, cache: DiskCache) -> None:
-        """Fetch nothing yet.
+        """Refer to the array, and fetch nothing yet.
 
         Args:
             folder: URL of the array as a path, for messages.
             layout: Layout of the array.
             store: URL of the store.
-            prefix: Start of the array's keys in the cache.
+            prefix: Start of the cache keys of this array.
             cache: Cache on disk.
         """
         super().__init__(folder, layout)
         self.store, self.prefix, self.cache = store, prefix, cache
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without threads and indexes, which another process makes for itself."""
+        """Return the state without threads and indexes. Another process makes its own."""
         names = ("folder", "layout", "store", "prefix", "cache")
         return {name: getattr(self, name) for name in names}
 
@@ -60,34 +60,34 @@ class FetchedArray(ShardedArray):
         self._coming: set[int] = set()
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Fill `out` with patches `rows`.
+        """Read the patches `rows` into `out`.
 
         Args:
             rows: [n] store rows.
-            bands: Span of bands.
-            out: [n, bands, H, W] to fill, contiguous.
+            bands: Contiguous range of bands.
+            out: [n, bands, height, width] contiguous array that gets the pixels.
 
         Raises:
-            DataError: A shard is missing or damaged, or the object store cannot be read; names it.
+            DataError: A shard is missing or damaged, or the object store cannot be read. The message names the shard.
         """
         shards = rows // self.layout.shard
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
-            # Many requests for single patches take longer than one for the whole shard, and cost more at most
-            # providers.
+            # Many requests for single patches take longer than one request for the whole shard. At most providers they
+            # also cost more.
             much = len(np.unique(rows[places])) >= max(2, WHOLE * self.layout.shard)
             with self._shard(shard, fetch=much) as file:
                 if file is not None:
                     self._take(places, rows[places], bands, out, files=file)
-                    # Marks patches that are done; the others are fetched one by one below.
+                    # -1 marks the patches that are done. The code below fetches the others one by one.
                     shards[places] = -1
         singles = np.flatnonzero(shards >= 0)
-        # Bounded, so that a large batch does not open a file for each of its patches at once.
+        # Limit the number of patches: each one has an open file.
         for start in range(0, len(singles), PIECE):
             self._read_singles(singles[start : start + PIECE], rows, bands, out)
 
     def _read_singles(self, places: Ints, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Fetch patches one by one, several at a time, and fill their places in `out`."""
+        """Fetch single patches in several threads, and put them into their places in `out`."""
         wanted = np.unique(rows[places])
         list(self._threads().map(self._index_of, np.unique(wanted // self.layout.shard).tolist()))
         there = [row for row in wanted.tolist() if self._span(row)[0] != EMPTY]
@@ -101,7 +101,7 @@ class FetchedArray(ShardedArray):
                     os.close(future.result())
 
     def _take(self, places: Ints, rows: Ints, bands: slice, out: RawPixels, *, files: dict[int, int] | int) -> None:
-        """Decode patches from an open shard, or from open files of one patch each (by row)."""
+        """Decode patches into their places in `out`. `files` is an open shard, or an open file for each row."""
         spans = np.array([self._span(row) for row in rows.tolist()], np.uint64).reshape(-1, 2)
         there = spans[:, 0] != EMPTY
         out[places[~there]] = self.layout.fill
@@ -119,7 +119,7 @@ class FetchedArray(ShardedArray):
 
         Args:
             rows: [n] store rows.
-            wait: True to wait for them; False to fetch them in the background.
+            wait: True to wait for the shards; False to fetch them in the background.
         """
         shards = np.unique(rows // self.layout.shard).tolist()
         if wait:
@@ -127,7 +127,7 @@ class FetchedArray(ShardedArray):
             return
         for shard in shards:
             with self._lock:
-                # Each step asks for the shards ahead of it, most of which are on their way already.
+                # Each step asks for the shards ahead of it. Most of them are on their way already.
                 fresh = shard not in self._coming
                 self._coming.add(shard)
             if fresh:
@@ -139,7 +139,7 @@ class FetchedArray(ShardedArray):
             pass
 
     def _bring_quietly(self, shard: int) -> None:
-        """Bring a shard into the cache ahead of time; its errors are raised when it is read."""
+        """Bring a shard into the cache ahead of time. Ignore errors: the later read raises them."""
         try:
             self._bring(shard)
         except DataError:
@@ -150,7 +150,7 @@ class FetchedArray(ShardedArray):
 
     @contextmanager
     def _shard(self, shard: int, fetch: bool) -> Iterator[int | None]:
-        """Open a whole shard; yield None if it is not in the cache and `fetch` is False."""
+        """Open a whole shard. Yield None if the shard is not in the cache and `fetch` is False."""
         file = self.cache.open(f"{self.prefix}-s{shard}", (lambda: self._get_shard(shard)) if fetch else None)
         try:
             if file is not None and shard not in self._indexes:
@@ -163,19 +163,19 @@ class FetchedArray(ShardedArray):
                 os.close(file)
 
     def _open_patch(self, row: int) -> int:
-        """Open the file of one patch in the cache, fetched if need be."""
+        """Open the file of one patch in the cache. If the cache does not have it, fetch it."""
         file = self.cache.open(f"{self.prefix}-p{row}", lambda: self._get_patch(row))
-        assert file is not None  # for mypy: it was to be fetched
+        assert file is not None  # for mypy: with a fetch function, `open` never returns None
         return file
 
     def _span(self, row: int) -> NDArray[np.uint64]:
-        """Return offset and size of a patch in its shard."""
+        """Return the offset and the size of a patch in its shard, in bytes."""
         shard, place = divmod(row, self.layout.shard)
         span: NDArray[np.uint64] = self._index_of(shard)[0][place]
         return span
 
     def _sum(self, row: int) -> int:
-        """Return the checksum that its shard lists for a patch."""
+        """Return the checksum of a patch from the list of its shard."""
         shard, place = divmod(row, self.layout.shard)
         return int(self._index_of(shard)[1][place])
 
@@ -184,7 +184,7 @@ class FetchedArray(ShardedArray):
         return tail_bytes(self.layout.shard, bool(self.layout.checksums))
 
     def _get_shard(self, shard: int) -> bytes:
-        """Fetch a whole shard and check every patch of it, since the cache later vouches for what it was given."""
+        """Fetch a whole shard and check every patch in it. Later reads trust the cache."""
         data = self._get(shard)
         index, sums = parse_tail(data[-self._tail_bytes :], len(data), self._shard_path(shard), self.layout, shard)
         for place in np.flatnonzero(index[:, 0] != EMPTY).tolist() if self.layout.checked else ():
@@ -204,7 +204,7 @@ class FetchedArray(ShardedArray):
         return data
 
     def _check(self, row: int, data: bytes, listed: int | None) -> None:
-        """Refuse a patch whose bytes differ from its own checksum, or from the one that its shard lists."""
+        """Refuse a patch if its bytes do not match its own checksum or the checksum in the list of its shard."""
         if self.layout.checked:
             value = google_crc32c.value(data[:-4])
             if value != int.from_bytes(data[-4:], "little"):
@@ -213,7 +213,7 @@ class FetchedArray(ShardedArray):
                 self._refuse(row, "it is another patch")
 
     def _index_of(self, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-        """Return offsets, sizes and checksums of a shard's patches, fetched from its end when first asked for."""
+        """Return offsets, sizes and checksums of a shard's patches. The first call fetches the end of the shard."""
         if shard not in self._indexes:
             found: list[int] = []
             tail = self._get(shard, {"range": {"suffix": self._tail_bytes}}, found)
@@ -221,7 +221,7 @@ class FetchedArray(ShardedArray):
         return self._indexes[shard]
 
     def _get(self, shard: int, options: "GetOptions | None" = None, size: list[int] | None = None) -> bytes:
-        """Fetch a shard or a range of its bytes; the size of the whole shard is appended to `size`."""
+        """Fetch a shard or a range of its bytes. Append the size of the whole shard to `size`."""
         path = self._shard_path(shard).relative_to(self.folder)
         url, key = split_url(self.store)
         place = "/".join(part for part in (key, self.folder.name, str(path)) if part)
@@ -244,35 +244,34 @@ class FetchedArray(ShardedArray):
                 return 0
 
     def _threads(self) -> ThreadPoolExecutor:
-        """Return the pool of threads, started at the first call."""
+        """Return the pool of threads. The first call starts it."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(THREADS, "stssl-fetch")
             return self._pool
 
     def close(self) -> None:
-        """Stop the threads; the next read starts them again."""
+        """Stop the threads. The next read starts them again."""
         pool = getattr(self, "_pool", None)
         if pool is not None:
-            # Not waited for: a server that stopped answering would hold the process back.
+            # Do not wait for the threads: a server without answers would block the end of the process.
             pool.shutdown(wait=False, cancel_futures=True)
         self._fresh()
 
 
 def fetched_array(store: str, name: str, meta: ZarrTree, root: str, cache: DiskCache) -> FetchedArray | None:
-    """Open a remote array that is read through a cache; return None if its layout is not known.
+    """Return a reader of a remote array through a disk cache, or None if the layout of the array is not known.
 
     Args:
         store: URL of the store.
         name: Name of the array.
-        meta: The array's checked description.
-        root: Digest of the store's description: the cache's keys depend on it, so that a store that was written anew is
-            read anew.
+        meta: Checked description of the array.
+        root: Digest of the description of the store. It is part of the cache keys: a store written anew gets new keys.
         cache: Cache on disk.
     """
     layout = known_layout(meta)
     if layout is None:
         return None
-    # Other stores at the same URL, or this one written anew, must not be served from old cache files.
+    # Old cache files must not serve another store at the same URL, or this store after a new conversion.
     digest = hashlib.blake2b("\n".join([store, name, root, json.dumps(meta)]).encode(), digest_size=8)
     return FetchedArray(Path(store) / name, layout, store, f"{name}-{digest.hexdigest()}", cache)

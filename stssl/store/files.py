@@ -1,4 +1,4 @@
-"""Read and write files beside and inside a store, each whole or not at all, and hold a store's lock."""
+"""Read and write the files in a store and beside it, each whole or not at all. Hold the lock of a store."""
 
 import contextlib
 import fcntl
@@ -16,10 +16,10 @@ from stssl.store.remote import RemoteFiles, explained_if_remote, is_remote
 
 
 class Files:
-    """Read and write the files under a folder of a disk."""
+    """Read and write the files in a folder on a disk."""
 
     def __init__(self, root: str) -> None:
-        """Refer to the folder `root`, which need not exist."""
+        """Refer to the folder `root`. The folder may be missing."""
         self.root = root
 
     def __truediv__(self, name: str) -> "Files":
@@ -31,14 +31,14 @@ class Files:
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """Read a file; return None if there is none."""
+        """Read a file. Return None if the file does not exist."""
         try:
             return Path(self.root, name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def tail(self, name: str, size: int) -> bytes | None:
-        """Read the last `size` bytes of a file, or all of a shorter one; return None if there is none."""
+        """Read the last `size` bytes of a file. Read all of a shorter file. Return None if the file does not exist."""
         try:
             with Path(self.root, name).open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - size))
@@ -47,13 +47,14 @@ class Files:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole: a reader sees the old contents or the new ones, also after a crash.
+        """Write a file whole. A reader sees the old contents or the new ones, even after a crash.
 
         Raises:
-            DataError: The disk is full or may not be written; says how much room there is. Nothing half-written stays.
+            DataError: The disk is full, or the file may not be written. The message names the free room. No partial
+                file stays.
         """
         target = Path(self.root, name)
-        # With the process's number in its name: two tasks may write one shard if Ray takes the first one for dead.
+        # Put the process id into the name. If Ray takes a task for dead, a second task writes the same shard.
         fresh = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ class Files:
             raise DataError(cannot_write(target, error, len(data))) from None
 
     def names(self) -> list[str]:
-        """List the names of this folder's entries, sorted; empty if the folder does not exist."""
+        """List the names of the entries of this folder, sorted. The list is empty if the folder does not exist."""
         try:
             return sorted(path.name for path in Path(self.root).iterdir())
         except (FileNotFoundError, NotADirectoryError):
@@ -79,22 +80,22 @@ class Files:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def remove_partial(self) -> None:
-        """Remove files that killed writers left half-written."""
+        """Remove the partial files of killed writers."""
         for path in Path(self.root).rglob("*.partial"):
             path.unlink(missing_ok=True)
 
 
 def files_at(root: str) -> Files | RemoteFiles:
-    """Refer to the files under a path or URL."""
+    """Return access to the files under a path or URL."""
     return RemoteFiles(root) if is_remote(root) else Files(root)
 
 
 @contextlib.contextmanager
 def writing(store: str) -> Iterator[None]:
-    """Turn errors of the disk or object store while zarr writes a store's metadata into words.
+    """Explain errors of the disk or object store while zarr writes the metadata of a store.
 
     Raises:
-        DataError: It cannot be written; says why, and how much room there is.
+        DataError: The store cannot be written. The message says why, and how much room is free.
     """
     try:
         with explained_if_remote(store):
@@ -105,16 +106,16 @@ def writing(store: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sole_writer(store: str) -> Iterator[None]:
-    """Hold a store's lock; the system frees it when the process ends in any way.
+    """Hold the lock of a store while the context lasts. If the process dies, the system frees the lock.
 
-    A store on a local or network disk has its lock file beside it. The lock of a store at a URL excludes only writers
-    of this machine.
+    A store on a disk has its lock file beside it. For a store at a URL, the lock only stops other writers on this
+    machine.
 
     Raises:
-        DataError: Another process holds the lock, or nothing can be written there.
+        DataError: Another process holds the lock, or the lock file cannot be written.
     """
     if is_remote(store):
-        # Object stores have no locks, so that only writers of this machine can be told apart.
+        # Object stores have no locks. So use a file on this machine, which stops only writers of this machine.
         path = Path(tempfile.gettempdir(), f"stssl-{hashlib.blake2b(store.encode(), digest_size=8).hexdigest()}.lock")
     else:
         path = Path(store).with_name(f".{Path(store).name}.lock")
@@ -123,8 +124,7 @@ def sole_writer(store: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"another conversion is writing to {store}. Wait for it, or stop it.") from None
-        # The other writer may have removed the file between our opening and locking it; a lock on a removed file
-        # excludes nobody.
+        # Another writer may have removed the file after this process opened it. A lock on a removed file stops nobody.
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
             raise DataError(f"another conversion to {store} has just ended. Run this one again.")
         try:
@@ -134,7 +134,7 @@ def sole_writer(store: str) -> Iterator[None]:
 
 
 def _opened(path: Path, store: str) -> TextIO:
-    """Open a lock file, and make its folder if need be."""
+    """Open a lock file. If its folder is missing, make the folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a")

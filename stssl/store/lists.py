@@ -1,4 +1,4 @@
-"""Find the rows of a store that a list of patch names refers to."""
+"""Find the rows of a store by a list of patch names."""
 
 from pathlib import Path
 
@@ -12,25 +12,23 @@ from stssl.base.textfiles import read_names
 
 
 def as_text(column: AnyArray) -> NDArray[np.str_]:
-    """Convert a column of strings to NumPy's fixed-width type, which every NumPy function takes."""
+    """Convert a column of strings to NumPy's fixed-width type. Every NumPy function accepts this type."""
     return np.array(column.tolist(), np.str_)
 
 
 def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
-    """Find the rows of the patches that a list names (txt, csv, csv.bz2, csv.gz; one a line, the first column).
-
-    Names that the store lacks are counted in a warning and passed over.
+    """Find the rows of the patches in a list. Skip names that the store lacks, and count them in a warning.
 
     Args:
-        names: [N] patch names of the store.
-        path: The list.
+        names: [N] names of the N patches of the store.
+        path: File of the list: txt, csv, csv.bz2 or csv.gz. Each line begins with one name.
         store: Name of the store in messages.
 
     Raises:
         DataError: The file cannot be read, or the store has none of its patches.
     """
     wanted = read_names(Path(path))
-    # In the order of rows, not of the list: equal sets of names must give equal runs.
+    # Sort by row, not as the list does: two lists with the same names must give equal runs.
     rows = np.flatnonzero(np.isin(names, list(wanted)))
     if len(rows) == 0:
         raise DataError(

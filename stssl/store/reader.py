@@ -1,7 +1,7 @@
-"""Read many patches at once from a store into batch buffers.
+"""Read many patches of a store at once into batch buffers.
 
-Arrays in the layout that `convert` writes are read from their shard files (`shards`), or from an object store through
-a cache on disk (`fetched`). Any other layout or codec is read through zarr-python, with equal results.
+Arrays with the layout of `convert` are read from their shard files (`shards`), or from an object store through a disk
+cache (`fetched`). zarr-python reads any other layout or codec, with equal results.
 """
 
 import itertools
@@ -28,14 +28,20 @@ from stssl.store.zarr_metadata import read_array
 
 __all__ = ["RawPixels", "StoreReader", "Stored", "ZarrArray"]
 SIZE_UNKNOWN = 2**62
-"""Size of a shard of which only the end is read; zarr itself finds spans beyond the file."""
+"""Stands for the size of a shard if only its end is read. zarr itself finds patches beyond the end of the file."""
 
 
 class ZarrArray:
     """Read patches of any array through zarr-python."""
 
     def __init__(self, store: str, name: str, meta: ZarrTree) -> None:
-        """Refer to the array `name` of a store, whose checked description is `meta`; it is opened at the first read."""
+        """Refer to an array. The first read opens it.
+
+        Args:
+            store: Path or URL of the store.
+            name: Name of the array.
+            meta: Checked description of the array.
+        """
         self.store, self.name, self.meta = store, name, meta
         self._array: Any = None
         self._layout = known_layout(meta)
@@ -46,12 +52,12 @@ class ZarrArray:
         return self.__dict__ | {"_array": None}
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Fill `out` with patches `rows`.
+        """Read the patches `rows` into `out`.
 
         Args:
             rows: [n] store rows.
-            bands: Span of bands.
-            out: [n, bands, H, W] to fill.
+            bands: Contiguous range of bands.
+            out: [n, bands, height, width] array that gets the pixels.
 
         Raises:
             DataError: The array cannot be read.
@@ -69,10 +75,10 @@ class ZarrArray:
             raise DataError(f"{self.store}/{self.name} cannot be read ({error}). Run `stssl verify`.") from None
 
     def _check(self, rows: Ints) -> None:
-        """Make sure that the shards of these rows exist and are the converted ones; zarr reads a lost shard as zeros.
+        """Check that the shards of these rows exist and did not change. zarr would read a lost shard as zeros.
 
         Raises:
-            DataError: A shard is lost or another one.
+            DataError: A shard is lost, or it is not the one that was converted.
         """
         files, layout = files_at(self.store), self._layout
         if layout is None:
@@ -91,15 +97,15 @@ class ZarrArray:
 
 
 def open_array(store: str, name: str, meta: ZarrTree) -> Any:
-    """Open an array by its checked description, so that zarr reads no description of its own.
+    """Open an array with its checked description. zarr reads no description itself.
 
     Args:
         store: Path or URL of the store.
         name: Name of the array.
-        meta: Its description.
+        meta: Checked description of the array.
     """
     place = zarr_place(store, read_only=True)
-    # zarr's overloads name two dictionaries of its own, which a checked description has no type of.
+    # zarr's type hints ask for one of two dictionary types. A checked description has neither type.
     array = zarr.AsyncArray(metadata=dict(meta), store_path=StorePath(place, name))  # type: ignore[call-overload]
     return zarr.Array(array)
 
@@ -109,11 +115,11 @@ class Stored:
     """Describe one pixel array of a store to a reader.
 
     Attributes:
-        bands: All its bands in stored order.
-        shape: [N, bands, H, W].
-        dtype: Type of its values.
-        meta: The array's checked description; if None, the reader reads it.
-        root: Digest of the store's description.
+        bands: Names of all bands, sorted as in the array.
+        shape: Shape of the array: number of patches, bands, height, width.
+        dtype: Type of the values.
+        meta: Checked description of the array. If None, the reader reads it from the store.
+        root: Digest of the description of the store.
     """
 
     bands: tuple[str, ...]
@@ -125,7 +131,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class _Part:
-    """Select bands of one array: a contiguous span, and which bands of the span are wanted (None for all)."""
+    """Select bands of one array.
+
+    Attributes:
+        array: Reader of the array.
+        span: Contiguous range of bands that has all wanted ones.
+        picked: Numbers of the wanted bands inside the range; None if all are wanted.
+        shape: Shape of one patch: wanted bands, height, width.
+        dtype: Type of the values.
+    """
 
     array: ShardedArray | ZarrArray
     span: slice
@@ -135,10 +149,10 @@ class _Part:
 
 
 def _opened(store: str, name: str, about: Stored, direct: bool, cache: DiskCache | None) -> ShardedArray | ZarrArray:
-    """Open an array: read directly or through a cache if its layout is known, else by zarr.
+    """Open an array. If its layout is known, read its files directly or through a cache; else read it with zarr.
 
     Raises:
-        DataError: It has no description, or a damaged one.
+        DataError: The array has no description, or a damaged one.
     """
     meta = about.meta if about.meta is not None else read_array(store, name)
     if meta is None:
@@ -151,7 +165,7 @@ def _opened(store: str, name: str, about: Stored, direct: bool, cache: DiskCache
 
 
 class StoreReader:
-    """Read chosen bands of many patches: row numbers in, one array for each band group out."""
+    """Read chosen bands of many patches. The input is row numbers; the output is one array for each band group."""
 
     def __init__(
         self,
@@ -167,11 +181,11 @@ class StoreReader:
 
         Args:
             store: Path or URL of the store.
-            stored: Its pixel arrays by name.
+            stored: Pixel arrays of the store by name.
             bands: Wanted bands.
             threads: Number of threads that share a batch.
             direct: True to read shard files directly if their layout is known.
-            cache: Cache for shards of an object store; without it, zarr reads there.
+            cache: Cache for shards of an object store. Without a cache, zarr reads the object store.
         """
         self.layout: dict[str, tuple[str, ...]] = {}
         self._size = next(iter(stored.values())).shape[0]
@@ -191,29 +205,29 @@ class StoreReader:
             self._parts[name] = _Part(array, span, picked, (len(places), height, width), about.dtype)
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without threads, which another process starts for itself."""
+        """Return the state without threads. Another process starts its own threads."""
         return self.__dict__ | {"_pool": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Take over the state; threads are started at the first read."""
+        """Take over the state. The first read starts the threads."""
         self.__dict__.update(state, _lock=threading.Lock())
 
     def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-        """Return shape and type of the arrays that hold `count` patches, for buffers."""
+        """Return shape and type of buffers for `count` patches, by name of the band group."""
         return {name: ((count, *part.shape), part.dtype) for name, part in self._parts.items()}
 
     def read(self, indices: Ints, out: dict[str, RawPixels] | None = None) -> dict[str, RawPixels]:
-        """Read the pixels of store rows, in the given order; a row may occur more than once.
+        """Read the pixels of store rows. A row may occur more than once.
 
         Args:
-            indices: [n] store rows.
-            out: Contiguous buffers to fill, of the shapes and types that `shapes(n)` returns.
+            indices: [n] store rows. The result has the same sequence.
+            out: Contiguous buffers that get the pixels, with the shapes and types of `shapes(n)`.
 
         Returns:
-            For each band group [n, wanted bands, H, W], in the stored order of bands (`layout`).
+            For each band group [n, wanted bands, height, width]. `layout` names the bands.
 
         Raises:
-            DataError: There is no such row, or a shard cannot be read; names file and patch.
+            DataError: The store has no such row, or a shard cannot be read. The message names the file and the patch.
         """
         rows = np.ascontiguousarray(indices, np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= self._size):
@@ -234,7 +248,7 @@ class StoreReader:
 
         Args:
             indices: [n] store rows.
-            wait: True to wait for them; False to fetch them in the background, where errors are left to the later read.
+            wait: True to wait for the shards. False to fetch them in the background; the later read then raises errors.
 
         Raises:
             DataError: The object store cannot be read.
@@ -244,39 +258,39 @@ class StoreReader:
 
     @property
     def shard(self) -> int | None:
-        """Return the patches of a shard if all arrays come through a cache on disk; else None."""
+        """Return how many patches a shard has. Return None if some array does not come through a disk cache."""
         fetched = self._fetched()
         return fetched[0].layout.shard if fetched and len(fetched) == len(self._parts) else None
 
     def shard_bytes(self) -> int:
-        """Return the stored size in bytes of one shard of all arrays that come through a cache on disk."""
+        """Return the stored size of a shard in bytes, summed over all arrays that come through a disk cache."""
         return sum(array.shard_bytes() for array in self._fetched())
 
     def _fetched(self) -> list[FetchedArray]:
-        """List the arrays that come through a cache on disk."""
+        """List the arrays that come through a disk cache."""
         return [part.array for part in self._parts.values() if isinstance(part.array, FetchedArray)]
 
     def _fill(self, rows: Ints, out: dict[str, RawPixels], piece: slice) -> None:
-        """Read one piece of a batch."""
+        """Read one piece of a batch into its place in `out`."""
         for name, part in self._parts.items():
             target = out[name][piece]
             if part.picked is None:
                 part.array.read(rows[piece], part.span, target)
             else:
-                # Bands apart from each other come with those between them, since a patch is one chunk.
+                # A patch is one chunk. So also read the bands between the wanted ones, and then pick.
                 spanned = np.empty((len(target), part.span.stop - part.span.start, *part.shape[1:]), part.dtype)
                 part.array.read(rows[piece], part.span, spanned)
                 target[:] = spanned[:, part.picked]
 
     def _workers(self) -> ThreadPoolExecutor:
-        """Return the pool of threads, started at the first call."""
+        """Return the pool of threads. The first call starts it."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, "stssl-reader")
             return self._pool
 
     def close(self) -> None:
-        """Stop threads and close files; the next read opens them again."""
+        """Stop the threads and close the files. The next read opens them again."""
         with self._lock:
             if self._pool is not None:
                 self._pool.shutdown()

@@ -1,7 +1,8 @@
 """Read and write files in object stores (`s3://`, `gs://`, `az://`).
 
-Requests are tried again with growing pauses. Credentials, region and endpoint come from the environment, as for every
-tool of the provider (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP, AWS_SKIP_SIGNATURE, ...).
+A failed request is tried again, after growing pauses. Credentials, region and endpoint come from the same environment
+variables as for the tools of the provider (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP,
+AWS_SKIP_SIGNATURE, ...).
 """
 
 import contextlib
@@ -25,7 +26,7 @@ RETRY: "RetryConfig" = {
     "backoff": {"base": 2, "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15)},
 }
 CLIENT: "ClientConfig" = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=600)}
-"""Limits of each request; `patience` is how long a server may say nothing."""
+"""Time limits of each request. `patience` returns a further limit: how long a server may send nothing."""
 CLIENT_VARIABLES = (
     "allow_http",
     "allow_invalid_certificates",
@@ -41,9 +42,9 @@ CLIENT_VARIABLES = (
     "timeout",
     "user_agent",
 )
-"""Options of clients that the provider's variables may set: AWS_ALLOW_HTTP, AWS_TIMEOUT, AWS_PROXY_URL, ..."""
+"""Client options that environment variables of the provider may set: AWS_ALLOW_HTTP, AWS_TIMEOUT, AWS_PROXY_URL, ..."""
 BODIES = 3
-"""How often an answer that breaks off is asked for again."""
+"""Number of tries to get an answer whole."""
 CREDENTIALS = (
     "Set the provider's variables (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION; "
     "AWS_SKIP_SIGNATURE=true for a public bucket)."
@@ -56,7 +57,7 @@ def is_remote(path: str) -> bool:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Split a URL into the bucket's URL and the key in it.
+    """Split a URL into the URL of the bucket and the key in this bucket.
 
     Raises:
         DataError: The kind of URL is not known.
@@ -69,10 +70,10 @@ def split_url(url: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=64)
 def bucket(url: str) -> "ObjectStore":
-    """Open a bucket, or the part of it under a key.
+    """Open a bucket, or the part of a bucket below a key.
 
     Raises:
-        DataError: obstore is not installed, or the environment's settings are impossible.
+        DataError: obstore is not installed, or the environment has impossible settings.
     """
     try:
         from obstore.exceptions import BaseError
@@ -86,22 +87,22 @@ def bucket(url: str) -> "ObjectStore":
 
 
 def client_options(url: str) -> "ClientConfig":
-    """Return the options of requests: `CLIENT`, and those of the environment.
+    """Return the options of requests: those in `CLIENT` and those of the environment.
 
-    obstore reads the environment only if it is given no options at all, so the environment is read here.
+    obstore reads the environment only if the caller gives no options. So this function reads the environment.
     """
     prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[url.partition(":")[0]]
     said = {name: os.environ.get(f"{prefix}_{name.upper()}") for name in CLIENT_VARIABLES}
     given = {name: text for name, text in said.items() if text is not None}
-    # obstore takes the variables' text for numbers, durations and switches alike.
+    # obstore converts the text of the variables to numbers, durations and switches itself.
     return cast("ClientConfig", {**CLIENT, "read_timeout": patience(), **given})
 
 
 def patience() -> timedelta:
-    """Return how long an object store may say nothing before a retry: STSSL_REMOTE_TIMEOUT seconds, or 30.
+    """Return how long an object store may send nothing before a retry: STSSL_REMOTE_TIMEOUT seconds, or 30.
 
     Raises:
-        DataError: The variable is no number of seconds.
+        DataError: The variable is no number of seconds between 0 and 3600.
     """
     text = os.environ.get("STSSL_REMOTE_TIMEOUT", "30")
     try:
@@ -114,25 +115,25 @@ def patience() -> timedelta:
 
 
 def get_object(url: str, place: str, options: "GetOptions | None" = None, most: int | None = None) -> tuple[bytes, int]:
-    """Get an object or a range of it; an answer that breaks off is asked for again.
+    """Get an object, or a range of its bytes. If an answer is not whole, ask again.
 
     Args:
         url: URL of the bucket.
-        place: Key in it.
+        place: Key of the object in the bucket.
         options: Options of the request, such as a range.
-        most: Number of bytes that are fetched at most; None fetches all.
+        most: Largest number of bytes to fetch; None fetches all.
 
     Returns:
-        The bytes, and the size of the whole object.
+        The bytes, and the size of the whole object in bytes.
 
     Raises:
-        FileNotFoundError: There is no such object.
-        DataError: It cannot be read, or is larger; says why.
+        FileNotFoundError: The object does not exist.
+        DataError: The object cannot be read, or is larger than `most`. The message says why.
     """
     from obstore.exceptions import BaseError
 
     with explained(f"{url}/{place}"):
-        # obstore tries requests again, but not an answer whose body breaks off.
+        # obstore tries a failed request again, but not an answer that ends too early.
         for left in reversed(range(BODIES)):
             answer = bucket(url).get(place, options=options)
             start, stop = answer.range
@@ -152,7 +153,7 @@ def get_object(url: str, place: str, options: "GetOptions | None" = None, most: 
 
 
 def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
-    """Explain errors as `explained` does if the path is a URL; do nothing for a local path."""
+    """Explain errors as `explained` does if the path is a URL. Do nothing for a local path."""
     return explained(path) if is_remote(path) else contextlib.nullcontext()
 
 
@@ -160,7 +161,7 @@ def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
 def explained(url: str) -> Iterator[None]:
     """Turn errors of an object store into DataErrors that say what to do.
 
-    A missing object stays a FileNotFoundError, since callers decide what it means.
+    A missing object stays a FileNotFoundError: callers decide what it means.
     """
     from obstore import exceptions
 
@@ -169,11 +170,11 @@ def explained(url: str) -> Iterator[None]:
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
     except exceptions.BaseError as error:
-        # obstore has no error of its own for missing credentials: it asks the cloud's metadata service for some, and
-        # its failure names that address.
+        # obstore has no error for missing credentials. It asks the metadata service of the cloud for credentials, and
+        # its error names the address of this service.
         missing = any(sign in str(error) for sign in ("169.254.169.254", "latest/api/token", "redential"))
-        # obstore does not map this status to PermissionDeniedError for listings.
-        if not missing and "403 Forbidden" in str(error):  # as listings say it
+        # For listings, obstore does not turn status 403 into PermissionDeniedError.
+        if not missing and "403 Forbidden" in str(error):
             raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
         if missing:
             raise DataError(f"{url}: {_first_line(error)}; there are no credentials. {CREDENTIALS}") from None
@@ -189,7 +190,7 @@ def _first_line(error: Exception) -> str:
 
 
 def zarr_place(path: str, read_only: bool = False) -> Any:
-    """Return what zarr's functions take as `store`: a folder, or an object store rooted at the URL."""
+    """Return the argument `store` for zarr's functions: a folder, or the part of an object store below the URL."""
     from zarr.storage import LocalStore, ObjectStore
 
     if not is_remote(path):
@@ -199,10 +200,10 @@ def zarr_place(path: str, read_only: bool = False) -> Any:
 
 
 class RemoteFiles:
-    """Read and write files under a key of a bucket, with the same methods as `Files`."""
+    """Read and write files below a key of a bucket, with the same methods as `Files`."""
 
     def __init__(self, root: str) -> None:
-        """Refer to the URL `root`, where nothing need exist."""
+        """Refer to the URL `root`. The bucket may have no object there."""
         self.root = root
 
     def __truediv__(self, name: str) -> "RemoteFiles":
@@ -214,24 +215,24 @@ class RemoteFiles:
         return f"{self.root}/{name}"
 
     def _where(self, name: str = "") -> tuple[str, str]:
-        """Return the bucket's URL and the key of a file."""
+        """Return the URL of the bucket, and the key of a file."""
         url, key = split_url(self.root)
         return url, f"{key}/{name}".strip("/")
 
     def _place(self, name: str = "") -> tuple["ObjectStore", str]:
-        """Return the open bucket and the key of a file."""
+        """Return the open bucket, and the key of a file."""
         url, key = self._where(name)
         return bucket(url), key
 
     def read(self, name: str, most: int | None = None) -> bytes | None:
-        """Read an object of at most `most` bytes; return None if there is none."""
+        """Read an object of at most `most` bytes. Return None if the object does not exist."""
         try:
             return get_object(*self._where(name), most=most)[0]
         except FileNotFoundError:
             return None
 
     def tail(self, name: str, size: int) -> bytes | None:
-        """Read the last `size` bytes of an object, or all of a shorter one; return None if there is none."""
+        """Read the last `size` bytes of an object, or a shorter object whole. Return None if it does not exist."""
         try:
             return get_object(*self._where(name), {"range": {"suffix": size}})[0]
         except FileNotFoundError:
@@ -244,7 +245,7 @@ class RemoteFiles:
             store.put(key, data, use_multipart=False)
 
     def names(self) -> list[str]:
-        """List the names of this folder's entries, sorted."""
+        """List the names of the entries of this folder, sorted."""
         store, key = self._place()
         with explained(self.root):
             found = store.list_with_delimiter(f"{key}/")
@@ -261,4 +262,4 @@ class RemoteFiles:
                         store.delete(entry["path"])
 
     def remove_partial(self) -> None:
-        """Do nothing: objects are never half-written."""
+        """Do nothing: an object store has no partial files."""

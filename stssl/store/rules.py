@@ -1,7 +1,7 @@
-"""Check what an array's `zarr.json` says, key by key, before zarr acts on it: types, sizes, codecs and fill values.
+"""Check the `zarr.json` of an array before zarr uses it: types, sizes, codecs and fill values, key by key.
 
-zarr takes a description at its word: a chunk of size 0, a shape of 400 digits or a fill value beyond its type end in
-whatever exception arithmetic raises. Here each key has a rule, and words that say what its value must be.
+zarr trusts a description. A chunk of size 0, a shape of 400 digits or a fill value beyond its type raises any exception
+of arithmetic there. Here, each key has a rule, and words for messages that say what its value must be.
 """
 
 import math
@@ -16,7 +16,7 @@ from stssl.store.shards import MOST_PATCHES, MOST_PIXELS, ZarrTree
 
 ADVICE = "Copy the store again, or convert again."
 LARGE_SHARD = 1 << 20
-"""Patches a shard may have of a store that has fewer."""
+"""A shard may have this many patches, even if the store has fewer."""
 NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 MOST_CODECS = 8
 LONGEST_NAME = 200
@@ -27,9 +27,9 @@ class Rule:
     """State what the value of a key must be.
 
     Attributes:
-        holds: Returns True if a value is right.
-        words: What it must be, in words that follow "must be".
-        needed: True if the key must be there.
+        holds: Function that returns True if a value is right.
+        words: What the value must be. A message shows these words after "must be".
+        needed: True if the key must exist.
     """
 
     holds: Callable[[Any], bool]
@@ -38,15 +38,15 @@ class Rule:
 
 
 def require(tree: ZarrTree, rules: Mapping[str, Rule], where: str) -> None:
-    """Check values by their keys; keys without a rule are left alone.
+    """Check values with the rules of their keys. Skip keys without a rule.
 
     Args:
         tree: Values by key.
         rules: Rules by key.
-        where: File and the keys above, as an error has them in front of the key.
+        where: File and the keys above. Messages show it before the key.
 
     Raises:
-        DataError: A value breaks its rule, or is missing; names file and key.
+        DataError: A value breaks its rule, or a needed key is missing. The message names the file and the key.
     """
     for key, rule in rules.items():
         if key in tree and not rule.holds(tree[key]):
@@ -56,7 +56,7 @@ def require(tree: ZarrTree, rules: Mapping[str, Rule], where: str) -> None:
 
 
 def is_whole(value: object, low: int, high: int) -> bool:
-    """Return True if a value is a whole number from `low` to `high`; True and 1.0 are none.
+    """Return True if a value is a whole number from `low` to `high`. The values True and 1.0 do not count.
 
     Args:
         value: The value.
@@ -67,7 +67,7 @@ def is_whole(value: object, low: int, high: int) -> bool:
 
 
 def is_name(value: object) -> bool:
-    """Return True if a value can be the name of an array: one part of a path, in printable characters."""
+    """Return True if a value can be the name of an array. A name is one part of a path, with printable characters."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= LONGEST_NAME
@@ -78,34 +78,34 @@ def is_name(value: object) -> bool:
 
 
 def is_list(value: object, holds: Callable[[Any], bool], count: int | None = None) -> bool:
-    """Return True if a value is a list whose entries are all right.
+    """Return True if a value is a list and all its entries are right.
 
     Args:
         value: The value.
-        holds: Returns True if an entry is right.
+        holds: Function that returns True if an entry is right.
         count: Number of entries; None allows any number.
     """
     return isinstance(value, list) and (count is None or len(value) == count) and all(map(holds, value))
 
 
 def are_names(value: Any, least: int = 0) -> bool:
-    """Return True if a value is a list of at least `least` names that differ."""
+    """Return True if a value is a list of different names, at least `least` of them."""
     return is_list(value, is_name) and least <= len(value) == len(set(value))
 
 
 def one_of(*values: object) -> Rule:
-    """Return the rule that a value is one of these."""
+    """Return the rule that a value must be one of `values`."""
     words = " or ".join(map(str, values))
     return Rule(lambda value: any(type(value) is type(one) and value == one for one in values), words)
 
 
 def _count(low: int, high: int) -> Rule:
-    """Return the rule that a value is a whole number from `low` to `high`."""
+    """Return the rule that a value must be a whole number from `low` to `high`."""
     return Rule(lambda value: is_whole(value, low, high), f"a whole number from {low:,} to {high:,}")
 
 
 def _is_encoding(value: object) -> bool:
-    """Return True if a value is one of Zarr's encodings of chunk keys."""
+    """Return True if a value is one of Zarr's two encodings of chunk keys."""
     return (
         isinstance(value, dict)
         and value.get("name") in ("default", "v2")
@@ -154,18 +154,18 @@ _OPTIONS: dict[str, dict[str, Rule]] = {
         "index_location": Rule(lambda value: value in ("start", "end"), "start or end", needed=False),
     },
 }
-"""Codecs that may stand in a store, and what their configuration may say."""
+"""Codecs that a store may use, and the rules for their options."""
 
 
 def check_array(tree: ZarrTree, where: str) -> None:
     """Check the description of one array.
 
     Args:
-        tree: Its `zarr.json`.
-        where: File and the keys above.
+        tree: The `zarr.json` of the array.
+        where: File and the keys above, for messages.
 
     Raises:
-        DataError: Something in it is not what it must be; names file and key.
+        DataError: A value in the description is wrong. The message names the file and the key.
     """
     require(tree, _ARRAY, where)
     strangers = [key for key in tree if key not in _ARRAY]
@@ -189,7 +189,7 @@ def check_array(tree: ZarrTree, where: str) -> None:
 
 
 def _fills(value: object, kind: str) -> bool:
-    """Return True if a value can be the fill value of a type."""
+    """Return True if a value can be the fill value of an array of this type."""
     if kind in ("bool", "string"):
         return isinstance(value, bool if kind == "bool" else str)
     if kind.startswith("float"):
@@ -202,10 +202,10 @@ def _fills(value: object, kind: str) -> bool:
 
 
 def _chunk_shape(grid: ZarrTree, shape: list[int], where: str) -> list[int]:
-    """Return the sizes of a chunk, or of a shard of chunks.
+    """Return the sizes of a chunk. For an array in shards, return those of a shard.
 
     Raises:
-        DataError: There are none, or they are impossible.
+        DataError: The description has no sizes, or impossible ones.
     """
     require(grid, {"name": one_of("regular")}, f"{where}chunk_grid.")
     inner = grid.get("configuration")
@@ -222,12 +222,12 @@ def _chunk_shape(grid: ZarrTree, shape: list[int], where: str) -> list[int]:
 
 
 def _check_codecs(codecs: list[ZarrTree], kind: str, where: str, chunk: list[int], inner: bool = False) -> None:
-    """Check the codecs of an array, or of the chunks within a shard.
+    """Check the codecs of an array, or of the chunks inside a shard.
 
-    The first one turns values into bytes; compressors and checksums follow.
+    The first codec turns values into bytes. Compressors and checksums follow it.
 
     Raises:
-        DataError: One is not known, has a wrong place, or has an impossible option.
+        DataError: A codec is not known, has a wrong place, or has an impossible option.
     """
     first = ("vlen-utf8",) if kind == "string" else ("bytes",) if inner else ("bytes", "sharding_indexed")
     if not 1 <= len(codecs) <= MOST_CODECS:

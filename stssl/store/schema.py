@@ -1,8 +1,8 @@
-"""Define the layout of a store: one Zarr v3 group for a data set, at native resolution.
+"""Define the layout of a store: one Zarr v3 group for a data set of N patches, at native resolution.
 
-Pixel arrays are (N, bands, height, width) with one patch in a chunk and `SHARD` patches in a shard. Metadata arrays are
-over (N), each in one chunk. Rows are never removed: an unreadable patch keeps its row, with an error code and the split
-code `NO_SPLIT`.
+Pixel arrays are [N, bands, height, width]. A chunk has one patch, and a shard has `SHARD` patches. Metadata arrays have
+N rows, all in one chunk. A conversion never removes rows: an unreadable patch keeps its row. It gets an error code and
+the split code `NO_SPLIT`.
 """
 
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ from stssl.base.json_types import JsonMapping, JsonObject
 Value = str | int | float | bool | np.generic | AnyArray
 """Value of one patch in one column."""
 Values = dict[str, Value]
-"""Values of a patch by the name of their column."""
+"""Values of a patch, by name of the column."""
 
 ColumnArray = NDArray[Any]
-"""Values of a column [N] or [N, width]; their type depends on the column's name."""
+"""Values of a column, [N] or [N, width]. Their type depends on the name of the column."""
 
 SCHEMA_VERSION = 1
 SHARD = 512
@@ -48,27 +48,27 @@ ERRORS = {
     "bad_split": 14,
     "bad_map": 15,
 }
-"""Names of the codes in `error_code`; 0 is a whole patch, `foreign` a patch of another archive's format."""
+"""Codes of the column `error_code`, by name. 0 is a whole patch. `foreign` is a patch of another archive format."""
 
 USABLE = frozenset({"ok", "bad_coordinates", "no_label", "bad_time", "bad_split", "bad_map"})
-"""Codes of patches that lack one value, or a map that is no image band, and are good without it."""
+"""Names of the codes for patches that lack a value or a map. Training can use them without it."""
 UNUSABLE = tuple(code for name, code in ERRORS.items() if name not in USABLE)
-"""Codes of patches that take no part in any split: without pixels, or with pixels or labels that may be wrong."""
+"""Codes of patches that no split may use. They have no pixels, or their pixels or labels may be wrong."""
 
 
 @dataclass(frozen=True)
 class PixelArray:
-    """Describe one array of pixels: all bands of one resolution.
+    """Describe one pixel array. It has all bands of one resolution.
 
     Attributes:
-        name: `b10`, `b20`, `b60` or `rgb`.
-        bands: Names in stored order.
+        name: `b10`, `b20`, `b60` or `rgb`; other names for maps.
+        bands: Names of the bands, sorted as in the array.
         height: Height in pixels.
         width: Width in pixels.
         dtype: `uint16` or `uint8`.
         gsd_m: Ground sampling distance in meters; 0 if unknown.
-        nodata: Value that means "not measured" and is left out of statistics.
-        long_name: What the values are, if they are neither reflectance nor brightness.
+        nodata: Value that means "not measured". Statistics leave it out.
+        long_name: Meaning of the values if they are neither reflectance nor brightness.
     """
 
     name: str
@@ -82,21 +82,21 @@ class PixelArray:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return (bands, height, width)."""
+        """Return the shape of one patch: (bands, height, width)."""
         return (len(self.bands), self.height, self.width)
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """Return the names of the dimensions, different for each resolution.
+        """Return the names of the dimensions. They differ between resolutions.
 
-        xarray requires that dimensions of one name have one size.
+        xarray requires that two dimensions with the same name have the same size.
         """
         grid = {"b10": "10m", "b20": "20m", "b60": "60m"}.get(self.name, self.name)
         return ("patch", f"band_{grid}", f"y_{grid}", f"x_{grid}")
 
     @property
     def attributes(self) -> JsonObject:
-        """Return the attributes of the array; its statistics are added at the end of a conversion."""
+        """Return the attributes of the array, without statistics. The end of a conversion adds these."""
         about: JsonObject = {"bands": list(self.bands), "gsd_m": self.gsd_m}
         reflectance = self.dtype == "uint16"
         about["long_name"] = self.long_name or ("surface reflectance" if reflectance else "brightness")
@@ -106,14 +106,14 @@ class PixelArray:
 
 @dataclass(frozen=True)
 class Column:
-    """Describe one metadata array over the patches.
+    """Describe one metadata array. It has a row for each patch.
 
     Attributes:
         name: Name of the array.
-        dtype: NumPy's name, or `string`.
-        fill: Value that stands for a missing one.
+        dtype: NumPy's name of the type, or `string`.
+        fill: Value that stands for a missing value.
         attributes: Attributes of the array: units, class names, meanings of codes.
-        width: Values for each patch, as a second dimension; 0 for one value without that dimension.
+        width: Size of the second dimension, the number of values a patch. 0 means one value and no second dimension.
     """
 
     name: str
@@ -124,24 +124,30 @@ class Column:
 
 
 class BadPatchError(Exception):
-    """Report why a patch cannot be stored as it is: an error code, and words for the error report."""
+    """Report a problem of a patch: an error code, and words for the error report."""
 
     def __init__(self, code: str, words: str) -> None:
-        """Take an error code, which is a name in `ERRORS`, and words without paths of this machine."""
+        """Store the problem.
+
+        Args:
+            code: Name of the error code: a key of `ERRORS`.
+            words: What is wrong, without paths of this machine.
+        """
         super().__init__(words)
         self.code = code
 
 
 @dataclass
 class Patch:
-    """Hold one patch as it goes into the store.
+    """Hold one patch before it goes into the store.
 
     Attributes:
-        arrays: Pixels by array name; empty if there are none.
-        values: Metadata by column name; a column that is left out takes its fill value.
+        arrays: Pixels by name of the array; empty if the patch has no pixels.
+        values: Metadata by name of the column. A column without a value gets its fill value.
         valid_bands: Bit i is set if the i-th band of all arrays has pixels.
-        measured: [bands, H, W] booleans of arrays in which a file says that some pixels are not measured.
-        problems: (name of the error code, words) of everything that is wrong.
+        measured: [bands, height, width] booleans by name of the array: False for pixels that are not measured. An
+            array without such pixels is left out.
+        problems: All problems, each as (name of the error code, words).
     """
 
     arrays: dict[str, AnyArray] = field(default_factory=dict)
@@ -156,24 +162,24 @@ class Patch:
 
     @property
     def error(self) -> str:
-        """Return the error code's name: of the first problem that makes the patch useless, else the first, or `ok`."""
+        """Return the name of the error code: the first unusable one, else the first one, else `ok`."""
         names = [name for name, _ in self.problems]
         return next((name for name in names if name not in USABLE), names[0] if names else "ok")
 
 
 def printable(words: str, most: int = 500) -> str:
-    """Shorten words from a foreign file and escape control characters, so that reports and terminals can show them."""
-    # Escape sequences in a file's name could otherwise change what a terminal shows.
+    """Shorten words from a foreign file, and escape control characters. Reports and terminals can show the result."""
+    # An escape sequence in the name of a file could change what a terminal shows.
     shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in words[:most])
     return shown if len(words) <= most else f"{shown}..."
 
 
 def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Column:
-    """Describe the column of a label set, with class names in its attributes.
+    """Describe the column of a label set. Its attributes hold the class names.
 
     Args:
         name: Name of the column.
-        classes: Class names in order.
+        classes: Class names, sorted as in the column.
         multilabel: True if a patch may have any number of classes.
     """
     if multilabel:
@@ -218,11 +224,11 @@ GEOREFERENCE = (
     Column("ulx", "float64", float("nan"), {"units": "m", "long_name": "easting of the upper left corner"}),
     Column("uly", "float64", float("nan"), {"units": "m", "long_name": "northing of the upper left corner"}),
 )
-"""Columns of georeferenced images; patches with equal ones are dates of one place."""
+"""Columns of georeferenced images. Patches with equal values show the same place on several dates."""
 
 REGION = (
     Column("country", "string", ""),
     Column("season", "string", "", {"long_name": "meteorological season of the date, northern hemisphere"}),
 )
 CONDITIONS = (Column("seasonal_snow", "bool", False), Column("cloud_or_shadow", "bool", False))
-"""Columns of BigEarthNet: where and when, and what its makers recommend to leave out."""
+"""Columns of BigEarthNet. Its authors recommend to leave out patches with snow, cloud or shadow."""

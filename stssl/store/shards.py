@@ -1,12 +1,14 @@
-"""Read patches of one sharded Zarr array straight from its shard files.
+"""Read patches of one sharded Zarr array directly from its shard files.
 
-zarr-python spends a millisecond of Python on each chunk. This reads a shard's index once, checks its crc32c, and then
-takes each patch with one `preadv`, checks it and decodes it into its place in the batch. It knows the layout that
-`convert` writes (one patch in a chunk, index at the end, Blosc or no codec, then crc32c, a local folder) and recognizes
-it from an array's `zarr.json`.
+zarr-python needs a millisecond of Python for each chunk. This reader is faster. It reads the index of a shard once and
+checks its crc32c. It reads each patch with one `preadv`, checks it, and decodes it into its place in the batch.
 
-A patch is compared with its own crc32c and with the one that its shard lists for it; the list and the index with the
-checksum that the array's attributes have of the shard (see `encode`). Arrays of older stores have none of these.
+The reader knows only the layout of `convert`, in a local folder: one patch in a chunk, the index at the end, Blosc or
+no codec, then crc32c. It recognizes this layout by the `zarr.json` of the array.
+
+Each patch is compared with its own crc32c, and with its crc32c in the list of the shard. That list and the index are
+compared with the checksum of the shard in the attributes of the array (see `encode`). Arrays of older stores have no
+such checksums.
 """
 
 import json
@@ -31,22 +33,30 @@ from stssl.store.encode import EMPTY, SHARD_CHECKSUMS, shard_checksum, tail_byte
 
 SPARE_FILES = 256
 MOST_PIXELS, MOST_PATCHES = 2**28, 2**28
-"""Limits of a patch's values and an array's patches: a damaged description must not make a reader take all memory."""
+"""Largest number of values in a patch, and of patches in an array. A damaged description must not fill the memory."""
 BLOSC_OVERHEAD = 16
 RESIDUE = 0x48674BC7
-"""The crc32c of anything that is followed by its own crc32c."""
+"""The crc32c of any bytes followed by their own crc32c."""
 _HEADER, _SIZE, _SIZE_AT, _MEMCPYED = struct.Struct("<4B3I"), struct.Struct("<I"), 4, 2
-# Readers run in threads of their own, which Blosc's would compete with for the same cores.
+# Each reader has its own threads. Threads of Blosc would compete with them for the cores.
 blosc.use_threads = False
 
 RawPixels = AnyArray
 ZarrTree = Mapping[str, Any]
-"""Contents of a `zarr.json`; `rules` checks the type of each value before it is used."""
+"""Contents of a `zarr.json`. `rules` checks the type of each value before other code uses it."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Describe one array to the direct reader."""
+    """Describe one array to the direct reader.
+
+    Attributes:
+        shape: Shape of the array: patches, bands, height, width.
+        shard: Number of patches in a shard.
+        dtype: Type of the values.
+        blosc: True if patches are Blosc frames, False if they are uncompressed.
+        fill: Value of all pixels of a patch that is left out.
+    """
 
     shape: tuple[int, ...]
     shard: int
@@ -54,9 +64,9 @@ class Layout:
     blosc: bool
     fill: int
     checked: bool = False
-    """True if each patch is followed by its crc32c."""
+    """True if the crc32c of each patch follows the patch."""
     checksums: tuple[int, ...] = ()
-    """Checksum of each shard's end; none in older stores."""
+    """Checksum of the end of each shard. Older stores have none."""
 
     @property
     def patch_bytes(self) -> int:
@@ -70,7 +80,7 @@ class Layout:
 
 
 def direct_layout(folder: Path) -> Layout | None:
-    """Return the layout of an array in a local folder if it can be read directly, else None."""
+    """Return the layout of an array in a local folder. Return None if the direct reader does not know the layout."""
     try:
         return known_layout(json.loads((folder / "zarr.json").read_bytes()))
     except (OSError, ValueError, RecursionError):
@@ -78,7 +88,7 @@ def direct_layout(folder: Path) -> Layout | None:
 
 
 def known_layout(meta: ZarrTree) -> Layout | None:
-    """Return the layout that an array's `zarr.json` describes if it can be read directly, else None."""
+    """Return the layout of the array that `meta` describes. Return None if the direct reader does not know it."""
     try:
         (sharding,) = meta["codecs"]
         outer = meta["chunk_grid"]["configuration"]["chunk_shape"]
@@ -116,7 +126,7 @@ def known_layout(meta: ZarrTree) -> Layout | None:
 
 
 def _is_possible(layout: Layout) -> bool:
-    """Return True if all numbers are of the right type and of a size that memory may hold."""
+    """Return True if all numbers of a layout have the right type and are within their limits."""
     numbers = (*layout.shape, layout.shard, *layout.checksums)
     return (
         all(type(number) is int for number in numbers)
@@ -130,7 +140,15 @@ def _is_possible(layout: Layout) -> bool:
 
 
 class Wanted(NamedTuple):
-    """Hold what to read: places in the batch, rows, open files, spans [n, 2] of bytes, and listed checksums."""
+    """Hold n patches to read.
+
+    Attributes:
+        places: [n] places in the batch.
+        rows: [n] store rows.
+        files: [n] descriptors of open files.
+        spans: [n, 2] offset and size of each patch in its file, in bytes.
+        sums: [n] checksums from the lists of the shards; None if the store has no lists.
+    """
 
     places: Ints
     rows: Ints
@@ -140,10 +158,10 @@ class Wanted(NamedTuple):
 
 
 class ShardedArray:
-    """Read patches of one array whose layout is known; threads may share it."""
+    """Read patches of one array with a known layout. Threads may share this object."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
-        """Refer to the array in `folder`; shards are opened at the first read."""
+        """Refer to the array in `folder`. The first read opens shards."""
         self.folder, self.layout = folder, layout
         self._fresh()
 
@@ -156,23 +174,23 @@ class ShardedArray:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without open files, which another process must open for itself."""
+        """Return the state without open files. Another process opens its own files."""
         return {"folder": self.folder, "layout": self.layout}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over the state; shards are opened at the first read."""
+        """Take over the state. The first read opens shards."""
         self.__init__(**state)  # type: ignore[misc]  # mypy forbids a call of __init__
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Fill `out` with patches `rows`.
+        """Read the patches `rows` into `out`.
 
         Args:
             rows: [n] store rows.
-            bands: Span of bands.
-            out: [n, bands, H, W] to fill, contiguous.
+            bands: Contiguous range of bands.
+            out: [n, bands, height, width] contiguous array that gets the pixels.
 
         Raises:
-            DataError: A shard is missing, truncated or damaged; names file and patch.
+            DataError: A shard is missing, truncated or damaged. The message names the file and the patch.
         """
         if len(rows) == 0:
             return
@@ -191,7 +209,7 @@ class ShardedArray:
                     os.close(file)
 
     def _deliver(self, wanted: Wanted, bands: slice, out: RawPixels) -> None:
-        """Read, check and decode patches into their places."""
+        """Read, check and decode patches into their places in `out`."""
         plain = self._copy_checked if self.layout.checked else self._copy
         found = (self._decode if self.layout.blosc else plain)(wanted, bands, out)
         if wanted.sums is not None and found != wanted.sums.tolist():
@@ -202,7 +220,10 @@ class ShardedArray:
         raise DataError(f"patch {row} in {self._path(row)} is damaged: {why}. Run `stssl verify`.")
 
     def _copy_checked(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read uncompressed patches and return their checksums, which are over all bands even if few are wanted."""
+        """Read uncompressed patches, check them, and return their checksums.
+
+        A checksum covers all bands. So read all bands, even if few are wanted.
+        """
         size, whole, found = out[0].nbytes, self.layout.patch_bytes, []
         first = bands.start * (whole // self.layout.shape[1])
         flat: Any = out.reshape(-1).view(np.uint8)
@@ -219,7 +240,7 @@ class ShardedArray:
         return found
 
     def _copy(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read uncompressed patches without checksums, with one system call for each patch."""
+        """Read uncompressed patches without checksums. Each patch needs one system call."""
         flat, size = out.data.cast("B"), out[0].nbytes
         starts = (wanted.spans[:, 0] + bands.start * (self.layout.patch_bytes // self.layout.shape[1])).tolist()
         begins = (wanted.places * size).tolist()
@@ -230,7 +251,7 @@ class ShardedArray:
         return []
 
     def _decode(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Decode Blosc frames into their places, or the wanted bands of them, and return the frames' checksums."""
+        """Decode the wanted bands of Blosc frames into their places. Return the checksums of the frames."""
         expected, wants, spans = self.layout.patch_bytes, out[0].nbytes, wanted.spans
         checked, found, places = self.layout.checked, [], wanted.places.tolist()
         room: Any = np.empty(int(spans[:, 1].max()) if len(spans) else 0, np.uint8)
@@ -248,12 +269,12 @@ class ShardedArray:
                     if value != _SIZE.unpack_from(scratch, body)[0]:
                         raise ValueError("it fails its checksum")
                     found.append(value)
-                # Blosc trusts its header, so that a damaged one would make it read beyond the buffer.
+                # Blosc trusts the header. With a damaged header, it would read beyond the buffer.
                 _, _, flags, _, decoded, block, stored = _HEADER.unpack_from(data)
                 if stored != len(data) or decoded != expected or not 0 < block <= max(expected, 128):
                     raise ValueError("its header is damaged")
                 if wants < expected and bands.start == 0 and wants % block == 0 and not flags & _MEMCPYED:
-                    # The first blocks are a frame of their own as soon as the header says that there are no more.
+                    # Change the size in the header. The first blocks alone are now a valid frame.
                     _SIZE.pack_into(data, _SIZE_AT, wants)
                     blosc.decompress(data, target)
                 elif wants < expected:
@@ -274,14 +295,19 @@ class ShardedArray:
         return self.folder / "c" / str(shard) / "0" / "0" / "0"
 
     def _open(self, shards: Ints) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Open some shards, and return the index [N, 2] of offsets and sizes, and the file number of each shard."""
+        """Open some shards.
+
+        Returns:
+            Offset and size of each patch of the array, [capacity of all shards, 2], and the file descriptor of each
+            shard (-1 if it is not open).
+        """
         with self._lock:
             if self._index is None or self._files is None:
                 self._index = np.full((self.layout.shards * self.layout.shard, 2), EMPTY - 1, np.uint64)
                 if self.layout.checksums:
                     self._sums = np.zeros(len(self._index), np.uint32)
                 self._files = np.full(self.layout.shards, -1, np.int64)
-                # Where the system allows too few open files for all shards, each read opens and closes its own.
+                # If the system allows too few open files for all shards, each read opens and closes its shards.
                 self._keep = _Files.reserve(self.layout.shards)
             files = self._files if self._keep else np.full_like(self._files, -1)
             for shard in shards[files[shards] < 0].tolist():
@@ -304,12 +330,12 @@ class ShardedArray:
             except DataError:
                 os.close(file)
                 raise
-        # Patches are read in random order, and reading ahead would read what nobody asks for.
+        # Reads jump around in the file. So tell the system not to read ahead.
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
         return file
 
     def close(self) -> None:
-        """Close all files; the next read opens them again."""
+        """Close all files. The next read opens them again."""
         if self._files is not None:
             for file in self._files[self._files >= 0].tolist():
                 os.close(file)
@@ -324,16 +350,16 @@ class ShardedArray:
 
 
 def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Read the offsets and sizes [patches, 2] of the chunks of an open shard.
+    """Read the end of an open shard: offsets and sizes [patches, 2], and checksums [patches] (none in older stores).
 
     Args:
         file: Descriptor of the open file.
-        path: Its path, for messages.
+        path: Path of the file, for messages.
         layout: Layout of the array.
         shard: Number of the shard.
 
     Raises:
-        DataError: It is truncated or damaged, or not the shard that the array's attributes list.
+        DataError: The shard is truncated or damaged, or does not match its checksum in the attributes of the array.
     """
     size = os.fstat(file).st_size
     length = tail_bytes(layout.shard, bool(layout.checksums))
@@ -343,7 +369,7 @@ def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArr
 def parse_tail(
     tail: bytes, size: int, path: Path | str, layout: Layout, shard: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Parse a shard's end: offsets and sizes [patches, 2], and checksums [patches] (none of an older store).
+    """Parse the end of a shard: offsets and sizes [patches, 2], and checksums [patches] (none in older stores).
 
     Args:
         tail: Last `tail_bytes` of the shard.
@@ -353,7 +379,7 @@ def parse_tail(
         shard: Number of the shard.
 
     Raises:
-        DataError: It is truncated or damaged, or not the shard that the array's attributes list.
+        DataError: The shard is truncated or damaged, or does not match its checksum in the attributes of the array.
     """
     patches, listed = layout.shard, bool(layout.checksums)
     index = parse_index(tail[patches * 4 :] if listed else tail, size, path, patches)
@@ -373,13 +399,13 @@ def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArr
     """Parse the offsets and sizes [patches, 2] from the last bytes of a shard.
 
     Args:
-        tail: The shard's last bytes.
-        size: Bytes of the whole shard.
-        path: Its path, for messages.
-        patches: Capacity of the shard.
+        tail: Last bytes of the shard: the index and its crc32c.
+        size: Size of the whole shard in bytes.
+        path: Path or URL of the shard, for messages.
+        patches: Number of patches in a full shard.
 
     Raises:
-        DataError: It is truncated or damaged.
+        DataError: The shard is truncated or damaged.
     """
     length = tail_bytes(patches, listed=False)
     if len(tail) != length or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
@@ -387,7 +413,7 @@ def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArr
     index = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
     spans = index[index[:, 0] != EMPTY]
     room = np.uint64(size - length)
-    # Not their sum, which may pass 2^64.
+    # Do not add offset and size: the sum may exceed 2^64.
     if (spans[:, 0] > room).any() or (spans[:, 1] > room - spans[:, 0]).any():
         raise DataError(f"{path} is damaged: its index points beyond its end. Run `stssl verify`.")
     spans = spans[np.argsort(spans[:, 0], kind="stable")]
@@ -397,14 +423,14 @@ def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArr
 
 
 class _Files:
-    """Count the files that all readers of this process hold open, and raise the process's limit if need be."""
+    """Count the open files of all readers of this process. If they are too many, raise the limit of the process."""
 
     reserved = 0
     lock = threading.Lock()
 
     @classmethod
     def reserve(cls, count: int) -> bool:
-        """Reserve room for more open files; return False if the system's hard limit does not allow them."""
+        """Reserve room for `count` more open files. Return False if the system's hard limit does not allow them."""
         with cls.lock:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             needed = cls.reserved + count + SPARE_FILES
@@ -417,6 +443,6 @@ class _Files:
 
     @classmethod
     def release(cls, count: int) -> None:
-        """Give reserved room back."""
+        """Give back the room for `count` open files."""
         with cls.lock:
             cls.reserved -= count

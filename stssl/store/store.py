@@ -1,4 +1,4 @@
-"""Open a converted data set: its facts, its metadata columns, and readers of its pixels."""
+"""Open a store: its description, its metadata columns, and readers of its pixels."""
 
 import hashlib
 import json
@@ -28,22 +28,23 @@ if TYPE_CHECKING:
 
 __all__ = ["BandGroup", "Store", "StoreReader"]
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
-"""Exceptions that zarr raises for damaged chunks of a column."""
+"""Exceptions that zarr raises if a chunk of a column is damaged."""
 _TOLD: set[str] = set()
-"""Stores of which this process has told that they are without checksums."""
+"""Stores without checksums that this process has warned about."""
 
 
 @dataclass(frozen=True)
 class BandGroup:
-    """Describe one array of pixels.
+    """Describe one pixel array of a store.
 
     Attributes:
-        name: `b10`, `b20`, `b60` or `rgb`.
-        bands: Names in stored order.
+        name: `b10`, `b20`, `b60` or `rgb`; other names for maps.
+        bands: Names of the bands, sorted as in the array.
         height: Height in pixels.
         width: Width in pixels.
         dtype: Type of the stored values.
-        statistics: For each band `mean`, `std`, `min`, `max`, `count`, and the split that they were computed on.
+        statistics: Lists `mean`, `std`, `min`, `max` and `count` with a number for each band. `split` names the patches
+            that they are computed from.
     """
 
     name: str
@@ -55,22 +56,26 @@ class BandGroup:
 
 
 class Store:
-    """Give access to an open store; each column is read when first asked for."""
+    """Give access to an open store. The first access to a column reads it."""
 
     def __init__(self, path: str, description: Description) -> None:
-        """Wrap a description that was checked; use `Store.open`."""
+        """Use a checked description. Callers use `Store.open` instead.
+
+        Args:
+            path: Path or URL of the store.
+            description: Checked description of the store.
+        """
         self.path, self.description = path, description
         self.attrs = description.attributes
         self._columns: dict[str, ColumnArray] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Open a finished store, and warn once about one that is older than checksums.
+        """Open a finished store. If it is so old that it has no checksums, warn once.
 
         Raises:
-            DataError: There is no store, its conversion was not finished, it has another schema version, or its
-                description
-                is damaged or not the one that was converted.
+            DataError: The store does not exist, its conversion did not finish, it has another schema version, or its
+                description is damaged or changed since the conversion.
         """
         store = cls(str(path), read_description(str(path)))
         if store.unprotected and store.path not in _TOLD:
@@ -85,7 +90,7 @@ class Store:
 
     @property
     def unprotected(self) -> tuple[str, ...]:
-        """Return the parts that cannot be compared with what was converted; none for a store of this version."""
+        """Return the parts of the store without checksums. A store of this version has no such parts."""
         parts = {
             "columns": COLUMN_HASHES in self.attrs,
             "pixels": all(SHARD_CHECKSUMS in self.description.about(name) for name in self.description.images),
@@ -95,17 +100,17 @@ class Store:
 
     @property
     def size(self) -> int:
-        """Return N, the number of patches; unreadable ones are counted too."""
+        """Return N, the number of patches. Unreadable patches count too."""
         return int(self.attrs["patches"])
 
     @cached_property
     def groups(self) -> dict[str, BandGroup]:
-        """Return the pixel arrays by name, in order."""
+        """Return the pixel arrays of the images, by name."""
         return {name: self._band_group(name) for name in self.attrs["pixel_arrays"]}
 
     @cached_property
     def maps(self) -> dict[str, BandGroup]:
-        """Return the arrays of the same patches that are no image bands, by name."""
+        """Return the pixel arrays that are no image bands, by name. They have the same rows."""
         return {name: self._band_group(name) for name in self.attrs.get("maps", ())}
 
     def _band_group(self, name: str) -> BandGroup:
@@ -116,7 +121,7 @@ class Store:
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Return all bands in the order of the arrays."""
+        """Return the names of all bands, array by array."""
         return tuple(band for group in self.groups.values() for band in group.bands)
 
     @property
@@ -130,7 +135,7 @@ class Store:
         return tuple(self.attrs["splits"])
 
     def classes(self, label_set: str) -> tuple[str, ...]:
-        """Return the class names of a label column, in its order."""
+        """Return the class names of a label column, sorted as in the column."""
         return tuple(self.column_attributes(label_set)["classes"])
 
     def multilabel(self, label_set: str) -> bool:
@@ -138,15 +143,15 @@ class Store:
         return bool(self.column_attributes(label_set)["kind"] == "multi-label")
 
     def has_column(self, name: str) -> bool:
-        """Return True if there is a metadata array of that name."""
+        """Return True if the store has a metadata array with this name."""
         return name in self.description.arrays and name not in self.description.images
 
     def column(self, name: str) -> ColumnArray:
-        """Read a metadata array [N] or [N, C] and compare it with the hash of what was converted.
+        """Read a metadata array, [N] or [N, values a patch], and compare it with the hash of its conversion.
 
         Raises:
-            DataError: There is none of that name (the message lists those there are), or it is not the one that was
-                converted.
+            DataError: The store has no such column, or the column changed since the conversion. In the first case, the
+                message lists all columns.
         """
         if name not in self._columns:
             values = self.unchecked(name)
@@ -159,29 +164,30 @@ class Store:
         return self._columns[name]
 
     def unchecked(self, name: str) -> ColumnArray:
-        """Read a metadata array as it is stored, without comparing it with what was converted.
+        """Read a metadata array as it is stored. Do not compare it with its hash.
 
         Raises:
-            DataError: There is none of that name, or it cannot be read.
+            DataError: The store has no such column, or the column cannot be read.
         """
         try:
             with explained_if_remote(self.path):
                 values = np.asarray(open_array(self.path, name, self._meta(name))[:])
         except DAMAGE as error:
             raise DataError(f"{self.path}: column {name} cannot be read ({error}). Convert again.") from None
-        # NumPy cannot cast its own variable-length strings to fixed-width ones; it can cast Python's.
+        # NumPy cannot cast its variable-length strings to fixed-width ones. It can cast Python's strings.
         return values.astype(object) if values.dtype.kind == "T" else values
 
     def is_converted(self, name: str, values: AnyArray) -> bool:
-        """Return True if a column's values are those that were converted; zarr reads a lost chunk as missing values.
+        """Return True if the values of a column did not change since the conversion.
 
-        Older stores have no hashes to compare with, and count as unchanged.
+        zarr reads a lost chunk as missing values; the hash finds this. Older stores have no hashes: return True for
+        them if the column has one row for each patch.
         """
         hashed = self.attrs.get(COLUMN_HASHES, {}).get(name)
         return len(values) == self.size and (hashed is None or column_hash(values) == hashed)
 
     def column_attributes(self, name: str) -> dict[str, Any]:
-        """Return the attributes of a metadata array: units, class names, meanings."""
+        """Return the attributes of a metadata array: units, class names, meanings of codes."""
         return dict(self._meta(name).get("attributes", {}))
 
     def _meta(self, name: str) -> ZarrTree:
@@ -191,10 +197,10 @@ class Store:
         return self.description.arrays[name]
 
     def statistics(self, bands: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return mean and standard deviation of each band, in the given order; the deviation of a constant band is 1.
+        """Return mean and standard deviation of each band in `bands`. For a constant band, the deviation is 1.
 
         Raises:
-            DataError: The store has no statistics of a band.
+            DataError: The store has no statistics for a band.
         """
         known: dict[str, tuple[float, float]] = {}
         for group in self.groups.values():
@@ -210,7 +216,7 @@ class Store:
         return found[:, 0], found[:, 1]
 
     def constant(self, bands: Sequence[str]) -> list[str]:
-        """List those of some bands that have one value in all pixels that the statistics were computed on."""
+        """List the constant bands among `bands`: all pixels in the statistics have one value."""
         return [
             band
             for group in self.groups.values()
@@ -220,29 +226,30 @@ class Store:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a hash of pixels, labels and layout for the record of a run."""
+        """Return a hash of pixels, labels and layout, for the record of a run."""
         digest = hashlib.blake2b(json.dumps([self.attrs["schema_version"], self.bands]).encode(), digest_size=16)
         for name in ("content_hash", *self.label_sets):
             digest.update(np.ascontiguousarray(self.column(name)).tobytes())
         return digest.hexdigest()
 
     def about(self) -> dict[str, str]:
-        """Return the store's path and fingerprint for the record of a run."""
+        """Return the path and the fingerprint of the store, for the record of a run."""
         return {"path": self.path, "fingerprint": self.fingerprint}
 
     def read(self, rows: Sequence[int] | Ints, bands: Sequence[str] | None = None) -> NDArray[Any]:
-        """Read pixels of patches, as they are stored.
+        """Read the stored pixels of patches.
 
         Args:
-            rows: [n] row numbers, in any order.
-            bands: Names of bands in the wanted order, of one resolution; None reads all bands of the first pixel array.
+            rows: n row numbers. They need not be sorted.
+            bands: Names of bands of one resolution. The result has them in this sequence. None reads all bands of the
+                first pixel array.
 
         Returns:
-            [n, bands, H, W] of the type that the store has.
+            [n, bands, height, width] array with the type of the store.
 
         Raises:
             ConfigError: A band is unknown, or the bands have different resolutions.
-            DataError: There is no such row, or a shard is damaged.
+            DataError: The store has no such row, or a shard is damaged.
         """
         wanted = tuple(next(iter(self.groups.values())).bands if bands is None else bands)
         unknown = [band for band in wanted if band not in self.bands]
@@ -259,7 +266,7 @@ class Store:
         return found[:, [stored.index(band) for band in wanted]]
 
     def to_xarray(self) -> "xarray.Dataset":
-        """Open the store with xarray: pixel arrays and columns by name, read when they are used.
+        """Open the store with xarray. It has pixel arrays and columns by name, and reads them at their first use.
 
         Raises:
             ConfigError: xarray is not installed.
@@ -279,8 +286,8 @@ class Store:
         Args:
             bands: Wanted bands.
             threads: Number of threads that share a batch.
-            direct: True to read shard files directly if their layout is known; else zarr reads them.
-            cache: Cache for shards of an object store; without it, zarr reads there.
+            direct: True to read shard files directly if their layout is known. Else zarr reads them.
+            cache: Cache for shards of an object store. Without a cache, zarr reads the object store.
         """
         return StoreReader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
 

@@ -1,4 +1,4 @@
-"""Verify that a store is what its conversion wrote: check every index, decode and hash every patch."""
+"""Verify that a store did not change since its conversion. Check every index, and decode and hash every patch."""
 
 import tempfile
 from collections.abc import Callable
@@ -26,12 +26,12 @@ MOST_FINDINGS = 1000
 
 @dataclass(frozen=True)
 class Findings:
-    """Hold what a check found.
+    """Hold the result of a check.
 
     Attributes:
-        patches: Patches that were checked.
-        compared: Those of them that were compared with the archive.
-        problems: Words on each thing that is wrong; at most `MOST_FINDINGS`.
+        patches: Number of checked patches.
+        compared: Number of patches that the check compared with the archive.
+        problems: A sentence for each problem; at most `MOST_FINDINGS`, and a last one that says so.
     """
 
     patches: int
@@ -39,7 +39,7 @@ class Findings:
     problems: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """List the problems; those that differ only in the patch become one line with their number."""
+        """List the problems. If many patches have the same problem, write one line with their number."""
         found: dict[str, list[str]] = {}
         for problem in self.problems:
             found.setdefault(problem.partition(": ")[2] or problem, []).append(problem)
@@ -52,24 +52,24 @@ def verify(
     names: Callable[[int], str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Findings:
-    """Check a store against its checksums and hashes, and against the archive if its reader is given.
+    """Compare a store with its checksums and hashes. If `original` is given, compare it with the archive too.
 
-    Every shard's index is compared with its checksum, every patch with its hash, and every column with the number of
-    patches and its hash. With the archive's reader, every patch and its maps are compared with the archive too.
+    Compare the index of every shard with its checksum, and every patch with its hash. Compare every column with its
+    hash and with the number of patches. With `original`, compare every patch and its maps with the archive.
 
     Args:
         path: Path or URL of the store.
-        original: Reads a row's patch from the archive.
-        names: Returns the archive's name of a row.
-        progress: Called with the number of checked and of all patches.
+        original: Function that reads the patch of a row from the archive.
+        names: Function that returns the archive's name for a row.
+        progress: Function that gets the number of checked patches and the number of all patches.
 
     Raises:
-        DataError: There is no finished store.
+        DataError: The path has no finished store.
     """
     store = Store.open(path)
     _check_columns(store)
     problems, checked = [*_changed_descriptions(store), *_changed_columns(store)], 0
-    # What is in the object store, and not in a cache that others have filled.
+    # Check the bytes in the object store. So use a new, empty cache, not one that other processes have filled.
     folder = tempfile.TemporaryDirectory(prefix="stssl-verify-") if is_remote(store.path) else None
     cache = DiskCache(folder.name, CACHE_BYTES) if folder else None
     readers = [store.reader(store.bands, cache=cache), *([store.map_reader(cache)] if store.maps else [])]
@@ -100,7 +100,7 @@ def verify(
 
 
 def _changed_descriptions(store: Store) -> list[str]:
-    """Compare each array's own description, which other programs read, with the root's copy, which this one reads."""
+    """Compare the description of each array with the store's copy. Other programs read the first, this one the copy."""
     problems = []
     for name, copy in store.description.arrays.items():
         try:
@@ -108,7 +108,7 @@ def _changed_descriptions(store: Store) -> list[str]:
         except DataError as error:
             problems.append(str(error))
             continue
-        if own is None and (files_at(store.path) / name).names():  # else its patches and rows are said to be lost
+        if own is None and (files_at(store.path) / name).names():  # an empty folder: other checks report lost patches
             problems.append(f"{name}/zarr.json is missing: programs other than this one need it")
         elif own is not None and (differ := differing_entries(own, copy)):
             problems.append(f"{name}/zarr.json: {', '.join(differ)} differs from the copy in the store's zarr.json")
@@ -116,9 +116,9 @@ def _changed_descriptions(store: Store) -> list[str]:
 
 
 def _changed_columns(store: Store) -> list[str]:
-    """Describe the columns that are not those that were converted.
+    """Describe the columns that changed since the conversion. Older stores have no hashes, so none are found there.
 
-    zarr reads a lost chunk as missing values, without an error. Older stores have no hashes to compare with.
+    zarr reads a lost chunk as missing values and raises no error. The hash finds this.
     """
     return [
         f"column {name}: its values are not those that were converted"
@@ -128,10 +128,10 @@ def _changed_columns(store: Store) -> list[str]:
 
 
 def _check_columns(store: Store) -> None:
-    """Make sure that the metadata arrays exist, are whole and have known codes.
+    """Check that all needed columns exist, have one row for each patch, and have known codes.
 
     Raises:
-        DataError: One does not.
+        DataError: A column fails this check.
     """
     problems = []
     needed = ("patch_id", "lat", "lon", "time", "content_hash", "error_code", "valid_bands", *store.label_sets)
@@ -148,11 +148,11 @@ def _check_columns(store: Store) -> None:
 
 
 def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, AnyArray] | DataError]:
-    """Read each row's arrays by name, or the error that says why it cannot be read."""
+    """Read the arrays of each row, by name. If a row cannot be read, return its error in their place."""
     try:
         blocks = reader.read(rows)
     except DataError as error:
-        # One by one, so that a damaged patch does not hide the others of its batch.
+        # Read the rows one by one. A damaged patch must not hide the other patches of its batch.
         if len(rows) == 1:
             return [error]
         return [found for row in rows for found in _blocks(reader, np.array([row]))]
@@ -160,7 +160,7 @@ def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, AnyA
 
 
 def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uint8], store: Store) -> list[str]:
-    """List the problems of one patch, compared with the archive's."""
+    """Compare one patch with the archive, and list the problems."""
     if name != original_name:
         return [f"{name}: the archive has {original_name} in its place"]
     blank = {
@@ -173,7 +173,7 @@ def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uin
 
 
 def _compare_maps(name: str, patch: Patch, maps: dict[str, AnyArray] | DataError) -> list[str]:
-    """List the maps of one patch that are not the archive's; the store has zeros where the archive has no map."""
+    """Compare the maps of one patch with the archive. If the archive has no map, the store must have zeros."""
     if isinstance(maps, DataError):
         return []
     differ = [key for key, block in maps.items() if not np.array_equal(block, patch.arrays.get(key, 0 * block))]

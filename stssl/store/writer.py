@@ -1,8 +1,8 @@
-"""Write a store shard by shard, so that a conversion can be stopped anywhere and resumed.
+"""Write a store shard by shard. A conversion can stop at any point and resume.
 
-A shard's pixels are written first, then a sidecar file with its rows of metadata, then a marker with the sidecar's
-hash. When all markers are there the metadata arrays are written, each in one chunk. The group's `complete` comes last,
-in one atomic write. Every step writes the same bytes when it is repeated.
+First write the pixels of a shard, then a sidecar file with its rows of metadata, then a marker with the hash of the
+sidecar. When all markers exist, write the metadata arrays, each in one chunk. At last, set `complete` in the attributes
+of the group, in one atomic write. A repeated step writes the same bytes.
 """
 
 import csv
@@ -52,20 +52,20 @@ ColumnArrays = dict[str, ColumnArray]
 
 @dataclass(frozen=True)
 class StorePlan:
-    """Plan what a store will hold.
+    """Plan the contents of a store.
 
     Attributes:
         patches: Number of rows.
-        shard: Patches in a shard.
+        shard: Number of patches in a shard.
         codec: A key of `CODECS`.
-        arrays: Pixel arrays that make up a patch.
+        arrays: Pixel arrays. Together they make up a patch.
         columns: Metadata arrays.
-        label_sets: Names of the columns that are labels.
-        splits: Names of the splits; a split's column is called `split_<name>`.
-        statistics_split: Split on whose training part band statistics are computed; all patches if there is no such
-            split.
-        identity: What the store is a conversion of; no path, host or time.
-        maps: Arrays of the same rows that are no image bands.
+        label_sets: Names of the columns with labels.
+        splits: Names of the splits. The column of a split is called `split_<name>`.
+        statistics_split: Name of a split. Its training part gives the band statistics. If the store has no such split,
+            all patches do.
+        identity: Source of the conversion, without paths, hosts or times.
+        maps: Arrays with the same rows that are no image bands.
         attributes: More attributes for the group.
     """
 
@@ -92,20 +92,25 @@ class StorePlan:
 
 
 class Writer:
-    """Write one store; it can be pickled, so that other processes can write shards."""
+    """Write one store. The object can be pickled: other processes can write shards with it."""
 
     def __init__(self, store: str, plan: StorePlan) -> None:
-        """Plan to write `store`, a path or URL."""
+        """Refer to the store.
+
+        Args:
+            store: Path or URL of the store.
+            plan: Contents of the store.
+        """
         self.store, self.plan = store.rstrip("/"), plan
         parent, _, name = self.store.rpartition("/")
         self.files, self.work = files_at(self.store), files_at(f"{parent}/.{name}.work")
         self.beside, self.report = files_at(parent), f"{name}.errors.csv"
 
     def attributes(self) -> JsonObject:
-        """Read the attributes of the store's group; empty if there is no group yet.
+        """Read the attributes of the group. They are empty if the group does not exist yet.
 
         Raises:
-            DataError: The group's description is damaged.
+            DataError: The description of the group is damaged.
         """
         content = read_file(self.store, "zarr.json")
         if content is None:
@@ -118,10 +123,10 @@ class Writer:
         return attributes
 
     def prepare(self) -> None:
-        """Create the group and its pixel arrays, or make sure that those there belong to this conversion.
+        """Create the group and its pixel arrays. If they exist, check that they belong to this conversion.
 
         Raises:
-            DataError: Something else is there, or nothing can be written there.
+            DataError: The path holds something else, or it cannot be written.
         """
         if is_remote(self.store) and not split_url(self.store)[1]:
             raise DataError(f"{self.store} is a whole bucket. Give a path in it, such as {self.store}/NAME.zarr.")
@@ -164,7 +169,7 @@ class Writer:
         )
 
     def _arrays_are_ours(self) -> bool:
-        """Return True if the arrays that were begun have checksums; older versions' have none and are begun again."""
+        """Return True if the existing arrays have checksums. Arrays of older versions have none: begin them again."""
         found = [read_array(self.store, array.name) for array in (*self.plan.arrays, *self.plan.maps)]
         layouts = [known_layout(about) for about in found if about is not None]
         return len(layouts) == len(found) and all(layout is not None and layout.checked for layout in layouts)
@@ -181,7 +186,7 @@ class Writer:
         return [i for i in range(self.plan.shards) if f"{i:06d}.done" not in there or not self._is_whole(i)]
 
     def _is_whole(self, shard: int) -> bool:
-        """Return True if a shard's metadata match its marker, and its files end as they were written."""
+        """Return True if the sidecar of a shard matches its marker, and the ends of its files match their checksums."""
         sidecar = self._sidecar(shard)
         if sidecar is None:
             return False
@@ -193,22 +198,22 @@ class Writer:
             )
 
     def _checksum_there(self, name: str, shard: int) -> int | None:
-        """Return the checksum of the shard's file; None if there is no file."""
+        """Compute the checksum of the end of a shard file. Return None if the file does not exist."""
         tail = self.files.tail(f"{name}/c/{shard}/0/0/0", tail_bytes(self.plan.shard))
         return None if tail is None else shard_checksum(tail)
 
     def _sidecar(self, shard: int) -> bytes | None:
-        """Read a shard's rows of metadata; None if they are not those that its marker belongs to."""
+        """Read the sidecar of a shard. Return None if it does not match its marker."""
         marker, sidecar = self.work.read(f"{shard:06d}.done"), self.work.read(f"{shard:06d}.npz")
         return sidecar if sidecar is not None and marker == _digest(sidecar) else None
 
     def write_shard(self, shard: int, names: Sequence[str], patches: list[Patch]) -> None:
-        """Write a shard's pixels, its sidecar, and last its marker.
+        """Write the pixels of a shard, then its sidecar, then its marker.
 
         Args:
             shard: Number of the shard.
-            names: Names of its patches.
-            patches: The patches, in order.
+            names: Names of the patches of the shard.
+            patches: The patches, one for each name.
         """
         checksums = {}
         pixels = {array.name: _stack(patches, array) for array in self.plan.arrays}
@@ -216,7 +221,7 @@ class Writer:
         for name, block in (pixels | maps).items():
             shard_bytes = encode_shard(block, self.plan.shard, CODECS[self.plan.codec], checked=True)
             self.files.write(f"{name}/c/{shard}/0/0/0", shard_bytes)
-            # Of what was made, not of what is read again later: a disk that returns something else is found out.
+            # Compute the checksum from memory, not from the file: so later reads find an error of the disk.
             checksums[f"shard_{name}"] = np.array(shard_checksum(shard_bytes[-tail_bytes(self.plan.shard) :]), np.int64)
         columns = self._columns(names, patches, pixels)
         sidecar = {
@@ -234,36 +239,36 @@ class Writer:
         # numpy's stubs take any keyword for `allow_pickle`.
         np.savez_compressed(buffer, problems=np.array(json.dumps(problems)), **sidecar)  # type: ignore[arg-type]
         self.work.write(f"{shard:06d}.npz", buffer.getvalue())
-        # Last: a marker promises that pixels and sidecar are there whole.
+        # Write the marker last: it promises that pixels and sidecar are whole.
         self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
 
     def _columns(self, names: Sequence[str], patches: list[Patch], pixels: ColumnArrays) -> ColumnArrays:
-        """Arrange the metadata of a shard's patches as columns."""
+        """Arrange the metadata of the patches of a shard as columns."""
         columns = {column.name: _empty(column, len(patches)) for column in self.plan.columns}
         for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
             hashed = content_hash([block[place] for block in pixels.values()])
             made: Values = {"patch_id": name, "valid_bands": patch.valid_bands, "content_hash": hashed}
             for column, value in (patch.values | made | {"error_code": ERRORS[patch.error]}).items():
                 columns[column][place] = value
-        # Archives list bad patches in their splits, too; training must never draw them.
+        # The splits of archives list bad patches too. Training must never draw these.
         for split in self.plan.splits:
             columns[f"split_{split}"][np.isin(columns["error_code"], UNUSABLE)] = NO_SPLIT
         return columns
 
     def _counted(self, columns: ColumnArrays) -> NDArray[np.bool_]:
-        """Select the patches whose pixels the statistics are computed on."""
+        """Select the patches that count for the statistics."""
         split = columns.get(f"split_{self.plan.statistics_split}")
         whole = ~np.isin(columns["error_code"], UNUSABLE)
         return whole if split is None else whole & (split == SPLIT_CODES["train"])
 
     def finish(self) -> dict[str, int]:
-        """Write metadata arrays, statistics and the error report, mark the store as whole, and remove working files.
+        """Write metadata arrays, statistics and the error report. Mark the store as complete. Remove working files.
 
         Returns:
-            Name of each error and how often it occurred.
+            How often each error occurred, by name of the error.
 
         Raises:
-            DataError: Some shards are missing, such as those that another node wrote to a disk of its own.
+            DataError: Some shards are missing. For example, another node wrote them to its own disk.
         """
         if not self.is_complete():
             lost = self.missing()
@@ -272,7 +277,7 @@ class Writer:
                     f"{len(lost)} of {self.plan.shards} shards of {self.store} were written and are not here "
                     f"(the first: {lost[0]}). Give a folder that all nodes see, or a URL, and convert again."
                 )
-            # Opened, not loaded: an archive's histograms take a gigabyte, and are wanted one array at a time.
+            # Only open the sidecars: the histograms of an archive take a gigabyte, and each step needs one array.
             parts = [np.load(io.BytesIO(self._sidecar(shard) or b"")) for shard in range(self.plan.shards)]
             group = zarr.open_group(zarr_place(self.store), mode="r+", use_consolidated=False)
             columns = {c.name: np.concatenate([part[c.name] for part in parts]) for c in self.plan.columns}
@@ -296,7 +301,7 @@ class Writer:
             group[array.name].attrs["statistics"] = statistics(tallies, array.dtype, source)
 
     def _write_report(self, parts: list[NpzFile]) -> dict[str, int]:
-        """Write the CSV of all problems, and count them by their error's name."""
+        """Write a CSV file with all problems. Return how often each error occurred."""
         problems = [row for part in parts for row in json.loads(str(part["problems"]))]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([["patch", "error", "details"], *problems])
@@ -304,7 +309,7 @@ class Writer:
         return dict(sorted(Counter(code for _, code, _ in problems).items()))
 
     def _mark_complete(self, errors: dict[str, int], hashes: dict[str, str]) -> None:
-        """Write the group's attributes, and last, in one atomic write, that the store is complete."""
+        """Write the attributes of the group. Set `complete` at last, in one atomic write."""
         about: JsonObject = {
             "schema_version": SCHEMA_VERSION,
             "conversion": self.plan.identity,
@@ -322,8 +327,8 @@ class Writer:
             about | self.plan.attributes
         )
         with warnings.catch_warnings():
-            # Consolidated metadata are not in Zarr v3's specification yet, of which zarr warns; without them, opening a
-            # store in an object store takes a request for each array.
+            # zarr warns that consolidated metadata are not in the specification of Zarr v3 yet. Without them, opening a
+            # remote store takes one request for each array.
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(zarr_place(self.store))
         whole = json.loads(self.files.read("zarr.json") or b"{}")
@@ -335,7 +340,7 @@ class Writer:
 
 
 def _measured(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Stack the masks of measured pixels of the counted patches; None if all pixels are measured."""
+    """Stack the masks of measured pixels of the counted patches. Return None if all pixels are measured."""
     if not any(array.name in patch.measured for patch in patches):
         return None
     whole = np.ones(array.shape, np.bool_)
@@ -344,7 +349,7 @@ def _measured(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_
 
 
 def _stack(patches: list[Patch], array: PixelArray) -> NDArray[np.unsignedinteger]:
-    """Stack the patches' pixels of one array; patches without pixels are zeros."""
+    """Stack the pixels of patches for one array. A patch without pixels gets zeros."""
     block = np.zeros((len(patches), *array.shape), array.dtype)
     for place, patch in enumerate(patches):
         if array.name in patch.arrays:
@@ -363,7 +368,10 @@ def _empty(column: Column, rows: int) -> ColumnArray:
 
 
 def location_ids(columns: ColumnArrays) -> NDArray[np.int32]:
-    """Number places: equal UTM corners are one place; without corners the archive's own numbers are taken."""
+    """Return the number of the place of each patch. Patches with equal UTM corners show one place.
+
+    Without UTM corners, take the numbers from the archive.
+    """
     if "ulx" not in columns:
         return np.asarray(columns["location_id"], np.int32)
     corner = np.stack([columns["utm_epsg"], columns["ulx"], columns["uly"]], 1)

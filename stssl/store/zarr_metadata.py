@@ -1,8 +1,8 @@
-"""Read a store's description within limits, check it before use, and compare it with what its conversion wrote.
+"""Read the description of a store within limits, check it, and compare it with the hashes of its conversion.
 
-The root's `zarr.json` has a copy of the arrays' descriptions (consolidated metadata), so that a store opens with one
-file. Without it, each array's own file is read. Everything that gives numbers their meaning (the order of classes and
-bands, means, shapes, codes) has its hashes in the group's attributes.
+The `zarr.json` of the store has a copy of the descriptions of all arrays (consolidated metadata). So a store opens with
+one file. Without the copy, read the file of each array. The attributes of the group hold hashes of everything that
+gives numbers their meaning: the sequence of classes and bands, means, shapes and codes.
 """
 
 import hashlib
@@ -23,23 +23,23 @@ from stssl.store.shards import MOST_PATCHES, ZarrTree, known_layout
 
 COLUMN_HASHES, DESCRIPTION_HASHES = "column_hashes", "description_hashes"
 ALL = "all"
-"""Key of the hash over all other hashes, so that none can be left out."""
+"""Key of the hash over all other hashes. It shows if one of them is lost."""
 _MEANING = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value")
 _NOT_MEANT = ("complete", DESCRIPTION_HASHES)
 MOST_STATISTIC = 1e30
-"""Beyond it, float32 has no number."""
+"""Limit for the size of a statistic. It is far below the largest float32, 3.4e38."""
 _SCHEMA = {column.name: column for column in (*COMMON, *GEOREFERENCE, *REGION, *CONDITIONS)}
-"""Columns whose type and width are the same in all stores."""
+"""Columns that have the same type and width in all stores."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """Hold the checked description of a store's group and arrays.
+    """Hold the checked description of a store: its group and its arrays.
 
     Attributes:
         attributes: Attributes of the group.
-        arrays: Each array's description by name, as Zarr has it.
-        digest: Hash of the root's `zarr.json`.
+        arrays: Description of each array, by name of the array. The keys are those of Zarr.
+        digest: Hash of the store's `zarr.json`.
     """
 
     attributes: ZarrTree
@@ -52,17 +52,17 @@ class Description:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Return the names of the arrays that are no columns."""
+        """Return the names of the arrays with images or maps. All other arrays are columns."""
         return (*self.attributes["pixel_arrays"], *self.attributes.get("maps", ()))
 
 
 def _is_hashes(value: object) -> bool:
-    """Return True if a value is a table of hashes."""
+    """Return True if a value has keys and texts, as a table of hashes has."""
     return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
 
 
 def _is_conversion(value: object) -> bool:
-    """Return True if a value says what a store is a conversion of."""
+    """Return True if a value describes the source of a conversion."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("format"), str)
@@ -101,9 +101,8 @@ def read_description(store: str) -> Description:
     """Read and check the description of a finished store.
 
     Raises:
-        DataError: There is no store, its conversion was not finished, it has another schema version, or something in
-            the
-            description is damaged; names file and key.
+        DataError: The store does not exist, its conversion did not finish, it has another schema version, or its
+            description is damaged. The message names the file and the key.
     """
     content = read_file(store, "zarr.json")
     if content is None and not is_remote(store) and os.path.lexists(store):
@@ -132,10 +131,10 @@ def read_description(store: str) -> Description:
 
 
 def read_file(store: str, name: str) -> bytes | None:
-    """Read a description of at most `JSON_BYTES` bytes; return None if there is none.
+    """Read a file with a description, at most `JSON_BYTES` bytes. Return None if the file does not exist.
 
     Raises:
-        DataError: It cannot be read, or is larger.
+        DataError: The file cannot be read, or it is larger.
     """
     if is_remote(store):
         return RemoteFiles(store).read(name, JSON_BYTES)
@@ -144,10 +143,10 @@ def read_file(store: str, name: str) -> bytes | None:
 
 
 def read_array(store: str, name: str) -> ZarrTree | None:
-    """Read and check an array's own description; return None if there is none.
+    """Read and check the `zarr.json` of one array. Return None if the file does not exist.
 
     Raises:
-        DataError: It is damaged; names file and key.
+        DataError: The description is damaged. The message names the file and the key.
     """
     file = f"{store}/{name}/zarr.json"
     content = read_file(store, f"{name}/zarr.json")
@@ -159,7 +158,7 @@ def read_array(store: str, name: str) -> ZarrTree | None:
 
 
 def _check_version(attributes: ZarrTree, store: str) -> None:
-    """Refuse groups that are no finished stores of this schema version."""
+    """Refuse a group that is no finished store of this schema version."""
     version = attributes.get("schema_version")
     if version is None:
         raise DataError(f"{store} is a Zarr group, but not a store of stssl: it has no schema_version")
@@ -173,7 +172,7 @@ def _check_version(attributes: ZarrTree, store: str) -> None:
 
 
 def _consolidated(tree: ZarrTree, file: str) -> dict[str, ZarrTree] | None:
-    """Return the arrays' descriptions that the root has, checked; None if it has none."""
+    """Check and return the copies of the array descriptions. Return None if the store has no copies."""
     about = tree.get("consolidated_metadata")
     if about is None:
         return None
@@ -192,15 +191,15 @@ def _consolidated(tree: ZarrTree, file: str) -> dict[str, ZarrTree] | None:
 
 
 def _listed(store: str) -> list[str]:
-    """List the names that arrays of a store without consolidated metadata may have."""
+    """List the entries of a store's folder that may be arrays. Stores without consolidated metadata need this."""
     return [name for name in files_at(store).names() if is_name(name) and name[0] != "." and name != "zarr.json"]
 
 
 def _check_all(found: Description, store: str, places: dict[str, str]) -> None:
-    """Check that all arrays are there, and each against what the group says of it.
+    """Check that all arrays exist, and that each fits the attributes of the group.
 
     Raises:
-        DataError: One is lost or does not fit; names file and key.
+        DataError: An array is lost or does not fit. The message names the file and the key.
     """
     group = found.attributes
     known = (*found.images, *group["label_sets"], *(f"split_{name}" for name in group["splits"]))
@@ -221,7 +220,7 @@ def _check_all(found: Description, store: str, places: dict[str, str]) -> None:
 
 
 def _image(found: Description, name: str, where: str) -> list[str]:
-    """Check the description of an array of pixels, and return its bands."""
+    """Check the description of a pixel array, and return the names of its bands."""
     tree, about = found.arrays[name], found.about(name)
     shape = tree["shape"]
     require(tree, {"data_type": one_of("uint8", "uint16"), "fill_value": one_of(0)}, where)
@@ -256,14 +255,14 @@ def _image(found: Description, name: str, where: str) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
-    """Return True if a value is a number that float32 can hold, or None."""
+    """Return True if a value is None, or a number below `MOST_STATISTIC`."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return abs(value) < MOST_STATISTIC
     return value is None
 
 
 def _check_column(found: Description, name: str, where: str) -> None:
-    """Check a column's description against the number of patches and, if all stores have it, the schema."""
+    """Check that a column has one row for each patch. If the schema has this column, check its type and width too."""
     tree, patches = found.arrays[name], found.attributes["patches"]
     shape, column = tree["shape"], _SCHEMA.get(name)
     if len(shape) > 2 or (shape[0] != patches and (column or name in found.attributes.get(COLUMN_HASHES, ()))):
@@ -289,9 +288,9 @@ def _check_labels(found: Description, name: str, where: str) -> None:
 
 
 def description_hashes(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> dict[str, str]:
-    """Hash everything that gives a store's numbers their meaning, key by key, and all hashes together.
+    """Hash everything that gives the numbers of a store their meaning, key by key. Then hash all hashes together.
 
-    Keys that are added later have no hash, and are not compared.
+    A key that someone adds later has no hash. No code compares it.
     """
     hashes = {key: _hash(value) for key, value in _meant(attributes, arrays)}
     return hashes | {ALL: _hash(hashes)}
@@ -313,15 +312,15 @@ def _hash(value: object) -> str:
 
 
 def compare(found: Description, root: str, places: Mapping[str, str]) -> None:
-    """Compare a description with the hashes that the conversion wrote; older stores have none.
+    """Compare a description with the hashes that the conversion wrote. Older stores have no hashes.
 
     Args:
         found: The description.
         root: File of the group's attributes, for messages.
-        places: File and keys above, by array.
+        places: File and keys above, for messages, by name of the array.
 
     Raises:
-        DataError: Something changed or is lost; names file and key.
+        DataError: A value changed or is lost. The message names the file and the key.
     """
     listed = found.attributes.get(DESCRIPTION_HASHES)
     if listed is None:
@@ -341,6 +340,6 @@ def compare(found: Description, root: str, places: Mapping[str, str]) -> None:
 
 
 def differing_entries(own: ZarrTree, copy: ZarrTree) -> list[str]:
-    """List the keys in which an array's own description differs from the root's copy of it."""
+    """List the keys that differ between the description of an array and the store's copy of it."""
     first, second = (dict(_meant({}, {"": tree})) for tree in (own, copy))
     return sorted(key[1:] for key in first.keys() | second.keys() if first.get(key) != second.get(key))
