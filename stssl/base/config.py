@@ -46,7 +46,7 @@ class Domain:
     Attributes:
         low: Smallest number of a range.
         high: Largest number of a range.
-        log: True to draw the logarithm uniformly. Each factor of ten is then equally likely.
+        log: True to draw the logarithm uniformly. This makes each factor of ten equally likely.
         choices: Values to choose from. They replace the range.
         step: Distance between the numbers of a range; None allows every number in it.
     """

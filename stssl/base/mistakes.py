@@ -28,7 +28,7 @@ def without_tags(location: KeyPath, tree: object) -> list[str | int]:
 
 
 def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]:
-    """Yield each part of a location, and True if it names a member of a union and is no key of the tree."""
+    """Yield each part of a location, and whether it is the name of a union member and no key of the tree."""
     kept = False
     for index, part in enumerate(location):
         if isinstance(tree, Mapping):
@@ -49,7 +49,8 @@ def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]
 def one_for_each(problems: Sequence[Problem], tree: object) -> list[Problem]:
     """Keep one error for each wrong value.
 
-    For a value of a union, pydantic reports the errors of all members. Keep those of the member that the user wanted.
+    For a value of a union, pydantic reports errors for all members. Keep only errors for the member that the user
+    wanted.
     """
     groups: dict[tuple[str | int, ...], list[Problem]] = {}
     for problem in problems:
@@ -110,8 +111,8 @@ def explain(problem: Problem, tree: object, fields: Fields) -> str:
     """
     location = without_tags(problem["loc"], tree)
     if problem["type"] == "string_type" and location and isinstance(location[-1], int):
-        # Leave out the number and value of the entry. All wrong entries then give the same line, and the caller shows
-        # it once.
+        # Leave out the number and value of the entry. So all wrong entries give the same line, and the caller shows it
+        # once.
         location, problem = location[:-1], {**problem, "input": {}}
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
     given = "" if kind == "missing" or isinstance(value, dict) else f" (given: {shown(repr(value))})"

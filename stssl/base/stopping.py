@@ -1,4 +1,4 @@
-"""Turn the signals that end a command into an exception. The command then prints one line and ends."""
+"""Turn the signals that end a command into an exception. So the command can print one line and end."""
 
 import contextlib
 import signal

@@ -1,9 +1,10 @@
-"""Turn a store's patches into batches of views: splits, draws of labels, order, loader, augmentation.
+"""Turn the patches of a store into batches of views.
 
-The path of a batch: `splits` divides the rows, `draws` chooses the labeled ones, `order` and `sampler` put each stream
-in order, `loader` reads pixels ahead of the step, and `views` and `augment` make normalized views on the device.
+`splits` divides the rows into training, validation and test. `draws` chooses the labeled rows. `order` and `sampler`
+shuffle each stream. `loader` reads the pixels before the step needs them. `views` and `augment` make normalized views
+on the device.
 
-The names below are imported when they are first used, since torch takes long to import.
+Importing torch takes long. So Python imports each name below at its first use.
 """
 
 from importlib import import_module
@@ -86,7 +87,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first used."""
+    """Import a public name from its module at its first use."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

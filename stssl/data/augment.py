@@ -1,9 +1,9 @@
-"""Augment images with batched tensor operations on the networks' device.
+"""Augment images with batched tensor operations on the device of the networks.
 
-All random choices arrive as numbers that the loader drew from (seed, stream, epoch, patch), so a view does not depend
-on ranks, threads or restarts. The weak view is a random crop with reflected borders and both flips. The strong view
-adds RandAugment (Cubuk et al. 2020, arXiv:1909.13719). Its geometric operations are composed with the crop into one
-resampling; only its photometric operations run one after another.
+The loader draws all random numbers from (seed, stream, epoch, patch). So a view does not depend on ranks, threads or
+restarts. The weak view is a random crop with reflected borders, and random flips along both axes. The strong view adds
+RandAugment (Cubuk et al. 2020, arXiv:1909.13719). One resampling does the crop and all geometric operations of
+RandAugment. The photometric operations run one after another.
 """
 
 import math
@@ -23,11 +23,11 @@ from stssl.base.config import Config, Domain
 
 
 class RandAugmentConfig(Config):
-    """Set the strength of the strong view: `n` operations of magnitude `m` (0 to 10) on each image.
+    """Set the strength of the strong view: `n` operations of magnitude `m` on each image.
 
     Attributes:
         n: Number of operations.
-        m: Strength of each, from 0 to 10.
+        m: Magnitude of each operation, from 0 to 10.
     """
 
     n: Annotated[int, Field(ge=0, le=10), Domain(1, 4)] = 3
@@ -35,13 +35,14 @@ class RandAugmentConfig(Config):
 
 
 class AugmentConfig(Config):
-    """Set how the views of the training streams are augmented.
+    """Set the augmentation of the training streams.
 
     Attributes:
-        strong_labeled: True if labeled patches get a strong view too.
+        strong_labeled: True to give labeled patches a strong view too.
         randaugment: Strength of the strong views.
-        padding: Largest shift of the random crop, as a share of the image's side.
-        metadata_dropout: Probability with which place, and independently date, is hidden from the networks.
+        padding: Largest shift of the random crop, as a share of the side of the image.
+        metadata_dropout: Probability to hide the place of a patch from the networks. The date is hidden with the same
+            probability, independently of the place.
     """
 
     strong_labeled: bool = False
@@ -55,11 +56,12 @@ class Draw:
     """Hold the random choices for one view of n patches.
 
     Attributes:
-        shift: [n, 2] crop offset in pixels, rows then columns.
-        flip: [n, 2] whether to flip vertically and horizontally.
-        matrix: [n, 2, 2] inverse linear map of the geometric operations; None in a weak view.
-        offset: [n, 2] its translation (x, y) in normalized coordinates; None in a weak view.
-        photometric: For each round, operation name -> (rows that it changes, their magnitudes).
+        shift: [n, 2] offset of the crop in pixels: rows, then columns.
+        flip: [n, 2] booleans: flip vertically, flip horizontally.
+        matrix: [n, 2, 2] inverse linear map of the geometric operations; None for a weak view.
+        offset: [n, 2] translation (x, y) of this map in normalized coordinates; None for a weak view.
+        photometric: One dictionary for each round. By name of the operation, it has the rows that the operation changes
+            and their magnitudes.
     """
 
     shift: Tensor
@@ -69,7 +71,7 @@ class Draw:
     photometric: tuple[dict[str, tuple[Tensor, Tensor]], ...] = ()
 
     def to(self, device: torch.device) -> "Draw":
-        """Copy these choices to another device without waiting for the copy."""
+        """Copy these choices to another device. Do not wait for the end of the copy."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -86,18 +88,18 @@ _GEOMETRY = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "transl
 
 
 def numbers_needed(strong: RandAugmentConfig | None) -> int:
-    """Return how many uniform numbers one patch's view takes: 4, and 2 more for each operation of a strong view."""
+    """Return how many random numbers a view of one patch needs: 4, and 2 more for each operation of a strong view."""
     return 4 + (2 * strong.n if strong else 0)
 
 
 def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentConfig | None) -> Draw:
-    """Turn uniform numbers into the choices for one view of n patches.
+    """Turn random numbers into the choices for one view of n patches.
 
     Args:
-        numbers: [n, numbers_needed(strong)] in [0, 1).
+        numbers: [n, numbers_needed(strong)] uniform numbers in [0, 1).
         size: Side of the images in pixels.
-        padding: Largest shift as a share of the side.
-        strong: RandAugment's strength; None for a weak view.
+        padding: Largest shift, as a share of the side.
+        strong: Strength of RandAugment; None for a weak view.
     """
     reach = int(size * padding)
     shift = torch.from_numpy(np.floor(numbers[:, :2] * (2 * reach + 1)).astype(np.int64) - reach)
@@ -113,7 +115,7 @@ def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentCon
 
 
 def _by_operation(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Group one round's choices by photometric operation: name -> (rows, magnitudes)."""
+    """Group the choices of one round by photometric operation. By name, return the rows and their magnitudes."""
     found = {}
     for number in np.unique(choices):
         if _NAMES[number] in PHOTOMETRIC:
@@ -123,10 +125,10 @@ def _by_operation(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -
 
 
 def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Compose each patch's geometric operations into one inverse affine map: matrices [n, 2, 2], offsets [n, 2].
+    """Combine the geometric operations of each patch into one inverse affine map: matrices [n, 2, 2], offsets [n, 2].
 
-    Coordinates are normalized: the image spans -1 to 1. Each round has one operation a patch, so the amounts of all
-    other operations are 0 and one formula serves all of them.
+    Coordinates are normalized: the image goes from -1 to 1. In each round, a patch gets one operation, and the amounts
+    of all others are 0. So one formula serves all operations.
     """
     rows = len(choices)
     matrix, offset = np.tile(np.eye(2), (rows, 1, 1)), np.zeros((rows, 2))
@@ -139,7 +141,7 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tup
         cos, sin = np.cos(turn), np.sin(turn)
         step[:, 0, 0], step[:, 0, 1], step[:, 1, 0], step[:, 1, 1] = cos, shear_x - sin, shear_y + sin, cos
         move[:, 0], move[:, 1] = 2 * move_x, 2 * move_y
-        # Multiplied on the right: the map goes from output to source, and so undoes the last operation first.
+        # Multiply on the right. The map goes from output to source, so it undoes the last operation first.
         offset += np.einsum("nij,nj->ni", matrix, move)
         matrix = matrix @ step
     return matrix, offset
@@ -149,7 +151,7 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tup
 
 
 def _blend(image: Tensor, base: Tensor, magnitude: Tensor) -> Tensor:
-    """Move an image away from a degenerate one (positive magnitude) or toward it (negative), as PIL's enhancers do."""
+    """Move an image away from `base` (positive magnitude) or toward it (negative), as the enhancers of Pillow do."""
     return base + (1 + 0.9 * magnitude) * (image - base)
 
 
@@ -190,9 +192,9 @@ def _autocontrast(image: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def _equalize(image: Tensor, magnitude: Tensor) -> Tensor:
-    """Equalize each band's histogram in 256 bins: a pixel becomes the share of the other pixels that are darker."""
+    """Equalize the histogram of each band in 256 bins. The new value of a pixel is the share of darker pixels."""
     bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
-    # The bins and the integer division are Pillow's, which the tests compare with.
+    # Use the same bins as Pillow: the tests compare the results.
     counts = torch.zeros(*bins.shape[:2], 256, device=image.device).scatter_add_(2, bins, torch.ones_like(bins).float())
     below = (counts.cumsum(2) - counts).gather(2, bins)
     spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))
@@ -214,25 +216,28 @@ _NAMES = (*GEOMETRIC, *PHOTOMETRIC)
 
 
 def _crop(image: Tensor, draw: Draw) -> Tensor:
-    """Shift images [n, c, h, w] with reflected borders and flip them, as one gather."""
+    """Shift images [n, bands, height, width] with reflected borders, and flip them."""
     rows, columns = (
         _source(image.shape[2 + axis], draw.shift[:, axis], draw.flip[:, axis], image.device) for axis in (0, 1)
     )
-    # One gather reads the image once; padding, slicing and flipping would each copy it.
+    # One gather reads the image once. Padding, slicing and flipping would copy it three times.
     n, c = (torch.arange(k, device=image.device) for k in image.shape[:2])
     return image[n[:, None, None, None], c[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Tensor:
-    """Compute the source line of each output line: [n, size]."""
+    """Return the number of the source row or column for each one of the output, [n, size]."""
     line = torch.arange(size, device=device)
     line = torch.where(flip[:, None], size - 1 - line, line) + shift[:, None]
-    # Reflects without repeating the border pixel, as `padding_mode="reflection"` with aligned corners does.
+    # Reflect without repeating the border pixel, as `padding_mode="reflection"` with `align_corners=True` does.
     return (size - 1) - ((size - 1) - line.abs()).abs()
 
 
 def _warp(image: Tensor, draw: Draw) -> Tensor:
-    """Apply geometric operations, crop and flips in one bilinear resampling with reflected borders."""
+    """Apply geometric operations, crop and flips in one bilinear resampling with reflected borders.
+
+    A weak view has no geometric operations. It needs no resampling.
+    """
     if draw.matrix is None or draw.offset is None:
         return _crop(image, draw)
     height, width = image.shape[2:]
@@ -248,17 +253,17 @@ def apply_view(image: Tensor, draw: Draw) -> Tensor:
     """Make one view of images.
 
     Args:
-        image: [n, c, h, w] with values in [0, 1].
+        image: [n, bands, height, width] with values in [0, 1].
         draw: The random choices, on the same device.
 
     Returns:
-        [n, c, h, w] with values in [0, 1].
+        [n, bands, height, width] with values in [0, 1].
     """
     image = _warp(image, draw)
     for operations in draw.photometric:
         changed = image
         for name, (rows, magnitude) in operations.items():
-            # Each operation sees only the rows that drew it: computing all of them on all rows would cost several times
+            # Compute each operation only on the rows that drew it. All operations on all rows would cost several times
             # as much.
             touched = PHOTOMETRIC[name](image[rows], magnitude[:, None, None, None]).clamp(0, 1)
             changed = changed.index_copy(0, rows, touched)

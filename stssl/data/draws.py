@@ -15,15 +15,17 @@ from stssl.store.lists import rows_named
 
 
 class LabelsConfig(Config):
-    """Choose how many training patches keep their label: by one of fraction, per_class, total and list, or all of them.
+    """Choose the training patches that keep their label. Give one of fraction, per_class, total and list, or none.
+
+    With none of them, all training patches keep their label.
 
     Attributes:
         fraction: Share of the labeled training patches.
-        per_class: Patches of each class.
-        total: Patches of all classes together.
+        per_class: Number of patches for each class.
+        total: Number of patches of all classes together.
         list: File with the names of the patches.
-        allow_missing_classes: True if training may start although some class has no labeled patch.
-        seed: Seed of the draw; other random choices of a run do not depend on it.
+        allow_missing_classes: True to train even if some class has no labeled patch.
+        seed: Seed of the draw. Other random choices of a run do not depend on it.
     """
 
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -46,25 +48,26 @@ class LabelsConfig(Config):
 def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray[np.str_] | None = None) -> Ints:
     """Choose the training rows that keep their label.
 
-    Every class that occurs keeps at least one row. `per_class` and `total` choose the same number of rows of each class
-    as far as possible; `fraction` draws at random once every class is covered.
+    Every class that occurs keeps at least one row, except with `list`. If possible, `per_class` and `total` choose the
+    same number of rows for each class. `fraction` first chooses a row for every class, and draws the others at random.
 
     Args:
-        targets: [N, C] 1 where a patch has a class.
+        targets: [N, C] labels of N patches and C classes: 1 if the patch has the class.
         rows: Training rows.
         config: The rule and its seed.
         names: [N] names of the patches, for `list`.
 
     Returns:
-        Ascending store rows.
+        Store rows, sorted from low to high.
 
     Raises:
-        DataError: No training row has a label, or fewer labels are asked for than classes occur.
+        DataError: No training row has a label, `total` is smaller than the number of classes that occur, or the
+            training part has no patch of `list`.
     """
     if config.list is not None:
         known = np.array([], str) if names is None else names
         found = rows_named(known, config.list, "the store")
-        # A list may name patches of all parts; validation and test patches must never train.
+        # A list may name patches of all parts. Training must never use validation or test patches.
         listed = np.intersect1d(found, rows)
         if len(listed) == 0:
             raise DataError(f"none of the patches that labels.list {config.list} names is in the training part")
@@ -79,7 +82,7 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
     rows = rows[targets[rows].any(1)]
     if len(rows) == 0:
         raise DataError("no training patch has a label: check data.labels and data.split")
-    # The seed is the config's own, so that runs with several seeds can share one choice of labels.
+    # Use the seed of the config, not that of the run: runs with different seeds can share one choice of labels.
     order = np.random.default_rng(config.seed).permutation(rows)
     hits = targets[order].astype(bool)
     if config.per_class is not None:
@@ -94,9 +97,9 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
 
 
 def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
-    """Return places in the order so that each class has `times` rows, or all that it has; rare classes choose first."""
+    """Choose places in `hits` until each class has `times` rows, or all its rows. Rare classes choose first."""
     chosen = np.zeros(len(hits), bool)
-    # Rare classes choose first: a patch of several classes that serves them often serves a frequent class too.
+    # Rare classes choose first. A patch with a rare class often has a frequent class too.
     for label in np.argsort(hits.sum(0), kind="stable"):
         missing = times - int(hits[chosen, label].sum())
         if missing > 0:
@@ -105,7 +108,7 @@ def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
 
 
 def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Return places for `total` rows: raise the number for each class until it is reached, and cut the last round."""
+    """Choose `total` places in `hits`. In each round, every class gets one more row. Cut the last round."""
     classes = int(hits.any(0).sum())
     if total < classes:
         raise DataError(f"labels.total is {total}, but {classes} classes occur and each keeps at least one label")
@@ -114,7 +117,7 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
     while len(chosen) < min(total, len(hits)):
         times += 1
         more = np.setdiff1d(_cover(hits, times), chosen)
-        # Nothing more can be chosen; without this the loop would not end.
+        # If no round can add rows, stop: the loop would never end.
         if len(more) == 0 and times > hits.sum(0).max():
             break
         chosen = np.concatenate([chosen, more[: total - len(chosen)]])
@@ -122,7 +125,7 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
 
 
 def _at_random(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Return places of rows that cover every class, filled up to `total` in the given random order."""
+    """Choose `total` places in `hits`. First choose a row for every class, and fill up with the first other rows."""
     chosen = _cover(hits, 1)
     rest = np.setdiff1d(np.arange(len(hits)), chosen)
     return np.concatenate([chosen, rest[: max(0, total - len(chosen))]])

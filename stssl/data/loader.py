@@ -1,4 +1,4 @@
-"""Load batches of the labeled and the unlabeled stream in a thread, ahead of the step that needs them."""
+"""Load batches of the labeled and the unlabeled stream. A thread loads them before the step that needs them."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -38,7 +38,7 @@ class Drawer(Protocol):
         """Draw the choices for each view of some patches.
 
         Args:
-            views: Views that are wanted.
+            views: Wanted views.
             epochs: [n] epoch of each patch.
             rows: [n] store rows.
         """
@@ -48,7 +48,7 @@ class Drawer(Protocol):
         """Set some metadata to NaN at random.
 
         Args:
-            metadata: [n, 4], columns as in `MetadataColumn`.
+            metadata: [n, 4] with the columns of `MetadataColumn`.
             stream: Stream of the rows.
             epochs: [n] epoch of each row.
             rows: [n] store rows.
@@ -58,14 +58,16 @@ class Drawer(Protocol):
 
 @dataclass(frozen=True)
 class StreamSource:
-    """Hold what the patches of one stream are read from.
+    """Hold the sources of the patches of one stream.
+
+    The store has N rows, and the stream has `size` of them. G is the number of decisions a patch (see `base.labels`).
 
     Attributes:
-        reader: Delivers the pixels of store rows.
+        reader: Reader of pixels.
         rows: [size] store rows of the stream.
-        metadata: [N, 4] of all store rows.
+        metadata: [N, 4] metadata of all store rows.
         labels: [N, G] choice ids of all store rows.
-        sampler: The stream's order over positions 0..size-1.
+        sampler: Chooses the positions of each batch. A position, 0..size-1, is a place in `rows`.
     """
 
     reader: PatchReader
@@ -80,10 +82,10 @@ class StreamSource:
         return rows
 
     def load(self, views: Collection[View], draw: Drawer, step: int, ranks: tuple[int, int]) -> RawRows:
-        """Load this rank's rows of a step's global batch, with random choices for this stream's views.
+        """Load the rows of this rank from the global batch of a step, with random choices for their views.
 
         Args:
-            views: Views that the step uses, all of this stream.
+            views: Views that the step uses. All must be of this stream.
             draw: Draws the random choices.
             step: Number of the step.
             ranks: This rank and the number of ranks.
@@ -93,14 +95,14 @@ class StreamSource:
         rows = self.rows[positions]
         chosen = torch.from_numpy(rows)
         arrays = self.reader.read(rows)
-        # Drawn by store row, not by position: another split of the same store then augments a patch in the same way.
+        # Draw by store row, not by position. So another split of the same store augments a patch in the same way.
         metadata = draw.drop_metadata(self.metadata[chosen], stream, epochs, rows)
         draws = draw(views, epochs, rows)
         return RawRows(arrays, metadata, self.labels[chosen], torch.from_numpy(positions), chosen, draws)
 
 
 class Loader:
-    """Iterate over this rank's part of the global batches of a range of steps, in order."""
+    """Iterate over the global batches of a range of steps. Deliver the part of this rank."""
 
     def __init__(
         self,
@@ -113,51 +115,51 @@ class Loader:
         """Load contiguous rows of each global batch.
 
         Args:
-            sources: The patches of each stream.
+            sources: Sources of the patches of each stream.
             draw: Draws the random choices of views.
-            views: Returns the views that a step uses; a stream without any is not read in that step.
+            views: Function that returns the views of a step. If a stream has no view in a step, do not read it.
             rank: Number of this process.
             world: Number of processes.
         """
         self.sources, self.draw, self.views, self.ranks = sources, draw, views, (rank, world)
 
     def load(self, step: int) -> RawBatch:
-        """Read one step's rows in the calling thread."""
+        """Read the rows of one step in the calling thread."""
         return {
             stream: source.load(views, self.draw, step, self.ranks) for stream, source, views in self._streams(step)
         }
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Return the store rows that all ranks together use in a step, by the name of their stream."""
+        """Return the store rows that all ranks together use in a step, by name of the stream."""
         return {stream.value: source.global_rows(step) for stream, source, _ in self._streams(step)}
 
     def rows_at(self, step: int) -> int:
-        """Count the patches that all ranks together read in a step."""
+        """Return how many patches all ranks together read in a step."""
         return sum(source.sampler.batch for _, source, _ in self._streams(step))
 
     def _streams(self, step: int) -> Iterator[tuple[Stream, StreamSource, list[View]]]:
-        """Yield the streams that a step uses, with its views of each."""
+        """Yield the streams that a step uses, each with its source and its views."""
         wanted = self.views(step)
         for stream, source in self.sources.items():
             if views := [view for view in wanted if view.stream is stream]:
                 yield stream, source, views
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawBatch]:
-        """Yield the rows of each step, read by a thread up to `ahead` steps before they are needed.
+        """Yield the rows of each step. A thread reads up to `ahead` steps in advance.
 
-        An error of the reader is raised here, at the step whose rows could not be read.
+        If the rows of a step cannot be read, raise the error at this step.
 
         Args:
             start: First step.
-            stop: Step to stop before.
-            ahead: Steps to read ahead.
+            stop: The step after the last one.
+            ahead: Number of steps to read in advance.
         """
         yield from prefetch((partial(self.load, step) for step in range(start, stop)), ahead)
 
 
 def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Iterator[Result]:
-    """Run jobs in one thread, up to `ahead` before their results are asked for, and yield the results in order."""
-    # One thread keeps the order; reading releases the GIL, so that it overlaps with the step.
+    """Run jobs in one thread, up to `ahead` jobs in advance. Yield the results in the sequence of the jobs."""
+    # One thread keeps the sequence. Reading releases the GIL, so it overlaps with the step.
     pool = ThreadPoolExecutor(1, "stssl-loader")
     try:
         running = deque(pool.submit(job) for job in islice(jobs, ahead))
@@ -166,23 +168,23 @@ def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Iterator[Resul
             running.extend(pool.submit(job) for job in islice(jobs, 1))
             yield result
     finally:
-        # When the loop ends early (an error, SIGTERM), reads that were planned ahead must not hold the process back.
+        # Cancel the waiting reads. If the loop ends early (an error, SIGTERM), they must not delay the end.
         pool.shutdown(cancel_futures=True)
 
 
 def metadata_table(lat: ColumnArray, lon: ColumnArray, day: ColumnArray, time: ColumnArray) -> Tensor:
-    """Arrange columns of a store as [N, 4] float32 metadata, NaN where a value is missing.
+    """Arrange columns of a store with N patches as metadata. A missing value becomes NaN.
 
     Args:
-        lat: [N] degrees north, NaN where missing.
-        lon: [N] degrees east, NaN where missing.
-        day: [N] day of year 1..366; below 1 where missing.
-        time: [N] seconds since 1970-01-01 UTC; the smallest int64 where missing.
+        lat: [N] degrees north; NaN if missing.
+        lon: [N] degrees east; NaN if missing.
+        day: [N] day of year 1..366; below 1 if missing.
+        time: [N] seconds since 1970-01-01 UTC; the smallest int64 if missing.
 
     Returns:
-        Columns as in `MetadataColumn`.
+        [N, 4] float32 with the columns of `MetadataColumn`.
     """
-    # The missing time is the smallest int64, whose remainder by a day would be a valid hour.
+    # The smallest int64 stands for a missing time. Do not divide it: the remainder would look like a valid hour.
     known = time != np.iinfo(np.int64).min
     hour = np.where(known, (np.where(known, time, 0) % 86400) / 3600, np.nan)
     date = np.where(day >= 1, day, np.nan)

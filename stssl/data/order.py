@@ -1,7 +1,7 @@
-"""Choose the order of a stream: any patches from a local disk, groups of shards from an object store.
+"""Choose how a stream is shuffled: patch by patch for a local disk, by groups of shards for an object store.
 
-From an object store, patches in random order would fetch a shard for nearly every patch. So such a stream goes through
-a few shards at a time, which a cache on disk holds.
+Patches drawn at random from an object store would fetch a shard for nearly every patch. So such a stream mixes the
+patches of a few shards at a time. A cache on disk holds these shards.
 """
 
 import math
@@ -19,7 +19,7 @@ SHARDS_AHEAD = 2
 
 
 class Sampler(Protocol):
-    """Order a stream without end, and cut it into global batches."""
+    """Shuffle a stream without end, and cut it into global batches."""
 
     @property
     def batch(self) -> int:
@@ -32,27 +32,28 @@ class Sampler(Protocol):
         ...
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs of some rows of a step's global batch.
+        """Return positions and epochs of some rows of the global batch of a step.
 
         Args:
             step: Number of the step.
-            rows: Rows of the global batch that are wanted.
+            rows: Wanted rows of the global batch.
         """
         ...
 
     def whole(self, step: int) -> Ints:
-        """Return the positions of a step's global batch, without fetching anything."""
+        """Return the positions of the global batch of a step. Fetch nothing."""
         ...
 
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """Describe an order that goes through a store by groups of shards.
+    """Describe how a stream goes through a store by groups of shards.
 
     Attributes:
-        shard: Patches in a shard.
-        mix: Shards that are mixed.
-        fetch: Brings the shards of rows into the cache, at once or in the background; None if all is held in memory.
+        shard: Number of patches in a shard.
+        mix: Number of shards that are mixed.
+        fetch: Function that brings the shards of some rows into the cache. Its second argument says whether to wait for
+            them. None if memory holds all patches.
     """
 
     shard: int
@@ -60,7 +61,7 @@ class ShardOrder:
     fetch: Callable[[Ints, bool], None] | None
 
     def about(self, world: int) -> str:
-        """Say for a run's record what the order depends on."""
+        """Say what the sequence of patches depends on, for the record of a run."""
         return (
             f"the unlabeled stream comes by shards of {self.shard} patches, mixed {self.mix} at a time and dealt out "
             f"to {world} ranks: with another number of ranks it comes in another order"
@@ -68,29 +69,29 @@ class ShardOrder:
 
 
 class FetchingSampler:
-    """Order patches by shards, and fetch the shards of a step and of later steps when its rows are asked for."""
+    """Shuffle patches by shards. A call for the rows of a step fetches the shards of this step and of a later one."""
 
     def __init__(self, order: ShardSampler, stored: Ints, shard_order: ShardOrder) -> None:
-        """Order the store rows `stored`, which the positions of `order` refer to.
+        """Use the positions of `order`, and fetch the shards of their store rows.
 
         Args:
-            order: Order of positions.
+            order: Sampler of positions.
             stored: [size] store row of each position.
-            shard_order: Size and number of mixed shards, and how to fetch them.
+            shard_order: Size of a shard, number of mixed shards, and function that fetches shards.
         """
         self.order, self.stored, self.shard_order, self.batch = order, stored, shard_order, order.batch
         self.seed = order.seed
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] of a step's global batch, without fetching anything."""
+        """Return the positions [batch] of the global batch of a step. Fetch nothing."""
         return self.order.whole(step)
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs of rows of a step's global batch, once their shards are in the cache."""
+        """Return positions and epochs of some rows, after their shards are in the cache."""
         positions, epochs = self.order.rows(step, rows)
         if self.shard_order.fetch is not None:
             ahead = math.ceil(SHARDS_AHEAD * self.shard_order.shard / len(positions))
-            # Wait for this step's shards; those of later steps come in the background while it trains.
+            # Wait for the shards of this step. The shards of a later step come in the background during the training.
             self.shard_order.fetch(self.stored[positions], True)
             self.shard_order.fetch(self.stored[self.order.rows(step + ahead, rows)[0]], False)
         return positions, epochs
@@ -99,18 +100,18 @@ class FetchingSampler:
 def make_order(
     stored: Ints, batch: int, seed: int, stream: RandomStream, *, shard_order: ShardOrder | None, world: int
 ) -> StreamSampler | FetchingSampler:
-    """Make the order of a stream.
+    """Make the sampler of a stream.
 
     Args:
         stored: [size] store rows of the stream.
-        batch: Patches in a global batch.
+        batch: Number of patches in a global batch.
         seed: Seed of the run.
-        stream: Use of random numbers that shuffles it.
-        shard_order: Groups of shards, if the store is fetched shard by shard.
+        stream: Use of random numbers for the shuffle.
+        shard_order: Groups of shards if the store is fetched shard by shard; else None.
         world: Number of ranks.
 
     Raises:
-        ConfigError: There are fewer shards than ranks.
+        ConfigError: The stream has fewer shards than the run has ranks.
     """
     if shard_order is None:
         return StreamSampler(len(stored), batch, seed, stream)
@@ -119,19 +120,19 @@ def make_order(
 
 
 def shard_order_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: bool) -> ShardOrder | None:
-    """Choose groups of shards for a reader that reads through a cache on disk; return None for other readers.
+    """Choose groups of shards for a reader with a disk cache. Return None for other readers.
 
     Args:
         reader: Reader of the store.
         mix: Number of shards that are mixed.
         limit: Size of the cache in bytes.
-        held: True if all patches are held in memory, so that nothing needs to be fetched.
-        tell: True to warn if the cache is smaller than the shards that are mixed.
+        held: True if memory holds all patches. If so, training fetches nothing.
+        tell: True to warn if the cache is too small for the mixed shards.
     """
     if reader.shard is None:
         return None
     if tell and not held:
-        # The shards that are mixed, the one that enters the mix, and those fetched ahead are in use at one time.
+        # In use at one time: the mixed shards, the shard that enters the mix, and the shards fetched ahead.
         needed = (mix + 1 + SHARDS_AHEAD) * reader.shard_bytes()
         if needed > limit:
             LOG.warning(

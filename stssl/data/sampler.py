@@ -1,7 +1,7 @@
-"""Order patches as a pure function of seed, stream, epoch and patch.
+"""Shuffle patches by a pure function of seed, stream, epoch and patch.
 
-Nothing here depends on threads or restarts, so one rank and many see the same global batches, and a resumed run
-continues exactly: the whole state of a sampler is the step number.
+The result does not depend on threads or restarts. The state of a sampler is only the number of the step. So a resumed
+run gets the same batches. The global batches of `StreamSampler` do not depend on the number of ranks.
 """
 
 import threading
@@ -15,25 +15,25 @@ from stssl.base.randomness import RandomStream, permutation, uniforms
 
 
 class StreamSampler:
-    """Order one stream without end: epochs of `size` patches, each shuffled anew, cut into global batches."""
+    """Shuffle one stream without end, and cut it into global batches. Each epoch of `size` patches is shuffled anew."""
 
     def __init__(self, size: int, batch: int, seed: int, stream: RandomStream) -> None:
-        """Order `size` patches into global batches.
+        """Shuffle `size` patches into global batches.
 
         Args:
-            size: Patches of the stream.
-            batch: Patches in a global batch.
+            size: Number of patches in the stream.
+            batch: Number of patches in a global batch.
             seed: Seed of the run.
-            stream: Use of random numbers that shuffles it.
+            stream: Use of random numbers for the shuffle.
         """
         self.size, self.batch, self.seed, self.stream = size, batch, seed, stream
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs, each [rows], of some rows of a step's global batch.
+        """Return positions and epochs, each [rows], of some rows of the global batch of a step.
 
         Args:
-            step: Counted from 0.
-            rows: Rows of the global batch that are wanted (a rank's rows).
+            step: Number of the step, counted from 0.
+            rows: Wanted rows of the global batch, such as those of one rank.
         """
         places = step * self.batch + np.arange(rows.start, rows.stop, dtype=np.int64)
         epochs, offsets = np.divmod(places, self.size)
@@ -44,38 +44,38 @@ class StreamSampler:
         return positions, epochs
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] of a step's global batch."""
+        """Return the positions [batch] of the global batch of a step."""
         return self.rows(step, slice(0, self.batch))[0]
 
 
 class ShardSampler:
-    """Order a stream that is fetched shard by shard from an object store.
+    """Shuffle a stream that is fetched shard by shard from an object store.
 
-    Each epoch puts the shards in random order and deals them out to the ranks. A rank goes through its shards and
-    delays each patch by up to `mix` shards at random, as a buffer of that many shards would. So a step touches about
-    `mix` shards a rank, of which few are new. The order is a function of seed, stream, epoch and number of ranks.
+    Each epoch shuffles the shards and deals them out to the ranks. A rank goes through its shards. It delays each patch
+    at random, by up to `mix` shards, as a buffer of `mix` shards would do. So a step of a rank uses about `mix` shards,
+    and only few of them are new. The result depends on seed, stream, epoch and number of ranks.
     """
 
     def __init__(
         self, rows: Ints, shard: int, batch: int, seed: int, stream: RandomStream, *, mix: int, world: int = 1
     ) -> None:
-        """Order the patches at store rows `rows` into global batches.
+        """Shuffle the patches at store rows `rows` into global batches.
 
         Args:
             rows: [size] store rows of the stream.
-            shard: Patches in a shard.
-            batch: Patches in a global batch.
+            shard: Number of patches in a shard.
+            batch: Number of patches in a global batch.
             seed: Seed of the run.
-            stream: Use of random numbers that shuffles it.
-            mix: Shards that are mixed; 0 delivers one shard after the other.
+            stream: Use of random numbers for the shuffle.
+            mix: Number of mixed shards; 0 delivers one shard after the other.
             world: Number of ranks.
 
         Raises:
-            ConfigError: There are fewer shards than ranks.
+            ConfigError: The stream has fewer shards than the run has ranks.
         """
         self.size, self.batch, self.seed, self.stream, self.mix, self.world = len(rows), batch, seed, stream, mix, world
         shards = rows // shard
-        # Stable, so that positions within a shard keep their order and the result is the same on every machine.
+        # A stable sort keeps the sequence of positions inside a shard. So every machine gets the same result.
         order = np.argsort(shards, kind="stable").astype(np.int64)
         self._blocks = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
         if len(self._blocks) < world:
@@ -88,13 +88,13 @@ class ShardSampler:
         self._lock = threading.Lock()
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs, each [rows], of some rows of a step's global batch.
+        """Return positions and epochs, each [rows], of some rows of the global batch of a step.
 
-        Ranks have different shards, and so each counts its own epochs.
+        Ranks have different shards. So each rank counts its own epochs.
 
         Args:
-            step: Counted from 0.
-            rows: Rows of the global batch that are wanted.
+            step: Number of the step, counted from 0.
+            rows: Wanted rows of the global batch.
         """
         parts = []
         for rank in range(self.world):
@@ -107,11 +107,11 @@ class ShardSampler:
         return np.concatenate(positions), np.concatenate(epochs)
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] of a step's global batch."""
+        """Return the positions [batch] of the global batch of a step."""
         return self.rows(step, slice(0, self.batch))[0]
 
     def _drawn(self, rank: int, places: Ints) -> tuple[Ints, Ints]:
-        """Return positions and epochs at places of a rank's own order, for one thread at a time."""
+        """Return positions and epochs at some places of the sequence of a rank. One thread at a time may do this."""
         with self._lock:
             return self._placed(rank, places)
 
@@ -127,21 +127,21 @@ class ShardSampler:
         return positions, epochs
 
     def _dealt(self, rank: int, epoch: int) -> list[Ints]:
-        """Return the shards of a rank in one epoch, in order, each as an array of positions."""
+        """Return the shuffled shards of a rank in one epoch. Each shard is an array of positions."""
         order = permutation(len(self._blocks), self.seed, self.stream, epoch)
         return [self._blocks[number] for number in order[rank :: self.world].tolist()]
 
     def _order(self, rank: int, epoch: int) -> Ints:
-        """Return the positions of a rank in one epoch, in their order; the last two epochs are remembered."""
+        """Return the shuffled positions of a rank in one epoch. Remember the results for the last two epochs."""
         known = self._orders[rank]
         if epoch not in known:
             blocks = self._dealt(rank, epoch)
             positions = np.concatenate(blocks)
             turn = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
             numbers = uniforms((self.seed, self.stream, RandomStream.SHARD_DELAY, epoch, positions), 1)[:, 0]
-            # float64, since turn numbers of thousands of shards leave float32 too few digits for the delay.
+            # Use float64. With thousands of shards, float32 has too few digits left for the delay.
             delay = numbers.astype(np.float64) * self.mix
-            # A batch may span two epochs; older orders of a large store would only take memory.
+            # A batch may lie in two epochs. Forget older epochs: for a large store, they take much memory.
             if len(known) > 1:
                 known.pop(min(known))
             known[epoch] = positions[np.argsort(turn + delay, kind="stable")]

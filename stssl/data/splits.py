@@ -23,13 +23,13 @@ OWN_SPLIT = (
 
 
 class Columns(Protocol):
-    """Describe what a split needs of a store."""
+    """Describe the parts of a store that a split needs."""
 
     path: str
 
     @property
     def size(self) -> int:
-        """Return N, the number of rows."""
+        """Return N, the number of rows of the store."""
         ...
 
     @property
@@ -38,21 +38,21 @@ class Columns(Protocol):
         ...
 
     def column(self, name: str) -> ColumnArray:
-        """Read a metadata array [N] or [N, C]."""
+        """Read a metadata array, [N] or [N, values a patch]."""
         ...
 
     def has_column(self, name: str) -> bool:
-        """Return True if the store has a metadata array of that name."""
+        """Return True if the store has a metadata array with this name."""
         ...
 
 
 class BlockSplit(Config):
-    """Assign whole squares of latitude and longitude to one part each, so that test places are new places.
+    """Assign whole squares of latitude and longitude to one part each. So training never sees a test place.
 
     Attributes:
-        degrees: Side of the squares.
-        validation: Share of the patches.
-        test: Share of the patches.
+        degrees: Side of the squares in degrees.
+        validation: Share of the patches for validation.
+        test: Share of the patches for test.
         seed: Seed of the assignment.
     """
 
@@ -64,13 +64,13 @@ class BlockSplit(Config):
 
 
 class LeaveOutSplit(Config):
-    """Test on the patches whose column has one of some values, such as a country or season, and train on the others.
+    """Test on the patches that have certain values in a column, such as one country or season. Train on the others.
 
     Attributes:
         column: Name of the column.
         values: Values of the test patches.
-        validation: Share of the other patches, as whole squares of latitude and longitude.
-        degrees: Side of the squares.
+        validation: Share of the other patches for validation. It consists of whole squares of latitude and longitude.
+        degrees: Side of the squares in degrees.
         seed: Seed of the assignment.
     """
 
@@ -83,10 +83,10 @@ class LeaveOutSplit(Config):
 
 
 class ListSplit(Config):
-    """Take each part from a list of patch names, one name a line.
+    """Take each part from a file with a list of patch names. Each line has one name.
 
     Attributes:
-        train: File with the names of the training patches, one a line.
+        train: File with the names of the training patches.
         validation: File with the names of the validation patches.
         test: File with the names of the test patches.
     """
@@ -102,17 +102,17 @@ SplitConfig = str | Annotated[BlockSplit | LeaveOutSplit | ListSplit, Field(disc
 
 @dataclass(frozen=True)
 class Split:
-    """Hold the store rows of each part, ascending."""
+    """Hold the store rows of each part, sorted from low to high."""
 
     train: Ints
     validation: Ints
     test: Ints
 
     def part(self, name: str) -> Ints:
-        """Return the rows of the part called `train`, `validation` or `test`.
+        """Return the store rows of the part `train`, `validation` or `test`.
 
         Raises:
-            ConfigError: Another name.
+            ConfigError: The split has no part with this name.
         """
         if name not in PARTS:
             raise ConfigError(f"unknown part '{name}' of a split: give one of {', '.join(PARTS)}")
@@ -120,21 +120,21 @@ class Split:
 
 
 def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = ()) -> Split:
-    """Divide a store's readable rows into training, validation and test.
+    """Divide the usable rows of a store into training, validation and test.
 
     Args:
-        store: Store that has the columns.
+        store: Store with the columns.
         config: Name of a stored split, `blocks`, or a rule.
-        exclude: Boolean columns (such as `seasonal_snow`) whose rows are left out.
+        exclude: Boolean columns, such as `seasonal_snow`. Leave out the rows that are True in any of them.
 
     Raises:
-        ConfigError: The store has no such split or column; the message lists those it has.
+        ConfigError: The store has no such split or column. The message lists the existing splits or columns.
         DataError: Training or validation would be empty, or a list names no patch of the store.
     """
     if config == "blocks":
         config = BlockSplit(name="blocks")
     codes = _stored(store, config) if isinstance(config, str) else _RULES[type(config)](store, config)
-    # Unreadable patches keep their row in a store, and must take no part here.
+    # A store keeps the rows of unusable patches. No part may have them.
     keep = ~np.isin(store.column("error_code"), UNUSABLE)
     for name in exclude:
         flags = np.asarray(store.column(name))
@@ -145,13 +145,13 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
         keep &= ~flags
     parts = [np.flatnonzero(keep & (codes == code)) for code in range(3)]
     for name, rows in zip(PARTS, parts, strict=True):
-        if len(rows) == 0 and name != "test":  # Training needs no test patches; evaluation refuses without them.
+        if len(rows) == 0 and name != "test":  # training needs no test patches; the evaluation raises its own error
             raise DataError(f"{store.path}: split {config} leaves no patch for {name}. Choose another data.split.")
     return Split(*parts)
 
 
 def _stored(store: Columns, name: str) -> ColumnArray:
-    """Read the codes [N] of a split that the archive came with."""
+    """Read the codes [N] of a split from the archive."""
     if name not in store.split_names:
         places = np.isfinite(np.asarray(store.column("lat"), float)).any()
         known = ", ".join((*store.split_names, *(["blocks"] if places else [])))
@@ -161,7 +161,7 @@ def _stored(store: Columns, name: str) -> ColumnArray:
 
 
 def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
-    """Return the rows that have a place, and for each the number of the square that it lies in."""
+    """Return the rows with a place, and the number of the square of each row."""
     lat, lon = (np.asarray(store.column(name), float) for name in ("lat", "lon"))
     rows = np.flatnonzero(np.isfinite(lat) & np.isfinite(lon))
     if len(rows) == 0:
@@ -178,24 +178,24 @@ def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
 
 
 def _blocks(store: Columns, config: BlockSplit) -> Ints:
-    """Assign codes [N] by whole squares."""
+    """Return the code of the part for each of N rows. All rows of a square get the same code."""
     rows, blocks = _block_ids(store, config.degrees)
     return _deal(store.size, rows, blocks, {2: config.test, 1: config.validation}, config.seed)
 
 
 def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: int) -> Ints:
-    """Assign codes [size]: shuffled squares fill each share in turn, and the rest trains.
+    """Return the code of the part for each row. Shuffled squares fill the share of each part; the rest is training.
 
     Args:
-        size: Rows of the store.
-        rows: [n] rows that have a square; all others get the code of no part.
+        size: Number of rows in the store.
+        rows: [n] rows with a square. All other rows get the code for "no part".
         blocks: [n] number of the square of each row.
-        shares: Code of each part and its share of the rows.
+        shares: Share of the rows for each part, by code of the part.
         seed: Seed of the shuffle.
     """
     counts = np.bincount(blocks)
     order = np.random.default_rng(seed).permutation(len(counts))
-    # A square belongs to the part in which its middle patch falls, so that shares are met as closely as whole squares
+    # The middle patch of a square decides on the part of the whole square. So the shares are as exact as whole squares
     # allow.
     reached = np.cumsum(counts[order]) - counts[order] / 2
     block_codes = np.zeros(len(counts), np.int64)
@@ -204,14 +204,14 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
         stop = start + share * len(rows)
         block_codes[order[(reached >= start) & (reached < stop)]] = code
         start = stop
-    # 255 is the code of no part in stores, too.
+    # As in stores, the code 255 means "no part".
     codes = np.full(size, 255, np.int64)
     codes[rows] = block_codes[blocks]
     return codes
 
 
 def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
-    """Assign codes [N] by the values of a column."""
+    """Return the code of the part for each of N rows, by the values of a column."""
     values = as_text(store.column(config.column))
     if values.ndim > 1:
         raise ConfigError(f"data.split.column: {config.column} has many values a patch. Give one such as country.")
@@ -223,8 +223,7 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
             f"data.split.values: {config.column} is never {', '.join(missing)} in {store.path}. It has: {known}"
         )
     rows, blocks = _block_ids(store, config.degrees)
-    # Validation patches are places of their own among the remaining ones: near duplicates of training patches would
-    # choose the checkpoint.
+    # Validation gets its own places. Otherwise, patches almost equal to training patches would choose the checkpoint.
     inside = ~held_out[rows]
     kept = np.unique(blocks[inside], return_inverse=True)[1].reshape(-1)
     codes = _deal(store.size, rows[inside], kept, {1: config.validation}, config.seed)
@@ -233,7 +232,7 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
 
 
 def _lists(store: Columns, config: ListSplit) -> Ints:
-    """Assign codes [N] by lists of names."""
+    """Return the code of the part for each of N rows, by lists of names."""
     names = as_text(store.column("patch_id"))
     codes = np.full(store.size, 255, np.int64)
     for code, part in enumerate(PARTS):

@@ -1,4 +1,4 @@
-"""Turn loaded rows into normalized views on the device: scale pixels, draw random choices, apply them."""
+"""Turn loaded rows into normalized views on the device: scale pixels, draw random choices, and apply the choices."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, numbe
 
 @dataclass(frozen=True)
 class RawRows:
-    """Hold this rank's rows of one stream as they come from the store, in host memory.
+    """Hold the n rows of this rank from one stream, as they come from the store, in host memory.
 
     Attributes:
-        arrays: For each band group [n, bands, height, width], as stored.
-        metadata: [n, 4], columns as in `MetadataColumn`, NaN where missing.
-        labels: [n, G] choice ids, `IGNORED` where unknown.
-        index: [n] positions in the stream's list of patches.
+        arrays: For each band group, stored pixels [n, bands, height, width].
+        metadata: [n, 4] with the columns of `MetadataColumn`; NaN if missing.
+        labels: [n, G] choice ids for the G decisions of a patch; `IGNORED` if unknown.
+        index: [n] positions in the list of patches of the stream.
         rows: [n] store rows, for messages.
-        draws: The random choices for each view of these rows.
+        draws: Random choices for each view of these rows.
     """
 
     arrays: dict[str, Tensor]
@@ -39,7 +39,7 @@ RawBatch = dict[Stream, RawRows]
 
 
 class PixelScaler(nn.Module):
-    """Scale stored band groups to images in [0, 1] at the networks' size, and center those for the networks."""
+    """Scale stored band groups to images in [0, 1], at the size that the networks need, and center the values."""
 
     low: Tensor
     width: Tensor
@@ -60,11 +60,11 @@ class PixelScaler(nn.Module):
 
         Args:
             layout: For each band group, the bands that the reader delivers.
-            bands: The order that the networks expect.
+            bands: The bands of an image, sorted as the networks expect them.
             size: Side of the images in pixels.
-            mean: [C] mean of the stored values, in the order of `bands`.
-            std: [C] standard deviation of the stored values.
-            scale: `sigmas` maps mean -/+ 2 standard deviations to 0 and 1 and clips; `bytes` divides by 255.
+            mean: Mean of the stored values for each band in `bands`.
+            std: Standard deviation of the stored values for each band in `bands`.
+            scale: `sigmas` maps mean - 2 standard deviations to 0, mean + 2 to 1, and clips. `bytes` divides by 255.
             memory_format: Memory layout that the networks expect.
         """
         super().__init__()
@@ -78,29 +78,29 @@ class PixelScaler(nn.Module):
         self.spread = 0.25 if scale == "sigmas" else 0.5
 
     def unit(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """Turn band groups [n, c, h, w] of any resolution into images [n, C, size, size] in [0, 1]."""
+        """Turn band groups of any resolution into images [n, bands, size, size] in [0, 1]."""
         image = torch.cat([self._resize(arrays[group].float()) for group in self.groups], 1)
         if not self.in_order:
             image = image[:, self.order]
         return ((image - self.low) / self.width).clamp_(0, 1)
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Center values in [0, 1]: (x - 0.5) / 0.25 with `sigmas`, else (x - 0.5) / 0.5.
+        """Center values x in [0, 1]: return (x - 0.5) / 0.25 with `sigmas`, else (x - 0.5) / 0.5.
 
-        With `sigmas`, 0.25 is one standard deviation, so both scales give values of about unit size.
+        With `sigmas`, 0.25 is one standard deviation. So both scales give values of about unit size.
         """
         return ((image - 0.5) / self.spread).contiguous(memory_format=self.memory_format)
 
     def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """Return the unaugmented images as networks expect them."""
+        """Return the images as the networks expect them, without augmentation."""
         return self.normalize(self.unit(arrays))
 
     def _resize(self, image: Tensor) -> Tensor:
-        """Resample images to the networks' size, with an antialiasing filter when they shrink."""
-        # Interpolating to the same size would still copy the batch.
+        """Resample images to the size that the networks need. If they shrink, use an antialiasing filter."""
+        # An interpolation to the same size would still copy the batch.
         if image.shape[-1] == self.size and image.shape[-2] == self.size:
             return image
-        # Without the filter, shrinking by a factor of several would skip pixels.
+        # If images become several times smaller, an interpolation without this filter skips pixels.
         shrinks = image.shape[-1] > self.size
         return functional.interpolate(
             image, (self.size, self.size), mode="bilinear", align_corners=False, antialias=shrinks
@@ -108,7 +108,7 @@ class PixelScaler(nn.Module):
 
 
 class ViewDrawer:
-    """Draw the random choices for views of a stream's rows; this runs on the host, in the loader's thread."""
+    """Draw the random choices for the views of patches. This runs on the host, in the thread of the loader."""
 
     def __init__(self, config: AugmentConfig, seed: int, size: int) -> None:
         """Draw for images of a fixed size.
@@ -124,11 +124,11 @@ class ViewDrawer:
         """Draw the choices for each view of some patches.
 
         Args:
-            views: Views that are wanted.
+            views: Wanted views.
             epochs: [n] epoch of each patch.
             rows: [n] store rows.
         """
-        # Sorted, since a set of enum members has another order in each process.
+        # Sort the views: a set of enum members has another sequence in each process.
         return {view: self._draw(view, epochs, rows) for view in sorted(views, key=str)}
 
     def _draw(self, view: View, epochs: Ints, rows: Ints) -> Draw:
@@ -137,10 +137,10 @@ class ViewDrawer:
         return draw_view(numbers, self.size, self.config.padding, strong)
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
-        """Hide place and date, each with the configured probability, in a copy of the metadata.
+        """Return a copy of the metadata without some places and dates. Each is hidden with the configured probability.
 
         Args:
-            metadata: [n, 4], columns as in `MetadataColumn`.
+            metadata: [n, 4] with the columns of `MetadataColumn`.
             stream: Stream of the rows.
             epochs: [n] epoch of each row.
             rows: [n] store rows.
@@ -155,22 +155,22 @@ class ViewDrawer:
 
 
 class ViewMaker(nn.Module):
-    """Turn what the loader delivers into a batch of normalized views on the device."""
+    """Turn the rows from the loader into a batch of normalized views on the device."""
 
     def __init__(self, pixels: PixelScaler) -> None:
-        """Scale images with `pixels`, whose device the batches are copied to."""
+        """Scale images with `pixels`. Batches go to the device of `pixels`."""
         super().__init__()
         self.pixels = pixels
 
     @torch.no_grad()
     def forward(self, raw: RawBatch) -> Batch:
-        """Copy rows to the device, scale them, and make each view that was drawn."""
-        # The buffers move with the module, so that they say where batches belong.
+        """Copy rows to the device, scale them, and make the view of each draw."""
+        # The buffers move with the module. So their device is the device of the batches.
         device = self.pixels.low.device
         images: dict[View, Tensor] = {}
         for rows in raw.values():
             arrays = {name: array.to(device, non_blocking=True) for name, array in rows.arrays.items()}
-            with torch.autocast(device.type, enabled=False):  # bf16 has no room for the places of pixels
+            with torch.autocast(device.type, enabled=False):  # bf16 has too few digits for coordinates of pixels
                 unit = self.pixels.unit(arrays)
                 for view, draw in rows.draws.items():
                     images[view] = self.pixels.normalize(apply_view(unit, draw.to(device)))

@@ -78,7 +78,7 @@ class ZarrArray:
         """Check that the shards of these rows exist and did not change. zarr would read a lost shard as zeros.
 
         Raises:
-            DataError: A shard is lost, or it is not the one that was converted.
+            DataError: A shard is lost, or it changed since the conversion.
         """
         files, layout = files_at(self.store), self._layout
         if layout is None:
@@ -135,7 +135,7 @@ class _Part:
 
     Attributes:
         array: Reader of the array.
-        span: Contiguous range of bands that has all wanted ones.
+        span: Contiguous range of bands. It has all wanted bands.
         picked: Numbers of the wanted bands inside the range; None if all are wanted.
         shape: Shape of one patch: wanted bands, height, width.
         dtype: Type of the values.
@@ -248,7 +248,7 @@ class StoreReader:
 
         Args:
             indices: [n] store rows.
-            wait: True to wait for the shards. False to fetch them in the background; the later read then raises errors.
+            wait: True to wait for the shards. False to fetch them in the background; the later read raises any error.
 
         Raises:
             DataError: The object store cannot be read.
@@ -277,7 +277,7 @@ class StoreReader:
             if part.picked is None:
                 part.array.read(rows[piece], part.span, target)
             else:
-                # A patch is one chunk. So also read the bands between the wanted ones, and then pick.
+                # A patch is one chunk. So read the bands between the wanted bands too, and pick afterwards.
                 spanned = np.empty((len(target), part.span.stop - part.span.start, *part.shape[1:]), part.dtype)
                 part.array.read(rows[piece], part.span, spanned)
                 target[:] = spanned[:, part.picked]

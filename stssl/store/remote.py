@@ -1,8 +1,8 @@
 """Read and write files in object stores (`s3://`, `gs://`, `az://`).
 
-A failed request is tried again, after growing pauses. Credentials, region and endpoint come from the same environment
-variables as for the tools of the provider (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP,
-AWS_SKIP_SIGNATURE, ...).
+A failed request is tried again, after growing pauses. Credentials, region and endpoint come from environment variables,
+as for the tools of the provider: AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP, AWS_SKIP_SIGNATURE,
+and others.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ def bucket(url: str) -> "ObjectStore":
 
 
 def client_options(url: str) -> "ClientConfig":
-    """Return the options of requests: those in `CLIENT` and those of the environment.
+    """Return the options of requests: the options in `CLIENT` and in the environment.
 
     obstore reads the environment only if the caller gives no options. So this function reads the environment.
     """
@@ -203,7 +203,7 @@ class RemoteFiles:
     """Read and write files below a key of a bucket, with the same methods as `Files`."""
 
     def __init__(self, root: str) -> None:
-        """Refer to the URL `root`. The bucket may have no object there."""
+        """Refer to the URL `root`. The bucket need not have any object below it."""
         self.root = root
 
     def __truediv__(self, name: str) -> "RemoteFiles":

@@ -1,7 +1,7 @@
 """Check the `zarr.json` of an array before zarr uses it: types, sizes, codecs and fill values, key by key.
 
-zarr trusts a description. A chunk of size 0, a shape of 400 digits or a fill value beyond its type raises any exception
-of arithmetic there. Here, each key has a rule, and words for messages that say what its value must be.
+zarr trusts a description. Impossible values, such as a chunk of size 0 or a shape of 400 digits, raise unclear errors
+of arithmetic in zarr. In this module, each key has a rule. The rule has words that tell the user the right form.
 """
 
 import math
@@ -202,7 +202,7 @@ def _fills(value: object, kind: str) -> bool:
 
 
 def _chunk_shape(grid: ZarrTree, shape: list[int], where: str) -> list[int]:
-    """Return the sizes of a chunk. For an array in shards, return those of a shard.
+    """Return the sizes of a chunk. For an array in shards, return the sizes of a shard.
 
     Raises:
         DataError: The description has no sizes, or impossible ones.

@@ -298,8 +298,8 @@ class ShardedArray:
         """Open some shards.
 
         Returns:
-            Offset and size of each patch of the array, [capacity of all shards, 2], and the file descriptor of each
-            shard (-1 if it is not open).
+            Two arrays. The first has the offset and the size of each patch, [capacity of all shards, 2]. The second has
+            the file descriptor of each shard, or -1 if the shard is not open.
         """
         with self._lock:
             if self._index is None or self._files is None:

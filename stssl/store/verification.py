@@ -31,7 +31,8 @@ class Findings:
     Attributes:
         patches: Number of checked patches.
         compared: Number of patches that the check compared with the archive.
-        problems: A sentence for each problem; at most `MOST_FINDINGS`, and a last one that says so.
+        problems: A sentence for each problem. After `MOST_FINDINGS` problems, a last sentence says that the check
+            stopped.
     """
 
     patches: int
@@ -69,7 +70,7 @@ def verify(
     store = Store.open(path)
     _check_columns(store)
     problems, checked = [*_changed_descriptions(store), *_changed_columns(store)], 0
-    # Check the bytes in the object store. So use a new, empty cache, not one that other processes have filled.
+    # Check the bytes in the object store. So use a new, empty cache: other processes may have filled the usual cache.
     folder = tempfile.TemporaryDirectory(prefix="stssl-verify-") if is_remote(store.path) else None
     cache = DiskCache(folder.name, CACHE_BYTES) if folder else None
     readers = [store.reader(store.bands, cache=cache), *([store.map_reader(cache)] if store.maps else [])]
@@ -116,7 +117,7 @@ def _changed_descriptions(store: Store) -> list[str]:
 
 
 def _changed_columns(store: Store) -> list[str]:
-    """Describe the columns that changed since the conversion. Older stores have no hashes, so none are found there.
+    """Describe the columns that changed since the conversion. For older stores without hashes, the list is empty.
 
     zarr reads a lost chunk as missing values and raises no error. The hash finds this.
     """

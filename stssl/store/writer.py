@@ -1,8 +1,8 @@
 """Write a store shard by shard. A conversion can stop at any point and resume.
 
-First write the pixels of a shard, then a sidecar file with its rows of metadata, then a marker with the hash of the
-sidecar. When all markers exist, write the metadata arrays, each in one chunk. At last, set `complete` in the attributes
-of the group, in one atomic write. A repeated step writes the same bytes.
+A shard is written in three steps: its pixels, a sidecar file with its rows of metadata, and a marker with the hash of
+the sidecar. When all markers exist, the metadata arrays follow, each in one chunk. The last step sets `complete` in the
+attributes of the group, in one atomic write. A repeated step writes the same bytes.
 """
 
 import csv
@@ -208,7 +208,7 @@ class Writer:
         return sidecar if sidecar is not None and marker == _digest(sidecar) else None
 
     def write_shard(self, shard: int, names: Sequence[str], patches: list[Patch]) -> None:
-        """Write the pixels of a shard, then its sidecar, then its marker.
+        """Write the pixels of a shard, its sidecar, and last its marker.
 
         Args:
             shard: Number of the shard.

@@ -38,7 +38,7 @@ class Description:
 
     Attributes:
         attributes: Attributes of the group.
-        arrays: Description of each array, by name of the array. The keys are those of Zarr.
+        arrays: Description of each array, by name of the array, as in its `zarr.json`.
         digest: Hash of the store's `zarr.json`.
     """
 
@@ -288,7 +288,7 @@ def _check_labels(found: Description, name: str, where: str) -> None:
 
 
 def description_hashes(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> dict[str, str]:
-    """Hash everything that gives the numbers of a store their meaning, key by key. Then hash all hashes together.
+    """Hash everything that gives the numbers of a store their meaning, key by key. Also hash all hashes together.
 
     A key that someone adds later has no hash. No code compares it.
     """
