@@ -1,10 +1,11 @@
 """Train the networks of a recipe: the loop, its state and checkpoints, the run's folder, and the launch on Ray.
 
-`launch.run` trains a recipe to its end. `loop` is the training loop, `state` what one rank trains with, `task` what
-differs between kinds of runs (`teacher_student_task`, `contrastive_task`). `run_folder`, `run_files`, `checkpoints` and
-`journal` keep a run on disk, and `trained_run` loads it again.
+`launch.run` trains a recipe to its end. `loop` is the training loop. `state` holds what one rank trains with. `task` is
+the base of `teacher_student_task` and `contrastive_task`, one for each kind of run. `run_folder`, `run_files`,
+`checkpoints` and `journal` keep a run on disk. `trained_run` loads it again.
 
-Imports go one way: `launch` > `loop` > `state` > tasks > `journal` > `run_folder` > `checkpoints` > `run_files`.
+A module imports only modules to its right: `launch` > `loop` > `state` > tasks > `journal` > `run_folder` >
+`checkpoints` > `run_files`.
 """
 
 from importlib import import_module
@@ -41,7 +42,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import an exported name when it is first used: its module needs torch, which takes seconds to import."""
+    """Import an exported name at its first use: its module imports torch, which takes seconds."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

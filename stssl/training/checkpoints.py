@@ -1,8 +1,8 @@
-"""Write and read checkpoints: one file each, written whole or not at all, checked when read.
+"""Write and read checkpoints: each is one file, written whole or not at all, and checked when read.
 
-`last.pt` and the one before it, `previous.pt`, hold everything that exact resume needs. `best.pt` is a copy of the one
-with the best validation score. A file is the bytes of `torch.save`, then their BLAKE2b-128 digest and a mark, so that a
-truncated or damaged file is refused before any of it is used.
+`last.pt` is the newest checkpoint, `previous.pt` the one before it. Each holds everything that exact resume needs.
+`best.pt` is a copy of the checkpoint with the best validation score. A file holds the bytes of `torch.save`, their
+BLAKE2b-128 digest, and a mark. The digest and the mark show whether the file is truncated or damaged.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ _FORMAT = b"STSSLCK"
 _MARK = _FORMAT + b"1"
 _TAIL = 16 + len(_MARK)
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-"""Errors that torch raises for bytes that are no state dict."""
+"""Errors that torch raises if a file's bytes are no state dict."""
 _PARTS = {"recipe": str, "progress": dict, "step": dict, "optimizer": dict}
-"""Keys of a run's checkpoint that are read, with their types."""
+"""Keys that a run's checkpoint must have, and their types."""
 
 
 class CheckpointState(TypedDict):
@@ -53,30 +53,30 @@ class CheckpointState(TypedDict):
 
 
 class UnusableError(RunError):
-    """Tell that a checkpoint is missing, damaged, or written by another run, program or version."""
+    """Say that a checkpoint is missing, damaged, or written by another run, program or version."""
 
 
 def write_state(state: Mapping[str, object], path: Path) -> None:
-    """Write a checkpoint file so that at any moment `path` is absent, the old file or the new one.
+    """Write a checkpoint file. At any moment `path` is absent, or it is the whole old file or the whole new one.
 
     Raises:
-        RunError: The file could not be written; says why, and how much room there is.
+        RunError: The file could not be written. The message says why, and how much disk space is free.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with buffer.getbuffer() as payload:
         tail = hashlib.blake2b(payload, digest_size=16).digest() + _MARK
-    # The digest joins the same buffer: a copy of the payload would double the memory that a checkpoint takes.
+    # Append the digest to the same buffer: a copy of the payload would double the memory.
     buffer.seek(0, os.SEEK_END)
     buffer.write(tail)
     write_whole(path, buffer.getbuffer())
 
 
 def read_state(path: Path) -> dict[str, object]:
-    """Read a checkpoint file onto the CPU; only tensors and plain values are read, and no code is run.
+    """Read a checkpoint file onto the CPU. Read only tensors and plain values, and run no code from the file.
 
     Raises:
-        UnusableError: The file is missing, truncated, damaged, or written by another program or version; names it.
+        UnusableError: The file is missing, truncated, damaged, or written by another program or version.
     """
     try:
         with open_plain(path) as file:
@@ -92,7 +92,7 @@ def read_state(path: Path) -> dict[str, object]:
     if tail != hashlib.blake2b(payload, digest_size=16).digest() + _MARK:
         raise UnusableError(f"the checkpoint {path} is truncated or damaged ({len(data)} bytes)")
     try:
-        # Plain pickle would run code that somebody put into the file.
+        # Without `weights_only`, pickle would run code that somebody put into the file.
         state: object = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise UnusableError(f"the checkpoint {path} is not one of this program: {first_line(error)}") from None
@@ -110,17 +110,17 @@ def require_state(state: Mapping[str, object], path: Path, recipe: str | None = 
 
     Args:
         state: Contents of the file.
-        path: The file, for messages.
+        path: Path of the file, for messages.
         recipe: Hash of the recipe that the run must have; None accepts any run.
 
     Raises:
-        UnusableError: It does not, or it was written by a release that this one cannot read; names the file.
+        UnusableError: The file holds no state, the state of another run, or the state of a release that is too old.
     """
     problem = version_problem(f"the checkpoint {path}", state.get("written_by"))
     if problem:
         raise UnusableError(problem)
     wrong = [name for name, kind in _PARTS.items() if not isinstance(state.get(name), kind)]
-    checked = cast(CheckpointState, state)  # torch.load promises nothing; the line above has looked at each part
+    checked = cast(CheckpointState, state)  # the line above checked the type of each part
     if wrong or not isinstance(checked["progress"].get("step"), int):
         raise UnusableError(f"the checkpoint {path} is not a run's: it has no {wrong[0] if wrong else 'progress.step'}")
     if recipe is not None and checked["recipe"] != recipe:
@@ -131,12 +131,12 @@ def require_state(state: Mapping[str, object], path: Path, recipe: str | None = 
 
 
 def does_not_fit(path: Path, state: CheckpointState, error: Exception) -> UnusableError:
-    """Make the error for a checkpoint whose tensors do not fit its recipe's networks.
+    """Make the error for a checkpoint that does not fit the networks of its recipe.
 
     Args:
-        path: The file.
+        path: Path of the checkpoint.
         state: Contents of the file.
-        error: What torch raised when the state was loaded into the networks or the optimizer.
+        error: Error of torch, raised when the state was loaded into the networks or the optimizer.
     """
     by = state.get("written_by")
     return UnusableError(
@@ -146,10 +146,10 @@ def does_not_fit(path: Path, state: CheckpointState, error: Exception) -> Unusab
 
 
 class Checkpoints:
-    """Keep the checkpoints of one run in `<run>/checkpoints`, written by a thread while training continues."""
+    """Keep the checkpoints of one run in `<run>/checkpoints`. A thread writes them while training continues."""
 
     def __init__(self, folder: Path) -> None:
-        """Use `folder`, which is made by the first write."""
+        """Use `folder`. The first write creates it."""
         self.folder = folder
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -159,17 +159,17 @@ class Checkpoints:
         return self.folder / f"{name}.pt"
 
     def save(self, state: CheckpointState, best: bool) -> None:
-        """Copy the state to host memory now, and write it in the background as `last`.
+        """Copy the state to host memory now. A thread then writes the copy as `last`.
 
         Args:
             state: State of the run.
-            best: True to write it as `best`, too.
+            best: True to write the copy as `best`, too.
 
         Raises:
             RunError: The write before this one failed.
         """
         self.wait()
-        copy = cast(CheckpointState, _copied(state))  # a copy has the types of what it was made from
+        copy = cast(CheckpointState, _copied(state))  # a copy has the same types as the original
         self._writer = threading.Thread(target=self._write, args=(copy, best), name="stssl-checkpoint")
         self._writer.start()
 
@@ -177,21 +177,21 @@ class Checkpoints:
         try:
             last, fresh = self.path("last"), self.path("fresh")
             write_state(state, fresh)
-            # Between any two of these lines a kill may come: `last` or `previous` is a whole file at each of them.
+            # The process may be killed between any two of these lines. `last` or `previous` is always a whole file.
             if last.exists():
                 _replace_by_link(last, self.path("previous"))
             fresh.replace(last)
             if best:
                 _replace_by_link(last, self.path("best"))
             sync_folder(self.folder)
-        except BaseException as error:  # handed to the training thread by wait()
+        except BaseException as error:  # wait() raises it in the training thread
             self._error = error
 
     def wait(self) -> None:
-        """Wait until the background write is on disk.
+        """Wait until the thread has written the checkpoint to disk.
 
         Raises:
-            RunError: The write failed; says why.
+            RunError: The write failed. The message says why.
         """
         if self._writer is not None:
             self._writer.join()
@@ -201,15 +201,15 @@ class Checkpoints:
             raise _unwritten(self.folder, error) from error
 
     def exist(self) -> bool:
-        """Return True if `last` or `previous` is there."""
+        """Return True if the file of `last` or `previous` exists."""
         return any(is_there(self.path(name)) for name in ("last", "previous"))
 
     def mend(self, state: CheckpointState, best: bool) -> None:
-        """Complete a write that a kill interrupted: remove half-written files, and write `best` again if asked to.
+        """Repair the folder after a kill during a write: remove half-written files, and write `best` again if asked.
 
         Args:
             state: State that the run resumes from.
-            best: True if this state has the best score, so that `best` must hold it.
+            best: True if this state has the best score. The file `best` must then hold this state.
         """
         for path in self.folder.glob(".*.pt.*"):
             path.unlink(missing_ok=True)
@@ -217,7 +217,7 @@ class Checkpoints:
             write_state(state, self.path("best"))
 
     def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
-        """Yield each checkpoint that is there, the newest first, with its state or what is wrong with it.
+        """Yield path and state of each existing checkpoint, newest first. An unusable one yields its error instead.
 
         Args:
             recipe: Hash of the recipe that the run must have; None accepts any run.
@@ -230,13 +230,13 @@ class Checkpoints:
                     yield path, error
 
     def best(self, recipe: str | None = None) -> CheckpointState:
-        """Read the best checkpoint; if it is lost or damaged, read `last` or `previous` if that is the same, and warn.
+        """Read the best checkpoint. If it is lost, use `last` or `previous` if one is a copy of it, and log a warning.
 
         Args:
             recipe: Hash of the recipe that the run must have; None accepts any run.
 
         Raises:
-            UnusableError: The best checkpoint cannot be used, and no other is the same.
+            UnusableError: The best checkpoint cannot be used, and no other one is a copy of it.
         """
         try:
             return self._read("best", recipe)
@@ -248,7 +248,7 @@ class Checkpoints:
             return state
 
     def same_as_best(self, recipe: str | None) -> tuple[str, CheckpointState | None]:
-        """Return name and state of one of the last two checkpoints that is also the best; None if neither is."""
+        """Return name and state of the one of `last` and `previous` that equals `best`; "" and None if neither does."""
         with contextlib.suppress(UnusableError):
             last = self._read("last", recipe)
             step = last["progress"].get("best_step")
@@ -264,7 +264,7 @@ class Checkpoints:
 
 
 def no_usable_checkpoint(problems: list[str], run: Path) -> RunError:
-    """Make the error for a run folder that has checkpoints of which none can be used, given what is wrong with each."""
+    """Make the error for a run folder without a usable checkpoint. `problems` has a sentence for each unusable one."""
     return RunError("; ".join(problems) + f". Put a whole one back, or delete {run} to start the run again.")
 
 
@@ -274,12 +274,12 @@ def _unwritten(folder: Path, error: BaseException) -> RunError:
 
 
 def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
-    """Write one network of the best checkpoint as `<name>.safetensors` beside it.
+    """Write one network of the best checkpoint as `<name>.safetensors`, into the same folder.
 
     Args:
         checkpoints: Checkpoints of the run.
-        prefix: Start of the network's names in the step's state dict; the file's names lack it.
-        name: Name of the file, without ending.
+        prefix: Start of the names of the network's weights in the state dict. The file's names do not have it.
+        name: Name of the file, without its ending.
 
     Returns:
         Path of the file.
@@ -297,14 +297,15 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
         ) from None
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     target = checkpoints.folder / f"{name}.safetensors"
-    # `save_file` makes a file that only its owner may read, whatever the umask says.
+    # Do not use safetensors' `save_file`: it ignores the umask, and only the owner may read its files.
     write_whole(target, seal(weights))
     return target
 
 
 def _replace_by_link(source: Path, target: Path) -> None:
-    """Give a file a second name in place of the file that had it; copies it on file systems without hard links."""
-    # A link cannot replace a file, and removing the file first would leave a moment without a whole checkpoint.
+    """Replace the file `target` by a hard link to `source`. On file systems without hard links, copy `source`."""
+    # Make the link under another name, and rename it. `os.link` cannot replace a file. If `target` were removed
+    # first, a kill could leave no whole checkpoint.
     part = target.with_name(f".{target.name}.{os.getpid()}")
     part.unlink(missing_ok=True)
     try:
@@ -322,7 +323,7 @@ def _replace_by_link(source: Path, target: Path) -> None:
 def _copied(value: object) -> object:
     """Copy a tree of dicts, lists, tuples, tensors and plain values to host memory."""
     if isinstance(value, Tensor):
-        # A copy also from the CPU: the next step changes the live tensors while the thread writes these.
+        # Copy tensors on the CPU, too: the next step changes the live tensors while the thread writes the copy.
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}

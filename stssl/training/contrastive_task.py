@@ -31,11 +31,11 @@ from stssl.training.checkpoints import Checkpoints, export_weights
 from stssl.training.task import Task, Validation
 
 CHECKED_ROWS = 16
-"""Number of patches whose features show whether the weights still are numbers."""
+"""Number of training patches to embed, to find out whether the weights are finite."""
 PLACES = "location_id"
-"""Column that tells which patches show the same place."""
+"""Column of the store with the id of each patch's place. Patches of the same place have the same id."""
 QUERY = "networks.query.backbone."
-"""Start of the backbone's names in the step's state dict."""
+"""Start of the names of the backbone's weights in the step's state dict."""
 
 
 class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
@@ -48,7 +48,7 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         """Open the data and build networks and loader; see `Task`.
 
         Raises:
-            ConfigError: The recipe asks for something that the store or the networks cannot give.
+            ConfigError: The store or the networks cannot do what the recipe asks for.
             DataError: The store cannot be read, or has too few places.
         """
         self.recipe, self.device = recipe, device
@@ -66,7 +66,7 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
 
     @classmethod
     def check(cls, recipe: PretrainRecipe) -> None:
-        """Check that data and network can be what the recipe says; see `Task`."""
+        """Check that data and network fit the recipe; see `Task`."""
         check_pretraining(recipe)
 
     def batch(self, raw: RawPairs) -> Pairs:
@@ -75,13 +75,13 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         return made
 
     def validate(self, progress: Progress) -> Validation:
-        """Classify validation patches by their nearest training patches in the space of frozen features (k-NN).
+        """Classify validation patches by their nearest training patches in feature space (k-NN).
 
-        The scores are for users alone. Weights are not chosen by them, because pretraining must see no label; the
-        newest finite checkpoint is the best. Without labels in the store there are no scores.
+        The scores only inform users. They do not choose the best checkpoint, because pretraining must not use labels.
+        The newest checkpoint with finite weights is the best. If the store has no labels, the scores are empty.
 
         Args:
-            progress: The step that was taken last.
+            progress: The last step that was taken.
         """
         average_batchnorm(self.step)
         if not self.data.store.label_sets:
@@ -111,18 +111,18 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         return encoder
 
     def _finite(self) -> bool:
-        """Return True if the features of some training patches are finite; else the weights are lost."""
+        """Return True if the features of a few training patches are finite. If not, the weights are useless."""
         encoder, rows = self._encoder(), self.data.split.train[:CHECKED_ROWS]
         with evaluating(encoder):
             found = embed(encoder.features, self.data, self.pixels, rows, CHECKED_ROWS)
         return bool(torch.isfinite(found).all())
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the best checkpoint's backbone as `encoder.safetensors`, from which training recipes start."""
+        """Write the best checkpoint's backbone as `encoder.safetensors`. Training recipes can start from this file."""
         export_weights(checkpoints, QUERY, "encoder")
 
     def about(self) -> JsonObject:
-        """Describe the store, the sizes of its parts, and the share of patches whose place has another acquisition."""
+        """Describe the store and the sizes of its parts. `true_pairs` is the share of patches that have a partner."""
         share = self.positives.share(self.data.split.train) if self.positives else 0.0
         return self.data.about(world_size()) | {"true_pairs": share}
 
@@ -135,21 +135,21 @@ class PairMaker(nn.Module):
 
         Args:
             recipe: Recipe of the run.
-            data: Store, for band statistics and layout.
+            data: Open store. Its band statistics and the sizes of its bands are used.
             memory: Memory format of the networks.
         """
         super().__init__()
-        # Crops are cut from patches at their stored size and resized after it, so that small crops keep their detail.
+        # Cut crops at the stored size and resize them after it: small crops then keep their detail.
         side = max(group.height for group in data.store.groups.values() if set(group.bands) & set(recipe.data.bands))
         self.pixels: PixelScaler = build_pixels(recipe.data, max(side, recipe.model.image_size), data, memory)
         self.size = recipe.model.image_size
 
     @torch.no_grad()
     def forward(self, raw: RawPairs) -> Pairs:
-        """Make the query and the key view of each pair; crops, flips and colors are those that the loader drew."""
+        """Make the query and the key view of each pair, with the crops, flips and colors that the loader drew."""
         device = self.pixels.low.device
         images = self.pixels.unit({name: a.to(device, non_blocking=True) for name, a in raw.arrays.items()})
-        # Patches that are their own partner are read once: then both slices are the same images.
+        # If each patch is its own partner, the loader reads it once. Both slices then hold the same images.
         views: list[Tensor] = []
         for part, draw in zip((images[: len(raw.rows)], images[-len(raw.rows) :]), raw.draws, strict=True):
             views.append(self.pixels.normalize(apply_pretrain_view(part, draw.to(device), self.size)))
@@ -161,7 +161,7 @@ def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
     """Find which training patches show the same place; None if the recipe takes each patch as its own partner.
 
     Raises:
-        ConfigError: The store does not tell places.
+        ConfigError: The store does not say which patches show the same place.
     """
     if not recipe.pretext.temporal:
         return None
@@ -186,16 +186,16 @@ def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
 
 
 def build_encoder(model: BackboneConfig, bands: int, projection: int, mlp: bool) -> PretrainEncoder:
-    """Build a backbone with a projection of its features.
+    """Build a backbone, and a projection after it.
 
     Args:
         model: Backbone, image size and initial weights.
         bands: Number of bands of the images.
-        projection: Width of the projection.
+        projection: Number of features that the projection gives.
         mlp: True for a projection of two layers, False for one.
 
     Raises:
-        ConfigError: No such backbone, or weights that do not fit it.
+        ConfigError: The backbone is unknown, or the weights do not fit it.
     """
     backbone = weighted_backbone(
         model.backbone, model.backbone_args, model.weights, size=model.image_size, in_channels=bands, classes=2
@@ -206,12 +206,12 @@ def build_encoder(model: BackboneConfig, bands: int, projection: int, mlp: bool)
 
 
 def check_pretraining(recipe: PretrainRecipe) -> None:
-    """Check before a run starts that data and network can be what the recipe says.
+    """Check before a run starts that data and network fit the recipe.
 
-    Warns if the queue is longer than the training part.
+    Log a warning if the queue is longer than the training part.
 
     Raises:
-        ConfigError: They cannot; says what would fit.
+        ConfigError: Data or network do not fit the recipe. The message says what would fit.
         DataError: The store cannot be read, or lacks places.
     """
     data = open_pixels(recipe.data)
@@ -234,7 +234,7 @@ def check_pretraining(recipe: PretrainRecipe) -> None:
         )
     if not isinstance(recipe.pretext.geo, NoGeoConfig):
         known_places(data.metadata[torch.from_numpy(data.split.train)], getattr(recipe.pretext.geo, "k", 1))
-    # ImageNet weights come from the network; a check must work without one, and the model is the same without them.
+    # Check without ImageNet weights: they would be downloaded, and the check must work offline.
     model = recipe.model.model_copy(update={"weights": "none"} if recipe.model.weights == "imagenet" else {})
     bands, size = len(recipe.data.bands), recipe.model.image_size
     encoder = build_encoder(model, bands, recipe.pretext.projection, recipe.pretext.mlp)

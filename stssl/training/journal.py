@@ -14,7 +14,7 @@ from stssl.training.run_folder import RunFolder
 
 
 class Sink(Protocol):
-    """Take rows of metrics, in addition to the run's own file."""
+    """Take the same rows of metrics as the run's own file."""
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write a row of metrics.
@@ -27,7 +27,7 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Write what is left; called once, when the run has ended."""
+        """Write what is not written yet. `Journal.close` calls this once, at the end of the run."""
         ...
 
 
@@ -35,7 +35,7 @@ class TensorBoard:
     """Write event files for TensorBoard into the run's folder."""
 
     def __init__(self, folder: RunFolder, step: int) -> None:
-        """Continue after `step` steps; TensorBoard hides later events that an interrupted run wrote.
+        """Continue after `step` steps. TensorBoard hides the later events that an interrupted run wrote.
 
         Raises:
             RunError: The event file cannot be written.
@@ -81,7 +81,7 @@ class TensorBoard:
 
 
 def _keep_quiet() -> None:
-    """Silence the traceback of TensorBoard's writing thread, whose error `flush` raises again in the calling thread."""
+    """Hide tracebacks of TensorBoard's writing thread: `flush` raises the same error again in the calling thread."""
     before = threading.excepthook
     if getattr(before, "quiet", False):
         return
@@ -90,12 +90,12 @@ def _keep_quiet() -> None:
         if type(about.thread).__name__ != "_AsyncWriterThread" or not issubclass(about.exc_type, OSError):
             before(about)
 
-    hook.quiet = True  # type: ignore[attr-defined]  # marks the hook, so that later runs do not wrap it again
+    hook.quiet = True  # type: ignore[attr-defined]  # later runs see this mark and do not wrap the hook again
     threading.excepthook = hook
 
 
 class MlFlow:
-    """Write metrics to MLflow, on a tracking server or in a folder; a resumed run continues its MLflow run."""
+    """Write metrics to MLflow, on a tracking server or in a folder. A resumed run continues its MLflow run."""
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, uri: str) -> None:
         """Find the MLflow run by the recipe's hash and the run's folder, or create it.
@@ -142,23 +142,23 @@ class MlFlow:
 
 
 class Journal:
-    """Write rows of metrics to the run's files, TensorBoard and MLflow; on other ranks than 0 it does nothing.
+    """Write rows of metrics to the run's files, TensorBoard and MLflow. Only rank 0 writes.
 
     Attributes:
         writes: True on rank 0 once the run has resumed.
     """
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, *, writes: bool, step: int) -> None:
-        """Continue after `step` steps; rows that an interrupted run wrote beyond it are dropped.
+        """Continue after `step` steps. Drop the rows of later steps, which an interrupted run wrote.
 
         Args:
             folder: Folder of the run.
-            recipe: Recipe of the run, whose `logging` chooses the sinks.
+            recipe: Recipe of the run. Its section `logging` chooses the sinks.
             writes: True to write; False makes a journal that does nothing.
             step: Number of steps taken.
 
         Raises:
-            ConfigError: The recipe asks for MLflow, which is not installed.
+            ConfigError: The recipe asks for MLflow, but MLflow is not installed.
             RunError: A file cannot be read or written.
         """
         self.folder, self.writes = folder, writes
@@ -172,12 +172,12 @@ class Journal:
             self.sinks.append(MlFlow(folder, recipe, recipe.logging.mlflow))
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Add a row of metrics; sinks get the finite values alone.
+        """Add a row of metrics. Sinks get only the finite values.
 
         Args:
             kind: `train` or `validation`.
             step: Number of steps taken.
-            values: Values by the metric's name; NaN and infinities are written as null.
+            values: Values by the metric's name. The run's file gets null for NaN and infinities.
 
         Raises:
             RunError: A file cannot be written.
@@ -189,7 +189,7 @@ class Journal:
             sink.append(kind, step, {name: value for name, value in values.items() if isfinite(value)})
 
     def note(self, file: str, row: Mapping[str, object]) -> None:
-        """Add a row to another file of rows in the run's folder.
+        """Add a row to the file of rows `file` in the run's folder.
 
         Raises:
             RunError: The file cannot be written.

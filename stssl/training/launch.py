@@ -26,10 +26,10 @@ Watch = Callable[[MetricsRow], None]
 
 
 def check_run(recipe: RunRecipe) -> None:
-    """Check before a run starts that its data and networks can be what the recipe says; trains nothing.
+    """Check before a run starts that data and networks fit the recipe. Train nothing.
 
     Raises:
-        ConfigError: They cannot; says what would fit.
+        ConfigError: Data or networks do not fit the recipe. The message says what would fit.
         DataError: The store cannot be read, or a class has no label.
     """
     TASKS[type(recipe)].check(recipe)
@@ -46,21 +46,21 @@ def run(
     Args:
         recipe: Recipe to train.
         watch: Called with each new row of the run's metrics.
-        report: Called with each validation's metrics if the run trains in this process; may end the run by raising.
+        report: Called with each validation's metrics, if the run trains in this process. It may raise to end the run.
         checked: True if the caller has called `check_run` already.
 
     Returns:
-        The run's folder, at once if the run is finished already.
+        The run's folder. If the run is finished already, nothing is trained.
 
     Raises:
-        StsslError: The recipe, the data or the machines do not allow the run, or training failed; says why.
+        StsslError: The recipe, the data or the machines do not allow the run, or training failed.
     """
     folder = RunFolder.of(recipe)
     if folder.refuse_others(recipe) and folder.finished():
         return folder
     if not checked:
         check_run(folder.recipe_to_build(recipe))
-    # Only now, so that a recipe that cannot run takes no name.
+    # Claim the folder after the check: a recipe that cannot run must not take a name.
     folder.claim(recipe)
     with watching(folder, watch):
         if recipe.launch.workers == 0:
@@ -79,7 +79,7 @@ def _train_here(recipe: RunRecipe, device: torch.device, report: Report) -> None
 
 
 def _resume(train_state: TrainState) -> None:
-    """Resume from the last checkpoint; rank 0 logs what was wrong with checkpoints and what runs where."""
+    """Resume from the last checkpoint. Rank 0 logs the problems of checkpoints, and where the run trains."""
     problems = train_state.resume()
     if rank() == 0:
         for problem in problems:
@@ -91,10 +91,10 @@ def _resume(train_state: TrainState) -> None:
 
 
 def _train_on_ray(recipe: RunRecipe) -> None:
-    """Train on Ray workers and wait for the end; Ray restarts failed workers, which resume from the last checkpoint.
+    """Train on Ray workers and wait for the end. Ray restarts failed workers; they resume from the last checkpoint.
 
     Raises:
-        StsslError: Ray lacks resources, or training failed; says why.
+        StsslError: Ray has too few resources, or training failed.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -124,7 +124,7 @@ def _train_on_ray(recipe: RunRecipe) -> None:
 
 
 def _worker(config: dict[str, Tree]) -> None:
-    """Train on one Ray worker; `config["recipe"]` is the resolved recipe as plain values."""
+    """Train on one Ray worker. `config["recipe"]` is the resolved recipe as plain values."""
     import ray.train
     from ray.train.torch import get_device
 
@@ -139,7 +139,7 @@ def _worker(config: dict[str, Tree]) -> None:
 
 
 def _scaling(launch: LaunchConfig) -> dict[str, Any]:
-    """Return the options of Ray's `ScalingConfig`; a pair of workers lets Ray resize the group between them."""
+    """Return the options of Ray's `ScalingConfig`. If `workers` is a pair, Ray may use any number between the two."""
     options = {
         "num_workers": launch.workers,
         "use_gpu": launch.gpus_per_worker > 0,
@@ -152,22 +152,22 @@ def _scaling(launch: LaunchConfig) -> dict[str, Any]:
 
 
 def worker_resources(launch: LaunchConfig) -> dict[str, float]:
-    """Return the Ray resources of one worker by name."""
+    """Return the Ray resources of one worker: amount by kind."""
     resources = {"CPU": launch.cpus_per_worker}
     return resources | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
 
 
 def worker_bundles(launch: LaunchConfig) -> list[dict[str, float]]:
-    """Return the Ray resources of each worker; of the smallest number of workers if that may change."""
+    """Return the Ray resources of each worker. If the number of workers may change, take the smallest number."""
     workers = launch.workers[0] if isinstance(launch.workers, tuple) else max(launch.workers, 1)
     return [worker_resources(launch)] * workers
 
 
 def _require_resources(launch: LaunchConfig, bundles: list[dict[str, float]], available: dict[str, float]) -> None:
-    """Check that Ray has resources for all workers; it would wait for them forever.
+    """Check that Ray has resources for all workers. Without this check, Ray would wait for them forever.
 
     Raises:
-        RunError: It lacks some; says which and what to set.
+        RunError: Ray has too few resources. The message says which, and what to set.
     """
     for kind, amount in lacking(bundles, available).items():
         raise RunError(
@@ -178,14 +178,14 @@ def _require_resources(launch: LaunchConfig, bundles: list[dict[str, float]], av
 
 
 def growing(launch: LaunchConfig) -> str:
-    """Return a sentence on what to set for a cluster that starts nodes on demand."""
+    """Return a sentence that says what to set for a cluster that starts nodes on demand."""
     if launch.nodes_timeout_s:
         return f"No node came within launch.nodes_timeout_s={launch.nodes_timeout_s}."
     return "A cluster that adds nodes by itself needs time for that: launch.nodes_timeout_s=900."
 
 
 def _not_again() -> Any:
-    """Make a callback of Ray Train that ends a run instead of restarting it, if each start would fail again."""
+    """Make a callback for Ray Train. It ends the run after an error that each restart would meet again."""
     from ray.train import UserCallback
 
     class NotAgain(UserCallback):
@@ -197,11 +197,11 @@ def _not_again() -> Any:
 
 
 def for_good(failures: Iterable[BaseException]) -> StsslError | None:
-    """Find the error that must end a run at once: one that a user has to act on, since each start would fail again.
+    """Find an error that a user must act on. It ends the run at once, since each restart would fail, too.
 
     Returns:
-        That error. None if a worker or node died, or an object store did not answer: then a restart may succeed, and
-        `launch.max_failures` says how many there may be.
+        That error. None if a worker or node died, or if an object store did not answer: a restart may then succeed.
+        `launch.max_failures` limits the number of restarts.
     """
     from ray.exceptions import RayActorError
 
@@ -213,7 +213,7 @@ def for_good(failures: Iterable[BaseException]) -> StsslError | None:
 
 
 def _own(error: BaseException) -> StsslError | None:
-    """Find the `StsslError` inside the errors that Ray wraps it in; None if there is none."""
+    """Find the `StsslError` that Ray wrapped in its own errors; None if Ray wrapped no such error."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, StsslError):
@@ -224,12 +224,12 @@ def _own(error: BaseException) -> StsslError | None:
 
 
 def _reason(error: BaseException) -> StsslError:
-    """Find the error that a user can act on in an error of Ray Train.
+    """Find the error that a user can act on inside an error of Ray Train.
 
-    Ray wraps a worker's error several times, and pickles it on the way, so that causes hide in `cause` or `__cause__`.
+    Ray wraps a worker's error several times and pickles it. The worker's error may be in `cause` or in `__cause__`.
 
     Returns:
-        The worker's own `StsslError` if there is one, else an error with the last line of the first worker's message.
+        The worker's own `StsslError`, if one is found. Else an error with the last line of the first worker's message.
     """
     failures = getattr(error, "worker_failures", None) or getattr(error.__cause__, "worker_failures", None) or {}
     for failure in [error, *failures.values()]:
@@ -241,9 +241,9 @@ def _reason(error: BaseException) -> StsslError:
 
 @contextlib.contextmanager
 def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
-    """Call `watch` with each row that is added to the run's metrics inside this context, from a thread.
+    """Call `watch` with each new row of the run's metrics inside this context. A thread makes the calls.
 
-    The thread reads the file, since rank 0 may be another process on another machine.
+    The thread reads the rows from the file, since rank 0 may run in another process or on another machine.
     """
     if watch is None:
         yield
@@ -255,7 +255,7 @@ def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
         while True:
             last = stop.wait(0.3)
             rows = folder.read_rows().rows
-            # A resumed run first drops rows beyond its checkpoint, so that there may be fewer than were seen.
+            # A resumed run first drops the rows after its checkpoint. The file may then have fewer rows than before.
             for row in rows[min(seen, len(rows)) :]:
                 watch(row)
             seen = len(rows)

@@ -1,7 +1,7 @@
-"""Run the training loop of every run, on one rank or many, with or without Ray, and measure its steps.
+"""Train the networks of a run, on one rank or many, with or without Ray, and measure the steps.
 
-`train` is the loop, `train_step` one optimizer step, `validate_and_save` a validation with its checkpoint. `Meter`
-collects what steps log, and `Guard` the steps whose gradients are not finite.
+`train` is the loop. `train_step` takes one optimizer step. `validate_and_save` validates and writes a checkpoint.
+`Meter` collects what steps log. `Guard` collects the steps with gradients that are not finite.
 """
 
 import signal
@@ -21,18 +21,18 @@ from stssl.training.runtime import StopRequest, peak_memory
 from stssl.training.state import TrainState
 
 Logs = dict[str, Tensor]
-"""Scalars of one step by name, detached and still on the device."""
+"""Scalars of one step by name. They are detached from the graph, and still on the device."""
 Report = Callable[[dict[str, float | None]], None]
 """Takes the metrics of a validation."""
 
 
 class StepResult(NamedTuple):
-    """Hold what one training step logs, and whether it was left out; all values are still on the device.
+    """Hold what one training step logs, and whether the step was left out. All values are still on the device.
 
     Attributes:
         logs: Losses and other scalars of the step.
         norms: Gradient norm of each network before clipping, by the network's name.
-        bad: Boolean scalar: True if gradients were not finite, so that no weight was changed.
+        bad: Boolean scalar: True if gradients were not finite. No weight was then changed.
     """
 
     logs: Logs
@@ -41,7 +41,7 @@ class StepResult(NamedTuple):
 
 
 class BadStep(TypedDict):
-    """Describe a step that was left out: its number from 0, and this rank's losses."""
+    """Describe a step that was left out: its number, counted from 0, and this rank's losses."""
 
     step: int
     losses: dict[str, float]
@@ -51,19 +51,19 @@ def train(train_state: TrainState, report: Report) -> RunEnd:
     """Train from the present step to the end of the recipe, or until patience ends the run.
 
     Args:
-        train_state: One rank's parts; all ranks call this together.
+        train_state: This rank's state. All ranks call this function together.
         report: Called with each validation's metrics, on every rank.
 
     Returns:
-        Steps taken, best score and the step of that score.
+        Number of steps taken, best score, and step of the best score.
 
     Raises:
         RunError: Gradients were not finite in more steps than the recipe allows.
-        StoppedError: The process was asked to end; a checkpoint of the present step is on disk.
+        StoppedError: A signal asked the process to end. A checkpoint of the present step is on disk.
     """
     schedule, progress = train_state.recipe.schedule, train_state.progress
     meter = Meter(train_state)
-    # A run may have been killed when its patience had ended and before that was written down.
+    # The run may have been killed after its patience ended and before `done.json` was written.
     validated = progress.step % schedule.evaluate_every == 0
     stop_at = progress.step if validated and progress.exhausted(schedule.patience) else schedule.steps
     with StopRequest().listening(world_size() == 1) as stop:
@@ -90,11 +90,11 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
     """Take one optimizer step on this rank's rows of a global batch.
 
     Args:
-        train_state: One rank's parts; `progress.step` is the step to take and is not moved.
+        train_state: This rank's state. `progress.step` is the step to take; this function does not change it.
         raw: The rows, as the task's loader delivers them.
     """
     recipe, step = train_state.recipe, train_state.progress.step
-    # Dropout must not depend on restarts: a resumed run draws the same numbers as one that was never interrupted.
+    # Seed each step: a resumed run must draw the same dropout as a run that was never interrupted.
     torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + rank())
     for group in train_state.optimizer.param_groups:
         group["lr"] = learning_rate(step, recipe.schedule, recipe.optimizer.lr)
@@ -103,17 +103,17 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
     logs = backward(train_state, raw)
     norms = clip_gradients(train_state.task.step.networks.items(), recipe.optimizer.clip)
     bad = not_finite(norms)
-    # Fused optimizers skip a step by this flag, so that the host need not wait for the device to learn it.
+    # A fused optimizer reads this flag on the device and skips the step. The host does not wait for the flag.
     train_state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # set by torch's GradScaler alone
     train_state.optimizer.step()
-    # The forward pass has moved BatchNorm's running statistics already, and a bad step must leave no trace.
+    # The forward pass has changed BatchNorm's running statistics. A bad step must change nothing.
     train_state.statistics.restore(bad)
     train_state.task.step.after_optimizer(bad)
     return StepResult(logs, norms, bad)
 
 
 def backward(train_state: TrainState, raw: object) -> Logs:
-    """Compute gradients of the global batch's loss, in micro-batches if the recipe asks for them; returns the logs."""
+    """Compute gradients of the batch's loss, in micro-batches if the recipe asks for them. Return the logs."""
     batch = train_state.task.batch(raw)
     with train_state.autocast():
         parts = train_state.task.micro_batches(batch, train_state.next_step)
@@ -128,15 +128,16 @@ def backward(train_state: TrainState, raw: object) -> Logs:
 
 
 def not_finite(norms: dict[str, Tensor]) -> Tensor:
-    """Return a boolean scalar on the device: True if a network's gradient norm is not finite. All ranks agree on it."""
+    """Return a boolean scalar on the device, equal on all ranks: True if a network's gradient norm is not finite."""
     return ~torch.isfinite(torch.stack(list(norms.values()))).all()
 
 
 def validate_and_save(train_state: TrainState) -> dict[str, float | None]:
-    """Score the validation part and write a checkpoint, also as `best` if the score is the best so far.
+    """Score the validation part and write a checkpoint. Write it as `best`, too, if its score is the best so far.
 
     Returns:
-        The scores, `score` (which chooses the best checkpoint), `best` so far, `step` and the run's `steps`.
+        All scores by name, and four more values. `score` chooses the best checkpoint, and `best` is the best `score` so
+        far. `step` is the number of steps taken, and `steps` the number of steps of the run.
     """
     progress, steps = train_state.progress, train_state.recipe.schedule.steps
     with train_state.autocast():
@@ -144,7 +145,7 @@ def validate_and_save(train_state: TrainState) -> dict[str, float | None]:
     better = progress.better(score)
     train_state.journal.append("validation", progress.step, scores)
     if rank() == 0:
-        # Metrics reach the disk first: a resumed run drops rows beyond its checkpoint, but cannot restore lost ones.
+        # Write metrics to disk before the checkpoint: a resumed run can drop later rows, but cannot restore lost ones.
         train_state.folder.sync()
         train_state.folder.checkpoints.save(train_state.checkpoint_state(), best=better)
     return {"step": progress.step, **scores, "score": score, "best": progress.best, "steps": steps}
@@ -154,7 +155,8 @@ def save_and_stop(train_state: TrainState, stop: StopRequest) -> None:
     """Write a checkpoint of the present step, wait until it is on disk, and end the run.
 
     Raises:
-        StoppedError: Always; says after which step the run ended. Its exit code is 128 and the signal's number.
+        StoppedError: Always. The message says after which step the run ended. The exit code is 128 plus the number of
+            the signal.
     """
     stop.leaving = True
     train_state.folder.sync()
@@ -169,20 +171,19 @@ def save_and_stop(train_state: TrainState, stop: StopRequest) -> None:
 
 
 class Meter:
-    """Average what steps log, and measure throughput and time spent waiting for data.
+    """Average what steps log, and measure throughput and the time spent waiting for data.
 
-    Values stay on the device until a row is written, because each transfer would stop the host until the device is
-    done.
+    Values stay on the device until a row is written: at each transfer, the host must wait for the device.
     """
 
     def __init__(self, train_state: TrainState) -> None:
-        """Start counting with the step that comes next."""
+        """Start to count at the next step."""
         self.train_state = train_state
         self.guard = Guard(train_state.recipe.compute.nonfinite_steps)
         self.restart()
 
     def restart(self) -> None:
-        """Drop what was collected and measure time from now; steps that the guard noted stay."""
+        """Drop the collected values and measure time from now on. Keep the steps that the guard noted."""
         self.sums: Logs = {}
         self.before: dict[str, Tensor | int] = {}
         self.steps, self.rows, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
@@ -198,7 +199,7 @@ class Meter:
             yield raw
 
     def add(self, result: StepResult) -> None:
-        """Take in the step at `progress.step`; the logs of a step that was left out enter no mean."""
+        """Add the result of the step at `progress.step`. The means ignore steps that were left out."""
         self.guard.note(self.train_state.progress.step, result)
         values = result.logs | {f"gradient_norm_{name}": norm for name, norm in result.norms.items()}
         values["counted"] = torch.ones((), device=result.bad.device)
@@ -207,7 +208,8 @@ class Meter:
         counted = self.sums.get("counted", 0)
         for name, value in values.items():
             kept = torch.where(result.bad, 0.0, value)
-            # Losses on unlabeled patches begin after a supervised start: each mean is over the steps that had it.
+            # Average each value over the steps that logged it: losses on unlabeled patches begin only after a
+            # supervised start.
             self.before.setdefault(name, counted)
             self.sums[name] = self.sums[name] + kept if name in self.sums else kept
 
@@ -225,7 +227,7 @@ class Meter:
         steps = [torch.as_tensor(counted - self.before[name]).clamp_min(1) for name in names]
         table = torch.stack([self.sums[name].float() / own for name, own in zip(names, steps, strict=True)])
         means = dict(zip(names, (sum_over_ranks(table) / world_size()).tolist(), strict=True))
-        # A ratio of means over all patches; the mean of ratios would weigh steps with few pseudo-labels as much.
+        # Divide the means. A mean of ratios would give steps with few pseudo-labels the same weight as the others.
         for name, among in (("pseudo_precision", "pseudo_claimed"), ("pseudo_recall", "pseudo_actual")):
             if means.get(among):
                 means[name] = means["pseudo_right"] / means[among]
@@ -238,7 +240,7 @@ class Meter:
         self.restart()
 
     def write_bad_steps(self) -> None:
-        """Write the steps left out since the last call, with the patches of all ranks, to `nonfinite.jsonl`.
+        """Write each step that was left out since the last call, and its patches on all ranks, to `nonfinite.jsonl`.
 
         Raises:
             RunError: Gradients were not finite in more steps than the recipe allows.
@@ -255,19 +257,19 @@ class Meter:
 
 
 class Guard:
-    """Collect which steps had gradients that are not finite, and end the run after too many of them."""
+    """Collect the steps with gradients that are not finite, and end the run after too many of them."""
 
     def __init__(self, allowed: int) -> None:
-        """Allow `allowed` steps of the run to be left out."""
+        """Allow the run to leave out `allowed` steps."""
         self.allowed = allowed
         self.noted: list[tuple[int, StepResult]] = []
 
     def note(self, step: int, result: StepResult) -> None:
-        """Keep a step's result; nothing is read from the device yet."""
+        """Keep a step's result. Read nothing from the device yet."""
         self.noted.append((step, result))
 
     def bad_steps(self) -> list[BadStep]:
-        """Return the bad steps noted since the last call; reads the device once."""
+        """Return the bad steps noted since the last call. Read from the device only once."""
         flags = torch.stack([result.bad for _, result in self.noted]).tolist() if self.noted else []
         found: list[BadStep] = [
             {"step": step, "losses": {name: float(value) for name, value in result.logs.items()}}
@@ -278,15 +280,15 @@ class Guard:
         return found
 
     def stop_if_too_many(self, left_out: int, where: str, last: BadStep) -> None:
-        """End the run if more of its steps were left out than allowed.
+        """End the run if it left out more steps than allowed.
 
         Args:
-            left_out: Steps left out since the run's first start.
-            where: Path of the file that lists them, for the message.
-            last: The newest of them.
+            left_out: Number of steps left out since the run's first start.
+            where: Path of the file that lists these steps, for the message.
+            last: The newest of these steps.
 
         Raises:
-            RunError: Too many were; names the step, its losses, and what to set.
+            RunError: The run left out too many steps. The message names the last one, its losses, and what to set.
         """
         if left_out > self.allowed:
             shown = {name: value for name, value in last["losses"].items() if not name.startswith("pseudo")}

@@ -10,15 +10,15 @@ from stssl.recipes.optimizers import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
-    """Compute the learning rate of a step: linear warmup, then a cosine.
+    """Compute the learning rate of a step: it rises linearly in the warmup and falls along a cosine after it.
 
-    `decay: fixmatch` follows base * cos(7 pi t / (16 T)) (FixMatch, arXiv:2001.07685), which ends at a fifth of the
-    peak rate; `cosine` ends at 0. T counts the steps after the warmup.
+    `decay: fixmatch` is base * cos(7 pi t / (16 T)) (FixMatch, arXiv:2001.07685) and ends at a fifth of the peak rate.
+    `decay: cosine` ends at 0. t is the number of steps taken since the warmup; T is the number of all steps after it.
 
     Args:
-        step: Number of the step about to be taken, from 0.
+        step: Number of the step, counted from 0.
         schedule: Schedule of the run.
-        base: Peak rate.
+        base: Peak rate, reached at the end of the warmup.
     """
     if step < schedule.warmup:
         return base * step / schedule.warmup
@@ -29,10 +29,10 @@ def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Divide trainable parameters into two groups: matrices and kernels get weight decay, all others none.
+    """Divide trainable parameters into two groups. Matrices and kernels get weight decay; all others get none.
 
-    Biases, normalization weights, tokens and position embeddings are the others. Parameters without gradients are left
-    out.
+    The others are biases, normalization weights, tokens and position embeddings. Parameters without gradients are in
+    neither group.
     """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
@@ -45,14 +45,14 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Make the recipe's optimizer over a module's trainable parameters, in torch's fused implementation.
+    """Make the recipe's optimizer for a module's trainable parameters, in torch's fused implementation.
 
-    Only fused optimizers can skip a step on the device, which leaving out a step with bad gradients needs.
+    Only a fused optimizer can skip a step on the device. The loop uses this to leave out steps with bad gradients.
     """
     groups = parameter_groups(module, config.weight_decay)
     if config.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-        # torch makes these buffers in the first step and fills them in it; if that step is skipped, they stay unset.
+        # torch creates and fills these buffers in the first step. If it skips that step, it leaves them unfilled.
         for parameter in module.parameters():
             if config.momentum and parameter.requires_grad:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -61,14 +61,14 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def clip_gradients(networks: Iterable[tuple[str, nn.Module]], bound: float | None) -> dict[str, torch.Tensor]:
-    """Clip each network's gradient norm on its own, without waiting for the device.
+    """Clip the gradient norm of each network by itself, without waiting for the device.
 
     Args:
         networks: Name and module of each network.
         bound: Largest norm; None clips nothing.
 
     Returns:
-        For each network its scalar norm before clipping.
+        Gradient norm of each network before clipping, a scalar tensor, by the network's name.
     """
     norms = {}
     for name, network in networks:

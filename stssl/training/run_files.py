@@ -1,7 +1,7 @@
-"""Describe the JSON files that a run folder holds, and read them back checked.
+"""Describe the JSON files of a run folder, and check them when reading.
 
-Each class lists the keys that readers rely on. A file without them, which this program did not write or a disk damaged,
-ends in an error that names the file and the key.
+Each class lists the keys that a file must have. If a key is missing, the file is damaged or another program wrote it.
+The error then names the file and the key.
 """
 
 import json
@@ -20,20 +20,20 @@ from stssl.base.whole_files import is_there
 METRICS_FILE = "metrics.jsonl"
 NONFINITE_FILE = "nonfinite.jsonl"
 ROWS_BYTES = 1 << 30
-"""Largest size of a file of rows in bytes: a hundred million steps fill less."""
+"""Largest size of a file of rows, in bytes. A hundred million steps need less."""
 MOST = 2**53
-"""Largest whole number that is exact as a float, as which figures draw it."""
+"""Largest whole number that a float holds exactly. Figures draw numbers as floats."""
 OLDEST_READABLE = (0, 2)
-"""First release whose run folders and checkpoints this one reads."""
+"""Oldest release, as (major, minor). This release reads run folders and checkpoints from that one on."""
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Score = Annotated[float, Field(ge=-1e300, le=1e300)] | None
 
 MetricsRow = dict[str, Any]
-"""A line of a file of rows: `step`, `kind` (a text), and numbers or None by the metric's name."""
+"""A line of a file of rows: `step`, `kind` (a text), and a number or None by each metric's name."""
 
 
 class RunFile(BaseModel):
-    """Hold the keys that a file or a part of it must have; other keys are kept unchecked."""
+    """Hold the keys that a file, or a part of it, must have. Other keys are kept and not checked."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -47,7 +47,7 @@ class RunEnd(TypedDict):
 
 
 class DoneFile(RunFile):
-    """Check `done.json`, which says how a run ended."""
+    """Check `done.json`. The file says how a run ended."""
 
     steps: Count = 0
     best: Score = None
@@ -55,19 +55,19 @@ class DoneFile(RunFile):
 
 
 class StoreMark(RunFile):
-    """Hold the fingerprint that tells a store from others."""
+    """Hold the fingerprint of a store."""
 
     fingerprint: str
 
 
 class RunStart(RunFile):
-    """Describe one start of a run; the step it started from is only shown, so any value will do."""
+    """Describe one start of a run. The step is only shown, so it may have any value."""
 
     step: JsonValue
 
 
 class RecordFile(RunFile):
-    """Check `record.json`, which says what produced a run. Values of type `JsonValue` are only shown."""
+    """Check `record.json`. The file says what produced a run. Values of type `JsonValue` are only shown."""
 
     store: StoreMark
     starts: list[RunStart] = []
@@ -80,7 +80,7 @@ class RecordFile(RunFile):
 
 
 class NetworkScores(RunFile):
-    """Hold the scores of one network, over all classes and of each class."""
+    """Hold the scores of one network: over all classes, and for each class."""
 
     scores: Annotated[dict[str, Score], Field(min_length=1)]
     per_class: Annotated[dict[str, dict[str, Score]], Field(min_length=1)]
@@ -101,7 +101,7 @@ class NetworkScores(RunFile):
 
 
 class ScoresFile(RunFile):
-    """Check `evaluation/<part>.json`, the scores of a run's networks on a part of its split."""
+    """Check `evaluation/<part>.json`. The file has the scores of a run's networks on a part of its split."""
 
     patches: Count
     checkpoint: str
@@ -121,12 +121,12 @@ class ScoresFile(RunFile):
 
     @property
     def student(self) -> dict[str, Score]:
-        """Return the scores of the student, which each run has."""
+        """Return the scores of the student. Each run has a student."""
         return self.networks["student"].scores
 
 
 class ConfirmedCandidate(RunFile):
-    """Hold one candidate's scores over seeds, as a confirmation of a sweep writes them."""
+    """Hold the scores of one candidate, one for each seed. The confirmation of a sweep writes them."""
 
     name: str
     validation: Annotated[dict[str, list[float]], Field(min_length=1)]
@@ -135,14 +135,14 @@ class ConfirmedCandidate(RunFile):
 
 
 class TestEvaluation(RunFile):
-    """Hold when the test part was evaluated, and for which runs."""
+    """Hold when the test part was evaluated, and for which candidates."""
 
     time: str
     runs: list[str]
 
 
 class ConfirmationFile(RunFile):
-    """Check `confirmation.json` of a sweep, the scores of its best candidates with other seeds."""
+    """Check `confirmation.json` of a sweep. The file has the scores of the best candidates with other seeds."""
 
     seeds: list[Count]
     candidates: Annotated[list[ConfirmedCandidate], Field(min_length=1)]
@@ -150,7 +150,7 @@ class ConfirmationFile(RunFile):
 
 
 class ProbeRow(RunFile):
-    """Hold the test scores of one way of probing an encoder with one number of labels."""
+    """Hold the test scores of an encoder, for one probing method and one number of labels."""
 
     weights: str
     method: str
@@ -160,7 +160,7 @@ class ProbeRow(RunFile):
 
 
 class ProbeFile(RunFile):
-    """Check `probe/<weights>-s<seed>.json`, the rows of all probes of one encoder and seed."""
+    """Check `probe/<weights>-s<seed>.json`. The file has the rows of all probes of one encoder and seed."""
 
     rows: list[ProbeRow]
 
@@ -174,13 +174,13 @@ def read_run_file(kind: type[K], path: Path, advice: str) -> tuple[K, dict[str, 
     Args:
         kind: Class that lists the file's keys.
         path: Path of the file.
-        advice: Sentence at the end of errors that says what to do.
+        advice: Sentence that says what to do. It ends the message of an error.
 
     Returns:
         The checked keys, and the whole file as plain values.
 
     Raises:
-        RunError: The file cannot be read, is cut off, or lacks a key; names the file and the key.
+        RunError: The file cannot be read, is cut off, or lacks a key. The message names the file and the key.
     """
     tree: dict[str, Any] = read_json(path, error=RunError, advice=advice)
     return check_run_file(kind, tree, path, advice), tree
@@ -193,10 +193,10 @@ def check_run_file(kind: type[K], tree: JsonMapping, path: Path, advice: str) ->
         kind: Class that lists the file's keys.
         tree: Values of the file.
         path: Path of the file, for messages.
-        advice: Sentence at the end of errors that says what to do.
+        advice: Sentence that says what to do. It ends the message of an error.
 
     Raises:
-        RunError: A key is missing or has a wrong value; names the file and the key.
+        RunError: A key is missing or has a wrong value. The message names the file and the key.
     """
     try:
         return kind.model_validate(tree)
@@ -207,21 +207,22 @@ def check_run_file(kind: type[K], tree: JsonMapping, path: Path, advice: str) ->
 
 
 class Rows(NamedTuple):
-    """Hold the rows of a file, and how many of its lines are damaged and left out."""
+    """Hold the rows of a file, and the number of its damaged lines, which are not among the rows."""
 
     rows: list[MetricsRow]
     damaged: int
 
 
 def read_rows(path: Path, numbers: bool) -> Rows:
-    """Read a file with one JSON object a line; a missing file has no rows.
+    """Read a file with one JSON object in each line. A missing file has no rows.
 
-    A line is damaged if it is no object with a step. A kill or power loss cuts the last line off.
+    A line is damaged if it is not a JSON object with a step. For example, a kill or a power loss can cut off the last
+    line.
 
     Args:
         path: Path of the file.
-        numbers: True to leave values other than numbers and None out of rows, but for `kind`; then a line whose `kind`
-            is no text is damaged, too.
+        numbers: True to keep in rows only `kind`, numbers and None. A line is then also damaged if its `kind` is not
+            text.
 
     Raises:
         RunError: The file cannot be read.
@@ -243,7 +244,7 @@ def read_rows(path: Path, numbers: bool) -> Rows:
 
 
 def _row(line: bytes) -> MetricsRow | None:
-    """Return a line's JSON object, or None if the line is not one or has no step."""
+    """Return a line's JSON object; None if the line is not a JSON object or has no step."""
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError):  # not UTF-8, not JSON, or JSON nested too deep
@@ -253,7 +254,7 @@ def _row(line: bytes) -> MetricsRow | None:
 
 
 def _is_metric(name: str, value: object) -> bool:
-    """Return True for the text `kind`, None, and finite numbers that a figure can draw."""
+    """Return True if a row keeps this value: `kind`, None, or a finite number that a figure can draw."""
     if name == "kind" or value is None:
         return True
     return (
@@ -264,14 +265,14 @@ def _is_metric(name: str, value: object) -> bool:
 
 
 def version_problem(what: str, version: object) -> str | None:
-    """Return an error message if an earlier release wrote a run folder or checkpoint that this one cannot read.
+    """Return an error message if this release cannot read a run folder or checkpoint of an earlier release.
 
     Args:
-        what: The folder or file as the message names it.
-        version: Version of stssl that wrote it; anything but a version is taken for a readable one.
+        what: Name of the folder or file, for the message.
+        version: Version of stssl that wrote the folder or file. A value that is not a version passes the check.
 
     Returns:
-        Which version wrote it and what to do; None if this release can read it.
+        Message with the version that wrote it, and what to do; None if this release can read it.
     """
     parts = version.split(".")[:2] if isinstance(version, str) else []
     if len(parts) < 2 or not all(part.isdecimal() for part in parts):

@@ -37,14 +37,14 @@ from stssl.training.run_files import (
 )
 
 PACKAGES = ("torch", "timm", "ray", "zarr", "numpy")
-"""Packages whose versions a run's record names, besides stssl's own."""
+"""Packages to list with their versions in a run's record, besides stssl itself."""
 
 
 class RunFolder:
-    """Own the files of one run.
+    """Read and write the files of one run.
 
-    A run that was started has `recipe.yaml`; a training run adds `record.json`, `labels.json`, `metrics.jsonl` and
-    `checkpoints/`, its end `done.json`, and an evaluation `evaluation/`.
+    The start of a run writes `recipe.yaml`. Training writes `record.json`, `labels.json`, `metrics.jsonl` and
+    `checkpoints/`. The end of the run writes `done.json`. An evaluation writes `evaluation/`.
 
     Attributes:
         path: Path of the folder.
@@ -52,13 +52,13 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Use the folder `path`, which need not exist yet; nothing is created."""
+        """Use the folder `path`. It may not exist yet; nothing is created."""
         self.path = Path(path)
         self.checkpoints = Checkpoints(self.path / "checkpoints")
 
     @classmethod
     def of(cls, recipe: RunRecipe) -> "RunFolder":
-        """Return the folder of a recipe's run, `<launch.storage>/<name>`; loading the recipe made it absolute."""
+        """Return the folder of a recipe's run, `<launch.storage>/<name>`. Loading the recipe made `storage` absolute."""
         return cls(Path(recipe.launch.storage) / recipe.name)
 
     @classmethod
@@ -66,7 +66,7 @@ class RunFolder:
         """Return the folder of a run that was started.
 
         Raises:
-            RunError: The folder is not a run's: it has no `recipe.yaml`.
+            RunError: The folder has no `recipe.yaml`, so it is not the folder of a run.
         """
         folder = cls(Path(path).absolute())
         if not (folder.path / "recipe.yaml").exists():
@@ -84,7 +84,7 @@ class RunFolder:
         return validate(kind_of(tree), tree, str(self.path / "recipe.yaml"))
 
     def recipe_as(self, kind: type[R]) -> R:
-        """Read the recipe as one of class `kind`.
+        """Read the recipe and check that its class is `kind`.
 
         Raises:
             ConfigError: A key is unknown or has a wrong value.
@@ -105,17 +105,18 @@ class RunFolder:
         tree = parse_yaml(text, str(path))
         if not isinstance(tree, dict):
             raise RunError(f"{path} is {'no recipe' if text.strip() else 'empty'}. {self._advice}")
-        # Only 0.1 wrote this key. A run that was killed before its record was written has no other mark of its version.
+        # Only release 0.1 wrote this key. If the run was killed before it wrote its record, nothing else tells the
+        # release.
         first = "0.1" if "neighbours" in tree else None
         if problem := version_problem(f"the run {self.path}", self._written_by() or first):
             raise RunError(f"{problem}.")
         return tree
 
     def _written_by(self) -> str | None:
-        """Return the version of stssl that last started the run; None if the record does not tell."""
+        """Return the version of stssl that last started the run; None if the record does not say it."""
         try:
             record = self.read_record()[0]
-        except RunError:  # a damaged record is reported by those who need it
+        except RunError:  # callers that need the record report the damage
             return None
         version = record.versions.get("stssl") if record else None
         return version if isinstance(version, str) else None
@@ -143,11 +144,11 @@ class RunFolder:
             True if a run of this recipe was started here; False if none was.
 
         Raises:
-            RunError: Another recipe (then its differing keys are listed) or an earlier release ran under this name.
+            RunError: Another recipe or an earlier release used this name. The message lists the keys that differ.
         """
         started = is_there(self.path / "recipe.yaml")
         if started:
-            # Plain values are compared: the file may have keys that this version does not know.
+            # Compare plain values: the file may have keys that this version does not know.
             keys = differing_keys(identity_of(self._tree()), recipe.identity())
             if keys:
                 raise RunError(
@@ -157,12 +158,12 @@ class RunFolder:
         return started
 
     def claim(self, recipe: RunRecipe) -> None:
-        """Write `recipe.yaml`, so that the folder belongs to this recipe; does nothing if it does already.
+        """Write `recipe.yaml`, to make this the folder of the recipe's run. Do nothing if it is already.
 
-        Call it in one process, after `check_run`, so that a recipe that cannot run takes no name.
+        Call this in one process only, and after `check_run`: a recipe that cannot run must not take a name.
 
         Raises:
-            RunError: Another recipe (then its differing keys are listed) or an earlier release ran under this name.
+            RunError: Another recipe or an earlier release used this name. The message lists the keys that differ.
         """
         if not self.refuse_others(recipe):
             write_text(self.path / "recipe.yaml", recipe.yaml())
@@ -170,12 +171,12 @@ class RunFolder:
     def recipe_to_build(self, recipe: R) -> R:
         """Return the recipe to build networks from.
 
-        On resume the initial weights are skipped: the checkpoint overwrites them, and their file may be gone.
+        A resumed run does not load initial weights: the checkpoint replaces them, and their file may no longer exist.
         """
         return without_weights(recipe) if self.checkpoints.exist() else recipe
 
     def finished(self) -> RunEnd | None:
-        """Read how the run ended; None while it has not.
+        """Read how the run ended; None if it has not ended yet.
 
         Raises:
             RunError: `done.json` is damaged.
@@ -193,14 +194,14 @@ class RunFolder:
     def write_record(
         self, recipe: RunRecipe, data: JsonObject, labels: JsonMapping | None, *, world: int, step: int
     ) -> None:
-        """Write what produces the run to `record.json`, with each of its starts, and the drawn labels.
+        """Write `record.json`, which says what produced the run and lists its starts, and `labels.json`.
 
         Args:
             recipe: Recipe of the run.
-            data: Description of the data: store, sizes of the parts.
+            data: Description of the data: the store and the sizes of its parts.
             labels: Contents of `labels.json`; None if the run uses no labels.
             world: Number of ranks.
-            step: Step that this start continues from.
+            step: Number of steps that were taken before this start.
         """
         if labels is not None:
             write_text(self.path / "labels.json", json.dumps(labels))
@@ -220,7 +221,7 @@ class RunFolder:
         write_text(self.path / "record.json", json.dumps(record, indent=1))
 
     def read_record(self) -> tuple[RecordFile | None, dict[str, Any]]:
-        """Read `record.json`: its checked keys, and all of it. Before the first start these are None and empty.
+        """Read `record.json`. Return its checked keys and the whole file; None and {} if the run never started.
 
         Raises:
             RunError: The file is damaged.
@@ -231,10 +232,10 @@ class RunFolder:
         return read_run_file(RecordFile, path, "Put it back, or remove it: the next start of the run writes it again.")
 
     def require_store(self, store: Store) -> None:
-        """Check that a store has the patches and labels that the run was started on.
+        """Check that a store has the same patches and labels as at the start of the run.
 
         Raises:
-            RunError: It has others.
+            RunError: The store has other patches or labels.
         """
         record = self.read_record()[0]
         if record is not None and record.store.fingerprint != store.fingerprint:
@@ -244,7 +245,7 @@ class RunFolder:
             )
 
     def rows(self, file: str = METRICS_FILE) -> Iterator[MetricsRow]:
-        """Yield the rows of `metrics.jsonl`, or of another file of rows, in order; damaged lines are left out.
+        """Yield the rows of `metrics.jsonl`, or of another file of rows, from first to last. Skip damaged lines.
 
         Raises:
             RunError: The file cannot be read.
@@ -252,7 +253,7 @@ class RunFolder:
         yield from self.read_rows(file).rows
 
     def read_rows(self, file: str = METRICS_FILE) -> Rows:
-        """Read the rows of such a file in order, and count its damaged lines.
+        """Read the rows of such a file from first to last, and count its damaged lines.
 
         Raises:
             RunError: The file cannot be read.
@@ -260,14 +261,14 @@ class RunFolder:
         return read_rows(self.path / file, numbers=file == METRICS_FILE)
 
     def drop_rows_after(self, step: int) -> None:
-        """Drop rows that a run resumed after `step` steps will write again, and damaged lines, with a warning.
+        """Drop the rows after `step` steps, which a resumed run writes again. Warn about damaged lines and drop them.
 
         Raises:
             RunError: A file cannot be read or written.
         """
         for name in (METRICS_FILE, NONFINITE_FILE):
             if name == METRICS_FILE or is_there(self.path / name):
-                # A row of metrics has the number of steps taken, a bad step its own number, which is one less.
+                # A row of metrics has the number of steps taken. A bad step has its own number, which is one less.
                 last = step if name == METRICS_FILE else step - 1
                 rows, damaged = self.read_rows(name)
                 if damaged:
@@ -276,7 +277,7 @@ class RunFolder:
                 write_text(self.path / name, "".join(f"{line}\n" for line in kept))
 
     def append(self, row: Mapping[str, object], file: str = METRICS_FILE) -> None:
-        """Add a row to a file of rows: all of it, or nothing.
+        """Add a row to a file of rows. Write the whole row, or nothing.
 
         Raises:
             RunError: The file cannot be written.
@@ -284,16 +285,16 @@ class RunFolder:
         append_line(self.path / file, json.dumps(without_nan(row)))
 
     def sync(self) -> None:
-        """Write metrics through to the disk, so that a checkpoint never outlives the metrics of its step.
+        """Flush metrics to disk. Call this before writing a checkpoint, whose metrics must not be lost.
 
         Raises:
-            RunError: The disk did not take them.
+            RunError: The metrics could not be written to disk.
         """
         sync(self.path / METRICS_FILE)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one piece, so that no reader sees half of it; an older file is replaced.
+    """Write a text file, or replace it. A reader sees the old file or the new one, never a half-written one.
 
     Raises:
         RunError: The file cannot be written.
@@ -309,7 +310,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str | None:
-    """Return the git commit of the checkout that this package runs from; None if it is no checkout."""
+    """Return the git commit of this package's checkout; None if the package is not in a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -1,7 +1,7 @@
-"""Handle the machine a run is on: shared storage, memory, signals to stop, torch.compile.
+"""Deal with the machine of a run: shared storage, memory, signals, torch.compile.
 
-`check_shared` finds storage that nodes do not share, `memory_advice` explains a lack of memory, `StopRequest` listens
-for signals, `compile_blocks` compiles networks and falls back to plain PyTorch.
+`check_shared` finds storage that the nodes do not share. `memory_advice` says what to do if memory runs out.
+`StopRequest` listens for signals. `compile_blocks` compiles networks, and uses plain PyTorch if that fails.
 """
 
 import contextlib
@@ -31,23 +31,23 @@ from stssl.recipes.recipe import Recipe, RunRecipe
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's `mallopt` parameters M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, from malloc.h."""
 VARIANTS = 256
-"""Compiled variants of a block's code that torch keeps before it stops compiling."""
+"""Largest number of compiled variants of a block's code. After that many, torch stops compiling."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def check_shared(folder: Path) -> None:
-    """Check before the first step that all ranks see the same folder; all ranks call this together.
+    """Check before the first step that all ranks see the same folder. All ranks call this function together.
 
     Rank 0 writes a file with a random name, and each rank looks for it.
 
     Raises:
-        RunError: Some ranks do not see the file; names them.
+        RunError: Some ranks do not see the file. The message names them.
     """
     if world_size() == 1:
         return
-    # NCCL moves tensors between GPUs alone. The name is random, since an earlier start may have left such a file.
+    # NCCL moves tensors only between GPUs. The name is random, since an earlier start may have left such a file.
     device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
     number = torch.tensor([uuid.uuid4().int % 2**62], device=device)
     dist.broadcast(number, 0)
@@ -57,7 +57,8 @@ def check_shared(folder: Path) -> None:
         mark.touch()
     dist.barrier()
     with contextlib.suppress(OSError):
-        list(folder.iterdir())  # network file systems remember for seconds that a file was absent; listing looks again
+        # A network file system may cache for seconds that a file is absent. Listing the folder makes it look again.
+        list(folder.iterdir())
     blind = gather_rows(torch.tensor([not mark.exists()], device=device)).flatten().tolist()
     if rank() == 0:
         mark.unlink(missing_ok=True)
@@ -70,9 +71,9 @@ def check_shared(folder: Path) -> None:
 
 
 def keep_memory() -> None:
-    """Let this process keep memory that it freed instead of returning it to the system, if its C library is glibc.
+    """Make this process keep freed memory, and not return it to the system. This works only with glibc.
 
-    Each step frees its activations. On a CPU, getting that memory back page by page took a tenth of the step.
+    Each step frees its activations. On a CPU, a tenth of the step's time went into getting that memory back.
     """
     with contextlib.suppress(OSError, AttributeError):  # macOS and musl have no mallopt
         mallopt = ctypes.CDLL(None).mallopt
@@ -82,10 +83,10 @@ def keep_memory() -> None:
 
 @contextlib.contextmanager
 def memory_advice(recipe: RunRecipe) -> Iterator[None]:
-    """Raise a lack of memory inside this context as an error that names recipe keys which help.
+    """If the code in this context runs out of memory, raise an error that names recipe keys to change.
 
     Raises:
-        RunError: The code inside ran out of memory on the host or the device.
+        RunError: The code ran out of memory on the host or the device.
     """
     try:
         yield
@@ -98,7 +99,7 @@ def memory_advice(recipe: RunRecipe) -> Iterator[None]:
 
 
 def _savings(recipe: RunRecipe) -> Iterator[str]:
-    """Suggest recipe keys that take less memory."""
+    """Suggest changes of the recipe that need less memory."""
     if recipe.compute.precision != "bf16":
         yield "compute.precision=bf16"
     if isinstance(recipe, Recipe):
@@ -110,9 +111,9 @@ def _savings(recipe: RunRecipe) -> Iterator[str]:
 
 
 class StopRequest:
-    """Remember that the process was asked to end (Ctrl-C, SIGTERM, closed terminal); the loop checks between steps.
+    """Remember that a signal asked the process to end (Ctrl-C, SIGTERM, closed terminal). The loop checks each step.
 
-    A second Ctrl-C ends the run at once, unless its last checkpoint is being written (`leaving`).
+    A second Ctrl-C ends the run at once, unless the run is writing its last checkpoint (`leaving`).
 
     Attributes:
         by: The first signal; None until one comes.
@@ -121,25 +122,25 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        """Start without a request."""
+        """Start without a signal."""
         self.by: signal.Signals | None = None
         self.at, self.leaving = 0.0, False
 
     @property
     def asked(self) -> bool:
-        """Return True if the process was asked to end."""
+        """Return True if a signal asked the process to end."""
         return self.by is not None
 
     @contextlib.contextmanager
     def listening(self, alone: bool) -> Iterator["StopRequest"]:
-        """Record signals instead of ending the process, inside this context and in a main thread only.
+        """Record signals inside this context instead of ending the process. This works only in the main thread.
 
-        A signal that the process ignores, as under `nohup`, stays ignored.
+        Signals that the process ignores, as under `nohup`, stay ignored.
 
         Args:
-            alone: True if this is the run's only rank; with several ranks, signals keep their usual effect.
+            alone: True if this is the run's only rank. With several ranks, signals keep their usual effect.
         """
-        # One rank of several must not leave the loop: the others would wait for its gradients.
+        # With several ranks, no rank may leave the loop: the others would wait for its gradients forever.
         if not alone or threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -152,7 +153,7 @@ class StopRequest:
                 self.by, self.at = signal.Signals(number), time.monotonic()
 
         before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-        # None is a handler that C code set, which Python could not put back.
+        # None stands for a handler that C code set. Python could not restore it, so leave it alone.
         taken = [name for name, handler in before.items() if handler not in (signal.SIG_IGN, None)]
         for name in taken:
             signal.signal(name, ask)
@@ -164,12 +165,12 @@ class StopRequest:
 
 
 def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
-    """Say in one line what runs where.
+    """Return a line that says what is trained, and where.
 
     Args:
         recipe: Recipe of the run.
         device: Device of the networks.
-        rows: Number of patches of a global batch.
+        rows: Number of patches in a global batch.
     """
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
@@ -180,10 +181,10 @@ def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
 
 
 def slow_arithmetic(recipe: RunRecipe, device: torch.device) -> str | None:
-    """Return a warning if the recipe asks for bf16 on a CPU without bf16 instructions, else None."""
+    """Return a warning if the recipe asks for bf16 and the CPU has no bf16 instructions; else None."""
     if device.type != "cpu" or recipe.compute.precision != "bf16":
         return None
-    # torch before 2.10 has no get_capabilities; then nothing is known, and nothing is said.
+    # torch before 2.10 has no get_capabilities. Without it, the CPU is unknown, and no warning is given.
     cpu: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if cpu.get("architecture") != "x86_64" or cpu.get("avx512_bf16") or cpu.get("amx_bf16"):
         return None
@@ -194,22 +195,22 @@ def slow_arithmetic(recipe: RunRecipe, device: torch.device) -> str | None:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Return this process's peak memory in GB as `memory_gb`: the device's if it is a GPU, else the host's."""
+    """Return this process's peak memory in GB as `memory_gb`: GPU memory if the device is a GPU, else host memory."""
     if device.type == "cuda":
         return {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
-    import resource  # Unix only, like nothing else in this module
+    import resource  # only Unix has this module
 
     return {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
 
 
 def compile_blocks(backbone: nn.Module) -> None:
-    """Replace each block's `forward` by one that torch.compile compiles when it is first called.
+    """Replace each block's `forward`. torch.compile compiles the new one at its first call.
 
-    Names of weights stay the same, because the modules do. Hooks stay outside the compiled code.
+    The modules stay the same, so the names of weights do, too. Hooks stay outside of the compiled code.
     """
-    # All blocks share one code object, whose variants (blocks, networks, training or not) count together.
+    # All blocks share one code object. torch counts its variants (blocks, networks, training or not) together.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    # Inductor puts every convolution on the CPU into channels_last, even those that crash in it (models/layout.py).
+    # On the CPU, Inductor puts every convolution into channels_last. Some crash in this layout (models/layout.py).
     device = next(backbone.parameters()).device
     free = memory_format(backbone, device) == torch.channels_last
     for block in stages(backbone):
@@ -217,7 +218,7 @@ def compile_blocks(backbone: nn.Module) -> None:
 
 
 def with_fallback(function: Callable[P, T], free: bool = True) -> Callable[P, T]:
-    """Return the compiled function; if it cannot be compiled, it warns once and runs the plain one from then on.
+    """Compile a function. If that fails, log one warning and run the plain function from then on.
 
     Args:
         function: Function to compile.

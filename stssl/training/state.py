@@ -1,7 +1,7 @@
-"""Hold everything that one rank trains with: build it from a recipe, resume it from a checkpoint; knows no Ray.
+"""Hold everything that one rank trains with. Build it from a recipe, and resume it from a checkpoint, without Ray.
 
-A run in Python: `train_state = open_train_state(recipe, device)`, `train_state.resume()`, `end = train(train_state,
-report)`, `train_state.finish(end)`. `launch.run` does this, on Ray if the recipe says so.
+To train in Python, call `train_state = open_train_state(recipe, device)`, `train_state.resume()`,
+`end = train(train_state, report)` and `train_state.finish(end)`. `launch.run` does the same, also on Ray.
 """
 
 import math
@@ -39,9 +39,9 @@ from stssl.training.task import AnyTask
 from stssl.training.teacher_student_task import TeacherStudentTask
 
 TASKS: dict[type[RunRecipe], type[AnyTask]] = {Recipe: TeacherStudentTask, PretrainRecipe: ContrastiveTask}
-"""The task of each kind of recipe; a new kind of run adds its line here."""
+"""The task of each kind of recipe. A new kind of run adds its line here."""
 BUCKET_MB = 100
-"""Size in MB of the buckets in which DDP sums gradients over ranks: few large ones for networks of any size."""
+"""Size in MB of the buckets in which DDP sums gradients over ranks. Large buckets mean few transfers."""
 
 
 @dataclass
@@ -51,8 +51,8 @@ class RunProgress:
     Attributes:
         step: Number of steps taken.
         best: Best score; None if nothing was scored yet.
-        best_step: Steps taken at that score.
-        left_out: Steps left out because their gradients were not finite.
+        best_step: Number of steps taken at that score.
+        left_out: Number of steps left out because their gradients were not finite.
     """
 
     step: int = 0
@@ -61,11 +61,11 @@ class RunProgress:
     left_out: int = 0
 
     def better(self, score: float | None) -> bool:
-        """Take in a validation score; returns True if it is the best so far.
+        """Record a validation score. Return True if it is the best so far.
 
         Args:
-            score: NaN if predictions were not finite, which is never the best; None if nothing can be scored, so that
-                the newest checkpoint is the best.
+            score: Validation score. NaN if predictions were not finite: it is never the best. None if nothing can be
+                scored: the newest checkpoint is then the best.
         """
         if score is not None and math.isnan(score):
             return False
@@ -75,18 +75,18 @@ class RunProgress:
         return True
 
     def exhausted(self, patience: int | None) -> bool:
-        """Return True if `patience` steps or more passed since the best score; None is endless patience."""
+        """Return True if at least `patience` steps passed since the best score. None never ends a run."""
         return patience is not None and self.step - self.best_step >= patience
 
 
 @dataclass
 class TrainState:
-    """Hold one rank's parts of a run.
+    """Hold what one rank needs to train a run.
 
     Attributes:
         recipe: Recipe of the run.
         folder: Folder of the run.
-        journal: Writer of metrics; does nothing before `resume`.
+        journal: Writer of metrics. It does nothing before `resume`.
         task: Data, networks and scores of the recipe's kind.
         model: The task's step, wrapped in DDP if there are several ranks.
         optimizer: Optimizer of the networks.
@@ -105,7 +105,7 @@ class TrainState:
 
     @property
     def next_step(self) -> Progress:
-        """Return the step about to be taken."""
+        """Return the number of the next step, and the number of steps of the run."""
         return Progress(self.progress.step, self.recipe.schedule.steps)
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -115,14 +115,14 @@ class TrainState:
         return torch.autocast(self.task.device.type, torch.bfloat16)
 
     def synchronized(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context in which ranks sum their gradients, for the last micro-batch of a step only."""
+        """Return a context in which ranks sum their gradients only if this is the last micro-batch of a step."""
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
 
     def checkpoint_state(self) -> CheckpointState:
         """Collect what exact resume needs: networks, averages, algorithm buffers, optimizer, progress."""
-        # No random generator's state: each step seeds its own, and orders of patches follow from seed and step.
+        # The state of random generators is not needed: seed and step determine all random numbers.
         return {
             "recipe": self.recipe.hash(),
             "written_by": __version__,
@@ -132,12 +132,12 @@ class TrainState:
         }
 
     def resume(self) -> list[str]:
-        """Take the run's folder and continue from its newest usable checkpoint; without any, start at step 0.
+        """Claim the run's folder and continue from its newest usable checkpoint. Without one, start at step 0.
 
-        Rank 0 writes `recipe.yaml` and `record.json`, and writes metrics from now on.
+        Rank 0 writes `recipe.yaml` and `record.json`. From now on, it also writes metrics.
 
         Returns:
-            A sentence on each newer or lost checkpoint that could not be used.
+            A sentence for each checkpoint that could not be used.
 
         Raises:
             RunError: The folder holds a run of another recipe or release, no checkpoint can be used, or the store has
@@ -169,7 +169,7 @@ class TrainState:
 
         Raises:
             RunError: The store has other patches than when the run was started.
-            UnusableError: The checkpoint is damaged or does not fit; the state may be half loaded then.
+            UnusableError: The checkpoint is damaged or does not fit. The state may then be half loaded.
         """
         if isinstance(found, UnusableError):
             raise found
@@ -178,7 +178,7 @@ class TrainState:
             self.task.step.load_state_dict(found["step"])
             self.optimizer.load_state_dict(found["optimizer"])
             self.progress = RunProgress(**found["progress"])
-        except torch.OutOfMemoryError:  # a RuntimeError, too; the checkpoint is not to blame
+        except torch.OutOfMemoryError:  # is a RuntimeError, too, but the checkpoint is not damaged
             raise
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise does_not_fit(path, found, error) from None
@@ -186,10 +186,10 @@ class TrainState:
             self.folder.checkpoints.mend(found, best=self.progress.best_step == self.progress.step)
 
     def _check_best(self) -> list[str]:
-        """Write a lost best checkpoint again if another is the same; else forget its score, to choose a new one.
+        """Check the best checkpoint. If it is lost, write it again from a copy; without a copy, forget its score.
 
         Returns:
-            What is wrong with `best`, as a list of one sentence; empty if nothing is.
+            A list with one sentence that says what is wrong with `best`; empty if nothing is wrong.
         """
         progress, checkpoints, recipe = self.progress, self.folder.checkpoints, self.recipe.hash()
         path = checkpoints.path("best")
@@ -206,11 +206,11 @@ class TrainState:
             if progress.step < self.recipe.schedule.steps:
                 progress.best, progress.best_step = None, 0
                 return [f"{error}; the best checkpoint is chosen anew among those from step {progress.step} on"]
-            # A run at its last step validates no more; the export will say that its best weights are lost.
+            # A run at its last step does not validate again. The export reports the lost weights.
         return []
 
     def finish(self, end: RunEnd) -> None:
-        """Export the weights that users take and mark the run as finished; rank 0 alone calls this, after `train`.
+        """Export the weights that users need, and mark the run as finished. Only rank 0 calls this, after `train`.
 
         Raises:
             RunError: No validation had finite predictions, or a file cannot be written.
@@ -225,10 +225,10 @@ class TrainState:
 
 
 def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
-    """Build one rank's parts of a run at step 0; nothing is written. Call `resume` before `train`.
+    """Build one rank's state of a run at step 0, and write nothing. Call `resume` before `train`.
 
     Raises:
-        ConfigError: The recipe asks for something that the store or the networks cannot give.
+        ConfigError: The store or the networks cannot do what the recipe asks for.
         DataError: The store cannot be read.
     """
     if recipe.compute.threads is not None:
@@ -255,7 +255,7 @@ def _shared(step: nn.Module) -> nn.Module:
     """Wrap the step in DDP if there are several ranks."""
     if world_size() == 1:
         return step
-    # Buffers are not broadcast: they are updated from rows of all ranks, so that each rank has the same ones already.
+    # Do not broadcast buffers: each rank updates them from the rows of all ranks, so they are equal already.
     return DistributedDataParallel(
         step, forward_sync_buffers=False, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
     )

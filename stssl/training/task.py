@@ -1,4 +1,4 @@
-"""Define tasks: what the loop trains. Each kind of recipe has one, which turns patches into batches and scores them."""
+"""Define tasks, which the loop trains. Each kind of recipe has one task: it makes batches, and scores the networks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ class BatchLoader(Protocol[Raw_co]):
     ranks: tuple[int, int]
 
     def batches(self, start: int, stop: int) -> Iterator[Raw_co]:
-        """Yield the rows of the steps `start`..`stop`-1, in order."""
+        """Yield the rows of each step, from step `start` to step `stop` - 1."""
         ...
 
     def rows_at(self, step: int) -> int:
-        """Count the patches that all ranks together read in a step."""
+        """Return how many patches all ranks together read in a step."""
         ...
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
@@ -43,12 +43,12 @@ class BatchLoader(Protocol[Raw_co]):
 
 
 class Validation(NamedTuple):
-    """Hold the scores of a validation, and the one that chooses the best checkpoint.
+    """Hold all scores of a validation, and the score that chooses the best checkpoint.
 
     Attributes:
         scores: Value of each score by name.
-        score: The score that chooses; higher is better. NaN if predictions are not finite, so that the checkpoint is
-            never the best; None if nothing can be scored, so that the newest checkpoint is the best.
+        score: The score that chooses the best checkpoint; higher is better. NaN if predictions are not finite: the
+            checkpoint is never the best. None if nothing can be scored: the newest checkpoint is the best.
     """
 
     scores: dict[str, float]
@@ -56,7 +56,7 @@ class Validation(NamedTuple):
 
 
 class Task(ABC, Generic[R, Loaded, Made]):
-    """Own one rank's parts of a run that depend on the kind of its recipe.
+    """Hold what one rank trains with, as far as it depends on the kind of recipe.
 
     Attributes:
         recipe: Recipe of the run.
@@ -77,23 +77,23 @@ class Task(ABC, Generic[R, Loaded, Made]):
         """Open the data and build networks and loader.
 
         Raises:
-            ConfigError: The recipe asks for something that the store or the networks cannot give.
+            ConfigError: The store or the networks cannot do what the recipe asks for.
             DataError: The store cannot be read.
         """
 
     @classmethod
     @abstractmethod
     def check(cls, recipe: R) -> None:
-        """Check before a run starts that its data and networks can be what the recipe says; trains nothing.
+        """Check before a run starts that data and networks fit the recipe. Train nothing.
 
         Raises:
-            ConfigError: They cannot; says what would fit.
+            ConfigError: Data or networks do not fit the recipe. The message says what would fit.
             DataError: The store cannot be read, or a class has no label.
         """
 
     @property
     def rows(self) -> int:
-        """Return the number of patches in the last step's global batch; it uses each view that any step uses."""
+        """Return how many patches the global batch of the last step has. No step reads more."""
         return self.loader.rows_at(self.recipe.schedule.steps - 1)
 
     @abstractmethod
@@ -101,33 +101,33 @@ class Task(ABC, Generic[R, Loaded, Made]):
         """Turn rows from the loader into normalized views on the device."""
 
     def micro_batches(self, batch: Made, progress: Progress) -> list[tuple[object, ...]]:
-        """Return the arguments of `step` for each micro-batch; by default one micro-batch holds all rows."""
+        """Return the arguments of `step` for each micro-batch. By default, one micro-batch holds all rows."""
         return [(batch, progress)]
 
     @abstractmethod
     def validate(self, progress: Progress) -> Validation:
-        """Score the validation part; all ranks call this together.
+        """Score the validation part. All ranks call this together.
 
         Args:
-            progress: The step that was taken last.
+            progress: The last step that was taken.
         """
 
     def view_count(self, step: int) -> int:
-        """Count the kinds of views that a step uses; the count never falls from one step to the next."""
+        """Return how many kinds of views a step uses. Later steps never use fewer kinds."""
         return 1
 
     @abstractmethod
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the weights that users take from the finished run."""
+        """Write the weights that users need from the finished run."""
 
     @abstractmethod
     def about(self) -> JsonObject:
         """Describe the data for the run's record."""
 
     def labels(self) -> JsonObject | None:
-        """List the patches that kept their label, for `labels.json`; None if the run uses no labels."""
+        """Describe the patches that kept their label, for `labels.json`; None if the run uses no labels."""
         return None
 
 
 AnyTask = Task[Any, Any, Any]
-"""A task of any kind. The loop hands batches from a task only back to that task, so it need not know their types."""
+"""A task of any kind. The loop passes a task's batches only to the same task, so it does not need their types."""

@@ -41,24 +41,25 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
-        """Check that data and networks can be what the recipe says; see `Task`."""
+        """Check that data and networks fit the recipe; see `Task`."""
         check_recipe(recipe)
 
     def _views_at(self, step: int) -> frozenset[View]:
         return self.step.views_at(Progress(step, self.recipe.schedule.steps))
 
     def batch(self, raw: RawBatch) -> Batch:
-        """Make the views that the step uses, whose random choices the loader drew."""
+        """Make the views that the step uses, with the random choices that the loader drew."""
         made: Batch = self.views(raw)
         return made
 
     def micro_batches(self, batch: Batch, progress: Progress) -> list[tuple[object, ...]]:
         """Divide the batch into micro-batches if the recipe asks for them.
 
-        Each comes with its part of the pseudo-labels, which the algorithm makes from the whole global batch.
+        Each micro-batch comes with its pseudo-labels. The algorithm makes these from the whole global batch.
         """
         micro, most = self.recipe.batch.micro, -(-self.recipe.batch.labeled // world_size())
-        # The largest rank decides for all: planning exchanges rows, and ranks that do not take part would hang others.
+        # `most` is the largest number of labeled rows of any rank, so all ranks decide the same. `plan` exchanges rows
+        # between ranks: if one rank did not call it, the others would wait forever.
         if micro is None or most <= micro:
             return [(batch, progress)]
         parts = max(1, -(-len(batch.labels) // micro))
@@ -66,19 +67,20 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return [(small, progress, plan) for small, plan in zip(batch.split(parts), plans, strict=True)]
 
     def view_count(self, step: int) -> int:
-        """Count the views that a step uses: fewer in a supervised start than after it."""
+        """Return how many views a step uses. A supervised start uses fewer views than later steps."""
         return len(self._views_at(step))
 
     def validate(self, progress: Progress) -> Validation:
-        """Score the averaged student on the validation part, after a new estimate of its BatchNorm statistics.
+        """Estimate the averaged student's BatchNorm statistics anew, and score the student on the validation part.
 
         Args:
-            progress: The step that was taken last.
+            progress: The last step that was taken.
         """
         average_batchnorm(self.step)
         scores = self.evaluate_student("validation", progress).scores
         score = scores[headline(self.data.space)]
-        # NaN without divergence means that no class has a positive in this part, so that nothing tells good from bad.
+        # If the score is NaN although predictions are finite, no class has a positive patch in this part. Nothing can
+        # then be scored.
         return Validation(scores, None if isnan(score) and not diverged(scores) else score)
 
     def evaluate_student(self, part: str, progress: Progress) -> Evaluation:
@@ -86,7 +88,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
         Args:
             part: `train`, `validation` or `test`.
-            progress: The step that was taken last.
+            progress: The last step that was taken.
         """
         options, pixels = self.recipe.evaluation, self.views.pixels
         calibrate(self.step, self.recipe, self.data, pixels, progress)
@@ -96,7 +98,8 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
     def export(self, checkpoints: Checkpoints) -> None:
         """Write the best student as `student.safetensors`, the file that users ship.
 
-        Names with `backbone.` are of timm's network; `site.` and others are of layers that inject metadata into it.
+        Names that start with `backbone.` belong to timm's network. Other names, such as `site.`, belong to layers that
+        inject metadata into it.
         """
         export_weights(checkpoints, STUDENT, "student")
 
@@ -105,7 +108,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return self.data.about(world_size()) | {"labeled": len(self.data.labeled)}
 
     def labels(self) -> JsonObject:
-        """List the drawn labels: the rule, store rows, patch names, class frequencies and choice ids."""
+        """Describe the drawn labels: rule of the draw, store rows, patch names, class frequencies and targets."""
         data = self.data
         names = data.store.column("patch_id")[data.labeled]
         return {
@@ -118,21 +121,21 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
 
 def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: PixelScaler, progress: Progress) -> None:
-    """Estimate BatchNorm statistics for averaged weights from training batches, the same on every rank.
+    """Estimate the BatchNorm statistics of averaged weights from training batches. All ranks get the same result.
 
-    With `evaluation.batchnorm_batches: 0` the averages keep the networks' own running statistics.
+    If `evaluation.batchnorm_batches` is 0, the averages keep the networks' own running statistics.
 
     Args:
         step: Networks and averages.
         recipe: Recipe of the run.
         data: Training patches.
         pixels: Scaler from stored bands to images.
-        progress: The step that the weights took last; in a supervised start batches have labeled patches alone.
+        progress: The last step of the weights. In a supervised start, batches have only labeled patches.
     """
     if not recipe.evaluation.batchnorm_batches:
         return
-    # Batches mix views and classes, in micro-batches if there are any, as in training, since that is what the weights
-    # are used to. Neighboring store rows would often share a class, and unaugmented ones alone cost points of accuracy.
+    # Mix views, classes and micro-batches as in training: the weights fit such batches. Neighboring store rows would
+    # often share a class. Patches without augmentation would cost points of accuracy.
     views = step.views_at(progress) - {View.UNLABELED_WEAK}
     loader, maker = build_loader(recipe, data, lambda _: views), ViewMaker(pixels)
     parts = -(-recipe.batch.labeled // (recipe.batch.micro or recipe.batch.labeled))

@@ -27,15 +27,15 @@ from stssl.training.teacher_student_task import calibrate
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Hold a run that was trained: its networks as a checkpoint has them, and the data to score them on.
+    """Hold the networks of a trained run, with the weights of a checkpoint, and the data to score them on.
 
     Attributes:
         folder: Folder of the run.
-        recipe: Recipe of the run; its store is the one given to `load_run`.
-        data: Open store, split, labels.
-        step: Networks with the checkpoint's weights, in the step that trained them.
+        recipe: Recipe of the run. If `load_run` was given a store, the recipe names that store.
+        data: Open store, split and labels.
+        step: Training step that holds the networks, with the checkpoint's weights.
         pixels: Scaler from stored bands to images.
-        steps: Number of steps taken until the checkpoint.
+        steps: Number of steps taken before the checkpoint.
     """
 
     folder: RunFolder
@@ -47,7 +47,7 @@ class TrainedRun:
 
     @property
     def progress(self) -> Progress:
-        """Return the step that the weights took last."""
+        """Return the last step that trained the weights."""
         return Progress(self.steps - 1, self.recipe.schedule.steps)
 
 
@@ -63,12 +63,12 @@ def load_run(
         folder: Folder of the run, or its path.
         checkpoint: `best` or `last`.
         device: Device of the networks, or one of `cpu`, `cuda` and `auto`.
-        store: Place of the run's store, if it is not where the run was trained.
+        store: Path of the run's store, if the store was moved after training.
 
     Raises:
-        ConfigError: Unknown checkpoint or device.
-        RunError: The folder is no run's or an earlier release's, the checkpoint is missing or damaged, or the store has
-            other patches than when the run was trained.
+        ConfigError: The checkpoint or the device is unknown.
+        RunError: The folder has no run, or a run of a release that is too old. The checkpoint is missing or damaged.
+            Or the store has changed since the run was trained.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder.existing(folder)
     device = device if isinstance(device, torch.device) else _device(device)
@@ -93,7 +93,7 @@ def load_run(
     folder.require_store(data.store)
     state = read_own_state(folder, path, expected)
     step = build_step(as_trained(recipe), data)
-    # `as_trained` leaves out votes, which only training uses and which are as large as the training part.
+    # `as_trained` builds no votes: only training uses them, and they are as large as the training part.
     weights = {name: value for name, value in state["step"].items() if not str(name).startswith("votes.")}
     try:
         step.load_state_dict(weights)
@@ -105,7 +105,7 @@ def load_run(
 
 
 def never_finite(folder: RunFolder) -> bool:
-    """Return True if a run has checkpoints, but none had finite predictions, so that there is no best one."""
+    """Return True if a run has checkpoints, but no best one, because no validation had finite predictions."""
     states = [state for _, state in folder.checkpoints.newest() if not isinstance(state, UnusableError)]
     return bool(states) and not states[0]["progress"].get("best_step")
 
@@ -115,13 +115,13 @@ def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "")
 
     Args:
         folder: Folder of the run.
-        path: File of the checkpoint; if the best one is lost, another that is the same is read.
-        recipe: Hash of the run's recipe. A checkpoint of an earlier version may have the hash of that version instead,
-            which the run's record has, too.
-        advice: Sentence on what to do if it cannot be used; by default to evaluate another checkpoint.
+        path: File of the checkpoint. If the best checkpoint is lost, a copy of it is read.
+        recipe: Hash of the run's recipe. If an earlier version wrote the checkpoint, the hash in the run's record is
+            accepted, too.
+        advice: Sentence that says what to do if the checkpoint cannot be used. The default names another checkpoint.
 
     Raises:
-        RunError: The checkpoint is damaged or another run's; says what can be used instead.
+        RunError: The checkpoint is damaged or belongs to another run. The message says what to use instead.
     """
     best = path == folder.checkpoints.path("best")
     try:
@@ -137,27 +137,28 @@ def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "")
 def evaluate_run(
     path: str | Path, part: str, checkpoint: str = "best", device: str = "auto", store: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """Score a run's networks on all patches of a part; writes `evaluation/<part>.json` and logits in `<part>.npz`.
+    """Score a run's networks on all patches of a part. Write `evaluation/<part>.json`, and logits to `<part>.npz`.
 
     Args:
         path: Folder of the run.
         part: `train`, `validation` or `test`.
         checkpoint: `best` or `last`.
         device: `cpu`, `cuda` or `auto`.
-        store: Place of the run's store, if it is not where the run was trained.
+        store: Path of the run's store, if the store was moved after training.
 
     Returns:
-        Scores by name of the student (averaged weights), and of the teacher if the run has one.
+        Scores by network and by score name. The networks are the `student` (averaged weights), and the `teacher` if the
+        run has one.
 
     Raises:
-        ConfigError: Unknown part, checkpoint or device.
+        ConfigError: The part, the checkpoint or the device is unknown.
         DataError: No patch of the part has a known label.
-        RunError: The folder is no run's or an earlier release's, the checkpoint is missing or damaged, or the store has
-            other patches than when the run was trained.
+        RunError: The folder has no run, or a run of a release that is too old. The checkpoint is missing or damaged.
+            Or the store has changed since the run was trained.
     """
     trained = load_run(path, checkpoint, device, store)
     recipe, data, step, pixels = trained.recipe, trained.data, trained.step, trained.pixels
-    data.split.part(part)  # an unknown part is refused before minutes of calibration
+    data.split.part(part)  # refuse an unknown part now: calibration takes minutes
     calibrate(step, recipe, data, pixels, trained.progress)
     results: dict[str, Evaluation] = {}
     for network in ("student", "teacher")[: len(step.networks)]:
