@@ -1,10 +1,10 @@
-"""Search recipe keys: many runs of one recipe with other values, chosen by Optuna and trained by Ray Tune.
+"""Search recipe keys: train one recipe many times with other values. Optuna chooses the values; Ray Tune trains.
 
-`spec` reads a sweep file, `domains` and `space` make its search space, `study` keeps the trials, `tuning` and `trials`
-train them, `results`, `report` and `charts` show them, `confirmation` trains the best ones again, and `run` puts
-everything together.
+`spec` reads a sweep file. `domains` and `space` make its search space. `study` keeps the trials. `tuning` and `trials`
+train them. `results`, `report` and `charts` show them. `confirmation` trains the best trials again. `run` calls all of
+these.
 
-The names below are imported when they are first used, since they need torch, and some of them Ray.
+The names below are imported at their first use, since they import torch, and some of them Ray.
 """
 
 from importlib import import_module
@@ -27,7 +27,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first used."""
+    """Import a public name from its module at its first use."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

@@ -1,4 +1,4 @@
-"""Draw the figures of a sweep as SVG text. Trials that were stopped early are always drawn differently."""
+"""Draw the figures of a sweep as SVG text. Trials that were stopped early always look different from complete ones."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,10 +28,10 @@ COMPLETE: dict[str, Any] = {"color": COLORS[0], "s": 26, "linewidths": 0}
 
 
 def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) -> Markup:
-    """Draw one score of all trials by number, with a line for the best so far.
+    """Draw one score of each trial over the trial's number, and a line for the best score so far.
 
     Args:
-        trials: Trials in order.
+        trials: Trials, by number.
         metric: Position of the score among the metrics.
         name: Name of the score.
         larger: True if larger scores are better.
@@ -55,7 +55,7 @@ def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) ->
 
 
 def _dots(axis: "Axes", points: Sequence[tuple[float, TrialRow, float]]) -> None:
-    """Draw a dot for each (x, trial, y): filled for a complete trial, hollow for a stopped one."""
+    """Draw a dot for each (x, trial, y). Dots of complete trials are filled; dots of stopped trials are hollow."""
     for state, style, label in (("complete", COMPLETE, "complete"), ("stopped", STOPPED, "stopped early")):
         shown = [(x, y) for x, row, y in points if row.state == state]
         if shown:
@@ -75,10 +75,10 @@ def importances(shares: Mapping[str, float]) -> Markup:
 
 
 def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> list[Markup]:
-    """Draw the score over the values of each key, one panel a key and three panels a figure.
+    """Draw the score over the values of each key. Each key has one panel; a figure has three panels.
 
     Args:
-        trials: Trials in order.
+        trials: Trials, by number.
         axes: Searched keys.
         metric: Position of the score among the metrics.
         name: Name of the score.
@@ -97,7 +97,7 @@ def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: 
 
 
 def wholes(axes: Sequence[Axis]) -> list[Axis]:
-    """Join the axes of a key to one, over the domains of all parts that have the key."""
+    """Join all axes of the same key into one axis. Its domain covers the domains of all these axes."""
     groups: dict[str, list[Axis]] = {}
     for axis in axes:
         groups.setdefault(axis.key, []).append(axis)
@@ -118,7 +118,8 @@ def _slice(panel: "Axes", trials: Sequence[TrialRow], axis: Axis, metric: int) -
     rows = [row for row in trials if row.values and axis.key in row.params]
     if axis.domain.choices:
         known = {str(choice): place for place, choice in enumerate(axis.domain.choices)}
-        # Dots of the same choice would hide each other, so each is moved a little, always in the same way.
+        # Move each dot a little: dots of the same choice would hide each other. The seed is fixed, so that the figure
+        # is always the same.
         spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(rows))
         points = [
             (known[str(row.params[axis.key])] + shift, row, (row.values or [])[metric])
@@ -134,7 +135,7 @@ def _slice(panel: "Axes", trials: Sequence[TrialRow], axis: Axis, metric: int) -
 
 
 def _ranged(panel: "Axes", axis: Axis) -> None:
-    """Make a panel show the whole domain, with a little room at its ends."""
+    """Make a panel show the whole domain, with a margin at both ends."""
     low, high = float(axis.domain.low or 0), float(axis.domain.high or 0)
     if axis.domain.log:
         room = (high / low) ** 0.03
@@ -149,10 +150,10 @@ def _ranged(panel: "Axes", axis: Axis) -> None:
 
 
 def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> Markup:
-    """Draw each complete trial as a line across all keys, colored by score; a key that it lacks is at the bottom.
+    """Draw each complete trial as a line across all keys, colored by score. A missing key is drawn at the bottom.
 
     Args:
-        trials: Trials in order.
+        trials: Trials, by number.
         axes: Searched keys.
         metric: Position of the score among the metrics.
         name: Name of the score.
@@ -189,7 +190,7 @@ def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name
 
 
 def _place(axis: Axis, value: object) -> float:
-    """Place a value on the height of the figure: 0..1 over the domain, below 0 if the trial has no such key."""
+    """Compute the height of a value in the figure: from 0 to 1 over the domain, below 0 if the trial lacks the key."""
     domain = axis.domain
     if value is None and None not in domain.choices:
         return -0.12
@@ -203,7 +204,7 @@ def _place(axis: Axis, value: object) -> float:
 
 
 def _number(value: object) -> float:
-    """Return a value that was drawn from a range as a float."""
+    """Convert a value that was drawn from a range to a float."""
     if not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)
@@ -216,7 +217,7 @@ def _ticks(axis: Axis) -> list[tuple[float, str]]:
 
 
 def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
-    """Draw the trials of each group as dots, with mean and standard deviation."""
+    """Draw the values of each group as dots, with their mean and standard deviation."""
     figure, (axis,) = figure_of(8.4, 1.0 + 0.42 * len(groups))
     random = np.random.default_rng(0)
     for place, values in enumerate(groups.values()):
@@ -232,11 +233,11 @@ def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
 
 
 def front(trials: Sequence[TrialRow], best: Sequence[TrialRow], names: Sequence[str]) -> Markup:
-    """Draw two scores against each other, with the trials that no other one dominates marked.
+    """Draw two scores against each other. Mark the trials that no other trial dominates.
 
     Args:
-        trials: Trials in order.
-        best: Trials that no other one dominates.
+        trials: Trials, by number.
+        best: Trials that no other trial dominates.
         names: Names of the two scores.
     """
     figure, (axis,) = figure_of(6.0, 4.2)

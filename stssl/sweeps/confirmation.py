@@ -1,4 +1,4 @@
-"""Train the best trials again with seeds that the search did not use, choose the winner, and test it once."""
+"""Train the best trials again with other seeds than the search, choose the winner, and test it once."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -42,9 +42,9 @@ class Candidate:
 
     Attributes:
         name: `trial-0007`, or `recipe` for the sweep's base recipe.
-        validation: Values of each metric on validation, one for each seed that came to its end.
-        test: Values of each metric on test; only of the winner and the base recipe.
-        failed: Number of seeds that did not come to their end.
+        validation: Values of each metric on validation, one for each seed that was trained to its end.
+        test: Values of each metric on test; only the winner and the base recipe have them.
+        failed: Number of seeds that were not trained to their end.
     """
 
     name: str
@@ -55,12 +55,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Hold the scores of the best trials run again with other seeds.
+    """Hold the scores of the best trials, trained again with other seeds.
 
     Attributes:
-        seeds: Seeds of runs and of label draws.
-        candidates: Best mean on validation first, those with failed seeds last; the base recipe is among them.
-        looks: When test was evaluated, and for which candidates.
+        seeds: Seeds of the runs and of their label draws.
+        candidates: Candidates, the base recipe among them. The best mean on validation comes first; candidates with
+            failed seeds come last.
+        looks: Times when test was evaluated, and for which candidates.
     """
 
     seeds: list[int]
@@ -68,7 +69,7 @@ class Confirmation:
     looks: list[TestLook]
 
     def html(self) -> Markup:
-        """Make a section of the sweep's report: a table of means and standard deviations."""
+        """Make a section of the sweep's report with a table of means and standard deviations."""
         names = list(self.candidates[0].validation)
         head = Markup("<th>{}, {}</th>")
         return _SECTION.format(
@@ -97,36 +98,36 @@ def _line(one: Candidate, names: Sequence[str]) -> Markup:
 
 
 def words(values: Sequence[float]) -> str:
-    """Write mean and standard deviation of values as text."""
+    """Return mean and standard deviation of values as text."""
     if not values:
         return "–"
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: Callable[[str], None]) -> Confirmation:
-    """Train the best trials and the base recipe with new seeds; runs that are finished are not trained again.
+    """Train the best trials and the base recipe with new seeds. Finished runs are not trained again.
 
     Args:
         book: Study of the sweep.
-        trials: Its trials.
-        top: How many of the best trials to train again.
-        seeds: How many seeds for each of them.
+        trials: Trials of the sweep.
+        top: Number of best trials to train again.
+        seeds: Number of seeds for each of these trials.
         say: Shows a line of progress.
 
     Returns:
-        Scores of all candidates, which are also in `confirmation.json`.
+        Scores of all candidates. `confirmation.json` has the same scores.
 
     Raises:
-        RunError: No trial has scores, or no re-run came to its end.
+        RunError: No trial has scores, or none of the new runs was trained to its end.
     """
     config, base = book.sweep.config, book.sweep.recipe
     best = ranked(trials, config.modes)[:top]
     if not best:
         raise RunError(f"no trial of {book.sweep.folder} has scores, so there is nothing to run again")
     recipes = {row.run.name: chosen_recipe(book, row, row.run.name) for row in best}
-    # A trial that drew the base recipe's own values would be trained twice.
+    # Leave out trials that equal the base recipe: they would be trained twice.
     recipes = {name: recipe for name, recipe in recipes.items() if recipe.hash() != base.hash()} | {BASE: base}
-    # All trials of the search have the base recipe's seed.
+    # All trials of the search have the base recipe's seed, so these seeds are new.
     numbers = list(range(base.seed + 1, base.seed + 1 + seeds))
     runs = {name: [_seeded(recipe, name, number, book) for number in numbers] for name, recipe in recipes.items()}
     left = [recipe for group in runs.values() for recipe in group if not RunFolder.of(recipe).finished()]
@@ -138,7 +139,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
     ended = [one for one in found if one.validation[config.metrics[0]]]
     if not ended:
         raise RunError(f"no run with another seed came to its end; see {book.sweep.folder / 'confirm'}/*/failed.txt")
-    # A candidate that diverges for some seeds has a mean over the good ones alone: those without failures come first.
+    # Put candidates without failed seeds first: the mean of the others ignores the seeds that failed.
     ended.sort(key=lambda one: (one.failed, -sign * mean(one.validation[config.metrics[0]])))
     chosen = [*ended[:1], *(one for one in ended[1:] if one.name == BASE)]
     looks = _test(book, chosen, runs)
@@ -152,7 +153,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
 
 
 def confirmed(book: Book) -> Confirmation | None:
-    """Read the scores that an earlier start wrote to `confirmation.json`, or return None if there are none."""
+    """Read the scores that an earlier start wrote to `confirmation.json`; None if the file does not exist."""
     if not is_there(_file(book)):
         return None
     kept = read_run_file(ConfirmationFile, _file(book), CONFIRMATION_ADVICE)[0]
@@ -169,14 +170,14 @@ def _plain(result: Confirmation) -> dict[str, object]:
 
 
 def _seeded(recipe: Recipe, name: str, seed: int, book: Book) -> Recipe:
-    """Give a recipe another seed, also for the draw of labels, and a run in the sweep's `confirm` folder."""
+    """Copy a recipe with another seed of the run and of the draw of labels, in the sweep's folder `confirm`."""
     labels = recipe.labels.model_copy(update={"seed": seed})
     again = recipe.model_copy(update={"seed": seed, "labels": labels})
     return trial_recipe(again, f"{name}-s{seed}", book.sweep.folder / "confirm")
 
 
 def _train(book: Book, recipes: Sequence[Recipe]) -> None:
-    """Train recipes: in this process with `launch.workers: 0`, else each as a trial of Ray Tune."""
+    """Train recipes in this process if `launch.workers` is 0; else train each as a trial of Ray Tune."""
     for recipe in recipes:
         (RunFolder.of(recipe).path / REASON).unlink(missing_ok=True)
     if book.sweep.recipe.launch.workers == 0:
@@ -209,7 +210,7 @@ def _evaluate(folder: RunFolder) -> None:
     """Score a run on test.
 
     Raises:
-        RunError: Its best checkpoint is missing or damaged; says how to get it back.
+        RunError: The run's best checkpoint is missing or damaged. The message says how to get it back.
     """
     try:
         folder.checkpoints.best()
@@ -221,15 +222,15 @@ def _evaluate(folder: RunFolder) -> None:
 
 
 def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[TestLook]:
-    """Evaluate the chosen candidates on test if that was not done before, and record that it was done.
+    """Evaluate the chosen candidates on test, unless an earlier start did it, and record the evaluation.
 
     Args:
         book: Study of the sweep.
-        chosen: Winner and base recipe; their `test` is filled.
+        chosen: Winner and base recipe. This function fills their `test`.
         runs: Recipes of all candidates, one for each seed.
 
     Returns:
-        All evaluations on test so far.
+        Records of all evaluations on test so far.
     """
     old = confirmed(book)
     looks = list(old.looks) if old else []
@@ -243,11 +244,11 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
             if not is_there(file):
                 _evaluate(folder)
                 fresh.append(one.name)
-            elif one.name not in known:  # a start that was killed evaluated it, but did not record that
+            elif one.name not in known:  # an earlier start evaluated it, but was killed before it recorded that
                 fresh.append(one.name)
             scores = read_run_file(ScoresFile, file, f"Evaluate it again: `stssl evaluate {folder.path}`.")[0].student
             if scores.get("loss") is None:
-                continue  # predictions on test are not finite, though those on validation were
+                continue  # predictions on test are not finite, although they were finite on validation
             for metric in book.sweep.config.metrics:
                 value = scored(scores).get(metric)
                 if value is None:

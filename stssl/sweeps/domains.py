@@ -1,4 +1,4 @@
-"""Turn the dotted keys of a sweep file into dimensions: find each key's domain in the recipe's types, and its gates."""
+"""Turn the dotted keys of a sweep file into dimensions. Find each key's domain and gates in the recipe's types."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,14 +28,14 @@ IDLE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("loss.distance", ("mse", "mae", "cosine", "none")),
     ),
 }
-"""Keys that change nothing while another key has one of some values; algorithms add theirs below."""
+"""Keys that have no effect while another key has one of the listed values. Algorithms add more keys below."""
 
 for _key in sorted({key for kind in ALGORITHMS.values() for key in kind.unused_keys()}):
     _names = tuple(name for name, kind in ALGORITHMS.items() if _key in kind.unused_keys())
     IDLE[_key] = (("algorithm.name", _names),)
 
 FIRST = ("model.metadata", "model.injection.name", "loss.distance")
-"""Keys to draw first, since gates of other keys ask for their values."""
+"""Keys to draw first: gates of other keys depend on their values."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Found:
     """Describe one meaning of a key.
 
     Attributes:
-        domain: Values that the recipe's type gives it; None if the type gives none.
+        domain: Values that the recipe's type allows; None if the type sets no bounds.
         integer: True if values are whole numbers.
-        gates: Names of the parts that have the key with this meaning.
+        gates: Conditions under which the key has this meaning.
     """
 
     domain: Domain | None
@@ -54,18 +54,18 @@ class Found:
 
 
 def build_space(config: SweepConfig, recipe: Recipe, source: str = "search") -> Space:
-    """Find the domain of every searched key, and when it exists.
+    """Find the domain of each searched key, and the conditions under which the key exists.
 
     Args:
         config: The sweep file.
-        recipe: Its base recipe.
+        recipe: Base recipe of the sweep.
         source: Name of the section in messages.
 
     Returns:
         The search space over the base recipe.
 
     Raises:
-        ConfigError: A key does not exist, has no domain, or its domain has values that the recipe refuses.
+        ConfigError: A key does not exist or has no domain, or the recipe refuses a value of its domain.
     """
     finder = _Finder(config, recipe, source)
     order = sorted(config.search, key=lambda key: (*(key != one for one in FIRST), not key.endswith(".name")))
@@ -83,7 +83,7 @@ class _Finder:
         self.search, self.recipe, self.tree, self.source = config.search, recipe, recipe.tree(), source
 
     def axes(self, key: str) -> list[Axis]:
-        """Make the dimensions of one key: one, or one for each part if parts give the key different domains."""
+        """Make the dimensions of one key: one for each part if the parts' domains differ, else only one."""
         found = [replace(one, domain=self._domain(key, one)) for one in self._look_up(key)]
         domains = [one.domain or Domain() for one in found]
         awake = tuple(self._awake(key))
@@ -116,7 +116,7 @@ class _Finder:
         return found.domain
 
     def _is_float(self, value: object, found: Found) -> TypeGuard[int]:
-        """True if a whole number stands for a float."""
+        """Return True if a whole number stands for a float."""
         ranged = found.domain is not None and found.domain.low is not None
         return ranged and not found.integer and isinstance(value, int) and not isinstance(value, bool)
 
@@ -141,7 +141,7 @@ class _Finder:
         raise ConfigError(f"{self.source}: the key '{key}' is empty")
 
     def _names(self, prefix: str, union: list[type[Config]]) -> tuple[str, ...]:
-        """List the names of the parts that fit: of injection sites only those that the backbone has."""
+        """List the names of the parts in a union. For injection sites, list only those that fit the backbone."""
         names = tuple(name for name in map(part_name, union) if name)
         if prefix != "model.injection":
             return names
@@ -159,7 +159,7 @@ class _Finder:
     def _chosen(
         self, prefix: str, union: list[type[Config]], gates: tuple[Gate, ...]
     ) -> list[tuple[type[Config], tuple[Gate, ...]]]:
-        """List the parts that a prefix may be: the recipe's, or all that are searched, each with a gate on its name."""
+        """List the parts that may stand at a key: the recipe's part, or each searched part with a gate on its name."""
         if len(union) == 1:
             return [(union[0], gates)]
         by_name = {part_name(part): part for part in union}
@@ -180,12 +180,12 @@ class _Finder:
         return node
 
     def _awake(self, key: str) -> Iterator[Gate]:
-        """Make gates that leave the key out while another key's value gives it no effect (see `IDLE`)."""
+        """Make gates that leave the key out while another key's value makes it useless (see `IDLE`)."""
         for prefix, conditions in IDLE.items():
             if key != prefix and not key.startswith(f"{prefix}."):
                 continue
             for other, idle in conditions:
-                if other == key:  # `model.injection` has a condition on its own name
+                if other == key:  # `model.injection` depends on `model.injection.name`, but that key itself must stay
                     continue
                 if other in self.search:
                     choices = self.axes(other)[0].domain.choices
@@ -203,7 +203,7 @@ class _Finder:
                     )
 
     def _unknown(self, here: str, part: str, places: list[type[Config]], prefix: str) -> str:
-        """Say which key is wrong, and which other parts have it."""
+        """Return a message that says which key is wrong, and which other parts have it."""
         known = {f"{prefix}.{name}".lstrip(".") for place in places for name in place.model_fields}
         having = [name for name in self._others(prefix) if name]
         owners = [name for name, part_type in self._others(prefix).items() if part in part_type.model_fields and name]
@@ -241,7 +241,7 @@ def check_site(model: ModelConfig, injection: InjectionBase) -> None:
 
 
 def _found(field: FieldInfo, gates: tuple[Gate, ...]) -> Found:
-    # Pydantic splits the outermost `Annotated` off a field's type: joined again, inner and outer ones look alike.
+    # Pydantic removes the outermost `Annotated` from a field's type. Add it again: the code below expects it.
     annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     types = list(_types(annotation))
     numbers = {kind for kind in types if kind in (int, float)}
@@ -255,7 +255,7 @@ def _found(field: FieldInfo, gates: tuple[Gate, ...]) -> Found:
 
 
 def _types(annotation: object) -> Iterator[object]:
-    """Yield the plain types that an annotation is made of, without None."""
+    """Yield the plain types in an annotation, without None."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _types(get_args(annotation)[0])
@@ -267,7 +267,7 @@ def _types(annotation: object) -> Iterator[object]:
 
 
 def _domains(annotation: object) -> Iterator[Domain]:
-    """Yield the domains that stand in an annotation."""
+    """Yield the domains in an annotation."""
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
         yield from (part for part in arguments[1:] if isinstance(part, Domain))
@@ -285,7 +285,7 @@ def _literals(annotation: object) -> Iterator[JsonValue]:
 
 
 def _try(space: Space, axis: Axis, source: str) -> None:
-    """Build the recipe with the domain's ends or choices: a refused value must be found before the first trial."""
+    """Build the recipe with the domain's ends or choices, to find values that it refuses before the first trial."""
     ends = axis.domain.choices or (axis.domain.low, axis.domain.high)
     for value in ends:
         values = {gate.key: gate.values[0] for gate in axis.gates}

@@ -1,4 +1,4 @@
-"""Write the page about a sweep: its trials, their scores, which keys mattered, and the time that it took."""
+"""Write the page about a sweep: its trials and scores, the keys that mattered, and the time it took."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confir
 
     Args:
         book: Study of the sweep.
-        trials: Its trials.
+        trials: Trials of the sweep.
         confirmed: Scores of runs with other seeds, if there are any.
     """
     config = book.sweep.config
@@ -82,7 +82,7 @@ def _place(config: SweepConfig) -> str:
 
 
 def _best(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """List the five best trials; for several metrics those that no other dominates."""
+    """Show the five best trials. With several metrics, show the trials that no other trial dominates."""
     config = book.sweep.config
     order = ranked(trials, config.modes)
     if not order:
@@ -134,7 +134,7 @@ def _importances(book: Book, metric: int) -> dict[str, float]:
 
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    # With a `target` given, Optuna takes small values for the good ones.
+    # If `target` is given, Optuna takes small values as good.
     sign = -1 if book.sweep.config.modes[metric] == "max" else 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -151,7 +151,7 @@ def _importances(book: Book, metric: int) -> dict[str, float]:
 
 
 def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Draw the scores of complete trials by choice, for each key with choices; injection sites first."""
+    """Draw the scores of complete trials by choice, for each key with choices. Injection sites come first."""
     parts: list[Markup] = []
     name, mode = book.sweep.config.metrics[0], book.sweep.config.modes[0]
     keys = {axis.key: axis for axis in book.space.axes if axis.domain.choices}
@@ -171,7 +171,7 @@ def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[object]) -> dict[str, list[float]]:
-    """Group the complete trials' values of the first metric by choice; choices without a trial are left out.
+    """Group the complete trials' values of the first metric by choice. Leave out choices without a trial.
 
     Args:
         trials: Trials of the study.
@@ -179,7 +179,7 @@ def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[object]) -> d
         choices: Values that the key may have.
 
     Returns:
-        Values by choice, in the order of `choices`.
+        Values by choice. The choices are sorted as in `choices`.
     """
     groups = {
         str(choice): [
@@ -240,7 +240,7 @@ def _failures(trials: Sequence[TrialRow]) -> Markup:
 
 
 def _table(lines: Sequence[JsonMapping]) -> Markup:
-    """Make a table of mappings with the same keys; columns without any value are left out."""
+    """Make a table of mappings with the same keys. Leave out columns without any value."""
     if not lines:
         return Markup()
     names = [name for name in lines[0] if name != "run" and any(line[name] is not None for line in lines)]

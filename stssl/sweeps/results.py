@@ -1,4 +1,4 @@
-"""Read a sweep's trials as rows, write them as tables, and name the best."""
+"""Read a sweep's trials as rows, write them as tables, and choose the best trial."""
 
 import contextlib
 import csv
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TrialState = Literal["complete", "stopped", "failed", "unfinished"]
 STATES: dict[str, TrialState] = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "unfinished"}
-"""States of trials by their name in Optuna."""
+"""State of a trial, by its name in Optuna."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class TrialRow:
     """Describe one trial.
 
     Attributes:
-        number: Number of the trial, from 0.
-        state: `complete`; `stopped` early, so that its values are not comparable; `failed`; or `unfinished`.
-        values: Scores of its best checkpoint so far, one for each metric.
+        number: Number of the trial, counted from 0.
+        state: `complete`, `stopped` early (its values cannot be compared with others), `failed` or `unfinished`.
+        values: Scores of the trial's best checkpoint so far, one for each metric.
         step: Step of that checkpoint.
         last: Last step that was validated.
-        seconds: Time that it took, summed over starts.
-        cpu_hours: CPUs of its workers times hours.
-        gpu_hours: GPUs of its workers times hours.
+        seconds: Time that the trial took, summed over its starts.
+        cpu_hours: Number of CPUs of its workers, times hours.
+        gpu_hours: Number of GPUs of its workers, times hours.
         params: Dotted keys that were drawn, and their values.
-        reason: Why it failed, or None.
-        run: Folder of its run.
+        reason: Reason why the trial failed; None if it did not fail.
+        run: Folder of the trial's run.
     """
 
     number: int
@@ -61,7 +61,7 @@ class TrialRow:
 
 
 def rows(book: Book) -> list[TrialRow]:
-    """Read all trials that were started, in order."""
+    """Read all trials that were started, by number."""
     return [_row(book, trial) for trial in book.study.get_trials(deepcopy=False) if trial.state.name in STATES]
 
 
@@ -86,7 +86,7 @@ def _row(book: Book, trial: "FrozenTrial") -> TrialRow:
 
 
 def records(book: Book, trials: Sequence[TrialRow]) -> list[JsonObject]:
-    """Flatten rows to mappings from column to scalar; all have the same columns."""
+    """Flatten each row to a mapping from column to scalar. All mappings have the same columns."""
     metrics, keys = book.sweep.config.metrics, dict.fromkeys(axis.key for axis in book.space.axes)
     return [
         {"trial": row.number, "state": row.state}
@@ -118,7 +118,7 @@ def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
     write_whole(book.sweep.folder / "trials.csv", text.getvalue())
     columns = {name: [line[name] for line in lines] for name in lines[0]}
     for name, column in columns.items():
-        # A Parquet column has one type, but a key's choices may be of several, such as 0.5 and "auto".
+        # A Parquet column has one type, but a key's choices may have several types, such as 0.5 and "auto".
         kinds = {type(value) for value in column if value is not None}
         if len(kinds) > 1 and not kinds <= {int, float}:
             columns[name] = [None if value is None else str(value) for value in column]
@@ -127,9 +127,9 @@ def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
 
 
 def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
-    """Sort trials, best first: the complete ones, or if there are none, those with any score that did not fail.
+    """Sort the complete trials, best first. If no trial is complete, sort the others that have scores and did not fail.
 
-    With several metrics, trials that no other one dominates come first; the first metric decides the rest.
+    With several metrics, trials that no other trial dominates come first. After that, the first metric decides.
     """
     complete = [row for row in trials if row.state == "complete" and row.values]
     candidates = complete or [row for row in trials if row.values and row.state != "failed"]
@@ -138,7 +138,7 @@ def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
 
 
 def pareto(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
-    """Select the trials that no other one dominates: is as good in every metric and better in one."""
+    """Select the trials that no other dominates. A trial dominates if it is never worse, and better in one metric."""
     return [
         row
         for row in trials
@@ -152,7 +152,7 @@ def _dominates(one: TrialRow, other: TrialRow, modes: Sequence[Mode]) -> bool:
 
 
 def _gains(row: TrialRow, modes: Sequence[Mode]) -> list[float]:
-    """Return a trial's values with the signs changed of metrics of which smaller is better."""
+    """Return a trial's values, negative for metrics with mode `min`: larger is then always better."""
     return [value if mode == "max" else -value for value, mode in zip(row.values or [], modes, strict=True)]
 
 
@@ -163,7 +163,7 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
         Path of `best.yaml`.
 
     Raises:
-        RunError: All trials failed, or none came to a validation; says why the first failed.
+        RunError: All trials failed, or none came to a validation. The message says why the first one failed.
     """
     folder, config = book.sweep.folder, book.sweep.config
     order = ranked(trials, config.modes)
@@ -193,7 +193,7 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
     _link(folder / "best", best.run)
     if len(config.metrics) > 1:
         (folder / "pareto").mkdir(exist_ok=True)
-        # More trials may dominate some that an earlier start wrote here.
+        # Delete the old files first: an earlier start may have written trials that newer trials now beat.
         for old in (folder / "pareto").glob("*.yaml"):
             old.unlink()
         for row in pareto(order, config.modes):
@@ -206,7 +206,7 @@ def chosen_recipe(book: Book, row: TrialRow, name: str) -> Recipe:
 
     Args:
         book: Study of the sweep.
-        row: Trial.
+        row: Row of the trial.
         name: Name of the new run.
     """
     return book.space.recipe(row.params).model_copy(update={"name": name})
@@ -222,9 +222,9 @@ def _file(book: Book, row: TrialRow) -> str:
 
 def _link(link: Path, target: Path) -> None:
     """Point a link at a run's folder."""
-    # Some file systems have no links; `best.json` names the folder there.
+    # Some file systems have no links. `best.json` names the folder, too.
     with contextlib.suppress(OSError):
-        # Made beside the old link and moved over it, so that there is one at every moment.
+        # Make the new link under another name and rename it: `link` then exists at every moment.
         fresh = link.with_name(f".{link.name}.new")
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(target.relative_to(link.parent), target_is_directory=True)

@@ -1,4 +1,4 @@
-"""Run a sweep: train its trials, keep them in the study, and write tables, the best recipe and the report."""
+"""Run a sweep: train its trials, record them in the study, and write tables, the best recipe and the report."""
 
 import contextlib
 import fcntl
@@ -40,10 +40,10 @@ def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, se
 
     Args:
         path: The sweep file.
-        overrides: `key=value` changes to it.
+        overrides: `key=value` changes to the sweep file.
         say: Shows a line for each trial that ends.
-        top: How many of the best trials to train again with other seeds; 0 for none.
-        seeds: How many seeds for each of them.
+        top: Number of best trials to train again with other seeds; 0 for none.
+        seeds: Number of seeds for each of these trials.
 
     Raises:
         StsslError: The sweep file is wrong, or no trial came to a validation.
@@ -64,14 +64,14 @@ def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, se
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from running the same sweep.
+    """Prevent other processes from running the same sweep inside this context.
 
     Raises:
-        RunError: Another process runs it.
+        RunError: Another process runs the sweep.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
-        # The system frees a `flock` however the process ends; a file that marks the lock would stay after a kill.
+        # Use `flock`: the system frees it even if the process is killed. A lock file would stay.
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -80,7 +80,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def search(what: Sweep, say: Say) -> Book:
-    """Train all trials of a sweep that have not ended yet.
+    """Train all trials of a sweep that have not ended.
 
     Args:
         what: Sweep file and base recipe.
@@ -90,7 +90,7 @@ def search(what: Sweep, say: Say) -> Book:
         The book of all trials.
 
     Raises:
-        StsslError: The sweep file is wrong. A trial that fails raises nothing.
+        StsslError: The sweep file is wrong. A trial that fails does not raise an error.
     """
     space = build_space(what.config, what.recipe)
     check_run(what.recipe)
@@ -105,8 +105,8 @@ def search(what: Sweep, say: Say) -> Book:
 
 
 def _check_metrics(what: Sweep) -> None:
-    """Raise a ConfigError if a validation of the recipe has no score of a wanted name."""
-    # Scores depend on the kind of task and on its classes alone, so two made-up patches show their names.
+    """Raise a ConfigError if a metric of the sweep is not among the scores of the recipe's validation."""
+    # The names of scores depend only on the kind of task and its classes. Score two patches of zeros to get the names.
     space = open_data(what.recipe).space
     targets = torch.zeros(2, space.groups, dtype=torch.long)
     scores, _ = score(torch.zeros(2, len(space.classes)), targets, space)
@@ -116,7 +116,7 @@ def _check_metrics(what: Sweep) -> None:
 
 
 def _left(book: Book) -> int:
-    """Count the trials that have not ended yet."""
+    """Count the trials that have not ended."""
     from optuna.trial import TrialState
 
     waiting = (TrialState.WAITING, TrialState.RUNNING)
@@ -159,7 +159,7 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=StudyScheduler(searcher),
-                num_samples=-1,  # the searcher says when there are no more
+                num_samples=-1,  # no limit: the searcher says when it has no more trials
                 time_budget_s=max(1.0, deadline - time.time()) if config.hours else None,
                 reuse_actors=False,
                 trial_dirname_creator=_dirname,

@@ -1,4 +1,4 @@
-"""Define the search space: dotted recipe keys, their domains, and when each key exists."""
+"""Define the search space: dotted recipe keys, their domains, and the conditions under which each key exists."""
 
 import difflib
 import json
@@ -21,12 +21,12 @@ Values = JsonObject
 Scalar = str | int | float | bool | None
 """Values that Optuna can store for a choice."""
 MOST_POINTS = 10_000
-"""Largest size of a grid; each point is a training run."""
+"""Largest number of points of a grid. Each point is a training run."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Make a key depend on another one: it exists only while `key` has one of `values`."""
+    """Make a key depend on another key: it exists only if the other one, `key`, has one of `values`."""
 
     key: str
     values: tuple[JsonValue, ...]
@@ -38,10 +38,10 @@ class Axis:
 
     Attributes:
         key: Dotted recipe key.
-        name: Name of the Optuna parameter: the key, with `@PART` behind it if parts give the key different domains.
+        name: Name of the Optuna parameter: the key, followed by `@PART` if the parts' domains differ.
         domain: Values that may be drawn.
         integer: True if values are whole numbers.
-        gates: Conditions that must all hold for the key to exist.
+        gates: Conditions. The key exists if all of them hold.
     """
 
     key: str
@@ -51,14 +51,14 @@ class Axis:
     gates: tuple[Gate, ...]
 
     def exists(self, values: JsonMapping) -> bool:
-        """True if the key exists while other keys have `values`."""
+        """Return True if the key exists while other keys have `values`."""
         return all(values.get(gate.key) in gate.values for gate in self.gates)
 
     def contains(self, value: JsonValue) -> bool:
-        """True if a value lies in the domain; 1 is the same as 1.0, but not as True."""
+        """Return True if a value lies in the domain. 1 equals 1.0, but not True."""
         domain = self.domain
         if domain.choices:
-            numbers = (int, float)  # compared by type, since Python takes True for 1
+            numbers = (int, float)  # compare types, too: in Python, True == 1
             return any(
                 value == choice and (type(value) is type(choice) or {type(value), type(choice)} == {*numbers})
                 for choice in domain.choices
@@ -68,7 +68,7 @@ class Axis:
         return domain.low is not None and domain.high is not None and domain.low <= value <= domain.high
 
     def encode(self, value: JsonValue | tuple[JsonValue, ...]) -> Scalar:
-        """Encode a value for Optuna, which stores scalars only: lists and mappings become JSON text."""
+        """Encode a value for Optuna. It stores only scalars, so lists and mappings become JSON text."""
         return json.dumps(value, sort_keys=True) if isinstance(value, list | tuple | dict) else value
 
     def suggest(self, trial: "Trial") -> JsonValue:
@@ -87,7 +87,7 @@ class Axis:
         """List all values of the domain, for a grid.
 
         Raises:
-            ConfigError: There are infinitely many values, or more than a grid may have.
+            ConfigError: The domain has infinitely many values, or more than a grid may have.
         """
         domain, low, high = self.domain, self.domain.low or 0, self.domain.high or 0
         if domain.choices:
@@ -97,12 +97,12 @@ class Axis:
         step = domain.step or 1
         if (high - low) / step >= MOST_POINTS:
             raise ConfigError(f"search.{self.key}: a grid takes at most {MOST_POINTS:,} values; make step larger")
-        # 0.1 to 0.3 by 0.1 is 1.9999999999999998 steps in floating point, and has three values.
+        # From 0.1 to 0.3 by 0.1 must be three values, but (0.3 - 0.1) / 0.1 is 1.9999999999999998. Add a little.
         values = [low + i * step for i in range(math.floor((high - low) / step + 1e-9) + 1)]
         return tuple(int(value) if self.integer else value for value in values)
 
     def words(self) -> str:
-        """Describe the domain in messages."""
+        """Describe the domain for messages."""
         if self.domain.choices:
             return ", ".join(str(choice) for choice in self.domain.choices)
         return f"{self.domain.low:g} to {self.domain.high:g}" + (" (log)" if self.domain.log else "")
@@ -110,7 +110,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """Hold all dimensions over a base recipe, in an order in which a key comes after the keys that it depends on."""
+    """Hold a base recipe and all dimensions to search. A key comes after the keys that it depends on."""
 
     base: Recipe
     axes: tuple[Axis, ...]
@@ -119,7 +119,7 @@ class Space:
         """Build the base recipe with some values in it.
 
         Raises:
-            ConfigError: The recipe refuses a value, or values that do not fit together.
+            ConfigError: The recipe refuses a value, or the values do not fit together.
         """
         tree = self.base.tree()
         for key, value in values.items():
@@ -127,7 +127,7 @@ class Space:
         return validate(Recipe, tree, ", ".join(f"{key}={value}" for key, value in values.items()))
 
     def draw(self, trial: "Trial") -> Values:
-        """Draw a value for each key that exists in an Optuna trial; keys that have a value already keep it."""
+        """Draw a value in an Optuna trial for each key that exists. If the trial has a value already, Optuna returns it."""
         values = self._fixed()
         for axis in self.axes:
             if axis.exists(values):
@@ -135,7 +135,7 @@ class Space:
         return self._searched(values)
 
     def values(self, params: Mapping[str, Any]) -> Values:
-        """Translate a trial's Optuna parameters to dotted keys and their values."""
+        """Convert a trial's Optuna parameters to dotted keys and their values."""
         found: Values = {}
         for axis in self.axes:
             if axis.name in params:
@@ -145,16 +145,17 @@ class Space:
         return found
 
     def point(self, given: JsonMapping, source: str = "points") -> Values:
-        """Translate a point of the sweep file to Optuna parameters.
+        """Convert a point of the sweep file to Optuna parameters.
 
-        A key that the point leaves out gets the base recipe's value, if that lies in the domain.
+        If the point leaves a key out, the key gets the base recipe's value, if this value lies in the domain.
 
         Args:
             given: Dotted keys and values of the point.
             source: Name of the point in messages.
 
         Raises:
-            ConfigError: A key is not searched, does not exist with the other values, or has a value outside its domain.
+            ConfigError: A key is not searched, its value lies outside of its domain, or it does not exist with the
+                point's other values.
         """
         searched = {axis.key for axis in self.axes}
         for key in given:
@@ -175,10 +176,10 @@ class Space:
         return params
 
     def grid(self) -> list[Values]:
-        """List the Optuna parameters of every possible combination of values.
+        """List the Optuna parameters of each possible combination of values.
 
         Raises:
-            ConfigError: A domain is a range without a step, or there are too many combinations.
+            ConfigError: A domain is a range without a step, or the grid has too many combinations.
         """
         points: dict[str, Values] = {}
         lists = [axis.listed() for axis in self.axes]
@@ -191,12 +192,12 @@ class Space:
                 if axis.exists(values):
                     values[axis.key] = value
                     params[axis.name] = axis.encode(value)
-            # Combinations that differ only in keys that do not exist in them are one point.
+            # Two combinations are the same point if they differ only in keys that do not exist in them.
             points.setdefault(json.dumps(params), params)
         return list(points.values())
 
     def identity(self) -> Tree:
-        """Return what two starts must share for their trials to belong to one study."""
+        """Return what must be equal in two starts of a sweep if they use the same study."""
         axes = {
             axis.name: [
                 list(axis.domain.choices) or [axis.domain.low, axis.domain.high, axis.domain.log, axis.domain.step],
@@ -204,12 +205,12 @@ class Space:
             ]
             for axis in self.axes
         }
-        # Through JSON, since the study gives it back like that: tuples are lists then.
+        # Convert through JSON, which turns tuples into lists: the study stores JSON, too, and both must compare equal.
         tree: Tree = json.loads(json.dumps({"search": axes, "recipe": self.base.identity()}))
         return tree
 
     def _fixed(self) -> Values:
-        """Look up the base recipe's values of keys that gates name but that are not searched."""
+        """Look up the base recipe's values of keys that gates name and that are not searched."""
         searched = {axis.key for axis in self.axes}
         named = {gate.key for axis in self.axes for gate in axis.gates} - searched
         return {key: self._own(key, {}) for key in named}
@@ -226,6 +227,6 @@ class Space:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Advise on a wrong key: name the nearest known one, or all of them."""
+    """Return advice on a wrong key: the most similar known key, or all known keys."""
     near = difflib.get_close_matches(key, list(known), n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known))}."

@@ -28,7 +28,7 @@ from stssl.recipes.recipe import Recipe, load_as
 from stssl.scoring.metrics import LOWER_IS_BETTER
 
 Say = Callable[[str], None]
-"""Show one line of progress."""
+"""A function that shows one line of progress."""
 Mode = Literal["max", "min"]
 
 
@@ -38,8 +38,8 @@ class RangeConfig(Config):
     Attributes:
         low: Smallest value.
         high: Largest value.
-        log: True to draw orders of magnitude evenly.
-        step: Distance of values from `low` on; None allows every value.
+        log: True to draw values evenly on a logarithmic scale.
+        step: Distance between two values, starting at `low`; None allows every value.
     """
 
     low: float
@@ -65,8 +65,8 @@ class AshaConfig(Config):
     """Stop trials by successive halving (ASHA, Li et al., MLSys 2020, arXiv:1810.05934).
 
     Attributes:
-        grace: Step of the first decision; later ones follow at `grace * reduction`, `grace * reduction**2`, ...
-        reduction: At each decision the best 1/`reduction` of the trials that came so far continue.
+        grace: Step of the first decision. Later decisions follow at `grace * reduction`, `grace * reduction**2`, ...
+        reduction: At each decision, the best 1/`reduction` of the trials that reached this step continue.
     """
 
     name: Literal["asha"] = "asha"
@@ -75,11 +75,11 @@ class AshaConfig(Config):
 
 
 class MedianConfig(Config):
-    """Stop a trial whose best score is worse than the median of the others' at the same step.
+    """Stop a trial if its best score is worse than the median of the other trials at the same step.
 
     Attributes:
-        grace: Steps in which no trial is stopped; None for those before the first validation.
-        startup: Trials that must have ended before one is stopped.
+        grace: Number of first steps in which no trial is stopped; None for the steps before the first validation.
+        startup: Number of trials that must end before a trial can be stopped.
     """
 
     name: Literal["median"] = "median"
@@ -94,10 +94,10 @@ class NoSchedulerConfig(Config):
 
 
 class TpeConfig(Config):
-    """Draw values by tree-structured Parzen estimators; the first `startup` trials are random.
+    """Draw values by tree-structured Parzen estimators. The first `startup` trials are random.
 
     Attributes:
-        startup: Random trials at the beginning.
+        startup: Number of random trials at the beginning.
     """
 
     name: Literal["tpe"] = "tpe"
@@ -105,10 +105,10 @@ class TpeConfig(Config):
 
 
 class GpConfig(Config):
-    """Draw values by Gaussian processes; the first `startup` trials are random.
+    """Draw values by Gaussian processes. The first `startup` trials are random.
 
     Attributes:
-        startup: Random trials at the beginning.
+        startup: Number of random trials at the beginning.
     """
 
     name: Literal["gp"] = "gp"
@@ -116,10 +116,10 @@ class GpConfig(Config):
 
 
 class Nsga2Config(Config):
-    """Draw values by the genetic algorithm NSGA-II, for several metrics; `population` trials a generation.
+    """Draw values by the genetic algorithm NSGA-II, for several metrics. Each generation has `population` trials.
 
     Attributes:
-        population: Trials of a generation.
+        population: Number of trials in a generation.
     """
 
     name: Literal["nsga2"] = "nsga2"
@@ -146,20 +146,20 @@ class SweepConfig(Config):
     """Describe a sweep: the keys of a sweep file.
 
     Attributes:
-        name: Name of its folder and study; the file's name unless given.
-        recipe: Base recipe, relative to the sweep file.
-        change: Dotted recipe keys that all trials change in the base recipe, and their values.
-        metric: Validation score of a trial's best checkpoint, or several (then trials are compared by dominance).
+        name: Name of the sweep's folder and study. The default is the name of the file.
+        recipe: Path of the base recipe, relative to the sweep file.
+        change: Dotted recipe keys to change in the base recipe for all trials, and their values.
+        metric: Validation score of a trial's best checkpoint, or several scores (trials are compared by dominance).
         mode: `max` or `min` for each metric; None chooses by the name of the score.
-        trials: Number of trials, failed and stopped ones included.
-        hours: Time after which all trials stop; the same command with more hours continues them.
-        scheduler: Rule by which trials are stopped early.
-        sampler: Method by which values are chosen.
+        trials: Number of trials, including failed and stopped ones.
+        hours: Time after which all trials stop. The same command with more hours continues them.
+        scheduler: Rule that stops trials early.
+        sampler: Method that chooses values.
         seed: Seed of the sampler.
-        points: Values to try first; a key that a point leaves out has the recipe's value.
-        search: Dotted recipe keys: null or `auto` takes the domain of the recipe's type, a list or a range replaces it.
-        concurrent: Number of trials at a time; None for as many as the resources allow.
-        storage: Folder of sweeps, which all machines must see.
+        points: Values to try first. If a point leaves a key out, the key has the recipe's value.
+        search: Dotted recipe keys. null or `auto` takes the domain of the recipe's type; a list or a range replaces it.
+        concurrent: Number of trials at the same time; None for as many as the resources allow.
+        storage: Folder of sweeps. All machines must see it.
         study: Optuna storage: None for SQLite in the sweep's folder, `postgresql://...`, or `journal:FILE`.
     """
 
@@ -182,7 +182,7 @@ class SweepConfig(Config):
     @field_validator("search", mode="before")
     @classmethod
     def _forms(cls, search: object) -> object:
-        """Check that each searched key has one of three forms; pydantic's own error would list a problem a form."""
+        """Check that each searched key has one of three forms. Pydantic's own error would name all three of them."""
         if not isinstance(search, dict):
             raise ValueError("give recipe keys and where their values come from, such as {optimizer.lr: auto}")
         for key, value in search.items():
@@ -210,45 +210,45 @@ class SweepConfig(Config):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """List the names of the scores that are searched for."""
+        """Return the names of the scores that the sweep improves."""
         return (self.metric,) if isinstance(self.metric, str) else self.metric
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """List `max` or `min` for each metric."""
+        """Return `max` or `min` for each metric."""
         if self.mode is None:
             return tuple("min" if name in LOWER_IS_BETTER else "max" for name in self.metrics)
         return (self.mode,) if isinstance(self.mode, str) else self.mode
 
     @property
     def folder(self) -> Path:
-        """Return the absolute folder that keeps everything of the sweep."""
+        """Return the absolute path of the sweep's folder, which holds all its files."""
         return Path(self.storage) / self.name
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Hold a sweep file together with its base recipe, `change` applied."""
+    """Hold a sweep file and its base recipe. The keys under `change` are already changed in the recipe."""
 
     config: SweepConfig
     recipe: Recipe
 
     @property
     def folder(self) -> Path:
-        """Return the absolute folder that keeps everything of the sweep."""
+        """Return the absolute path of the sweep's folder, which holds all its files."""
         return self.config.folder
 
 
 def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = True) -> Sweep:
-    """Read a sweep file (which may have a `base:`) and its recipe.
+    """Read a sweep file, which may have the key `base:`, and its recipe.
 
     Args:
         path: The sweep file.
-        overrides: `key=value` changes to the sweep file, `change.KEY=value` to the recipe.
-        here: True if this machine runs the sweep. If not, variables (`${NAME}`) and relative paths stay as they are.
+        overrides: `key=value` changes the sweep file, `change.KEY=value` the recipe.
+        here: True if this machine runs the sweep. If False, variables (`${NAME}`) and relative paths stay unchanged.
 
     Raises:
-        ConfigError: A file is missing or wrong; names the file, the keys and what is allowed.
+        ConfigError: A file is missing or wrong. The message names the file, the keys, and what is allowed.
     """
     tree = apply_overrides(load_tree(path), overrides)
     if "search" not in tree and tree.keys() & {"algorithm", "pretext", "model", "data"}:
@@ -263,7 +263,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
 
 
 def _base_recipe(source: Path, path: str, here: bool) -> Recipe:
-    """Read the recipe that a sweep file names; errors name the sweep file too."""
+    """Read the recipe that a sweep file names. Errors name the sweep file, too."""
     try:
         if here:
             return load_as(Recipe, source, absolute=False)
@@ -277,7 +277,7 @@ def _unexpanded(tree: Tree, source: str) -> Tree:
 
 
 def _tree(change: JsonMapping, source: str) -> Tree:
-    """Turn `change` into a tree; its keys may be dotted."""
+    """Turn `change` into a tree. Its keys may be dotted."""
     tree: Tree = {}
     for key, value in change.items():
         if not key:

@@ -25,11 +25,11 @@ STORAGE_ADVICE = {
     "CORRUPT": DAMAGED,
     "NOTADB": DAMAGED,
 }
-"""Advice by SQLite's result code."""
+"""Advice for the user, by SQLite's result code."""
 
 
 def without_password(url: str) -> str:
-    """Return a study's URL with its password hidden, for messages."""
+    """Return a study's URL for messages, with `***` in place of its password."""
     head, at, tail = url.rpartition("@")
     hidden = f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
     return re.sub(r"(?i)(password=)[^&]*", r"\1***", hidden)
@@ -37,19 +37,20 @@ def without_password(url: str) -> str:
 
 @contextlib.contextmanager
 def study_errors(url: str, opening: bool = False) -> Iterator[None]:
-    """Raise a RunError in place of the errors of a study's storage.
+    """Raise a RunError in place of an error of a study's storage.
 
     Args:
         url: URL of the study.
-        opening: True while its contents are read for the first time.
+        opening: True if the code in this context reads the study for the first time.
 
     Raises:
-        RunError: The study cannot be read or written; says why and what to do.
+        RunError: The study cannot be read or written. The message says why, and what to do.
     """
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    # Optuna checks nothing that it reads: damage shows as one of these errors, which later would be a bug of ours.
+    # Optuna does not check what it reads. At the first read, each of these errors means that the study is damaged.
+    # Later, such an error would be a bug in stssl.
     strange = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) if opening else ()
     try:
         yield
@@ -76,7 +77,7 @@ def _explained(url: str, error: BaseException, what: str) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the error of the database itself, which SQLAlchemy and Optuna wrap."""
+    """Return the database's own error. SQLAlchemy and Optuna wrap it in theirs."""
     seen = error
     while (inner := getattr(seen, "orig", None) or seen.__cause__) is not None:
         seen = inner

@@ -1,4 +1,4 @@
-"""Keep the Optuna study of a sweep: the only record of its trials, written before and after each event."""
+"""Keep the Optuna study of a sweep. It is the only record of the sweep's trials, and is written at each event."""
 
 import contextlib
 import json
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 SPACE = "stssl"
-"""Attribute of the study that keeps what is searched."""
+"""Attribute of the study that keeps the search space and the base recipe."""
 
 FOLDER = "folder"
-"""Attribute of the study that keeps whose runs it records: the id in the sweep's folder, and the folder's place."""
+"""Attribute of the study with the sweep folder that it belongs to: the id in that folder, and the folder's path."""
 
 LOCKED_S = 60
-"""Seconds to wait for another process that writes into an SQLite file."""
+"""Seconds to wait while another process writes to an SQLite file."""
 
 MARK_BYTES = 4096
-"""Most bytes to read of the file with a sweep folder's id."""
+"""Largest number of bytes to read from `study.id`, the file with a sweep folder's id."""
 DEATHS = 3
-"""Number of deaths of its driver after which a trial counts as failed."""
+"""A trial fails if its driver dies this many times."""
 
 
 def storage_of(url: str) -> "BaseStorage":
     """Open the Optuna storage of `sqlite:///FILE`, `postgresql://...` or `journal:FILE`.
 
     Raises:
-        ConfigError: The URL is none of these, or its driver is not installed.
+        ConfigError: The URL has none of these forms, or its driver is not installed.
         RunError: The storage cannot be reached.
     """
     import optuna
@@ -65,7 +65,7 @@ def storage_of(url: str) -> "BaseStorage":
     if kind in ("postgresql", "postgres"):
         url = f"postgresql+psycopg:{rest}"
     # SQLite gives up on a locked file after 5 seconds by default. A server may close a connection between two
-    # validations, which the ping before each use finds out.
+    # validations. The ping before each use finds closed connections.
     options: JsonObject = {"connect_args": {"timeout": LOCKED_S}} if kind == "sqlite" else {"pool_pre_ping": True}
     try:
         with study_errors(url, opening=True):
@@ -80,11 +80,11 @@ def study_url(config: SweepConfig) -> str:
 
 
 def open_study(sweep: Sweep, space: Space) -> "Study":
-    """Make the sweep's study, or open the one that an earlier start made.
+    """Create the sweep's study, or open the study that an earlier start created.
 
     Raises:
-        RunError: A study of that name searched something else (names what differs), or the storage cannot be reached,
-            is damaged, or is gone although runs of its trials exist.
+        RunError: A study of the same name has another search space; the message names the difference. Or the study
+            cannot be reached or is damaged. Or the study is missing, but runs of its trials exist.
     """
     import optuna
 
@@ -96,7 +96,7 @@ def open_study(sweep: Sweep, space: Space) -> "Study":
 
 
 def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
-    """Make the study in its storage, or open it."""
+    """Create the study in its storage, or open it."""
     import optuna
 
     config = sweep.config
@@ -119,21 +119,21 @@ def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
         study.set_user_attr(SPACE, json.dumps(ours))
     if config.study is not None:
         _one_folder(study, config)
-    # A sampler that starts again with the same seed would draw the same values again.
+    # Make a new sampler with another seed: with the same seed, a resumed sweep would draw the same values again.
     study.sampler = _sampler(config, len(study.get_trials(deepcopy=False)))
     _enqueue(study, config, space)
     return study
 
 
 def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
-    """Return the sweep's study if there is one.
+    """Return the sweep's study; None if it does not exist yet.
 
     Raises:
-        RunError: The study is damaged, or is gone although runs of its trials exist.
+        RunError: The study is damaged. Or the study is missing, but runs of its trials exist.
     """
     import optuna
 
-    # All of it is read once, so that damage is found before a trial is trained.
+    # Read the whole study once, to find damage before a trial is trained.
     with study_errors(study_url(config), opening=True):
         if config.name in {summary.study_name for summary in optuna.get_all_study_summaries(storage)}:
             study = optuna.load_study(study_name=config.name, storage=storage)
@@ -150,7 +150,7 @@ def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
 
 
 def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "runs") -> None:
-    """Raise a RunError if a study was made for another search than `ours`."""
+    """Raise a RunError if a study belongs to another search than `ours`."""
     text, place = study.user_attrs.get(SPACE), without_password(study_url(config))
     theirs = _as_today(json.loads(text), runs) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
@@ -164,7 +164,7 @@ def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "ru
 
 
 def _as_today(identity: JsonObject, storage: str) -> JsonObject:
-    """Rewrite a space's identity as this version does: keys that recipes did not have then get their defaults."""
+    """Rewrite a space's identity in the form of this version. Keys that an older version did not have get defaults."""
     try:
         own = identity["recipe"]
         if not isinstance(own, dict):
@@ -176,7 +176,11 @@ def _as_today(identity: JsonObject, storage: str) -> JsonObject:
 
 
 def _one_folder(study: "Study", config: SweepConfig) -> None:
-    """Keep two folders from sharing a study: each would continue the other's running trials without their runs."""
+    """Refuse a study of another folder: this sweep would continue that folder's trials, but does not have their runs.
+
+    Raises:
+        RunError: The study belongs to another folder.
+    """
     path, theirs = config.folder / "study.id", study.user_attrs.get(FOLDER)
     if not path.exists():
         write_whole(path, uuid.uuid4().hex)
@@ -192,14 +196,14 @@ def _one_folder(study: "Study", config: SweepConfig) -> None:
 
 
 def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
-    """Make the sampler; its seed depends on how many trials the study has, since a resumed one must draw new values."""
+    """Make the sampler. Its seed depends on the number of trials so far: a resumed sweep must draw new values."""
     import optuna
 
     chosen, seed = config.sampler, config.seed * 100_003 + drawn
     with _quiet():
         if chosen.name == "tpe":
-            # Keys of a part exist only with that part: `multivariate` with `group` fits a model to each set of keys
-            # that occurs together, where plain TPE would treat each key as independent.
+            # Some keys exist only together with one part. `multivariate` with `group` fits one model to each set of
+            # keys that occur together. Plain TPE would treat all keys as independent.
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=chosen.startup, multivariate=True, group=True)
         if chosen.name == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=chosen.startup)
@@ -209,7 +213,7 @@ def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
 
 
 def _pruner(sweep: Sweep) -> "BasePruner":
-    """Make the rule that stops trials early: Optuna's own, since it reads the study and needs no state of a process."""
+    """Make the rule that stops trials early. Optuna's rules read only the study, so they work after a restart."""
     import optuna
 
     scheduler, steps = sweep.config.scheduler, sweep.recipe.schedule.steps
@@ -224,12 +228,12 @@ def _pruner(sweep: Sweep) -> "BasePruner":
 
 
 def _enqueue(study: "Study", config: SweepConfig, space: Space) -> None:
-    """Queue the points to try first; a resumed sweep queues only those that are not in the study yet."""
+    """Queue the points to try first. A resumed sweep queues only the points that are not in the study yet."""
     points = [space.point(point, f"points[{i}]") for i, point in enumerate(config.points)]
     if config.sampler.name == "grid":
         points += [point for point in space.grid() if point not in points]
     for number in range(study.user_attrs.get("points", 0), len(points)):
-        # A start that is killed between these two lines must not queue the point a second time.
+        # The process may be killed between these two lines. `skip_if_exists` then prevents a second copy of the point.
         study.enqueue_trial(points[number], skip_if_exists=True)
         study.set_user_attr("points", number + 1)
 
@@ -245,10 +249,10 @@ def _quiet() -> Iterator[None]:
 
 
 class Book:
-    """Keep the trials of a study: hand out the next one, and record how each develops and ends."""
+    """Manage the trials of a study: hand out the next trial, and record the scores and the end of each trial."""
 
     def __init__(self, sweep: Sweep, space: Space, study: "Study") -> None:
-        """Open the book; trials that were running when an earlier process ended will be handed out first.
+        """Open the book. Hand out first the trials that were running when an earlier process ended.
 
         Args:
             sweep: Sweep file and base recipe.
@@ -259,27 +263,27 @@ class Book:
 
         self.sweep, self.space, self.study = sweep, space, study
         states = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        # Optuna has no public way to continue a running trial; a `Trial` of its id does.
+        # Optuna has no public function to continue a running trial. A `Trial` with the same id continues it.
         self.interrupted = [Trial(study, frozen._trial_id) for frozen in states]
         self.started: float | None = None
         self.spent = self.hours
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Book":
-        """Return the book itself: Tune copies what it is given, and a copy would miss what is written."""
+        """Return the book itself. Tune copies its arguments, and a copied book would miss later changes."""
         return self
 
     @property
     def hours(self) -> float:
-        """Return the hours on the clock that all starts of the sweep took together, as far as the study knows."""
+        """Return the hours that all starts of the sweep took together, as far as the study recorded them."""
         return float(self.study.user_attrs.get("hours", 0.0))
 
     def tick(self) -> None:
-        """Record the time since the first tick; a sweep that is killed later has spent at least that."""
+        """Record the time since the first call. If the sweep is killed, the time up to the last call is known."""
         self.started = self.started or time.time()
         self.study.set_user_attr("hours", self.spent + (time.time() - self.started) / 3600)
 
     def next(self) -> "tuple[Trial, Values] | None":
-        """Return the next trial and its values, or None when all were handed out."""
+        """Return the next trial and its values; None if all trials were handed out."""
         from optuna.trial import TrialState
 
         if self.interrupted:
@@ -296,7 +300,7 @@ class Book:
         return trial, values
 
     def again(self, trial: "Trial") -> bool:
-        """Hand a trial out once more after its driver died; return False if that happened `DEATHS` times."""
+        """Hand a trial out again after its driver died. Return False if its driver died `DEATHS` times."""
         deaths = int(trial.user_attrs.get("deaths", 0)) + 1
         trial.set_user_attr("deaths", deaths)
         if deaths < DEATHS:
@@ -304,7 +308,7 @@ class Book:
         return deaths < DEATHS
 
     def report(self, trial: "Trial", step: int, value: float, seconds: float) -> bool:
-        """Record a score in the middle of a run; return True if the trial must stop.
+        """Record a score in the middle of a run. Return True if the trial must stop.
 
         Args:
             trial: The study's trial.
@@ -316,12 +320,12 @@ class Book:
         trial.set_user_attr("seconds", round(seconds, 2))
         if len(self.sweep.config.metrics) > 1:  # Optuna refuses reports of a study with several metrics
             return False
-        with _quiet():  # a resumed trial reports its earlier validations again, of which Optuna warns
+        with _quiet():  # a resumed trial reports its earlier validations again, and Optuna warns about that
             trial.report(value, step)
         return bool(trial.should_prune())
 
     def complete(self, trial: "Trial", values: list[float]) -> None:
-        """Record that a trial came to its end, with one value for each metric."""
+        """Record that a trial was trained to its end, with one value for each metric."""
         self.study.tell(trial, values)
 
     def stop(self, trial: "Trial") -> None:
@@ -334,7 +338,7 @@ class Book:
         """Record that a trial failed, and why."""
         from optuna.trial import TrialState
 
-        # Before `tell`: Optuna refuses attributes of a trial that has ended.
+        # Set the attribute before `tell`: Optuna refuses attributes of a trial that has ended.
         trial.set_user_attr("reason", reason)
         self.study.tell(trial, state=TrialState.FAIL)
 
@@ -345,5 +349,5 @@ def run_name(number: int) -> str:
 
 
 def trials_folder(folder: Path) -> Path:
-    """Return the folder of the runs of a sweep's trials."""
+    """Return the folder that holds the runs of a sweep's trials."""
     return folder / "trials"

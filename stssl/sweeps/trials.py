@@ -1,4 +1,4 @@
-"""Train one trial, and read from its run's folder how it ended."""
+"""Train one trial, and read its scores and its end from its run's folder."""
 
 import contextlib
 import traceback
@@ -22,12 +22,12 @@ class Outcome:
     """Hold the scores of a run's best checkpoint.
 
     Attributes:
-        names: Names of the metrics that the sweep searches for.
-        values: Their values, in the same order.
+        names: Names of the sweep's metrics.
+        values: Values of these metrics, sorted like `names`.
         step: Step of the checkpoint.
         last: Last step that was validated.
-        finished: True if the run came to its end.
-        scores: All scores of the checkpoint's validation.
+        finished: True if the run was trained to its end.
+        scores: All scores of the checkpoint on validation.
     """
 
     names: tuple[str, ...]
@@ -39,16 +39,16 @@ class Outcome:
 
 
 def scored(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a validation's row without missing scores, and add `score`, by which the best checkpoint is chosen."""
+    """Copy a validation's row without missing scores. Add `score`, the score that chooses the best checkpoint."""
     known = {name: value for name, value in row.items() if value is not None}
     headline = next((known[name] for name in HEADLINES.values() if name in known), None)
     return known if headline is None else known | {"score": headline}
 
 
 def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
-    """Read the scores of a run's best checkpoint; None before its first validation, or if it lacks one of `metrics`.
+    """Read the scores of a run's best checkpoint. Return None before the first validation, or if a metric is missing.
 
-    A run's rows lack a score that is no number, such as mAP if no class has a positive.
+    A row has no value for a score that is not a number. For example, mAP is missing if no class has a positive patch.
     """
     run = RunFolder(folder)
     best: dict[str, Any] | None = None
@@ -57,7 +57,7 @@ def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
         if row["kind"] != "validation":
             continue
         last, known = max(last, row["step"]), scored(row)
-        # Of equal scores the first, since the run keeps its best checkpoint until a better one comes.
+        # If scores are equal, take the first one: the run replaces its best checkpoint only by a better one.
         if "score" in known and (best is None or known["score"] > best["score"]):
             best = known
     if best is None or any(name not in best for name in metrics):
@@ -77,46 +77,46 @@ REASON = "failed.txt"
 
 
 class Stopped(Exception):  # noqa: N818
-    """End a run in this process, because its trial is stopped early."""
+    """End a run in this process, because the sweep stops its trial early."""
 
 
 def trial(config: JsonObject) -> None:
-    """Train the recipe of one trial on its own Ray workers, and report its validations to Tune, which calls this.
+    """Train one trial on its own Ray workers, and report its validations to Tune. Tune calls this function.
 
     Args:
-        config: `number` of the trial, and its `recipe` as a tree.
+        config: Number of the trial in `number`, and its recipe as a tree in `recipe`.
     """
     from ray import tune
 
     recipe = trial_config(config)
 
-    # Validations are read from the run's folder. Ray's `TuneReportCallback` passes them through a queue, and a driver
-    # that has not taken the last report when its run ends waits for itself for ever (seen with Ray 2.60).
+    # Read validations from the run's folder. Do not use Ray's `TuneReportCallback`, which passes them through a queue:
+    # if the run ends before the driver takes the last report, the driver waits forever (seen with Ray 2.60).
     def watch(row: Mapping[str, Any]) -> None:
         if row["kind"] == "validation":
             tune.report(scored(row) | {"steps": recipe.schedule.steps})
 
-    with contextlib.suppress(StoppedError):  # its machine is asked to end: the next start resumes the trial
+    with contextlib.suppress(StoppedError):  # a signal asked the process to end: the next start resumes the trial
         carry_out(recipe, watch=watch)
 
 
 def trial_config(config: JsonMapping) -> Recipe:
-    """Build the recipe of the configuration that a trial is started with: its `number`, and its `recipe` as a tree."""
+    """Build a trial's recipe from the configuration that Tune starts it with: `number`, and `recipe` as a tree."""
     tree = config["recipe"]
     return validate(Recipe, tree if isinstance(tree, dict) else {}, f"trial {config['number']}")
 
 
 def carry_out(recipe: Recipe, watch: Watch | None = None, report: Watch | None = None) -> None:
-    """Train a checked recipe. A failure is not raised but written to the run's folder, since the sweep continues.
+    """Train a checked recipe. Write a failure to the run's folder and do not raise it, since the sweep continues.
 
     Args:
         recipe: Recipe of the trial.
         watch: Called with each new row of metrics.
-        report: Called with the scores of each validation; stops the trial by raising `Stopped`.
+        report: Called with the scores of each validation. It raises `Stopped` to stop the trial.
 
     Raises:
         Stopped: `report` stopped the trial.
-        StoppedError: The process is asked to end.
+        StoppedError: A signal asked the process to end.
     """
     try:
         run(recipe, watch, report=report, checked=True)
@@ -135,13 +135,13 @@ def _write_reason(recipe: Recipe, reason: str) -> None:
 
 
 def failure(folder: Path) -> str | None:
-    """Read why a trial's run failed, or None if it did not."""
+    """Read why a trial's run failed; None if it did not fail."""
     path = folder / REASON
     return path.read_text("utf-8", "replace") if path.exists() else None
 
 
 def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
-    """Rename a recipe and move its run into the sweep's folder.
+    """Copy a recipe with another name, and with the sweep's folder as its storage.
 
     Args:
         recipe: Recipe of the trial.
@@ -154,6 +154,6 @@ def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
 
 
 def needs(launch: LaunchConfig) -> dict[str, float]:
-    """Sum the Ray resources of all workers of a trial: amount by kind."""
+    """Sum the Ray resources of all workers of a trial. Return the amount of each kind."""
     bundles = worker_bundles(launch)
     return {kind: len(bundles) * amount for kind, amount in bundles[0].items()}

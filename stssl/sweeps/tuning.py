@@ -1,4 +1,4 @@
-"""Hand the study's trials to Ray Tune, or to this process, and write down how each ends."""
+"""Train the study's trials in Ray Tune or in this process, and record how each trial ends."""
 
 import contextlib
 import os
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from ray.tune import RunConfig
 
 FINISHED = str(Searcher.FINISHED)
-"""What a searcher tells Tune when there are no more trials."""
+"""A searcher returns this to Tune if it has no more trials."""
 HEAD = "node:__internal_head__"
 """Ray resource that only the head node has."""
 
 
 class StudySearcher(Searcher):
-    """Take trials from the study for Tune, and write their ends into the study."""
+    """Hand the study's trials to Tune, and record in the study how they end."""
 
     def __init__(self, book: Book, at_once: int, deadline: float, say: Say) -> None:
-        """Start with no trial handed out.
+        """Start without a running trial.
 
         Args:
             book: Study of the sweep.
-            at_once: Most trials at a time.
-            deadline: Time, as of `time.time`, after which no trial is handed out.
+            at_once: Largest number of trials at the same time.
+            deadline: Time in seconds of `time.time`. No trial is handed out after it.
             say: Shows a line for each trial that ends.
         """
         super().__init__()
@@ -53,19 +53,19 @@ class StudySearcher(Searcher):
         self.exhausted = False
         self.since: dict[str, float] = {}
         self.trouble: RunError | None = None
-        """Reason why the study could not be read or written. Tune would show it as a traceback of its own."""
+        """Error that says why the study could not be read or written. Tune would hide it in a traceback of its own."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> "StudySearcher":
-        """Return the searcher itself: Tune copies what it is given, and a copy would hand out trials a second time."""
+        """Return the searcher itself. Tune copies its arguments, and a copy would hand out trials a second time."""
         return self
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Pickle as an empty object: Tune saves what it is given, an open study cannot be pickled, nobody loads it."""
+        """Pickle as an empty object. Tune pickles its arguments but never loads them; an open study has no pickle."""
         return (object, ())
 
     @contextlib.contextmanager
     def _study(self) -> Iterator[None]:
-        """Keep the reason if the study cannot be read or written."""
+        """Keep the error in `trouble` if the study cannot be read or written."""
         try:
             with study_errors(study_url(self.book.sweep.config)):
                 yield
@@ -74,28 +74,28 @@ class StudySearcher(Searcher):
             raise
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the configuration of the next trial, None while there is no room, or `FINISHED` after the last.
+        """Return the configuration of the next trial; None if too many trials run, `FINISHED` after the last one.
 
-        The configuration has the trial's `number` and its `recipe` as a tree.
+        The configuration has the trial's number in `number`, and its recipe as a tree in `recipe`.
         """
         with self._study():
             return self._next(trial_id)
 
     def _next(self, trial_id: str) -> Any:
-        """Do what `suggest` does; try the next trial if one fails before it starts."""
+        """Return the same as `suggest`. If a trial fails before it starts, go on with the next one."""
         if len(self.live) >= self.at_once:
             return None
-        # Tune asks many times a second, and asking the study reads the disk: remember that it is exhausted.
+        # Remember if the study has no more trials: Tune asks many times a second, and the study reads the disk.
         if self.exhausted and not self.book.interrupted:
             return None if self.live else FINISHED
         drawn = None if self.late() else self.book.next()
         self.exhausted = drawn is None
         if drawn is None:
-            # While trials are live, one of them may have to be handed out again.
+            # Do not finish while trials run: if a driver dies, its trial is handed out again.
             return None if self.live else FINISHED
         trial, values = drawn
         self.live[trial_id] = trial
-        # A resumed trial has spent time in earlier starts.
+        # Add the time that a resumed trial took in earlier starts.
         self.since[trial_id] = time.time() - float(trial.user_attrs.get("seconds", 0.0))
         storage = trials_folder(self.book.sweep.folder)
         try:
@@ -105,22 +105,22 @@ class StudySearcher(Searcher):
             why = str(error)
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
             return self._next(trial_id)
-        # A start that was killed may have left a failure's reason that never came into the study; this one tries again.
+        # Remove an old reason of failure: a start that was killed may have left it, and this start tries again.
         (self._folder(trial.number) / REASON).unlink(missing_ok=True)
         return {"number": trial.number, "recipe": recipe.tree()}
 
     def late(self) -> bool:
-        """True if the sweep's hours are used up."""
+        """Return True if the sweep's hours are used up."""
         return time.time() > self.deadline
 
     def on_trial_result(self, trial_id: str, result: JsonObject) -> None:
-        """Do nothing: the scheduler gets the same results, and calls `decide`."""
+        """Do nothing. The scheduler gets the same results, and calls `decide`."""
 
     def decide(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Write a validation into the study; return True if the trial must stop."""
+        """Record a validation in the study. Return True if the trial must stop."""
         trial, name = self.live.get(trial_id), self.book.sweep.config.metrics[0]
         value = result.get(name)
-        # A score that is missing or not finite must not enter a comparison: it would decide about other trials.
+        # Ignore a score that is missing or not finite: other trials would be compared with it.
         if trial is None or value is None or not isfinite(value):
             return False
         with self._study():
@@ -131,12 +131,12 @@ class StudySearcher(Searcher):
         return False
 
     def on_trial_complete(self, trial_id: str, result: JsonObject | None = None, error: bool = False) -> None:
-        """Write the end of a trial into the study: its best checkpoint's values, that it was stopped, or why it failed.
+        """Record the end of a trial in the study: its scores, or that it was stopped, or why it failed.
 
         Args:
             trial_id: Tune's name of the trial.
-            result: Its last result.
-            error: True if its driver failed.
+            result: Last result of the trial.
+            error: True if the trial's driver failed.
         """
         if trial_id in self.live:
             with self._study():
@@ -161,13 +161,14 @@ class StudySearcher(Searcher):
             why = reason or "its driver died; see Ray's logs"
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why.splitlines()[0]}")
         else:
-            # Out of time, or asked to end: the study keeps it as running, so the next start hands it out first.
+            # The time is over, or a signal asked the sweep to end. The study keeps the trial as running, so the next
+            # start hands it out first.
             self.say(f"trial {self.live.pop(trial_id).number}: not at its end; the same command continues it")
 
     def _end(self, trial_id: str, write: Callable[[Trial], None], words: str) -> None:
-        """Write a trial's end into the study with `write`, and show `words`."""
+        """Record a trial's end in the study with `write`, and show `words`."""
         trial = self.live.pop(trial_id)
-        # Before `write`: Optuna refuses attributes of a trial that has ended.
+        # Set the attribute before `write`: Optuna refuses attributes of a trial that has ended.
         trial.set_user_attr("seconds", round(time.time() - self.since[trial_id], 2))
         write(trial)
         self.say(f"trial {trial.number}: {words}")
@@ -176,35 +177,35 @@ class StudySearcher(Searcher):
         return trials_folder(self.book.sweep.folder) / run_name(number)
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the study is on disk already."""
+        """Do nothing. The study is on disk already."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: the study is on disk already."""
+        """Do nothing. The study is on disk already."""
 
 
 class StudyScheduler(FIFOScheduler):
     """Stop trials early if the study's rule says so."""
 
     def __init__(self, searcher: StudySearcher) -> None:
-        """Keep the searcher, which knows the study's trials."""
-        # Ray's class has no annotations, and a call of it would be an untyped one.
+        """Keep the searcher, which decides about the study's trials."""
+        # Ray's class has no annotations. Give its `__init__` a type: mypy refuses untyped calls.
         start: Callable[[], None] = super().__init__
         start()
         self.searcher = searcher
 
     def __deepcopy__(self, memo: dict[int, object]) -> "StudyScheduler":
-        """Return the scheduler itself, since Tune copies what it is given."""
+        """Return the scheduler itself, because Tune copies its arguments."""
         return self
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Pickle as an empty object, as the searcher does."""
+        """Pickle as an empty object, like the searcher."""
         return (object, ())
 
     def on_trial_result(self, tune_controller: object, trial: Any, result: JsonObject) -> str:
-        """Write a validation into the study and tell Tune to continue or stop the trial.
+        """Record a validation in the study, and tell Tune to continue or stop the trial.
 
         Args:
-            tune_controller: Tune's controller, which is not asked.
+            tune_controller: Tune's controller. It is not used.
             trial: Tune's trial.
             result: Newest result of the trial.
         """
@@ -216,8 +217,8 @@ class TuneSession(NamedTuple):
     """Describe the Ray session that trials run in.
 
     Attributes:
-        room: How many trials fit at a time.
-        driver: Ray resources of a trial's driver, amount by kind.
+        room: Number of trials that fit at the same time.
+        driver: Ray resources of a trial's driver: amount by kind.
         run_config: Options of the `Tuner` that starts the trials.
     """
 
@@ -231,28 +232,28 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
     """Connect to Ray for the trials of a sweep, and disconnect at the end.
 
     Raises:
-        RunError: Ray cannot be reached, or has no room for one trial.
+        RunError: Ray cannot be reached, or has too few resources for one trial.
     """
-    # Tune's own reports and result files would be a second record beside the study, which nothing keeps equal to it.
+    # Turn off Tune's own reports and result files: they would be a second record and could differ from the study.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Tune's own handler of Ctrl-C would return as if the search were done.
+    # Turn off Tune's own handler of Ctrl-C: it would return as if the search were done.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     launch = book.sweep.recipe.launch
     if not (launch.address or os.environ.get("RAY_ADDRESS")):
-        # A local Ray loses no node to preemption, and the watcher would be one more process for each trial.
+        # Start no watcher of preemption: a local Ray has no node to lose, and each trial would need one more process.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Ray Train asks the dashboard whether a stopped trial's driver lives; without an answer it keeps the workers.
+    # Start the dashboard: Ray Train asks it if a stopped trial's driver lives. Without an answer it keeps the workers.
     with connected_ray(launch.address, dashboard=True):
         import ray
         from ray import tune
 
-        # A cluster that starts nodes on demand is asked for those of one trial, or of `concurrent` trials.
+        # Ask a cluster that starts nodes on demand for the nodes of `concurrent` trials, or of one trial.
         trials = worker_bundles(launch) * (book.sweep.config.concurrent or 1)
         available = resources_for(trials, launch.nodes_timeout_s)
         nodes: Callable[[], list[dict[str, object]]] = ray.nodes
         driver = driver_needs(sum(bool(node["Alive"]) for node in nodes()))
-        # Each start is a new Tune experiment: study and run folders keep everything that a resumed sweep needs.
+        # Each start is a new Tune experiment. Study and run folders hold everything that a resumed sweep needs.
         run_config = tune.RunConfig(
             name=datetime.now().strftime("%Y%m%d-%H%M%S-%f"),
             storage_path=str(book.sweep.folder / "tune"),
@@ -263,21 +264,21 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
 
 
 def driver_needs(nodes: int) -> dict[str, float]:
-    """Return the Ray resources of a trial's driver, which only waits: no CPU on one machine, hardly any on several."""
-    # A driver that took a share of a CPU could keep the last worker of another trial from starting.
+    """Return the Ray resources of a trial's driver, which only waits: no CPU on one machine, 0.01 CPU on several."""
+    # On one machine, take no share of a CPU: the last worker of another trial might then find no whole CPU.
     return {HEAD: 0.001} if nodes == 1 else {"CPU": 0.01}
 
 
 def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[str, float]) -> int:
-    """Compute how many trials fit on the cluster at a time.
+    """Compute how many trials fit on the cluster at the same time.
 
     Args:
-        launch: The trials' `launch` section.
-        available: Ray resources of the cluster, amount by kind.
-        driver: Ray resources of a trial's driver, amount by kind.
+        launch: Section `launch` of the trials' recipe.
+        available: Ray resources of the cluster: amount by kind.
+        driver: Ray resources of a trial's driver: amount by kind.
 
     Raises:
-        RunError: There is no room for one trial; names the resource.
+        RunError: The cluster has too few resources for one trial. The message names the resource.
     """
     room = []
     for kind, amount in needs(launch).items():
@@ -293,7 +294,7 @@ def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[
 
 
 def search_here(searcher: StudySearcher) -> None:
-    """Train all trials that a searcher hands out in this process, one after another (`launch.workers: 0`)."""
+    """Train all trials that a searcher hands out, one after another, in this process (`launch.workers: 0`)."""
     number = 0
     while (config := searcher.suggest(str(number))) != FINISHED:
         _trial(searcher, str(number), config)
@@ -310,7 +311,7 @@ def _trial(searcher: StudySearcher, trial_id: str, config: JsonObject) -> None:
 
     with contextlib.suppress(Stopped):
         carry_out(trial_config(config), report=report)
-    if searcher.trouble is not None:  # the study failed and not the trial, whose end it cannot keep
+    if searcher.trouble is not None:  # the study failed, not the trial: the trial's end cannot be recorded
         raise searcher.trouble
     searcher.on_trial_complete(trial_id, last)
 
