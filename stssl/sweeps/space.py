@@ -127,7 +127,7 @@ class Space:
         return validate(Recipe, tree, ", ".join(f"{key}={value}" for key, value in values.items()))
 
     def draw(self, trial: "Trial") -> Values:
-        """Draw a value in an Optuna trial for each key that exists. If the trial has a value already, Optuna returns it."""
+        """Draw a value for each key that exists. Optuna returns the trial's own value if the trial already has one."""
         values = self._fixed()
         for axis in self.axes:
             if axis.exists(values):

@@ -58,7 +58,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: RunRecipe) -> "RunFolder":
-        """Return the folder of a recipe's run, `<launch.storage>/<name>`. The storage of a loaded recipe is absolute."""
+        """Return the folder of a recipe's run, `<launch.storage>/<name>`. A loaded recipe has an absolute storage."""
         return cls(Path(recipe.launch.storage) / recipe.name)
 
     @classmethod
