@@ -1,9 +1,9 @@
 """Examine runs and recipes: probe features, report and draw scores, and plan what a recipe will cost.
 
-`probe` scores a pretrained backbone, `report` writes a page about runs with `figures` and `page`, and `planning`
-measures steps for the estimates of `costs`.
+`probe` scores a pretrained backbone. `report` writes a page about runs; it uses `figures` and `page`. `planning`
+measures steps, and `costs` estimates a run's cost from them.
 
-The names below are imported when they are first used, since they need torch.
+The names below are imported at their first use, since they import torch.
 """
 
 from importlib import import_module
@@ -26,7 +26,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first used."""
+    """Import a public name from its module at its first use."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

@@ -1,21 +1,21 @@
-"""Estimate a run's cost from the measured time of its steps and the size of its gradients and patches."""
+"""Estimate a run's cost from the measured time of its steps and the sizes of its gradients and patches."""
 
 import textwrap
 from dataclasses import dataclass
 
 COPIES = 4
-"""Checkpoints on disk at most: last, previous, best, and the one being written."""
+"""Largest number of checkpoints on disk: last, previous, best, and the one being written."""
 NODE_BYTES_PER_S = 10e9
-"""Bytes a second that are assumed between the GPUs of one node; NVLink is faster."""
+"""Assumed speed between the GPUs of one node, in bytes per second. NVLink is faster."""
 
 
 @dataclass(frozen=True)
 class Machines:
-    """Describe the machines that a run is planned for.
+    """Describe the machines of a planned run.
 
     Attributes:
         nodes: Number of machines.
-        per_node: Workers on each machine.
+        per_node: Number of workers on each machine.
         link: Speed of the network between machines, and to the store, in Gbit/s.
     """
 
@@ -31,13 +31,13 @@ class Machines:
 
 @dataclass(frozen=True)
 class Measured:
-    """Hold medians over the steps that one worker took in this process.
+    """Hold what was measured in this process: medians over the steps of one worker.
 
     Attributes:
-        step: Seconds of a step, without reading.
-        load: Seconds to read and draw the worker's rows of a step, with one thread.
-        rows: Patches of the worker in a step.
-        memory: Bytes at the peak: of the GPU if there is one, else of the process.
+        step: Seconds of a step, without reading patches.
+        load: Seconds to read the worker's patches of a step and draw their views, with one thread.
+        rows: Number of patches of the worker in a step.
+        memory: Peak memory in bytes: GPU memory if the device is a GPU, else memory of the process.
     """
 
     step: float
@@ -51,21 +51,21 @@ class CostEstimate:
     """Predict the time, memory and traffic of a run.
 
     Attributes:
-        machines: Machines that the run is planned for.
-        one: Measured with the whole global batch in one process; None if that does not fit.
-        share: Measured with one worker's share of the batch.
-        exchange: Seconds a step to sum gradients over workers.
-        link: Seconds a step to bring a machine's patches over the network, if the store is behind it.
+        machines: Machines of the planned run.
+        one: Measurement with the whole global batch in one process; None if the batch does not fit into memory.
+        share: Measurement with one worker's share of the global batch.
+        exchange: Seconds per step to sum gradients over workers.
+        link: Seconds per step to send one machine's patches over the network from the store.
         validation: Seconds of one validation.
-        steps: Steps of the run.
-        validations: Validations of the run.
-        gradients: Bytes of all gradients.
-        checkpoint: Bytes of one checkpoint.
-        stored: Bytes of a patch in the store.
-        rows: Patches of a global batch.
-        device: Device that was measured.
-        start: Number of first steps that use fewer views, such as those of a supervised start.
-        early: Measured with one worker's share of such a step; None if there are none.
+        steps: Number of steps of the run.
+        validations: Number of validations of the run.
+        gradients: Size of all gradients in bytes.
+        checkpoint: Size of one checkpoint in bytes.
+        stored: Size of a patch in the store in bytes.
+        rows: Number of patches in a global batch.
+        device: Device that took the measured steps.
+        start: Number of first steps that use fewer views than later steps, such as those of a supervised start.
+        early: Measurement with one worker's share of such a first step; None if no such steps were measured.
     """
 
     machines: Machines
@@ -85,7 +85,7 @@ class CostEstimate:
     early: Measured | None = None
 
     def parts_of(self, share: Measured) -> dict[str, float]:
-        """Name the parts of a step that run at the same time, with the seconds of each; the longest limits the step."""
+        """Return the seconds of each part of a step. The parts run at the same time; the longest limits the step."""
         return {
             "computing and exchanging gradients": share.step + self.exchange,
             "reading and drawing patches on the CPU": share.load,
@@ -94,37 +94,37 @@ class CostEstimate:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Return the measured parts of a step that uses all views."""
+        """Return the seconds of each part of a step that uses all views."""
         return self.parts_of(self.share)
 
     @property
     def step(self) -> float:
-        """Return the seconds of a step, if gradients are exchanged after the backward pass and not during it."""
+        """Return the seconds of a step. Assume that gradients are exchanged after the backward pass, not during it."""
         return max(self.parts.values())
 
     @property
     def early_step(self) -> float:
-        """Return the seconds of one of the first steps, which use fewer views."""
+        """Return the seconds of one of the first steps. These steps use fewer views."""
         return max(self.parts_of(self.early or self.share).values())
 
     @property
     def hours(self) -> float:
-        """Return the hours of the whole run, validations included."""
+        """Return the hours of the whole run, including validations."""
         taken = self.start * self.early_step + (self.steps - self.start) * self.step
         return (taken + self.validations * self.validation) / 3600
 
     @property
     def efficiency(self) -> float | None:
-        """Return the speed-up over one worker with the whole batch, divided by the number of workers."""
+        """Return the speed-up over one worker that trains the whole batch, divided by the number of workers."""
         if self.one is None:
             return None
         return max(self.one.step, self.one.load) / (self.step * self.machines.workers)
 
 
 def exchange_seconds(gradients: int, machines: Machines) -> float:
-    """Compute the seconds of a ring all-reduce inside each node and then between nodes.
+    """Compute the seconds of a ring all-reduce, first inside each node, then between nodes.
 
-    In a ring of n, each member sends 2 (n - 1) / n of the bytes.
+    In a ring of n members, each member sends 2 (n - 1) / n times the bytes of the gradients.
     """
     inside = 2 * (machines.per_node - 1) / machines.per_node * gradients / NODE_BYTES_PER_S
     between = 2 * (machines.nodes - 1) / machines.nodes * gradients * 8 / (machines.link * 1e9)
@@ -132,7 +132,7 @@ def exchange_seconds(gradients: int, machines: Machines) -> float:
 
 
 def describe_costs(found: CostEstimate) -> str:
-    """Write an estimate as text, with its assumptions."""
+    """Return the text that shows an estimate and its assumptions."""
     machines, share = found.machines, found.share
     limit = max(found.parts, key=lambda name: found.parts[name])
     shown = "unknown (the whole batch does not fit one device here)"

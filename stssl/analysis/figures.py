@@ -1,4 +1,4 @@
-"""Draw the figures of finished runs as SVG text, which a page can hold."""
+"""Draw the figures of finished runs as SVG text, for HTML pages."""
 
 import io
 import os
@@ -20,7 +20,7 @@ AnyFloats = NDArray[np.floating[Any]]
 COLORS = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")
 LINES = ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
-    # Names of runs and classes may have dollar signs, which would start a formula.
+    # Names of runs and classes may have dollar signs. Matplotlib would take them for the start of a formula.
     "text.parse_math": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -34,22 +34,22 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "legend.frameon": False,
-    # Texts stay texts: the page can be searched, and needs no glyphs as paths.
+    # Keep text as text, and do not draw it as paths: the page can then be searched.
     "svg.fonttype": "none",
-    # By default ids are random; with a fixed salt the same runs give the same bytes.
+    # By default, ids in the SVG are random. With a fixed salt, the same runs give the same bytes.
     "svg.hashsalt": "stssl",
 }
 
 
 def figure_of(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    """Make a figure with a row of axes.
+    """Make a figure with one row of axes.
 
     Args:
         width: Width of the figure in inches.
         height: Height of the figure in inches.
         columns: Number of axes.
     """
-    # Matplotlib takes half a second to import, which a command that draws nothing need not wait for.
+    # Import Matplotlib only here: it takes half a second, and many commands draw nothing.
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -60,7 +60,7 @@ def figure_of(width: float, height: float, columns: int = 1) -> "tuple[Figure, l
 
 
 def svg(figure: "Figure") -> Markup:
-    """Return a figure's SVG element. Dollars in names start no formula, and control characters become `?`."""
+    """Return a figure's SVG element. Show dollar signs as they are, and `?` in place of control characters."""
     import matplotlib as mpl
     from matplotlib.text import Text
 
@@ -74,15 +74,15 @@ def svg(figure: "Figure") -> Markup:
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    # Matplotlib writes texts through its XML writer, which escapes them.
+    # The text is safe HTML: Matplotlib's XML writer escapes all names.
     return Markup(text[text.index("<svg") :])
 
 
 def brief(names: Sequence[str], longest: int = 40) -> list[str]:
     """Shorten names for a legend.
 
-    If one is longer than `longest` letters, all lose the start and the end that they share, and then the middle. If
-    that makes two equal, they become `run 1`, `run 2`, ...
+    If a name is longer than `longest` letters, remove the start and the end that all names share. Names that are still
+    too long lose their middle. If two of the short names are equal, return `run 1`, `run 2`, ...
     """
     if max(map(len, names), default=0) <= longest:
         return list(names)
@@ -96,12 +96,12 @@ def brief(names: Sequence[str], longest: int = 40) -> list[str]:
 
 
 def curves(runs: Mapping[str, Sequence[MetricsRow]], kind: str, names: Sequence[str]) -> Markup:
-    """Draw one panel for each metric that any run has, with one line for each run, over steps.
+    """Draw metrics over steps: one panel for each metric that any run has, with one line for each run.
 
     Args:
-        runs: Name of each run and the rows of its metrics.
+        runs: Rows of metrics, by the name of the run.
         kind: Kind of rows to draw: `train` or `validation`.
-        names: Metrics, in the order of their panels.
+        names: Names of the metrics, from the left panel to the right one.
 
     Returns:
         SVG text, empty if no run has any of the metrics.
@@ -134,10 +134,10 @@ def curves(runs: Mapping[str, Sequence[MetricsRow]], kind: str, names: Sequence[
 
 
 def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Markup:
-    """Draw one bar for each class and network: average precision, or recall; classes by number of patches.
+    """Draw average precision or recall as a bar for each class and network. Sort classes by their number of patches.
 
     Args:
-        networks: Scores by name of the network and name of the class, with `count` and `AP` or `recall`.
+        networks: Scores by network, class and name of the score: `count`, and `AP` or `recall`.
     """
     first = next(iter(networks.values()))
     name = "AP" if "AP" in next(iter(first.values())) else "recall"
@@ -159,12 +159,12 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
 
 
 def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) -> Markup:
-    """Draw the mean error by place, one map a network with common colors.
+    """Draw the mean error by place: one map for each network, with the same color scale.
 
     Args:
-        lat: [n] degrees north.
-        lon: [n] degrees east.
-        errors: Name of each network and its [n] errors, NaN where a patch has no label.
+        lat: [n] latitudes of the n patches, in degrees north.
+        lon: [n] longitudes of the patches, in degrees east.
+        errors: [n] errors of the patches, by network. NaN if a patch has no label.
 
     Returns:
         SVG text, empty if no patch has a place and a label.
@@ -180,7 +180,7 @@ def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) 
         )
         axis.set_title(f"{network}: mean error {error[known].mean():.3f}")
         axis.set_xlabel("longitude in degrees")
-        # A degree of longitude is shorter than one of latitude by the cosine of the latitude.
+        # A degree of longitude has the length of a degree of latitude times the cosine of the latitude.
         axis.set_aspect(1 / max(0.2, float(np.cos(np.deg2rad(lat[known].mean())))))
     axes[0].set_ylabel("latitude in degrees")
     figure.colorbar(cells, ax=axes, label="share of wrong labels", shrink=0.8)
@@ -191,7 +191,7 @@ def reliability(confidences: Mapping[str, tuple[AnyFloats, AnyFloats]]) -> Marku
     """Draw how often predictions of each probability are right.
 
     Args:
-        confidences: For each network [n] predicted probabilities, and [n] 1 where the prediction was right, else 0.
+        confidences: By network: [n] probabilities of n predictions, and [n] 1 if the prediction is right, else 0.
     """
     figure, (axis,) = figure_of(4.2, 3.6)
     axis.plot([0, 1], [0, 1], color="#8895a3", linewidth=1, linestyle=":")

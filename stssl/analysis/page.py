@@ -1,7 +1,7 @@
-"""Make the HTML pages: self-contained files, readable without scripts or a network.
+"""Make HTML pages: self-contained files, readable without scripts or a network.
 
-Pages are put together from `Markup`, which escapes everything that is formatted or joined into it and is no `Markup`.
-Use nothing else to make a page: names and values come from files, and must not become HTML.
+Make pages only from `Markup`. Names and values come from files, and must not become HTML. `Markup` escapes every other
+text that is formatted or joined into it.
 """
 
 from collections.abc import Iterable
@@ -30,16 +30,16 @@ details > summary {{ cursor: pointer; margin: .6rem 0; }}
 
 
 def page(title: str, body: Iterable[Markup | str]) -> str:
-    """Return the text of a page. Parts that are no `Markup` are escaped; control characters become the sign U+FFFD."""
+    """Return the HTML text of a page. Escape parts that are not `Markup`. Replace control characters by U+FFFD."""
     made = _PAGE.format(title=title, body=joined("\n", body))
     return str(made).translate(_CONTROLS).encode("utf-8", "replace").decode()
 
 
 def joined(between: str, parts: Iterable[Markup | str]) -> Markup:
-    """Join parts with something between them; those that are no `Markup` are escaped."""
+    """Join parts with the HTML text `between`. Escape parts that are not `Markup`."""
     return Markup(between).join(parts)
 
 
 def number(value: object) -> str:
-    """Write a count with commas; a value of another kind, as a damaged file may have it, is only made a string."""
+    """Return a whole number as text with commas. Other values, for example from a damaged file, become plain text."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

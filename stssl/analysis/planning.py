@@ -1,7 +1,7 @@
 """Predict a recipe's cost: `stssl plan` times a few real steps on this machine and extrapolates.
 
-One process takes the steps of one worker, with as many rows as that worker would have. It exchanges no gradients: that
-time is computed from their bytes.
+This process takes the steps of one worker, with the number of rows that one worker has. It exchanges no gradients. The
+time of the exchange is computed from the size of the gradients.
 """
 
 import math
@@ -25,21 +25,21 @@ from stssl.training.loop import train_step
 from stssl.training.state import TrainState, open_train_state
 
 WARM_UP = 2
-"""Steps that are not timed: the first ones bring things into memory."""
+"""Number of first steps that are not timed. They are slower, because they fill caches and memory."""
 MORE = 5
-"""Batches of the longer of two kinds of validations that are timed; the shorter has one."""
+"""Number of batches in the longer of the two timed validations. The shorter one has one batch."""
 
 
 def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
-    """Take steps of a recipe on this machine, and predict the whole run. Writes nothing.
+    """Take a few steps of a recipe on this machine, and predict the whole run. Write nothing.
 
     Args:
         recipe: Recipe to plan.
-        machines: Machines that the run is planned for.
-        steps: How many steps to time, after two to warm up.
+        machines: Machines of the planned run.
+        steps: Number of steps to time, after two steps that are not timed.
 
     Raises:
-        ConfigError: There are more workers than rows of a batch.
+        ConfigError: The number of workers is larger than the number of rows in a batch.
         RunError: A worker's share of a batch does not fit into this machine's memory.
     """
     key, least = recipe.least_rows
@@ -58,7 +58,7 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
     gradients = sum(part.nbytes for part in train_state.task.step.networks.parameters() if part.requires_grad)
     validation = _validation(train_state, recipe, machines.workers)
     one = share if machines.workers == 1 else _measure(train_state, 1, steps, last)
-    # The number of views never falls during a run, so the first step with all of them is found by halving.
+    # Later steps never use fewer views. So bisection finds the first step that uses all of them.
     start = bisect_left(range(last), train_state.task.view_count(last), key=train_state.task.view_count)
     early = _measure(train_state, machines.workers, steps, 0) if start >= WARM_UP + steps else None
     stored, rows = _stored_bytes(train_state), train_state.task.rows
@@ -82,9 +82,9 @@ def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
 
 
 def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> Measured | None:
-    """Time steps of one worker's rows, as the run takes them at step `start`; None if they do not fit into memory."""
+    """Time the steps of one worker from step `start` on; None if its rows do not fit into memory."""
     loader, device = train_state.task.loader, train_state.task.device
-    # Read as the first of that many ranks: only its own rows.
+    # Act as rank 0 of `workers` ranks: the loader then reads only this worker's rows.
     loader.ranks, train_state.progress.step = (0, workers), start
     loading, taken = [], []
     if device.type == "cuda":
@@ -96,19 +96,19 @@ def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> M
             loaded = time.perf_counter()
             train_step(train_state, raw)
             if device.type == "cuda":
-                torch.cuda.synchronize()  # kernels run later than their calls, and would be timed with the next step
+                torch.cuda.synchronize()  # wait for the GPU: its kernels run after the calls return
             loading.append(loaded - before)
             taken.append(time.perf_counter() - loaded)
     except torch.OutOfMemoryError:
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux returns KiB
     memory = int(torch.cuda.max_memory_allocated()) if device.type == "cuda" else peak
     rows = loader.rows_at(start) // workers
     return Measured(statistics.median(taken[WARM_UP:]), statistics.median(loading[WARM_UP:]), rows, memory)
 
 
 def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> float:
-    """Predict the seconds of a validation on all workers: a fixed part, and one that grows with the patches."""
+    """Predict the seconds of a validation on all workers: a fixed time, plus a time for each patch."""
     options = recipe.evaluation
     data: PixelData = train_state.task.data
     total = len(data.split.validation)
@@ -122,9 +122,9 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> flo
             train_state.task.validate(train_state.next_step)
         return time.perf_counter() - before
 
-    taken(1)  # not counted: the first validation brings things into memory
+    taken(1)  # not timed: the first validation is slower, because it fills caches and memory
     whole = taken(1)
-    # The batches that settle BatchNorm take so long that the difference of one and five batches would be lost in it.
+    # Turn off the estimate of BatchNorm statistics: it takes so long that the time of four more batches would not show.
     little, much = (min(taken(batches, batchnorm_batches=0) for _ in range(2)) for batches in (1, MORE))
     train_state.task.recipe = recipe
     first, last = (min(total, batches * options.batch) for batches in (1, MORE))
@@ -133,7 +133,7 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> flo
 
 
 def _stored_bytes(train_state: TrainState) -> float:
-    """Compute the stored bytes that reading one patch moves: all bands of each array that has a wanted band."""
+    """Compute the bytes to read for one patch: all bands of each array that has at least one wanted band."""
     data: PixelData = train_state.task.data
     store, names = data.store, data.reader.layout
     if is_remote(store.path):
@@ -158,12 +158,12 @@ def load(path: Path, overrides: Iterable[str]) -> RunRecipe:
 
 
 def machines_for(recipe: RunRecipe, nodes: int, per_node: int | None, link: float) -> Machines:
-    """Describe the machines of a plan, by default with as many workers together as `launch.workers` says.
+    """Describe the machines of a plan. By default, all machines together have `launch.workers` workers.
 
     Args:
         recipe: Recipe to plan.
         nodes: Number of machines.
-        per_node: Workers on each machine; None divides the recipe's workers among the machines.
+        per_node: Number of workers on each machine; None divides the recipe's workers among the machines.
         link: Speed of the network between machines in Gbit/s.
     """
     asked = recipe.launch.workers

@@ -1,8 +1,8 @@
 """Probe a pretrained backbone: k-NN and a linear layer on frozen features, or fine-tuning.
 
-The linear layer follows Ayush et al., ICCV 2021 (arXiv:2011.09980): SGD with learning rate 30 and no weight decay, 100
-epochs, a tenth of the rate after 60 epochs and again after 80. The best epoch on validation is scored once on test.
-Features are computed once.
+The linear layer follows Ayush et al., ICCV 2021 (arXiv:2011.09980). It is trained for 100 epochs by SGD with learning
+rate 30 and no weight decay. The rate is divided by ten after 60 epochs, and again after 80. The epoch with the best
+validation score is scored once on test. Features are computed once.
 """
 
 import copy
@@ -44,9 +44,9 @@ from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run, never_finite, read_own_state
 
 ProbeResult = dict[str, Any]
-"""Results of one method and number of labels, as their file has them: settings, and scores by part."""
+"""Settings, and scores by part, of one method and one number of labels. The probe's file has these results."""
 COOLER = "Pretrain with a lower optimizer.lr, optimizer.clip=1.0 or compute.precision=fp32, as name=ANOTHER."
-"""Advice where pretraining diverged."""
+"""Advice if pretraining diverged."""
 
 
 class LinearConfig(Config):
@@ -54,13 +54,13 @@ class LinearConfig(Config):
 
     Attributes:
         lr: Learning rate of the linear layer, for features of unit size.
-        epochs: Epochs of the linear layer.
-        batch: Patches of one of its steps.
-        k: Neighbors that vote in k-NN.
-        temperature: Similarities are divided by it before neighbors vote.
+        epochs: Number of epochs of the linear layer.
+        batch: Number of patches in one step of the linear layer.
+        k: Number of neighbors that vote in k-NN.
+        temperature: Divisor of similarities before neighbors vote. A smaller value favors the nearest neighbors.
         fine_tune_lr: Learning rate of fine-tuning.
-        fine_tune_steps: Steps of fine-tuning.
-        threads: CPU threads; None for as many as torch takes.
+        fine_tune_steps: Number of steps of fine-tuning.
+        threads: Number of CPU threads; None for torch's default.
     """
 
     lr: Annotated[float, Field(gt=0)] = 30.0
@@ -78,8 +78,9 @@ class Probed:
     """Hold the results of a probe.
 
     Attributes:
-        rows: One for each method and number of labels: weights, method, labels, labeled, validation and test scores.
-        path: File that has them.
+        rows: One row for each method and number of labels. A row has the keys `weights`, `method`, `labels`, `labeled`,
+            `validation` and `test`.
+        path: File with the rows.
     """
 
     rows: list[ProbeResult]
@@ -90,8 +91,10 @@ class Probed:
 class Frozen:
     """Hold the frozen features of all patches.
 
+    A part has n patches. A patch has G targets: one for each class if it may have several classes, else only one.
+
     Attributes:
-        features: [n, width] of each part.
+        features: [n, width] features of each part.
         targets: [n, G] choice ids of each part.
         train: [n] store rows of the training part, ascending.
     """
@@ -101,7 +104,7 @@ class Frozen:
     train: Ints
 
     def labeled(self, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Return features [n, width] and choice ids [n, G] of labeled store rows [n]."""
+        """Return features [n, width] and choice ids [n, G] of n labeled store rows."""
         places = torch.from_numpy(np.searchsorted(self.train, rows))
         return self.features["train"][places], self.targets["train"][places]
 
@@ -115,20 +118,20 @@ def probe_run(
     fine_tune: bool = False,
     overrides: Iterable[str] = (),
 ) -> Probed:
-    """Probe a pretraining run and write `probe/<weights>-s<seed>.json` in its folder.
+    """Probe a pretraining run, and write `probe/<weights>-s<seed>.json` in its folder.
 
     Args:
         path: Folder of the pretraining run.
         labels: Number of labels of each probe: `all`, `fraction=F`, `per-class=N` or `total=N`.
         seed: Seed of the draw of labels, of the new layer and of its batches.
-        random: True to probe random weights, as a control, instead of the best checkpoint.
-        fine_tune: True to train the whole network too, in a supervised run in the same folder.
+        random: True to probe random weights instead of the best checkpoint, for comparison.
+        fine_tune: True to also train the whole network, in a supervised run in the folder `probe`.
         overrides: `key=value` changes to `LinearConfig`.
 
     Raises:
         ConfigError: A number of labels or a setting is wrong.
         DataError: No validation patch or no test patch has a label.
-        RunError: The folder is no pretraining run's, or has no checkpoint yet.
+        RunError: The folder has no pretraining run, or the run has no checkpoint yet.
     """
     folder = RunFolder.existing(path)
     recipe = folder.recipe_as(PretrainRecipe)
@@ -158,14 +161,14 @@ def probe_run(
                 about | {"method": "fine-tune"} | tuned(folder, recipe, rule, options, random=random, name=text)
             )
         rows = [row | {"protocol": options.model_dump()} for row in rows]
-        # Written after each number of labels, so that an interrupted probe keeps the earlier ones.
+        # Write the file after each number of labels: an interrupted probe keeps the earlier results.
         written = _kept(target, rows) + rows
         write_text(target, json.dumps(without_nan({"rows": [*written]}), indent=1))
     return Probed(written, target)
 
 
 def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
-    """Read the rows of the same weights and settings that an earlier call wrote and this one does not replace."""
+    """Read the rows to keep from an earlier call: those with the same weights and settings that are not in `fresh`."""
     new = {(row["method"], row["labels"]) for row in fresh}
     same = {(row["step"], json.dumps(row["protocol"])) for row in fresh}
     before = read_run_file(ProbeFile, path, "Remove it, and probe again.")[1]["rows"] if is_there(path) else []
@@ -177,7 +180,7 @@ def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
 
 
 def label_rule(text: str, seed: int) -> LabelsConfig:
-    """Parse how many labels a probe learns from.
+    """Parse the number of labels for a probe.
 
     Raises:
         ConfigError: The text is not `all`, `fraction=F`, `per-class=N` or `total=N`.
@@ -197,13 +200,13 @@ def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tup
     Args:
         folder: Folder of the pretraining run.
         recipe: Recipe of that run.
-        random: True for random weights, the control.
+        random: True for random weights, for comparison.
 
     Returns:
-        The encoder and the step it was saved at, 0 for a random one.
+        The encoder, and the step of its checkpoint; 0 if the weights are random.
 
     Raises:
-        RunError: The run has no checkpoint yet, or its features never were finite.
+        RunError: The run has no usable checkpoint, or its features were never finite.
     """
     path = folder.checkpoints.path("best")
     if not folder.checkpoints.exist() and not is_there(path):
@@ -227,13 +230,16 @@ def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tup
 
 
 def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:
-    """Compute the features of all parts, standardized by the training part's mean and standard deviation.
+    """Compute the features of all parts, and standardize them by the training part's mean and standard deviation.
 
     Args:
-        encoder: Network whose features are probed, in evaluation mode.
-        recipe: Recipe of its run.
+        encoder: Network to probe, in evaluation mode.
+        recipe: Recipe of the pretraining run.
         data: Store and split.
-        targets: [N, G] choice ids of all store rows.
+        targets: [N, G] choice ids of the N store rows.
+
+    Raises:
+        RunError: The features of some patches are not finite.
     """
     device = next(encoder.parameters()).device
     memory = memory_format(encoder, device)
@@ -250,27 +256,29 @@ def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, ta
 def linear(
     labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig, seed: int
 ) -> ProbeResult:
-    """Train a linear layer on frozen features and score it at its best epoch on validation.
+    """Train a linear layer on frozen features, and score it after its best epoch on validation.
 
     Args:
-        labeled: Features [n, width] and choice ids [n, G] to learn from.
+        labeled: Features [n, width] and choice ids [n, G] of the n labeled patches.
         frozen: Features and choice ids of all parts.
         space: Classes and kind of task.
         options: Settings of the layer's training.
         seed: Seed of the layer's weights and batches.
 
     Returns:
-        The `epoch` that was best, and its scores on `validation` and `test`.
+        The number of the best epoch in `epoch`, and its scores in `validation` and `test`.
     """
     features, targets = labeled
     torch.manual_seed(seed)
     layer = nn.Linear(features.shape[1], len(space.classes))
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
-    # The protocol's rate is for features of unit size; standardized ones are larger by the root of their number.
+    # The paper's learning rate is for features of length 1. The length of standardized features is about the root of
+    # their number.
     rate = options.lr / features.shape[1]
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
-    best, chosen, at = -float("inf"), layer, 0  # epoch 0 and the untrained layer, if no epoch has a finite score
+    # If no epoch has a finite score, the result is epoch 0, the untrained layer.
+    best, chosen, at = -float("inf"), layer, 0
     for epoch in range(options.epochs):
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.1 ** ((epoch >= 0.6 * options.epochs) + (epoch >= 0.8 * options.epochs))
@@ -297,13 +305,13 @@ def _scores(layer: nn.Module, frozen: Frozen, space: LabelSpace, part: str) -> d
 
 @torch.no_grad()
 def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig) -> ProbeResult:
-    """Score k-NN among the labeled patches on validation and test.
+    """Classify validation and test by the nearest labeled patches (k-NN), and score the result.
 
     Args:
-        labeled: Features [n, width] and choice ids [n, G] to vote with.
+        labeled: Features [n, width] and choice ids [n, G] of the n labeled patches, which vote.
         frozen: Features and choice ids of all parts.
         space: Classes and kind of task.
-        options: Settings of the probe, with the number of neighbors.
+        options: Settings of the probe; `k` is the number of neighbors.
     """
     bank, targets = labeled
     found = {}
@@ -317,15 +325,15 @@ def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, 
 def tuned(
     folder: RunFolder, recipe: PretrainRecipe, rule: LabelsConfig, options: LinearConfig, *, random: bool, name: str
 ) -> ProbeResult:
-    """Fine-tune the whole network in a supervised run, from pretrained or random weights, and score it.
+    """Train the whole network in a supervised run, from pretrained or random weights, and score it.
 
     Args:
         folder: Folder of the pretraining run.
         recipe: Recipe of that run.
-        rule: Labels to learn from.
+        rule: Rule that draws the labels.
         options: Settings of the probe.
-        random: True for random weights, the control.
-        name: Name of the supervised run.
+        random: True for random weights, for comparison.
+        name: Number of labels as text, for the name of the supervised run.
     """
     steps = options.fine_tune_steps
     tree = {

@@ -28,18 +28,18 @@ from stssl.training.run_files import RecordFile, ScoresFile, read_run_file
 from stssl.training.run_folder import RunFolder
 
 MOST_ARRAY_BYTES = 8 << 30
-"""Most bytes that arrays of one part may take; those of a million patches and a thousand classes take half of it."""
+"""Largest size in bytes of one part's arrays. A million patches with a thousand classes need half of it."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """Hold what the page shows of one run.
+    """Hold what the page shows about one run.
 
     Attributes:
         name: Name of the run on the page.
-        recipe: Text of its recipe.
-        record: What produced the run; None if it has no such file.
-        rows: Rows of its metrics.
+        recipe: Text of the run's recipe.
+        record: Contents of `record.json`, which says what produced the run; None if the file does not exist.
+        rows: Rows of the run's metrics.
         parts: Scores by part of the split.
         arrays: Targets, logits and metadata by part of the split.
         multilabel: True if a patch may have several classes.
@@ -55,11 +55,12 @@ class RunView:
 
 
 def read_run(path: str | Path) -> RunView:
-    """Read the files of a run that the page shows.
+    """Read those files of a run that the page shows.
 
     Raises:
-        RunError: The folder is no run's, the run was never evaluated, or a file is damaged; names the file.
-        ConfigError: Another version wrote its recipe.
+        RunError: The folder has no training run, the run was never evaluated, or a file is damaged. The message names
+            the file.
+        ConfigError: The recipe has keys or values that this version does not know.
     """
     folder = RunFolder.existing(path)
     folder.recipe_as(Recipe)
@@ -89,12 +90,12 @@ def read_run(path: str | Path) -> RunView:
 
 
 def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[Any]]:
-    """Read targets, metadata and logits of a part, and check that they have the shapes of its scores.
+    """Read targets, metadata and logits of a part, and check that their shapes fit the part's scores.
 
     Args:
-        path: File of the arrays.
+        path: File with the arrays.
         scored: Scores of the same evaluation.
-        advice: Last sentence of error messages.
+        advice: Sentence that says what to do. It ends the message of an error.
 
     Raises:
         RunError: The file is missing or damaged, or belongs to another evaluation.
@@ -104,10 +105,10 @@ def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[An
         raise RunError(f"{path} is damaged, or of another evaluation than the scores beside it. {advice}")
     try:
         with ZipFile(BytesIO(data)) as packed:
-            # Looked up before anything is unpacked: a small file can unpack to more than the memory.
+            # Check the size before unpacking: a small file can unpack to more than fits into memory.
             if sum(entry.file_size for entry in packed.infolist()) > MOST_ARRAY_BYTES:
                 raise ValueError("it is too large")
-        # A pickle from somebody else's run could run any code.
+        # Allow no pickle: a pickle in somebody else's run could run any code.
         found = dict(np.load(BytesIO(data), allow_pickle=False))
         _require_shapes(found, scored)
     except (ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, BadZipFile, zlib.error) as error:
@@ -116,7 +117,12 @@ def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[An
 
 
 def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> None:
-    """Raise a ValueError or KeyError if arrays do not fit the scores."""
+    """Check that arrays fit the scores.
+
+    Raises:
+        KeyError: An array is missing.
+        ValueError: The shape, the type or the values of an array do not fit the scores.
+    """
     targets, places = arrays["targets"], arrays["metadata"]
     for network, result in scored.networks.items():
         logits, classes = arrays[f"logits_{network}"], len(result.per_class)
@@ -132,10 +138,10 @@ def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> N
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
-    """Write the page and return its absolute path. Folders that cannot be shown are left out with a warning.
+    """Write the page and return its absolute path. Leave out folders that cannot be shown, and log a warning.
 
     Raises:
-        RunError: No folder is that of an evaluated training run, or the page cannot be written.
+        RunError: No folder has an evaluated training run, or the page cannot be written.
     """
     target = Path(out).absolute()
     if target.is_dir():
@@ -162,7 +168,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def names_apart(folders: Sequence[Path]) -> list[str]:
-    """Name each run by the last parts of its folder, as many as make all names different."""
+    """Name each run by the last parts of its path. Use as many parts as are needed to make all names different."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -202,7 +208,7 @@ _SCORES = Markup(
 
 
 def _scores(runs: Sequence[RunView], part: str) -> Markup:
-    """Make the table of a part: networks of all runs as rows, scores as columns, the best of each column bold."""
+    """Make the table of a part. Each network of each run is a row, each score a column. The best scores are bold."""
     rows, steps = dict[str, Mapping[str, float | None]](), dict[str, str]()
     for run in runs:
         scored = run.parts.get(part)
@@ -249,7 +255,7 @@ def _training(runs: Sequence[RunView]) -> list[Markup]:
 
 
 def _details(run: RunView) -> list[Markup]:
-    """Show classes, errors by place and calibration of one run on test, or on another part if it has no test."""
+    """Show classes, errors by place, and calibration of one run on test. Without test scores, show another part."""
     part = "test" if "test" in run.parts else next(iter(run.parts))
     networks = {name: result.per_class for name, result in run.parts[part].networks.items()}
     arrays = run.arrays[part]
@@ -272,12 +278,13 @@ def _details(run: RunView) -> list[Markup]:
 
 
 class _Outcome(NamedTuple):
-    """Compare a network's predictions with the labels.
+    """Compare a network's predictions with the n known labels of all patches.
 
     Attributes:
-        probability: [n] predicted probability of each known decision: of "present", or of the likeliest class.
-        right: [n] 1 where the predicted choice is the label, else 0.
-        wrong: [patches] share of wrong decisions, NaN for a patch without a known label.
+        probability: [n] predicted probability of "present" if a patch may have several classes, else of the class with
+            the highest probability.
+        right: [n] 1 if the label is this choice ("present", or this class), else 0.
+        wrong: [patches] share of wrong predictions of each patch; NaN for a patch without a known label.
     """
 
     probability: figures.AnyFloats
@@ -286,7 +293,7 @@ class _Outcome(NamedTuple):
 
 
 def _outcome(logits: figures.AnyFloats, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> _Outcome:
-    """Compare logits [patches, C] with choice ids [patches, G]."""
+    """Compare logits [patches, C] with choice ids [patches, G]: C is the number of classes, G of targets a patch."""
     grouped = space.grouped(torch.from_numpy(logits).double())
     choices, best = grouped.softmax(-1).numpy(), grouped.argmax(-1).numpy()
     known = targets != IGNORED
