@@ -1,5 +1,5 @@
-"""Run the command line: `cli.py` defines the subcommands, and the other files what only they need.
+"""Run the command line. `cli.py` defines the subcommands, and the other files have code that only they use.
 
-These are progress bars and tables of scores (`progress.py`), the quickstart (`quick_start.py`) and the submission of a
-job to a cluster (`submission.py`).
+`arguments.py` checks and parses arguments. `doctor.py` examines the machine. `quick_start.py` runs all steps on
+generated data. `submission.py` submits a job to a cluster.
 """

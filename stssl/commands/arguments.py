@@ -1,4 +1,4 @@
-"""Check paths on the command line, and take the options that archive formats declare themselves."""
+"""Check paths on the command line, and parse the options that archive formats declare."""
 
 import inspect
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ _TYPES["folders"] = list[str]
 
 
 def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Refuse URLs where a path of this machine is asked for: else a folder named `s3:` would be made.
+    """Refuse a URL if an argument must be a local path. Without this check, a folder named `s3:` would be created.
 
     Args:
         parameter: The option or argument, for the message.
-        value: A path, several, or None.
+        value: A path, a list of paths, or None.
 
     Raises:
         ConfigError: A path is a URL.
@@ -37,14 +37,14 @@ def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def store_place(parameter: typer.CallbackParam, value: str | None) -> str | None:
-    """Refuse what is neither a path nor a URL of a store.
+    """Check that an argument is the path or the URL of a store.
 
     Args:
         parameter: The option or argument, for the message.
         value: Path or URL, or None.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: The argument is neither a path nor a URL.
     """
     from stssl.base.paths import store_given
 
@@ -54,19 +54,20 @@ def store_place(parameter: typer.CallbackParam, value: str | None) -> str | None
 
 
 def _shown(parameter: typer.CallbackParam) -> str:
-    """Return an option as it is typed, or an argument as the help calls it."""
+    """Return an option's name as users type it, or an argument's name as the help shows it."""
     return next((one for one in parameter.opts if one.startswith("--")), (parameter.name or "").upper())
 
 
 class ConvertCommand(TyperCommand):
-    """Accept the options of the archive format that is named among the arguments.
+    """Accept the options of the archive format that the command line names.
 
-    With a format's name `--help` lists that format's options, without one the options of all formats. Options of
-    other formats are parsed too, so that the error can name the options that the format has.
+    If the command line names a format, `--help` lists the options of that format. If not, it lists the options of all
+    formats. The command also parses the options of other formats: an error can then name the options that the format
+    has.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse a command line, and set the format's options apart from the command's own.
+        """Parse a command line, and keep the format's options apart from the command's own options.
 
         Args:
             ctx: Context of the command.
@@ -78,7 +79,7 @@ class ConvertCommand(TyperCommand):
         return rest
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the command's own parameters and those that archive formats declare.
+        """Return the command's own parameters and the parameters that archive formats declare.
 
         Args:
             ctx: Context of the command.
@@ -87,7 +88,7 @@ class ConvertCommand(TyperCommand):
         return [*super().get_params(ctx), *_parameters(self.accepted(ctx), self.listed(ctx), title)]
 
     def accepted(self, ctx: Any) -> Sequence["FormatOption"]:
-        """List the options that are parsed: the named format's, and those of other formats under other names."""
+        """List the options to parse: all options of the named format, and options of other formats with other names."""
         from stssl.archives.options import all_options
 
         own = self.listed(ctx)
@@ -103,7 +104,7 @@ class ConvertCommand(TyperCommand):
 
 
 class VerifyCommand(ConvertCommand):
-    """Accept the formats' options that are paths: a store does not keep the paths that it was converted with."""
+    """Accept those options of the formats that are paths. A store does not keep the paths of its conversion."""
 
     def accepted(self, ctx: Any) -> Sequence["FormatOption"]:
         """List the options of all formats that are paths."""
@@ -115,13 +116,13 @@ class VerifyCommand(ConvertCommand):
 
 
 def given_options(ctx: typer.Context) -> dict[str, object]:
-    """Return the values of the archive formats' options by name; None stands for those that were not given."""
+    """Return the values of the archive formats' options by name. The value is None if an option was not given."""
     found: dict[str, object] = ctx.meta[_GIVEN]
     return found
 
 
 def _parameters(options: Sequence["FormatOption"], listed: Sequence["FormatOption"], title: str) -> list[Any]:
-    """Make a command's parameters from declared options; those that are not listed are hidden in the help."""
+    """Make a command's parameters from declared options. The help hides options that are not in `listed`."""
 
     def carrier() -> None: ...
 
@@ -132,7 +133,7 @@ def _parameters(options: Sequence["FormatOption"], listed: Sequence["FormatOptio
         about = typer.Option(option.flag, help=option.help, callback=callback, hidden=hidden, rich_help_panel=title)
         kind = _TYPES[option.kind]
         hints[option.name] = Annotated[kind | None, about]  # type: ignore[operator]  # a type of the program's run
-    # typer has made parameters from a function's signature in all its versions, and offers no other way.
+    # Make a function with this signature: all versions of typer make parameters only from a function's signature.
     carrier.__annotations__ = hints
     carrier.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect.signature` returns
         [

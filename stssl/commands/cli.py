@@ -1,7 +1,7 @@
 """Define the command `stssl` and its subcommands.
 
-Each subcommand imports what it needs inside its function: importing torch or Ray takes seconds, and `stssl --help` or a
-mistyped option must not wait for that.
+Each subcommand imports what it needs inside its function. Importing torch or Ray takes seconds, and `stssl --help` must
+not wait for that.
 """
 
 import sys
@@ -21,7 +21,7 @@ from stssl.commands.arguments import ConvertCommand, VerifyCommand, given_option
 
 
 class _Commands(TyperGroup):
-    """Group the subcommands; Typer itself would end an interrupted one without a message."""
+    """Group the subcommands, and end an interrupted one with a message. Typer itself shows no message."""
 
     def make_context(self, *given: Any, **named: Any) -> Any:
         """Read the command line.
@@ -55,7 +55,7 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 _CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""Characters that could control a terminal; messages show `?` in their place."""
+"""Characters that could control a terminal. Messages show `?` in their place."""
 
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")]
@@ -353,7 +353,7 @@ def report_command(
 
 
 def main() -> None:
-    """Run the command line. A user's mistake ends with its message and exit code 2, without a traceback."""
+    """Run the command line. After a user's mistake, show a message without a traceback, and exit with code 2."""
     try:
         with heeding_signals():
             app()
@@ -362,7 +362,7 @@ def main() -> None:
         console.print(str(error).translate(_CONTROLS), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.filename is None:  # no wrong path of the user's, so it needs its traceback
+        if error.filename is None:  # the user gave no wrong path, so show the traceback
             raise
         console.print(f"cannot use {error.filename}: {error.strerror}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

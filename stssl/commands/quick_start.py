@@ -45,20 +45,20 @@ logging: {every: 20}
 
 
 Keep = Literal["all", "store", "none"]
-"""What stays of the generated data: archive and store, the store, or nothing."""
+"""Which of the generated data to keep: archive and store, only the store, or nothing."""
 
 
 def run_quickstart(
     out: Path, console: Console, patches: int = 4000, overrides: tuple[str, ...] = (), keep: Keep = "store"
 ) -> Path:
-    """Run all steps in one folder and return the report's path; a second call resumes where the first stopped.
+    """Run all steps in one folder, and return the report's path. A second call resumes where the first stopped.
 
     Args:
         out: Folder of the archive, the store, the recipe, the run and the report.
-        console: Where to show progress.
+        console: Console that shows progress.
         patches: Number of patches to generate.
         overrides: `key=value` changes to the recipe.
-        keep: What stays of the generated data.
+        keep: Which of the generated data to keep.
     """
     out.mkdir(parents=True, exist_ok=True)
     archive, store, report = out / "archive", out / "store.zarr", (out / "report.html").absolute()
@@ -84,7 +84,7 @@ def run_quickstart(
 
 
 def _make_store(archive: Path, store: Path, console: Console, patches: int) -> None:
-    """Generate the archive and convert it, unless the store is there already."""
+    """Generate the archive and convert it, unless the store exists already."""
     if (store / "zarr.json").exists() and not archive.exists():
         console.print(f"The store {store} is there already.", markup=False, soft_wrap=True)
         return
@@ -99,7 +99,7 @@ def _make_store(archive: Path, store: Path, console: Console, patches: int) -> N
 
 
 def _clear(unwanted: tuple[Path, ...], out: Path, console: Console) -> None:
-    """Delete generated data, and say what is left."""
+    """Delete generated data, and show how much disk space the rest needs."""
     for folder in unwanted:
         shutil.rmtree(folder, ignore_errors=True)
     left = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9

@@ -1,7 +1,7 @@
 """Submit a recipe or sweep to a Ray cluster: `stssl submit`.
 
-The working folder is sent with the job, without data, environments and runs. The command shows the job's output and
-returns its exit code.
+The command sends the working folder with the job, but no data, environments and runs. It shows the job's output and
+returns the job's exit code.
 """
 
 import asyncio
@@ -44,10 +44,10 @@ EXCLUDES = (
     "*.tar.*",
     "*.pt",
 )
-"""Files that are not sent, as patterns of .gitignore; those in the folder's own .gitignore are not sent either."""
+"""Files that are not sent, as patterns of .gitignore. Files in the folder's own .gitignore are not sent, either."""
 
 LOST = (OSError, RuntimeError)
-"""Errors that Ray's client raises when a connection is lost; those of `requests` are subclasses."""
+"""Errors that Ray's client raises if a connection is lost. The errors of `requests` are subclasses of these."""
 
 TOKEN_ADVICE = (
     "Set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token "
@@ -63,11 +63,13 @@ class Submission:
         file: Recipe or sweep file, inside the working folder.
         overrides: `key=value` arguments.
         address: URL of the cluster's job server (its dashboard).
-        folder: Working folder, which is sent with the job.
-        variables: Environment of the job: `NAME=VALUE`, or `NAME` for the value that it has here.
+        folder: Working folder to send with the job.
+        variables: Environment of the job: `NAME=VALUE`, or `NAME` to take the value on this machine.
         pip: Packages to install for the job, or one requirements file.
-        cpus: CPUs of the job's first process; None for none, or a worker's if it trains itself (`launch.workers: 0`).
-        gpus: GPUs of the job's first process; None as for `cpus`.
+        cpus: CPUs of the job's first process. None reserves no CPU; if this process trains itself (`launch.workers:
+            0`),
+            None reserves the CPUs of a worker.
+        gpus: GPUs of the job's first process. None means the same as for `cpus`.
         wait: True to follow the job to its end.
     """
 
@@ -83,25 +85,25 @@ class Submission:
 
 
 def command_for(tree: Tree) -> str:
-    """Choose the subcommand of `stssl` for a file by its keys: `sweep`, `pretrain` or `train`."""
+    """Choose the subcommand of `stssl` that runs a file: `sweep`, `pretrain` or `train`. The file's keys decide."""
     if "search" in tree:
         return "sweep"
     return "train" if kind_of(tree) is Recipe else "pretrain"
 
 
 def job(submission: Submission) -> dict[str, Any]:
-    """Make the arguments of Ray's `submit_job`, without asking the cluster.
+    """Make the arguments of Ray's `submit_job`, without connecting to the cluster.
 
     Raises:
-        ConfigError: The file (or one that it names) is missing or wrong, is not sent with the working folder, needs a
-            variable that is not set, or would keep its results in a folder that is deleted with the job.
+        ConfigError: The file, or a file that it names, is missing, wrong, or not sent with the working folder. Or it
+            needs a variable that is not set. Or its results would be in a folder that is deleted with the job.
     """
     folder, file = submission.folder.resolve(), submission.file.resolve()
     tree = apply_overrides(load_tree(submission.file), submission.overrides)
     command = command_for(tree)
     if command == "sweep":
         key, storage, launch, recipe = _sweep(submission)
-        # Variables are searched for in the whole tree, and the recipe of a sweep may name some too.
+        # Add the base recipe to the tree: it may name environment variables, too.
         tree |= {"base recipe": load_tree(recipe)}
         files = [*_files(file), *_files(recipe)]
     else:
@@ -130,12 +132,12 @@ def job(submission: Submission) -> dict[str, Any]:
 
 
 class _SweepJob(NamedTuple):
-    """Hold what a job needs to know of a sweep file.
+    """Hold what a job needs to know about a sweep file.
 
     Attributes:
         key: Key of the sweep file that sets the storage.
         storage: Folder of sweeps.
-        launch: How a trial runs.
+        launch: Section `launch` of the base recipe, which says how a trial runs.
         recipe: Path of the base recipe.
     """
 
@@ -146,7 +148,7 @@ class _SweepJob(NamedTuple):
 
 
 def _sweep(submission: Submission) -> _SweepJob:
-    """Check a sweep file and its recipe, as far as this machine can."""
+    """Check a sweep file and its recipe, as far as this machine can do it."""
     from stssl.sweeps.domains import build_space
     from stssl.sweeps.spec import load_sweep
 
@@ -159,7 +161,7 @@ def _sweep(submission: Submission) -> _SweepJob:
 
 
 def _files(file: Path) -> Iterator[Path]:
-    """Yield a file and those that its `base:` keys name; all were read without error before."""
+    """Yield a file, the file in its key `base:`, and so on. All of these files were read without error before."""
     yield file
     base = parse_tree(file.read_text(), str(file)).get("base")
     if isinstance(base, str):
@@ -181,7 +183,7 @@ def _travels(file: Path, folder: Path) -> None:
 
 
 def _lasting(key: str, storage: str) -> None:
-    """Raise a ConfigError if a storage is relative: it would lie in the job's copy of the folder."""
+    """Raise a ConfigError if a storage is a relative path: it would be in the job's copy of the working folder."""
     if not storage.startswith(("/", "~")) and "${" not in storage:
         raise ConfigError(
             f"{key}: '{storage}' would lie in the job's copy of the folder and vanish with it. "
@@ -190,8 +192,8 @@ def _lasting(key: str, storage: str) -> None:
 
 
 def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
-    """Collect the variables of the job: those given, and those that the file names as `${NAME}`."""
-    # Unbuffered, since the output is to be followed while the job runs.
+    """Collect the environment variables of the job: the given ones, and those that the file names as `${NAME}`."""
+    # Turn off Python's output buffer: users follow the output while the job runs.
     found = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
     for variable in submission.variables:
         name, equals, value = variable.partition("=")
@@ -209,7 +211,7 @@ def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
 
 
 def _packages(pip: Sequence[str]) -> list[str] | str:
-    """Return the path of a requirements file, or the packages as they were given."""
+    """Return the path of the requirements file if one is given, else the list of packages."""
     return pip[0] if len(pip) == 1 and Path(pip[0]).is_file() else list(pip)
 
 
@@ -222,11 +224,11 @@ def submit_job(submission: Submission, show: Callable[[str], None], say: Callabl
         say: Shows a line about the submission itself.
 
     Returns:
-        The job's exit code; 0 as soon as it is submitted if `wait` is False.
+        The job's exit code. If `wait` is False, return 0 as soon as the job is submitted.
 
     Raises:
         ConfigError: The file or the address is wrong.
-        RunError: There is no server, it refuses the token, or the connection is lost.
+        RunError: No server answers, the server refuses the token, or the connection is lost.
     """
     arguments = job(submission)
     with _explained(submission.address):
@@ -259,13 +261,13 @@ def _client(address: str) -> "JobSubmissionClient":
 async def _follow(
     client: "JobSubmissionClient", name: str, show: Callable[[str], None], patience: int = 60, pause: float = 1.0
 ) -> "JobDetails":
-    """Show a job's output until it ends, also if connections are lost meanwhile; return its details then.
+    """Show a job's output until the job ends, and return its details. Connect again after a lost connection.
 
     Args:
         client: Connection to the job server.
         name: Id of the job.
         show: Shows a piece of the job's output.
-        patience: How often in a row the server may fail to answer.
+        patience: Number of times in a row that the server may fail to answer before this function gives up.
         pause: Seconds between two attempts.
 
     Raises:
@@ -277,7 +279,7 @@ async def _follow(
     while True:
         with contextlib.suppress(*LOST, aiohttp.ClientError):
             position = 0
-            # A new connection sends the log from its start: skip what was shown already.
+            # Each new connection sends the log from its start. Skip the part that was shown already.
             async for piece in client.tail_job_logs(name):
                 fresh = piece[max(0, shown - position) :]
                 position += len(piece)
