@@ -1,4 +1,4 @@
-"""What `import stssl` offers: the same functions that the command line calls.
+"""Offer the functions of `import stssl`. The command line offers the same functions.
 
-`stssl/__init__.py` imports these names when they are first used, so that `import stssl` stays fast.
+`stssl/__init__.py` imports these names at their first use, to keep `import stssl` fast.
 """

@@ -1,4 +1,4 @@
-"""The functions of the package, in the order in which they are used."""
+"""Define the functions of the package. Users mostly call them from the first to the last."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -41,10 +41,11 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, smoke: bool 
     Args:
         name: Name of a recipe of the package (see `recipe_names`), or path of a YAML file.
         overrides: Changes such as `"labels.per_class=5"`.
-        smoke: True to shrink the run to seconds: four steps, no Ray, no hub.
+        smoke: True to make a run of seconds: four steps, without Ray, and without weights from a hub.
 
     Raises:
-        ConfigError: There is no such recipe, or a key or value is wrong; names the key and what is allowed.
+        ConfigError: The recipe does not exist, or a key or value is wrong. The message names the key and what is
+            allowed.
     """
     path = find_recipe(name)
     return load_as(kind_of(load_tree(path)), path, overrides, smoke)
@@ -56,11 +57,11 @@ def synthesize(out: str | Path, patches: int = 2000, seed: int = 0, *, progress:
     Args:
         out: Folder to write.
         patches: Number of patches.
-        seed: The same seed writes the same bytes.
+        seed: Seed of the contents. The same seed writes the same bytes.
         progress: False shows no progress.
 
     Returns:
-        The folder.
+        Path of the folder.
     """
     from stssl.archives.synthetic import synthesize as write
 
@@ -84,23 +85,23 @@ def convert(
     """Convert an archive to a Zarr store. The same call resumes a conversion that was interrupted.
 
     Args:
-        source: Format: `bigearthnet-v1`, `bigearthnet-v2`, `eurosat`, `eurosat-ms` or `manifest`.
+        source: Format of the archive: `bigearthnet-v1`, `bigearthnet-v2`, `eurosat`, `eurosat-ms` or `manifest`.
         archive: Folder or file of the archive.
         store: Folder or URL to write.
-        codec: `lz4`, `zstd` or `none`.
-        shard: Patches in a shard file.
-        limit: Convert the first patches only.
-        strict: Stop at the first bad patch.
-        workers: Ray tasks at a time; 0 converts in this process, None uses all CPUs.
+        codec: Compression: `lz4`, `zstd` or `none`.
+        shard: Number of patches in a shard file.
+        limit: Number of patches to convert, from the first on; None converts all.
+        strict: True to stop at the first bad patch.
+        workers: Number of Ray tasks at the same time; 0 converts in this process, None uses all CPUs.
         progress: False shows no progress.
-        **about: Options of the format, such as `coordinates=` or `size=`: those of `stssl convert FORMAT`.
+        **about: Options of the format, such as `coordinates=` or `size=`. `stssl convert FORMAT --help` lists them.
 
     Returns:
-        What was done: counts of patches, shards and problems.
+        Summary of the conversion: counts of patches, shards and problems.
 
     Raises:
-        ConfigError: Unknown format, codec or option.
-        DataError: No such archive, or the store belongs to another conversion.
+        ConfigError: The format, the codec or an option is unknown.
+        DataError: The archive does not exist, or the store belongs to another conversion.
     """
     from stssl.archives.conversion import Options
     from stssl.archives.conversion import convert as write
@@ -114,13 +115,13 @@ def open_store(path: str | Path) -> "Store":
     """Open a store that `convert` wrote.
 
     Args:
-        path: Folder or URL.
+        path: Folder or URL of the store.
 
     Returns:
-        The store: `store.column("lat")`, `store.read([0, 1], ["B04"])`, `store.to_xarray()`.
+        The store. For example, call `store.column("lat")`, `store.read([0, 1], ["B04"])` or `store.to_xarray()`.
 
     Raises:
-        DataError: It is no store, or it is damaged.
+        DataError: The path has no store, or the store is damaged.
     """
     from stssl.store.store import Store
 
@@ -128,27 +129,27 @@ def open_store(path: str | Path) -> "Store":
 
 
 def train(recipe: RunRecipe | str | Path, *, progress: bool | None = None) -> Run:
-    """Train a recipe to its end. The same call resumes a run that was interrupted, and returns a finished one at once.
+    """Train a recipe to its end. The same call resumes an interrupted run, and returns a finished run at once.
 
     Args:
-        recipe: What `load_recipe` returns, or a recipe's name or path.
+        recipe: Recipe from `load_recipe`, or a recipe's name or path.
         progress: False shows no progress.
 
     Raises:
-        StsslError: The recipe, the data or the machine does not allow it, or training failed; says why.
+        StsslError: The recipe, the data or the machine does not allow the run, or training failed.
     """
     return _carried_out(recipe, Recipe, progress)
 
 
 def pretrain(recipe: RunRecipe | str | Path, *, progress: bool | None = None) -> Run:
-    """Pretrain a backbone without labels. Training starts from it with `model.weights=run:FOLDER`.
+    """Pretrain a backbone without labels. To start training from it, set `model.weights=run:FOLDER`.
 
     Args:
-        recipe: What `load_recipe` returns, or a recipe's name or path.
+        recipe: Recipe from `load_recipe`, or a recipe's name or path.
         progress: False shows no progress.
 
     Raises:
-        StsslError: The recipe, the data or the machine does not allow it, or training failed; says why.
+        StsslError: The recipe, the data or the machine does not allow the run, or training failed.
     """
     return _carried_out(recipe, PretrainRecipe, progress)
 
@@ -176,13 +177,13 @@ def evaluate(
         part: `train`, `validation` or `test`.
         checkpoint: `best` or `last`.
         device: `cpu`, `cuda` or `auto`.
-        store: Where the run's store lies now, if not where it was.
+        store: Path of the run's store, if the store was moved after training.
 
     Returns:
         Scores by network and name, such as `scores["student"]["accuracy"]`.
 
     Raises:
-        StsslError: There is no such run, part or checkpoint, or the store is another one.
+        StsslError: The run, the part or the checkpoint does not exist, or the store has changed since training.
     """
     from stssl.training.trained_run import evaluate_run
 
@@ -198,21 +199,21 @@ def probe(
     fine_tune: bool = False,
     overrides: Iterable[str] = (),
 ) -> "Probed":
-    """Measure what the features of a pretrained backbone are worth: linear layer and k-NN.
+    """Measure how good the features of a pretrained backbone are, by a linear layer and k-NN.
 
     Args:
         run: A pretraining run or its folder.
-        labels: How many labels each probe uses: `all`, `fraction=F`, `per-class=N` or `total=N`.
+        labels: Number of labels of each probe: `all`, `fraction=F`, `per-class=N` or `total=N`.
         seed: Seed of the draw of labels.
-        random: True probes random weights: the control.
-        fine_tune: True trains the whole network too.
+        random: True probes random weights, for comparison.
+        fine_tune: True also trains the whole network.
         overrides: Changes of the probe's own settings, such as `"epochs=50"`.
 
     Returns:
-        Rows with validation and test scores, and the file that holds them.
+        Rows with validation and test scores, and the path of the file with these rows.
 
     Raises:
-        StsslError: It is no pretraining run, or it has no checkpoint, or there are no labels.
+        StsslError: The folder has no pretraining run, the run has no checkpoint, or the store has no labels.
     """
     from stssl.analysis.probe import probe_run
 
@@ -222,14 +223,14 @@ def probe(
 def sweep(
     file: str | Path, overrides: Iterable[str] = (), *, top: int = 0, seeds: int = 5, progress: bool | None = None
 ) -> "SweepFiles":
-    """Search recipe keys. The same call resumes a sweep that was interrupted.
+    """Search recipe keys. The same call resumes an interrupted sweep.
 
     Args:
         file: Name of a sweep of the package, such as `sweeps/cpu`, or path of a YAML file.
         overrides: Changes such as `"trials=20"` or `"change.labels.per_class=5"`.
-        top: Train so many of the best trials again with other seeds; 0 trains none.
-        seeds: Number of seeds for each of them.
-        progress: False shows no line for a trial that ends.
+        top: Number of best trials to train again with other seeds; 0 trains none again.
+        seeds: Number of seeds for each of these trials.
+        progress: False shows no progress. By default, each trial that ends is shown as a line.
 
     Returns:
         Paths of the best recipe and of the report.
@@ -258,11 +259,11 @@ def plan(
     """Predict a run's time, memory and traffic from a few real steps on this machine.
 
     Args:
-        recipe: What `load_recipe` returns, or a recipe's name or path.
+        recipe: Recipe from `load_recipe`, or a recipe's name or path.
         nodes: Number of machines.
-        gpus_per_node: Workers on each; None divides the recipe's workers among the machines.
-        link: Network between machines in Gbit/s.
-        steps: Number of steps that are timed.
+        gpus_per_node: Number of workers on each machine; None divides the recipe's workers among the machines.
+        link: Speed of the network between machines, in Gbit/s.
+        steps: Number of steps to time.
 
     Raises:
         StsslError: The recipe is wrong, or a step does not fit into memory.
@@ -275,7 +276,7 @@ def plan(
 
 
 def report(runs: Sequence[Run | str | Path], out: str | Path = "report.html") -> Path:
-    """Write one HTML page about runs: scores, curves, classes, maps of errors, recipes.
+    """Write one HTML page about runs, with scores, curves, classes, maps of errors, and recipes.
 
     Args:
         runs: Runs or their folders.
@@ -285,7 +286,7 @@ def report(runs: Sequence[Run | str | Path], out: str | Path = "report.html") ->
         Absolute path of the page.
 
     Raises:
-        StsslError: None of the folders is a run's.
+        StsslError: No folder has an evaluated training run, or the page cannot be written.
     """
     from stssl.analysis.report import write_report
 

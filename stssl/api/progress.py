@@ -22,14 +22,14 @@ from stssl.training.run_files import MetricsRow
 from stssl.training.run_folder import RunFolder
 
 EVERY = 10
-"""Percent after which output to a file or pipe gets a new line."""
+"""Output to a file or pipe gets a new line each time this many more percent are done."""
 
 Follow = Callable[[int, int | None, str], None]
-"""A function that shows progress: takes the number of things done, the number of all, and a note."""
+"""A function that shows progress. It takes the number of things done, the number of all things, and a note."""
 
 
 class _Lines:
-    """Show progress in whole lines, for files and pipes: what is done, the time it took, the time left."""
+    """Show progress in whole lines, for files and pipes: what is done, the time spent, and the time left."""
 
     def __init__(self, console: Console, what: str) -> None:
         self.console, self.what, self.begun, self.shown = console, what, time.monotonic(), -1
@@ -50,7 +50,7 @@ class _Lines:
         self.say(f"{100 * done // total:3d} %, {done}/{total} {note}, {_clock(spent)} elapsed{left}")
 
     def say(self, words: str) -> None:
-        """Write one line and flush it, so that a reader of the pipe sees it at once."""
+        """Write one line and flush it: a reader of the pipe must see it at once."""
         if not self.console.quiet:
             print(f"{self.what}: {words}", file=self.console.file, flush=True)
 
@@ -59,13 +59,13 @@ def default_console(shown: bool | None = None) -> Console:
     """Make a console on stderr.
 
     Args:
-        shown: False makes one that shows nothing; None and True make one that shows progress.
+        shown: If False, the console shows nothing. If None or True, it shows progress.
     """
     return Console(stderr=True, quiet=shown is False)
 
 
 def _has_bars(console: Console) -> bool:
-    """Return True where a bar can move: in a terminal, and in a notebook with ipywidgets, which rich needs there."""
+    """Return True if a bar can move: in a terminal, or in a notebook with ipywidgets (rich needs it for bars)."""
     if console.is_jupyter:
         return find_spec("ipywidgets") is not None
     return console.file.isatty() and not console.is_dumb_terminal
@@ -77,14 +77,14 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _following(console: Console, what: str, total: int | None, note: str, first: str = "") -> Iterator[Follow]:
-    """Show a bar on a terminal and lines elsewhere; yield the function that moves it on.
+    """Show a bar in a terminal or notebook, and lines elsewhere. Yield the function that updates them.
 
     Args:
-        console: Where to show it.
+        console: Console that shows the progress.
         what: Verb before the bar.
         total: Number of all things; None if it is not known yet.
-        note: First text behind the bar.
-        first: Line to write at once where there is no bar.
+        note: First text after the bar.
+        first: Line to write at once if no bar is shown.
     """
     if not _has_bars(console):
         lines = _Lines(console, what)
@@ -101,12 +101,12 @@ def _following(console: Console, what: str, total: int | None, note: str, first:
 
 @contextlib.contextmanager
 def training_progress(console: Console, steps: int, workers: bool = True) -> Iterator[Watch]:
-    """Show the progress of a run; yield the function that takes each row of its metrics.
+    """Show the progress of a run. Yield the function that takes each row of the run's metrics.
 
     Args:
-        console: Where to show it.
-        steps: Steps of the run.
-        workers: True if Ray starts workers first.
+        console: Console that shows the progress.
+        steps: Number of steps of the run.
+        workers: True if Ray must start workers first.
     """
     notes: dict[str, str] = {}
     first = "starting workers" if workers else "starting"
@@ -125,20 +125,21 @@ def training_progress(console: Console, steps: int, workers: bool = True) -> Ite
 
 
 def run_with_progress(console: Console, recipe: RunRecipe) -> Path:
-    """Run a recipe under a progress bar, or say that its run is finished; return the run's folder."""
+    """Train a recipe with a progress bar, or say that its run is finished. Return the run's folder."""
     folder = RunFolder.of(recipe)
     done = folder.finished() if folder.refuse_others(recipe) else None
     if done:
         best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
         console.print(f"This run is finished: {done['steps']} steps{best}.")
         return folder.path
-    check_run(folder.recipe_to_build(recipe))  # before a bar: what is wrong is the only line then
+    # Check before the bar appears: after an error, the message must be the only output.
+    check_run(folder.recipe_to_build(recipe))
     with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
         return run(recipe, watch, checked=True).path
 
 
 def probe_table(rows: list[ProbeResult]) -> Table:
-    """Make a table of scores on test, one line for each method and number of labels."""
+    """Make a table of test scores, with one line for each method and number of labels."""
     scores = [name for name in ("mAP", "mAP_micro", "accuracy", "balanced_accuracy", "F1") if name in rows[0]["test"]]
     table = Table(title="test")
     for name in ("weights", "method", "labels", *scores):
@@ -154,7 +155,7 @@ def probe_table(rows: list[ProbeResult]) -> Table:
 
 
 def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table:
-    """Make a table with networks as columns and scores as rows."""
+    """Make a table of scores. Each network is a column, and each score a row."""
     table = Table(title=title)
     table.add_column("score")
     for network in results:
@@ -171,10 +172,10 @@ def _shown(score: float | None) -> str:
 
 @contextlib.contextmanager
 def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar that counts; yield a function that takes the number of things done and of all things.
+    """Show a bar that counts things. Yield the function that takes the number done and the number of all things.
 
     Args:
-        console: Where to show it.
+        console: Console that shows the bar.
         what: Verb before the bar.
         unit: Name of the things.
     """
@@ -183,7 +184,7 @@ def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, 
 
 
 def conversion_summary(summary: Summary) -> str:
-    """Describe in a few lines what a conversion did."""
+    """Return a few lines that say what a conversion did."""
     lines = [f"{summary.patches:,} patches in {summary.shards} shards, {summary.converted} of them converted now"]
     lines += [f"  {printable(note)}" for note in summary.notes]
     for error, count in summary.errors.items():

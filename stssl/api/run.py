@@ -1,4 +1,4 @@
-"""A run as users see it: its recipe, metrics, scores, checkpoints and networks."""
+"""Give users a run: its recipe, metrics, scores, checkpoints and networks."""
 
 from functools import cached_property
 from pathlib import Path
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ("last", "previous", "best")
 RunScores = dict[str, dict[str, float]]
-"""RunScores by network and name: `scores["student"]["accuracy"]`."""
+"""Scores by network and name, such as `scores["student"]["accuracy"]`."""
 
 
 class Run:
-    """A training or pretraining run that was started.
+    """Give access to a training or pretraining run that was started.
 
     Attributes:
         path: Folder of the run.
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        """Use a run's folder; `Run.open` takes a path."""
+        """Use a run's folder. To open a run by its path, call `Run.open`."""
         self.path = folder.path
         self._folder = folder
 
     def __repr__(self) -> str:
-        """Say what the run is and how far it is."""
+        """Return a text with the run's name and kind, its folder, and whether it is finished."""
         state = "finished" if self.finished else "not finished"
         return f"<stssl.Run {self.name}: {self.recipe.what}, {state}, in {self.path}>"
 
@@ -42,34 +42,34 @@ class Run:
         """Open a run by its folder, such as `runs/eurosat-fixmatch_cpu-s0`.
 
         Raises:
-            RunError: The folder is not a run's.
+            RunError: The folder has no run.
         """
         return cls(RunFolder.existing(folder))
 
     @cached_property
     def recipe(self) -> RunRecipe:
-        """The recipe that the run was started with, every default written out."""
+        """Return the recipe that the run was started with, including all defaults."""
         return self._folder.recipe()
 
     @property
     def name(self) -> str:
-        """Name of the run."""
+        """Return the name of the run."""
         return self.recipe.name
 
     @property
     def finished(self) -> bool:
-        """True if the run has come to its end."""
+        """Return True if the run is finished."""
         return self._folder.finished() is not None
 
     @property
     def best_score(self) -> float | None:
-        """Best validation score; None until the run is finished, or if no score was finite."""
+        """Return the best validation score; None if the run is not finished or has no score."""
         end = self._folder.finished()
         return None if end is None else end["best"]
 
     @property
     def checkpoints(self) -> dict[str, Path]:
-        """Checkpoint files that exist, by name: `last`, `previous`, `best`."""
+        """Return the paths of the checkpoint files that exist, by name: `last`, `previous`, `best`."""
         found = {name: self._folder.checkpoints.path(name) for name in CHECKPOINTS}
         return {name: path for name, path in found.items() if path.exists()}
 
@@ -77,8 +77,8 @@ class Run:
         """Read the metrics that the run has written so far.
 
         Returns:
-            One row for each line of `metrics.jsonl`, in order. The column `kind` is `train` or `validation`; values
-            that a row lacks are null.
+            A table with one row for each line of `metrics.jsonl`, from first to last. The column `kind` is `train` or
+            `validation`. Missing values are null.
 
         Raises:
             RunError: The file cannot be read.
@@ -90,7 +90,7 @@ class Run:
         return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
 
     def scores(self, part: str = "test") -> RunScores:
-        """Read the scores of a part that `stssl.evaluate` wrote.
+        """Read the scores that `stssl.evaluate` wrote for a part of the split.
 
         Args:
             part: `train`, `validation` or `test`.
@@ -120,14 +120,14 @@ class Run:
         Args:
             checkpoint: `best` or `last`.
             device: `cpu`, `cuda` or `auto`.
-            store: Where the run's store lies now, if not where it was.
+            store: Path of the run's store, if the store was moved after training.
 
         Returns:
-            `student`, and `teacher` if the run has one. Called with scaled images [n, bands, H, W] and
-            metadata [n, 4], they return a prediction with `logits` [n, classes].
+            The networks by name: `student`, and `teacher` if the run has one. A network takes scaled images
+            [n, bands, H, W] and metadata [n, 4] of n patches. It returns a prediction with `logits` [n, classes].
 
         Raises:
-            RunError: It is a pretraining run, there is no such checkpoint, or it is damaged.
+            RunError: The run is a pretraining run, or the checkpoint is missing or damaged.
         """
         from stssl.training.trained_run import load_run
 
