@@ -188,7 +188,7 @@ def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) 
 
 
 def reliability(confidences: Mapping[str, tuple[AnyFloats, AnyFloats]]) -> Markup:
-    """Draw how often predictions of each probability are right.
+    """Draw, for each range of predicted probabilities, the share of predictions that are right.
 
     Args:
         confidences: By network: [n] probabilities of n predictions, and [n] 1 if the prediction is right, else 0.

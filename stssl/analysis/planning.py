@@ -1,4 +1,4 @@
-"""Predict a recipe's cost: `stssl plan` times a few real steps on this machine and extrapolates.
+"""Predict a recipe's cost: time a few real steps on this machine, and compute the cost of the run from them.
 
 This process takes the steps of one worker, with the number of rows that one worker has. It exchanges no gradients. The
 time of the exchange is computed from the size of the gradients.

@@ -50,10 +50,10 @@ COOLER = "Pretrain with a lower optimizer.lr, optimizer.clip=1.0 or compute.prec
 
 
 class LinearConfig(Config):
-    """Configure a probe.
+    """Set how a probe trains and scores.
 
     Attributes:
-        lr: Learning rate of the linear layer, for features of unit size.
+        lr: Learning rate of the linear layer, for features of length 1.
         epochs: Number of epochs of the linear layer.
         batch: Number of patches in one step of the linear layer.
         k: Number of neighbors that vote in k-NN.

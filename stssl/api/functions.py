@@ -82,7 +82,7 @@ def convert(
     progress: bool | None = None,
     **about: object,
 ) -> "Summary":
-    """Convert an archive to a Zarr store. The same call resumes a conversion that was interrupted.
+    """Convert an archive to a Zarr store. The same call resumes an interrupted conversion.
 
     Args:
         source: Format of the archive: `bigearthnet-v1`, `bigearthnet-v2`, `eurosat`, `eurosat-ms` or `manifest`.
@@ -236,7 +236,7 @@ def sweep(
         Paths of the best recipe and of the report.
 
     Raises:
-        StsslError: The sweep file is wrong, or no trial came to a validation.
+        StsslError: The sweep file is wrong, or no trial reached its first validation.
     """
     from stssl.sweeps.run import sweep as search
 

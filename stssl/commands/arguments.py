@@ -132,7 +132,7 @@ def _parameters(options: Sequence["FormatOption"], listed: Sequence["FormatOptio
         hidden = option not in listed
         about = typer.Option(option.flag, help=option.help, callback=callback, hidden=hidden, rich_help_panel=title)
         kind = _TYPES[option.kind]
-        hints[option.name] = Annotated[kind | None, about]  # type: ignore[operator]  # a type of the program's run
+        hints[option.name] = Annotated[kind | None, about]  # type: ignore[operator]  # known only at run time
     # Make a function with this signature: all versions of typer make parameters only from a function's signature.
     carrier.__annotations__ = hints
     carrier.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect.signature` returns

@@ -271,7 +271,7 @@ async def _follow(
         pause: Seconds between two attempts.
 
     Raises:
-        OSError, RuntimeError: The server did not answer `patience` times in a row.
+        OSError, RuntimeError: The server failed to answer `patience` times in a row.
     """
     import aiohttp
 

@@ -118,8 +118,8 @@ def _slice(panel: "Axes", trials: Sequence[TrialRow], axis: Axis, metric: int) -
     rows = [row for row in trials if row.values and axis.key in row.params]
     if axis.domain.choices:
         known = {str(choice): place for place, choice in enumerate(axis.domain.choices)}
-        # Move each dot a little: dots of the same choice would hide each other. The seed is fixed, so that the figure
-        # is always the same.
+        # Move each dot a little: dots of the same choice would hide each other. The fixed seed keeps the figure
+        # the same.
         spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(rows))
         points = [
             (known[str(row.params[axis.key])] + shift, row, (row.values or [])[metric])

@@ -40,7 +40,7 @@ FIRST = ("model.metadata", "model.injection.name", "loss.distance")
 
 @dataclass(frozen=True)
 class Found:
-    """Describe one meaning of a key.
+    """Describe one meaning of a key. A key may have several meanings if several parts have it.
 
     Attributes:
         domain: Values that the recipe's type allows; None if the type sets no bounds.

@@ -16,7 +16,7 @@ from stssl.sweeps.spec import Mode, SweepConfig
 from stssl.sweeps.study import Book, study_url
 
 SITE = "model.injection.name"
-"""Key whose effect is shown first."""
+"""The page shows the effect of this key first."""
 NOTE = (
     "Stopped trials (hollow) were ended early because others were ahead at the same step: their scores are those of "
     "shorter training and are not comparable with complete trials. They do not enter the best trial, the importances "
@@ -30,7 +30,7 @@ def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confir
     Args:
         book: Study of the sweep.
         trials: Trials of the sweep.
-        confirmed: Scores of runs with other seeds, if there are any.
+        confirmed: Scores of runs with other seeds; None if no such runs exist.
     """
     config = book.sweep.config
     body = [
@@ -112,7 +112,7 @@ def _history(config: SweepConfig, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Draw the importance of each key for each metric."""
+    """Draw how important each key is for each metric."""
     complete = [row for row in trials if row.state == "complete"]
     if len(complete) < 4:
         return [_note("Fewer than four complete trials: no importances.")]

@@ -163,7 +163,7 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
         Path of `best.yaml`.
 
     Raises:
-        RunError: All trials failed, or none came to a validation. The message says why the first one failed.
+        RunError: All trials failed, or none reached its first validation. The message says why the first one failed.
     """
     folder, config = book.sweep.folder, book.sweep.config
     order = ranked(trials, config.modes)

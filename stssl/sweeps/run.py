@@ -46,7 +46,7 @@ def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, se
         seeds: Number of seeds for each of these trials.
 
     Raises:
-        StsslError: The sweep file is wrong, or no trial came to a validation.
+        StsslError: The sweep file is wrong, or no trial reached its first validation.
     """
     from stssl.sweeps.confirmation import confirm, confirmed
     from stssl.sweeps.report import write_sweep_report
@@ -87,7 +87,7 @@ def search(what: Sweep, say: Say) -> Book:
         say: Shows a line for each trial that ends.
 
     Returns:
-        The book of all trials.
+        The book that manages all trials.
 
     Raises:
         StsslError: The sweep file is wrong. A trial that fails does not raise an error.

@@ -116,7 +116,7 @@ class Space:
     axes: tuple[Axis, ...]
 
     def recipe(self, values: JsonMapping) -> Recipe:
-        """Build the base recipe with some values in it.
+        """Return a copy of the base recipe with some values changed.
 
         Raises:
             ConfigError: The recipe refuses a value, or the values do not fit together.

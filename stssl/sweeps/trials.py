@@ -90,8 +90,8 @@ def trial(config: JsonObject) -> None:
 
     recipe = trial_config(config)
 
-    # Read validations from the run's folder. Do not use Ray's `TuneReportCallback`, which passes them through a queue:
-    # if the run ends before the driver takes the last report, the driver waits forever (seen with Ray 2.60).
+    # Read validations from the run's folder. Do not use Ray's `TuneReportCallback`, which passes them through a queue.
+    # If the run ends before the driver takes the last report, the driver waits forever (seen with Ray 2.60).
     def watch(row: Mapping[str, Any]) -> None:
         if row["kind"] == "validation":
             tune.report(scored(row) | {"steps": recipe.schedule.steps})

@@ -214,7 +214,7 @@ class StudyScheduler(FIFOScheduler):
 
 
 class TuneSession(NamedTuple):
-    """Describe the Ray session that trials run in.
+    """Describe the Ray session that trains the trials.
 
     Attributes:
         room: Number of trials that fit at the same time.
@@ -289,7 +289,7 @@ def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[
                 "Change launch.workers or their resources under `change:` of the sweep, or add nodes. "
                 f"{growing(launch)}"
             )
-        room.append(int(total / each + 1e-9))  # 0.3 / 0.1 is 2.9999999999999996
+        room.append(int(total / each + 1e-9))  # add a little: 0.3 / 0.1 is 2.9999999999999996
     return min(room)
 
 

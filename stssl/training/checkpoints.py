@@ -35,13 +35,13 @@ _PARTS = {"recipe": str, "progress": dict, "step": dict, "optimizer": dict}
 
 
 class CheckpointState(TypedDict):
-    """Hold what exact resume needs of a run.
+    """Hold the state of a run that exact resume needs.
 
     Attributes:
         recipe: Hash of the run's recipe.
         written_by: Version of stssl.
         progress: Fields of `RunProgress`.
-        step: State dict of the training step: networks, averages, buffers of the algorithm.
+        step: State dict of the training step: networks, averages, and buffers of the algorithm.
         optimizer: State dict of the optimizer.
     """
 
@@ -166,7 +166,7 @@ class Checkpoints:
             best: True to write the copy as `best`, too.
 
         Raises:
-            RunError: The write before this one failed.
+            RunError: The earlier write of the thread failed.
         """
         self.wait()
         copy = cast(CheckpointState, _copied(state))  # a copy has the same types as the original

@@ -1,4 +1,4 @@
-"""Train a pretraining run: the task of a `PretrainRecipe`."""
+"""Define the task of a `PretrainRecipe`: pretrain on pairs of views."""
 
 from math import nan
 
@@ -131,7 +131,7 @@ class PairMaker(nn.Module):
     """Turn pairs of stored patches into normalized views on the device."""
 
     def __init__(self, recipe: PretrainRecipe, data: PixelData, memory: torch.memory_format) -> None:
-        """Prepare views of the recipe's size.
+        """Prepare to make views of the recipe's image size.
 
         Args:
             recipe: Recipe of the run.
@@ -212,7 +212,7 @@ def check_pretraining(recipe: PretrainRecipe) -> None:
 
     Raises:
         ConfigError: Data or network do not fit the recipe. The message says what would fit.
-        DataError: The store cannot be read, or lacks places.
+        DataError: The store cannot be read, or has too few places.
     """
     data = open_pixels(recipe.data)
     most = len(data.split.train)

@@ -1,4 +1,4 @@
-"""Write a run's metrics: to `metrics.jsonl`, and to TensorBoard and MLflow if the recipe says so."""
+"""Write a run's metrics to `metrics.jsonl`. Write them to TensorBoard and MLflow, too, if the recipe says so."""
 
 import contextlib
 import threading
@@ -98,12 +98,12 @@ class MlFlow:
     """Write metrics to MLflow, on a tracking server or in a folder. A resumed run continues its MLflow run."""
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, uri: str) -> None:
-        """Find the MLflow run by the recipe's hash and the run's folder, or create it.
+        """Find the MLflow run by the recipe's hash and the run's folder. If it does not exist, create it.
 
         Args:
             folder: Folder of the run.
             recipe: Recipe of the run; its keys become MLflow parameters.
-            uri: Tracking URI.
+            uri: URI of the tracking server or folder.
 
         Raises:
             ConfigError: MLflow is not installed.
@@ -145,7 +145,7 @@ class Journal:
     """Write rows of metrics to the run's files, TensorBoard and MLflow. Only rank 0 writes.
 
     Attributes:
-        writes: True on rank 0 once the run has resumed.
+        writes: True if this journal writes: on rank 0, after `TrainState.resume`.
     """
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, *, writes: bool, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Run a recipe: in this process, or on Ray workers, on this machine or a cluster."""
+"""Run a recipe in this process or on Ray workers, on this machine or on a cluster."""
 
 import contextlib
 import threading
@@ -22,7 +22,7 @@ from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic,
 from stssl.training.state import TASKS, TrainState, open_train_state
 
 Watch = Callable[[MetricsRow], None]
-"""Takes each new row of a run's metrics."""
+"""A function that takes each new row of a run's metrics."""
 
 
 def check_run(recipe: RunRecipe) -> None:
@@ -41,7 +41,7 @@ def run(
     report: Report | None = None,
     checked: bool = False,
 ) -> RunFolder:
-    """Train a recipe to its end; if the run was started before, continue from its last checkpoint.
+    """Train a recipe to its end. If the run was started before, continue from its last checkpoint.
 
     Args:
         recipe: Recipe to train.

@@ -23,7 +23,7 @@ from stssl.training.state import TrainState
 Logs = dict[str, Tensor]
 """Scalars of one step by name. They are detached from the graph, and still on the device."""
 Report = Callable[[dict[str, float | None]], None]
-"""Takes the metrics of a validation."""
+"""A function that takes the metrics of a validation."""
 
 
 class StepResult(NamedTuple):
@@ -104,7 +104,7 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
     norms = clip_gradients(train_state.task.step.networks.items(), recipe.optimizer.clip)
     bad = not_finite(norms)
     # A fused optimizer reads this flag on the device and skips the step. The host does not wait for the flag.
-    train_state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # set by torch's GradScaler alone
+    train_state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # in torch, only GradScaler sets it
     train_state.optimizer.step()
     # The forward pass has changed BatchNorm's running statistics. A bad step must change nothing.
     train_state.statistics.restore(bad)
@@ -189,7 +189,7 @@ class Meter:
         self.steps, self.rows, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
 
     def timed(self, stream: Iterator[object]) -> Iterator[object]:
-        """Yield the batches of a stream and add up the time until each arrives."""
+        """Yield the batches of a stream, and add up the time spent waiting for them."""
         while True:
             start = time.perf_counter()
             raw = next(stream, None)

@@ -1,4 +1,4 @@
-"""Make the optimizer, schedule its learning rate and clip gradients."""
+"""Make the optimizer, compute its learning rate, and clip gradients."""
 
 import math
 from collections.abc import Iterable

@@ -39,7 +39,7 @@ class RunFile(BaseModel):
 
 
 class RunEnd(TypedDict):
-    """Say how a run ended: steps taken, best validation score, and the step of that score."""
+    """Hold how a run ended: number of steps taken, best validation score, and step of the best score."""
 
     steps: int
     best: float | None

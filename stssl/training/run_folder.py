@@ -1,4 +1,4 @@
-"""Own the folder of one run: create it, refuse other runs, write and read its files."""
+"""Manage the folder of one run: create it, refuse other runs, and write and read its files."""
 
 import json
 import platform
@@ -48,7 +48,7 @@ class RunFolder:
 
     Attributes:
         path: Path of the folder.
-        checkpoints: Checkpoints in it.
+        checkpoints: Checkpoints in the folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -88,7 +88,7 @@ class RunFolder:
 
         Raises:
             ConfigError: A key is unknown or has a wrong value.
-            RunError: The recipe is of another kind of run, cannot be read, or an earlier release wrote it.
+            RunError: The recipe is for another kind of run, the file cannot be read, or an earlier release wrote it.
         """
         recipe = self.recipe()
         if not isinstance(recipe, kind):
@@ -138,7 +138,7 @@ class RunFolder:
         return f"Put the run's recipe back, or delete {self.path} to start the run again."
 
     def refuse_others(self, recipe: RunRecipe) -> bool:
-        """Refuse to continue a run of another recipe.
+        """Check that the folder has no run of another recipe.
 
         Returns:
             True if a run of this recipe was started here; False if none was.
@@ -169,7 +169,7 @@ class RunFolder:
             write_text(self.path / "recipe.yaml", recipe.yaml())
 
     def recipe_to_build(self, recipe: R) -> R:
-        """Return the recipe to build networks from.
+        """Return the recipe that the networks are built from.
 
         A resumed run does not load initial weights: the checkpoint replaces them, and their file may no longer exist.
         """
@@ -285,7 +285,7 @@ class RunFolder:
         append_line(self.path / file, json.dumps(without_nan(row)))
 
     def sync(self) -> None:
-        """Flush metrics to disk. Call this before writing a checkpoint, whose metrics must not be lost.
+        """Flush metrics to disk. Call this before writing a checkpoint: its metrics must not be lost.
 
         Raises:
             RunError: The metrics could not be written to disk.

@@ -46,7 +46,7 @@ BUCKET_MB = 100
 
 @dataclass
 class RunProgress:
-    """Track how far a run is, and its best validation score so far.
+    """Hold the number of steps taken, and the best validation score so far.
 
     Attributes:
         step: Number of steps taken.
@@ -88,7 +88,7 @@ class TrainState:
         folder: Folder of the run.
         journal: Writer of metrics. It does nothing before `resume`.
         task: Data, networks and scores of the recipe's kind.
-        model: The task's step, wrapped in DDP if there are several ranks.
+        model: Training step of the task. It is wrapped in DDP if the run has several ranks.
         optimizer: Optimizer of the networks.
         progress: Steps taken and best score.
         statistics: BatchNorm statistics, saved before each step and restored after a bad one.
@@ -140,8 +140,8 @@ class TrainState:
             A sentence for each checkpoint that could not be used.
 
         Raises:
-            RunError: The folder holds a run of another recipe or release, no checkpoint can be used, or the store has
-                other patches than when the run was started.
+            RunError: The folder has a run of another recipe or of a release that is too old. Or no checkpoint can be
+                used. Or the store has changed since the start of the run.
         """
         if rank() == 0:
             self.folder.claim(self.recipe)
@@ -168,7 +168,7 @@ class TrainState:
         """Load a checkpoint into networks, optimizer and progress.
 
         Raises:
-            RunError: The store has other patches than when the run was started.
+            RunError: The store has changed since the start of the run.
             UnusableError: The checkpoint is damaged or does not fit. The state may then be half loaded.
         """
         if isinstance(found, UnusableError):
@@ -252,7 +252,7 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
 
 
 def _shared(step: nn.Module) -> nn.Module:
-    """Wrap the step in DDP if there are several ranks."""
+    """Wrap the step in DDP if the run has several ranks."""
     if world_size() == 1:
         return step
     # Do not broadcast buffers: each rank updates them from the rows of all ranks, so they are equal already.

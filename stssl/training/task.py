@@ -14,17 +14,17 @@ from stssl.steps.base import TrainingStep
 from stssl.training.checkpoints import Checkpoints
 
 Loaded = TypeVar("Loaded")
-"""What a loader delivers: stored pixels in host memory."""
+"""Type of what a loader delivers: stored pixels in host memory."""
 Raw_co = TypeVar("Raw_co", covariant=True)
 Made = TypeVar("Made")
-"""What a step takes: normalized views on the device."""
+"""Type of what a step takes: normalized views on the device."""
 
 
 class BatchLoader(Protocol[Raw_co]):
     """Deliver this rank's rows of the global batches.
 
     Attributes:
-        ranks: This rank and the number of ranks.
+        ranks: Number of this rank, and number of all ranks.
     """
 
     ranks: tuple[int, int]
@@ -38,7 +38,7 @@ class BatchLoader(Protocol[Raw_co]):
         ...
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """List the store rows that all ranks together read in a step, by the name of their stream."""
+        """Return the store rows that all ranks together read in a step, by name of the stream."""
         ...
 
 

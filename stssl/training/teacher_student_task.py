@@ -1,4 +1,4 @@
-"""Train a teacher-student run: the task of a `Recipe`."""
+"""Define the task of a `Recipe`: train a student and, if the recipe has one, a teacher."""
 
 from collections.abc import Iterator
 from math import isnan
@@ -25,7 +25,7 @@ STUDENT = "averages.student.network."
 
 
 class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
-    """Train on a labeled and an unlabeled stream, with a student, averages and, if the recipe has one, a teacher."""
+    """Train a student, its averages and an optional teacher on labeled and unlabeled patches."""
 
     step: TeacherStudentStep
     data: RunData
