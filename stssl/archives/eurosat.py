@@ -315,7 +315,10 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
 
 
 def _split_codes(names: tuple[str, ...]) -> list[int]:
-    """Return the split code of each image. Of each class, sorted: 70 % train, 10 % validation, 20 % test."""
+    """Return the split code of each image.
+
+    The names of each class are sorted as texts: the first 70 % are train, the next 10 % validation, the rest test.
+    """
     by_class: dict[str, list[str]] = defaultdict(list)
     # Sort as texts, like the code of the paper: Forest_10 comes before Forest_2.
     for name in sorted(set(names)):

@@ -175,7 +175,7 @@ class TableColumns:
 
 
 def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> TableColumns:
-    """Find the wanted columns. If a table has two possible names of one column, the earlier name wins.
+    """Find the wanted columns. If a table has several possible names of one, the first name in `wanted` wins.
 
     Args:
         names: Names of the table's columns.

@@ -104,7 +104,10 @@ class ConvertCommand(TyperCommand):
 
 
 class VerifyCommand(ConvertCommand):
-    """Accept those options of the formats that are paths. A store does not keep the paths of its conversion."""
+    """Define the command `verify`. Of the options of archive formats, it accepts those whose value is a path.
+
+    A store does not record the paths of its conversion, so the user must give them again.
+    """
 
     def accepted(self, ctx: Any) -> Sequence["FormatOption"]:
         """List the options of all formats that are paths."""

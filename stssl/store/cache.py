@@ -85,7 +85,7 @@ class Streamed:
 
 
 class Held:
-    """Deliver rows of a decoded copy in memory."""
+    """Keep decoded patches of a store in memory, and return the wanted rows of them."""
 
     def __init__(self, arrays: dict[str, Tensor], layout: dict[str, tuple[str, ...]], position: Ints) -> None:
         """Deliver rows of `arrays`.

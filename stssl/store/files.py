@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -54,8 +55,9 @@ class Files:
                 file stays.
         """
         target = Path(self.root, name)
-        # Put the process id into the name. If Ray takes a task for dead, a second task writes the same shard.
-        fresh = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        # Each writer needs a file of its own: Ray may wrongly believe that a task is dead, and start it again, also on
+        # another node, where the process number may be the same.
+        fresh = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with fresh.open("wb") as file:

@@ -83,7 +83,11 @@ class _Finder:
         self.search, self.recipe, self.tree, self.source = config.search, recipe, recipe.tree(), source
 
     def axes(self, key: str) -> list[Axis]:
-        """Make the dimensions of one key: one for each part if the parts' domains differ, else only one."""
+        """Make the search dimensions of one recipe key.
+
+        Several kinds of a section, such as several algorithms, may have the key. If their domains differ, each kind
+        gets its own dimension; else they share one.
+        """
         found = [replace(one, domain=self._domain(key, one)) for one in self._look_up(key)]
         domains = [one.domain or Domain() for one in found]
         awake = tuple(self._awake(key))
