@@ -1,6 +1,6 @@
 """Find the recipes that come with the package by name, such as `eurosat/fixmatch_cpu`.
 
-A checkout has its recipes in the folder `experiments`. A wheel has a copy of their YAML files (see setup.py).
+A checkout has its recipes in the folder `experiments`. A wheel has a copy of their YAML files (see packaging.py).
 """
 
 import difflib

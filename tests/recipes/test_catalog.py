@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def test_a_wheel_has_all_recipes(tmp_path):
         packed = {name for name in wheel.namelist() if "recipe_files" in name}
     wanted = {path.relative_to(CHECKOUT / "experiments") for path in (CHECKOUT / "experiments").rglob("*.yaml")}
     assert packed == {f"stssl/recipe_files/{path.as_posix()}" for path in wanted}
+
+
+def test_a_source_distribution_has_all_recipes(tmp_path):
+    script = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as source:
+        packed = {name.partition("/")[2] for name in source.getnames()}
+    assert {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "experiments").rglob("*.yaml")} <= packed
 
 
 def test_an_installed_package_takes_its_own_copy(monkeypatch, tmp_path):

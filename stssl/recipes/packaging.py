@@ -1,0 +1,48 @@
+"""Put the recipes of `experiments/` into wheels and source distributions. Only setuptools imports this module."""
+
+import shutil
+from pathlib import Path
+
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
+
+
+def recipe_files() -> list[Path]:
+    """List the YAML files of `experiments/`, relative to the folder of pyproject.toml, where setuptools runs.
+
+    Raises:
+        FileNotFoundError: There are none. A wheel without recipes must not be built.
+    """
+    found = sorted(Path("experiments").rglob("*.yaml"))
+    if not found:
+        raise FileNotFoundError("experiments/ has no recipes. Build in a whole checkout or source distribution.")
+    return found
+
+
+class BuildWithRecipes(build_py):  # type: ignore[misc]  # setuptools has no types
+    """Build the package, and copy the recipes into it as `stssl/recipe_files`."""
+
+    def run(self) -> None:
+        """Build, then copy. An editable installation finds the recipes in the checkout."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / "stssl" / "recipe_files"
+        shutil.rmtree(target, ignore_errors=True)
+        for source in recipe_files():
+            copy = target / source.relative_to("experiments")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+
+
+class SourceWithRecipes(sdist):  # type: ignore[misc]  # setuptools has no types
+    """Make a source distribution that has the recipes too, so that a wheel can be built from it."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        """Copy the files that setuptools takes by itself, and the recipes.
+
+        Args:
+            base_dir: Folder that becomes the distribution.
+            files: Paths of the files.
+        """
+        super().make_release_tree(base_dir, sorted({*files, *map(str, recipe_files())}))
