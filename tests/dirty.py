@@ -10,13 +10,13 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from stssl.archives.synthetic import synthesize
+from stssl.archives.synthetic import synthesize_archive
 
 
 @lru_cache(maxsize=16)
 def _made(patches: int, seed: int) -> tuple[TemporaryDirectory[str], Path]:
     kept = TemporaryDirectory(prefix="stssl-archive-")
-    return kept, synthesize(Path(kept.name) / "archive", patches, seed)
+    return kept, synthesize_archive(Path(kept.name) / "archive", patches, seed)
 
 
 def clean(folder: Path, patches: int = 24, seed: int = 3) -> Path:

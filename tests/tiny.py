@@ -9,9 +9,9 @@ import numpy as np
 import zarr
 from PIL import Image
 
-from stssl.archives.conversion import Options, convert
+from stssl.archives.conversion import Options, convert_archive
 from stssl.archives.nomenclature import EUROSAT
-from stssl.archives.synthetic import synthesize
+from stssl.archives.synthetic import synthesize_archive
 from stssl.base.hashing import column_hash
 from stssl.store.zarr_metadata import description_hashes
 
@@ -36,15 +36,15 @@ def write_eurosat(folder: Path, per_class: int = 20, seed: int = 0) -> tuple[Pat
 
 def tiny_bigearthnet(folder: Path, patches: int = 120) -> Path:
     """A converted tiny synthetic archive in BigEarthNet's layout."""
-    archive = synthesize(folder / "archive", patches=patches, seed=1)
-    convert("bigearthnet-v1", archive, folder / "big.zarr", Options(workers=0, shard=64))
+    archive = synthesize_archive(folder / "archive", patches=patches, seed=1)
+    convert_archive("bigearthnet-v1", archive, folder / "big.zarr", Options(workers=0, shard=64))
     return folder / "big.zarr"
 
 
 def tiny_store(folder: Path, per_class: int = 20) -> Path:
     """Write a tiny EuroSAT and convert it."""
     archive, table = write_eurosat(folder, per_class)
-    convert("eurosat", archive, folder / "tiny.zarr", Options(workers=0, shard=64), coordinates=table)
+    convert_archive("eurosat", archive, folder / "tiny.zarr", Options(workers=0, shard=64), coordinates=table)
     return folder / "tiny.zarr"
 
 

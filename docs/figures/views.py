@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stssl.base.batch import View
 from stssl.recipes.catalog import find_recipe
-from stssl.recipes.recipe import load_recipe
+from stssl.recipes.recipe import load_training_recipe
 from stssl.training.state import open_train_state
 
 ROWS = 6
@@ -28,7 +28,9 @@ def main() -> None:
     """Take one batch and draw its unlabeled patches."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"data.store={sys.argv[1]}", f"launch.storage={folder}", "batch.labeled=8", "model.image_size=64"]
-        state = open_train_state(load_recipe(find_recipe("eurosat/fixmatch_cpu"), overrides), torch.device("cpu"))
+        state = open_train_state(
+            load_training_recipe(find_recipe("eurosat/fixmatch_cpu"), overrides), torch.device("cpu")
+        )
         raw = next(iter(state.task.loader.batches(4000, 4001)))
         images = state.task.views(raw).images
     figure, axes = plt.subplots(2, ROWS, figsize=(1.45 * ROWS, 3.1))

@@ -19,8 +19,8 @@ from unittest import mock
 
 from stssl.archives import tiff
 from stssl.archives.base import Archive
-from stssl.archives.conversion import Options, convert, open_archive, verify_store
-from stssl.archives.synthetic import synthesize
+from stssl.archives.conversion import Options, convert_archive, open_archive, verify_store
+from stssl.archives.synthetic import synthesize_archive
 
 
 def rate(work: Callable[[], object], patches: int) -> float:
@@ -42,7 +42,7 @@ def main() -> None:
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found["synthesize"] = [rate(lambda: synthesize(folder / "archive", options.patches), options.patches)]
+        found["synthesize"] = [rate(lambda: synthesize_archive(folder / "archive", options.patches), options.patches)]
         archive = open_archive("bigearthnet-v1", folder / "archive")
         few = range(0, options.patches, 20)
         for _ in range(options.repeats):
@@ -52,7 +52,7 @@ def main() -> None:
                 "read, strips": (lambda: [archive.read(row) for row in range(options.patches)], options.patches),
                 "read, rasterio": (lambda: read_slowly(archive, few), len(few)),
                 "convert": (
-                    partial(convert, "bigearthnet-v1", folder / "archive", store, Options(workers=workers)),
+                    partial(convert_archive, "bigearthnet-v1", folder / "archive", store, Options(workers=workers)),
                     options.patches,
                 ),
                 "verify": (partial(verify_store, store), options.patches),

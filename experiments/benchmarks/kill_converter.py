@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 
 from stssl.archives.conversion import verify_store
-from stssl.archives.synthetic import synthesize
+from stssl.archives.synthetic import synthesize_archive
 
 DRIVER = """
 import sys
-from stssl.archives.conversion import Options, convert
-convert("bigearthnet-v1", sys.argv[1], sys.argv[2], Options(workers=int(sys.argv[3])))
+from stssl.archives.conversion import Options, convert_archive
+convert_archive("bigearthnet-v1", sys.argv[1], sys.argv[2], Options(workers=int(sys.argv[3])))
 """
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         archive, whole, broken = (Path(name) / part for part in ("archive", "whole/store.zarr", "broken/store.zarr"))
-        synthesize(archive, options.patches)
+        synthesize_archive(archive, options.patches)
         began = time.perf_counter()
         if start(archive, whole, options.threads).wait():
             raise SystemExit("the conversion failed")

@@ -37,8 +37,8 @@ import psutil
 import torch
 import yaml
 
-from stssl.archives.conversion import Options, convert
-from stssl.archives.synthetic import synthesize
+from stssl.archives.conversion import Options, convert_archive
+from stssl.archives.synthetic import synthesize_archive
 from stssl.training.checkpoints import read_state
 
 LIMIT = 900
@@ -346,8 +346,8 @@ def main() -> None:
     counts = []
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         scratch = Path(name)
-        archive = synthesize(scratch / "archive", options.patches, seed=1)
-        convert("bigearthnet-v1", archive, scratch / "store.zarr", Options(workers=0, shard=64))
+        archive = synthesize_archive(scratch / "archive", options.patches, seed=1)
+        convert_archive("bigearthnet-v1", archive, scratch / "store.zarr", Options(workers=0, shard=64))
         write_recipes(scratch, scratch / "store.zarr")
         chosen = [
             kind

@@ -68,13 +68,13 @@ class Job:
     @cached_property
     def tree(self) -> dict[str, Any]:
         """Resolve the recipe, once, as its file is now."""
-        from stssl.recipes.recipe import load_recipe
+        from stssl.recipes.recipe import load_training_recipe
 
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
         split = f"{{name: {self.split}, seed: {self.seed}}}" if self.split == "blocks" else self.split
         changes = [change.replace("{seed}", str(self.seed)) for change in (*self.overrides, *self.common)]
         what = [f"data.split={split}", f"seed={self.seed}", f"labels.seed={self.seed}", *changes]
-        return load_recipe(Path(self.recipe), [*where, *what]).tree()
+        return load_training_recipe(Path(self.recipe), [*where, *what]).tree()
 
     def run(self) -> None:
         """Train and evaluate, if that was not done before."""

@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stssl.archives.conversion import Options, convert
-from stssl.archives.synthetic import synthesize
+from stssl.archives.conversion import Options, convert_archive
+from stssl.archives.synthetic import synthesize_archive
 from stssl.base.config import validate
 from stssl.base.distributed import rank
 from stssl.recipes.recipe import Recipe
@@ -177,8 +177,8 @@ def write_store(folder: Path, patches: int) -> Path:
     """Write a synthetic archive and convert it, if that was not done before."""
     store = folder / "store.zarr"
     if not store.exists():
-        archive = synthesize(folder / "archive", patches=patches, seed=0)
-        convert("bigearthnet-v1", archive, store, Options(workers=0, shard=128))
+        archive = synthesize_archive(folder / "archive", patches=patches, seed=0)
+        convert_archive("bigearthnet-v1", archive, store, Options(workers=0, shard=128))
     return store
 
 

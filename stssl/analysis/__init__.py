@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stssl.analysis.costs import CostEstimate, Machines, describe_costs
-    from stssl.analysis.planning import plan
+    from stssl.analysis.planning import plan_run
     from stssl.analysis.probe import Probed, probe_run
     from stssl.analysis.report import write_report
 
-__all__ = ["CostEstimate", "Machines", "Probed", "describe_costs", "plan", "probe_run", "write_report"]
+__all__ = ["CostEstimate", "Machines", "Probed", "describe_costs", "plan_run", "probe_run", "write_report"]
 
 _MODULES = {
     "costs": ("CostEstimate", "Machines", "describe_costs"),
-    "planning": ("plan",),
+    "planning": ("plan_run",),
     "probe": ("Probed", "probe_run"),
     "report": ("write_report",),
 }

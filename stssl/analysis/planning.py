@@ -30,7 +30,7 @@ MORE = 5
 """Number of batches in the longer of the two timed validations. The shorter one has one batch."""
 
 
-def plan(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
+def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
     """Take a few steps of a recipe on this machine, and predict the whole run. Write nothing.
 
     Args:

@@ -63,10 +63,10 @@ def synthesize(out: str | Path, patches: int = 2000, seed: int = 0, *, progress:
     Returns:
         Path of the folder.
     """
-    from stssl.archives.synthetic import synthesize as write
+    from stssl.archives.synthetic import synthesize_archive
 
     with counting(default_console(progress), "write", "patches") as follow:
-        return write(Path(out), patches, seed, progress=follow)
+        return synthesize_archive(Path(out), patches, seed, progress=follow)
 
 
 def convert(
@@ -103,12 +103,11 @@ def convert(
         ConfigError: The format, the codec or an option is unknown.
         DataError: The archive does not exist, or the store belongs to another conversion.
     """
-    from stssl.archives.conversion import Options
-    from stssl.archives.conversion import convert as write
+    from stssl.archives.conversion import Options, convert_archive
 
     options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers)
     with counting(default_console(progress), "convert", "shards") as follow:
-        return write(source, archive, store, options, follow, **about)
+        return convert_archive(source, archive, store, options, follow, **about)
 
 
 def open_store(path: str | Path) -> "Store":
@@ -238,14 +237,14 @@ def sweep(
     Raises:
         StsslError: The sweep file is wrong, or no trial reached its first validation.
     """
-    from stssl.sweeps.run import sweep as search
+    from stssl.sweeps.run import run_sweep
 
     console = default_console(progress)
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    return search(find_recipe(file), overrides, say, top, seeds)
+    return run_sweep(find_recipe(file), overrides, say, top, seeds)
 
 
 def plan(
@@ -268,11 +267,10 @@ def plan(
     Raises:
         StsslError: The recipe is wrong, or a step does not fit into memory.
     """
-    from stssl.analysis.planning import machines_for
-    from stssl.analysis.planning import plan as estimate
+    from stssl.analysis.planning import machines_for, plan_run
 
     given = recipe if isinstance(recipe, RunRecipe) else load_recipe(recipe)
-    return estimate(given, machines_for(given, nodes, gpus_per_node, link), steps)
+    return plan_run(given, machines_for(given, nodes, gpus_per_node, link), steps)
 
 
 def report(runs: Sequence[Run | str | Path], out: str | Path = "report.html") -> Path:

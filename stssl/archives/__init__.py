@@ -15,9 +15,9 @@ from stssl.archives.formats import FORMATS
 
 if TYPE_CHECKING:
     from stssl.archives.base import Archive, ArchiveFormat, Example, ExamplePatch, Option
-    from stssl.archives.conversion import Options, Summary, convert, open_archive, verify_store
+    from stssl.archives.conversion import Options, Summary, convert_archive, open_archive, verify_store
     from stssl.archives.registry import ARCHIVES
-    from stssl.archives.synthetic import synthesize
+    from stssl.archives.synthetic import synthesize_archive
 
 __all__ = [
     "ARCHIVES",
@@ -29,17 +29,17 @@ __all__ = [
     "Option",
     "Options",
     "Summary",
-    "convert",
+    "convert_archive",
     "open_archive",
-    "synthesize",
+    "synthesize_archive",
     "verify_store",
 ]
 
 _MODULES = {
     "base": ("Archive", "ArchiveFormat", "Example", "ExamplePatch", "Option"),
-    "conversion": ("Options", "Summary", "convert", "open_archive", "verify_store"),
+    "conversion": ("Options", "Summary", "convert_archive", "open_archive", "verify_store"),
     "registry": ("ARCHIVES",),
-    "synthetic": ("synthesize",),
+    "synthetic": ("synthesize_archive",),
 }
 
 

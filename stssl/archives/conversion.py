@@ -74,7 +74,7 @@ class Options:
     address: str | None = None
 
 
-def convert(
+def convert_archive(
     source: str,
     archive: str | Path,
     store: str | Path,

@@ -33,7 +33,7 @@ LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 VERSION = 1
 
 
-def synthesize(
+def synthesize_archive(
     out: str | Path,
     patches: int = 2000,
     seed: int = 0,

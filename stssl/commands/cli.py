@@ -110,9 +110,9 @@ def quickstart_command(
     overrides: Overrides = None,
 ) -> None:
     """Run all steps on generated data: archive, store, training on two workers, evaluation, report."""
-    from stssl.commands.quick_start import run_quickstart as go
+    from stssl.commands.quick_start import run_quickstart
 
-    print(go(out, console, patches, tuple(overrides or ()), keep))
+    print(run_quickstart(out, console, patches, tuple(overrides or ()), keep))
 
 
 @app.command("synthesize")
@@ -127,10 +127,10 @@ def synthesize_command(
 ) -> None:
     """Write a synthetic archive in the file layout of BigEarthNet v1.0."""
     from stssl.api.progress import counting
-    from stssl.archives.synthetic import synthesize as go
+    from stssl.archives.synthetic import synthesize_archive
 
     with counting(console, "write", "patches") as progress:
-        written = go(out, patches, seed, locations=locations, confounded=confounded, progress=progress)
+        written = synthesize_archive(out, patches, seed, locations=locations, confounded=confounded, progress=progress)
     print(written)
 
 
@@ -152,12 +152,11 @@ def convert_command(
 ) -> None:
     """Convert an archive to a Zarr store; the same command resumes an interrupted conversion."""
     from stssl.api.progress import conversion_summary, counting
-    from stssl.archives.conversion import Options
-    from stssl.archives.conversion import convert as go
+    from stssl.archives.conversion import Options, convert_archive
 
     options = Options(codec=codec, shard=shard, limit=limit, strict=strict, workers=workers, address=ray_address)
     with counting(console, "convert", "shards") as progress:
-        summary = go(source, archive, store, options, progress, **given_options(ctx))
+        summary = convert_archive(source, archive, store, options, progress, **given_options(ctx))
     console.print(conversion_summary(summary), markup=False, soft_wrap=True)
     print(summary.store)
 
@@ -210,9 +209,9 @@ def train_command(
     """Train a recipe; the same command resumes an interrupted run."""
     from stssl.api.progress import run_with_progress
     from stssl.recipes.catalog import find_recipe
-    from stssl.recipes.recipe import load_recipe
+    from stssl.recipes.recipe import load_training_recipe
 
-    print(run_with_progress(console, load_recipe(find_recipe(recipe), overrides or (), smoke)))
+    print(run_with_progress(console, load_training_recipe(find_recipe(recipe), overrides or (), smoke)))
 
 
 @app.command("pretrain")
@@ -264,12 +263,12 @@ def sweep_command(
 ) -> None:
     """Search recipe keys; the same command resumes an interrupted sweep."""
     from stssl.recipes.catalog import find_recipe
-    from stssl.sweeps.run import sweep as go
+    from stssl.sweeps.run import run_sweep
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    result = go(find_recipe(file), overrides or (), say, top, seeds)
+    result = run_sweep(find_recipe(file), overrides or (), say, top, seeds)
     print(result.best, result.report, sep="\n")
 
 
@@ -284,12 +283,11 @@ def plan_command(
 ) -> None:
     """Predict a run's time, memory and traffic from a few real steps on this machine."""
     from stssl.analysis.costs import describe_costs
-    from stssl.analysis.planning import load, machines_for
-    from stssl.analysis.planning import plan as go
+    from stssl.analysis.planning import load, machines_for, plan_run
     from stssl.recipes.catalog import find_recipe
 
     loaded = load(find_recipe(recipe), overrides or ())
-    print(describe_costs(go(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)))
+    print(describe_costs(plan_run(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)))
 
 
 @app.command("submit")
@@ -312,14 +310,15 @@ def submit_command(
     wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
 ) -> None:
     """Run a recipe or sweep on a Ray cluster, follow its output and return its exit code."""
-    from stssl.commands.submission import Submission
-    from stssl.commands.submission import submit_job as go
+    from stssl.commands.submission import Submission, submit_job
     from stssl.recipes.catalog import find_recipe
 
     given = Submission(
         find_recipe(file), tuple(overrides or ()), address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait
     )
-    code = go(given, lambda text: print(text, end="", flush=True), lambda line: console.print(line, markup=False))
+    code = submit_job(
+        given, lambda text: print(text, end="", flush=True), lambda line: console.print(line, markup=False)
+    )
     raise typer.Exit(code)
 
 

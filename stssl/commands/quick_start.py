@@ -9,8 +9,8 @@ from rich.console import Console
 
 from stssl.analysis.report import write_report
 from stssl.api.progress import conversion_summary, counting, score_table, training_progress
-from stssl.archives.conversion import Options, convert
-from stssl.archives.synthetic import synthesize
+from stssl.archives.conversion import Options, convert_archive
+from stssl.archives.synthetic import synthesize_archive
 from stssl.base.config import Tree, apply_overrides, merge, parse_tree, validate
 from stssl.recipes.recipe import Recipe
 from stssl.store.description import describe_store
@@ -90,10 +90,10 @@ def _make_store(archive: Path, store: Path, console: Console, patches: int) -> N
         return
     console.rule("1  a synthetic archive in the BigEarthNet v1.0 file layout")
     with counting(console, "write", "patches") as progress:
-        synthesize(archive, patches=patches, seed=0, progress=progress)
+        synthesize_archive(archive, patches=patches, seed=0, progress=progress)
     console.rule("2  convert it to a Zarr store")
     with counting(console, "convert", "shards") as progress:
-        summary = convert("bigearthnet-v1", archive, store, Options(shard=128), progress)
+        summary = convert_archive("bigearthnet-v1", archive, store, Options(shard=128), progress)
     console.print(conversion_summary(summary), highlight=False, markup=False, soft_wrap=True)
     console.print(describe_store(Store.open(store)), highlight=False, markup=False, soft_wrap=True)
 

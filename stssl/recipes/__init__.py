@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stssl.recipes.build import build_step, check_recipe
     from stssl.recipes.pretraining import PretrainRecipe, kind_of
-    from stssl.recipes.recipe import Recipe, RunRecipe, load_as, load_recipe
+    from stssl.recipes.recipe import Recipe, RunRecipe, load_as, load_training_recipe
     from stssl.recipes.run_data import PixelData, RunData, open_data, open_pixels
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "check_recipe",
     "kind_of",
     "load_as",
-    "load_recipe",
+    "load_training_recipe",
     "open_data",
     "open_pixels",
 ]
@@ -31,7 +31,7 @@ __all__ = [
 _MODULES = {
     "build": ("build_step", "check_recipe"),
     "pretraining": ("PretrainRecipe", "kind_of"),
-    "recipe": ("Recipe", "RunRecipe", "load_as", "load_recipe"),
+    "recipe": ("Recipe", "RunRecipe", "load_as", "load_training_recipe"),
     "run_data": ("PixelData", "RunData", "open_data", "open_pixels"),
 }
 

@@ -236,7 +236,7 @@ class Recipe(RunRecipe):
         return self
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> Recipe:
+def load_training_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> Recipe:
     """Read the recipe of a training run.
 
     Args:

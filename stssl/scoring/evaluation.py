@@ -85,7 +85,7 @@ def predict(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints
     return gather_rows(logits).cpu()
 
 
-def evaluate(
+def score_part(
     predictor: Predictor, data: RunData, pixels: PixelScaler, part: str, *, batch: int, limit: int | None
 ) -> Evaluation:
     """Score a network on a part of the split. All ranks must call this.

@@ -1,7 +1,7 @@
 """Read many patches of a store at once into batch buffers.
 
-Arrays with the layout of `convert` are read from their shard files (`shards`), or from an object store through a disk
-cache (`fetched`). zarr-python reads any other layout or codec, with equal results.
+Arrays with the layout of `stssl convert` are read from their shard files (`shards`), or from an object store through a
+disk cache (`fetched`). zarr-python reads any other layout or codec, with equal results.
 """
 
 import itertools

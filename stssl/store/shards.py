@@ -3,8 +3,8 @@
 zarr-python needs a millisecond of Python for each chunk. This reader is faster. It reads the index of a shard once and
 checks its crc32c. It reads each patch with one `preadv`, checks it, and decodes it into its place in the batch.
 
-The reader knows only the layout of `convert`, in a local folder: one patch in a chunk, the index at the end, Blosc or
-no codec, then crc32c. It recognizes this layout by the `zarr.json` of the array.
+The reader knows only the layout of `stssl convert`, in a local folder: one patch in a chunk, the index at the end,
+Blosc or no codec, then crc32c. It recognizes this layout by the `zarr.json` of the array.
 
 Each patch is compared with its own crc32c, and with its crc32c in the list of the shard. That list and the index are
 compared with the checksum of the shard in the attributes of the array (see `encode`). Arrays of older stores have no

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stssl.sweeps.domains import build_space
-    from stssl.sweeps.run import SweepFiles, search, sweep
+    from stssl.sweeps.run import SweepFiles, run_sweep, search
     from stssl.sweeps.space import Space
     from stssl.sweeps.spec import Sweep, SweepConfig, load_sweep
 
-__all__ = ["Space", "Sweep", "SweepConfig", "SweepFiles", "build_space", "load_sweep", "search", "sweep"]
+__all__ = ["Space", "Sweep", "SweepConfig", "SweepFiles", "build_space", "load_sweep", "run_sweep", "search"]
 
 _MODULES = {
     "domains": ("build_space",),
-    "run": ("SweepFiles", "search", "sweep"),
+    "run": ("SweepFiles", "search", "run_sweep"),
     "space": ("Space",),
     "spec": ("Sweep", "SweepConfig", "load_sweep"),
 }

@@ -14,7 +14,7 @@ from stssl.base.json_types import JsonObject, JsonValue
 from stssl.base.logs import LOG
 from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
-from stssl.sweeps.space import Values
+from stssl.sweeps.space import TrialValues
 from stssl.sweeps.spec import Mode
 from stssl.sweeps.study import Book, run_name, trials_folder
 from stssl.sweeps.trials import needs, outcome
@@ -55,7 +55,7 @@ class TrialRow:
     seconds: float
     cpu_hours: float
     gpu_hours: float
-    params: Values
+    params: TrialValues
     reason: str | None
     run: Path
 

@@ -35,7 +35,7 @@ class SweepFiles:
     report: Path
 
 
-def sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, seeds: int = 5) -> SweepFiles:
+def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, seeds: int = 5) -> SweepFiles:
     """Run a sweep file, or resume it, and write its results.
 
     Args:

@@ -16,7 +16,7 @@ from stssl.recipes.recipe import Recipe
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-Values = JsonObject
+TrialValues = JsonObject
 """Dotted recipe keys and their values."""
 Scalar = str | int | float | bool | None
 """Values that Optuna can store for a choice."""
@@ -126,7 +126,7 @@ class Space:
             tree = merge(tree, nested(key, value))
         return validate(Recipe, tree, ", ".join(f"{key}={value}" for key, value in values.items()))
 
-    def draw(self, trial: "Trial") -> Values:
+    def draw(self, trial: "Trial") -> TrialValues:
         """Draw a value for each key that exists. Optuna returns the trial's own value if the trial already has one."""
         values = self._fixed()
         for axis in self.axes:
@@ -134,9 +134,9 @@ class Space:
                 values[axis.key] = axis.suggest(trial)
         return self._searched(values)
 
-    def values(self, params: Mapping[str, Any]) -> Values:
+    def values(self, params: Mapping[str, Any]) -> TrialValues:
         """Convert a trial's Optuna parameters to dotted keys and their values."""
-        found: Values = {}
+        found: TrialValues = {}
         for axis in self.axes:
             if axis.name in params:
                 code = params[axis.name]
@@ -144,7 +144,7 @@ class Space:
                 found[axis.key] = known.get(code, code)
         return found
 
-    def point(self, given: JsonMapping, source: str = "points") -> Values:
+    def point(self, given: JsonMapping, source: str = "points") -> TrialValues:
         """Convert a point of the sweep file to Optuna parameters.
 
         If the point leaves a key out, the key gets the base recipe's value, if this value lies in the domain.
@@ -161,7 +161,7 @@ class Space:
         for key in given:
             if key not in searched:
                 raise ConfigError(f"{source}: {key} is not under search. {did_you_mean(key, searched)}")
-        values, params = self._fixed(), Values()
+        values, params = self._fixed(), TrialValues()
         for axis in self.axes:
             if not axis.exists(values):
                 continue
@@ -175,19 +175,19 @@ class Space:
             raise ConfigError(f"{source}: {key} does not exist with the other values of that point")
         return params
 
-    def grid(self) -> list[Values]:
+    def grid(self) -> list[TrialValues]:
         """List the Optuna parameters of each possible combination of values.
 
         Raises:
             ConfigError: A domain is a range without a step, or the grid has too many combinations.
         """
-        points: dict[str, Values] = {}
+        points: dict[str, TrialValues] = {}
         lists = [axis.listed() for axis in self.axes]
         if math.prod(map(len, lists)) > MOST_POINTS:
             keys = ", ".join(axis.key for axis in self.axes)
             raise ConfigError(f"search: a grid over {keys} has more than {MOST_POINTS:,} points; list fewer values")
         for combination in product(*lists):
-            values, params = self._fixed(), Values()
+            values, params = self._fixed(), TrialValues()
             for axis, value in zip(self.axes, combination, strict=True):
                 if axis.exists(values):
                     values[axis.key] = value
@@ -209,17 +209,17 @@ class Space:
         tree: Tree = json.loads(json.dumps({"search": axes, "recipe": self.base.identity()}))
         return tree
 
-    def _fixed(self) -> Values:
+    def _fixed(self) -> TrialValues:
         """Look up the base recipe's values of keys that gates name and that are not searched."""
         searched = {axis.key for axis in self.axes}
         named = {gate.key for axis in self.axes for gate in axis.gates} - searched
         return {key: self._own(key, {}) for key in named}
 
-    def _searched(self, values: Values) -> Values:
+    def _searched(self, values: TrialValues) -> TrialValues:
         searched = {axis.key for axis in self.axes}
         return {key: value for key, value in values.items() if key in searched}
 
-    def _own(self, key: str, values: Values) -> JsonValue:
+    def _own(self, key: str, values: TrialValues) -> JsonValue:
         node: JsonValue = self.recipe(values).tree()
         for part in key.split("."):
             node = node.get(part) if isinstance(node, dict) else None

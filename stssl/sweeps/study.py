@@ -16,7 +16,7 @@ from stssl.base.json_types import JsonObject
 from stssl.base.textfiles import read_bounded
 from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
-from stssl.sweeps.space import Space, Values
+from stssl.sweeps.space import Space, TrialValues
 from stssl.sweeps.spec import Sweep, SweepConfig
 from stssl.sweeps.storage_errors import study_errors, without_password
 
@@ -282,7 +282,7 @@ class Book:
         self.started = self.started or time.time()
         self.study.set_user_attr("hours", self.spent + (time.time() - self.started) / 3600)
 
-    def next(self) -> "tuple[Trial, Values] | None":
+    def next(self) -> "tuple[Trial, TrialValues] | None":
         """Return the next trial and its values; None if all trials were handed out."""
         from optuna.trial import TrialState
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stssl.training.launch import check_run, run
-    from stssl.training.loop import train, train_step, validate_and_save
+    from stssl.training.loop import train_step, train_to_end, validate_and_save
     from stssl.training.run_folder import RunFolder
     from stssl.training.state import TrainState, open_train_state
     from stssl.training.trained_run import TrainedRun, evaluate_run, load_run
@@ -27,14 +27,14 @@ __all__ = [
     "load_run",
     "open_train_state",
     "run",
-    "train",
     "train_step",
+    "train_to_end",
     "validate_and_save",
 ]
 
 _MODULES = {
     "launch": ("check_run", "run"),
-    "loop": ("train", "train_step", "validate_and_save"),
+    "loop": ("train_to_end", "train_step", "validate_and_save"),
     "run_folder": ("RunFolder",),
     "state": ("TrainState", "open_train_state"),
     "trained_run": ("TrainedRun", "evaluate_run", "load_run"),

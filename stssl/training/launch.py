@@ -15,7 +15,7 @@ from stssl.base.ray_session import connected_ray, lacking, resources_for
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import RunRecipe
 from stssl.recipes.sections import LaunchConfig
-from stssl.training.loop import Report, train
+from stssl.training.loop import Report, train_to_end
 from stssl.training.run_files import MetricsRow
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic, start_line
@@ -75,7 +75,7 @@ def _train_here(recipe: RunRecipe, device: torch.device, report: Report) -> None
     with memory_advice(recipe):
         train_state = open_train_state(recipe, device)
         _resume(train_state)
-        train_state.finish(train(train_state, report))
+        train_state.finish(train_to_end(train_state, report))
 
 
 def _resume(train_state: TrainState) -> None:
@@ -133,7 +133,7 @@ def _worker(config: dict[str, Tree]) -> None:
     with memory_advice(recipe):
         train_state = open_train_state(recipe, get_device())
         _resume(train_state)
-        end = train(train_state, ray.train.report)
+        end = train_to_end(train_state, ray.train.report)
     if rank() == 0:
         train_state.finish(end)
 

@@ -1,7 +1,7 @@
 """Train the networks of a run, on one rank or many, with or without Ray, and measure the steps.
 
-`train` is the loop. `train_step` takes one optimizer step. `validate_and_save` validates and writes a checkpoint.
-`Meter` collects what steps log. `Guard` collects the steps with gradients that are not finite.
+`train_to_end` is the loop. `train_step` takes one optimizer step. `validate_and_save` validates and writes a
+checkpoint. `Meter` collects what steps log. `Guard` collects the steps with gradients that are not finite.
 """
 
 import signal
@@ -47,7 +47,7 @@ class BadStep(TypedDict):
     losses: dict[str, float]
 
 
-def train(train_state: TrainState, report: Report) -> RunEnd:
+def train_to_end(train_state: TrainState, report: Report) -> RunEnd:
     """Train from the present step to the end of the recipe, or until patience ends the run.
 
     Args:

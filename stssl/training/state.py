@@ -210,7 +210,9 @@ class TrainState:
         return []
 
     def finish(self, end: RunEnd) -> None:
-        """Export the weights that users need, and mark the run as finished. Only rank 0 calls this, after `train`.
+        """Export the weights that users need, and mark the run as finished.
+
+        Only rank 0 calls this, after `train_to_end`.
 
         Raises:
             RunError: No validation had finite predictions, or a file cannot be written.
@@ -225,7 +227,7 @@ class TrainState:
 
 
 def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
-    """Build one rank's state of a run at step 0, and write nothing. Call `resume` before `train`.
+    """Build one rank's state of a run at step 0, and write nothing. Call `resume` before `train_to_end`.
 
     Raises:
         ConfigError: The store or the networks cannot do what the recipe asks for.

@@ -15,7 +15,7 @@ from stssl.models.layout import placed
 from stssl.recipes.build import build_loader, build_pixels, build_step, check_recipe
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import RunData, open_data
-from stssl.scoring.evaluation import Evaluation, evaluate
+from stssl.scoring.evaluation import Evaluation, score_part
 from stssl.scoring.metrics import diverged, headline
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.training.checkpoints import Checkpoints, export_weights
@@ -93,7 +93,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         options, pixels = self.recipe.evaluation, self.views.pixels
         calibrate(self.step, self.recipe, self.data, pixels, progress)
         predictor = self.step.predictor("student")
-        return evaluate(predictor, self.data, pixels, part, batch=options.batch, limit=options.limit)
+        return score_part(predictor, self.data, pixels, part, batch=options.batch, limit=options.limit)
 
     def export(self, checkpoints: Checkpoints) -> None:
         """Write the best student as `student.safetensors`, the file that users ship.

@@ -17,7 +17,7 @@ from stssl.models.layout import placed
 from stssl.recipes.build import as_trained, build_pixels, build_step
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import RunData, open_data
-from stssl.scoring.evaluation import Evaluation, evaluate, save_evaluations
+from stssl.scoring.evaluation import Evaluation, save_evaluations, score_part
 from stssl.scoring.metrics import diverged
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.training.checkpoints import CheckpointState, UnusableError, does_not_fit, read_state, require_state
@@ -163,7 +163,7 @@ def evaluate_run(
     results: dict[str, Evaluation] = {}
     for network in ("student", "teacher")[: len(step.networks)]:
         predictor = step.predictor(network)
-        results[network] = evaluate(predictor, data, pixels, part, batch=recipe.evaluation.batch, limit=None)
+        results[network] = score_part(predictor, data, pixels, part, batch=recipe.evaluation.batch, limit=None)
         if diverged(results[network].scores):
             LOG.warning("the %s's predictions on %s are not finite, so they have no scores", network, part)
     about: JsonObject = {"checkpoint": checkpoint, "step": trained.steps, "name": recipe.name}

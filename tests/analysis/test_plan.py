@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from stssl.analysis.costs import CostEstimate, Machines, Measured, describe_costs, exchange_seconds
-from stssl.analysis.planning import _validation, machines_for, plan
+from stssl.analysis.planning import _validation, machines_for, plan_run
 from stssl.base.config import merge, validate
 from stssl.base.errors import ConfigError
 from stssl.recipes.recipe import Recipe
@@ -58,7 +58,7 @@ def test_the_longest_part_limits_a_step():
 
 
 def test_real_steps_are_measured_and_nothing_is_written(recipe, tmp_path):
-    found = plan(recipe, Machines(1, 2, 10), steps=2)
+    found = plan_run(recipe, Machines(1, 2, 10), steps=2)
     assert found.share.rows == 12 and found.one.rows == 24 and found.rows == 24
     assert found.share.step > 0 and found.share.load > 0 and found.validation > 0
     assert found.steps == 12 and found.validations == 3
@@ -108,14 +108,14 @@ def test_steps_that_look_at_fewer_views_are_counted_as_they_are():
     ],
 )
 def test_a_supervised_start_is_measured_on_its_own(recipe_tree, changes, start, early, late):
-    found = plan(validate(Recipe, merge(recipe_tree, changes), "test"), Machines(1, 2, 10), steps=2)
+    found = plan_run(validate(Recipe, merge(recipe_tree, changes), "test"), Machines(1, 2, 10), steps=2)
     assert (found.start, found.share.rows) == (start, late)
     assert found.early is None if early is None else (found.early.rows == early and found.early.step > 0)
 
 
 def test_a_larger_network_costs_more(recipe, recipe_tree):
     larger = merge(recipe_tree, {"model": {"backbone_args": {"channels": [8, 16, 16, 16]}}})
-    one, other = (plan(r, Machines(1, 1, 10), steps=1) for r in (recipe, validate(Recipe, larger, "test")))
+    one, other = (plan_run(r, Machines(1, 1, 10), steps=1) for r in (recipe, validate(Recipe, larger, "test")))
     assert other.gradients > 2 * one.gradients and other.checkpoint > 2 * one.checkpoint
     assert one.one is one.share
 
@@ -129,4 +129,4 @@ def test_workers_come_from_the_recipe(recipe, recipe_tree):
 
 def test_more_workers_than_rows_is_an_error(recipe):
     with pytest.raises(ConfigError, match=r"batch.labeled 8 is smaller than 9 workers"):
-        plan(recipe, Machines(3, 3, 10))
+        plan_run(recipe, Machines(3, 3, 10))

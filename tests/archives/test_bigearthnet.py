@@ -12,7 +12,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 from real import real_data
 
-from stssl.archives.conversion import Options, convert
+from stssl.archives.conversion import Options, convert_archive
 from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
 from stssl.base.errors import ConfigError, DataError
 from stssl.store.schema import ERRORS, UNUSABLE
@@ -22,7 +22,9 @@ HERE = Options(workers=0, shard=8)
 
 
 def converted(archive, tmp_path, source="bigearthnet-v1", options=HERE, **about):
-    return convert(source, archive, tmp_path / "store.zarr", options, **about), Store.open(tmp_path / "store.zarr")
+    return convert_archive(source, archive, tmp_path / "store.zarr", options, **about), Store.open(
+        tmp_path / "store.zarr"
+    )
 
 
 def check_against_rasterio(store, folder, row):
@@ -85,7 +87,7 @@ def test_more_splits_from_lists_of_any_kind(tmp_path):
     assert store.column("split_seco").tolist() == [0, 0, 0, 1, 1, 2] + [255] * 18
     (lists / "test.csv.bz2").unlink()
     with pytest.raises(DataError, match=r"has train.txt, val.csv, but no list for test"):
-        convert("bigearthnet-v1", archive, tmp_path / "other.zarr", HERE, splits={"seco": lists})
+        convert_archive("bigearthnet-v1", archive, tmp_path / "other.zarr", HERE, splits={"seco": lists})
 
 
 def test_places_with_several_dates_share_a_number(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stssl.archives.base import Example
-from stssl.archives.conversion import Options, Summary, convert, open_archive, verify_store
+from stssl.archives.conversion import Options, Summary, convert_archive, open_archive, verify_store
 from stssl.archives.options import FormatOption, all_options, named_folders, options_of
 from stssl.archives.registry import ARCHIVES
 from stssl.base.errors import ConfigError, DataError
@@ -40,7 +40,7 @@ def made(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "source").mkdir()
     example = ARCHIVES[request.param].write_example(folder / "source")
-    summary = convert(request.param, example.archive, folder / "example.zarr", HERE, **example.options)
+    summary = convert_archive(request.param, example.archive, folder / "example.zarr", HERE, **example.options)
     return Converted(request.param, example, summary, folder / "example.zarr")
 
 
@@ -152,7 +152,7 @@ def test_statistics_are_of_the_training_part(made):
 
 def test_a_second_run_changes_nothing(made):
     before = files(made.path)
-    again = convert(made.name, made.example.archive, made.path, HERE, **made.example.options)
+    again = convert_archive(made.name, made.example.archive, made.path, HERE, **made.example.options)
     assert again.converted == 0 and again.errors == made.summary.errors
     assert files(made.path) == before
 
@@ -165,10 +165,10 @@ def test_an_interrupted_conversion_is_resumed(made, tmp_path):
         raise StoppedError
 
     with pytest.raises(StoppedError):
-        convert(made.name, made.example.archive, tmp_path / "s.zarr", HERE, stop, **made.example.options)
+        convert_archive(made.name, made.example.archive, tmp_path / "s.zarr", HERE, stop, **made.example.options)
     with pytest.raises(DataError, match="not finished"):
         Store.open(tmp_path / "s.zarr")
-    resumed = convert(made.name, made.example.archive, tmp_path / "s.zarr", HERE, **made.example.options)
+    resumed = convert_archive(made.name, made.example.archive, tmp_path / "s.zarr", HERE, **made.example.options)
     assert resumed.converted == made.summary.shards - 1
     assert files(tmp_path / "s.zarr") == files(made.path)
 
@@ -211,23 +211,23 @@ def test_control_verify_notices_a_damaged_store(made, tmp_path):
 def test_control_a_damaged_image_costs_its_patch_alone(made, tmp_path):
     moved, options = copied(made, tmp_path / "source")
     moved(made.example.patches[1].file).write_bytes(b"damaged")
-    summary = convert(made.name, moved(made.example.archive), tmp_path / "s.zarr", HERE, **options)
+    summary = convert_archive(made.name, moved(made.example.archive), tmp_path / "s.zarr", HERE, **options)
     store = Store.open(tmp_path / "s.zarr")
     assert summary.errors["unreadable"] >= 1
     assert store.column("error_code")[1] == ERRORS["unreadable"]
     assert {row for row, _ in changed(store, made.example)} == {1}
     with pytest.raises(DataError, match="unreadable"):
         strict = Options(workers=0, shard=2, strict=True)
-        convert(made.name, moved(made.example.archive), tmp_path / "t.zarr", strict, **options)
+        convert_archive(made.name, moved(made.example.archive), tmp_path / "t.zarr", strict, **options)
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_a_folder_without_an_archive_is_refused_in_words(name, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty"):
-        convert(name, tmp_path / "empty", tmp_path / "s.zarr", HERE)
+        convert_archive(name, tmp_path / "empty", tmp_path / "s.zarr", HERE)
     with pytest.raises(DataError, match="there is no archive at"):
-        convert(name, tmp_path / "nothing", tmp_path / "s.zarr", HERE)
+        convert_archive(name, tmp_path / "nothing", tmp_path / "s.zarr", HERE)
     assert not (tmp_path / "s.zarr").exists()
 
 
@@ -241,7 +241,7 @@ def test_options_are_declared_shown_and_checked(name, tmp_path):
     for option in all_options():
         assert (option.flag in listed.output) == (option.name in {one.name for one in own})
     with pytest.raises(ConfigError, match=f"{name} has no option color. It has: {own[0].name}"):
-        convert(name, tmp_path, tmp_path / "s.zarr", HERE, color=1)
+        convert_archive(name, tmp_path, tmp_path / "s.zarr", HERE, color=1)
 
 
 def test_without_a_format_the_options_of_all_are_listed():

@@ -17,7 +17,7 @@ import tiny
 import xarray
 import zarr
 
-from stssl.archives.conversion import Options, convert, verify_store
+from stssl.archives.conversion import Options, convert_archive, verify_store
 from stssl.base.errors import ConfigError, DataError
 from stssl.store.files import sole_writer
 from stssl.store.store import Store
@@ -38,7 +38,7 @@ def archive(tmp_path_factory):
 def whole(archive, tmp_path_factory):
     """The store of an uninterrupted conversion."""
     store = tmp_path_factory.mktemp("whole") / "store.zarr"
-    convert("bigearthnet-v1", archive, store, HERE)
+    convert_archive("bigearthnet-v1", archive, store, HERE)
     return store
 
 
@@ -54,7 +54,7 @@ def tree(store):
 def test_a_repeated_conversion_is_byte_identical(archive, whole, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(archive, moved)
-    convert("bigearthnet-v1", moved, tmp_path / "store.zarr", HERE)
+    convert_archive("bigearthnet-v1", moved, tmp_path / "store.zarr", HERE)
     assert tree(tmp_path / "store.zarr") == tree(whole)
 
 
@@ -80,12 +80,12 @@ def test_an_interrupted_conversion_goes_on(shards, archive, whole, tmp_path, mon
     monkeypatch.setattr(Writer, "write_shard", stop)
     monkeypatch.setattr(Writer, "finish", never)
     with pytest.raises(KeyboardInterrupt):
-        convert("bigearthnet-v1", archive, store, HERE)
+        convert_archive("bigearthnet-v1", archive, store, HERE)
     with pytest.raises(DataError, match=r"was not finished. Run the same"):
         Store.open(store)
     monkeypatch.setattr(Writer, "write_shard", write)
     monkeypatch.setattr(Writer, "finish", finish)
-    summary = convert("bigearthnet-v1", archive, store, HERE)
+    summary = convert_archive("bigearthnet-v1", archive, store, HERE)
     assert summary.converted == 8 - shards
     assert tree(store) == tree(whole)
 
@@ -99,9 +99,9 @@ def test_an_interrupted_ending_is_repeated(step, archive, whole, tmp_path, monke
 
     monkeypatch.setattr(Writer, step, stop)
     with pytest.raises(KeyboardInterrupt):
-        convert("bigearthnet-v1", archive, store, HERE)
+        convert_archive("bigearthnet-v1", archive, store, HERE)
     monkeypatch.setattr(Writer, step, real)
-    convert("bigearthnet-v1", archive, store, HERE)
+    convert_archive("bigearthnet-v1", archive, store, HERE)
     assert tree(store) == tree(whole)
 
 
@@ -110,7 +110,7 @@ def test_a_shard_without_its_marker_is_written_again(archive, whole, tmp_path, m
     finish = Writer.finish
     monkeypatch.setattr(Writer, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        convert("bigearthnet-v1", archive, store, HERE)
+        convert_archive("bigearthnet-v1", archive, store, HERE)
     monkeypatch.setattr(Writer, "finish", finish)
     work = tmp_path / ".store.zarr.work"
     (work / "000003.done").unlink()
@@ -118,7 +118,7 @@ def test_a_shard_without_its_marker_is_written_again(archive, whole, tmp_path, m
     sidecar.write_bytes(sidecar.read_bytes()[:-1])
     (store / "b10" / "c" / "3" / "0" / "0" / ".0.99.partial").write_bytes(b"half")
     (store / "b10" / "c" / "3" / "0" / "0" / "0").write_bytes(b"garbage")
-    assert convert("bigearthnet-v1", archive, store, HERE).converted == 2
+    assert convert_archive("bigearthnet-v1", archive, store, HERE).converted == 2
     assert tree(store) == tree(whole)
 
 
@@ -127,14 +127,14 @@ def test_control_a_lost_marker_of_a_damaged_shard_is_what_repairs_it(archive, wh
     shutil.copytree(whole, store)
     shutil.copy(f"{whole}.errors.csv", tmp_path)
     (store / "b10" / "c" / "3" / "0" / "0" / "0").write_bytes(b"garbage")
-    assert convert("bigearthnet-v1", archive, store, HERE).converted == 0
+    assert convert_archive("bigearthnet-v1", archive, store, HERE).converted == 0
     assert tree(store) != tree(whole)
     assert len(verify_store(store).problems) == 8
 
 
 def test_a_finished_store_is_left_alone(archive, whole):
     before = tree(whole)
-    summary = convert("bigearthnet-v1", archive, whole, HERE)
+    summary = convert_archive("bigearthnet-v1", archive, whole, HERE)
     assert (summary.converted, summary.errors) == (0, {"missing_band": 1})
     assert tree(whole) == before
 
@@ -142,8 +142,8 @@ def test_a_finished_store_is_left_alone(archive, whole):
 def test_two_conversions_exclude_each_other(archive, whole, tmp_path):
     store = tmp_path / "store.zarr"
     with sole_writer(str(store)), pytest.raises(DataError, match=r"another conversion is writing to .*store.zarr"):
-        convert("bigearthnet-v1", archive, store, HERE)
-    convert("bigearthnet-v1", archive, store, HERE)
+        convert_archive("bigearthnet-v1", archive, store, HERE)
+    convert_archive("bigearthnet-v1", archive, store, HERE)
     assert tree(store) == tree(whole)
 
 
@@ -153,14 +153,14 @@ def test_two_conversions_exclude_each_other(archive, whole, tmp_path):
 )
 def test_other_options_are_not_mixed_in(options, words, archive, whole):
     with pytest.raises(DataError, match=rf"is a conversion of something else \({words}"):
-        convert("bigearthnet-v1", archive, whole, options)
+        convert_archive("bigearthnet-v1", archive, whole, options)
 
 
 def test_a_folder_of_something_else_is_left_alone(archive, tmp_path):
     (tmp_path / "store.zarr").mkdir()
     (tmp_path / "store.zarr" / "thesis.tex").write_text("all of it")
     with pytest.raises(DataError, match=r"is not empty and not a store \(thesis.tex\)"):
-        convert("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)
+        convert_archive("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)
     assert (tmp_path / "store.zarr" / "thesis.tex").read_text() == "all of it"
 
 
@@ -173,12 +173,14 @@ def test_a_folder_of_something_else_is_left_alone(archive, tmp_path):
 )
 def test_unknown_names(source, options, words, archive, tmp_path):
     with pytest.raises(ConfigError, match=words):
-        convert(source, archive, tmp_path / "store.zarr", options)
+        convert_archive(source, archive, tmp_path / "store.zarr", options)
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
 def test_codecs_and_limits_hold_the_same_pixels(codec, archive, whole, tmp_path):
-    summary = convert("bigearthnet-v1", archive, tmp_path / "s", Options(workers=0, shard=7, limit=20, codec=codec))
+    summary = convert_archive(
+        "bigearthnet-v1", archive, tmp_path / "s", Options(workers=0, shard=7, limit=20, codec=codec)
+    )
     assert (summary.patches, summary.shards) == (20, 3)
     store, other = Store.open(tmp_path / "s"), Store.open(whole)
     rows = np.arange(20)
@@ -209,7 +211,7 @@ def test_plain_zarr_and_xarray_open_it_without_a_warning(whole):
 def test_a_missing_time_is_not_a_time(tmp_path):
     folder = dirty.clean(tmp_path / "archive", 4)
     dirty.change_json(dirty.folders(folder)[2], acquisition_date="yesterday")
-    convert("bigearthnet-v1", folder, tmp_path / "store.zarr", HERE)
+    convert_archive("bigearthnet-v1", folder, tmp_path / "store.zarr", HERE)
     assert Store.open(tmp_path / "store.zarr").column("time")[2] == -(2**63)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -272,8 +274,8 @@ def test_verify_compares_with_the_archive(archive, whole, tmp_path):
 
 DRIVER = """
 import sys
-from stssl.archives.conversion import Options, convert
-convert("bigearthnet-v1", sys.argv[1], sys.argv[2], Options(workers=int(sys.argv[3]), shard=8))
+from stssl.archives.conversion import Options, convert_archive
+convert_archive("bigearthnet-v1", sys.argv[1], sys.argv[2], Options(workers=int(sys.argv[3]), shard=8))
 """
 
 
@@ -291,7 +293,7 @@ def test_a_driver_that_is_killed_at_any_moment_loses_nothing(archive, whole, tmp
             time.sleep(0.005)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    convert("bigearthnet-v1", archive, store, HERE)
+    convert_archive("bigearthnet-v1", archive, store, HERE)
     assert tree(store) == tree(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store.zarr", "store.zarr.errors.csv"]
 
@@ -343,7 +345,7 @@ def ancestors(pid):
 
 def test_eurosat_splits_as_the_paper_does(tmp_path):
     archive, table = tiny.write_eurosat(tmp_path, per_class=20)
-    convert("eurosat", archive, tmp_path / "store.zarr", Options(workers=0, shard=64), coordinates=table)
+    convert_archive("eurosat", archive, tmp_path / "store.zarr", Options(workers=0, shard=64), coordinates=table)
     store = Store.open(tmp_path / "store.zarr")
     codes, labels = store.column("split_official"), store.column("label")
     names = store.column("patch_id").astype(str)
@@ -408,7 +410,7 @@ def test_workers_with_another_working_folder_find_the_archive(archive, whole, tm
         write(self, *rest)
 
     monkeypatch.setattr(Writer, "write_shard", elsewhere)
-    convert("bigearthnet-v1", archive.name, tmp_path / "store.zarr", HERE)
+    convert_archive("bigearthnet-v1", archive.name, tmp_path / "store.zarr", HERE)
     assert tree(tmp_path / "store.zarr") == tree(whole)
 
 
@@ -423,10 +425,10 @@ def test_an_archive_that_goes_away_is_no_archive_of_bad_patches(archive, whole, 
 
     monkeypatch.setattr(Writer, "write_shard", unmount)
     with pytest.raises(DataError, match="archive is not there on"):
-        convert("bigearthnet-v1", moved, tmp_path / "store.zarr", HERE)
+        convert_archive("bigearthnet-v1", moved, tmp_path / "store.zarr", HERE)
     (tmp_path / "away").rename(moved)
     monkeypatch.setattr(Writer, "write_shard", write)
-    assert convert("bigearthnet-v1", moved, tmp_path / "store.zarr", HERE).converted == 5
+    assert convert_archive("bigearthnet-v1", moved, tmp_path / "store.zarr", HERE).converted == 5
     assert tree(tmp_path / "store.zarr") == tree(whole)
 
 
@@ -440,16 +442,16 @@ def test_shards_that_were_written_elsewhere_are_missed(archive, whole, tmp_path,
 
     monkeypatch.setattr(Writer, "write_shard", on_another_node)
     with pytest.raises(DataError, match=r"1 of 8 shards of .* are not here \(the first: 3\)"):
-        convert("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)
+        convert_archive("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)
     monkeypatch.setattr(Writer, "write_shard", write)
-    assert convert("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE).converted == 1
+    assert convert_archive("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE).converted == 1
     assert tree(tmp_path / "store.zarr") == tree(whole)
 
 
 def test_a_store_whose_description_is_damaged_is_left_alone(archive, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "store.zarr")
     os.truncate(tmp_path / "store.zarr" / "zarr.json", 50)
-    for use in (lambda store: convert("bigearthnet-v1", archive, store, HERE), Store.open):
+    for use in (lambda store: convert_archive("bigearthnet-v1", archive, store, HERE), Store.open):
         with pytest.raises(DataError, match=r"store.zarr.* is (damaged|not a Zarr store)"):
             use(tmp_path / "store.zarr")
 
@@ -462,7 +464,7 @@ def test_places_where_nothing_can_be_written(archive, tmp_path, monkeypatch):
         ("/proc/nowhere/store.zarr", "cannot write"),
     ):
         with pytest.raises(DataError, match=words):
-            convert("bigearthnet-v1", archive, store, HERE)
+            convert_archive("bigearthnet-v1", archive, store, HERE)
     assert (tmp_path / "file").read_text() == "mine"
 
     def full(descriptor):
@@ -470,7 +472,7 @@ def test_places_where_nothing_can_be_written(archive, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match=r"cannot write .*: No space left on device"):
-        convert("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)
+        convert_archive("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)
 
 
 def test_another_name_of_a_split_is_another_conversion(archive, tmp_path):
@@ -479,10 +481,10 @@ def test_another_name_of_a_split_is_another_conversion(archive, tmp_path):
     lists.mkdir()
     for part, chosen in (("train", names[:30]), ("val", names[30:40]), ("test", names[40:])):
         (lists / f"{part}.txt").write_text("\n".join(chosen))
-    convert("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"one": lists})
-    assert convert("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"one": lists}).converted == 0
+    convert_archive("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"one": lists})
+    assert convert_archive("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"one": lists}).converted == 0
     with pytest.raises(DataError, match="archive differ"):
-        convert("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"two": lists})
+        convert_archive("bigearthnet-v1", archive, tmp_path / "s.zarr", HERE, splits={"two": lists})
 
 
 DEADLY = """
@@ -507,4 +509,6 @@ def test_workers_that_always_die_end_in_words(archive, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 2, done.stderr
     assert "workers died again and again" in done.stderr and "Traceback" not in done.stderr
-    assert convert("bigearthnet-v1", archive, tmp_path / "store.zarr", Options(workers=0, shard=64)).converted == 1
+    assert (
+        convert_archive("bigearthnet-v1", archive, tmp_path / "store.zarr", Options(workers=0, shard=64)).converted == 1
+    )

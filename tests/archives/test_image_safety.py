@@ -13,7 +13,7 @@ import pytest
 import rasterio
 from dirty import write_tiff
 
-from stssl.archives.conversion import Options, convert
+from stssl.archives.conversion import Options, convert_archive
 from stssl.archives.images import read_bytes, read_image
 from stssl.store.schema import BadPatchError
 
@@ -128,7 +128,9 @@ def test_a_conversion_goes_on_after_a_bomb(tmp_path):
     (tmp_path / "b.tif").write_bytes(png(50000, 50000))
     write_tiff(tmp_path / "c.tif", np.full((1, 40, 40), 2, np.uint16))
     (tmp_path / "m.csv").write_text("path,label\na.tif,A\nb.tif,A\nc.tif,B\n")
-    assert convert("manifest", tmp_path / "m.csv", tmp_path / "s.zarr", Options(workers=0)).errors == {"unreadable": 1}
+    assert convert_archive("manifest", tmp_path / "m.csv", tmp_path / "s.zarr", Options(workers=0)).errors == {
+        "unreadable": 1
+    }
 
 
 def zipped(path, member, method=zipfile.ZIP_DEFLATED, size=1 << 29):
@@ -142,7 +144,7 @@ def test_members_of_zips_are_bounded_before_they_are_unpacked(tmp_path):
     path = zipped(tmp_path / "a.zip", "AnnualCrop/AnnualCrop_1.jpg")
     assert path.stat().st_size < 1 << 20
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    summary = convert("eurosat", path, tmp_path / "s.zarr", Options(workers=0))
+    summary = convert_archive("eurosat", path, tmp_path / "s.zarr", Options(workers=0))
     assert summary.errors == {"unreadable": 1} and "claims" in summary.examples["unreadable"]
     assert time.process_time() - start < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
@@ -151,7 +153,7 @@ def test_members_of_zips_are_bounded_before_they_are_unpacked(tmp_path):
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_methods_whose_output_has_no_bound_are_refused(method, tmp_path):
     path = zipped(tmp_path / "a.zip", "AnnualCrop/AnnualCrop_1.jpg", method, 1 << 22)
-    summary = convert("eurosat", path, tmp_path / "s.zarr", Options(workers=0))
+    summary = convert_archive("eurosat", path, tmp_path / "s.zarr", Options(workers=0))
     assert "packed by method" in summary.examples["unreadable"]
 
 

@@ -19,7 +19,7 @@ from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.transform import Affine, from_origin
 
-from stssl.archives.conversion import Options, convert
+from stssl.archives.conversion import Options, convert_archive
 from stssl.archives.image_places import place_in
 from stssl.archives.images import read_image
 from stssl.archives.places import to_degrees
@@ -61,7 +61,7 @@ def values(count=3, size=16, dtype="uint16"):
 
 def manifest(folder, lines, header="path,label", **options):
     (folder / "m.csv").write_text("\n".join([header, *lines]) + "\n")
-    summary = convert("manifest", folder / "m.csv", folder / "s.zarr", Options(workers=0), **options)
+    summary = convert_archive("manifest", folder / "m.csv", folder / "s.zarr", Options(workers=0), **options)
     return summary, Store.open(summary.store)
 
 
@@ -458,7 +458,7 @@ def test_a_member_that_claims_gigabytes_costs_its_own_patch(tmp_path):
     with zipfile.ZipFile(tmp_path / "E.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("2750/River/River_1.jpg", buffer.getvalue())
         file.writestr("2750/River/River_2.jpg", bytes(20 << 20))
-    summary = convert("eurosat", tmp_path / "E.zip", tmp_path / "e.zarr", Options(workers=0))
+    summary = convert_archive("eurosat", tmp_path / "E.zip", tmp_path / "e.zarr", Options(workers=0))
     assert summary.errors == {"unreadable": 1}
 
 

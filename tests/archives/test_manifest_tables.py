@@ -11,7 +11,7 @@ from PIL import Image
 
 from stssl.api.progress import conversion_summary
 from stssl.archives.cells import first_rows, image_path, place_of, split_of, time_of
-from stssl.archives.conversion import Options, convert
+from stssl.archives.conversion import Options, convert_archive
 from stssl.archives.manifest import Manifest
 from stssl.archives.tables import ABOUT, choose_columns, read_table
 from stssl.base import textfiles
@@ -40,7 +40,7 @@ def written(folder, content, name="table.csv"):
 
 
 def store_of(table):
-    summary = convert("manifest", table, table.with_name("s.zarr"), HERE)
+    summary = convert_archive("manifest", table, table.with_name("s.zarr"), HERE)
     return summary, Store.open(summary.store)
 
 
@@ -96,7 +96,7 @@ def test_what_is_no_table_or_a_broken_one_is_said_with_its_line(content, words, 
 
 def test_a_folder_and_a_false_parquet_are_no_tables(images):
     with pytest.raises(DataError, match="is a folder, not a table"):
-        convert("manifest", images, images / "s.zarr", HERE)
+        convert_archive("manifest", images, images / "s.zarr", HERE)
     for content in (b"PAR1", b"PAR1" + b"x" * 50 + b"PAR1", b"path\ni0.png"):
         with pytest.raises(DataError, match="cannot read the table"):
             read_table(written(images, content, "t.parquet"))

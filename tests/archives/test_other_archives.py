@@ -12,7 +12,7 @@ from dirty import band, clean, folders, write_tiff
 from PIL import Image
 from real import real_data
 
-from stssl.archives.conversion import Options, convert, verify_store
+from stssl.archives.conversion import Options, convert_archive, verify_store
 from stssl.archives.eurosat import MS_ORDER
 from stssl.archives.nomenclature import LABELS_19
 from stssl.base.errors import ConfigError, DataError
@@ -24,7 +24,7 @@ PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 
 
 def converted(source, archive, tmp_path, **about):
-    summary = convert(source, archive, tmp_path / "store.zarr", HERE, **about)
+    summary = convert_archive(source, archive, tmp_path / "store.zarr", HERE, **about)
     return summary, Store.open(tmp_path / "store.zarr")
 
 
@@ -70,7 +70,7 @@ def test_reben_with_lists_and_with_maps_elsewhere(reben, tmp_path):
     assert store.column("split_mine").tolist() == [1, 2, 0, 0]
     assert store.column("split_official").tolist() == [0, 1, 0, 1]
     assert store.attrs["maps"] == ["reference_map"]
-    convert("bigearthnet-v2", reben, tmp_path / "without.zarr", HERE)
+    convert_archive("bigearthnet-v2", reben, tmp_path / "without.zarr", HERE)
     assert not Store.open(tmp_path / "without.zarr").attrs["maps"]
 
 
@@ -152,7 +152,7 @@ def test_errors_of_images_are_the_same_at_every_run(tmp_path):
     (tmp_path / "m.csv").write_text("path,label\nwhole.tif,a\ncut.tif,b\n")
     reports = []
     for number in range(2):
-        summary = convert("manifest", tmp_path / "m.csv", tmp_path / f"{number}.zarr", HERE)
+        summary = convert_archive("manifest", tmp_path / "m.csv", tmp_path / f"{number}.zarr", HERE)
         assert summary.errors == {"unreadable": 1}
         reports.append((tmp_path / f"{number}.zarr.errors.csv").read_text())
     assert reports[0] == reports[1] and 'cut.tif,unreadable,"cut.tif: TIFFReadDirectory' in reports[0]
@@ -249,7 +249,7 @@ def test_eurosat_dirt(tmp_path):
 def test_real_eurosat_in_its_zip(tmp_path):
     archive = real_data("eurosat/EuroSAT.zip")
     options = Options(workers=0, limit=40)
-    convert("eurosat", archive, tmp_path / "s", options, coordinates=archive.parent / "eurosat_latlon.csv")
+    convert_archive("eurosat", archive, tmp_path / "s", options, coordinates=archive.parent / "eurosat_latlon.csv")
     store = Store.open(tmp_path / "s")
     block = store.reader(store.bands).read(np.arange(40))["rgb"]
     with zipfile.ZipFile(archive) as file:
@@ -388,7 +388,7 @@ def test_a_manifest_in_parquet_with_values_of_other_kinds(tmp_path):
     assert store.column("label").tolist() == [1, 0, 0, 2]
     numbers = {"path": table["path"][:2], "label": [float("nan"), 7.0]}
     pyarrow.parquet.write_table(pyarrow.table(numbers), tmp_path / "numbers.parquet")
-    summary = convert("manifest", tmp_path / "numbers.parquet", tmp_path / "n.zarr", HERE)
+    summary = convert_archive("manifest", tmp_path / "numbers.parquet", tmp_path / "n.zarr", HERE)
     assert summary.errors == {} and Store.open(tmp_path / "n.zarr").classes("label") == ("7",)
 
 
@@ -405,17 +405,17 @@ def test_another_table_is_another_conversion(reben, tmp_path):
     moved = tmp_path / "moved.csv"
     moved.write_text(table.read_text().replace("AnnualCrop,4", "AnnualCrop,5"))
     assert moved.read_text() != table.read_text()
-    convert("eurosat", archive, tmp_path / "e.zarr", HERE, coordinates=table)
-    assert convert("eurosat", archive, tmp_path / "e.zarr", HERE, coordinates=table).converted == 0
+    convert_archive("eurosat", archive, tmp_path / "e.zarr", HERE, coordinates=table)
+    assert convert_archive("eurosat", archive, tmp_path / "e.zarr", HERE, coordinates=table).converted == 0
     with pytest.raises(DataError, match=r"conversion of something else \(archive differ"):
-        convert("eurosat", archive, tmp_path / "e.zarr", HERE, coordinates=moved)
-    convert("bigearthnet-v2", reben, tmp_path / "r.zarr", HERE)
-    assert convert("bigearthnet-v2", reben, tmp_path / "r.zarr", HERE).converted == 0
+        convert_archive("eurosat", archive, tmp_path / "e.zarr", HERE, coordinates=moved)
+    convert_archive("bigearthnet-v2", reben, tmp_path / "r.zarr", HERE)
+    assert convert_archive("bigearthnet-v2", reben, tmp_path / "r.zarr", HERE).converted == 0
     path = reben / "metadata.parquet"
     rows = pyarrow.parquet.read_table(path).to_pylist()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row | {"labels": ["Pastures"]} for row in rows]), path)
     with pytest.raises(DataError, match="archive differ"):
-        convert("bigearthnet-v2", reben, tmp_path / "r.zarr", HERE)
+        convert_archive("bigearthnet-v2", reben, tmp_path / "r.zarr", HERE)
 
 
 def test_tables_and_folders_that_say_nothing_of_the_archive_are_errors(reben, tmp_path):
@@ -437,8 +437,8 @@ def test_tables_and_folders_that_say_nothing_of_the_archive_are_errors(reben, tm
         ("bigearthnet-v1", tmp_path / "v1", {"metadata": archive}, "tells the country of none"),
     ):
         with pytest.raises(DataError, match=words):
-            convert(source, folder, tmp_path / "store.zarr", HERE, **about)
-    convert("eurosat", archive, tmp_path / "store.zarr", HERE, coordinates=table)
+            convert_archive(source, folder, tmp_path / "store.zarr", HERE, **about)
+    convert_archive("eurosat", archive, tmp_path / "store.zarr", HERE, coordinates=table)
 
 
 def test_a_damaged_member_of_a_zip_and_an_image_that_claims_a_giant(tmp_path):

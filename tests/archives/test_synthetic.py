@@ -12,7 +12,7 @@ from real import real_data
 from stssl.archives.locations import from_table
 from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
 from stssl.archives.sentinel2 import RESOLUTION
-from stssl.archives.synthetic import patch_names, synthesize
+from stssl.archives.synthetic import patch_names, synthesize_archive
 from stssl.archives.world import World, generate
 from stssl.base.errors import ConfigError, DataError
 
@@ -28,7 +28,7 @@ def tree(folder):
 
 
 def test_the_layout_is_the_real_one(tmp_path):
-    archive = synthesize(tmp_path / "archive", 5, seed=1)
+    archive = synthesize_archive(tmp_path / "archive", 5, seed=1)
     folder = dirty.folders(archive)[0]
     assert len(list(folder.iterdir())) == 13
     for array, gsd, side in (("b10", 10, 120), ("b20", 20, 60), ("b60", 60, 20)):
@@ -48,7 +48,7 @@ def test_the_layout_is_the_real_one(tmp_path):
 def test_a_file_is_as_rasterio_writes_it(tmp_path):
     real = real_data("bigearthnet-v1/BigEarthNet-v1.0")
     original = dirty.band(sorted(real.iterdir())[0], "B02")
-    made = dirty.band(dirty.folders(synthesize(tmp_path / "archive", 1))[0], "B02")
+    made = dirty.band(dirty.folders(synthesize_archive(tmp_path / "archive", 1))[0], "B02")
     with rasterio.open(original) as first, rasterio.open(made) as second:
         same = ("driver", "dtype", "nodata", "width", "height", "count", "blockysize", "tiled", "interleave")
         assert {key: first.profile[key] for key in same} == {key: second.profile[key] for key in same}
@@ -56,34 +56,36 @@ def test_a_file_is_as_rasterio_writes_it(tmp_path):
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path):
-    first, again, other = (synthesize(tmp_path / name, 6, seed) for name, seed in (("a", 4), ("b", 4), ("c", 5)))
+    first, again, other = (
+        synthesize_archive(tmp_path / name, 6, seed) for name, seed in (("a", 4), ("b", 4), ("c", 5))
+    )
     assert tree(first) == tree(again)
     assert tree(first) != tree(other)
 
 
 def test_a_finished_archive_is_left_and_an_unfinished_one_goes_on(tmp_path):
-    archive = synthesize(tmp_path / "archive", 6)
+    archive = synthesize_archive(tmp_path / "archive", 6)
     before = tree(archive)
     lost = dirty.folders(archive)[3]
     dirty.remove_tiffs(lost)
-    synthesize(archive, 6)
+    synthesize_archive(archive, 6)
     assert tree(archive) != before
     record = json.loads((archive / "synthetic.json").read_text())
     (archive / "synthetic.json").write_text(json.dumps(record | {"complete": False}))
-    synthesize(archive, 6)
+    synthesize_archive(archive, 6)
     assert tree(archive) == before
 
 
 def test_other_things_are_not_overwritten(tmp_path):
-    synthesize(tmp_path / "archive", 2)
+    synthesize_archive(tmp_path / "archive", 2)
     with pytest.raises(DataError, match="holds another synthetic archive"):
-        synthesize(tmp_path / "archive", 3)
+        synthesize_archive(tmp_path / "archive", 3)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.tex").write_text("")
     with pytest.raises(DataError, match="is not empty and not a synthetic archive"):
-        synthesize(tmp_path / "thesis", 3)
+        synthesize_archive(tmp_path / "thesis", 3)
     with pytest.raises(ConfigError, match="patches must be 1 or more"):
-        synthesize(tmp_path / "none", 0)
+        synthesize_archive(tmp_path / "none", 0)
 
 
 @pytest.fixture(scope="module")
@@ -205,14 +207,14 @@ def test_a_table_of_real_places(tmp_path):
     assert {"Austria", "Finland", "Portugal"} < set(world.country)
     frequency, country, near = metadata_alone(world, np.random.default_rng(0).random(1500) < 0.3)
     assert frequency + 5 < country < near
-    archive = synthesize(tmp_path / "archive", 4, locations=table)
+    archive = synthesize_archive(tmp_path / "archive", 4, locations=table)
     assert len(dirty.folders(archive)) == 4
 
 
 def test_a_table_that_cannot_be_used(tmp_path):
     (tmp_path / "table.csv").write_text("lat,lon\n1,2\n")
     with pytest.raises(DataError, match=r"table.csv lacks the columns epsg, ulx, uly, date, labels, country"):
-        synthesize(tmp_path / "archive", 1, locations=tmp_path / "table.csv")
+        synthesize_archive(tmp_path / "archive", 1, locations=tmp_path / "table.csv")
 
 
 def test_a_table_as_csv_is_one_as_parquet(tmp_path):
@@ -249,16 +251,16 @@ def test_cells_that_cannot_be_used(cells, words, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text(f"epsg,ulx,uly,date,labels,country\n32633,{cells},Austria\n")
     if words is None:
-        synthesize(tmp_path / "archive", 1, locations=table)
+        synthesize_archive(tmp_path / "archive", 1, locations=table)
         return
     with pytest.raises(DataError, match=words):
-        synthesize(tmp_path / "archive", 1, locations=table)
+        synthesize_archive(tmp_path / "archive", 1, locations=table)
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError, match="cannot make the folder"):
-        synthesize(tmp_path / "file", 1)
+        synthesize_archive(tmp_path / "file", 1)
 
 
 @pytest.mark.parametrize(
@@ -287,8 +289,8 @@ def test_columns_of_parquet_that_cannot_be_used(column, cell, words, tmp_path, c
     table = tmp_path / "table.parquet"
     pyarrow.parquet.write_table(pyarrow.table(columns), table)
     if words is None:
-        synthesize(tmp_path / "archive", 2, locations=table)
+        synthesize_archive(tmp_path / "archive", 2, locations=table)
     else:
         with pytest.raises(DataError, match=f"table.parquet.*{words}"):
-            synthesize(tmp_path / "archive", 2, locations=table)
+            synthesize_archive(tmp_path / "archive", 2, locations=table)
     assert capfd.readouterr().err == ""

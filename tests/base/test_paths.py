@@ -12,7 +12,7 @@ from stssl.base.errors import ConfigError
 from stssl.base.paths import component, is_url, started_from, study, tracking
 from stssl.commands.cli import main
 from stssl.recipes.pretraining import PretrainRecipe
-from stssl.recipes.recipe import Recipe, load_as, load_recipe
+from stssl.recipes.recipe import Recipe, load_as, load_training_recipe
 from stssl.sweeps.domains import build_space
 from stssl.sweeps.spec import SweepConfig, load_sweep
 from stssl.training.run_folder import RunFolder, write_text
@@ -94,7 +94,7 @@ def test_control_a_new_key_of_text_is_seen():
 
 def test_what_workers_get_holds_no_relative_path(file, tmp_path, monkeypatch):
     given = [f"{key}={value}" for key, value in PATHS.items()]
-    recipe = load_recipe("recipe.yaml", ["data.split.name=lists", *given])
+    recipe = load_training_recipe("recipe.yaml", ["data.split.name=lists", *given])
     sent = recipe.tree()
     assert relative(sent, PATHS) == set()
     (tmp_path / "worker").mkdir()
@@ -110,7 +110,7 @@ def test_control_unsettled_paths_are_found(file):
 
 
 def test_the_default_storage_is_where_the_command_was_typed(file, tmp_path, monkeypatch):
-    tree = load_recipe("recipe.yaml").tree()
+    tree = load_training_recipe("recipe.yaml").tree()
     assert tree["launch"]["storage"] == str(tmp_path / "runs")
     tree["launch"].pop("storage")
     (tmp_path / "other").mkdir()
@@ -131,14 +131,16 @@ def test_a_run_to_start_from(tmp_path, monkeypatch):
 
 
 def test_an_identity_does_not_follow_the_storage(file, tmp_path):
-    one, other = (load_recipe(file, ["model.weights=run:first", f"launch.storage={name}"]) for name in ("a", "b"))
+    one, other = (
+        load_training_recipe(file, ["model.weights=run:first", f"launch.storage={name}"]) for name in ("a", "b")
+    )
     assert one.model.weights != other.model.weights and one.hash() == other.hash()
-    assert one.hash() != load_recipe(file, ["model.weights=run:second", "launch.storage=a"]).hash()
+    assert one.hash() != load_training_recipe(file, ["model.weights=run:second", "launch.storage=a"]).hash()
 
 
 @pytest.mark.parametrize("weights", ["file:first.pt", "run:first", "run:runs/first", "none"])
 def test_runs_of_earlier_versions_go_on(file, tmp_path, weights):
-    recipe = load_recipe(file, [f"model.weights={weights}"])
+    recipe = load_training_recipe(file, [f"model.weights={weights}"])
     folder = RunFolder.of(recipe)
     old = recipe.tree() | {"model": recipe.tree()["model"] | {"weights": weights}}
     old["launch"]["storage"] = "runs"
@@ -148,7 +150,7 @@ def test_runs_of_earlier_versions_go_on(file, tmp_path, weights):
     with (
         pytest.raises(ConfigError, match=r"weights") if weights == "run:" else pytest.raises(Exception, match="differs")
     ):
-        folder.refuse_others(load_recipe(file, ["model.weights=file:second.pt"]))
+        folder.refuse_others(load_training_recipe(file, ["model.weights=file:second.pt"]))
 
 
 def test_a_sweeps_paths(file, tmp_path, monkeypatch):
@@ -195,10 +197,10 @@ FAR = [
 def test_urls_for_results_are_refused(file, url):
     for key in ("launch.storage", "data.cache_dir", "labels.list"):
         with pytest.raises(ConfigError, match=rf"{key}: URLs cannot be used here") as caught:
-            load_recipe(file, [f"{key}={url}"])
+            load_training_recipe(file, [f"{key}={url}"])
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"model\.weights: run: takes .* not a URL"):
-        load_recipe(file, [f"model.weights=run:{url}"])
+        load_training_recipe(file, [f"model.weights=run:{url}"])
     tree = {"name": "s", "recipe": "r", "trials": 1, "search": {"optimizer.lr": "auto"}, "storage": url}
     for absolute in (True, False):
         with pytest.raises(ConfigError, match=r"storage: URLs cannot be used here yet\. Results go to a folder"):
@@ -208,15 +210,15 @@ def test_urls_for_results_are_refused(file, url):
 def test_paths_that_only_look_like_urls(file, tmp_path):
     for path in ("a:b", "runs:1/x", "s3/x", "x/s3:y", "./s3:runs"):
         assert not is_url(path)
-        assert load_recipe(file, [f"launch.storage={path}"]).launch.storage == str(tmp_path / path)
-    assert load_recipe(file, ["data.store=s3://b/a.zarr"]).data.store == "s3://b/a.zarr"
+        assert load_training_recipe(file, [f"launch.storage={path}"]).launch.storage == str(tmp_path / path)
+    assert load_training_recipe(file, ["data.store=s3://b/a.zarr"]).data.store == "s3://b/a.zarr"
     for key, words in (
         ("launch.storage=''", "is empty"),
         ('launch.storage="a\\0"', "U.0000"),
         ("data.store=s3:/b", "neither"),
     ):
         with pytest.raises(ConfigError, match=words):
-            load_recipe(file, [key])
+            load_training_recipe(file, [key])
 
 
 BAD = ["../x", "/abs", ".", "..", "a/b", "", " ", "x ", "a\nb", "a\0b", "a\x1b[1m", "\u202ex", "é" * 128, "a\\b"]

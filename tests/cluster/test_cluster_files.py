@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from stssl.recipes.recipe import load_recipe
+from stssl.recipes.recipe import load_training_recipe
 from stssl.recipes.sections import LaunchConfig
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +132,7 @@ def test_the_job_names_a_recipe_that_exists(monkeypatch):
     spec = read("kuberay-job.yaml")["spec"]
     stssl, command, recipe, *overrides = shlex.split(spec["entrypoint"])
     assert (stssl, command) == ("stssl", "train")
-    loaded = load_recipe(ROOT / Path(recipe).relative_to("/home/ray/stssl"), overrides)
+    loaded = load_training_recipe(ROOT / Path(recipe).relative_to("/home/ray/stssl"), overrides)
     (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["requests"]
     assert loaded.launch.workers == group["replicas"]

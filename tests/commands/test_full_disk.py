@@ -6,8 +6,8 @@ import subprocess
 import pytest
 import tiny
 
-from stssl.archives.conversion import Options, convert
-from stssl.archives.synthetic import synthesize
+from stssl.archives.conversion import Options, convert_archive
+from stssl.archives.synthetic import synthesize_archive
 from stssl.base.errors import DataError
 from stssl.base.whole_files import write_whole
 from stssl.store.disk import DiskCache
@@ -35,7 +35,7 @@ def test_a_conversion_says_how_much_room_there_is_and_goes_on_when_there_is_more
     options, store, failed = Options(workers=0, shard=4), disk / "s.zarr", 0
 
     def go():
-        return convert("eurosat", archive, store, options, coordinates=table)
+        return convert_archive("eurosat", archive, store, options, coordinates=table)
 
     for filler in range(500_000, 0, -20_000):
         (disk / "filler").write_bytes(b"")
@@ -53,7 +53,7 @@ def test_a_conversion_says_how_much_room_there_is_and_goes_on_when_there_is_more
     (disk / "filler").unlink()
     assert go().converted <= 5 and failed > 3
     whole = tmp_path / "whole.zarr"
-    convert("eurosat", archive, whole, options, coordinates=table)
+    convert_archive("eurosat", archive, whole, options, coordinates=table)
     files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
     assert files and all((store / name).read_bytes() == (whole / name).read_bytes() for name in files)
 
@@ -72,9 +72,9 @@ def test_a_cache_says_where_and_how_much_and_fetches_again(disk):
 def test_a_synthetic_archive_is_written_to_its_end_once_there_is_room(disk):
     (disk / "filler").write_bytes(bytes(480_000))
     with pytest.raises(DataError, match=FULL):
-        synthesize(disk / "archive", patches=1)
+        synthesize_archive(disk / "archive", patches=1)
     (disk / "filler").unlink()
-    assert len(list(synthesize(disk / "archive", patches=1).rglob("*_B02.tif"))) == 1
+    assert len(list(synthesize_archive(disk / "archive", patches=1).rglob("*_B02.tif"))) == 1
 
 
 def test_control_a_disk_with_room_is_written(disk):

@@ -54,7 +54,9 @@ def test_a_conversion_ends_in_one_line_and_goes_on(number, twice, tmp_path):
     name = {signal.SIGINT: "Ctrl-C"}.get(number, number.name)
     assert told.startswith(f"StoppedError: interrupted ({name}).") and all(row.startswith("convert:") for row in rows)
     options = conversion.Options(workers=0, shard=4)
-    assert conversion.convert("eurosat", archive, tmp_path / "s.zarr", options, coordinates=table).converted == 2
+    assert (
+        conversion.convert_archive("eurosat", archive, tmp_path / "s.zarr", options, coordinates=table).converted == 2
+    )
     assert not verification.verify(tmp_path / "s.zarr").problems
 
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from stssl.recipes.recipe import load_recipe
+from stssl.recipes.recipe import load_training_recipe
 from stssl.training.launch import run
 
 
@@ -15,6 +15,6 @@ def test_a_run_lies_where_the_command_was_typed(recipe_tree, tmp_path, monkeypat
     del recipe_tree["launch"]
     recipe_tree["schedule"] |= {"steps": 4}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_tree))
-    folder = run(load_recipe("recipe.yaml"))
+    folder = run(load_training_recipe("recipe.yaml"))
     assert folder.path == tmp_path / "runs" / "run"
     assert (folder.path / "checkpoints" / "student.safetensors").exists() and folder.finished()["steps"] == 4

@@ -30,7 +30,7 @@ from processes import family, finish, kill, start
 from rasterio.transform import from_origin
 
 from stssl.archives.nomenclature import EUROSAT
-from stssl.archives.synthetic import synthesize
+from stssl.archives.synthetic import synthesize_archive
 
 CHECKOUT = Path(__file__).parents[2]
 DOCS = ("start/install", "start/quickstart", "tutorials/eurosat", "tutorials/own_images", "tutorials/bigearthnet")
@@ -280,7 +280,7 @@ def copy(tmp_path):
         if (CHECKOUT / name).is_file():
             (tmp_path / "stssl" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(CHECKOUT / name, tmp_path / "stssl" / name)
-    synthesize(tmp_path / "data" / "BigEarthNet-v1.0", patches=300, seed=3)
+    synthesize_archive(tmp_path / "data" / "BigEarthNet-v1.0", patches=300, seed=3)
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "bigearthnet.zarr").symlink_to(tmp_path / "data" / "bigearthnet.zarr")
     write_eurosat(tmp_path / "stssl")

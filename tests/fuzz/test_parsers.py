@@ -22,11 +22,11 @@ from PIL import Image
 
 from stssl.analysis.report import _facts, read_run, write_report
 from stssl.archives.bigearthnet import BigEarthNet1, read_patch_json
-from stssl.archives.conversion import Options, convert
+from stssl.archives.conversion import Options, convert_archive
 from stssl.archives.eurosat import EuroSat, read_coordinates
 from stssl.archives.manifest import Manifest
 from stssl.archives.split_lists import find_split
-from stssl.archives.synthetic import synthesize
+from stssl.archives.synthetic import synthesize_archive
 from stssl.archives.tables import read_table
 from stssl.base.config import apply_overrides, load_tree, validate
 from stssl.base.errors import StsslError
@@ -59,7 +59,7 @@ def small_store(tmp_path_factory):
     """100 patches, in shards of 32."""
     folder = tmp_path_factory.mktemp("small")
     archive, table = tiny.write_eurosat(folder, 10)
-    convert("eurosat", archive, folder / "small.zarr", Options(workers=0, shard=32), coordinates=table)
+    convert_archive("eurosat", archive, folder / "small.zarr", Options(workers=0, shard=32), coordinates=table)
     return folder / "small.zarr"
 
 
@@ -363,7 +363,7 @@ def test_split_lists(small_store, tmp_path):
 
 def test_archive_tables(tmp_path):
     """Tables and lists beside an archive of BigEarthNet."""
-    archive = synthesize(tmp_path / "archive", patches=4, seed=1)
+    archive = synthesize_archive(tmp_path / "archive", patches=4, seed=1)
     first = BigEarthNet1(archive)
     (tmp_path / "metadata.csv").write_text("patch_id,country\n" + "".join(f"{name},Austria\n" for name in first.names))
     names = list(first.names)

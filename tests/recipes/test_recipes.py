@@ -7,7 +7,7 @@ import pytest
 from stssl.base.config import load_tree
 from stssl.base.errors import ConfigError
 from stssl.recipes.pretraining import PretrainRecipe
-from stssl.recipes.recipe import load_as, load_recipe
+from stssl.recipes.recipe import load_as, load_training_recipe
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder
 
@@ -38,21 +38,25 @@ def test_there_is_a_recipe_for_every_row_of_the_paper():
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipes_parse_and_are_short(path, stores):
-    recipe = load_recipe(path)
+    recipe = load_training_recipe(path)
     assert recipe.name == f"{path.parent.name}-{path.stem}-s0"
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     assert len(lines) <= 15 and path.read_text().startswith("# ")
-    assert recipe.hash() == load_recipe(path, ["launch.workers=2"]).hash() != load_recipe(path, ["seed=1"]).hash()
+    assert (
+        recipe.hash()
+        == load_training_recipe(path, ["launch.workers=2"]).hash()
+        != load_training_recipe(path, ["seed=1"]).hash()
+    )
 
 
 def test_the_papers_settings(stores):
-    recipe = load_recipe(ROOT / "bigearthnet" / "fixmatch_teacher_1pct.yaml")
+    recipe = load_training_recipe(ROOT / "bigearthnet" / "fixmatch_teacher_1pct.yaml")
     assert (recipe.batch.labeled, recipe.batch.unlabeled_ratio, recipe.schedule.steps) == (64, 7, 64_000)
     assert (recipe.optimizer.lr, recipe.loss.distillation, recipe.labels.fraction) == (1e-4, 1.0, 0.01)
     assert recipe.algorithm.labeler == "live"
-    small = load_recipe(ROOT / "eurosat" / "fixmatch_teacher_40.yaml")
+    small = load_training_recipe(ROOT / "eurosat" / "fixmatch_teacher_40.yaml")
     assert (small.batch.labeled, small.schedule.warmup, small.loss.distillation) == (8, 5_120, 0.01)
-    assert load_recipe(ROOT / "bigearthnet" / "defixmatch_1pct.yaml").loss.unlabeled == 0.5
+    assert load_training_recipe(ROOT / "bigearthnet" / "defixmatch_1pct.yaml").loss.unlabeled == 0.5
 
 
 def smoke(path, store, tmp_path, *overrides):
@@ -66,7 +70,7 @@ def smoke(path, store, tmp_path, *overrides):
         else ["model.backbone_args={channels: [4, 8, 8, 8]}"]
     )
     where = [f"data.store={store}", f"launch.storage={tmp_path}", "compute.threads=1", "model.image_size=32"]
-    recipe = load_recipe(path, [*where, *tiny, *overrides], smoke=True)
+    recipe = load_training_recipe(path, [*where, *tiny, *overrides], smoke=True)
     run(recipe)
     return RunFolder.of(recipe)
 
@@ -85,8 +89,8 @@ def test_recipes_on_a_bigearthnet_store_train(path, big_store, tmp_path, stores)
 
 def test_a_smoke_run_matches_something_whatever_its_algorithm_waits_for(stores):
     path = ROOT / "bigearthnet" / "freematch_1pct.yaml"
-    assert load_recipe(path).algorithm.supervised_steps == 2000
-    assert load_recipe(path, smoke=True).algorithm.supervised_steps == 0
+    assert load_training_recipe(path).algorithm.supervised_steps == 2000
+    assert load_training_recipe(path, smoke=True).algorithm.supervised_steps == 0
 
 
 PRETRAINING = sorted((ROOT / "pretrain").glob("*.yaml"))
@@ -119,9 +123,9 @@ def test_an_optimizer_without_a_name_is_its_recipes_own(stores):
     pretraining, training = ROOT / "pretrain" / "moco.yaml", ROOT / "eurosat" / "fixmatch_cpu.yaml"
     changed = load_as(PretrainRecipe, pretraining, ["optimizer.lr=0.05", "data.store=/nowhere.zarr"])
     assert (changed.optimizer.name, changed.optimizer.lr) == ("sgd", 0.05)
-    own = load_recipe(training)
-    assert load_recipe(training, ["optimizer.name=adamw"]).optimizer == own.optimizer
-    assert load_recipe(training, ["optimizer.name=sgd"]).optimizer.lr == 0.03  # the control
+    own = load_training_recipe(training)
+    assert load_training_recipe(training, ["optimizer.name=adamw"]).optimizer == own.optimizer
+    assert load_training_recipe(training, ["optimizer.name=sgd"]).optimizer.lr == 0.03  # the control
     for override, words in (
         ("optimizer.lr=-1", r"optimizer.lr: Input should be greater than 0"),
         ("optimizer.weight_decy=1", r"unknown key optimizer.weight_decy: did you mean weight_decay"),
@@ -129,5 +133,5 @@ def test_an_optimizer_without_a_name_is_its_recipes_own(stores):
         ("seed=1763740000000", r"seed: Input should be less than"),
     ):
         with pytest.raises(ConfigError, match=words) as error:
-            load_recipe(training, [override])
+            load_training_recipe(training, [override])
         assert "adamw" not in str(error.value)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
-from stssl.archives.conversion import Options, convert, verify_store
+from stssl.archives.conversion import Options, convert_archive, verify_store
 from stssl.base.errors import ConfigError, DataError
 from stssl.recipes.run_data import open_pixels
 from stssl.recipes.sections import DataConfig
@@ -34,7 +34,7 @@ def archive(tmp_path_factory):
 @pytest.fixture(scope="module", params=["lz4", "none"])
 def whole(archive, request):
     path = archive.parent / f"{request.param}.zarr"
-    convert("bigearthnet-v1", archive, path, Options(workers=0, shard=8, codec=request.param))
+    convert_archive("bigearthnet-v1", archive, path, Options(workers=0, shard=8, codec=request.param))
     return path
 
 
@@ -162,7 +162,7 @@ def test_shards_of_another_place_array_or_store_are_found(copy, archive, tmp_pat
     other = tmp_path / "other.zarr"
     source = dirty.clean(tmp_path / "archive", 24, seed=9)
     codec = json.loads((copy / "zarr.json").read_text())["attributes"]["conversion"]["options"]["codec"]
-    convert("bigearthnet-v1", source, other, Options(workers=0, shard=8, codec=codec))
+    convert_archive("bigearthnet-v1", source, other, Options(workers=0, shard=8, codec=codec))
     for one, two in (
         (shard_of(copy, 0), shard_of(copy, 1)),
         (shard_of(copy, 0), shard_of(other, 0)),
@@ -247,11 +247,11 @@ def test_a_shard_that_changes_before_the_end_of_a_conversion_is_written_again(ar
 
     monkeypatch.setattr(Writer, "finish", stop)
     with pytest.raises(KeyboardInterrupt):
-        convert("bigearthnet-v1", archive, store, options)
+        convert_archive("bigearthnet-v1", archive, store, options)
     rewrite(shard_of(store, 1), flipped(-30))
     rewrite(shard_of(store, 2, "b20"), lambda data: data.__delitem__(slice(40, None)))
     monkeypatch.setattr(Writer, "finish", finish)
-    assert convert("bigearthnet-v1", archive, store, options).converted == 2
+    assert convert_archive("bigearthnet-v1", archive, store, options).converted == 2
     files = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
     assert all((store / path).read_bytes() == (whole / path).read_bytes() for path in files)
 
@@ -262,11 +262,11 @@ def test_a_conversion_that_an_older_version_began_begins_again(archive, whole, t
     with monkeypatch.context() as patched:
         patched.setattr(Writer, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            convert("bigearthnet-v1", archive, store, options)
+            convert_archive("bigearthnet-v1", archive, store, options)
     array = json.loads((store / "b10" / "zarr.json").read_text())
     array["codecs"][0]["configuration"]["codecs"].pop()
     (store / "b10" / "zarr.json").write_text(json.dumps(array))
-    assert convert("bigearthnet-v1", archive, store, options).converted == 3
+    assert convert_archive("bigearthnet-v1", archive, store, options).converted == 3
     assert verify_store(store).problems == ()
 
 

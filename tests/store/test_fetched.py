@@ -8,7 +8,7 @@ import pytest
 from processes import CONTEXT
 from s3_server import environment, serving
 
-from stssl.archives.conversion import Options, convert
+from stssl.archives.conversion import Options, convert_archive
 from stssl.base.errors import DataError
 from stssl.store.disk import TAIL, DiskCache
 from stssl.store.store import Store
@@ -33,7 +33,7 @@ def reversed_archive(tmp_path_factory):
 def near(archive, tmp_path_factory, request):
     """The store on a disk, 4 shards of 8 patches."""
     path = tmp_path_factory.mktemp("near") / "store.zarr"
-    convert("bigearthnet-v1", archive, path, Options(workers=0, shard=8, codec=request.param))
+    convert_archive("bigearthnet-v1", archive, path, Options(workers=0, shard=8, codec=request.param))
     return path
 
 
@@ -170,7 +170,7 @@ def test_another_store_at_the_same_url_is_not_mixed_up(server, near, cache, reve
     before = Store.open(URL).reader(("B04",), cache=cache).read(np.arange(8))["b10"]
     other = near.parent / "other.zarr"
     if not other.exists():
-        convert("bigearthnet-v1", reversed_archive, other, Options(workers=0, shard=8))
+        convert_archive("bigearthnet-v1", reversed_archive, other, Options(workers=0, shard=8))
     for path in other.rglob("*"):
         if path.is_file():
             server.objects[f"bucket/store.zarr/{path.relative_to(other)}"] = path.read_bytes()

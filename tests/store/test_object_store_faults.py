@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from s3_server import serving
 
-from stssl.archives.conversion import Options, convert
+from stssl.archives.conversion import Options, convert_archive
 from stssl.base.errors import DataError
 from stssl.store import remote
 from stssl.store.disk import DiskCache
@@ -28,7 +28,9 @@ QUICK = {
 @pytest.fixture(scope="module")
 def near(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
-    convert("bigearthnet-v1", dirty.clean(folder / "archive", 16), folder / "store.zarr", Options(workers=0, shard=8))
+    convert_archive(
+        "bigearthnet-v1", dirty.clean(folder / "archive", 16), folder / "store.zarr", Options(workers=0, shard=8)
+    )
     return folder / "store.zarr"
 
 

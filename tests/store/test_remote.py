@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from s3_server import environment, s3_server
 
-from stssl.archives.conversion import Options, convert, verify_store
+from stssl.archives.conversion import Options, convert_archive, verify_store
 from stssl.base.errors import DataError
 from stssl.store import remote
 from stssl.store.store import Store
@@ -30,8 +30,8 @@ def archive(tmp_path):
 
 def test_a_store_in_s3_is_the_one_on_a_disk(server, archive, tmp_path):
     url = "s3://bucket/some/store.zarr"
-    summary = convert("bigearthnet-v1", archive, url, HERE)
-    convert("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)
+    summary = convert_archive("bigearthnet-v1", archive, url, HERE)
+    convert_archive("bigearthnet-v1", archive, tmp_path / "store.zarr", HERE)
     assert (summary.converted, summary.report) == (3, "s3://bucket/some/store.zarr.errors.csv")
     local = {
         f"bucket/some/{path.relative_to(tmp_path)}": path.read_bytes()
@@ -50,7 +50,7 @@ def test_a_store_in_s3_is_the_one_on_a_disk(server, archive, tmp_path):
 
 def test_requests_that_fail_are_tried_again(server, archive):
     server.failures = 2
-    convert("bigearthnet-v1", archive, "s3://bucket/store.zarr", HERE)
+    convert_archive("bigearthnet-v1", archive, "s3://bucket/store.zarr", HERE)
     assert Store.open("s3://bucket/store.zarr").size == 20
 
 
@@ -66,17 +66,17 @@ def test_an_interrupted_conversion_goes_on(server, archive, monkeypatch):
 
     monkeypatch.setattr(Writer, "write_shard", stop)
     with pytest.raises(KeyboardInterrupt):
-        convert("bigearthnet-v1", archive, "s3://bucket/store.zarr", HERE)
+        convert_archive("bigearthnet-v1", archive, "s3://bucket/store.zarr", HERE)
     with pytest.raises(DataError, match="was not finished"):
         Store.open("s3://bucket/store.zarr")
     monkeypatch.setattr(Writer, "write_shard", write)
-    assert convert("bigearthnet-v1", archive, "s3://bucket/store.zarr", HERE).converted == 1
+    assert convert_archive("bigearthnet-v1", archive, "s3://bucket/store.zarr", HERE).converted == 1
     assert not [key for key in server.objects if ".work" in key]
 
 
 def test_a_whole_bucket_is_no_place_for_a_store(server, archive):
     with pytest.raises(DataError, match=r"s3://bucket is a whole bucket. Give a path in it"):
-        convert("bigearthnet-v1", archive, "s3://bucket", HERE)
+        convert_archive("bigearthnet-v1", archive, "s3://bucket", HERE)
     assert not server.objects
 
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from s3_server import environment, s3_server
 
-from stssl.archives.conversion import Options, convert, verify_store
+from stssl.archives.conversion import Options, convert_archive, verify_store
 from stssl.base.errors import DataError
 from stssl.store import remote
 from stssl.store.description import describe_store
@@ -26,7 +26,7 @@ def whole(tmp_path_factory):
     """Several arrays, several labels a patch, four shards."""
     folder = tmp_path_factory.mktemp("description")
     archive = dirty.clean(folder / "archive", 6)
-    convert("bigearthnet-v1", archive, folder / "whole.zarr", Options(workers=0, shard=4))
+    convert_archive("bigearthnet-v1", archive, folder / "whole.zarr", Options(workers=0, shard=4))
     return folder / "whole.zarr"
 
 
@@ -277,15 +277,15 @@ def test_a_conversion_does_not_go_on_over_a_damaged_description(whole, tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr(Writer, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            convert("bigearthnet-v1", archive, store, options)
+            convert_archive("bigearthnet-v1", archive, store, options)
     good = (store / "b10" / "zarr.json").read_text()
     own = json.loads(good)
     own["fill_value"] = HUGE
     (store / "b10" / "zarr.json").write_text(json.dumps(own))
     with pytest.raises(DataError, match=r"store.zarr/b10/zarr.json is damaged: it .*integer|fill_value must be"):
-        convert("bigearthnet-v1", archive, store, options)
+        convert_archive("bigearthnet-v1", archive, store, options)
     (store / "b10" / "zarr.json").write_text(good)
-    convert("bigearthnet-v1", archive, store, options)
+    convert_archive("bigearthnet-v1", archive, store, options)
     assert (store / "zarr.json").read_bytes() == (whole / "zarr.json").read_bytes()
 
 

@@ -5,7 +5,7 @@ import yaml
 
 from stssl.base.errors import RunError
 from stssl.sweeps.results import rows
-from stssl.sweeps.run import search, sweep
+from stssl.sweeps.run import run_sweep, search
 from stssl.sweeps.spec import load_sweep
 
 HOT = 1e25
@@ -48,7 +48,7 @@ def test_a_diverged_trial_fails_and_fills_no_rung(write):
 def test_a_sweep_whose_trials_all_failed_has_no_best(write, metric, tmp_path):
     changes = {"metric": metric, "mode": ["min", "max"], "scheduler": {"name": "none"}} if metric != "accuracy" else {}
     with pytest.raises(RunError, match=r"all 1 trials of .* failed, so there is no best one"):
-        sweep(write([HOT], **changes), (), lambda line: None)
+        run_sweep(write([HOT], **changes), (), lambda line: None)
     folder = tmp_path / "sweeps" / "s"
     assert not (folder / "best.yaml").exists() and not (folder / "best.json").exists()
     assert "failed" in (folder / "trials.csv").read_text()

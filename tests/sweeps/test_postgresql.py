@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from stssl.sweeps.run import sweep
+from stssl.sweeps.run import run_sweep
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def postgres():
 def test_a_study_in_postgresql(open_book, tmp_path, postgres):
     plan = {"scheduler": {"name": "none"}, "search": {"algorithm.threshold": {"low": 0.2, "high": 0.9}}}
     open_book("shared", trials=1, study=postgres, **plan)
-    sweep(tmp_path / "shared.yaml", [], print)
+    run_sweep(tmp_path / "shared.yaml", [], print)
     study = optuna.load_study(study_name="shared", storage=postgres.replace("postgresql:", "postgresql+psycopg:", 1))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
     assert not (tmp_path / "sweeps" / "shared" / "study.db").exists()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stssl.base.errors import RunError
-from stssl.recipes.recipe import load_recipe
+from stssl.recipes.recipe import load_training_recipe
 from stssl.sweeps import charts
 from stssl.sweeps.confirmation import Candidate, Confirmation
 from stssl.sweeps.report import _importances, _spread, effect, write_sweep_report
@@ -53,7 +53,7 @@ def test_a_stopped_trial_is_not_the_best(book):
 
 def test_best_yaml_is_a_recipe(book):
     path = write_best(book, rows(book))
-    recipe = load_recipe(path)
+    recipe = load_training_recipe(path)
     about = json.loads((path.parent / "best.json").read_text())
     assert about["trial"] == 1 and about["accuracy"] == 0.6 and recipe.name == "s-best"
     assert recipe.algorithm.threshold == about["values"]["algorithm.threshold"]

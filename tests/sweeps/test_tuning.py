@@ -10,11 +10,11 @@ import pytest
 from stssl.base.config import validate
 from stssl.base.errors import ConfigError, RunError, StoppedError
 from stssl.base.ray_session import lacking
-from stssl.recipes.recipe import Recipe, load_recipe
+from stssl.recipes.recipe import Recipe, load_training_recipe
 from stssl.recipes.sections import LaunchConfig
 from stssl.sweeps.confirmation import confirm
 from stssl.sweeps.results import rows
-from stssl.sweeps.run import search, sweep
+from stssl.sweeps.run import run_sweep, search
 from stssl.sweeps.trials import REASON, needs
 from stssl.sweeps.tuning import (
     FINISHED,
@@ -192,7 +192,7 @@ def test_a_whole_sweep_in_this_process(open_book, tmp_path):
     asha = {"name": "asha", "grace": 4, "reduction": 2}
     open_book("whole", {"schedule": schedule}, search=search_for, trials=9, sampler={"name": "grid"}, scheduler=asha)
     lines = []
-    result = sweep(tmp_path / "whole.yaml", [], lines.append, top=1, seeds=2)
+    result = run_sweep(tmp_path / "whole.yaml", [], lines.append, top=1, seeds=2)
     study = optuna.load_study(study_name="whole", storage=f"sqlite:///{tmp_path}/sweeps/whole/study.db")
     by_rate = {trial.params["optimizer.lr"]: trial for trial in study.trials}
     assert by_rate[0.003].state.name == "COMPLETE" and by_rate[1.0e30].state.name == "FAIL"
@@ -204,7 +204,7 @@ def test_a_whole_sweep_in_this_process(open_book, tmp_path):
     assert len(found["looks"]) == 1 and any(one["test"] for one in found["candidates"])
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
-    again = sweep(tmp_path / "whole.yaml", [], lines.append, top=1, seeds=2)
+    again = run_sweep(tmp_path / "whole.yaml", [], lines.append, top=1, seeds=2)
     assert again == result and {path: path.stat().st_mtime_ns for path in before} == before
     assert len(json.loads((tmp_path / "sweeps" / "whole" / "confirmation.json").read_text())["looks"]) == 1
 
@@ -214,13 +214,13 @@ def test_a_whole_sweep_in_this_process(open_book, tmp_path):
         whole = confirmation.read_text()
         confirmation.write_text(damage)
         with pytest.raises(RunError, match=r"confirmation.json.*Delete it"):
-            sweep(tmp_path / "whole.yaml", [], lines.append)
+            run_sweep(tmp_path / "whole.yaml", [], lines.append)
         confirmation.write_text(whole)
     confirmation.unlink()  # as if the process had been killed after its look at test
-    sweep(tmp_path / "whole.yaml", [], lines.append, top=1, seeds=2)
+    run_sweep(tmp_path / "whole.yaml", [], lines.append, top=1, seeds=2)
     assert [look["runs"] for look in json.loads(confirmation.read_text())["looks"]] == [looked]
 
-    best = load_recipe(result.best)
+    best = load_training_recipe(result.best)
     assert run(best).finished()["steps"] == 12
 
 
@@ -277,7 +277,7 @@ def test_a_sweep_that_is_asked_to_end_goes_on_later(open_book, tmp_path):
     with pytest.raises(StoppedError):
         search_here(searcher)
     assert states(book)[0] == "RUNNING"
-    sweep(tmp_path / "asked.yaml", [], print)
+    run_sweep(tmp_path / "asked.yaml", [], print)
     later = open_book("asked", {"schedule": schedule}, trials=2, scheduler={"name": "none"})
     assert states(later) == ["COMPLETE", "COMPLETE"]
     written = RunFolder(tmp_path / "sweeps" / "asked" / "trials" / "trial-0000").rows()

@@ -15,7 +15,7 @@ from stssl.base.errors import ConfigError, RunError
 from stssl.models.backbones import make_backbone
 from stssl.training import loop
 from stssl.training.launch import run
-from stssl.training.loop import train
+from stssl.training.loop import train_to_end
 from stssl.training.run_files import NONFINITE_FILE
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import check_shared, compile_blocks, memory_advice, slow_arithmetic, with_fallback
@@ -61,7 +61,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_written_down(without_batchnor
     folder = RunFolder.of(recipe)
     folder.claim(recipe)
     train_state = poisoned(recipe, {5})
-    train(train_state, lambda metrics: None)
+    train_to_end(train_state, lambda metrics: None)
     assert finite(train_state.task.step)
     (row,) = [json.loads(line) for line in (folder.path / NONFINITE_FILE).read_text().splitlines()]
     assert row["step"] == 5 and len(row["rows"]["unlabeled"]) == 16 and row["losses"]["loss"] is None
@@ -73,7 +73,7 @@ def test_a_bad_step_of_a_supervised_start_names_labeled_patches_alone(without_ba
     recipe = make(without_batchnorm | {"algorithm": {"name": "fixmatch"}}, schedule__supervised_start=2)
     folder = RunFolder.of(recipe)
     folder.claim(recipe)
-    train(poisoned(recipe, {0}), lambda metrics: None)
+    train_to_end(poisoned(recipe, {0}), lambda metrics: None)
     (row,) = folder.rows(NONFINITE_FILE)
     assert row["step"] == 0 and list(row["rows"]) == ["labeled"] and len(row["rows"]["labeled"]) == 8
 
@@ -117,7 +117,7 @@ def test_a_bad_step_leaves_nothing_behind(without_batchnorm, recipe_tree, networ
     recipe = make(without_batchnorm if network == "transformer" else recipe_tree)
     RunFolder.of(recipe).claim(recipe)
     train_state = poisoned(recipe, {0, 5})
-    train(train_state, lambda metrics: None)
+    train_to_end(train_state, lambda metrics: None)
     assert finite(train_state.task.step)
 
 
@@ -126,7 +126,7 @@ def test_control_unrestored_statistics_stay_broken(recipe_tree):
     RunFolder.of(recipe).claim(recipe)
     train_state = poisoned(recipe, {5})
     train_state.statistics.restore = lambda bad: None
-    train(train_state, lambda metrics: None)
+    train_to_end(train_state, lambda metrics: None)
     assert not finite(train_state.task.step)
 
 
@@ -135,10 +135,10 @@ def test_bad_steps_count_across_restarts_and_before_the_first_row(without_batchn
     folder = RunFolder.of(recipe)
     folder.claim(recipe)
     with pytest.raises(RunError, match="not finite in 2 steps, at last in step 6"):
-        train(poisoned(recipe, {1, 6}), lambda metrics: None)
+        train_to_end(poisoned(recipe, {1, 6}), lambda metrics: None)
     assert last(recipe)["progress"]["left_out"] == 1
     with pytest.raises(RunError, match="not finite in 2 steps, at last in step 6"):
-        train(poisoned(recipe, {6}), lambda metrics: None)
+        train_to_end(poisoned(recipe, {6}), lambda metrics: None)
     assert [row["step"] for row in folder.rows(NONFINITE_FILE)] == [1, 6]
 
 
@@ -148,7 +148,7 @@ def test_control_without_the_guard_weights_are_lost(without_batchnorm, monkeypat
     train_state = poisoned(recipe, {5})
     monkeypatch.setattr(loop, "not_finite", lambda norms: torch.tensor(False))
     train_state.statistics.restore = lambda bad: None
-    train(train_state, lambda metrics: None)
+    train_to_end(train_state, lambda metrics: None)
     assert not finite(train_state.task.step)
 
 
@@ -156,7 +156,7 @@ def test_too_many_bad_steps_end_the_run(without_batchnorm):
     recipe = make(without_batchnorm, compute__nonfinite_steps=2)
     RunFolder.of(recipe).claim(recipe)
     with pytest.raises(RunError, match=r"not finite in 4 steps, at last in step 9 .*loss nan.*lr"):
-        train(poisoned(recipe, {3, 5, 8, 9}), lambda metrics: None)
+        train_to_end(poisoned(recipe, {3, 5, 8, 9}), lambda metrics: None)
 
 
 @pytest.mark.parametrize(

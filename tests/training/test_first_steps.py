@@ -7,7 +7,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from stssl.archives.conversion import Options, convert
+from stssl.archives.conversion import Options, convert_archive
 from stssl.base.config import validate
 from stssl.base.errors import ConfigError, DataError
 from stssl.recipes.recipe import Recipe
@@ -41,7 +41,7 @@ def manifest_store(folder, rows):
         for number, row in enumerate(rows):
             Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(folder / f"{number}.png")
             table.writerow([f"{number}.png", *row])
-    return convert("manifest", folder / "m.csv", folder / "m.zarr", Options(workers=0)).store
+    return convert_archive("manifest", folder / "m.csv", folder / "m.zarr", Options(workers=0)).store
 
 
 def train_on(store, runs, **changes):

@@ -14,10 +14,10 @@ import stssl.training
 from stssl.base.config import validate
 from stssl.base.errors import ConfigError, RunError
 from stssl.recipes.pretraining import PretrainRecipe
-from stssl.recipes.recipe import Recipe, load_recipe
+from stssl.recipes.recipe import Recipe, load_training_recipe
 from stssl.training.checkpoints import Checkpoints, read_state, require_state, write_state
 from stssl.training.launch import check_run, run
-from stssl.training.loop import train
+from stssl.training.loop import train_to_end
 from stssl.training.run_folder import RunFolder
 from stssl.training.state import open_train_state
 from stssl.training.trained_run import evaluate_run, load_run
@@ -31,7 +31,7 @@ def test_a_run_needs_no_more_than_opening_resuming_training_and_finishing(recipe
     train_state = open_train_state(recipe, CPU)
     assert not RunFolder.of(recipe).path.exists()  # nothing is written before it is resumed
     assert train_state.resume() == []
-    train_state.finish(train(train_state, lambda metrics: None))
+    train_state.finish(train_to_end(train_state, lambda metrics: None))
     folder = run(other)
     assert same(last(recipe)["step"], last(other)["step"])
     mine = {path.relative_to(train_state.folder.path) for path in train_state.folder.path.rglob("*.[jpsy]*")}
@@ -43,7 +43,7 @@ def test_a_run_by_hand_resumes_and_refuses_another_recipe(recipe_tree):
     recipe = make(recipe_tree, name="by-hand")
     train_state = open_train_state(recipe, CPU)
     train_state.resume()
-    train(train_state, lambda metrics: None)
+    train_to_end(train_state, lambda metrics: None)
     again = open_train_state(recipe, CPU)
     again.resume()
     assert again.progress.step == 12
@@ -130,7 +130,7 @@ def test_a_recipe_key_of_0_1_gets_its_present_name(kind, words, recipe_tree, tmp
         validate(kind, tree, "old.yaml")
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(ConfigError, match=r"old\.yaml: unknown key neighbours: did you mean votes\?"):
-        load_recipe(tmp_path / "old.yaml")
+        load_training_recipe(tmp_path / "old.yaml")
 
 
 @pytest.mark.parametrize("folder", [stssl.recipes, stssl.training], ids=lambda folder: folder.__name__)

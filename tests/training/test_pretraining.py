@@ -212,7 +212,7 @@ def test_a_key_that_is_not_finite_never_enters_the_queue(tree):
         return made
 
     train_state.task.batch = batch
-    loop.train(train_state, lambda metrics: None)
+    loop.train_to_end(train_state, lambda metrics: None)
     state = train_state.task.step.state_dict()
     assert all(bool(torch.isfinite(value).all()) for value in state.values())
     assert max(float(value.abs().max()) for name, value in state.items() if "weight" in name) < 10
