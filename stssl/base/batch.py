@@ -33,7 +33,7 @@ IGNORED = -1
 
 
 class Stream(Enum):
-    """Name the two sources of patches. A run draws from each without end."""
+    """Name the two sources of training patches, labeled and unlabeled. A run reads each source again and again."""
 
     LABELED = "labeled"
     UNLABELED = "unlabeled"
@@ -45,7 +45,7 @@ class Stream(Enum):
 
 
 class View(Enum):
-    """Name the augmented versions of the patches of both streams."""
+    """Name the augmented versions (views) of a patch, such as the weak view of an unlabeled patch."""
 
     LABELED_WEAK = "labeled_weak"
     LABELED_STRONG = "labeled_strong"
@@ -54,7 +54,7 @@ class View(Enum):
 
     @property
     def stream(self) -> Stream:
-        """Return the stream that the patches of this view come from."""
+        """Return the source (labeled or unlabeled) of the patches that this view augments."""
         return Stream.LABELED if self in (View.LABELED_WEAK, View.LABELED_STRONG) else Stream.UNLABELED
 
     @property
@@ -78,9 +78,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold the rows of this rank from one global batch, on the device of the networks.
+    """Hold the patches that this training process (rank) gets from one global batch, on the device of the networks.
 
-    n is the number of labeled rows, m that of unlabeled rows, and G that of decisions a patch (see `labels`).
+    n is the number of labeled patches, m the number of unlabeled patches. G is the number of decisions for each patch:
+    1 if a patch has one class, else the number of classes.
 
     Attributes:
         images: For each view, normalized images [rows of its stream, bands, height, width].
@@ -98,7 +99,7 @@ class Batch:
     truth: Tensor | None = None
 
     def split(self, parts: int) -> Iterator["Batch"]:
-        """Cut the batch into `parts` micro-batches. Each has contiguous rows of each stream, nearly equally many."""
+        """Cut the batch into `parts` micro-batches. Each gets nearly equally many labeled and unlabeled rows."""
         for part in range(parts):
             yield replace(
                 self,
@@ -111,11 +112,11 @@ class Batch:
 
 
 def part_rows(rows: Tensor, part: int, parts: int) -> Tensor:
-    """Return one of `parts` contiguous parts of some rows. The sizes of the parts differ by at most one.
+    """Cut rows into `parts` contiguous pieces, and return one piece. The sizes of the pieces differ by at most one.
 
     Args:
         rows: [n, ...] tensor.
-        part: Number of the part, counted from 0.
-        parts: Number of parts.
+        part: Number of the piece to return, counted from 0.
+        parts: Number of pieces.
     """
     return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]

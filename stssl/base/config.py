@@ -29,7 +29,9 @@ Tree = JsonObject
 
 
 class Config(BaseModel):
-    """Hold one part of a recipe. It cannot change, converts no types silently, and refuses unknown keys.
+    """Hold the values of one section of a recipe. They cannot change later.
+
+    Refuse unknown keys and values of a wrong type: the text "5" is no number.
 
     Attributes:
         renamed: New name of each top-level key that earlier releases called differently, for messages.
@@ -41,7 +43,7 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Domain:
-    """Set the values that a search may draw.
+    """Set the values of a recipe key that a hyperparameter search may try.
 
     Attributes:
         low: Smallest number of a range.
@@ -84,10 +86,10 @@ YAML_ADVICE = "Give the path of a YAML file."
 
 
 def merge(under: JsonMapping, over: JsonMapping) -> Tree:
-    """Merge two trees, key by key, at every depth. If both have a value for a key, take that of `over`.
+    """Merge two recipes (nested dicts) key by key, at every depth. If both have a value for a key, take that of `over`.
 
-    If `over` gives a part another `name`, replace the whole part: the parameters of one algorithm or encoder mean
-    nothing to another. If `over` gives a part `{}`, the part gets its defaults.
+    If `over` gives a section another `name`, replace the whole section: the parameters of one algorithm or encoder mean
+    nothing to another. If `over` gives a section `{}`, the section gets its defaults.
     """
     merged = dict(under)
     for key, value in over.items():
@@ -107,7 +109,7 @@ def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
 
     Args:
         path: File to read.
-        seen: Files that led here by their `base:` keys. Callers leave it out.
+        seen: Files that were already read in this chain of `base:` keys. Callers leave it out.
 
     Raises:
         ConfigError: A file is missing, too large or no mapping, or the files name each other in a circle.
@@ -142,7 +144,7 @@ def parse_tree(text: str, source: str) -> Tree:
     """Parse YAML text that must hold keys and values at its top level.
 
     Raises:
-        ConfigError: The text is not such YAML. The message names `source`.
+        ConfigError: The text is no valid YAML, or holds no keys. The message names `source`.
     """
     tree = parse_yaml(text, source)
     if not isinstance(tree, dict):
@@ -153,7 +155,7 @@ def parse_tree(text: str, source: str) -> Tree:
 
 
 def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
-    """Merge arguments such as `section.key=value` into a tree. The value after `=` is YAML.
+    """Merge arguments such as `section.key=value` into a recipe. The value after `=` is YAML.
 
     Raises:
         ConfigError: An argument has no `=`, a wrong key, or a value that is not YAML.
@@ -179,7 +181,7 @@ def nested(dotted: str, value: JsonValue) -> Tree:
 
 
 def flatten(tree: JsonMapping, prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
-    """Yield the dotted key and the value of each leaf of a tree. A list counts as one value."""
+    """Yield each value of nested dicts with its dotted key, such as `a.b`. A list counts as one value."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -188,13 +190,13 @@ def flatten(tree: JsonMapping, prefix: str = "") -> Iterator[tuple[str, JsonValu
 
 
 def differing_keys(one: JsonMapping, other: JsonMapping) -> list[str]:
-    """List the dotted keys that have different values in two trees, or that only one tree has. Sort them."""
+    """Compare two recipes. List the dotted keys with different values, and keys that only one recipe has, sorted."""
     left, right = dict(flatten(one)), dict(flatten(other))
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
 
 
 def expand_variables(tree: JsonMapping, source: str) -> Tree:
-    """Replace `${NAME}` with the environment variable NAME in all texts of a tree.
+    """Replace `${NAME}` with the environment variable NAME in all texts of a recipe.
 
     Args:
         tree: Keys and values.
@@ -228,7 +230,7 @@ def _variable(name: str, source: str, key: str) -> str:
 
 
 def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = True) -> C:
-    """Build a configuration object from a tree of plain values.
+    """Check the plain values of a recipe or sweep file, and build a typed configuration object from them.
 
     Args:
         model: Class to build.
@@ -264,23 +266,24 @@ def _explain(model: type[Config], tree: ConfigTree, problem: Problem) -> str:
     above = [str(part) for part in location[: -2 if entry else -1]]
     try:
         fields = fields_of(model, tree, above)
-    except ConfigError:  # the path leads into a list, or into a mapping with free keys
+    # The fields only improve messages. A path into a list, or into free keys, leads to no section with fields.
+    except ConfigError:
         fields = {}
     return explain(problem, tree, fields)
 
 
 def fields_of(model: type[Config], tree: ConfigTree, path: Sequence[str]) -> dict[str, FieldInfo]:
-    """Find the fields of one part of a configuration.
+    """Find the fields of one section of a configuration.
 
-    Some parts have several kinds, such as an algorithm or an encoder. The `name` in the tree chooses the kind.
+    Some sections have several kinds, such as the algorithm or the encoder. The section's key `name` chooses the kind.
 
     Args:
         model: Configuration class of the whole tree.
         tree: Plain values of the whole tree.
-        path: Keys that lead down to the part.
+        path: Keys that lead down to the section.
 
     Returns:
-        The part's fields by name; empty if the tree names a kind that does not exist.
+        The section's fields by name; empty if the tree names a kind that does not exist.
 
     Raises:
         ConfigError: The path does not exist in this model. The message names the nearest key.
@@ -313,7 +316,7 @@ def config_types(annotation: object) -> list[type[Config]]:
 
 
 def part_name(part: type[Config]) -> str | None:
-    """Return the `name` that chooses this kind of part in a recipe. Return None if the part has only one kind."""
+    """Return the `name` that selects this class in a recipe, such as that of an algorithm. Return None without one."""
     field = part.model_fields.get("name")
     values = get_args(field.annotation) if field is not None else ()
     return str(values[0]) if len(values) == 1 else None

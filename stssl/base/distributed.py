@@ -8,28 +8,30 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Return the number of ranks, or 1 outside a process group."""
+    """Return the number of training processes (ranks). Without distributed training, return 1."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return the rank of this process, or 0 outside a process group."""
+    """Return the number of this training process, counted from 0. Without distributed training, return 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def rows_of(total: int, rank: int, world: int) -> slice:
-    """Return the contiguous rows of a global batch that a rank owns. The sizes of ranks differ by at most one.
+    """Divide the rows of a global batch among training processes, and return the rows of one process.
+
+    The rows of a process are contiguous. Two processes differ by at most one row.
 
     Args:
         total: Number of rows in the global batch.
-        rank: Number of the rank.
-        world: Number of ranks.
+        rank: Number of the process, counted from 0.
+        world: Number of processes.
     """
     return slice(total * rank // world, total * (rank + 1) // world)
 
 
 def row_counts(rows: Tensor) -> list[int]:
-    """Return how many rows each rank holds, rank 0 first. This waits for the device."""
+    """Return how many rows each training process (rank) holds, rank 0 first. This waits for the device."""
     if world_size() == 1:
         return [len(rows)]
     sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
@@ -38,10 +40,10 @@ def row_counts(rows: Tensor) -> list[int]:
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-    """Concatenate the rows of all ranks, rank 0 first, without gradients. Ranks may hold different numbers of rows.
+    """Concatenate the rows of all training processes (ranks), rank 0 first, without gradients.
 
     Args:
-        rows: [n, ...] tensor. Only n may differ between ranks.
+        rows: [n, ...] tensor of this rank. Only the number of rows n may differ between ranks.
         counts: Number of rows on each rank. If None, ranks exchange these numbers first, and this waits for the device.
     """
     rows = rows.detach()
@@ -57,7 +59,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum a tensor over ranks, without gradients. Return a new tensor."""
+    """Sum a tensor over all training processes, without gradients. Return a new tensor."""
     total = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)

@@ -10,7 +10,7 @@ from stssl.base.arrays import AnyArray
 
 
 def content_hash(arrays: list[AnyArray]) -> NDArray[np.uint8]:
-    """Hash the pixels of a patch: BLAKE2b over its arrays, one after the other, in C order and little endian.
+    """Hash the pixels of a patch with BLAKE2b. The hash covers its arrays one after the other, as little-endian bytes.
 
     Args:
         arrays: The band groups of one patch, each [bands, height, width].
@@ -25,9 +25,10 @@ def content_hash(arrays: list[AnyArray]) -> NDArray[np.uint8]:
 
 
 def column_hash(values: AnyArray) -> str:
-    """Hash a column of N patches, [N] or [N, C]: BLAKE2b, 16 bytes in hexadecimal. C is the number of values a patch.
+    """Hash a column of a store with BLAKE2b. Return 16 bytes in hexadecimal.
 
-    Hash texts as JSON, since numpy has several ways to hold texts in memory. Hash numbers as little endian bytes.
+    A column has one row for each of N patches: [N], or [N, C] with C values for each patch. Hash texts as JSON, since
+    numpy has several ways to hold texts in memory. Hash numbers as little-endian bytes.
     """
     if values.dtype.kind in "OU":
         data = json.dumps([str(value) for value in values.tolist()]).encode()
@@ -37,5 +38,5 @@ def column_hash(values: AnyArray) -> str:
 
 
 def digest_of(*columns: AnyArray) -> str:
-    """Hash several columns together. A conversion compares this hash to see if it began with other lists or tables."""
+    """Hash several columns into one text. A resumed conversion compares it, to see if its input has changed."""
     return hashlib.blake2b(" ".join(map(column_hash, columns)).encode(), digest_size=16).hexdigest()

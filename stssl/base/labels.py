@@ -15,7 +15,7 @@ from stssl.base.batch import IGNORED
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """Hold the classes of a task, sorted as the outputs of the networks.
+    """Hold the class names of a classification task, in the sequence of the networks' outputs.
 
     Attributes:
         classes: Names of the C classes.
@@ -27,41 +27,45 @@ class LabelSpace:
 
     @property
     def groups(self) -> int:
-        """Return G, the number of decisions for each patch."""
+        """Return G, the number of decisions for each patch: 1 if single-label, the number of classes if multi-label."""
         return len(self.classes) if self.multilabel else 1
 
     @property
     def choices(self) -> int:
-        """Return K, the number of choices in each decision."""
+        """Return K, the number of choices in each decision: the number of classes if single-label, 2 if multi-label."""
         return 2 if self.multilabel else len(self.classes)
 
     def grouped(self, logits: Tensor) -> Tensor:
-        """Turn network outputs [..., C] into grouped logits [..., G, K]."""
+        """Turn network outputs [..., C], one for each class, into logits [..., G, K]: G decisions of K choices."""
         if self.multilabel:
             return torch.stack([torch.zeros_like(logits), logits], -1)
         return logits.unsqueeze(-2)
 
     def ungrouped(self, grouped: Tensor) -> Tensor:
-        """Turn grouped logits [..., G, K] back into network outputs [..., C]. Each row may differ by one constant."""
+        """Turn logits [..., G, K] of G decisions with K choices back into network outputs [..., C] for C classes.
+
+        A single-label row may differ from the first network outputs by one constant, which the softmax ignores.
+        """
         return grouped[..., 1] - grouped[..., 0] if self.multilabel else grouped[..., 0, :]
 
     def outputs(self, choices: Tensor) -> Tensor:
-        """Pick one value for each class, [..., C], from the values of all choices, [..., G, K].
+        """Pick one value for each of C classes, [..., C], from the values of G decisions with K choices, [..., G, K].
 
         Single-label: take the values of all choices. Multi-label: take the value of "present" of each class.
         """
         return choices[..., 1] if self.multilabel else choices[..., 0, :]
 
     def sides(self, choices: Tensor) -> Tensor:
-        """Return the column [B, G] where each choice counts in statistics.
+        """Return the column of a table of statistics in which each choice counts.
 
-        The statistics of multi-label tasks have separate columns for "absent" and "present".
+        Tables of multi-label tasks have one column for "absent" and one for "present". Tables of single-label tasks
+        have one column.
 
         Args:
-            choices: [B, G] choice ids of B patches.
+            choices: [B, G] choice ids of B patches, each with G decisions.
 
         Returns:
-            The choice ids themselves (multi-label), or 0 everywhere (single-label).
+            [B, G] columns: the choice ids themselves (multi-label), or 0 everywhere (single-label).
         """
         return choices if self.multilabel else torch.zeros_like(choices)
 
@@ -70,11 +74,17 @@ class LabelSpace:
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
     def band(self, low: float | None, high: float | None) -> tuple[float, float] | None:
-        """Return the cut-offs for "absent" and "present". Return None for single-label tasks, or if one is not set."""
+        """Return the probabilities below which a class counts as absent (`low`) and above which as present (`high`).
+
+        Return None for single-label tasks, or if `low` or `high` is None.
+        """
         return (low, high) if self.multilabel and low is not None and high is not None else None
 
     def claims(self, choices: Tensor) -> Tensor:
-        """Mark the choices that give a patch a class: all known ones (single-label), or "present" (multi-label)."""
+        """Mark the choice ids that assign a class to a patch.
+
+        These are all known ids (single-label), or only the id of "present" (multi-label).
+        """
         return choices == 1 if self.multilabel else choices >= 0
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -91,5 +101,5 @@ class LabelSpace:
         return torch.where((ids >= 0) & (ids < self.choices), ids, IGNORED)
 
     def positives(self, targets: Tensor) -> Tensor:
-        """Turn choice ids [N, G] into booleans [N, C]: True if a label says that the patch has the class."""
+        """Turn the choice ids [N, G] of N patches into booleans [N, C]: True if the patch has the class."""
         return targets == (1 if self.multilabel else torch.arange(len(self.classes), device=targets.device))

@@ -23,16 +23,19 @@ _PARTS = ("model_type", "model_attributes_type", "dict_type")
 
 
 def without_tags(location: KeyPath, tree: object) -> list[str | int]:
-    """Return the location of an error as keys of the file. Drop the names of union members that pydantic adds."""
+    """Return the keys of the recipe file that lead to an error.
+
+    For a key with several types, pydantic adds the name of a type to this path. Drop these names.
+    """
     return [part for part, tag in _marked(location, tree) if not tag]
 
 
 def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]:
-    """Yield each part of a location, and whether it is the name of a union member and no key of the tree."""
+    """Yield each item of an error's path, and True if pydantic added it: it names a type, and is no key of the file."""
     kept = False
     for index, part in enumerate(location):
         if isinstance(tree, Mapping):
-            above = index + 1 < len(location)  # a key that is missing or unknown is the last part
+            above = index + 1 < len(location)  # the last item may be a missing key; an earlier one is a type
             if part not in tree and (above or tree.get("name") == part or _UNION.search(str(part))):
                 yield part, True
                 continue
@@ -47,21 +50,21 @@ def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]
 
 
 def one_for_each(problems: Sequence[Problem], tree: object) -> list[Problem]:
-    """Keep one error for each wrong value.
+    """Keep only the useful errors for each wrong value of a recipe.
 
-    For a value of a union, pydantic reports errors for all members. Keep only errors for the member that the user
+    If a key accepts several types, pydantic reports errors for each type. Keep the errors for the type that the user
     wanted.
     """
     groups: dict[tuple[str | int, ...], list[Problem]] = {}
     for problem in problems:
         if problem["type"] == "too_short" and problem["input"]:
-            continue  # pydantic does not count wrong entries, and each wrong entry has its own error already
+            continue  # pydantic does not count wrong entries, and each of them has its own error already
         groups.setdefault(_union_of(problem["loc"], tree), []).append(problem)
     return [one for place, group in groups.items() for one in (_meant(place, group, tree) if place else group)]
 
 
 def _union_of(location: KeyPath, tree: object) -> tuple[str | int, ...]:
-    """Return the place of the first union without a discriminator on the way to a value. It is empty if none exists."""
+    """Find the first key on the path of an error that accepts several types. Return its path, or () if none does."""
     place: list[str | int] = []
     name: object = None
     node = tree
@@ -76,7 +79,10 @@ def _union_of(location: KeyPath, tree: object) -> tuple[str | int, ...]:
 
 
 def _meant(place: tuple[str | int, ...], group: list[Problem], tree: object) -> list[Problem]:
-    """Keep the errors of the union member that the user wanted. If none fits, describe the forms of all members."""
+    """Keep the errors for the type that the user wanted, if a key accepts several types.
+
+    If no type is near to the given value, return one error that describes all accepted types.
+    """
     value = tree
     for part in place:
         value = value.get(part) if isinstance(value, Mapping) else value[int(part)] if isinstance(value, list) else None
@@ -93,7 +99,7 @@ def _meant(place: tuple[str | int, ...], group: list[Problem], tree: object) -> 
 
 
 def _form(problem: Problem) -> str:
-    """Describe the values that a member of a union accepts."""
+    """Describe the values that one of the types of a key accepts, for a message about a wrong value."""
     if problem["type"] in _ARRAYS:
         return "a list"
     if problem["type"] in _PARTS:
@@ -106,13 +112,12 @@ def explain(problem: Problem, tree: object, fields: Fields) -> str:
 
     Args:
         problem: Error that pydantic reported.
-        tree: Plain values before validation.
-        fields: Fields of the part that has the wrong key.
+        tree: Plain values of the file before validation.
+        fields: Fields of the section that has the wrong key.
     """
     location = without_tags(problem["loc"], tree)
     if problem["type"] == "string_type" and location and isinstance(location[-1], int):
-        # Leave out the number and value of the entry. So all wrong entries give the same line, and the caller shows it
-        # once.
+        # Leave out the number and the value of the entry: all wrong entries then give the same line, shown once.
         location, problem = location[:-1], {**problem, "input": {}}
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
     given = "" if kind == "missing" or isinstance(value, dict) else f" (given: {shown(repr(value))})"
@@ -163,7 +168,7 @@ def _default_name(location: KeyPath, fields: Fields) -> str:
 
 
 def _part_form(location: KeyPath, fields: Fields, value: object) -> str:
-    """Show how to write a part of a recipe. The user gave a single value in its place."""
+    """Show how to write a section of a recipe, for an error message. The user gave a single value in its place."""
     field = _field(location, fields)
     if getattr(field, "discriminator", None) == "name" and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
         return f"{{name: {value}}}"
@@ -171,7 +176,7 @@ def _part_form(location: KeyPath, fields: Fields, value: object) -> str:
 
 
 def _list_form(location: KeyPath, fields: Fields, value: object) -> str:
-    """Show how to write a list: the default of the key. If it has none, put the given value in brackets."""
+    """Show how to write a list, for an error message: the key's default, else the given value in brackets."""
     default = getattr(_field(location, fields), "default", None)
     items = default if isinstance(default, tuple | list) and default else re.split(r"[\s,;]+", str(value).strip())
     return f"[{','.join(str(item) for item in items if str(item))[:60]}]"

@@ -31,7 +31,7 @@ SHARED = "Results go to a folder for now, on a cluster to one that all nodes sha
 
 
 def is_url(path: str) -> bool:
-    """Return True if a text is a URL and no path. A URL with a typing error, such as `s3:/bucket`, counts too."""
+    """Return True if a text is a URL, False if it is a path. A mistyped URL, such as `s3:/bucket`, counts as a URL."""
     return _URL.search(path) is not None
 
 
@@ -57,12 +57,12 @@ def absolute(path: str) -> str:
         raise ValueError("the path is empty")
     if "\0" in path:
         raise ValueError("a path cannot hold the character NUL")
-    # Do not use `Path.resolve`, which follows links. Users know a folder by the name that they gave.
+    # `Path.resolve` would follow links. But users know a folder by the name that they gave.
     return os.path.abspath(from_home(path))  # noqa: PTH100
 
 
 def located(path: str) -> str:
-    """Return where a store of patches lies. Keep the URL of an object store; make a path absolute.
+    """Return the place of a store of patches. Keep the URL of an object store; make a path absolute.
 
     Raises:
         ValueError: The text is neither a URL nor a path.
@@ -99,7 +99,7 @@ def local(path: str) -> str:
 def weights(text: str) -> str:
     """Make the path in `file:PATH` absolute. Leave other values of `model.weights` as they are.
 
-    `started_from` resolves `run:NAME`: it knows the folder of the runs.
+    This includes `run:NAME`: only `started_from` knows the folder of the runs.
 
     Raises:
         ValueError: The text after `file:` is a URL, or no path.
@@ -132,10 +132,10 @@ def started_from(text: str, storage: str) -> str:
 
 
 def stable_weights(text: str, storage: str) -> str:
-    """Write `run:FOLDER` relative to the storage if that folder lies inside.
+    """Write the folder in `run:FOLDER` relative to the storage (the folder of all runs), if it lies inside.
 
-    The result is part of the identity of a run. So a storage that moves does not change this identity. Return a text
-    that names no run or file unchanged.
+    Runs are compared by this text. So a run stays the same run after the storage moved. Return a text that names no
+    run or file unchanged.
     """
     try:
         storage = absolute(storage)
@@ -162,7 +162,7 @@ def study(url: str) -> str:
 
 
 def tracking(uri: str) -> str:
-    """Make the path of a folder or file in an MLflow tracking URI absolute.
+    """Make the path in an MLflow tracking URI absolute. Leave the address of a server as it is.
 
     Raises:
         ValueError: The path is empty.
@@ -175,7 +175,7 @@ def tracking(uri: str) -> str:
 
 
 def component(name: str) -> str:
-    """Check a name that becomes one folder or file. It must have printable characters and no slashes.
+    """Check a name that will become the name of a folder or file. It must have printable characters and no slashes.
 
     Raises:
         ValueError: The name cannot be that of a folder or file. The message says why.
@@ -203,7 +203,13 @@ def column(name: str) -> str:
 
 
 def _where_it_runs(function: Callable[[str], str]) -> AfterValidator:
-    """Build a validator. It checks a value on every machine, and changes it only on the machine that will use it."""
+    """Build a pydantic validator of a path. It checks the path everywhere, and makes it absolute only where it is used.
+
+    `stssl submit` checks a recipe on one machine, and another machine uses it.
+
+    Args:
+        function: Checks a path and makes it absolute.
+    """
 
     def validate(value: str, info: ValidationInfo) -> str:
         # Only the machine of the job knows which home folder `~` means.

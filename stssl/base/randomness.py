@@ -14,10 +14,10 @@ _WORD = 8
 
 
 class RandomStream(Enum):
-    """Name each use of random numbers. Two uses never share numbers.
+    """Name each use of random numbers, such as one augmentation. Two uses never share numbers.
 
-    A value has one or more words of at most eight bytes. The words are part of the key. So a changed value changes the
-    results of every seed.
+    A value has one or more words of at most eight bytes. The words are part of the key of the random numbers. So a
+    changed value changes the results of every seed.
     """
 
     LABELED = "labeled"
@@ -50,12 +50,12 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _words(stream: RandomStream) -> list[NDArray[np.uint64]]:
-    """Turn the words of a stream into integers of 64 bits."""
+    """Turn the name of a random stream into 64-bit integers, one for each word of the name."""
     return [np.frombuffer(word.encode().ljust(_WORD, b"\0"), "<u8") for word in stream.value.split()]
 
 
 def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
-    """Hash integers, streams and integer arrays into 64-bit keys. Each row of the arrays gets one key."""
+    """Hash integers, names of random streams and integer arrays [n] into n keys of 64 bits."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         for value in _words(part) if isinstance(part, RandomStream) else [np.asarray(part)]:
@@ -64,7 +64,7 @@ def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
 
 
 def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
-    """Draw random numbers in [0, 1). They depend on the key alone.
+    """Draw random numbers in [0, 1). The same key always gives the same numbers.
 
     Args:
         key: Integers, streams and integer arrays [n], such as (seed, RandomStream.QUERY_VIEW, epochs, rows).
@@ -82,7 +82,7 @@ def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=8)
 def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
-    """Shuffle the positions of one epoch. The result depends on the arguments alone.
+    """Shuffle the positions 0..size-1 for one epoch. The same arguments always give the same result.
 
     Args:
         size: Number of positions.
@@ -96,6 +96,6 @@ def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
     with np.errstate(over="ignore"):
         key = _key((seed, stream, epoch))
     order = np.random.Generator(np.random.Philox(key=int(key[0]))).permutation(size)
-    # The cache gives all callers this same array. So no caller may change it.
+    # The cache gives the same array to all callers: a change by one caller would reach the others.
     order.setflags(write=False)
     return order

@@ -59,10 +59,10 @@ def _take_back(number: signal.Signals, handler: object) -> None:
 
 
 def resources_for(bundles: list[dict[str, float]], seconds: float) -> dict[str, float]:
-    """Return all resources of the session. If they are too few, first wait for an autoscaler to start nodes.
+    """Return all resources of the Ray session. If they are too few, first wait for an autoscaler to start nodes.
 
     Args:
-        bundles: Resources of each worker. Each bundle must fit into one node.
+        bundles: Resources that each worker needs. Each bundle must fit into one node.
         seconds: Longest time to wait in seconds; 0 returns at once.
 
     Returns:
@@ -90,6 +90,14 @@ def _cluster_resources() -> dict[str, float]:
 
 
 def lacking(bundles: list[dict[str, float]], available: dict[str, float]) -> dict[str, float]:
-    """Return each resource that is too small in `available`, with the amount that all bundles together need."""
+    """Find the Ray resources, such as `CPU`, that are too few for all workers together.
+
+    Args:
+        bundles: Resources that each worker needs.
+        available: Resources of the session.
+
+    Returns:
+        The needed amount of each resource that is too small in `available`.
+    """
     needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for bundle in bundles for kind in bundle}
     return {kind: amount for kind, amount in needed.items() if amount > available.get(kind, 0.0)}

@@ -7,6 +7,10 @@ from stssl.base.batch import PLACE
 
 
 def on_sphere(metadata: Tensor) -> Tensor:
-    """Turn the places of n patches, metadata [n, 4], into unit vectors [n, 3]. A missing place gives NaN."""
+    """Turn the latitude and longitude of n patches into unit vectors [n, 3]. A missing place gives NaN.
+
+    Args:
+        metadata: [n, 4] table with the columns of `MetadataColumn`: latitude and longitude in degrees, day, hour.
+    """
     lat, lon = (torch.deg2rad(metadata[:, column].double()) for column in PLACE)
     return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], 1).float()

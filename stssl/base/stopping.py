@@ -26,13 +26,21 @@ class Asked(KeyboardInterrupt):
     """Report that a signal asked the process to end. Code treats it like Ctrl-C."""
 
     def __init__(self, number: int) -> None:
-        """Store the signal for `stopped`."""
+        """Remember which signal arrived: `stopped` needs it for the exit code.
+
+        Args:
+            number: The signal.
+        """
         super().__init__()
         _asked.append(signal.Signals(number))
 
 
 def stopped(words: str = "What is written is whole; run the same command again to resume.") -> StoppedError:
-    """Build the error for a command that a signal ended. Its exit code is 128 plus the number of the signal."""
+    """Build the error that a command raises after a signal. Its exit code is 128 plus the number of the signal.
+
+    Args:
+        words: Sentence that tells the user what was saved and how to resume.
+    """
     by = _asked[0] if _asked else signal.SIGINT
     return StoppedError(f"interrupted ({SIGNALS[by]}). {words}", 128 + by)
 

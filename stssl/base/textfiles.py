@@ -100,7 +100,7 @@ def read_names(path: Path) -> frozenset[str]:
 
 
 def _first_cell(line: str) -> str:
-    """Return the text before the first comma, semicolon or tab of a line. Inside quotes, these are text."""
+    """Return the text before the first comma, semicolon or tab of a line. Separators inside quotes do not count."""
     line = line.strip()
     if not line.startswith('"'):
         for separator in ",;\t":
@@ -134,7 +134,7 @@ def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataErro
             raise wrong("it is not a file")
         with open(path, "rb") as file:  # noqa: PTH123
             size = os.fstat(file.fileno()).st_size
-            # `read` takes memory for all the bytes that it is asked for. So ask for no more than the file may have.
+            # `read` allocates memory for all the bytes that it is asked for. So ask for no more than the file may have.
             content = file.read(min(most, size + GROWTH) + 1) if size <= most else b""
     except OSError as problem:
         raise wrong(problem.strerror or type(problem).__name__) from None
@@ -198,7 +198,7 @@ def parse_json(
 
 
 def _once(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
-    """Build an object. Refuse a key that occurs twice: nobody can say which of its two values counts."""
+    """Build a JSON object from its keys and values. Refuse a key that occurs twice: its value would be ambiguous."""
     found: JsonObject = {}
     for key, value in pairs:
         if key in found:
@@ -215,7 +215,7 @@ def _finite(text: str) -> float:
 
 
 def _require_plain(value: JsonValue) -> None:
-    """Refuse a value that later code cannot walk through or cannot write as UTF-8.
+    """Check that a JSON value is not nested too deep, and that UTF-8 can write all its texts.
 
     Raises:
         RecursionError: The value has objects and lists that are nested too deep.

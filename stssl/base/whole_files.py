@@ -70,15 +70,19 @@ def write_whole(
 
 @contextlib.contextmanager
 def _sole(path: Path) -> Iterator[BinaryIO]:
-    """Open an empty file that no other process writes. If the caller fails before the rename, remove the file."""
+    """Open an empty temporary file, and lock it: no other process writes it meanwhile.
+
+    The caller renames the file after writing. If the caller fails earlier, remove the file.
+    """
     while True:
         # O_NOFOLLOW: a link with this name must not lead the write to another file.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        with contextlib.suppress(OSError):  # some network file systems know no locks
+        # Some network file systems have no locks. A write without a lock is better than none.
+        with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         if _is_at(handle, path):
             break
-        os.close(handle)  # another process renamed the file during the wait: this lock is on the wrong file
+        os.close(handle)  # another process renamed the file during the wait: this lock belongs to the wrong file
     try:
         os.ftruncate(handle, 0)
         with open(handle, "wb", closefd=False) as file:
@@ -99,7 +103,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def append_line(path: Path, line: str, error: type[StsslError] = RunError) -> None:
-    """Add a whole line to a file, or leave the file as it was.
+    """Add one line to the end of a text file. If this fails, leave the file as it was.
 
     Args:
         path: File that gets the line. If it is missing, make it.
@@ -153,8 +157,8 @@ def sync(path: Path, error: type[StsslError] = RunError) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder, and do not say so before
+    """Wait until new, renamed and removed names in a folder are on the disk: a power cut must not undo them."""
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; only the failed call shows it
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(handle)

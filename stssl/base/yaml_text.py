@@ -83,20 +83,20 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def integer(self, node: yaml.ScalarNode) -> int:
-        """Read a whole number.
+        """Convert a YAML scalar to a whole number.
 
         Raises:
             ConfigError: The number does not fit into 64 bits.
         """
         text = node.value.replace("_", "")
-        # 64 bits fit into 80 characters, even in binary notation. `int` has its own error for thousands of digits.
+        # 64 bits fit into 80 characters, even in binary notation. For longer texts, `int` may raise its own error.
         value = int(text, 0) if len(text) <= 80 else 1 << 64
         if not -(1 << 63) <= value < 1 << 63:
             raise _wrong(node, f"the number {shown(node.value)} does not fit into 64 bits")
         return value
 
     def real(self, node: yaml.ScalarNode) -> float:
-        """Read a number with a fraction or an exponent.
+        """Convert a YAML scalar with a fraction or an exponent to a number.
 
         Raises:
             ConfigError: The number is not finite.
@@ -109,7 +109,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Write YAML. Quote each text that this loader or a YAML 1.1 loader would read as a number or a date."""
+    """Write YAML. Quote each text that a reader of YAML 1.1 or 1.2 would take for a number or a date."""
 
 
 _kept = {
@@ -144,7 +144,8 @@ def parse_yaml(text: str, source: str) -> JsonValue:
     if len(text) > FILE_BYTES:
         raise ConfigError(f"{source} is larger than {FILE_BYTES >> 20} MB")
     try:
-        tree: JsonValue = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader: it builds no objects
+        # `_Loader` is a SafeLoader, so a hostile file cannot build objects.
+        tree: JsonValue = yaml.load(text, Loader=_Loader)
     except ConfigError as error:
         raise ConfigError(f"{source}, {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: int() or chr() refused an escape sequence
@@ -173,7 +174,7 @@ def unclean(text: str) -> str | None:
 
 
 def _require_clean(tree: JsonValue, source: str) -> None:
-    """Refuse control characters and too much depth. Aliases can make a tree too deep after the parsing.
+    """Refuse YAML values that have control characters, or that are nested too deep. Aliases can make them deep.
 
     Raises:
         ConfigError: A key or value is refused. The message names the key.
