@@ -1,4 +1,4 @@
-"""Define the functions of the package. Users mostly call them from the first to the last."""
+"""Define the functions that users call, in the usual sequence: from a recipe and a store to the report."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -35,7 +35,7 @@ class _Lines:
         self.console, self.what, self.begun, self.shown = console, what, time.monotonic(), -1
 
     def update(self, done: int, total: int | None, note: str) -> None:
-        """Write a line if another `EVERY` percent are done.
+        """Write a line of progress, but only if at least `EVERY` percent were done since the last line.
 
         Args:
             done: Number of things done.
@@ -50,7 +50,7 @@ class _Lines:
         self.say(f"{100 * done // total:3d} %, {done}/{total} {note}, {_clock(spent)} elapsed{left}")
 
     def say(self, words: str) -> None:
-        """Write one line and flush it: a reader of the pipe must see it at once."""
+        """Write one line of progress at once, without a buffer: a program that reads the output must see it."""
         if not self.console.quiet:
             print(f"{self.what}: {words}", file=self.console.file, flush=True)
 
@@ -65,7 +65,7 @@ def default_console(shown: bool | None = None) -> Console:
 
 
 def _has_bars(console: Console) -> bool:
-    """Return True if a bar can move: in a terminal, or in a notebook with ipywidgets (rich needs it for bars)."""
+    """Return True if the output can show a moving progress bar: a terminal, or a notebook that has ipywidgets."""
     if console.is_jupyter:
         return find_spec("ipywidgets") is not None
     return console.file.isatty() and not console.is_dumb_terminal
@@ -77,11 +77,11 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _following(console: Console, what: str, total: int | None, note: str, first: str = "") -> Iterator[Follow]:
-    """Show a bar in a terminal or notebook, and lines elsewhere. Yield the function that updates them.
+    """Show progress as a bar in a terminal or notebook, else as lines. Yield the function that updates it.
 
     Args:
         console: Console that shows the progress.
-        what: Verb before the bar.
+        what: Verb before the bar, such as "training".
         total: Number of all things; None if it is not known yet.
         note: First text after the bar.
         first: Line to write at once if no bar is shown.
@@ -101,7 +101,7 @@ def _following(console: Console, what: str, total: int | None, note: str, first:
 
 @contextlib.contextmanager
 def training_progress(console: Console, steps: int, workers: bool = True) -> Iterator[Watch]:
-    """Show the progress of a run. Yield the function that takes each row of the run's metrics.
+    """Show the progress of a training run. Yield a function: call it with each row of metrics to move the bar.
 
     Args:
         console: Console that shows the progress.
@@ -139,7 +139,7 @@ def run_with_progress(console: Console, recipe: RunRecipe) -> Path:
 
 
 def probe_table(rows: list[ProbeResult]) -> Table:
-    """Make a table of test scores, with one line for each method and number of labels."""
+    """Make a table of the test scores of a probe. Each line is one method with one number of labels."""
     scores = [name for name in ("mAP", "mAP_micro", "accuracy", "balanced_accuracy", "F1") if name in rows[0]["test"]]
     table = Table(title="test")
     for name in ("weights", "method", "labels", *scores):
@@ -172,7 +172,9 @@ def _shown(score: float | None) -> str:
 
 @contextlib.contextmanager
 def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar that counts things. Yield the function that takes the number done and the number of all things.
+    """Show a bar that counts things, such as patches. Yield the function that moves the bar.
+
+    This function takes the number of things done and the number of all things.
 
     Args:
         console: Console that shows the bar.
@@ -184,7 +186,7 @@ def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, 
 
 
 def conversion_summary(summary: Summary) -> str:
-    """Return a few lines that say what a conversion did."""
+    """Return a few lines about a finished conversion: how many patches it stored, and the problems that it met."""
     lines = [f"{summary.patches:,} patches in {summary.shards} shards, {summary.converted} of them converted now"]
     lines += [f"  {printable(note)}" for note in summary.notes]
     for error, count in summary.errors.items():

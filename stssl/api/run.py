@@ -28,7 +28,7 @@ class Run:
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        """Use a run's folder. To open a run by its path, call `Run.open`."""
+        """Wrap the folder of a run that is open already. To open a run by its path, call `Run.open`."""
         self.path = folder.path
         self._folder = folder
 
@@ -53,12 +53,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Return the name of the run."""
+        """Return the name of the run, as in its recipe."""
         return self.recipe.name
 
     @property
     def finished(self) -> bool:
-        """Return True if the run is finished."""
+        """Return True if the training of this run has reached its end."""
         return self._folder.finished() is not None
 
     @property
