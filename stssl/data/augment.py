@@ -35,7 +35,7 @@ class RandAugmentConfig(Config):
 
 
 class AugmentConfig(Config):
-    """Set the augmentation of the training streams.
+    """Set how training images are augmented.
 
     Attributes:
         strong_labeled: True to give labeled patches a strong view too.
@@ -53,7 +53,7 @@ class AugmentConfig(Config):
 
 @dataclass(frozen=True)
 class Draw:
-    """Hold the random choices for one view of n patches.
+    """Hold the random choices of an augmentation, for one view (an augmented copy) of each of n patches.
 
     Attributes:
         shift: [n, 2] offset of the crop in pixels: rows, then columns.
@@ -71,7 +71,7 @@ class Draw:
     photometric: tuple[dict[str, tuple[Tensor, Tensor]], ...] = ()
 
     def to(self, device: torch.device) -> "Draw":
-        """Copy these choices to another device. Do not wait for the end of the copy."""
+        """Copy the random choices to another device, such as a GPU. Return before the copy ends."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -88,12 +88,15 @@ _GEOMETRY = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "transl
 
 
 def numbers_needed(strong: RandAugmentConfig | None) -> int:
-    """Return how many random numbers a view of one patch needs: 4, and 2 more for each operation of a strong view."""
+    """Return how many random numbers one augmented copy (view) of a patch needs.
+
+    Crop and flips need 4. Each operation of a strong view needs 2 more: its kind and its magnitude.
+    """
     return 4 + (2 * strong.n if strong else 0)
 
 
 def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentConfig | None) -> Draw:
-    """Turn random numbers into the choices for one view of n patches.
+    """Turn random numbers into the choices of an augmentation (crop, flips, operations) for n patches.
 
     Args:
         numbers: [n, numbers_needed(strong)] uniform numbers in [0, 1).
@@ -115,7 +118,15 @@ def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentCon
 
 
 def _by_operation(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Group the choices of one round by photometric operation. By name, return the rows and their magnitudes."""
+    """Group patches by the photometric operation that they get in one round of RandAugment.
+
+    Args:
+        choices: [n] number of the operation of each patch.
+        magnitudes: [n] magnitude of the operation of each patch.
+
+    Returns:
+        By name of the operation, the rows (0..n-1) of its patches and their magnitudes.
+    """
     found = {}
     for number in np.unique(choices):
         if _NAMES[number] in PHOTOMETRIC:
@@ -151,7 +162,10 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tup
 
 
 def _blend(image: Tensor, base: Tensor, magnitude: Tensor) -> Tensor:
-    """Move an image away from `base` (positive magnitude) or toward it (negative), as the enhancers of Pillow do."""
+    """Change contrast, brightness or sharpness, by mixing an image with a plain or blurred image `base`.
+
+    A positive magnitude moves the pixels away from `base`, a negative one toward it, as Pillow's `ImageEnhance` does.
+    """
     return base + (1 + 0.9 * magnitude) * (image - base)
 
 
@@ -194,7 +208,7 @@ def _autocontrast(image: Tensor, magnitude: Tensor) -> Tensor:
 def _equalize(image: Tensor, magnitude: Tensor) -> Tensor:
     """Equalize the histogram of each band in 256 bins. The new value of a pixel is the share of darker pixels."""
     bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
-    # Use the same bins as Pillow: the tests compare the results.
+    # Pillow uses these bins too, and the tests compare the results with Pillow's.
     counts = torch.zeros(*bins.shape[:2], 256, device=image.device).scatter_add_(2, bins, torch.ones_like(bins).float())
     below = (counts.cumsum(2) - counts).gather(2, bins)
     spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))
@@ -226,10 +240,10 @@ def _crop(image: Tensor, draw: Draw) -> Tensor:
 
 
 def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Tensor:
-    """Return the number of the source row or column for each one of the output, [n, size]."""
+    """Find which row (or column) of the image each row (or column) of a shifted and flipped image shows, [n, size]."""
     line = torch.arange(size, device=device)
     line = torch.where(flip[:, None], size - 1 - line, line) + shift[:, None]
-    # Reflect without repeating the border pixel, as `padding_mode="reflection"` with `align_corners=True` does.
+    # Reflect without repeating the border pixel: strong views use `grid_sample`, which reflects in this way.
     return (size - 1) - ((size - 1) - line.abs()).abs()
 
 
@@ -250,7 +264,7 @@ def _warp(image: Tensor, draw: Draw) -> Tensor:
 
 
 def apply_view(image: Tensor, draw: Draw) -> Tensor:
-    """Make one view of images.
+    """Augment images with the given random choices. The result is called a view.
 
     Args:
         image: [n, bands, height, width] with values in [0, 1].
@@ -263,8 +277,7 @@ def apply_view(image: Tensor, draw: Draw) -> Tensor:
     for operations in draw.photometric:
         changed = image
         for name, (rows, magnitude) in operations.items():
-            # Compute each operation only on the rows that drew it. All operations on all rows would cost several times
-            # as much.
+            # Compute each operation only on its own rows. All operations on all rows would cost several times as much.
             touched = PHOTOMETRIC[name](image[rows], magnitude[:, None, None, None]).clamp(0, 1)
             changed = changed.index_copy(0, rows, touched)
         image = changed

@@ -1,4 +1,4 @@
-"""Draw which training patches keep their label."""
+"""Choose at random the few training patches that keep their label. The others count as unlabeled."""
 
 from typing import Annotated
 
@@ -46,7 +46,7 @@ class LabelsConfig(Config):
 
 
 def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray[np.str_] | None = None) -> Ints:
-    """Choose the training rows that keep their label.
+    """Choose the training patches that keep their label. A row is the number of a patch in the store.
 
     Every class that occurs keeps at least one row, except with `list`. If possible, `per_class` and `total` choose the
     same number of rows for each class. `fraction` first chooses a row for every class, and draws the others at random.
@@ -97,9 +97,17 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
 
 
 def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
-    """Choose places in `hits` until each class has `times` rows, or all its rows. Rare classes choose first."""
+    """Choose patches until each class has `times` patches, or all its patches. Rare classes choose first.
+
+    Args:
+        hits: [n, classes] True if the patch has the class.
+        times: Wanted number of patches for each class.
+
+    Returns:
+        Numbers 0..n-1 of the chosen patches.
+    """
     chosen = np.zeros(len(hits), bool)
-    # Rare classes choose first. A patch with a rare class often has a frequent class too.
+    # A patch with a rare class often has a frequent class too, so later classes need fewer further patches.
     for label in np.argsort(hits.sum(0), kind="stable"):
         missing = times - int(hits[chosen, label].sum())
         if missing > 0:
@@ -108,7 +116,17 @@ def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
 
 
 def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Choose `total` places in `hits`. In each round, every class gets one more row. Cut the last round."""
+    """Choose `total` patches, as equally many for each class as possible.
+
+    In each round, every class gets one more patch. The last round stops at `total`.
+
+    Args:
+        hits: [n, classes] True if the patch has the class.
+        total: Number of patches to choose.
+
+    Returns:
+        Numbers 0..n-1 of the chosen patches.
+    """
     classes = int(hits.any(0).sum())
     if total < classes:
         raise DataError(f"labels.total is {total}, but {classes} classes occur and each keeps at least one label")
@@ -117,7 +135,7 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
     while len(chosen) < min(total, len(hits)):
         times += 1
         more = np.setdiff1d(_cover(hits, times), chosen)
-        # If no round can add rows, stop: the loop would never end.
+        # Without this check, the loop would never end if too few patches exist.
         if len(more) == 0 and times > hits.sum(0).max():
             break
         chosen = np.concatenate([chosen, more[: total - len(chosen)]])
@@ -125,7 +143,15 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
 
 
 def _at_random(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Choose `total` places in `hits`. First choose a row for every class, and fill up with the first other rows."""
+    """Choose `total` patches: one patch for every class, then the first of the others. The input is shuffled already.
+
+    Args:
+        hits: [n, classes] True if the patch has the class.
+        total: Number of patches to choose.
+
+    Returns:
+        Numbers 0..n-1 of the chosen patches.
+    """
     chosen = _cover(hits, 1)
     rest = np.setdiff1d(np.arange(len(hits)), chosen)
     return np.concatenate([chosen, rest[: max(0, total - len(chosen))]])

@@ -1,4 +1,4 @@
-"""Load batches of the labeled and the unlabeled stream. A thread loads them before the step that needs them."""
+"""Load batches of labeled and unlabeled patches. A thread loads each batch before the step that needs it."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,18 +24,18 @@ Result = TypeVar("Result")
 
 
 class PatchReader(Protocol):
-    """Read the pixels of store rows."""
+    """Require a method that reads the pixels of patches, given their rows in the store."""
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """Read one tensor [n, bands, height, width] for each band group."""
+        """Read the pixels of n patches: one tensor [n, bands, height, width] for each band group (each resolution)."""
         ...
 
 
 class Drawer(Protocol):
-    """Draw the random choices of views."""
+    """Require the methods that make the random choices of an augmentation."""
 
     def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
-        """Draw the choices for each view of some patches.
+        """Make the random choices for each augmented copy (view) of some patches.
 
         Args:
             views: Wanted views.
@@ -45,11 +45,11 @@ class Drawer(Protocol):
         ...
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
-        """Set some metadata to NaN at random.
+        """Hide some places and dates of n patches from the networks, at random: set them to NaN.
 
         Args:
             metadata: [n, 4] with the columns of `MetadataColumn`.
-            stream: Stream of the rows.
+            stream: Source of the patches, labeled or unlabeled.
             epochs: [n] epoch of each row.
             rows: [n] store rows.
         """
@@ -58,9 +58,10 @@ class Drawer(Protocol):
 
 @dataclass(frozen=True)
 class StreamSource:
-    """Hold the sources of the patches of one stream.
+    """Read the patches of one stream (labeled or unlabeled) with metadata and labels, batch by batch.
 
-    The store has N rows, and the stream has `size` of them. G is the number of decisions a patch (see `base.labels`).
+    The store has N rows, and the stream has `size` of them. G is the number of decisions for each patch: 1 if a patch
+    has one class, else the number of classes.
 
     Attributes:
         reader: Reader of pixels.
@@ -77,12 +78,12 @@ class StreamSource:
     sampler: Sampler
 
     def global_rows(self, step: int) -> list[int]:
-        """List the store rows that all ranks together use in a step."""
+        """List the store rows of the patches that all training processes together use in a step."""
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
     def load(self, views: Collection[View], draw: Drawer, step: int, ranks: tuple[int, int]) -> RawRows:
-        """Load the rows of this rank from the global batch of a step, with random choices for their views.
+        """Load the patches that this training process (rank) gets in a step, with random choices for augmentation.
 
         Args:
             views: Views that the step uses. All must be of this stream.
@@ -102,7 +103,7 @@ class StreamSource:
 
 
 class Loader:
-    """Iterate over the global batches of a range of steps. Deliver the part of this rank."""
+    """Iterate over training steps. For each step, deliver the patches of this training process."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Load contiguous rows of each global batch.
+        """Set up the loading for one training process. It gets contiguous rows of each global batch.
 
         Args:
             sources: Sources of the patches of each stream.
@@ -124,30 +125,30 @@ class Loader:
         self.sources, self.draw, self.views, self.ranks = sources, draw, views, (rank, world)
 
     def load(self, step: int) -> RawBatch:
-        """Read the rows of one step in the calling thread."""
+        """Read the patches of one step at once, without the background thread."""
         return {
             stream: source.load(views, self.draw, step, self.ranks) for stream, source, views in self._streams(step)
         }
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Return the store rows that all ranks together use in a step, by name of the stream."""
+        """Return the store rows that all training processes together use in a step, for each stream by its name."""
         return {stream.value: source.global_rows(step) for stream, source, _ in self._streams(step)}
 
     def rows_at(self, step: int) -> int:
-        """Return how many patches all ranks together read in a step."""
+        """Return how many patches all training processes together read in a step."""
         return sum(source.sampler.batch for _, source, _ in self._streams(step))
 
     def _streams(self, step: int) -> Iterator[tuple[Stream, StreamSource, list[View]]]:
-        """Yield the streams that a step uses, each with its source and its views."""
+        """Yield each stream (labeled, unlabeled) that a step uses, with its source of patches and its views."""
         wanted = self.views(step)
         for stream, source in self.sources.items():
             if views := [view for view in wanted if view.stream is stream]:
                 yield stream, source, views
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawBatch]:
-        """Yield the rows of each step. A thread reads up to `ahead` steps in advance.
+        """Yield the patches of one step after the other. A thread reads up to `ahead` steps in advance.
 
-        If the rows of a step cannot be read, raise the error at this step.
+        If the patches of a step cannot be read, raise the error at this step.
 
         Args:
             start: First step.
@@ -159,7 +160,7 @@ class Loader:
 
 def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Iterator[Result]:
     """Run jobs in one thread, up to `ahead` jobs in advance. Yield the results in the sequence of the jobs."""
-    # One thread keeps the sequence. Reading releases the GIL, so it overlaps with the step.
+    # One thread is enough: reading releases Python's global lock (GIL), so it overlaps with the step.
     pool = ThreadPoolExecutor(1, "stssl-loader")
     try:
         running = deque(pool.submit(job) for job in islice(jobs, ahead))
@@ -173,7 +174,7 @@ def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Iterator[Resul
 
 
 def metadata_table(lat: ColumnArray, lon: ColumnArray, day: ColumnArray, time: ColumnArray) -> Tensor:
-    """Arrange columns of a store with N patches as metadata. A missing value becomes NaN.
+    """Arrange place and time of N patches as one table for the networks. A missing value becomes NaN.
 
     Args:
         lat: [N] degrees north; NaN if missing.

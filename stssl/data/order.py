@@ -19,7 +19,7 @@ SHARDS_AHEAD = 2
 
 
 class Sampler(Protocol):
-    """Shuffle a stream without end, and cut it into global batches."""
+    """Require the methods that say which patches are in the batch of each step. The epochs repeat without end."""
 
     @property
     def batch(self) -> int:
@@ -32,7 +32,9 @@ class Sampler(Protocol):
         ...
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs of some rows of the global batch of a step.
+        """Return which patches stand in some rows of the global batch of a step: their positions and epochs.
+
+        A position is a place in the stream's list of patches.
 
         Args:
             step: Number of the step.
@@ -41,18 +43,18 @@ class Sampler(Protocol):
         ...
 
     def whole(self, step: int) -> Ints:
-        """Return the positions of the global batch of a step. Fetch nothing."""
+        """Return the positions (places in the stream's list) of all patches of a step. Download nothing."""
         ...
 
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """Describe how a stream goes through a store by groups of shards.
+    """Set how training reads an object store: it mixes the patches of a few shards at a time.
 
     Attributes:
         shard: Number of patches in a shard.
         mix: Number of shards that are mixed.
-        fetch: Function that brings the shards of some rows into the cache. Its second argument says whether to wait for
+        fetch: Function that downloads the shards of some rows into the cache. Its second argument is True to wait for
             them. None if memory holds all patches.
     """
 
@@ -69,10 +71,13 @@ class ShardOrder:
 
 
 class FetchingSampler:
-    """Shuffle patches by shards. A call for the rows of a step fetches the shards of this step and of a later one."""
+    """Shuffle patches by shards, and download the shards.
+
+    A call for the rows of a step downloads the shards of this step and of a later one.
+    """
 
     def __init__(self, order: ShardSampler, stored: Ints, shard_order: ShardOrder) -> None:
-        """Use the positions of `order`, and fetch the shards of their store rows.
+        """Take the positions of patches from the sampler `order`, and download the shards that have these patches.
 
         Args:
             order: Sampler of positions.
@@ -83,11 +88,16 @@ class FetchingSampler:
         self.seed = order.seed
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] of the global batch of a step. Fetch nothing."""
+        """Return the positions [batch] (places in the stream's list) of all patches of a step. Download nothing."""
         return self.order.whole(step)
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs of some rows, after their shards are in the cache."""
+        """Return positions and epochs of the patches in some rows of a batch. First wait until the cache has them.
+
+        Args:
+            step: Number of the step.
+            rows: Wanted rows of the global batch.
+        """
         positions, epochs = self.order.rows(step, rows)
         if self.shard_order.fetch is not None:
             ahead = math.ceil(SHARDS_AHEAD * self.shard_order.shard / len(positions))
@@ -100,7 +110,7 @@ class FetchingSampler:
 def make_order(
     stored: Ints, batch: int, seed: int, stream: RandomStream, *, shard_order: ShardOrder | None, world: int
 ) -> StreamSampler | FetchingSampler:
-    """Make the sampler of a stream.
+    """Make the sampler, which shuffles the patches of a stream (labeled or unlabeled) into batches.
 
     Args:
         stored: [size] store rows of the stream.
@@ -120,7 +130,7 @@ def make_order(
 
 
 def shard_order_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: bool) -> ShardOrder | None:
-    """Choose groups of shards for a reader with a disk cache. Return None for other readers.
+    """Choose how training shuffles, if the reader downloads shards to a disk cache. Return None for other readers.
 
     Args:
         reader: Reader of the store.
@@ -132,7 +142,7 @@ def shard_order_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: 
     if reader.shard is None:
         return None
     if tell and not held:
-        # In use at one time: the mixed shards, the shard that enters the mix, and the shards fetched ahead.
+        # The cache holds the mixed shards, the shard that enters the mix, and the shards fetched ahead, all at once.
         needed = (mix + 1 + SHARDS_AHEAD) * reader.shard_bytes()
         if needed > limit:
             LOG.warning(

@@ -15,10 +15,10 @@ from stssl.base.randomness import RandomStream, permutation, uniforms
 
 
 class StreamSampler:
-    """Shuffle one stream without end, and cut it into global batches. Each epoch of `size` patches is shuffled anew."""
+    """Shuffle `size` patches anew for each epoch, and cut the endless sequence of epochs into global batches."""
 
     def __init__(self, size: int, batch: int, seed: int, stream: RandomStream) -> None:
-        """Shuffle `size` patches into global batches.
+        """Set the number of patches, the batch size and the random numbers for the shuffle.
 
         Args:
             size: Number of patches in the stream.
@@ -49,17 +49,18 @@ class StreamSampler:
 
 
 class ShardSampler:
-    """Shuffle a stream that is fetched shard by shard from an object store.
+    """Shuffle patches that are downloaded shard by shard from an object store. A shard is a file with many patches.
 
-    Each epoch shuffles the shards and deals them out to the ranks. A rank goes through its shards. It delays each patch
-    at random, by up to `mix` shards, as a buffer of `mix` shards would do. So a step of a rank uses about `mix` shards,
-    and only few of them are new. The result depends on seed, stream, epoch and number of ranks.
+    Each epoch shuffles the shards and divides them among the ranks (training processes). A rank goes through its
+    shards. It delays each patch at random, by up to `mix` shards, as a buffer of `mix` shards would do. So a step of a
+    rank uses about `mix` shards, and only few of them are new. The result depends on seed, stream, epoch and number of
+    ranks.
     """
 
     def __init__(
         self, rows: Ints, shard: int, batch: int, seed: int, stream: RandomStream, *, mix: int, world: int = 1
     ) -> None:
-        """Shuffle the patches at store rows `rows` into global batches.
+        """Set the patches to shuffle, the size of batches and shards, and the random numbers for the shuffle.
 
         Args:
             rows: [size] store rows of the stream.
@@ -111,7 +112,10 @@ class ShardSampler:
         return self.rows(step, slice(0, self.batch))[0]
 
     def _drawn(self, rank: int, places: Ints) -> tuple[Ints, Ints]:
-        """Return positions and epochs at some places of the sequence of a rank. One thread at a time may do this."""
+        """Return the positions and epochs of patches at some places of one training process's endless sequence.
+
+        Only one thread at a time may call this: it uses a small memory of epochs.
+        """
         with self._lock:
             return self._placed(rank, places)
 
@@ -127,12 +131,15 @@ class ShardSampler:
         return positions, epochs
 
     def _dealt(self, rank: int, epoch: int) -> list[Ints]:
-        """Return the shuffled shards of a rank in one epoch. Each shard is an array of positions."""
+        """Return the shuffled shards that one training process gets in an epoch, each as an array of positions."""
         order = permutation(len(self._blocks), self.seed, self.stream, epoch)
         return [self._blocks[number] for number in order[rank :: self.world].tolist()]
 
     def _order(self, rank: int, epoch: int) -> Ints:
-        """Return the shuffled positions of a rank in one epoch. Remember the results for the last two epochs."""
+        """Return the shuffled positions of the patches that one training process (rank) gets in an epoch.
+
+        Remember the results for the last two epochs.
+        """
         known = self._orders[rank]
         if epoch not in known:
             blocks = self._dealt(rank, epoch)

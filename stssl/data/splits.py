@@ -23,7 +23,7 @@ OWN_SPLIT = (
 
 
 class Columns(Protocol):
-    """Describe the parts of a store that a split needs."""
+    """Require the methods of a store that code for splits calls."""
 
     path: str
 
@@ -38,7 +38,7 @@ class Columns(Protocol):
         ...
 
     def column(self, name: str) -> ColumnArray:
-        """Read a metadata array, [N] or [N, values a patch]."""
+        """Read a metadata array of N patches: [N], or [N, values] if it has several values for each patch."""
         ...
 
     def has_column(self, name: str) -> bool:
@@ -47,7 +47,9 @@ class Columns(Protocol):
 
 
 class BlockSplit(Config):
-    """Assign whole squares of latitude and longitude to one part each. So training never sees a test place.
+    """Divide patches by place: assign each square of latitude and longitude to training, validation or test.
+
+    So training never sees a test place.
 
     Attributes:
         degrees: Side of the squares in degrees.
@@ -83,7 +85,7 @@ class LeaveOutSplit(Config):
 
 
 class ListSplit(Config):
-    """Take each part from a file with a list of patch names. Each line has one name.
+    """Take training, validation and test patches from three files. Each file lists patch names, one in each line.
 
     Attributes:
         train: File with the names of the training patches.
@@ -102,14 +104,14 @@ SplitConfig = str | Annotated[BlockSplit | LeaveOutSplit | ListSplit, Field(disc
 
 @dataclass(frozen=True)
 class Split:
-    """Hold the store rows of each part, sorted from low to high."""
+    """Hold the store rows of the training, validation and test patches, each sorted from low to high."""
 
     train: Ints
     validation: Ints
     test: Ints
 
     def part(self, name: str) -> Ints:
-        """Return the store rows of the part `train`, `validation` or `test`.
+        """Return the store rows of one part of the split: `train`, `validation` or `test`.
 
         Raises:
             ConfigError: The split has no part with this name.
@@ -134,7 +136,7 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
     if config == "blocks":
         config = BlockSplit(name="blocks")
     codes = _stored(store, config) if isinstance(config, str) else _RULES[type(config)](store, config)
-    # A store keeps the rows of unusable patches. No part may have them.
+    # A store keeps the rows of unusable patches, so they must be removed here.
     keep = ~np.isin(store.column("error_code"), UNUSABLE)
     for name in exclude:
         flags = np.asarray(store.column(name))
@@ -151,7 +153,7 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
 
 
 def _stored(store: Columns, name: str) -> ColumnArray:
-    """Read the codes [N] of a split from the archive."""
+    """Read a split that came with the archive: for each of N patches, the code of training, validation or test."""
     if name not in store.split_names:
         places = np.isfinite(np.asarray(store.column("lat"), float)).any()
         known = ", ".join((*store.split_names, *(["blocks"] if places else [])))
@@ -161,7 +163,15 @@ def _stored(store: Columns, name: str) -> ColumnArray:
 
 
 def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
-    """Return the rows with a place, and the number of the square of each row."""
+    """Divide the earth into squares of `degrees`. Return the rows of patches with a known place, and their squares.
+
+    Args:
+        store: Store with the columns of latitude and longitude.
+        degrees: Side of the squares in degrees.
+
+    Returns:
+        Two arrays: the rows, and the number of the square of each row.
+    """
     lat, lon = (np.asarray(store.column(name), float) for name in ("lat", "lon"))
     rows = np.flatnonzero(np.isfinite(lat) & np.isfinite(lon))
     if len(rows) == 0:
@@ -178,13 +188,15 @@ def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
 
 
 def _blocks(store: Columns, config: BlockSplit) -> Ints:
-    """Return the code of the part for each of N rows. All rows of a square get the same code."""
+    """Assign N patches to training, validation or test by place, and return [N] codes. A square gets one code."""
     rows, blocks = _block_ids(store, config.degrees)
     return _deal(store.size, rows, blocks, {2: config.test, 1: config.validation}, config.seed)
 
 
 def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: int) -> Ints:
-    """Return the code of the part for each row. Shuffled squares fill the share of each part; the rest is training.
+    """Assign squares of the map to the parts training, validation and test. Return the code of the part for each row.
+
+    Shuffle the squares. Fill the share of each part in turn; the rest is training.
 
     Args:
         size: Number of rows in the store.
@@ -195,8 +207,7 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
     """
     counts = np.bincount(blocks)
     order = np.random.default_rng(seed).permutation(len(counts))
-    # The middle patch of a square decides on the part of the whole square. So the shares are as exact as whole squares
-    # allow.
+    # The middle patch of a square decides for the whole square. This brings the shares nearest to the wanted ones.
     reached = np.cumsum(counts[order]) - counts[order] / 2
     block_codes = np.zeros(len(counts), np.int64)
     start = 0.0
@@ -204,14 +215,14 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
         stop = start + share * len(rows)
         block_codes[order[(reached >= start) & (reached < stop)]] = code
         start = stop
-    # As in stores, the code 255 means "no part".
+    # Stores use the code 255 for "no part", too.
     codes = np.full(size, 255, np.int64)
     codes[rows] = block_codes[blocks]
     return codes
 
 
 def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
-    """Return the code of the part for each of N rows, by the values of a column."""
+    """Assign N patches to training, validation or test by the values of a column, such as the country. Return codes."""
     values = as_text(store.column(config.column))
     if values.ndim > 1:
         raise ConfigError(f"data.split.column: {config.column} has many values a patch. Give one such as country.")
@@ -232,7 +243,7 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
 
 
 def _lists(store: Columns, config: ListSplit) -> Ints:
-    """Return the code of the part for each of N rows, by lists of names."""
+    """Assign N patches to training, validation or test by the lists of names in three files. Return codes."""
     names = as_text(store.column("patch_id"))
     codes = np.full(store.size, 255, np.int64)
     for code, part in enumerate(PARTS):

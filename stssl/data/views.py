@@ -16,7 +16,9 @@ from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, numbe
 
 @dataclass(frozen=True)
 class RawRows:
-    """Hold the n rows of this rank from one stream, as they come from the store, in host memory.
+    """Hold n patches for one training step as they come from the store, before scaling, in host memory.
+
+    They are the patches that this training process gets from one stream (labeled or unlabeled).
 
     Attributes:
         arrays: For each band group, stored pixels [n, bands, height, width].
@@ -56,7 +58,7 @@ class PixelScaler(nn.Module):
         scale: Literal["sigmas", "bytes"],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Set up the scaling.
+        """Set up the scaling of stored pixel values to network inputs.
 
         Args:
             layout: For each band group, the bands that the reader delivers.
@@ -78,7 +80,11 @@ class PixelScaler(nn.Module):
         self.spread = 0.25 if scale == "sigmas" else 0.5
 
     def unit(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """Turn band groups of any resolution into images [n, bands, size, size] in [0, 1]."""
+        """Scale stored pixels of any resolution to images [n, bands, size, size] with values in [0, 1].
+
+        Args:
+            arrays: For each band group (each resolution), stored pixels [n, bands, height, width] of n patches.
+        """
         image = torch.cat([self._resize(arrays[group].float()) for group in self.groups], 1)
         if not self.in_order:
             image = image[:, self.order]
@@ -92,7 +98,11 @@ class PixelScaler(nn.Module):
         return ((image - 0.5) / self.spread).contiguous(memory_format=self.memory_format)
 
     def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """Return the images as the networks expect them, without augmentation."""
+        """Turn stored pixels into the images that the networks expect, without augmentation.
+
+        Args:
+            arrays: For each band group (each resolution), stored pixels [n, bands, height, width] of n patches.
+        """
         return self.normalize(self.unit(arrays))
 
     def _resize(self, image: Tensor) -> Tensor:
@@ -108,10 +118,10 @@ class PixelScaler(nn.Module):
 
 
 class ViewDrawer:
-    """Draw the random choices for the views of patches. This runs on the host, in the thread of the loader."""
+    """Make the random choices of the augmentation of patches. This runs on the CPU, in the thread of the loader."""
 
     def __init__(self, config: AugmentConfig, seed: int, size: int) -> None:
-        """Draw for images of a fixed size.
+        """Set the strength of the augmentation, the seed, and the size of the images.
 
         Args:
             config: Strength of the augmentation.
@@ -121,7 +131,7 @@ class ViewDrawer:
         self.config, self.seed, self.size = config, seed, size
 
     def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
-        """Draw the choices for each view of some patches.
+        """Make the random choices for each augmented copy (view) of some patches.
 
         Args:
             views: Wanted views.
@@ -158,13 +168,17 @@ class ViewMaker(nn.Module):
     """Turn the rows from the loader into a batch of normalized views on the device."""
 
     def __init__(self, pixels: PixelScaler) -> None:
-        """Scale images with `pixels`. Batches go to the device of `pixels`."""
+        """Set the scaler of the pixels. All batches go to the device of this scaler.
+
+        Args:
+            pixels: Scales stored pixels to network inputs.
+        """
         super().__init__()
         self.pixels = pixels
 
     @torch.no_grad()
     def forward(self, raw: RawBatch) -> Batch:
-        """Copy rows to the device, scale them, and make the view of each draw."""
+        """Copy the loaded patches to the device, scale them, and augment them as the loader's random choices say."""
         # The buffers move with the module. So their device is the device of the batches.
         device = self.pixels.low.device
         images: dict[View, Tensor] = {}
