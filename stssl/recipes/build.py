@@ -52,12 +52,15 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def without_weights(recipe: R) -> R:
-    """Return the recipe with random initial weights. A checkpoint will replace them."""
+    """Return a copy of the recipe that reads no file of initial weights: a checkpoint will replace the weights."""
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})})
 
 
 def as_trained(recipe: Recipe) -> Recipe:
-    """Return the recipe for networks that come from a checkpoint and are not trained: no initial weights, no votes."""
+    """Return a copy of the recipe to rebuild trained networks, without initial weights and votes of neighbors.
+
+    The networks get their weights from a checkpoint, and they are not trained further.
+    """
     return without_weights(recipe).model_copy(update={"votes": NoVotesConfig()})
 
 
@@ -171,7 +174,7 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
         data: Open store. It gives the statistics and the layout of the bands.
         memory_format: Memory format of the images, the same as that of the networks.
     """
-    if config.scale == "bytes":  # no statistics: division by 255 needs none
+    if config.scale == "bytes":  # division by 255 needs no statistics, and the store may have none
         mean = std = np.zeros(len(config.bands), np.float32)
     else:
         mean, std = data.store.statistics(config.bands)
@@ -185,9 +188,10 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
 def build_loader(
     recipe: Recipe, data: RunData, views: Callable[[int], frozenset[View]], rank: int = 0, world: int = 1
 ) -> Loader:
-    """Build the loader of a rank. It delivers the rank's share of the labeled and of the unlabeled stream.
+    """Build the loader, which delivers the patches of each step to one training process (rank).
 
-    The unlabeled stream has all training patches. It is left out if no view needs it.
+    A step gets labeled patches and, if a view needs them, unlabeled patches. All training patches serve as unlabeled
+    ones.
 
     Args:
         recipe: Recipe of the run.

@@ -52,7 +52,8 @@ def find_recipe(name: str | Path) -> Path:
     known = recipe_names() if _may_be_name(text) else ()
     try:
         is_file = path.is_file()
-    except (OSError, ValueError):  # the path is too long or has a NUL character
+    # A path that is too long, or has a NUL character, raises an error: such a file cannot exist.
+    except (OSError, ValueError):
         is_file = False
     if is_file:
         if text in known:

@@ -53,7 +53,7 @@ OptimizerConfig = Annotated[
 
 
 class ScheduleConfig(Config):
-    """Set the length of training and the course of the learning rate. All numbers count steps.
+    """Set the length of training, and how the learning rate changes. All numbers count training steps.
 
     Attributes:
         steps: Length of the run.

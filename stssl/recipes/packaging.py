@@ -11,7 +11,7 @@ def recipe_files() -> list[Path]:
     """List the YAML files of `experiments/`, relative to the folder of pyproject.toml, where setuptools runs.
 
     Raises:
-        FileNotFoundError: There are none. A wheel without recipes must not be built.
+        FileNotFoundError: The folder `experiments` has no YAML files. A wheel without recipes must not be built.
     """
     found = sorted(Path("experiments").rglob("*.yaml"))
     if not found:
@@ -23,7 +23,7 @@ class BuildWithRecipes(build_py):  # type: ignore[misc]  # setuptools has no typ
     """Build the package, and copy the recipes into it as `stssl/recipe_files`."""
 
     def run(self) -> None:
-        """Build, then copy. An editable installation finds the recipes in the checkout."""
+        """Build the package, and copy the recipes into it. An editable installation uses those of the checkout."""
         super().run()
         if self.editable_mode:
             return
@@ -39,7 +39,7 @@ class SourceWithRecipes(sdist):  # type: ignore[misc]  # setuptools has no types
     """Make a source distribution that has the recipes too, so that a wheel can be built from it."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
-        """Copy the files that setuptools takes by itself, and the recipes.
+        """Fill the folder of a source distribution with setuptools' own choice of files, and with the recipes.
 
         Args:
             base_dir: Folder that becomes the distribution.

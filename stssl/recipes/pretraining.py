@@ -13,17 +13,19 @@ from stssl.recipes.recipe import SMOKE, Recipe, RunRecipe
 
 
 class PairBatchConfig(Config):
-    """Set the global batch size, in pairs of views.
+    """Set the batch size of pretraining, in pairs. A pair is two augmented copies of one patch.
 
     Attributes:
-        size: Number of pairs in a step, over all ranks.
+        size: Number of pairs in a step, summed over all ranks (training processes).
     """
 
     size: BatchSize = 256
 
 
 class KnnConfig(Config):
-    """Configure knn: each validation classifies frozen features by their nearest neighbors and logs the scores.
+    """Configure the k-NN check of pretraining. Each validation classifies patches by their nearest neighbors.
+
+    It compares the features of the frozen backbone, and logs the scores.
 
     Attributes:
         k: Number of nearest neighbors for each patch.
@@ -65,10 +67,10 @@ class PretrainRecipe(RunRecipe):
 
     @property
     def least_rows(self) -> tuple[str, int]:
-        """Return `batch.size` and its value."""
+        """Return the recipe key of the batch size, `batch.size`, and its value."""
         return "batch.size", self.batch.size
 
 
 def kind_of(tree: ConfigTree) -> type[RunRecipe]:
-    """Return the recipe class for a tree. A tree with the key `pretext` is a pretraining recipe."""
+    """Choose the class for a recipe file: a recipe with the key `pretext` is for pretraining, others for training."""
     return PretrainRecipe if "pretext" in tree else Recipe

@@ -54,7 +54,7 @@ CACHES = ("cache", "cache_dir", "cache_bytes")
 
 
 class RunRecipe(Config):
-    """Describe the keys that recipes of all kinds have.
+    """Hold the keys that recipes for training and for pretraining share.
 
     Attributes:
         what: Name of the kind of run in messages.
@@ -94,13 +94,16 @@ class RunRecipe(Config):
 
     @classmethod
     def smoked(cls, tree: Tree) -> Tree:
-        """Return a recipe's tree, with its values replaced by those of `--smoke`."""
+        """Return the keys and values of a recipe, shrunk to a run of seconds as `--smoke` asks."""
         return merge(tree, cls.smoke)
 
     @property
     @abstractmethod
     def least_rows(self) -> tuple[str, int]:
-        """Return key and value of the smallest batch size. A run cannot have more ranks than this."""
+        """Return the recipe key of the smallest batch size, and its value.
+
+        A run cannot have more ranks (training processes) than this.
+        """
 
     @model_validator(mode="after")
     def _possible(self) -> "RunRecipe":
@@ -138,7 +141,7 @@ class RunRecipe(Config):
         return tree
 
     def identity(self) -> Tree:
-        """Return the part of the tree that decides results. Leave out the sections on where and how to run."""
+        """Return the sections of the recipe that decide results. Leave out the sections on where and how to run."""
         return identity_of(self.tree())
 
     def hash(self) -> str:
@@ -151,9 +154,9 @@ class RunRecipe(Config):
 
 
 def identity_of(tree: Tree) -> Tree:
-    """Return the part of a resolved recipe's tree that decides results.
+    """Return the sections of a recipe that decide results. Leave out the sections on where and how to run.
 
-    The argument is a tree of plain values, not a `RunRecipe`: files of other versions can be compared, too.
+    The argument has plain values and is no `RunRecipe`. So files of other versions can be compared, too.
     """
     kept = {key: value for key, value in tree.items() if key not in PLACEMENT}
     data, model, launch = (tree.get(key) for key in ("data", "model", "launch"))
@@ -179,7 +182,7 @@ SMOKE: Tree = {
 
 
 class Recipe(RunRecipe):
-    """Describe a teacher-student run.
+    """Hold all settings of a training run: data, networks, semi-supervised algorithm, optimizer and more.
 
     Attributes:
         labels: Which training patches keep their label.
@@ -212,14 +215,17 @@ class Recipe(RunRecipe):
 
     @classmethod
     def smoked(cls, tree: Tree) -> Tree:
-        """Return the tree with the values of `--smoke`, and values that let the algorithm learn within four steps."""
+        """Return the keys and values of a training recipe, shrunk to a run of seconds as `--smoke` asks.
+
+        Also lower thresholds of the algorithm, so it learns from unlabeled patches within four steps.
+        """
         algorithm = tree.get("algorithm")
         kind = ALGORITHMS.get(str(algorithm.get("name"))) if isinstance(algorithm, dict) else None
         return super().smoked(merge(tree, {"algorithm": kind.smoke}) if kind and kind.smoke else tree)
 
     @property
     def least_rows(self) -> tuple[str, int]:
-        """Return `batch.labeled` and its value."""
+        """Return the recipe key of the labeled batch size, `batch.labeled`, and its value."""
         return "batch.labeled", self.batch.labeled
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ LEAST_KNOWN = 0.5
 
 @dataclass(frozen=True)
 class PixelData:
-    """Hold the open store of a recipe, without labels.
+    """Hold the data of a pretraining run: the open store, the reader of pixels, the split and the metadata.
 
     Attributes:
         store: The open store.
@@ -50,7 +50,7 @@ class PixelData:
     shard_order: ShardOrder | None
 
     def order(self, rows: Ints, batch: int, seed: int, stream: RandomStream, *, world: int) -> Sampler:
-        """Make the sampler that shuffles the rows of a stream.
+        """Make the sampler, which shuffles patches into batches.
 
         Args:
             rows: [n] store rows of the stream.
@@ -78,7 +78,7 @@ class PixelData:
 
 @dataclass(frozen=True)
 class RunData(PixelData):
-    """Hold the open store of a recipe, with labels.
+    """Hold the data of a training run: the open store with pixels, split and metadata, and the chosen labels.
 
     Attributes:
         space: Classes, and whether a patch has one class or several.
@@ -91,7 +91,10 @@ class RunData(PixelData):
     labeled: Ints
 
     def prior(self) -> Tensor:
-        """Return how frequent each of the K choices is among the known labels of the labeled rows: [G, K]."""
+        """Return the share of each class among the known labels of the labeled patches: [G, K].
+
+        A patch has G decisions with K choices: 1 decision among K classes, or G classes with K = 2, absent or present.
+        """
         targets = self.targets[torch.from_numpy(self.labeled)]
         known = (targets != IGNORED)[..., None]
         choices = torch.nn.functional.one_hot(targets.clamp_min(0).long(), self.space.choices) * known
@@ -115,7 +118,8 @@ def open_pixels(config: DataConfig, device: torch.device | None = None) -> Pixel
     columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
     disk = DiskCache(config.cache_dir or default_folder(), config.cache_bytes) if is_remote(config.store) else None
     reader = store.reader(config.bands, cache=disk)
-    held = np.concatenate([split.train, split.validation])  # a training run never reads test patches
+    # Leave out test patches: a training run never reads them, and memory is short.
+    held = np.concatenate([split.train, split.validation])
     source = Streamed(reader) if device is None else hold(reader, held, store.size, config.cache, device)
     kept = isinstance(source, Held)
     order = shard_order_of(
@@ -125,7 +129,7 @@ def open_pixels(config: DataConfig, device: torch.device | None = None) -> Pixel
 
 
 class Labels(NamedTuple):
-    """Hold a label set of a store.
+    """Hold the classes and the labels of all patches of a store, for one label set (one way to label patches).
 
     Attributes:
         space: Classes, and whether a patch has one class or several.
@@ -137,7 +141,11 @@ class Labels(NamedTuple):
 
 
 def labels_of(store: Store, labels: str) -> Labels:
-    """Read the label set called `labels`.
+    """Read the classes and labels of a store's label set.
+
+    Args:
+        store: Open store.
+        labels: Name of the label set.
 
     Raises:
         ConfigError: The store has no such label set. The message names the label sets of the store.
@@ -149,7 +157,7 @@ def labels_of(store: Store, labels: str) -> Labels:
 
 
 def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
-    """Open the store, check that it fits the recipe, and draw the labels.
+    """Open the store, check that it fits the recipe, and choose at random which training patches keep their label.
 
     Args:
         recipe: Recipe of the run.
@@ -217,7 +225,7 @@ def _check(store: Store, config: DataConfig) -> None:
 
 
 def _require_every_class(positives: Ints, used: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
-    """Check that each class of the split has a labeled patch.
+    """Check that each class of the training, validation and test patches has a labeled patch.
 
     Args:
         positives: [N, C] for N patches and C classes: 1 if the patch has the class, else 0.
@@ -239,11 +247,11 @@ def _require_every_class(positives: Ints, used: Ints, labeled: Ints, space: Labe
 
 
 def require_labels(targets: Tensor, part: str) -> None:
-    """Check that at least one patch of a part has a label, so the part can be scored.
+    """Check that at least one patch of `train`, `validation` or `test` has a label. Without labels it has no score.
 
     Args:
-        targets: [n, G] choice ids of the part's n patches, one for each of G decisions.
-        part: Name of the part, for messages.
+        targets: [n, G] choice ids of n patches, one for each of G decisions; `IGNORED` if unknown.
+        part: `train`, `validation` or `test`, for messages.
 
     Raises:
         DataError: The part has no patches, or none of them has a known label.

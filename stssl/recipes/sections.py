@@ -53,7 +53,7 @@ class DataConfig(Config):
 
 
 class BackboneConfig(Config):
-    """Configure a backbone.
+    """Choose the backbone (the image network), its input size and its initial weights.
 
     Attributes:
         backbone: Name of a timm model.
@@ -83,7 +83,7 @@ class ModelConfig(BackboneConfig):
 
 
 class BatchConfig(Config):
-    """Set the global batch sizes.
+    """Set how many labeled and unlabeled patches a training step uses.
 
     Attributes:
         labeled: Number of labeled patches in a step, over all ranks.
@@ -108,7 +108,7 @@ class EmaConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Configure how to score networks on a part of the split.
+    """Configure how to score networks on the training, validation or test patches.
 
     Attributes:
         batch: Number of patches in a batch.
@@ -138,7 +138,7 @@ class ComputeConfig(Config):
 
 
 class LaunchConfig(Config):
-    """Place a run on machines.
+    """Set how many processes train a run, what resources each gets, and where the run is stored.
 
     Attributes:
         workers: Number of Ray workers, one for each rank. 0 trains in this process without Ray. `[2, 8]` lets Ray use 2
@@ -181,5 +181,5 @@ class LoggingConfig(Config):
 
 
 def _default(union: object, name: str) -> Any:
-    """Return a configuration with its defaults: the class in a union of classes that is called `name`."""
+    """Build a configuration with default values. Choose its class by the recipe key `name` among several classes."""
     return next(part for part in config_types(union) if part_name(part) == name)()
