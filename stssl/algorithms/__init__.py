@@ -1,9 +1,9 @@
 """Define the algorithms, one file each, and the losses that they share.
 
-An algorithm turns the labeler's predictions into loss terms. The step in `stssl/steps` computes the losses from these
-terms. To add an algorithm, see `names`.
+An algorithm turns predictions on weakly augmented patches into pseudo-labels, and these into loss terms. The step in
+`stssl/steps` computes the losses from these terms. `names.py` says how to add an algorithm.
 
-Python imports each name below at its first use: all names except `NAMES` need torch.
+Python imports each name below at its first use: all names except `NAMES` need torch, which is slow to import.
 """
 
 from importlib import import_module

@@ -50,7 +50,7 @@ class AdaMatchConfig(LabelConfig):
 
 
 class AdaMatch(Algorithm):
-    """Align predictions with predictions on labeled data, and set thresholds by the confidence on labeled data."""
+    """Scale class probabilities on unlabeled data to the mean on labeled data; set thresholds by labeled confidence."""
 
     config_type = AdaMatchConfig
     config: AdaMatchConfig
@@ -58,7 +58,7 @@ class AdaMatch(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: AdaMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Make the means. The first batch sets their first values."""
+        """Create the three running means without values. The first batch sets their values."""
         super().__init__(config, space, facts)
         shape = (space.groups, space.choices)
         self.labeled, self.unlabeled, self.confidence = (Running(config.ema_decay, shape) for _ in range(3))
@@ -74,13 +74,16 @@ class AdaMatch(Algorithm):
         self.confidence.update((top * side).sum(0).where(count > 0, top.mean(0)) / count.clamp_min(1))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to aligned pseudo-labels of the weak view that pass the threshold."""
+        """Return one loss term: on strong views, predict aligned pseudo-labels of weak views above the threshold."""
         p = self.aligned(outputs.labeler[View.UNLABELED_WEAK])
         threshold = self.config.threshold * of_choice(self.confidence.value, self.space.sides(choose(p)))
-        # `label` takes logits: the logarithm of a probability is a logit.
+        # `label` expects logits. The softmax of log p is p, so log p can serve as logits.
         target = self.config.label(p.clamp_min(1e-12).log())
         return [LossTerm(View.UNLABELED_STRONG, target, (p.amax(-1) >= threshold).float())]
 
     def aligned(self, weak: Tensor) -> Tensor:
-        """Turn weak logits [B, G, K] into probabilities that are aligned with the mean labeled probabilities."""
+        """Compute probabilities from logits of weak views. Scale them to the mean probabilities on labeled data.
+
+        Logits and probabilities have the shape [rows, decisions, choices].
+        """
         return align(weak.softmax(-1), self.labeled.value, self.unlabeled.value)

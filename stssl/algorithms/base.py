@@ -1,7 +1,8 @@
-"""Define what an algorithm is. It turns the labeler's logits into loss terms: targets that predictions should match.
+"""Define the base class of algorithms. An algorithm turns logits into loss terms: targets for the predictions.
 
-In shapes, B is the number of rows, G of decisions for each row, and K of choices for each decision. Single-label tasks
-have one decision; multi-label tasks have one for each class. See `LabelSpace`.
+The logits come from the labeler, which is the network that makes the pseudo-labels. In shapes, a row is one patch of a
+batch. A single-label task has one decision for each row, with one choice for each class. A multi-label task has one
+decision for each class, with the choices "absent" and "present". See `LabelSpace`.
 """
 
 from collections.abc import Mapping
@@ -20,12 +21,13 @@ from stssl.base.json_types import JsonObject
 from stssl.base.labels import LabelSpace
 
 Logits = Mapping[View, Tensor]
-"""Logits [B, G, K] of each view."""
+"""Logits [rows, decisions, choices] of each view, such as the weakly augmented unlabeled patches."""
 
 LossRole = Literal["labeler", "student"]
 """Role of a network in a loss.
 
-`labeler` makes the pseudo-labels: the teacher, or the student if a run has no teacher. `student` is the other network.
+`labeler` is the network that makes the pseudo-labels: the teacher, or the student if a run has no teacher. `student` is
+the other network.
 """
 
 
@@ -34,7 +36,7 @@ LabelerName = Annotated[Literal["live", "ema"], Domain(choices=("live", "ema"))]
 
 
 class BaseAlgorithmConfig(Config):
-    """Configure what all algorithms share.
+    """Define the settings that all algorithms share.
 
     Attributes:
         name: Name of the algorithm. Each algorithm's configuration allows one name.
@@ -46,7 +48,7 @@ class BaseAlgorithmConfig(Config):
 
 
 class LabelConfig(BaseAlgorithmConfig):
-    """Configure the kind of pseudo-label.
+    """Define the settings for the kind of pseudo-label: probabilities, or the most probable choice.
 
     Attributes:
         soft: True to use probabilities as targets, False to use the most probable choice.
@@ -57,16 +59,19 @@ class LabelConfig(BaseAlgorithmConfig):
     temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
 
     def label(self, logits: Tensor) -> Tensor:
-        """Turn logits [B, G, K] into targets: probabilities [B, G, K] if `soft`, else choice ids [B, G]."""
+        """Turn logits [rows, decisions, choices] into targets for a loss.
+
+        The targets are probabilities [rows, decisions, choices] if `soft` is True, else choice ids [rows, decisions].
+        """
         return (logits / self.temperature).softmax(-1) if self.soft else choose(logits)
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Hold what an algorithm may know about the data before the first step.
+    """Hold facts about the training data that an algorithm may use before the first step.
 
     Attributes:
-        prior: [G, K] frequency of each choice among the labeled patches.
+        prior: [decisions, choices] frequency of each choice among the labeled patches.
         unlabeled_count: Number of patches in the unlabeled stream.
     """
 
@@ -76,13 +81,13 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class LabelerOutputs:
-    """Hold what the networks predict for some rows, as logits without gradients.
+    """Hold the logits that the networks predict for some rows of a batch, without gradients.
 
     Attributes:
-        labeler: The labeler's logits for the views in `Algorithm.views`.
+        labeler: Logits of the network that makes the pseudo-labels, for the views in `Algorithm.views`.
         student: The student's logits for `UNLABELED_STRONG`. Empty if `watches_student` is False.
-        index: [B] positions of the unlabeled rows in the run's list of unlabeled patches.
-        blank: [1, G, K] the labeler's logits for the blank image. None if `needs_blank` is False.
+        index: [rows] positions of the unlabeled rows in the run's list of unlabeled patches.
+        blank: [1, decisions, choices] the labeler's logits for the blank image. None if `needs_blank` is False.
     """
 
     labeler: Logits
@@ -93,12 +98,12 @@ class LabelerOutputs:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """Describe one part of the loss: predictions on a view should match a target.
+    """Describe one part of the loss, which compares predictions on a view with a target.
 
     Attributes:
-        view: View to predict.
-        target: [B, G] choice ids, or [B, G, K] distributions.
-        weight: [B, G] factor for the loss of each decision; 0 leaves the decision out.
+        view: View on which the network must predict the target.
+        target: [rows, decisions] choice ids, or [rows, decisions, choices] distributions.
+        weight: [rows, decisions] factor for the loss of each decision; 0 leaves the decision out.
         sign: 1 to add the term to the loss, -1 to subtract it.
         by_weight: True to divide the sum of losses by the sum of weights, False to divide by the number of decisions.
     """
@@ -111,7 +116,7 @@ class LossTerm:
 
 
 class Algorithm(nn.Module):
-    """Say what predictions should match. This base class has no loss terms; algorithms override what they need.
+    """Make loss terms for unlabeled patches. This base class makes none; algorithms override the methods they need.
 
     Keep state in persistent buffers: checkpoints save these.
 
@@ -130,7 +135,7 @@ class Algorithm(nn.Module):
 
     config_type: ClassVar[type[BaseAlgorithmConfig]] = BaseAlgorithmConfig
     config: BaseAlgorithmConfig
-    # Not a ClassVar: some algorithms set it for each instance, because it depends on their configuration.
+    # This is no ClassVar, because in some algorithms it depends on the configuration of the instance.
     views: frozenset[View] = frozenset({View.UNLABELED_WEAK})
     smoke: ClassVar[JsonObject] = {}
     multilabel_only: ClassVar[bool] = False
@@ -141,7 +146,7 @@ class Algorithm(nn.Module):
     regularized: ClassVar[bool] = False
 
     def __init__(self, config: BaseAlgorithmConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Store the configuration; start without state.
+        """Store the configuration of the algorithm. The algorithm has no state yet.
 
         Args:
             config: An instance of `config_type`.
@@ -159,15 +164,15 @@ class Algorithm(nn.Module):
         self.config, self.space = config, space
 
     def waits(self, progress: Progress) -> bool:
-        """Return True while the loss uses labels only. `observe` still runs: it prepares the thresholds."""
+        """Return True in steps that must learn from labels only. `observe` still runs in these steps."""
         return False
 
     @property
     def takes_votes(self) -> bool:
         """Return True if neighbor votes may change the logits of this algorithm's pseudo-labels.
 
-        Return False if the algorithm compares these logits with others (of another view or of the student), because
-        votes do not change the others.
+        Neighbor votes are predictions for nearby patches. Return False if the algorithm compares these logits with
+        logits of another view or of the student: votes do not change those, so both would not fit together.
         """
         return self.views == {View.UNLABELED_WEAK} and not self.watches_student
 
@@ -182,7 +187,7 @@ class Algorithm(nn.Module):
         return (*loss, *votes)
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update all state. The step calls this once, with all rows of the global batch.
+        """Update the algorithm's state, such as running means. Each step calls this once, with the rows of all ranks.
 
         Args:
             outputs: Predictions of the networks for the rows of all ranks.
@@ -190,7 +195,7 @@ class Algorithm(nn.Module):
         """
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return the loss terms of some rows. Do not change state. Metrics of pseudo-labels use the first term.
+        """Return the loss terms for some rows, and do not change state. Metrics of pseudo-labels use the first term.
 
         Args:
             outputs: Predictions of the networks for some rows of this rank.
@@ -199,55 +204,58 @@ class Algorithm(nn.Module):
         return []
 
     def supervised_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss [B, G] of labeled decisions from logits [B, G, K] and choice ids [B, G]."""
+        """Compute the loss [rows, decisions] on true labels.
+
+        The logits have the shape [rows, decisions, choices]. The target holds choice ids [rows, decisions].
+        """
         return cross_entropy(logits, target)
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss [B, G] of unlabeled decisions.
+        """Compute the loss [rows, decisions] on pseudo-labels, one value for each decision.
 
         Args:
-            logits: [B, G, K] logits for the view of a loss term.
-            target: Target of the term: [B, G] choice ids, or [B, G, K] distributions.
+            logits: [rows, decisions, choices] logits for the view of a loss term.
+            target: Target of the term: [rows, decisions] choice ids, or [rows, decisions, choices] distributions.
         """
         return cross_entropy(logits, target)
 
     def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
-        """Adjust logits before a loss uses them. Do not change state.
+        """Adjust the logits of one network before a loss uses them. Do not change state.
 
         Args:
-            logits: [B, G, K] logits of one network for one view.
+            logits: [rows, decisions, choices] logits of one network for one view.
             role: Role of the network.
             view: View that the network predicted.
             progress: Current step.
 
         Returns:
-            [B, G, K] adjusted logits.
+            [rows, decisions, choices] adjusted logits.
         """
         return logits
 
     def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
-        """Sum what `regularizer` needs over rows, with gradients. The step adds these sums over ranks.
+        """Compute the sums over rows that `regularizer` needs, with gradients. The step adds these sums over ranks.
 
         Args:
-            logits: [B, G, K] logits for the view of a loss term.
+            logits: [rows, decisions, choices] logits for the view of a loss term.
             term: The loss term.
         """
         return logits.new_zeros(())
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """Compute a term to add to a network's loss, from the statistics of the whole global batch."""
+        """Compute a scalar to add to a network's loss, from the sums of `statistics` over the whole global batch."""
         return statistics.sum() * 0.0
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
-        """Correct the outputs [B, C] of a trained network by its outputs [1, C] for the blank image; C classes."""
+        """Correct a trained network's logits [rows, classes] at test time by its logits [1, classes] for a blank image."""
         return logits
 
 
 class Running(nn.Module):
-    """Keep an exponential moving average in a persistent buffer."""
+    """Keep an exponential moving average of a tensor in a buffer that checkpoints save."""
 
     def __init__(self, decay: float, shape: tuple[int, ...], start: float | None = None) -> None:
-        """Make the average.
+        """Create the buffer of the moving average.
 
         Args:
             decay: Share of the old value that an update keeps, 0..1.
@@ -262,7 +270,7 @@ class Running(nn.Module):
         self.register_buffer("started", torch.tensor(start is not None))
 
     def update(self, new: Tensor, where: Tensor | None = None) -> Tensor:
-        """Move the average toward `new`, and return the average. Entries where `where` is false stay as they are."""
+        """Move the average toward `new` and return it. Do not change entries for which the mask `where` is False."""
         # Use `torch.where`, not `if`: with `if`, the host would wait for the device at each step.
         new = torch.where(self.started, torch.lerp(new, self.value, self.decay), new)
         self.value.copy_(new if where is None else torch.where(where, new, self.value))
@@ -271,16 +279,16 @@ class Running(nn.Module):
 
 
 def confident(probability: Tensor, threshold: float, band: tuple[float, float] | None) -> Tensor:
-    """Select the confident decisions by fixed cut-offs.
+    """Select the decisions with a confident prediction, by fixed cut-offs on the probability.
 
     Args:
-        probability: [B, G, K] probability of each choice.
+        probability: [rows, decisions, choices] probability of each choice.
         threshold: Least probability of the most probable choice. Used if `band` is None.
         band: Two cut-offs on the probability of "present". A decision is selected as "absent" at or below the first,
             and as "present" at or above the second.
 
     Returns:
-        [B, G] booleans, true for selected decisions.
+        [rows, decisions] booleans, true for selected decisions.
     """
     if band is None:
         return probability.amax(-1) >= threshold
@@ -289,25 +297,34 @@ def confident(probability: Tensor, threshold: float, band: tuple[float, float] |
 
 
 def choose(logits: Tensor) -> Tensor:
-    """Return the ids [B, G] of the most probable choices. Of equal choices, take the last: logit 0 means "present"."""
-    # `argmax` returns the first of equal values, so flip the choices.
+    """Return the ids [rows, decisions] of the choices with the largest logits.
+
+    If choices are equal, take the last of them.
+    """
+    # `argmax` returns the first of equal values, but a multi-label logit of 0 must mean "present", the last choice.
     return logits.shape[-1] - 1 - logits.flip(-1).argmax(-1)
 
 
 def of_choice(values: Tensor, choices: Tensor) -> Tensor:
-    """Look up choice ids [B, G] in a table of values [G, K]; return values [B, G]."""
+    """Look up one value for each chosen choice.
+
+    The values are a table [decisions, choices], the choice ids [rows, decisions]. The result is [rows, decisions].
+    """
     return values.expand(len(choices), -1, -1).gather(-1, choices[..., None])[..., 0]
 
 
 def share(choices: Tensor, count: int) -> Tensor:
-    """Compute the share [G, K] of each choice among the choice ids [B, G]; `count` is K."""
+    """Compute the share of rows with each of `count` choices.
+
+    The choice ids have the shape [rows, decisions], the result [decisions, choices].
+    """
     return nn.functional.one_hot(choices, count).float().mean(0)
 
 
 def known(targets: Tensor) -> Tensor:
-    """Return floats [B, G]: 1 for a known target, 0 for an `IGNORED` one.
+    """Return floats [rows, decisions]: 1 for a known target, 0 for an `IGNORED` one.
 
-    Targets are choice ids [B, G], or distributions [B, G, K], which are always known.
+    Targets are choice ids [rows, decisions], or distributions [rows, decisions, choices], which are always known.
     """
     if targets.dtype.is_floating_point:
         return torch.ones_like(targets[..., 0])

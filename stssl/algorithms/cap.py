@@ -1,7 +1,7 @@
 """Implement CAP, class-aware pseudo-labeling (Xie et al., NeurIPS 2023, arXiv:2305.02795), for multi-label tasks.
 
-Take as many positives of each class as its frequency among labeled patches says. Compare the labeler's probability p of
-"present" with quantiles over the last rows of unlabeled probabilities:
+For each class, select the same share of positives as among the labeled patches. To do this, compare the labeler's
+probability p of "present" with quantiles over the last rows of unlabeled probabilities:
 
     label      = p >= quantile(1 - frequency)
     selected   = p >= quantile(1 - positive_share * frequency)  or  p <= quantile(negative_share * (1 - frequency))
@@ -50,7 +50,7 @@ class CapConfig(BaseAlgorithmConfig, AsymmetricConfig):
 
 
 class Cap(Algorithm):
-    """Select positives and negatives of each class by quantiles. Its labeled frequency sets the quantiles."""
+    """Select positives and negatives of each class by quantiles that follow the class's frequency in labeled data."""
 
     config_type = CapConfig
     config: CapConfig
@@ -58,7 +58,7 @@ class Cap(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: CapConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start with an empty ring and all cuts at 0.5."""
+        """Create an empty ring of probabilities, and set all cuts (thresholds on the probability) to 0.5."""
         super().__init__(config, space, facts)
         # Use float64: in float32, share times number of rows could round up to the next integer: another quantile.
         frequency = facts.prior[:, 1].double()
@@ -72,7 +72,7 @@ class Cap(Algorithm):
         self.register_buffer("cuts", torch.full((3, space.groups), 0.5))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Add the batch to the ring, and compute three cuts: for the label, for positives and for negatives."""
+        """Add the batch's probabilities to the ring. Compute three cuts: for the label, for positives, for negatives."""
         self.ring.push(presence(outputs.labeler[View.UNLABELED_WEAK]))
         # If both shares are 1, the three cuts are equal. Compute one: a quantile over the ring is slow.
         same = self.config.positive_share == self.config.negative_share == 1
@@ -80,19 +80,19 @@ class Cap(Algorithm):
         self.cuts.copy_(torch.stack(cuts * 3 if same else cuts))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to the hard labels of selected positives and negatives."""
+        """Return one loss term: on strong views, predict the selected "present" and "absent" labels of weak views."""
         p = presence(outputs.labeler[View.UNLABELED_WEAK])
         cut, above, below = self.cuts
         chosen = (p >= above) | (p <= below)
         return [LossTerm(View.UNLABELED_STRONG, (p >= cut).long(), chosen.float(), by_weight=True)]
 
     def supervised_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss [B, G] of each decision: asymmetric or cross-entropy."""
+        """Compute the loss [rows, decisions] of each decision on true labels: asymmetric loss or cross-entropy."""
         config = self.config
         if not config.asymmetric:
             return cross_entropy(logits, target)
         return asymmetric(logits, target, **{name: getattr(config, name) for name in AsymmetricConfig.model_fields})
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss [B, G] of unlabeled decisions like that of labeled ones."""
+        """Compute the loss [rows, decisions] on pseudo-labels by the same formula as on true labels."""
         return self.supervised_loss(logits, target)

@@ -7,7 +7,7 @@ the labeler's logits to make targets. At test time, each network subtracts its o
 
 The targets are p (soft) for the decisions that the cut-offs of FixMatch select. The blank image is all ones in
 normalized space. The network predicts it in evaluation mode, without metadata and without the injection site. The first
-steps subtract no bias. State: the labeler's bias [G, K] for G decisions with K choices, averaged over ranks.
+steps subtract no bias. State: the labeler's bias [decisions, choices], averaged over ranks.
 
 Difference from the public implementation: each network uses the bias of its own trained head. The public implementation
 uses a head that is never trained, and the teacher's bias for the student.
@@ -40,7 +40,7 @@ class CdmadConfig(CutoffConfig):
 
 
 class Cdmad(FixMatch):
-    """Run FixMatch with soft targets from logits without the bias."""
+    """Run FixMatch with soft targets, after subtracting the network's class bias from the logits."""
 
     config_type = CdmadConfig
     config: CdmadConfig
@@ -48,21 +48,21 @@ class Cdmad(FixMatch):
     needs_blank: ClassVar[bool] = True
 
     def __init__(self, config: CdmadConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start with bias 0."""
+        """Create the buffer of the bias toward each class, with all values 0."""
         super().__init__(config, space, facts)
         self.bias: Tensor
         self.register_buffer("bias", torch.zeros(space.groups, space.choices))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """From step `debias_after` on, store the labeler's logits for the blank image as its bias."""
+        """Store the labeler's logits for the blank image as its bias, from step `debias_after` on."""
         if outputs.blank is not None and progress.step >= self.config.debias_after:
             self.bias.copy_(outputs.blank.mean(0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return FixMatch's term for logits without the bias."""
+        """Return FixMatch's loss term, made from the labeler's logits minus its bias."""
         weak = outputs.labeler[View.UNLABELED_WEAK] - self.bias
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
-        """Subtract a network's own bias [1, C] from its outputs [B, C]; C classes."""
+        """Subtract a network's logits for the blank image [1, classes], its bias, from its logits [rows, classes]."""
         return logits - blank

@@ -17,7 +17,7 @@ from stssl.base.batch import Progress, View
 
 
 class DeFixMatchConfig(CutoffConfig):
-    """Configure DeFixMatch: cut-offs and kind of pseudo-label."""
+    """Define the settings of DeFixMatch: its cut-offs and its kind of pseudo-label."""
 
     name: Literal["defixmatch"] = "defixmatch"
 

@@ -17,7 +17,7 @@ from stssl.base.config import Domain
 
 
 class CutoffConfig(LabelConfig):
-    """Configure the fixed cut-offs of FixMatch and of algorithms built on it.
+    """Define the fixed cut-offs that select pseudo-labels, for FixMatch and algorithms built on it.
 
     Attributes:
         threshold: Least probability of the most probable choice.
@@ -32,23 +32,27 @@ class CutoffConfig(LabelConfig):
 
 
 class FixMatchConfig(CutoffConfig):
-    """Configure FixMatch: cut-offs and kind of pseudo-label."""
+    """Define the settings of FixMatch: its cut-offs and its kind of pseudo-label."""
 
     name: Literal["fixmatch"] = "fixmatch"
 
 
 class FixMatch(Algorithm):
-    """Select predictions on the weak view by fixed cut-offs. Match the strong view to them by cross-entropy."""
+    """Make pseudo-labels from confident predictions on weak views, as targets of the cross-entropy on strong views."""
 
     config_type: ClassVar[type[BaseAlgorithmConfig]] = FixMatchConfig
     config: CutoffConfig
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong unlabeled view to confident pseudo-labels of the weak view."""
+        """Return one loss term: on strong views, predict the confident pseudo-labels of weak views."""
         weak = outputs.labeler[View.UNLABELED_WEAK]
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
     def select(self, weak: Tensor) -> Tensor:
-        """Compute weights [B, G] from the labeler's logits [B, G, K]: 1 for a confident decision, else 0."""
+        """Compute weights [rows, decisions]: 1 if the labeler's prediction passes the cut-offs, else 0.
+
+        Args:
+            weak: [rows, decisions, choices] the labeler's logits of weak views.
+        """
         band = self.space.band(self.config.absent_below, self.config.present_above)
         return confident(weak.softmax(-1), self.config.threshold, band).float()

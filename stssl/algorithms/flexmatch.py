@@ -42,14 +42,14 @@ class FlexMatchConfig(LabelConfig):
 
 
 class FlexMatch(Algorithm):
-    """Lower the threshold of choices that the network learns slowly."""
+    """Run FixMatch, but with a lower confidence threshold for choices that the network learns slowly."""
 
     config_type = FlexMatchConfig
     config: FlexMatchConfig
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: FlexMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start with counts of 0: no sample has been confident."""
+        """Create the counts of confident labels, all 0, and a table of each unlabeled patch's last confident label."""
         super().__init__(config, space, facts)
         self.last: Tensor
         self.counts: Tensor
@@ -58,7 +58,7 @@ class FlexMatch(Algorithm):
         self.register_buffer("counts", torch.zeros(space.groups, space.choices, dtype=torch.int64))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Store the confident labels of the batch. If a sample occurs twice in the batch, store its later label."""
+        """Store the confident labels of the batch, and update the count of each choice."""
         # Sort to put all rows of a sample together, in the order of the batch. The result must not depend on the number
         # of ranks.
         index, order = outputs.index.sort(stable=True)
@@ -75,13 +75,13 @@ class FlexMatch(Algorithm):
         self.counts.add_(((self._one_hot(new) - self._one_hot(old)) * once).sum(0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to pseudo-labels of the weak view that pass the threshold of their choice."""
+        """Return one loss term: on strong views, predict pseudo-labels of weak views above their choice's threshold."""
         weak = outputs.labeler[View.UNLABELED_WEAK]
         chosen = weak.softmax(-1).amax(-1) >= of_choice(self.thresholds(), choose(weak))
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
     def thresholds(self) -> Tensor:
-        """Compute the threshold [G, K] of each choice."""
+        """Compute the confidence threshold [decisions, choices] of each choice from the counts."""
         most = self.counts.amax(-1, keepdim=True)
         if self.config.count_unused:
             most = most.maximum(len(self.last) - self.counts.sum(-1, keepdim=True))
@@ -89,6 +89,6 @@ class FlexMatch(Algorithm):
         return self.config.threshold * status / (2 - status)
 
     def _one_hot(self, ids: Tensor) -> Tensor:
-        """Encode choice ids [B, G] as one-hot rows [B, G, K]; `IGNORED` gives a row of 0."""
+        """Encode choice ids [rows, decisions] as one-hot rows [rows, decisions, choices]; `IGNORED` gives a row of 0."""
         found: Tensor = functional.one_hot(ids.clamp_min(0), self.space.choices) * (ids != IGNORED)[..., None]
         return found

@@ -10,9 +10,9 @@ each choice is the most probable one.
 
     fairness = sum(normalized(marginal / histogram) * log(normalized(mean p / histogram of p)))
 
-The first steps learn from labels only, but they already update the state. State: running confidence [G], marginal
-[G, K] and histogram [G, K] of G decisions with K choices. All come from the labeler's weak view and are updated before
-use.
+The first steps learn from labels only, but they already update the state. State: running confidence [decisions],
+marginal [decisions, choices] and histogram [decisions, choices]. All come from the labeler's weak view and are updated
+before use.
 
 Differences from the public implementation: a decision without a selected sample adds 0 to fairness, not NaN. The sums
 of fairness run over the whole global batch.
@@ -62,7 +62,7 @@ class FreeMatchConfig(LabelConfig):
 
 
 class FreeMatch(Algorithm):
-    """Set thresholds by running confidence and marginal, and move the mean prediction toward the marginal."""
+    """Set thresholds by the running confidence and class distribution, and add a fairness term to the loss."""
 
     config_type = FreeMatchConfig
     config: FreeMatchConfig
@@ -71,7 +71,7 @@ class FreeMatch(Algorithm):
     regularized: ClassVar[bool] = True
 
     def __init__(self, config: FreeMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start with probability 1 / K for all choices, and with confidence 1 / K."""
+        """Create the running values: with n choices, all probabilities and the confidence start at 1 / n."""
         super().__init__(config, space, facts)
         shape, even = (space.groups, space.choices), 1 / space.choices
         self.confidence = Running(config.ema_decay, shape[:1], even)
@@ -79,7 +79,7 @@ class FreeMatch(Algorithm):
         self.histogram = Running(config.ema_decay, shape, even)
 
     def waits(self, progress: Progress) -> bool:
-        """Return True in the first `supervised_steps` steps."""
+        """Return True in the first `supervised_steps` steps, which learn from labels only."""
         return progress.step < self.config.supervised_steps
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
@@ -88,12 +88,12 @@ class FreeMatch(Algorithm):
         top, quantile = p.amax(-1), self.config.quantile
         value = self.confidence.update(top.mean(0) if quantile is None else top.quantile(quantile, dim=0))
         if self.config.clip:
-            value.clamp_(0.0, 0.95)  # the bound of the public implementation
+            value.clamp_(0.0, 0.95)  # 0.95 is the bound in the public implementation
         self.marginal.update(p.mean(0))
         self.histogram.update(share(choose(p), self.space.choices))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to pseudo-labels of the weak view that pass the threshold of their choice."""
+        """Return one loss term: on strong views, predict pseudo-labels of weak views above their choice's threshold."""
         weak = outputs.labeler[View.UNLABELED_WEAK]
         marginal = self.marginal.value
         threshold = self.confidence.value[:, None] * marginal / marginal.amax(-1, keepdim=True)
@@ -101,15 +101,18 @@ class FreeMatch(Algorithm):
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
     def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
-        """Sum probabilities and one-hot choices over the selected rows; return both sums as [2, G, K]."""
+        """Sum the probabilities and the one-hot choices of selected rows, for the fairness term.
+
+        Both sums are returned as one tensor [2, decisions, choices].
+        """
         p, selected = logits.softmax(-1), (term.weight > 0).float()[..., None]
         choices = torch.nn.functional.one_hot(choose(p.detach()), p.shape[-1])
         return torch.stack([(p * selected).sum(0), (choices * selected).sum(0)])
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """Compute the fairness term from sums [2, G, K] over the global batch, and multiply it by its weight."""
+        """Compute the fairness term times its weight, from the sums of `statistics` over the whole global batch."""
         return self.fairness(statistics) * self.config.fairness_weight
 
     def fairness(self, statistics: Tensor) -> Tensor:
-        """Compute the fairness term, a scalar, from the sums [2, G, K] that `statistics` returns."""
+        """Compute the fairness term, a scalar, from the sums [2, decisions, choices] that `statistics` returns."""
         return fairness(statistics[0], statistics[1], self.marginal.value, self.histogram.value)

@@ -4,7 +4,8 @@ If ranks differ in weights, ignored targets or number of rows, the mean of their
 global batch. So a loss has a numerator and a denominator. The step first sums the denominators over ranks, which needs
 no gradients. Each rank divides its numerators by these sums.
 
-In shapes, B is the number of rows, G of decisions for each row, and K of choices for each decision.
+In shapes, a row is one patch of a batch. A single-label task has one decision for each row, with one choice for each
+class. A multi-label task has one decision for each class, with two choices: "absent" and "present".
 """
 
 from typing import Annotated, Literal
@@ -20,8 +21,8 @@ from stssl.base.config import Config, Domain
 Distance = Literal["mse", "mae", "cosine", "logits", "none"]
 """Distance between student and teacher that distillation minimizes.
 
-`mse`, `mae` and `cosine` compare context vectors. `logits` compares predictions, softened by a temperature. `none`
-compares nothing.
+`mse`, `mae` and `cosine` compare context vectors (encoded place and date). `logits` compares predictions, softened by a
+temperature. `none` compares nothing.
 """
 
 
@@ -29,11 +30,11 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Compute the cross-entropy of each decision.
 
     Args:
-        logits: [B, G, K] logits.
-        target: [B, G] choice ids (`IGNORED` if unknown), or [B, G, K] distributions.
+        logits: [rows, decisions, choices] logits.
+        target: [rows, decisions] choice ids (`IGNORED` if unknown), or [rows, decisions, choices] distributions.
 
     Returns:
-        [B, G] losses; 0 for ignored targets.
+        [rows, decisions] losses; 0 for ignored targets.
     """
     log_probability = functional.log_softmax(logits, -1)
     if target.dtype.is_floating_point:
@@ -44,14 +45,14 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def squared_error(logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the squared error of probabilities, averaged over choices.
+    """Compute the squared error between softmax probabilities and targets for each decision, averaged over choices.
 
     Args:
-        logits: [B, G, K] logits.
-        target: [B, G] choice ids (`IGNORED` if unknown), or [B, G, K] distributions.
+        logits: [rows, decisions, choices] logits.
+        target: [rows, decisions] choice ids (`IGNORED` if unknown), or [rows, decisions, choices] distributions.
 
     Returns:
-        [B, G] losses; 0 for ignored targets.
+        [rows, decisions] losses; 0 for ignored targets.
     """
     if not target.dtype.is_floating_point:
         ids = functional.one_hot(target.clamp_min(0), logits.shape[-1]).to(logits.dtype)
@@ -61,7 +62,7 @@ def squared_error(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class AsymmetricConfig(Config):
-    """Configure the asymmetric loss.
+    """Define the settings of the asymmetric loss for multi-label tasks (arXiv:2009.14119).
 
     Attributes:
         gamma_negative: Exponent of the focusing weight of negatives. A larger value makes easy negatives count less.
@@ -91,8 +92,8 @@ def asymmetric(
     """Compute the asymmetric loss of multi-label decisions (Ridnik et al., ICCV 2021, arXiv:2009.14119).
 
     Args:
-        logits: [B, G, 2] logits; the second choice is "present".
-        target: [B, G] choice ids, or [B, G, 2] distributions.
+        logits: [rows, decisions, 2] logits; the second choice is "present".
+        target: [rows, decisions] choice ids, or [rows, decisions, 2] distributions.
         gamma_negative: Exponent of the focusing weight of negatives. A larger value makes easy negatives count less.
         gamma_positive: Exponent of the focusing weight of positives.
         clip: Number to add to the probability of "absent". With it, very easy negatives have no loss.
@@ -100,7 +101,7 @@ def asymmetric(
         epsilon: Lower bound of probabilities before the logarithm.
 
     Returns:
-        [B, G] losses; 0 for ignored targets.
+        [rows, decisions] losses; 0 for ignored targets.
     """
     present = target[..., 1] if target.dtype.is_floating_point else target.clamp_min(0).to(logits.dtype)
     positive = presence(logits)
@@ -116,18 +117,21 @@ def asymmetric(
 
 
 def presence(logits: Tensor) -> Tensor:
-    """Compute the probability [B, C] of "present" from logits [B, C, 2] of C classes."""
+    """Compute the probability [rows, classes] of "present".
+
+    The logits [rows, classes, 2] hold "absent" and "present" of each class.
+    """
     return (logits[..., 1] - logits[..., 0]).sigmoid()
 
 
 def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, float]:
-    """Compute the distance between the student's and the teacher's contexts.
+    """Compute the distance between the student's and the teacher's context vectors, for distillation.
 
     Args:
         kind: `mse` and `mae` sum errors over all entries. `cosine` sums minus the cosine similarity over rows. Other
             kinds give 0.
-        student: [N, D] contexts of N rows.
-        teacher: [N, D] contexts. No gradients flow into them.
+        student: [rows, width] contexts.
+        teacher: [rows, width] contexts. No gradients flow into them.
 
     Returns:
         The sum on this rank, and the number of its terms.
@@ -144,11 +148,11 @@ def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, 
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, float]:
-    """Compute the divergence KL(teacher || student) of softened predictions (Hinton et al. 2015).
+    """Compute the Kullback-Leibler divergence KL(teacher || student) of softened predictions (Hinton et al. 2015).
 
     Args:
-        student: [N, G, K] logits of N rows.
-        teacher: [N, G, K] logits. No gradients flow into them.
+        student: [rows, decisions, choices] logits.
+        teacher: [rows, decisions, choices] logits. No gradients flow into them.
         temperature: Divisor of both logits. The loss is multiplied by its square.
 
     Returns:
@@ -163,14 +167,15 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
 def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) -> Tensor:
     """Compute FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246), a number to add to a loss.
 
-    Divide the marginal by the histogram, and the mean prediction by its own shares of choices. Normalize the results to
-    p and q. The term is sum(p log q), which is minus the cross-entropy. A choice with share 0 gets the value 0.
+    The term rewards a mean prediction that follows the marginal, the running class distribution. Divide the marginal by
+    the histogram, and the mean prediction by its own shares of choices. Normalize the results to p and q. The term is
+    sum(p log q), which is minus the cross-entropy. A choice with share 0 gets the value 0.
 
     Args:
-        total: [G, K] sum of the probabilities of selected rows.
-        count: [G, K] number of selected rows with each choice. No gradients flow into it.
-        marginal: [G, K] distribution that the mean prediction should follow.
-        histogram: [G, K] share of each choice among the labeler's choices.
+        total: [decisions, choices] sum of the probabilities of selected rows.
+        count: [decisions, choices] number of selected rows with each choice. No gradients flow into it.
+        marginal: [decisions, choices] distribution that the mean prediction should follow.
+        histogram: [decisions, choices] share of each choice among the labeler's choices.
 
     Returns:
         The sum over decisions. A decision without a selected row adds 0.
@@ -184,7 +189,7 @@ def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) 
 
 
 def normalized(positive: Tensor) -> Tensor:
-    """Divide non-negative values [..., K] by their sum over the last axis."""
+    """Divide non-negative values by their sum over the last axis, so they become a distribution."""
     return positive / positive.sum(-1, keepdim=True)
 
 

@@ -1,4 +1,4 @@
-"""Keep the class distribution that predictions should have, and align predictions with it."""
+"""Keep the target class distribution of predictions, and scale predictions toward it (distribution alignment)."""
 
 from typing import Annotated, Literal
 
@@ -13,21 +13,21 @@ from stssl.base.labels import LabelSpace
 
 _TARGETS = ("labeled", "predicted", "uniform")
 TargetName = Annotated[Literal["labeled", "predicted", "uniform"], Domain(choices=_TARGETS)]
-"""Distribution that predictions should have.
+"""Name of the class distribution that the mean prediction should have.
 
 `labeled` is the frequency in the labeled data. `predicted` is the running mean of predictions on labeled weak views.
 `uniform` is the same share for all choices.
 """
 
 ALIGNMENT_FLOOR = 1e-6
-"""Number to add to both marginals. It avoids a division by 0 for a choice that was never predicted."""
+"""Number to add to both class distributions before one is divided by the other. It avoids a division by 0."""
 
 
 class TargetMarginal(nn.Module):
-    """Keep the class distribution [G, K] that predictions should have: G decisions with K choices each."""
+    """Keep the class distribution [decisions, choices] that the mean prediction should have."""
 
     def __init__(self, name: TargetName, decay: float, space: LabelSpace, facts: DataFacts) -> None:
-        """Start with the labeled frequencies if `name` is `labeled`; otherwise start with equal shares.
+        """Set the first distribution: the class frequencies of labeled data if `name` is `labeled`, else equal shares.
 
         Args:
             name: Distribution that predictions should have.
@@ -43,12 +43,12 @@ class TargetMarginal(nn.Module):
 
     @property
     def views(self) -> frozenset[View]:
-        """List the views that the labeler must predict for this marginal."""
+        """List the augmented views that the labeler must predict, so this distribution can be updated."""
         return frozenset({View.LABELED_WEAK}) if self.follows else frozenset()
 
     @property
     def value(self) -> Tensor:
-        """Return the current distribution [G, K]."""
+        """Return the current target distribution [decisions, choices]."""
         return self.running.value
 
     def observe(self, outputs: LabelerOutputs) -> None:
@@ -58,19 +58,19 @@ class TargetMarginal(nn.Module):
 
 
 def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
-    """Multiply probabilities by target / marginal, and normalize them (ReMixMatch, arXiv:1911.09785).
+    """Multiply probabilities by target / marginal and normalize them: distribution alignment (arXiv:1911.09785).
 
     Args:
-        p: [B, G, K] probabilities.
-        target: [G, K] mean that probabilities should have.
-        marginal: [G, K] mean that probabilities have.
+        p: [rows, decisions, choices] probabilities.
+        target: [decisions, choices] mean that probabilities should have.
+        marginal: [decisions, choices] mean that probabilities have.
 
     Returns:
-        [B, G, K] aligned probabilities.
+        [rows, decisions, choices] aligned probabilities.
     """
     return normalized(p * (target + ALIGNMENT_FLOOR) / (marginal + ALIGNMENT_FLOOR))
 
 
 def tempered(prior: Tensor, exponent: float) -> Tensor:
-    """Raise a distribution [G, K] to a power and normalize it. An exponent below 1 makes it more uniform."""
+    """Raise a distribution [decisions, choices] to a power and normalize it. An exponent below 1 makes it more uniform."""
     return normalized(prior.clamp_min(torch.finfo(prior.dtype).tiny) ** exponent)

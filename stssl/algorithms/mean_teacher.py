@@ -34,18 +34,21 @@ class MeanTeacherConfig(BaseAlgorithmConfig):
 
 
 class MeanTeacher(Algorithm):
-    """Match all predictions to the predictions of the averaged labeler."""
+    """Make the predictions of a network with averaged weights the targets of all predictions on strong views."""
 
     config_type = MeanTeacherConfig
     config: MeanTeacherConfig
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to the probabilities on the weak view, with the weight of this step."""
+        """Return one loss term: on strong views, predict the probabilities of weak views. All have this step's weight."""
         target = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         missing = 1 - min(1.0, progress.step / max(1, self.config.ramp_up))
         weight = torch.full_like(target[..., 0], math.exp(-5 * missing**2) if self.config.ramp_up else 1.0)
         return [LossTerm(View.UNLABELED_STRONG, target, weight)]
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the squared error [B, G] between the softmax of logits [B, G, K] and targets; mean over K."""
+        """Compute the squared error [rows, decisions] between probabilities and targets, averaged over choices.
+
+        The probabilities are the softmax of the logits [rows, decisions, choices].
+        """
         return squared_error(logits, target)

@@ -1,4 +1,4 @@
-"""Import all algorithms of `names.NAMES`, and join their configurations into one type for recipes."""
+"""Import all algorithms that `names.NAMES` lists, and join their configurations into one type for recipes."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Union
@@ -27,7 +27,7 @@ def import_algorithm(name: str) -> type[Algorithm]:
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {name: import_algorithm(name) for name in NAMES}
-"""Class of each algorithm by name."""
+"""Class of each algorithm, by the algorithm's name."""
 
 if TYPE_CHECKING:
     AlgorithmConfig = BaseAlgorithmConfig

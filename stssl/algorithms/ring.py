@@ -1,4 +1,4 @@
-"""Keep the newest rows of a stream, and compute their exact quantiles without sorting."""
+"""Keep the newest rows of a stream of numbers, and compute exact quantiles of them without sorting."""
 
 import math
 
@@ -7,23 +7,23 @@ from torch import Tensor, nn
 
 
 class Ring(nn.Module):
-    """Keep the last rows of C columns in a persistent buffer. Values must not be negative."""
+    """Keep the newest rows of a table in a ring buffer that checkpoints save. Values must not be negative."""
 
     def __init__(self, columns: int, rows: int) -> None:
-        """Make an empty ring.
+        """Create an empty ring buffer.
 
         Args:
-            columns: Number of columns, C.
+            columns: Number of values in a row.
             rows: Number of rows to keep.
         """
         super().__init__()
-        # Use a plain number, not a buffer: the host would wait for the device to read a buffer.
+        # Use a plain number, not a buffer: to read a buffer, the host would have to wait for the device.
         self.pushed = 0
         self.values: Tensor
         self.register_buffer("values", torch.zeros(columns, rows))
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of pushed rows for the state dict. This number is not in a buffer."""
+        """Return the number of rows pushed so far, to save it in the state dict."""
         return torch.tensor(self.pushed)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -32,11 +32,14 @@ class Ring(nn.Module):
 
     @property
     def filled(self) -> int:
-        """Return how many rows the ring holds."""
+        """Return how many rows the ring buffer holds now."""
         return min(self.pushed, self.values.shape[1])
 
     def push(self, rows: Tensor) -> None:
-        """Overwrite the oldest rows with rows [B, C]. If B is larger than the ring, keep only the last rows."""
+        """Overwrite the oldest rows with new rows [rows, columns].
+
+        If they do not all fit into the ring, keep only the last.
+        """
         size = self.values.shape[1]
         kept = rows[-size:].T
         first = self.pushed + len(rows) - kept.shape[1]
@@ -44,32 +47,32 @@ class Ring(nn.Module):
         self.pushed += len(rows)
 
     def quantile(self, share: Tensor) -> Tensor:
-        """Return one quantile of each column.
+        """Compute one quantile of each column over the rows in the ring.
 
         Of n values in ascending order, this is the value at index clamp(floor(n * share), 0, n - 1).
 
         Args:
-            share: [C] shares as float64, 0..1.
+            share: [columns] shares as float64, 0..1.
 
         Returns:
-            [C] quantiles as float32.
+            [columns] quantiles as float32.
         """
         n = self.filled
         return order_statistic(self.values[:, :n], (n * share).floor().long().clamp(0, n - 1))
 
 
 def order_statistic(values: Tensor, rank: Tensor) -> Tensor:
-    """Find the value at position `rank` of each row in ascending order, without sorting.
+    """Find for each row of a table the value that would be at position `rank` after sorting, without sorting.
 
     Use bisection over the bits of the floats, read as integers. Non-negative floats have the same order as their bits,
     so 31 halvings find a value exactly.
 
     Args:
-        values: [C, n] float32, n values for each of C columns of the ring; not negative.
-        rank: [C] positions, 0..n-1.
+        values: [columns, n] float32, n values for each column of the ring; not negative.
+        rank: [columns] positions, 0..n-1.
 
     Returns:
-        [C] float32, one value of each row.
+        [columns] float32, one value of each row.
     """
     low = torch.zeros(len(values), 1, dtype=torch.int32, device=values.device)
     high = torch.full_like(low, _INFINITY)
@@ -82,4 +85,4 @@ def order_statistic(values: Tensor, rank: Tensor) -> Tensor:
 
 
 _INFINITY = 0x7F800000
-"""Bits of positive infinity, the largest float."""
+"""Bits of the float32 "infinity", read as an integer."""

@@ -7,9 +7,9 @@ Every pseudo-label counts. But the weight of a pseudo-label is lower if its conf
 
 mu and variance are the running mean and variance of the aligned confidence. Labels come from the unaligned logits.
 
-State, for G decisions with K choices: the marginal [G, K], which starts with that of the first batch, and mean and
-variance [G, 1]. With `by_side`, mean and variance are [G, K]. `target: predicted` adds a running mean of predictions on
-labeled weak views. All state is updated before use.
+State: the running marginal [decisions, choices], which starts with that of the first batch, and mean and variance
+[decisions, 1]. With `by_side`, mean and variance are [decisions, choices]. `target: predicted` adds a running mean of
+predictions on labeled weak views. All state is updated before use.
 
 Difference from the public implementation: this one also runs on several ranks.
 """
@@ -56,14 +56,14 @@ class SoftMatchConfig(LabelConfig):
 
 
 class SoftMatch(Algorithm):
-    """Weight every pseudo-label by its confidence."""
+    """Use every pseudo-label, but with a lower weight if its confidence is below the running mean."""
 
     config_type = SoftMatchConfig
     config: SoftMatchConfig
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: SoftMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Start with mean 1 / K and variance 1 of the confidence."""
+        """Create the running values: with n choices, the confidence starts with mean 1 / n and variance 1."""
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
         self.marginal = Running(config.ema_decay, (space.groups, space.choices))
@@ -73,7 +73,7 @@ class SoftMatch(Algorithm):
         self.views = Algorithm.views | self.target.views
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update both marginals, and after them the mean and variance of the aligned confidence."""
+        """Update both running class distributions; then update mean and variance of the aligned confidence."""
         self.target.observe(outputs)
         weak = outputs.labeler[View.UNLABELED_WEAK]
         self.marginal.update(weak.softmax(-1).mean(0))
@@ -87,22 +87,28 @@ class SoftMatch(Algorithm):
         self.variance.update(torch.where(count > 1, squares / (count - 1).clamp_min(1), 1.0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Match the strong view to all pseudo-labels of the weak view, weighted by confidence."""
+        """Return one loss term: on strong views, predict all pseudo-labels of weak views, weighted by confidence."""
         weak = outputs.labeler[View.UNLABELED_WEAK]
         top, column = self._confidence(weak)
         mean, variance = of_choice(self.mean.value, column), of_choice(self.variance.value, column)
         below = (top - mean).clamp_max(0)
-        variance = variance.clamp_min(1e-12)  # the variance is 0 if all rows are equally confident
+        variance = variance.clamp_min(1e-12)  # it is 0 if all rows are equally confident
         weight = (-below.square() * self.config.sigmas**2 / (2 * variance)).exp()
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), weight)]
 
     def aligned(self, weak: Tensor) -> Tensor:
-        """Turn weak logits [B, G, K] into probabilities, aligned with the target marginal if `config.align`."""
+        """Compute probabilities from logits of weak views. If `align` is set, scale them to the target distribution.
+
+        Logits and probabilities have the shape [rows, decisions, choices].
+        """
         p = weak.softmax(-1)
         return align(p, self.target.value, self.marginal.value) if self.config.align else p
 
     def _confidence(self, weak: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the aligned confidence [B, G] of each decision, and its column [B, G] in mean and variance."""
+        """Compute the confidence of each decision, and the column of the running statistics where it counts.
+
+        Both results have the shape [rows, decisions].
+        """
         p = self.aligned(weak)
         choices = choose(p)
         return p.amax(-1), choices if self.config.by_side else torch.zeros_like(choices)

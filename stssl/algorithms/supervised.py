@@ -15,7 +15,7 @@ class SupervisedConfig(BaseAlgorithmConfig):
 
 
 class Supervised(Algorithm):
-    """Use labels only: return no loss terms and keep no state."""
+    """Learn from labels only. This algorithm has no loss terms for unlabeled patches, and no state."""
 
     config_type = SupervisedConfig
     views = frozenset()

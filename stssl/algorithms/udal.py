@@ -28,7 +28,7 @@ from stssl.base.config import Domain
 from stssl.base.labels import LabelSpace
 
 FLOOR = 1e-9
-"""Lower bound of a ratio before the logarithm: a class without labeled positives has ratio 0."""
+"""Lower bound of a ratio before its logarithm. Without it, a class without labeled positives gives log(0)."""
 
 
 class UdalConfig(CutoffConfig):
@@ -49,7 +49,7 @@ class UdalConfig(CutoffConfig):
 
 
 class Udal(FixMatch):
-    """Run FixMatch, but shift the logits before each loss."""
+    """Run FixMatch, but shift the logits before each loss toward the wanted class distribution."""
 
     config_type = UdalConfig
     config: UdalConfig
@@ -57,7 +57,7 @@ class Udal(FixMatch):
     watches_student: ClassVar[bool] = True
 
     def __init__(self, config: UdalConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Make the marginals. The first batch sets their first values."""
+        """Create the running class distributions without values. The first batch sets their values."""
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
         self.labeler = Running(config.ema_decay, (space.groups, space.choices))
@@ -65,23 +65,23 @@ class Udal(FixMatch):
         self.views = Algorithm.views | self.target.views
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update the marginals of the target, of the labeler and of the student."""
+        """Update the running class distributions of the target, of the labeler and of the student."""
         self.target.observe(outputs)
         self.labeler.update(outputs.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
         for strong in outputs.student.values():
             self.student.update(strong.softmax(-1).mean(0))
 
     def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
-        """Add the logarithm of marginal / target to logits.
+        """Add log(own class distribution / target^a) to logits, with the exponent a of this step.
 
         Args:
-            logits: [B, G, K] logits of one network for one view.
+            logits: [rows, decisions, choices] logits of one network for one view.
             role: Role of the network. Each role has its own marginal.
             view: View that the network predicted. Labeled views use the target marginal.
             progress: Current step, which sets the exponent.
 
         Returns:
-            [B, G, K] shifted logits.
+            [rows, decisions, choices] shifted logits.
         """
         own = self.labeler if role == "labeler" else self.student
         q = self.target.value if view.stream is Stream.LABELED else own.value
@@ -90,6 +90,6 @@ class Udal(FixMatch):
         return logits + self.space.grouped(self.space.outputs(shift))
 
     def ratio(self, q: Tensor, progress: Progress) -> Tensor:
-        """Divide a marginal [G, K] by target^a, with the exponent a of this step."""
+        """Compute q / target^a [decisions, choices], with a class distribution q and the exponent a of this step."""
         exponent = 1 - (1 - self.config.least_exponent) * progress.fraction**self.config.power
         return q / (tempered(self.target.value, exponent) + FLOOR)
