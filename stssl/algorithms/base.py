@@ -247,7 +247,10 @@ class Algorithm(nn.Module):
         return statistics.sum() * 0.0
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
-        """Correct a trained network's logits [rows, classes] at test time by its logits [1, classes] for a blank image."""
+        """Correct a trained network's logits at test time by its logits for a blank image.
+
+        The logits have the shapes [rows, classes] and [1, classes].
+        """
         return logits
 
 

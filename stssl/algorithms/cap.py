@@ -72,7 +72,7 @@ class Cap(Algorithm):
         self.register_buffer("cuts", torch.full((3, space.groups), 0.5))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Add the batch's probabilities to the ring. Compute three cuts: for the label, for positives, for negatives."""
+        """Add the batch's probabilities to the ring, and compute the cuts for labels, positives and negatives."""
         self.ring.push(presence(outputs.labeler[View.UNLABELED_WEAK]))
         # If both shares are 1, the three cuts are equal. Compute one: a quantile over the ring is slow.
         same = self.config.positive_share == self.config.negative_share == 1

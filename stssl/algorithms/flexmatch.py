@@ -89,6 +89,6 @@ class FlexMatch(Algorithm):
         return self.config.threshold * status / (2 - status)
 
     def _one_hot(self, ids: Tensor) -> Tensor:
-        """Encode choice ids [rows, decisions] as one-hot rows [rows, decisions, choices]; `IGNORED` gives a row of 0."""
+        """Encode choice ids [rows, decisions] as one-hot vectors. An id `IGNORED` (unknown) gives a vector of zeros."""
         found: Tensor = functional.one_hot(ids.clamp_min(0), self.space.choices) * (ids != IGNORED)[..., None]
         return found

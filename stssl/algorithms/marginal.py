@@ -72,5 +72,8 @@ def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
 
 
 def tempered(prior: Tensor, exponent: float) -> Tensor:
-    """Raise a distribution [decisions, choices] to a power and normalize it. An exponent below 1 makes it more uniform."""
+    """Raise a distribution [decisions, choices] to a power, and normalize it.
+
+    An exponent below 1 makes the distribution more uniform.
+    """
     return normalized(prior.clamp_min(torch.finfo(prior.dtype).tiny) ** exponent)

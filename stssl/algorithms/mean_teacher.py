@@ -40,7 +40,7 @@ class MeanTeacher(Algorithm):
     config: MeanTeacherConfig
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: on strong views, predict the probabilities of weak views. All have this step's weight."""
+        """Return one loss term: on strong views, predict the probabilities of weak views, with this step's weight."""
         target = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         missing = 1 - min(1.0, progress.step / max(1, self.config.ramp_up))
         weight = torch.full_like(target[..., 0], math.exp(-5 * missing**2) if self.config.ramp_up else 1.0)

@@ -17,7 +17,7 @@ from stssl.models.injection import Family, Shape
 if TYPE_CHECKING:
 
     class Backbone(nn.Module):
-        """Tell type checkers which methods of timm's models this package uses."""
+        """List for type checkers the methods of timm's models that this package uses."""
 
         default_cfg: dict[str, Any]
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
             """Compute the final tokens or feature maps of images."""
 
         def forward_head(self, features: Tensor, pre_logits: bool) -> Tensor:
-            """Pool the final tokens or feature maps; `pre_logits` leaves out the classifier."""
+            """Pool the final tokens or feature maps and classify them. With `pre_logits`, only pool them."""
 
         def get_classifier(self) -> nn.Module:
-            """Return the layer that computes logits."""
+            """Return the last layer, which computes the logits."""
 
         def reset_classifier(self, num_classes: int) -> None:
-            """Replace the layer that computes logits; 0 removes it."""
+            """Replace the last layer by one with `num_classes` outputs. With 0, remove it."""
 else:
     Backbone = nn.Module
 
@@ -57,14 +57,14 @@ def slim_resnet(in_channels: int, classes: int, **options: Any) -> Backbone:
     )
     first = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
-    # `setattr` hides the assignment from type checkers: timm declares other types for these layers.
+    # Use `setattr`: timm declares other types for these layers, so type checkers would refuse a plain assignment.
     setattr(network, "conv1", first)  # noqa: B010
     setattr(network, "maxpool", nn.Identity())  # noqa: B010
     return cast(Backbone, network)
 
 
 OWN: dict[str, Callable[..., Backbone]] = {"slim_resnet": slim_resnet}
-"""Backbones that timm does not have."""
+"""Functions that build the backbones that timm does not have, by name."""
 MISFITS = (TypeError, AssertionError, ValueError, LookupError, AttributeError)
 """Errors that timm's constructors raise if they cannot use their arguments."""
 DECIDED_BY = {
@@ -130,9 +130,10 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
 
 
 def check_images(network: nn.Module, backbone: nn.Module, name: str, *, bands: int, size: int) -> None:
-    """Check that a network takes images of a size: pass two blank images through it, in evaluation and training mode.
+    """Pass two blank images through a network, to check that it takes images of this size.
 
-    timm can build some models for a size that they cannot use. Such a model fails later, with an error about shapes.
+    Try evaluation and training mode. timm can build some models for a size that they cannot use. Such a model fails
+    later, with an error about shapes.
 
     Args:
         network: Network to check. The check changes its state, so pass a network that you do not need afterwards.
@@ -156,7 +157,11 @@ def check_images(network: nn.Module, backbone: nn.Module, name: str, *, bands: i
 
 
 def shape_of(backbone: Backbone, name: str) -> Shape:
-    """Describe a backbone for injection sites; messages call it `name`.
+    """Describe a backbone's kind, sizes and blocks. Injection sites, where metadata enters, need this.
+
+    Args:
+        backbone: Backbone to describe.
+        name: Name of the backbone in messages.
 
     Raises:
         ConfigError: The classifier of the backbone is not one linear layer.
@@ -179,7 +184,7 @@ def shape_of(backbone: Backbone, name: str) -> Shape:
 
 
 def stages(backbone: nn.Module) -> list[nn.Module]:
-    """List the modules where a context can enter: the blocks of a transformer, or the stages of another backbone."""
+    """List the blocks of a transformer, or the stages of another backbone. Metadata can enter the backbone there."""
     blocks = _blocks(backbone)
     if blocks is not None:
         return blocks

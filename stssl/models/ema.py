@@ -1,4 +1,4 @@
-"""Average weights over steps (exponential moving average), and compute BatchNorm statistics for averaged weights."""
+"""Average a network's weights over steps (EMA), and compute BatchNorm statistics for averaged weights."""
 
 import contextlib
 import copy
@@ -13,10 +13,10 @@ from stssl.base.distributed import world_size
 
 
 class Ema(nn.Module):
-    """Hold an averaged copy of a network; each step moves the average toward the network."""
+    """Hold a copy of a network with an exponential moving average of its weights."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Copy `network` as the first average; each update keeps the share `decay` of the old average."""
+        """Copy `network` as the first average. Each update then keeps the share `decay` of the old average."""
         super().__init__()
         self.decay = decay
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
@@ -35,19 +35,19 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move toward the parameters of `network`, and copy its BatchNorm statistics: these are averages already."""
+        """Move the averaged weights toward those of `network`, and copy its BatchNorm layers' running statistics."""
         self.update_parameters(network)
         if statistics := running_statistics(network):
             torch._foreach_copy_(running_statistics(self.network), statistics)
 
 
 def batchnorms(module: nn.Module) -> list[_BatchNorm]:
-    """List all BatchNorm layers that keep running statistics."""
+    """List all BatchNorm layers of a module that keep running statistics."""
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """List the running means and variances of all BatchNorm layers."""
+    """List the running means and variances of all BatchNorm layers of a module."""
     return [s for layer in batchnorms(module) for s in (layer.running_mean, layer.running_var) if s is not None]
 
 
@@ -66,13 +66,13 @@ class KeptStatistics:
         self.saved: Tensor | None = None
 
     def save(self) -> None:
-        """Copy the current statistics."""
+        """Copy the current running statistics, to restore them later."""
         if self.live:
             self.saved = torch.cat([value.flatten() for value in self.live])
 
     @torch.no_grad()
     def restore(self, bad: Tensor) -> None:
-        """Restore the saved statistics if `bad`, a scalar tensor, is true."""
+        """Restore the saved running statistics if `bad`, a scalar tensor, is true."""
         if self.saved is None:
             return
         # Use `where`, not `if bad`: the `if` would make the host wait for the device.
@@ -83,7 +83,7 @@ class KeptStatistics:
 
 @torch.no_grad()
 def average_batchnorm(module: nn.Module) -> None:
-    """Replace the running statistics on all ranks by their mean; call this before evaluation and checkpoints."""
+    """Replace each rank's running BatchNorm statistics by their mean over all ranks (training processes)."""
     statistics = running_statistics(module)
     if world_size() == 1 or not statistics:
         return
@@ -96,7 +96,7 @@ def average_batchnorm(module: nn.Module) -> None:
 
 @torch.no_grad()
 def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]) -> None:
-    """Estimate the running statistics again: take the mean over the batches that `run` passes through the network.
+    """Compute the running BatchNorm statistics anew, as the mean over the batches that `run` passes through.
 
     Args:
         network: Network with the BatchNorm layers to estimate. It is in evaluation mode afterwards.
@@ -130,7 +130,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def frozen_statistics(module: nn.Module) -> "_Frozen":
-    """Return a context manager: inside it, BatchNorm normalizes by the batch but does not update its statistics."""
+    """Return a context manager that stops updates of BatchNorm's running statistics. Layers normalize by the batch."""
     return _Frozen(batchnorms(module))
 
 

@@ -1,4 +1,4 @@
-"""Define the encoders of place and date. A recipe chooses one by `model.encoder.name`."""
+"""Define the encoders, which turn place and date into a vector. A recipe chooses one by `model.encoder.name`."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
@@ -14,7 +14,7 @@ from stssl.models.metadata import YEAR, EncoderBase, MetadataEncoder, circle
 
 
 class RawConfig(EncoderBase):
-    """Configure the encoder of plain degrees.
+    """Define the settings of the encoder `raw`, which uses plain degrees.
 
     Attributes:
         standardized: Scale latitude and longitude by their mean and standard deviation over the training patches.
@@ -26,17 +26,17 @@ class RawConfig(EncoderBase):
 
 
 class Raw(MetadataEncoder):
-    """Encode lat/90, lon/180, and sine and cosine of the day of year ("Context Matters", arXiv:2404.18583)."""
+    """Encode place and date as lat/90, lon/180, and sine and cosine of the day of year (arXiv:2404.18583)."""
 
     config_type: ClassVar[type[EncoderBase]] = RawConfig
 
     def __init__(self, config: RawConfig, width: int, places: Tensor | None = None) -> None:
-        """Find the center and the scale of places. Place and date have two features each.
+        """Create the encoder, and compute the center and the scale of places. Place and date have two features each.
 
         Args:
-            config: Switches and options.
+            config: Settings of the encoder.
             width: Size of the context vector.
-            places: [n, 4] metadata of the n training patches; needed if `config.standardized`.
+            places: [patches, 4] places and dates of the training patches; needed if `config.standardized`.
 
         Raises:
             ConfigError: The recipe asks for standardized places, but fewer than two training patches have a place.
@@ -54,7 +54,8 @@ class Raw(MetadataEncoder):
                     "Set model.encoder.standardized=false or model.encoder.place=false."
                 )
             center, scale = known.mean(0).float(), known.std(0).clamp_min(1e-3).float()
-        # Save these with the weights if they come from data: a loaded network must scale as in training.
+        # Save center and scale with the weights if they come from data: a loaded network must scale places as in
+        # training.
         self.register_buffer("center", center, persistent=config.standardized)
         self.register_buffer("scale", scale, persistent=config.standardized)
 
@@ -64,7 +65,7 @@ class Raw(MetadataEncoder):
 
 
 class FourierConfig(EncoderBase):
-    """Configure the encoder by sines and cosines.
+    """Define the settings of the encoder `fourier`, which uses sines and cosines.
 
     Attributes:
         octaves: Number of frequencies of latitude and longitude. Each is twice the one before; the lowest has one
@@ -86,10 +87,10 @@ class Fourier(MetadataEncoder):
     config_type: ClassVar[type[EncoderBase]] = FourierConfig
 
     def __init__(self, config: FourierConfig, width: int, places: Tensor | None = None) -> None:
-        """Make the base for 4 features per octave of place, 2 per octave of the day, and 2 for the hour.
+        """Create the encoder: 4 features for each frequency of the place, 2 for each of the day, and 2 for the hour.
 
         Args:
-            config: Switches and options.
+            config: Settings of the encoder.
             width: Size of the context vector.
             places: Not used.
         """
@@ -109,7 +110,7 @@ class Fourier(MetadataEncoder):
 
 
 class SphericalConfig(EncoderBase):
-    """Configure the encoder by spherical harmonics.
+    """Define the settings of the encoder `spherical`, which uses spherical harmonics.
 
     Attributes:
         degree: Use the harmonics of all lower degrees; these are `degree`^2 functions.
@@ -127,10 +128,10 @@ class Spherical(MetadataEncoder):
     config_type: ClassVar[type[EncoderBase]] = SphericalConfig
 
     def __init__(self, config: SphericalConfig, width: int, places: Tensor | None = None) -> None:
-        """Prepare the harmonics. A place has degree^2 features, a date has two.
+        """Create the encoder and its harmonics. A place has degree^2 features, a date has two.
 
         Args:
-            config: Switches and options.
+            config: Settings of the encoder.
             width: Size of the context vector.
             places: Not used.
         """
@@ -139,38 +140,38 @@ class Spherical(MetadataEncoder):
         self.harmonics = Harmonics(config.degree)
 
     def make_head(self, size: int, width: int) -> nn.Module:
-        """Build two layers with sine activation and one linear layer."""
+        """Build the layers that turn features into the context vector: two with sine activation, and a linear one."""
         return nn.Sequential(Sine(size, width, self.frequency, first=True), Sine(width, width), nn.Linear(width, width))
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute all harmonics [N, degree^2]. Each has a mean square of 1 over the sphere."""
+        """Compute the spherical harmonics [N, degree^2] of latitudes [N] and longitudes [N] in degrees."""
         features: Tensor = self.harmonics(lat, lon)
         return features
 
 
 class CartesianConfig(EncoderBase):
-    """Configure the encoder that uses points of the unit sphere. It has no options of its own."""
+    """Select the encoder `cartesian`, which uses points on the unit sphere. It has no settings of its own."""
 
     name: Literal["cartesian"] = "cartesian"
 
 
 class Cartesian(MetadataEncoder):
-    """Encode places as x, y, z on the unit sphere: no jump at the date line or at the poles."""
+    """Encode places as points (x, y, z) on the unit sphere, so neighbors across the date line have similar values."""
 
     config_type: ClassVar[type[EncoderBase]] = CartesianConfig
 
     def __init__(self, config: CartesianConfig, width: int, places: Tensor | None = None) -> None:
-        """Make the base for three features of the place and two of the date.
+        """Create the encoder: a place has three features, a date has two.
 
         Args:
-            config: Switches.
+            config: Settings of the encoder.
             width: Size of the context vector.
             places: Not used.
         """
         super().__init__(config, width, places, (3, 2))
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Turn latitudes [N] and longitudes [N] in degrees into points [N, 3] of the unit sphere."""
+        """Turn latitudes [N] and longitudes [N] in degrees into points [N, 3] on the unit sphere."""
         lat, lon = lat.deg2rad(), lon.deg2rad()
         return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], 1)
 
@@ -181,10 +182,10 @@ _ENCODERS: tuple[type[MetadataEncoder], ...] = (
     Spherical,
     Cartesian,
 )
-"""All encoders. Register a new encoder here, and only here."""
+"""Classes of all encoders of place and date. Register a new encoder here, and only here."""
 
 ENCODERS = {str(part_name(encoder.config_type)): encoder for encoder in _ENCODERS}
-"""Encoders by their names in recipes."""
+"""Classes of the encoders of place and date, by their names in recipes."""
 
 if TYPE_CHECKING:
     EncoderConfig = EncoderBase

@@ -18,7 +18,7 @@ class Harmonics(nn.Module):
     """
 
     def __init__(self, degree: int) -> None:
-        """Compute the factors of the recursion for all degrees below `degree`."""
+        """Compute the factors of the recursion for all harmonics with a degree below `degree`."""
         super().__init__()
         self.degree = degree
         self.a: Tensor
@@ -36,7 +36,9 @@ class Harmonics(nn.Module):
             self.register_buffer(name, table.float(), persistent=False)
 
     def forward(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute the harmonics [N, degree^2] of N places. Columns are sorted by l, and for one l by m from -l to l.
+        """Compute the spherical harmonics [N, degree^2] of N places.
+
+        Columns are sorted by the harmonic's degree l, and inside one degree by its order m, from -l to l.
 
         Args:
             lat: [N] degrees north.
@@ -61,7 +63,7 @@ class Sine(nn.Module):
     """Compute sin(frequency * (W x + b)), initialized as in SIREN (Sitzmann et al., NeurIPS 2020, arXiv:2006.09661)."""
 
     def __init__(self, inputs: int, outputs: int, frequency: float = 1.0, first: bool = False) -> None:
-        """Draw weights uniformly from -b to b.
+        """Create the layer, with random weights from the uniform distribution on [-b, b].
 
         b is 1 / inputs in the first layer, and sqrt(6 / inputs) / frequency in other layers.
 
@@ -78,6 +80,6 @@ class Sine(nn.Module):
         nn.init.uniform_(self.linear.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn inputs [N, inputs] into activations [N, outputs]."""
+        """Turn N input vectors [N, inputs] into activations [N, outputs]."""
         activation: Tensor = torch.sin(self.frequency * self.linear(x))
         return activation

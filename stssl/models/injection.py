@@ -1,4 +1,4 @@
-"""Define what all injection sites share. A site is the place where the context vector enters a backbone.
+"""Define the base classes of injection sites. A site adds the context vector (encoded place and date) to a backbone.
 
 To add a site, write one file with a subclass of `InjectionBase` and a subclass of `Injection`, and add one line to
 `stssl/models/sites.py`.
@@ -15,7 +15,7 @@ from stssl.base.config import Config, Domain
 from stssl.base.errors import ConfigError
 
 Family = Literal["vit", "tokens", "cnn"]
-"""Kinds of backbones.
+"""Kinds of backbones, for injection sites.
 
 `vit`: plain vision transformers. `tokens`: other networks with a row of blocks that work on tokens. `cnn`: networks
 with stages that work on feature maps.
@@ -26,7 +26,7 @@ Block = Annotated[int, Field(ge=0), Domain(0, 11)]
 
 
 class InjectionBase(Config):
-    """Configure a site.
+    """Define the setting that all injection sites share.
 
     Attributes:
         name: Name of the site in recipes.
@@ -36,22 +36,23 @@ class InjectionBase(Config):
 
 
 class NoInjectionConfig(InjectionBase):
-    """Configure a network without a site: no context enters."""
+    """Turn injection off: no metadata enters the backbone."""
 
     name: Literal["none"] = "none"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Describe a backbone for injection sites.
+    """Describe a backbone's kind and sizes. Injection sites need them to fit their layers.
 
     Attributes:
         family: Kind of the backbone.
-        width: Size of the pooled feature and of the context.
+        width: Size of the pooled feature and of the context vector.
         blocks: Number of channels at each block or stage.
         heads: Number of attention heads of a block.
         class_token: True if the tokens of every block include a class token.
-        channels_last: True if feature maps are [B, H, W, C], False if they are [B, C, H, W].
+        channels_last: True if feature maps are [images, height, width, channels], False if they are [images, channels,
+            height, width].
     """
 
     family: Family
@@ -63,9 +64,9 @@ class Shape:
 
 
 class Injection(nn.Module):
-    """Change nothing in the backbone. Subclasses (sites) override the methods where their context enters.
+    """Define the hooks by which a site adds the context vector to a backbone. This base class changes nothing.
 
-    In shapes, B is the number of images, T of tokens, and D is the width of the backbone.
+    Subclasses (sites) override the methods at the points where their context enters.
 
     Attributes:
         config_type: Class of the site's part of a recipe.
@@ -80,7 +81,7 @@ class Injection(nn.Module):
     own_token: ClassVar[bool] = False
 
     def __init__(self, config: InjectionBase, shape: Shape) -> None:
-        """Set which blocks call the site, for a backbone of the given shape.
+        """Create the site, and set which blocks of the backbone call it.
 
         Raises:
             ConfigError: The backbone has no block with the number in `config`.
@@ -102,31 +103,37 @@ class Injection(nn.Module):
         return shape.family in cls.families
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Change tokens [B, T, D] before a transformer block, or feature maps [B, C, H, W] after a stage.
+        """Add the context vector to the tokens before a transformer block, or to feature maps after a stage.
 
         Args:
             number: Number of the block or stage, from 0.
-            values: Tokens or feature maps to change.
-            context: [B, D] context vectors; None without metadata.
+            values: Tokens [images, tokens, width], or feature maps [images, channels, height, width].
+            context: [images, width] context vectors; None without metadata.
         """
         return values
 
     def leave(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split final tokens [B, T, D] into the backbone's tokens and the site's own token [B, D], if any."""
+        """Split the final tokens [images, tokens, width] into the backbone's tokens and the site's own token.
+
+        The second result is None if the site added no token; otherwise it is [images, width].
+        """
         return tokens, None
 
     def pooled(self, feature: Tensor, context: Tensor | None) -> Tensor:
-        """Change the pooled feature [B, D] before it enters the head; the result is [B, head_width]."""
+        """Add the context vector to the pooled features before they enter the head.
+
+        The features have the shape [images, width], the result [images, head_width].
+        """
         return feature
 
 
 class Nowhere(Injection):
-    """Let no context enter the backbone."""
+    """Add no context to the backbone. Networks without metadata use this site."""
 
     config_type: ClassVar[type[InjectionBase]] = NoInjectionConfig
 
     def __init__(self, config: InjectionBase, shape: Shape) -> None:
-        """Ignore `config`: a network without metadata may pass the configuration of another site."""
+        """Create the site without using `config`, which may be the configuration of another site."""
         super().__init__(NoInjectionConfig(), shape)
 
 

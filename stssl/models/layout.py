@@ -1,10 +1,10 @@
-"""Choose one memory format for a network's kernels and its images."""
+"""Choose the memory format, channels first or last, of a network's kernels and its images."""
 
 import torch
 from torch import nn
 
 SAFE_CHANNELS = 16
-"""Least number of input channels in each group that makes channels_last safe for strided 1x1 convolutions on the CPU.
+"""Number of input channels in each group from which channels_last is safe for strided 1x1 convolutions on the CPU.
 
 With fewer channels, oneDNN 3.13 (torch 2.15) writes past its workspace when it computes the gradient of the kernel.
 This damages the heap. The result is "double free", SIGSEGV, a hang, or wrong numbers (uxlfoundation/oneDNN issue 6035).
@@ -36,7 +36,7 @@ def _overruns(part: nn.Module) -> bool:
 
 
 def placed(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """Move a network to a device in the memory format that `memory_format` chooses, and return this format."""
+    """Move a network to a device, in the memory format that is safe and fast there, and return this format."""
     chosen = memory_format(network, device)
     network.to(device)
     network.to(memory_format=chosen)

@@ -1,4 +1,4 @@
-"""Define what all encoders of place and date share. They turn metadata [N, 4] of N patches into contexts [N, width].
+"""Define the base class of encoders. They turn place and date of N patches [N, 4] into context vectors [N, width].
 
 Place and date are two groups of features. If a group is missing (NaN), dropped or switched off, a learned embedding of
 the same size replaces it. So a network can learn what a missing group means, and it never computes with NaN.
@@ -19,11 +19,11 @@ from stssl.base.batch import PLACE, MetadataColumn
 from stssl.base.config import Config, Domain, Switch
 
 YEAR = 365.0
-"""Number of days in a full circle of dates."""
+"""Number of days after which the encoded date repeats."""
 
 
 class EncoderBase(Config):
-    """Configure what all encoders share: which groups of metadata they use, and how often they drop a group.
+    """Define the settings that all encoders share: which metadata they use, and how often they drop it in training.
 
     Attributes:
         name: Name of the encoder in recipes.
@@ -39,7 +39,7 @@ class EncoderBase(Config):
 
 
 class MetadataEncoder(nn.Module):
-    """Compute features of place and date, replace the features of missing groups, and make a context vector of all.
+    """Encode place and date as one context vector. Learned embeddings replace missing places and dates.
 
     Attributes:
         config_type: Class of the encoder's part of a recipe.
@@ -48,12 +48,12 @@ class MetadataEncoder(nn.Module):
     config_type: ClassVar[type[EncoderBase]]
 
     def __init__(self, config: EncoderBase, width: int, places: Tensor | None, sizes: tuple[int, int] = (2, 2)) -> None:
-        """Make the head, and the embeddings that replace missing groups.
+        """Create the layers that make the context vector, and the embeddings that replace missing places and dates.
 
         Args:
-            config: Switches and options.
+            config: Settings of the encoder.
             width: Size of the context vector.
-            places: [n, 4] metadata of the n training patches, for encoders that standardize.
+            places: [patches, 4] places and dates of the training patches, for encoders that standardize.
             sizes: Number of features of the place, and number of features of the date.
         """
         super().__init__()
@@ -63,15 +63,15 @@ class MetadataEncoder(nn.Module):
         self.head = self.make_head(sum(sizes), width)
 
     def make_head(self, size: int, width: int) -> nn.Module:
-        """Build two linear layers that turn `size` features into the context, as in "Context Matters"."""
+        """Build two linear layers that turn `size` features into the context vector, as in arXiv:2404.18583."""
         return nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, width))
 
     @abstractmethod
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute features [N, sizes[0]] of latitudes [N] and longitudes [N] in degrees."""
+        """Compute the features [N, features] of N places from latitudes [N] and longitudes [N] in degrees."""
 
     def date(self, day: Tensor, hour: Tensor) -> Tensor:
-        """Compute features [N, sizes[1]] of dates. The default is a point [N, 2] on a circle with one turn per year.
+        """Compute the features [N, features] of N dates. The default is a point on a circle with one turn per year.
 
         Args:
             day: [N] day of the year, 1..366.
@@ -80,7 +80,7 @@ class MetadataEncoder(nn.Module):
         return circle(day / YEAR)
 
     def forward(self, metadata: Tensor) -> Tensor:
-        """Turn metadata [N, 4] into contexts [N, width]; missing values are NaN."""
+        """Encode a table of places and dates [N, 4] as context vectors [N, width]. Missing values are NaN."""
         # Compute in fp32: bf16 has only 8 bits of precision, so places 40 km apart would look equal.
         with torch.autocast(metadata.device.type, enabled=False):
             return self._context(metadata)
@@ -98,13 +98,13 @@ class MetadataEncoder(nn.Module):
         return context
 
     def _kept(self, known: Tensor) -> Tensor:
-        """Drop some known rows at random if the pass has gradients. Pseudo-labels use all known rows."""
+        """Return the rows to keep: in training, drop a random share of the rows with a known value."""
         if not (self.dropout and self.training and torch.is_grad_enabled()):
             return known
         return known & (torch.rand(len(known), device=known.device) >= self.dropout)
 
 
 def circle(turns: Tensor) -> Tensor:
-    """Compute sine and cosine [N, 2] of angles [N], given in full turns."""
+    """Compute sine and cosine [N, 2] of N angles, given in full turns (1.0 is 360 degrees)."""
     angle = 2 * math.pi * turns
     return torch.stack([angle.sin(), angle.cos()], 1)

@@ -1,4 +1,4 @@
-"""Build networks: a backbone and, for some roles, a metadata encoder and a site where its context enters."""
+"""Build networks: a backbone and, for some roles, an encoder of place and date and a site where its vector enters."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,19 +20,19 @@ from stssl.models.weights import weighted_backbone
 NetworkRole = Literal["plain", "student", "teacher", "direct"]
 """Purpose of a network.
 
-`teacher` and `direct` see metadata. `student` sees only images, and has the layers that distillation needs.
-`plain` sees only images, and has no such layers.
+`teacher` and `direct` see images and metadata (place and date). `student` sees only images, and has the layers that
+distillation needs. `plain` sees only images, and has no such layers.
 """
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hold a network's output for B images.
+    """Hold a network's logits and context vectors for some images.
 
     Attributes:
-        logits: [B, C] outputs for C classes.
-        context: [B, D] vectors of D numbers. In distillation, the student learns to predict the teacher's contexts from
-            pixels.
+        logits: [images, classes] logits.
+        context: [images, width] context vectors. In distillation, the student learns to predict the teacher's contexts
+            from pixels.
     """
 
     logits: Tensor
@@ -40,14 +40,14 @@ class Prediction:
 
 
 class Network(nn.Module):
-    """Predict classes from images. The roles `teacher` and `direct` use metadata too."""
+    """Predict classes from images and, in the roles `teacher` and `direct`, from place and date."""
 
     backbone: Backbone
 
     def __init__(
         self, backbone: Backbone, site: Injection, encoder: MetadataEncoder | None, project: nn.Module, tokens: bool
     ) -> None:
-        """Store the parts that `build_network` made.
+        """Join the parts of a network that `build_network` made.
 
         Args:
             backbone: Backbone with its head.
@@ -64,9 +64,9 @@ class Network(nn.Module):
         """Predict the classes of images.
 
         Args:
-            image: [B, bands, H, W], normalized.
-            metadata: [B, 4] metadata, with NaN for missing values; None if all values are missing. Networks without an
-                encoder ignore it.
+            image: [images, bands, height, width], normalized.
+            metadata: [images, 4] table of place and date (see `MetadataColumn`), with NaN for missing values; None if
+                all values are missing. Networks without an encoder ignore it.
             inject: False lets no context enter the backbone. CDMAD needs this for its blank image.
         """
         context = self._context(image, metadata)
@@ -77,16 +77,16 @@ class Network(nn.Module):
         return Prediction(logits, self.project(feature if token is None else token))
 
     def features(self, image: Tensor, context: Tensor | None, site: Injection) -> Tensor:
-        """Compute the backbone's final tokens [B, T, D] or feature maps, with the context entering at a site.
+        """Compute the backbone's final tokens or feature maps, and let the context vector enter at a site.
 
         Args:
-            image: [B, bands, H, W] images, normalized.
-            context: [B, D] context vectors; None without metadata.
+            image: [images, bands, height, width] images, normalized.
+            context: [images, width] context vectors; None without metadata.
             site: Site where the context enters.
         """
         parts = stages(self.backbone) if len(site.touched) else []
-        # Hooks work with any timm model, without changes to it. Remove them after each call: a copy of this network
-        # (an average) would also copy the hooks, and call the site of the original.
+        # Hooks work with any timm model, without changes to it. Remove them after each call: a copy of this network (an
+        # average) would also copy them, and its hooks would call the site of the original network.
         hooks = [self._hook(parts[number], number, site, context) for number in site.touched]
         try:
             tokens = self.backbone.forward_features(image)
@@ -123,7 +123,7 @@ def build_network(
     distill: bool,
     places: Tensor | None = None,
 ) -> Network:
-    """Build one network of a run.
+    """Build one network of a run, with its first weights.
 
     Args:
         backbone: Name of a timm model, or `slim_resnet`.
@@ -133,10 +133,10 @@ def build_network(
         classes: Number of classes.
         encoder: Configuration of the metadata encoder.
         injection: Configuration of the site.
-        role: What the network is for.
+        role: Purpose of the network: `plain`, `student`, `teacher` or `direct`.
         weights: Weights to start from: `none`, `imagenet` (timm's hub) or `file:PATH`.
         distill: True if the student learns from the teacher's outputs by distillation.
-        places: [n, 4] metadata of the training patches, for encoders that standardize.
+        places: [patches, 4] places and dates of the training patches, for encoders that standardize.
 
     Raises:
         ConfigError: The backbone, the weights or the site do not exist, or do not fit each other.
@@ -158,7 +158,7 @@ def build_network(
 
 
 def check_fit(*, backbone: str, backbone_args: JsonMapping, image_size: int, injection: InjectionBase) -> None:
-    """Check that a backbone exists and that a site fits it. Load no weights, and allocate none if possible.
+    """Check that a backbone exists and that an injection site fits it. Load no weights.
 
     Args:
         backbone: Name of a timm model or `slim_resnet`.
@@ -183,7 +183,7 @@ def check_fit(*, backbone: str, backbone_args: JsonMapping, image_size: int, inj
 
 
 def make_site(injection: InjectionBase, shape: Shape, backbone: str) -> Injection:
-    """Make the injection site for a backbone.
+    """Create the injection site, where metadata enters, for a backbone.
 
     Args:
         injection: Configuration of the site.
@@ -203,7 +203,7 @@ def make_site(injection: InjectionBase, shape: Shape, backbone: str) -> Injectio
 
 
 def _widen_head(backbone: Backbone, width: int) -> None:
-    """Replace the backbone's head by a head for a wider feature. The weights of the new inputs start at 0."""
+    """Replace the backbone's head by one that takes a wider feature. The weights of the additional inputs are 0."""
     old = backbone.get_classifier()
     if not isinstance(old, nn.Linear):
         raise TypeError("the classifier is not one linear layer")

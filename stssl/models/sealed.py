@@ -1,4 +1,4 @@
-"""Write and read exported weights: safetensors files with a checksum. It shows if bytes have changed.
+"""Write and read exported weights: safetensors files with a checksum that reveals changed bytes.
 
 The header holds two extra entries: the version of this package, and a SHA-256. The SHA-256 covers the other entries of
 the header, and the names, types, shapes and bytes of all tensors. Other programs can read the file: they ignore both
@@ -22,7 +22,7 @@ from stssl.base.errors import ConfigError
 from stssl.base.logs import LOG
 
 EXPORTS = ("student.safetensors", "encoder.safetensors")
-"""Names of the files that runs export."""
+"""Names of the weight files that runs export."""
 WRITER, DIGEST = "stssl", "sha256"
 """Keys of the two extra entries in the header. A file with only one of them is damaged."""
 UNREADABLE = (
@@ -50,7 +50,7 @@ def seal(weights: Mapping[str, Tensor]) -> bytes:
     about = {"format": "pt", WRITER: __version__}
     plain = save(tensors)
     start = _LENGTH.size + _LENGTH.unpack_from(plain)[0]
-    # Write the header here: safetensors changes the order of these entries each time, but equal runs must export equal
+    # Write the header here: safetensors changes the order of its entries each time, but equal runs must give equal
     # bytes.
     entries = {"__metadata__": about | {DIGEST: _digest(tensors, about)}} | json.loads(plain[_LENGTH.size : start])
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
@@ -61,7 +61,8 @@ def seal(weights: Mapping[str, Tensor]) -> bytes:
 def read_sealed(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file, and compare it with its checksum if it has one.
 
-    Files of other programs have no checksum. Exports of older versions have none either; each gives one warning.
+    Files of other programs have no checksum. Exports of older versions have none either. Each such file gives one
+    warning.
 
     Raises:
         ConfigError: The contents differ from the checksum.

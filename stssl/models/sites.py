@@ -1,4 +1,7 @@
-"""Define the sites where the context vector enters a backbone. A recipe chooses one by `model.injection.name`."""
+"""Define the injection sites: ways to add the context vector (encoded place and date) to a backbone.
+
+A recipe chooses one by `model.injection.name`.
+"""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
@@ -12,7 +15,7 @@ from stssl.models.injection import Block, Family, Injection, InjectionBase, Nowh
 
 
 class TokenConfig(InjectionBase):
-    """Configure an extra token that carries the context.
+    """Define the settings of the site `token`: an extra token carries the context vector.
 
     Attributes:
         block: Number of the transformer block. The token enters before it.
@@ -23,7 +26,7 @@ class TokenConfig(InjectionBase):
 
 
 class Token(Injection):
-    """Append a token that carries the context.
+    """Append a token to a transformer's tokens. It carries the context vector (encoded place and date).
 
     The token comes after the class and patch tokens, and has its own position embedding. A distilled student sees no
     metadata: its token is only the position embedding.
@@ -34,22 +37,25 @@ class Token(Injection):
     own_token: ClassVar[bool] = True
 
     def __init__(self, config: TokenConfig, shape: Shape) -> None:
-        """Make the position embedding of the token, which enters before block `config.block`."""
+        """Create the position embedding of the extra token. The token enters before block `config.block`."""
         super().__init__(config, shape)
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, shape.width), std=0.02))
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Append the site's token to tokens [B, T, D], and return tokens [B, T + 1, D]."""
+        """Append the token with the context to the backbone's tokens [images, tokens, width].
+
+        Return tokens [images, tokens + 1, width].
+        """
         token = self.position.expand(len(values), -1, -1)
         return torch.cat([values, token if context is None else token + context[:, None]], 1)
 
     def leave(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split final tokens [B, T + 1, D] into the backbone's tokens [B, T, D] and the site's token [B, D]."""
+        """Split the final tokens [images, tokens + 1, width] into the backbone's own tokens and the appended token."""
         return tokens[:, :-1], tokens[:, -1]
 
 
 class ClassAddConfig(InjectionBase):
-    """Configure a context that is added to the class token.
+    """Define the settings of the site that adds the context vector to the class token.
 
     Attributes:
         block: Number of the transformer block. The context is added before it.
@@ -60,13 +66,13 @@ class ClassAddConfig(InjectionBase):
 
 
 class ClassAdd(Injection):
-    """Add the context to the class token."""
+    """Add the context vector (encoded place and date) to the class token of a transformer."""
 
     config_type: ClassVar[type[InjectionBase]] = ClassAddConfig
     families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
 
     def __init__(self, config: ClassAddConfig, shape: Shape) -> None:
-        """Check that the backbone has a class token.
+        """Create the site, if the backbone has a class token.
 
         Raises:
             ConfigError: The backbone has no class token, or no block with the number in `config`.
@@ -78,14 +84,14 @@ class ClassAdd(Injection):
             )
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Add the context to the first of the tokens [B, T, D]: the class token."""
+        """Add the context vectors to the first of the tokens [images, tokens, width], which is the class token."""
         if context is None:
             return values
         return torch.cat([values[:, :1] + context[:, None], values[:, 1:]], 1)
 
 
 class TokenAddConfig(InjectionBase):
-    """Configure a context that is multiplied by a learned scale and added to every token.
+    """Define the settings of the site that adds the context vector, times a learned scale, to every token.
 
     Attributes:
         block: Number of the transformer block. The context is added before it.
@@ -98,34 +104,34 @@ class TokenAddConfig(InjectionBase):
 
 
 class TokenAdd(Injection):
-    """Add the context, times a learned scale, to every token."""
+    """Add the context vector (encoded place and date), times a learned scale, to every token of a transformer."""
 
     config_type: ClassVar[type[InjectionBase]] = TokenAddConfig
     families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
 
     def __init__(self, config: TokenAddConfig, shape: Shape) -> None:
-        """Set the learned scale to `config.scale` at the start."""
+        """Create the site. The learned scale starts at `config.scale`."""
         super().__init__(config, shape)
         self.scale = nn.Parameter(torch.tensor(config.scale))
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Add the scaled context to all tokens [B, T, D]."""
+        """Add the context vectors [images, width], times the learned scale, to all tokens [images, tokens, width]."""
         return values if context is None else values + self.scale * context[:, None]
 
 
 class FilmConfig(InjectionBase):
-    """Configure a context that scales and shifts the channels at every block or stage."""
+    """Select the site `film`: the context vector scales and shifts the channels at every block or stage."""
 
     name: Literal["film"] = "film"
 
 
 class Film(Injection):
-    """Scale and shift channels (FiLM: Perez et al., AAAI 2018, arXiv:1709.07871). At the start, nothing changes."""
+    """Scale and shift the channels by factors made from the context vector (FiLM, Perez et al., arXiv:1709.07871)."""
 
     config_type: ClassVar[type[InjectionBase]] = FilmConfig
 
     def __init__(self, config: FilmConfig, shape: Shape) -> None:
-        """Make one layer for each block or stage, with all weights 0."""
+        """Create one layer for each block or stage. All weights are 0, so the backbone is unchanged at the start."""
         super().__init__(config, shape)
         self.touched, self.channels_last = range(len(shape.blocks)), shape.channels_last
         self.layers = nn.ModuleList(nn.Linear(shape.width, 2 * channels) for channels in shape.blocks)
@@ -138,7 +144,10 @@ class Film(Injection):
         return bool(shape.blocks)
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Compute values * (1 + scale) + shift; scale and shift [B, channels] come from the context."""
+        """Compute values * (1 + scale) + shift.
+
+        A layer makes scale and shift [images, channels] from the context vector.
+        """
         if context is None:
             return values
         factors: Tensor = self.layers[number](context)
@@ -151,7 +160,7 @@ class Film(Injection):
 
 
 class CrossAttentionConfig(InjectionBase):
-    """Configure tokens that attend to vectors made from the context.
+    """Define the settings of the site where tokens attend to vectors that are made from the context.
 
     Attributes:
         block: Number of the transformer block. The attention comes before it.
@@ -164,13 +173,16 @@ class CrossAttentionConfig(InjectionBase):
 
 
 class CrossAttention(Injection):
-    """Let tokens attend to the context, times a gate that is 0 at the start (Flamingo, arXiv:2204.14198)."""
+    """Let tokens attend to vectors made from the context. A learned gate, 0 at the start, scales the result.
+
+    The gate is that of Flamingo (arXiv:2204.14198).
+    """
 
     config_type: ClassVar[type[InjectionBase]] = CrossAttentionConfig
     families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
 
     def __init__(self, config: CrossAttentionConfig, shape: Shape) -> None:
-        """Make the attention, and the layer that turns a context into `config.tokens` keys and values."""
+        """Create the attention, and the layer that turns a context vector into `config.tokens` vectors to attend to."""
         super().__init__(config, shape)
         self.norm = nn.LayerNorm(shape.width)
         self.keys = nn.Linear(shape.width, config.tokens * shape.width)
@@ -178,7 +190,7 @@ class CrossAttention(Injection):
         self.gate = nn.Parameter(torch.zeros(()))
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Add the result of the attention, times the gate, to tokens [B, T, D]."""
+        """Let the tokens [images, tokens, width] attend to the context. Add the result, times the learned gate."""
         if context is None:
             return values
         keys = self.keys(context).view(len(context), -1, context.shape[1])
@@ -187,23 +199,23 @@ class CrossAttention(Injection):
 
 
 class LateConfig(InjectionBase):
-    """Configure a context that is concatenated to the pooled feature."""
+    """Select the site `late`: the context vector is concatenated to the pooled feature."""
 
     name: Literal["late"] = "late"
 
 
 class Late(Injection):
-    """Concatenate the context to the pooled feature before the head. The new weights of the head start at 0."""
+    """Concatenate the context vector (encoded place and date) to the pooled feature before the head."""
 
     config_type: ClassVar[type[InjectionBase]] = LateConfig
 
     def __init__(self, config: LateConfig, shape: Shape) -> None:
-        """Double the size of the head's input."""
+        """Create the site. It doubles the size of the head's input."""
         super().__init__(config, shape)
         self.head_width = 2 * shape.width
 
     def pooled(self, feature: Tensor, context: Tensor | None) -> Tensor:
-        """Concatenate feature [B, D] and context [B, D] to [B, 2 D]."""
+        """Concatenate pooled features and context vectors, each [images, width], to [images, 2 * width]."""
         return feature if context is None else torch.cat([feature, context], 1)
 
 
@@ -216,10 +228,10 @@ _SITES: tuple[type[Injection], ...] = (
     Late,
     Nowhere,
 )
-"""All sites. Register a new site here, and only here."""
+"""Classes of all injection sites. Register a new site here, and only here."""
 
 INJECTIONS = {str(part_name(site.config_type)): site for site in _SITES}
-"""Sites by their names in recipes."""
+"""Classes of the injection sites, by their names in recipes."""
 
 if TYPE_CHECKING:
     InjectionConfig = InjectionBase

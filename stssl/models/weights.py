@@ -12,12 +12,15 @@ from stssl.models.backbones import Backbone, make_backbone
 from stssl.models.sealed import UNREADABLE, read_sealed
 
 StateDict = dict[str, Tensor]
-"""Tensors by name."""
+"""Weights and buffers of a network, by name."""
 
 COUNTERS = ("num_batches_tracked",)
-"""Tensors that may be missing in a file, by the end of their names: no result depends on them."""
+"""Ends of the names of tensors that may be missing in a file of weights, because no result depends on them."""
 DERIVED = (*COUNTERS, "relative_position_index", "attn_mask", "mask_token")
-"""Tensors that only a file may have, by the end of their names: constants, or used for masked pretraining."""
+"""Ends of the names of tensors that a file may have although the network lacks them.
+
+They are constants, or masked pretraining used them.
+"""
 
 
 def weighted_backbone(
@@ -47,7 +50,7 @@ def weighted_backbone(
 
 
 def load_weights(backbone: nn.Module, path: str) -> None:
-    """Load weights from a file into a backbone, except its head. Adapt them to its bands and image size.
+    """Load weights from a file into a backbone, except its head. Adapt them to the backbone's bands and image size.
 
     Args:
         backbone: Backbone that `make_backbone` built.
@@ -105,7 +108,7 @@ def read_weights(path: str) -> StateDict:
 
 
 def _renamed(name: str, own: StateDict) -> str:
-    """Return the backbone's name for a tensor of a file.
+    """Return the name that a file's tensor has in this backbone.
 
     timm calls the last norm `fc_norm` in transformers that pool by averaging: it comes after the pooling.
     """
@@ -118,13 +121,13 @@ def _head(backbone: nn.Module) -> str:
 
 
 def _first_kernel(backbone: nn.Module) -> str:
-    """Return the name of the first kernel, which reads the bands."""
+    """Return the name of the kernel in the backbone's first layer, which reads the image bands."""
     first = getattr(backbone, "default_cfg", {}).get("first_conv", "conv1")
     return f"{first[0] if isinstance(first, tuple | list) else first}.weight"
 
 
 def _fit(name: str, value: Tensor, own: Tensor, backbone: nn.Module, path: str) -> Tensor:
-    """Adapt position embeddings to another grid, and the first kernel to another number of bands."""
+    """Adapt a file's tensor to the backbone: resize position embeddings, change the bands of the first kernel."""
     from timm.layers.pos_embed import resample_abs_pos_embed
     from timm.models import adapt_input_conv
 
