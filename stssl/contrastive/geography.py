@@ -1,4 +1,4 @@
-"""Define the geographic pretext task: predict the cluster of an image's place, or the place itself.
+"""Define the geographic pretext task: predict from an image the cluster of its place, or the place itself.
 
 See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.2. Clusters are computed on the unit sphere: it has no jump at
 the date line.
@@ -17,11 +17,11 @@ from stssl.base.errors import DataError
 from stssl.base.sphere import on_sphere
 
 KMEANS_PLACES = 100_000
-"""Largest number of places that k-means uses. Afterwards, every place gets the nearest of its clusters."""
+"""Largest number of places that k-means uses. If there are more, it uses a random sample of them."""
 
 
 class NoGeoConfig(Config):
-    """Configure pretraining without a geographic pretext task."""
+    """Turn the geographic pretext task off."""
 
     name: Literal["none"] = "none"
 
@@ -54,7 +54,11 @@ GeoConfig = NoGeoConfig | ClustersConfig | RegressionConfig
 
 
 def known_places(metadata: Tensor, least: int) -> Tensor:
-    """Return the m different known places in metadata [n, 4], as points [m, 3] on the unit sphere.
+    """Return the different known places in a table of metadata, as points [places, 3] on the unit sphere.
+
+    Args:
+        metadata: [n, 4] table of place and date; NaN if missing.
+        least: Number of different places that are needed.
 
     Raises:
         DataError: The metadata has fewer than `least` different places.
@@ -73,7 +77,7 @@ def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
     """Cluster places on the unit sphere by k-means.
 
     Args:
-        metadata: [n, 4] metadata of the training patches.
+        metadata: [n, 4] places and dates of the training patches.
         k: Number of clusters.
         seed: Seed of the first centers. If there are more than `KMEANS_PLACES` places, also the seed of their sample.
 
@@ -95,11 +99,11 @@ def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
 
 
 def nearest_cluster(metadata: Tensor, centers: Tensor) -> Tensor:
-    """Find the nearest center of each place. Return the positions [n] of these centers; -1 for missing places.
+    """Return for each place the position of the nearest cluster center among `centers`; -1 for a missing place.
 
     Args:
-        metadata: [n, 4] metadata on any device.
-        centers: [k, 3] unit vectors. The result is on the same device.
+        metadata: [n, 4] places and dates, on any device.
+        centers: [k, 3] centers of the k clusters, as unit vectors. The result is on the same device.
     """
     points = on_sphere(metadata).to(centers.device)
     found = (points.nan_to_num() @ centers.T).argmax(1)

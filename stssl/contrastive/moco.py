@@ -1,9 +1,9 @@
-"""Define momentum contrast (MoCo): the queue of keys, and the losses that teach a query to find its own key among them.
+"""Define momentum contrast (MoCo): the queue of keys, and the losses by which a query finds its own key among them.
 
 See He et al., CVPR 2020 (arXiv:1911.05722). The projection is that of MoCo-v2 (arXiv:2003.04297). The loss can also be
 multi-label CPC (Song and Ermon, NeurIPS 2020, arXiv:2007.09852): one softmax over all pairs of the global batch.
 
-In shapes, n is the number of queries on this rank, and K the number of keys in the queue.
+In shapes, `queries` is the number of queries on this rank, and `keys` the number of keys in the queue.
 """
 
 import math
@@ -20,7 +20,7 @@ from stssl.contrastive.geography import GeoConfig, NoGeoConfig
 
 
 class PretextConfig(Config):
-    """Configure contrastive pretraining.
+    """Define the settings of contrastive pretraining.
 
     Attributes:
         temporal: Take the key from an image of the same place at another time, if the training patches have one.
@@ -57,33 +57,34 @@ class PretextConfig(Config):
         return self
 
     def alpha_at(self, fraction: float) -> float:
-        """Return the weight of positives after a share of the steps; `fraction` is this share, 0..1."""
+        """Return the weight of positive pairs in the loss `ml_cpc`, after the share `fraction` (0..1) of the steps."""
         if self.alpha_schedule == "geometric":
             return float(self.alpha * (self.alpha_end / self.alpha) ** fraction)
         return self.alpha + (self.alpha_end - self.alpha) * fraction
 
 
 class Queue(nn.Module):
-    """Hold the last keys of all ranks. New keys replace the oldest.
+    """Hold the newest keys (projected images) of all ranks. They are the negatives of the contrastive loss.
 
-    The queue is equal on all ranks, and is part of checkpoints.
+    New keys replace the oldest. The queue is equal on all ranks (training processes), and is part of checkpoints.
     """
 
     keys: Tensor
     pointer: Tensor
 
     def __init__(self, size: int, width: int) -> None:
-        """Fill the queue with `size` random unit vectors of `width` numbers."""
+        """Create the queue, filled with `size` random unit vectors of `width` numbers."""
         super().__init__()
         self.register_buffer("keys", functional.normalize(torch.randn(size, width), dim=1))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
 
     @torch.no_grad()
     def push(self, keys: Tensor, bad: Tensor | None = None) -> None:
-        """Replace the oldest keys by new keys.
+        """Replace the oldest keys of the queue by new keys.
 
         Args:
-            keys: [m, width] m new keys of the global batch. If m is larger than the queue, only the last keys enter.
+            keys: [keys, width] new keys of the global batch. If they do not all fit into the queue, only the last
+                enter.
             bad: Scalar tensor. If it is true, the old keys stay. None means false.
         """
         size = len(self.keys)
@@ -95,39 +96,39 @@ class Queue(nn.Module):
 
 
 def similarities(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Compute the cosines of each query with its own key and with all keys of the queue. Divide by the temperature.
+    """Compute the contrastive logits: cosines of each query with its own key and all keys of the queue, scaled.
 
     Args:
-        query: [n, width] unit vectors.
-        key: [n, width] unit vectors.
-        queue: [K, width] unit vectors.
+        query: [queries, width] unit vectors.
+        key: [queries, width] unit vectors.
+        queue: [keys, width] unit vectors.
         temperature: Divisor of the cosines. With a smaller value, the nearest negatives count more.
 
     Returns:
-        [n, 1 + K] logits. The first column belongs to the query's own key.
+        [queries, 1 + keys] logits. The first column belongs to the query's own key.
     """
     return torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], 1) / temperature
 
 
 def info_nce(logits: Tensor, rows: Tensor) -> Tensor:
-    """Compute InfoNCE of this rank's rows. The mean of the result over ranks is the mean over the global batch.
+    """Compute the InfoNCE loss of this rank's rows. Its mean over ranks is the loss of the global batch.
 
     Args:
-        logits: [n, 1 + K] result of `similarities`.
+        logits: [queries, 1 + keys] result of `similarities`.
         rows: Number of rows in the global batch.
     """
     return (torch.logsumexp(logits, 1) - logits[:, 0]).sum() * world_size() / rows
 
 
 def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
-    """Compute multi-label CPC: the cross-entropy of one softmax over all pairs of the global batch.
+    """Compute the loss multi-label CPC: the cross-entropy of one softmax over all pairs of the global batch.
 
     The target is 1/N for each of the N positive pairs, and 0 for all other pairs.
 
     Args:
-        logits: [n, 1 + K] result of `similarities`.
+        logits: [queries, 1 + keys] result of `similarities`.
         rows: Number of rows in the global batch, N.
-        alpha: Weight of positives. Negatives have the weight (K + 1 - alpha) / K.
+        alpha: Weight of positives. With K keys in the queue, negatives have the weight (K + 1 - alpha) / K.
 
     Returns:
         The loss of this rank. Its mean over ranks is the loss of the global batch.
@@ -139,7 +140,7 @@ def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
     weighted = logits + shift
     most = _largest(weighted.detach().max())
     total = most + sum_over_ranks((weighted.detach() - most).exp().sum()).log()
-    # The value of the normalizer is global, but its gradients flow only through this rank's part.
+    # Give the normalizer the value of all ranks, but gradients only of this rank's part: DDP adds those of the others.
     own = (weighted - total).exp().sum()
     normalizer = total + world_size() * (own - own.detach())
     positives = weighted[:, 0].sum() * world_size() / rows

@@ -1,4 +1,4 @@
-"""Load pairs for pretraining: a patch and its partner. A thread reads them before the step needs them."""
+"""Load pairs for pretraining: a patch, and a partner from the same place. A thread reads them in advance."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from stssl.data.order import Sampler
 
 @dataclass(frozen=True)
 class RawPairs:
-    """Hold this rank's n pairs in host memory, with pixel values as the store has them.
+    """Hold one rank's n pairs of patches in host memory, with pixel values as the store has them.
 
     Attributes:
         arrays: [m, bands, height, width] pixels of each band group. The n queries come first. With partners, m is 2n
             and the n keys follow; without partners, m is n.
-        metadata: [n, 4] metadata of the queries.
+        metadata: [n, 4] places and dates of the queries.
         true_pairs: [n] booleans: true if the key is another patch, false if it is the query's own patch.
         rows: [n] store rows of the queries, for messages.
         draws: Random choices for the views of the queries, and for the views of the keys.
@@ -40,12 +40,12 @@ class RawPairs:
 
 @dataclass(frozen=True)
 class PairSource:
-    """Read training patches for pretraining, each with a partner if it has one.
+    """Read training patches for pretraining, each with a partner from the same place if one exists.
 
     Attributes:
         reader: Reader of pixels.
         rows: [size] store rows of the training patches.
-        metadata: [N, 4] metadata of all N store rows.
+        metadata: [store rows, 4] places and dates of all patches.
         sampler: Sampler that orders the positions in `rows`, 0..size-1.
         positives: Finder of partners; None makes each patch its own partner.
         views: Strength of the views.
@@ -61,12 +61,12 @@ class PairSource:
     bands: int
 
     def global_rows(self, step: int) -> list[int]:
-        """List the store rows of the queries of all ranks in a step."""
+        """List the store rows of all first patches (queries) that all ranks together read in a step."""
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
     def load(self, step: int, ranks: tuple[int, int]) -> RawPairs:
-        """Read the pairs of one rank in a step. `ranks` holds the rank and the number of ranks."""
+        """Read the pairs of patches of one rank in a step. `ranks` holds the rank and the number of ranks."""
         positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *ranks))
         rows, seed = self.rows[positions], self.sampler.seed
         partners = rows if self.positives is None else self.positives.draw(rows, epochs, seed)
@@ -83,22 +83,22 @@ class PairSource:
 
 
 class PairLoader:
-    """Iterate over this rank's part of the global batches, step by step."""
+    """Deliver one rank's pairs of patches for each step of pretraining."""
 
     def __init__(self, source: PairSource, rank: int = 0, world: int = 1) -> None:
-        """Load the part of each global batch that belongs to rank `rank` of `world` ranks."""
+        """Prepare to load the pairs of rank `rank` among `world` ranks (training processes)."""
         self.sources, self.ranks = {Stream.UNLABELED: source}, (rank, world)
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """List the store rows of the queries of all ranks in a step, by the name of the stream."""
+        """Return the store rows of all first patches (queries) of a step, by name of the stream, over all ranks."""
         return {stream.value: source.global_rows(step) for stream, source in self.sources.items()}
 
     def rows_at(self, step: int) -> int:
-        """Return how many queries all ranks together read in a step."""
+        """Return how many pairs all ranks together read in a step."""
         return sum(source.sampler.batch for source in self.sources.values())
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawPairs]:
-        """Yield the pairs of each step. A thread reads them up to `ahead` steps before.
+        """Yield this rank's pairs of each step. A thread reads them in advance.
 
         Args:
             start: First step.

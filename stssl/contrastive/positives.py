@@ -11,10 +11,10 @@ from stssl.base.randomness import RandomStream, uniforms
 
 
 class Positives:
-    """Find partners within a set of store rows: rows that show the same place at other times."""
+    """Find partners of store rows: other rows that show the same place at another time."""
 
     def __init__(self, rows: Ints, places: NDArray[np.integer]) -> None:
-        """Group rows by place.
+        """Group store rows by place.
 
         Args:
             rows: [n] store rows of the set.

@@ -29,12 +29,12 @@ from stssl.steps.base import StepOutput, TrainingStep
 
 @dataclass(frozen=True)
 class Pairs:
-    """Hold this rank's rows of a global batch.
+    """Hold this rank's pairs of views of a global batch.
 
     Attributes:
-        query: [n, bands, h, w] images, normalized.
-        key: [n, bands, h, w] second views: of the partner if the patch has one, otherwise of the patch itself.
-        metadata: [n, 4] metadata of the queries.
+        query: [n, bands, height, width] images, normalized.
+        key: [n, bands, height, width] second views: of the partner if the patch has one, otherwise of the patch itself.
+        metadata: [n, 4] places and dates of the queries.
         true_pairs: [n] booleans: true if the key shows a partner, so not the patch itself.
     """
 
@@ -45,7 +45,7 @@ class Pairs:
 
 
 class PretrainEncoder(nn.Module):
-    """Compute pooled features with a backbone, and project them to the vectors that the losses compare."""
+    """Compute features of images with a backbone, and project them to the vectors that contrastive losses compare."""
 
     backbone: Backbone
 
@@ -63,22 +63,22 @@ class PretrainEncoder(nn.Module):
         self.backbone, self.project = backbone, nn.Sequential(*hidden, nn.Linear(width, projection))
 
     def features(self, image: Tensor) -> Tensor:
-        """Compute pooled features [n, width] of images."""
+        """Compute the backbone's pooled features [images, width] of images."""
         return self.backbone.forward_head(self.backbone.forward_features(image), pre_logits=True)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Compute the projected vectors [n, projection] of images. They are not normalized."""
+        """Compute the projected vectors [images, projection] of images, not scaled to length 1."""
         projected: Tensor = self.project(self.features(image))
         return projected
 
 
 class GeoHead(nn.Module):
-    """Predict a place or its cluster from the query's projection. The projection is not normalized."""
+    """Predict an image's place, or the cluster of its place, from the image's projected vector."""
 
     centers: Tensor
 
     def __init__(self, config: GeoConfig, projection: int, centers: Tensor | None) -> None:
-        """Make the layer that predicts.
+        """Create the layer that predicts place or cluster.
 
         Args:
             config: Kind of the pretext task.
@@ -91,11 +91,11 @@ class GeoHead(nn.Module):
         self.layers = nn.Sequential(nn.ReLU(), nn.Linear(projection, 3 if centers is None else len(centers)))
 
     def forward(self, embedding: Tensor, metadata: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss, and values to log.
+        """Compute the loss of the geographic pretext task, and values to log.
 
         Args:
             embedding: [n, projection] projections of the queries.
-            metadata: [n, 4] metadata of the queries.
+            metadata: [n, 4] places and dates of the queries.
 
         Returns:
             The loss and the values to log. The mean of the loss over ranks is the mean over all known places of the
@@ -117,10 +117,10 @@ class GeoHead(nn.Module):
 
 
 class ContrastiveStep(TrainingStep):
-    """Own the query encoder, momentum encoder, queue and geographic head; `forward` computes the loss of one step."""
+    """Compute the loss of one pretraining step, and own what is trained: both encoders, queue and geographic head."""
 
     def __init__(self, encoder: PretrainEncoder, config: PretextConfig, centers: Tensor | None, seed: int) -> None:
-        """Store the parts. The momentum encoder starts as a copy of the query encoder.
+        """Create the queue and the heads, and copy the query encoder as the momentum encoder.
 
         Args:
             encoder: Encoder of queries.
@@ -136,7 +136,7 @@ class ContrastiveStep(TrainingStep):
         self.networks = nn.ModuleDict(trained)
         self.momentum = Ema(encoder, config.momentum)
         self.momentum.network.train()
-        # Shuffle only with BatchNorm: nothing else mixes the rows of a batch. `_keys` says why.
+        # Shuffle keys only if BatchNorm exists: no other layer lets one row of a batch influence another (see `_keys`).
         self.queue = Queue(config.queue, config.projection)
         self.shuffles = bool(batchnorms(encoder))
         self._fresh: Tensor | None = None
@@ -185,17 +185,18 @@ class ContrastiveStep(TrainingStep):
             self._fresh = None
 
     def _row_counts(self, rows: Tensor) -> list[int]:
-        """Gather how many rows each rank has. Batch sizes never change, so ranks exchange this number once."""
+        """Return how many rows each rank has. Ranks exchange these numbers only once, since they never change."""
         if len(rows) not in self._counts:
             self._counts[len(rows)] = row_counts(rows)
         return self._counts[len(rows)]
 
     @torch.no_grad()
     def _keys(self, batch: Pairs, progress: Progress) -> Tensor:
-        """Update the momentum encoder, and compute this rank's keys: unit vectors [n, projection].
+        """Update the momentum encoder, and compute this rank's keys with it: unit vectors [rows, projection].
 
-        If the encoder has BatchNorm, shuffle the key images over ranks first. Otherwise the statistics of a rank's
-        batch would show which key belongs to a query, whatever the image shows (He et al., section 3.3).
+        If the encoder has BatchNorm, shuffle the key images over ranks first. Without this, the statistics of a rank's
+        batch would tell which key belongs to a query, and the network would not need to look at the image (He et al.,
+        section 3.3).
         """
         self.momentum.update_parameters(self.networks["query"])
         if world_size() == 1 or not self.shuffles:

@@ -18,11 +18,11 @@ from stssl.base.arrays import Floats
 from stssl.base.config import Config, Share
 
 FIXED = 16
-"""How many uniform numbers a view needs, without the two numbers for each band."""
+"""Number of uniform random numbers that one view needs, without the two numbers for each band."""
 
 
 class PretrainViewsConfig(Config):
-    """Configure the strength of the views.
+    """Define the strength of the random augmentations in contrastive pretraining.
 
     Attributes:
         smallest_crop: Smallest area of a crop, as a share of the patch.
@@ -57,7 +57,7 @@ class PretrainViewsConfig(Config):
 
 @dataclass(frozen=True)
 class ViewDraw:
-    """Hold the random choices for one view of n patches.
+    """Hold the random choices (crop, flip, colors, blur) for one augmented view of n patches.
 
     Attributes:
         box: [n, 2, 3] affine maps for crops and flips, in the normalized coordinates of `affine_grid`.
@@ -76,17 +76,17 @@ class ViewDraw:
     sigma: Tensor
 
     def to(self, device: torch.device) -> "ViewDraw":
-        """Copy the choices to another device. The host does not wait for the copy."""
+        """Copy the random choices to another device. The host does not wait for the copy."""
         return ViewDraw(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
 def pretrain_numbers_needed(bands: int) -> int:
-    """Return how many uniform numbers one view of a patch needs."""
+    """Return how many uniform random numbers are needed to augment one patch once."""
     return FIXED + 2 * bands
 
 
 def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int) -> ViewDraw:
-    """Turn uniform numbers into the random choices of one view.
+    """Turn uniform random numbers into the choices of one augmented view: crop, flip, colors, blur.
 
     Args:
         numbers: [n, pretrain_numbers_needed(bands)] uniform numbers in [0, 1).
@@ -111,7 +111,7 @@ def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int)
 
 
 def _boxes(u: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """Make affine maps [n, 2, 3] from the output to a random box of the input, with random area, shape and position."""
+    """Make affine maps [n, 2, 3] for random crops and flips. They map points of the result to points of the image."""
     area = config.smallest_crop + (1 - config.smallest_crop) * u[:, 0]
     shape = torch.exp(math.log(config.aspect) * (2 * u[:, 1] - 1))
     width, height = (area * shape).sqrt().clamp_max(1), (area / shape).sqrt().clamp_max(1)
@@ -128,7 +128,7 @@ _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.21
 
 
 def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """Make linear maps [n, 3, 3] of RGB that change saturation and hue, or remove the colors."""
+    """Make matrices [n, 3, 3] that change saturation and hue of RGB colors, or turn colors into gray."""
     # One matrix does all three changes, so each image is read once. In YIQ, a change of hue is a rotation.
     saturation = torch.where(jittered, 1 + config.saturation * signed[:, 8], 1.0)
     turn = torch.where(jittered, 2 * math.pi * config.hue * signed[:, 9], 0.0)
@@ -145,7 +145,7 @@ def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
     """Apply the random choices of one view to images. Values stay in [0, 1].
 
     Args:
-        image: [n, bands, h, w] images with values in [0, 1].
+        image: [n, bands, height, width] images with values in [0, 1].
         draw: Random choices of the view.
         size: Side of the result in pixels.
 
@@ -164,7 +164,7 @@ def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
 
 def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
     """Blur each patch with a Gaussian of its own width `sigma` in pixels. Width 0 changes nothing."""
-    # Every patch has its own kernel, so use one convolution with a group for each patch and band.
+    # A convolution has one kernel for each group. Make each patch and band a group, so each patch has its own kernel.
     n, bands, height, width = image.shape
     reach = max(1, min(height, width) // 20)
     steps = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)

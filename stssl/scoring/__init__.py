@@ -1,4 +1,4 @@
-"""Score networks: metrics of predictions, evaluation on a part of the split, and k-NN on frozen features.
+"""Score networks: metrics of predictions, evaluation on a part of the data, and k-NN on frozen features.
 
 Register new metrics in `stssl/scoring/metrics.py`. Import from the modules directly: they need torch, so this package
 does not import them.

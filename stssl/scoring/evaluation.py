@@ -1,4 +1,4 @@
-"""Evaluate a network on a part of the split: compute logits and scores, and write them to files."""
+"""Evaluate a network on a part of the data (such as test): compute logits and scores, and write them to files."""
 
 import hashlib
 import io
@@ -25,12 +25,12 @@ from stssl.recipes.run_data import PixelData, RunData, require_labels
 from stssl.scoring.metrics import score
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
-"""Function that takes images [n, bands, h, w] and metadata [n, 4], and returns logits [n, classes]."""
+"""Function that takes images [n, bands, height, width] and metadata [n, 4], and returns logits [n, classes]."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold the scores of one network on one part of the split, and its logits.
+    """Hold the scores of one network on one part of the data, and its logits.
 
     Attributes:
         scores: Scores by name.
@@ -46,7 +46,7 @@ class Evaluation:
 
 
 def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of images [n, bands, h, w], without augmentation, and metadata [n, 4].
+    """Yield batches of images [n, bands, height, width], without augmentation, and their place and date [n, 4].
 
     Batches have the order of `rows` and are on the device of `pixels`. A thread reads the next batches while the caller
     works with one.
@@ -66,7 +66,7 @@ def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Ite
 
 @torch.no_grad()
 def predict(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
-    """Predict rows on all ranks together. Each rank predicts a part, and each rank gets all logits.
+    """Compute a network's logits for store rows. Each rank predicts a part of the rows, and gets the logits of all.
 
     Args:
         predictor: Function that takes images and metadata, and returns logits.
@@ -88,7 +88,7 @@ def predict(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints
 def score_part(
     predictor: Predictor, data: RunData, pixels: PixelScaler, part: str, *, batch: int, limit: int | None
 ) -> Evaluation:
-    """Score a network on a part of the split. All ranks must call this.
+    """Score a network on a part of the data. All ranks (training processes) must call this together.
 
     Args:
         predictor: Function that takes images and metadata, and returns logits.
@@ -110,14 +110,14 @@ def score_part(
 
 
 def spread(rows: Ints, limit: int | None) -> Ints:
-    """Choose at most `limit` evenly spread rows; None chooses all rows."""
+    """Choose at most `limit` of the given rows, evenly spread; a limit of None chooses all rows."""
     if limit is None or limit >= len(rows):
         return rows
     return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
 
 
 def without_nan(value: Mapping[str, object]) -> dict[str, object]:
-    """Replace NaN and infinite numbers by None, because JSON cannot express them. Lists do not change."""
+    """Copy nested mappings with None in place of NaN and infinite numbers, because JSON cannot express those."""
     return {key: _without_nan(item) for key, item in value.items()}
 
 
@@ -168,5 +168,5 @@ def _as_json(result: Evaluation) -> dict[str, JsonValue]:
 
 
 def array_digest(data: bytes | memoryview) -> str:
-    """Hash the bytes of an `.npz` file. The JSON file with the scores holds this digest."""
+    """Compute the hash of an `.npz` file's bytes. The JSON file with the scores holds this hash."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

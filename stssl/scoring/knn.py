@@ -1,4 +1,4 @@
-"""Score frozen features by the labels of their nearest neighbors. This shows early how well pretraining works."""
+"""Score features by a k-NN classifier: predict each patch from the labels of its nearest neighbors."""
 
 from collections.abc import Callable
 
@@ -16,12 +16,12 @@ from stssl.scoring.evaluation import batches, spread
 from stssl.scoring.metrics import score
 
 Features = Callable[[Tensor], Tensor]
-"""Function that takes images [n, bands, h, w] and returns features [n, width]."""
+"""Function that takes images [n, bands, height, width] and returns features [n, width]."""
 
 
 @torch.no_grad()
 def embed(features: Features, data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
-    """Compute features of rows on all ranks together. Each rank computes a part, and each rank gets all features.
+    """Compute features of store rows. Each rank computes a part of them, and gets the features of all rows.
 
     Args:
         features: Function that takes images and returns features.
@@ -48,13 +48,14 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: 
     Args:
         query: [n, width] features of the patches to predict.
         bank: [m, width] features of m patches with known labels.
-        targets: [m, G] choice ids of these patches, for G decisions each; `IGNORED` if unknown.
+        targets: [m, decisions] choice ids of these patches: one decision for each class in multi-label tasks, else one
+            in all. `IGNORED` if unknown.
         space: Classes and kind of task.
         k: Number of neighbors that vote.
         temperature: Divisor of the cosines. With a smaller value, the nearest neighbor counts more.
 
     Returns:
-        [n, C] logits of C classes, as float64.
+        [n, classes] logits as float64.
     """
     known = targets != IGNORED
     choices = functional.one_hot(targets.clamp_min(0).long(), space.choices).float() * known[..., None]
@@ -64,7 +65,7 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: 
         weight = ((likeness - likeness[:, :1]) / temperature).exp()
         votes = torch.einsum("nk,nkgw->ngw", weight, choices[nearest])
         found.append(votes / votes.sum(-1, keepdim=True).clamp_min(1e-12))
-    # Add a small number in float64. Do not clamp: this would make small votes equal, but they must rank the patches.
+    # Add a small number, which keeps log(0) finite. A clamp would make small votes equal, but they must rank patches.
     return space.ungrouped((torch.cat(found).double() + 1e-6).log())
 
 
@@ -81,13 +82,13 @@ def knn_scores(
     batch: int,
     limit: int | None,
 ) -> dict[str, float]:
-    """Score a part of the split by k-NN among the training patches. All ranks must call this.
+    """Score a part of the data by k-NN: predict each patch from its nearest training patches. All ranks must call this.
 
     Args:
         features: Function that takes images and returns features.
         data: Store, split and reader.
         pixels: Module that scales stored bands to images.
-        labels: Classes, and choice ids [N, G] of all N store rows for G decisions.
+        labels: Classes, and choice ids [store rows, decisions] of all patches.
         part: `validation` or `test`.
         bank: Largest number of training patches that may be neighbors.
         k: Number of neighbors that vote.

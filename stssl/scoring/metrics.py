@@ -1,9 +1,9 @@
-"""Score predictions for a part of a split.
+"""Define the metrics that score predictions, such as accuracy and mAP.
 
 To add a metric, write one function that takes `Predictions`, and add one line to `MULTILABEL` or `SINGLE_LABEL`. Put a
 long function into its own file. Functions import torchmetrics when they run, because the import takes seconds.
 
-In shapes, N is the number of patches, C of classes, and G of decisions for each patch.
+In shapes, a single-label patch has one decision. A multi-label patch has one decision for each class.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,14 +21,14 @@ from stssl.base.batch import IGNORED
 from stssl.base.labels import LabelSpace
 
 Scores = dict[str, float]
-"""Scores by name."""
+"""Values of the scores (such as accuracy) by name."""
 NAN = torch.tensor(torch.nan, dtype=torch.float64)
 CONFIDENCE_BINS = 15
-"""Number of confidence bins for the calibration error."""
+"""Number of bins into which the calibration error sorts predictions by confidence."""
 
 
 class PartScores(NamedTuple):
-    """Hold the scores of a network, and the scores of each class by the name of the class."""
+    """Hold the scores of a network over all classes, and the scores of each class by the name of the class."""
 
     scores: Scores
     per_class: dict[str, Scores]
@@ -39,8 +39,8 @@ class Predictions:
     """Hold predictions and labels for metrics. Each patch has at least one known label, and logits are finite.
 
     Attributes:
-        logits: [N, C] logits as float64.
-        targets: [N, G] choice ids; `IGNORED` if unknown.
+        logits: [patches, classes] logits as float64.
+        targets: [patches, decisions] choice ids; `IGNORED` if unknown.
         space: Classes and kind of task.
     """
 
@@ -50,43 +50,43 @@ class Predictions:
 
     @property
     def probabilities(self) -> Tensor:
-        """Return the probability [N, C] of each class."""
+        """Compute the predicted probability [patches, classes] of each class from the logits."""
         return self.space.probabilities(self.logits)
 
     @property
     def known(self) -> Tensor:
-        """Return booleans [N, G]: true for known labels."""
+        """Return booleans [patches, decisions]: true if the label is known."""
         return self.targets != IGNORED
 
     @cached_property
     def count(self) -> Tensor:
-        """Count the patches [C] that are labeled with each class."""
+        """Count for each class how many patches have it as label. Return [classes]."""
         return self.space.positives(self.targets).sum(0)
 
     @cached_property
     def average_precision(self) -> Tensor:
-        """Compute the average precision [C] of each class (multi-label only); NaN for classes without a positive."""
+        """Compute the average precision [classes] of each class (multi-label only); NaN if no patch has the class."""
         return self._each(lambda logits, truth: _measure().binary_average_precision(_ranks(logits), truth))
 
     @cached_property
     def f1(self) -> Tensor:
-        """Compute F1 [C] of each class; NaN for classes without a positive."""
+        """Compute the F1 score [classes] of each class; NaN for a class that no patch has."""
         if self.space.multilabel:
             return self._each(lambda logits, truth: _measure().binary_f1_score((logits > 0).long(), truth))
         return self._each_choice(_measure().multiclass_f1_score)
 
     @cached_property
     def precision(self) -> Tensor:
-        """Compute the precision [C] of each class (single-label only); NaN for classes without a positive."""
+        """Compute the precision [classes] of each class (single-label only); NaN for a class that no patch has."""
         return self._each_choice(_measure().multiclass_precision)
 
     @cached_property
     def recall(self) -> Tensor:
-        """Compute the recall [C] of each class (single-label only); NaN for classes without a positive."""
+        """Compute the recall [classes] of each class (single-label only); NaN for a class that no patch has."""
         return self._each_choice(_measure().multiclass_recall)
 
     def _each(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Measure each class of a multi-label task, using only patches with a known label for this class."""
+        """Apply a metric to each class of a multi-label task, over the patches with a known label for the class."""
         classes = zip(self.logits.T, self.targets.T, self.known.T, self.count, strict=True)
         return torch.stack(
             [measure(logits[own], truth[own]).double() if count else NAN for logits, truth, own, count in classes]
@@ -94,41 +94,41 @@ class Predictions:
 
     def _each_choice(self, measure: Callable[..., Tensor]) -> Tensor:
         classes = self.logits.shape[1]
-        # torchmetrics needs at least two classes.
+        # torchmetrics refuses fewer than two classes, but a dataset may have one class.
         found = measure(self.logits.argmax(1), self.targets[:, 0], average=None, num_classes=max(2, classes))
         return torch.where(self.count > 0, found[:classes], NAN)
 
 
 Metric = Callable[[Predictions], Tensor]
-"""Function that takes predictions and returns one number. In `PER_CLASS`, it returns one number for each class."""
+"""Function that takes predictions and returns a score. In `PER_CLASS`, it returns a score for each class."""
 
 
 def mean_average_precision(predictions: Predictions) -> Tensor:
-    """Compute the mean of the average precision over all classes with a positive."""
+    """Compute mAP: the mean of the average precision over all classes that some patch has."""
     return predictions.average_precision.nanmean()
 
 
 def micro_average_precision(predictions: Predictions) -> Tensor:
-    """Compute one average precision from all known labels of all classes together."""
+    """Compute the average precision over the known labels of all classes together (micro average)."""
     logits, truth = predictions.logits[predictions.known], predictions.targets[predictions.known]
     found: Tensor = _measure().binary_average_precision(_ranks(logits), truth)
     return found
 
 
 def micro_f1(predictions: Predictions) -> Tensor:
-    """Compute one F1 at probability 0.5 from all known labels of all classes together."""
+    """Compute the F1 score at probability 0.5 over the known labels of all classes together (micro average)."""
     logits, truth = predictions.logits[predictions.known], predictions.targets[predictions.known]
     found: Tensor = _measure().binary_f1_score((logits > 0).long(), truth)
     return found
 
 
 def accuracy(predictions: Predictions) -> Tensor:
-    """Compute how often the most probable class is right, as a share of the patches."""
+    """Compute the accuracy: how often the most probable class is right, as a share of the patches."""
     return (predictions.logits.argmax(1) == predictions.targets[:, 0]).float().mean()
 
 
 def label_calibration_error(predictions: Predictions) -> Tensor:
-    """Compute the expected calibration error of the probabilities for all known labels."""
+    """Compute the expected calibration error of the predicted probabilities of all classes (multi-label)."""
     known = predictions.known
     found: Tensor = _measure().binary_calibration_error(
         predictions.probabilities[known], predictions.targets[known], n_bins=CONFIDENCE_BINS
@@ -137,7 +137,7 @@ def label_calibration_error(predictions: Predictions) -> Tensor:
 
 
 def choice_calibration_error(predictions: Predictions) -> Tensor:
-    """Compute the expected calibration error of the most probable classes."""
+    """Compute the expected calibration error of the most probable class of each patch (single-label)."""
     right = (predictions.logits.argmax(1) == predictions.targets[:, 0]).long()
     found: Tensor = _measure().binary_calibration_error(
         predictions.probabilities.amax(1), right, n_bins=CONFIDENCE_BINS
@@ -152,7 +152,7 @@ MULTILABEL: dict[str, Metric] = {
     "F1_micro": micro_f1,
     "calibration_error": label_calibration_error,
 }
-"""Metrics of multi-label tasks. Register a new metric here, and only here."""
+"""Metrics of multi-label tasks, by name. Register a new metric here, and only here."""
 
 SINGLE_LABEL: dict[str, Metric] = {
     "accuracy": accuracy,
@@ -162,13 +162,13 @@ SINGLE_LABEL: dict[str, Metric] = {
     "F1": lambda predictions: predictions.f1.nanmean(),
     "calibration_error": choice_calibration_error,
 }
-"""Metrics of single-label tasks. Register a new metric here, and only here."""
+"""Metrics of single-label tasks, by name. Register a new metric here, and only here."""
 
 LOWER_IS_BETTER = ("loss", "calibration_error")
 """Scores for which a smaller value is better. For all other scores a larger value is better. List new errors here."""
 
 HEADLINES: Mapping[bool, str] = {True: "mAP", False: "accuracy"}
-"""Score that chooses the best checkpoint, for multi-label tasks (True) and single-label tasks (False)."""
+"""Name of the score that chooses the best checkpoint, for multi-label (True) and single-label tasks (False)."""
 
 PER_CLASS: Mapping[bool, dict[str, Metric]] = {
     True: {
@@ -182,11 +182,11 @@ PER_CLASS: Mapping[bool, dict[str, Metric]] = {
         "count": lambda predictions: predictions.count,
     },
 }
-"""Metrics of each class, for multi-label tasks (True) and single-label tasks (False)."""
+"""Metrics that score each class by itself, for multi-label tasks (True) and single-label tasks (False)."""
 
 
 def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
-    """Compute all metrics that fit the kind of task.
+    """Compute all metrics that fit the kind of task (multi-label or single-label).
 
     Multi-label: `mAP` and `mAP_micro`, `F1` and `F1_micro` at probability 0.5. Single-label: `accuracy`,
     `balanced_accuracy`, `precision`, `recall` (equal to balanced accuracy) and `F1`. Both: `loss` (mean cross-entropy
@@ -196,8 +196,8 @@ def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
     If a logit for a known label is not finite, every score is NaN. Files write NaN as null.
 
     Args:
-        logits: [N, C] logits.
-        targets: [N, G] choice ids; `IGNORED` if unknown. At least one must be known.
+        logits: [patches, classes] logits.
+        targets: [patches, decisions] choice ids; `IGNORED` if unknown. At least one must be known.
         space: Classes and kind of task.
 
     Returns:
@@ -225,7 +225,7 @@ def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
 
 
 def diverged(scores: Scores) -> bool:
-    """Return True if scores are NaN because predictions were not finite."""
+    """Return True if the scores are NaN because the network's predictions were not finite."""
     return isnan(scores.get("loss", 0.0))
 
 
@@ -241,7 +241,7 @@ def _measure() -> ModuleType:
 
 
 def _ranks(logits: Tensor) -> Tensor:
-    """Turn n logits [n] into numbers in [0, 1] with the same order. Equal logits give equal numbers."""
-    # Do not use the sigmoid: it is 1 for all logits above about 37, so large logits would look equal.
+    """Turn logits [n] into numbers in [0, 1] with the same order. Equal logits give equal numbers."""
+    # Do not use the sigmoid: it is exactly 1 for all logits above about 37, so large logits would look equal.
     found: Tensor = torch.unique(logits, return_inverse=True)[1]
     return found.double() / max(1, len(logits))

@@ -1,4 +1,4 @@
-"""Define the interface between the training loop and a step."""
+"""Define the interface between the training loop and a training step, which computes the loss of a batch."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Hold the result of one step.
+    """Hold the loss of one training step, and the values to log.
 
     Attributes:
         loss: Scalar to differentiate.
-        logs: Detached scalars by name. Their mean over ranks is the value of the global batch.
+        logs: Scalars by name, without gradients. Their mean over ranks is the value of the global batch.
     """
 
     loss: Tensor
@@ -19,7 +19,7 @@ class StepOutput:
 
 
 class TrainingStep(nn.Module):
-    """Own the trained networks and all state of the training; `forward` takes a batch and returns a `StepOutput`.
+    """Own the trained networks and the state of their training; `forward` computes the loss of a batch.
 
     Attributes:
         networks: Modules that get gradients, by name. The loop logs and bounds each module's gradient norm separately.
@@ -28,12 +28,12 @@ class TrainingStep(nn.Module):
     networks: nn.ModuleDict
 
     def backbones(self) -> list[nn.Module]:
-        """List the backbones. They do most of the arithmetic of a step."""
+        """List the backbones of the trained networks, which do most of the arithmetic. The loop may compile them."""
         found = [getattr(network, "backbone", None) for network in self.networks.values()]
         return [backbone for backbone in found if isinstance(backbone, nn.Module)]
 
     def after_optimizer(self, bad: Tensor) -> None:
-        """Update what follows the networks, such as averages. The loop calls this after each optimizer step.
+        """Update what follows the networks, such as averaged weights. The loop calls this after each optimizer step.
 
         Args:
             bad: Scalar tensor; true if the loop skipped the step because its gradients are not finite.

@@ -1,4 +1,4 @@
-"""Gather the labeler outputs of all ranks, in the order of the global batch. Algorithms keep state from them."""
+"""Gather the predictions that pseudo-labels come from, from all ranks (training processes) onto each rank."""
 
 from torch import Tensor
 
@@ -8,15 +8,15 @@ from stssl.base.distributed import gather_rows, row_counts, world_size
 
 
 class Gathering:
-    """Gather labeler outputs from all ranks, and remember how many rows each rank holds."""
+    """Collect the labeler's logits of all ranks (training processes) on each rank."""
 
     def __init__(self) -> None:
-        """Start without known row counts."""
-        # Ranks exchange each size once: batch sizes stay the same in a run, and each exchange waits for the device.
+        """Create the empty table of the number of rows on each rank."""
+        # Ranks exchange each size only once: sizes stay the same during a run, and each exchange waits for the device.
         self._counts: dict[tuple[Stream, int], list[int]] = {}
 
     def __call__(self, outputs: LabelerOutputs) -> LabelerOutputs:
-        """Return the outputs for the rows of all ranks, in the order of the ranks."""
+        """Return the labeler's outputs for the rows of all ranks, in the order of the ranks."""
         # Replace NaN and infinities: a running average would keep one such value forever.
         labeler = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.labeler.items()}
         student = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.student.items()}

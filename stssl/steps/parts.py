@@ -1,7 +1,7 @@
 """Define the parts of a teacher-student step: loss weights, network outputs, and the plan of a step.
 
-In shapes, n is the number of rows, G of decisions for each row, and K of choices for each decision. D is the size of a
-context.
+In shapes, a row is one patch of a batch. A single-label task has one decision for each row, a multi-label task one for
+each class.
 """
 
 from collections.abc import Collection, Mapping
@@ -21,12 +21,13 @@ from stssl.base.labels import LabelSpace
 
 
 class LossConfig(Config):
-    """Configure the weights of the losses, and what distillation compares.
+    """Define the weights of the losses, and the kind of distillation from teacher to student.
 
     Attributes:
         unlabeled: Weight of the loss on pseudo-labels.
         distillation: Weight of the distillation loss.
-        distance: What distillation compares: contexts by `mse`, `mae` or `cosine`, predictions by `logits`, or `none`.
+        distance: Kind of distillation: `mse`, `mae` and `cosine` compare contexts, `logits` compares predictions; or
+            `none`.
         temperature: Divisor of the logits if `distance` is `logits`.
     """
 
@@ -43,7 +44,7 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class Outputs:
-    """Hold the outputs of one network. Each view has grouped logits [n, G, K] and contexts [n, D]."""
+    """Hold one network's logits [rows, decisions, choices] and context vectors [rows, width], for each view."""
 
     logits: dict[View, Tensor]
     contexts: dict[View, Tensor]
@@ -51,7 +52,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class MatchPlan:
-    """Hold the loss terms of a micro-batch, with denominators of the global batch.
+    """Hold the loss terms of a micro-batch, and the denominators that turn its sums into means over the global batch.
 
     Each rank divides its sums of losses by these denominators. The denominators are already divided by the number of
     ranks, so the mean of the results over ranks is the loss of the global batch. The losses of all micro-batches of a
@@ -88,12 +89,12 @@ def _term_rows(term: LossTerm, part: int, parts: int) -> LossTerm:
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Divide the sum of a loss by its count; return 0 if sum and count are 0."""
+    """Divide the sum of a loss by the number of its terms; return 0 if both are 0."""
     return numerator / denominator.clamp_min(1e-8)
 
 
 def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tensor) -> Tensor:
-    """Compute the distillation loss over all views that both networks see.
+    """Compute the distillation loss, the distance of the student from the teacher, over all views that both see.
 
     Args:
         config: Loss weights and the kind of distance.
@@ -111,13 +112,13 @@ def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tens
 
 
 def concatenate_views(views: Logits) -> Tensor:
-    """Concatenate the rows of all views in the order of `views`."""
+    """Concatenate the rows of all views into one tensor, in the order of `views`."""
     return torch.cat(list(views.values()))
 
 
 @torch.no_grad()
 def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tensor]:
-    """Measure how many pseudo-labels the loss uses and, if true labels are known, how often they are right.
+    """Measure the share of pseudo-labels that the loss uses and, if true labels are known, how often they are right.
 
     Args:
         batch: Rows, with their true labels if the store knows them.
@@ -165,5 +166,5 @@ def join_labeler_outputs(micro_batches: list[LabelerOutputs | None]) -> LabelerO
 
 
 def ordered(views: Collection[View]) -> list[View]:
-    """Sort views by name. All ranks need the same order of views in a batch."""
+    """Sort augmented views by name, so all ranks (training processes) put them into a batch in the same order."""
     return sorted(views, key=lambda view: view.value)

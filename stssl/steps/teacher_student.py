@@ -40,7 +40,7 @@ __all__ = ["LossConfig", "MatchPlan", "TeacherStudentStep"]
 
 
 class TeacherStudentStep(TrainingStep):
-    """Own the student, the teacher, their averages and the algorithm; `forward` computes the loss of one step."""
+    """Compute the loss of one step from student, teacher and algorithm, and average the weights after each step."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class TeacherStudentStep(TrainingStep):
         supervised_start: int,
         votes: Votes | None = None,
     ) -> None:
-        """Store the parts and make the averages.
+        """Store the networks and the algorithm, and copy the networks as the first averages of their weights.
 
         Args:
             student: Network that users get. It sees images. It sees metadata only in the role `direct`.
@@ -81,16 +81,16 @@ class TeacherStudentStep(TrainingStep):
 
     @property
     def labeler(self) -> str:
-        """Return the name of the network that makes the pseudo-labels."""
+        """Return the name of the network that makes the pseudo-labels: `teacher`, or `student` without a teacher."""
         return "teacher" if "teacher" in self.networks else "student"
 
     @property
     def views_needed(self) -> frozenset[View]:
-        """Return all views that any step of a run may use."""
+        """Return all augmented views (such as weak unlabeled patches) that some step of a run uses."""
         return frozenset(self._gradient_views(True)) | self.algorithm.views
 
     def views_at(self, progress: Progress) -> frozenset[View]:
-        """Return the views that one step uses. Steps that learn from labels only may use fewer."""
+        """Return the augmented views that one step uses. Steps that learn from labels only may use fewer views."""
         labeled = self.algorithm.views if self._needs_labeler(progress) else frozenset[View]()
         return frozenset(self._gradient_views(self._matching(progress))) | labeled
 
@@ -121,7 +121,7 @@ class TeacherStudentStep(TrainingStep):
         return StepOutput(total, logs | {"loss": total.detach()} | quality(batch, plan, self.space))
 
     def plan(self, batch: Batch, progress: Progress, parts: int) -> list[MatchPlan]:
-        """Plan `parts` micro-batches from all rows of this rank. Call `forward` on each micro-batch afterwards.
+        """Make the loss terms of `parts` micro-batches from all rows of this rank. Call `forward` on each afterwards.
 
         The algorithm must observe each step only once, with all rows. So this method predicts all micro-batches before
         `forward` computes any loss.
@@ -144,15 +144,16 @@ class TeacherStudentStep(TrainingStep):
         return self._plan(batch, progress, join_labeler_outputs(outputs), logits).split(parts)
 
     def after_optimizer(self, bad: Tensor | None = None) -> None:
-        """Update the averaged weights."""
-        # Update after a skipped step too: the networks have not changed, and the average moves toward them.
+        """Move the averaged weights of student and teacher toward their current weights."""
+        # A skipped step needs no special case: it leaves the networks as they were, so one more move toward them does
+        # no harm.
         for name, network in self._live():
             self._ema(name).update(network)
 
     def predictor(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return a function that predicts with the averaged `student` or `teacher`.
+        """Return a function that predicts with the averaged weights of `student` or `teacher`.
 
-        The function takes images and metadata [n, 4], and returns logits [n, C] of C classes. It calibrates the logits
+        The function takes images and metadata [n, 4], and returns logits [n, classes]. It calibrates the logits
         if the algorithm does so (CDMAD).
         """
         network = self.averaged_network(name)
@@ -166,7 +167,7 @@ class TeacherStudentStep(TrainingStep):
         return predict
 
     def reestimate_batchnorm(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
-        """Estimate the BatchNorm statistics of the averages again, from batches of images and metadata [n, 4]."""
+        """Compute the BatchNorm statistics of the averaged networks anew, from batches of images and metadata."""
         for name in self.averages:
             network = self.averaged_network(name)
 
@@ -176,11 +177,11 @@ class TeacherStudentStep(TrainingStep):
             reestimate_batchnorm(network, run)
 
     def _matching(self, progress: Progress) -> bool:
-        """Return True if this step learns from unlabeled patches too."""
+        """Return True if this step learns from unlabeled patches, not only from labeled ones."""
         return progress.step >= self.supervised_start and not self.algorithm.waits(progress)
 
     def _needs_labeler(self, progress: Progress) -> bool:
-        """Return True if this step needs the labeler, for loss terms or for the algorithm's state."""
+        """Return True if this step needs predictions for pseudo-labels, for loss terms or for the algorithm's state."""
         return bool(self.algorithm.views) and (self.algorithm.stateful or self._matching(progress))
 
     def _gradient_views(self, matching: bool) -> list[View]:
@@ -206,7 +207,7 @@ class TeacherStudentStep(TrainingStep):
         return "labeler" if name == self.labeler else "student"
 
     def _forward_views(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
-        """Pass all views through a network in one batch: BatchNorm must normalize them together."""
+        """Compute a network's outputs for several views in one batch, so BatchNorm normalizes them together."""
         images = torch.cat([batch.images[view] for view in views])
         metadata = torch.cat([batch.metadata[view.stream] for view in views])
         prediction: Prediction = network(images, metadata)
@@ -218,7 +219,7 @@ class TeacherStudentStep(TrainingStep):
     def _losses(
         self, name: str, output: Outputs, batch: Batch, progress: Progress, plan: MatchPlan
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the weighted value of each loss of one network."""
+        """Yield the name of each loss of one network, and its value times its weight."""
         algorithm, role = self.algorithm, self._role(name)
         logits = {view: algorithm.adjust(value, role, view, progress) for view, value in output.logits.items()}
         known_labels = [algorithm.supervised_loss(logits[view], batch.labels).sum() for view in self.supervised_views]
@@ -236,14 +237,14 @@ class TeacherStudentStep(TrainingStep):
             yield "regularizer", value - value.detach() * (1 - 1 / plan.parts)
 
     def _unweighted(self, name: str, loss: Tensor) -> Tensor:
-        """Divide a loss by its weight in the total: logs show losses without weights."""
+        """Divide a loss by its weight in the total loss, because logs show losses without their weights."""
         if name == "distillation":
             return loss / self.loss.distillation
         return loss / self.loss.unlabeled if name.endswith("_unlabeled") and self.loss.unlabeled else loss
 
     @torch.no_grad()
     def _logits_for_plan(self, batch: Batch, progress: Progress) -> dict[str, Logits]:
-        """Compute each network's logits of strong views, if the plan of the micro-batches needs these logits."""
+        """Compute each network's logits for strong views, if the plan of the micro-batches needs these logits."""
         algorithm, found = self.algorithm, dict[str, Logits]()
         for name, network in self._live():
             watched = algorithm.watches_student and self._role(name) == "student"
@@ -253,7 +254,7 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _training_logits(self, network: Network, batch: Batch, views: set[View]) -> dict[View, Tensor]:
-        """Compute a network's logits of some views in training mode. Do not update its BatchNorm statistics."""
+        """Compute a network's logits for some views in training mode, without a change of its BatchNorm statistics."""
         if not views:
             return {}
         with frozen_statistics(network):
@@ -261,7 +262,7 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _evaluation_logits(self, network: Network, batch: Batch, views: frozenset[View]) -> dict[View, Tensor]:
-        """Compute a network's logits of some views in evaluation mode."""
+        """Compute a network's logits for some views in evaluation mode."""
         if not views:
             return {}
         # Use the running statistics, which come from weak and strong views together. In training mode, BatchNorm would
@@ -270,12 +271,14 @@ class TeacherStudentStep(TrainingStep):
             return self._forward_views(network, batch, ordered(views)).logits
 
     def _labeler_outputs(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> LabelerOutputs | None:
-        """Collect the outputs that the algorithm observes for this rank's rows; None if this step needs no labeler.
+        """Collect the predictions from which the algorithm makes pseudo-labels, for this rank's rows.
 
         Args:
             batch: This rank's rows.
             progress: Current step.
             logits: Logits that the networks have already computed in this step, by network and view.
+
+            Returns: Logits of the labeler and, if needed, of the student. None if this step needs no pseudo-labels.
         """
         algorithm = self.algorithm
         if not self._needs_labeler(progress):
@@ -292,7 +295,7 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _blank(self, network: Network, like: Tensor) -> Tensor:
-        """Compute a network's logits [1, C] of the blank image (all ones), without metadata; C classes."""
+        """Compute a network's logits [1, classes] for the blank image (all ones), without metadata."""
         with evaluating(network):
             prediction: Prediction = network(torch.ones_like(like[:1]), None, inject=False)
         return prediction.logits
@@ -301,7 +304,7 @@ class TeacherStudentStep(TrainingStep):
     def _plan(
         self, batch: Batch, progress: Progress, outputs: LabelerOutputs | None, logits: Mapping[str, Logits]
     ) -> MatchPlan:
-        """Make the plan of this rank's rows. The algorithm observes the global batch and returns the loss terms."""
+        """Let the algorithm observe the global batch, and make the loss terms and denominators of this rank's rows."""
         algorithm, terms = self.algorithm, list[LossTerm]()
         matching = self._matching(progress)
         if outputs is not None:

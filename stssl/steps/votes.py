@@ -28,21 +28,21 @@ from stssl.base.config import Config, Domain, Positive
 from stssl.base.sphere import on_sphere
 
 EARTH_KM = 6371.0
-"""Mean radius of the Earth in km."""
+"""Mean radius of the Earth in km, to turn angles between places into distances."""
 PSEUDO = 0.5
-"""Weight of the prior in the votes. A weight of 1 would count like one neighbor at distance 0."""
+"""Weight of the prior (the mean prediction) among the votes of neighbors. One neighbor at distance 0 has weight 1."""
 LEAST = 1e-6
-"""Least sum of probabilities that a choice has in the prior. It keeps logarithms finite for unpredicted choices."""
+"""Lower bound for a choice's sum of probabilities in the prior. It keeps the logarithm of a prior of 0 finite."""
 
 
 class NoVotesConfig(Config):
-    """Configure pseudo-labels without votes."""
+    """Turn votes off: nearby patches do not change pseudo-labels."""
 
     name: Literal["none"] = "none"
 
 
 class VotesConfig(Config):
-    """Configure votes on pseudo-labels.
+    """Define how strongly nearby patches vote on a patch's pseudo-label.
 
     Attributes:
         count: Number of nearest patches that vote.
@@ -62,7 +62,8 @@ AnyVotesConfig = NoVotesConfig | VotesConfig
 class Votes(nn.Module):
     """Store the labeler's last probabilities for each patch, and let neighbors vote on pseudo-labels.
 
-    N is the number of patches, B of rows in a batch, G of decisions for each patch, K of choices for each decision.
+    A single-label patch has one decision with one choice for each class. A multi-label patch has one decision for each
+    class, with the choices "absent" and "present".
     """
 
     near: Tensor
@@ -75,9 +76,9 @@ class Votes(nn.Module):
 
         Args:
             config: Number of neighbors, reach and weight of votes.
-            metadata: [N, 4] metadata of the patches in the unlabeled stream.
-            targets: [N, G] choice ids of the labeled patches; `IGNORED` for all other patches.
-            choices: K, the number of choices in each decision.
+            metadata: [patches, 4] places and dates of the patches in the unlabeled stream.
+            targets: [patches, decisions] choice ids of the labeled patches; `IGNORED` for all other patches.
+            choices: Number of choices in each decision.
         """
         super().__init__()
         self.weight = config.weight
@@ -103,7 +104,7 @@ class Votes(nn.Module):
         self.last_probabilities[index] = torch.where(keep, self.last_probabilities[index], logits.softmax(-1))
 
     def with_votes(self, outputs: LabelerOutputs) -> LabelerOutputs:
-        """Add the neighbors' votes to the logits [B, G, K] of weak views, and return the changed labeler outputs."""
+        """Add the votes of nearby patches to the logits of weak views, and return the changed outputs."""
         prior = self.last_probabilities.sum(0).clamp_min(LEAST)
         prior = prior / prior.sum(-1, keepdim=True)
         share = self.share[outputs.index][..., None, None]
@@ -115,16 +116,16 @@ class Votes(nn.Module):
 
 
 def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Find the nearest other patches of each patch.
+    """Find the nearest other patches of each patch, by the distance on the Earth's surface.
 
     Args:
-        metadata: [N, 4] metadata of N patches.
+        metadata: [patches, 4] places and dates of the patches.
         count: Number of neighbors to find.
 
     Returns:
-        Positions of the neighbors in `metadata` and their distances in km, each [N, count]. The results have fewer
-        columns if too few patches have a place. A patch without a place gets neighbors at infinite distance, and is
-        never a neighbor of another patch.
+        Positions of the neighbors in `metadata` and their distances in km, each [patches, count]. The results have
+        fewer columns if too few patches have a place. A patch without a place gets neighbors at infinite distance, and
+        is never a neighbor of another patch.
     """
     from scipy.spatial import KDTree
 
@@ -134,7 +135,7 @@ def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
     distance = torch.full(near.shape, torch.inf)
     if near.shape[1]:
         chords, found = KDTree(points[known]).query(points[known], near.shape[1] + 1)
-        # Each patch also finds itself, but not always first: other patches may lie at the same place.
+        # Each patch finds itself too, and not always first: other patches may lie at the same place. Leave itself out.
         own = found == np.arange(len(known))[:, None]
         own[~own.any(1), -1] = True
         keep = ~own
