@@ -18,7 +18,7 @@ BINS = 4096
 def tally(
     block: NDArray[np.unsignedinteger], nodata: int | None = None, measured: NDArray[np.bool_] | None = None
 ) -> dict[str, NDArray[np.int64]]:
-    """Count the values of each band.
+    """Count the pixel values of each band: their number, sum, extremes and histogram.
 
     Args:
         block: [n, bands, height, width] pixels of n patches, uint8 or uint16.
@@ -45,7 +45,7 @@ def tally(
 
 
 def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split: str) -> JsonObject:
-    """Combine the counts of all shards into the statistics in the attributes of a pixel array.
+    """Combine the counts of all shards into the statistics of each band: mean, deviation, extremes and percentiles.
 
     Args:
         parts: Result of `tally` for each shard.
@@ -74,7 +74,13 @@ def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split:
 
 
 def _percentile(histogram: NDArray[np.int64], percent: float, dtype: str) -> float:
-    """Return a percentile: `percent` of the counted pixels are not above it. Interpolate inside its bin."""
+    """Estimate a percentile from a histogram of pixel values. Interpolate inside the bin that has the percentile.
+
+    Args:
+        histogram: Number of pixels in each bin. Each bin counts an equal range of values.
+        percent: Percent of the pixels that are not above the result, 0..100.
+        dtype: Type of the pixels. It tells the range of values.
+    """
     width = (np.iinfo(dtype).max + 1) // len(histogram)
     reached = np.cumsum(histogram)
     wanted = reached[-1] * percent / 100

@@ -20,7 +20,7 @@ CHUNK = 1024
 
 
 class ArrayReader(Protocol):
-    """Read store rows as NumPy arrays."""
+    """Require the methods of a reader that returns the pixels of patches as NumPy arrays."""
 
     @property
     def layout(self) -> dict[str, tuple[str, ...]]:
@@ -28,11 +28,19 @@ class ArrayReader(Protocol):
         ...
 
     def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-        """Return shape and type of the arrays for `count` patches, by name of the band group."""
+        """Return the shapes and types of the arrays that `count` patches need: one array for each band group."""
         ...
 
     def read(self, indices: Ints, out: dict[str, AnyArray] | None = None) -> dict[str, AnyArray]:
-        """Read one array [n, bands, height, width] for each band group. If `out` is given, read into its arrays."""
+        """Read the pixels of n patches, given their rows in the store. If `out` is given, read into its arrays.
+
+        Args:
+            indices: [n] store rows.
+            out: For each band group (each resolution), an array that gets the pixels.
+
+        Returns:
+            For each band group, an array [n, bands, height, width].
+        """
         ...
 
 
@@ -44,16 +52,19 @@ class Buffers:
     """Reuse host memory when no tensor refers to it. Fresh memory would cost a page fault for each page."""
 
     def __init__(self) -> None:
-        """Start without any memory."""
+        """Begin with an empty list of memory. The first batches add to it."""
         self._kept: dict[tuple[tuple[int, ...], np.dtype[np.generic]], list[_Lent]] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
-        """Pickle no memory: another process starts without any."""
+        """Leave the memory out of the pickle: another process begins with none, and makes its own."""
         return Buffers, ()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> AnyArray:
-        """Return an array. Nothing else uses its memory while the array or a `torch.from_numpy` tensor of it exists."""
+        """Return an array for pixels, in memory of an earlier array if possible.
+
+        Nothing else gets this memory while the array, or a `torch.from_numpy` tensor of it, exists.
+        """
         with self._lock:
             kept = self._kept.setdefault((shape, dtype), [])
             place = next((i for i, (_, lent) in enumerate(kept) if lent() is None), None)
@@ -68,7 +79,11 @@ class Streamed:
     """Read patches from the store each time. On a machine with a GPU, read into pinned memory."""
 
     def __init__(self, reader: ArrayReader) -> None:
-        """Use `reader` for all reads."""
+        """Set the reader of the store.
+
+        Args:
+            reader: Reads the pixels of store rows as NumPy arrays.
+        """
         self.reader, self.layout, self._buffers = reader, reader.layout, Buffers()
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
@@ -85,10 +100,10 @@ class Streamed:
 
 
 class Held:
-    """Keep decoded patches of a store in memory, and return the wanted rows of them."""
+    """Keep the decoded pixels of patches in memory, and return those of the patches that a batch needs."""
 
     def __init__(self, arrays: dict[str, Tensor], layout: dict[str, tuple[str, ...]], position: Ints) -> None:
-        """Deliver rows of `arrays`.
+        """Take over pixels that are in memory already.
 
         Args:
             arrays: For each band group, pixels [rows in the copy, bands, height, width].
@@ -103,7 +118,9 @@ class Held:
         return sum(array.nbytes for array in self.arrays.values())
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """Return one tensor [n, bands, height, width] for each band group, on the device of the copy.
+        """Return the pixels of n patches, given their store rows, from the copy in memory.
+
+        The result is one tensor [n, bands, height, width] for each band group, on the device of the copy.
 
         Raises:
             RunError: The copy does not have a row.
@@ -118,13 +135,14 @@ PixelSource = Streamed | Held
 
 
 def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch.device) -> PixelSource:
-    """Build the source of pixels that `data.cache` asks for.
+    """Build the source of pixels for training: it reads the store each time, or keeps all pixels in memory.
 
     Args:
         reader: Reader of the store.
         rows: All store rows that the run will read.
         size: Number of rows in the store.
-        where: `none` reads the store each time. `host` and `device` keep a decoded copy there, one in each process.
+        where: Value of the recipe key `data.cache`. `none` reads the store each time. `host` and `device` keep a
+            decoded copy there, one in each process.
         device: Device of the networks.
 
     Raises:
@@ -160,7 +178,7 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
 
 
 def _free(device: torch.device) -> int:
-    """Return how many bytes a new tensor may take."""
+    """Return how many bytes of memory are free on a device, for a new tensor."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     with open("/proc/meminfo") as file:  # noqa: PTH123
@@ -169,14 +187,14 @@ def _free(device: torch.device) -> int:
 
 
 def _ranks_here() -> int:
-    """Return the number of ranks on this machine."""
+    """Return the number of training processes (ranks) of this run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def group_free(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many bytes the control groups of this process leave free.
+    """Return how many bytes of memory this process may still take under the limits of its control groups (cgroups).
 
-    A container or a job may use less memory than the machine has.
+    A container or a cluster job may have a lower limit than the machine's memory.
     """
     free = sys.maxsize
     for line in own.read_text().splitlines() if own.exists() else ():
@@ -198,6 +216,6 @@ _FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def _cached(statistics: Path) -> int:
-    """Return the bytes of cached files in the memory of a group. The system frees them if a process needs memory."""
+    """Return how many bytes of a control group's memory hold cached files. The system frees them on demand."""
     known = dict(line.split() for line in statistics.read_text().splitlines())
     return sum(int(known.get(f"total_{name}", known.get(name, 0))) for name in ("active_file", "inactive_file"))

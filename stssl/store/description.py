@@ -12,7 +12,7 @@ from stssl.store.store import Store
 
 
 def describe_store(store: Store) -> str:
-    """Describe a store in lines of one fact: counts, splits, classes, ranges of date and place, bands, size, errors."""
+    """Describe a store as text, one fact in a line: counts, splits, classes, dates, places, bands, size, errors."""
     return "\n".join(
         [
             f"{store.path}: {store.size:,} patches, {_size(store.path)}",
@@ -70,7 +70,7 @@ def _places(store: Store) -> Iterator[str]:
 
 
 def _regions(store: Store) -> Iterator[str]:
-    """Describe countries, seasons and conditions if the store has these columns."""
+    """Yield lines about countries, seasons and conditions (snow, clouds), if the store has these columns."""
     for name, title in (("country", "country"), ("season", "season")):
         if store.has_column(name):
             names, counts = np.unique(store.column(name).astype(str), return_counts=True)

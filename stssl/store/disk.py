@@ -36,10 +36,10 @@ def default_folder() -> Path:
 
 
 class DiskCache:
-    """Keep files by key. All files together have at most `limit` bytes."""
+    """Keep downloaded files on disk, each under a key. Remove the least recently used files if the cache is full."""
 
     def __init__(self, folder: str | Path, limit: int) -> None:
-        """Refer to the cache. The first write makes its folder.
+        """Set the folder and the size of the cache. The first write makes the folder.
 
         Args:
             folder: Folder of the cache.
@@ -49,7 +49,7 @@ class DiskCache:
         self._checked: dict[str, tuple[int, int]] = {}
 
     def open(self, key: str, fetch: Callable[[], bytes] | None) -> int | None:
-        """Open the file of a key. The caller closes it.
+        """Open the cached file of a key. If the cache does not have it, download it first. The caller closes the file.
 
         Args:
             key: Name of the contents: letters, digits, `-`, `_` and `.`.
@@ -74,14 +74,17 @@ class DiskCache:
         return os.fstat(file).st_size - TAIL
 
     def used(self) -> int:
-        """Return the size of all files together in bytes."""
+        """Return how many bytes all files of the cache take together."""
         return sum(entry.stat().st_size for entry in self._entries())
 
     def _path(self, key: str) -> Path:
         return self.folder / "files" / key
 
     def _open_checked(self, key: str) -> int | None:
-        """Open the file of a key if it is whole. Remove a damaged file. Return None if no whole file exists."""
+        """Open the cached file of a key, if its checksum is right. Remove a damaged file.
+
+        Return None if no whole file exists.
+        """
         path = self._path(key)
         try:
             file = os.open(path, os.O_RDONLY)
@@ -97,7 +100,7 @@ class DiskCache:
                 return None
             self._checked[key] = state
         with contextlib.suppress(OSError):
-            os.utime(path)  # the time of last use, for `_make_room`
+            os.utime(path)  # `_make_room` removes the files with the oldest times
         return file
 
     def _store(self, key: str, data: bytes) -> int:
@@ -133,9 +136,9 @@ class DiskCache:
         )
 
     def _make_room(self, size: int) -> None:
-        """Remove the least recently used files until `size` bytes fit. Remove the partial files of killed writers.
+        """Remove the least recently used files of the cache until `size` more bytes fit.
 
-        The caller holds the lock.
+        Also remove the partial files of killed processes. The caller holds the lock.
         """
         entries = []
         for entry in self._entries():
@@ -161,7 +164,7 @@ class DiskCache:
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Hold a lock of the cache. Other processes and other threads wait for it."""
+        """Hold the cache's lock with this name while the context lasts. Other processes and threads wait for it."""
         try:
             (self.folder / "files").mkdir(parents=True, exist_ok=True, mode=0o700)
             file = (self.folder / f"{name}.lock").open("a")
@@ -186,5 +189,5 @@ def _whole(file: int, size: int) -> bool:
 
 
 def hash_of(key: str) -> int:
-    """Return a number for a key. It is the same in all processes."""
+    """Turn a key of the cache into a number. All processes get the same number: Python's `hash` differs in each."""
     return int(google_crc32c.value(key.encode()))

@@ -25,7 +25,9 @@ _HEADER = struct.Struct("<4B3I")
 
 
 def encode_shard(patches: AnyArray, capacity: int, codec: str | None, checked: bool = False) -> bytes:
-    """Encode patches as one shard. Leave out patches that are all 0: Zarr reads a missing chunk as the fill value, 0.
+    """Encode the pixels of patches as the bytes of one shard file.
+
+    Leave out patches that are all 0: Zarr reads a missing chunk as the fill value, 0.
 
     Args:
         patches: [n, bands, height, width] pixels, n <= `capacity`, in C order.
@@ -50,7 +52,7 @@ def encode_shard(patches: AnyArray, capacity: int, codec: str | None, checked: b
 
 
 def tail_bytes(capacity: int, listed: bool = True) -> int:
-    """Return the size of the end of a shard in bytes: index, checksum of the index, and checksums of patches.
+    """Return how many bytes the end of a shard file has: the checksums of patches, and the index with its checksum.
 
     Args:
         capacity: Number of patches in a full shard.
@@ -60,7 +62,7 @@ def tail_bytes(capacity: int, listed: bool = True) -> int:
 
 
 def shard_checksum(tail: bytes) -> int:
-    """Compute a shard's entry in `SHARD_CHECKSUMS` from its last `tail_bytes`.
+    """Compute the checksum of a shard file from its last `tail_bytes`, which hold the index of its patches.
 
     Leave out the last 4 bytes, the crc32c of the index. With them, the result would not depend on the index: this is a
     property of the crc32c.

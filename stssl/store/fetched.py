@@ -33,10 +33,10 @@ WHOLE = 1 / 16
 
 
 class FetchedArray(ShardedArray):
-    """Read patches of one remote array with a known layout. Threads may share this object."""
+    """Read patches of one pixel array in an object store, through a cache on disk. Threads may share this object."""
 
     def __init__(self, folder: Path, layout: Layout, store: str, prefix: str, cache: DiskCache) -> None:
-        """Refer to the array, and fetch nothing yet.
+        """Set the place of the array and the cache. Download nothing yet.
 
         Args:
             folder: URL of the array as a path, for messages.
@@ -49,7 +49,7 @@ class FetchedArray(ShardedArray):
         self.store, self.prefix, self.cache = store, prefix, cache
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without threads and indexes. Another process makes its own."""
+        """Return the state to pickle, without threads and shard indexes: another process makes its own."""
         names = ("folder", "layout", "store", "prefix", "cache")
         return {name: getattr(self, name) for name in names}
 
@@ -60,7 +60,7 @@ class FetchedArray(ShardedArray):
         self._coming: set[int] = set()
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Read the patches `rows` into `out`.
+        """Read the pixels of the patches in the store rows `rows` into `out`. Download what the cache does not have.
 
         Args:
             rows: [n] store rows.
@@ -87,7 +87,14 @@ class FetchedArray(ShardedArray):
             self._read_singles(singles[start : start + PIECE], rows, bands, out)
 
     def _read_singles(self, places: Ints, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Fetch single patches in several threads, and put them into their places in `out`."""
+        """Download single patches in several threads, and decode them into their places in a batch.
+
+        Args:
+            places: Places of the patches in the batch.
+            rows: Store rows of the whole batch.
+            bands: Contiguous range of bands.
+            out: [n, bands, height, width] array of the batch.
+        """
         wanted = np.unique(rows[places])
         list(self._threads().map(self._index_of, np.unique(wanted // self.layout.shard).tolist()))
         there = [row for row in wanted.tolist() if self._span(row)[0] != EMPTY]
@@ -101,7 +108,15 @@ class FetchedArray(ShardedArray):
                     os.close(future.result())
 
     def _take(self, places: Ints, rows: Ints, bands: slice, out: RawPixels, *, files: dict[int, int] | int) -> None:
-        """Decode patches into their places in `out`. `files` is an open shard, or an open file for each row."""
+        """Decode patches from open files into their places in a batch.
+
+        Args:
+            places: Places of the patches in the batch.
+            rows: Store rows of the patches, one for each place.
+            bands: Contiguous range of bands.
+            out: [n, bands, height, width] array of the batch.
+            files: Descriptor of an open shard, or of one open file for each row.
+        """
         spans = np.array([self._span(row) for row in rows.tolist()], np.uint64).reshape(-1, 2)
         there = spans[:, 0] != EMPTY
         out[places[~there]] = self.layout.fill
@@ -115,7 +130,7 @@ class FetchedArray(ShardedArray):
         self._deliver(Wanted(places[there], kept, opened, found, sums), bands, out)
 
     def fetch(self, rows: Ints, wait: bool) -> None:
-        """Bring the whole shards of these rows into the cache.
+        """Download the whole shards (files of many patches) that have these store rows into the disk cache.
 
         Args:
             rows: [n] store rows.
@@ -134,12 +149,12 @@ class FetchedArray(ShardedArray):
                 self._threads().submit(self._bring_quietly, shard)
 
     def _bring(self, shard: int) -> None:
-        """Bring a whole shard into the cache."""
+        """Download a whole shard (a file of many patches) into the disk cache."""
         with self._shard(shard, fetch=True):
             pass
 
     def _bring_quietly(self, shard: int) -> None:
-        """Bring a shard into the cache ahead of time. Ignore errors: the later read raises them."""
+        """Download a shard (a file of many patches) in advance. Ignore errors: the later read raises them."""
         try:
             self._bring(shard)
         except DataError:
@@ -150,7 +165,12 @@ class FetchedArray(ShardedArray):
 
     @contextmanager
     def _shard(self, shard: int, fetch: bool) -> Iterator[int | None]:
-        """Open a whole shard. Yield None if the shard is not in the cache and `fetch` is False."""
+        """Open a shard (a file of many patches) in the disk cache while the context lasts, and yield its descriptor.
+
+        Args:
+            shard: Number of the shard.
+            fetch: True to download the shard if the cache does not have it. False yields None in this case.
+        """
         file = self.cache.open(f"{self.prefix}-s{shard}", (lambda: self._get_shard(shard)) if fetch else None)
         try:
             if file is not None and shard not in self._indexes:
@@ -163,7 +183,7 @@ class FetchedArray(ShardedArray):
                 os.close(file)
 
     def _open_patch(self, row: int) -> int:
-        """Open the file of one patch in the cache. If the cache does not have it, fetch it."""
+        """Open the disk cache's file of one patch, given its store row. If the cache does not have it, download it."""
         file = self.cache.open(f"{self.prefix}-p{row}", lambda: self._get_patch(row))
         assert file is not None  # for mypy: with a fetch function, `open` never returns None
         return file
@@ -175,7 +195,7 @@ class FetchedArray(ShardedArray):
         return span
 
     def _sum(self, row: int) -> int:
-        """Return the checksum of a patch from the list of its shard."""
+        """Return the expected checksum of a patch, from the list at the end of its shard file."""
         shard, place = divmod(row, self.layout.shard)
         return int(self._index_of(shard)[1][place])
 
@@ -184,7 +204,7 @@ class FetchedArray(ShardedArray):
         return tail_bytes(self.layout.shard, bool(self.layout.checksums))
 
     def _get_shard(self, shard: int) -> bytes:
-        """Fetch a whole shard and check every patch in it. Later reads trust the cache."""
+        """Download a whole shard (a file of many patches), and check every patch in it. Later reads trust the cache."""
         data = self._get(shard)
         index, sums = parse_tail(data[-self._tail_bytes :], len(data), self._shard_path(shard), self.layout, shard)
         for place in np.flatnonzero(index[:, 0] != EMPTY).tolist() if self.layout.checked else ():
@@ -195,7 +215,7 @@ class FetchedArray(ShardedArray):
         return data
 
     def _get_patch(self, row: int) -> bytes:
-        """Fetch one patch by its range of bytes and check it."""
+        """Download one patch, which is a range of bytes in a shard file, and check it against its checksums."""
         start, size = (int(value) for value in self._span(row))
         data = self._get(row // self.layout.shard, {"range": (start, start + size)})
         if len(data) != size:
@@ -204,7 +224,13 @@ class FetchedArray(ShardedArray):
         return data
 
     def _check(self, row: int, data: bytes, listed: int | None) -> None:
-        """Refuse a patch if its bytes do not match its own checksum or the checksum in the list of its shard."""
+        """Raise an error if the bytes of a patch do not match its checksums.
+
+        Args:
+            row: Store row of the patch, for the message.
+            data: Bytes of the patch, which end with its own checksum.
+            listed: Checksum of the patch in the list of its shard; None if the store has no lists.
+        """
         if self.layout.checked:
             value = google_crc32c.value(data[:-4])
             if value != int.from_bytes(data[-4:], "little"):
@@ -213,7 +239,7 @@ class FetchedArray(ShardedArray):
                 self._refuse(row, "it is another patch")
 
     def _index_of(self, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-        """Return offsets, sizes and checksums of a shard's patches. The first call fetches the end of the shard."""
+        """Return offsets, sizes and checksums of the patches in a shard file. The first call downloads its end."""
         if shard not in self._indexes:
             found: list[int] = []
             tail = self._get(shard, {"range": {"suffix": self._tail_bytes}}, found)
@@ -221,7 +247,13 @@ class FetchedArray(ShardedArray):
         return self._indexes[shard]
 
     def _get(self, shard: int, options: "GetOptions | None" = None, size: list[int] | None = None) -> bytes:
-        """Fetch a shard or a range of its bytes. Append the size of the whole shard to `size`."""
+        """Download a shard file or a range of its bytes.
+
+        Args:
+            shard: Number of the shard.
+            options: The range of bytes; None downloads all.
+            size: List to which this method appends the size of the whole shard.
+        """
         path = self._shard_path(shard).relative_to(self.folder)
         url, key = split_url(self.store)
         place = "/".join(part for part in (key, self.folder.name, str(path)) if part)
@@ -234,7 +266,7 @@ class FetchedArray(ShardedArray):
         return data
 
     def shard_bytes(self) -> int:
-        """Return the stored size of the first shard in bytes."""
+        """Return how many bytes the first shard file takes in the object store. Others are about as large."""
         url, key = split_url(self.store)
         with explained(self.store):
             try:
@@ -244,14 +276,14 @@ class FetchedArray(ShardedArray):
                 return 0
 
     def _threads(self) -> ThreadPoolExecutor:
-        """Return the pool of threads. The first call starts it."""
+        """Return the pool of threads that download patches. The first call starts the threads."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(THREADS, "stssl-fetch")
             return self._pool
 
     def close(self) -> None:
-        """Stop the threads. The next read starts them again."""
+        """Stop the threads that download patches. The next read starts them again."""
         pool = getattr(self, "_pool", None)
         if pool is not None:
             # Do not wait for the threads: a server without answers would block the end of the process.

@@ -20,11 +20,11 @@ class Files:
     """Read and write the files in a folder on a disk."""
 
     def __init__(self, root: str) -> None:
-        """Refer to the folder `root`. The folder may be missing."""
+        """Set the folder whose files are read and written. The folder need not exist yet."""
         self.root = root
 
     def __truediv__(self, name: str) -> "Files":
-        """Return a folder inside this one."""
+        """Return an object that reads and writes the files of a folder inside this one."""
         return Files(f"{self.root}/{name}")
 
     def path(self, name: str) -> str:
@@ -71,7 +71,7 @@ class Files:
             raise DataError(cannot_write(target, error, len(data))) from None
 
     def names(self) -> list[str]:
-        """List the names of the entries of this folder, sorted. The list is empty if the folder does not exist."""
+        """List the sorted names of the files and folders in this folder. A missing folder gives an empty list."""
         try:
             return sorted(path.name for path in Path(self.root).iterdir())
         except (FileNotFoundError, NotADirectoryError):
@@ -82,19 +82,19 @@ class Files:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def remove_partial(self) -> None:
-        """Remove the partial files of killed writers."""
+        """Remove the incomplete files that killed processes left in this folder."""
         for path in Path(self.root).rglob("*.partial"):
             path.unlink(missing_ok=True)
 
 
 def files_at(root: str) -> Files | RemoteFiles:
-    """Return access to the files under a path or URL."""
+    """Return an object that reads and writes files: on disk for a path, in an object store for a URL."""
     return RemoteFiles(root) if is_remote(root) else Files(root)
 
 
 @contextlib.contextmanager
 def writing(store: str) -> Iterator[None]:
-    """Explain errors of the disk or object store while zarr writes the metadata of a store.
+    """Turn errors of the disk or object store into clear messages, while zarr writes the metadata of a store.
 
     Raises:
         DataError: The store cannot be written. The message says why, and how much room is free.

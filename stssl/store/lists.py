@@ -28,7 +28,7 @@ def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
         DataError: The file cannot be read, or the store has none of its patches.
     """
     wanted = read_names(Path(path))
-    # Sort by row, not as the list does: two lists with the same names must give equal runs.
+    # Return rows from low to high, not in the list's sequence: two lists of the same names must give equal runs.
     rows = np.flatnonzero(np.isin(names, list(wanted)))
     if len(rows) == 0:
         raise DataError(

@@ -32,10 +32,10 @@ SIZE_UNKNOWN = 2**62
 
 
 class ZarrArray:
-    """Read patches of any array through zarr-python."""
+    """Read the pixels of patches through zarr-python. It is slower than the direct reader, but knows all layouts."""
 
     def __init__(self, store: str, name: str, meta: ZarrTree) -> None:
-        """Refer to an array. The first read opens it.
+        """Set the pixel array to read. The first read opens it.
 
         Args:
             store: Path or URL of the store.
@@ -48,11 +48,11 @@ class ZarrArray:
         self._seen: set[int] = set()
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without the open array."""
+        """Return the state to pickle, without the open array: another process opens it again."""
         return self.__dict__ | {"_array": None}
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Read the patches `rows` into `out`.
+        """Read the pixels of the patches in the store rows `rows` into `out`.
 
         Args:
             rows: [n] store rows.
@@ -75,7 +75,9 @@ class ZarrArray:
             raise DataError(f"{self.store}/{self.name} cannot be read ({error}). Run `stssl verify`.") from None
 
     def _check(self, rows: Ints) -> None:
-        """Check that the shards of these rows exist and did not change. zarr would read a lost shard as zeros.
+        """Check that the shard files of these store rows exist, and did not change since the conversion.
+
+        Without this check, zarr would read a lost file as zeros.
 
         Raises:
             DataError: A shard is lost, or it changed since the conversion.
@@ -92,12 +94,12 @@ class ZarrArray:
             self._seen.add(shard)
 
     def close(self) -> None:
-        """Forget the open array."""
+        """Close the array. The next read opens it again."""
         self._array, self._seen = None, set()
 
 
 def open_array(store: str, name: str, meta: ZarrTree) -> Any:
-    """Open an array with its checked description. zarr reads no description itself.
+    """Open a Zarr array from a description that was checked before. zarr does not read the file `zarr.json` again.
 
     Args:
         store: Path or URL of the store.
@@ -131,7 +133,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class _Part:
-    """Select bands of one array.
+    """Describe which bands a reader takes from one pixel array.
 
     Attributes:
         array: Reader of the array.
@@ -149,7 +151,14 @@ class _Part:
 
 
 def _opened(store: str, name: str, about: Stored, direct: bool, cache: DiskCache | None) -> ShardedArray | ZarrArray:
-    """Open an array. If its layout is known, read its files directly or through a cache; else read it with zarr.
+    """Choose the fastest reader for a pixel array. If the layout is not known, read the array with zarr-python.
+
+    Args:
+        store: Path or URL of the store.
+        name: Name of the array.
+        about: Description of the array.
+        direct: True to read local files directly if their layout is known.
+        cache: Cache on disk for an object store; None reads the object store with zarr-python.
 
     Raises:
         DataError: The array has no description, or a damaged one.
@@ -177,7 +186,7 @@ class StoreReader:
         *,
         cache: DiskCache | None = None,
     ) -> None:
-        """Prepare to read `bands` of the arrays `stored`.
+        """Find the pixel arrays that have the wanted bands, and open them for reading.
 
         Args:
             store: Path or URL of the store.
@@ -205,15 +214,15 @@ class StoreReader:
             self._parts[name] = _Part(array, span, picked, (len(places), height, width), about.dtype)
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without threads. Another process starts its own threads."""
+        """Return the state to pickle, without threads: another process starts its own."""
         return self.__dict__ | {"_pool": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Take over the state. The first read starts the threads."""
+        """Restore the reader from a pickle. The first read starts the threads."""
         self.__dict__.update(state, _lock=threading.Lock())
 
     def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-        """Return shape and type of buffers for `count` patches, by name of the band group."""
+        """Return the shapes and types of the arrays that `count` patches need: one array for each band group."""
         return {name: ((count, *part.shape), part.dtype) for name, part in self._parts.items()}
 
     def read(self, indices: Ints, out: dict[str, RawPixels] | None = None) -> dict[str, RawPixels]:
@@ -244,7 +253,7 @@ class StoreReader:
         return out
 
     def fetch(self, indices: Ints, wait: bool = True) -> None:
-        """Bring the shards of these rows from the object store into the cache.
+        """Download the shards (files of many patches) that have these rows from the object store into the disk cache.
 
         Args:
             indices: [n] store rows.
@@ -263,15 +272,21 @@ class StoreReader:
         return fetched[0].layout.shard if fetched and len(fetched) == len(self._parts) else None
 
     def shard_bytes(self) -> int:
-        """Return the stored size of a shard in bytes, summed over all arrays that come through a disk cache."""
+        """Return how many bytes one shard takes in the object store, summed over all arrays with a disk cache."""
         return sum(array.shard_bytes() for array in self._fetched())
 
     def _fetched(self) -> list[FetchedArray]:
-        """List the arrays that come through a disk cache."""
+        """List the arrays that are read from an object store through a disk cache."""
         return [part.array for part in self._parts.values() if isinstance(part.array, FetchedArray)]
 
     def _fill(self, rows: Ints, out: dict[str, RawPixels], piece: slice) -> None:
-        """Read one piece of a batch into its place in `out`."""
+        """Read the pixels of one piece of a batch into the batch's arrays. Each thread reads one piece.
+
+        Args:
+            rows: [n] store rows of the batch.
+            out: For each band group, the batch's array [n, bands, height, width].
+            piece: Places of the piece in the batch.
+        """
         for name, part in self._parts.items():
             target = out[name][piece]
             if part.picked is None:
@@ -283,7 +298,7 @@ class StoreReader:
                 target[:] = spanned[:, part.picked]
 
     def _workers(self) -> ThreadPoolExecutor:
-        """Return the pool of threads. The first call starts it."""
+        """Return the pool of threads that read pieces of a batch. The first call starts the threads."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, "stssl-reader")

@@ -57,7 +57,7 @@ def is_remote(path: str) -> bool:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Split a URL into the URL of the bucket and the key in this bucket.
+    """Split the URL of an object into the URL of its bucket and its key (its path inside the bucket).
 
     Raises:
         DataError: The kind of URL is not known.
@@ -70,7 +70,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=64)
 def bucket(url: str) -> "ObjectStore":
-    """Open a bucket, or the part of a bucket below a key.
+    """Open a bucket of an object store, or the part of it below a key such as `folder/store.zarr`.
 
     Raises:
         DataError: obstore is not installed, or the environment has impossible settings.
@@ -87,14 +87,14 @@ def bucket(url: str) -> "ObjectStore":
 
 
 def client_options(url: str) -> "ClientConfig":
-    """Return the options of requests: the options in `CLIENT` and in the environment.
+    """Return the options of requests to an object store: this module's defaults, and those in the environment.
 
-    obstore reads the environment only if the caller gives no options. So this function reads the environment.
+    The library obstore reads the environment only if the caller gives no options. So this function reads it.
     """
     prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[url.partition(":")[0]]
     said = {name: os.environ.get(f"{prefix}_{name.upper()}") for name in CLIENT_VARIABLES}
     given = {name: text for name, text in said.items() if text is not None}
-    # obstore converts the text of the variables to numbers, durations and switches itself.
+    # The texts of the variables can stay texts: obstore converts them to numbers, durations and switches.
     return cast("ClientConfig", {**CLIENT, "read_timeout": patience(), **given})
 
 
@@ -115,7 +115,7 @@ def patience() -> timedelta:
 
 
 def get_object(url: str, place: str, options: "GetOptions | None" = None, most: int | None = None) -> tuple[bytes, int]:
-    """Get an object, or a range of its bytes. If an answer is not whole, ask again.
+    """Download an object, or a range of its bytes, from an object store. If the answer is cut off, ask again.
 
     Args:
         url: URL of the bucket.
@@ -153,7 +153,7 @@ def get_object(url: str, place: str, options: "GetOptions | None" = None, most: 
 
 
 def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
-    """Explain errors as `explained` does if the path is a URL. Do nothing for a local path."""
+    """Turn errors of an object store into clear messages, if the path is a URL. Do nothing for a local path."""
     return explained(path) if is_remote(path) else contextlib.nullcontext()
 
 
@@ -200,14 +200,14 @@ def zarr_place(path: str, read_only: bool = False) -> Any:
 
 
 class RemoteFiles:
-    """Read and write files below a key of a bucket, with the same methods as `Files`."""
+    """Read and write objects of an object store like files in a folder, with the same methods as `Files`."""
 
     def __init__(self, root: str) -> None:
-        """Refer to the URL `root`. The bucket need not have any object below it."""
+        """Set the URL that serves as the folder. The bucket may have no object below it yet."""
         self.root = root
 
     def __truediv__(self, name: str) -> "RemoteFiles":
-        """Return a folder inside this one."""
+        """Return an object that reads and writes the files of a folder inside this one."""
         return RemoteFiles(f"{self.root}/{name}")
 
     def path(self, name: str) -> str:
@@ -215,17 +215,17 @@ class RemoteFiles:
         return f"{self.root}/{name}"
 
     def _where(self, name: str = "") -> tuple[str, str]:
-        """Return the URL of the bucket, and the key of a file."""
+        """Return the URL of the bucket, and the key (the path inside the bucket) of a file."""
         url, key = split_url(self.root)
         return url, f"{key}/{name}".strip("/")
 
     def _place(self, name: str = "") -> tuple["ObjectStore", str]:
-        """Return the open bucket, and the key of a file."""
+        """Open the bucket. Return it with the key (the path inside the bucket) of a file."""
         url, key = self._where(name)
         return bucket(url), key
 
     def read(self, name: str, most: int | None = None) -> bytes | None:
-        """Read an object of at most `most` bytes. Return None if the object does not exist."""
+        """Download an object. Return None if it does not exist, and refuse one of more than `most` bytes."""
         try:
             return get_object(*self._where(name), most=most)[0]
         except FileNotFoundError:
@@ -239,13 +239,13 @@ class RemoteFiles:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write an object, whole or not at all."""
+        """Upload an object. If the upload fails, the old object stays, or no object exists."""
         store, key = self._place(name)
         with explained(self.root):
             store.put(key, data, use_multipart=False)
 
     def names(self) -> list[str]:
-        """List the names of the entries of this folder, sorted."""
+        """List the sorted names of the objects and folders directly below this URL."""
         store, key = self._place()
         with explained(self.root):
             found = store.list_with_delimiter(f"{key}/")

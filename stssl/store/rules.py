@@ -24,7 +24,7 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Rule:
-    """State what the value of a key must be.
+    """Hold a rule for the value of one key in a `zarr.json`: a test, and words for the error message.
 
     Attributes:
         holds: Function that returns True if a value is right.
@@ -38,7 +38,7 @@ class Rule:
 
 
 def require(tree: ZarrTree, rules: Mapping[str, Rule], where: str) -> None:
-    """Check values with the rules of their keys. Skip keys without a rule.
+    """Check the values of a JSON object, each by the rule of its key. Skip keys without a rule.
 
     Args:
         tree: Values by key.
@@ -94,13 +94,13 @@ def are_names(value: Any, least: int = 0) -> bool:
 
 
 def one_of(*values: object) -> Rule:
-    """Return the rule that a value must be one of `values`."""
+    """Make a rule: the value of a key must be one of `values`."""
     words = " or ".join(map(str, values))
     return Rule(lambda value: any(type(value) is type(one) and value == one for one in values), words)
 
 
 def _count(low: int, high: int) -> Rule:
-    """Return the rule that a value must be a whole number from `low` to `high`."""
+    """Make a rule: the value of a key must be a whole number from `low` to `high`."""
     return Rule(lambda value: is_whole(value, low, high), f"a whole number from {low:,} to {high:,}")
 
 
@@ -158,7 +158,7 @@ _OPTIONS: dict[str, dict[str, Rule]] = {
 
 
 def check_array(tree: ZarrTree, where: str) -> None:
-    """Check the description of one array.
+    """Check the description (`zarr.json`) of one Zarr array: types, sizes, codecs and fill value.
 
     Args:
         tree: The `zarr.json` of the array.
@@ -189,7 +189,7 @@ def check_array(tree: ZarrTree, where: str) -> None:
 
 
 def _fills(value: object, kind: str) -> bool:
-    """Return True if a value can be the fill value of an array of this type."""
+    """Return True if a value can be the fill value of a Zarr array with the element type `kind`."""
     if kind in ("bool", "string"):
         return isinstance(value, bool if kind == "bool" else str)
     if kind.startswith("float"):
@@ -202,7 +202,7 @@ def _fills(value: object, kind: str) -> bool:
 
 
 def _chunk_shape(grid: ZarrTree, shape: list[int], where: str) -> list[int]:
-    """Return the sizes of a chunk. For an array in shards, return the sizes of a shard.
+    """Check and return the sizes of a chunk of a Zarr array. For an array in shards, these are the sizes of a shard.
 
     Raises:
         DataError: The description has no sizes, or impossible ones.

@@ -58,7 +58,7 @@ UNUSABLE = tuple(code for name, code in ERRORS.items() if name not in USABLE)
 
 @dataclass(frozen=True)
 class PixelArray:
-    """Describe one pixel array. It has all bands of one resolution.
+    """Describe one pixel array of a store, before it is written. It has all bands of one resolution.
 
     Attributes:
         name: `b10`, `b20`, `b60` or `rgb`; other names for maps.
@@ -87,16 +87,16 @@ class PixelArray:
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """Return the names of the dimensions. They differ between resolutions.
+        """Return the names of the array's dimensions, such as patch, band, y and x. They differ between resolutions.
 
-        xarray requires that two dimensions with the same name have the same size.
+        The reason is xarray: two dimensions with the same name must have the same size.
         """
         grid = {"b10": "10m", "b20": "20m", "b60": "60m"}.get(self.name, self.name)
         return ("patch", f"band_{grid}", f"y_{grid}", f"x_{grid}")
 
     @property
     def attributes(self) -> JsonObject:
-        """Return the attributes of the array, without statistics. The end of a conversion adds these."""
+        """Return the Zarr attributes of the pixel array. Statistics are missing: the end of a conversion adds them."""
         about: JsonObject = {"bands": list(self.bands), "gsd_m": self.gsd_m}
         reflectance = self.dtype == "uint16"
         about["long_name"] = self.long_name or ("surface reflectance" if reflectance else "brightness")
@@ -106,7 +106,7 @@ class PixelArray:
 
 @dataclass(frozen=True)
 class Column:
-    """Describe one metadata array. It has a row for each patch.
+    """Describe one metadata array (a column) of a store. It has a row for each patch.
 
     Attributes:
         name: Name of the array.
@@ -124,10 +124,10 @@ class Column:
 
 
 class BadPatchError(Exception):
-    """Report a problem of a patch: an error code, and words for the error report."""
+    """Report that a patch of the archive is damaged or incomplete: an error code, and words for the error report."""
 
     def __init__(self, code: str, words: str) -> None:
-        """Store the problem.
+        """Keep the error code and the words for the report.
 
         Args:
             code: Name of the error code: a key of `ERRORS`.
@@ -157,18 +157,21 @@ class Patch:
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def complain(self, problem: BadPatchError) -> None:
-        """Add a problem to the patch."""
+        """Add an error to the list of the patch's problems. The patch still keeps its row in the store."""
         self.problems.append((problem.code, printable(str(problem))))
 
     @property
     def error(self) -> str:
-        """Return the name of the error code: the first unusable one, else the first one, else `ok`."""
+        """Return the error code of the patch, by name.
+
+        This is the first problem that makes the patch unusable, else its first problem, else `ok`.
+        """
         names = [name for name, _ in self.problems]
         return next((name for name in names if name not in USABLE), names[0] if names else "ok")
 
 
 def printable(words: str, most: int = 500) -> str:
-    """Shorten words from a foreign file, and escape control characters. Reports and terminals can show the result."""
+    """Shorten a text from a foreign file, and escape its control characters: terminals can then show it safely."""
     # An escape sequence in the name of a file could change what a terminal shows.
     shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in words[:most])
     return shown if len(words) <= most else f"{shown}..."
@@ -189,7 +192,7 @@ def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Colu
 
 
 def split_column(name: str) -> Column:
-    """Describe the column of a stored split."""
+    """Make the description of the column that holds a split: train, validation or test for each patch."""
     meanings = " ".join([*SPLIT_CODES, "none"])
     attributes: JsonObject = {"flag_values": [*SPLIT_CODES.values(), NO_SPLIT], "flag_meanings": meanings}
     return Column(f"split_{name}", "uint8", NO_SPLIT, attributes)

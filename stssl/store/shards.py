@@ -48,7 +48,7 @@ ZarrTree = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """Describe one array to the direct reader.
+    """Describe how the files of one pixel array are laid out, for the reader that reads them directly.
 
     Attributes:
         shape: Shape of the array: patches, bands, height, width.
@@ -80,7 +80,10 @@ class Layout:
 
 
 def direct_layout(folder: Path) -> Layout | None:
-    """Return the layout of an array in a local folder. Return None if the direct reader does not know the layout."""
+    """Find out how the files of an array in a local folder are laid out.
+
+    Return None if the fast reader of this module does not know the layout.
+    """
     try:
         return known_layout(json.loads((folder / "zarr.json").read_bytes()))
     except (OSError, ValueError, RecursionError):
@@ -88,7 +91,10 @@ def direct_layout(folder: Path) -> Layout | None:
 
 
 def known_layout(meta: ZarrTree) -> Layout | None:
-    """Return the layout of the array that `meta` describes. Return None if the direct reader does not know it."""
+    """Find out from an array's `zarr.json` (`meta`) how its files are laid out.
+
+    Return None if the fast reader of this module does not know the layout.
+    """
     try:
         (sharding,) = meta["codecs"]
         outer = meta["chunk_grid"]["configuration"]["chunk_shape"]
@@ -140,7 +146,7 @@ def _is_possible(layout: Layout) -> bool:
 
 
 class Wanted(NamedTuple):
-    """Hold n patches to read.
+    """Say where the bytes of n wanted patches are, and where they go in a batch.
 
     Attributes:
         places: [n] places in the batch.
@@ -158,15 +164,15 @@ class Wanted(NamedTuple):
 
 
 class ShardedArray:
-    """Read patches of one array with a known layout. Threads may share this object."""
+    """Read the pixels of patches directly from the shard files of one local array. Threads may share this object."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
-        """Refer to the array in `folder`. The first read opens shards."""
+        """Set the folder and the layout of the array. The first read opens shard files."""
         self.folder, self.layout = folder, layout
         self._fresh()
 
     def _fresh(self) -> None:
-        """Forget all indexes and files."""
+        """Reset the object: no shard is open, and no index of a shard is known."""
         self._index: NDArray[np.uint64] | None = None
         self._files: NDArray[np.int64] | None = None
         self._sums = np.zeros(0, np.uint32)
@@ -174,15 +180,15 @@ class ShardedArray:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without open files. Another process opens its own files."""
+        """Return the state to pickle, without open files: another process opens its own."""
         return {"folder": self.folder, "layout": self.layout}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over the state. The first read opens shards."""
+        """Restore the reader from a pickle. The first read opens shard files."""
         self.__init__(**state)  # type: ignore[misc]  # mypy forbids a call of __init__
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Read the patches `rows` into `out`.
+        """Read the pixels of the patches in the store rows `rows` into `out`.
 
         Args:
             rows: [n] store rows.
@@ -209,14 +215,14 @@ class ShardedArray:
                     os.close(file)
 
     def _deliver(self, wanted: Wanted, bands: slice, out: RawPixels) -> None:
-        """Read, check and decode patches into their places in `out`."""
+        """Read, check and decode the wanted patches, and write their pixels into the batch `out`."""
         plain = self._copy_checked if self.layout.checked else self._copy
         found = (self._decode if self.layout.blosc else plain)(wanted, bands, out)
         if wanted.sums is not None and found != wanted.sums.tolist():
             self._refuse(int(wanted.rows[np.flatnonzero(np.array(found) != wanted.sums)[0]]), "it is another patch")
 
     def _refuse(self, row: int, why: str) -> NoReturn:
-        """Raise the error for a damaged patch."""
+        """Raise a DataError that names a damaged patch, its file and the reason `why`."""
         raise DataError(f"patch {row} in {self._path(row)} is damaged: {why}. Run `stssl verify`.")
 
     def _copy_checked(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
@@ -240,7 +246,7 @@ class ShardedArray:
         return found
 
     def _copy(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read uncompressed patches without checksums. Each patch needs one system call."""
+        """Read uncompressed patches that have no checksums, each with one system call. Return an empty list."""
         flat, size = out.data.cast("B"), out[0].nbytes
         starts = (wanted.spans[:, 0] + bands.start * (self.layout.patch_bytes // self.layout.shape[1])).tolist()
         begins = (wanted.places * size).tolist()
@@ -251,7 +257,7 @@ class ShardedArray:
         return []
 
     def _decode(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Decode the wanted bands of Blosc frames into their places. Return the checksums of the frames."""
+        """Decode the wanted bands of compressed patches (Blosc frames) into a batch. Return the patches' checksums."""
         expected, wants, spans = self.layout.patch_bytes, out[0].nbytes, wanted.spans
         checked, found, places = self.layout.checked, [], wanted.places.tolist()
         room: Any = np.empty(int(spans[:, 1].max()) if len(spans) else 0, np.uint8)
@@ -295,7 +301,7 @@ class ShardedArray:
         return self.folder / "c" / str(shard) / "0" / "0" / "0"
 
     def _open(self, shards: Ints) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Open some shards.
+        """Open the files of some shards, and read where each patch lies in them.
 
         Returns:
             Two arrays. The first has the offset and the size of each patch, [capacity of all shards, 2]. The second has
@@ -315,7 +321,7 @@ class ShardedArray:
             return self._index, files
 
     def _open_shard(self, shard: int, index: NDArray[np.uint64]) -> int:
-        """Open one shard and fill in its part of the index."""
+        """Open the file of one shard, and return its descriptor. Write the places of its patches into `index`."""
         path = self._shard_path(shard)
         try:
             file = os.open(path, os.O_RDONLY)
@@ -335,7 +341,7 @@ class ShardedArray:
         return file
 
     def close(self) -> None:
-        """Close all files. The next read opens them again."""
+        """Close all shard files. The next read opens them again."""
         if self._files is not None:
             for file in self._files[self._files >= 0].tolist():
                 os.close(file)
@@ -344,13 +350,15 @@ class ShardedArray:
         self._fresh()
 
     def __del__(self) -> None:
-        """Close all files."""
+        """Close all shard files when nothing uses the reader any more."""
         if hasattr(self, "_files"):
             self.close()
 
 
 def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Read the end of an open shard: offsets and sizes [patches, 2], and checksums [patches] (none in older stores).
+    """Read from the end of an open shard file where its patches lie, and what their checksums are.
+
+    Return offsets and sizes [patches, 2], and checksums [patches] (none in older stores).
 
     Args:
         file: Descriptor of the open file.
@@ -369,7 +377,9 @@ def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArr
 def parse_tail(
     tail: bytes, size: int, path: Path | str, layout: Layout, shard: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Parse the end of a shard: offsets and sizes [patches, 2], and checksums [patches] (none in older stores).
+    """Find in the last bytes of a shard file where its patches lie, and what their checksums are.
+
+    Return offsets and sizes [patches, 2], and checksums [patches] (none in older stores).
 
     Args:
         tail: Last `tail_bytes` of the shard.
@@ -396,7 +406,7 @@ def parse_tail(
 
 
 def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArray[np.uint64]:
-    """Parse the offsets and sizes [patches, 2] from the last bytes of a shard.
+    """Find in the last bytes of a shard file where its patches lie. Return offsets and sizes [patches, 2] in bytes.
 
     Args:
         tail: Last bytes of the shard: the index and its crc32c.
@@ -423,14 +433,14 @@ def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArr
 
 
 class _Files:
-    """Count the open files of all readers of this process. If they are too many, raise the limit of the process."""
+    """Count how many files all readers of this process keep open, and raise the process's limit if it is too low."""
 
     reserved = 0
     lock = threading.Lock()
 
     @classmethod
     def reserve(cls, count: int) -> bool:
-        """Reserve room for `count` more open files. Return False if the system's hard limit does not allow them."""
+        """Allow `count` more open files. Return False if the system's hard limit is too low for them."""
         with cls.lock:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             needed = cls.reserved + count + SPARE_FILES
@@ -443,6 +453,6 @@ class _Files:
 
     @classmethod
     def release(cls, count: int) -> None:
-        """Give back the room for `count` open files."""
+        """Reduce the count of open files by `count`, after they were closed."""
         with cls.lock:
             cls.reserved -= count

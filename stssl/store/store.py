@@ -59,7 +59,7 @@ class Store:
     """Give access to an open store. The first access to a column reads it."""
 
     def __init__(self, path: str, description: Description) -> None:
-        """Use a checked description. Callers use `Store.open` instead.
+        """Make a store from a checked description. Users call `Store.open` instead.
 
         Args:
             path: Path or URL of the store.
@@ -90,7 +90,7 @@ class Store:
 
     @property
     def unprotected(self) -> tuple[str, ...]:
-        """Return the parts of the store without checksums. A store of this version has no such parts."""
+        """List the parts of the store that have no checksums. Only stores of older versions have such parts."""
         parts = {
             "columns": COLUMN_HASHES in self.attrs,
             "pixels": all(SHARD_CHECKSUMS in self.description.about(name) for name in self.description.images),
@@ -105,12 +105,12 @@ class Store:
 
     @cached_property
     def groups(self) -> dict[str, BandGroup]:
-        """Return the pixel arrays of the images, by name."""
+        """Return descriptions of the store's image arrays, by name: one array for each resolution."""
         return {name: self._band_group(name) for name in self.attrs["pixel_arrays"]}
 
     @cached_property
     def maps(self) -> dict[str, BandGroup]:
-        """Return the pixel arrays that are no image bands, by name. They have the same rows."""
+        """Return descriptions of the store's maps, by name. Maps are pixel arrays without image bands."""
         return {name: self._band_group(name) for name in self.attrs.get("maps", ())}
 
     def _band_group(self, name: str) -> BandGroup:
@@ -126,12 +126,12 @@ class Store:
 
     @property
     def label_sets(self) -> tuple[str, ...]:
-        """Return the names of the label columns."""
+        """Return the names of the store's label sets. Each is a column with classes of its own."""
         return tuple(self.attrs["label_sets"])
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """Return the names of the stored splits."""
+        """Return the names of the splits into train, validation and test that the store has."""
         return tuple(self.attrs["splits"])
 
     def classes(self, label_set: str) -> tuple[str, ...]:
@@ -147,7 +147,9 @@ class Store:
         return name in self.description.arrays and name not in self.description.images
 
     def column(self, name: str) -> ColumnArray:
-        """Read a metadata array, [N] or [N, values a patch], and compare it with the hash of its conversion.
+        """Read a column of metadata, such as `lat`, and check that it did not change since the conversion.
+
+        The result has a row for each of N patches: [N], or [N, values] with several values for each patch.
 
         Raises:
             DataError: The store has no such column, or the column changed since the conversion. In the first case, the
@@ -164,7 +166,7 @@ class Store:
         return self._columns[name]
 
     def unchecked(self, name: str) -> ColumnArray:
-        """Read a metadata array as it is stored. Do not compare it with its hash.
+        """Read a column of metadata, such as `lat`, without a check that it did not change since the conversion.
 
         Raises:
             DataError: The store has no such column, or the column cannot be read.
@@ -197,7 +199,9 @@ class Store:
         return self.description.arrays[name]
 
     def statistics(self, bands: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return mean and standard deviation of each band in `bands`. For a constant band, the deviation is 1.
+        """Return the mean [bands] and the standard deviation [bands] of the bands in `bands`.
+
+        The deviation of a constant band is 0. Return 1 for it, as nothing can be divided by 0.
 
         Raises:
             DataError: The store has no statistics for a band.
@@ -226,14 +230,14 @@ class Store:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a hash of pixels, labels and layout, for the record of a run."""
+        """Return a hash of the store's pixels, labels and layout. A run records it to notice a changed store."""
         digest = hashlib.blake2b(json.dumps([self.attrs["schema_version"], self.bands]).encode(), digest_size=16)
         for name in ("content_hash", *self.label_sets):
             digest.update(np.ascontiguousarray(self.column(name)).tobytes())
         return digest.hexdigest()
 
     def about(self) -> dict[str, str]:
-        """Return the path and the fingerprint of the store, for the record of a run."""
+        """Return the path and the fingerprint (the hash of the contents) of the store. A run records both."""
         return {"path": self.path, "fingerprint": self.fingerprint}
 
     def read(self, rows: Sequence[int] | Ints, bands: Sequence[str] | None = None) -> NDArray[Any]:
@@ -281,7 +285,7 @@ class Store:
     def reader(
         self, bands: Sequence[str], threads: int = 1, direct: bool = True, *, cache: DiskCache | None = None
     ) -> StoreReader:
-        """Make a reader of some bands.
+        """Make a reader, which reads the pixels of some bands for many patches at once.
 
         Args:
             bands: Wanted bands.
@@ -292,7 +296,11 @@ class Store:
         return StoreReader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
 
     def map_reader(self, cache: DiskCache | None = None) -> StoreReader:
-        """Make a reader of all `maps`."""
+        """Make a reader of all maps. Maps are pixel arrays without image bands, such as a map of land cover.
+
+        Args:
+            cache: Cache on disk for an object store. Without a cache, zarr reads the object store.
+        """
         bands = [band for group in self.maps.values() for band in group.bands]
         return StoreReader(self.path, self._stored(self.maps), bands, cache=cache)
 

@@ -26,7 +26,7 @@ MOST_FINDINGS = 1000
 
 @dataclass(frozen=True)
 class Findings:
-    """Hold the result of a check.
+    """Hold the result of the check of a store: what was checked, and the problems.
 
     Attributes:
         patches: Number of checked patches.
@@ -40,7 +40,7 @@ class Findings:
     problems: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """List the problems. If many patches have the same problem, write one line with their number."""
+        """List the problems as lines of text. If many patches have the same problem, one line tells their number."""
         found: dict[str, list[str]] = {}
         for problem in self.problems:
             found.setdefault(problem.partition(": ")[2] or problem, []).append(problem)
@@ -101,7 +101,10 @@ def verify(
 
 
 def _changed_descriptions(store: Store) -> list[str]:
-    """Compare the description of each array with the store's copy. Other programs read the first, this one the copy."""
+    """List the arrays whose own description differs from the copy in the store's main file.
+
+    Other programs read an array's own description. This program reads the copy.
+    """
     problems = []
     for name, copy in store.description.arrays.items():
         try:
@@ -109,7 +112,9 @@ def _changed_descriptions(store: Store) -> list[str]:
         except DataError as error:
             problems.append(str(error))
             continue
-        if own is None and (files_at(store.path) / name).names():  # an empty folder: other checks report lost patches
+        if (
+            own is None and (files_at(store.path) / name).names()
+        ):  # ignore an empty folder: other checks report its lost patches
             problems.append(f"{name}/zarr.json is missing: programs other than this one need it")
         elif own is not None and (differ := differing_entries(own, copy)):
             problems.append(f"{name}/zarr.json: {', '.join(differ)} differs from the copy in the store's zarr.json")
@@ -117,7 +122,7 @@ def _changed_descriptions(store: Store) -> list[str]:
 
 
 def _changed_columns(store: Store) -> list[str]:
-    """Describe the columns that changed since the conversion. For older stores without hashes, the list is empty.
+    """List the metadata columns that changed since the conversion. For older stores without hashes, the list is empty.
 
     zarr reads a lost chunk as missing values and raises no error. The hash finds this.
     """
@@ -129,10 +134,10 @@ def _changed_columns(store: Store) -> list[str]:
 
 
 def _check_columns(store: Store) -> None:
-    """Check that all needed columns exist, have one row for each patch, and have known codes.
+    """Check that all needed metadata columns exist, have one row for each patch, and have known codes.
 
     Raises:
-        DataError: A column fails this check.
+        DataError: A column is missing, or has a wrong size or an unknown code.
     """
     problems = []
     needed = ("patch_id", "lat", "lon", "time", "content_hash", "error_code", "valid_bands", *store.label_sets)
@@ -149,7 +154,7 @@ def _check_columns(store: Store) -> None:
 
 
 def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, AnyArray] | DataError]:
-    """Read the arrays of each row, by name. If a row cannot be read, return its error in their place."""
+    """Read the pixels of each store row. Return one entry for each row: its arrays by name, or its error."""
     try:
         blocks = reader.read(rows)
     except DataError as error:
@@ -161,7 +166,15 @@ def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, AnyA
 
 
 def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uint8], store: Store) -> list[str]:
-    """Compare one patch with the archive, and list the problems."""
+    """Compare one patch of the store with the archive, by a hash of its pixels. Return a list of differences.
+
+    Args:
+        name: Name of the patch, for messages.
+        original_name: Name of the patch in the archive.
+        patch: The patch as the archive has it.
+        stored: Hash of the pixels in the store.
+        store: The store.
+    """
     if name != original_name:
         return [f"{name}: the archive has {original_name} in its place"]
     blank = {

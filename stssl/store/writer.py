@@ -52,7 +52,7 @@ ColumnArrays = dict[str, ColumnArray]
 
 @dataclass(frozen=True)
 class StorePlan:
-    """Plan the contents of a store.
+    """Say what a conversion will write: the arrays, columns and splits of a store.
 
     Attributes:
         patches: Number of rows.
@@ -92,10 +92,10 @@ class StorePlan:
 
 
 class Writer:
-    """Write one store. The object can be pickled: other processes can write shards with it."""
+    """Write one store. Several processes can write shards of it: each gets a pickled copy of this object."""
 
     def __init__(self, store: str, plan: StorePlan) -> None:
-        """Refer to the store.
+        """Set the place and the contents of the store. Write nothing yet.
 
         Args:
             store: Path or URL of the store.
@@ -107,7 +107,7 @@ class Writer:
         self.beside, self.report = files_at(parent), f"{name}.errors.csv"
 
     def attributes(self) -> JsonObject:
-        """Read the attributes of the group. They are empty if the group does not exist yet.
+        """Read the attributes of the store's Zarr group. They are empty if the store does not exist yet.
 
         Raises:
             DataError: The description of the group is damaged.
@@ -123,7 +123,7 @@ class Writer:
         return attributes
 
     def prepare(self) -> None:
-        """Create the group and its pixel arrays. If they exist, check that they belong to this conversion.
+        """Create the store with empty pixel arrays. If it exists already, check that this conversion began it.
 
         Raises:
             DataError: The path holds something else, or it cannot be written.
@@ -152,7 +152,7 @@ class Writer:
         self.files.write("zarr.json", json.dumps(group, indent=2).encode())
 
     def _create(self, array: PixelArray) -> None:
-        """Create one pixel array without any shard."""
+        """Create one pixel array of the store: its description only, without pixels."""
         codec = CODECS[self.plan.codec]
         blosc = [BloscCodec(cname=codec, clevel=LEVEL, shuffle="bitshuffle")] if codec else []
         zarr.create_array(
@@ -169,7 +169,10 @@ class Writer:
         )
 
     def _arrays_are_ours(self) -> bool:
-        """Return True if the existing arrays have checksums. Arrays of older versions have none: begin them again."""
+        """Return True if the existing pixel arrays have checksums.
+
+        An older version writes no checksums. Its unfinished conversion must begin again.
+        """
         found = [read_array(self.store, array.name) for array in (*self.plan.arrays, *self.plan.maps)]
         layouts = [known_layout(about) for about in found if about is not None]
         return len(layouts) == len(found) and all(layout is not None and layout.checked for layout in layouts)
@@ -179,14 +182,14 @@ class Writer:
         return self.attributes().get("complete") is True
 
     def missing(self) -> list[int]:
-        """List the shards that are not written yet."""
+        """List the numbers of the shards (files of many patches) that are not written yet."""
         if self.is_complete():
             return []
         there = set(self.work.names())
         return [i for i in range(self.plan.shards) if f"{i:06d}.done" not in there or not self._is_whole(i)]
 
     def _is_whole(self, shard: int) -> bool:
-        """Return True if the sidecar of a shard matches its marker, and the ends of its files match their checksums."""
+        """Return True if a shard was written whole: all its files exist, and match their checksums."""
         sidecar = self._sidecar(shard)
         if sidecar is None:
             return False
@@ -198,17 +201,20 @@ class Writer:
             )
 
     def _checksum_there(self, name: str, shard: int) -> int | None:
-        """Compute the checksum of the end of a shard file. Return None if the file does not exist."""
+        """Compute the checksum of the end of a shard file, in the array `name`. Return None without such a file."""
         tail = self.files.tail(f"{name}/c/{shard}/0/0/0", tail_bytes(self.plan.shard))
         return None if tail is None else shard_checksum(tail)
 
     def _sidecar(self, shard: int) -> bytes | None:
-        """Read the sidecar of a shard. Return None if it does not match its marker."""
+        """Read the file that holds the metadata of a shard's patches (the sidecar).
+
+        Return None if it does not match the hash in the marker, which is written last.
+        """
         marker, sidecar = self.work.read(f"{shard:06d}.done"), self.work.read(f"{shard:06d}.npz")
         return sidecar if sidecar is not None and marker == _digest(sidecar) else None
 
     def write_shard(self, shard: int, names: Sequence[str], patches: list[Patch]) -> None:
-        """Write the pixels of a shard, its sidecar, and last its marker.
+        """Write the pixels and the metadata of a shard (many patches), and last a marker that says it is whole.
 
         Args:
             shard: Number of the shard.
@@ -243,7 +249,13 @@ class Writer:
         self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
 
     def _columns(self, names: Sequence[str], patches: list[Patch], pixels: ColumnArrays) -> ColumnArrays:
-        """Arrange the metadata of the patches of a shard as columns."""
+        """Arrange the metadata of a shard's patches as columns: one array for each name, with one row for each patch.
+
+        Args:
+            names: Names of the patches.
+            patches: The patches, one for each name.
+            pixels: Pixels of all patches, by name of the array, for their hashes.
+        """
         columns = {column.name: _empty(column, len(patches)) for column in self.plan.columns}
         for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
             hashed = content_hash([block[place] for block in pixels.values()])
@@ -256,13 +268,18 @@ class Writer:
         return columns
 
     def _counted(self, columns: ColumnArrays) -> NDArray[np.bool_]:
-        """Select the patches that count for the statistics."""
+        """Mark the patches that count for the band statistics: usable ones, and of these only training patches.
+
+        Without a split, all usable patches count.
+        """
         split = columns.get(f"split_{self.plan.statistics_split}")
         whole = ~np.isin(columns["error_code"], UNUSABLE)
         return whole if split is None else whole & (split == SPLIT_CODES["train"])
 
     def finish(self) -> dict[str, int]:
-        """Write metadata arrays, statistics and the error report. Mark the store as complete. Remove working files.
+        """Finish a store after its last shard: write metadata arrays, statistics and the error report.
+
+        Then mark the store as complete, and remove working files.
 
         Returns:
             How often each error occurred, by name of the error.
@@ -293,7 +310,12 @@ class Writer:
         return dict(read_description(self.store).attributes.get("errors", {}))
 
     def _write_statistics(self, group: Any, parts: list[NpzFile]) -> None:
-        """Write the band statistics into the attributes of the pixel arrays."""
+        """Compute the statistics of all bands from the counts of the shards, and write them into the store.
+
+        Args:
+            group: Open Zarr group of the store.
+            parts: Metadata file (sidecar) of each shard, which has the counts.
+        """
         split = self.plan.statistics_split
         source = f"{split}:train" if split in self.plan.splits else "all"
         for array in self.plan.arrays:
@@ -301,7 +323,7 @@ class Writer:
             group[array.name].attrs["statistics"] = statistics(tallies, array.dtype, source)
 
     def _write_report(self, parts: list[NpzFile]) -> dict[str, int]:
-        """Write a CSV file with all problems. Return how often each error occurred."""
+        """Write a CSV file with the problems of all patches. Return how often each error occurred, by name."""
         problems = [row for part in parts for row in json.loads(str(part["problems"]))]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([["patch", "error", "details"], *problems])
@@ -309,7 +331,12 @@ class Writer:
         return dict(sorted(Counter(code for _, code, _ in problems).items()))
 
     def _mark_complete(self, errors: dict[str, int], hashes: dict[str, str]) -> None:
-        """Write the attributes of the group. Set `complete` at last, in one atomic write."""
+        """Write the attributes of the store. The last write says that the store is complete: readers need this mark.
+
+        Args:
+            errors: How often each error occurred, by name.
+            hashes: Hash of each column, by name.
+        """
         about: JsonObject = {
             "schema_version": SCHEMA_VERSION,
             "conversion": self.plan.identity,
@@ -340,7 +367,16 @@ class Writer:
 
 
 def _measured(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Stack the masks of measured pixels of the counted patches. Return None if all pixels are measured."""
+    """Join the masks of the patches that count for band statistics: True for each pixel that the satellite measured.
+
+    Args:
+        patches: The n patches of a shard.
+        array: Pixel array of the masks.
+        counted: [n] True for the patches that count for statistics.
+
+    Returns:
+        [counted patches, bands, height, width]; None if all pixels are measured.
+    """
     if not any(array.name in patch.measured for patch in patches):
         return None
     whole = np.ones(array.shape, np.bool_)
@@ -349,7 +385,7 @@ def _measured(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_
 
 
 def _stack(patches: list[Patch], array: PixelArray) -> NDArray[np.unsignedinteger]:
-    """Stack the pixels of patches for one array. A patch without pixels gets zeros."""
+    """Join the pixels of n patches into one array [n, bands, height, width]. A patch without pixels gets zeros."""
     block = np.zeros((len(patches), *array.shape), array.dtype)
     for place, patch in enumerate(patches):
         if array.name in patch.arrays:
@@ -362,15 +398,15 @@ def _digest(data: bytes) -> bytes:
 
 
 def _empty(column: Column, rows: int) -> ColumnArray:
-    """Make a column of fill values."""
+    """Make a metadata column of `rows` rows, in which each value is missing (it has the fill value)."""
     dtype: Any = object if column.dtype == "string" else column.dtype
     return np.full((rows, column.width) if column.width else rows, column.fill, dtype=dtype)
 
 
 def location_ids(columns: ColumnArrays) -> NDArray[np.int32]:
-    """Return the number of the place of each patch. Patches with equal UTM corners show one place.
+    """Number the places on earth. Return the number of each patch's place: patches of one place have equal numbers.
 
-    Without UTM corners, take the numbers from the archive.
+    Two patches show one place if they have equal UTM corners. Without UTM corners, take the numbers of the archive.
     """
     if "ulx" not in columns:
         return np.asarray(columns["location_id"], np.int32)
@@ -382,7 +418,13 @@ def location_ids(columns: ColumnArrays) -> NDArray[np.int32]:
 
 
 def _write_column(group: Any, column: Column, values: AnyArray) -> None:
-    """Write a metadata array in one chunk."""
+    """Write one metadata column into the store, as an array with a single chunk: opening a store then reads few files.
+
+    Args:
+        group: Open Zarr group of the store.
+        column: Description of the column.
+        values: One row for each patch.
+    """
     dimensions = ("patch", f"{column.name}_entry")[: values.ndim]
     options: dict[str, Any] = {"dtype": column.dtype, "fill_value": column.fill}
     array = group.create_array(

@@ -34,7 +34,7 @@ _SCHEMA = {column.name: column for column in (*COMMON, *GEOREFERENCE, *REGION, *
 
 @dataclass(frozen=True)
 class Description:
-    """Hold the checked description of a store: its group and its arrays.
+    """Hold the description of a store after all checks: the contents of its `zarr.json` files.
 
     Attributes:
         attributes: Attributes of the group.
@@ -47,7 +47,7 @@ class Description:
     digest: str = field(default="", compare=False)
 
     def about(self, name: str) -> ZarrTree:
-        """Return the attributes of an array."""
+        """Return the Zarr attributes of the array with this name."""
         return dict(self.arrays[name].get("attributes", {}))
 
     @property
@@ -57,12 +57,12 @@ class Description:
 
 
 def _is_hashes(value: object) -> bool:
-    """Return True if a value has keys and texts, as a table of hashes has."""
+    """Return True if a JSON value is a table of hashes: an object in which each value is a text."""
     return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
 
 
 def _is_conversion(value: object) -> bool:
-    """Return True if a value describes the source of a conversion."""
+    """Return True if a JSON value has the form of the attribute that names the source of a conversion."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("format"), str)
@@ -196,7 +196,7 @@ def _listed(store: str) -> list[str]:
 
 
 def _check_all(found: Description, store: str, places: dict[str, str]) -> None:
-    """Check that all arrays exist, and that each fits the attributes of the group.
+    """Check that all arrays of a store exist, and that each fits the store's own attributes.
 
     Raises:
         DataError: An array is lost or does not fit. The message names the file and the key.
@@ -255,14 +255,20 @@ def _image(found: Description, name: str, where: str) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
-    """Return True if a value is None, or a number below `MOST_STATISTIC`."""
+    """Return True if a value can be a band statistic: None, or a number of at most a certain size."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return abs(value) < MOST_STATISTIC
     return value is None
 
 
 def _check_column(found: Description, name: str, where: str) -> None:
-    """Check that a column has one row for each patch. If the schema has this column, check its type and width too."""
+    """Check that a metadata column has one row for each patch, and that known columns have the right type and width.
+
+    Args:
+        found: Description of the store.
+        name: Name of the column.
+        where: File and keys above, for messages.
+    """
     tree, patches = found.arrays[name], found.attributes["patches"]
     shape, column = tree["shape"], _SCHEMA.get(name)
     if len(shape) > 2 or (shape[0] != patches and (column or name in found.attributes.get(COLUMN_HASHES, ()))):
@@ -275,7 +281,13 @@ def _check_column(found: Description, name: str, where: str) -> None:
 
 
 def _check_labels(found: Description, name: str, where: str) -> None:
-    """Check the description of a label column."""
+    """Check the description of a label column: its class names and the size of its rows.
+
+    Args:
+        found: Description of the store.
+        name: Name of the column.
+        where: File and keys above, for messages.
+    """
     tree, about = found.arrays[name], found.about(name)
     require(about, _LABELS, f"{where}attributes.")
     several, classes = about["kind"] == "multi-label", about["classes"]
@@ -288,7 +300,9 @@ def _check_labels(found: Description, name: str, where: str) -> None:
 
 
 def description_hashes(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> dict[str, str]:
-    """Hash everything that gives the numbers of a store their meaning, key by key. Also hash all hashes together.
+    """Hash each part of a store's description that gives numbers their meaning, such as class names and shapes.
+
+    Return the hashes by key, and one hash over all of them.
 
     A key that someone adds later has no hash. No code compares it.
     """
@@ -297,7 +311,7 @@ def description_hashes(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> 
 
 
 def _meant(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> Iterator[tuple[str, Any]]:
-    """Yield the keys and values that give numbers their meaning."""
+    """Yield the parts of a store's description that give numbers their meaning, such as class names: key and value."""
     for key, value in attributes.items():
         if key not in _NOT_MEANT:
             yield f"attributes.{key}", value
@@ -307,12 +321,12 @@ def _meant(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> Iterator[tup
 
 
 def _hash(value: object) -> str:
-    """Return the hash of a JSON value."""
+    """Return a hash of a JSON value, as hexadecimal text."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def compare(found: Description, root: str, places: Mapping[str, str]) -> None:
-    """Compare a description with the hashes that the conversion wrote. Older stores have no hashes.
+    """Check that a store's description did not change since its conversion, by hashes. Older stores have no hashes.
 
     Args:
         found: The description.
