@@ -9,29 +9,44 @@ RandAugment. The photometric operations run one after another.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from stssl.base.arrays import Floats
 from stssl.base.config import Config, Domain
 
+Style = Literal["stssl", "kornia-0.7", "kornia", "fixmatch"]
+"""Whose operations and magnitudes the strong view has."""
+GREATEST: dict[Style, int] = {"stssl": 10, "kornia-0.7": 30, "kornia": 30, "fixmatch": 30}
+"""Greatest magnitude `m` of each style."""
+
 
 class RandAugmentConfig(Config):
-    """Set the strength of the strong view: `n` operations of magnitude `m` on each image.
+    """Set the strong view: `n` operations of magnitude `m` on each image.
 
     Attributes:
+        style: Whose operations to use. `kornia` is RandAugment of kornia 0.9, and `kornia-0.7` that of kornia 0.7.3.
+            `fixmatch` is FixMatch's, with Pillow's operations on 8-bit values. `stssl` resamples an image only once.
         n: Number of operations.
-        m: Magnitude of each operation, from 0 to 10.
+        m: Magnitude of each operation: 0 to 10 in the style `stssl`, 0 to 30 in the others. `fixmatch` does not use it,
+            but draws the magnitude of each operation.
     """
 
-    n: Annotated[int, Field(ge=0, le=10), Domain(1, 4)] = 3
-    m: Annotated[float, Field(ge=0, le=10), Domain(2, 10)] = 5.0
+    style: Style = "stssl"
+    n: Annotated[int, Field(ge=0, le=15), Domain(1, 4)] = 3
+    m: Annotated[float, Field(ge=0, le=30), Domain(2, 10)] = 5.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RandAugmentConfig":
+        if self.m > GREATEST[self.style]:
+            raise ValueError(f"m is {self.m:g}, but in the style {self.style} it may be 0 to {GREATEST[self.style]}")
+        return self
 
 
 class AugmentConfig(Config):
@@ -39,7 +54,9 @@ class AugmentConfig(Config):
 
     Attributes:
         strong_labeled: True to give labeled patches a strong view too.
-        randaugment: Strength of the strong views.
+        randaugment: Operations of the strong views.
+        cutout: Largest side of the gray square that hides a part of each strong view, as a share of the side of the
+            image. 0 draws no square. FixMatch has 0.5.
         padding: Largest shift of the random crop, as a share of the side of the image.
         metadata_dropout: Probability to hide the place of a patch from the networks. The date is hidden with the same
             probability, independently of the place.
@@ -47,6 +64,7 @@ class AugmentConfig(Config):
 
     strong_labeled: bool = False
     randaugment: RandAugmentConfig = RandAugmentConfig()
+    cutout: Annotated[float, Field(ge=0, le=1), Domain(0.0, 0.5)] = 0.0
     padding: Annotated[float, Field(ge=0, le=0.5)] = 0.125
     metadata_dropout: Annotated[float, Field(ge=0, le=1), Domain(0.0, 0.5)] = 0.0
 

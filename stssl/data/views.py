@@ -6,12 +6,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stssl.base.arrays import Floats, Ints
 from stssl.base.batch import DATE, PLACE, Batch, Stream, View
 from stssl.base.randomness import RandomStream, uniforms
 from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, numbers_needed
+from stssl.data.resizing import Resize, resize_images
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class PixelScaler(nn.Module):
         mean: Floats,
         std: Floats,
         scale: Literal["sigmas", "bytes"],
+        resize: Resize = "centers",
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """Set up the scaling of stored pixel values to network inputs.
@@ -67,10 +68,12 @@ class PixelScaler(nn.Module):
             mean: Mean of the stored values for each band in `bands`.
             std: Standard deviation of the stored values for each band in `bands`.
             scale: `sigmas` maps mean - 2 standard deviations to 0, mean + 2 to 1, and clips. `bytes` divides by 255.
+            resize: How to change the size of images.
             memory_format: Memory layout that the networks expect.
         """
         super().__init__()
-        self.groups, self.size, self.memory_format = tuple(layout), size, memory_format
+        self.size, self.resize, self.memory_format = size, resize, memory_format
+        self.groups = {name: [list(bands).index(band) for band in group] for name, group in layout.items()}
         delivered = [band for group in layout.values() for band in group]
         self.in_order = delivered == list(bands)
         self.register_buffer("order", torch.tensor([delivered.index(band) for band in bands]), persistent=False)
@@ -85,10 +88,21 @@ class PixelScaler(nn.Module):
         Args:
             arrays: For each band group (each resolution), stored pixels [n, bands, height, width] of n patches.
         """
-        image = torch.cat([self._resize(arrays[group].float()) for group in self.groups], 1)
-        if not self.in_order:
-            image = image[:, self.order]
+        if self.resize == "corners":
+            parts = [resize_images(self._scaled(arrays[name], name), self.size, "corners") for name in self.groups]
+            return self._ordered(parts)
+        image = self._ordered([resize_images(arrays[name], self.size, self.resize) for name in self.groups])
         return ((image - self.low) / self.width).clamp_(0, 1)
+
+    def _scaled(self, pixels: Tensor, group: str) -> Tensor:
+        """Scale the bands of one group to [0, 1], at their own resolution."""
+        own = self.groups[group]
+        return ((pixels.float() - self.low[:, own]) / self.width[:, own]).clamp_(0, 1)
+
+    def _ordered(self, parts: list[Tensor]) -> Tensor:
+        """Join the band groups of images. Sort the bands as the networks expect them."""
+        image = torch.cat(parts, 1)
+        return image if self.in_order else image[:, self.order]
 
     def normalize(self, image: Tensor) -> Tensor:
         """Center values x in [0, 1]: return (x - 0.5) / 0.25 with `sigmas`, else (x - 0.5) / 0.5.
@@ -104,17 +118,6 @@ class PixelScaler(nn.Module):
             arrays: For each band group (each resolution), stored pixels [n, bands, height, width] of n patches.
         """
         return self.normalize(self.unit(arrays))
-
-    def _resize(self, image: Tensor) -> Tensor:
-        """Resample images to the size that the networks need. If they shrink, use an antialiasing filter."""
-        # An interpolation to the same size would still copy the batch.
-        if image.shape[-1] == self.size and image.shape[-2] == self.size:
-            return image
-        # If images become several times smaller, an interpolation without this filter skips pixels.
-        shrinks = image.shape[-1] > self.size
-        return functional.interpolate(
-            image, (self.size, self.size), mode="bilinear", align_corners=False, antialias=shrinks
-        )
 
 
 class ViewDrawer:

@@ -181,8 +181,16 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
         if rank() == 0 and (flat := data.store.constant(config.bands)):
             words = "data.bands: %s has the same value in all training pixels of %s, so networks see 0 there and learn "
             LOG.warning(words + "nothing from it; leave it out", ", ".join(flat), data.store.path)
-    layout, scale = data.reader.layout, config.scale
-    return PixelScaler(layout, config.bands, size, mean=mean, std=std, scale=scale, memory_format=memory_format)
+    return PixelScaler(
+        data.reader.layout,
+        config.bands,
+        size,
+        mean=mean,
+        std=std,
+        scale=config.scale,
+        resize=config.resize,
+        memory_format=memory_format,
+    )
 
 
 def build_loader(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stssl.base.config import (
     BatchSize,
@@ -16,6 +16,7 @@ from stssl.base.config import (
 )
 from stssl.base.json_types import JsonObject
 from stssl.base.paths import ColumnName, Folder, Location, StorePlace, Tracking, Weights
+from stssl.data.resizing import Resize
 from stssl.data.splits import SplitConfig
 from stssl.models import EncoderConfig, InjectionConfig
 
@@ -34,6 +35,9 @@ class DataConfig(Config):
         exclude: Columns of the store. A patch that one of them marks is left out of all parts.
         scale: `sigmas` subtracts each band's mean and divides by its standard deviation. `bytes` divides 8-bit bands by
             255.
+        resize: How to change the size of images. `centers` resizes the stored values, and the centers of pixels keep
+            their places. `corners` scales and clips first, and the outermost pixels keep their places. `pillow` gives
+            Pillow's bytes, and needs the scale `bytes`. All are bilinear; only `corners` never antialiases.
         cache: Memory for decoded pixels: `host` or `device`. `none` reads them from the store each time.
         cache_dir: Folder on each node for shards that come from an object store (`s3://...`); None chooses a folder.
         cache_bytes: Largest size of that folder in bytes.
@@ -46,10 +50,19 @@ class DataConfig(Config):
     labels: str = "labels_43"
     exclude: tuple[ColumnName, ...] = ()
     scale: Literal["sigmas", "bytes"] = "sigmas"
+    resize: Resize = "centers"
     cache: Literal["none", "host", "device"] = "none"
     cache_dir: Location | None = None
     cache_bytes: Positive = 50_000_000_000
     shuffle_shards: Annotated[int, Field(ge=0)] = 8
+
+    @model_validator(mode="after")
+    def _resizable(self) -> "DataConfig":
+        if self.resize == "pillow" and self.scale != "bytes":
+            raise ValueError(
+                "resize is pillow, which resizes bytes: set scale to bytes, or resize to centers or corners"
+            )
+        return self
 
 
 class BackboneConfig(Config):
