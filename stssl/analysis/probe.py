@@ -28,7 +28,7 @@ from stssl.base.whole_files import is_there
 from stssl.contrastive.step import PretrainEncoder
 from stssl.data.draws import LabelsConfig, draw_labeled
 from stssl.data.splits import PARTS
-from stssl.models.layout import memory_format, placed
+from stssl.models.layout import memory_format
 from stssl.recipes.build import build_pixels
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe
@@ -36,17 +36,14 @@ from stssl.recipes.run_data import PixelData, labels_of, open_pixels, require_la
 from stssl.scoring.evaluation import without_nan
 from stssl.scoring.knn import embed, vote
 from stssl.scoring.metrics import headline, score
-from stssl.training.checkpoints import does_not_fit
-from stssl.training.contrastive_task import QUERY, build_encoder
 from stssl.training.launch import run
+from stssl.training.pretrained_run import COOLER, load_pretrained
 from stssl.training.run_files import ProbeFile, read_run_file
 from stssl.training.run_folder import RunFolder, write_text
-from stssl.training.trained_run import evaluate_run, never_finite, read_own_state
+from stssl.training.trained_run import evaluate_run
 
 ProbeResult = dict[str, Any]
 """Settings, and scores by part, of one method and one number of labels. The probe's file has these results."""
-COOLER = "Pretrain with a lower optimizer.lr, optimizer.clip=1.0 or compute.precision=fp32, as name=ANOTHER."
-"""Advice if pretraining diverged."""
 
 
 class LinearConfig(Config):
@@ -142,17 +139,18 @@ def probe_run(
     data = open_pixels(recipe.data)
     folder.require_store(data.store)
     space, targets = labels_of(data.store, recipe.data.labels)
-    encoder, step = load_encoder(folder, recipe, random)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pretrained = load_pretrained(folder, device, random=random)
     for part in ("validation", "test"):
         require_labels(targets[torch.from_numpy(data.split.part(part))], part)
-    frozen = freeze(encoder, recipe, data, targets)
+    frozen = freeze(pretrained.encoder, recipe, data, targets)
     weights = "random" if random else "pretrained"
     target = folder.path / "probe" / f"{weights}-s{seed}.json"
     rows: list[ProbeResult] = []
     for text, rule in rules.items():
         positives = space.positives(targets).numpy().astype(np.int64)
         labeled = np.sort(draw_labeled(positives, data.split.train, rule, None))
-        about = {"weights": weights, "labels": text, "labeled": len(labeled), "seed": seed, "step": step}
+        about = {"weights": weights, "labels": text, "labeled": len(labeled), "seed": seed, "step": pretrained.steps}
         own = frozen.labeled(labeled)
         rows.append(about | {"method": "linear"} | linear(own, frozen, space, options, seed))
         rows.append(about | {"method": "k-NN"} | knn_rows(own, frozen, space, options))
@@ -192,41 +190,6 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
     if key not in ("fraction", "per_class", "total") or not value:
         raise ConfigError(f"--labels {text}: give all, fraction=0.01, per-class=20 or total=80")
     return validate(LabelsConfig, apply_overrides({"seed": seed}, [f"{key}={value}"]), f"--labels {text}")
-
-
-def load_encoder(folder: RunFolder, recipe: PretrainRecipe, random: bool) -> tuple[PretrainEncoder, int]:
-    """Load the best checkpoint's encoder in evaluation mode, or make a random one.
-
-    Args:
-        folder: Folder of the pretraining run.
-        recipe: Recipe of that run.
-        random: True for random weights, for comparison.
-
-    Returns:
-        The encoder, and the step of its checkpoint; 0 if the weights are random.
-
-    Raises:
-        RunError: The run has no usable checkpoint, or its features were never finite.
-    """
-    path = folder.checkpoints.path("best")
-    if not folder.checkpoints.exist() and not is_there(path):
-        raise RunError(f"{folder.path} has no checkpoint yet. Pretrain it to its first evaluation.")
-    if not is_there(path) and never_finite(folder):
-        raise RunError(f"{folder.path} is of no use so far: its features were not finite. {COOLER}")
-    state = read_own_state(
-        folder, path, recipe.hash(), f"Put a whole one back, or delete {folder.path} and pretrain it again."
-    )
-    torch.manual_seed(recipe.seed)
-    model = recipe.model.model_copy(update={"weights": "none"})
-    encoder = build_encoder(model, len(recipe.data.bands), recipe.pretext.projection, recipe.pretext.mlp)
-    if not random:
-        own = {key.removeprefix(QUERY): value for key, value in state["step"].items() if str(key).startswith(QUERY)}
-        try:
-            encoder.backbone.load_state_dict(own)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise does_not_fit(path, state, error) from None
-    placed(encoder.eval(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return encoder, 0 if random else int(state["progress"]["step"])
 
 
 def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:

@@ -1,9 +1,13 @@
 """Give users a run: its recipe, metrics, scores, checkpoints and networks."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from stssl.base.arrays import Ints
 from stssl.base.errors import RunError
 from stssl.base.whole_files import is_there
 from stssl.data.splits import PARTS
@@ -13,7 +17,7 @@ from stssl.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import pyarrow
-    from torch import nn
+    from torch import Tensor, nn
 
 CHECKPOINTS = ("last", "previous", "best")
 RunScores = dict[str, dict[str, float]]
@@ -115,23 +119,60 @@ class Run:
     def networks(
         self, checkpoint: str = "best", *, device: str = "cpu", store: str | None = None
     ) -> "dict[str, nn.Module]":
-        """Load the run's networks with averaged weights, in evaluation mode.
+        """Load the run's networks in evaluation mode.
 
         Args:
             checkpoint: `best` or `last`.
             device: `cpu`, `cuda` or `auto`.
-            store: Path of the run's store, if the store was moved after training.
+            store: Path of the run's store, if the store was moved after training. Networks of a pretraining run need no
+                store.
 
         Returns:
-            The networks by name: `student`, and `teacher` if the run has one. A network takes scaled images
-            [n, bands, H, W] and metadata [n, 4] of n patches. It returns a prediction with `logits` [n, classes].
+            The networks by name. `inputs` makes what they take: images [n, bands, H, W] and metadata [n, 4] of n
+            patches.
+
+            A training run has `student`, and `teacher` if it trained one, both with averaged weights. The call
+            `student(images)` or `teacher(images, metadata)` returns a prediction: `logits` [n, classes], and `context`
+            [n, width], which distillation compares.
+
+            A pretraining run has `encoder`, and `momentum`, its slow average, which made the keys. The call
+            `encoder(images)` returns features [n, width], pooled over the image and not normalized. The width is that
+            of the backbone, for example 192 for `vit_tiny_patch16_224`.
 
         Raises:
-            RunError: The run is a pretraining run, or the checkpoint is missing or damaged.
+            ConfigError: The checkpoint or the device is unknown.
+            RunError: The checkpoint is missing or damaged, or the store has changed since training.
         """
-        from stssl.training.trained_run import load_run
+        from stssl.training.pretrained_run import load_pretrained
+        from stssl.training.trained_run import device_of, load_run
 
-        self._folder.recipe_as(Recipe)
+        if not isinstance(self.recipe, Recipe):
+            pretrained = load_pretrained(self._folder, device_of(device), checkpoint)
+            return {"encoder": pretrained.encoder.backbone, "momentum": pretrained.momentum.backbone}
         step = load_run(self._folder, checkpoint, device, store).step
         names = ("student", "teacher")[: len(step.networks)]
         return {name: step.averaged_network(name).eval() for name in names}
+
+    def inputs(
+        self, rows: Sequence[int] | Ints, *, device: str = "cpu", store: str | None = None
+    ) -> "tuple[Tensor, Tensor]":
+        """Read patches of the run's store, and scale them as the run's networks expect them, without augmentation.
+
+        Args:
+            rows: n row numbers of the store, in any order.
+            device: `cpu`, `cuda` or `auto`.
+            store: Path of the run's store, if the store was moved after training.
+
+        Returns:
+            Images [n, bands, H, W] of the recipe's bands and image size, in about [-2, 2]. Metadata [n, 4]: latitude
+            and longitude in degrees, day of the year (1 to 366), and hour of the day in UTC; NaN where a value is
+            missing.
+
+        Raises:
+            ConfigError: No row is given, or the device is unknown.
+            DataError: The store does not exist, has no such row, or is damaged.
+            RunError: The store has changed since training.
+        """
+        from stssl.training.trained_run import device_of, read_inputs
+
+        return read_inputs(self._folder, np.asarray(rows, np.int64), device_of(device), store)

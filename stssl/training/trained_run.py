@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from stssl import __version__
+from stssl.base.arrays import Ints
 from stssl.base.batch import Progress
-from stssl.base.errors import ConfigError, RunError
+from stssl.base.errors import ConfigError, DataError, RunError
 from stssl.base.json_types import JsonObject
 from stssl.base.logs import LOG
 from stssl.base.paths import store_given
@@ -16,8 +17,9 @@ from stssl.data.views import PixelScaler
 from stssl.models.layout import placed
 from stssl.recipes.build import as_trained, build_pixels, build_step
 from stssl.recipes.recipe import Recipe
-from stssl.recipes.run_data import RunData, open_data
-from stssl.scoring.evaluation import Evaluation, save_evaluations, score_part
+from stssl.recipes.run_data import RunData, open_data, open_pixels
+from stssl.recipes.sections import DataConfig
+from stssl.scoring.evaluation import Evaluation, batches, save_evaluations, score_part
 from stssl.scoring.metrics import diverged
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.training.checkpoints import CheckpointState, UnusableError, does_not_fit, read_state, require_state
@@ -71,9 +73,8 @@ def load_run(
             Or the store has changed since the run was trained.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder.existing(folder)
-    device = device if isinstance(device, torch.device) else _device(device)
-    if checkpoint not in ("best", "last"):
-        raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
+    device = device if isinstance(device, torch.device) else device_of(device)
+    require_name(checkpoint)
     path = folder.checkpoints.path(checkpoint)
     if not is_there(path):
         if not folder.checkpoints.exist():
@@ -85,10 +86,7 @@ def load_run(
             )
     recipe = folder.recipe_as(Recipe)
     expected = recipe.hash()
-    if store is not None:
-        recipe = recipe.model_copy(
-            update={"data": recipe.data.model_copy(update={"store": store_given(store, "--store")})}
-        )
+    recipe = recipe.model_copy(update={"data": with_store(recipe.data, store)})
     data = open_data(recipe)
     folder.require_store(data.store)
     state = read_own_state(folder, path, expected)
@@ -102,6 +100,52 @@ def load_run(
     memory = placed(step, device)
     pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
     return TrainedRun(folder, recipe, data, step, pixels, steps=int(state["progress"]["step"]))
+
+
+def with_store(config: DataConfig, store: str | None) -> DataConfig:
+    """Return the section `data` of a run's recipe with the path of a store that was moved; None keeps the path."""
+    return config if store is None else config.model_copy(update={"store": store_given(store, "--store")})
+
+
+def read_inputs(
+    folder: RunFolder, rows: Ints, device: torch.device, store: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read patches of a run's store as its networks expect them, without augmentation.
+
+    Args:
+        folder: Folder of the run.
+        rows: n store rows, in any order.
+        device: Device of the result.
+        store: Path of the run's store, if the store was moved after training.
+
+    Returns:
+        Images [n, bands, H, W] and metadata [n, 4].
+
+    Raises:
+        ConfigError: `rows` is empty.
+        DataError: The store has no such row, or it is damaged.
+        RunError: The store has changed since the run was trained.
+    """
+    recipe = folder.recipe()
+    data = open_pixels(with_store(recipe.data, store))
+    folder.require_store(data.store)
+    if not len(rows):
+        raise ConfigError("give the number of at least one row of the store")
+    if rows.min() < 0 or rows.max() >= data.store.size:
+        raise DataError(f"{data.store.path} has the rows 0 to {data.store.size - 1}, not {rows.min()} to {rows.max()}")
+    pixels = build_pixels(recipe.data, recipe.model.image_size, data, torch.contiguous_format).to(device)
+    read = list(batches(data, pixels, rows, recipe.evaluation.batch))
+    return torch.cat([image for image, _ in read]), torch.cat([metadata for _, metadata in read])
+
+
+def require_name(checkpoint: str) -> None:
+    """Check that a checkpoint's name is `best` or `last`.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if checkpoint not in ("best", "last"):
+        raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
 
 
 def never_finite(folder: RunFolder) -> bool:
@@ -172,7 +216,12 @@ def evaluate_run(
     return {network: result.scores for network, result in results.items()}
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return the device that `cpu`, `cuda` or `auto` names.
+
+    Raises:
+        ConfigError: The name is unknown, or there is no GPU.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"unknown device '{name}': give cpu, cuda or auto")
     if name == "cuda" and not torch.cuda.is_available():

@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 
 import stssl
 from stssl.api import functions
@@ -84,6 +86,49 @@ def test_scores_are_there_once_they_are_measured(run):
 def test_networks_come_back(run):
     networks = run.networks()
     assert set(networks) == {"student", "teacher"} and not networks["student"].training
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder, store):
+    places = [f"data.store={store}", f"launch.storage={folder / 'runs'}", "launch.workers=0", "name=pretrained"]
+    small = ["schedule.steps=2", "schedule.warmup=1", "schedule.evaluate_every=2", "batch.size=8", "pretext.queue=16"]
+    small += ["pretext.geo.k=5", "model.image_size=32"]
+    return stssl.pretrain(stssl.load_recipe("pretrain/synthetic", [*places, *small]), progress=False)
+
+
+def test_encoders_of_a_pretraining_run_come_back(pretrained):
+    networks = pretrained.networks()
+    assert set(networks) == {"encoder", "momentum"} and not networks["encoder"].training
+    images, _ = pretrained.inputs([5, 3, 4])
+    size = pretrained.recipe.model.image_size
+    assert images.shape == (3, len(pretrained.recipe.data.bands), size, size)
+    with torch.no_grad():
+        features, slow = networks["encoder"](images), networks["momentum"](images)
+        assert torch.equal(features, pretrained.networks("last")["encoder"](images))
+    assert features.ndim == 2 and len(features) == 3 and not torch.equal(features, slow)
+    saved = load_file(pretrained.path / "checkpoints" / "encoder.safetensors")
+    own = networks["encoder"].state_dict()
+    assert all(torch.equal(own[name], value) for name, value in saved.items()) and saved.keys() <= own.keys()
+    with pytest.raises(stssl.ConfigError, match="unknown checkpoint 'newest'"):
+        pretrained.networks("newest")
+
+
+def test_inputs_are_those_of_the_evaluation(run):
+    """Networks and inputs give the logits that `evaluate` wrote."""
+    stssl.evaluate(run, "validation")
+    written = np.load(run.path / "evaluation" / "validation.npz")
+    images, metadata = run.inputs(written["rows"])
+    with torch.no_grad():
+        logits = run.networks()["teacher"](images, metadata).logits
+        other = run.networks()["teacher"](images.flip(0), metadata).logits
+    assert np.allclose(logits, written["logits_teacher"], atol=1e-5)
+    assert not np.allclose(other, written["logits_teacher"], atol=1e-5)  # control
+
+
+@pytest.mark.parametrize(("rows", "words"), [([], "at least one row"), ([0, 60], "rows 0 to 59"), ([-1], "0 to 59")])
+def test_rows_that_a_store_lacks_are_refused(run, rows, words):
+    with pytest.raises(stssl.StsslError, match=words):
+        run.inputs(rows)
 
 
 def test_a_report_of_runs(run, tmp_path):
