@@ -43,6 +43,9 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, smoke: bool 
         overrides: Changes such as `"labels.per_class=5"`.
         smoke: True to make a run of seconds: four steps, without Ray, and without weights from a hub.
 
+    Returns:
+        The recipe, with all defaults. Its sections are attributes, such as `recipe.schedule.steps`.
+
     Raises:
         ConfigError: The recipe does not exist, or a key or value is wrong. The message names the key and what is
             allowed.
@@ -97,7 +100,8 @@ def convert(
         **about: Options of the format, such as `coordinates=` or `size=`. `stssl convert FORMAT --help` lists them.
 
     Returns:
-        Summary of the conversion: counts of patches, shards and problems.
+        Summary of the conversion: `patches` and `shards` (numbers), `converted` (shards that this call wrote), `errors`
+        (number of patches by kind of error), `store` (path or URL) and `report` (path of the CSV file of errors).
 
     Raises:
         ConfigError: The format, the codec or an option is unknown.
@@ -134,6 +138,9 @@ def train(recipe: RunRecipe | str | Path, *, progress: bool | None = None) -> Ru
         recipe: Recipe from `load_recipe`, or a recipe's name or path.
         progress: False shows no progress.
 
+    Returns:
+        The finished run.
+
     Raises:
         StsslError: The recipe, the data or the machine does not allow the run, or training failed.
     """
@@ -146,6 +153,9 @@ def pretrain(recipe: RunRecipe | str | Path, *, progress: bool | None = None) ->
     Args:
         recipe: Recipe from `load_recipe`, or a recipe's name or path.
         progress: False shows no progress.
+
+    Returns:
+        The finished run. `Run.networks` gives its encoders.
 
     Raises:
         StsslError: The recipe, the data or the machine does not allow the run, or training failed.
@@ -179,7 +189,9 @@ def evaluate(
         store: Path of the run's store, if the store was moved after training.
 
     Returns:
-        Scores by network and name, such as `scores["student"]["accuracy"]`.
+        Scores by network (`student`, `teacher`) and name, such as `scores["student"]["accuracy"]`. One label a patch
+        gives `accuracy`, several labels give `mAP`. Scores are from 0 to 1, except `loss`, in nats. NaN means that a
+        score is not defined.
 
     Raises:
         StsslError: The run, the part or the checkpoint does not exist, or the store has changed since training.
@@ -209,7 +221,9 @@ def probe(
         overrides: Changes of the probe's own settings, such as `"epochs=50"`.
 
     Returns:
-        Rows with validation and test scores, and the path of the file with these rows.
+        `rows`, a list of dicts, one for each number of labels and method (`linear`, `k-NN`, `fine-tune`): `weights`,
+        `method`, `labels`, `labeled` (number of labeled patches), and scores by name in `validation` and `test`, from 0
+        to 1. `path`, the file with these rows.
 
     Raises:
         StsslError: The folder has no pretraining run, the run has no checkpoint, or the store has no labels.
@@ -232,7 +246,7 @@ def sweep(
         progress: False shows no progress. By default, each trial that ends is shown as a line.
 
     Returns:
-        Paths of the best recipe and of the report.
+        `best`, the path of the best recipe (YAML), and `report`, the path of a page about the sweep.
 
     Raises:
         StsslError: The sweep file is wrong, or no trial reached its first validation.
@@ -263,6 +277,11 @@ def plan(
         gpus_per_node: Number of workers on each machine; None divides the recipe's workers among the machines.
         link: Speed of the network between machines, in Gbit/s.
         steps: Number of steps to time.
+
+    Returns:
+        The estimate. Its fields are in seconds and bytes: `steps` and `validations` (numbers), `share.step` (seconds of
+        computing a step), `exchange` (seconds a step to sum gradients), `gradients` and `checkpoint` (bytes).
+        `stssl.analysis.describe_costs(estimate)` makes the text of `stssl plan`.
 
     Raises:
         StsslError: The recipe is wrong, or a step does not fit into memory.

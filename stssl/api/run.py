@@ -67,7 +67,11 @@ class Run:
 
     @property
     def best_score(self) -> float | None:
-        """Return the best validation score; None if the run is not finished or has no score."""
+        """Return the best validation score, from 0 to 1; None if the run is not finished or has no score.
+
+        It is the student's accuracy, or its mAP with several labels a patch. Pretraining has none: labels do not
+        choose its checkpoint.
+        """
         end = self._folder.finished()
         return None if end is None else end["best"]
 
@@ -81,8 +85,11 @@ class Run:
         """Read the metrics that the run has written so far.
 
         Returns:
-            A table with one row for each line of `metrics.jsonl`, from first to last. The column `kind` is `train` or
-            `validation`. Missing values are null.
+            A table with one row for each line of `metrics.jsonl`, from first to last. Each row has `step` (number of
+            steps taken, int64) and `kind` (`train` or `validation`). All other columns are numbers (double),
+            null where a row lacks them. Rows of `train` are means over `logging.every` steps: losses, `images_per_s`,
+            `seconds_per_step`, `memory_gb` (1e9 bytes) and more. Rows of `validation` have scores from 0 to 1. The page
+            "Files of a run" lists all columns.
 
         Raises:
             RunError: The file cannot be read.
@@ -98,6 +105,10 @@ class Run:
 
         Args:
             part: `train`, `validation` or `test`.
+
+        Returns:
+            Scores by network (`student`, `teacher`) and name, such as `scores["student"]["accuracy"]`. Scores are from
+            0 to 1, except `loss`, in nats. NaN means that a score is not defined.
 
         Raises:
             RunError: The part was not evaluated yet, or the file is damaged.

@@ -149,7 +149,12 @@ class Store:
     def column(self, name: str) -> ColumnArray:
         """Read a column of metadata, such as `lat`, and check that it did not change since the conversion.
 
-        The result has a row for each of N patches: [N], or [N, values] with several values for each patch.
+        Args:
+            name: Name of a column, such as `lat` and `lon` (degrees; NaN if missing), `day_of_year` (1 to 366), `time`
+                (seconds since 1970 in UTC) or a label set.
+
+        Returns:
+            Array with a row for each of N patches: [N], or [N, values] with several values for each patch.
 
         Raises:
             DataError: The store has no such column, or the column changed since the conversion. In the first case, the
@@ -270,7 +275,11 @@ class Store:
         return found[:, [stored.index(band) for band in wanted]]
 
     def to_xarray(self) -> "xarray.Dataset":
-        """Open the store with xarray. It has pixel arrays and columns by name, and reads them at their first use.
+        """Open the store with xarray, which reads arrays at their first use.
+
+        Returns:
+            A data set with pixel arrays [N, bands, height, width], such as `b10` for bands of 10 m, and columns [N], by
+            name. The first dimension is `patch`.
 
         Raises:
             ConfigError: xarray is not installed.
