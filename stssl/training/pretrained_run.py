@@ -16,7 +16,7 @@ from stssl.training.trained_run import never_finite, read_own_state, require_nam
 
 COOLER = "Pretrain with a lower optimizer.lr, optimizer.clip=1.0 or compute.precision=fp32, as name=ANOTHER."
 """Advice if pretraining diverged."""
-ENCODERS = {"encoder": "networks.query.", "momentum": "momentum.network."}
+PREFIXES = {"encoder": "networks.query.", "momentum": "momentum.network."}
 """Encoders of a checkpoint by the name that users give them. The values are the beginnings of their tensors' names."""
 
 
@@ -60,10 +60,10 @@ def load_pretrained(
     state = read_own_state(
         folder, path, recipe.hash(), f"Put a whole one back, or delete {folder.path} and pretrain it again."
     )
-    encoders = {name: _fresh(recipe) for name in ENCODERS}
+    encoders = {name: _fresh(recipe) for name in PREFIXES}
     for name, encoder in encoders.items():
         if not random:
-            prefix = ENCODERS[name]
+            prefix = PREFIXES[name]
             own = {key.removeprefix(prefix): value for key, value in state["step"].items() if key.startswith(prefix)}
             try:
                 encoder.load_state_dict(own)
