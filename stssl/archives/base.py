@@ -23,16 +23,19 @@ OnProgress = Callable[[int, int], None]
 
 
 class Archive(Protocol):
-    """List an archive's patches and read them. Archives can be pickled: other processes read patches too."""
+    """Require the methods of an archive (a published data set): it lists its patches and reads them.
+
+    Archives can be pickled: other processes read patches too.
+    """
 
     @property
     def arrays(self) -> tuple[PixelArray, ...]:
-        """Return the pixel arrays of the store, in the order in which the store keeps them."""
+        """Describe the pixel arrays that the archive gives to a store, one for each resolution."""
         ...
 
     @property
     def maps(self) -> tuple[PixelArray, ...]:
-        """Return the arrays that hold no image bands, such as maps of classes. They cover the same patches."""
+        """Describe the archive's maps: pixel arrays without image bands, such as maps of classes."""
         ...
 
     @property
@@ -42,7 +45,7 @@ class Archive(Protocol):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Return the metadata arrays of the store."""
+        """Describe the metadata columns that the archive gives to a store, such as latitude and labels."""
         ...
 
     @property
@@ -52,12 +55,15 @@ class Archive(Protocol):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Return the names of the splits. The column of a split is called `split_<name>`."""
+        """Return the names of the archive's splits into train, validation and test.
+
+        The store's column of a split is called `split_<name>`.
+        """
         ...
 
     @property
     def statistics_split(self) -> str:
-        """Return the name of the split for the band statistics: they are computed on its training part."""
+        """Return the name of a split. Its training patches give the band statistics of the store."""
         ...
 
     @property
@@ -94,9 +100,10 @@ class Archive(Protocol):
 
 
 class ArchiveFormat(Protocol):
-    """Describe the class of a format's archives. The parameters of its constructor are the format's options.
+    """Require the constructor and the test example of an archive format, such as BigEarthNet v1.0.
 
-    Each parameter after `archive` has an `Option` in its annotation. The command line takes the help text from it.
+    The parameters of the constructor are the format's options. Each parameter after `archive` has an `Option` in its
+    annotation. The command line takes the help text from it.
     """
 
     def __call__(self, archive: Path, *args: Any, **options: Any) -> Archive:
@@ -140,7 +147,7 @@ class Option:
 
 @dataclass(frozen=True)
 class ExamplePatch:
-    """State what a store must hold for one patch of an example archive.
+    """Hold what a store must contain for one patch of an example archive. A test compares both.
 
     Attributes:
         name: Name of the patch.
@@ -149,7 +156,7 @@ class ExamplePatch:
         classes: Names of its classes; empty for an unlabeled patch.
         place: Latitude and longitude of its center in degrees; None if the place is unknown.
         time: Acquisition time; None if the time is unknown.
-        part: Its part of the first split; empty if the patch is in no part.
+        part: `train`, `validation` or `test` in the first split; empty if the patch is in none.
         error: Name of its error code; `ok` for a good patch.
     """
 

@@ -87,7 +87,7 @@ class BigEarthNet1:
             Mapping[str, Path] | None, Option("NAME=FOLDER with lists train, val and test; repeatable.", "split")
         ] = None,
     ) -> None:
-        """List the patches.
+        """Find the patches of the archive, and read the lists and tables beside it.
 
         Args:
             archive: `BigEarthNet-v1.0`, or the folder that holds it.
@@ -134,7 +134,7 @@ class BigEarthNet1:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write six patches and the lists of a split. One patch has no labels and is in no list.
+        """Write a tiny archive for tests: six patches and the lists of a split. One patch has no labels and no list.
 
         Args:
             folder: Empty folder to write into.
@@ -218,7 +218,7 @@ def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _holds_bands(path: str) -> bool:
-    """Return True if a folder with an unknown name holds files of a patch."""
+    """Return True if a folder has files named like those of a BigEarthNet patch, though its own name is unknown."""
     try:
         with os.scandir(path) as entries:
             return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)
@@ -227,7 +227,15 @@ def _holds_bands(path: str) -> bool:
 
 
 def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
-    """Return an array [patches]: True if the list names the patch. All are False if `path` is None."""
+    """Read a list of patch names, such as that of patches with snow, and mark the patches that it names.
+
+    Args:
+        names: Names of all patches.
+        path: File of the list. If it is None, all values are False.
+
+    Returns:
+        [patches] True if the list names the patch.
+    """
     listed = read_names(path) if path else frozenset()
     return np.array([name in listed for name in names])
 
@@ -273,7 +281,7 @@ def read_patch_json(patch: Patch, path: Path) -> None:
 
 
 def label_values(labels: Sequence[object], known: tuple[str, ...]) -> Values:
-    """Return the label columns of a patch from its class names.
+    """Turn the class names of a patch into the label columns of a store.
 
     Args:
         labels: Names of the patch's classes.
@@ -296,7 +304,7 @@ def label_values(labels: Sequence[object], known: tuple[str, ...]) -> Values:
 
 
 def _date(text: object) -> Values:
-    """Return the columns of an acquisition time."""
+    """Turn the acquisition time in a patch's JSON file into the time columns of a store."""
     try:
         when = datetime.strptime(text if isinstance(text, str) else "", "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     except (TypeError, ValueError):
@@ -305,7 +313,10 @@ def _date(text: object) -> Values:
 
 
 def _place(projection: str, corners: JsonMapping) -> Values:
-    """Return the place columns: the patch's center in degrees, and its upper left corner in the projected grid."""
+    """Turn the corners in a patch's JSON file into the place columns of a store.
+
+    These are the center in degrees, and the upper left corner in the projected grid.
+    """
     try:
         ulx, uly, lrx, lry = (_number(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
         return grid_place(projection, (ulx, uly), (lrx, lry)) | {"utm_epsg": epsg_of(projection)}
@@ -314,7 +325,7 @@ def _place(projection: str, corners: JsonMapping) -> Values:
 
 
 def _number(value: JsonValue) -> float:
-    """Return a JSON value as a number. The value may be a number or a text with a number.
+    """Convert a JSON value to a number. The value may be a number or a text with a number.
 
     Raises:
         TypeError: The value is neither a number nor a text.

@@ -60,7 +60,7 @@ class BigEarthNet2:
             Mapping[str, Path] | None, Option("NAME=FOLDER with lists train, val and test; repeatable.", "split")
         ] = None,
     ) -> None:
-        """List the patches.
+        """Find the patches of the archive, and read its tables and lists.
 
         Args:
             archive: `BigEarthNet-S2`, or the folder that holds it.
@@ -108,7 +108,7 @@ class BigEarthNet2:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write six patches of one product and a table. The last patch is not in the table.
+        """Write a tiny archive for tests: six patches of one product, and a table that lacks the last patch.
 
         Args:
             folder: Empty folder to write into.
@@ -181,12 +181,12 @@ class BigEarthNet2:
         try:
             patch.arrays[REFERENCE.name] = read_band(path, REFERENCE.height)[None]
         except BadPatchError as problem:
-            if problem.code != "missing_band":  # only the map is missing: the patch stays in its split
+            if problem.code != "missing_band":  # a patch without its map stays usable
                 patch.complain(BadPatchError("bad_map", str(problem)))
 
 
 def _list_patches(archive: Path) -> Iterator[str]:
-    """Yield the relative paths of patch folders in product folders, and of v1.0 patches beside product folders."""
+    """Yield the relative paths of all patch folders: those in product folders, and patches of v1.0 beside these."""
     for product in folders_in(archive):
         if V1_NAME.fullmatch(product.name):
             yield product.name
@@ -221,7 +221,7 @@ def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
 
 
 class _Table:
-    """Hold the columns of the metadata tables, in the order of the archive's rows."""
+    """Hold the columns of the metadata tables, sorted as the archive's patches."""
 
     def __init__(self, table: pyarrow.Table, names: tuple[str, ...]) -> None:
         place = {name: i for i, name in enumerate(table["patch_id"].to_pylist())}
@@ -236,12 +236,15 @@ class _Table:
         self.labels = pyarrow.compute.fill_null(chosen["labels"].combine_chunks(), [])
 
     def arrays(self) -> tuple[AnyArray, ...]:
-        """Return the tables' values as arrays. Their hash tells this conversion from others."""
+        """Return the values of the metadata tables as arrays, for a hash: changed tables mean another conversion."""
         labels = [";".join(map(str, names)) for names in self.labels.to_pylist()]
         return self.known, self.split, self.flags, self.country.astype(np.str_), np.array(labels, np.str_)
 
     def values(self, row: int) -> Values:
-        """Return the store columns of a patch, given its row.
+        """Return labels, country, season, snow and clouds of a patch as the tables list them, as columns of a store.
+
+        Args:
+            row: Row of the patch in the store.
 
         Raises:
             BadPatchError: The tables do not name the patch, or its labels are missing or unknown.
@@ -261,7 +264,7 @@ _SECOND = re.compile(r"_(\d{8}T\d{6})_")
 
 
 def _date(name: str) -> Values:
-    """Return the time columns from the name of a patch."""
+    """Read the acquisition time in the name of a patch. Return it as the time columns of a store."""
     try:
         found = _SECOND.search(name)
         when = datetime.strptime(found[1] if found else "", "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
@@ -271,7 +274,7 @@ def _date(name: str) -> Values:
 
 
 def _place(path: Path) -> Values:
-    """Return the place columns from the georeference of a band's file."""
+    """Read the place of a patch from the georeference of one band's file. Return it as the place columns of a store."""
     try:
         data = path.read_bytes()
     except OSError:

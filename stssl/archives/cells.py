@@ -50,7 +50,10 @@ def image_path(folder: Path, name: str) -> Path:
 
 
 def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
-    """Find for each name the first row with the same file. A file may have many names: `b`, `a/../b`, `./b`, a link."""
+    """Find rows of a table that name the same image file. Return for each row the first row with its file.
+
+    A file may have many names, such as `b`, `a/../b`, `./b` or a link.
+    """
     first: dict[str, int] = {}
     parents: dict[str, str] = {}
     found = []
@@ -69,7 +72,7 @@ def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
 
 
 def time_of(cell: object) -> Values:
-    """Return the columns of a time; no columns if the cell is empty.
+    """Read a time in a cell of a table. Return it as the time columns of a store; no columns if the cell is empty.
 
     Raises:
         BadPatchError: The cell is no ISO 8601 time, or its year is out of range.
@@ -87,7 +90,7 @@ def time_of(cell: object) -> Values:
 
 
 def _moment(cell: object) -> datetime:
-    """Read a cell as a time.
+    """Convert a cell of a table to a time.
 
     Raises:
         BadPatchError: The cell is no ISO 8601 time.
@@ -112,7 +115,7 @@ def _moment(cell: object) -> datetime:
 
 
 def place_of(lat: object, lon: object, row: int) -> Values:
-    """Return the columns of a place; no columns if both cells are empty.
+    """Read latitude and longitude in two cells of a table. Return them as columns of a store; none if both are empty.
 
     Args:
         lat: Cell of the latitude.
@@ -143,7 +146,7 @@ def place_of(lat: object, lon: object, row: int) -> Values:
 
 
 def split_of(cell: object) -> Values:
-    """Return the column of the split; no column if the cell is empty.
+    """Read `train`, `validation` or `test` in a cell of a table. Return the column of the split; none if it is empty.
 
     Raises:
         BadPatchError: The cell names no part of a split.
@@ -158,7 +161,7 @@ def split_of(cell: object) -> Values:
 
 
 def place_name(cell: object) -> str:
-    """Return the name of a location. 7.0 becomes 7, and an empty cell gives an empty name."""
+    """Convert a cell with the id of a location to text. 7.0 becomes `7`, and an empty cell gives an empty text."""
     if is_missing(cell):
         return ""
     text = str(cell).strip()

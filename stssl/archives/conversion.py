@@ -30,7 +30,7 @@ from stssl.store.writer import CODECS, StorePlan, Writer
 
 @dataclass(frozen=True)
 class Summary:
-    """Summarize a conversion.
+    """Hold the result of a conversion: counts of patches, shards and errors.
 
     Attributes:
         store: Path or URL of the store.
@@ -124,7 +124,10 @@ def convert_archive(
 
 
 def _examples(writer: Writer) -> dict[str, str]:
-    """Find the first patch of each error in the report. Return an empty dict if the report was removed."""
+    """Read the report of errors of a conversion, and return the first patch of each kind of error with its message.
+
+    Return an empty dict if the report was removed.
+    """
     found: dict[str, str] = {}
     text = (writer.beside.read(writer.report) or b"").decode("utf-8", "replace")
     for name, error, words in itertools.islice(csv.reader(io.StringIO(text, newline="")), 1, None):
@@ -162,7 +165,7 @@ def open_archive(source: str, archive: str | Path, **about: object) -> Archive:
 
 
 def make_plan(source: str, archive: Archive, options: Options, about: Mapping[str, object]) -> StorePlan:
-    """Plan the store of an archive. The identity in the plan tells this conversion from others.
+    """Plan what a conversion will write: arrays, columns, splits, and an identity that other conversions do not have.
 
     Args:
         source: Name of the archive format.
@@ -226,7 +229,7 @@ def verify_store(
 
 @dataclass
 class Job:
-    """Hold what a task needs to convert a shard.
+    """Hold what a worker process needs to convert shards (files of many patches).
 
     Attributes:
         archive: The open archive.
@@ -256,7 +259,7 @@ class Job:
                 "cluster sees it; run the same `stssl convert` again then."
             )
         for name, patch in zip(names, patches, strict=True):
-            # Check patches last: if the archive is missing, its error must come first.
+            # Not earlier: if the archive is missing, all patches are bad, and the error above is the right one.
             if patch.problems and self.strict:
                 code, words = patch.problems[0]
                 raise DataError(f"patch {name}: {code}: {words}. Without --strict it would be listed and passed over.")
@@ -264,7 +267,7 @@ class Job:
         return shard
 
     def _read(self, row: int) -> Patch:
-        """Read one patch. If the system cannot read it, return a bad patch."""
+        """Read one patch from the archive. After an error of the disk, return a patch that is marked as bad."""
         try:
             return self.archive.read(row)
         except OSError as error:
@@ -272,7 +275,7 @@ class Job:
 
 
 def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
-    """Convert shards in this process or in Ray tasks. Yield the number of each finished shard.
+    """Convert shards (files of many patches) in this process or in Ray tasks. Yield the number of each finished shard.
 
     Args:
         job: Archive and writer.
@@ -319,7 +322,7 @@ _jobs: dict[object, Job] = {}
 
 
 def _task(shared: list[Any], shard: int) -> int:
-    """Convert a shard in a Ray worker. The worker keeps the job for its next tasks."""
+    """Convert one shard (a file of many patches) in a Ray worker. The worker keeps the job for its next tasks."""
     import ray
 
     if shared[0] not in _jobs:

@@ -74,11 +74,14 @@ class _Images:
         self._zip: zipfile.ZipFile | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without the open zip file: another process must open the file itself."""
+        """Return the state to pickle, without the open zip file: another process must open the file itself."""
         return self.__dict__ | {"_zip": None}
 
     def _begin(self, row: int) -> Patch:
-        """Start a patch with its class and split. Report a problem if an earlier image has the same name."""
+        """Make the patch of an image with its class and split, but without pixels.
+
+        Report a problem if an earlier image has the same name.
+        """
         name = self.names[row]
         label = EUROSAT.index(name.rpartition("_")[0])
         patch = Patch(values={"label": label, "split_official": self.codes[row]})
@@ -100,7 +103,7 @@ class _Images:
             info = self._zip.getinfo(member)
             if info.file_size > MOST_MEMBER:
                 raise BadPatchError("unreadable", f"{member} claims {info.file_size:,} bytes: no image of EuroSAT has")
-            # Other packing methods have no size limit.
+            # Python's readers of other packing methods could unpack more bytes than this limit allows.
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise BadPatchError("unreadable", f"{member} is packed by method {info.compress_type}, not deflated")
             return self._zip.read(info)
@@ -118,7 +121,7 @@ class EuroSat(_Images):
         archive: Path,
         coordinates: Annotated[Path | None, Option("CSV with filepath, latitude, longitude.")] = None,
     ) -> None:
-        """List the images.
+        """Find the images of the archive, and read the table of their places.
 
         Args:
             archive: The zip file, or the folder with `2750/`, `EuroSAT_RGB/` or the class folders.
@@ -136,7 +139,7 @@ class EuroSat(_Images):
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write eleven JPEGs of two classes, and a table of their coordinates.
+        """Write a tiny archive for tests: eleven JPEGs of two classes, and a table of their coordinates.
 
         Args:
             folder: Empty folder to write into.
@@ -205,7 +208,7 @@ class EuroSatMs(_Images):
     """Read EuroSAT's multispectral images: georeferenced, with 13 bands at 10 m."""
 
     def __init__(self, archive: Path, bands: Annotated[str, Option("all or rgb.")] = "all") -> None:
-        """List the images.
+        """Find the images of the archive.
 
         Args:
             archive: The zip file, or the folder with the class folders.
@@ -226,7 +229,7 @@ class EuroSatMs(_Images):
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write eleven GeoTIFFs of two classes.
+        """Write a tiny archive for tests: eleven GeoTIFFs of two classes.
 
         Args:
             folder: Empty folder to write into.
@@ -267,7 +270,7 @@ class EuroSatMs(_Images):
 
 
 def _grid_values(data: bytes, member: str) -> Values:
-    """Return the place columns of a GeoTIFF in memory."""
+    """Read the place of a GeoTIFF image from its bytes. Return it as the place columns of a store."""
     frame = georeference(io.BytesIO(data), member)
     epsg = frame.projection if isinstance(frame.projection, int) else 0
     try:
@@ -315,7 +318,7 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
 
 
 def _split_codes(names: tuple[str, ...]) -> list[int]:
-    """Return the split code of each image.
+    """Assign each EuroSAT image to train, validation or test. Return the code of the part for each image.
 
     The names of each class are sorted as texts: the first 70 % are train, the next 10 % validation, the rest test.
     """

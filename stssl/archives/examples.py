@@ -31,7 +31,7 @@ class ExampleGrid:
 
 
 def grid_around(lat: float, lon: float, side: float) -> ExampleGrid:
-    """Return a square around a place. The center is rounded to whole meters.
+    """Return the square on the ground around a place, in UTM zone 33 N. The center is rounded to whole meters.
 
     Args:
         lat: Degrees north.
@@ -43,7 +43,7 @@ def grid_around(lat: float, lon: float, side: float) -> ExampleGrid:
 
 
 def write_bands(path: Path, values: Sequence[int], size: int, grid: ExampleGrid) -> None:
-    """Write a GeoTIFF of 16-bit unsigned bands.
+    """Write a GeoTIFF of 16-bit unsigned bands, in each of which all pixels have one value.
 
     Args:
         path: File to write. A missing folder is made.

@@ -57,7 +57,7 @@ def place_in(source: Path | BytesIO, name: str) -> tuple[float, float] | None:
 
 
 def _center(file: DatasetReader, name: str) -> tuple[float, float] | None:
-    """Find the place of an image's center. Return None if the file says nothing about it."""
+    """Find latitude and longitude of the center of an open image. Return None if the file says nothing about them."""
     row, column = file.height / 2, file.width / 2
     points, points_crs = file.gcps
     if not file.transform.is_identity:
@@ -74,7 +74,7 @@ def _center(file: DatasetReader, name: str) -> tuple[float, float] | None:
 
 
 def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
-    """Return latitude and longitude of a point in a geographic or projected system of the Earth.
+    """Convert a point in a geographic or projected coordinate system to latitude and longitude in degrees.
 
     Raises:
         BadPatchError: The system is of another kind, or the point lies outside the system's area.
@@ -113,7 +113,7 @@ def _applied(plane: Affine, column: float, row: float) -> tuple[float, float]:
 def _from_points(
     points: list[GroundControlPoint], crs: CRS | None, center: tuple[float, float], name: str
 ) -> tuple[float, float]:
-    """Find the place of the center: fit an affine plane to the ground control points.
+    """Find latitude and longitude of an image's center: fit an affine plane to its ground control points.
 
     Raises:
         BadPatchError: The points have no projection, span no area, or lie far from any plane.
@@ -122,7 +122,7 @@ def _from_points(
         raise BadPatchError("bad_coordinates", f"{name} has control points and no projection")
     pixels = np.array([(point.col, point.row, 1.0) for point in points])
     if crs.is_geographic:
-        for point in points:  # Longitudes -179.9 and 179.9 are neighbors: make them so.
+        for point in points:  # longitudes -179.9 and 179.9 are neighbors, but a fitted plane would not know it
             point.x -= 360 * round((point.x - points[0].x) / 360)
     ground = np.array([(point.x, point.y) for point in points])
     if len(points) < 3 or np.linalg.matrix_rank(pixels) < 3:
@@ -136,7 +136,7 @@ def _from_points(
 
 
 def _from_rpcs(rpcs: RPC, row: float, column: float, name: str) -> tuple[float, float]:
-    """Find the place of the center from rational polynomials (RPC), at their mean height."""
+    """Find latitude and longitude of an image's center by its rational polynomials (RPC), at their mean height."""
     try:
         with RPCTransformer(rpcs) as rays:
             xs, ys = rays.xy([row], [column], zs=[rpcs.height_off], offset="ul")
@@ -146,7 +146,7 @@ def _from_rpcs(rpcs: RPC, row: float, column: float, name: str) -> tuple[float, 
 
 
 def _exif(data: bytes) -> tuple[float, float] | None:
-    """Read the camera's latitude and longitude from EXIF tags. Return None if the tags are missing."""
+    """Read the camera's latitude and longitude from the EXIF tags of an image. Return None if the tags are missing."""
     about = exif_of(data).get_ifd(_GPS)
     try:
         south, lat, west, lon = (about[key] for key in _EXIF_GPS)

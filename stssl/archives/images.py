@@ -128,7 +128,7 @@ def read_bytes(source: Path | BytesIO, name: str) -> bytes:
 
 @contextlib.contextmanager
 def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
-    """Check the size that an image claims, and open it in memory with one of the allowed drivers.
+    """Open an image in memory with one of the allowed GDAL drivers, after a check of the size that its header states.
 
     Args:
         data: The file's bytes.
@@ -156,12 +156,12 @@ def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
 
 
 def _words(name: str, error: Exception) -> str:
-    """Return an error as one line. Leave out folders and names in memory: they differ between machines."""
+    """Return the message of an error as one line, without folders: they differ between machines."""
     return f"{name}: " + re.sub(rf"\S*/|{_IN_MEMORY}", "", str(error).replace("\n", " "))
 
 
 def _refuse_giants(file: DatasetReader, name: str) -> None:
-    """Refuse an impossible size: the header is damaged or hostile, and GDAL would write zeros for minutes."""
+    """Raise an error if an image's header states an impossible size: GDAL would write zeros for minutes."""
     each = max(np.dtype(dtype).itemsize for dtype in file.dtypes) if file.count else 1
     # A tile may claim to be larger than its image. GDAL would decode the whole tile.
     block = max((height * width for height, width in file.block_shapes), default=0)
@@ -170,7 +170,7 @@ def _refuse_giants(file: DatasetReader, name: str) -> None:
 
 
 def _refuse_many_tiles(data: bytes, name: str) -> None:
-    """Refuse a JPEG 2000 file of impossible size: its library reserves the memory when it opens the file."""
+    """Raise an error if a JPEG 2000 file states too many tiles: its library reserves memory for all of them at once."""
     try:
         size = struct.unpack_from(">8IH", data, data.find(_CODESTREAM) + 8)
     except struct.error:
@@ -255,7 +255,7 @@ def read_stored(path: Path, name: str) -> tuple[AnyArray, NDArray[np.bool_]]:
 
 
 def _refuse_meanings(file: DatasetReader, name: str) -> None:
-    """Refuse an image if its values are neither brightness nor reflectance."""
+    """Raise an error if the values of an image are neither brightness nor reflectance, such as CMYK colors."""
     space = file.tags(ns="IMAGE_STRUCTURE")
     if file.driver == "GTiff" and file.subdatasets:
         raise BadPatchError("unreadable", f"{name} has several pages, of which one alone would be read")
@@ -271,7 +271,7 @@ def _refuse_meanings(file: DatasetReader, name: str) -> None:
 
 
 def _palette(file: DatasetReader) -> bool:
-    """Return True if the pixels are indices into a palette."""
+    """Return True if the pixels of an image are indices into a table of colors (a palette)."""
     return any(color == ColorInterp.palette for color in file.colorinterp)
 
 
@@ -292,13 +292,16 @@ def _expanded(file: DatasetReader, name: str) -> _Bands:
 
 
 def _bands(file: DatasetReader, name: str, data: bytes) -> _Bands:
-    """Read all bands of an image without a palette. Bands of transparency go into the mask."""
+    """Read all bands of an image without a palette, and the mask of measured pixels.
+
+    A band of transparency becomes a part of the mask.
+    """
     alpha = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color == ColorInterp.alpha]
     kept = [band for band in file.indexes if band not in alpha]
     if not kept:
         raise BadPatchError("unreadable", f"{name} holds nothing but transparency")
     values = file.read(kept)
-    # This mask of GDAL combines the file's nodata values, masks and alpha.
+    # One call is enough: this mask of GDAL combines the file's nodata values, masks and alpha.
     masks = file.read_masks(kept) > 0
     premultiplied = bool(alpha) and file.driver == "GTiff" and _premultiplied(data)
     for band in alpha:
@@ -323,7 +326,16 @@ def _premultiplied(data: bytes) -> bool:
 def _filled(
     values: AnyArray, measured: NDArray[np.bool_] | None, size: int | None
 ) -> tuple[AnyArray, NDArray[np.bool_]]:
-    """Resample the measured pixels alone, and fill all other pixels with their band's mean."""
+    """Give pixels that are not measured the mean of their band. If a new size is given, resample the image before.
+
+    Args:
+        values: [bands, H, W] pixels.
+        measured: [bands, H, W] True if a pixel is measured; None if all pixels are.
+        size: New width and height in pixels; None keeps the size.
+
+    Returns:
+        The filled pixels, and the mask of measured pixels.
+    """
     shown = np.ones(values.shape, np.bool_) if measured is None else measured
     out, there = [], []
     for band, known in zip(values, shown, strict=True):
@@ -335,7 +347,7 @@ def _filled(
 
 
 def _resampled(band: AnyArray, known: NDArray[np.bool_], size: int) -> tuple[AnyArray, NDArray[np.bool_]]:
-    """Resample bilinearly. Pixels that are not measured have no weight.
+    """Resample a band bilinearly to a new size. Pixels that are not measured have no weight.
 
     Returns:
         [size, size] values, and a mask [size, size]: True if measured pixels have at least half of the weight.
@@ -350,7 +362,10 @@ def _resampled(band: AnyArray, known: NDArray[np.bool_], size: int) -> tuple[Any
 
 
 def _upright(data: bytes, file: DatasetReader, name: str) -> int:
-    """Read the EXIF orientation; 1 if the file has none. Refuse a turned TIFF: its place would have to turn too."""
+    """Read from the EXIF tags how an image is turned; 1 means upright, or no tag.
+
+    Refuse a turned TIFF: its place would have to turn too.
+    """
     value = exif_of(data).get(0x0112, 1)
     orientation = value if isinstance(value, int) else 1
     if orientation in _TURNED and file.driver == "GTiff":
@@ -369,7 +384,14 @@ def _turned(values: NDArray[PixelType], orientation: int) -> NDArray[PixelType]:
 
 
 def in_color_order(colors: tuple[str, ...]) -> list[int] | None:
-    """Return band indices with red, green and blue first; None if the first three bands have other colors."""
+    """Find the sequence of bands that puts red, green and blue first.
+
+    Args:
+        colors: Color of each band, as the file states it.
+
+    Returns:
+        Indices of the bands; None if the first three bands have other colors.
+    """
     names = [color.name for color in _RGB]
     if sorted(colors[:3]) != sorted(names):
         return None

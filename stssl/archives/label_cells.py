@@ -112,12 +112,12 @@ class _Reader:
         self.divided: dict[str, int] = {}
 
     def refuse(self, row: int, cell: object, words: str) -> DataError:
-        """Return the error for a cell."""
+        """Build the error for a wrong cell of a label column. It names column, row, cell and reason."""
         shown = _shown(cell)
         return DataError(f"{self.path}: row {row} below the header, column '{self.name}': {shown} {words}")
 
     def names(self, row: int, cell: object) -> tuple[str, ...]:
-        """Read the names in a cell."""
+        """Read the class names in a cell of a table: a text, a number or a list."""
         if is_missing(cell):
             return ()
         if isinstance(cell, bytes):
@@ -138,7 +138,7 @@ class _Reader:
         return tuple(found)
 
     def _listed(self, row: int, cell: object, items: Iterable[object]) -> list[str]:
-        """Read the names of a list."""
+        """Read the class names in a cell that holds a list. Refuse lists of lists and of numbers."""
         found = []
         for given in items:
             if is_missing(given):
@@ -156,7 +156,7 @@ class _Reader:
         return found
 
     def _text(self, row: int, cell: str) -> list[str]:
-        """Read the names in a text."""
+        """Read the class names in a cell that holds text: one name, names divided by `;`, or a list written as text."""
         stripped = cell.strip()
         inner = _WRAPPED.fullmatch(stripped)
         text = inner[1].strip() if inner else stripped
@@ -181,7 +181,7 @@ class _Reader:
         return found
 
     def _check_part(self, row: int, cell: str, part: str, divided: bool) -> None:
-        """Refuse a part with signs that no name has, and a part that is a row of numbers."""
+        """Raise an error if a piece of a cell is no class name: it has forbidden signs, or is a row of numbers."""
         for sign, words in NEVER.items():
             if sign in cell:
                 raise self.refuse(row, cell, f"has {words} between names. {WAY_OUT}")
@@ -210,7 +210,10 @@ class _Reader:
             yield bare
 
     def compare(self) -> None:
-        """Refuse a name that must be several names, and two names that differ only in spelling."""
+        """Compare all class names of a column, after the last cell was read.
+
+        Raise an error if a name must be several names, or if two names differ only in spelling.
+        """
         folded: dict[str, str] = {}
         for own, row in self.first.items():
             same = folded.setdefault(_folded(own), own)
@@ -230,7 +233,10 @@ class _Reader:
                 raise self.refuse(row, own, "is a part of a vector of 0 and 1. Give the names of the classes")
 
     def _compare_parts(self, own: str, row: int) -> None:
-        """Refuse a name that must be several names: other rows have its parts, or no cell of the column uses `;`."""
+        """Raise an error if a class name must be several names, such as `Forest, Water`.
+
+        This is clear if other rows have the pieces as names, or if no cell of the column uses `;`.
+        """
         if own in BIGEARTHNET_LABELS:
             return
         for sign in SOMETIMES:
@@ -249,19 +255,19 @@ class _Reader:
 
 
 def _is_list(text: str) -> bool:
-    """Return True if brackets enclose a text. A single word in round brackets is a name, not a list."""
+    """Return True if a text in brackets is a list of names. A single word in round brackets is a name, not a list."""
     enclosed = text[0] in _BRACKETS and text[-1] == _BRACKETS[text[0]]
     return enclosed and (text[0] != "(" or any(sign in text for sign in ",'\""))
 
 
 def _skip(text: str, place: int) -> int:
-    """Return the position of the next sign that is no space or comma."""
+    """Skip spaces and commas in a text from the position `place` on. Return the position of the next other sign."""
     gap = _GAP.match(text, place)
     return gap.end() if gap else place
 
 
 def _unquoted(token: str) -> str:
-    """Return the text of a quoted item, with quotes as in JSON or in Python."""
+    """Remove the quotes around an item of a list, and resolve escapes, as JSON or Python do."""
     try:
         return str(json.loads(token)) if token[0] == '"' else str(ast.literal_eval(token))
     except (ValueError, SyntaxError):
@@ -275,17 +281,17 @@ def _shown(cell: object) -> str:
 
 
 def _tidy(name: str) -> str:
-    """Return a name with single spaces, and in Unicode's normal form C: it encodes each letter in one way."""
+    """Return a class name with single spaces, and with one encoding for each letter (Unicode's normal form C)."""
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
 def _folded(name: str) -> str:
-    """Return a name without spaces and case, to compare spellings."""
+    """Return a class name in small letters and without spaces: names that differ only in these become equal."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _number_name(cell: object) -> str:
-    """Return a number as a name. 7.0 becomes `7`."""
+    """Convert a number in a label column to a class name. 7.0 becomes `7`."""
     if isinstance(cell, float | Decimal):
         number = float(cell)
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else str(cell)
@@ -293,19 +299,19 @@ def _number_name(cell: object) -> str:
 
 
 def _integers(names: Iterable[str]) -> bool:
-    """Return True if all names are whole numbers."""
+    """Return True if all class names are whole numbers, such as `7`."""
     return all(re.fullmatch(r"[+-]?\d+(?:\.0*)?", name) for name in names)
 
 
 def _short_numbers(names: Iterable[str]) -> dict[str, str]:
-    """Map each name such as `7.0` to the integer's name, such as `7`."""
+    """Find class names such as `7.0` that stand for whole numbers. Return their short forms, such as `7`."""
     return {name: name.partition(".")[0] for name in names if "." in name and _integers([name])}
 
 
 def _notes(
     name: str, cells: Sequence[object], rows: Sequence[Sequence[str]], classes: Sequence[str], several: bool
 ) -> Iterator[str]:
-    """Yield what a user should check: unlabeled rows, doubtful names, names that may be several names."""
+    """Yield remarks for the user about a label column: unlabeled rows, doubtful names, names that may be several."""
     empty = sum(not names for names in rows)
     if empty:
         words = Counter(cell.strip() for cell in cells if isinstance(cell, str) and cell.strip() and is_missing(cell))

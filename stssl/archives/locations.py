@@ -20,9 +20,9 @@ TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 
 
 def from_table(path: Path, patches: int, seed: int) -> World:
-    """Draw places, dates and classes from a table of real patches.
+    """Choose at random places, dates and classes for a synthetic archive, from a table of real patches.
 
-    Whole squares of neighboring places are drawn, with all their dates. This keeps correlations over kilometers.
+    Choose whole squares of neighboring places, with all their dates. This keeps correlations over kilometers.
 
     Args:
         path: CSV or Parquet file with the columns `epsg`, `ulx`, `uly`, `date`, `labels` and `country`.
@@ -82,7 +82,7 @@ def from_table(path: Path, patches: int, seed: int) -> World:
 
 
 def _flags(cells: list[object], column: str, path: Path) -> NDArray[np.bool_]:
-    """Read booleans, or texts such as `true` and `0`. An empty cell is False.
+    """Convert the cells of a column to True or False. They may be texts such as `true` and `0`. An empty cell is False.
 
     Raises:
         DataError: A cell is neither true nor false.
@@ -96,7 +96,7 @@ def _flags(cells: list[object], column: str, path: Path) -> NDArray[np.bool_]:
 
 
 def _word(cell: object, path: Path) -> str:
-    """Return the name in a cell; an empty text if the cell is None.
+    """Check that a cell of a table holds a text, and return it; an empty text if the cell is None.
 
     Raises:
         DataError: The cell is no text.
@@ -131,7 +131,15 @@ def _check_places(grid: NDArray[np.float64], path: Path) -> None:
 
 
 def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Project corners to degrees and back. Return True for each corner that comes back to within a meter."""
+    """Check projected coordinates: convert them to degrees and back.
+
+    Return True for each point that comes back to within a meter. Others lie outside the projection's area.
+
+    Args:
+        epsg: EPSG code of the projection.
+        x: Eastings in meters.
+        y: Northings in meters.
+    """
     try:
         lat, lon = to_degrees(epsg, x, y)
         back = from_degrees(epsg, lat, lon)
@@ -147,7 +155,7 @@ def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDA
 def _fine_labels(
     labels: list[list[str]], place: NDArray[np.int64], rng: np.random.Generator, path: Path
 ) -> NDArray[np.bool_]:
-    """Return the level-3 classes of each row: [n, 43] True if the row has the class.
+    """Turn the class names of a table into the 43 CORINE level-3 classes: [n, 43], True if the row has the class.
 
     The table may name one of the 19 coarse classes. This name becomes one of its level-3 classes, chosen at random for
     each place. All dates of a place get the same class.

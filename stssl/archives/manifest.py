@@ -103,7 +103,7 @@ class Manifest:
         self.about: JsonMapping = {"source": "manifest", "table": digest, "bands": bands, "size": size}
 
     def _look(self, bands: str, band_names: str | None) -> PixelArray:
-        """Describe the pixel array of the store, as the first readable image requires it.
+        """Read the first images until one is good, and describe the store's pixel array by this image.
 
         Raises:
             ConfigError: The options do not fit the image.
@@ -144,7 +144,7 @@ class Manifest:
         return PixelArray("rgb" if color else "image", kept, height, width, str(image.dtype), 0.0)
 
     def _arranged(self, picture: Picture) -> Picture:
-        """Put red, green and blue first, if the file has them elsewhere. Change nothing if the user named the bands."""
+        """Sort the bands of an image: red, green and blue first. Change nothing if the user named the bands."""
         order = None if self._named else in_color_order(picture.colors)
         if order is None or order == sorted(order):
             return picture
@@ -154,7 +154,7 @@ class Manifest:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write six PNGs and their table. The last image has no label, place, time or part.
+        """Write a tiny data set for tests: six PNGs and their table. The last image has no label, place, time or split.
 
         Args:
             folder: Empty folder to write into.
@@ -205,7 +205,7 @@ class Manifest:
         return patch
 
     def _keep(self, patch: Patch, name: str) -> None:
-        """Read the pixels of a patch, and the mask of measured pixels.
+        """Read an image file, and put its pixels and its mask of measured pixels into the patch.
 
         Raises:
             BadPatchError: The image cannot be read, or differs from the first one in size, type or scaling.
@@ -231,11 +231,11 @@ class Manifest:
                 raise BadPatchError("nodata", f"{name} has no measured pixel in {', '.join(empty)}")
 
     def _cell(self, column: str, row: int) -> object:
-        """Return a cell of the table; None if the table has no such column."""
+        """Return the cell of the table in a column and a row; None if the table has no such column."""
         return self._table[column][row] if column in self._table else None
 
     def _labels(self, row: int) -> Values:
-        """Return the label columns of a row. A row without classes is unlabeled, which is no error."""
+        """Return the labels of a table's row as columns of a store. A row without classes is unlabeled: no error."""
         values: Values = {}
         for name, labels in self._labels_of.items():
             own = labels.rows[row]
@@ -246,17 +246,17 @@ class Manifest:
         return values
 
     def _plain(self, row: int) -> Values:
-        """Return the columns `country` and `location_id` of a row."""
+        """Return the country and the location id of a table's row, as columns of a store."""
         country = self._cell("country", row)
         location = self._places.get(place_name(self._cell("location_id", row)), -1)
         return {"country": "" if country is None else str(country).strip(), "location_id": location}
 
     def _place(self, row: int) -> Values:
-        """Return the place in the table. If the table has none, return the place in the image."""
+        """Return the place of an image as columns of a store: from the table, or else from the image file."""
         return place_of(self._cell("lat", row), self._cell("lon", row), row) or self._own_place(row)
 
     def _own_place(self, row: int) -> Values:
-        """Return the place in the image's file; no columns if the file gives no place.
+        """Read the place of an image from its file. Return columns of a store; none if the file gives no place.
 
         Raises:
             BadPatchError: The file's information on the place is unusable.
@@ -266,7 +266,7 @@ class Manifest:
         except BadPatchError as problem:
             if problem.code == "bad_coordinates":
                 raise
-            return {}  # The image cannot be read. `_keep` reports this.
+            return {}  # An image that cannot be read is no error here: `_keep` reports it.
         return {} if place is None else {"lat": place[0], "lon": place[1]}
 
 
@@ -278,7 +278,7 @@ def _read(path: Path, name: str, size: int | None) -> Picture:
     """
     try:
         there = path.is_file()
-    except OSError as error:  # The name is too long, or reading the folder is forbidden.
+    except OSError as error:  # the system refuses long names and forbidden folders
         raise BadPatchError("no_pixels", f"{name[:200]}: {error.strerror}") from None
     if not there:
         raise BadPatchError("no_pixels", f"{name} is missing")
@@ -316,12 +316,17 @@ def _scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
 
 
 def _numbers(count: int) -> tuple[str, ...]:
-    """Return the numbers from 1 to `count`, as names of bands."""
+    """Name bands by number: return the texts `1` to `count`."""
     return tuple(str(number + 1) for number in range(count))
 
 
 def _missing(names: list[str], rows: bool) -> str:
-    """Return what a table lacks to be a manifest. `rows` is True if only rows are missing."""
+    """Say in words what a table lacks: a column with paths, or rows.
+
+    Args:
+        names: Names of the table's columns.
+        rows: True if only rows are missing.
+    """
     if rows:
         return "at least one row below the names of the columns"
     has = f"It has: {', '.join(names)[:300]}" if names else "It is empty"

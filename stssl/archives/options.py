@@ -24,7 +24,7 @@ _KINDS: dict[object, Kind] = {
 
 @dataclass(frozen=True)
 class FormatOption:
-    """Describe one option of one or more archive formats.
+    """Describe one command-line option of one or more archive formats.
 
     Attributes:
         name: Name of the constructor's parameter.
@@ -55,7 +55,7 @@ class FormatOption:
 
 
 def options_of(name: str) -> tuple[FormatOption, ...]:
-    """List the options of a format, in the sequence of its constructor's parameters.
+    """List the options of an archive format, such as `eurosat`, in the sequence of its constructor's parameters.
 
     Args:
         name: Name of the format.
@@ -73,7 +73,7 @@ def options_of(name: str) -> tuple[FormatOption, ...]:
 
 
 def all_options() -> tuple[FormatOption, ...]:
-    """List the options of all formats, each one once. The help of an option names its formats."""
+    """List the options of all archive formats. An option of several formats comes once, and its help names them."""
     formats: dict[str, list[str]] = {}
     found: dict[str, FormatOption] = {}
     for name in ARCHIVES:
@@ -87,7 +87,13 @@ def all_options() -> tuple[FormatOption, ...]:
 
 
 def _declared(where: str, name: str, hint: object) -> FormatOption:
-    """Read the declaration of one parameter from its annotation."""
+    """Turn the annotation of a constructor's parameter into a command-line option.
+
+    Args:
+        where: Name of the format, for messages.
+        name: Name of the parameter.
+        hint: Annotation of the parameter: a type and an `Option`.
+    """
     base, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     declared = next((extra for extra in extras if isinstance(extra, Option)), None)
     # `Path | None` and `Optional[Path]` have different origins.
@@ -101,7 +107,7 @@ def _declared(where: str, name: str, hint: object) -> FormatOption:
 
 
 def named_folders(words: Sequence[object], flag: str = "--split") -> dict[str, Path] | None:
-    """Read the NAME=FOLDER words of a command line.
+    """Read the words NAME=FOLDER of a command line, and check that the folders exist.
 
     Args:
         words: Words, such as `mine=lists/mine`.

@@ -15,7 +15,7 @@ WGS84 = 4326
 
 @lru_cache(maxsize=256)
 def crs_of(definition: str | int) -> CRS:
-    """Return the coordinate system for a WKT text or an EPSG code.
+    """Make the coordinate system for a WKT text or an EPSG code.
 
     Raises:
         ValueError: PROJ does not know the system.

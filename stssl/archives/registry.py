@@ -7,7 +7,7 @@ from stssl.archives.formats import FORMATS
 
 
 def import_format(place: str) -> ArchiveFormat:
-    """Import the class of a format.
+    """Import the class of an archive format.
 
     Args:
         place: Module in this folder and name of the class, such as `bigearthnet:BigEarthNet1`.

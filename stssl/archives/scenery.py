@@ -30,7 +30,7 @@ WAVES = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "
 
 
 class CoverFamily(NamedTuple):
-    """Describe the look of one family of classes.
+    """Describe the colors and the texture of one family of land-cover classes, such as forests.
 
     Attributes:
         summer: Reflectance times 10,000 of each band in high summer.
@@ -165,7 +165,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Palette:
-    """Hold the look of each of the 43 classes, in 12 bands.
+    """Hold the colors and textures of the 43 classes of a synthetic archive, in 12 bands.
 
     Attributes:
         summer: [43, 12] reflectance times 10,000 in high summer.
@@ -181,7 +181,7 @@ class Palette:
 
 
 def palette() -> Palette:
-    """Return the look of each class. It is the same in all archives."""
+    """Make the colors and textures of the 43 classes. They are the same in all synthetic archives."""
     rng = np.random.default_rng(20)
     rows = [FAMILIES[FIRST_OF_FAMILY[max(code for code in FIRST_OF_FAMILY if code <= clc)]] for clc in CLC.values()]
     own = 1 + rng.normal(0, 0.07, (len(LABELS_43), len(WAVES)))
@@ -214,10 +214,10 @@ def greenness(day_of_year: float, lat: float) -> float:
 
 
 class Painter:
-    """Paint patches. All noise is drawn beforehand, so a patch takes only a millisecond."""
+    """Paint the pixels of synthetic patches. All noise is made in advance, so a patch takes only a millisecond."""
 
     def __init__(self, seed: int, pool: int = 48) -> None:
-        """Draw `pool` fields of each kind of noise."""
+        """Make `pool` random images of each kind of noise, for use in all patches."""
         rng = np.random.default_rng((seed, SyntheticStream.NOISE))
         self.palette = palette()
         self._shapes = _smooth(rng, pool, 30)
@@ -225,7 +225,7 @@ class Painter:
         self._grain = rng.normal(0, 1, (pool, SIDE, SIDE)).astype(np.float32)
 
     def paint(self, subject: Subject) -> dict[str, NDArray[np.uint16]]:
-        """Paint one patch. Return the arrays `b10`, `b20` and `b60`, with the bands as in `RESOLUTION`."""
+        """Paint one synthetic patch. Return its pixels as arrays `b10`, `b20` and `b60`, one for each resolution."""
         where, when = np.random.default_rng(subject.place), np.random.default_rng(subject.visit)
         labels = subject.labels
         classes = self._map(labels, where)
@@ -244,7 +244,12 @@ class Painter:
         return painted
 
     def _spectra(self, subject: Subject, when: np.random.Generator) -> NDArray[np.float32]:
-        """Compute a spectrum [labels, 12] for each class, given season, light and haze."""
+        """Compute the color of each class of a patch in 12 bands, [classes, 12], given season, light and haze.
+
+        Args:
+            subject: What the patch shows.
+            when: Random numbers of the acquisition, for light and haze.
+        """
         summer, winter = self.palette.summer[subject.labels], self.palette.winter[subject.labels]
         green = np.clip(greenness(subject.day_of_year, subject.lat) + when.normal(0, 0.08), 0, 1)
         spectra = winter + green * (summer - winter)
@@ -253,14 +258,25 @@ class Painter:
         return np.asarray(spectra, np.float32)
 
     def _map(self, labels: NDArray[np.int64], where: np.random.Generator) -> NDArray[np.int64]:
-        """Return the class of each pixel: [120, 120] indices into `labels`."""
+        """Paint a map of classes for a patch: [120, 120] indices into the patch's list of classes.
+
+        Args:
+            labels: Classes of the patch.
+            where: Random numbers of the place.
+        """
         fields = _pick(self._shapes, where, len(labels))
         return np.asarray((fields + where.normal(0, 0.7, (len(labels), 1, 1))).argmax(0), np.int64)
 
     def _texture(
         self, labels: NDArray[np.int64], classes: NDArray[np.int64], where: np.random.Generator
     ) -> NDArray[np.float32]:
-        """Return the texture [120, 120]: a brightness factor near 1 for each pixel, by its class."""
+        """Paint the texture of a patch, [120, 120]: a brightness factor near 1 for each pixel, by its class.
+
+        Args:
+            labels: Classes of the patch.
+            classes: Map of the classes, [120, 120] indices into `labels`.
+            where: Random numbers of the place.
+        """
         kinds = {int(size): _pick(self._noise[int(size)], where, 1)[0] for size in np.unique(self.palette.size[labels])}
         fields = np.stack([kinds[int(size)] for size in self.palette.size[labels]])
         chosen = np.take_along_axis(fields, classes[None], 0)[0]
@@ -279,7 +295,7 @@ class Painter:
 
 
 def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    """Pick random fields from a pool, and turn and mirror each one at random: [count, 120, 120]."""
+    """Choose noise images from a pool at random, and turn and mirror each one at random: [count, 120, 120]."""
     numbers, turns = rng.integers(0, len(pool), count), rng.integers(0, 8, count)
     fields = np.empty((count, SIDE, SIDE), np.float32)
     for place, (number, turn) in enumerate(zip(numbers, turns, strict=True)):
@@ -290,7 +306,7 @@ def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> ND
 
 
 def _smooth(rng: np.random.Generator, count: int, size: int) -> NDArray[np.float32]:
-    """Draw smooth random fields [count, 120, 120] of variance 1. Their features are about `size` pixels wide."""
+    """Make smooth random images [count, 120, 120] of variance 1. Their spots are about `size` pixels wide."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE))
     spectrum = np.fft.rfft2(rng.normal(size=(count, SIDE, SIDE))) * np.exp(-((frequency * size * 2) ** 2))
     fields = np.fft.irfft2(spectrum, s=(SIDE, SIDE))

@@ -28,7 +28,7 @@ EUROPE = ((27.0, 72.0), (-32.0, 46.0))
 
 
 def sentinel_arrays(bands: str, side_m: float = PATCH_SIDE, nodata: int | None = None) -> tuple[PixelArray, ...]:
-    """List the pixel arrays of Sentinel-2 patches: all bands, or red, green and blue alone.
+    """Describe the pixel arrays of Sentinel-2 patches in a store: all bands, or red, green and blue alone.
 
     Args:
         bands: `all` or `rgb`.
@@ -48,7 +48,7 @@ def sentinel_arrays(bands: str, side_m: float = PATCH_SIDE, nodata: int | None =
 
 
 def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, ...]) -> None:
-    """Read the bands `<folder>/<name>_<band>.tif` into a patch.
+    """Read the band files of a patch, `<folder>/<name>_<band>.tif`, and put their pixels into the patch.
 
     If one band is bad, the patch gets no bands: a missing band would be stored as zeros.
 
@@ -78,7 +78,7 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
 
 
 def keep_pixels(patch: Patch, blocks: dict[str, AnyArray], arrays: tuple[PixelArray, ...]) -> None:
-    """Give a patch its pixels. If a band is all 0, add a problem.
+    """Put pixels into a patch. If a band is all 0, add a problem to the patch's list.
 
     Args:
         patch: Patch to fill.
@@ -95,7 +95,7 @@ def keep_pixels(patch: Patch, blocks: dict[str, AnyArray], arrays: tuple[PixelAr
 
 
 def grid_place(projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]) -> Values:
-    """Compute the place columns of a patch from its corners in a projected grid.
+    """Compute the place columns of a store (degrees and grid corner) from a patch's corners in a projected grid.
 
     Args:
         projection: EPSG code or WKT.

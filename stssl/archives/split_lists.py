@@ -17,7 +17,7 @@ PART_NAMES = {"train": ("train",), "validation": ("val", "validation"), "test": 
 
 
 def find_list(folders: Iterable[Path], *stems: str) -> Path | None:
-    """Find the first file with one of the stems and one of the usual endings of lists.
+    """Find the file of a list in some folders, by its name without ending. Try all usual endings of lists.
 
     Args:
         folders: Folders to search, the first one first.
@@ -35,7 +35,7 @@ def find_list(folders: Iterable[Path], *stems: str) -> Path | None:
 
 
 def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
-    """Read the patch names of each part from lists called train, val and test.
+    """Read a split into train, validation and test from three lists of patch names, called train, val and test.
 
     Args:
         folders: Folders to search, the first one first.
@@ -58,7 +58,9 @@ def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
 
 
 def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Return the split code of each patch, read from lists; None if no lists exist.
+    """Read a split from lists of patch names. Return the code of train, validation or test for each patch.
+
+    Return None if no lists exist.
 
     Args:
         names: Names of all N patches.
@@ -82,7 +84,7 @@ def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.u
 
 
 def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> dict[str, NDArray[np.uint8]]:
-    """Return the split codes [N] of each split that the user gave as a folder of lists.
+    """Read the splits that the user gave as folders of lists. Return [N] codes of train, validation or test for each.
 
     Args:
         names: Names of all N patches.

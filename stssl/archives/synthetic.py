@@ -42,7 +42,7 @@ def synthesize_archive(
     confounded: bool = True,
     progress: OnProgress | None = None,
 ) -> Path:
-    """Write an archive. If the folder holds a complete archive from the same arguments, change nothing.
+    """Write a synthetic archive. If the folder holds a complete archive from the same arguments, change nothing.
 
     Args:
         out: Folder to write. It gets `BigEarthNet-v1.0/` with the patches, the lists train.csv, val.csv and test.csv, a
@@ -88,7 +88,7 @@ def synthesize_archive(
 
 
 def _is_there(folder: Path, record: JsonObject) -> bool:
-    """Return True if the folder holds this archive and the archive is complete. Make the folder if it is missing.
+    """Return True if the folder holds this synthetic archive already, complete. Make the folder if it is missing.
 
     Raises:
         DataError: The folder holds something else, or cannot be made.
@@ -159,7 +159,7 @@ def _write_patch(folder: Path, world: World, row: int, lat: float, *, painter: P
 
 @lru_cache(maxsize=64)
 def _wkt(epsg: int) -> str:
-    """Return the WKT text of an EPSG code."""
+    """Return the definition of a projection as WKT text, given its EPSG code."""
     return str(crs_of(epsg).to_wkt())
 
 
@@ -176,7 +176,13 @@ class _Template(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _template(size: int, epsg: int, gsd: float) -> _Template:
-    """Encode a TIFF with rasterio, and find its corner and its pixels in the bytes."""
+    """Encode a TIFF with rasterio, to copy it for many patches. Find its corner and its pixels in the bytes.
+
+    Args:
+        size: Width and height in pixels.
+        epsg: EPSG code of the projection.
+        gsd: Pixel size in meters.
+    """
     marked = np.arange(1, size * size + 1, dtype=np.uint16).reshape(size, size)
     with rasterio.MemoryFile() as memory:
         transform = Affine(gsd, 0, _CORNER[0], 0, -gsd, _CORNER[1])

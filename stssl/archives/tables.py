@@ -74,7 +74,7 @@ def _read_parquet(path: Path) -> pyarrow.Table:
 
 
 def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
-    """Read a text table.
+    """Read a table from the lines of a text file, such as CSV.
 
     Raises:
         DataError: The file is no text table. The message says what it is, if the first bytes show it.
@@ -102,11 +102,16 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
 
 
 def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
-    """Return the cells of each line and the line's number. Leave out empty lines."""
+    """Split the lines of a text table into cells. Return the cells of each line, and its line number.
+
+    Leave out empty lines.
+    """
     skipped = 0
     separator = ""
     first = text.partition("\n")[0].strip().strip('"')
-    if first.lower().startswith("sep=") and len(first) == 5:  # Excel writes such a line
+    if (
+        first.lower().startswith("sep=") and len(first) == 5
+    ):  # Excel writes this line to name the separator; it is no row
         skipped, separator = 1, first[4]
         text = text.partition("\n")[2]
     rows: list[list[str]] = []
@@ -128,7 +133,7 @@ def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
 
 
 def _separator(text: str) -> str:
-    """Return the separator that divides the first line with text into the most cells."""
+    """Find the separator of a text table: the sign that divides the first line with text into the most cells."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     try:
         counts = {sign: len(next(csv.reader([first], delimiter=sign))) for sign in SEPARATORS}
@@ -144,7 +149,7 @@ def _stripped(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """Return a column's name for comparison: in small letters, with one `_` for spaces and hyphens."""
+    """Return the name of a column in small letters, with one `_` for spaces and hyphens, to compare names."""
     return "_".join(unicodedata.normalize("NFKC", name).casefold().replace("-", " ").replace("_", " ").split())
 
 
@@ -163,7 +168,7 @@ class TableColumns:
     doubled: dict[str, tuple[str, ...]]
 
     def words(self) -> tuple[str, ...]:
-        """Return lines for the user: used columns, unused columns, and columns with the same meaning."""
+        """Return lines for the user that list a table's used columns, unused columns, and columns of one meaning."""
         used = ", ".join(name if name == own else f"{name} from '{own}'" for name, own in self.used.items())
         lines = [f"columns used: {used}"]
         if self.unused:
@@ -175,7 +180,9 @@ class TableColumns:
 
 
 def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> TableColumns:
-    """Find the wanted columns. If a table has several possible names of one, the first name in `wanted` wins.
+    """Find the wanted columns of a table by their names.
+
+    A column may have several possible names. If a table has more than one of them, the first name in `wanted` wins.
 
     Args:
         names: Names of the table's columns.
@@ -220,7 +227,7 @@ def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path
 
 
 def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[object]:
-    """Read the cells of one column.
+    """Read the cells of one column of a table as Python values.
 
     Args:
         table: The table.

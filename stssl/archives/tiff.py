@@ -91,7 +91,12 @@ def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
 
 
 def _plain(tags: dict[int, TagValues], size: int) -> bool:
-    """Return True if the tags describe one uint16 band in uncompressed strips, and the file holds all strips."""
+    """Return True if the simple reader can read a TIFF: one uint16 band, in uncompressed strips that are all there.
+
+    Args:
+        tags: Tags of the TIFF.
+        size: Size of the file in bytes.
+    """
     if _TILE in tags or _EXTRA in tags or any(tag not in tags for tag in _NEEDED):
         return False
     if any(
@@ -115,7 +120,7 @@ def _plain(tags: dict[int, TagValues], size: int) -> bool:
 
 @dataclass(frozen=True)
 class Georeference:
-    """Hold the place of a raster in its projection.
+    """Hold the place of a raster image in its projection.
 
     Attributes:
         projection: EPSG code, or WKT if the projection has no code.
@@ -143,7 +148,7 @@ class UtmCorner(NamedTuple):
 
 
 def georeference(source: Path | BytesIO, name: str) -> Georeference:
-    """Read the place of a raster from a path or from an open file in memory.
+    """Read projection and corners of a raster image from a path, or from an open file in memory.
 
     Raises:
         BadPatchError: The file cannot be read, has no georeference, or is turned against its projection.

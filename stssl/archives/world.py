@@ -109,11 +109,11 @@ class World:
     cloud: NDArray[np.bool_]
 
     def __len__(self) -> int:
-        """Return the number of patches."""
+        """Return the number of patches in this made-up world."""
         return len(self.place)
 
     def take(self, rows: slice | Ints) -> "World":
-        """Return a world with only these patches."""
+        """Return a copy that has only the patches in `rows`."""
         return World(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def degrees(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -125,7 +125,10 @@ class World:
         return lat, lon
 
     def split(self, seed: int) -> NDArray[np.str_]:
-        """Draw the part of each place, and return it for each patch; empty for patches under snow or clouds."""
+        """Assign each place at random to train, validation or test. Return the name of the part for each patch.
+
+        Patches under snow or clouds get an empty name.
+        """
         of_place = np.random.default_rng((seed, SyntheticStream.SPLIT)).choice(
             list(SHARES), self.place.max() + 1, p=list(SHARES.values())
         )
@@ -133,7 +136,7 @@ class World:
 
 
 def generate(patches: int, seed: int, confounded: bool = True) -> World:
-    """Make up a part of Europe.
+    """Make up places, dates and classes of patches in the countries of Europe, for a synthetic archive.
 
     Args:
         patches: Number of patches.
@@ -146,7 +149,7 @@ def generate(patches: int, seed: int, confounded: bool = True) -> World:
     shares = np.array([country.share for country in COUNTRIES.values()])
     season_of_country = rng.permutation(len(names)) / len(names) * DAYS
     parts: list[World] = []
-    # Follow the shares and do not draw: a small archive should have all countries, too.
+    # Do not choose countries at random: a small archive should have all of them, too.
     order = _areas(shares, rng)
     count = places = 0
     while count < patches:
@@ -161,7 +164,7 @@ def generate(patches: int, seed: int, confounded: bool = True) -> World:
 
 
 def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[int]:
-    """Yield countries without end. Each country comes as often as its share says, and comes early."""
+    """Yield numbers of countries without end. Each country comes as often as its share says, and comes early."""
     seen = rng.uniform(0.0, 0.3, len(shares))
     while True:
         number = int(np.argmin(seen / shares))
@@ -170,12 +173,18 @@ def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[in
 
 
 def _shift(area: World, places: int) -> World:
-    """Return a copy with `places` added to each number of a place."""
+    """Return a copy in which `places` is added to the number of each place: numbers of two areas must differ."""
     return World(**(area.__dict__ | {"place": area.place + places}))
 
 
 def _area(country: str, rng: np.random.Generator, favorite: float | None) -> World:
-    """Make up neighboring cells of a country, on one to four dates. Their labels are set later."""
+    """Make up neighboring patches in one country, on one to four dates. Their labels are set later.
+
+    Args:
+        country: Name of the country.
+        rng: Source of random numbers.
+        favorite: Day near which most dates lie, in days after the first day; None for any dates.
+    """
     bounds = COUNTRIES[country]
     lat, lon = rng.uniform(*bounds.lat), rng.uniform(*bounds.lon)
     epsg = 32600 + int((lon + 180) // 6) + 1
@@ -202,7 +211,13 @@ def _area(country: str, rng: np.random.Generator, favorite: float | None) -> Wor
 
 
 def _dates(count: int, favorite: float | None, rng: np.random.Generator) -> NDArray[np.datetime64]:
-    """Draw different dates. If `favorite` is given (days after the first day), most dates lie near it."""
+    """Choose different dates at random.
+
+    Args:
+        count: Number of dates.
+        favorite: Day near which most dates lie, in days after the first day; None for any dates.
+        rng: Source of random numbers.
+    """
     days = rng.uniform(0, DAYS, count)
     if favorite is not None:
         own = rng.random(count) < 0.8
@@ -212,7 +227,7 @@ def _dates(count: int, favorite: float | None, rng: np.random.Generator) -> NDAr
 
 
 def _with_labels(world: World, rng: np.random.Generator) -> World:
-    """Draw the classes of each place."""
+    """Choose land-cover classes for each place at random. Near places and places of one country get similar classes."""
     _, first, inverse = np.unique(world.place, return_index=True, return_inverse=True)
     places = world.take(first)
     lat, lon = places.degrees()
@@ -228,7 +243,7 @@ def _with_labels(world: World, rng: np.random.Generator) -> World:
     }
     latent = threshold + sum(np.sqrt(VARIANCE[name]) * term for name, term in terms.items())
     labels = latent > 0
-    # In BigEarthNet, each patch has a class. Give a place without classes its most likely one.
+    # In BigEarthNet, each patch has a class. So a place without classes gets its most likely one.
     nothing = ~labels.any(1)
     labels[nothing, latent[nothing].argmax(1)] = True
     return World(**(world.__dict__ | {"labels": labels[inverse.reshape(-1)]}))
@@ -241,7 +256,9 @@ def _field(
     rng: np.random.Generator,
     waves: int = 96,
 ) -> NDArray[np.float64]:
-    """Draw a smooth random function of variance 1 for each class. Return its values at n places: [n, classes].
+    """Make a smooth random function of variance 1 on the map for each class. Return its values at n places.
+
+    The result is [n, classes]. Where a function is high, its class is likely.
 
     Args:
         plane: [n, 2] coordinates in kilometers.
