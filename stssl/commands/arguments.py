@@ -19,7 +19,9 @@ _TYPES["folders"] = list[str]
 
 
 def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Refuse a URL if an argument must be a local path. Without this check, a folder named `s3:` would be created.
+    """Check that an argument of the command line is a local path, not a URL.
+
+    Without this check, a URL would make a folder named `s3:`.
 
     Args:
         parameter: The option or argument, for the message.
@@ -59,7 +61,7 @@ def _shown(parameter: typer.CallbackParam) -> str:
 
 
 class ConvertCommand(TyperCommand):
-    """Accept the options of the archive format that the command line names.
+    """Define how `stssl convert` reads its options: the command accepts those of the archive format that it converts.
 
     If the command line names a format, `--help` lists the options of that format. If not, it lists the options of all
     formats. The command also parses the options of other formats: an error can then name the options that the format
@@ -79,7 +81,7 @@ class ConvertCommand(TyperCommand):
         return rest
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the command's own parameters and the parameters that archive formats declare.
+        """Return the parameters of `stssl convert`: its own, and the options that archive formats declare.
 
         Args:
             ctx: Context of the command.
@@ -88,7 +90,7 @@ class ConvertCommand(TyperCommand):
         return [*super().get_params(ctx), *_parameters(self.accepted(ctx), self.listed(ctx), title)]
 
     def accepted(self, ctx: Any) -> Sequence["FormatOption"]:
-        """List the options to parse: all options of the named format, and options of other formats with other names."""
+        """List the options that the parser knows: those of the named format, and further ones of other formats."""
         from stssl.archives.options import all_options
 
         own = self.listed(ctx)
@@ -96,7 +98,7 @@ class ConvertCommand(TyperCommand):
         return (*own, *(option for option in all_options() if option.name not in names))
 
     def listed(self, ctx: Any) -> Sequence["FormatOption"]:
-        """List the options that `--help` shows."""
+        """List the archive formats' options that `--help` shows: those of the named format, or else all."""
         from stssl.archives.options import all_options, options_of
 
         name = ctx.meta.get(_FORMAT)
@@ -104,13 +106,13 @@ class ConvertCommand(TyperCommand):
 
 
 class VerifyCommand(ConvertCommand):
-    """Define the command `verify`. Of the options of archive formats, it accepts those whose value is a path.
+    """Define how `stssl verify` reads its options. It accepts only those options of archive formats that are paths.
 
     A store does not record the paths of its conversion, so the user must give them again.
     """
 
     def accepted(self, ctx: Any) -> Sequence["FormatOption"]:
-        """List the options of all formats that are paths."""
+        """List the options of archive formats whose values are paths, such as tables and folders."""
         from stssl.archives.options import all_options
 
         return tuple(option for option in all_options() if option.kind == "path")
@@ -125,7 +127,13 @@ def given_options(ctx: typer.Context) -> dict[str, object]:
 
 
 def _parameters(options: Sequence["FormatOption"], listed: Sequence["FormatOption"], title: str) -> list[Any]:
-    """Make a command's parameters from declared options. The help hides options that are not in `listed`."""
+    """Make parameters of a command from the options that archive formats declare.
+
+    Args:
+        options: Options that the command accepts.
+        listed: Options that the command's help shows.
+        title: Title of these options in the help.
+    """
 
     def carrier() -> None: ...
 
@@ -136,7 +144,7 @@ def _parameters(options: Sequence["FormatOption"], listed: Sequence["FormatOptio
         about = typer.Option(option.flag, help=option.help, callback=callback, hidden=hidden, rich_help_panel=title)
         kind = _TYPES[option.kind]
         hints[option.name] = Annotated[kind | None, about]  # type: ignore[operator]  # known only at run time
-    # Make a function with this signature: all versions of typer make parameters only from a function's signature.
+    # typer makes parameters only from the signature of a function. So build such a function.
     carrier.__annotations__ = hints
     carrier.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect.signature` returns
         [

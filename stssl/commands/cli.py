@@ -21,10 +21,10 @@ from stssl.commands.arguments import ConvertCommand, VerifyCommand, given_option
 
 
 class _Commands(TyperGroup):
-    """Group the subcommands, and end an interrupted one with a message. Typer itself shows no message."""
+    """Group the subcommands of `stssl`. After Ctrl-C or a signal, show a message, as typer itself shows none."""
 
     def make_context(self, *given: Any, **named: Any) -> Any:
-        """Read the command line.
+        """Parse the words of the command line.
 
         Raises:
             StoppedError: A signal asked the process to end.
@@ -35,7 +35,7 @@ class _Commands(TyperGroup):
             raise stopped() from None
 
     def invoke(self, ctx: Any) -> object:
-        """Run a subcommand.
+        """Run the subcommand that the command line names.
 
         Raises:
             StoppedError: A signal asked the process to end.
@@ -169,7 +169,7 @@ def verify_command(
         Path | None, typer.Option(help="Compare pixels with this archive too.", callback=local_path)
     ] = None,
 ) -> None:
-    """Check a store's checksums, hashes and counts, and with its archive every pixel."""
+    """Check a store's checksums, hashes and counts; given its archive, compare every pixel too."""
     from stssl.api.progress import counting
     from stssl.archives.conversion import verify_store
 
@@ -240,7 +240,7 @@ def probe_command(
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Train the whole network too.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the probe; repeatable.")] = None,
 ) -> None:
-    """Probe a pretrained backbone by a linear layer, k-NN or fine-tuning: chosen on validation, scored on test."""
+    """Measure how good the features of a pretrained backbone are: linear layer, k-NN or fine-tuning."""
     from stssl.analysis.probe import probe_run
     from stssl.api.progress import probe_table
 
@@ -332,7 +332,7 @@ def evaluate_command(
         str | None, typer.Option(help="Path or URL of the run's store, if it was moved.", callback=store_place)
     ] = None,
 ) -> None:
-    """Score a run's student (and teacher) on a part of its split."""
+    """Score a run's trained networks on the test, validation or training patches."""
     from stssl.api.progress import score_table
     from stssl.training.trained_run import evaluate_run
 
@@ -361,7 +361,9 @@ def main() -> None:
         console.print(str(error).translate(_CONTROLS), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.filename is None:  # the user gave no wrong path, so show the traceback
+        if (
+            error.filename is None
+        ):  # an error without a file is a defect of the program, not a wrong path: show the traceback
             raise
         console.print(f"cannot use {error.filename}: {error.strerror}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -24,7 +24,7 @@ OPTIONAL = {
 
 
 def examine() -> Iterator[str]:
-    """Yield lines about this machine. Write nothing and start nothing."""
+    """Yield lines of text about this machine for a bug report. Write no files and start no processes."""
     yield f"stssl      {__version__} in {Path(__file__).parents[1]}"
     yield f"python     {platform.python_version()} in {sys.prefix}"
     yield f"system     {platform.platform()}"
@@ -45,12 +45,12 @@ def _version(package: str) -> str:
 
 
 def _hardware() -> Iterator[str]:
-    """Yield lines about CPU, memory, GPU and Ray. Say whether the CPU has bf16 instructions."""
+    """Yield lines of text about CPU, memory, GPU and Ray, and whether the CPU has bf16 instructions."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cpu: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # only torch 2.10 and later have it
+    cpu: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 lacks this function
     slow = not (cpu.get("avx512_bf16") or cpu.get("amx_bf16")) and platform.machine() == "x86_64"
     bf16 = "no bf16 instructions: use compute.precision=fp32" if slow else "bf16 instructions"
     yield f"cpu        {cpu.get('cpu_name', platform.machine())}, {cores} cores, {memory:.0f} GiB memory, {bf16}"
@@ -64,7 +64,7 @@ def _hardware() -> Iterator[str]:
 
 
 def _disk() -> Iterator[str]:
-    """Yield a line for each file system that gets results or temporary files."""
+    """Yield a line of text about free room for each disk that gets results or temporary files."""
     seen: set[int] = set()
     for name in (".", os.environ.get("TMPDIR", "/tmp")):
         path = Path(name).absolute()

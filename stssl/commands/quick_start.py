@@ -51,7 +51,9 @@ Keep = Literal["all", "store", "none"]
 def run_quickstart(
     out: Path, console: Console, patches: int = 4000, overrides: tuple[str, ...] = (), keep: Keep = "store"
 ) -> Path:
-    """Run all steps in one folder, and return the report's path. A second call resumes where the first stopped.
+    """Run all steps of the package on generated data in one folder, and return the path of the report.
+
+    The steps are: archive, store, training, evaluation, report. A second call resumes where the first stopped.
 
     Args:
         out: Folder of the archive, the store, the recipe, the run and the report.
@@ -84,7 +86,7 @@ def run_quickstart(
 
 
 def _make_store(archive: Path, store: Path, console: Console, patches: int) -> None:
-    """Generate the archive and convert it, unless the store exists already."""
+    """Generate a synthetic archive and convert it to a store. If the store exists already, do nothing."""
     if (store / "zarr.json").exists() and not archive.exists():
         console.print(f"The store {store} is there already.", markup=False, soft_wrap=True)
         return
@@ -99,7 +101,13 @@ def _make_store(archive: Path, store: Path, console: Console, patches: int) -> N
 
 
 def _clear(unwanted: tuple[Path, ...], out: Path, console: Console) -> None:
-    """Delete generated data, and show how much disk space the rest needs."""
+    """Delete the generated data that the user does not want to keep. Show how much disk space the rest needs.
+
+    Args:
+        unwanted: Folders to delete.
+        out: Folder of all results.
+        console: Shows the message.
+    """
     for folder in unwanted:
         shutil.rmtree(folder, ignore_errors=True)
     left = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9

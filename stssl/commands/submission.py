@@ -57,7 +57,7 @@ TOKEN_ADVICE = (
 
 @dataclass(frozen=True)
 class Submission:
-    """Describe a job: what to run, and where.
+    """Describe a job for a Ray cluster: which recipe or sweep to run, and where.
 
     Attributes:
         file: Recipe or sweep file, inside the working folder.
@@ -92,7 +92,7 @@ def command_for(tree: Tree) -> str:
 
 
 def job(submission: Submission) -> dict[str, Any]:
-    """Make the arguments of Ray's `submit_job`, without connecting to the cluster.
+    """Check a job, and make the arguments of Ray's function `submit_job` from it. Do not connect to the cluster yet.
 
     Raises:
         ConfigError: The file, or a file that it names, is missing, wrong, or not sent with the working folder. Or it
@@ -132,7 +132,7 @@ def job(submission: Submission) -> dict[str, Any]:
 
 
 class _SweepJob(NamedTuple):
-    """Hold what a job needs to know about a sweep file.
+    """Hold the values of a sweep file that decide how its job runs on the cluster.
 
     Attributes:
         key: Key of the sweep file that sets the storage.
@@ -148,7 +148,10 @@ class _SweepJob(NamedTuple):
 
 
 def _sweep(submission: Submission) -> _SweepJob:
-    """Check a sweep file and its recipe, as far as this machine can do it."""
+    """Check a sweep file and its recipe before they go to a cluster, as far as this machine can do it.
+
+    Return the values that decide how the job runs.
+    """
     from stssl.sweeps.domains import build_space
     from stssl.sweeps.spec import load_sweep
 
@@ -161,7 +164,7 @@ def _sweep(submission: Submission) -> _SweepJob:
 
 
 def _files(file: Path) -> Iterator[Path]:
-    """Yield a file, the file in its key `base:`, and so on. All of these files were read without error before."""
+    """Yield a recipe file, the file that its key `base:` names, the base of this file, and so on."""
     yield file
     base = parse_tree(file.read_text(), str(file)).get("base")
     if isinstance(base, str):
@@ -211,12 +214,12 @@ def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
 
 
 def _packages(pip: Sequence[str]) -> list[str] | str:
-    """Return the path of the requirements file if one is given, else the list of packages."""
+    """Arrange the packages to install for a job as Ray expects them: one requirements file, or a list of packages."""
     return pip[0] if len(pip) == 1 and Path(pip[0]).is_file() else list(pip)
 
 
 def submit_job(submission: Submission, show: Callable[[str], None], say: Callable[[str], None]) -> int:
-    """Submit a job, and follow it to its end.
+    """Submit a job to a Ray cluster, and follow it to its end.
 
     Args:
         submission: What to run, and where.
@@ -261,7 +264,7 @@ def _client(address: str) -> "JobSubmissionClient":
 async def _follow(
     client: "JobSubmissionClient", name: str, show: Callable[[str], None], patience: int = 60, pause: float = 1.0
 ) -> "JobDetails":
-    """Show a job's output until the job ends, and return its details. Connect again after a lost connection.
+    """Show the output of a job on a Ray cluster until it ends, and return its details. Survive lost connections.
 
     Args:
         client: Connection to the job server.
@@ -303,7 +306,7 @@ async def _follow(
 
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Turn the errors of Ray's client into messages that say what to do."""
+    """Turn the errors of a connection to a Ray cluster into messages that say what to do."""
     import requests
     from ray.exceptions import AuthenticationError
 
