@@ -1,9 +1,10 @@
-"""Measure patches per second of converting BigEarthNet v1.0 files and of its parts: all bands, warm files, one core.
+"""Measure how many patches per second a conversion of BigEarthNet v1.0 handles, and the steps that it consists of.
 
     python experiments/benchmarks/convert.py --patches 2000 --repeats 5 --json convert.json
 
-The archive is generated in the real layout: each patch is 12 GeoTIFFs and one JSON file. `--threads 1` measures one
-process without Ray, a larger number that many Ray workers, including their start.
+The script generates an archive in the real layout: each patch is 12 GeoTIFFs and one JSON file. All bands are read, and
+the files are in memory already. `--threads 1` measures one process without Ray. A larger number measures that many Ray
+workers, including their start.
 """
 
 import argparse
@@ -24,14 +25,19 @@ from stssl.archives.synthetic import synthesize_archive
 
 
 def rate(work: Callable[[], object], patches: int) -> float:
-    """Measure the patches per second of a function that handles `count` patches."""
+    """Call a function once, and return how many patches it handled in each second.
+
+    Args:
+        work: Function that handles the patches.
+        patches: Number of patches that it handles.
+    """
     start = time.perf_counter()
     work()
     return patches / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Read the options, measure the conversion and its steps several times, and print a table of medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1, help="workers")
@@ -71,7 +77,7 @@ def main() -> None:
 
 
 def read_slowly(archive: Archive, rows: range) -> None:
-    """Read patches by rasterio, without the faster reader of uncompressed strips."""
+    """Read patches of an archive by rasterio alone, to compare it with the package's faster reader of simple TIFFs."""
     with mock.patch.object(tiff, "strips", lambda data: None):
         for row in rows:
             archive.read(row)

@@ -2,8 +2,9 @@
 
     python experiments/benchmarks/kill_converter.py --patches 20000 --repeats 10 --threads 2 --json kills.json
 
-One archive is generated and converted without interruption. Then, `--repeats` times, a conversion's driver gets
-SIGKILL after a random time and is started again until it ends. Then all files are compared byte by byte.
+The script generates an archive and converts it without interruption. Then it repeats `--repeats` times: it starts a
+conversion, kills its process (SIGKILL) after a random time, and starts it again until it ends. All files of the stores
+must be equal, byte by byte.
 """
 
 import argparse
@@ -28,18 +29,18 @@ convert_archive("bigearthnet-v1", sys.argv[1], sys.argv[2], Options(workers=int(
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Hash every file below a folder."""
+    """Hash every file below a folder. Return the hash of each file by its path inside the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def start(archive: Path, store: Path, workers: int) -> subprocess.Popen[bytes]:
-    """Start a conversion in a process of its own."""
+    """Start the conversion of an archive in a process of its own, and return this process."""
     return subprocess.Popen([sys.executable, "-c", DRIVER, str(archive), str(store), str(workers)])
 
 
 def main() -> None:
-    """Convert, kill, compare."""
+    """Convert an archive many times, kill the conversions at random moments, and compare the finished stores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", type=int, default=20_000)
     parser.add_argument("--threads", type=int, default=2, help="Ray workers; 0 converts without Ray")

@@ -3,8 +3,8 @@
     EUROSAT=eurosat.zarr python experiments/benchmarks/pretraining.py --out runs/pretraining --blocks \
         --labels per-class=20 -- "experiments/pretrain/cpu.yaml,pretext.geo={name: none}" experiments/pretrain/cpu.yaml
 
-A recipe may be followed by overrides, joined by `,`. Runs that are finished are not run again. `--blocks` draws spatial
-blocks anew for each seed.
+Overrides may follow a recipe, joined by commas. Finished runs are not run again. `--blocks` splits the patches by
+place, and differently for each seed.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from study import carry_out, plain, spread
 
 @dataclass(frozen=True)
 class Job:
-    """Hold one pretraining run and its probes."""
+    """Hold one pretraining run (a recipe with a seed), and the probes that measure its features."""
 
     recipe: str
     changes: tuple[str, ...]
@@ -32,22 +32,25 @@ class Job:
 
     @property
     def weights(self) -> tuple[bool, ...]:
-        """List the weights to probe: pretrained ones (False), and for one recipe of each seed random ones (True)."""
+        """List which weights to probe: False means the pretrained weights, True means random weights for comparison.
+
+        Only one recipe of each seed probes random weights, as they do not depend on the recipe.
+        """
         return (False, True) if self.control else (False,)
 
     @property
     def label(self) -> str:
-        """Return the name of the row in the table."""
+        """Return the recipe's name and its overrides, which name a row of the printed table."""
         return " ".join([Path(self.recipe).stem, *self.changes])
 
     @property
     def name(self) -> str:
-        """Return the name of the run and its folder."""
+        """Return the name of the pretraining run, which its folder has too."""
         return f"{plain(self.label)}-s{self.seed}"
 
     @cached_property
     def tree(self) -> dict[str, Any]:
-        """Resolve the recipe, once, as its file is now."""
+        """Read the recipe with all defaults, at the first use. Later changes of its file have no effect."""
         from stssl.recipes.pretraining import PretrainRecipe
         from stssl.recipes.recipe import load_as
 
@@ -56,7 +59,7 @@ class Job:
         return load_as(PretrainRecipe, Path(self.recipe), [*where, *split, f"seed={self.seed}", *self.changes]).tree()
 
     def run(self) -> None:
-        """Pretrain, then probe."""
+        """Pretrain the backbone, and measure its features by probes. Leave out what was done before."""
         from stssl.analysis.probe import probe_run
         from stssl.base.config import validate
         from stssl.recipes.pretraining import PretrainRecipe
@@ -70,11 +73,11 @@ class Job:
         print(f"done {self.name}", file=sys.stderr, flush=True)
 
     def file(self, random: bool) -> Path:
-        """Return the file that the probe writes."""
+        """Return the path of the file with the scores of a probe: of random weights if `random` is True."""
         return self.out / self.name / "probe" / f"{'random' if random else 'pretrained'}-s{self.seed}.json"
 
     def rows(self, random: bool) -> list[dict[str, Any]]:
-        """Read the rows that the probe wrote."""
+        """Read the scores that a probe wrote: of random weights if `random` is True."""
         about: dict[str, Any] = json.loads(self.file(random).read_text())
         return [*about["rows"]]
 
@@ -94,7 +97,7 @@ def table(jobs: list[Job]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Run everything that is missing, then print the table."""
+    """Pretrain and probe what is not done yet, and print a table of scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--out", type=Path, required=True)

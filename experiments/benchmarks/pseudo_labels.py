@@ -3,8 +3,8 @@
     SYNTHETIC=synthetic.zarr python experiments/benchmarks/pseudo_labels.py --out runs/pseudo-labels --jobs 2
 
 Every semi-supervised algorithm trains three times with each seed, with equal steps and labels: without a teacher, with
-a teacher, and with a teacher whose metadata is always absent (the control). Numbers are means over the last quarter of
-training. F1 is that of pseudo-labels with weight, against the true labels.
+a teacher, and with a teacher that never gets metadata (the control). Numbers are means over the last quarter of
+training. F1 compares the pseudo-labels that count in the loss with the true labels.
 """
 
 import argparse
@@ -24,7 +24,10 @@ LABELERS = {
 
 
 def quality(job: Job) -> dict[str, float]:
-    """Compute mean precision, recall and F1 of pseudo-labels in the last quarter of a run, and test mAP."""
+    """Compute how good the pseudo-labels of a run were: mean precision, recall and F1 in the last quarter of training.
+
+    Also return the test score mAP (mean average precision) of the run.
+    """
     rows = [json.loads(line) for line in (job.out / job.name / "metrics.jsonl").read_text().splitlines()]
     last = max(row["step"] for row in rows)
     late = [row for row in rows if row["step"] > 0.75 * last and "pseudo_claimed" in row]
@@ -36,7 +39,7 @@ def quality(job: Job) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run everything that is missing, then print the table."""
+    """Train the runs that are not finished yet, and print a table of how good their pseudo-labels are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="experiments/synthetic/fixmatch_teacher.yaml")
     parser.add_argument("--out", type=Path, required=True)

@@ -1,14 +1,15 @@
-"""Measure patches per second of the reader, of np.memmap (the limit) and of other formats, in paired runs.
+"""Compare how many patches per second this package's reader, np.memmap (the upper limit) and other formats read.
 
     python experiments/benchmarks/reader.py --threads 1 --repeats 7 --json reader.json
 
-Random batches of 64 are read from a warm store of generated BigEarthNet patches. Each repeat measures all ways of
-reading one after the other, so that other work on the machine slows all of them. The table has medians, and ratios of
-medians of the same repeats.
-LMDB and TensorStore need `pip install lmdb tensorstore` and are left out without them.
+Each way of reading gets the same random batches of 64 generated BigEarthNet patches. The files are in memory. Each
+repeat measures all ways one after the other: other work on the machine then slows all of them. The table has medians,
+and ratios of medians of the same repeats. LMDB and TensorStore need `pip install lmdb tensorstore`; without them, their
+rows are missing.
 
-What checksums cost is measured on two copies of a store, with and without them, read in turns of a few batches: with
-without without with. A ratio is of the seconds of one turn; the table has their median, by the clock and of the CPU.
+The cost of checksums is measured on two copies of a store, one with checksums and one without. Both are read in turns
+of a few batches: with, without, without, with. A ratio compares the seconds of one turn. The table has the median
+ratio, by the clock and by CPU time.
 """
 
 import argparse
@@ -46,7 +47,7 @@ Path_ = Callable[[np.ndarray], Any]
 
 
 def paint(count: int) -> dict[str, np.ndarray]:
-    """Generate the pixels of patches, by array."""
+    """Generate the pixels of `count` synthetic patches. Return an array [count, bands, height, width] by its name."""
     painter, rng = Painter(0), np.random.default_rng(0)
     made = [
         painter.paint(Subject(rng.choice(43, 3, False), int(rng.integers(1, 365)), 50.0, False, False, (0, i), (1, i)))
@@ -56,7 +57,17 @@ def paint(count: int) -> dict[str, np.ndarray]:
 
 
 def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str, checked: bool = True) -> dict[str, Stored]:
-    """Write pixel arrays as a conversion does, or as one did before there were checksums."""
+    """Write pixels as a store, in the layout of a conversion.
+
+    Args:
+        folder: Folder of the store.
+        pixels: For each array of the store, pixels [n, bands, height, width].
+        codec: Compression of the patches.
+        checked: True to write checksums; False to write none, as older versions did.
+
+    Returns:
+        Description of each array, for a reader.
+    """
     count = len(pixels["b10"])
     writer = Writer(str(folder), StorePlan(count, SHARD, codec, sentinel_arrays("all"), (), (), (), "", {}))
     stored = {}
@@ -80,7 +91,13 @@ def write_store(folder: Path, pixels: dict[str, np.ndarray], codec: str, checked
 
 
 def memmap_path(folder: Path, pixels: dict[str, np.ndarray], rgb: bool) -> Path_:
-    """Read raw arrays, which is the limit."""
+    """Write pixels as raw files, and return a function that reads rows by np.memmap. No reader can be faster.
+
+    Args:
+        folder: Folder of the raw files.
+        pixels: For each array of the store, pixels [n, bands, height, width].
+        rgb: True to read only red, green and blue.
+    """
     maps = []
     for name, array in pixels.items():
         np.save(folder / f"{name}.npy", array)
@@ -89,14 +106,14 @@ def memmap_path(folder: Path, pixels: dict[str, np.ndarray], rgb: bool) -> Path_
 
 
 def reader_path(folder: Path, stored: dict[str, Stored], bands: tuple[str, ...], threads: int) -> Path_:
-    """Read by this package into buffers that are used again."""
+    """Return a function that reads rows by this package's reader, into the same buffers each time."""
     reader = StoreReader(str(folder), stored, bands, threads)
     buffers = {name: np.empty(shape, dtype) for name, (shape, dtype) in reader.shapes(BATCH).items()}
     return lambda rows: reader.read(rows, buffers)
 
 
 def oindex_path(folder: Path, bands: tuple[str, ...]) -> Path_:
-    """Read the same store by zarr-python."""
+    """Return a function that reads rows of the same store by zarr-python."""
     arrays = [zarr.open_array(str(folder), path=name, mode="r") for name in ("b10", "b20", "b60")]
     if len(bands) == 3:
         return lambda rows: arrays[0].oindex[rows, slice(0, 3)]
@@ -104,7 +121,10 @@ def oindex_path(folder: Path, bands: tuple[str, ...]) -> Path_:
 
 
 def tensorstore_path(folder: Path, bands: tuple[str, ...]) -> Path_ | None:
-    """Read the same store by TensorStore, with one thread for files and one for copies, room for shard indexes only."""
+    """Return a function that reads rows of the same store by TensorStore. Return None if it is not installed.
+
+    It gets one thread for files and one for copies. Its cache has room for shard indexes only.
+    """
     try:
         import tensorstore
     except ImportError:
@@ -125,9 +145,12 @@ def tensorstore_path(folder: Path, bands: tuple[str, ...]) -> Path_ | None:
 
 
 def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
-    """Read LMDB, whose values are safetensors with red, green and blue of one patch; None if it is not installed."""
+    """Write red, green and blue of each patch into an LMDB database, as safetensors. Return a function that reads rows.
+
+    Return None if LMDB is not installed.
+    """
     try:
-        import lmdb  # not among this project's packages: the row is left out where it is not installed
+        import lmdb  # not a dependency of this project, so it may be missing
     except ImportError:
         return None
     with lmdb.open(str(folder), map_size=2**36) as fresh, fresh.begin(write=True) as change:
@@ -145,7 +168,13 @@ def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
 
 
 def loader_path(reader: StoreReader, count: int, steps: int) -> Callable[[], int]:
-    """Read both streams through the loader, with the random choices of FixMatch; return the number of patches."""
+    """Return a function that reads labeled and unlabeled patches through the training loader, as FixMatch does.
+
+    Args:
+        reader: Reads the pixels.
+        count: Number of patches in the store.
+        steps: Number of training steps to read in one call. The call returns the number of patches.
+    """
     views = frozenset({View.LABELED_WEAK, View.UNLABELED_WEAK, View.UNLABELED_STRONG})
     metadata, labels = torch.zeros(count, 4), torch.zeros(count, 43, dtype=torch.long)
     rows = np.arange(count)
@@ -162,7 +191,7 @@ def loader_path(reader: StoreReader, count: int, steps: int) -> Callable[[], int
 
 
 def check_cost(folder: Path, pixels: dict[str, np.ndarray], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure what checksums cost: ratios of reading the stores of `measure` to reading the same without."""
+    """Measure how much time checksums cost: compare a store with checksums and a copy of it without."""
     rng, rows = np.random.default_rng(1), []
     for codec, most in (("lz4", 1.10), ("none", None)):
         stored = write_store(folder / f"{codec} unchecked", pixels, codec, checked=False)
@@ -183,7 +212,10 @@ def check_cost(folder: Path, pixels: dict[str, np.ndarray], options: argparse.Na
 
 
 def _turn(sides: list[Path_], batches: np.ndarray) -> list[tuple[float, float]]:
-    """Measure wall and CPU seconds that each of two paths takes for two rounds, in the order 0 1 1 0."""
+    """Measure how long two ways of reading take for the same batches, each twice: first, second, second, first.
+
+    Return wall seconds and CPU seconds of both ways.
+    """
     spent = np.zeros((2, 2))
     for side in (0, 1, 1, 0):
         before = time.perf_counter(), time.process_time()
@@ -194,7 +226,10 @@ def _turn(sides: list[Path_], batches: np.ndarray) -> list[tuple[float, float]]:
 
 
 def memory_beside(folder: Path) -> float:
-    """Measure the MB that a reader of 590,326 patches holds besides the batches; only its index is simulated."""
+    """Measure how many MB of memory a reader of 590,326 patches takes besides the batches.
+
+    The store is smaller, so the index of the reader is enlarged to this number of patches.
+    """
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     kept = []
@@ -213,7 +248,7 @@ def memory_beside(folder: Path) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """Return the rows of the table, and the patches per second of each way of reading in each repeat."""
+    """Measure all ways of reading. Return the rows of the table, and the patches per second of each way and repeat."""
     pixels = paint(options.patches)
     stored = {codec: write_store(folder / codec, pixels, codec) for codec in ("none", "lz4")}
     every = tuple(band for array in stored["lz4"].values() for band in array.bands)
@@ -253,7 +288,7 @@ def _rate(work: Callable[[], int]) -> float:
 
 
 def rows_of(found: dict[str, list[float]], memory: float) -> list[dict[str, Any]]:
-    """Make the table: goals and measured values."""
+    """Make the rows of the table: what was measured, its value, and the goal."""
 
     def share(one: str, other: str) -> float | None:
         if one not in found or other not in found:
@@ -277,7 +312,7 @@ def rows_of(found: dict[str, list[float]], memory: float) -> list[dict[str, Any]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Read the options, measure all ways of reading, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", type=int, default=4096)
     parser.add_argument("--batches", type=int, default=200)

@@ -3,9 +3,10 @@
     SYNTHETIC=synthetic.zarr python experiments/benchmarks/recovery.py experiments/synthetic/fixmatch_teacher.yaml \
         --repeats 3 model.image_size=32
 
-A run on local Ray loses one of its workers (SIGKILL) after a checkpoint, `--repeats` times. `noticed` is the time from
-the kill to the start of the new workers' processes, which depends on Ray. `again` is the time from there to the first
-step after the checkpoint: imports, store, networks and checkpoint. Further arguments are overrides of the recipe.
+The script trains on local Ray, and kills one worker (SIGKILL) after a checkpoint, `--repeats` times. `noticed` is the
+time from the kill to the start of new worker processes, which depends on Ray. `again` is the time from this start to
+the first step after the checkpoint: imports, store, networks and checkpoint. Further arguments are overrides of the
+recipe.
 """
 
 import argparse
@@ -25,7 +26,7 @@ LIMIT = 600
 
 
 def workers(root: int) -> dict[int, float]:
-    """Find Ray Train's workers below a process, and when each was started, in seconds since boot."""
+    """Find the training processes of Ray below a process. Return the start time of each (seconds since boot) by id."""
     parents, starts, names = {}, {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -46,20 +47,20 @@ def workers(root: int) -> dict[int, float]:
 
 
 def rows(run: Path, kind: str) -> list[int]:
-    """List the steps of a run's metric rows of a kind."""
+    """List the numbers of the steps for which a run has written metrics of a kind: `train` or `validation`."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [row["step"] for row in map(json.loads, lines[:-1]) if row["kind"] == kind]
 
 
 def resumed(run: Path) -> list[int]:
-    """List the steps after which a run was started, first to last."""
+    """List from which step a run was started or resumed each time, from the first start to the last."""
     path = run / "record.json"
     return [start["step"] for start in json.loads(path.read_text())["starts"]] if path.exists() else []
 
 
 def wait_for(process: subprocess.Popen[bytes], condition: Callable[[], object]) -> None:
-    """Wait until a condition is true, and check it every 20 ms."""
+    """Wait until a condition is true. Check it every 20 ms, and end the script if the run's process ends too early."""
     end = time.monotonic() + LIMIT
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
@@ -68,7 +69,16 @@ def wait_for(process: subprocess.Popen[bytes], condition: Callable[[], object]) 
 
 
 def lose(process: subprocess.Popen[bytes], run: Path, number: int) -> dict[str, float]:
-    """Kill one worker after a further checkpoint and wait for the first step of the next start."""
+    """Wait for a further checkpoint, kill one worker of the run, and measure how long the run takes to train again.
+
+    Args:
+        process: Process that started the run.
+        run: Folder of the run.
+        number: How often the run was started so far.
+
+    Returns:
+        Seconds until new workers start, seconds until they train, and the step from which they resume.
+    """
     begun = max(rows(run, "validation"), default=0)
     wait_for(process, lambda: max(rows(run, "validation"), default=0) >= begun + 2 * EVERY)
     before = workers(process.pid)
@@ -83,7 +93,7 @@ def lose(process: subprocess.Popen[bytes], run: Path, number: int) -> dict[str, 
 
 
 def main() -> None:
-    """Run, kill, print."""
+    """Start a run, kill one of its workers several times, and print how long the run took to recover."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")

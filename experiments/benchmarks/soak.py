@@ -2,18 +2,18 @@
 
     python experiments/benchmarks/soak.py --kills 60 --seed 0 --json soak.json
 
-Each kind of command runs once undisturbed. Then, until its share of the kills is done, it runs again from the start:
-it gets SIGKILL at up to three random moments, together with all processes that it started (Ray's too), and the same
-command resumes it each time, until it ends. These must be equal, byte for byte:
+Each kind of command runs once without a kill. After that, it runs from the start again and again, until its share of
+the kills is done. Each run is killed (SIGKILL) at up to three random moments, together with all processes that it
+started, also those of Ray. Each time, the same command resumes it. At the end, these must be equal, byte for byte:
 
 - train (in one process, and on two Ray workers) and pretrain: every value in the checkpoints `last` and `best`
   (weights, averages, optimizer, queue, progress), the exported student or encoder, and the metric rows without times;
 - convert: every file of the store;
 - sweep on Ray: parameters, state and scores of each trial, `best.yaml` without the hours in its comments, and the
-  student of each trial. Its sampler is a grid, one trial at a time: the random samplers are seeded anew at each start
-  by what was drawn before, so that they end well but not the same.
+  student of each trial. Its sampler is a grid, one trial at a time. Random samplers could not be compared: each start
+  seeds them anew, by the trials so far.
 
-A kill counts when the command was still running; nothing may be left running when a command has ended.
+A kill counts only if the command was still running. No process may be left after a command has ended.
 """
 
 import argparse
@@ -50,13 +50,13 @@ Digest = dict[str, str]
 
 @dataclass(frozen=True)
 class Kind:
-    """Describe a command that is killed.
+    """Describe a kind of command that the test kills, such as `train` or `convert`.
 
     Attributes:
-        name: For people.
-        command: Carries it out in a folder, or goes on with it there.
-        results: What must be equal, by name.
-        begun: What is there in that folder once the command works, not only starts.
+        name: Name in the printed table.
+        command: Function that returns the command line, given the folder to run in. The same command line resumes.
+        results: Function that returns a hash of each result in the folder. All hashes must equal those without a kill.
+        begun: Function that returns True if the command in the folder does its work already, after its start.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Kind:
 
 @dataclass
 class Count:
-    """Hold the results of one kind of command."""
+    """Hold what the test found for one kind of command: kills, different results, and processes that were left."""
 
     kind: str
     seconds: float
@@ -80,17 +80,17 @@ class Count:
 
     @property
     def good(self) -> bool:
-        """Return True if all results are equal and no process is left."""
+        """Return True if all results are equal, no process is left, and no command failed."""
         return not (self.different or self.left or self.failed)
 
 
 def adopt_orphans() -> None:
-    """Make processes that lose their parent children of this process, so that all of them can be found."""
+    """Ask Linux to make orphans children of this process: it can then find processes that lost their parent."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
 def below() -> list[psutil.Process]:
-    """List all running processes below this one."""
+    """List all running processes that this process started, directly or through other processes."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -100,7 +100,7 @@ def below() -> list[psutil.Process]:
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """Send SIGKILL to a command and to all processes below this one, until none is left."""
+    """Kill a command and all processes that it started (SIGKILL), until none is left."""
     process.kill()
     end = time.monotonic() + LINGER
     while left := below():
@@ -115,14 +115,14 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def bury() -> None:
-    """Collect the exit status of adopted processes that ended."""
+    """Collect the exit status of adopted processes that ended: without this, they would stay as zombies."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG) != (0, 0):
             pass
 
 
 def left_behind() -> list[str]:
-    """List processes that still run a while after a command ended, and kill them."""
+    """Find processes that still run some seconds after their command ended. Kill them, and return their names."""
     end = time.monotonic() + LINGER
     while (left := below()) and time.monotonic() < end:
         time.sleep(0.2)
@@ -137,14 +137,14 @@ def left_behind() -> list[str]:
 
 
 def start(kind: Kind, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own; its output goes to `log` in the folder."""
+    """Start a command in a folder, and return its process. Its output goes to the file `log` in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(kind.command(folder), stdout=log, stderr=log, cwd=folder, start_new_session=True)
 
 
 def undisturbed(kind: Kind, folder: Path) -> tuple[float, float]:
-    """Run a command; return the seconds until its first work and until its end."""
+    """Run a command without a kill. Return the seconds until it begins its work, and the seconds until its end."""
     began, first = time.monotonic(), None
     process = start(kind, folder)
     while process.poll() is None:
@@ -163,7 +163,15 @@ def undisturbed(kind: Kind, folder: Path) -> tuple[float, float]:
 
 
 def disturbed(kind: Kind, folder: Path, most: int, moments: Iterator[float], count: Count) -> bool:
-    """Run a command and kill it at most so many times; return True if it came to its end."""
+    """Run a command, and kill and resume it several times. Return True if it ended without an error.
+
+    Args:
+        kind: Kind of command.
+        folder: Folder to run in.
+        most: Largest number of kills.
+        moments: Seconds from each start to the kill.
+        count: Gets the numbers of kills and failures.
+    """
     kills = 0
     while True:
         process = start(kind, folder)
@@ -185,13 +193,26 @@ def disturbed(kind: Kind, folder: Path, most: int, moments: Iterator[float], cou
 
 
 def drawn(dice: random.Random, first: float, last: float) -> Iterator[float]:
-    """Draw the moments of kills: one in five while the command starts, the others while it works."""
+    """Choose random moments for kills, in seconds after a start. One in five falls into the start of the command.
+
+    Args:
+        dice: Source of random numbers.
+        first: Seconds until the command begins its work.
+        last: Seconds until the command ends.
+    """
     while True:
         yield dice.uniform(0, first) if dice.random() < 0.2 else dice.uniform(first, last)
 
 
 def soak(kind: Kind, scratch: Path, kills: int, dice: random.Random) -> Count:
-    """Kill one kind of command a number of times, and compare its results."""
+    """Run one kind of command again and again, kill it `kills` times, and compare its results with undisturbed ones.
+
+    Args:
+        kind: Kind of command.
+        scratch: Folder for the runs.
+        kills: Number of kills.
+        dice: Source of random numbers.
+    """
     first, seconds = undisturbed(kind, scratch / "whole")
     truth = kind.results(scratch / "whole")
     count, moments = Count(kind.name, round(seconds, 1)), drawn(dice, first, seconds)
@@ -206,7 +227,7 @@ def soak(kind: Kind, scratch: Path, kills: int, dice: random.Random) -> Count:
 
 
 def hashes(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Yield the dotted name and the hash of every tensor and number in a state."""
+    """Yield a dotted name and a hash for every tensor and number in the nested dicts and lists of a checkpoint."""
     if isinstance(value, dict):
         for key, part in value.items():
             yield from hashes(part, f"{name}.{key}")
@@ -221,13 +242,18 @@ def hashes(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def of_files(folder: Path, pattern: str = "**/*") -> Digest:
-    """Hash each file below a folder."""
+    """Hash each file below a folder. Return the hashes by the paths inside the folder."""
     files = sorted(path for path in folder.glob(pattern) if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def of_run(run: Path, *others: str) -> Digest:
-    """Hash everything that a run computed."""
+    """Hash the results of a training run: weights, checkpoints and metrics, without times.
+
+    Args:
+        run: Folder of the run.
+        *others: Not used.
+    """
     found = of_files(run, "checkpoints/*.safetensors")
     for name in ("last", "best"):
         found |= dict(hashes(read_state(run / "checkpoints" / f"{name}.pt"), name))
@@ -240,7 +266,7 @@ def of_run(run: Path, *others: str) -> Digest:
 
 
 def of_sweep(folder: Path) -> Digest:
-    """Hash everything that a search found."""
+    """Hash the results of a hyperparameter search: trials with their scores, best recipe, and weights of each trial."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -255,7 +281,7 @@ def of_sweep(folder: Path) -> Digest:
 
 
 def write_recipes(folder: Path, store: Path) -> None:
-    """Write a store, and a training recipe, a pretraining recipe and a sweep on it that take seconds."""
+    """Write recipes for training, pretraining and a sweep that take only seconds on a small store."""
     data = {"store": str(store), "labels": "labels_19", "split": "official"}
     backbone = {"backbone": "slim_resnet", "backbone_args": {"channels": [4, 8, 8, 8]}, "image_size": 16}
     common = {"name": "run", "data": data, "compute": {"threads": 1}, "logging": {"every": 5, "tensorboard": False}}
@@ -280,7 +306,7 @@ def write_recipes(folder: Path, store: Path) -> None:
     sweep = {
         "name": "sweep",
         "recipe": "train.yaml",
-        # best.yaml names the storage, which must not be that of the folder where the command runs.
+        # `best.yaml` names the storage. If it were the folder of each run, the files of two runs would differ.
         "change": {"launch.workers": 1, "launch.storage": str(folder / "runs"), "schedule.steps": 40},
         "trials": 3,
         "concurrent": 1,
@@ -296,10 +322,10 @@ def write_recipes(folder: Path, store: Path) -> None:
 
 
 def kinds(inputs: Path, archive: Path) -> list[Kind]:
-    """List all kinds of commands."""
+    """List the kinds of commands to kill: training, pretraining, conversion and sweep."""
 
     def run(command: str, *overrides: str) -> Callable[[Path], list[str]]:
-        # The storage is spelled out: how relative ones are taken is another test's subject.
+        # Give the storage as an absolute path: other tests cover relative paths.
         return lambda folder: [*CLI, command, f"{inputs}/{command}.yaml", f"launch.storage={folder}/runs", *overrides]
 
     def trained(folder: Path) -> bool:
@@ -334,7 +360,7 @@ def kinds(inputs: Path, archive: Path) -> list[Kind]:
 
 
 def main() -> None:
-    """Kill, compare, print."""
+    """Kill commands of each kind at random moments, compare their results, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60, help="of all kinds together")
     parser.add_argument("--seed", type=int, default=0)

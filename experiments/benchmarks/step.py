@@ -1,11 +1,11 @@
-"""Measure seconds and FLOPs of the parts of one training step, for any algorithm, and of a naive step.
+"""Measure the seconds and FLOPs of each part of one training step, for any algorithm, and of a naive step.
 
     python experiments/benchmarks/step.py --algorithm fixmatch --naive --threads 2 --repeats 5 --json step.json
     python experiments/benchmarks/step.py --algorithm all --naive --labeled 2
 
-The naive step works as the public implementation: one forward pass of all views together for each network, all views
-with gradients (also the teacher's weak unlabeled one), and the average computed from copies of the state dict. Both
-steps make pseudo-labels by the same arithmetic. FLOPs are those of matrix products and convolutions
+The naive step works like the public implementation. Each network computes all views in one forward pass. All views have
+gradients, also the teacher's weak view of unlabeled patches. The average of weights is computed from copies of the
+state dict. Both steps make pseudo-labels by the same formulas. FLOPs are those of matrix products and convolutions
 (torch.utils.flop_counter). Seconds are medians.
 """
 
@@ -40,7 +40,7 @@ PARTS = ("student forward", "teacher forward", "labels", "algorithm", "losses", 
 
 
 class NaiveStep(TeacherStudentStep):
-    """Compute the losses from one forward pass of all views with gradients."""
+    """Compute a training step in the simplest way, for comparison: one forward pass of all views, with gradients."""
 
     def _forward_views(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
         live = self.algorithm.config.labeler == "live"
@@ -52,7 +52,7 @@ class NaiveStep(TeacherStudentStep):
 
     @torch.no_grad()
     def after_optimizer(self, bad: torch.Tensor | None = None) -> None:
-        """Update averages by name, with a copy of all weights before and after."""
+        """Update the moving average of the weights in the simplest way: copy all weights before and after."""
         for name, network in self._live():
             average = self.averaged_network(name)
             live = {key: value.clone() for key, value in network.state_dict().items()}
@@ -63,16 +63,16 @@ class NaiveStep(TeacherStudentStep):
 
 
 def settle() -> None:
-    """Wait until a GPU has finished, so that seconds measure work and not the launches of kernels."""
+    """Wait until the GPU has finished its work. Without this, the clock would only measure the launch of kernels."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class Meter:
-    """Count seconds and FLOPs of each part."""
+    """Measure the seconds and FLOPs of each part of a training step, such as the forward pass of the student."""
 
     def __init__(self, counter: FlopCounterMode | None = None) -> None:
-        """Count FLOPs too, if a counter is running."""
+        """Begin with 0 seconds and 0 FLOPs. Without a FLOP counter, measure seconds only."""
         self.counter = counter
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.flops: defaultdict[str, float] = defaultdict(float)
@@ -80,7 +80,10 @@ class Meter:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what happens inside the context, without what inner parts count for themselves."""
+        """Measure the code inside the `with` block, and add its seconds and FLOPs to the part `name`.
+
+        Parts may be nested. The seconds of an inner part do not count for the outer part.
+        """
         before, self.inner = self.inner, [0.0, 0.0]
         settle()
         start, flops = time.perf_counter(), self._flops()
@@ -92,7 +95,7 @@ class Meter:
         self.inner = [before[0] + spent[0], before[1] + spent[1]]
 
     def wrap(self, name: Callable[[], str] | str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a function so that it is counted."""
+        """Return a function that does the same as `function`, and adds its seconds and FLOPs to the part `name`."""
 
         def counted(*args: Any, **options: Any) -> Any:
             with self.part(name if isinstance(name, str) else name()):
@@ -105,12 +108,18 @@ class Meter:
 
 
 def part(union: Any, name: str, **options: Any) -> Any:
-    """Build the configuration of a union's member that is called `name`."""
+    """Build the configuration of an algorithm, encoder or other choice, given its `name` in recipes."""
     return next(kind for kind in config_types(union) if part_name(kind) == name)(**options)
 
 
 def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStudentStep:
-    """Make a step with a teacher, as it is after all warm-ups."""
+    """Build a training step (student, teacher, algorithm) in the state that it has after all warm-ups.
+
+    Args:
+        options: Options of the command line: backbone, size, classes and others.
+        name: Name of the algorithm.
+        naive: True for the naive step.
+    """
     torch.manual_seed(0)
     space = LabelSpace(tuple(map(str, range(options.classes))), not options.single_label)
     prior = torch.full((space.groups, space.choices), 1 / space.choices)
@@ -143,7 +152,7 @@ def make_step(options: argparse.Namespace, name: str, naive: bool) -> TeacherStu
 
 
 def make_batch(options: argparse.Namespace, space: LabelSpace, device: torch.device) -> Batch:
-    """Make random images of all views."""
+    """Make a batch of random images, with one image for each augmented view of each patch."""
     torch.manual_seed(1)
     rows = {Stream.LABELED: options.labeled, Stream.UNLABELED: options.labeled * options.ratio}
     images = {view: torch.randn(rows[view.stream], 3, options.size, options.size, device=device) for view in View}
@@ -153,14 +162,14 @@ def make_batch(options: argparse.Namespace, space: LabelSpace, device: torch.dev
 
 
 def fill(algorithm: Algorithm) -> None:
-    """Fill an algorithm's stored predictions to the size that they have after thousands of steps."""
+    """Fill the memory of past predictions that some algorithms keep. It is as large as after thousands of steps."""
     for module in algorithm.modules():
         if isinstance(module, Ring):
             module.push(torch.rand(module.values.T.shape, device=module.values.device))
 
 
 def instrument(step: TeacherStudentStep, meter: Meter) -> None:
-    """Let the meter count the parts of a step."""
+    """Replace the methods of a step by measured ones: the meter then gets the seconds and FLOPs of each part."""
     averages = ((name, step.averages.get_submodule(f"{name}.network")) for name in step.averages)
     for name, network in [*step.networks.items(), *averages]:
         forward = type(network).forward.__get__(network)
@@ -175,7 +184,7 @@ def _forward_part(name: str) -> str:
 
 
 def take(step: TeacherStudentStep, optimizer: torch.optim.Optimizer, batch: Batch, meter: Meter) -> None:
-    """Take one whole step."""
+    """Take one whole training step (forward, backward, optimizer, averages). The meter measures each part."""
     optimizer.zero_grad(set_to_none=True)
     with meter.part("losses"):
         output = step(batch, Progress(50_000, 64_000))
@@ -188,14 +197,20 @@ def take(step: TeacherStudentStep, optimizer: torch.optim.Optimizer, batch: Batc
 
 
 Parts = dict[str, dict[str, float]]
-"""Of each part its `seconds` and `flops`."""
+"""The `seconds` and `flops` of each part of a step, by name of the part."""
 
 
 class Subject:
-    """Hold one kind of step and its measurements."""
+    """Hold one kind of training step (ours or the naive one) and its measurements."""
 
     def __init__(self, options: argparse.Namespace, name: str, naive: bool) -> None:
-        """Build the step, and count its FLOPs once."""
+        """Build the training step, and count its FLOPs. They are the same in each repeat.
+
+        Args:
+            options: Options of the command line.
+            name: Name of the algorithm.
+            naive: True for the naive step.
+        """
         device = torch.device(options.device)
         self.step = make_step(options, name, naive).to(device).train()
         fill(self.step.algorithm)
@@ -205,7 +220,7 @@ class Subject:
         self.runs: list[Meter] = []
 
     def run(self, counter: FlopCounterMode | None = None) -> Meter:
-        """Take one step and measure it."""
+        """Take one training step, and return its measured seconds and FLOPs."""
         meter = Meter(counter)
         instrument(self.step, meter)
         with counter or nullcontext():
@@ -213,7 +228,7 @@ class Subject:
         return meter
 
     def parts(self) -> Parts:
-        """Return the median seconds and the FLOPs of each part."""
+        """Return the median seconds and the FLOPs of each part of the step, over all repeats."""
         return {
             name: {"seconds": statistics.median(run.seconds[name] for run in self.runs), "flops": self.flops[name]}
             for name in PARTS
@@ -222,7 +237,14 @@ class Subject:
 
 
 def measure(options: argparse.Namespace, name: str) -> list[Parts]:
-    """Measure this package's step and, if asked for, the naive one, in turns, so that a busy machine slows both."""
+    """Measure the package's training step and, if the options ask for it, the naive one.
+
+    Both take turns: other work on the machine then slows both.
+
+    Args:
+        options: Options of the command line.
+        name: Name of the algorithm.
+    """
     subjects = [Subject(options, name, naive) for naive in ((False, True) if options.naive else (False,))]
     for _ in range(options.repeats):
         for subject in subjects:
@@ -231,7 +253,13 @@ def measure(options: argparse.Namespace, name: str) -> list[Parts]:
 
 
 def table(name: str, ours: Parts, naive: Parts | None) -> None:
-    """Print parts as rows, with a column for each kind of step."""
+    """Print a table: a row for each part of a step, and a column for each kind of step.
+
+    Args:
+        name: Name of the algorithm.
+        ours: Measurements of the package's step.
+        naive: Measurements of the naive step; None if it was not measured.
+    """
     columns = [("seconds", 1.0, "s"), ("flops", 1e9, "GFLOP")]
     sides = [("", ours)] + ([("naive ", naive)] if naive else [])
     print(f"\n{name:<18}" + "".join(f"{side + unit:>14}" for side, _ in sides for _, _, unit in columns))
@@ -251,7 +279,7 @@ def _cell(parts: Parts, row: str, key: str) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Read the options, measure the training steps of the chosen algorithms, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", nargs="+", default=["fixmatch"], help="names, or all")
     parser.add_argument("--naive", action="store_true", help="measure the naive step, too")

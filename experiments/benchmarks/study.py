@@ -4,9 +4,10 @@
         --split official blocks --reference supervised_cpu \
         experiments/eurosat/{supervised_cpu,fixmatch_cpu,fixmatch_absent_cpu,fixmatch_teacher_cpu}.yaml
 
-All recipes of one seed and split draw the same labels. The split `blocks` is drawn anew for each seed. A recipe may be
-followed by overrides, joined by commas: `experiments/eurosat/supervised_cpu.yaml,schedule.steps=1000`. In these,
-`{seed}` stands for the seed, as in `model.weights=run:runs/pretraining/cpu-s{seed}`. Finished runs are not run again.
+All recipes with the same seed and split use the same labeled patches. The split `blocks` differs between seeds.
+Overrides may follow a recipe, joined by commas: `experiments/eurosat/supervised_cpu.yaml,schedule.steps=1000`. In
+overrides, `{seed}` stands for the seed, as in `model.weights=run:runs/pretraining/cpu-s{seed}`. Finished runs are not
+run again.
 """
 
 import argparse
@@ -31,13 +32,13 @@ SCORES = ("accuracy", "balanced_accuracy", "F1", "mAP", "mAP_micro", "calibratio
 
 
 def plain(text: str) -> str:
-    """Replace characters that a folder's name should not have."""
+    """Return a text that can be the name of a folder: replace all characters that may cause problems."""
     return re.sub("[^A-Za-z0-9_.=-]+", "_", text)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Hold one run of one recipe."""
+    """Hold one training run of a study: a recipe with its overrides, a seed and a split."""
 
     recipe: str
     overrides: tuple[str, ...]
@@ -48,12 +49,12 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Return the name of the row in the table."""
+        """Return the recipe's name and its overrides, which name a row of the printed table."""
         return " ".join([Path(self.recipe).stem, *self.overrides])
 
     @property
     def name(self) -> str:
-        """Return the name of the run and its folder; too long a name is cut and ends in a hash."""
+        """Return the name of the run, which its folder has too. A name that is too long is cut and ends in a hash."""
         changes = "".join(f"-{plain(change)}" for change in (*self.overrides, *self.common))
         end = f"-{self.split}-s{self.seed}"
         name = f"{Path(self.recipe).stem}{changes}{end}"
@@ -61,13 +62,13 @@ class Job:
         return name if len(name) < LONGEST else f"{name[:150]}-{digest}{end}"
 
     def result(self, part: str) -> dict[str, Any]:
-        """Read the scores of all networks on a part of the split."""
+        """Read the scores of the run's networks on `part`: the train, validation or test patches."""
         about: dict[str, Any] = json.loads((self.out / self.name / "evaluation" / f"{part}.json").read_text())
         return {**about["networks"]}
 
     @cached_property
     def tree(self) -> dict[str, Any]:
-        """Resolve the recipe, once, as its file is now."""
+        """Read the recipe with all defaults, at the first use. Later changes of its file have no effect."""
         from stssl.recipes.recipe import load_training_recipe
 
         where = [f"name={self.name}", f"launch.storage={self.out}", "launch.workers=0", "compute.threads=1"]
@@ -77,7 +78,7 @@ class Job:
         return load_training_recipe(Path(self.recipe), [*where, *what]).tree()
 
     def run(self) -> None:
-        """Train and evaluate, if that was not done before."""
+        """Train this run and evaluate it. Leave out what was done before."""
         from stssl.base.config import validate
         from stssl.recipes.recipe import Recipe
         from stssl.training.launch import run
@@ -91,10 +92,14 @@ class Job:
 
 
 def carry_out(jobs: Sequence[Any], at_once: int) -> None:
-    """Run jobs, which have a `name`, a `tree` and a `run`, in `at_once` processes of one thread each.
+    """Run jobs in several processes of one thread each.
 
-    All recipes are read before the first run: so a wrong one ends this at once, and files may change while jobs run.
-    Other errors are raised when all jobs have ended.
+    Read all recipes before the first run: a wrong recipe then ends the script at once, and later changes of files do no
+    harm. Raise other errors after all jobs have ended.
+
+    Args:
+        jobs: Objects with a `name`, a recipe `tree` and a method `run`.
+        at_once: Number of processes.
     """
     from stssl.base.errors import StsslError
 
@@ -112,7 +117,11 @@ def carry_out(jobs: Sequence[Any], at_once: int) -> None:
 
 
 def _leave_with(parent: int) -> None:
-    """End this process soon after its parent has died; without this, a pool's process would take the next job."""
+    """End this process soon after its parent process has died. Without this, it would begin the next job.
+
+    Args:
+        parent: Id of the parent process.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -123,13 +132,18 @@ def _leave_with(parent: int) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Write mean and standard deviation in percent."""
+    """Return the mean and the standard deviation of scores as a text in percent, such as `71.2 ± 0.8`."""
     deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
     return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
 
 
 def table(jobs: list[Job], reference: str | None) -> list[dict[str, Any]]:
-    """Make one row for each recipe, split and network: all scores over seeds, and the gain over the reference."""
+    """Make the rows of the table, one for each recipe, split and network: scores of all seeds, and the gain.
+
+    Args:
+        jobs: Finished runs.
+        reference: Name of the recipe to compare with. The gain is the difference to its scores; None computes no gain.
+    """
     rows = []
     for label, split in dict.fromkeys((job.label, job.split) for job in jobs):
         ours = [job for job in jobs if (job.label, job.split) == (label, split)]
@@ -146,7 +160,13 @@ def table(jobs: list[Job], reference: str | None) -> list[dict[str, Any]]:
 
 
 def gains(ours: list[Job], network: str, reference: list[Job]) -> list[float]:
-    """Compute differences of the headline test score, seed by seed."""
+    """Compute how much better one recipe is than a reference: the difference of the main test score for each seed.
+
+    Args:
+        ours: Runs of the recipe.
+        network: Name of the network: `student` or `teacher`.
+        reference: Runs of the reference recipe.
+    """
     by_seed = {job.seed: job for job in reference}
     pairs = [
         (job.result("test")[network], by_seed[job.seed].result("test")["student"])
@@ -158,7 +178,7 @@ def gains(ours: list[Job], network: str, reference: list[Job]) -> list[float]:
 
 
 def main() -> None:
-    """Run everything that is missing, then print the table."""
+    """Train and evaluate the runs that are not finished yet, and print a table of test scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--out", type=Path, required=True)

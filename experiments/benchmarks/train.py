@@ -1,13 +1,14 @@
-"""Measure the whole training loop: images/s, seconds of parts, waiting for data, memory, utilization, checkpoints.
+"""Measure the whole training loop: images/s, seconds of its parts, wait for data, memory, utilization, checkpoints.
 
     python experiments/benchmarks/train.py --steps 20 --threads 2 --repeats 3 --json train.json
     python experiments/benchmarks/train.py --labeled 64 --precision bf16 --device cuda --peak 989
     python experiments/benchmarks/train.py --ranks 1 2 --threads 1
 
 The script writes a synthetic store and trains ST-FixMatch on it, with the loader, augmentation, step, optimizer and
-average of a real run, without Ray. `--peak` is the peak of the device in TFLOP/s; utilization is the share of it that
-the matrix products and convolutions of a step reach. `--ranks` measures local gloo ranks: weak scaling keeps the rows
-of each rank, strong scaling those of the global batch.
+average of a real run, but without Ray. `--peak` is the highest speed of the device in TFLOP/s. Utilization is the share
+of this speed that matrix products and convolutions of a step reach. `--ranks` measures several processes (ranks) on
+this machine. In weak scaling, the batch of each rank stays the same. In strong scaling, the global batch stays the
+same.
 """
 
 import argparse
@@ -38,7 +39,13 @@ PARTS = ("wait for data", "views", "forward", "backward", "rest of the step")
 
 
 def recipe(options: argparse.Namespace, store: Path, labeled: int) -> Recipe:
-    """Make a recipe of ST-FixMatch of the size that the options ask for."""
+    """Make a training recipe for the algorithm ST-FixMatch.
+
+    Args:
+        options: Options of the command line: backbone, image size and others.
+        store: Path of the store.
+        labeled: Number of labeled patches in a global batch.
+    """
     vit = options.backbone.startswith("vit")
     tree: dict[str, Any] = {
         "name": "train",
@@ -61,21 +68,30 @@ def recipe(options: argparse.Namespace, store: Path, labeled: int) -> Recipe:
 
 
 class Clock:
-    """Count seconds of parts; it waits for the device after each, so that parts add up to more than a step."""
+    """Measure the seconds of each part of a training step.
+
+    The clock waits for the device after each part. So the parts together take longer than a step without the clock.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        """Start with 0 seconds for all parts."""
+        """Begin with 0 seconds for all parts. `device` is the device that the clock waits for."""
         self.device, self.spent = device, dict.fromkeys(PARTS, 0.0)
 
     def now(self) -> float:
-        """Return the time in seconds after the device has finished."""
+        """Wait until the device has finished its work, and return the time in seconds."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 
 def by_part(train_state: TrainState, batches: Any, steps: int) -> dict[str, float]:
-    """Measure the mean seconds of each part of a step."""
+    """Take some training steps, and return the mean seconds of each part of a step, by name of the part.
+
+    Args:
+        train_state: Networks, optimizer and task.
+        batches: Iterator of loaded batches.
+        steps: Number of steps.
+    """
     clock = Clock(train_state.task.device)
     for _ in range(steps):
         start = clock.now()
@@ -105,7 +121,7 @@ def by_part(train_state: TrainState, batches: Any, steps: int) -> dict[str, floa
 
 
 def flops(train_state: TrainState, raw: Any) -> float:
-    """Count the FLOPs of matrix products and convolutions of one step on this rank."""
+    """Take one training step, and count the FLOPs of its matrix products and convolutions in this process."""
     with FlopCounterMode(display=False) as counter:
         train_step(train_state, raw)
     train_state.progress.step += 1
@@ -113,7 +129,7 @@ def flops(train_state: TrainState, raw: Any) -> float:
 
 
 def checkpoint_seconds(train_state: TrainState) -> tuple[float, float]:
-    """Measure how long a checkpoint stops training, and how long its file takes in the background."""
+    """Save a checkpoint. Return how many seconds it stops training, and after how many seconds its file is written."""
     start = time.perf_counter()
     train_state.folder.checkpoints.save(train_state.checkpoint_state(), best=True)
     stopped = time.perf_counter() - start
@@ -122,7 +138,13 @@ def checkpoint_seconds(train_state: TrainState) -> tuple[float, float]:
 
 
 def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str, Any]:
-    """Measure one row of the table: medians over repeats."""
+    """Measure training with a number of labeled patches in a batch, and return the medians as a row of the table.
+
+    Args:
+        options: Options of the command line.
+        store: Path of the store.
+        labeled: Number of labeled patches in a global batch.
+    """
     train_state = open_train_state(recipe(options, store, labeled), torch.device(options.device))
     batches = train_state.task.loader.batches(0, 10**6)
     clock = Clock(train_state.task.device)
@@ -161,20 +183,20 @@ def measure(options: argparse.Namespace, store: Path, labeled: int) -> dict[str,
         row["utilization"] = needed / second / (options.peak * 1e12)
     stopped, written = checkpoint_seconds(train_state)
     row |= {"checkpoint stop s": stopped, "checkpoint s": written}
-    if isinstance(batches, Generator):  # its thread would go on reading
+    if isinstance(batches, Generator):  # without this, its thread continues to read and slows the next measurement
         batches.close()
     return row | {f"{name} s": value for name, value in parts.items()}
 
 
 def memory(device: torch.device) -> float:
-    """Return the peak memory in GB."""
+    """Return the largest amount of memory in GB that training has used on the device so far."""
     from stssl.training.runtime import peak_memory as peak
 
     return peak(device)["memory_gb"]
 
 
 def write_store(folder: Path, patches: int) -> Path:
-    """Write a synthetic archive and convert it, if that was not done before."""
+    """Write a synthetic archive and convert it to a store. If the store exists already, do nothing. Return its path."""
     store = folder / "store.zarr"
     if not store.exists():
         archive = synthesize_archive(folder / "archive", patches=patches, seed=0)
@@ -183,7 +205,15 @@ def write_store(folder: Path, patches: int) -> Path:
 
 
 def one_rank(rank: int, world: int, options: argparse.Namespace, labeled: int, out: str) -> None:
-    """Measure as one of several gloo ranks."""
+    """Take part in a distributed measurement as one of several processes. The first process writes the result.
+
+    Args:
+        rank: Number of this process, counted from 0.
+        world: Number of processes.
+        options: Options of the command line.
+        labeled: Number of labeled patches in a global batch.
+        out: File for the result.
+    """
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     dist.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=world)
     row = measure(options, Path(out).parent / "store.zarr", labeled)
@@ -193,7 +223,11 @@ def one_rank(rank: int, world: int, options: argparse.Namespace, labeled: int, o
 
 
 def scaling(options: argparse.Namespace, store: Path) -> list[dict[str, Any]]:
-    """Measure weak and strong scaling over local ranks, relative to the first number of ranks."""
+    """Measure how the speed of training grows with the number of processes on this machine.
+
+    Weak scaling keeps the batch of each process, strong scaling keeps the global batch. The efficiency compares each
+    number of processes with the first one.
+    """
     rows = []
     for kind in ("weak", "strong"):
         first: dict[str, Any] | None = None
@@ -210,7 +244,7 @@ def scaling(options: argparse.Namespace, store: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Read the options, measure the training loop, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="vit_small_patch16_224")
     parser.add_argument("--size", type=int, default=128)
