@@ -68,7 +68,7 @@ class Archive(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """Return the names of all patches, in the order of the store's rows."""
+        """Return the names of all patches, in the sequence of the store's rows."""
         ...
 
     @property

@@ -16,7 +16,7 @@ from stssl.archives.sentinel2 import RESOLUTION
 
 
 class SyntheticStream(IntEnum):
-    """Name the random streams of a synthetic archive. The numbers are parts of seeds, so they must not change."""
+    """Name each use of random numbers in a synthetic archive. Seeds contain these values, so they must not change."""
 
     WORLD = 0
     SPLIT = 1

@@ -109,9 +109,8 @@ def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
     skipped = 0
     separator = ""
     first = text.partition("\n")[0].strip().strip('"')
-    if (
-        first.lower().startswith("sep=") and len(first) == 5
-    ):  # Excel writes this line to name the separator; it is no row
+    # Excel writes a line such as `sep=;` to name the separator. It is no row of the table.
+    if first.lower().startswith("sep=") and len(first) == 5:
         skipped, separator = 1, first[4]
         text = text.partition("\n")[2]
     rows: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""Define the data that a step gets from the loader: streams, views, metadata and the batch."""
+"""Define the data of a training step: streams (labeled, unlabeled), augmented views, metadata and the batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ class Stream(Enum):
 
     @property
     def randomness(self) -> RandomStream:
-        """Return the random stream that belongs to this source of patches."""
+        """Return the name of the random numbers that shuffle this source of patches."""
         return RandomStream[self.name]
 
 
@@ -59,7 +59,7 @@ class View(Enum):
 
     @property
     def randomness(self) -> RandomStream:
-        """Return the random stream that draws the augmentation of this view."""
+        """Return the name of the random numbers that decide how patches are augmented for this view."""
         return RandomStream[self.name]
 
 

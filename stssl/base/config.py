@@ -172,7 +172,7 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
 
 
 def nested(dotted: str, value: JsonValue) -> Tree:
-    """Return the tree `{a: {b: value}}` for the key `a.b`."""
+    """Turn a dotted key such as `a.b` and its value into nested dicts: `{a: {b: value}}`."""
     *above, last = dotted.split(".")
     tree = {last: value}
     for key in reversed(above):

@@ -1,4 +1,4 @@
-"""Gather and sum tensors over ranks. In a single process, these functions return their input."""
+"""Gather and sum tensors over ranks (training processes). In a single process, these functions return their input."""
 
 from collections.abc import Sequence
 

@@ -35,7 +35,8 @@ def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]
     kept = False
     for index, part in enumerate(location):
         if isinstance(tree, Mapping):
-            above = index + 1 < len(location)  # the last item may be a missing key; an earlier one is a type
+            # Only the last item can be a key that the file lacks. An earlier unknown item is the name of a type.
+            above = index + 1 < len(location)
             if part not in tree and (above or tree.get("name") == part or _UNION.search(str(part))):
                 yield part, True
                 continue

@@ -361,9 +361,8 @@ def main() -> None:
         console.print(str(error).translate(_CONTROLS), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if (
-            error.filename is None
-        ):  # an error without a file is a defect of the program, not a wrong path: show the traceback
+        # An error that names no file is a defect of the program, not a wrong path: show the traceback.
+        if error.filename is None:
             raise
         console.print(f"cannot use {error.filename}: {error.strerror}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

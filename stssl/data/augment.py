@@ -99,7 +99,7 @@ class Draw:
         return Draw(move(self.shift), move(self.flip), matrix, offset, rounds)
 
 
-# ---------------------------------------------------------------- choices, on the host
+# Random choices are made on the CPU, in the loader's thread: the device need not wait for them.
 
 GEOMETRIC = ("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 _GEOMETRY = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.3, "translate_y": 0.3}
@@ -176,7 +176,7 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tup
     return matrix, offset
 
 
-# ---------------------------------------------------------------- operations, on the device
+# Operations work on whole batches: on a GPU, a loop over images would be slow.
 
 
 def _blend(image: Tensor, base: Tensor, magnitude: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Choose how a stream is shuffled: patch by patch for a local disk, by groups of shards for an object store.
+"""Choose how patches are shuffled: one by one for a local disk, by groups of shards for an object store.
 
 Patches drawn at random from an object store would fetch a shard for nearly every patch. So such a stream mixes the
 patches of a few shards at a time. A cache on disk holds these shards.
@@ -101,7 +101,7 @@ class FetchingSampler:
         positions, epochs = self.order.rows(step, rows)
         if self.shard_order.fetch is not None:
             ahead = math.ceil(SHARDS_AHEAD * self.shard_order.shard / len(positions))
-            # Wait for the shards of this step. The shards of a later step come in the background during the training.
+            # This step needs its shards now. Those of a later step can come in the background, during the training.
             self.shard_order.fetch(self.stored[positions], True)
             self.shard_order.fetch(self.stored[self.order.rows(step + ahead, rows)[0]], False)
         return positions, epochs

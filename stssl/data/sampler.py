@@ -1,4 +1,4 @@
-"""Shuffle patches by a pure function of seed, stream, epoch and patch.
+"""Shuffle patches. The sequence depends only on seed, stream (labeled or unlabeled), epoch and patch.
 
 The result does not depend on threads or restarts. The state of a sampler is only the number of the step. So a resumed
 run gets the same batches. The global batches of `StreamSampler` do not depend on the number of ranks.
@@ -29,7 +29,9 @@ class StreamSampler:
         self.size, self.batch, self.seed, self.stream = size, batch, seed, stream
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs, each [rows], of some rows of the global batch of a step.
+        """Return which patches stand in some rows of a step's global batch: positions and epochs, each [rows].
+
+        A position is a place in the stream's list of patches.
 
         Args:
             step: Number of the step, counted from 0.
@@ -44,7 +46,7 @@ class StreamSampler:
         return positions, epochs
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] of the global batch of a step."""
+        """Return the positions [batch] (places in the stream's list) of all patches of a step."""
         return self.rows(step, slice(0, self.batch))[0]
 
 
@@ -89,7 +91,9 @@ class ShardSampler:
         self._lock = threading.Lock()
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs, each [rows], of some rows of the global batch of a step.
+        """Return which patches stand in some rows of a step's global batch: positions and epochs, each [rows].
+
+        A position is a place in the stream's list of patches.
 
         Ranks have different shards. So each rank counts its own epochs.
 
@@ -108,7 +112,7 @@ class ShardSampler:
         return np.concatenate(positions), np.concatenate(epochs)
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] of the global batch of a step."""
+        """Return the positions [batch] (places in the stream's list) of all patches of a step."""
         return self.rows(step, slice(0, self.batch))[0]
 
     def _drawn(self, rank: int, places: Ints) -> tuple[Ints, Ints]:

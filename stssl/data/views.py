@@ -168,7 +168,7 @@ class ViewDrawer:
 
 
 class ViewMaker(nn.Module):
-    """Turn the rows from the loader into a batch of normalized views on the device."""
+    """Turn loaded patches into a batch of normalized, augmented images on the device of the networks."""
 
     def __init__(self, pixels: PixelScaler) -> None:
         """Set the scaler of the pixels. All batches go to the device of this scaler.

@@ -1,4 +1,4 @@
-"""Describe a run as one typed tree, open its data, and build its parts.
+"""Describe a run by typed settings (its recipe), open its data, and build its networks and loaders.
 
 `recipe` defines training recipes and the base of all recipes. `pretraining` defines recipes of pretraining. `sections`
 and `optimizers` define the parts of recipes. `run_data` opens stores. `build` makes networks, loaders and scalers.

@@ -1,4 +1,4 @@
-"""Describe a pretraining run as a typed tree, and choose the recipe class for a file."""
+"""Describe the settings of a pretraining run, and choose the recipe class for a file."""
 
 from typing import Annotated, ClassVar
 

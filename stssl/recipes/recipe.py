@@ -1,4 +1,4 @@
-"""Describe a run as one typed tree: the keys of a recipe file, their defaults, and the identity of the run."""
+"""Describe the settings of a run: the keys of a recipe file, their defaults, and the identity of the run."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Open the data of a recipe: pixels, split, metadata, classes and drawn labels."""
+"""Open the data of a recipe: pixels, split, metadata, classes and chosen labels."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -65,7 +65,7 @@ class PixelData:
         return make_order(rows, batch, seed, stream, shard_order=self.shard_order, world=world)
 
     def about(self, world: int) -> JsonObject:
-        """Describe the data for a run's record: store, number of patches in each part, shard order, bytes in memory.
+        """Describe the data for a run's record: store, patches in each part of the split, shuffling, bytes in memory.
 
         Args:
             world: Number of ranks.

@@ -64,7 +64,7 @@ class DiskCache:
         found = self._open_checked(key)
         if found is not None or fetch is None:
             return found
-        # Only one process fetches a file; the others wait for it. `STRIPES` locks serve all keys.
+        # One process fetches, others wait. A lock for each key would leave many files: so `STRIPES` locks serve all.
         with self._locked(f"key-{hash_of(key) % STRIPES}"):
             found = self._open_checked(key)  # Another process may have fetched the file during the wait.
             return self._store(key, fetch()) if found is None else found

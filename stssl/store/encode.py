@@ -81,7 +81,7 @@ def frame(patch: AnyArray, codec: str) -> bytes:
     simple = all(head[2] == flags and head[5] == head[4] for head in heads) and not flags & _MEMCPYED
     if not simple:
         return _compress(patch, codec)
-    # A frame has a header, the offset of each block, and the blocks. A frame of one block has one offset.
+    # Cut off header and offset (4 bytes) of each frame of one block: the joined frame gets new ones.
     blocks = [part[_HEADER.size + 4 :] for part in frames]
     start = _HEADER.size + 4 * len(blocks)
     ends = start + np.cumsum([len(block) for block in blocks])

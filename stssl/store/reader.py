@@ -226,7 +226,7 @@ class StoreReader:
         return {name: ((count, *part.shape), part.dtype) for name, part in self._parts.items()}
 
     def read(self, indices: Ints, out: dict[str, RawPixels] | None = None) -> dict[str, RawPixels]:
-        """Read the pixels of store rows. A row may occur more than once.
+        """Read the pixels of the patches in some rows of the store. A row may occur more than once.
 
         Args:
             indices: [n] store rows. The result has the same sequence.

@@ -112,9 +112,8 @@ def _changed_descriptions(store: Store) -> list[str]:
         except DataError as error:
             problems.append(str(error))
             continue
-        if (
-            own is None and (files_at(store.path) / name).names()
-        ):  # ignore an empty folder: other checks report its lost patches
+        # Ignore an empty folder: other checks report its lost patches.
+        if own is None and (files_at(store.path) / name).names():
             problems.append(f"{name}/zarr.json is missing: programs other than this one need it")
         elif own is not None and (differ := differing_entries(own, copy)):
             problems.append(f"{name}/zarr.json: {', '.join(differ)} differs from the copy in the store's zarr.json")

@@ -87,7 +87,7 @@ class StorePlan:
         return -(-self.patches // self.shard)
 
     def rows(self, shard: int) -> range:
-        """Return the rows of a shard."""
+        """Return which rows of the store a shard (a file of many patches) has."""
         return range(shard * self.shard, min((shard + 1) * self.shard, self.patches))
 
 
