@@ -4,9 +4,9 @@ import textwrap
 from dataclasses import dataclass
 
 COPIES = 4
-"""Largest number of checkpoints on disk: last, previous, best, and the one being written."""
+"""Largest number of checkpoints on disk at one time: last, previous, best, and the one being written."""
 NODE_BYTES_PER_S = 10e9
-"""Assumed speed between the GPUs of one node, in bytes per second. NVLink is faster."""
+"""Assumed speed of transfers between the GPUs of one machine, in bytes per second. NVLink is faster."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Machines:
 
     @property
     def workers(self) -> int:
-        """Return the number of all workers."""
+        """Return the number of workers on all machines."""
         return self.nodes * self.per_node
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Hold what was measured in this process: medians over the steps of one worker.
+    """Hold the measured time and memory of one worker: medians over its steps in this process.
 
     Attributes:
         step: Seconds of a step, without reading patches.
@@ -85,7 +85,7 @@ class CostEstimate:
     early: Measured | None = None
 
     def parts_of(self, share: Measured) -> dict[str, float]:
-        """Return the seconds of each part of a step. The parts run at the same time; the longest limits the step."""
+        """Return the seconds of each part of a step, computed from a measurement of one worker's share of a batch."""
         return {
             "computing and exchanging gradients": share.step + self.exchange,
             "reading and drawing patches on the CPU": share.load,
@@ -94,22 +94,22 @@ class CostEstimate:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Return the seconds of each part of a step that uses all views."""
+        """Return the seconds of each part of a step, such as computing and reading, for steps that use all views."""
         return self.parts_of(self.share)
 
     @property
     def step(self) -> float:
-        """Return the seconds of a step. Assume that gradients are exchanged after the backward pass, not during it."""
+        """Return the seconds of a step, if gradients are exchanged after the backward pass and not during it."""
         return max(self.parts.values())
 
     @property
     def early_step(self) -> float:
-        """Return the seconds of one of the first steps. These steps use fewer views."""
+        """Return the seconds of one of the first steps, which use fewer views than later steps."""
         return max(self.parts_of(self.early or self.share).values())
 
     @property
     def hours(self) -> float:
-        """Return the hours of the whole run, including validations."""
+        """Return the predicted hours of the whole run, including validations."""
         taken = self.start * self.early_step + (self.steps - self.start) * self.step
         return (taken + self.validations * self.validation) / 3600
 
@@ -122,7 +122,7 @@ class CostEstimate:
 
 
 def exchange_seconds(gradients: int, machines: Machines) -> float:
-    """Compute the seconds of a ring all-reduce, first inside each node, then between nodes.
+    """Compute the seconds to sum gradients over workers by a ring all-reduce, inside each machine and between them.
 
     In a ring of n members, each member sends 2 (n - 1) / n times the bytes of the gradients.
     """
@@ -132,7 +132,7 @@ def exchange_seconds(gradients: int, machines: Machines) -> float:
 
 
 def describe_costs(found: CostEstimate) -> str:
-    """Return the text that shows an estimate and its assumptions."""
+    """Return a text for the user that shows an estimate of a run's cost, and its assumptions."""
     machines, share = found.machines, found.share
     limit = max(found.parts, key=lambda name: found.parts[name])
     shown = "unknown (the whole batch does not fit one device here)"

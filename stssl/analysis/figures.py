@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AnyFloats = NDArray[np.floating[Any]]
-"""An array of floats of any precision."""
+"""Type of an array of floats of any precision."""
 COLORS = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")
 LINES = ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
-    # Names of runs and classes may have dollar signs. Matplotlib would take them for the start of a formula.
+    # Matplotlib reads a dollar sign as the start of a formula, but names of runs and classes may contain it.
     "text.parse_math": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -34,7 +34,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "legend.frameon": False,
-    # Keep text as text, and do not draw it as paths: the page can then be searched.
+    # Keep text as text. By default Matplotlib draws it as paths, and readers could not search the page.
     "svg.fonttype": "none",
     # By default, ids in the SVG are random. With a fixed salt, the same runs give the same bytes.
     "svg.hashsalt": "stssl",
@@ -42,7 +42,7 @@ STYLE: dict[Any, Any] = {
 
 
 def figure_of(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    """Make a figure with one row of axes.
+    """Create a Matplotlib figure with one row of axes.
 
     Args:
         width: Width of the figure in inches.
@@ -60,7 +60,7 @@ def figure_of(width: float, height: float, columns: int = 1) -> "tuple[Figure, l
 
 
 def svg(figure: "Figure") -> Markup:
-    """Return a figure's SVG element. Show dollar signs as they are, and `?` in place of control characters."""
+    """Draw a figure as SVG text for an HTML page, with `?` in place of control characters in names."""
     import matplotlib as mpl
     from matplotlib.text import Text
 
@@ -134,10 +134,11 @@ def curves(runs: Mapping[str, Sequence[MetricsRow]], kind: str, names: Sequence[
 
 
 def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Markup:
-    """Draw average precision or recall as a bar for each class and network. Sort classes by their number of patches.
+    """Draw the score of each class as a bar for each network: average precision (multi-label) or recall.
 
     Args:
-        networks: Scores by network, class and name of the score: `count`, and `AP` or `recall`.
+        networks: Scores by network, class and name of the score: `count`, and `AP` or `recall`. Classes are sorted by
+            `count`.
     """
     first = next(iter(networks.values()))
     name = "AP" if "AP" in next(iter(first.values())) else "recall"
@@ -159,7 +160,7 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
 
 
 def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) -> Markup:
-    """Draw the mean error by place: one map for each network, with the same color scale.
+    """Draw the mean prediction error at each place as a map for each network, all with the same color scale.
 
     Args:
         lat: [n] latitudes of the n patches, in degrees north.
@@ -180,7 +181,7 @@ def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) 
         )
         axis.set_title(f"{network}: mean error {error[known].mean():.3f}")
         axis.set_xlabel("longitude in degrees")
-        # A degree of longitude has the length of a degree of latitude times the cosine of the latitude.
+        # Away from the equator, a degree of longitude is shorter than one of latitude, by the cosine of the latitude.
         axis.set_aspect(1 / max(0.2, float(np.cos(np.deg2rad(lat[known].mean())))))
     axes[0].set_ylabel("latitude in degrees")
     figure.colorbar(cells, ax=axes, label="share of wrong labels", shrink=0.8)
@@ -188,7 +189,7 @@ def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) 
 
 
 def reliability(confidences: Mapping[str, tuple[AnyFloats, AnyFloats]]) -> Markup:
-    """Draw, for each range of predicted probabilities, the share of predictions that are right.
+    """Draw a reliability diagram: for each range of predicted probabilities, the share of right predictions.
 
     Args:
         confidences: By network: [n] probabilities of n predictions, and [n] 1 if the prediction is right, else 0.

@@ -1,4 +1,4 @@
-"""Make HTML pages: self-contained files, readable without scripts or a network.
+"""Make HTML pages that are single files and need no scripts and no network.
 
 Make pages only from `Markup`. Names and values come from files, and must not become HTML. `Markup` escapes every other
 text that is formatted or joined into it.
@@ -30,16 +30,16 @@ details > summary {{ cursor: pointer; margin: .6rem 0; }}
 
 
 def page(title: str, body: Iterable[Markup | str]) -> str:
-    """Return the HTML text of a page. Escape parts that are not `Markup`. Replace control characters by U+FFFD."""
+    """Return the HTML text of a page with a title and the parts of its body. Escape parts that are not `Markup`."""
     made = _PAGE.format(title=title, body=joined("\n", body))
     return str(made).translate(_CONTROLS).encode("utf-8", "replace").decode()
 
 
 def joined(between: str, parts: Iterable[Markup | str]) -> Markup:
-    """Join parts with the HTML text `between`. Escape parts that are not `Markup`."""
+    """Join HTML parts with the HTML text `between` them. Escape parts that are not `Markup`."""
     return Markup(between).join(parts)
 
 
 def number(value: object) -> str:
-    """Return a whole number as text with commas. Other values, for example from a damaged file, become plain text."""
+    """Format a whole number with commas. Turn any other value, for example from a damaged file, into plain text."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

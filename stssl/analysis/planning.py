@@ -1,7 +1,7 @@
-"""Predict a recipe's cost: time a few real steps on this machine, and compute the cost of the run from them.
+"""Predict a recipe's cost: time a few real training steps on this machine, and compute the cost of the run.
 
-This process takes the steps of one worker, with the number of rows that one worker has. It exchanges no gradients. The
-time of the exchange is computed from the size of the gradients.
+This process trains like one worker, with one worker's share of each batch. It exchanges no gradients. The time of the
+exchange is computed from the size of the gradients.
 """
 
 import math
@@ -25,13 +25,13 @@ from stssl.training.loop import train_step
 from stssl.training.state import TrainState, open_train_state
 
 WARM_UP = 2
-"""Number of first steps that are not timed. They are slower, because they fill caches and memory."""
+"""Number of first steps that are not timed, because they fill caches and memory and are slower."""
 MORE = 5
-"""Number of batches in the longer of the two timed validations. The shorter one has one batch."""
+"""Number of batches in the longer of two timed validations. The shorter one has one batch."""
 
 
 def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
-    """Take a few steps of a recipe on this machine, and predict the whole run. Write nothing.
+    """Train a few steps of a recipe on this machine, and predict time and memory of the whole run. Write nothing.
 
     Args:
         recipe: Recipe to plan.
@@ -82,7 +82,7 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
 
 
 def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> Measured | None:
-    """Time the steps of one worker from step `start` on; None if its rows do not fit into memory."""
+    """Time training steps with one worker's share of a batch. Return None if the share does not fit into memory."""
     loader, device = train_state.task.loader, train_state.task.device
     # Act as rank 0 of `workers` ranks: the loader then reads only this worker's rows.
     loader.ranks, train_state.progress.step = (0, workers), start
@@ -124,7 +124,7 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> flo
 
     taken(1)  # not timed: the first validation is slower, because it fills caches and memory
     whole = taken(1)
-    # Turn off the estimate of BatchNorm statistics: it takes so long that the time of four more batches would not show.
+    # Compute no BatchNorm statistics: this takes so long that the time of four more batches would not show.
     little, much = (min(taken(batches, batchnorm_batches=0) for _ in range(2)) for batches in (1, MORE))
     train_state.task.recipe = recipe
     first, last = (min(total, batches * options.batch) for batches in (1, MORE))
@@ -133,7 +133,7 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> flo
 
 
 def _stored_bytes(train_state: TrainState) -> float:
-    """Compute the bytes to read for one patch: all bands of each array that has at least one wanted band."""
+    """Compute how many bytes are read from the store for one patch: arrays are read with all their bands."""
     data: PixelData = train_state.task.data
     store, names = data.store, data.reader.layout
     if is_remote(store.path):
@@ -144,7 +144,7 @@ def _stored_bytes(train_state: TrainState) -> float:
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:
-    """Yield all tensors in nested mappings."""
+    """Yield all tensors in nested mappings, such as a state dict."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -158,7 +158,7 @@ def load(path: Path, overrides: Iterable[str]) -> RunRecipe:
 
 
 def machines_for(recipe: RunRecipe, nodes: int, per_node: int | None, link: float) -> Machines:
-    """Describe the machines of a plan. By default, all machines together have `launch.workers` workers.
+    """Describe the machines of a planned run. By default, all machines together have `launch.workers` workers.
 
     Args:
         recipe: Recipe to plan.

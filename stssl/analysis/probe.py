@@ -1,4 +1,4 @@
-"""Probe a pretrained backbone: k-NN and a linear layer on frozen features, or fine-tuning.
+"""Probe a pretrained backbone with labels: k-NN and a linear layer on frozen features, or fine-tuning.
 
 The linear layer follows Ayush et al., ICCV 2021 (arXiv:2011.09980). It is trained for 100 epochs by SGD with learning
 rate 30 and no weight decay. The rate is divided by ten after 60 epochs, and again after 80. The epoch with the best
@@ -43,11 +43,11 @@ from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run
 
 ProbeResult = dict[str, Any]
-"""Settings, and scores by part, of one method and one number of labels. The probe's file has these results."""
+"""Settings and scores of one probing method with one number of labels, as in the probe's file."""
 
 
 class LinearConfig(Config):
-    """Set how a probe trains and scores.
+    """Define the settings by which a probe trains and scores.
 
     Attributes:
         lr: Learning rate of the linear layer, for features of length 1.
@@ -72,7 +72,7 @@ class LinearConfig(Config):
 
 @dataclass(frozen=True)
 class Probed:
-    """Hold the results of a probe.
+    """Hold the results of all probes of one pretrained backbone, and their file.
 
     Attributes:
         rows: One row for each method and number of labels. A row has the keys `weights`, `method`, `labels`, `labeled`,
@@ -86,13 +86,14 @@ class Probed:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Hold the frozen features of all patches.
+    """Hold the features of all patches, computed once by the pretrained backbone, and their labels.
 
-    A part has n patches. A patch has G targets: one for each class if it may have several classes, else only one.
+    A part (train, validation or test) has n patches. In multi-label tasks a patch has one decision for each class, else
+    only one.
 
     Attributes:
         features: [n, width] features of each part.
-        targets: [n, G] choice ids of each part.
+        targets: [n, decisions] choice ids of each part.
         train: [n] store rows of the training part, ascending.
     """
 
@@ -101,7 +102,7 @@ class Frozen:
     train: Ints
 
     def labeled(self, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Return features [n, width] and choice ids [n, G] of n labeled store rows."""
+        """Look up the features [n, width] and the labels [n, decisions] (choice ids) of n training patches."""
         places = torch.from_numpy(np.searchsorted(self.train, rows))
         return self.features["train"][places], self.targets["train"][places]
 
@@ -115,7 +116,7 @@ def probe_run(
     fine_tune: bool = False,
     overrides: Iterable[str] = (),
 ) -> Probed:
-    """Probe a pretraining run, and write `probe/<weights>-s<seed>.json` in its folder.
+    """Train and score classifiers on a pretraining run's features, and write `probe/<weights>-s<seed>.json`.
 
     Args:
         path: Folder of the pretraining run.
@@ -166,7 +167,7 @@ def probe_run(
 
 
 def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
-    """Read the rows to keep from an earlier call: those with the same weights and settings that are not in `fresh`."""
+    """Read the results of an earlier call from `path`, without those that the new results `fresh` replace."""
     new = {(row["method"], row["labels"]) for row in fresh}
     same = {(row["step"], json.dumps(row["protocol"])) for row in fresh}
     before = read_run_file(ProbeFile, path, "Remove it, and probe again.")[1]["rows"] if is_there(path) else []
@@ -178,7 +179,7 @@ def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
 
 
 def label_rule(text: str, seed: int) -> LabelsConfig:
-    """Parse the number of labels for a probe.
+    """Parse a text, such as `per-class=10`, that says how many labels a probe may use.
 
     Raises:
         ConfigError: The text is not `all`, `fraction=F`, `per-class=N` or `total=N`.
@@ -193,13 +194,13 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
 
 
 def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:
-    """Compute the features of all parts, and standardize them by the training part's mean and standard deviation.
+    """Compute the features of all parts, and scale them by the training part's mean and standard deviation.
 
     Args:
         encoder: Network to probe, in evaluation mode.
         recipe: Recipe of the pretraining run.
         data: Store and split.
-        targets: [N, G] choice ids of the N store rows.
+        targets: [store rows, decisions] choice ids of all patches.
 
     Raises:
         RunError: The features of some patches are not finite.
@@ -219,28 +220,27 @@ def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, ta
 def linear(
     labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig, seed: int
 ) -> ProbeResult:
-    """Train a linear layer on frozen features, and score it after its best epoch on validation.
+    """Train a linear layer on frozen features, and score the layer of the epoch that is best on validation.
 
     Args:
-        labeled: Features [n, width] and choice ids [n, G] of the n labeled patches.
+        labeled: Features [n, width] and choice ids [n, decisions] of the n labeled patches.
         frozen: Features and choice ids of all parts.
         space: Classes and kind of task.
         options: Settings of the layer's training.
         seed: Seed of the layer's weights and batches.
 
     Returns:
-        The number of the best epoch in `epoch`, and its scores in `validation` and `test`.
+        A dict: the number of the best epoch in `epoch`, and its scores in `validation` and `test`.
     """
     features, targets = labeled
     torch.manual_seed(seed)
     layer = nn.Linear(features.shape[1], len(space.classes))
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
-    # The paper's learning rate is for features of length 1. The length of standardized features is about the root of
-    # their number.
+    # The paper's learning rate is for features of length 1, but standardized features are about sqrt(width) long.
     rate = options.lr / features.shape[1]
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
-    # If no epoch has a finite score, the result is epoch 0, the untrained layer.
+    # Start with the untrained layer as epoch 0: it is the result if no epoch has a finite score.
     best, chosen, at = -float("inf"), layer, 0
     for epoch in range(options.epochs):
         for group in optimizer.param_groups:
@@ -271,7 +271,7 @@ def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, 
     """Classify validation and test by the nearest labeled patches (k-NN), and score the result.
 
     Args:
-        labeled: Features [n, width] and choice ids [n, G] of the n labeled patches, which vote.
+        labeled: Features [n, width] and choice ids [n, decisions] of the n labeled patches, which vote.
         frozen: Features and choice ids of all parts.
         space: Classes and kind of task.
         options: Settings of the probe; `k` is the number of neighbors.
@@ -288,7 +288,7 @@ def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, 
 def tuned(
     folder: RunFolder, recipe: PretrainRecipe, rule: LabelsConfig, options: LinearConfig, *, random: bool, name: str
 ) -> ProbeResult:
-    """Train the whole network in a supervised run, from pretrained or random weights, and score it.
+    """Fine-tune the whole network with labels, from pretrained or random weights, and score it.
 
     Args:
         folder: Folder of the pretraining run.

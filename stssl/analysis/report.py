@@ -1,4 +1,4 @@
-"""Write one self-contained HTML page about finished runs."""
+"""Write an HTML page, a single file, with scores and figures of finished runs."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,12 @@ from stssl.training.run_files import RecordFile, ScoresFile, read_run_file
 from stssl.training.run_folder import RunFolder
 
 MOST_ARRAY_BYTES = 8 << 30
-"""Largest size in bytes of one part's arrays. A million patches with a thousand classes need half of it."""
+"""Largest unpacked size in bytes of a file of logits that is read. A million patches with a thousand classes fit."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """Hold what the page shows about one run.
+    """Hold everything that the page shows about one run.
 
     Attributes:
         name: Name of the run on the page.
@@ -55,7 +55,7 @@ class RunView:
 
 
 def read_run(path: str | Path) -> RunView:
-    """Read those files of a run that the page shows.
+    """Read the recipe, record, metrics and scores of a run for the page.
 
     Raises:
         RunError: The folder has no training run, the run was never evaluated, or a file is damaged. The message names
@@ -105,7 +105,7 @@ def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[An
         raise RunError(f"{path} is damaged, or of another evaluation than the scores beside it. {advice}")
     try:
         with ZipFile(BytesIO(data)) as packed:
-            # Check the size before unpacking: a small file can unpack to more than fits into memory.
+            # Check the size before unpacking: a small damaged file may unpack to more than fits into memory.
             if sum(entry.file_size for entry in packed.infolist()) > MOST_ARRAY_BYTES:
                 raise ValueError("it is too large")
         # Allow no pickle: a pickle in somebody else's run could run any code.
@@ -117,7 +117,7 @@ def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[An
 
 
 def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> None:
-    """Check that arrays fit the scores.
+    """Check that the arrays of an evaluation have the shapes, types and values that its scores need.
 
     Raises:
         KeyError: An array is missing.
@@ -138,7 +138,7 @@ def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> N
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
-    """Write the page and return its absolute path. Leave out folders that cannot be shown, and log a warning.
+    """Write an HTML page about some runs, and return its absolute path. Leave out unusable folders, with a warning.
 
     Raises:
         RunError: No folder has an evaluated training run, or the page cannot be written.
@@ -168,7 +168,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def names_apart(folders: Sequence[Path]) -> list[str]:
-    """Name each run by the last parts of its path. Use as many parts as are needed to make all names different."""
+    """Make a short, different name for each run folder: as many last parts of its path as are needed."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -208,7 +208,7 @@ _SCORES = Markup(
 
 
 def _scores(runs: Sequence[RunView], part: str) -> Markup:
-    """Make the table of a part. Each network of each run is a row, each score a column. The best scores are bold."""
+    """Make a table of scores: a row for each network of each run, a column for each score. The best are bold."""
     rows, steps = dict[str, Mapping[str, float | None]](), dict[str, str]()
     for run in runs:
         scored = run.parts.get(part)
@@ -255,7 +255,7 @@ def _training(runs: Sequence[RunView]) -> list[Markup]:
 
 
 def _details(run: RunView) -> list[Markup]:
-    """Show classes, errors by place, and calibration of one run on test. Without test scores, show another part."""
+    """Make the page's section about one run: scores of classes, map of errors and calibration."""
     part = "test" if "test" in run.parts else next(iter(run.parts))
     networks = {name: result.per_class for name, result in run.parts[part].networks.items()}
     arrays = run.arrays[part]
@@ -278,12 +278,12 @@ def _details(run: RunView) -> list[Markup]:
 
 
 class _Outcome(NamedTuple):
-    """Compare a network's predictions with the n known labels of all patches.
+    """Hold the comparison of a network's predictions with all known labels.
 
     Attributes:
-        probability: [n] predicted probability of "present" if a patch may have several classes, else of the class with
-            the highest probability.
-        right: [n] 1 if the label is this choice ("present", or this class), else 0.
+        probability: [labels] predicted probability of "present" if a patch may have several classes, else of the class
+            with the highest probability.
+        right: [labels] 1 if the label is this choice ("present", or this class), else 0.
         wrong: [patches] share of wrong predictions of each patch; NaN for a patch without a known label.
     """
 
@@ -293,7 +293,7 @@ class _Outcome(NamedTuple):
 
 
 def _outcome(logits: figures.AnyFloats, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> _Outcome:
-    """Compare logits [patches, C] with choice ids [patches, G]: C is the number of classes, G of targets a patch."""
+    """Compare a network's logits [patches, classes] with the labels [patches, labels a patch] (choice ids)."""
     grouped = space.grouped(torch.from_numpy(logits).double())
     choices, best = grouped.softmax(-1).numpy(), grouped.argmax(-1).numpy()
     known = targets != IGNORED

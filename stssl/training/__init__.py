@@ -42,7 +42,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import an exported name at its first use: its module imports torch, which takes seconds."""
+    """Import a public name from its module at its first use, because the modules import torch, which takes seconds."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

@@ -29,13 +29,13 @@ _FORMAT = b"STSSLCK"
 _MARK = _FORMAT + b"1"
 _TAIL = 16 + len(_MARK)
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-"""Errors that torch raises if a file's bytes are no state dict."""
+"""Errors that torch raises when it reads a file that holds no state dict."""
 _PARTS = {"recipe": str, "progress": dict, "step": dict, "optimizer": dict}
-"""Keys that a run's checkpoint must have, and their types."""
+"""Keys that a run's checkpoint must have, and the types of their values."""
 
 
 class CheckpointState(TypedDict):
-    """Hold the state of a run that exact resume needs.
+    """Describe the contents of a checkpoint: all state that a run needs to resume exactly.
 
     Attributes:
         recipe: Hash of the run's recipe.
@@ -53,11 +53,11 @@ class CheckpointState(TypedDict):
 
 
 class UnusableError(RunError):
-    """Say that a checkpoint is missing, damaged, or written by another run, program or version."""
+    """Report a checkpoint that is missing, damaged, or written by another run, program or version."""
 
 
 def write_state(state: Mapping[str, object], path: Path) -> None:
-    """Write a checkpoint file. At any moment `path` is absent, or it is the whole old file or the whole new one.
+    """Write a checkpoint file. If the process dies meanwhile, `path` still holds the whole old file, or no file.
 
     Raises:
         RunError: The file could not be written. The message says why, and how much disk space is free.
@@ -106,7 +106,7 @@ def _shown(mark: bytes) -> str:
 
 
 def require_state(state: Mapping[str, object], path: Path, recipe: str | None = None) -> CheckpointState:
-    """Check that a checkpoint holds the state of a run.
+    """Check that the contents of a checkpoint file are the state of a run.
 
     Args:
         state: Contents of the file.
@@ -131,7 +131,7 @@ def require_state(state: Mapping[str, object], path: Path, recipe: str | None = 
 
 
 def does_not_fit(path: Path, state: CheckpointState, error: Exception) -> UnusableError:
-    """Make the error for a checkpoint that does not fit the networks of its recipe.
+    """Return the error for a checkpoint that does not fit the networks of its recipe.
 
     Args:
         path: Path of the checkpoint.
@@ -149,17 +149,17 @@ class Checkpoints:
     """Keep the checkpoints of one run in `<run>/checkpoints`. A thread writes them while training continues."""
 
     def __init__(self, folder: Path) -> None:
-        """Use `folder`. The first write creates it."""
+        """Keep the checkpoints in `folder`. The first write creates it."""
         self.folder = folder
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def path(self, name: str) -> Path:
-        """Return the path of the checkpoint `last`, `previous` or `best`."""
+        """Return the path of one checkpoint; `name` is `last`, `previous` or `best`."""
         return self.folder / f"{name}.pt"
 
     def save(self, state: CheckpointState, best: bool) -> None:
-        """Copy the state to host memory now. A thread then writes the copy as `last`.
+        """Copy the run's state to host memory, and let a thread write the copy as the checkpoint `last`.
 
         Args:
             state: State of the run.
@@ -177,7 +177,7 @@ class Checkpoints:
         try:
             last, fresh = self.path("last"), self.path("fresh")
             write_state(state, fresh)
-            # The process may be killed between any two of these lines. `last` or `previous` is always a whole file.
+            # A kill between any two of these lines must leave `last` or `previous` whole.
             if last.exists():
                 _replace_by_link(last, self.path("previous"))
             fresh.replace(last)
@@ -188,7 +188,7 @@ class Checkpoints:
             self._error = error
 
     def wait(self) -> None:
-        """Wait until the thread has written the checkpoint to disk.
+        """Wait until the writing thread has written its checkpoint to disk.
 
         Raises:
             RunError: The write failed. The message says why.
@@ -201,11 +201,11 @@ class Checkpoints:
             raise _unwritten(self.folder, error) from error
 
     def exist(self) -> bool:
-        """Return True if the file of `last` or `previous` exists."""
+        """Return True if the run has a checkpoint `last` or `previous`."""
         return any(is_there(self.path(name)) for name in ("last", "previous"))
 
     def mend(self, state: CheckpointState, best: bool) -> None:
-        """Repair the folder after a kill during a write: remove half-written files, and write `best` again if asked.
+        """Repair the folder after the process was killed during a write: remove half-written files, restore `best`.
 
         Args:
             state: State that the run resumes from.
@@ -217,7 +217,9 @@ class Checkpoints:
             write_state(state, self.path("best"))
 
     def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
-        """Yield path and state of each existing checkpoint, newest first. An unusable one yields its error instead.
+        """Yield path and state of each existing checkpoint, newest first.
+
+        For a damaged one, yield its error as the state.
 
         Args:
             recipe: Hash of the recipe that the run must have; None accepts any run.
@@ -230,7 +232,7 @@ class Checkpoints:
                     yield path, error
 
     def best(self, recipe: str | None = None) -> CheckpointState:
-        """Read the best checkpoint. If it is lost, use `last` or `previous` if one is a copy of it, and log a warning.
+        """Read the best checkpoint. If its file is lost, read an identical copy (`last` or `previous`), with a warning.
 
         Args:
             recipe: Hash of the recipe that the run must have; None accepts any run.
@@ -248,7 +250,10 @@ class Checkpoints:
             return state
 
     def same_as_best(self, recipe: str | None) -> tuple[str, CheckpointState | None]:
-        """Return name and state of the one of `last` and `previous` that equals `best`; "" and None if neither does."""
+        """Find out if `last` or `previous` is the same checkpoint as `best`.
+
+        Return its name and state, else "" and None.
+        """
         with contextlib.suppress(UnusableError):
             last = self._read("last", recipe)
             step = last["progress"].get("best_step")
@@ -264,7 +269,7 @@ class Checkpoints:
 
 
 def no_usable_checkpoint(problems: list[str], run: Path) -> RunError:
-    """Make the error for a run folder without a usable checkpoint. `problems` has a sentence for each unusable one."""
+    """Return the error for a run without a usable checkpoint; `problems` has one sentence for each damaged one."""
     return RunError("; ".join(problems) + f". Put a whole one back, or delete {run} to start the run again.")
 
 
@@ -274,11 +279,11 @@ def _unwritten(folder: Path, error: BaseException) -> RunError:
 
 
 def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
-    """Write one network of the best checkpoint as `<name>.safetensors`, into the same folder.
+    """Write the weights of one network from the best checkpoint as `<name>.safetensors`, into the same folder.
 
     Args:
         checkpoints: Checkpoints of the run.
-        prefix: Start of the names of the network's weights in the state dict. The file's names do not have it.
+        prefix: Start of the names of the network's weights in the state dict. The names in the file lack it.
         name: Name of the file, without its ending.
 
     Returns:
@@ -297,7 +302,7 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
         ) from None
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     target = checkpoints.folder / f"{name}.safetensors"
-    # Do not use safetensors' `save_file`: it ignores the umask, and only the owner may read its files.
+    # Do not use safetensors' `save_file`: it ignores the umask, so only the owner could read the file.
     write_whole(target, seal(weights))
     return target
 
@@ -323,7 +328,7 @@ def _replace_by_link(source: Path, target: Path) -> None:
 def _copied(value: object) -> object:
     """Copy a tree of dicts, lists, tuples, tensors and plain values to host memory."""
     if isinstance(value, Tensor):
-        # Copy tensors on the CPU, too: the next step changes the live tensors while the thread writes the copy.
+        # Copy tensors even if they are on the CPU: the next step changes them while the thread writes the copy.
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""Define the task of a `PretrainRecipe`: pretrain on pairs of views."""
+"""Define the task of a `PretrainRecipe`: train a backbone without labels, on pairs of views."""
 
 from math import nan
 
@@ -31,21 +31,21 @@ from stssl.training.checkpoints import Checkpoints, export_weights
 from stssl.training.task import Task, Validation
 
 CHECKED_ROWS = 16
-"""Number of training patches to embed, to find out whether the weights are finite."""
+"""Number of training patches whose features are computed to check that the weights are finite."""
 PLACES = "location_id"
-"""Column of the store with the id of each patch's place. Patches of the same place have the same id."""
+"""Column of the store with an id for the place of each patch. Patches of the same place have the same id."""
 QUERY = "networks.query.backbone."
-"""Start of the names of the backbone's weights in the step's state dict."""
+"""Prefix of the backbone's weights in the state dict of the training step."""
 
 
 class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
-    """Train on pairs of views of all training patches, with a query and a momentum encoder."""
+    """Pretrain a query encoder and its momentum encoder on pairs of views of all training patches, without labels."""
 
     step: ContrastiveStep
     loader: PairLoader
 
     def __init__(self, recipe: PretrainRecipe, device: torch.device) -> None:
-        """Open the data and build networks and loader; see `Task`.
+        """Open the data, and build networks and loader for one rank (training process).
 
         Raises:
             ConfigError: The store or the networks cannot do what the recipe asks for.
@@ -66,16 +66,16 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
 
     @classmethod
     def check(cls, recipe: PretrainRecipe) -> None:
-        """Check that data and network fit the recipe; see `Task`."""
+        """Check before a run starts that data and network fit the recipe. Train nothing."""
         check_pretraining(recipe)
 
     def batch(self, raw: RawPairs) -> Pairs:
-        """Make the query and the key view of each pair."""
+        """Turn stored patches into pairs of augmented views: a query and a key."""
         made: Pairs = self.make_pairs(raw)
         return made
 
     def validate(self, progress: Progress) -> Validation:
-        """Classify validation patches by their nearest training patches in feature space (k-NN).
+        """Score the features: classify validation patches by their nearest training patches (k-NN).
 
         The scores only inform users. They do not choose the best checkpoint, because pretraining must not use labels.
         The newest checkpoint with finite weights is the best. If the store has no labels, the scores are empty.
@@ -111,27 +111,30 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         return encoder
 
     def _finite(self) -> bool:
-        """Return True if the features of a few training patches are finite. If not, the weights are useless."""
+        """Return True if the network computes finite features for a few training patches.
+
+        If not, its weights are useless.
+        """
         encoder, rows = self._encoder(), self.data.split.train[:CHECKED_ROWS]
         with evaluating(encoder):
             found = embed(encoder.features, self.data, self.pixels, rows, CHECKED_ROWS)
         return bool(torch.isfinite(found).all())
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the best checkpoint's backbone as `encoder.safetensors`. Training recipes can start from this file."""
+        """Write the best checkpoint's backbone weights as `encoder.safetensors`, from which other recipes can start."""
         export_weights(checkpoints, QUERY, "encoder")
 
     def about(self) -> JsonObject:
-        """Describe the store and the sizes of its parts. `true_pairs` is the share of patches that have a partner."""
+        """Describe the store and its parts, for the run's record; `true_pairs` is the share of paired patches."""
         share = self.positives.share(self.data.split.train) if self.positives else 0.0
         return self.data.about(world_size()) | {"true_pairs": share}
 
 
 class PairMaker(nn.Module):
-    """Turn pairs of stored patches into normalized views on the device."""
+    """Turn pairs of stored patches into augmented, normalized views on the device."""
 
     def __init__(self, recipe: PretrainRecipe, data: PixelData, memory: torch.memory_format) -> None:
-        """Prepare to make views of the recipe's image size.
+        """Prepare crops, colors and normalization for the recipe's image size.
 
         Args:
             recipe: Recipe of the run.
@@ -146,7 +149,7 @@ class PairMaker(nn.Module):
 
     @torch.no_grad()
     def forward(self, raw: RawPairs) -> Pairs:
-        """Make the query and the key view of each pair, with the crops, flips and colors that the loader drew."""
+        """Make two views of each pair, query and key, with the crops, flips and colors that the loader drew."""
         device = self.pixels.low.device
         images = self.pixels.unit({name: a.to(device, non_blocking=True) for name, a in raw.arrays.items()})
         # If each patch is its own partner, the loader reads it once. Both slices then hold the same images.
@@ -158,7 +161,7 @@ class PairMaker(nn.Module):
 
 
 def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
-    """Find which training patches show the same place; None if the recipe takes each patch as its own partner.
+    """Group training patches by place, to find partners. Return None if each patch is its own partner.
 
     Raises:
         ConfigError: The store does not say which patches show the same place.
@@ -174,7 +177,7 @@ def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
 
 
 def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
-    """Build encoder, queue and heads as one module, initialized from the recipe's seed."""
+    """Build encoders, queue and heads of pretraining as one module, with random weights from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     pretext = recipe.pretext
     encoder = build_encoder(recipe.model, len(recipe.data.bands), pretext.projection, pretext.mlp)
@@ -186,7 +189,7 @@ def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
 
 
 def build_encoder(model: BackboneConfig, bands: int, projection: int, mlp: bool) -> PretrainEncoder:
-    """Build a backbone, and a projection after it.
+    """Build a backbone, and the projection that maps its features to the vectors of the contrastive loss.
 
     Args:
         model: Backbone, image size and initial weights.

@@ -1,4 +1,4 @@
-"""Write a run's metrics to `metrics.jsonl`. Write them to TensorBoard and MLflow, too, if the recipe says so."""
+"""Write a run's metrics to `metrics.jsonl` and, if the recipe says so, to TensorBoard and MLflow."""
 
 import contextlib
 import threading
@@ -14,7 +14,7 @@ from stssl.training.run_folder import RunFolder
 
 
 class Sink(Protocol):
-    """Take the same rows of metrics as the run's own file."""
+    """Define the interface of outputs (TensorBoard, MLflow) that get the same metrics as the run's own file."""
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write a row of metrics.
@@ -27,7 +27,7 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Write what is not written yet. `Journal.close` calls this once, at the end of the run."""
+        """Write all metrics that are not written yet, at the end of the run."""
         ...
 
 
@@ -35,7 +35,7 @@ class TensorBoard:
     """Write event files for TensorBoard into the run's folder."""
 
     def __init__(self, folder: RunFolder, step: int) -> None:
-        """Continue after `step` steps. TensorBoard hides the later events that an interrupted run wrote.
+        """Open an event file that continues after `step` steps. TensorBoard hides later events of an interrupted run.
 
         Raises:
             RunError: The event file cannot be written.
@@ -81,7 +81,7 @@ class TensorBoard:
 
 
 def _keep_quiet() -> None:
-    """Hide tracebacks of TensorBoard's writing thread: `flush` raises the same error again in the calling thread."""
+    """Hide tracebacks of TensorBoard's writing thread, because `flush` raises the same error in the calling thread."""
     before = threading.excepthook
     if getattr(before, "quiet", False):
         return
@@ -98,7 +98,7 @@ class MlFlow:
     """Write metrics to MLflow, on a tracking server or in a folder. A resumed run continues its MLflow run."""
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, uri: str) -> None:
-        """Find the MLflow run by the recipe's hash and the run's folder. If it does not exist, create it.
+        """Find this run in MLflow by the recipe's hash and the run's folder, or create it there.
 
         Args:
             folder: Folder of the run.
@@ -142,14 +142,14 @@ class MlFlow:
 
 
 class Journal:
-    """Write rows of metrics to the run's files, TensorBoard and MLflow. Only rank 0 writes.
+    """Write metrics to the run's file, TensorBoard and MLflow. Only rank 0 (the first training process) writes.
 
     Attributes:
         writes: True if this journal writes: on rank 0, after `TrainState.resume`.
     """
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, *, writes: bool, step: int) -> None:
-        """Continue after `step` steps. Drop the rows of later steps, which an interrupted run wrote.
+        """Open all outputs, and delete rows after `step` steps, which an interrupted run wrote: training repeats them.
 
         Args:
             folder: Folder of the run.
@@ -172,7 +172,7 @@ class Journal:
             self.sinks.append(MlFlow(folder, recipe, recipe.logging.mlflow))
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Add a row of metrics. Sinks get only the finite values.
+        """Write a row of metrics to the run's file, and its finite values to TensorBoard and MLflow.
 
         Args:
             kind: `train` or `validation`.
@@ -189,7 +189,7 @@ class Journal:
             sink.append(kind, step, {name: value for name, value in values.items() if isfinite(value)})
 
     def note(self, file: str, row: Mapping[str, object]) -> None:
-        """Add a row to the file of rows `file` in the run's folder.
+        """Append a row to another file with rows, `file`, in the run's folder.
 
         Raises:
             RunError: The file cannot be written.
@@ -198,6 +198,6 @@ class Journal:
             self.folder.append(row, file)
 
     def close(self) -> None:
-        """Close all sinks at the end of the run."""
+        """Close TensorBoard and MLflow at the end of the run."""
         for sink in self.sinks:
             sink.close()

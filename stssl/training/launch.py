@@ -1,4 +1,4 @@
-"""Run a recipe in this process or on Ray workers, on this machine or on a cluster."""
+"""Start the training of a recipe, in this process or on Ray workers on one or several machines."""
 
 import contextlib
 import threading
@@ -22,7 +22,7 @@ from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic,
 from stssl.training.state import TASKS, TrainState, open_train_state
 
 Watch = Callable[[MetricsRow], None]
-"""A function that takes each new row of a run's metrics."""
+"""Type of a function that is called with each new row of a run's metrics."""
 
 
 def check_run(recipe: RunRecipe) -> None:
@@ -41,7 +41,7 @@ def run(
     report: Report | None = None,
     checked: bool = False,
 ) -> RunFolder:
-    """Train a recipe to its end. If the run was started before, continue from its last checkpoint.
+    """Train a recipe to its end, in this process or on Ray. If the run was started before, resume it.
 
     Args:
         recipe: Recipe to train.
@@ -79,7 +79,7 @@ def _train_here(recipe: RunRecipe, device: torch.device, report: Report) -> None
 
 
 def _resume(train_state: TrainState) -> None:
-    """Resume from the last checkpoint. Rank 0 logs the problems of checkpoints, and where the run trains."""
+    """Resume this rank from the last checkpoint. Rank 0 logs damaged checkpoints, and what is trained where."""
     problems = train_state.resume()
     if rank() == 0:
         for problem in problems:
@@ -124,7 +124,7 @@ def _train_on_ray(recipe: RunRecipe) -> None:
 
 
 def _worker(config: dict[str, Tree]) -> None:
-    """Train on one Ray worker. `config["recipe"]` is the resolved recipe as plain values."""
+    """Train one rank of the run on a Ray worker. `config["recipe"]` is the recipe as plain values."""
     import ray.train
     from ray.train.torch import get_device
 
@@ -139,7 +139,7 @@ def _worker(config: dict[str, Tree]) -> None:
 
 
 def _scaling(launch: LaunchConfig) -> dict[str, Any]:
-    """Return the options of Ray's `ScalingConfig`. If `workers` is a pair, Ray may use any number between the two."""
+    """Return the options of Ray's `ScalingConfig`: number of workers, or two bounds for it, and their resources."""
     options = {
         "num_workers": launch.workers,
         "use_gpu": launch.gpus_per_worker > 0,
@@ -152,13 +152,13 @@ def _scaling(launch: LaunchConfig) -> dict[str, Any]:
 
 
 def worker_resources(launch: LaunchConfig) -> dict[str, float]:
-    """Return the Ray resources of one worker: amount by kind."""
+    """Return the Ray resources that one worker needs, as the amount of each kind, such as CPUs."""
     resources = {"CPU": launch.cpus_per_worker}
     return resources | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
 
 
 def worker_bundles(launch: LaunchConfig) -> list[dict[str, float]]:
-    """Return the Ray resources of each worker. If the number of workers may change, take the smallest number."""
+    """Return the Ray resources of each worker as a list. If the number of workers may change, use the smallest."""
     workers = launch.workers[0] if isinstance(launch.workers, tuple) else max(launch.workers, 1)
     return [worker_resources(launch)] * workers
 
@@ -178,14 +178,14 @@ def _require_resources(launch: LaunchConfig, bundles: list[dict[str, float]], av
 
 
 def growing(launch: LaunchConfig) -> str:
-    """Return a sentence that says what to set for a cluster that starts nodes on demand."""
+    """Return a sentence for error messages that says what to set for a cluster that starts nodes on demand."""
     if launch.nodes_timeout_s:
         return f"No node came within launch.nodes_timeout_s={launch.nodes_timeout_s}."
     return "A cluster that adds nodes by itself needs time for that: launch.nodes_timeout_s=900."
 
 
 def _not_again() -> Any:
-    """Make a callback for Ray Train. It ends the run after an error that each restart would meet again."""
+    """Make a callback for Ray Train that ends the run at once if each restart would meet the same error again."""
     from ray.train import UserCallback
 
     class NotAgain(UserCallback):
@@ -197,11 +197,11 @@ def _not_again() -> Any:
 
 
 def for_good(failures: Iterable[BaseException]) -> StsslError | None:
-    """Find an error that a user must act on. It ends the run at once, since each restart would fail, too.
+    """Find among worker failures an error that a restart cannot cure, such as a mistake in the recipe.
 
     Returns:
-        That error. None if a worker or node died, or if an object store did not answer: a restart may then succeed.
-        `launch.max_failures` limits the number of restarts.
+        That error; it must end the run. None if a worker or node died, or if an object store did not answer: a restart
+            may succeed. `launch.max_failures` limits the number of restarts.
     """
     from ray.exceptions import RayActorError
 
@@ -213,7 +213,7 @@ def for_good(failures: Iterable[BaseException]) -> StsslError | None:
 
 
 def _own(error: BaseException) -> StsslError | None:
-    """Find the `StsslError` that Ray wrapped in its own errors; None if Ray wrapped no such error."""
+    """Find the `StsslError` that Ray wrapped in its own errors; None if there is none."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, StsslError):
@@ -224,7 +224,7 @@ def _own(error: BaseException) -> StsslError | None:
 
 
 def _reason(error: BaseException) -> StsslError:
-    """Find the error that a user can act on inside an error of Ray Train.
+    """Turn an error of Ray Train into an error that tells the user what went wrong in a worker.
 
     Ray wraps a worker's error several times and pickles it. The worker's error may be in `cause` or in `__cause__`.
 
@@ -241,7 +241,7 @@ def _reason(error: BaseException) -> StsslError:
 
 @contextlib.contextmanager
 def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
-    """Call `watch` with each new row of the run's metrics inside this context. A thread makes the calls.
+    """Return a context in which a thread calls `watch` with each new row of the run's metrics.
 
     The thread reads the rows from the file, since rank 0 may run in another process or on another machine.
     """

@@ -1,4 +1,4 @@
-"""Train the networks of a run, on one rank or many, with or without Ray, and measure the steps.
+"""Train the networks of a run, on one rank (process) or many, and measure the steps.
 
 `train_to_end` is the loop. `train_step` takes one optimizer step. `validate_and_save` validates and writes a
 checkpoint. `Meter` collects what steps log. `Guard` collects the steps with gradients that are not finite.
@@ -21,13 +21,13 @@ from stssl.training.runtime import StopRequest, peak_memory
 from stssl.training.state import TrainState
 
 Logs = dict[str, Tensor]
-"""Scalars of one step by name. They are detached from the graph, and still on the device."""
+"""Scalars to log of one step, by name. They carry no gradients, and are still on the device."""
 Report = Callable[[dict[str, float | None]], None]
-"""A function that takes the metrics of a validation."""
+"""Type of a function that is called with the metrics of each validation."""
 
 
 class StepResult(NamedTuple):
-    """Hold what one training step logs, and whether the step was left out. All values are still on the device.
+    """Hold the values that one training step logs, and a flag: was the step left out? All are still on the device.
 
     Attributes:
         logs: Losses and other scalars of the step.
@@ -41,14 +41,14 @@ class StepResult(NamedTuple):
 
 
 class BadStep(TypedDict):
-    """Describe a step that was left out: its number, counted from 0, and this rank's losses."""
+    """Describe a step that was left out because gradients were not finite: its number, and this rank's losses."""
 
     step: int
     losses: dict[str, float]
 
 
 def train_to_end(train_state: TrainState, report: Report) -> RunEnd:
-    """Train from the present step to the end of the recipe, or until patience ends the run.
+    """Train from the present step to the recipe's last step, or until the score stops improving (`patience`).
 
     Args:
         train_state: This rank's state. All ranks call this function together.
@@ -113,7 +113,7 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
 
 
 def backward(train_state: TrainState, raw: object) -> Logs:
-    """Compute gradients of the batch's loss, in micro-batches if the recipe asks for them. Return the logs."""
+    """Compute the gradients of a batch's loss, in micro-batches if the recipe asks for them. Return values to log."""
     batch = train_state.task.batch(raw)
     with train_state.autocast():
         parts = train_state.task.micro_batches(batch, train_state.next_step)
@@ -128,7 +128,7 @@ def backward(train_state: TrainState, raw: object) -> Logs:
 
 
 def not_finite(norms: dict[str, Tensor]) -> Tensor:
-    """Return a boolean scalar on the device, equal on all ranks: True if a network's gradient norm is not finite."""
+    """Check on all ranks together if a network's gradient norm is NaN or infinite. Return a boolean scalar tensor."""
     return ~torch.isfinite(torch.stack(list(norms.values()))).all()
 
 
@@ -171,25 +171,25 @@ def save_and_stop(train_state: TrainState, stop: StopRequest) -> None:
 
 
 class Meter:
-    """Average what steps log, and measure throughput and the time spent waiting for data.
+    """Average the logged values of many steps, and measure throughput and the time spent waiting for data.
 
     Values stay on the device until a row is written: at each transfer, the host must wait for the device.
     """
 
     def __init__(self, train_state: TrainState) -> None:
-        """Start to count at the next step."""
+        """Start the measurement with the next step."""
         self.train_state = train_state
         self.guard = Guard(train_state.recipe.compute.nonfinite_steps)
         self.restart()
 
     def restart(self) -> None:
-        """Drop the collected values and measure time from now on. Keep the steps that the guard noted."""
+        """Drop the collected values, and measure time from now on. Steps with bad gradients stay noted."""
         self.sums: Logs = {}
         self.before: dict[str, Tensor | int] = {}
         self.steps, self.rows, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
 
     def timed(self, stream: Iterator[object]) -> Iterator[object]:
-        """Yield the batches of a stream, and add up the time spent waiting for them."""
+        """Yield the batches of a stream, and add up the time that the loop waits for them."""
         while True:
             start = time.perf_counter()
             raw = next(stream, None)
@@ -199,7 +199,7 @@ class Meter:
             yield raw
 
     def add(self, result: StepResult) -> None:
-        """Add the result of the step at `progress.step`. The means ignore steps that were left out."""
+        """Add the result of the current step to the running means, unless the step was left out."""
         self.guard.note(self.train_state.progress.step, result)
         values = result.logs | {f"gradient_norm_{name}": norm for name, norm in result.norms.items()}
         values["counted"] = torch.ones((), device=result.bad.device)
@@ -214,7 +214,7 @@ class Meter:
             self.sums[name] = self.sums[name] + kept if name in self.sums else kept
 
     def write(self) -> None:
-        """Append a row of means over steps and ranks to the run's metrics, and start the next row.
+        """Write one row with the means over the collected steps and all ranks to the run's metrics, and start anew.
 
         Raises:
             RunError: Gradients were not finite in more steps than the recipe allows.
@@ -227,7 +227,7 @@ class Meter:
         steps = [torch.as_tensor(counted - self.before[name]).clamp_min(1) for name in names]
         table = torch.stack([self.sums[name].float() / own for name, own in zip(names, steps, strict=True)])
         means = dict(zip(names, (sum_over_ranks(table) / world_size()).tolist(), strict=True))
-        # Divide the means. A mean of ratios would give steps with few pseudo-labels the same weight as the others.
+        # Divide the means: a mean of the steps' ratios would give steps with few pseudo-labels too much weight.
         for name, among in (("pseudo_precision", "pseudo_claimed"), ("pseudo_recall", "pseudo_actual")):
             if means.get(among):
                 means[name] = means["pseudo_right"] / means[among]
@@ -240,7 +240,7 @@ class Meter:
         self.restart()
 
     def write_bad_steps(self) -> None:
-        """Write each step that was left out since the last call, and its patches on all ranks, to `nonfinite.jsonl`.
+        """Write the steps left out since the last call, with their patches on all ranks, to `nonfinite.jsonl`.
 
         Raises:
             RunError: Gradients were not finite in more steps than the recipe allows.
@@ -260,16 +260,16 @@ class Guard:
     """Collect the steps with gradients that are not finite, and end the run after too many of them."""
 
     def __init__(self, allowed: int) -> None:
-        """Allow the run to leave out `allowed` steps."""
+        """Create a guard that ends the run if more than `allowed` steps are left out."""
         self.allowed = allowed
         self.noted: list[tuple[int, StepResult]] = []
 
     def note(self, step: int, result: StepResult) -> None:
-        """Keep a step's result. Read nothing from the device yet."""
+        """Keep a step's result for a later check, without reading it from the device now."""
         self.noted.append((step, result))
 
     def bad_steps(self) -> list[BadStep]:
-        """Return the bad steps noted since the last call. Read from the device only once."""
+        """Return the steps with gradients that are not finite since the last call, with one read from the device."""
         flags = torch.stack([result.bad for _, result in self.noted]).tolist() if self.noted else []
         found: list[BadStep] = [
             {"step": step, "losses": {name: float(value) for name, value in result.logs.items()}}
@@ -280,7 +280,7 @@ class Guard:
         return found
 
     def stop_if_too_many(self, left_out: int, where: str, last: BadStep) -> None:
-        """End the run if it left out more steps than allowed.
+        """Raise an error that ends the run if it left out more steps than allowed.
 
         Args:
             left_out: Number of steps left out since the run's first start.

@@ -29,7 +29,7 @@ def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Divide trainable parameters into two groups. Matrices and kernels get weight decay; all others get none.
+    """Divide trainable parameters into two groups: matrices and kernels with weight decay, all others without.
 
     The others are biases, normalization weights, tokens and position embeddings. Parameters without gradients are in
     neither group.
@@ -61,7 +61,7 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def clip_gradients(networks: Iterable[tuple[str, nn.Module]], bound: float | None) -> dict[str, torch.Tensor]:
-    """Clip the gradient norm of each network by itself, without waiting for the device.
+    """Clip the gradients of each network to a largest norm, without waiting for the device.
 
     Args:
         networks: Name and module of each network.

@@ -1,4 +1,4 @@
-"""Describe the JSON files of a run folder, and check them when reading.
+"""Define the JSON files of a run folder, and check them when they are read.
 
 Each class lists the keys that a file must have. If a key is missing, the file is damaged or another program wrote it.
 The error then names the file and the key.
@@ -20,20 +20,20 @@ from stssl.base.whole_files import is_there
 METRICS_FILE = "metrics.jsonl"
 NONFINITE_FILE = "nonfinite.jsonl"
 ROWS_BYTES = 1 << 30
-"""Largest size of a file of rows, in bytes. A hundred million steps need less."""
+"""Largest size in bytes of a file of rows that is read. A hundred million steps need less."""
 MOST = 2**53
-"""Largest whole number that a float holds exactly. Figures draw numbers as floats."""
+"""Largest whole number that a run's files may hold: figures draw floats, which are exact up to here."""
 OLDEST_READABLE = (0, 2)
-"""Oldest release, as (major, minor). This release reads run folders and checkpoints from that one on."""
+"""Oldest release, as (major, minor), that wrote run folders and checkpoints this release can read."""
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Score = Annotated[float, Field(ge=-1e300, le=1e300)] | None
 
 MetricsRow = dict[str, Any]
-"""A line of a file of rows: `step`, `kind` (a text), and a number or None by each metric's name."""
+"""One row of metrics: `step`, `kind` (`train` or `validation`), and a number or None by each metric's name."""
 
 
 class RunFile(BaseModel):
-    """Hold the keys that a file, or a part of it, must have. Other keys are kept and not checked."""
+    """Check that a JSON file, or a part of it, has the keys of the subclass. Other keys are kept without a check."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -47,7 +47,7 @@ class RunEnd(TypedDict):
 
 
 class DoneFile(RunFile):
-    """Check `done.json`. The file says how a run ended."""
+    """List the keys of `done.json`, which says how a run ended."""
 
     steps: Count = 0
     best: Score = None
@@ -55,19 +55,19 @@ class DoneFile(RunFile):
 
 
 class StoreMark(RunFile):
-    """Hold the fingerprint of a store."""
+    """Hold the fingerprint of a store, which changes if its patches or labels change."""
 
     fingerprint: str
 
 
 class RunStart(RunFile):
-    """Describe one start of a run. The step is only shown, so it may have any value."""
+    """Describe one start or resume of a run. The step is only shown, so any value is accepted."""
 
     step: JsonValue
 
 
 class RecordFile(RunFile):
-    """Check `record.json`. The file says what produced a run. Values of type `JsonValue` are only shown."""
+    """List the keys of `record.json`, which says what produced a run (data, versions, starts)."""
 
     store: StoreMark
     starts: list[RunStart] = []
@@ -80,14 +80,14 @@ class RecordFile(RunFile):
 
 
 class NetworkScores(RunFile):
-    """Hold the scores of one network: over all classes, and for each class."""
+    """List the keys with the scores of one network: over all classes, and for each class."""
 
     scores: Annotated[dict[str, Score], Field(min_length=1)]
     per_class: Annotated[dict[str, dict[str, Score]], Field(min_length=1)]
 
     @property
     def multilabel(self) -> bool:
-        """Return True if a patch may have several classes."""
+        """Return True if the scores are of a multi-label task, where a patch may have several classes."""
         return "mAP" in self.scores
 
     @model_validator(mode="after")
@@ -101,7 +101,7 @@ class NetworkScores(RunFile):
 
 
 class ScoresFile(RunFile):
-    """Check `evaluation/<part>.json`. The file has the scores of a run's networks on a part of its split."""
+    """List the keys of `evaluation/<part>.json`, which has the scores of a run's networks on a part of the data."""
 
     patches: Count
     checkpoint: str
@@ -121,12 +121,12 @@ class ScoresFile(RunFile):
 
     @property
     def student(self) -> dict[str, Score]:
-        """Return the scores of the student. Each run has a student."""
+        """Return the scores of the student network, which each run has."""
         return self.networks["student"].scores
 
 
 class ConfirmedCandidate(RunFile):
-    """Hold the scores of one candidate, one for each seed. The confirmation of a sweep writes them."""
+    """Hold the scores of one of a sweep's best recipes, trained again with several seeds; one score for each seed."""
 
     name: str
     validation: Annotated[dict[str, list[float]], Field(min_length=1)]
@@ -135,14 +135,14 @@ class ConfirmedCandidate(RunFile):
 
 
 class TestEvaluation(RunFile):
-    """Hold when the test part was evaluated, and for which candidates."""
+    """Record one evaluation on the test part: its time, and the recipes that were evaluated."""
 
     time: str
     runs: list[str]
 
 
 class ConfirmationFile(RunFile):
-    """Check `confirmation.json` of a sweep. The file has the scores of the best candidates with other seeds."""
+    """List the keys of a sweep's `confirmation.json`: scores of its best recipes, trained again with other seeds."""
 
     seeds: list[Count]
     candidates: Annotated[list[ConfirmedCandidate], Field(min_length=1)]
@@ -150,7 +150,7 @@ class ConfirmationFile(RunFile):
 
 
 class ProbeRow(RunFile):
-    """Hold the test scores of an encoder, for one probing method and one number of labels."""
+    """Hold the test scores of a pretrained encoder for one probing method and one number of labels."""
 
     weights: str
     method: str
@@ -160,7 +160,7 @@ class ProbeRow(RunFile):
 
 
 class ProbeFile(RunFile):
-    """Check `probe/<weights>-s<seed>.json`. The file has the rows of all probes of one encoder and seed."""
+    """List the keys of `probe/<weights>-s<seed>.json`, which has all probes of one pretrained encoder and seed."""
 
     rows: list[ProbeRow]
 
@@ -169,7 +169,7 @@ K = TypeVar("K", bound=RunFile)
 
 
 def read_run_file(kind: type[K], path: Path, advice: str) -> tuple[K, dict[str, Any]]:
-    """Read a JSON file of a run and check it.
+    """Read a JSON file of a run, and check that it has the keys it must have.
 
     Args:
         kind: Class that lists the file's keys.
@@ -187,7 +187,7 @@ def read_run_file(kind: type[K], path: Path, advice: str) -> tuple[K, dict[str, 
 
 
 def check_run_file(kind: type[K], tree: JsonMapping, path: Path, advice: str) -> K:
-    """Check plain values that were read from a file of a run.
+    """Check that the values read from a file of a run have all keys that the file must have.
 
     Args:
         kind: Class that lists the file's keys.
@@ -207,7 +207,7 @@ def check_run_file(kind: type[K], tree: JsonMapping, path: Path, advice: str) ->
 
 
 class Rows(NamedTuple):
-    """Hold the rows of a file, and the number of its damaged lines, which are not among the rows."""
+    """Hold the valid rows of a file, and the number of its damaged lines."""
 
     rows: list[MetricsRow]
     damaged: int
@@ -244,7 +244,7 @@ def read_rows(path: Path, numbers: bool) -> Rows:
 
 
 def _row(line: bytes) -> MetricsRow | None:
-    """Return a line's JSON object; None if the line is not a JSON object or has no step."""
+    """Parse one line of a file of rows. Return None if it is not a JSON object or has no step."""
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError):  # not UTF-8, not JSON, or JSON nested too deep
@@ -254,7 +254,7 @@ def _row(line: bytes) -> MetricsRow | None:
 
 
 def _is_metric(name: str, value: object) -> bool:
-    """Return True if a row keeps this value: `kind`, None, or a finite number that a figure can draw."""
+    """Return True if a row of metrics may hold this value: `kind`, None, or a finite number that a figure can draw."""
     if name == "kind" or value is None:
         return True
     return (
@@ -265,7 +265,7 @@ def _is_metric(name: str, value: object) -> bool:
 
 
 def version_problem(what: str, version: object) -> str | None:
-    """Return an error message if this release cannot read a run folder or checkpoint of an earlier release.
+    """Return an error message if a run folder or checkpoint was written by a release that is too old to read.
 
     Args:
         what: Name of the folder or file, for the message.

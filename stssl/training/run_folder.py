@@ -37,7 +37,7 @@ from stssl.training.run_files import (
 )
 
 PACKAGES = ("torch", "timm", "ray", "zarr", "numpy")
-"""Packages to list with their versions in a run's record, besides stssl itself."""
+"""Packages whose versions a run's record lists, besides stssl itself."""
 
 
 class RunFolder:
@@ -52,18 +52,18 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Use the folder `path`. It may not exist yet; nothing is created."""
+        """Manage the folder at `path`. Create nothing yet."""
         self.path = Path(path)
         self.checkpoints = Checkpoints(self.path / "checkpoints")
 
     @classmethod
     def of(cls, recipe: RunRecipe) -> "RunFolder":
-        """Return the folder of a recipe's run, `<launch.storage>/<name>`. A loaded recipe has an absolute storage."""
+        """Return the folder of a recipe's run, `<launch.storage>/<name>`, as an object. It may not exist yet."""
         return cls(Path(recipe.launch.storage) / recipe.name)
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
-        """Return the folder of a run that was started.
+        """Return the folder of an existing run as an object.
 
         Raises:
             RunError: The folder has no `recipe.yaml`, so it is not the folder of a run.
@@ -96,7 +96,7 @@ class RunFolder:
         return recipe
 
     def _tree(self) -> Tree:
-        """Read `recipe.yaml` as plain values.
+        """Read `recipe.yaml` as plain values (mappings, lists, numbers, texts).
 
         Raises:
             RunError: The file cannot be read or holds no recipe, or an earlier release wrote it.
@@ -105,7 +105,7 @@ class RunFolder:
         tree = parse_yaml(text, str(path))
         if not isinstance(tree, dict):
             raise RunError(f"{path} is {'no recipe' if text.strip() else 'empty'}. {self._advice}")
-        # Only release 0.1 wrote this key. If the run was killed before it wrote its record, nothing else tells the
+        # Only release 0.1 wrote this key. If a run was killed before it wrote its record, only this key tells its
         # release.
         first = "0.1" if "neighbours" in tree else None
         if problem := version_problem(f"the run {self.path}", self._written_by() or first):
@@ -113,7 +113,7 @@ class RunFolder:
         return tree
 
     def _written_by(self) -> str | None:
-        """Return the version of stssl that last started the run; None if the record does not say it."""
+        """Return the version of stssl that last started the run; None if the record is missing or damaged."""
         try:
             record = self.read_record()[0]
         except RunError:  # callers that need the record report the damage
@@ -122,7 +122,7 @@ class RunFolder:
         return version if isinstance(version, str) else None
 
     def recipe_text(self) -> str:
-        """Return the text of `recipe.yaml`.
+        """Return the text of `recipe.yaml`, the recipe that the run was started with.
 
         Raises:
             RunError: The file cannot be read.
@@ -138,7 +138,7 @@ class RunFolder:
         return f"Put the run's recipe back, or delete {self.path} to start the run again."
 
     def refuse_others(self, recipe: RunRecipe) -> bool:
-        """Check that the folder has no run of another recipe.
+        """Raise an error if the folder holds a run of another recipe.
 
         Returns:
             True if a run of this recipe was started here; False if none was.
@@ -148,7 +148,8 @@ class RunFolder:
         """
         started = is_there(self.path / "recipe.yaml")
         if started:
-            # Compare plain values: the file may have keys that this version does not know.
+            # Compare plain values, not recipes: a file with keys that this version does not know cannot become a
+            # recipe.
             keys = differing_keys(identity_of(self._tree()), recipe.identity())
             if keys:
                 raise RunError(
@@ -158,7 +159,7 @@ class RunFolder:
         return started
 
     def claim(self, recipe: RunRecipe) -> None:
-        """Write `recipe.yaml`, to make this the folder of the recipe's run. Do nothing if it is already.
+        """Write `recipe.yaml`, so the folder belongs to this recipe's run. If it does already, do nothing.
 
         Call this in one process only, and after `check_run`: a recipe that cannot run must not take a name.
 
@@ -169,14 +170,14 @@ class RunFolder:
             write_text(self.path / "recipe.yaml", recipe.yaml())
 
     def recipe_to_build(self, recipe: R) -> R:
-        """Return the recipe that the networks are built from.
+        """Return the recipe from which to build the networks: without initial weights if the run resumes.
 
-        A resumed run does not load initial weights: the checkpoint replaces them, and their file may no longer exist.
+        The checkpoint of a resumed run replaces the initial weights, and their file may no longer exist.
         """
         return without_weights(recipe) if self.checkpoints.exist() else recipe
 
     def finished(self) -> RunEnd | None:
-        """Read how the run ended; None if it has not ended yet.
+        """Read from `done.json` how the run ended. Return None if it has not ended yet.
 
         Raises:
             RunError: `done.json` is damaged.
@@ -188,7 +189,7 @@ class RunFolder:
         return {"steps": done.steps, "best": done.best, "best_step": done.best_step}
 
     def finish(self, end: RunEnd) -> None:
-        """Write `done.json`, which marks the run as ended."""
+        """Write `done.json`, which marks the run as finished."""
         write_text(self.path / "done.json", json.dumps(without_nan(end), indent=1))
 
     def write_record(
@@ -221,7 +222,10 @@ class RunFolder:
         write_text(self.path / "record.json", json.dumps(record, indent=1))
 
     def read_record(self) -> tuple[RecordFile | None, dict[str, Any]]:
-        """Read `record.json`. Return its checked keys and the whole file; None and {} if the run never started.
+        """Read `record.json`, which says what produced the run.
+
+        Returns:
+            The checked keys, and the whole file as plain values. None and an empty dict if the run never started.
 
         Raises:
             RunError: The file is damaged.
@@ -232,7 +236,7 @@ class RunFolder:
         return read_run_file(RecordFile, path, "Put it back, or remove it: the next start of the run writes it again.")
 
     def require_store(self, store: Store) -> None:
-        """Check that a store has the same patches and labels as at the start of the run.
+        """Raise an error if a store's patches or labels differ from those at the start of the run.
 
         Raises:
             RunError: The store has other patches or labels.
@@ -245,7 +249,7 @@ class RunFolder:
             )
 
     def rows(self, file: str = METRICS_FILE) -> Iterator[MetricsRow]:
-        """Yield the rows of `metrics.jsonl`, or of another file of rows, from first to last. Skip damaged lines.
+        """Yield the rows of `metrics.jsonl`, or of another file with one JSON object in each line. Skip damaged lines.
 
         Raises:
             RunError: The file cannot be read.
@@ -253,7 +257,7 @@ class RunFolder:
         yield from self.read_rows(file).rows
 
     def read_rows(self, file: str = METRICS_FILE) -> Rows:
-        """Read the rows of such a file from first to last, and count its damaged lines.
+        """Read all rows of `metrics.jsonl`, or of another file with one JSON object in each line; count damaged lines.
 
         Raises:
             RunError: The file cannot be read.
@@ -261,14 +265,15 @@ class RunFolder:
         return read_rows(self.path / file, numbers=file == METRICS_FILE)
 
     def drop_rows_after(self, step: int) -> None:
-        """Drop the rows after `step` steps, which a resumed run writes again. Warn about damaged lines and drop them.
+        """Delete the rows after `step` steps from all files of rows, because a resumed run writes them again.
 
         Raises:
             RunError: A file cannot be read or written.
         """
         for name in (METRICS_FILE, NONFINITE_FILE):
             if name == METRICS_FILE or is_there(self.path / name):
-                # A row of metrics has the number of steps taken. A bad step has its own number, which is one less.
+                # The two files count differently: metrics hold the number of steps taken, bad steps their own number
+                # from 0.
                 last = step if name == METRICS_FILE else step - 1
                 rows, damaged = self.read_rows(name)
                 if damaged:
@@ -277,7 +282,7 @@ class RunFolder:
                 write_text(self.path / name, "".join(f"{line}\n" for line in kept))
 
     def append(self, row: Mapping[str, object], file: str = METRICS_FILE) -> None:
-        """Add a row to a file of rows. Write the whole row, or nothing.
+        """Append a row to `metrics.jsonl` or another file of rows. If writing fails, the file keeps no part of the row.
 
         Raises:
             RunError: The file cannot be written.
@@ -285,7 +290,7 @@ class RunFolder:
         append_line(self.path / file, json.dumps(without_nan(row)))
 
     def sync(self) -> None:
-        """Flush metrics to disk. Call this before writing a checkpoint: its metrics must not be lost.
+        """Force the metrics to disk. Call this before writing a checkpoint, because its metrics must not be lost.
 
         Raises:
             RunError: The metrics could not be written to disk.

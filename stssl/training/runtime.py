@@ -1,4 +1,4 @@
-"""Deal with the machine of a run: shared storage, memory, signals, torch.compile.
+"""Handle the machine that a run uses: shared storage, memory, signals, torch.compile.
 
 `check_shared` finds storage that the nodes do not share. `memory_advice` says what to do if memory runs out.
 `StopRequest` listens for signals. `compile_blocks` compiles networks, and uses plain PyTorch if that fails.
@@ -31,14 +31,14 @@ from stssl.recipes.recipe import Recipe, RunRecipe
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's `mallopt` parameters M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, from malloc.h."""
 VARIANTS = 256
-"""Largest number of compiled variants of a block's code. After that many, torch stops compiling."""
+"""Largest number of variants that torch may compile of a block's code before it stops compiling."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def check_shared(folder: Path) -> None:
-    """Check before the first step that all ranks see the same folder. All ranks call this function together.
+    """Check that all ranks (training processes) see the same folder. All ranks call this together before training.
 
     Rank 0 writes a file with a random name, and each rank looks for it.
 
@@ -71,9 +71,10 @@ def check_shared(folder: Path) -> None:
 
 
 def keep_memory() -> None:
-    """Make this process keep freed memory, and not return it to the system. This works only with glibc.
+    """Make this process keep freed memory for its next allocations. This works only with glibc.
 
-    Each step frees its activations. On a CPU, a tenth of the step's time went into getting that memory back.
+    Without this, memory goes back to the system after each step, and a tenth of a CPU step's time goes into getting it
+    again.
     """
     with contextlib.suppress(OSError, AttributeError):  # macOS and musl have no mallopt
         mallopt = ctypes.CDLL(None).mallopt
@@ -83,7 +84,7 @@ def keep_memory() -> None:
 
 @contextlib.contextmanager
 def memory_advice(recipe: RunRecipe) -> Iterator[None]:
-    """If the code in this context runs out of memory, raise an error that names recipe keys to change.
+    """Return a context that turns a lack of memory into an error that names recipe keys to change.
 
     Raises:
         RunError: The code ran out of memory on the host or the device.
@@ -99,7 +100,7 @@ def memory_advice(recipe: RunRecipe) -> Iterator[None]:
 
 
 def _savings(recipe: RunRecipe) -> Iterator[str]:
-    """Suggest changes of the recipe that need less memory."""
+    """Yield suggestions for error messages: recipe keys to change so that training needs less memory."""
     if recipe.compute.precision != "bf16":
         yield "compute.precision=bf16"
     if isinstance(recipe, Recipe):
@@ -122,7 +123,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        """Start without a signal."""
+        """Create the request; no signal has come yet."""
         self.by: signal.Signals | None = None
         self.at, self.leaving = 0.0, False
 
@@ -133,14 +134,14 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self, alone: bool) -> Iterator["StopRequest"]:
-        """Record signals inside this context instead of ending the process. This works only in the main thread.
+        """Return a context in which signals are recorded and do not end the process. It works only in the main thread.
 
         Signals that the process ignores, as under `nohup`, stay ignored.
 
         Args:
             alone: True if this is the run's only rank. With several ranks, signals keep their usual effect.
         """
-        # With several ranks, no rank may leave the loop: the others would wait for its gradients forever.
+        # With several ranks, a rank must not leave the loop by itself: the others would wait for its gradients forever.
         if not alone or threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -153,7 +154,7 @@ class StopRequest:
                 self.by, self.at = signal.Signals(number), time.monotonic()
 
         before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-        # None stands for a handler that C code set. Python could not restore it, so leave it alone.
+        # A handler of None was set by C code. Python could not restore it afterwards, so do not replace it.
         taken = [name for name, handler in before.items() if handler not in (signal.SIG_IGN, None)]
         for name in taken:
             signal.signal(name, ask)
@@ -165,7 +166,7 @@ class StopRequest:
 
 
 def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
-    """Return a line that says what is trained, and where.
+    """Return a line for the log that says what is trained, and on which device.
 
     Args:
         recipe: Recipe of the run.
@@ -181,10 +182,10 @@ def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
 
 
 def slow_arithmetic(recipe: RunRecipe, device: torch.device) -> str | None:
-    """Return a warning if the recipe asks for bf16 and the CPU has no bf16 instructions; else None."""
+    """Return a warning if the recipe asks for bf16 but the CPU has no bf16 instructions, which is slow; else None."""
     if device.type != "cpu" or recipe.compute.precision != "bf16":
         return None
-    # torch before 2.10 has no get_capabilities. Without it, the CPU is unknown, and no warning is given.
+    # torch before 2.10 has no get_capabilities. Without it the CPU is unknown, so give no warning.
     cpu: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if cpu.get("architecture") != "x86_64" or cpu.get("avx512_bf16") or cpu.get("amx_bf16"):
         return None
@@ -195,7 +196,7 @@ def slow_arithmetic(recipe: RunRecipe, device: torch.device) -> str | None:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Return this process's peak memory in GB as `memory_gb`: GPU memory if the device is a GPU, else host memory."""
+    """Measure the peak memory of this process in GB: GPU memory if the device is a GPU, else host memory."""
     if device.type == "cuda":
         return {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
     import resource  # only Unix has this module
@@ -204,11 +205,12 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def compile_blocks(backbone: nn.Module) -> None:
-    """Replace each block's `forward`. torch.compile compiles the new one at its first call.
+    """Compile each block of a backbone by torch.compile: replace its `forward` by a compiled one.
 
-    The modules stay the same, so the names of weights do, too. Hooks stay outside of the compiled code.
+    The first call compiles. The modules stay the same, so the names of weights do, too. Hooks stay outside of the
+    compiled code.
     """
-    # All blocks share one code object. torch counts its variants (blocks, networks, training or not) together.
+    # All blocks share one code object, and torch counts the variants of all blocks, networks and modes together.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     # On the CPU, Inductor puts every convolution into channels_last. Some crash in this layout (models/layout.py).
     device = next(backbone.parameters()).device
@@ -218,7 +220,7 @@ def compile_blocks(backbone: nn.Module) -> None:
 
 
 def with_fallback(function: Callable[P, T], free: bool = True) -> Callable[P, T]:
-    """Compile a function. If that fails, log one warning and run the plain function from then on.
+    """Compile a function by torch.compile. If that fails, log one warning and use the plain function from then on.
 
     Args:
         function: Function to compile.

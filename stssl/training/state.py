@@ -1,4 +1,4 @@
-"""Hold everything that one rank trains with. Build it from a recipe, and resume it from a checkpoint, without Ray.
+"""Build and resume everything that one rank (training process) trains with: networks, optimizer, data, progress.
 
 To train in Python, call `train_state = open_train_state(recipe, device)`, `train_state.resume()`,
 `end = train(train_state, report)` and `train_state.finish(end)`. `launch.run` does the same, also on Ray.
@@ -39,14 +39,14 @@ from stssl.training.task import AnyTask
 from stssl.training.teacher_student_task import TeacherStudentTask
 
 TASKS: dict[type[RunRecipe], type[AnyTask]] = {Recipe: TeacherStudentTask, PretrainRecipe: ContrastiveTask}
-"""The task of each kind of recipe. A new kind of run adds its line here."""
+"""Task class of each kind of recipe. A new kind of run adds its line here."""
 BUCKET_MB = 100
-"""Size in MB of the buckets in which DDP sums gradients over ranks. Large buckets mean few transfers."""
+"""Size in MB of the buckets in which DDP sends gradients between ranks. Larger buckets mean fewer transfers."""
 
 
 @dataclass
 class RunProgress:
-    """Hold the number of steps taken, and the best validation score so far.
+    """Count the steps of a run, and remember its best validation score.
 
     Attributes:
         step: Number of steps taken.
@@ -61,7 +61,7 @@ class RunProgress:
     left_out: int = 0
 
     def better(self, score: float | None) -> bool:
-        """Record a validation score. Return True if it is the best so far.
+        """Record a validation score, and return True if it is the best so far.
 
         Args:
             score: Validation score. NaN if predictions were not finite: it is never the best. None if nothing can be
@@ -75,13 +75,13 @@ class RunProgress:
         return True
 
     def exhausted(self, patience: int | None) -> bool:
-        """Return True if at least `patience` steps passed since the best score. None never ends a run."""
+        """Return True if at least `patience` steps passed since the best score. With None, return False."""
         return patience is not None and self.step - self.best_step >= patience
 
 
 @dataclass
 class TrainState:
-    """Hold what one rank needs to train a run.
+    """Hold everything that one rank (training process) needs to train a run.
 
     Attributes:
         recipe: Recipe of the run.
@@ -105,11 +105,11 @@ class TrainState:
 
     @property
     def next_step(self) -> Progress:
-        """Return the number of the next step, and the number of steps of the run."""
+        """Return the number of the next step (from 0) and the number of all steps, as a `Progress`."""
         return Progress(self.progress.step, self.recipe.schedule.steps)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Return a context in which networks compute with the recipe's precision."""
+        """Return a context in which networks compute with the precision that the recipe sets, such as bf16."""
         if self.recipe.compute.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.task.device.type, torch.bfloat16)
@@ -121,8 +121,8 @@ class TrainState:
         return self.model.no_sync()
 
     def checkpoint_state(self) -> CheckpointState:
-        """Collect what exact resume needs: networks, averages, algorithm buffers, optimizer, progress."""
-        # The state of random generators is not needed: seed and step determine all random numbers.
+        """Collect the contents of a checkpoint: networks, averages, algorithm state, optimizer and progress."""
+        # Random generators need no entry here: seed and step determine all random numbers.
         return {
             "recipe": self.recipe.hash(),
             "written_by": __version__,
@@ -132,9 +132,10 @@ class TrainState:
         }
 
     def resume(self) -> list[str]:
-        """Claim the run's folder and continue from its newest usable checkpoint. Without one, start at step 0.
+        """Continue the run from its newest usable checkpoint. Without a checkpoint, start at step 0.
 
-        Rank 0 writes `recipe.yaml` and `record.json`. From now on, it also writes metrics.
+        Rank 0 writes `recipe.yaml`, which reserves the folder for this run, and `record.json`. From now on, it also
+        writes metrics.
 
         Returns:
             A sentence for each checkpoint that could not be used.
@@ -186,7 +187,9 @@ class TrainState:
             self.folder.checkpoints.mend(found, best=self.progress.best_step == self.progress.step)
 
     def _check_best(self) -> list[str]:
-        """Check the best checkpoint. If it is lost, write it again from a copy; without a copy, forget its score.
+        """Check the file of the best checkpoint.
+
+        If it is lost, restore it from a copy; without a copy, forget its score.
 
         Returns:
             A list with one sentence that says what is wrong with `best`; empty if nothing is wrong.
@@ -227,7 +230,7 @@ class TrainState:
 
 
 def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
-    """Build one rank's state of a run at step 0, and write nothing. Call `resume` before `train_to_end`.
+    """Build everything that one rank trains with, at step 0, and write nothing. Call `resume` before `train_to_end`.
 
     Raises:
         ConfigError: The store or the networks cannot do what the recipe asks for.
@@ -254,7 +257,7 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
 
 
 def _shared(step: nn.Module) -> nn.Module:
-    """Wrap the step in DDP if the run has several ranks."""
+    """Wrap the training step in DDP, which sums gradients over ranks, if the run has several ranks."""
     if world_size() == 1:
         return step
     # Do not broadcast buffers: each rank updates them from the rows of all ranks, so they are equal already.

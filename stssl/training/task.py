@@ -1,4 +1,7 @@
-"""Define tasks, which the loop trains. Each kind of recipe has one task: it makes batches, and scores the networks."""
+"""Define the base class of tasks. A task makes batches and scores networks for one kind of recipe.
+
+The loop trains any task.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,14 +17,14 @@ from stssl.steps.base import TrainingStep
 from stssl.training.checkpoints import Checkpoints
 
 Loaded = TypeVar("Loaded")
-"""Type of what a loader delivers: stored pixels in host memory."""
+"""Type of the batches that a loader delivers: stored pixels in host memory."""
 Raw_co = TypeVar("Raw_co", covariant=True)
 Made = TypeVar("Made")
-"""Type of what a step takes: normalized views on the device."""
+"""Type of the batches that a training step takes: normalized views on the device."""
 
 
 class BatchLoader(Protocol[Raw_co]):
-    """Deliver this rank's rows of the global batches.
+    """Deliver one rank's part of the patches of each step.
 
     Attributes:
         ranks: Number of this rank, and number of all ranks.
@@ -30,7 +33,7 @@ class BatchLoader(Protocol[Raw_co]):
     ranks: tuple[int, int]
 
     def batches(self, start: int, stop: int) -> Iterator[Raw_co]:
-        """Yield the rows of each step, from step `start` to step `stop` - 1."""
+        """Yield this rank's patches of each step, from step `start` to step `stop` - 1."""
         ...
 
     def rows_at(self, step: int) -> int:
@@ -38,12 +41,12 @@ class BatchLoader(Protocol[Raw_co]):
         ...
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Return the store rows that all ranks together read in a step, by name of the stream."""
+        """Return the store rows that all ranks together read in a step, by name of the stream (such as `labeled`)."""
         ...
 
 
 class Validation(NamedTuple):
-    """Hold all scores of a validation, and the score that chooses the best checkpoint.
+    """Hold the scores of a validation, and the one score that chooses the best checkpoint.
 
     Attributes:
         scores: Value of each score by name.
@@ -56,7 +59,7 @@ class Validation(NamedTuple):
 
 
 class Task(ABC, Generic[R, Loaded, Made]):
-    """Hold what one rank trains with, as far as it depends on the kind of recipe.
+    """Define the part of training that depends on the kind of recipe: data, batches, networks and scores.
 
     Attributes:
         recipe: Recipe of the run.
@@ -74,7 +77,7 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
     @abstractmethod
     def __init__(self, recipe: R, device: torch.device) -> None:
-        """Open the data and build networks and loader.
+        """Open the data, and build networks and loader for one rank (training process).
 
         Raises:
             ConfigError: The store or the networks cannot do what the recipe asks for.
@@ -93,20 +96,23 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
     @property
     def rows(self) -> int:
-        """Return how many patches the global batch of the last step has. No step reads more."""
+        """Return how many patches the largest global batch has, which is that of the last step."""
         return self.loader.rows_at(self.recipe.schedule.steps - 1)
 
     @abstractmethod
     def batch(self, raw: Loaded) -> Made:
-        """Turn rows from the loader into normalized views on the device."""
+        """Turn patches from the loader into augmented, normalized views on the device."""
 
     def micro_batches(self, batch: Made, progress: Progress) -> list[tuple[object, ...]]:
-        """Return the arguments of `step` for each micro-batch. By default, one micro-batch holds all rows."""
+        """Divide a batch, and return the training step's arguments for each part.
+
+        The default is one part with all rows.
+        """
         return [(batch, progress)]
 
     @abstractmethod
     def validate(self, progress: Progress) -> Validation:
-        """Score the validation part. All ranks call this together.
+        """Score the networks on the validation part of the data. All ranks call this together.
 
         Args:
             progress: The last step that was taken.
@@ -118,11 +124,11 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
     @abstractmethod
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the weights that users need from the finished run."""
+        """Write the files with weights that users need, from the checkpoints of the finished run."""
 
     @abstractmethod
     def about(self) -> JsonObject:
-        """Describe the data for the run's record."""
+        """Describe the data, such as the store and the sizes of its parts, for the run's record."""
 
     def labels(self) -> JsonObject | None:
         """Describe the patches that kept their label, for `labels.json`; None if the run uses no labels."""
@@ -130,4 +136,4 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
 
 AnyTask = Task[Any, Any, Any]
-"""A task of any kind. The loop passes a task's batches only to the same task, so it does not need their types."""
+"""Task of any kind. The loop passes a task's batches only to the same task, so it does not need their types."""

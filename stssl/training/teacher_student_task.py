@@ -1,4 +1,4 @@
-"""Define the task of a `Recipe`: train a student and, if the recipe has one, a teacher."""
+"""Define the task of a `Recipe`: semi-supervised training of a student and, if the recipe has one, a teacher."""
 
 from collections.abc import Iterator
 from math import isnan
@@ -31,7 +31,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
     data: RunData
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        """Open the data and build networks and loader; see `Task`."""
+        """Open the data, and build networks and loader for one rank (training process)."""
         self.recipe, self.device = recipe, device
         self.data = open_data(recipe, device)
         self.step = build_step(recipe, self.data)
@@ -41,21 +41,21 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
-        """Check that data and networks fit the recipe; see `Task`."""
+        """Check before a run starts that data and networks fit the recipe. Train nothing."""
         check_recipe(recipe)
 
     def _views_at(self, step: int) -> frozenset[View]:
         return self.step.views_at(Progress(step, self.recipe.schedule.steps))
 
     def batch(self, raw: RawBatch) -> Batch:
-        """Make the views that the step uses, with the random choices that the loader drew."""
+        """Turn stored patches into the augmented views of a step, with the random choices that the loader drew."""
         made: Batch = self.views(raw)
         return made
 
     def micro_batches(self, batch: Batch, progress: Progress) -> list[tuple[object, ...]]:
-        """Divide the batch into micro-batches if the recipe asks for them.
+        """Divide a batch into micro-batches if the recipe asks for them, and return each with its loss terms.
 
-        Each micro-batch comes with its pseudo-labels. The algorithm makes these from the whole global batch.
+        The algorithm makes the pseudo-labels of all micro-batches from the whole global batch.
         """
         micro, most = self.recipe.batch.micro, -(-self.recipe.batch.labeled // world_size())
         # `most` is the largest number of labeled rows of any rank, so all ranks decide the same. `plan` exchanges rows
@@ -67,11 +67,11 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return [(small, progress, plan) for small, plan in zip(batch.split(parts), plans, strict=True)]
 
     def view_count(self, step: int) -> int:
-        """Return how many views a step uses. A supervised start uses fewer views than later steps."""
+        """Return how many augmented views a step uses. Steps that learn from labels only use fewer views."""
         return len(self._views_at(step))
 
     def validate(self, progress: Progress) -> Validation:
-        """Estimate the averaged student's BatchNorm statistics anew, and score the student on the validation part.
+        """Score the averaged student on the validation part, after its BatchNorm statistics were computed anew.
 
         Args:
             progress: The last step that was taken.
@@ -79,12 +79,11 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         average_batchnorm(self.step)
         scores = self.evaluate_student("validation", progress).scores
         score = scores[headline(self.data.space)]
-        # If the score is NaN although predictions are finite, no class has a positive patch in this part. Nothing can
-        # then be scored.
+        # If the score is NaN but predictions are finite, no patch of this part has any class: nothing can be scored.
         return Validation(scores, None if isnan(score) and not diverged(scores) else score)
 
     def evaluate_student(self, part: str, progress: Progress) -> Evaluation:
-        """Score the averaged student on one part of the split.
+        """Score the student with averaged weights on one part of the data.
 
         Args:
             part: `train`, `validation` or `test`.
@@ -108,7 +107,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return self.data.about(world_size()) | {"labeled": len(self.data.labeled)}
 
     def labels(self) -> JsonObject:
-        """Describe the drawn labels: rule of the draw, store rows, patch names, class frequencies and targets."""
+        """Describe the patches that kept their label, for `labels.json`: rule, rows, names, frequencies and targets."""
         data = self.data
         names = data.store.column("patch_id")[data.labeled]
         return {
@@ -121,7 +120,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
 
 def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: PixelScaler, progress: Progress) -> None:
-    """Estimate the BatchNorm statistics of averaged weights from training batches. All ranks get the same result.
+    """Compute the BatchNorm statistics of averaged weights from training batches. All ranks get the same result.
 
     If `evaluation.batchnorm_batches` is 0, the averages keep the networks' own running statistics.
 
@@ -134,8 +133,8 @@ def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: P
     """
     if not recipe.evaluation.batchnorm_batches:
         return
-    # Mix views, classes and micro-batches as in training: the weights fit such batches. Neighboring store rows would
-    # often share a class. Patches without augmentation would cost points of accuracy.
+    # Mix views and classes as in training: the weights fit such batches. Neighboring store rows often share a class,
+    # and patches without augmentation would cost points of accuracy.
     views = step.views_at(progress) - {View.UNLABELED_WEAK}
     loader, maker = build_loader(recipe, data, lambda _: views), ViewMaker(pixels)
     parts = -(-recipe.batch.labeled // (recipe.batch.micro or recipe.batch.labeled))

@@ -1,4 +1,4 @@
-"""Load the networks of a trained run from a checkpoint, and score them on a part of its split."""
+"""Load the networks of a trained run from a checkpoint, and score them on a part of its data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ class TrainedRun:
 
     @property
     def progress(self) -> Progress:
-        """Return the last step that trained the weights."""
+        """Return the number of the last step that trained the weights, as a `Progress`."""
         return Progress(self.steps - 1, self.recipe.schedule.steps)
 
 
@@ -91,7 +91,7 @@ def load_run(
     folder.require_store(data.store)
     state = read_own_state(folder, path, expected)
     step = build_step(as_trained(recipe), data)
-    # `as_trained` builds no votes: only training uses them, and they are as large as the training part.
+    # Skip the state of neighbor votes: only training uses it, and it is as large as the training part.
     weights = {name: value for name, value in state["step"].items() if not str(name).startswith("votes.")}
     try:
         step.load_state_dict(weights)
@@ -149,13 +149,13 @@ def require_name(checkpoint: str) -> None:
 
 
 def never_finite(folder: RunFolder) -> bool:
-    """Return True if a run has checkpoints, but no best one, because no validation had finite predictions."""
+    """Return True if no validation of a run had finite predictions, so it has checkpoints but no best one."""
     states = [state for _, state in folder.checkpoints.newest() if not isinstance(state, UnusableError)]
     return bool(states) and not states[0]["progress"].get("best_step")
 
 
 def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "") -> CheckpointState:
-    """Read a checkpoint of a run.
+    """Read a checkpoint of a run, and check that it belongs to this run.
 
     Args:
         folder: Folder of the run.
@@ -181,7 +181,7 @@ def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "")
 def evaluate_run(
     path: str | Path, part: str, checkpoint: str = "best", device: str = "auto", store: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """Score a run's networks on all patches of a part. Write `evaluation/<part>.json`, and logits to `<part>.npz`.
+    """Score a run's networks on a part of the data, and write the scores and logits to the folder `evaluation`.
 
     Args:
         path: Folder of the run.
