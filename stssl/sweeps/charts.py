@@ -28,7 +28,7 @@ COMPLETE: dict[str, Any] = {"color": COLORS[0], "s": 26, "linewidths": 0}
 
 
 def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) -> Markup:
-    """Draw one score of each trial over the trial's number, and a line for the best score so far.
+    """Draw a score of each trial (training run) over the trial's number, and a line for the best score so far.
 
     Args:
         trials: Trials, by number.
@@ -55,7 +55,7 @@ def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) ->
 
 
 def _dots(axis: "Axes", points: Sequence[tuple[float, TrialRow, float]]) -> None:
-    """Draw a dot for each (x, trial, y). Dots of complete trials are filled; dots of stopped trials are hollow."""
+    """Draw a dot at (x, y) for each trial in `points`. Dots of complete trials are filled, of stopped ones hollow."""
     for state, style, label in (("complete", COMPLETE, "complete"), ("stopped", STOPPED, "stopped early")):
         shown = [(x, y) for x, row, y in points if row.state == state]
         if shown:
@@ -63,7 +63,7 @@ def _dots(axis: "Axes", points: Sequence[tuple[float, TrialRow, float]]) -> None
 
 
 def importances(shares: Mapping[str, float]) -> Markup:
-    """Draw each parameter's share of the importance as a bar, the largest on top."""
+    """Draw how important each searched parameter is as horizontal bars, the largest on top."""
     names = sorted(shares, key=lambda name: shares[name])
     figure, (axis,) = figure_of(8.4, 0.9 + 0.32 * len(names))
     axis.barh(range(len(names)), [shares[name] for name in names], 0.6, color=COLORS[0])
@@ -75,7 +75,7 @@ def importances(shares: Mapping[str, float]) -> Markup:
 
 
 def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> list[Markup]:
-    """Draw the score over the values of each key. Each key has one panel; a figure has three panels.
+    """Draw for each searched key how the score depends on the key's value: one panel for each key, three in a figure.
 
     Args:
         trials: Trials, by number.
@@ -97,7 +97,7 @@ def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: 
 
 
 def wholes(axes: Sequence[Axis]) -> list[Axis]:
-    """Join all axes of the same key into one axis. Its domain covers the domains of all these axes."""
+    """Join search dimensions of the same recipe key into one, with a domain that covers all of theirs."""
     groups: dict[str, list[Axis]] = {}
     for axis in axes:
         groups.setdefault(axis.key, []).append(axis)
@@ -114,12 +114,12 @@ def _joined(domains: Sequence[Domain]) -> Domain:
 
 
 def _slice(panel: "Axes", trials: Sequence[TrialRow], axis: Axis, metric: int) -> None:
-    """Draw the score over the values of one key."""
+    """Draw a panel with the score of each trial over its value of one key."""
     rows = [row for row in trials if row.values and axis.key in row.params]
     if axis.domain.choices:
         known = {str(choice): place for place, choice in enumerate(axis.domain.choices)}
-        # Move each dot a little: dots of the same choice would hide each other. The fixed seed keeps the figure
-        # the same.
+        # Move each dot sideways a little: dots of the same choice would hide each other. Use a fixed seed: equal sweeps
+        # must give equal figures.
         spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(rows))
         points = [
             (known[str(row.params[axis.key])] + shift, row, (row.values or [])[metric])
@@ -135,7 +135,7 @@ def _slice(panel: "Axes", trials: Sequence[TrialRow], axis: Axis, metric: int) -
 
 
 def _ranged(panel: "Axes", axis: Axis) -> None:
-    """Make a panel show the whole domain, with a margin at both ends."""
+    """Set the limits of a panel so it shows the key's whole domain, with a margin at both ends."""
     low, high = float(axis.domain.low or 0), float(axis.domain.high or 0)
     if axis.domain.log:
         room = (high / low) ** 0.03
@@ -150,7 +150,7 @@ def _ranged(panel: "Axes", axis: Axis) -> None:
 
 
 def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> Markup:
-    """Draw each complete trial as a line across all keys, colored by score. A missing key is drawn at the bottom.
+    """Draw parallel coordinates: each complete trial is a line across its values of all keys, colored by score.
 
     Args:
         trials: Trials, by number.
@@ -190,7 +190,7 @@ def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name
 
 
 def _place(axis: Axis, value: object) -> float:
-    """Compute the height of a value in the figure: from 0 to 1 over the domain, below 0 if the trial lacks the key."""
+    """Compute the height of a key's value in the figure: 0 to 1 over the domain, below 0 if the trial lacks the key."""
     domain = axis.domain
     if value is None and None not in domain.choices:
         return -0.12
@@ -204,7 +204,7 @@ def _place(axis: Axis, value: object) -> float:
 
 
 def _number(value: object) -> float:
-    """Convert a value that was drawn from a range to a float."""
+    """Convert a value that lies in a range of numbers to a float."""
     if not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)
@@ -217,7 +217,7 @@ def _ticks(axis: Axis) -> list[tuple[float, str]]:
 
 
 def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
-    """Draw the values of each group as dots, with their mean and standard deviation."""
+    """Draw the scores of each group of trials as dots, with their mean and standard deviation."""
     figure, (axis,) = figure_of(8.4, 1.0 + 0.42 * len(groups))
     random = np.random.default_rng(0)
     for place, values in enumerate(groups.values()):
@@ -233,7 +233,7 @@ def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
 
 
 def front(trials: Sequence[TrialRow], best: Sequence[TrialRow], names: Sequence[str]) -> Markup:
-    """Draw two scores against each other. Mark the trials that no other trial dominates.
+    """Draw two scores against each other, and mark the Pareto front: trials that no other trial dominates.
 
     Args:
         trials: Trials, by number.

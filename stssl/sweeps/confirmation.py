@@ -1,4 +1,4 @@
-"""Train the best trials again with other seeds than the search, choose the winner, and test it once."""
+"""Train a sweep's best recipes again with new seeds, choose the winner by validation, and test it once."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run
 
 BASE = "recipe"
-"""Name of the base recipe among the candidates."""
+"""Name of the sweep's base recipe among the candidates."""
 CONFIRMATION_ADVICE = "Delete it: the same `stssl sweep --top N` writes it again."
 
 
 class TestLook(TypedDict):
-    """Record when the test part was evaluated, and for which candidates."""
+    """Record one evaluation on the test part: its time, and the candidates (recipes) that were evaluated."""
 
     time: str
     runs: list[str]
@@ -38,7 +38,7 @@ class TestLook(TypedDict):
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hold the scores of one recipe that was trained with several seeds.
+    """Hold the scores of one recipe of a sweep that was trained again with several seeds.
 
     Attributes:
         name: `trial-0007`, or `recipe` for the sweep's base recipe.
@@ -55,7 +55,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Hold the scores of the best trials, trained again with other seeds.
+    """Hold the scores of a sweep's best recipes, which were trained again with other seeds.
 
     Attributes:
         seeds: Seeds of the runs and of their label draws.
@@ -69,7 +69,7 @@ class Confirmation:
     looks: list[TestLook]
 
     def html(self) -> Markup:
-        """Make a section of the sweep's report with a table of means and standard deviations."""
+        """Make a section of the sweep's report: a table with mean and standard deviation of each recipe's scores."""
         names = list(self.candidates[0].validation)
         head = Markup("<th>{}, {}</th>")
         return _SECTION.format(
@@ -98,14 +98,14 @@ def _line(one: Candidate, names: Sequence[str]) -> Markup:
 
 
 def words(values: Sequence[float]) -> str:
-    """Return mean and standard deviation of values as text."""
+    """Format the mean and the standard deviation of some values as text, such as `0.9120 ± 0.0040`."""
     if not values:
         return "–"
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: Callable[[str], None]) -> Confirmation:
-    """Train the best trials and the base recipe with new seeds. Finished runs are not trained again.
+    """Train a sweep's best recipes and its base recipe with new seeds, and test the winner. Keep finished runs.
 
     Args:
         book: Study of the sweep.
@@ -153,7 +153,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
 
 
 def confirmed(book: Book) -> Confirmation | None:
-    """Read the scores that an earlier start wrote to `confirmation.json`; None if the file does not exist."""
+    """Read the scores of a confirmation that an earlier start wrote; None if `confirmation.json` does not exist."""
     if not is_there(_file(book)):
         return None
     kept = read_run_file(ConfirmationFile, _file(book), CONFIRMATION_ADVICE)[0]
@@ -170,14 +170,14 @@ def _plain(result: Confirmation) -> dict[str, object]:
 
 
 def _seeded(recipe: Recipe, name: str, seed: int, book: Book) -> Recipe:
-    """Copy a recipe with another seed of the run and of the draw of labels, in the sweep's folder `confirm`."""
+    """Copy a recipe with another name, folder and seed. The seed applies to the run and to the choice of labels."""
     labels = recipe.labels.model_copy(update={"seed": seed})
     again = recipe.model_copy(update={"seed": seed, "labels": labels})
     return trial_recipe(again, f"{name}-s{seed}", book.sweep.folder / "confirm")
 
 
 def _train(book: Book, recipes: Sequence[Recipe]) -> None:
-    """Train recipes in this process if `launch.workers` is 0; else train each as a trial of Ray Tune."""
+    """Train the recipes in this process if `launch.workers` is 0, else as trials of Ray Tune."""
     for recipe in recipes:
         (RunFolder.of(recipe).path / REASON).unlink(missing_ok=True)
     if book.sweep.recipe.launch.workers == 0:
@@ -207,7 +207,7 @@ def _candidate(name: str, runs: Sequence[Recipe], metrics: tuple[str, ...]) -> C
 
 
 def _evaluate(folder: RunFolder) -> None:
-    """Score a run on test.
+    """Score a run's networks on the test part.
 
     Raises:
         RunError: The run's best checkpoint is missing or damaged. The message says how to get it back.
@@ -222,7 +222,7 @@ def _evaluate(folder: RunFolder) -> None:
 
 
 def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[TestLook]:
-    """Evaluate the chosen candidates on test, unless an earlier start did it, and record the evaluation.
+    """Score the winner and the base recipe on the test part, unless an earlier start did, and record when.
 
     Args:
         book: Study of the sweep.

@@ -1,4 +1,4 @@
-"""Turn the dotted keys of a sweep file into dimensions. Find each key's domain and gates in the recipe's types."""
+"""Turn the recipe keys of a sweep file into search dimensions. The recipe's types give each key's allowed values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,24 +28,24 @@ IDLE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("loss.distance", ("mse", "mae", "cosine", "none")),
     ),
 }
-"""Keys that have no effect while another key has one of the listed values. Algorithms add more keys below."""
+"""For each recipe key that may have no effect: another key, and the values of it with which this is so."""
 
 for _key in sorted({key for kind in ALGORITHMS.values() for key in kind.unused_keys()}):
     _names = tuple(name for name, kind in ALGORITHMS.items() if _key in kind.unused_keys())
     IDLE[_key] = (("algorithm.name", _names),)
 
 FIRST = ("model.metadata", "model.injection.name", "loss.distance")
-"""Keys to draw first: gates of other keys depend on their values."""
+"""Keys to draw first, because other keys exist only with some of their values."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Describe one meaning of a key. A key may have several meanings if several parts have it.
+    """Describe one meaning of a recipe key. A key has several meanings if several kinds of a section have it.
 
     Attributes:
         domain: Values that the recipe's type allows; None if the type sets no bounds.
         integer: True if values are whole numbers.
-        gates: Conditions under which the key has this meaning.
+        gates: Conditions on other keys under which the key has this meaning.
     """
 
     domain: Domain | None
@@ -54,7 +54,7 @@ class Found:
 
 
 def build_space(config: SweepConfig, recipe: Recipe, source: str = "search") -> Space:
-    """Find the domain of each searched key, and the conditions under which the key exists.
+    """Build the search space: find each searched key's allowed values, and the conditions under which it exists.
 
     Args:
         config: The sweep file.
@@ -77,7 +77,7 @@ def build_space(config: SweepConfig, recipe: Recipe, source: str = "search") -> 
 
 
 class _Finder:
-    """Look keys up in the recipe's types."""
+    """Look up searched keys in the recipe's types, to find their allowed values and conditions."""
 
     def __init__(self, config: SweepConfig, recipe: Recipe, source: str) -> None:
         self.search, self.recipe, self.tree, self.source = config.search, recipe, recipe.tree(), source
@@ -120,7 +120,7 @@ class _Finder:
         return found.domain
 
     def _is_float(self, value: object, found: Found) -> TypeGuard[int]:
-        """Return True if a whole number stands for a float."""
+        """Return True if a value is a whole number but the key's type is float, so it must be converted."""
         ranged = found.domain is not None and found.domain.low is not None
         return ranged and not found.integer and isinstance(value, int) and not isinstance(value, bool)
 
@@ -145,7 +145,7 @@ class _Finder:
         raise ConfigError(f"{self.source}: the key '{key}' is empty")
 
     def _names(self, prefix: str, union: list[type[Config]]) -> tuple[str, ...]:
-        """List the names of the parts in a union. For injection sites, list only those that fit the backbone."""
+        """List the names that a section may have, such as all algorithms. Leave out injection sites that do not fit."""
         names = tuple(name for name in map(part_name, union) if name)
         if prefix != "model.injection":
             return names
@@ -163,7 +163,7 @@ class _Finder:
     def _chosen(
         self, prefix: str, union: list[type[Config]], gates: tuple[Gate, ...]
     ) -> list[tuple[type[Config], tuple[Gate, ...]]]:
-        """List the parts that may stand at a key: the recipe's part, or each searched part with a gate on its name."""
+        """List the kinds that a section may have: the recipe's own, or each searched kind with its condition."""
         if len(union) == 1:
             return [(union[0], gates)]
         by_name = {part_name(part): part for part in union}
@@ -184,7 +184,7 @@ class _Finder:
         return node
 
     def _awake(self, key: str) -> Iterator[Gate]:
-        """Make gates that leave the key out while another key's value makes it useless (see `IDLE`)."""
+        """Yield conditions that leave a key out while another key's value makes it useless (see `IDLE`)."""
         for prefix, conditions in IDLE.items():
             if key != prefix and not key.startswith(f"{prefix}."):
                 continue
@@ -207,7 +207,7 @@ class _Finder:
                     )
 
     def _unknown(self, here: str, part: str, places: list[type[Config]], prefix: str) -> str:
-        """Return a message that says which key is wrong, and which other parts have it."""
+        """Return an error message about an unknown key that names the kinds of a section that do have the key."""
         known = {f"{prefix}.{name}".lstrip(".") for place in places for name in place.model_fields}
         having = [name for name in self._others(prefix) if name]
         owners = [name for name, part_type in self._others(prefix).items() if part in part_type.model_fields and name]
@@ -235,7 +235,7 @@ class _Finder:
 
 
 def check_site(model: ModelConfig, injection: InjectionBase) -> None:
-    """Raise a ConfigError if an injection site does not fit a recipe's backbone."""
+    """Raise a ConfigError if an injection site, where metadata enters, does not fit a recipe's backbone."""
     check_fit(
         backbone=model.backbone,
         backbone_args=model.backbone_args,
@@ -259,7 +259,7 @@ def _found(field: FieldInfo, gates: tuple[Gate, ...]) -> Found:
 
 
 def _types(annotation: object) -> Iterator[object]:
-    """Yield the plain types in an annotation, without None."""
+    """Yield the plain types in a type annotation such as `int | None`, without None."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _types(get_args(annotation)[0])
@@ -271,7 +271,7 @@ def _types(annotation: object) -> Iterator[object]:
 
 
 def _domains(annotation: object) -> Iterator[Domain]:
-    """Yield the domains in an annotation."""
+    """Yield the search domains that are attached to a type annotation."""
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
         yield from (part for part in arguments[1:] if isinstance(part, Domain))
@@ -282,14 +282,14 @@ def _domains(annotation: object) -> Iterator[Domain]:
 
 
 def _literals(annotation: object) -> Iterator[JsonValue]:
-    """Yield the values of the literal types in an annotation."""
+    """Yield the values of all `Literal` types in a type annotation."""
     for kind in _types(annotation):
         if get_origin(kind) is Literal:
             yield from get_args(kind)
 
 
 def _try(space: Space, axis: Axis, source: str) -> None:
-    """Build the recipe with the domain's ends or choices, to find values that it refuses before the first trial."""
+    """Build the recipe with a domain's ends or choices, so values that it refuses are found before the first trial."""
     ends = axis.domain.choices or (axis.domain.low, axis.domain.high)
     for value in ends:
         values = {gate.key: gate.values[0] for gate in axis.gates}

@@ -1,4 +1,4 @@
-"""Write the page about a sweep: its trials and scores, the keys that mattered, and the time it took."""
+"""Write the HTML page about a sweep: its trials and scores, the keys that mattered, and the time it took."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from stssl.sweeps.spec import Mode, SweepConfig
 from stssl.sweeps.study import Book, study_url
 
 SITE = "model.injection.name"
-"""The page shows the effect of this key first."""
+"""Recipe key whose effect the page shows first: the place where metadata enters the backbone."""
 NOTE = (
     "Stopped trials (hollow) were ended early because others were ahead at the same step: their scores are those of "
     "shorter training and are not comparable with complete trials. They do not enter the best trial, the importances "
@@ -25,7 +25,7 @@ NOTE = (
 
 
 def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confirmation | None = None) -> Path:
-    """Write `report.html` into the sweep's folder and return its path.
+    """Write the HTML page `report.html` into the sweep's folder, and return its path.
 
     Args:
         book: Study of the sweep.
@@ -59,7 +59,7 @@ def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confir
 
 
 def _facts(book: Book, trials: Sequence[TrialRow]) -> Markup:
-    """Describe the search in one paragraph."""
+    """Make a paragraph that describes the search: metrics, trials, sampler, base recipe."""
     config, recipe = book.sweep.config, book.sweep.recipe
     goals = ", ".join(f"{name} ({mode})" for name, mode in zip(config.metrics, config.modes, strict=True))
     counts = {state: sum(row.state == state for row in trials) for state in ("complete", "stopped", "failed")}
@@ -82,7 +82,7 @@ def _place(config: SweepConfig) -> str:
 
 
 def _best(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Show the five best trials. With several metrics, show the trials that no other trial dominates."""
+    """Make a table of the five best trials or, with several metrics, of the trials that no other trial dominates."""
     config = book.sweep.config
     order = ranked(trials, config.modes)
     if not order:
@@ -112,7 +112,7 @@ def _history(config: SweepConfig, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Draw how important each key is for each metric."""
+    """Draw how important each searched key is for each metric."""
     complete = [row for row in trials if row.state == "complete"]
     if len(complete) < 4:
         return [_note("Fewer than four complete trials: no importances.")]
@@ -129,12 +129,12 @@ def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def _importances(book: Book, metric: int) -> dict[str, float]:
-    """Compute each parameter's share of the importance for one metric, by PED-ANOVA (arXiv:2304.10255)."""
+    """Compute how important each searched key is for one metric, as shares, by PED-ANOVA (arXiv:2304.10255)."""
     import warnings
 
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    # If `target` is given, Optuna takes small values as good.
+    # With a `target`, Optuna always takes small values as good, so change the sign if larger is better.
     sign = -1 if book.sweep.config.modes[metric] == "max" else 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -151,7 +151,7 @@ def _importances(book: Book, metric: int) -> dict[str, float]:
 
 
 def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Draw the scores of complete trials by choice, for each key with choices. Injection sites come first."""
+    """Draw for each key with a list of choices the scores of complete trials, grouped by choice."""
     parts: list[Markup] = []
     name, mode = book.sweep.config.metrics[0], book.sweep.config.modes[0]
     keys = {axis.key: axis for axis in book.space.axes if axis.domain.choices}
@@ -171,7 +171,7 @@ def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[object]) -> dict[str, list[float]]:
-    """Group the complete trials' values of the first metric by choice. Leave out choices without a trial.
+    """Group complete trials by their choice for one key, and return the first metric's values of each group.
 
     Args:
         trials: Trials of the study.
@@ -240,7 +240,7 @@ def _failures(trials: Sequence[TrialRow]) -> Markup:
 
 
 def _table(lines: Sequence[JsonMapping]) -> Markup:
-    """Make a table of mappings with the same keys. Leave out columns without any value."""
+    """Make an HTML table with one row for each mapping. Leave out columns without any value."""
     if not lines:
         return Markup()
     names = [name for name in lines[0] if name != "run" and any(line[name] is not None for line in lines)]

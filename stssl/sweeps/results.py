@@ -1,4 +1,4 @@
-"""Read a sweep's trials as rows, write them as tables, and choose the best trial."""
+"""Read a sweep's trials from the study, write them as tables, and choose the best trial."""
 
 import contextlib
 import csv
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 TrialState = Literal["complete", "stopped", "failed", "unfinished"]
 STATES: dict[str, TrialState] = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "unfinished"}
-"""State of a trial, by its name in Optuna."""
+"""Word for the state of a trial, such as `complete`, by Optuna's name of the state."""
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """Describe one trial.
+    """Describe one trial (training run) of a sweep: its state, scores, time and values.
 
     Attributes:
         number: Number of the trial, counted from 0.
@@ -61,7 +61,7 @@ class TrialRow:
 
 
 def rows(book: Book) -> list[TrialRow]:
-    """Read all trials that were started, by number."""
+    """Read all trials that were started from the study, sorted by number."""
     return [_row(book, trial) for trial in book.study.get_trials(deepcopy=False) if trial.state.name in STATES]
 
 
@@ -86,7 +86,7 @@ def _row(book: Book, trial: "FrozenTrial") -> TrialRow:
 
 
 def records(book: Book, trials: Sequence[TrialRow]) -> list[JsonObject]:
-    """Flatten each row to a mapping from column to scalar. All mappings have the same columns."""
+    """Turn each trial into a row of a table: a mapping from column name to text or number."""
     metrics, keys = book.sweep.config.metrics, dict.fromkeys(axis.key for axis in book.space.axes)
     return [
         {"trial": row.number, "state": row.state}
@@ -104,7 +104,7 @@ def _flat(value: JsonValue) -> JsonValue:
 
 
 def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
-    """Write `trials.csv` and `trials.parquet` into the sweep's folder."""
+    """Write all trials as the tables `trials.csv` and `trials.parquet` into the sweep's folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -127,7 +127,7 @@ def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
 
 
 def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
-    """Sort the complete trials, best first. If no trial is complete, sort the others that have scores and did not fail.
+    """Sort complete trials, best first. If there are none, sort unfinished and stopped trials that have scores.
 
     With several metrics, trials that no other trial dominates come first. After that, the first metric decides.
     """
@@ -138,7 +138,10 @@ def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
 
 
 def pareto(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
-    """Select the trials that no other dominates. A trial dominates if it is never worse, and better in one metric."""
+    """Select the trials that no other trial dominates, by several metrics (Pareto front).
+
+    A trial dominates another one if it is worse in no metric, and better in at least one.
+    """
     return [
         row
         for row in trials
@@ -152,12 +155,12 @@ def _dominates(one: TrialRow, other: TrialRow, modes: Sequence[Mode]) -> bool:
 
 
 def _gains(row: TrialRow, modes: Sequence[Mode]) -> list[float]:
-    """Return a trial's values, negative for metrics with mode `min`: larger is then always better."""
+    """Return a trial's scores with changed sign for metrics with mode `min`, so larger is always better."""
     return [value if mode == "max" else -value for value, mode in zip(row.values or [], modes, strict=True)]
 
 
 def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
-    """Write `best.yaml` (for several metrics also `pareto/*.yaml`), `best.json` and the link `best`.
+    """Write the best trial's recipe as `best.yaml`, its scores as `best.json`, and a link `best` to its run.
 
     Returns:
         Path of `best.yaml`.
@@ -202,7 +205,7 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
 
 
 def chosen_recipe(book: Book, row: TrialRow, name: str) -> Recipe:
-    """Build the full recipe of a trial, to train it again outside of the sweep.
+    """Build the full recipe of a trial, with which it can be trained again outside of the sweep.
 
     Args:
         book: Study of the sweep.
@@ -221,7 +224,7 @@ def _file(book: Book, row: TrialRow) -> str:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Point a link at a run's folder."""
+    """Create a symbolic link to a run's folder, or change an existing one."""
     # Some file systems have no links. `best.json` names the folder, too.
     with contextlib.suppress(OSError):
         # Make the new link under another name and rename it: `link` then exists at every moment.

@@ -1,4 +1,4 @@
-"""Run a sweep: train its trials, record them in the study, and write tables, the best recipe and the report."""
+"""Run a sweep: train its trials, record them, and write tables, the best recipe and the report."""
 
 import contextlib
 import fcntl
@@ -24,7 +24,7 @@ from stssl.training.launch import check_run
 
 @dataclass(frozen=True)
 class SweepFiles:
-    """Name the files that a sweep wrote.
+    """Hold the paths of the files that a sweep wrote.
 
     Attributes:
         best: Recipe of the best trial.
@@ -64,7 +64,7 @@ def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Prevent other processes from running the same sweep inside this context.
+    """Return a context in which no other process can run the same sweep.
 
     Raises:
         RunError: Another process runs the sweep.
@@ -80,7 +80,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def search(what: Sweep, say: Say) -> Book:
-    """Train all trials of a sweep that have not ended.
+    """Train all trials of a sweep that have not ended yet.
 
     Args:
         what: Sweep file and base recipe.
@@ -105,7 +105,7 @@ def search(what: Sweep, say: Say) -> Book:
 
 
 def _check_metrics(what: Sweep) -> None:
-    """Raise a ConfigError if a metric of the sweep is not among the scores of the recipe's validation."""
+    """Raise a ConfigError if the sweep's metric is not one of the scores that a validation of its recipe has."""
     # The names of scores depend only on the kind of task and its classes. Score two patches of zeros to get the names.
     space = open_data(what.recipe).space
     targets = torch.zeros(2, space.groups, dtype=torch.long)
@@ -116,7 +116,7 @@ def _check_metrics(what: Sweep) -> None:
 
 
 def _left(book: Book) -> int:
-    """Count the trials that have not ended."""
+    """Return how many trials of the sweep have not ended yet."""
     from optuna.trial import TrialState
 
     waiting = (TrialState.WAITING, TrialState.RUNNING)

@@ -1,4 +1,4 @@
-"""Define the search space: dotted recipe keys, their domains, and the conditions under which each key exists."""
+"""Define the search space: recipe keys, their allowed values, and the conditions under which each key exists."""
 
 import difflib
 import json
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 TrialValues = JsonObject
-"""Dotted recipe keys and their values."""
+"""Recipe keys with dots, such as `optimizer.lr`, and their values."""
 Scalar = str | int | float | bool | None
-"""Values that Optuna can store for a choice."""
+"""Types of values that Optuna can store for a choice."""
 MOST_POINTS = 10_000
 """Largest number of points of a grid. Each point is a training run."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Make a key depend on another key: it exists only if the other one, `key`, has one of `values`."""
+    """Define a condition for a searched key: it exists only if the key `key` has one of `values`."""
 
     key: str
     values: tuple[JsonValue, ...]
@@ -34,7 +34,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Axis:
-    """Describe one dimension of the search space.
+    """Describe one dimension of the search space: a recipe key and its allowed values.
 
     Attributes:
         key: Dotted recipe key.
@@ -51,11 +51,11 @@ class Axis:
     gates: tuple[Gate, ...]
 
     def exists(self, values: JsonMapping) -> bool:
-        """Return True if the key exists while other keys have `values`."""
+        """Return True if this key exists in a recipe where other keys have the given values."""
         return all(values.get(gate.key) in gate.values for gate in self.gates)
 
     def contains(self, value: JsonValue) -> bool:
-        """Return True if a value lies in the domain. 1 equals 1.0, but not True."""
+        """Return True if a value lies in this key's domain. The numbers 1 and 1.0 are the same, but True is not 1."""
         domain = self.domain
         if domain.choices:
             numbers = (int, float)  # compare types, too: in Python, True == 1
@@ -68,11 +68,11 @@ class Axis:
         return domain.low is not None and domain.high is not None and domain.low <= value <= domain.high
 
     def encode(self, value: JsonValue | tuple[JsonValue, ...]) -> Scalar:
-        """Encode a value for Optuna. It stores only scalars, so lists and mappings become JSON text."""
+        """Encode a value for Optuna, which stores only scalars. Lists and mappings become JSON text."""
         return json.dumps(value, sort_keys=True) if isinstance(value, list | tuple | dict) else value
 
     def suggest(self, trial: "Trial") -> JsonValue:
-        """Draw a value in an Optuna trial."""
+        """Let Optuna draw a value of this key for a trial."""
         domain = self.domain
         if domain.choices:
             codes = [self.encode(choice) for choice in domain.choices]
@@ -84,7 +84,7 @@ class Axis:
         return trial.suggest_float(self.name, low, high, log=domain.log, step=domain.step)
 
     def listed(self) -> tuple[JsonValue, ...]:
-        """List all values of the domain, for a grid.
+        """List all values of this key's domain, for a grid search.
 
         Raises:
             ConfigError: The domain has infinitely many values, or more than a grid may have.
@@ -97,12 +97,12 @@ class Axis:
         step = domain.step or 1
         if (high - low) / step >= MOST_POINTS:
             raise ConfigError(f"search.{self.key}: a grid takes at most {MOST_POINTS:,} values; make step larger")
-        # From 0.1 to 0.3 by 0.1 must be three values, but (0.3 - 0.1) / 0.1 is 1.9999999999999998. Add a little.
+        # Add a little: from 0.1 to 0.3 by 0.1 must be three values, but (0.3 - 0.1) / 0.1 is 1.9999999999999998.
         values = [low + i * step for i in range(math.floor((high - low) / step + 1e-9) + 1)]
         return tuple(int(value) if self.integer else value for value in values)
 
     def words(self) -> str:
-        """Describe the domain for messages."""
+        """Describe this key's allowed values in words, for messages."""
         if self.domain.choices:
             return ", ".join(str(choice) for choice in self.domain.choices)
         return f"{self.domain.low:g} to {self.domain.high:g}" + (" (log)" if self.domain.log else "")
@@ -110,13 +110,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """Hold a base recipe and all dimensions to search. A key comes after the keys that it depends on."""
+    """Hold a base recipe and all searched keys. Each key comes after the keys that it depends on."""
 
     base: Recipe
     axes: tuple[Axis, ...]
 
     def recipe(self, values: JsonMapping) -> Recipe:
-        """Return a copy of the base recipe with some values changed.
+        """Return a copy of the base recipe with the given values.
 
         Raises:
             ConfigError: The recipe refuses a value, or the values do not fit together.
@@ -127,7 +127,7 @@ class Space:
         return validate(Recipe, tree, ", ".join(f"{key}={value}" for key, value in values.items()))
 
     def draw(self, trial: "Trial") -> TrialValues:
-        """Draw a value for each key that exists. Optuna returns the trial's own value if the trial already has one."""
+        """Let Optuna draw a trial's values, one for each key that exists. A resumed trial gets its old values again."""
         values = self._fixed()
         for axis in self.axes:
             if axis.exists(values):
@@ -135,7 +135,7 @@ class Space:
         return self._searched(values)
 
     def values(self, params: Mapping[str, Any]) -> TrialValues:
-        """Convert a trial's Optuna parameters to dotted keys and their values."""
+        """Convert a trial's Optuna parameters to recipe keys and their values."""
         found: TrialValues = {}
         for axis in self.axes:
             if axis.name in params:
@@ -145,7 +145,7 @@ class Space:
         return found
 
     def point(self, given: JsonMapping, source: str = "points") -> TrialValues:
-        """Convert a point of the sweep file to Optuna parameters.
+        """Convert a point, values from the sweep file that must be tried first, to Optuna parameters.
 
         If the point leaves a key out, the key gets the base recipe's value, if this value lies in the domain.
 
@@ -176,7 +176,7 @@ class Space:
         return params
 
     def grid(self) -> list[TrialValues]:
-        """List the Optuna parameters of each possible combination of values.
+        """List all possible combinations of values for a grid search, as Optuna parameters.
 
         Raises:
             ConfigError: A domain is a range without a step, or the grid has too many combinations.
@@ -197,7 +197,7 @@ class Space:
         return list(points.values())
 
     def identity(self) -> Tree:
-        """Return what must be equal in two starts of a sweep if they use the same study."""
+        """Return the part of sweep and recipe that must be equal whenever a sweep resumes with the same study."""
         axes = {
             axis.name: [
                 list(axis.domain.choices) or [axis.domain.low, axis.domain.high, axis.domain.log, axis.domain.step],
@@ -205,12 +205,12 @@ class Space:
             ]
             for axis in self.axes
         }
-        # Convert through JSON, which turns tuples into lists: the study stores JSON, too, and both must compare equal.
+        # Convert through JSON, which turns tuples into lists: the study stores JSON, and both must compare as equal.
         tree: Tree = json.loads(json.dumps({"search": axes, "recipe": self.base.identity()}))
         return tree
 
     def _fixed(self) -> TrialValues:
-        """Look up the base recipe's values of keys that gates name and that are not searched."""
+        """Look up the base recipe's values of keys that are not searched but that conditions of other keys use."""
         searched = {axis.key for axis in self.axes}
         named = {gate.key for axis in self.axes for gate in axis.gates} - searched
         return {key: self._own(key, {}) for key in named}
@@ -227,6 +227,6 @@ class Space:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Return advice on a wrong key: the most similar known key, or all known keys."""
+    """Return advice for an error message about a wrong key: the most similar known key, or all known keys."""
     near = difflib.get_close_matches(key, list(known), n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known))}."

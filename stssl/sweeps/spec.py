@@ -1,4 +1,4 @@
-"""Define the keys of a sweep file."""
+"""Define the keys of a sweep file, and read sweep files."""
 
 import json
 import math
@@ -28,12 +28,12 @@ from stssl.recipes.recipe import Recipe, load_as
 from stssl.scoring.metrics import LOWER_IS_BETTER
 
 Say = Callable[[str], None]
-"""A function that shows one line of progress."""
+"""Type of a function that shows one line of progress to the user."""
 Mode = Literal["max", "min"]
 
 
 class RangeConfig(Config):
-    """Give a range to draw from.
+    """Define a range from which a search draws values.
 
     Attributes:
         low: Smallest value.
@@ -62,7 +62,7 @@ class RangeConfig(Config):
 
 
 class AshaConfig(Config):
-    """Stop trials by successive halving (ASHA, Li et al., MLSys 2020, arXiv:1810.05934).
+    """Stop bad trials early by successive halving (ASHA, Li et al., MLSys 2020, arXiv:1810.05934).
 
     Attributes:
         grace: Step of the first decision. Later decisions follow at `grace * reduction`, `grace * reduction**2`, ...
@@ -75,7 +75,7 @@ class AshaConfig(Config):
 
 
 class MedianConfig(Config):
-    """Stop a trial if its best score is worse than the median of the other trials at the same step.
+    """Stop a trial early if its best score is worse than the median of the other trials at the same step.
 
     Attributes:
         grace: Number of first steps in which no trial is stopped; None for the steps before the first validation.
@@ -94,7 +94,7 @@ class NoSchedulerConfig(Config):
 
 
 class TpeConfig(Config):
-    """Draw values by tree-structured Parzen estimators. The first `startup` trials are random.
+    """Choose values by tree-structured Parzen estimators (TPE). The first `startup` trials are random.
 
     Attributes:
         startup: Number of random trials at the beginning.
@@ -105,7 +105,7 @@ class TpeConfig(Config):
 
 
 class GpConfig(Config):
-    """Draw values by Gaussian processes. The first `startup` trials are random.
+    """Choose values by Gaussian processes. The first `startup` trials are random.
 
     Attributes:
         startup: Number of random trials at the beginning.
@@ -116,7 +116,7 @@ class GpConfig(Config):
 
 
 class Nsga2Config(Config):
-    """Draw values by the genetic algorithm NSGA-II, for several metrics. Each generation has `population` trials.
+    """Choose values by the genetic algorithm NSGA-II, which can improve several metrics at once.
 
     Attributes:
         population: Number of trials in a generation.
@@ -127,7 +127,7 @@ class Nsga2Config(Config):
 
 
 class RandomConfig(Config):
-    """Draw values independently of earlier trials."""
+    """Choose values at random, independently of earlier trials."""
 
     name: Literal["random"] = "random"
 
@@ -143,7 +143,7 @@ SamplerConfig = Annotated[TpeConfig | GpConfig | Nsga2Config | RandomConfig | Gr
 
 
 class SweepConfig(Config):
-    """Describe a sweep: the keys of a sweep file.
+    """Define the keys of a sweep file.
 
     Attributes:
         name: Name of the sweep's folder and study. The default is the name of the file.
@@ -182,7 +182,10 @@ class SweepConfig(Config):
     @field_validator("search", mode="before")
     @classmethod
     def _forms(cls, search: object) -> object:
-        """Check that each searched key has one of three forms. Pydantic's own error would name all three of them."""
+        """Check that each entry under `search` is null or `auto`, a list, or a range.
+
+        Pydantic's own error is hard to read.
+        """
         if not isinstance(search, dict):
             raise ValueError("give recipe keys and where their values come from, such as {optimizer.lr: auto}")
         for key, value in search.items():
@@ -210,12 +213,12 @@ class SweepConfig(Config):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Return the names of the scores that the sweep improves."""
+        """Return the names of the scores that the sweep tries to improve."""
         return (self.metric,) if isinstance(self.metric, str) else self.metric
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Return `max` or `min` for each metric."""
+        """Return for each metric if the sweep looks for its largest (`max`) or smallest value (`min`)."""
         if self.mode is None:
             return tuple("min" if name in LOWER_IS_BETTER else "max" for name in self.metrics)
         return (self.mode,) if isinstance(self.mode, str) else self.mode
@@ -240,7 +243,7 @@ class Sweep:
 
 
 def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = True) -> Sweep:
-    """Read a sweep file, which may have the key `base:`, and its recipe.
+    """Read a sweep file and its base recipe. With the key `base:`, the file extends another sweep file.
 
     Args:
         path: The sweep file.
@@ -263,7 +266,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
 
 
 def _base_recipe(source: Path, path: str, here: bool) -> Recipe:
-    """Read the recipe that a sweep file names. Errors name the sweep file, too."""
+    """Read the recipe that a sweep file names. Errors also name the sweep file."""
     try:
         if here:
             return load_as(Recipe, source, absolute=False)
@@ -277,7 +280,7 @@ def _unexpanded(tree: Tree, source: str) -> Tree:
 
 
 def _tree(change: JsonMapping, source: str) -> Tree:
-    """Turn `change` into a tree. Its keys may be dotted."""
+    """Turn recipe keys with dots, such as `optimizer.lr`, into nested mappings."""
     tree: Tree = {}
     for key, value in change.items():
         if not key:

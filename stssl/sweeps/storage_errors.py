@@ -1,4 +1,4 @@
-"""Turn errors of a study's storage into messages that say what to do."""
+"""Turn errors of the storage of an Optuna study into messages that say what to do."""
 
 import contextlib
 import re
@@ -29,7 +29,7 @@ STORAGE_ADVICE = {
 
 
 def without_password(url: str) -> str:
-    """Return a study's URL for messages, with `***` in place of its password."""
+    """Return the URL of a study's storage for messages, with `***` in place of the password."""
     head, at, tail = url.rpartition("@")
     hidden = f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
     return re.sub(r"(?i)(password=)[^&]*", r"\1***", hidden)
@@ -37,7 +37,7 @@ def without_password(url: str) -> str:
 
 @contextlib.contextmanager
 def study_errors(url: str, opening: bool = False) -> Iterator[None]:
-    """Raise a RunError in place of an error of a study's storage.
+    """Return a context that turns errors of a study's storage into a `RunError` with advice.
 
     Args:
         url: URL of the study.
@@ -49,8 +49,8 @@ def study_errors(url: str, opening: bool = False) -> Iterator[None]:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    # Optuna does not check what it reads. At the first read, each of these errors means that the study is damaged.
-    # Later, such an error would be a bug in stssl.
+    # Optuna does not check what it reads. At the first read, any of these errors means that the study is damaged.
+    # Later, it means a bug in stssl, which must stay visible.
     strange = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) if opening else ()
     try:
         yield
@@ -77,7 +77,7 @@ def _explained(url: str, error: BaseException, what: str) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the database's own error. SQLAlchemy and Optuna wrap it in theirs."""
+    """Find the database's own error, which SQLAlchemy and Optuna wrap in errors of theirs."""
     seen = error
     while (inner := getattr(seen, "orig", None) or seen.__cause__) is not None:
         seen = inner

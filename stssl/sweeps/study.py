@@ -1,4 +1,4 @@
-"""Keep the Optuna study of a sweep. It is the only record of the sweep's trials, and is written at each event."""
+"""Keep the Optuna study of a sweep, which is the only record of its trials. Each event is written at once."""
 
 import contextlib
 import json
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 SPACE = "stssl"
-"""Attribute of the study that keeps the search space and the base recipe."""
+"""Name of the study's attribute that keeps the search space and the base recipe."""
 
 FOLDER = "folder"
-"""Attribute of the study with the sweep folder that it belongs to: the id in that folder, and the folder's path."""
+"""Name of the study's attribute that keeps the sweep folder it belongs to: the folder's id and its path."""
 
 LOCKED_S = 60
-"""Seconds to wait while another process writes to an SQLite file."""
+"""Seconds to wait for an SQLite file while another process writes to it."""
 
 MARK_BYTES = 4096
-"""Largest number of bytes to read from `study.id`, the file with a sweep folder's id."""
+"""Largest number of bytes that are read from `study.id`, the file with a sweep folder's id."""
 DEATHS = 3
-"""A trial fails if its driver dies this many times."""
+"""Number of deaths of a trial's driver (the Ray process that controls it) after which the trial fails."""
 
 
 def storage_of(url: str) -> "BaseStorage":
@@ -65,7 +65,7 @@ def storage_of(url: str) -> "BaseStorage":
     if kind in ("postgresql", "postgres"):
         url = f"postgresql+psycopg:{rest}"
     # SQLite gives up on a locked file after 5 seconds by default. A server may close a connection between two
-    # validations. The ping before each use finds closed connections.
+    # validations: the ping before each use finds this.
     options: JsonObject = {"connect_args": {"timeout": LOCKED_S}} if kind == "sqlite" else {"pool_pre_ping": True}
     try:
         with study_errors(url, opening=True):
@@ -75,7 +75,7 @@ def storage_of(url: str) -> "BaseStorage":
 
 
 def study_url(config: SweepConfig) -> str:
-    """Return the URL of the study's storage."""
+    """Return the URL of the storage of a sweep's study. The default is an SQLite file in the sweep's folder."""
     return config.study or f"sqlite:///{config.folder / 'study.db'}"
 
 
@@ -96,7 +96,7 @@ def open_study(sweep: Sweep, space: Space) -> "Study":
 
 
 def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
-    """Create the study in its storage, or open it."""
+    """Create the sweep's study in its storage, or open an existing one."""
     import optuna
 
     config = sweep.config
@@ -126,7 +126,7 @@ def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
 
 
 def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
-    """Return the sweep's study; None if it does not exist yet.
+    """Load the sweep's study from its storage. Return None if it does not exist yet.
 
     Raises:
         RunError: The study is damaged. Or the study is missing, but runs of its trials exist.
@@ -150,7 +150,7 @@ def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
 
 
 def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "runs") -> None:
-    """Raise a RunError if a study belongs to another search than `ours`."""
+    """Raise a RunError if a study was made for another search space or base recipe than `ours`."""
     text, place = study.user_attrs.get(SPACE), without_password(study_url(config))
     theirs = _as_today(json.loads(text), runs) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
@@ -164,7 +164,7 @@ def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "ru
 
 
 def _as_today(identity: JsonObject, storage: str) -> JsonObject:
-    """Rewrite a space's identity in the form of this version. Keys that an older version did not have get defaults."""
+    """Convert a stored description of search space and recipe to this version: new recipe keys get their defaults."""
     try:
         own = identity["recipe"]
         if not isinstance(own, dict):
@@ -176,7 +176,7 @@ def _as_today(identity: JsonObject, storage: str) -> JsonObject:
 
 
 def _one_folder(study: "Study", config: SweepConfig) -> None:
-    """Refuse a study of another folder: this sweep would continue that folder's trials, but does not have their runs.
+    """Raise an error if a study belongs to another sweep folder, because this folder lacks the runs of its trials.
 
     Raises:
         RunError: The study belongs to another folder.
@@ -196,7 +196,7 @@ def _one_folder(study: "Study", config: SweepConfig) -> None:
 
 
 def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
-    """Make the sampler. Its seed depends on the number of trials so far: a resumed sweep must draw new values."""
+    """Create the Optuna sampler. Its seed depends on the number of trials, so a resumed sweep draws new values."""
     import optuna
 
     chosen, seed = config.sampler, config.seed * 100_003 + drawn
@@ -213,7 +213,7 @@ def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
 
 
 def _pruner(sweep: Sweep) -> "BasePruner":
-    """Make the rule that stops trials early. Optuna's rules read only the study, so they work after a restart."""
+    """Create Optuna's rule that stops trials early. It reads only the study, so it also works after a restart."""
     import optuna
 
     scheduler, steps = sweep.config.scheduler, sweep.recipe.schedule.steps
@@ -228,19 +228,19 @@ def _pruner(sweep: Sweep) -> "BasePruner":
 
 
 def _enqueue(study: "Study", config: SweepConfig, space: Space) -> None:
-    """Queue the points to try first. A resumed sweep queues only the points that are not in the study yet."""
+    """Queue the points of the sweep file, which are tried first. Leave out points that are in the study already."""
     points = [space.point(point, f"points[{i}]") for i, point in enumerate(config.points)]
     if config.sampler.name == "grid":
         points += [point for point in space.grid() if point not in points]
     for number in range(study.user_attrs.get("points", 0), len(points)):
-        # The process may be killed between these two lines. `skip_if_exists` then prevents a second copy of the point.
+        # If the process is killed between these two lines, `skip_if_exists` prevents a second copy of the point.
         study.enqueue_trial(points[number], skip_if_exists=True)
         study.set_user_attr("points", number + 1)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress Optuna's warnings about options that are marked experimental."""
+    """Return a context without Optuna's warnings about experimental options and repeated reports."""
     import warnings
 
     with warnings.catch_warnings():
@@ -249,10 +249,10 @@ def _quiet() -> Iterator[None]:
 
 
 class Book:
-    """Manage the trials of a study: hand out the next trial, and record the scores and the end of each trial."""
+    """Manage the trials of a sweep's study: give out the next trial, and record each trial's scores and end."""
 
     def __init__(self, sweep: Sweep, space: Space, study: "Study") -> None:
-        """Open the book. Hand out first the trials that were running when an earlier process ended.
+        """Prepare to give out trials. First come the trials that were running when an earlier process ended.
 
         Args:
             sweep: Sweep file and base recipe.
@@ -269,21 +269,21 @@ class Book:
         self.spent = self.hours
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Book":
-        """Return the book itself. Tune copies its arguments, and a copied book would miss later changes."""
+        """Return this object itself, because Ray Tune copies its arguments and a copy would miss later changes."""
         return self
 
     @property
     def hours(self) -> float:
-        """Return the hours that all starts of the sweep took together, as far as the study recorded them."""
+        """Return the hours that the sweep took in all its starts together, as the study recorded them."""
         return float(self.study.user_attrs.get("hours", 0.0))
 
     def tick(self) -> None:
-        """Record the time since the first call. If the sweep is killed, the time up to the last call is known."""
+        """Record in the study the time since the first call, so little of it is lost if the sweep is killed."""
         self.started = self.started or time.time()
         self.study.set_user_attr("hours", self.spent + (time.time() - self.started) / 3600)
 
     def next(self) -> "tuple[Trial, TrialValues] | None":
-        """Return the next trial and its values; None if all trials were handed out."""
+        """Return the next trial to train and its values. Return None if all trials were given out."""
         from optuna.trial import TrialState
 
         if self.interrupted:
@@ -300,7 +300,7 @@ class Book:
         return trial, values
 
     def again(self, trial: "Trial") -> bool:
-        """Hand a trial out again after its driver died. Return False if its driver died `DEATHS` times."""
+        """Queue a trial again after its driver process died. Return False if it died `DEATHS` times."""
         deaths = int(trial.user_attrs.get("deaths", 0)) + 1
         trial.set_user_attr("deaths", deaths)
         if deaths < DEATHS:
@@ -308,7 +308,7 @@ class Book:
         return deaths < DEATHS
 
     def report(self, trial: "Trial", step: int, value: float, seconds: float) -> bool:
-        """Record a score in the middle of a run. Return True if the trial must stop.
+        """Record a score of a running trial. Return True if the trial must stop early.
 
         Args:
             trial: The study's trial.
@@ -325,17 +325,17 @@ class Book:
         return bool(trial.should_prune())
 
     def complete(self, trial: "Trial", values: list[float]) -> None:
-        """Record that a trial was trained to its end, with one value for each metric."""
+        """Record that a trial was trained to its end, with its score for each metric."""
         self.study.tell(trial, values)
 
     def stop(self, trial: "Trial") -> None:
-        """Record that a trial was stopped early."""
+        """Record that a trial was stopped early, because its scores were bad."""
         from optuna.trial import TrialState
 
         self.study.tell(trial, state=TrialState.PRUNED)
 
     def fail(self, trial: "Trial", reason: str) -> None:
-        """Record that a trial failed, and why."""
+        """Record that a trial failed, and the reason."""
         from optuna.trial import TrialState
 
         # Set the attribute before `tell`: Optuna refuses attributes of a trial that has ended.
@@ -344,7 +344,7 @@ class Book:
 
 
 def run_name(number: int) -> str:
-    """Return the name of a trial's run folder."""
+    """Return the name of the run folder of the trial with this number, such as `trial-0007`."""
     return f"trial-{number:04d}"
 
 

@@ -19,7 +19,7 @@ from stssl.training.run_folder import RunFolder, write_text
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold the scores of a run's best checkpoint.
+    """Hold the scores of the best checkpoint of a trial's run.
 
     Attributes:
         names: Names of the sweep's metrics.
@@ -39,16 +39,17 @@ class Outcome:
 
 
 def scored(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a validation's row without missing scores. Add `score`, the score that chooses the best checkpoint."""
+    """Copy the values of a validation's row that are not None. Add `score`, which chooses the best checkpoint."""
     known = {name: value for name, value in row.items() if value is not None}
     headline = next((known[name] for name in HEADLINES.values() if name in known), None)
     return known if headline is None else known | {"score": headline}
 
 
 def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
-    """Read the scores of a run's best checkpoint. Return None before the first validation, or if a metric is missing.
+    """Read the scores of the best checkpoint of a trial's run from its folder.
 
-    A row has no value for a score that is not a number. For example, mAP is missing if no class has a positive patch.
+    Return None before the first validation, or if a metric has no value. For example, mAP has none if no patch has any
+    class.
     """
     run = RunFolder(folder)
     best: dict[str, Any] | None = None
@@ -77,7 +78,7 @@ REASON = "failed.txt"
 
 
 class Stopped(Exception):  # noqa: N818
-    """End a run in this process, because the sweep stops its trial early."""
+    """Exception that ends a run in this process, because the sweep stops its trial early."""
 
 
 def trial(config: JsonObject) -> None:
@@ -101,13 +102,13 @@ def trial(config: JsonObject) -> None:
 
 
 def trial_config(config: JsonMapping) -> Recipe:
-    """Build a trial's recipe from the configuration that Tune starts it with: `number`, and `recipe` as a tree."""
+    """Build a trial's recipe from the configuration that Ray Tune passes: `number`, and `recipe` as nested mappings."""
     tree = config["recipe"]
     return validate(Recipe, tree if isinstance(tree, dict) else {}, f"trial {config['number']}")
 
 
 def carry_out(recipe: Recipe, watch: Watch | None = None, report: Watch | None = None) -> None:
-    """Train a checked recipe. Write a failure to the run's folder and do not raise it, since the sweep continues.
+    """Train a trial's recipe. If it fails, write the reason to the run's folder and raise nothing.
 
     Args:
         recipe: Recipe of the trial.
@@ -135,13 +136,13 @@ def _write_reason(recipe: Recipe, reason: str) -> None:
 
 
 def failure(folder: Path) -> str | None:
-    """Read why a trial's run failed; None if it did not fail."""
+    """Read from a run's folder why its trial failed. Return None if it did not fail."""
     path = folder / REASON
     return path.read_text("utf-8", "replace") if path.exists() else None
 
 
 def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
-    """Copy a recipe with another name, and with the sweep's folder as its storage.
+    """Copy a recipe with the name of a trial, and with the sweep's folder as the place of its run.
 
     Args:
         recipe: Recipe of the trial.
@@ -154,6 +155,6 @@ def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
 
 
 def needs(launch: LaunchConfig) -> dict[str, float]:
-    """Sum the Ray resources of all workers of a trial. Return the amount of each kind."""
+    """Sum the Ray resources that all workers of a trial need. Return the amount of each kind, such as CPUs."""
     bundles = worker_bundles(launch)
     return {kind: len(bundles) * amount for kind, amount in bundles[0].items()}

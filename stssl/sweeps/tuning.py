@@ -1,4 +1,4 @@
-"""Train the study's trials in Ray Tune or in this process, and record how each trial ends."""
+"""Train the trials of a sweep in Ray Tune or in this process, and record how each trial ends."""
 
 import contextlib
 import os
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from ray.tune import RunConfig
 
 FINISHED = str(Searcher.FINISHED)
-"""A searcher returns this to Tune if it has no more trials."""
+"""Value that a searcher returns to Ray Tune if it has no more trials."""
 HEAD = "node:__internal_head__"
-"""Ray resource that only the head node has."""
+"""Name of the Ray resource that only the head node of a cluster has."""
 
 
 class StudySearcher(Searcher):
-    """Hand the study's trials to Tune, and record in the study how they end."""
+    """Give the trials of an Optuna study to Ray Tune, and record in the study how they end."""
 
     def __init__(self, book: Book, at_once: int, deadline: float, say: Say) -> None:
-        """Start without a running trial.
+        """Create the searcher; no trial is running yet.
 
         Args:
             book: Study of the sweep.
@@ -53,19 +53,19 @@ class StudySearcher(Searcher):
         self.exhausted = False
         self.since: dict[str, float] = {}
         self.trouble: RunError | None = None
-        """Error that says why the study could not be read or written. Tune would hide it in a traceback of its own."""
+        """Error that says why the study could not be read or written. It is kept, because Tune would hide it."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> "StudySearcher":
-        """Return the searcher itself. Tune copies its arguments, and a copy would hand out trials a second time."""
+        """Return the searcher itself: Tune copies its arguments, and a copy would give out trials a second time."""
         return self
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Pickle as an empty object. Tune pickles its arguments but never loads them; an open study has no pickle."""
+        """Pickle as an empty object. Tune pickles its arguments but never loads them, and a study cannot be pickled."""
         return (object, ())
 
     @contextlib.contextmanager
     def _study(self) -> Iterator[None]:
-        """Keep the error in `trouble` if the study cannot be read or written."""
+        """Return a context that keeps an error in `trouble` if the study cannot be read or written."""
         try:
             with study_errors(study_url(self.book.sweep.config)):
                 yield
@@ -74,15 +74,16 @@ class StudySearcher(Searcher):
             raise
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the configuration of the next trial; None if too many trials run, `FINISHED` after the last one.
+        """Give Ray Tune the configuration of the next trial.
 
-        The configuration has the trial's number in `number`, and its recipe as a tree in `recipe`.
+        It has the trial's number in `number`, and its recipe as nested mappings in `recipe`. Return None if too many
+        trials are running, and `FINISHED` after the last trial.
         """
         with self._study():
             return self._next(trial_id)
 
     def _next(self, trial_id: str) -> Any:
-        """Return the same as `suggest`. If a trial fails before it starts, go on with the next one."""
+        """Find the next trial that can start, for `suggest`. If a trial fails before its start, try the next one."""
         if len(self.live) >= self.at_once:
             return None
         # Remember if the study has no more trials: Tune asks many times a second, and the study reads the disk.
@@ -110,17 +111,17 @@ class StudySearcher(Searcher):
         return {"number": trial.number, "recipe": recipe.tree()}
 
     def late(self) -> bool:
-        """Return True if the sweep's hours are used up."""
+        """Return True if the sweep's time limit is reached."""
         return time.time() > self.deadline
 
     def on_trial_result(self, trial_id: str, result: JsonObject) -> None:
-        """Do nothing. The scheduler gets the same results, and calls `decide`."""
+        """Ignore a result from Ray Tune, because the scheduler gets the same results and calls `decide`."""
 
     def decide(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Record a validation in the study. Return True if the trial must stop."""
+        """Record the scores of a validation in the study. Return True if the trial must stop early."""
         trial, name = self.live.get(trial_id), self.book.sweep.config.metrics[0]
         value = result.get(name)
-        # Ignore a score that is missing or not finite: other trials would be compared with it.
+        # Do not record a score that is missing or not finite: the rule would compare other trials with it.
         if trial is None or value is None or not isfinite(value):
             return False
         with self._study():
@@ -131,7 +132,7 @@ class StudySearcher(Searcher):
         return False
 
     def on_trial_complete(self, trial_id: str, result: JsonObject | None = None, error: bool = False) -> None:
-        """Record the end of a trial in the study: its scores, or that it was stopped, or why it failed.
+        """Record in the study how a trial ended: with scores, stopped early, or failed for a reason.
 
         Args:
             trial_id: Tune's name of the trial.
@@ -166,7 +167,7 @@ class StudySearcher(Searcher):
             self.say(f"trial {self.live.pop(trial_id).number}: not at its end; the same command continues it")
 
     def _end(self, trial_id: str, write: Callable[[Trial], None], words: str) -> None:
-        """Record a trial's end in the study with `write`, and show `words`."""
+        """Record the end of a trial in the study by calling `write`, and show the user the text `words`."""
         trial = self.live.pop(trial_id)
         # Set the attribute before `write`: Optuna refuses attributes of a trial that has ended.
         trial.set_user_attr("seconds", round(time.time() - self.since[trial_id], 2))
@@ -177,17 +178,17 @@ class StudySearcher(Searcher):
         return trials_folder(self.book.sweep.folder) / run_name(number)
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing. The study is on disk already."""
+        """Do nothing: the study already has the state of the search on disk."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing. The study is on disk already."""
+        """Do nothing: the study already has the state of the search on disk."""
 
 
 class StudyScheduler(FIFOScheduler):
-    """Stop trials early if the study's rule says so."""
+    """Stop trials of Ray Tune early if the rule of the Optuna study says so."""
 
     def __init__(self, searcher: StudySearcher) -> None:
-        """Keep the searcher, which decides about the study's trials."""
+        """Store the searcher, which records validations and decides if a trial must stop."""
         # Ray's class has no annotations. Give its `__init__` a type: mypy refuses untyped calls.
         start: Callable[[], None] = super().__init__
         start()
@@ -198,11 +199,11 @@ class StudyScheduler(FIFOScheduler):
         return self
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Pickle as an empty object, like the searcher."""
+        """Pickle as an empty object: Tune pickles its arguments but never loads them."""
         return (object, ())
 
     def on_trial_result(self, tune_controller: object, trial: Any, result: JsonObject) -> str:
-        """Record a validation in the study, and tell Tune to continue or stop the trial.
+        """Record a validation in the study, and tell Ray Tune to continue or stop the trial.
 
         Args:
             tune_controller: Tune's controller. It is not used.
@@ -214,7 +215,7 @@ class StudyScheduler(FIFOScheduler):
 
 
 class TuneSession(NamedTuple):
-    """Describe the Ray session that trains the trials.
+    """Describe the Ray session that trains the trials of a sweep.
 
     Attributes:
         room: Number of trials that fit at the same time.
@@ -264,13 +265,13 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
 
 
 def driver_needs(nodes: int) -> dict[str, float]:
-    """Return the Ray resources of a trial's driver, which only waits: no CPU on one machine, 0.01 CPU on several."""
-    # On one machine, take no share of a CPU: the last worker of another trial might then find no whole CPU.
+    """Return the Ray resources of a trial's driver, the process that only waits for the trial's workers."""
+    # On one machine, take no share of a CPU: with it, the last worker of another trial might find no whole CPU.
     return {HEAD: 0.001} if nodes == 1 else {"CPU": 0.01}
 
 
 def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[str, float]) -> int:
-    """Compute how many trials fit on the cluster at the same time.
+    """Compute how many trials can run on the cluster at the same time.
 
     Args:
         launch: Section `launch` of the trials' recipe.
