@@ -1,10 +1,10 @@
-"""Share fixtures among all tests, deal tests out to processes, and keep Ray out of tests without its marker."""
+"""Define fixtures for all tests, distribute tests over processes, and stop tests that start Ray without a marker."""
 
 import os
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Compilers that torch.compile keeps ready would each import torch for the few graphs of these tests.
+# Start no pool of compiler processes: each would import torch, which takes longer than to compile these few graphs.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 from collections.abc import Generator
@@ -19,21 +19,22 @@ from marks import NO_RAY, SLOW
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Check names of slow tests, and put tests on real Ray first: the share (shares.py) that takes longest."""
+    """Check the names of slow tests, and put tests that start Ray first, because they take longest."""
     strangers = [item.nodeid for item in items if item.get_closest_marker("slow") and not SLOW.search(item.nodeid)]
     if strangers:
         kinds = SLOW.pattern.replace("|", ", ")
         raise pytest.UsageError(f"only tests named after one of {kinds} may be slow, not {', '.join(strangers)}")
     for item in items:
         if item.get_closest_marker("ray") is not None:
-            # On a busy machine the processes of a cluster may miss each other's deadlines once.
+            # Run a failed Ray test once more: on a busy machine, processes of a cluster may miss each other's
+            # deadlines.
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=10))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """Deal tests out to processes by file, those on real Ray to one."""
+    """Give pytest-xdist a scheduler that keeps the tests of a file, and all tests with Ray, in one process."""
     from shares import Shares
 
     return Shares(config, log)
@@ -41,7 +42,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
-    """Let only tests with the marker `ray` start Ray: for all others its folder cannot be made."""
+    """Make the start of Ray fail in tests without the marker `ray`, by a folder for Ray that cannot be created."""
     if item.get_closest_marker("ray"):
         return (yield)
     with mock.patch.dict(os.environ, {"RAY_TMPDIR": NO_RAY}):
@@ -62,5 +63,5 @@ def big_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe_tree(store: Path, tmp_path: Path) -> dict[str, Any]:
-    """Write a recipe that trains in a second without Ray; tests change the keys that they are about."""
+    """Return a recipe, as nested mappings, that trains in a second without Ray. Tests change some of its keys."""
     return tiny.tiny_recipe(store, tmp_path / "runs")

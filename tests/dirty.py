@@ -1,4 +1,4 @@
-"""Archives to spoil: small synthetic BigEarthNets, and one of each kind of dirt by name."""
+"""Make small synthetic BigEarthNet archives, and functions that damage them, one for each kind of fault."""
 
 import json
 import shutil
@@ -20,19 +20,19 @@ def _made(patches: int, seed: int) -> tuple[TemporaryDirectory[str], Path]:
 
 
 def clean(folder: Path, patches: int = 24, seed: int = 3) -> Path:
-    """Copy a synthetic archive in BigEarthNet v1.0's layout, which is made once, so that a test can spoil it."""
+    """Copy a synthetic archive in BigEarthNet v1.0's layout, so a test can damage the copy. It is made only once."""
     _, made = _made(patches, seed)
     shutil.copytree(made, folder)
     return folder
 
 
 def folders(archive: Path) -> list[Path]:
-    """Patch folders in the order of the store's rows."""
+    """List the folders of all patches, sorted as the rows of the converted store."""
     return sorted((archive / "BigEarthNet-v1.0").iterdir())
 
 
 def change_json(folder: Path, **changes: object) -> None:
-    """Change keys of a patch's JSON; None removes one."""
+    """Change keys of the JSON file in a patch's folder. A value of None removes the key."""
     path = folder / f"{folder.name}_labels_metadata.json"
     about = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in about.items() if value is not None}))
@@ -72,7 +72,7 @@ def remove_tiffs(folder: Path) -> None:
 
 
 def copy_of_v2(folder: Path) -> None:
-    """A patch of v2.0 in its product's folder, in the middle of a tree of v1.0."""
+    """Put a patch in BigEarthNet v2.0's layout into an archive in v1.0's layout."""
     product = folder.parent / "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
     shutil.copytree(folder, product / f"{product.name}_26_57")
 
@@ -169,4 +169,4 @@ DIRT = {
     ),
     "mixed trees": (copy_of_v2, "foreign", "is of BigEarthNet v2.0"),
 }
-"""Kind -> what spoils a patch's folder, the error's name, and words of the report."""
+"""By kind of fault: a function that damages a patch's folder, the error's name, and words of the report."""

@@ -1,4 +1,4 @@
-"""Counts how easy the package is to enter: docstrings, comments, types, names, circles of imports.
+"""Measure how easy the package is to read: docstrings, comments, types, names, circles of imports.
 
 Run `python tests/house_table.py [PACKAGE]` for a table; `--json FILE` writes it too. `tests/test_house.py` holds the
 limits.
@@ -19,16 +19,16 @@ from statistics import median
 
 PACKAGE = Path(__file__).parents[1] / "stssl"
 RELATIVE = {"what", "whether", "whose", "which", "who", "where", "when", "how", "of", "that", "why"}
-"""First words of docstrings that describe by a clause instead of saying what the code does."""
+"""First words of docstrings that do not say what the code does, but start with a relative clause."""
 SEVERAL = 3
-"""Parameters from which on a public function needs `Args:`."""
+"""Number of parameters from which on a public function needs `Args:` in its docstring."""
 DIRECTIVES = re.compile(r"#\s*(noqa|type:|pragma|fmt:|ruff:|!)")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def files_of(package: Path) -> dict[str, Path]:
-    """Find all modules of a package by dotted name; a folder's `__init__` has the folder's name."""
+    """Find the files of all modules of a package, by dotted name. An `__init__` has the name of its folder."""
     found = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
@@ -52,7 +52,7 @@ def parameters(function: Function) -> list[str]:
 
 
 def is_command(function: Function) -> bool:
-    """True for a function of the command line, whose parameters are described by their options' help texts."""
+    """Return True for a function of the command line: help texts of its options describe its parameters."""
     return any("command" in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
@@ -81,18 +81,18 @@ def public_names(tree: ast.Module) -> set[str]:
 
 
 def comments(text: str) -> int:
-    """Count lines with a comment that is no directive to a tool."""
+    """Count the lines with a comment, without directives to tools such as `noqa`."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     return sum(token.type == tokenize.COMMENT and not DIRECTIVES.match(token.string) for token in tokens)
 
 
 def uses_of_any(tree: ast.Module) -> int:
-    """Count how often `Any` stands in a module outside its import."""
+    """Count how often a module uses `Any`, without its import."""
     return sum(isinstance(node, ast.Name) and node.id == "Any" for node in ast.walk(tree))
 
 
 def imports(tree: ast.Module, known: set[str]) -> set[str]:
-    """Collect the package's own modules that a module imports, at its top or inside functions."""
+    """Collect the modules of this package that a module imports, at its top or inside functions."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -134,10 +134,11 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
 
 
 def module_arrows(package: Path) -> dict[str, set[str]]:
-    """Map each module to the modules it imports."""
+    """Find for each module of a package the modules of the package that it imports."""
     files = files_of(package)
     trees = {name: ast.parse(path.read_text()) for name, path in files.items()}
-    # The package's own `__init__` names the API's types for type checkers only: it imports them when they are used.
+    # The package's own `__init__` imports the API for type checkers only. At run time this is no import, so leave it
+    # out.
     if package.name in trees:
         lazy = trees[package.name]
         lazy.body = [node for node in lazy.body if not ast.unparse(node).startswith("if TYPE_CHECKING")]
@@ -145,12 +146,12 @@ def module_arrows(package: Path) -> dict[str, set[str]]:
 
 
 def folder_of(module: str) -> str:
-    """Name the first level below the package: a folder or, at the top, a file."""
+    """Return the folder of a module, directly below the package; for a file at the top, its name."""
     return module.split(".")[1] if "." in module else ""
 
 
 def folder_arrows(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Join the arrows of modules to arrows between folders; those inside a folder and to the package are left out."""
+    """Turn imports between modules into imports between folders. Leave out those inside a folder and to the package."""
     joined: dict[str, set[str]] = defaultdict(set)
     for module, others in arrows.items():
         joined[folder_of(module)] |= {folder_of(other) for other in others} - {folder_of(module), ""}
@@ -158,7 +159,7 @@ def folder_arrows(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def import_seconds(package: Path, tries: int = 3) -> float:
-    """Measure `import stssl` in processes of its own, without the interpreter's start; the least of several tries."""
+    """Measure the seconds of `import stssl` in a new process, without Python's own start; take the shortest try."""
     code = f"import time; start = time.perf_counter(); import {package.name}; print(time.perf_counter() - start)"
     runs = [
         subprocess.run([sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True, check=True)
@@ -168,13 +169,13 @@ def import_seconds(package: Path, tries: int = 3) -> float:
 
 
 def measure(package: Path = PACKAGE) -> dict[str, float]:
-    """Measure a package.
+    """Count everything that the table shows for a package.
 
     Args:
-        package: Its folder.
+        package: Folder of the package.
 
     Returns:
-        Name of each count or share (in percent) and its value.
+        Counts, and shares in percent, by name.
     """
     files = files_of(package)
     texts = {name: path.read_text() for name, path in files.items()}
@@ -219,7 +220,7 @@ def measure(package: Path = PACKAGE) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table of all counts, and write it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("package", nargs="?", type=Path, default=PACKAGE)
     parser.add_argument("--json", type=Path)

@@ -1,4 +1,4 @@
-"""Start and end processes of tests; they are forked from a server that has imported torch and timm already."""
+"""Start and end processes in tests. They start fast: a server that has imported torch and timm forks them."""
 
 import contextlib
 import multiprocessing
@@ -18,7 +18,7 @@ CONTEXT.set_forkserver_preload(["stssl.training.launch", "stssl.training.state",
 
 
 def exit_code(work: Callable[..., None], *arguments: Any, limit: float = 120) -> int:
-    """Run a module's function in a process; return its exit status, which is negative if a signal ended it."""
+    """Run a function of a module in a new process, and return its exit status: negative if a signal ended it."""
     process = CONTEXT.Process(target=work, args=arguments)
     process.start()
     process.join(limit)
@@ -27,7 +27,7 @@ def exit_code(work: Callable[..., None], *arguments: Any, limit: float = 120) ->
 
 
 def on_ranks(world: int, work: Callable[..., None], folder: Any, *arguments: Any) -> None:
-    """Run `work(rank, folder, *arguments)` in `world` processes that have met through gloo."""
+    """Run `work(rank, folder, *arguments)` in `world` processes that are connected by torch's backend gloo."""
     arguments = (world, work, folder, *arguments)
     start_processes(_rank, arguments, nprocs=world, start_method="forkserver")  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
@@ -39,13 +39,13 @@ def _rank(rank: int, world: int, work: Callable[..., None], folder: Any, *argume
 
 
 def start(*command: str) -> subprocess.Popen[str]:
-    """Start a command in a session of its own, standard output and errors in one pipe."""
+    """Start a command in a new session, with standard output and errors in one pipe."""
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, start_new_session=True, **options)
 
 
 def finish(process: subprocess.Popen[str], limit: float, linger: float = 30) -> tuple[int, str]:
-    """Wait until a command and all processes that it started have ended by themselves, and end those that have not.
+    """Wait until a command and all processes that it started have ended. Kill those that do not end in time.
 
     Returns:
         Exit status and output of the command.
@@ -62,7 +62,7 @@ def finish(process: subprocess.Popen[str], limit: float, linger: float = 30) -> 
 
 
 def family(pid: int) -> dict[int, str]:
-    """List ids and command lines of a process, of all processes below it, and of those in its session."""
+    """Return the command lines, by process id, of a process, all its descendants and all processes of its session."""
     found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -72,7 +72,7 @@ def family(pid: int) -> dict[int, str]:
 
 
 def kill(pids: Iterable[int]) -> None:
-    """End processes at once, by SIGKILL."""
+    """Kill processes by SIGKILL."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -7,7 +7,7 @@ import pytest
 
 
 def real_data(part: str) -> Path:
-    """Return the folder of a part of the real data; skip the test if there is none."""
+    """Return the folder with one part of the real data. Skip the test if it does not exist."""
     folder = os.environ.get("STSSL_REAL_DATA")
     if not folder or not (Path(folder) / part).exists():
         pytest.skip(f"STSSL_REAL_DATA names no folder with {part}")

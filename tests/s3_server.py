@@ -1,4 +1,4 @@
-"""Serve the part of the S3 protocol that a store needs, on loopback: objects in memory, failures on demand."""
+"""Serve objects in memory by the part of the S3 protocol that a store needs, with failures on demand."""
 
 import re
 import socket
@@ -19,15 +19,15 @@ from stssl.store import remote
 
 
 class S3Server(ThreadingHTTPServer):
-    """Hold objects in memory, and fail on demand.
+    """Hold the objects of an S3 server in memory, and let requests fail on demand.
 
     Attributes:
         objects: Content by `bucket/key`.
         requests: Command and path of each request so far.
-        failures: Number of next requests that fail.
-        kind: How they fail: a status, `silent` (no answer), `short` or `reset` (half an answer).
+        failures: Number of requests from now on that fail.
+        kind: Kind of failure: a status code, `silent` (no answer), `short` or `reset` (half an answer).
         key: Access key that requests must have.
-        over: Set when the server ends, so that silent answers end too.
+        over: Event that is set when the server ends. It also ends requests without an answer.
     """
 
     def __init__(self, key: str) -> None:
@@ -40,14 +40,14 @@ class S3Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answer path-style requests: /bucket/key."""
+    """Answer HTTP requests for objects with paths of the form /bucket/key."""
 
     server: S3Server
     protocol_version = "HTTP/1.1"
     breaks = ""
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing, because the output of tests must stay readable."""
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -60,14 +60,14 @@ class Handler(BaseHTTPRequestHandler):
         if not self.breaks or len(body) < 2:
             self.wfile.write(body)
             return
-        self.wfile.write(body[: len(body) // 2])  # and then nothing more
+        self.wfile.write(body[: len(body) // 2])  # the failure: the other half never comes
         self.wfile.flush()
         if self.breaks == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.breaks, self.close_connection = "", True
 
     def begin(self) -> str | None:
-        """Return the object's key, or None if the request was refused or failed on demand."""
+        """Start an answer. Return the object's key, or None if the request was refused or had to fail."""
         length = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(length)
         self.server.requests.append((self.command, self.path))
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(204)
 
     def do_POST(self) -> None:
-        """Delete many."""
+        """Delete several objects, which the request's body lists."""
         if key := self.begin():
             found = re.findall(r"<Key>(.*?)</Key>", self.body.decode())
             for name in found:
@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def s3_server(key: str = "tester") -> Iterator[S3Server]:
-    """Run a server for as long as the context lasts."""
+    """Run an S3 server on this machine while the context lasts."""
     server = S3Server(key)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -165,7 +165,7 @@ def s3_server(key: str = "tester") -> Iterator[S3Server]:
 
 
 def environment(server: S3Server, key: str = "tester") -> dict[str, str]:
-    """List the environment variables that lead clients to the server."""
+    """Return the environment variables that make S3 clients use this server."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}",
         "AWS_ALLOW_HTTP": "true",
@@ -177,7 +177,7 @@ def environment(server: S3Server, key: str = "tester") -> dict[str, str]:
 
 @contextmanager
 def serving(store: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """Run a server that holds a store as `s3://bucket/NAME`, and let the environment lead to it."""
+    """Run an S3 server that holds a store as `s3://bucket/NAME`, and set the environment for its clients."""
     remote.bucket.cache_clear()
     with s3_server() as running:
         for variable, value in environment(running).items():

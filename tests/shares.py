@@ -1,4 +1,4 @@
-"""Choose which tests run in one process: those of a file together, and all files with tests on real Ray together."""
+"""Choose which tests run in the same process: the tests of a file, and all files with tests that start Ray."""
 
 import functools
 from pathlib import Path
@@ -11,16 +11,16 @@ ON_RAY = "pytest.mark." + "ray"
 
 @functools.cache
 def share(file: str) -> str:
-    """Return the name of the group of tests that a file belongs to."""
+    """Return the name of the group to which the tests of a file belong. A group runs in one process."""
     path = TESTS / Path(file).relative_to(TESTS.name) if file.startswith(f"{TESTS.name}/") else Path(file)
     return "ray" if ON_RAY in path.read_text() else file
 
 
 class Shares(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """Deal groups of tests out to processes, in the order of the tests.
+    """Schedule groups of tests on the processes of pytest-xdist, in the order of the tests.
 
-    xdist's own groups (`--dist loadgroup`) stand in ids of tests that pytest 9.2 no longer lets it change: each test is
-    a group of its own there, and what a file makes once is made in each process.
+    xdist's own option `--dist loadgroup` writes groups into the ids of tests, which pytest 9.2 no longer allows. With
+    it, each test would be a group, and each process would make the fixtures of a file again.
     """
 
     def _split_scope(self, nodeid: str) -> str:

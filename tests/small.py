@@ -1,4 +1,4 @@
-"""Steps, networks and batches that take milliseconds, for tests of training."""
+"""Make steps, networks and batches that take milliseconds, for tests of training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,10 +32,10 @@ FAST: dict[str, dict[str, Any]] = {
     "mean_teacher": {"ramp_up": 2},
     "adamatch": {"ema_decay": 0.5, "threshold": 0.9},
 }
-"""Options with which each algorithm selects something and moves its state within a step or two."""
+"""Options with which each algorithm selects pseudo-labels and changes its state within one or two steps."""
 
 MEMORY = ("flexmatch", "freematch", "softmatch", "udal", "cap", "adamatch")
-"""Algorithms whose losses depend on what earlier steps saw."""
+"""Algorithms with losses that depend on the data of earlier steps."""
 
 CASES = [
     (name, space)
@@ -47,7 +47,7 @@ IDS = [f"{name}-{'multi' if space.multilabel else 'single'}" for name, space in 
 
 
 def part(union: Any, name: str, **options: Any) -> Any:
-    """Build the configuration of a union's member that is called `name`."""
+    """Build the configuration with the name `name` from a union of configuration classes."""
     return next(kind for kind in config_types(union) if part_name(kind) == name)(**options)
 
 
@@ -99,7 +99,7 @@ def make_step(
         votes=make_votes(space, votes),
     )
     for parameter in step.networks.parameters():
-        # Networks that tell images apart with some confidence, so that masks are neither empty nor full.
+        # Enlarge the random weights: predictions must differ in confidence, or masks would be empty or full.
         parameter.data.add_((0.5 if parameter.ndim > 1 else 0.1) * torch.randn_like(parameter))
     for live, average in zip(step.networks.parameters(), step.averages.parameters(), strict=True):
         average.data.copy_(live)
@@ -107,7 +107,7 @@ def make_step(
 
 
 def make_votes(space: LabelSpace, config: VotesConfig | None) -> Votes | None:
-    """Of 64 patches within some 30 km, a few of them labeled, some without a place."""
+    """Make votes among 64 patches within about 30 km: a few are labeled, some have no place."""
     if config is None:
         return None
     generator = torch.Generator().manual_seed(5)
@@ -121,7 +121,7 @@ def make_votes(space: LabelSpace, config: VotesConfig | None) -> Votes | None:
 def make_batch(
     space: LabelSpace, labeled: int = 4, unlabeled: int = 8, seed: int = 0, *, ignored: bool = False, size: int = SIZE
 ) -> Batch:
-    """Random images of all views; metadata partly missing, labels partly unknown where `ignored`."""
+    """Make a batch of random images of all views. Some metadata is missing; with `ignored`, some labels are unknown."""
     generator = torch.Generator().manual_seed(seed)
 
     def image(n: int) -> Tensor:
@@ -150,7 +150,7 @@ def make_batch(
 
 
 def rows_of_batch(batch: Batch, number: int, of: int) -> Batch:
-    """Return the rows of rank `number` of `of` ranks."""
+    """Return the part of a batch that belongs to rank `number` of `of` ranks."""
     return list(batch.split(of))[number]
 
 

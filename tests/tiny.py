@@ -1,4 +1,4 @@
-"""A tiny real store, made without Ray: EuroSAT's layout with generated JPEGs whose class shows in color and place."""
+"""Make tiny stores without Ray, from generated JPEGs in EuroSAT's layout. Color and place show the class."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from stssl.store.zarr_metadata import description_hashes
 
 
 def write_eurosat(folder: Path, per_class: int = 20, seed: int = 0) -> tuple[Path, Path]:
-    """Class folders with JPEGs and a table of coordinates; returns both paths."""
+    """Write folders of JPEGs, one for each class, and a table of coordinates. Return the paths of both."""
     rng = np.random.default_rng(seed)
     archive, table = folder / "2750", folder / "places.csv"
     with_places = [["filepath", "class", "latitude", "longitude"]]
@@ -35,21 +35,21 @@ def write_eurosat(folder: Path, per_class: int = 20, seed: int = 0) -> tuple[Pat
 
 
 def tiny_bigearthnet(folder: Path, patches: int = 120) -> Path:
-    """A converted tiny synthetic archive in BigEarthNet's layout."""
+    """Make and convert a tiny synthetic archive in BigEarthNet's layout. Return the store's path."""
     archive = synthesize_archive(folder / "archive", patches=patches, seed=1)
     convert_archive("bigearthnet-v1", archive, folder / "big.zarr", Options(workers=0, shard=64))
     return folder / "big.zarr"
 
 
 def tiny_store(folder: Path, per_class: int = 20) -> Path:
-    """Write a tiny EuroSAT and convert it."""
+    """Write a tiny archive in EuroSAT's layout, and convert it. Return the store's path."""
     archive, table = write_eurosat(folder, per_class)
     convert_archive("eurosat", archive, folder / "tiny.zarr", Options(workers=0, shard=64), coordinates=table)
     return folder / "tiny.zarr"
 
 
 def relabel(store: Path, row: int, label: int) -> None:
-    """Change a label of a tiny store, and the hash of its column, as if it had been converted with that label."""
+    """Change one label of a tiny store, and the hash of the label column, as if it was converted with that label."""
     values = zarr.open_array(str(store), path="label", mode="r+")
     values[row] = label
     group = json.loads((store / "zarr.json").read_text())
@@ -58,14 +58,14 @@ def relabel(store: Path, row: int, label: int) -> None:
 
 
 def seal(store: Path, group: dict[str, Any]) -> None:
-    """Write the description of a store's root, with hashes that fit it."""
+    """Write the metadata of a store's root group, with hashes that fit it."""
     arrays = group["consolidated_metadata"]["metadata"]
     group["attributes"]["description_hashes"] = description_hashes(group["attributes"], arrays)
     (store / "zarr.json").write_text(json.dumps(group))
 
 
 def tiny_recipe(store: Path, runs: Path) -> dict[str, Any]:
-    """Write a recipe that trains on `tiny_store` in a second, in this process."""
+    """Return a recipe, as nested mappings, that trains on `tiny_store` in a second, in this process."""
     return {
         "name": "run",
         "data": {"store": str(store), "labels": "label", "scale": "bytes"},

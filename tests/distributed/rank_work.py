@@ -1,4 +1,4 @@
-"""What each of several processes does in the tests of ranks; importable by them."""
+"""Define the work of each process in tests with several ranks. The processes import it from this module."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ MORE = {
 
 
 def spawn(world: int, folder: Path) -> list[dict]:
-    """Run `work` in `world` processes; what each of them found, by rank."""
+    """Run the function `work` in `world` processes, and return what each of them found, sorted by rank."""
     on_ranks(world, work, folder, world)
     return [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
 
@@ -43,12 +43,12 @@ def make(name: str, space: LabelSpace, **options) -> TeacherStudentStep:
 
 
 def global_batch(space: LabelSpace, number: int) -> Batch:
-    """Unknown labels, missing metadata, and rows that three ranks cannot share evenly."""
+    """Make a batch with unknown labels, missing metadata, and a number of rows that three ranks cannot share evenly."""
     return small.make_batch(space, **ROWS, seed=number, ignored=True)
 
 
 def replay(name: str, space: LabelSpace, rank: int, world: int, parts: int = 1, **options) -> dict:
-    """Two steps on this rank's rows: loss and gradients of each, and the state at the end."""
+    """Train two steps on one rank's rows. Return the losses and gradients of the steps, and the state at the end."""
     step = make(name, space, **options)
     model = DistributedDataParallel(step, broadcast_buffers=False) if world > 1 else step
     losses, gradients = [], []

@@ -1,7 +1,8 @@
-"""Runs recipes on several simulated nodes, in a process of its own: `python simulated.py FOLDER PART...`.
+"""Train recipes on several simulated machines, in a separate process: `python simulated.py FOLDER PART...`.
 
-Each part is a run on nodes of one CPU: `elastic` starts on one node and gets a second; `worker` has two of three nodes
-and loses a worker to a kill, `node` loses a node; `many` wants more than there is. What was seen goes to seen.json.
+Each part is one run on nodes with one CPU. `elastic` starts on one node and gets a second one. `worker` uses two of
+three nodes, and one worker is killed. `node` loses a node. `many` asks for more workers than fit. The results go to
+`seen.json`.
 """
 
 import json
@@ -30,7 +31,7 @@ DISTURBED = 20
 
 
 def workers(node) -> list[int]:
-    """Ids of the processes that train on a node."""
+    """List the ids of the processes that train on a node of the simulated cluster."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     return [child.pid for child in raylet.children() if "RayTrainWorker" in " ".join(child.cmdline())]
 
@@ -40,7 +41,7 @@ def validated(folder: RunFolder) -> int:
 
 
 def disturb(recipe: Recipe, act) -> int:
-    """Train, and act once the run is past a validation; the step of the last validation before that."""
+    """Train a recipe, and call `act` after a validation. Return the step of the last validation before the call."""
     folder, steps = RunFolder.of(recipe), []
 
     def watch() -> None:
@@ -56,7 +57,7 @@ def disturb(recipe: Recipe, act) -> int:
 
 
 def refused(recipe: Recipe) -> str:
-    """What training says that cannot begin."""
+    """Train a recipe that must be refused, and return the error message; return `trained` if it was not refused."""
     try:
         run(recipe)
     except StsslError as error:
@@ -71,7 +72,7 @@ def recipe(folder: Path, name: str, address: str, **launch) -> Recipe:
 
 
 def join(address: str, started: list[subprocess.Popen]) -> None:
-    """A node in a process of its own: Ray's can only be started from a main thread, and ours trains."""
+    """Start a node in a separate process: Ray starts nodes only from the main thread, which is busy with training."""
     command = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={address}"]
     started.append(subprocess.Popen([*command, "--num-cpus=1"]))
 

@@ -1,8 +1,8 @@
-"""Seeded inputs for a parser, and what counts as a failure of it.
+"""Call a parser with randomly damaged files, and collect its failures.
 
 A parser may succeed, or raise an error of the project that names the file. Anything else is a finding: another
-exception, an error without the file, more seconds or memory than an input deserves, or values that changed in silence
-(the parser's own check raises `AssertionError`). Each finding is told by the input's number, which reproduces it.
+exception, an error without the file's name, too much time or memory, or wrong values (a check inside `parse` raises
+`AssertionError`). Each finding has the number of the input, with which it can be reproduced.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from stssl.base.errors import StsslError
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "200"))
 SECONDS = 30.0
-"""On the clock, on a busy machine; a hang has no end."""
+"""Time limit in seconds for one input. It is long, because the machine may be busy and a hang never ends."""
 BYTES = 1 << 30
 
 Mutation = Callable[[random.Random, bytes], bytes]
@@ -28,14 +28,14 @@ Mutation = Callable[[random.Random, bytes], bytes]
 
 @dataclass(frozen=True)
 class Target:
-    """A parser under test.
+    """Describe a parser to test with damaged files.
 
     Attributes:
-        files: What is mutated, one of them at a time; restored afterwards.
-        parse: Reads them; called with the mutated one.
-        mutations: Of a file's bytes; one is chosen for each input.
-        names: What one of an error's words must contain, from the mutated file; by default its name.
-        expected: Errors that are counted, not raised, in the product (of one patch of many).
+        files: Files to damage, one at a time. They are restored afterwards.
+        parse: Function that reads the files. It gets the path of the damaged one.
+        mutations: Functions that damage a file's bytes. Each input uses one or a few of them.
+        names: Function from the damaged file to texts, one of which the error must contain; by default the file's name.
+        expected: Errors that the parser may raise for a damaged file.
     """
 
     files: tuple[Path, ...]
@@ -49,7 +49,7 @@ class Target:
 
 @dataclass
 class Outcome:
-    """How the inputs went."""
+    """Count the inputs that the parser accepted and refused, and collect the findings."""
 
     accepted: int = 0
     refused: int = 0
@@ -60,11 +60,11 @@ class Outcome:
 
 
 class Hang(BaseException):
-    """An input took too long."""
+    """Exception that interrupts the parser if an input takes too long."""
 
 
 def fuzz(target: Target, inputs: int = INPUTS, seed: int = 0) -> Outcome:
-    """Give a parser so many mutated inputs."""
+    """Call a parser with `inputs` damaged files. The seed determines all of them."""
     outcome, originals = Outcome(), {path: path.read_bytes() for path in target.files}
     for number in range(inputs):
         dice = random.Random(f"{seed}/{number}")
@@ -82,7 +82,7 @@ def fuzz(target: Target, inputs: int = INPUTS, seed: int = 0) -> Outcome:
 
 def _one(target: Target, path: Path, number: int, outcome: Outcome) -> None:
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on
+    Path("/proc/self/clear_refs").write_text("5")  # "5" resets the peak of memory, so it counts this input only
     try:
         with _limits(target):
             target.parse(path)
@@ -92,7 +92,7 @@ def _one(target: Target, path: Path, number: int, outcome: Outcome) -> None:
             outcome.findings.append(f"input {number} of {path.name}: the error does not name the file: {error}")
     except Hang:
         outcome.findings.append(f"input {number} of {path.name}: longer than {target.seconds:g} s")
-    except Exception as error:  # the point of the harness: whatever else comes out is a finding
+    except Exception as error:  # any other error is a finding: the parser must not raise it
         place = "".join(traceback.format_exception(error)[-4:])
         outcome.findings.append(f"input {number} of {path.name}: {type(error).__name__}\n{place}")
     else:
@@ -108,7 +108,7 @@ def _resident(name: str) -> int:
 
 @contextlib.contextmanager
 def _limits(target: Target) -> Iterator[None]:
-    """An end on the clock, and a bound on addresses: far beyond `memory`, so that the machine lives through a bomb."""
+    """Return a context with limits on time and on address space, so no input can stop the machine."""
 
     def end(number: int, frame: Any) -> None:
         raise Hang

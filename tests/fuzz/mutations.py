@@ -1,4 +1,4 @@
-"""Ways to damage a file: its bytes, the numbers in its text, its lines and cells, or its tree of values."""
+"""Damage the contents of a file at random: its bytes, numbers, lines, cells, or values of its JSON or YAML."""
 
 import json
 import random
@@ -69,7 +69,7 @@ RAW = (
 
 
 def flipped(dice: random.Random, data: bytes) -> bytes:
-    """One to eight bytes have other bits."""
+    """Change one to eight bytes at random positions."""
     changed = bytearray(data)
     for _ in range(dice.randint(1, 8) if data else 0):
         changed[dice.randrange(len(data))] ^= dice.randint(1, 255)
@@ -77,37 +77,37 @@ def flipped(dice: random.Random, data: bytes) -> bytes:
 
 
 def flipped_at_the_end(dice: random.Random, data: bytes) -> bytes:
-    """The same, in the last bytes, where indexes stand."""
+    """Change one to eight of the last 1,100 bytes, where some formats keep their index."""
     cut = max(0, len(data) - 1100)
     return data[:cut] + flipped(dice, data[cut:])
 
 
 def cut_off(dice: random.Random, data: bytes) -> bytes:
-    """The file ends early."""
+    """Cut off the end of the file at a random position."""
     return data[: dice.randint(0, len(data))]
 
 
 def without_part(dice: random.Random, data: bytes) -> bytes:
-    """A stretch is missing."""
+    """Remove up to 40 bytes at a random position."""
     start = dice.randint(0, len(data))
     return data[:start] + data[start + dice.randint(1, 40) :]
 
 
 def repeated_part(dice: random.Random, data: bytes) -> bytes:
-    """A stretch stands several times."""
+    """Repeat up to 60 bytes of the file once or many times."""
     start = dice.randint(0, len(data))
     stop = start + dice.randint(1, 60)
     return data[:stop] + data[start:stop] * dice.choice((1, 1, 3, 50)) + data[stop:]
 
 
 def with_bytes(dice: random.Random, data: bytes) -> bytes:
-    """Bytes that mean something to a parser stand somewhere."""
+    """Insert bytes that have a meaning for parsers, such as brackets, at a random position."""
     start = dice.randint(0, len(data))
     return data[:start] + dice.choice(RAW) + data[start:]
 
 
 def with_number(dice: random.Random, data: bytes) -> bytes:
-    """One of a text's numbers is another."""
+    """Replace one number in a text by another, such as a very large one."""
     found = list(re.finditer(rb"-?\d+(\.\d+)?", data))
     if not found:
         return data
@@ -116,7 +116,7 @@ def with_number(dice: random.Random, data: bytes) -> bytes:
 
 
 def with_lines(dice: random.Random, data: bytes) -> bytes:
-    """Lines in another order, twice, or one in the place of another."""
+    """Swap two lines of a text, repeat a line, or overwrite one by another."""
     lines = data.splitlines(keepends=True) or [b""]
     one, other = dice.randrange(len(lines)), dice.randrange(len(lines))
     kind = dice.randrange(3)
@@ -130,7 +130,7 @@ def with_lines(dice: random.Random, data: bytes) -> bytes:
 
 
 def with_cell(dice: random.Random, data: bytes) -> bytes:
-    """A cell of a table is another; or the divider of all cells."""
+    """Replace one cell of a CSV table, or the separator of all cells."""
     if dice.random() < 0.1:
         return data.replace(b",", dice.choice((b";", b"\t", b"|", b"")))
     lines = data.split(b"\n")
@@ -143,7 +143,7 @@ def with_cell(dice: random.Random, data: bytes) -> bytes:
 
 
 def tree_in_json(dice: random.Random, data: bytes) -> bytes:
-    """A value, key or part of a JSON file is another."""
+    """Replace, rename or remove one value of a JSON file."""
     try:
         tree = json.loads(data)
     except (ValueError, RecursionError):
@@ -152,7 +152,7 @@ def tree_in_json(dice: random.Random, data: bytes) -> bytes:
 
 
 def tree_in_yaml(dice: random.Random, data: bytes) -> bytes:
-    """The same of a YAML file."""
+    """Replace, rename or remove one value of a YAML file."""
     try:
         tree = yaml.safe_load(data)
         return yaml.safe_dump(changed(dice, tree), sort_keys=False, allow_unicode=False).encode("utf-8", "replace")
@@ -161,7 +161,7 @@ def tree_in_yaml(dice: random.Random, data: bytes) -> bytes:
 
 
 def row_in_json(dice: random.Random, data: bytes) -> bytes:
-    """A value in one of a file's lines of JSON is another."""
+    """Replace, rename or remove one value in a file with one JSON object in each line."""
     lines = data.split(b"\n")
     row = dice.randrange(len(lines))
     lines[row] = tree_in_json(dice, lines[row])
@@ -169,7 +169,7 @@ def row_in_json(dice: random.Random, data: bytes) -> bytes:
 
 
 def changed(dice: random.Random, tree: Any) -> Any:
-    """A tree with one change somewhere; the tree itself stays as it is."""
+    """Copy nested lists and mappings with one random change."""
     tree = json.loads(json.dumps(tree))
     places: list[tuple[Any, Any]] = []
     rest = [tree]

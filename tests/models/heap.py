@@ -1,4 +1,7 @@
-"""Writes past a tensor's end, then trains a step of each recipe's network, for malloc's checks (test_layout.py)."""
+"""Train a step of each recipe's network under malloc's checks, after controls that damage the heap.
+
+`test_layout.py` runs this file in a separate process.
+"""
 
 import ctypes
 import os
@@ -33,12 +36,12 @@ def recipes() -> list[RunRecipe]:
 
 
 def cases() -> list[Case]:
-    """Backbone, its arguments, bands, image size, bf16: each that a recipe has, and small ones as tests use them."""
+    """List backbone, its arguments, bands, image size and bf16 of all recipes, and of small networks as in tests."""
     asked = [
         (r.model.backbone, r.model.backbone_args, len(r.data.bands), r.model.image_size, r.compute.precision == "bf16")  # type: ignore[attr-defined]
         for r in recipes()
     ]
-    asked += [("slim_resnet", {}, 5, 24, False)]  # stssl quickstart
+    asked += [("slim_resnet", {}, 5, 24, False)]  # the network that `stssl quickstart` trains
     asked += [("slim_resnet", SMALL, bands, size, half) for bands, size, half in ((1, 48, False), (3, 64, True))]
     return [case for number, case in enumerate(asked) if case not in asked[:number]]
 
@@ -60,10 +63,10 @@ def step(case: Case, rows: int, memory: torch.memory_format | None = None) -> to
 
 
 def ended(work: Callable[[], None]) -> int:
-    """How a process ends that does this: the number of a signal, or 0."""
+    """Run a function in a new process. Return the number of the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
-        signal.alarm(100)  # it may hang as well
+        signal.alarm(100)  # a damaged heap may also make the process hang
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         work()
         os._exit(0)
@@ -71,14 +74,14 @@ def ended(work: Callable[[], None]) -> int:
 
 
 def overrun() -> None:
-    """Write one byte past a tensor's end, on every CPU."""
+    """Write one byte past the end of a tensor, to check that malloc finds it on every CPU."""
     tensor = torch.zeros(64, dtype=torch.uint8)
     ctypes.memset(tensor.data_ptr() + 64, 1, 1)
     del tensor
 
 
 def few_channels() -> None:
-    """Steps of a network with few channels that is laid out as GPUs want it."""
+    """Train steps of a network with few channels in channels_last, which makes oneDNN damage the heap."""
     for _ in range(3):
         step(("slim_resnet", SMALL, 3, 64, False), 12, torch.channels_last)
 

@@ -1,4 +1,8 @@
-"""`<algorithm>_{ml,sl}<C>[_variant].npz`: the real step on networks that say what the file says."""
+"""Check the algorithms against recorded values in the files `<algorithm>_{ml,sl}<C>[_variant].npz`.
+
+The real training step runs with networks that return recorded logits. In file names, `ml` is multi-label, `sl` is
+single-label, and C is the number of classes.
+"""
 
 from typing import Any
 
@@ -26,7 +30,7 @@ DISTANCES = {"mse": "mse", "mae": "mae", "cos": "cosine", "none": "none"}
 
 
 class Table(Network):
-    """A network whose logits and features stand in its input, from a column on."""
+    """Replace a network: return logits and features that the input contains, from the column `column` on."""
 
     def __init__(self, column: int, classes: int, width: int) -> None:
         nn.Module.__init__(self)
@@ -104,7 +108,7 @@ OPTIONS = {
 
 
 class Replay:
-    """The step of one file, and its inputs."""
+    """Build the training step for one file of recorded values, and make its input batches."""
 
     def __init__(self, oracle: Oracle, name: str) -> None:
         self.oracle, self.name, self.h = oracle, name, oracle.json("hparams")
@@ -138,7 +142,7 @@ class Replay:
         return torch.stack([1 - frequency, frequency], -1)
 
     def batch(self, it: int) -> Batch:
-        """Teacher logits, teacher features, student logits, student features side by side, as images."""
+        """Make the batch of iteration `it`: its images hold the recorded logits and features of both networks."""
         images = {}
         for short, view in VIEWS.items():
             if f"in_t_logits_{short}" not in self.oracle:
@@ -179,7 +183,7 @@ def check_algorithm(oracle: Oracle, name: str) -> None:
 
 
 def check_terms(replay: Replay, terms: list[LossTerm], it: int) -> None:
-    """Labels and masks; hard ones exactly."""
+    """Compare pseudo-labels and masks of an iteration with recorded ones. Hard labels must be equal."""
     for term, suffix in zip(terms, ("", "_lb"), strict=False):
         soft = term.target.dtype.is_floating_point
         target = replay.space.outputs(term.target) if soft else term.target
@@ -193,7 +197,7 @@ def check_terms(replay: Replay, terms: list[LossTerm], it: int) -> None:
 
 
 def check_losses(replay: Replay, logs: dict[str, Tensor], terms: list[LossTerm], progress: Progress) -> None:
-    """Each loss on its own, as the step reports it, and in the totals."""
+    """Compare each loss of a step, and the total losses, with recorded values."""
     it, oracle, algorithm = progress.step, replay.oracle, replay.algorithm
     matching = not algorithm.waits(progress)
     if matching:

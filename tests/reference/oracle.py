@@ -1,4 +1,4 @@
-"""Vectors of the public implementations, and the record of which of them a check has read."""
+"""Read recorded values of public implementations, and remember which of them a check has compared."""
 
 import json
 import os
@@ -9,14 +9,14 @@ import numpy as np
 
 FOLDER = Path(os.environ.get("STSSL_REFERENCE_VECTORS") or Path(__file__).parent / "vectors")
 GIVEN = ("in_", "init/", "init_geo/", "sd/", "param/", "hparams", "config", "margin")
-"""Prefixes of arrays that a check may use or not; all others must be compared."""
+"""Prefixes of arrays that are inputs. A check must compare all arrays with other names."""
 
 LOSS = {"atol": 1e-5, "rtol": 2e-5}
 GRADIENT = {"atol": 1e-5, "rtol": 1e-4}
 
 
 class Oracle:
-    """One file. `expect` compares; `unread` is what nothing was compared with."""
+    """Hold one file of recorded values. `expect` compares a value; `unread` lists values not compared yet."""
 
     def __init__(self, path: Path) -> None:
         with np.load(path, allow_pickle=False) as file:
@@ -40,7 +40,7 @@ class Oracle:
         return sorted(name for name in self.arrays if name not in self.read and not name.startswith(GIVEN))
 
     def right(self, name: str, step: int | None = None) -> Any:
-        """The right value of `out_*`, `grad_*`: `fix_*` where it is finite, else as it stands; may be NaN."""
+        """Return the recorded value of an output or gradient. If the file has a corrected one (`fix_*`), prefer it."""
         fix = "fix_" + name.removeprefix("out_")
         found = [self[key] for key in (fix, name) if key in self.arrays]
         assert found, f"neither {name} nor {fix} is there"
@@ -48,7 +48,7 @@ class Oracle:
         return np.where(np.isfinite(found[0]), found[0], found[-1])
 
     def expect(self, name: str, ours: Any, step: int | None = None, exact: bool = False, **tolerance: float) -> None:
-        """Compare; where the reference is NaN and nothing mends it, ours must be finite."""
+        """Compare our value with the recorded one. If the recorded one is NaN, ours must only be finite."""
         right = self.right(name, step)
         mine = np.asarray(ours.detach().cpu() if hasattr(ours, "detach") else ours, dtype=np.float64)
         assert mine.shape == right.shape, f"{name}: shape {mine.shape}, not {right.shape}"

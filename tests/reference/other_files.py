@@ -1,4 +1,4 @@
-"""All files that are not an algorithm's: encoding, averages, losses, scores, networks, schedule, whole training."""
+"""Check encoders, averages, losses, scores, networks, schedules and whole trainings against recorded values."""
 
 import re
 from datetime import datetime
@@ -31,7 +31,7 @@ NETWORK = {"atol": 1e-5, "rtol": 1e-4}
 
 
 def check_metainfo(oracle: Oracle) -> None:
-    """Days of the year, the paper's encoding of them, and a finite context where the reference is NaN."""
+    """Compare the days of the year and their encoding. If a recorded context is NaN, ours must be finite."""
     network = build_teacher({"img": 8, "patch": 4, "ch": 3, "C": 2, "dim": 8, "depth": 1, "heads": 1})
     for row, text in enumerate(oracle["date"]):
         when = datetime.fromisoformat(str(text)) if text else None
@@ -107,7 +107,7 @@ def check_lr_schedule(oracle: Oracle) -> None:
 
 
 def check_pos_embed_resize(oracle: Oracle, folder: str) -> None:
-    """Through the loading of weights: a square grid with one class position, to another."""
+    """Compare position embeddings that were resized to another square grid when weights were loaded."""
     before, after = (oracle[name].shape[1] for name in ("pos_embed", "out"))
     options = {"patch_size": 4, "embed_dim": oracle["pos_embed"].shape[2], "depth": 1, "num_heads": 1}
     sizes = [4 * round((count - 1) ** 0.5) for count in (before, after)]
@@ -120,7 +120,7 @@ def check_pos_embed_resize(oracle: Oracle, folder: str) -> None:
 
 
 class Encoded(Network):
-    """A network whose metadata is encoded already."""
+    """Replace an encoder of place and date: its input is already the context vector."""
 
     def _context(self, image: Tensor, metadata: Tensor | None) -> Tensor | None:
         return None if self.encoder is None else self.encoder.head(metadata)
@@ -145,7 +145,7 @@ def build_teacher(c: dict, role: str = "teacher", distill: bool = True, **option
 
 
 def their_name(name: str, who: str) -> str:
-    """Our parameter's name in the reference's state dict."""
+    """Return the name that one of our parameters has in the state dict of the public implementation."""
     head = "joint_head" if who == "joint" else "student_head"
     name = re.sub(r"^backbone\.head\.", f"{head}.", name).replace("fc_norm.", "norm.")
     name = re.sub(r"^backbone\.", f"{who}_backbone.", name)
@@ -191,13 +191,13 @@ def check_early_fusion_vit(oracle: Oracle) -> None:
 
 
 def own_head(oracle: Oracle, who: str, feature: Tensor) -> Tensor:
-    """The reference's further heads, which it never trains."""
+    """Compute the output of an additional head of the public implementation, which that one never trains."""
     weight, bias = (torch.from_numpy(oracle[f"sd/{who}_backbone.head.{name}"]) for name in ("weight", "bias"))
     return nn.functional.linear(feature, weight, bias)
 
 
 def check_plain_backbone(oracle: Oracle, c: dict, image: Tensor, joint: Tensor) -> None:
-    """The backbones with heads of their own (the student has the bare token), and average pooling in the teacher."""
+    """Compare the outputs of backbones with their own heads; the teacher pools by averaging."""
     student = build_teacher(c, "student").eval()
     load_theirs(student, oracle, "sd/", "student")
     feature = student.features(image, None, student.site)[:, 0]
@@ -212,7 +212,7 @@ def check_plain_backbone(oracle: Oracle, c: dict, image: Tensor, joint: Tensor) 
 
 
 def check_e2e(oracle: Oracle) -> None:
-    """Whole training steps: losses, rates, final weights and averages."""
+    """Compare whole training steps: losses, learning rates, final weights and averages."""
     h = oracle.json("hparams")
     step = e2e_step(oracle, h)
     optimizer = e2e_optimizer(oracle, step, h)
@@ -268,7 +268,7 @@ def e2e_step(oracle: Oracle, h: dict) -> TeacherStudentStep:
 
 
 def e2e_optimizer(oracle: Oracle, step: TeacherStudentStep, h: dict) -> torch.optim.Optimizer:
-    """AdamW with the reference's groups, which decay tokens and position embeddings; ours differ in those only."""
+    """Make AdamW with the parameter groups of the public implementation, which also decay tokens and positions."""
     decays = {name: group["weight_decay"] for group in oracle.json("param_groups") for name in group["params"]}
     ours = {
         id(p): group["weight_decay"]
@@ -315,7 +315,7 @@ def check_e2e_weights(oracle: Oracle, network: Network, prefix: str, who: str) -
             continue
         ours, theirs = parameter.detach().numpy().copy(), oracle[key]
         if key.endswith("attn.qkv.bias"):
-            # Keys' bias has no gradient but rounding, which AdamW turns into full steps.
+            # Leave out the bias of keys: its true gradient is 0, and AdamW turns rounding errors into full steps.
             third = len(ours) // 3
             ours, theirs = np.delete(ours, range(third, 2 * third)), np.delete(theirs, range(third, 2 * third))
         np.testing.assert_allclose(ours, theirs, **NETWORK, err_msg=key)

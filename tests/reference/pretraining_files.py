@@ -1,4 +1,4 @@
-"""Whole pretraining steps of the geography-aware reference: both contrastive losses, queue, momentum encoder, SGD."""
+"""Check whole pretraining steps against recorded values: contrastive losses, queue, momentum encoder, SGD."""
 
 import math
 from unittest.mock import patch
@@ -17,7 +17,7 @@ from stssl.training.optim import make_optimizer
 
 
 class Small(nn.Module):
-    """Their encoder: Linear, ReLU, and a last layer `fc` that is itself three layers with `mlp`."""
+    """Build the small encoder of the recorded run: Linear, ReLU, and a last part `fc` (three layers with `mlp`)."""
 
     def __init__(self, c: dict) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def load(module: nn.Module, oracle: Oracle, prefix: str) -> None:
 
 
 def pairs(oracle: Oracle, it: int, c: dict) -> Pairs:
-    """A place in the middle of each wanted cluster."""
+    """Make the pairs of iteration `it`. Each query's place is the center of its recorded cluster."""
     longitude = torch.from_numpy(oracle["in_geo"][it]) * (360.0 / c["G"])
     metadata = torch.full((len(longitude), 4), torch.nan)
     metadata[:, 0], metadata[:, 1] = 0.0, (longitude + 180) % 360 - 180
@@ -73,7 +73,7 @@ def check_moco_geo(oracle: Oracle) -> None:
     step = built(oracle, c)
     settings = SgdConfig(lr=c["lr"], momentum=c["sgd_momentum"], weight_decay=c["weight_decay"])
     optimizer = make_optimizer(step.networks, settings)
-    # The reference decays biases too; a recipe does not.
+    # Decay biases too, as the recorded run did. Our recipes do not.
     optimizer.param_groups[1]["weight_decay"] = c["weight_decay"]
     seen: dict[str, torch.Tensor] = {}
     step.networks["query"].register_forward_hook(lambda _, __, out: seen.update(embeddings=out))

@@ -16,7 +16,7 @@ SEARCH = {
 
 @pytest.fixture
 def open_book(recipe_tree, tmp_path):
-    """Return a function that opens the book of a sweep over the tiny recipe; a second call resumes the same sweep."""
+    """Return a function that opens the record of trials of a sweep. A second call resumes the same sweep."""
 
     def go(name="s", recipe=None, **sweep):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_tree | (recipe or {})))
@@ -31,7 +31,7 @@ def open_book(recipe_tree, tmp_path):
 
 
 def write_run(book, number, scores, *, finished=True, every=4):
-    """Write a trial's run: a validation row for each of `scores` (mappings, or accuracies), and its end."""
+    """Write the folder of a trial's run: a validation row for each of `scores`, and the end of the run."""
     folder = RunFolder(trials_folder(book.sweep.folder) / run_name(number))
     folder.path.mkdir(parents=True)
     for position, given in enumerate(scores, 1):
@@ -48,7 +48,7 @@ def _score(given):
 
 @pytest.fixture
 def carry_out():
-    """Return a function that plays one trial with given validation scores and records its end in the book."""
+    """Return a function that records one trial with given validation scores, and its end, without training."""
 
     def go(book, scores, end="complete", seconds=60.0):
         trial, values = book.next()
