@@ -50,7 +50,7 @@ class Archive(Protocol):
 
     @property
     def label_sets(self) -> tuple[str, ...]:
-        """Return the names of the columns that hold labels."""
+        """Return the names of the columns with labels that the archive gives to a store."""
         ...
 
     @property
@@ -85,7 +85,7 @@ class Archive(Protocol):
         ...
 
     def read(self, row: int) -> Patch:
-        """Read one patch.
+        """Read one patch of the archive: its pixels, labels, place and time.
 
         Args:
             row: Row of the patch in the store.
@@ -107,7 +107,7 @@ class ArchiveFormat(Protocol):
     """
 
     def __call__(self, archive: Path, *args: Any, **options: Any) -> Archive:
-        """Open an archive.
+        """Open an archive (a published data set), and find its patches.
 
         Args:
             archive: Folder or file of the archive, as an absolute path.

@@ -55,7 +55,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Options:
-    """Set how to convert: codec, shard size, limits, workers.
+    """Set how to convert an archive to a store: codec, shard size, limits, workers.
 
     Attributes:
         codec: `lz4`, `zstd` or `none`.
@@ -244,7 +244,7 @@ class Job:
     root: Path
 
     def convert_shard(self, shard: int) -> int:
-        """Read a shard's patches, write the shard, and return its number.
+        """Read all patches of a shard from the archive, write the shard into the store, and return its number.
 
         Raises:
             DataError: This node does not see the archive, or a patch is bad and `strict` is set.

@@ -191,7 +191,7 @@ class _Reader:
         (self.divided if divided else self.plain).setdefault(part, row)
 
     def _tokens(self, row: int, cell: str, text: str) -> Iterator[str]:
-        """Yield the items of a list that is written as text."""
+        """Split a text such as `[Forest, Water]` into the items of the list that it stands for."""
         place, end = 1, len(text) - 1
         opening = text[0]
         while (place := _skip(text, place)) < end:

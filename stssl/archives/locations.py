@@ -1,4 +1,4 @@
-"""Draw the places, dates and classes of a synthetic archive from a table of real ones."""
+"""Choose the places, dates and classes of a synthetic archive from a table of real ones."""
 
 import warnings
 from pathlib import Path

@@ -39,7 +39,7 @@ MOST_BANDS = 16
 
 
 class Manifest:
-    """Read the images that a table lists."""
+    """Read a data set of images that a table lists."""
 
     maps: tuple[PixelArray, ...] = ()
     statistics_split = "official"
@@ -52,7 +52,7 @@ class Manifest:
         size: Annotated[int | None, Option("resample to this many pixels a side.")] = None,
         band_names: Annotated[str | None, Option("names of the bands, with commas.")] = None,
     ) -> None:
-        """Read the table and look at the first images.
+        """Read the table of images, and find out their size and bands from the first images.
 
         Args:
             archive: The table. Its paths are relative to its folder.
@@ -334,7 +334,7 @@ def _missing(names: list[str], rows: bool) -> str:
 
 
 def _remarks(table: Mapping[str, list[object]]) -> Iterator[str]:
-    """Yield remarks on the whole table: columns that are empty or useless."""
+    """Yield remarks for the user about a table of images: columns that are empty or useless."""
     for name, other in (("lat", "lon"), ("lon", "lat")):
         if name in table and other not in table:
             yield f"{name} is of no use without a column {other}: no patch has its place from the table"

@@ -134,7 +134,7 @@ class Georeference:
 
     @property
     def center(self) -> tuple[float, float]:
-        """Return x and y of the raster's center."""
+        """Return x and y of the center of the raster image, in units of its projection."""
         (left, top), (right, bottom) = self.upper_left, self.lower_right
         return (left + right) / 2, (top + bottom) / 2
 

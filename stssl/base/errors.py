@@ -32,7 +32,7 @@ class StoppedError(StsslError):
     exit_code = 143
 
     def __init__(self, message: str, exit_code: int = 143) -> None:
-        """Keep the message and the exit code.
+        """Store the message for the user, and the exit code of the command.
 
         Args:
             message: Says how to resume the work.

@@ -1,4 +1,4 @@
-"""Draw random numbers and permutations. They depend on a key alone, not on ranks, threads or restarts."""
+"""Draw random numbers and permutations. The same key gives the same numbers, in each process and after each restart."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -43,7 +43,7 @@ KeyPart = int | RandomStream | Ints
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Apply the last step of SplitMix64 (Steele et al. 2014): a bijection that scatters neighboring integers."""
+    """Scatter 64-bit integers: neighbors become very different. This is a step of SplitMix64 (Steele et al. 2014)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

@@ -47,7 +47,7 @@ def stopped(words: str = "What is written is whole; run the same command again t
 
 @contextlib.contextmanager
 def heeding_signals() -> Iterator[None]:
-    """Raise `Asked` in the main thread if a signal asks the process to end while the context lasts.
+    """While the context lasts, turn a signal that ends the process (such as Ctrl-C) into the exception `Asked`.
 
     If the process ignores a signal already, as under `nohup`, it continues to ignore it.
 

@@ -172,7 +172,7 @@ def _files(file: Path) -> Iterator[Path]:
 
 
 def _travels(file: Path, folder: Path) -> None:
-    """Raise a ConfigError if a file is not sent with the working folder."""
+    """Check that a file is sent to the cluster with the working folder. If not, raise a ConfigError."""
     if not file.is_relative_to(folder):
         raise ConfigError(f"{file} is not inside {folder}, which is sent to the cluster. Give --folder.")
     parts = file.relative_to(folder).parts

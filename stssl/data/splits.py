@@ -34,7 +34,7 @@ class Columns(Protocol):
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """Return the names of the stored splits."""
+        """Return the names of the splits into train, validation and test that the store has."""
         ...
 
     def column(self, name: str) -> ColumnArray:

@@ -1,4 +1,4 @@
-"""Turn loaded rows into normalized views on the device: scale pixels, draw random choices, and apply the choices."""
+"""Turn loaded patches into normalized, augmented images (views): scale pixels, make random choices, apply them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -25,7 +25,7 @@ MetadataUse = Literal["none", "teacher", "direct"]
 
 
 class DataConfig(Config):
-    """Choose patches, bands and labels.
+    """Choose the store of a run, and which of its patches, bands and labels the run uses.
 
     Attributes:
         store: Path or URL of the Zarr store.

@@ -63,7 +63,7 @@ def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split:
         count, total, squares = (sum(int(value) for value in sums[:, band, i]) for i in range(3))
         there = sums[sums[:, band, 0] > 0, band]
         if count:
-            # Python's integers have any size. So the variance of 10^10 pixels is exact until its root.
+            # Compute with Python's integers, which have any size: the variance of 10^10 pixels is exact until its root.
             spread = (squares * count - total * total) / (count * count)
             row = (total / count, spread**0.5, int(there[:, 3].min()), int(there[:, 4].max()), count)
         for i, name in enumerate(found):

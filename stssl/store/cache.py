@@ -87,7 +87,7 @@ class Streamed:
         self.reader, self.layout, self._buffers = reader, reader.layout, Buffers()
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """Read one tensor [n, bands, height, width] for each band group."""
+        """Read the pixels of n patches from the store: one tensor [n, bands, height, width] for each band group."""
         tensors = {name: self._empty(*about) for name, about in self.reader.shapes(len(rows)).items()}
         self.reader.read(rows, {name: tensor.numpy() for name, tensor in tensors.items()})
         return tensors

@@ -78,7 +78,7 @@ class Files:
             return []
 
     def remove(self) -> None:
-        """Remove the folder and all in it."""
+        """Remove the folder, and all files and folders in it."""
         shutil.rmtree(self.root, ignore_errors=True)
 
     def remove_partial(self) -> None:

@@ -12,7 +12,7 @@ from stssl.base.textfiles import read_names
 
 
 def as_text(column: AnyArray) -> NDArray[np.str_]:
-    """Convert a column of strings to NumPy's fixed-width type. Every NumPy function accepts this type."""
+    """Convert a column of texts to NumPy's fixed-width text type: every NumPy function accepts this type."""
     return np.array(column.tolist(), np.str_)
 
 

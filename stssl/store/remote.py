@@ -211,7 +211,7 @@ class RemoteFiles:
         return RemoteFiles(f"{self.root}/{name}")
 
     def path(self, name: str) -> str:
-        """Return the URL of a file."""
+        """Return the URL of a file in this folder of the object store."""
         return f"{self.root}/{name}"
 
     def _where(self, name: str = "") -> tuple[str, str]:
@@ -253,7 +253,7 @@ class RemoteFiles:
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def remove(self) -> None:
-        """Remove all objects below this key."""
+        """Remove all objects of the object store that lie below this folder's key."""
         store, key = self._place()
         with explained(self.root):
             for chunk in store.list(f"{key}/"):

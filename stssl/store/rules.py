@@ -222,7 +222,7 @@ def _chunk_shape(grid: ZarrTree, shape: list[int], where: str) -> list[int]:
 
 
 def _check_codecs(codecs: list[ZarrTree], kind: str, where: str, chunk: list[int], inner: bool = False) -> None:
-    """Check the codecs of an array, or of the chunks inside a shard.
+    """Check the codecs (byte order, compression, checksums) of a Zarr array, or of the chunks inside a shard.
 
     The first codec turns values into bytes. Compressors and checksums follow it.
 

@@ -158,7 +158,7 @@ def read_array(store: str, name: str) -> ZarrTree | None:
 
 
 def _check_version(attributes: ZarrTree, store: str) -> None:
-    """Refuse a group that is no finished store of this schema version."""
+    """Raise an error if a Zarr group is no finished store, or was written with another schema version."""
     version = attributes.get("schema_version")
     if version is None:
         raise DataError(f"{store} is a Zarr group, but not a store of stssl: it has no schema_version")
