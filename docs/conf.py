@@ -21,6 +21,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings: list[str] = []
 
+default_role = "code"  # docstrings write code in single backticks, as the pages do
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
@@ -31,9 +32,11 @@ html_title = f"stssl {release}"
 html_static_path = ["_static"]
 html_css_files = ["stssl.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_theme_options = {"sidebar_hide_name": False, "navigation_with_keys": True}
 # furo loads no foreign font or script; formulas are drawn by the browser itself (MathML), so no page loads anything
 # from another host. tests/docs/test_pages.py checks that.
 
-write_pages(Path(__file__).parent / "generated")
+DOCS = Path(__file__).parent
+write_pages(DOCS / "generated")

@@ -70,7 +70,8 @@ def meanings_of(part: type[Config]) -> dict[str, str]:
         for entry in re.split(r"\n(?=    \w)", section) if there else ():
             name, colon, text = entry.strip().partition(":")
             if colon:
-                found[name] = " ".join(text.split())
+                # Docstrings speak Python, recipes YAML.
+                found[name] = re.sub(r"\bNone\b", "null", " ".join(text.split()))
     return found
 
 
@@ -103,7 +104,7 @@ def sections(key: str, field: FieldInfo, meaning: str, *, level: int) -> Iterato
     """
     parts = parts_of(field)
     yield f"{'#' * level} `{key}`\n"
-    if meaning:
+    if meaning and len(parts) > 1:  # a single part says it again in its docstring
         yield f"{meaning}\n"
     for part in parts:
         name, below = part_name(part), level + 1
@@ -218,9 +219,9 @@ def domain_words(domain: Domain) -> str:
 
 def table(rows: list[Row]) -> str:
     """Write a table of keys."""
-    lines = ["| key | value | default | search | meaning |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| key | meaning | value | default | search |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
-        cells = (f"`{row.key}`", row.kind, row.default or "required", row.domain, row.meaning)
+        cells = (f"`{row.key}`", row.meaning, row.kind, row.default or "required", row.domain)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -100,8 +100,9 @@ def convert(
         **about: Options of the format, such as `coordinates=` or `size=`. `stssl convert FORMAT --help` lists them.
 
     Returns:
-        Summary of the conversion: `patches` and `shards` (numbers), `converted` (shards that this call wrote), `errors`
-        (number of patches by kind of error), `store` (path or URL) and `report` (path of the CSV file of errors).
+        What the conversion did. `patches` and `shards` are numbers; `converted` is the number of shards that this call
+        wrote; `errors` has the number of patches by kind of error; `store` is the path or URL, and `report` the path of
+        the CSV file of errors.
 
     Raises:
         ConfigError: The format, the codec or an option is unknown.
@@ -221,9 +222,9 @@ def probe(
         overrides: Changes of the probe's own settings, such as `"epochs=50"`.
 
     Returns:
-        `rows`, a list of dicts, one for each number of labels and method (`linear`, `k-NN`, `fine-tune`): `weights`,
-        `method`, `labels`, `labeled` (number of labeled patches), and scores by name in `validation` and `test`, from 0
-        to 1. `path`, the file with these rows.
+        `rows`, a list of dicts, one for each number of labels and method (`linear`, `k-NN`, `fine-tune`). The keys are
+        `weights`, `method`, `labels`, `labeled` (number of labeled patches), and scores by name in `validation` and
+        `test`, from 0 to 1. `path`, the file with these rows.
 
     Raises:
         StsslError: The folder has no pretraining run, the run has no checkpoint, or the store has no labels.
@@ -279,8 +280,8 @@ def plan(
         steps: Number of steps to time.
 
     Returns:
-        The estimate. Its fields are in seconds and bytes: `steps` and `validations` (numbers), `share.step` (seconds of
-        computing a step), `exchange` (seconds a step to sum gradients), `gradients` and `checkpoint` (bytes).
+        The estimate, with fields such as `steps` and `validations` (numbers), `share.step` (seconds of computing a
+        step), `exchange` (seconds a step to sum gradients), `gradients` and `checkpoint` (bytes). The function
         `stssl.analysis.describe_costs(estimate)` makes the text of `stssl plan`.
 
     Raises:

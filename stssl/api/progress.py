@@ -1,7 +1,9 @@
 """Show progress bars and tables of scores: in a terminal, in a notebook, or as lines in a file."""
 
 import contextlib
+import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from importlib.util import find_spec
@@ -61,7 +63,12 @@ def default_console(shown: bool | None = None) -> Console:
     Args:
         shown: If False, the console shows nothing. If None or True, it shows progress.
     """
-    return Console(stderr=True, quiet=shown is False)
+    console = Console(stderr=True, quiet=shown is False)
+    if console.is_jupyter and not find_spec("ipywidgets"):
+        # tqdm and Ray ask for ipywidgets several times. Lines of text show the same.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
+    return console
 
 
 def _has_bars(console: Console) -> bool:

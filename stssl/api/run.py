@@ -139,8 +139,8 @@ class Run:
                 store.
 
         Returns:
-            The networks by name. `inputs` makes what they take: images [n, bands, H, W] and metadata [n, 4] of n
-            patches.
+            The networks by name. `inputs` makes what they take, which is images [n, bands, H, W] and metadata [n, 4] of
+            n patches.
 
             A training run has `student`, and `teacher` if it trained one, both with averaged weights. The call
             `student(images)` or `teacher(images, metadata)` returns a prediction: `logits` [n, classes], and `context`
@@ -175,7 +175,7 @@ class Run:
             store: Path of the run's store, if the store was moved after training.
 
         Returns:
-            Images [n, bands, H, W] of the recipe's bands and image size, in about [-2, 2]. Metadata [n, 4]: latitude
+            Images [n, bands, H, W] of the recipe's bands and image size, in about [-2, 2]. Metadata [n, 4] are latitude
             and longitude in degrees, day of the year (1 to 366), and hour of the day in UTC; NaN where a value is
             missing.
 

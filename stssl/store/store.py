@@ -154,7 +154,7 @@ class Store:
                 (seconds since 1970 in UTC) or a label set.
 
         Returns:
-            Array with a row for each of N patches: [N], or [N, values] with several values for each patch.
+            Array [N] of N patches, or [N, values] with several values for each patch.
 
         Raises:
             DataError: The store has no such column, or the column changed since the conversion. In the first case, the

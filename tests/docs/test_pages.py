@@ -1,5 +1,6 @@
 """The documentation builds without a warning, loads nothing from elsewhere, and describes every key and command."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import typer
 
+import stssl
+from stssl.api import functions
 from stssl.base.config import Config, config_types
 from stssl.commands.cli import app
 from stssl.recipes.pretraining import PretrainRecipe
@@ -97,6 +100,29 @@ def test_the_reference_names_every_key_and_command(built):
     commands = re.sub(r"<[^>]+>", "", (built / "generated" / "commands.html").read_text())
     for name in typer.main.get_command(app).commands:
         assert f"stssl {name}" in commands
+
+
+def returns_with_a_colon(docs):
+    """Names of docstrings whose first line of `Returns` has a colon: Sphinx shows words before it as a type."""
+    found = re.compile(r"Returns:\n\s+[^\n]*:(?=\s)")
+    return [name for name, doc in docs.items() if found.search(doc or "")]
+
+
+def test_no_words_about_a_result_are_taken_for_its_type():
+    docs = {name: getattr(stssl, name).__doc__ for name in stssl.__all__}
+    for kind in (stssl.Run, stssl.Store):
+        docs |= {
+            f"{kind.__name__}.{name}": inspect.getdoc(getattr(kind, name)) for name in vars(kind) if name[0] != "_"
+        }
+    assert not returns_with_a_colon(docs)
+    assert returns_with_a_colon({"f": "Do.\n\nReturns:\n    A pair: one, two.\n"}) == ["f"]  # control
+
+
+def test_the_api_is_shown_by_the_names_that_users_write(built):
+    text = re.sub(r"<[^>]+>", "", (built / "reference" / "api.html").read_text())
+    for name in functions.__all__:
+        assert f"stssl.{name}(" in text
+    assert "stssl.api" not in text
 
 
 def test_pages_link_only_to_what_is_there():
