@@ -70,7 +70,7 @@ def until(condition, seconds):
 
 @pytest.mark.parametrize(("change", "leaves"), [("pass", True), ("study._leave_with = print", False)])
 def test_workers_of_a_study_that_is_killed_end_too(change, leaves, tmp_path):
-    """The second case is the control: left to themselves they go on."""
+    """The second case is the control: without the code under test, the workers continue."""
     script, file = tmp_path / "killed.py", tmp_path / "pid"
     script.write_text(SCRIPT.format(benchmarks=str(BENCHMARKS), pid=str(file), change=change))
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL) as study:

@@ -1,4 +1,4 @@
-"""The soak, in short: what is killed and goes on ends the same; and what the soak would notice."""
+"""Run the soak in short: a command that is killed and resumed gives equal results, and the soak notices faults."""
 
 import json
 import subprocess

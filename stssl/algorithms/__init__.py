@@ -6,10 +6,10 @@ An algorithm turns predictions on weakly augmented patches into pseudo-labels, a
 Python imports each name below at its first use: all names except `NAMES` need torch, which is slow to import.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from stssl.algorithms.names import NAMES
+from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from stssl.algorithms.base import Algorithm, DataFacts, LabelerOutputs, Logits, LossRole, LossTerm
@@ -32,10 +32,4 @@ _MODULES = {
     "registry": ("ALGORITHMS", "AlgorithmConfig"),
 }
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name from its module at its first use."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -6,8 +6,9 @@ measures steps, and `costs` estimates a run's cost from them.
 The names below are imported at their first use, since they import torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from stssl.analysis.costs import CostEstimate, Machines, describe_costs
@@ -24,10 +25,4 @@ _MODULES = {
     "report": ("write_report",),
 }
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name from its module at its first use."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -8,10 +8,10 @@ archives for trials without real data.
 This package imports each name below at its first use: all names except `FORMATS` need rasterio and pyarrow.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from stssl.archives.formats import FORMATS
+from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from stssl.archives.base import Archive, ArchiveFormat, Example, ExamplePatch, Option
@@ -42,10 +42,4 @@ _MODULES = {
     "synthetic": ("synthesize_archive",),
 }
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name from its module at its first use."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -7,8 +7,9 @@ on the device.
 Importing torch takes long. So Python imports each name below at its first use.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from stssl.data.augment import AugmentConfig, Draw, RandAugmentConfig, apply_view
@@ -85,10 +86,4 @@ _MODULES = {
     ),
 }
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name from its module at its first use."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -4,8 +4,9 @@
 and `optimizers` define the parts of recipes. `run_data` opens stores. `build` makes networks, loaders and scalers.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from stssl.recipes.build import build_step, check_recipe
@@ -35,10 +36,4 @@ _MODULES = {
     "run_data": ("PixelData", "RunData", "open_data", "open_pixels"),
 }
 
-
-def __getattr__(name: str) -> object:
-    """Import an exported name at its first use: its module needs torch, which takes seconds to import."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _MODULES)

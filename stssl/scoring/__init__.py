@@ -1,7 +1,39 @@
 """Score networks: metrics of predictions, evaluation on a part of the data, and k-NN on frozen features.
 
-Register new metrics in `stssl/scoring/metrics.py`. Import from the modules directly: they need torch, so this package
-does not import them.
+Register new metrics in `stssl/scoring/metrics.py`. The names below are imported at their first use, since they import
+torch.
 """
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING
+
+from stssl.base.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from stssl.scoring.evaluation import Evaluation, array_digest, batches, save_evaluations, score_part, without_nan
+    from stssl.scoring.knn import embed, knn_scores, vote
+    from stssl.scoring.metrics import HEADLINES, LOWER_IS_BETTER, diverged, headline, score
+
+__all__ = [
+    "HEADLINES",
+    "LOWER_IS_BETTER",
+    "Evaluation",
+    "array_digest",
+    "batches",
+    "diverged",
+    "embed",
+    "headline",
+    "knn_scores",
+    "save_evaluations",
+    "score",
+    "score_part",
+    "vote",
+    "without_nan",
+]
+
+_MODULES = {
+    "evaluation": ("Evaluation", "array_digest", "batches", "save_evaluations", "score_part", "without_nan"),
+    "knn": ("embed", "knn_scores", "vote"),
+    "metrics": ("HEADLINES", "LOWER_IS_BETTER", "diverged", "headline", "score"),
+}
+
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -7,8 +7,9 @@ these.
 The names below are imported at their first use, since they import torch, and some of them Ray.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from stssl.sweeps.domains import build_space
@@ -25,10 +26,4 @@ _MODULES = {
     "spec": ("Sweep", "SweepConfig", "load_sweep"),
 }
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name from its module at its first use."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+__getattr__ = lazy_names(__name__, _MODULES)

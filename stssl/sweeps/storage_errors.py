@@ -9,19 +9,19 @@ from pathlib import Path
 from stssl.base.errors import RunError, first_line
 from stssl.base.whole_files import cannot_write, free_room
 
-GOES_ON = "then the same command continues"
+CONTINUES = "then the same command continues"
 DAMAGED = (
     "It is damaged: put a whole copy back, or give this sweep another name (name=...). The runs of its trials are in "
     "their folders as they were."
 )
 STORAGE_ADVICE = {
-    "BUSY": f"Another process holds it: wait for that one, or stop it; {GOES_ON}.",
-    "LOCKED": f"Another process holds it: wait for that one, or stop it; {GOES_ON}.",
-    "FULL": f"Make room there; {GOES_ON}.",
-    "READONLY": f"Let this user write it and its folder; {GOES_ON}.",
+    "BUSY": f"Another process holds it: wait for that one, or stop it; {CONTINUES}.",
+    "LOCKED": f"Another process holds it: wait for that one, or stop it; {CONTINUES}.",
+    "FULL": f"Make room there; {CONTINUES}.",
+    "READONLY": f"Let this user write it and its folder; {CONTINUES}.",
     "CANTOPEN": "Give a file in a folder that is there and may be written.",
-    "PERM": f"Let this user write it and its folder; {GOES_ON}.",
-    "IOERR": f"Its disk or file system fails, or a limit on file sizes is reached: see to that; {GOES_ON}.",
+    "PERM": f"Let this user write it and its folder; {CONTINUES}.",
+    "IOERR": f"Its disk or file system fails, or a limit on file sizes is reached: see to that; {CONTINUES}.",
     "CORRUPT": DAMAGED,
     "NOTADB": DAMAGED,
 }

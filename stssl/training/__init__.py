@@ -8,8 +8,9 @@ A module imports only modules to its right: `launch` > `loop` > `state` > tasks 
 `checkpoints` > `run_files`.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from stssl.training.launch import check_run, run
@@ -40,10 +41,4 @@ _MODULES = {
     "trained_run": ("TrainedRun", "evaluate_run", "load_run"),
 }
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name from its module at its first use, because the modules import torch, which takes seconds."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _MODULES)

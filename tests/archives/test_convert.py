@@ -63,7 +63,7 @@ def test_nothing_else_is_left_behind(whole):
 
 
 @pytest.mark.parametrize("shards", range(9))
-def test_an_interrupted_conversion_goes_on(shards, archive, whole, tmp_path, monkeypatch):
+def test_an_interrupted_conversion_continues(shards, archive, whole, tmp_path, monkeypatch):
     """Stopped after each shard, and before the last step."""
     store, done = tmp_path / "store.zarr", []
     write, finish = Writer.write_shard, Writer.finish

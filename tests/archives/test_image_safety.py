@@ -123,7 +123,7 @@ def test_a_ring_of_images_ends():
     assert time.process_time() - start < 1
 
 
-def test_a_conversion_goes_on_after_a_bomb(tmp_path):
+def test_a_conversion_continues_after_a_bomb(tmp_path):
     write_tiff(tmp_path / "a.tif", np.ones((1, 40, 40), np.uint16))
     (tmp_path / "b.tif").write_bytes(png(50000, 50000))
     write_tiff(tmp_path / "c.tif", np.full((1, 40, 40), 2, np.uint16))

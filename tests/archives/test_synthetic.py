@@ -63,7 +63,7 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
     assert tree(first) != tree(other)
 
 
-def test_a_finished_archive_is_left_and_an_unfinished_one_goes_on(tmp_path):
+def test_a_finished_archive_is_left_and_an_unfinished_one_continues(tmp_path):
     archive = synthesize_archive(tmp_path / "archive", 6)
     before = tree(archive)
     lost = dirty.folders(archive)[3]

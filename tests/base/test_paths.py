@@ -139,7 +139,7 @@ def test_an_identity_does_not_follow_the_storage(file, tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["file:first.pt", "run:first", "run:runs/first", "none"])
-def test_runs_of_earlier_versions_go_on(file, tmp_path, weights):
+def test_runs_of_earlier_versions_continue(file, tmp_path, weights):
     recipe = load_training_recipe(file, [f"model.weights={weights}"])
     folder = RunFolder.of(recipe)
     old = recipe.tree() | {"model": recipe.tree()["model"] | {"weights": weights}}

@@ -29,7 +29,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_conversion_says_how_much_room_there_is_and_goes_on_when_there_is_more(disk, tmp_path):
+def test_a_conversion_says_how_much_room_there_is_and_continues_when_there_is_more(disk, tmp_path):
     """It ends at each of its stages: before the first shard, amid shards, amid columns and statistics."""
     archive, table = tiny.write_eurosat(tmp_path, per_class=2)
     options, store, failed = Options(workers=0, shard=4), disk / "s.zarr", 0

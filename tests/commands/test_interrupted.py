@@ -54,7 +54,7 @@ def test_kill_by_hand_training_on_ray_workers_ends_in_one_line_without_orphans(r
 
 
 @pytest.mark.ray
-def test_kill_by_hand_a_conversion_on_ray_ends_in_one_line_and_goes_on(tmp_path):
+def test_kill_by_hand_a_conversion_on_ray_ends_in_one_line_and_continues(tmp_path):
     archive, table = tiny.write_eurosat(tmp_path, per_class=60)
     options = ["eurosat", str(archive), str(tmp_path / "s.zarr"), "--coordinates", str(table), "--shard", "4"]
     code, output = interrupted("convert", *options, "--workers", "1", once=tmp_path / ".s.zarr.work/000003.done")

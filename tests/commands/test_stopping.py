@@ -45,7 +45,7 @@ def interrupted(arguments, place, number, out, twice=False):
 
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_conversion_ends_in_one_line_and_goes_on(number, twice, tmp_path):
+def test_a_conversion_ends_in_one_line_and_continues(number, twice, tmp_path):
     archive, table = tiny.write_eurosat(tmp_path, per_class=1)
     arguments = ["convert", "eurosat", str(archive), str(tmp_path / "s.zarr"), "--coordinates", str(table)]
     arguments += ["--shard", "4", "--workers", "0"]

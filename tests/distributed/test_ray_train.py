@@ -98,7 +98,7 @@ def rows(folder, name, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["worker", "node"])
-def test_a_run_goes_on_and_ends_the_same_after_a_kill_of(folder, unbroken, disturbed, lost):
+def test_a_run_continues_and_ends_the_same_after_a_kill_of(folder, unbroken, disturbed, lost):
     assert 20 <= disturbed[lost] < 60
     (first, _), *_, (again, ranks) = starts(folder, lost)
     assert (first, ranks) == (0, 2) and 10 <= disturbed[lost] - 10 <= again < 60
@@ -113,7 +113,7 @@ def test_an_elastic_run_takes_in_a_node_that_joins(folder, grown):
 
 
 @pytest.mark.slow
-def test_a_killed_job_goes_on_and_ends_the_same(folder, unbroken):
+def test_a_killed_job_continues_and_ends_the_same(folder, unbroken):
     process = train(folder, "job")
     end = time.monotonic() + 200
     while max(rows(folder, "job", "validation"), default=0) < 20:

@@ -40,7 +40,7 @@ def test_losses_are_finite_and_weights_change(name, space, teacher):
 
 
 @every
-def test_a_reloaded_step_goes_on_with_the_same_losses(name, space):
+def test_a_reloaded_step_continues_with_the_same_losses(name, space):
     first = make_step(name, space)
     train(first, batches(space, 3))
     state = first.state_dict()
@@ -51,7 +51,7 @@ def test_a_reloaded_step_goes_on_with_the_same_losses(name, space):
 
 
 @pytest.mark.parametrize(("name", "space"), [case for case in CASES if case[0] in MEMORY])
-def test_control_without_its_state_an_algorithm_goes_on_differently(name, space):
+def test_control_without_its_state_an_algorithm_continues_differently(name, space):
     first = make_step(name, space, network={"backbone_args": small.VIT})
     train(first, batches(space, 3))
     state = {key: value for key, value in first.state_dict().items() if not key.startswith("algorithm.")}
@@ -195,7 +195,7 @@ def taken(step, batch, progress, micro):
 STARTS = {
     name: {"supervised_start": 2} | ({"supervised_steps": 3} if name == "freematch" else {}) for name in ALGORITHMS
 }
-"""Steps until an algorithm has something to match; those of FreeMatch go on for longer than all others'."""
+"""Steps until an algorithm has something to match; FreeMatch needs more of them than all others."""
 
 
 @every

@@ -182,7 +182,7 @@ def batches(space, count, first=0):
 
 
 @spaces
-def test_a_reloaded_step_goes_on_the_same_and_without_its_memory_otherwise(space):
+def test_a_reloaded_step_continues_the_same_and_without_its_memory_otherwise(space):
     first = make_step("fixmatch", space, votes=CONFIG, **SOFT)
     train(first, batches(space, 4))
     state, losses = first.state_dict(), []

@@ -54,7 +54,7 @@ def test_requests_that_fail_are_tried_again(server, archive):
     assert Store.open("s3://bucket/store.zarr").size == 20
 
 
-def test_an_interrupted_conversion_goes_on(server, archive, monkeypatch):
+def test_an_interrupted_conversion_continues(server, archive, monkeypatch):
     from stssl.store.writer import Writer
 
     write = Writer.write_shard

@@ -272,7 +272,7 @@ def test_verify_compares_the_copies_of_a_description(copy):
     assert rest[0].startswith("lat/zarr.json is missing") and "lon/zarr.json is damaged" in rest[1] and len(rest) == 2
 
 
-def test_a_conversion_does_not_go_on_over_a_damaged_description(whole, tmp_path, monkeypatch):
+def test_a_conversion_does_not_continue_over_a_damaged_description(whole, tmp_path, monkeypatch):
     archive, store, options = whole.parent / "archive", tmp_path / "store.zarr", Options(workers=0, shard=4)
     with monkeypatch.context() as patched:
         patched.setattr(Writer, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))

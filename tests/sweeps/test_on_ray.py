@@ -78,7 +78,7 @@ def test_stopped_and_failed_trials_let_go_of_everything_and_the_sweep_ends(write
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_loses_nothing(write, tmp_path):
+def test_a_killed_sweep_continues_and_loses_nothing(write, tmp_path):
     file = write(
         "killed",
         {"schedule": {"steps": 32, "warmup": 0, "supervised_start": 2, "evaluate_every": 4}},

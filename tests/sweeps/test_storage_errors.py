@@ -103,7 +103,7 @@ def files_of(most):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_study_that_cannot_grow_ends_in_words_and_goes_on(begun, open_book):
+def test_a_study_that_cannot_grow_ends_in_words_and_continues(begun, open_book):
     book, path = begun
     told = study_errors(study_url(book.sweep.config))
     with files_of(path.stat().st_size), pytest.raises(RunError, match=r"study\.db: .*continues\.$"), told:

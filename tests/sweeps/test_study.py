@@ -81,7 +81,7 @@ def test_asha_and_median_stop_the_worse(open_book, carry_out):
     assert not never.report(never.next()[0], 4, 0.0, 1.0)
 
 
-def test_a_trial_that_goes_on_may_tell_again_what_it_told(open_book, recwarn):
+def test_a_trial_that_continues_may_tell_again_what_it_told(open_book, recwarn):
     book = open_book()
     trial, _ = book.next()
     for _ in range(2):
@@ -134,7 +134,7 @@ def test_passwords_are_not_shown(open_book, url):
     assert "geheim" not in str(error.value) and "postgresql" in str(error.value)
 
 
-def test_a_study_of_before_there_were_votes_goes_on_without_them_and_only_so(open_book):
+def test_a_study_of_before_there_were_votes_continues_without_them_and_only_so(open_book):
     book = open_book()
     old = json.loads(book.study.user_attrs[SPACE])
     assert old["recipe"].pop("votes") == {"name": "none"}

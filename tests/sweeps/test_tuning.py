@@ -118,7 +118,7 @@ def test_a_trial_that_raised_is_recorded_with_its_reason(open_book):
     assert lines == ["trial 0: failed: loss is not finite"]
 
 
-def test_a_trial_that_ran_out_of_time_goes_on_later(open_book):
+def test_a_trial_that_ran_out_of_time_continues_later(open_book):
     book = open_book()
     searcher, _ = go(book)
     number = searcher.suggest("a")["number"]
@@ -262,7 +262,7 @@ def test_the_hours_of_a_killed_sweep_are_spent(open_book):
     assert states(again) == ["COMPLETE", "COMPLETE"]
 
 
-def test_a_sweep_that_is_asked_to_end_goes_on_later(open_book, tmp_path):
+def test_a_sweep_that_is_asked_to_end_continues_later(open_book, tmp_path):
     schedule = {"steps": 12, "warmup": 0, "supervised_start": 2, "evaluate_every": 2}
     book = open_book("asked", {"schedule": schedule}, trials=2, scheduler={"name": "none"})
     searcher, _ = go(book)

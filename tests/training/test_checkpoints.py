@@ -50,7 +50,7 @@ def test_control_an_intact_checkpoint_is_used(tmp_path):
     assert found(checkpoints) == ([5], [])
 
 
-def test_the_copy_is_taken_before_training_goes_on(tmp_path):
+def test_the_copy_is_taken_before_training_continues(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     live = state(1)
     checkpoints.save(live, best=False)

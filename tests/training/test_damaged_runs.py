@@ -236,7 +236,7 @@ def test_a_best_checkpoint_that_is_gone_is_another_that_is_the_same_or_an_error(
     assert read_state(folder.checkpoints.path("best"))["progress"]["step"] == at
 
 
-def test_a_run_that_goes_on_chooses_its_best_checkpoint_anew(copy, caplog):
+def test_a_run_that_continues_chooses_its_best_checkpoint_anew(copy, caplog):
     recipe, folder = copy
     harm_best(folder, "lost", 2)
     longer = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"steps": 12})})

@@ -179,7 +179,7 @@ def test_memory_that_really_runs_out(recipe_tree):
         torch.empty(2**60)
 
 
-def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_exactly(recipe_tree, tmp_path):
+def test_sigterm_writes_a_checkpoint_and_the_run_continues_exactly(recipe_tree, tmp_path):
     unbroken, asked = make(recipe_tree, name="unbroken"), make(recipe_tree, name="asked")
     run(unbroken)
     assert exit_code(signalled, asked.tree(), 6, signal.SIGTERM, tmp_path / "said") == 0
@@ -270,7 +270,7 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(caplog, monkeypatch
     assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
 
 
-def test_metrics_reach_mlflow_and_a_resumed_run_goes_on_in_the_same_one(recipe_tree, tmp_path):
+def test_metrics_reach_mlflow_and_a_resumed_run_continues_in_the_same_one(recipe_tree, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     recipe = make(recipe_tree, logging__mlflow=uri)

@@ -1,0 +1,26 @@
+"""Import the public names of a package at their first use, so importing the package itself stays fast."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+
+def lazy_names(package: str, modules: Mapping[str, tuple[str, ...]]) -> Callable[[str], object]:
+    """Make the function `__getattr__` of a package, which imports a public name from its module.
+
+    Python calls a package's `__getattr__` for names that the package does not have.
+
+    Args:
+        package: `__name__` of the package.
+        modules: Public names by module, without the package's name.
+
+    Returns:
+        Function that takes a name and returns what it stands for. It raises `AttributeError` for other names.
+    """
+
+    def find(name: str) -> object:
+        for module, names in modules.items():
+            if name in names:
+                return getattr(import_module(f"{package}.{module}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
