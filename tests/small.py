@@ -11,7 +11,7 @@ from stssl.base.batch import IGNORED, Batch, Progress, Stream, View
 from stssl.base.config import config_types, part_name
 from stssl.base.labels import LabelSpace
 from stssl.models import EncoderConfig, InjectionConfig, Network, NetworkRole, build_network
-from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
+from stssl.steps.teacher_student import LabelerMode, LossConfig, TeacherStudentStep
 from stssl.steps.votes import Votes, VotesConfig
 
 MULTILABEL = LabelSpace(("a", "b", "c", "d", "e"), True)
@@ -82,6 +82,7 @@ def make_step(
     seed: int = 0,
     network: dict[str, Any] | None = None,
     votes: VotesConfig | None = None,
+    labeler_mode: LabelerMode = "evaluation",
     **options: Any,
 ) -> TeacherStudentStep:
     torch.manual_seed(seed)
@@ -97,6 +98,7 @@ def make_step(
         strong_labeled=strong_labeled,
         supervised_start=supervised_start,
         votes=make_votes(space, votes),
+        labeler_mode=labeler_mode,
     )
     for parameter in step.networks.parameters():
         # Enlarge the random weights: predictions must differ in confidence, or masks would be empty or full.

@@ -6,8 +6,9 @@ the labeler's logits to make targets. At test time, each network subtracts its o
     p = softmax(weak logits - blank logits)
 
 The targets are p (soft) for the decisions that the cut-offs of FixMatch select. The blank image is all ones in
-normalized space. The network predicts it in evaluation mode, without metadata and without the injection site. The first
-steps subtract no bias. State: the labeler's bias [decisions, choices], averaged over ranks.
+normalized space. The network predicts it in evaluation mode (while training: in the mode of `model.labeler_mode`),
+without metadata and without the injection site. The first steps subtract no bias. State: the labeler's bias [decisions,
+choices], averaged over ranks.
 
 Difference from the public implementation: each network uses the bias of its own trained head. The public implementation
 uses a head that is never trained, and the teacher's bias for the student.
@@ -30,10 +31,13 @@ class CdmadConfig(CutoffConfig):
     """Configure CDMAD.
 
     Attributes:
+        present_above: Multi-label: select "present" if the probability of "present" is at least this. If this or
+            `absent_below` is None, both choices use `threshold`.
         debias_after: First step that subtracts the bias from the logits of targets.
     """
 
     name: Literal["cdmad"] = "cdmad"
+    present_above: Annotated[float, Field(ge=0, le=1), Domain(0.5, 0.98)] | None = 0.95
     soft: Switch = True
     temperature: Annotated[float, Field(gt=0)] = 1.0
     debias_after: Annotated[int, Field(ge=0), Domain(0, 5000)] = 2000

@@ -35,6 +35,9 @@ class UdalConfig(CutoffConfig):
     """Configure UDAL.
 
     Attributes:
+        absent_below: Multi-label: select "absent" if the probability of "present" is at most this. If this or
+            `present_above` is None, both choices use `threshold`.
+        present_above: Multi-label: select "present" if the probability of "present" is at least this.
         ema_decay: Share of the old running marginals that a step keeps.
         least_exponent: Exponent of the target at the end of training (a_min).
         power: Shape of the change of the exponent (k). With a larger value, the exponent changes later in training.
@@ -42,6 +45,8 @@ class UdalConfig(CutoffConfig):
     """
 
     name: Literal["udal"] = "udal"
+    absent_below: Annotated[float, Field(ge=0, le=1), Domain(0.005, 0.3)] | None = None
+    present_above: Annotated[float, Field(ge=0, le=1), Domain(0.5, 0.98)] | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1), Domain(0.9, 0.9999)] = 0.999
     least_exponent: Annotated[float, Field(ge=0, le=1), Domain(0.0, 1.0)] = 0.5
     power: Annotated[float, Field(gt=0), Domain(1.0, 4.0)] = 2.0

@@ -1,8 +1,9 @@
 """Probe a pretrained backbone with labels: k-NN and a linear layer on frozen features, or fine-tuning.
 
-The linear layer follows Ayush et al., ICCV 2021 (arXiv:2011.09980). It is trained for 100 epochs by SGD with learning
-rate 30 and no weight decay. The rate is divided by ten after 60 epochs, and again after 80. The epoch with the best
-validation score is scored once on test. Features are computed once.
+The linear layer follows Ayush et al., ICCV 2021 (arXiv:2011.09980). It is trained for 100 epochs by SGD without weight
+decay. The learning rate is divided by ten after 60 epochs, and again after 80. By default it is 30 / width on
+standardized features; the authors' is 1 on raw features (`lr: 1, features: raw`). The epoch with the best validation
+score is scored once on test. Features are computed once.
 """
 
 import copy
@@ -10,16 +11,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from stssl.algorithms.losses import cross_entropy
 from stssl.base.arrays import Ints
-from stssl.base.config import Config, Positive, Threads, apply_overrides, merge, validate
+from stssl.base.config import apply_overrides, merge, validate
 from stssl.base.errors import ConfigError, RunError
 from stssl.base.labels import LabelSpace
 from stssl.base.logs import LOG
@@ -30,7 +30,7 @@ from stssl.data.draws import LabelsConfig, draw_labeled
 from stssl.data.splits import PARTS
 from stssl.models.layout import memory_format
 from stssl.recipes.build import build_pixels
-from stssl.recipes.pretraining import PretrainRecipe
+from stssl.recipes.pretraining import PretrainRecipe, ProbeConfig
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import PixelData, labels_of, open_pixels, require_labels
 from stssl.scoring.evaluation import without_nan
@@ -44,30 +44,6 @@ from stssl.training.trained_run import evaluate_run
 
 ProbeResult = dict[str, Any]
 """Settings and scores of one probing method with one number of labels, as in the probe's file."""
-
-
-class LinearConfig(Config):
-    """Define the settings by which a probe trains and scores.
-
-    Attributes:
-        lr: Learning rate of the linear layer, for features of length 1.
-        epochs: Number of epochs of the linear layer.
-        batch: Number of patches in one step of the linear layer.
-        k: Number of neighbors that vote in k-NN.
-        temperature: Divisor of similarities before neighbors vote. A smaller value favors the nearest neighbors.
-        fine_tune_lr: Learning rate of fine-tuning.
-        fine_tune_steps: Number of steps of fine-tuning.
-        threads: Number of CPU threads; None for torch's default.
-    """
-
-    lr: Annotated[float, Field(gt=0)] = 30.0
-    epochs: Positive = 100
-    batch: Positive = 256
-    k: Positive = 20
-    temperature: Annotated[float, Field(gt=0)] = 0.07
-    fine_tune_lr: Annotated[float, Field(gt=0)] = 1e-3
-    fine_tune_steps: Positive = 2_000
-    threads: Threads | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +100,7 @@ def probe_run(
         seed: Seed of the draw of labels, of the new layer and of its batches.
         random: True to probe random weights instead of the best checkpoint, for comparison.
         fine_tune: True to also train the whole network, in a supervised run in the folder `probe`.
-        overrides: `key=value` changes to `LinearConfig`.
+        overrides: `key=value` changes to the recipe's section `probe`.
 
     Raises:
         ConfigError: A number of labels or a setting is wrong.
@@ -133,7 +109,7 @@ def probe_run(
     """
     folder = RunFolder.existing(path)
     recipe = folder.recipe_as(PretrainRecipe)
-    options = validate(LinearConfig, apply_overrides({}, overrides), "probe")
+    options = validate(ProbeConfig, apply_overrides(recipe.probe.model_dump(), overrides), "probe")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     rules = {text: label_rule(text, seed) for text in labels}
@@ -144,7 +120,7 @@ def probe_run(
     pretrained = load_pretrained(folder, device, random=random)
     for part in ("validation", "test"):
         require_labels(targets[torch.from_numpy(data.split.part(part))], part)
-    frozen = freeze(pretrained.encoder, recipe, data, targets)
+    frozen = freeze(pretrained.encoder, recipe, data, targets, options.features == "standardized")
     weights = "random" if random else "pretrained"
     target = folder.path / "probe" / f"{weights}-s{seed}.json"
     rows: list[ProbeResult] = []
@@ -193,14 +169,17 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
     return validate(LabelsConfig, apply_overrides({"seed": seed}, [f"{key}={value}"]), f"--labels {text}")
 
 
-def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor) -> Frozen:
-    """Compute the features of all parts, and scale them by the training part's mean and standard deviation.
+def freeze(
+    encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor, standardize: bool
+) -> Frozen:
+    """Compute the features of all parts.
 
     Args:
         encoder: Network to probe, in evaluation mode.
         recipe: Recipe of the pretraining run.
         data: Store and split.
         targets: [store rows, decisions] choice ids of all patches.
+        standardize: True to subtract the training part's mean and divide by its standard deviation.
 
     Raises:
         RunError: The features of some patches are not finite.
@@ -212,13 +191,15 @@ def freeze(encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, ta
     found = {part: embed(encoder.features, data, pixels, rows[part], recipe.evaluation.batch) for part in PARTS}
     if not all(bool(torch.isfinite(values).all()) for values in found.values()):
         raise RunError(f"features of some patches are not finite, so there is nothing to probe. {COOLER}")
-    mean, deviation = found["train"].mean(0), found["train"].std(0).clamp_min(1e-6)
-    features = {part: ((values - mean) / deviation).cpu() for part, values in found.items()}
+    if standardize:
+        mean, deviation = found["train"].mean(0), found["train"].std(0).clamp_min(1e-6)
+        found = {part: (values - mean) / deviation for part, values in found.items()}
+    features = {part: values.cpu() for part, values in found.items()}
     return Frozen(features, {part: targets[torch.from_numpy(rows[part])] for part in PARTS}, rows["train"])
 
 
 def linear(
-    labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig, seed: int
+    labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: ProbeConfig, seed: int
 ) -> ProbeResult:
     """Train a linear layer on frozen features, and score the layer of the epoch that is best on validation.
 
@@ -237,8 +218,8 @@ def linear(
     layer = nn.Linear(features.shape[1], len(space.classes))
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
-    # The paper's learning rate is for features of length 1, but standardized features are about sqrt(width) long.
-    rate = options.lr / features.shape[1]
+    # The rate is for features of length 1. The length of standardized features is about the root of their number.
+    rate = options.lr / (features.shape[1] if options.features == "standardized" else 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
     # Start with the untrained layer as epoch 0: it is the result if no epoch has a finite score.
     best, chosen, at = -float("inf"), layer, 0
@@ -267,7 +248,7 @@ def _scores(layer: nn.Module, frozen: Frozen, space: LabelSpace, part: str) -> d
 
 
 @torch.no_grad()
-def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: LinearConfig) -> ProbeResult:
+def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: ProbeConfig) -> ProbeResult:
     """Classify validation and test by the nearest labeled patches (k-NN), and score the result.
 
     Args:
@@ -286,7 +267,7 @@ def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, 
 
 
 def tuned(
-    folder: RunFolder, recipe: PretrainRecipe, rule: LabelsConfig, options: LinearConfig, *, random: bool, name: str
+    folder: RunFolder, recipe: PretrainRecipe, rule: LabelsConfig, options: ProbeConfig, *, random: bool, name: str
 ) -> ProbeResult:
     """Fine-tune the whole network with labels, from pretrained or random weights, and score it.
 

@@ -6,7 +6,6 @@ the parts of the recommended split, the patches with snow, and the patches with 
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from stssl.base.errors import DataError
 from stssl.base.hashing import digest_of
 from stssl.base.json_types import JsonMapping, JsonObject, JsonValue
 from stssl.base.textfiles import parse_json, read_bounded, read_names
+from stssl.store.lists import V1_NAME, V2_NAME
 from stssl.store.schema import (
     COMMON,
     CONDITIONS,
@@ -42,8 +42,6 @@ from stssl.store.schema import (
     split_column,
 )
 
-V1_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{4,6}_\d+_\d+")
-V2_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\w{5}(_\d+_\d+)?")
 SNOW, CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
 COUNTRY_TABLES = ("countries", "metadata")
 PATCH_BYTES = 1 << 20
@@ -53,10 +51,16 @@ BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "
 PUBLISHED_STATISTICS: JsonObject = {
     "source": "BigEarthNet v1.0, its makers' model repository",
     "bands": [*BANDS],
-    "mean": [340.77, 429.94, 614.22, 590.24, 950.68, 1792.46, 2075.47, 2218.95, 2266.46, 2246.06, 1594.43, 1009.33],
-    "std": [554.81, 572.42, 582.88, 675.89, 729.90, 1096.01, 1273.45, 1365.46, 1356.14, 1302.33, 1079.19, 818.87],
+    "mean": [
+        *(340.76769064, 429.9430203, 614.21682446, 590.23569706, 950.68368468, 1792.46290469),
+        *(2075.46795189, 2218.94553375, 2266.46036911, 2246.0605464, 1594.42694882, 1009.32729131),
+    ],
+    "std": [
+        *(554.81258967, 572.41639287, 582.87945694, 675.88746967, 729.89827633, 1096.01480586),
+        *(1273.45393088, 1365.45589904, 1356.13789355, 1302.3292881, 1079.19066363, 818.86747235),
+    ],
 }
-"""Statistics of the makers. A store keeps them beside its own ones: some pretrained weights need exactly these."""
+"""Statistics of the makers. A store keeps them beside its own ones: `data.statistics: published` takes these."""
 
 
 _COLUMNS: tuple[Column, ...] = (
@@ -84,7 +88,8 @@ class BigEarthNet1:
         bands: Annotated[str, Option("all or rgb.")] = "all",
         metadata: Annotated[Path | None, Option("table with countries, or folder with v2.0's tables.")] = None,
         splits: Annotated[
-            Mapping[str, Path] | None, Option("NAME=FOLDER with lists train, val and test; repeatable.", "split")
+            Mapping[str, Path] | None,
+            Option("NAME=FOLDER of lists train, val, test, or NAME=TABLE; repeatable.", "split"),
         ] = None,
     ) -> None:
         """Find the patches of the archive, and read the lists and tables beside it.
@@ -95,7 +100,8 @@ class BigEarthNet1:
             metadata: CSV or Parquet file with a name column (patch_id or s2v1_name) and a column country, or a folder
                 with the tables of v2.0. The default is a file `countries.csv` or `metadata.csv` beside the archive.
             splits: Name and folder of further splits. A folder holds the lists train, val and test (txt, csv,
-                csv.bz2). The lists beside the archive are the split `official`.
+                csv.bz2). A table with the columns patch and split may stand for the folder.
+                The lists beside the archive are the split `official`.
 
         Raises:
             DataError: The archive has no patches, a list cannot be read, or `metadata` has none of the patches.

@@ -13,7 +13,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from stssl.archives.base import Example, ExamplePatch, Option, season_of, time_values
-from stssl.archives.bigearthnet import BANDS, V1_NAME, V2_NAME, folders_in, label_values
+from stssl.archives.bigearthnet import BANDS, folders_in, label_values
 from stssl.archives.examples import write_patch_folder
 from stssl.archives.nomenclature import LABELS_19
 from stssl.archives.sentinel2 import PATCH_SIDE, grid_place, read_bands, sentinel_arrays
@@ -24,6 +24,7 @@ from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import digest_of
 from stssl.base.json_types import JsonMapping
+from stssl.store.lists import V1_NAME, V2_NAME
 from stssl.store.schema import (
     COMMON,
     CONDITIONS,
@@ -57,7 +58,8 @@ class BigEarthNet2:
         metadata: Annotated[Path | None, Option("metadata.parquet, or the folder of the archive's tables.")] = None,
         reference_maps: Annotated[Path | None, Option("folder Reference_Maps.")] = None,
         splits: Annotated[
-            Mapping[str, Path] | None, Option("NAME=FOLDER with lists train, val and test; repeatable.", "split")
+            Mapping[str, Path] | None,
+            Option("NAME=FOLDER of lists train, val, test, or NAME=TABLE; repeatable.", "split"),
         ] = None,
     ) -> None:
         """Find the patches of the archive, and read its tables and lists.
@@ -69,7 +71,8 @@ class BigEarthNet2:
                 archive.
             reference_maps: Folder `Reference_Maps`. The default is the folder of this name beside the archive, if any.
             splits: Name and folder of further splits. A folder holds the lists train, val and test (txt, csv,
-                csv.bz2). The split in the tables is called `official`.
+                csv.bz2). A table with the columns patch and split may stand for the folder.
+                The split in the tables is called `official`.
 
         Raises:
             DataError: Patches, metadata or maps are missing, or a list cannot be read.

@@ -2,8 +2,8 @@
 
 RGB images are JPEGs without georeference, so places come from a table. Multispectral images are GeoTIFFs of 13 bands.
 The split follows the code of "Context Matters" (arXiv:2404.18583). That code sorts the patches of each class by name:
-the first 80 % are for training and the last 20 % for the test. Here the last eighth of the training part is the
-validation part, so no choice depends on test patches.
+the first 80 % are for training and the last 20 % for the test: this is the split `published`. In the split `official`,
+the last eighth of this training part is the validation part, so no choice depends on test patches.
 """
 
 import csv
@@ -58,7 +58,7 @@ class _Images:
     """List the images of an EuroSAT archive (RGB or multispectral) with classes and splits, and read their bytes."""
 
     label_sets = ("label",)
-    splits = ("official",)
+    splits = ("official", "published")
     statistics_split = "official"
     maps: tuple[PixelArray, ...] = ()
     notes: tuple[str, ...] = ()
@@ -84,7 +84,9 @@ class _Images:
         """
         name = self.names[row]
         label = EUROSAT.index(name.rpartition("_")[0])
-        patch = Patch(values={"label": label, "split_official": self.codes[row]})
+        code = self.codes[row]
+        published = SPLIT_CODES["train"] if code == SPLIT_CODES["validation"] else code
+        patch = Patch(values={"label": label, "split_official": code, "split_published": published})
         if row and self.names[row - 1] == name:
             patch.complain(BadPatchError("duplicate", f"{self.members[row]} has the name of {self.members[row - 1]}"))
         return patch
@@ -134,7 +136,8 @@ class EuroSat(_Images):
         self.places = read_coordinates(coordinates) if coordinates else {}
         if coordinates and self.places.keys().isdisjoint(self.names):
             raise DataError(f"{coordinates} names none of the {len(self.names):,} images of {archive}")
-        self.columns: tuple[Column, ...] = (*COMMON, label_columns("label", EUROSAT, False), split_column("official"))
+        label = label_columns("label", EUROSAT, False)
+        self.columns: tuple[Column, ...] = (*COMMON, label, *map(split_column, self.splits))
         self.about: JsonMapping = {"source": "EuroSAT RGB", "coordinates": self._places_digest()}
 
     @staticmethod
@@ -224,7 +227,7 @@ class EuroSatMs(_Images):
         kept = MS_ARRAYS if bands == "all" else {"b10": RESOLUTION["b10"][:3]}
         self.arrays = tuple(PixelArray(name, names, SIZE, SIZE, "uint16", 10.0) for name, names in kept.items())
         label = label_columns("label", EUROSAT, False)
-        self.columns: tuple[Column, ...] = (*COMMON, *GEOREFERENCE, label, split_column("official"))
+        self.columns: tuple[Column, ...] = (*COMMON, *GEOREFERENCE, label, *map(split_column, self.splits))
         self.about: JsonMapping = {"source": "EuroSAT multispectral", "bands": bands}
 
     @staticmethod

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 from stssl.archives.base import ArchiveFormat, Option
 from stssl.archives.registry import ARCHIVES
 from stssl.base.errors import ConfigError
+from stssl.base.textfiles import refuse_pickle
 
 Kind = Literal["text", "integer", "number", "switch", "path", "folders"]
 _KINDS: dict[object, Kind] = {
@@ -29,7 +30,7 @@ class FormatOption:
     Attributes:
         name: Name of the constructor's parameter.
         flag: Name on the command line, with two hyphens.
-        kind: Type of its value. An option of type `folders` is given as NAME=FOLDER, once for each name.
+        kind: Type of its value. An option of type `folders` is given as NAME=FOLDER or NAME=TABLE, once for each name.
         help: One line for the command line's help.
     """
 
@@ -46,6 +47,7 @@ class FormatOption:
 
         Raises:
             ConfigError: A word of `folders` is not NAME=FOLDER, or its folder does not exist.
+            DataError: A word of `folders` names a pickle.
         """
         if given is None:
             return None
@@ -107,17 +109,18 @@ def _declared(where: str, name: str, hint: object) -> FormatOption:
 
 
 def named_folders(words: Sequence[object], flag: str = "--split") -> dict[str, Path] | None:
-    """Read the words NAME=FOLDER of a command line, and check that the folders exist.
+    """Read the words NAME=FOLDER of a command line, and check that the folders exist. A table may replace a folder.
 
     Args:
         words: Words, such as `mine=lists/mine`.
         flag: Name of the option in messages.
 
     Returns:
-        Name and absolute path of each folder; None if `words` is empty.
+        Name and absolute path of each folder or table; None if `words` is empty.
 
     Raises:
         ConfigError: A word has another form, a name occurs twice, or a folder does not exist.
+        DataError: A word names a pickle.
     """
     found: dict[str, Path] = {}
     for word in words:
@@ -127,6 +130,8 @@ def named_folders(words: Sequence[object], flag: str = "--split") -> dict[str, P
         if name == "blocks":
             raise ConfigError(f"{flag} {word}: data.split=blocks means blocks of places. Choose another name.")
         if not Path(folder).is_dir():
-            raise ConfigError(f"{flag} {word}: there is no folder {folder}")
+            refuse_pickle(Path(folder))
+            if not Path(folder).is_file():
+                raise ConfigError(f"{flag} {word}: there is no folder {folder}, and no table of that name")
         found[name] = Path(folder).absolute()
     return found or None

@@ -1,4 +1,7 @@
-"""Read splits from lists of patch names. The lists lie beside the archive or in a folder that the user gives."""
+"""Read splits from lists of patch names, or from a table of patch names and parts.
+
+The lists lie beside the archive or in a folder that the user gives.
+"""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,13 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stssl.base.errors import DataError
-from stssl.base.textfiles import read_names
+from stssl.archives.tables import ABOUT, ID_NAMES, columns_of, read_table
+from stssl.base.errors import DataError, shown
+from stssl.base.textfiles import PICKLES, read_names, refuse_pickle
+from stssl.store.lists import SAMPLE, other_version
 from stssl.store.schema import NO_SPLIT, SPLIT_CODES
 
 LIST_ENDINGS = (".txt", ".csv", ".csv.bz2", ".csv.gz", ".txt.bz2", ".txt.gz")
 PART_NAMES = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 """Parts of a split, and the possible names of each part's list."""
+TRAINING_LISTS = ("train*_lb_*", "train*_ulb_*")
+"""Lists of the public code of "Context Matters": labeled and unlabeled training patches. Together they are `train`."""
 
 
 def find_list(folders: Iterable[Path], *stems: str) -> Path | None:
@@ -44,17 +51,33 @@ def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
         Each part and its patch names; None if no lists exist.
 
     Raises:
-        DataError: Some of the lists exist and others are missing.
+        DataError: Some of the lists exist and others are missing, or a list is a pickle.
     """
     folders = tuple(folders)
-    found = {part: find_list(folders, *stems) for part, stems in PART_NAMES.items()}
+    found = {part: _lists_of(folders, part) for part in PART_NAMES}
     if not any(found.values()):
         return None
-    missing = [part for part, path in found.items() if path is None]
+    missing = [part for part, paths in found.items() if not paths]
     if missing:
-        there = ", ".join(path.name for path in found.values() if path)
+        there = ", ".join(path.name for paths in found.values() for path in paths)
         raise DataError(f"{folders[0]} has {there}, but no list for {' and '.join(missing)} (such as test.csv)")
-    return {part: read_names(path) for part, path in found.items() if path}
+    return {part: frozenset().union(*map(read_names, paths)) for part, paths in found.items()}
+
+
+def _lists_of(folders: Sequence[Path], part: str) -> list[Path]:
+    """Find the lists of a part: one list, or for training the public code's lists of labeled and unlabeled patches."""
+    if (own := find_list(folders, *PART_NAMES[part])) is not None:
+        return [own]
+    patterns = TRAINING_LISTS if part == "train" else ()
+    names = [stem + ending for stem in patterns for ending in LIST_ENDINGS]
+    found = sorted({path for folder in folders for name in names for path in folder.glob(name) if path.is_file()})
+    if found:
+        return found
+    stems = (*PART_NAMES[part], *patterns)
+    pickles = (path for folder in folders for stem in stems for end in PICKLES for path in folder.glob(stem + end))
+    for path in pickles:
+        refuse_pickle(path)
+    return []
 
 
 def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.uint8] | None:
@@ -70,11 +93,17 @@ def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.u
         DataError: A list is missing, or two lists name the same patch.
     """
     parts = find_split(folders)
-    if parts is None:
-        return None
+    return None if parts is None else _codes(names, parts, " or ".join(dict.fromkeys(map(str, folders))))
+
+
+def _codes(names: tuple[str, ...], parts: Mapping[str, frozenset[str]], where: str) -> NDArray[np.uint8]:
+    """Return the split code [N] of each patch, given the patch names of each part.
+
+    Raises:
+        DataError: Two parts have the same patch. The message names their source `where`.
+    """
     for one, other in itertools.combinations(parts, 2):
         if both := parts[one] & parts[other]:
-            where = " or ".join(dict.fromkeys(str(folder) for folder in folders))
             raise DataError(
                 f"the lists of {one} and {other} in {where} share {len(both):,} patches (such as {min(both)}): "
                 "a split's lists must not overlap"
@@ -83,46 +112,82 @@ def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.u
     return np.array([code_of.get(name, NO_SPLIT) for name in names], np.uint8)
 
 
+def given_split(place: Path) -> dict[str, frozenset[str]]:
+    """Read the patch names of each part from a folder of lists, or from a table with columns `patch` and `split`.
+
+    Raises:
+        DataError: The folder has no lists, the table lacks a column, or a cell names no part of a split.
+    """
+    if place.is_dir():
+        if found := find_split((place,)):
+            return found
+        raise DataError(f"{place} has no lists train, val and test (.txt, .csv, .csv.bz2)")
+    refuse_pickle(place)
+    columns = columns_of(read_table(place), {"name": ID_NAMES, "split": ABOUT["split"]}, place)
+    if len(columns) < 2:
+        raise DataError(
+            f"{place} needs the columns patch and split (train, val or test). Without a column split, give a folder "
+            "with one list for each part: train.csv, val.csv and test.csv."
+        )
+    part_of = {name: part for part, names in PART_NAMES.items() for name in names}
+    parts: dict[str, set[str]] = {part: set() for part in PART_NAMES}
+    for name, cell in zip(columns["name"], columns["split"], strict=True):
+        word = str(cell or "").strip().lower()
+        if word and word not in part_of:
+            raise DataError(f"{place}: the split of {name} is '{shown(str(cell))}'. Give train, val or test.")
+        if word:
+            parts[part_of[word]].add(str(name).strip())
+    return {part: frozenset(listed) for part, listed in parts.items()}
+
+
 def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> dict[str, NDArray[np.uint8]]:
-    """Read the splits that the user gave as folders of lists. Return [N] codes of train, validation or test for each.
+    """Return the split codes [N] of each split that the user gave as a folder of lists or a table.
 
     Args:
         names: Names of all N patches.
-        splits: Name and folder of each split.
+        splits: Name and folder or table of each split.
 
     Raises:
-        DataError: A folder has no lists, or its lists name none of the patches.
+        DataError: A folder has no lists, two lists name the same patch, or the lists name none of the patches.
     """
     found = {}
-    for split, folder in (splits or {}).items():
-        codes = split_codes(names, (folder,))
-        if codes is None:
-            raise DataError(f"{folder} has no lists train, val and test (.txt, .csv, .csv.bz2) for the split '{split}'")
+    for split, place in (splits or {}).items():
+        try:
+            parts = given_split(place)
+        except DataError as error:
+            raise DataError(f"split '{split}': {error}") from None
+        codes = _codes(names, parts, str(place))
         if (codes == NO_SPLIT).all():
-            raise DataError(f"the lists in {folder} name none of the archive's {len(names):,} patches")
+            listed = frozenset().union(*parts.values())
+            hint = other_version(listed, names[:SAMPLE])
+            raise DataError(f"the lists in {place} name none of the archive's {len(names):,} patches.{hint}")
         found[split] = codes
     return found
 
 
 def split_notes(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> tuple[str, ...]:
-    """Describe how well the lists fit the archive: count names without a patch, and patches in no list.
+    """Describe how well the lists fit the archive: patches of each part, names without a patch, patches in no list.
 
     Args:
         names: Names of all N patches.
-        splits: Name and folder of each split.
+        splits: Name and folder or table of each split.
 
     Returns:
-        Lines for the user; empty if names and patches agree.
+        Lines for the user.
     """
     known = frozenset(names)
     found = []
-    for split, folder in (splits or {}).items():
-        listed = frozenset().union(*(find_split((folder,)) or {}).values())
+    for split, place in (splits or {}).items():
+        parts = given_split(place)
+        counts = ", ".join(f"{len(listed & known):,} {part}" for part, listed in parts.items())
+        found.append(f"split {split}: {counts}")
+        listed = frozenset().union(*parts.values())
         strangers = listed - known
         left = len(known - listed)
         if strangers:
             what = f"{len(strangers):,} of the {len(listed):,} names in its lists are no patches of the archive"
-            found.append(f"split {split}: {what} (such as {min(strangers)})")
+            hint = other_version(strangers, names[:SAMPLE])
+            found.append(f"split {split}: {what} (such as {min(strangers)}).{hint}")
         if left:
             found.append(f"split {split}: {left:,} of the {len(known):,} patches are in none of its lists")
     return tuple(found)

@@ -25,6 +25,9 @@ _WIDE = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+NAME_HEADS = ("patch", "patch_id", "s2v1_name")
+"""Names of a column of patch names, the preferred one first."""
+PICKLES = (".pkl", ".pickle")
 JSON_BYTES = 64 << 20
 """Largest size of a JSON file in bytes."""
 GROWTH = 1 << 20
@@ -90,13 +93,49 @@ def decode_text(data: bytes, path: Path) -> str:
     return text
 
 
-def read_names(path: Path) -> frozenset[str]:
-    """Read a list of patch names. The file has one name in each line, or is a table with the names in column 1.
+def refuse_pickle(path: Path) -> None:
+    """Refuse a file whose name or first bytes say that it is a pickle. A missing file is accepted.
 
     Raises:
-        DataError: The file cannot be read, or it is not text.
+        DataError: The file is a pickle. The message says how to convert it.
     """
-    return frozenset(name for line in read_text(path).splitlines() if (name := _first_cell(line)))
+    try:
+        with path.open("rb") as file:
+            head = file.read(2)
+    except OSError:
+        head = b""
+    # Protocols 2 to 5 begin with this byte and their number.
+    if path.suffix in PICKLES or (head[:1] == b"\x80" and head[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+        raise DataError(
+            f"{path} is a pickle, and opening a pickle can run any code. Convert it in the environment that wrote it: "
+            f"import pandas; pandas.read_pickle({path.name!r})['patch'].to_csv({path.stem + '.csv'!r}, index=False)"
+        )
+
+
+def read_names(path: Path) -> frozenset[str]:
+    """Read a list of patch names.
+
+    The file has one name in each line, or is a table. The names are then in the column `patch`, `patch_id` or
+    `s2v1_name`; without such a column, they are in column 1.
+
+    Raises:
+        DataError: The file cannot be read, is a pickle, or is not text.
+    """
+    refuse_pickle(path)
+    text = read_text(path)
+    if (place := _name_column(text)) is None:
+        return frozenset(name for line in text.splitlines() if (name := _first_cell(line)))
+    try:
+        rows = list(csv.reader(text.splitlines(keepends=True)))[1:]
+    except csv.Error as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    return frozenset(name for row in rows if len(row) > place and (name := row[place].strip()))
+
+
+def _name_column(text: str) -> int | None:
+    """Return the number of the column of patch names in a table with commas; None if line 1 is no head of a table."""
+    head = [cell.strip().strip('"').lower() for cell in text.partition("\n")[0].split(",")]
+    return next((head.index(name) for name in NAME_HEADS if name in head), None)
 
 
 def _first_cell(line: str) -> str:

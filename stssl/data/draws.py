@@ -1,6 +1,6 @@
 """Choose at random the few training patches that keep their label. The others count as unlabeled."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ class LabelsConfig(Config):
         list: File with the names of the patches.
         allow_missing_classes: True to train even if some class has no labeled patch.
         seed: Seed of the draw. Other random choices of a run do not depend on it.
+        seed_rule: How the seed chooses patches. `usb` repeats the draw of the public code of "Context Matters" and of
+            USB, which the paper's EuroSAT runs used. It needs `total` or `per_class`, and patches with one class each.
     """
 
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -34,6 +36,7 @@ class LabelsConfig(Config):
     list: Location | None = None
     allow_missing_classes: bool = False
     seed: Seed = 0
+    seed_rule: Literal["stssl", "usb"] = "stssl"
 
     @model_validator(mode="after")
     def _one_rule(self) -> "LabelsConfig":
@@ -42,6 +45,8 @@ class LabelsConfig(Config):
             raise ValueError(
                 f"give one of fraction, per_class, total, list (given: {', '.join(given)}; set others to null)"
             )
+        if self.seed_rule == "usb" and self.total is None and self.per_class is None:
+            raise ValueError("seed_rule usb draws equally many patches of each class: give total or per_class with it")
         return self
 
 
@@ -50,19 +55,20 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
 
     Every class that occurs keeps at least one row, except with `list`. If possible, `per_class` and `total` choose the
     same number of rows for each class. `fraction` first chooses a row for every class, and draws the others at random.
+    `_usb` describes the draw of `seed_rule: usb`.
 
     Args:
         targets: [N, C] labels of N patches and C classes: 1 if the patch has the class.
         rows: Training rows.
         config: The rule and its seed.
-        names: [N] names of the patches, for `list`.
+        names: [N] names of the patches, for `list` and `seed_rule: usb`.
 
     Returns:
         Store rows, sorted from low to high.
 
     Raises:
-        DataError: No training row has a label, `total` is smaller than the number of classes that occur, or the
-            training part has no patch of `list`.
+        DataError: No training row has a label, `total` is smaller than the number of classes that occur, the training
+            part has no patch of `list`, or the rule `usb` does not fit the labels.
     """
     if config.list is not None:
         known = np.array([], str) if names is None else names
@@ -82,6 +88,8 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
     rows = rows[targets[rows].any(1)]
     if len(rows) == 0:
         raise DataError("no training patch has a label: check data.labels and data.split")
+    if config.seed_rule == "usb":
+        return _usb(targets[rows].astype(bool), rows, config, np.array([], str) if names is None else names)
     # Use the seed of the config, not that of the run: runs with different seeds can share one choice of labels.
     order = np.random.default_rng(config.seed).permutation(rows)
     hits = targets[order].astype(bool)
@@ -155,3 +163,46 @@ def _at_random(hits: NDArray[np.bool_], total: int) -> Ints:
     chosen = _cover(hits, 1)
     rest = np.setdiff1d(np.arange(len(hits)), chosen)
     return np.concatenate([chosen, rest[: max(0, total - len(chosen))]])
+
+
+def _usb(hits: NDArray[np.bool_], rows: Ints, config: LabelsConfig, names: NDArray[np.str_]) -> Ints:
+    """Choose rows as the public code of "Context Matters" does: equally many of each class.
+
+    That code lists the training patches class by class, the names of a class sorted as texts, and shuffles the list.
+    Then it shuffles the places of each class in the list, and takes the first ones. All shuffles come from one legacy
+    generator of NumPy.
+
+    Args:
+        hits: [n, C] True for the class of each of n training rows.
+        rows: [n] store rows.
+        config: Number of patches, and seed.
+        names: [N] names of all patches of the store.
+
+    Raises:
+        DataError: Patches have several classes, `total` is no multiple of the number of classes, or a class has too few
+            patches.
+    """
+    if (hits.sum(1) != 1).any():
+        raise DataError("labels.seed_rule usb needs patches with one class each. Set labels.seed_rule=stssl.")
+    present = np.flatnonzero(hits.any(0))
+    count, rest = divmod(config.total, len(present)) if config.total is not None else (config.per_class or 0, 0)
+    if rest or not count:
+        raise DataError(
+            f"labels.total is {config.total}, and labels.seed_rule usb draws equally many patches of each of "
+            f"{len(present)} classes. Give a multiple of {len(present)}."
+        )
+    classes = hits.argmax(1)
+    if (scarce := hits.sum(0)[present].min()) < count:
+        raise DataError(
+            f"labels.seed_rule usb draws {count} patches of each class, and one class has only {scarce}. Lower "
+            f"labels.{'total' if config.total is not None else 'per_class'}."
+        )
+    generator = np.random.RandomState(config.seed)
+    order = np.lexsort((names[rows], classes))
+    generator.shuffle(order)
+    chosen = []
+    for label in present:
+        places = np.flatnonzero(classes[order] == label)
+        generator.shuffle(places)
+        chosen.append(order[places[:count]])
+    return np.sort(rows[np.concatenate(chosen)])

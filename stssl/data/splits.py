@@ -121,13 +121,14 @@ class Split:
         return np.asarray(getattr(self, name))
 
 
-def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = ()) -> Split:
+def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (), validated: bool = True) -> Split:
     """Divide the usable rows of a store into training, validation and test.
 
     Args:
         store: Store with the columns.
         config: Name of a stored split, `blocks`, or a rule.
         exclude: Boolean columns, such as `seasonal_snow`. Leave out the rows that are True in any of them.
+        validated: False if the split may lack a validation part.
 
     Raises:
         ConfigError: The store has no such split or column. The message lists the existing splits or columns.
@@ -146,9 +147,13 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
             LOG.warning("data.exclude: no patch of %s has %s set, so it leaves out nothing", store.path, name)
         keep &= ~flags
     parts = [np.flatnonzero(keep & (codes == code)) for code in range(3)]
+    needed = ("train", "validation") if validated else ("train",)
     for name, rows in zip(PARTS, parts, strict=True):
-        if len(rows) == 0 and name != "test":  # training needs no test patches; the evaluation raises its own error
-            raise DataError(f"{store.path}: split {config} leaves no patch for {name}. Choose another data.split.")
+        if len(rows) == 0 and name in needed:  # training needs no test patches; the evaluation raises its own error
+            last = " or set evaluation.checkpoint=last and schedule.patience=null" if name == "validation" else ""
+            raise DataError(
+                f"{store.path}: split {config} leaves no patch for {name}. Choose another data.split{last}."
+            )
     return Split(*parts)
 
 

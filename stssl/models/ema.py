@@ -129,6 +129,18 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         network.train(training)
 
 
+@contextlib.contextmanager
+def training_quietly(network: nn.Module) -> Iterator[None]:
+    """Put a network into training mode inside a `with` block, but do not update its BatchNorm statistics."""
+    training = network.training
+    network.train()
+    try:
+        with frozen_statistics(network):
+            yield
+    finally:
+        network.train(training)
+
+
 def frozen_statistics(module: nn.Module) -> "_Frozen":
     """Return a context manager that stops updates of BatchNorm's running statistics. Layers normalize by the batch."""
     return _Frozen(batchnorms(module))

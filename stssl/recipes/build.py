@@ -35,7 +35,8 @@ def check_recipe(recipe: Recipe) -> None:
     data = open_data(recipe)
     if recipe.model.metadata != "none":
         require_metadata(data, "model.metadata", recipe.model.metadata)
-    require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
+    if len(data.split.validation):
+        require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
     # Ignore pretrained weights from the internet: a check must work offline.
     local = recipe.model.weights.startswith(("file:", "run:"))
     step, steps = build_step(recipe if local else without_weights(recipe), data), recipe.schedule.steps
@@ -130,6 +131,7 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
         strong_labeled=recipe.augment.strong_labeled,
         supervised_start=recipe.schedule.supervised_start,
         votes=_votes(recipe, data, algorithm),
+        labeler_mode=model.labeler_mode,
     )
 
 
@@ -177,7 +179,7 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
     if config.scale == "bytes":  # division by 255 needs no statistics, and the store may have none
         mean = std = np.zeros(len(config.bands), np.float32)
     else:
-        mean, std = data.store.statistics(config.bands)
+        mean, std = data.band_statistics(config)
         if rank() == 0 and (flat := data.store.constant(config.bands)):
             words = "data.bands: %s has the same value in all training pixels of %s, so networks see 0 there and learn "
             LOG.warning(words + "nothing from it; leave it out", ", ".join(flat), data.store.path)

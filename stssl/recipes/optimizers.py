@@ -6,6 +6,9 @@ from pydantic import Discriminator, Field, Tag
 
 from stssl.base.config import Config, Domain, Positive
 
+Decayed = Annotated[Literal["kernels", "tokens", "all"], Domain(choices=("kernels", "tokens", "all"))]
+"""Parameters with weight decay: `kernels` are matrices and convolution kernels, `tokens` adds tokens and positions."""
+
 
 class AdamWConfig(Config):
     """Configure AdamW (arXiv:1711.05101).
@@ -13,13 +16,16 @@ class AdamWConfig(Config):
     Attributes:
         name: Always `adamw`.
         lr: Peak learning rate.
-        weight_decay: Decoupled weight decay of matrices and convolution kernels.
+        weight_decay: Decoupled weight decay.
+        decayed: Parameters with weight decay: `kernels` (matrices and convolution kernels), `tokens` (these, and tokens
+            and position embeddings), or `all` (these, and biases and normalization weights).
         clip: Largest gradient norm of each network. Larger gradients are scaled down; None never scales.
     """
 
     name: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0), Domain(1e-5, 1e-2, log=True)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0), Domain(1e-5, 1e-1, log=True)] = 5e-4
+    decayed: Decayed = "kernels"
     clip: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -30,7 +36,9 @@ class SgdConfig(Config):
         name: Always `sgd`.
         lr: Peak learning rate.
         momentum: Share of the last step's direction that a step keeps.
-        weight_decay: L2 penalty on matrices and convolution kernels.
+        weight_decay: L2 penalty.
+        decayed: Parameters with this penalty: `kernels` (matrices and convolution kernels), `tokens` (these, and tokens
+            and position embeddings), or `all` (these, and biases and normalization weights).
         clip: Largest gradient norm of each network. Larger gradients are scaled down; None never scales.
     """
 
@@ -38,6 +46,7 @@ class SgdConfig(Config):
     lr: Annotated[float, Field(gt=0), Domain(1e-3, 1.0, log=True)] = 0.03
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0), Domain(1e-6, 1e-2, log=True)] = 1e-4
+    decayed: Decayed = "kernels"
     clip: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -63,6 +72,8 @@ class ScheduleConfig(Config):
         evaluate_every: Number of steps between validations. Each validation writes a checkpoint.
         decay: Fall of the learning rate after the warmup. `cosine` ends at 0. `fixmatch` ends at a fifth of the peak:
             step t of T steps after the warmup has the factor cos(7 pi t / (16 T)).
+        hold: Number of steps with the same learning rate after the warmup. With the number of steps of an epoch, the
+            rate changes once an epoch.
     """
 
     steps: Positive = 64_000
@@ -71,3 +82,4 @@ class ScheduleConfig(Config):
     patience: Positive | None = None
     evaluate_every: Positive = 2_000
     decay: Literal["fixmatch", "cosine"] = "fixmatch"
+    hold: Positive = 1

@@ -1,10 +1,10 @@
 """Describe the settings of a pretraining run, and choose the recipe class for a file."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from stssl.base.config import BatchSize, Config, Positive, Tree, merge
+from stssl.base.config import BatchSize, Config, Positive, Threads, Tree, merge
 from stssl.base.json_types import ConfigTree
 from stssl.contrastive.moco import PretextConfig
 from stssl.contrastive.views import PretrainViewsConfig
@@ -38,6 +38,33 @@ class KnnConfig(Config):
     temperature: Annotated[float, Field(gt=0)] = 0.07
 
 
+class ProbeConfig(Config):
+    """Set how `stssl probe` trains and scores. Pretraining itself does not use it.
+
+    Attributes:
+        lr: Learning rate of the linear layer. With standardized features it is divided by their number.
+        features: `standardized` subtracts the training part's mean and divides by its standard deviation. `raw` takes
+            features as the network gives them.
+        epochs: Number of epochs of the linear layer.
+        batch: Number of patches in one step of the linear layer.
+        k: Number of neighbors that vote in k-NN.
+        temperature: Divisor of similarities before neighbors vote. A smaller value favors the nearest neighbors.
+        fine_tune_lr: Learning rate of fine-tuning.
+        fine_tune_steps: Number of steps of fine-tuning.
+        threads: Number of CPU threads; None for torch's default.
+    """
+
+    lr: Annotated[float, Field(gt=0)] = 30.0
+    features: Literal["standardized", "raw"] = "standardized"
+    epochs: Positive = 100
+    batch: Positive = 256
+    k: Positive = 20
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    fine_tune_lr: Annotated[float, Field(gt=0)] = 1e-3
+    fine_tune_steps: Positive = 2_000
+    threads: Threads | None = None
+
+
 class PretrainRecipe(RunRecipe):
     """Describe a pretraining run: momentum contrast (MoCo) on all training patches, without labels.
 
@@ -48,6 +75,7 @@ class PretrainRecipe(RunRecipe):
         batch: Global batch size.
         optimizer: Optimizer; the default is SGD.
         knn: Scores of frozen features at each validation.
+        probe: How `stssl probe` scores the finished run.
     """
 
     what: ClassVar[str] = "a pretraining run"
@@ -64,6 +92,7 @@ class PretrainRecipe(RunRecipe):
     batch: PairBatchConfig = PairBatchConfig()
     optimizer: OptimizerConfig = SgdConfig()
     knn: KnnConfig = KnnConfig()
+    probe: ProbeConfig = ProbeConfig()
 
     @property
     def least_rows(self) -> tuple[str, int]:

@@ -47,8 +47,8 @@ from stssl.recipes.sections import (
 from stssl.steps.teacher_student import LossConfig
 from stssl.steps.votes import AnyVotesConfig, NoVotesConfig
 
-PLACEMENT = ("launch", "logging", "name")
-"""Sections on where and how a run happens. Results do not depend on them, so a run's identity leaves them out."""
+PLACEMENT = ("launch", "logging", "name", "probe")
+"""Sections on where and how a run happens, and how it is probed. A run's identity leaves them out."""
 CACHES = ("cache", "cache_dir", "cache_bytes")
 """Keys of `data` on where pixels are kept. Results do not depend on them either."""
 
@@ -109,6 +109,10 @@ class RunRecipe(Config):
     def _possible(self) -> "RunRecipe":
         if self.schedule.warmup >= self.schedule.steps:
             raise ValueError("schedule.warmup must be smaller than schedule.steps")
+        if self.schedule.patience is not None and self.evaluation.checkpoint == "last":
+            raise ValueError(
+                "schedule.patience needs a best checkpoint: set it to null, or evaluation.checkpoint to best"
+            )
         workers = self.launch.workers
         smallest, most = workers if isinstance(workers, tuple) else (workers, workers)
         if smallest > most:

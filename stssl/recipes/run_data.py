@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stssl.base.arrays import Ints
+from stssl.base.arrays import Floats, Ints
 from stssl.base.batch import IGNORED
 from stssl.base.distributed import rank as own_rank
 from stssl.base.errors import ConfigError, DataError
@@ -64,6 +64,23 @@ class PixelData:
         """
         return make_order(rows, batch, seed, stream, shard_order=self.shard_order, world=world)
 
+    def band_statistics(self, config: DataConfig) -> tuple[Floats, Floats]:
+        """Return means and standard deviations of a recipe's bands, as `data.statistics` says.
+
+        Raises:
+            ConfigError: The store has no published statistics of a band.
+        """
+        if config.statistics == "store":
+            return self.store.statistics(config.bands)
+        found = self.store.published_statistics()
+        if missing := [band for band in config.bands if band not in found]:
+            raise ConfigError(
+                f"data.statistics: {self.store.path} holds no published statistics of {', '.join(missing)}; only "
+                "stores of BigEarthNet v1.0 do. Set data.statistics=store."
+            )
+        mean, std = np.array([found[band] for band in config.bands], np.float32).T
+        return mean, std
+
     def about(self, world: int) -> JsonObject:
         """Describe the data for a run's record: store, patches in each part of the split, shuffling, bytes in memory.
 
@@ -101,12 +118,13 @@ class RunData(PixelData):
         return choices.sum(0).double() / known.sum(0).clamp_min(1)
 
 
-def open_pixels(config: DataConfig, device: torch.device | None = None) -> PixelData:
+def open_pixels(config: DataConfig, device: torch.device | None = None, validated: bool = True) -> PixelData:
     """Open the store, and check that it has the pixels and the split of a recipe.
 
     Args:
         config: Section `data` of the recipe.
         device: Device of the networks. Training needs it for the cache of `data.cache`; None never fills the cache.
+        validated: False if the split may lack a validation part.
 
     Raises:
         ConfigError: The store lacks a band, split or column. The message names what the store has.
@@ -114,7 +132,7 @@ def open_pixels(config: DataConfig, device: torch.device | None = None) -> Pixel
     """
     store = Store.open(config.store)
     _check(store, config)
-    split = make_split(store, config.split, config.exclude)
+    split = make_split(store, config.split, config.exclude, validated)
     columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
     disk = DiskCache(config.cache_dir or default_folder(), config.cache_bytes) if is_remote(config.store) else None
     reader = store.reader(config.bands, cache=disk)
@@ -168,10 +186,11 @@ def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
         DataError: The store does not exist or has another schema version, or a class has no labeled patch.
     """
     config = recipe.data
-    pixels = open_pixels(config, device)
+    pixels = open_pixels(config, device, recipe.evaluation.validated)
     space, targets = labels_of(pixels.store, config.labels)
     positives = space.positives(targets).numpy().astype(np.int64)
-    names = as_text(pixels.store.column("patch_id")) if recipe.labels.list else None
+    named = recipe.labels.list is not None or recipe.labels.seed_rule == "usb"
+    names = as_text(pixels.store.column("patch_id")) if named else None
     labeled = draw_labeled(positives, pixels.split.train, recipe.labels, names)
     if not recipe.labels.allow_missing_classes:
         used = np.concatenate([pixels.split.train, pixels.split.validation, pixels.split.test])

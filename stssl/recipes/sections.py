@@ -19,6 +19,7 @@ from stssl.base.paths import ColumnName, Folder, Location, StorePlace, Tracking,
 from stssl.data.resizing import Resize
 from stssl.data.splits import SplitConfig
 from stssl.models import EncoderConfig, InjectionConfig
+from stssl.steps.teacher_student import LabelerMode
 
 MetadataUse = Literal["none", "teacher", "direct"]
 """Which networks see metadata: `none`, only the `teacher`, or the single trained network (`direct`)."""
@@ -38,6 +39,8 @@ class DataConfig(Config):
         resize: How to change the size of images. `centers` resizes the stored values, and the centers of pixels keep
             their places. `corners` scales and clips first, and the outermost pixels keep their places. `pillow` gives
             Pillow's bytes, and needs the scale `bytes`. All are bilinear; only `corners` never antialiases.
+        statistics: Source of means and standard deviations: `store` (the training patches of the store), or `published`
+            (constants of the makers of BigEarthNet, which the store holds too).
         cache: Memory for decoded pixels: `host` or `device`. `none` reads them from the store each time.
         cache_dir: Folder on each node for shards that come from an object store (`s3://...`); None chooses a folder.
         cache_bytes: Largest size of that folder in bytes.
@@ -51,6 +54,7 @@ class DataConfig(Config):
     exclude: tuple[ColumnName, ...] = ()
     scale: Literal["sigmas", "bytes"] = "sigmas"
     resize: Resize = "centers"
+    statistics: Literal["store", "published"] = "store"
     cache: Literal["none", "host", "device"] = "none"
     cache_dir: Location | None = None
     cache_bytes: Positive = 50_000_000_000
@@ -88,11 +92,14 @@ class ModelConfig(BackboneConfig):
         metadata: Which networks see metadata. `teacher` trains a second network, which sees it and makes pseudo-labels.
         encoder: How place and date become a vector.
         injection: Where this vector enters the network.
+        labeler_mode: Mode in which the network that makes pseudo-labels predicts weak views, and the blank image of
+            CDMAD. In `training` mode, drop path and dropout are active, and BatchNorm normalizes by the batch.
     """
 
     metadata: MetadataUse = "none"
     encoder: EncoderConfig = Field(default_factory=lambda: _default(EncoderConfig, "raw"), discriminator="name")
     injection: InjectionConfig = Field(default_factory=lambda: _default(InjectionConfig, "token"), discriminator="name")
+    labeler_mode: LabelerMode = "evaluation"
 
 
 class BatchConfig(Config):
@@ -126,12 +133,20 @@ class EvaluationConfig(Config):
     Attributes:
         batch: Number of patches in a batch.
         limit: Most patches that a validation scores; None scores all.
+        checkpoint: Checkpoint that is the run's result: the `best` on validation, or the `last` one. With `last`, the
+            split may lack a validation part.
         batchnorm_batches: Number of training batches for new BatchNorm statistics, which averaged weights need.
     """
 
     batch: Positive = 256
     limit: Positive | None = None
+    checkpoint: Literal["best", "last"] = "best"
     batchnorm_batches: Annotated[int, Field(ge=0)] = 20
+
+    @property
+    def validated(self) -> bool:
+        """Return True if the split must have a validation part: it chooses the best checkpoint."""
+        return self.checkpoint == "best"
 
 
 class ComputeConfig(Config):

@@ -9,6 +9,8 @@ A step has four parts:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from stssl.base.batch import Batch, Progress, View
 from stssl.base.distributed import sum_over_ranks, world_size
 from stssl.base.labels import LabelSpace
 from stssl.models import Network, Prediction
-from stssl.models.ema import Ema, evaluating, frozen_statistics, reestimate_batchnorm
+from stssl.models.ema import Ema, evaluating, frozen_statistics, reestimate_batchnorm, training_quietly
 from stssl.steps.base import StepOutput, TrainingStep
 from stssl.steps.gathering import Gathering
 from stssl.steps.parts import (
@@ -38,6 +40,11 @@ from stssl.steps.votes import Votes
 
 __all__ = ["LossConfig", "MatchPlan", "TeacherStudentStep"]
 
+LabelerMode = Literal["evaluation", "training"]
+"""Mode of the labeler's forward pass. In `training` mode, drop path, dropout and BatchNorm act as for gradients."""
+ModeSetter = Callable[[nn.Module], AbstractContextManager[None]]
+"""A context manager that puts a network into evaluation or training mode."""
+
 
 class TeacherStudentStep(TrainingStep):
     """Compute the loss of one step from student, teacher and algorithm, and average the weights after each step."""
@@ -54,6 +61,7 @@ class TeacherStudentStep(TrainingStep):
         strong_labeled: bool,
         supervised_start: int,
         votes: Votes | None = None,
+        labeler_mode: LabelerMode = "evaluation",
     ) -> None:
         """Store the networks and the algorithm, and copy the networks as the first averages of their weights.
 
@@ -68,6 +76,7 @@ class TeacherStudentStep(TrainingStep):
             supervised_start: Number of steps at the start that learn from labels only. The algorithm updates its state
                 in these steps too.
             votes: Votes of nearby patches on pseudo-labels; None to use no votes.
+            labeler_mode: Mode in which the labeler predicts weak views and the blank image.
         """
         super().__init__()
         named = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
@@ -75,6 +84,9 @@ class TeacherStudentStep(TrainingStep):
         self.averages = nn.ModuleDict({name: Ema(network, ema_decay) for name, network in named.items()})
         self.algorithm, self.space, self.loss = algorithm, space, loss
         self.supervised_start, self.votes = supervised_start, votes
+        # In evaluation mode, BatchNorm uses the running statistics, which come from weak and strong views together. In
+        # training mode, it would use only the weak views, and this would shift the labeler's predictions.
+        self._labeling: ModeSetter = training_quietly if labeler_mode == "training" else evaluating
         self._gather = Gathering()
         both = strong_labeled or algorithm.strong_labeled
         self.supervised_views = [View.LABELED_WEAK] + ([View.LABELED_STRONG] if both else [])
@@ -261,13 +273,11 @@ class TeacherStudentStep(TrainingStep):
             return self._forward_views(network, batch, ordered(views)).logits
 
     @torch.no_grad()
-    def _evaluation_logits(self, network: Network, batch: Batch, views: frozenset[View]) -> dict[View, Tensor]:
-        """Compute a network's logits for some views in evaluation mode."""
+    def _labeler_logits(self, network: Network, batch: Batch, views: frozenset[View]) -> dict[View, Tensor]:
+        """Compute the labeler's logits of some views."""
         if not views:
             return {}
-        # Use the running statistics, which come from weak and strong views together. In training mode, BatchNorm would
-        # use only the weak views, and this would shift the labeler's predictions.
-        with evaluating(network):
+        with self._labeling(network):
             return self._forward_views(network, batch, ordered(views)).logits
 
     def _labeler_outputs(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> LabelerOutputs | None:
@@ -285,18 +295,19 @@ class TeacherStudentStep(TrainingStep):
             return None
         averaged = algorithm.config.labeler == "ema"
         network = self.averaged_network(self.labeler) if averaged else dict(self._live())[self.labeler]
-        labeler_logits = self._evaluation_logits(network, batch, algorithm.views)
+        labeler_logits = self._labeler_logits(network, batch, algorithm.views)
         watched = [View.UNLABELED_STRONG] if algorithm.watches_student and self.labeler != "student" else []
         strong = {view: logits["student"][view].detach() for view in watched if view in logits["student"]}
         blank = None
         if algorithm.needs_blank:
-            blank = self.space.grouped(self._blank(network, batch.images[View.UNLABELED_WEAK]).float())
+            like = batch.images[View.UNLABELED_WEAK]
+            blank = self.space.grouped(self._blank(network, like, self._labeling).float())
         return LabelerOutputs(labeler_logits, strong, batch.index, blank)
 
     @torch.no_grad()
-    def _blank(self, network: Network, like: Tensor) -> Tensor:
+    def _blank(self, network: Network, like: Tensor, mode: ModeSetter = evaluating) -> Tensor:
         """Compute a network's logits [1, classes] for the blank image (all ones), without metadata."""
-        with evaluating(network):
+        with mode(network):
             prediction: Prediction = network(torch.ones_like(like[:1]), None, inject=False)
         return prediction.logits
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -223,6 +224,26 @@ class Store:
             raise DataError(f"{self.path} has no statistics of {', '.join(missing)}: no training patch has them")
         found = np.array([known[band] for band in bands], np.float32)
         return found[:, 0], found[:, 1]
+
+    def published_statistics(self) -> dict[str, tuple[float, float]]:
+        """Return mean and standard deviation of each band as the archive's makers published them; empty if unknown.
+
+        Raises:
+            DataError: The store's attribute `published_statistics` does not hold numbers for bands.
+        """
+        held = self.attrs.get("published_statistics")
+        if held is None:
+            return {}
+        try:
+            rows = zip(held["bands"], map(float, held["mean"]), map(float, held["std"]), strict=True)
+            found = {str(band): (mean, std) for band, mean, std in rows}
+        except (TypeError, KeyError, ValueError):
+            found = {}
+        if not found or not all(math.isfinite(mean) and 0 < std < math.inf for mean, std in found.values()):
+            raise DataError(
+                f"{self.path}: its attribute published_statistics does not hold a mean and std of each band"
+            )
+        return found
 
     def constant(self, bands: Sequence[str]) -> list[str]:
         """List the constant bands among `bands`: all pixels in the statistics have one value."""

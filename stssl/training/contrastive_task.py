@@ -52,7 +52,7 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
             DataError: The store cannot be read, or has too few places.
         """
         self.recipe, self.device = recipe, device
-        self.data = open_pixels(recipe.data, device)
+        self.data = open_pixels(recipe.data, device, recipe.evaluation.validated)
         self.positives = _positives(recipe, self.data)
         self.step = _build_step(recipe, self.data)
         memory = placed(self.step, device)
@@ -84,7 +84,7 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
             progress: The last step that was taken.
         """
         average_batchnorm(self.step)
-        if not self.data.store.label_sets:
+        if not self.data.store.label_sets or not len(self.data.split.validation):
             return Validation({}, None if self._finite() else nan)
         labels = labels_of(self.data.store, self.recipe.data.labels)
         options, knn = self.recipe.evaluation, self.recipe.knn
@@ -217,7 +217,7 @@ def check_pretraining(recipe: PretrainRecipe) -> None:
         ConfigError: Data or network do not fit the recipe. The message says what would fit.
         DataError: The store cannot be read, or has too few places.
     """
-    data = open_pixels(recipe.data)
+    data = open_pixels(recipe.data, validated=recipe.evaluation.validated)
     most = len(data.split.train)
     if recipe.pretext.queue > most:
         LOG.warning(

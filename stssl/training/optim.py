@@ -6,7 +6,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from stssl.recipes.optimizers import OptimizerConfig, ScheduleConfig
+from stssl.recipes.optimizers import Decayed, OptimizerConfig, ScheduleConfig
+
+TOKENS = ("pos_embed", "token", "absent", "position")
+"""Ends of the names of tokens and position embeddings."""
 
 
 def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
@@ -14,6 +17,7 @@ def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
 
     `decay: fixmatch` is base * cos(7 pi t / (16 T)) (FixMatch, arXiv:2001.07685) and ends at a fifth of the peak rate.
     `decay: cosine` ends at 0. t is the number of steps taken since the warmup; T is the number of all steps after it.
+    With `hold: n`, t is rounded down to a multiple of n.
 
     Args:
         step: Number of the step, counted from 0.
@@ -22,25 +26,32 @@ def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
     """
     if step < schedule.warmup:
         return base * step / schedule.warmup
-    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
+    taken = (step - schedule.warmup) // schedule.hold * schedule.hold
+    done = taken / max(1, schedule.steps - schedule.warmup)
     if schedule.decay == "cosine":
         return base * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return base * max(0.0, math.cos(7 * math.pi / 16 * done))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Divide trainable parameters into two groups: matrices and kernels with weight decay, all others without.
+def parameter_groups(module: nn.Module, weight_decay: float, which: Decayed = "kernels") -> list[dict[str, object]]:
+    """Divide trainable parameters into two groups: with and without weight decay.
 
-    The others are biases, normalization weights, tokens and position embeddings. Parameters without gradients are in
-    neither group.
+    Parameters without gradients are in neither group.
+
+    Args:
+        module: Module with the parameters.
+        weight_decay: Weight decay of the first group.
+        which: Parameters of the first group; see `AdamWConfig`.
     """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = parameter.ndim < 2 or name.endswith(("pos_embed", "token", "absent", "position"))
-        (kept if plain else decayed).append(parameter)
+        plain = parameter.ndim < 2 or name.endswith(".bias")
+        token = name.endswith(TOKENS)
+        free = which != "all" and (plain or (token and which == "kernels"))
+        (kept if free else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
@@ -49,7 +60,7 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
     Only a fused optimizer can skip a step on the device. The loop uses this to leave out steps with bad gradients.
     """
-    groups = parameter_groups(module, config.weight_decay)
+    groups = parameter_groups(module, config.weight_decay, config.decayed)
     if config.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
         # torch creates and fills these buffers in the first step. If it skips that step, it leaves them unfilled.

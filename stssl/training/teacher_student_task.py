@@ -1,7 +1,7 @@
 """Define the task of a `Recipe`: semi-supervised training of a student and, if the recipe has one, a teacher."""
 
 from collections.abc import Iterator
-from math import isnan
+from math import isnan, nan
 
 import torch
 from torch import Tensor
@@ -73,14 +73,25 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
     def validate(self, progress: Progress) -> Validation:
         """Score the averaged student on the validation part, after its BatchNorm statistics were computed anew.
 
+        With `evaluation.checkpoint: last`, the scores only inform users. The newest checkpoint with finite weights is
+        then the best. The scores are empty if the split has no validation part.
+
         Args:
             progress: The last step that was taken.
         """
         average_batchnorm(self.step)
+        if not len(self.data.split.validation):
+            return Validation({}, None if self._finite() else nan)
         scores = self.evaluate_student("validation", progress).scores
         score = scores[headline(self.data.space)]
+        if self.recipe.evaluation.checkpoint == "last":
+            return Validation(scores, nan if diverged(scores) else None)
         # If the score is NaN but predictions are finite, no patch of this part has any class: nothing can be scored.
         return Validation(scores, None if isnan(score) and not diverged(scores) else score)
+
+    def _finite(self) -> bool:
+        """Return True if the averaged student's weights are finite. If not, they are useless."""
+        return all(bool(torch.isfinite(value).all()) for value in self.step.averaged_network("student").parameters())
 
     def evaluate_student(self, part: str, progress: Progress) -> Evaluation:
         """Score the student with averaged weights on one part of the data.

@@ -1,6 +1,7 @@
 import bz2
 import csv
 import json
+import pickle
 import re
 from datetime import UTC, datetime
 
@@ -14,6 +15,7 @@ from real import real_data
 
 from stssl.archives.conversion import Options, convert_archive
 from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
+from stssl.archives.split_lists import listed_splits, split_notes
 from stssl.base.errors import ConfigError, DataError
 from stssl.store.schema import ERRORS, UNUSABLE
 from stssl.store.store import Store
@@ -223,3 +225,36 @@ def test_the_real_patches(tmp_path):
         assert found == [code] or (not found and code == 255)
     snow = bz2.decompress((archive / "patches_with_seasonal_snow.csv.bz2").read_bytes()).decode().split()
     assert store.column("seasonal_snow").tolist() == [folder.name in snow for folder in folders]
+
+
+def test_splits_of_the_public_code_and_tables_of_parts(tmp_path):
+    """Lists as the documented command writes them; labeled and unlabeled patches together are the training part."""
+    archive = dirty.clean(tmp_path / "archive")
+    names = [folder.name for folder in dirty.folders(archive)]
+    lists = tmp_path / "paper"
+    lists.mkdir()
+    parts = {"train0.01_lb_43": names[:2], "train0.01_ulb_43": names[1:5], "val": names[5:7], "test": names[7:8]}
+    for stem, listed in parts.items():
+        (lists / f"{stem}.csv").write_text("\n".join(["patch", *listed]))
+    codes = listed_splits(tuple(names), {"paper": lists})["paper"]
+    assert codes.tolist() == [0] * 5 + [1] * 2 + [2] + [255] * (len(names) - 8)
+    notes = split_notes(tuple(names), {"paper": lists})
+    assert notes[0] == "split paper: 5 train, 2 validation, 1 test" and "are in none of its lists" in notes[1]
+    table = tmp_path / "parts.csv"
+    table.write_text("\n".join(["patch,split", *(f"{n},{'train' if i < 5 else 'val'}" for i, n in enumerate(names))]))
+    assert listed_splits(tuple(names), {"mine": table})["mine"].tolist() == [0] * 5 + [1] * (len(names) - 5)
+    both = lists / "val.csv"
+    both.write_text("\n".join(["patch", *names[4:6]]))
+    with pytest.raises(DataError, match=r"train and validation .* share 1 patches"):
+        listed_splits(tuple(names), {"paper": lists})
+    both.unlink()
+    (lists / "val.pkl").write_bytes(pickle.dumps(names))
+    with pytest.raises(DataError, match=r"val\.pkl is a pickle.*to_csv\('val\.csv', index=False\)"):
+        listed_splits(tuple(names), {"paper": lists})
+    (lists / "val.csv").write_text("S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57")
+    notes = " ".join(split_notes(tuple(names), {"paper": lists}))
+    assert "are no patches of the archive" in notes and "BigEarthNet v2.0" in notes
+    for text, words in (("patch\na", "needs the columns patch and split"), ("patch,split\na,dev", "'dev'")):
+        table.write_text(text)
+        with pytest.raises(DataError, match=words):
+            listed_splits(tuple(names), {"mine": table})

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -59,3 +62,49 @@ def test_listed_patches_keep_their_label_where_they_train(tmp_path, caplog):
     assert "1 of its 2 patches are not in the training part" in caplog.text
     with pytest.raises(DataError, match=r"none of the patches that labels.list .* is in the training part"):
         draw_labeled(targets, np.arange(5, 9), chosen, names)
+
+
+DRAWS = json.loads((Path(__file__).parent / "eurosat_labeled_draws.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def eurosat():
+    """EuroSAT's names as a store sorts them, their classes, and the 21,600 training rows of the public code."""
+    sizes = [round(count / 0.8) for count in DRAWS["trainval_per_class"]]
+    named = [
+        (f"{name}_{i}", label)
+        for label, (name, size) in enumerate(zip(DRAWS["classes"], sizes, strict=True))
+        for i in range(1, size + 1)
+    ]
+    names, labels = (np.array(column) for column in zip(*sorted(named), strict=True))
+    rows = np.concatenate([np.flatnonzero(labels == c)[: DRAWS["trainval_per_class"][c]] for c in range(10)])
+    return names, np.eye(10, dtype=np.int64)[labels], rows
+
+
+def stems(files):
+    return sorted(name.removesuffix(".jpg") for name in files)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_public_codes_draws_are_repeated(eurosat, seed):
+    names, targets, rows = eurosat
+    assert len(rows) == DRAWS["trainval"]
+    for total in (10, 20, 40, 80):
+        right = stems(DRAWS["draws"][f"seed{seed}_labels{total}"])
+        chosen = draw_labeled(targets, rows, LabelsConfig(total=total, seed=seed, seed_rule="usb"), names)
+        assert sorted(names[chosen]) == right and (np.diff(chosen) > 0).all()
+        per_class = LabelsConfig(per_class=total // 10, seed=seed, seed_rule="usb")
+        assert sorted(names[draw_labeled(targets, rows[::-1], per_class, names)]) == right
+    for other in ({"seed": seed + 1, "seed_rule": "usb"}, {"seed": seed}):  # the controls
+        assert sorted(names[draw_labeled(targets, rows, LabelsConfig(total=80, **other), names)]) != right
+
+
+def test_a_draw_of_the_public_code_needs_what_it_needed(eurosat):
+    names, targets, rows = eurosat
+    for total, words in ((45, "multiple of 10"), (5, "multiple of 10"), (21_600, "one class has only 1600")):
+        with pytest.raises(DataError, match=words):
+            draw_labeled(targets, rows, LabelsConfig(total=total, seed_rule="usb"), names)
+    with pytest.raises(DataError, match="one class each"):
+        draw_labeled(np.ones((9, 2), np.int64), np.arange(9), LabelsConfig(total=2, seed_rule="usb"), names[:9])
+    with pytest.raises(ValueError, match="give total or per_class with it"):
+        LabelsConfig(fraction=0.1, seed_rule="usb")

@@ -1,5 +1,6 @@
 import bz2
 import gzip
+import pickle
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -148,3 +149,42 @@ def test_columns_that_cannot_be_used():
             make_split(table, "official", (column,))
     with pytest.raises(ConfigError, match="labels_19 has many values a patch"):
         make_split(table, LeaveOutSplit(name="leave_out", column="labels_19", values=("1",)))
+
+
+def test_a_split_without_validation_is_for_runs_that_need_none():
+    table = Table()
+    table.columns["split_official"][:] = np.arange(N) % 2 * 2
+    with pytest.raises(DataError, match=r"no patch for validation.*evaluation\.checkpoint=last"):
+        make_split(table, "official")
+    split = make_split(table, "official", validated=False)
+    assert (len(split.train), len(split.validation), len(split.test)) == (300, 0, 300)
+    table.columns["split_official"][:] = 2
+    with pytest.raises(DataError, match="no patch for train"):
+        make_split(table, "official", validated=False)
+
+
+NEW = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"
+OLD = "S2A_MSIL2A_20170613T101031_87_48"
+
+
+def test_lists_of_another_version_pickles_and_tables(tmp_path, caplog):
+    table = Table({"patch_id": np.array([f"{OLD[:-2]}{i}" for i in range(N)])})
+    own = [f"{OLD[:-2]}{i}" for i in range(4)]
+    lists = write_lists(tmp_path, train=[NEW], validation=own[2:3], test=own[3:])
+    with pytest.raises(DataError, match=r"none of them.*of BigEarthNet v2\.0, and these are of v1\.0.*s2v1_name"):
+        make_split(table, lists)
+    make_split(table, write_lists(tmp_path, train=[*own[:2], NEW], validation=own[2:3], test=own[3:]))
+    assert "1 of its 3 names are not in" in caplog.text and "v2.0" in caplog.text and NEW in caplog.text
+    caplog.clear()
+    make_split(table, write_lists(tmp_path, train=[*own[:2], "x"], validation=own[2:3], test=own[3:]))
+    assert "such as x" in caplog.text and "v2.0" not in caplog.text
+    whole = ['"",patch,labels', f'0,{own[0]},"[0 1', ' 0]"', f"1,{own[1]},[1]"]  # as pandas writes a frame
+    split = make_split(table, write_lists(tmp_path, ".csv", train=whole, validation=own[2:3], test=["patch", own[3]]))
+    assert [len(split.part(part)) for part in ("train", "validation", "test")] == [2, 1, 1]
+    (tmp_path / "train.pkl").write_bytes(pickle.dumps(own))
+    (tmp_path / "train.txt").write_bytes(pickle.dumps(own))
+    for name in ("train.pkl", "train.txt"):
+        with pytest.raises(
+            DataError, match=r"is a pickle.*read_pickle\('train\....'\)\['patch'\]\.to_csv\('train.csv'"
+        ):
+            make_split(table, ListSplit(**(lists.model_dump() | {"train": str(tmp_path / name)})))

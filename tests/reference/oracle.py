@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-FOLDER = Path(os.environ.get("STSSL_REFERENCE_VECTORS") or Path(__file__).parent / "vectors")
+OWN = Path(__file__).parent / "vectors"
+FOLDER = Path(os.environ.get("STSSL_REFERENCE_VECTORS") or OWN)
 GIVEN = ("in_", "init/", "init_geo/", "sd/", "param/", "hparams", "config", "margin")
 """Prefixes of arrays that are inputs. A check must compare all arrays with other names."""
 

@@ -42,7 +42,8 @@ def built(oracle: Oracle, c: dict) -> ContrastiveStep:
         temperature=c["T"],
         loss=c["loss"],
         alpha=float(c["alpha"]),
-        alpha_end=float(c["alpha_low"]),
+        # Without the geometric schedule, the reference never leaves alpha, whatever alpha_low says.
+        alpha_end=float(c["alpha_low"] if c["ml_cpc_alpha_geo"] else c["alpha"]),
         alpha_schedule="geometric" if c["ml_cpc_alpha_geo"] else "linear",
     )
     step = ContrastiveStep(Small(c), config, centers, seed=0)
@@ -68,13 +69,26 @@ def pairs(oracle: Oracle, it: int, c: dict) -> Pairs:
     return Pairs(query, key, metadata, torch.zeros(len(query), dtype=torch.bool))
 
 
+def epoch_of(c: dict, it: int) -> float:
+    """The epoch of a step: one number for the whole file, or one for each step."""
+    return c["epoch"][it] if isinstance(c["epoch"], list) else c["epoch"]
+
+
+def alpha_of(c: dict, it: int) -> float:
+    """The weight of positives in the reference: constant, or geometric from alpha to alpha_low over the epochs."""
+    if c["loss"] != "ml_cpc":
+        return 1.0
+    if not c["ml_cpc_alpha_geo"]:
+        return c["alpha"]
+    left = 1 - epoch_of(c, it) / c["epochs"]
+    return math.exp((math.log(c["alpha"]) - math.log(c["alpha_low"])) * left + math.log(c["alpha_low"]))
+
+
 def check_moco_geo(oracle: Oracle) -> None:
     c = oracle.json("config")
     step = built(oracle, c)
-    settings = SgdConfig(lr=c["lr"], momentum=c["sgd_momentum"], weight_decay=c["weight_decay"])
+    settings = SgdConfig(lr=c["lr"], momentum=c["sgd_momentum"], weight_decay=c["weight_decay"], decayed="all")
     optimizer = make_optimizer(step.networks, settings)
-    # Decay biases too, as the recorded run did. Our recipes do not.
-    optimizer.param_groups[1]["weight_decay"] = c["weight_decay"]
     seen: dict[str, torch.Tensor] = {}
     step.networks["query"].register_forward_hook(lambda _, __, out: seen.update(embeddings=out))
     similarities = contrastive.similarities
@@ -86,7 +100,7 @@ def check_moco_geo(oracle: Oracle) -> None:
     for it in range(len(oracle["in_q"])):
         optimizer.zero_grad()
         with patch.object(contrastive, "similarities", watched):
-            output = step(pairs(oracle, it, c), Progress(c["epoch"], c["epochs"]))
+            output = step(pairs(oracle, it, c), Progress(epoch_of(c, it), c["epochs"]))
         output.loss.backward()
         optimizer.step()
         step.after_optimizer(torch.tensor(False))
@@ -105,7 +119,7 @@ def compare(oracle: Oracle, it: int, c: dict, *, step: ContrastiveStep, seen: di
     oracle.expect("out_logits", seen["logits"], it)
     oracle.expect("out_labels", torch.zeros(c["N"]), it, exact=True)
     oracle.expect("out_contrastive_loss", logs["contrast"], it)
-    oracle.expect("out_criterion_raw", logs["contrast"] * (c["alpha"] if c["loss"] == "ml_cpc" else 1), it)
+    oracle.expect("out_criterion_raw", logs["contrast"] * alpha_of(c, it), it)
     oracle.expect("out_geo_loss", logs["geo"], it)
     oracle.expect("out_total_loss", logs["loss"], it)
     oracle.expect("state_queue", step.queue.keys.T, it)

@@ -1,5 +1,6 @@
 """Every vector of the public implementations is matched, and every array of theirs is looked at."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import other_files
 import pretraining_files
 import pytest
-from oracle import FOLDER, Oracle
+from oracle import FOLDER, OWN, Oracle
 
 CHECKS = [
     (r"([a-z]+)_(?:ml|sl)\d+(?:_\w+)?", lambda oracle, match, _: algorithm_files.check_algorithm(oracle, match[1])),
@@ -60,10 +61,13 @@ def array(name, key):
         return file[key].copy()
 
 
-some = pytest.mark.skipif(not (FOLDER / "freematch_ml5.npz").exists(), reason="other vectors")
+own = pytest.mark.skipif(
+    FOLDER.resolve() != OWN.resolve(),
+    reason=f"controls change vectors of {OWN}, and STSSL_REFERENCE_VECTORS is {FOLDER}",
+)
 
 
-@some
+@own
 @pytest.mark.parametrize(
     ("name", "key", "change"),
     [
@@ -87,14 +91,14 @@ def test_control_a_changed_value_fails(tmp_path, name, key, change):
         check(path, str(tmp_path))
 
 
-@some
+@own
 def test_control_what_no_check_reads_fails(tmp_path):
     path = changed(tmp_path, "fixmatch_ml5", out_something=np.zeros(5))
     with pytest.raises(AssertionError, match="out_something"):
         check(path, str(tmp_path))
 
 
-@some
+@own
 def test_control_an_unknown_name_fails(tmp_path):
     path = changed(tmp_path, "ema")
     path.rename(tmp_path / "emu.npz")
@@ -102,10 +106,55 @@ def test_control_an_unknown_name_fails(tmp_path):
         check(tmp_path / "emu.npz", str(tmp_path))
 
 
-@some
-def test_other_settings_are_taken_from_the_file(tmp_path):
+@own
+def test_control_other_settings_are_taken_from_the_file(tmp_path):
     """With another decay in its settings, the same file must no longer fit."""
     text = str(array("freematch_ml5", "hparams")).replace('"ema_p": 0.9', '"ema_p": 0.8')
     path = changed(tmp_path, "freematch_ml5", hparams=np.array(text))
     with pytest.raises(AssertionError):
         check(path, str(tmp_path))
+
+
+class Recorder(Oracle):
+    """Notes what a check would compare, to make a file with other settings."""
+
+    def expect(self, name, ours, step=None, exact=False, **tolerance):
+        del exact, tolerance
+        value = np.asarray(ours.detach().numpy().copy() if hasattr(ours, "detach") else ours)
+        if step is None:
+            self.arrays[name] = value
+        else:
+            steps = [*self.arrays[name][:step], value] if step else [value]
+            self.arrays[name] = np.stack(steps)
+
+
+def multilabel_cpc(logits, alpha):
+    """The reference's loss times alpha: cross-entropy of one softmax over all pairs, positives weighted by alpha."""
+    negatives = logits.shape[1] - 1
+    shifted = logits + np.log([alpha] + [(negatives + 1 - alpha) / negatives] * negatives)
+    shares = shifted - shifted.max() - np.log(np.exp(shifted - shifted.max()).sum())
+    return -np.log(len(logits)) - shares[:, 0].mean()
+
+
+@own
+def test_control_a_scheduled_weight_of_positives_is_the_references(tmp_path):
+    """A file with alpha 4 -> 1, of epoch 5 of 10: alpha is 2, in the loss and in the raw loss times alpha."""
+    plain = {"alpha": 2.0, "alpha_low": 1.0, "epoch": 5}
+    config = json.loads(str(array("moco_geo_ml_cpc", "config"))) | plain
+    path = changed(tmp_path, "moco_geo_ml_cpc", config=np.array(json.dumps(config)))
+    made = Recorder(path)
+    pretraining_files.check_moco_geo(made)
+    for it, logits in enumerate(made.arrays["out_logits"].astype(np.float64)):
+        assert made.arrays["out_criterion_raw"][it] == pytest.approx(multilabel_cpc(logits, 2.0), rel=1e-5)
+
+    def write(**settings):
+        made.arrays["config"] = np.array(json.dumps(config | settings))
+        np.savez(path, **made.arrays)
+        return path
+
+    check(write(), str(tmp_path))  # without a schedule, alpha_low means nothing
+    check(write(ml_cpc_alpha_geo=True, alpha=4.0), str(tmp_path))
+    check(write(ml_cpc_alpha_geo=True, alpha=4.0, epoch=[5] * len(made["in_q"])), str(tmp_path))
+    for wrong in ({"epoch": 6}, {"alpha": 2.0}, {"epoch": [5, 6, 6, 6, 6, 6]}):
+        with pytest.raises(AssertionError):
+            check(write(**({"ml_cpc_alpha_geo": True, "alpha": 4.0} | wrong)), str(tmp_path))

@@ -390,3 +390,40 @@ def test_micro_batches_of_an_averaged_labeler_are_looked_at_in_blocks(monkeypatc
     step.averages["teacher"].network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     step.plan(make_batch(MULTILABEL, labeled=4, unlabeled=8), Progress(0, 10), 4)
     assert sizes == [2, 2, 2, 2]
+
+
+DROPPING = {"network": {"backbone_args": small.SHALLOW | {"depth": 2, "drop_path_rate": 0.5}}}
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "cdmad"])
+@pytest.mark.parametrize("labeler", ["live", "ema"])
+def test_drop_path_reaches_the_labeler_in_training_mode_only(name, labeler):
+    """In evaluation mode, the labels do not depend on the random numbers of torch; in training mode they do."""
+    batch, progress = make_batch(SINGLELABEL, unlabeled=16), Progress(3000, 4000)
+    for mode in ("evaluation", "training"):
+        step = make_step(name, SINGLELABEL, labeler=labeler, labeler_mode=mode, **DROPPING).train()
+        found = []
+        for seed in range(6):
+            torch.manual_seed(seed)
+            found.append(step._labeler_outputs(batch, progress, {"student": {}}))
+        seen = [[outputs.labeler[View.UNLABELED_WEAK] for outputs in found]]
+        seen += [[outputs.blank for outputs in found]] if name == "cdmad" else []
+        for logits in seen:
+            assert all(torch.equal(logits[0], other) for other in logits) == (mode == "evaluation")
+        modes = {module.training for module in step.networks.modules()}
+        assert modes == {True} and not any(part.training for part in step.averaged_network(step.labeler).modules())
+
+
+def test_a_labeler_in_training_mode_leaves_batchnorm_as_it_was():
+    network = {"backbone": "slim_resnet", "backbone_args": {"channels": [4, 4, 4, 4]}}
+    network["injection"] = small.part(small.InjectionConfig, "late")
+    made = [
+        make_step("fixmatch", SINGLELABEL, labeler_mode=mode, network=network) for mode in ("evaluation", "training")
+    ]
+    outputs = []
+    for step in made:
+        step.train()
+        before = {key: value.clone() for key, value in step.networks["teacher"].named_buffers()}
+        outputs.append(step._labeler_outputs(make_batch(SINGLELABEL), Progress(0, 4), {}).labeler[View.UNLABELED_WEAK])
+        assert all(torch.equal(value, before[key]) for key, value in step.networks["teacher"].named_buffers())
+    assert not torch.allclose(*outputs)  # the control: by the batch, not by the running statistics

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from stssl.archives.nomenclature import EUROSAT
-from stssl.base.errors import DataError
+from stssl.base.errors import ConfigError, DataError
 from stssl.recipes.build import build_pixels
 from stssl.recipes.run_data import open_pixels
 from stssl.recipes.sections import DataConfig
@@ -18,7 +18,8 @@ from stssl.store.store import Store
 
 def test_what_is_in_a_store(store):
     opened = Store.open(store)
-    assert (opened.size, opened.bands, opened.split_names) == (200, ("B04", "B03", "B02"), ("official",))
+    assert (opened.size, opened.bands) == (200, ("B04", "B03", "B02"))
+    assert opened.split_names == ("official", "published")
     assert opened.classes("label") == EUROSAT
     assert not opened.multilabel("label")
     assert opened.groups["rgb"].dtype == np.uint8
@@ -117,3 +118,18 @@ def test_control_bands_that_vary_are_not_told(store, caplog):
     config = DataConfig(store=str(store), labels="label")
     build_pixels(config, 64, open_pixels(config), torch.contiguous_format)
     assert "same value" not in caplog.text
+
+
+def test_published_statistics_are_taken_where_a_store_has_them(store, big_store):
+    known = Store.open(big_store).published_statistics()
+    assert known["B04"] == (590.23569706, 675.88746967) and len(known) == 12
+    config = DataConfig(store=str(big_store), bands=("B03", "B02"), statistics="published")
+    pixels = build_pixels(config, 64, open_pixels(config), torch.contiguous_format)
+    low, width = 614.21682446 - 2 * 582.87945694, 4 * 582.87945694
+    assert pixels.low[0, 0].item() == pytest.approx(low) and pixels.width[0, 0].item() == pytest.approx(width)
+    own = config.model_copy(update={"statistics": "store"})
+    own = build_pixels(own, 64, open_pixels(config), torch.contiguous_format)
+    assert own.low[0, 0].item() != pytest.approx(low)  # the control
+    config = DataConfig(store=str(store), labels="label", statistics="published")
+    with pytest.raises(ConfigError, match=r"data\.statistics: .* holds no published statistics of B04, B03, B02"):
+        build_pixels(config, 64, open_pixels(config), torch.contiguous_format)

@@ -73,3 +73,29 @@ def test_a_store_of_one_class_trains(tmp_path, algorithm):
     store = manifest_store(tmp_path, [("A", part) for part in [*PARTS, "test", "test"]])
     folder = train_on(store, tmp_path / "runs", algorithm={"name": algorithm})
     assert evaluate_run(folder.path, "test")["student"]["accuracy"] == 1.0
+
+
+def test_a_run_without_validation_ends_with_its_last_checkpoint(tmp_path):
+    store = manifest_store(tmp_path, [("AB"[i % 2], "train") for i in range(16)])
+    changes = {"evaluation": {"checkpoint": "last", "batchnorm_batches": 1, "batch": 8}}
+    schedule = {"schedule": {"steps": 4, "warmup": 0, "evaluate_every": 2}}
+    tree = tiny.tiny_recipe(store, tmp_path / "runs")
+    tree["model"] |= {"metadata": "none"}
+    folder = run(make(tree | changes | schedule | {"labels": {"fraction": 1.0}}))
+    assert folder.finished()["best_step"] == 4 and folder.finished()["best"] is None
+    with pytest.raises(ConfigError, match=r"schedule\.patience needs a best checkpoint"):
+        make(tree | changes | {"schedule": {"steps": 4, "warmup": 0, "patience": 2}})
+
+
+def test_with_last_the_newest_checkpoint_wins_though_validation_is_scored(tmp_path):
+    store = manifest_store(tmp_path, [("AB"[i % 2], part) for i, part in enumerate(PARTS)])
+    ends = {}
+    for which in ("best", "last"):
+        tree = tiny.tiny_recipe(store, tmp_path / which)
+        tree["model"] |= {"metadata": "none"}
+        # With a learning rate of almost 0 all validations are equal: the first is the best.
+        tree |= {"optimizer": {"lr": 1e-12}, "labels": {"fraction": 1.0}, "ema": {"decay": 0.0}}
+        tree |= {"evaluation": {"checkpoint": which, "batchnorm_batches": 0}}
+        folder = run(make(tree | {"schedule": {"steps": 4, "warmup": 0, "evaluate_every": 2}}))
+        ends[which] = folder.finished()["best_step"]
+    assert ends == {"best": 2, "last": 4}
