@@ -195,7 +195,12 @@ def changed(dice: random.Random, tree: Any) -> Any:
 
 
 def _value(dice: random.Random) -> Any:
-    kinds = (NUMBERS, FLOATS, TEXTS, (None, True, False, [], {}, [[]], [None], {"name": "x"}, [0] * 3, _deep(60)))
+    kinds: tuple[tuple[Any, ...], ...] = (
+        NUMBERS,
+        FLOATS,
+        TEXTS,
+        (None, True, False, [], {}, [[]], [None], {"name": "x"}, [0] * 3, _deep(60)),
+    )
     return dice.choice(dice.choice(kinds))
 
 

@@ -58,4 +58,5 @@ class Oracle:
         if exact:
             np.testing.assert_array_equal(mine[known], right[known], err_msg=f"{name}, step {step}")
         else:
-            np.testing.assert_allclose(mine[known], right[known], **(tolerance or LOSS), err_msg=f"{name}, step {step}")
+            limits: dict[str, Any] = {**(tolerance or LOSS)}
+            np.testing.assert_allclose(mine[known], right[known], **limits, err_msg=f"{name}, step {step}")
