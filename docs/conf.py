@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from notebook_page import write_notebook_page
 from reference_pages import write_pages
 
 from stssl import __version__
@@ -40,3 +41,4 @@ html_theme_options = {"sidebar_hide_name": False, "navigation_with_keys": True}
 
 DOCS = Path(__file__).parent
 write_pages(DOCS / "generated")
+write_notebook_page(DOCS / "tutorials" / "notebook.ipynb", DOCS / "generated")
