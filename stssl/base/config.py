@@ -8,7 +8,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -195,34 +195,35 @@ def differing_keys(one: JsonMapping, other: JsonMapping) -> list[str]:
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
 
 
-def expand_variables(tree: JsonMapping, source: str) -> Tree:
+def expand_variables(tree: JsonMapping, source: str, advise: Callable[[str], str] = lambda _: "") -> Tree:
     """Replace `${NAME}` with the environment variable NAME in all texts of a recipe.
 
     Args:
         tree: Keys and values.
         source: Name of their file in error messages.
+        advise: Function that returns more advice on a variable that is not set; it begins with a space.
 
     Raises:
         ConfigError: A variable is not set. The message names the key and the variable.
     """
-    return {name: _expanded(value, source, name) for name, value in tree.items()}
+    return {name: _expanded(value, source, name, advise) for name, value in tree.items()}
 
 
-def _expanded(value: JsonValue, source: str, key: str) -> JsonValue:
+def _expanded(value: JsonValue, source: str, key: str, advise: Callable[[str], str]) -> JsonValue:
     if isinstance(value, dict):
-        return {name: _expanded(part, source, f"{key}.{name}") for name, part in value.items()}
+        return {name: _expanded(part, source, f"{key}.{name}", advise) for name, part in value.items()}
     if isinstance(value, list):
-        return [_expanded(part, source, key) for part in value]
+        return [_expanded(part, source, key, advise) for part in value]
     if not isinstance(value, str):
         return value
-    return re.sub(r"\$\{(\w+)\}", lambda found: _variable(found[1], source, key), value)
+    return re.sub(r"\$\{(\w+)\}", lambda found: _variable(found[1], source, key, advise), value)
 
 
-def _variable(name: str, source: str, key: str) -> str:
+def _variable(name: str, source: str, key: str, advise: Callable[[str], str]) -> str:
     if name not in os.environ:
         raise ConfigError(
             f"{source}: {key} needs the environment variable {name}, which is not set. "
-            f"Run `export {name}=...`, or give {key}=... on the command line."
+            f"Run `export {name}=...`, or give {key}=... on the command line.{advise(name)}"
         )
     if problem := unclean(os.environ[name]):
         raise ConfigError(f"{source}: {key}: the value of the environment variable {name} {problem}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stssl.base.errors import ConfigError, first_line
 from stssl.base.json_types import JsonMapping
 from stssl.models.backbones import Backbone, make_backbone
+from stssl.models.published import where_to_get
 from stssl.models.sealed import UNREADABLE, read_sealed
 
 StateDict = dict[str, Tensor]
@@ -88,7 +89,7 @@ def read_weights(path: str) -> StateDict:
     """
     file = Path(path)
     if not file.is_file():  # reading a pipe could wait forever
-        raise ConfigError(f"model.weights: there is no file {path}")
+        raise ConfigError(f"model.weights: there is no file {path}{where_to_get(path)}")
     try:
         if file.suffix == ".safetensors":
             state: object = read_sealed(file)

@@ -32,6 +32,7 @@ from stssl.base.paths import (
 from stssl.base.yaml_text import dump_yaml
 from stssl.data.augment import AugmentConfig
 from stssl.data.draws import LabelsConfig
+from stssl.models.published import where_published
 from stssl.recipes.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from stssl.recipes.sections import (
     BackboneConfig,
@@ -289,4 +290,4 @@ def load_as(
     file = Path(path).resolve()
     named = tree.get("name") or f"{file.parent.name}-{file.stem}-s{tree.get('seed', 0)}"
     tree["name"] = named if not smoke else f"{named}-smoke"
-    return validate(kind, expand_variables(tree, str(path)), str(path), absolute)
+    return validate(kind, expand_variables(tree, str(path), where_published), str(path), absolute)

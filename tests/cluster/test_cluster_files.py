@@ -129,6 +129,7 @@ def test_manifests_agree_with_themselves_and_with_the_constraints(name):
 
 def test_the_job_names_a_recipe_that_exists(monkeypatch):
     monkeypatch.setenv("BIGEARTHNET", "/shared/bigearthnet.zarr")
+    monkeypatch.setenv("USB_VIT_S16", "/shared/vit.pth")
     spec = read("kuberay-job.yaml")["spec"]
     stssl, command, recipe, *overrides = shlex.split(spec["entrypoint"])
     assert (stssl, command) == ("stssl", "train")

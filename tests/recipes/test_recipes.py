@@ -6,6 +6,7 @@ import pytest
 
 from stssl.base.config import load_tree
 from stssl.base.errors import ConfigError
+from stssl.models.published import PUBLISHED_WEIGHTS
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import load_as, load_training_recipe
 from stssl.training.launch import run
@@ -17,7 +18,7 @@ RECIPES = sorted(path for name in ("bigearthnet", "eurosat", "synthetic") for pa
 
 @pytest.fixture
 def stores(monkeypatch):
-    for name in ("BIGEARTHNET", "EUROSAT", "SYNTHETIC"):
+    for name in ("BIGEARTHNET", "EUROSAT", "SYNTHETIC", *PUBLISHED_WEIGHTS):
         monkeypatch.setenv(name, "/nowhere.zarr")
 
 
@@ -77,7 +78,7 @@ def smoke(path, store, tmp_path, *overrides):
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name == "eurosat"], ids=name_of)
 def test_eurosat_recipes_train(path, store, tmp_path, monkeypatch):
-    monkeypatch.setenv("EUROSAT", str(store))
+    monkeypatch.setenv("EUROSAT", str(store))  # a smoke run needs no weights: their variables are not set
     assert smoke(path, store, tmp_path).finished()["steps"] == 4
 
 

@@ -1,0 +1,25 @@
+"""Say where the authors of papers publish the weights that recipes name by an environment variable."""
+
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+
+_USB = "https://github.com/microsoft/Semi-supervised-learning/releases/download/v.0.0.0/"
+PUBLISHED_WEIGHTS: Mapping[str, str] = MappingProxyType(
+    {
+        "USB_VIT_S16": f"{_USB}vit_small_patch16_224_mlp_im_1k_224.pth",
+        "USB_VIT_S2": f"{_USB}vit_small_patch2_32_mlp_im_1k_32.pth",
+    }
+)
+"""Address of the file for each variable: USB's ViTs, pretrained on ImageNet-1k (Wang et al., arXiv:2208.07204)."""
+
+
+def where_published(variable: str) -> str:
+    """Say where the file of a variable is published; empty if no recipe names the variable."""
+    return f" The authors publish this file at {PUBLISHED_WEIGHTS[variable]}" if variable in PUBLISHED_WEIGHTS else ""
+
+
+def where_to_get(path: str) -> str:
+    """Say where a missing file is published, if a known variable holds its path; else return an empty text."""
+    named = (name for name in PUBLISHED_WEIGHTS if os.path.abspath(os.environ.get(name) or "/") == path)  # noqa: PTH100
+    return next(map(where_published, named), "")
