@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
 
 HERE = Path(__file__).parent
 PARTS = {
@@ -20,6 +20,8 @@ PARTS = {
     "report_calibration": (r"<h3>Calibration, test</h3>.*?</svg>", 1000),
 }
 """Name of a picture -> where its part of the page is, and the width of the window."""
+MARGIN = 12
+"""Pixels around a picture."""
 
 
 def shot(html: str, target: Path, width: int, height: int = 3000) -> None:
@@ -40,14 +42,15 @@ def shot(html: str, target: Path, width: int, height: int = 3000) -> None:
         image = Image.open(picture).convert("RGB")
     background = Image.new("RGB", image.size, image.getpixel((image.width - 1, image.height - 1)))
     left, top, right, bottom = ImageChops.difference(image, background).getbbox()
-    image.crop((max(0, left - 12), max(0, top - 12), right, bottom)).save(target, optimize=True)
+    tight = image.crop((left, top, right, bottom))
+    ImageOps.expand(tight, MARGIN, background.getpixel((0, 0))).save(target, optimize=True)
 
 
 def main() -> None:
     """Take all pictures of a report, and one of its top for the README."""
     text = Path(sys.argv[1]).read_text()
     head = text[: text.index("<h2>Scores</h2>")]
-    shot(text, HERE / "report.png", 1200, 1500)
+    shot(text, HERE / "report.png", 1200, 908)  # the README has room for the scores and the first curves
     for name, (pattern, width) in PARTS.items():
         found = re.search(pattern, text, re.DOTALL)
         if found is None:

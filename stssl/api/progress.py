@@ -104,6 +104,7 @@ def _following(console: Console, what: str, total: int | None, note: str, first:
     with Progress(*columns, *times, TextColumn("{task.fields[note]}"), console=console) as bar:
         task = bar.add_task(what, total=total, note=note)
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+        bar.refresh()  # rich draws ten times a second and, in a notebook, not once more at the end
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from nbclient.exceptions import CellExecutionError
 
 DOCS = Path(__file__).parents[2] / "docs"
 NOTEBOOK = DOCS / "tutorials" / "notebook.ipynb"
-SMALL = {"patches=1200": "patches=300", "steps=300": "steps=20", "start=100": "start=8", "every=50": "every=10"}
+SMALL = {"patches=1200": "patches=300", "steps=300": "steps=60", "start=100": "start=20", "every=50": "every=30"}
 """What the test machine runs instead of numbers of the notebook."""
 PIXEL = base64.b64encode(b"\x89PNG").decode()
 
@@ -86,7 +86,7 @@ def test_readme_notebook_runs_in_a_kernel(tmp_path):
         text = text.replace(old, new)
     notebook = executed(nbformat.reads(text, as_version=4), tmp_path)
     shown = streams(notebook)
-    for words in ("write: 100 %, 300/300 patches", "convert: 100 %", "train: 100 %, 20/20", "student: mAP 0."):
+    for words in ("write: 100 %, 300/300 patches", "convert: 100 %", "train: 100 %, 60/60", "student: mAP 0."):
         assert words in shown, shown
     assert "Traceback" not in shown and "pid=" not in shown, shown
     assert (tmp_path / "notebook" / "report.html").exists()
