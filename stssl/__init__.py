@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         convert,
         evaluate,
         load_recipe,
+        load_student,
         open_store,
         plan,
         pretrain,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from stssl.api.run import Run
     from stssl.base.errors import ConfigError, DataError, RunError, StsslError
     from stssl.store.store import Store
+    from stssl.students.student import Student
 
 __version__ = "0.2.0"
 
@@ -39,10 +41,12 @@ __all__ = [
     "RunError",
     "Store",
     "StsslError",
+    "Student",
     "__version__",
     "convert",
     "evaluate",
     "load_recipe",
+    "load_student",
     "open_store",
     "plan",
     "pretrain",
@@ -54,7 +58,7 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {"Run": "stssl.api.run", "Store": "stssl.store.store"}
+_MODULES = {"Run": "stssl.api.run", "Store": "stssl.store.store", "Student": "stssl.students.student"}
 _MODULES |= dict.fromkeys(("ConfigError", "DataError", "RunError", "StsslError"), "stssl.base.errors")
 """Modules of the names that are no functions."""
 

@@ -16,6 +16,7 @@ __all__ = [
     "convert",
     "evaluate",
     "load_recipe",
+    "load_student",
     "open_store",
     "plan",
     "pretrain",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from stssl.analysis.probe import Probed
     from stssl.archives.conversion import Summary
     from stssl.store.store import Store
+    from stssl.students.student import Student
     from stssl.sweeps.run import SweepFiles
 
 
@@ -200,6 +202,24 @@ def evaluate(
     from stssl.training.trained_run import evaluate_run
 
     return evaluate_run(_folder(run), part, checkpoint, device, store)
+
+
+def load_student(place: Run | str | Path) -> "Student":
+    """Load the student of a finished run. It needs neither the run's store nor its recipe.
+
+    Args:
+        place: A run, its folder, or a file `student.safetensors`.
+
+    Returns:
+        The student, in evaluation mode. It takes stored pixel values [n, bands, H, W] and gives logits [n, classes].
+        See its `bands`, `classes`, `probabilities(images)` and `predict(array)`.
+
+    Raises:
+        ConfigError: The file is no student, is damaged, is of a newer format, or does not describe itself.
+    """
+    from stssl.students.loading import read_student
+
+    return read_student(_folder(place))
 
 
 def probe(

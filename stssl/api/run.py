@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pyarrow
     from torch import Tensor, nn
 
+    from stssl.students.student import Student
+
 CHECKPOINTS = ("last", "previous", "best")
 RunScores = dict[str, dict[str, float]]
 """Scores by network and name, such as `scores["student"]["accuracy"]`."""
@@ -126,6 +128,16 @@ class Run:
             name: {score: float("nan") if value is None else value for score, value in network.scores.items()}
             for name, network in scored.networks.items()
         }
+
+    def student(self) -> "Student":
+        """Load the run's student: a network that takes stored pixel values, and needs no store.
+
+        Raises:
+            ConfigError: The run is not finished, is a pretraining run, or its file is damaged or of an old release.
+        """
+        from stssl.students.loading import read_student
+
+        return read_student(self.path)
 
     def networks(
         self, checkpoint: str = "best", *, device: str = "cpu", store: str | None = None

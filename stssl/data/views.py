@@ -111,6 +111,12 @@ class PixelScaler(nn.Module):
         """
         return ((image - 0.5) / self.spread).contiguous(memory_format=self.memory_format)
 
+    def rule(self) -> list[tuple[float, float, float, float]]:
+        """Return mean, std, low and high of each band: `forward` computes (clip(x, low, high) - mean) / std."""
+        low, width = self.low.flatten().double(), self.width.flatten().double()
+        rows = torch.stack([low + width / 2, self.spread * width, low, low + width], 1)
+        return [(float(row[0]), float(row[1]), float(row[2]), float(row[3])) for row in rows]
+
     def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """Turn stored pixels into the images that the networks expect, without augmentation.
 

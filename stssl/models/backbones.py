@@ -72,6 +72,10 @@ DECIDED_BY = {
     "in_chans": "data.bands",
     "img_size": "model.image_size",
     "pretrained": "model.weights",
+    "checkpoint_path": "model.weights",
+    "pretrained_cfg": "model.weights",
+    "pretrained_cfg_overlay": "model.weights",
+    "cache_dir": "model.weights",
 }
 """Arguments that `backbone_args` must not hold, each with the recipe key that sets it."""
 

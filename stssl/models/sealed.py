@@ -44,22 +44,32 @@ _TOLD: set[Path] = set()
 """Files without a checksum for which this process has already logged a warning."""
 
 
-def seal(weights: Mapping[str, Tensor]) -> bytes:
-    """Return the bytes of a safetensors file that holds the weights and a checksum."""
+def seal(weights: Mapping[str, Tensor], entries: Mapping[str, str] | None = None) -> bytes:
+    """Return the bytes of a safetensors file that holds the weights and a checksum.
+
+    Args:
+        weights: Tensors by name.
+        entries: Further entries of the header.
+    """
     tensors = {name: value.contiguous() for name, value in weights.items()}
-    about = {"format": "pt", WRITER: __version__}
+    about = {"format": "pt", WRITER: __version__, **(entries or {})}
     plain = save(tensors)
     start = _LENGTH.size + _LENGTH.unpack_from(plain)[0]
     # Write the header here: safetensors changes the order of its entries each time, but equal runs must give equal
     # bytes.
-    entries = {"__metadata__": about | {DIGEST: _digest(tensors, about)}} | json.loads(plain[_LENGTH.size : start])
-    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    sealed = {"__metadata__": about | {DIGEST: _digest(tensors, about)}} | json.loads(plain[_LENGTH.size : start])
+    header = json.dumps(sealed, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % _LENGTH.size)
     return b"".join([_LENGTH.pack(len(header)), header, memoryview(plain)[start:]])
 
 
 def read_sealed(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, and compare it with its checksum if it has one.
+    """Read the tensors of a safetensors file, and compare it with its checksum; see `read_with_header`."""
+    return read_with_header(path)[0]
+
+
+def read_with_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors by name, and the texts of its header. Compare it with its checksum, if any.
 
     Files of other programs have no checksum. Exports of older versions have none either. Each such file gives one
     warning.
@@ -69,7 +79,7 @@ def read_sealed(path: Path) -> dict[str, Tensor]:
         SafetensorError: The file is not a safetensors file.
     """
     with safe_open(path, "pt") as file:
-        header = dict(file.metadata() or {})
+        header, found = dict(file.metadata() or {}), dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if WRITER in header or DIGEST in header:
         if header.pop(DIGEST, None) != _digest(tensors, header):
@@ -82,7 +92,7 @@ def read_sealed(path: Path) -> dict[str, Tensor]:
         LOG.warning(
             "%s was written before exported weights had a checksum: bytes that change there are not noticed.", path
         )
-    return tensors
+    return tensors, found
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

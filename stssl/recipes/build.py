@@ -85,7 +85,7 @@ def resolved_weights(recipe: Recipe) -> str:
     return f"file:{found}"
 
 
-_ROLES: dict[MetadataUse, tuple[NetworkRole, ...]] = {
+ROLES: dict[MetadataUse, tuple[NetworkRole, ...]] = {
     "none": ("plain",),
     "teacher": ("student", "teacher"),
     "direct": ("direct",),
@@ -102,7 +102,7 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
     # Reset the seed: initial weights must not depend on networks that an earlier check of the recipe built.
     torch.manual_seed(recipe.seed)
     model = recipe.model
-    roles = _ROLES[model.metadata]
+    roles = ROLES[model.metadata]
     networks = [
         build_network(
             backbone=model.backbone,

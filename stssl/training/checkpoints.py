@@ -278,13 +278,14 @@ def _unwritten(folder: Path, error: BaseException) -> RunError:
     return RunError(f"could not write a checkpoint: {reason}")
 
 
-def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
+def export_weights(checkpoints: Checkpoints, prefix: str, name: str, entries: Mapping[str, str]) -> Path:
     """Write the weights of one network from the best checkpoint as `<name>.safetensors`, into the same folder.
 
     Args:
         checkpoints: Checkpoints of the run.
         prefix: Start of the names of the network's weights in the state dict. The names in the file lack it.
         name: Name of the file, without its ending.
+        entries: Further entries of the file's header.
 
     Returns:
         Path of the file.
@@ -303,7 +304,7 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str) -> Path:
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     target = checkpoints.folder / f"{name}.safetensors"
     # Do not use safetensors' `save_file`: it ignores the umask, so only the owner could read the file.
-    write_whole(target, seal(weights))
+    write_whole(target, seal(weights, entries))
     return target
 
 

@@ -27,7 +27,9 @@ from stssl.recipes.run_data import PixelData, labels_of, open_pixels
 from stssl.recipes.sections import BackboneConfig
 from stssl.scoring.knn import embed, knn_scores
 from stssl.scoring.metrics import diverged
+from stssl.students.description import KEY
 from stssl.training.checkpoints import Checkpoints, export_weights
+from stssl.training.describe import describe_encoder
 from stssl.training.task import Task, Validation
 
 CHECKED_ROWS = 16
@@ -122,7 +124,8 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
 
     def export(self, checkpoints: Checkpoints) -> None:
         """Write the best checkpoint's backbone weights as `encoder.safetensors`, from which other recipes can start."""
-        export_weights(checkpoints, QUERY, "encoder")
+        description = describe_encoder(self.recipe, self.data, self.pixels)
+        export_weights(checkpoints, QUERY, "encoder", {KEY: description.text()})
 
     def about(self) -> JsonObject:
         """Describe the store and its parts, for the run's record; `true_pairs` is the share of paired patches."""

@@ -18,7 +18,10 @@ from stssl.recipes.run_data import RunData, open_data
 from stssl.scoring.evaluation import Evaluation, score_part
 from stssl.scoring.metrics import diverged, headline
 from stssl.steps.teacher_student import TeacherStudentStep
+from stssl.students.description import KEY
+from stssl.students.samples import SAMPLES_FILE, write_samples
 from stssl.training.checkpoints import Checkpoints, export_weights
+from stssl.training.describe import describe_student, take_samples
 from stssl.training.task import Task, Validation
 
 STUDENT = "averages.student.network."
@@ -106,12 +109,15 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return score_part(predictor, self.data, pixels, part, batch=options.batch, limit=options.limit)
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the best student as `student.safetensors`, the file that users ship.
+        """Write the best student as `student.safetensors`, the file that users ship, and sample patches beside it.
 
-        Names that start with `backbone.` belong to timm's network. Other names, such as `site.`, belong to layers that
-        inject metadata into it.
+        The header of the file describes the student. Names that start with `backbone.` belong to timm's network. Other
+        names, such as `site.`, belong to layers that inject metadata into it.
         """
-        export_weights(checkpoints, STUDENT, "student")
+        cdmad = self.step.algorithm.needs_blank
+        description = describe_student(self.recipe, self.data, self.views.pixels, cdmad)
+        write_samples(checkpoints.folder / SAMPLES_FILE, take_samples(self.data, description))
+        export_weights(checkpoints, STUDENT, "student", {KEY: description.text()})
 
     def about(self) -> JsonObject:
         """Describe the store, the sizes of its parts and the number of labeled patches."""

@@ -1,0 +1,138 @@
+"""Load a student from its weights file alone: its description is in the file's header."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stssl.base.errors import ConfigError, first_line, shown
+from stssl.models import Network, build_network
+from stssl.models.encoders import RawConfig
+from stssl.models.injection import NoInjectionConfig
+from stssl.models.sealed import EXPORTS, UNREADABLE, WRITER, read_with_header
+from stssl.students.description import KEY, Description, parse_description
+from stssl.students.student import Student
+
+STUDENT_FILE, ENCODER_FILE = EXPORTS
+PLACES = torch.tensor([[0.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+"""Metadata of two patches. Some encoders need a table when they are built. The file's weights replace its effect."""
+
+
+def weights_file(place: str | Path) -> Path:
+    """Find the weights file of a student or encoder.
+
+    Args:
+        place: The file itself, a run's folder, or its folder of checkpoints.
+
+    Raises:
+        ConfigError: There is no such file or folder, or the folder has no weights file.
+    """
+    path = Path(place)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        words = f"there is no file or folder {shown(str(path), 300)}"
+        raise ConfigError(f"{words}. Give a run's folder or its {STUDENT_FILE}.")
+    for name in (STUDENT_FILE, ENCODER_FILE):
+        for folder in (path / "checkpoints", path):
+            if (folder / name).is_file():
+                return folder / name
+    raise ConfigError(
+        f"{path} has no {STUDENT_FILE}: it is no run's folder, or the run is not finished. The command that started "
+        "a run finishes it."
+    )
+
+
+def read_described(place: str | Path) -> tuple[Path, Description, dict[str, Tensor]]:
+    """Read a weights file: its path, its description, and its tensors by name.
+
+    Args:
+        place: The file itself, a run's folder, or its folder of checkpoints.
+
+    Raises:
+        ConfigError: The file is no weights file, is damaged, is of a newer format, or has no description.
+    """
+    path = weights_file(place)
+    try:
+        weights, header = read_with_header(path)
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("model.weights: ")) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or first_line(error)}") from None
+    except UNREADABLE as error:
+        raise ConfigError(
+            f"{path} is no model: it is not a safetensors file ({first_line(error)}). Give a run's folder or its "
+            f"{STUDENT_FILE}."
+        ) from None
+    if KEY not in header:
+        raise ConfigError(_undescribed(path, WRITER in header or path.name in EXPORTS))
+    return path, parse_description(header[KEY], path), weights
+
+
+def _undescribed(path: Path, ours: bool) -> str:
+    """Say what to do with a weights file without a description."""
+    if not ours:
+        return (
+            f"{path} does not describe its network: another program wrote it. To start training from it, set "
+            f"model.weights=file:{path}."
+        )
+    return (
+        f"{path} does not describe its network: an earlier release of stssl wrote it. Remove done.json of its run and "
+        "give that run's command again: it writes the file anew, without training."
+    )
+
+
+def read_student(place: str | Path) -> Student:
+    """Load a student, in evaluation mode and on the CPU.
+
+    Args:
+        place: File of a student, a run's folder, or its folder of checkpoints.
+
+    Raises:
+        ConfigError: The file is no student, is damaged, is of a newer format, or has no description.
+    """
+    path, description, weights = read_described(place)
+    if description.network.role == "encoder":
+        raise ConfigError(
+            f"{path} is a pretrained encoder and has no classes. Train from it with model.weights=file:{path}, or "
+            "write it for torchvision with `stssl export RUN --format torchvision`."
+        )
+    return Student(description, network_of(path, description, weights))
+
+
+def network_of(path: Path, description: Description, weights: dict[str, Tensor]) -> Network:
+    """Build the network that a description names, and load its weights.
+
+    Args:
+        path: Path of the file, for messages.
+        description: Description of a student.
+        weights: Tensors by name.
+
+    Raises:
+        ConfigError: The weights do not fit the description.
+    """
+    parts, role = description.network, description.network.role
+    assert role != "encoder"
+    encoder, injection = parts.encoder, parts.injection
+    try:
+        with torch.random.fork_rng(devices=[]):  # the first weights are random: keep the caller's random numbers
+            network = build_network(
+                backbone=parts.backbone,
+                backbone_args=parts.backbone_args,
+                image_size=description.image.pixels,
+                in_channels=len(description.bands),
+                classes=len(description.classes),
+                encoder=encoder or RawConfig(),
+                injection=injection or NoInjectionConfig(),
+                role=role,
+                weights="none",
+                distill=parts.distilled,
+                places=PLACES,
+            )
+        network.load_state_dict(weights)
+    except (ConfigError, RuntimeError) as error:
+        reason = shown(" ".join(str(error).split()), 200)
+        raise ConfigError(
+            f"{path}: its weights do not fit its description ({shown(reason, 200)}). Copy the file again."
+        ) from None
+    return network

@@ -1,0 +1,65 @@
+"""Keep a few patches and places of a run beside its student. Exported files are compared with the student on them."""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.arrays import AnyArray
+from stssl.base.errors import RunError, first_line
+from stssl.base.whole_files import open_plain, write_whole
+
+SAMPLES_FILE = "samples.npz"
+SAMPLES = 8
+"""Number of patches."""
+PLACES = 2000
+"""Largest number of places."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Hold patches of the validation part, and places of training patches.
+
+    Attributes:
+        images: [n, bands, H, W] stored values.
+        metadata: [n, 4] metadata of the same patches; NaN for missing values.
+        places: [m, 2] latitude and longitude in degrees.
+    """
+
+    images: AnyArray
+    metadata: NDArray[np.float32]
+    places: NDArray[np.float32]
+
+
+def write_samples(path: Path, samples: Samples) -> None:
+    """Write samples as an `.npz` file.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=samples.images, metadata=samples.metadata, places=samples.places)
+    write_whole(path, buffer.getbuffer())
+
+
+def read_samples(path: Path) -> Samples:
+    """Read samples.
+
+    Raises:
+        RunError: The file is missing or damaged.
+    """
+    advice = "Remove done.json of the run and give the run's command again: it writes the file anew, without training."
+    try:
+        with open_plain(path) as file, np.load(file, allow_pickle=False) as arrays:
+            images, metadata, places = (arrays[name] for name in ("images", "metadata", "places"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or first_line(error)}. {advice}") from None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise RunError(f"{path} is damaged: {first_line(error)}. {advice}") from None
+    fits = images.ndim == 4 and metadata.shape == (len(images), 4) and places.ndim == 2 and places.shape[1] == 2
+    if not fits or images.dtype.kind not in "uf" or not len(images):
+        raise RunError(f"{path} is damaged: it has no patches. {advice}")
+    return Samples(images, metadata.astype(np.float32), places.astype(np.float32))
