@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stssl.api.functions import (
         convert,
         evaluate,
+        export,
         load_recipe,
         load_student,
         open_store,
@@ -45,6 +46,7 @@ __all__ = [
     "__version__",
     "convert",
     "evaluate",
+    "export",
     "load_recipe",
     "load_student",
     "open_store",

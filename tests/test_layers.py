@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "stssl"
 LAYERS = [
     ["base"],
     ["store", "algorithms", "models"],
-    ["steps", "data", "archives", "students"],
-    ["contrastive"],
+    ["steps", "data", "archives"],
+    ["contrastive", "students"],
     ["recipes"],
     ["scoring"],
     ["training"],

@@ -15,6 +15,7 @@ from stssl.recipes.recipe import Recipe, RunRecipe, load_as
 __all__ = [
     "convert",
     "evaluate",
+    "export",
     "load_recipe",
     "load_student",
     "open_store",
@@ -220,6 +221,34 @@ def load_student(place: Run | str | Path) -> "Student":
     from stssl.students.loading import read_student
 
     return read_student(_folder(place))
+
+
+def export(
+    run: Run | str | Path,
+    format: str = "pt2",
+    out: str | Path | None = None,
+    *,
+    bands: Sequence[str] | None = None,
+    license: str | None = None,
+) -> Path:
+    """Write a run's student for other programs, with a model card. Compare the written file with the student.
+
+    Args:
+        run: A run, its folder, or its weights file.
+        format: `pt2` (torch.export), `onnx`, or `torchvision` (the layers of a ResNet, without its head).
+        out: Folder to write; None takes the folder `export` inside the run's.
+        bands: Three bands for `torchvision`; None takes all bands of the student.
+        license: License of the weights (SPDX) for the card and the STAC item.
+
+    Returns:
+        Path of the model file.
+
+    Raises:
+        StsslError: The run has no student, the format cannot hold it, or the folder holds other files.
+    """
+    from stssl.exports.writing import export_run
+
+    return export_run(_folder(run), format, out, bands=bands, license=license)
 
 
 def probe(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from stssl.archives.nomenclature import CLASSES_19
 
-CORINE = {
+CORINE_COLORS = {
     "Continuous urban fabric": "#e6004d",
     "Discontinuous urban fabric": "#ff0000",
     "Industrial or commercial units": "#cc4df2",
@@ -51,20 +51,20 @@ CORINE = {
     "Sea and ocean": "#e6f2ff",
 }
 """Colors of CORINE's 43 classes in the legend of the European Environment Agency."""
-EUROSAT = {
-    "AnnualCrop": CORINE["Non-irrigated arable land"],
-    "Forest": CORINE["Coniferous forest"],
-    "HerbaceousVegetation": CORINE["Natural grassland"],
-    "Highway": CORINE["Road and rail networks and associated land"],
-    "Industrial": CORINE["Industrial or commercial units"],
-    "Pasture": CORINE["Pastures"],
-    "PermanentCrop": CORINE["Vineyards"],
-    "Residential": CORINE["Discontinuous urban fabric"],
-    "River": CORINE["Water courses"],
-    "SeaLake": CORINE["Water bodies"],
+EUROSAT_COLORS = {
+    "AnnualCrop": CORINE_COLORS["Non-irrigated arable land"],
+    "Forest": CORINE_COLORS["Coniferous forest"],
+    "HerbaceousVegetation": CORINE_COLORS["Natural grassland"],
+    "Highway": CORINE_COLORS["Road and rail networks and associated land"],
+    "Industrial": CORINE_COLORS["Industrial or commercial units"],
+    "Pasture": CORINE_COLORS["Pastures"],
+    "PermanentCrop": CORINE_COLORS["Vineyards"],
+    "Residential": CORINE_COLORS["Discontinuous urban fabric"],
+    "River": CORINE_COLORS["Water courses"],
+    "SeaLake": CORINE_COLORS["Water bodies"],
 }
 """Colors of EuroSAT's classes: those of the nearest CORINE class."""
-KNOWN = {name: CORINE[parts[0]] for name, parts in CLASSES_19.items()} | CORINE | EUROSAT
+KNOWN = {name: CORINE_COLORS[parts[0]] for name, parts in CLASSES_19.items()} | CORINE_COLORS | EUROSAT_COLORS
 TURN = 0.6180339887498949
 """Golden ratio. Hues that are this share of the circle apart never come close to each other soon."""
 

@@ -340,6 +340,25 @@ def evaluate_command(
     console.print(score_table(results, split))
 
 
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=local_path)],
+    form: Annotated[
+        str, typer.Option("--format", help="pt2, onnx, or torchvision (ResNets, without their head).")
+    ] = "pt2",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: export in the run's folder.", callback=local_path)
+    ] = None,
+    bands: Annotated[str | None, typer.Option(help="Three bands for torchvision, such as B04,B03,B02.")] = None,
+    license: Annotated[str | None, typer.Option(help="License of the weights, such as CC-BY-4.0.")] = None,
+) -> None:
+    """Write a run's student for other programs, compare it with the student, and describe it."""
+    from stssl.exports.writing import export_run
+
+    chosen = None if bands is None else [band.strip() for band in bands.split(",")]
+    print(export_run(run, form, out, bands=chosen, license=license))
+
+
 @app.command("report")
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", callback=local_path)],

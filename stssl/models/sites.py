@@ -46,7 +46,8 @@ class Token(Injection):
 
         Return tokens [images, tokens + 1, width].
         """
-        token = self.position.expand(len(values), -1, -1)
+        # `len` would fix the number of images in an exported graph; `shape[0]` leaves it open.
+        token = self.position.expand(values.shape[0], -1, -1)
         return torch.cat([values, token if context is None else token + context[:, None]], 1)
 
     def leave(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -154,7 +155,7 @@ class Film(Injection):
         scale, shift = factors.chunk(2, 1)
         square = values.shape[1] == values.shape[-1]  # if True, the shape does not tell which axis has the channels
         first = values.ndim == 4 and values.shape[1] == scale.shape[1] and not (square and self.channels_last)
-        axes = [len(scale), *([1] * (values.ndim - 2))]
+        axes = [scale.shape[0], *([1] * (values.ndim - 2))]
         axes.insert(1 if first else values.ndim - 1, scale.shape[1])
         return values * (1 + scale.view(axes)) + shift.view(axes)
 
@@ -193,7 +194,7 @@ class CrossAttention(Injection):
         """Let the tokens [images, tokens, width] attend to the context. Add the result, times the learned gate."""
         if context is None:
             return values
-        keys = self.keys(context).view(len(context), -1, context.shape[1])
+        keys = self.keys(context).view(context.shape[0], -1, context.shape[1])
         attended: Tensor = self.attention(self.norm(values), keys, keys, need_weights=False)[0]
         return values + self.gate.tanh() * attended
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stssl.base.errors import ConfigError, shown
 from stssl.base.json_types import JsonObject
+from stssl.data.resizing import Resize
 from stssl.models import EncoderConfig, InjectionConfig, NetworkRole
 
 KEY = "network"
@@ -20,7 +21,7 @@ FORMAT: Literal[1] = 1
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 Size = Annotated[int, Field(ge=1, le=1 << 16)]
 Color = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
-PixelType = Literal["uint8", "uint16"]
+StoredType = Literal["uint8", "uint16"]
 
 
 class Described(BaseModel):
@@ -52,7 +53,7 @@ class BandDescription(Described):
     std: Annotated[Number, Field(gt=0)]
     low: Number | None
     high: Number | None
-    dtype: PixelType
+    dtype: StoredType
     smallest: Number | None = None
     largest: Number | None = None
     nodata: int | None = None
@@ -66,6 +67,8 @@ class ImageDescription(Described):
         pixels: Width and height in pixels at which images enter the network. Others are resized to it.
         stored_pixels: Width and height of the stored patches in pixels; None if the bands have several sizes.
         meters: Width and height of a patch on the ground in meters; None if the images do not say it.
+        resize: How images of other sizes are resized: `centers` (bilinear, antialiased where they shrink), `corners`
+            (bilinear with aligned corners, after the scaling) or `pillow` (bytes, as Pillow's bilinear filter).
         scaling: Rule that the numbers of the bands come from (`data.scale` of the recipe).
         bits: Number of bits of a stored value.
     """
@@ -73,6 +76,7 @@ class ImageDescription(Described):
     pixels: Annotated[int, Field(ge=2, le=4096)]
     stored_pixels: Size | None
     meters: Number | None
+    resize: Resize = "centers"
     scaling: str
     bits: Literal[8, 16]
 
@@ -147,7 +151,7 @@ class TrainingDescription(Described):
     data_license: str | None = None
 
 
-class Description(Described):
+class ModelDescription(Described):
     """Describe a trained network: what it takes, what it gives, and where it comes from.
 
     Attributes:
@@ -172,7 +176,7 @@ class Description(Described):
     training: TrainingDescription
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Description":
+    def _consistent(self) -> "ModelDescription":
         names = [band.name for band in self.bands]
         if len(set(names)) < len(names):
             raise ValueError("bands: a name occurs twice")
@@ -191,7 +195,7 @@ class Description(Described):
         return self.model_dump_json()
 
 
-def parse_description(text: str, path: Path) -> Description:
+def parse_description(text: str, path: Path) -> ModelDescription:
     """Read a description from the JSON text in a file's header.
 
     Args:
@@ -208,7 +212,7 @@ def parse_description(text: str, path: Path) -> Description:
                 f"{path} describes its network in format {found.format}, and this release of stssl reads format "
                 f"{FORMAT}. Install a newer stssl."
             )
-        return Description.model_validate_json(text)
+        return ModelDescription.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = ".".join(map(str, problem["loc"])) or "the text"

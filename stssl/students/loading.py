@@ -1,6 +1,7 @@
 """Load a student from its weights file alone: its description is in the file's header."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +11,11 @@ from stssl.models import Network, build_network
 from stssl.models.encoders import RawConfig
 from stssl.models.injection import NoInjectionConfig
 from stssl.models.sealed import EXPORTS, UNREADABLE, WRITER, read_with_header
-from stssl.students.description import KEY, Description, parse_description
+from stssl.students.description import KEY, ModelDescription, parse_description
 from stssl.students.student import Student
 
 STUDENT_FILE, ENCODER_FILE = EXPORTS
-PLACES = torch.tensor([[0.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+DUMMY_PLACES = torch.tensor([[0.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
 """Metadata of two patches. Some encoders need a table when they are built. The file's weights replace its effect."""
 
 
@@ -43,8 +44,16 @@ def weights_file(place: str | Path) -> Path:
     )
 
 
-def read_described(place: str | Path) -> tuple[Path, Description, dict[str, Tensor]]:
-    """Read a weights file: its path, its description, and its tensors by name.
+class DescribedFile(NamedTuple):
+    """Hold what a weights file has: its path, its description, and its tensors by name."""
+
+    path: Path
+    description: ModelDescription
+    weights: dict[str, Tensor]
+
+
+def read_described(place: str | Path) -> DescribedFile:
+    """Read a weights file and its description.
 
     Args:
         place: The file itself, a run's folder, or its folder of checkpoints.
@@ -66,7 +75,7 @@ def read_described(place: str | Path) -> tuple[Path, Description, dict[str, Tens
         ) from None
     if KEY not in header:
         raise ConfigError(_undescribed(path, WRITER in header or path.name in EXPORTS))
-    return path, parse_description(header[KEY], path), weights
+    return DescribedFile(path, parse_description(header[KEY], path), weights)
 
 
 def _undescribed(path: Path, ours: bool) -> str:
@@ -100,7 +109,7 @@ def read_student(place: str | Path) -> Student:
     return Student(description, network_of(path, description, weights))
 
 
-def network_of(path: Path, description: Description, weights: dict[str, Tensor]) -> Network:
+def network_of(path: Path, description: ModelDescription, weights: dict[str, Tensor]) -> Network:
     """Build the network that a description names, and load its weights.
 
     Args:
@@ -127,7 +136,7 @@ def network_of(path: Path, description: Description, weights: dict[str, Tensor])
                 role=role,
                 weights="none",
                 distill=parts.distilled,
-                places=PLACES,
+                places=DUMMY_PLACES,
             )
         network.load_state_dict(weights)
     except (ConfigError, RuntimeError) as error:

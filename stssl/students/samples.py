@@ -15,7 +15,7 @@ from stssl.base.whole_files import open_plain, write_whole
 SAMPLES_FILE = "samples.npz"
 SAMPLES = 8
 """Number of patches."""
-PLACES = 2000
+MOST_PLACES = 2000
 """Largest number of places."""
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stssl.base.arrays import AnyArray
 from stssl.base.batch import MetadataColumn
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.labels import LabelSpace
+from stssl.data.resizing import resize_images
 from stssl.models import Network, Prediction
-from stssl.students.description import Description
+from stssl.students.description import ModelDescription
 
 WIDE = (torch.uint16, torch.int16, torch.int32, torch.uint32, torch.int64, torch.uint64)
 """Types of tensors that cannot hold display-stretched 8-bit images only."""
@@ -34,7 +34,7 @@ class Student(nn.Module):
         bands: Names of the bands, in the sequence of the images' channels.
     """
 
-    def __init__(self, description: Description, network: Network) -> None:
+    def __init__(self, description: ModelDescription, network: Network) -> None:
         """Use a network with trained weights. To load a student from a file, call `stssl.load_student`.
 
         Args:
@@ -82,19 +82,24 @@ class Student(nn.Module):
         """
         self._check(images, metadata)
         prediction: Prediction = self.network(self.scaled(images), None if metadata is None else metadata.float())
-        return prediction.logits - self.bias if self.description.cdmad else prediction.logits
+        return self.corrected(prediction.logits)
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Resize stored values [n, bands, H, W] to the network's size, clip and scale them."""
-        size, values = self.description.image.pixels, images.to(self.mean.dtype)
-        if values.shape[-1] != size or values.shape[-2] != size:
-            shrinks = values.shape[-1] > size
-            values = functional.interpolate(
-                values, (size, size), mode="bilinear", align_corners=False, antialias=shrinks
-            )
+        """Resize stored values [n, bands, H, W] to the network's size, and scale them."""
+        image = self.description.image
+        values = self.rescaled(images.to(self.mean.dtype)) if image.resize == "corners" else images
+        values = resize_images(values, image.pixels, image.resize)
+        return values if image.resize == "corners" else self.rescaled(values)
+
+    def rescaled(self, values: Tensor) -> Tensor:
+        """Clip and scale the values of images [n, bands, H, W]."""
         if self.clipped:
             values = torch.minimum(torch.maximum(values, self.low), self.high)
         return (values - self.mean) / self.std
+
+    def corrected(self, logits: Tensor) -> Tensor:
+        """Subtract the logits of a blank image from logits [n, C], if the student was trained with CDMAD."""
+        return logits - self.bias if self.description.cdmad else logits
 
     def probabilities(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         """Compute the probability of each class, [n, C].

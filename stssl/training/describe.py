@@ -9,13 +9,13 @@ import numpy as np
 import timm
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from stssl import __version__
 from stssl.archives.colors import class_colors
 from stssl.archives.licenses import DATA_LICENSES
 from stssl.base.arrays import Ints
 from stssl.base.json_types import JsonObject
+from stssl.data.resizing import resize_images
 from stssl.data.views import PixelScaler
 from stssl.models.injection import NoInjectionConfig
 from stssl.recipes.build import ROLES
@@ -29,15 +29,15 @@ from stssl.students.description import (
     BandDescription,
     Box,
     ClassDescription,
-    Description,
     ImageDescription,
+    ModelDescription,
     NetworkDescription,
     TrainingDescription,
 )
-from stssl.students.samples import PLACES, SAMPLES, Samples
+from stssl.students.samples import MOST_PLACES, SAMPLES, Samples
 
 
-def describe_student(recipe: Recipe, data: RunData, pixels: PixelScaler, cdmad: bool) -> Description:
+def describe_student(recipe: Recipe, data: RunData, pixels: PixelScaler, cdmad: bool) -> ModelDescription:
     """Describe the student of a training run.
 
     Args:
@@ -57,7 +57,7 @@ def describe_student(recipe: Recipe, data: RunData, pixels: PixelScaler, cdmad: 
         encoder=model.encoder if sees_places else None,
         injection=NoInjectionConfig() if role == "plain" else model.injection,
     )
-    return Description(
+    return ModelDescription(
         network=network,
         image=_image(recipe, data),
         bands=tuple(_bands(recipe, data, pixels)),
@@ -70,7 +70,7 @@ def describe_student(recipe: Recipe, data: RunData, pixels: PixelScaler, cdmad: 
     )
 
 
-def describe_encoder(recipe: PretrainRecipe, data: PixelData, pixels: PixelScaler) -> Description:
+def describe_encoder(recipe: PretrainRecipe, data: PixelData, pixels: PixelScaler) -> ModelDescription:
     """Describe the backbone of a pretraining run.
 
     Args:
@@ -78,7 +78,7 @@ def describe_encoder(recipe: PretrainRecipe, data: PixelData, pixels: PixelScale
         data: Data of the run.
         pixels: Scaler of the run.
     """
-    return Description(
+    return ModelDescription(
         network=NetworkDescription(
             backbone=recipe.model.backbone, backbone_args=recipe.model.backbone_args, role="encoder"
         ),
@@ -112,6 +112,7 @@ def _image(recipe: RunRecipe, data: PixelData) -> ImageDescription:
         pixels=recipe.model.image_size,
         stored_pixels=width if len(sides) == 1 and height == width else None,
         meters=grounds.pop() if len(grounds) == 1 else None,
+        resize=recipe.data.resize,
         scaling=recipe.data.scale,
         bits=8 if all(group.dtype == np.uint8 for group in groups) else 16,
     )
@@ -165,21 +166,22 @@ def _shared_recipe(recipe: RunRecipe) -> JsonObject:
     return tree
 
 
-def take_samples(data: PixelData, description: Description) -> Samples:
-    """Read a few validation patches, and the places of training patches.
+def take_samples(data: PixelData, description: ModelDescription) -> Samples:
+    """Read a few validation patches (training patches if there are none), and the places of training patches.
 
     Args:
         data: Data of the run.
         description: Description of its student.
     """
-    rows = spread(data.split.validation, SAMPLES)
+    split = data.split
+    rows = spread(split.validation if len(split.validation) else split.train, SAMPLES)
     arrays = data.reader.read(rows)
     layout = [band for group in data.reader.layout.values() for band in group]
     order = [layout.index(band.name) for band in description.bands]
     side = description.image.side
-    images = torch.cat([on_grid(arrays[group], side) for group in data.reader.layout], 1)[:, order]
+    images = torch.cat([on_grid(arrays[name], side) for name in data.reader.layout], 1)[:, order]
     places = places_of(data)
-    chosen = spread(np.arange(len(places)), PLACES)
+    chosen = spread(np.arange(len(places)), MOST_PLACES)
     return Samples(images.numpy(), data.metadata[torch.from_numpy(rows)].numpy(), places[chosen])
 
 
@@ -187,8 +189,7 @@ def on_grid(images: Tensor, side: int) -> Tensor:
     """Resample images [n, bands, H, W] to a width and height of `side` pixels; return them as they are if they fit."""
     if images.shape[-1] == side and images.shape[-2] == side:
         return images
-    shrinks = images.shape[-1] > side
-    return functional.interpolate(images.float(), (side, side), mode="bilinear", align_corners=False, antialias=shrinks)
+    return resize_images(images, side, "centers")
 
 
 def places_of(data: PixelData) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

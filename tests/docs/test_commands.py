@@ -33,10 +33,11 @@ from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.synthetic import synthesize_archive
 
 CHECKOUT = Path(__file__).parents[2]
-DOCS = ("start/install", "start/quickstart", "tutorials/eurosat", "tutorials/own_images", "tutorials/bigearthnet")
+DOCS = ("start/install", "start/quickstart", "tutorials/eurosat", "tutorials/own_images")
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in (*DOCS, "tutorials/pretraining", "tutorials/sweeps", "tutorials/cluster")),
+    *(f"docs/{name}.md" for name in (*DOCS, "tutorials/export", "tutorials/bigearthnet")),
+    *(f"docs/{name}.md" for name in ("tutorials/pretraining", "tutorials/sweeps", "tutorials/cluster")),
 )
 PAGES += ("CONTRIBUTING.md",)
 """Pages in the order in which a newcomer types their commands."""
@@ -116,7 +117,7 @@ SUBSTITUTIONS = (
     ),
 )
 RUN = ["recipe.yaml", "record.json", "labels.json", "metrics.jsonl", "tensorboard/*", "done.json"]
-RUN += [f"checkpoints/{name}" for name in ("last.pt", "previous.pt", "best.pt", "student.safetensors")]
+RUN += [f"checkpoints/{name}" for name in ("last.pt", "previous.pt", "best.pt", "student.safetensors", "samples.npz")]
 
 
 def run_files(folder):
@@ -132,6 +133,7 @@ class Promise:
 
 
 QUICKSTART = ("quickstart/report.html", "quickstart/store.zarr/zarr.json", *run_files("quickstart/runs/quickstart"))
+BESIDE = ("README.md", "places.svg", "config.json", "item.json")
 PROMISES = {
     "make quickstart": Promise(
         QUICKSTART, (r"\bwrite\b", r"\bconvert\b", r"\btrain\b", "student.*teacher", r"/quickstart/report.html\n$")
@@ -172,6 +174,13 @@ PROMISES = {
             "own-supervised-s0",
             "own-fixmatch-s0",
         )
+    },
+    **{
+        f"stssl export runs/own-fixmatch-s0 --format {form}": Promise(
+            tuple(f"runs/own-fixmatch-s0/export/{name}" for name in (f"student.{form}", *BESIDE)),
+            (rf"/runs/own-fixmatch-s0/export/student\.{form}\n$",),
+        )
+        for form in ("pt2", "onnx")
     },
     "stssl report": Promise(("report.html",)),
     "stssl pretrain": Promise(

@@ -1,0 +1,195 @@
+"""Write the model card of an exported student as Markdown: use, scores, data, training places, limits."""
+
+from collections.abc import Iterator
+
+from stssl.exports.facts import CONFIG, ITEM, MAP, SCORED_PARTS, Exported
+from stssl.students.description import ModelDescription
+from stssl.training.run_files import NetworkScores, Score
+
+MOST_SCORES = 12
+
+
+def model_card(facts: Exported, *, has_item: bool) -> str:
+    """Return the text of a model card.
+
+    Args:
+        facts: Facts of the export.
+        has_item: True if a STAC item lies beside the card.
+    """
+    return "\n".join(
+        [
+            *_front_matter(facts),
+            f"# {facts.name}",
+            "",
+            _purpose(facts.description),
+            "",
+            *_files(facts, has_item),
+            *_use(facts),
+            *_bands(facts.description),
+            *_scores(facts),
+            *_classes(facts),
+            *_data(facts.description),
+            *_limits(facts),
+            "",
+        ]
+    )
+
+
+def _front_matter(facts: Exported) -> Iterator[str]:
+    yield from ("---", f"license: {(facts.license or 'other').lower()}", "tags: [remote-sensing, land-cover, stssl]")
+    yield from ("pipeline_tag: image-classification", "---", "")
+
+
+def _purpose(told: ModelDescription) -> str:
+    if told.task == "features":
+        return f"A {told.network.backbone}, pretrained without labels on satellite patches of {told.training.source}."
+    kind = "any number of" if told.multilabel else "one of"
+    text = f"A {told.network.backbone} that gives a satellite patch {kind} {len(told.classes)} land-cover classes."
+    ground = f", {told.image.meters:g} m on the ground" if told.image.meters else ""
+    return f"{text} A patch has {told.image.side} x {told.image.side} pixels{ground}."
+
+
+def _files(facts: Exported, has_item: bool) -> Iterator[str]:
+    yield from ("## Files", "", "| file | contents | SHA-256 |", "| --- | --- | --- |")
+    for name, digest in facts.files.items():
+        difference = facts.difference.get(name)
+        checked = "" if difference is None else f"; its logits differ from the student's by at most {difference:.1e}"
+        yield f"| `{name}` | the model{checked} | `{digest[:16]}...` |"
+    yield f"| `{CONFIG}` | bands, classes, colors, inputs, full description | |"
+    if has_item:
+        yield f"| `{ITEM}` | STAC item (MLM extension) | |"
+    yield ""
+
+
+def _use(facts: Exported) -> Iterator[str]:
+    told = facts.description
+    yield from ("## Use", "")
+    if "backbone.safetensors" in facts.files:
+        yield from _torchvision_use(told)
+        return
+    yield f"Feed stored values: {told.image.bits}-bit numbers as float32, unscaled. Resizing, clipping and scaling"
+    yield f"{'and the correction of CDMAD ' if told.cdmad else ''}happen inside the model. It gives logits."
+    yield "Bands of lower resolution must be resampled to one grid before (bilinear)."
+    if told.network.role == "direct":
+        yield "The second input, `metadata`, has latitude, longitude, day of the year and UTC hour; NaN where unknown."
+    yield ""
+    if any(name.endswith(".pt2") for name in facts.files):
+        yield from ("```python", "import torch", "", 'model = torch.export.load("student.pt2").module()')
+        given = "images, metadata" if told.network.role == "direct" else "images"
+        yield from (f"logits = model({given})  # images: float32 [n, bands, height, width]", "```", "")
+    if any(name.endswith(".onnx") for name in facts.files):
+        yield from ("```python", "import onnxruntime", "", 'session = onnxruntime.InferenceSession("student.onnx")')
+        given = '"images": images, "metadata": metadata' if told.network.role == "direct" else '"images": images'
+        yield from (f"logits = session.run(None, {{{given}}})[0]", "```", "")
+
+
+def _torchvision_use(told: ModelDescription) -> Iterator[str]:
+    name = told.network.backbone.partition(".")[0]
+    yield "`backbone.safetensors` holds the convolutional layers under torchvision's names. For detection:"
+    yield from ("", "```python", "from safetensors.torch import load_file")
+    yield from ("from torchvision.models.detection import fasterrcnn_resnet50_fpn", "")
+    yield "model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)"
+    yield from ('model.backbone.body.load_state_dict(load_file("backbone.safetensors"))', "```", "")
+    yield f"For segmentation: `deeplabv3_resnet50` and `model.backbone.load_state_dict(...)`. The network is a {name}."
+    yield f"It learned from scaled values (see below). `{CONFIG}` has the `mean` and `std` of each band, for"
+    yield from ("`image_mean` and `image_std`.", "")
+
+
+def _bands(told: ModelDescription) -> Iterator[str]:
+    yield from ("## Bands", "", "A stored value x enters the network as (clip(x, low, high) - mean) / std.", "")
+    yield from (
+        "| band | type | low | high | mean | std | training values |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    )
+    for band in told.bands:
+        numbers = " | ".join(_number(value) for value in (band.low, band.high, band.mean, band.std))
+        known = "" if band.smallest is None else f"{_number(band.smallest)} to {_number(band.largest)}"
+        yield f"| {_cell(band.name)} | {band.dtype} | {numbers} | {known} |"
+    yield ""
+
+
+def _scores(facts: Exported) -> Iterator[str]:
+    if facts.description.task == "features":
+        return
+    yield from ("## Scores", "")
+    if not facts.scores:
+        yield from ("The student was not evaluated. Run `stssl evaluate RUN`, and export it again.", "")
+        return
+    parts = [part for part in SCORED_PARTS if part in facts.scores]
+    yield f"| score | {' | '.join(parts)} |"
+    yield f"| --- |{' --- |' * len(parts)}"
+    for name in list(facts.scores[parts[0]].scores)[:MOST_SCORES]:
+        yield f"| {name} | {' | '.join(_number(facts.scores[part].scores.get(name)) for part in parts)} |"
+    if "test" not in parts:
+        yield from (
+            "",
+            "The test part was not evaluated: the validation part chose the weights, so its scores are too good.",
+        )
+    yield ""
+
+
+def _classes(facts: Exported) -> Iterator[str]:
+    told = facts.description
+    if not told.classes:
+        return
+    part = next((part for part in reversed(SCORED_PARTS) if part in facts.scores), None)
+    scored = facts.scores[part] if part else None
+    yield from ("## Classes", "")
+    head = ("number", "class", "color", *((f"patches ({part})", _class_score(scored)) if scored else ()))
+    yield f"| {' | '.join(head)} |"
+    yield f"|{' --- |' * len(head)}"
+    for number, one in enumerate(told.classes):
+        row = [str(number), _cell(one.name), f"`{one.color}`"]
+        if scored:
+            found = scored.per_class.get(one.name, {})
+            row += [_number(found.get("count")), _number(found.get(_class_score(scored)))]
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _class_score(scored: NetworkScores) -> str:
+    return "AP" if scored.multilabel else "recall"
+
+
+def _data(told: ModelDescription) -> Iterator[str]:
+    training, box = told.training, told.training.box
+    yield from ("## Training data", "")
+    labeled = "" if training.labeled is None else f", {training.labeled:,} of them with a label"
+    yield f"- Source: {_cell(training.source)}. {training.patches:,} training patches{labeled}."
+    if box:
+        east = f"{box.west:.2f} to {box.east:.2f} degrees east"
+        yield f"- Places: {box.south:.2f} to {box.north:.2f} degrees north, {east}."
+    if training.months:
+        yield f"- Months: {', '.join(training.months)}."
+    yield f"- License of the data: {training.data_license or 'unknown'}."
+    yield f"- Hashes: recipe `{training.hashes['recipe']}`, data `{training.hashes['data']}`."
+    yield f"- Software: {', '.join(f'{name} {version}' for name, version in training.versions.items())}."
+    yield from ("", f"![Places of the training patches]({MAP})" if box else "The training patches have no places.", "")
+
+
+def _limits(facts: Exported) -> Iterator[str]:
+    told = facts.description
+    yield from ("## Limits", "")
+    where = "the box above" if told.training.box else "unknown places"
+    when = "the months above" if told.training.months else "unknown dates"
+    yield f"- It was trained on patches from {where} and {when}. Elsewhere and at other times, its scores are unknown."
+    kind = "display-stretched 8-bit images" if told.image.bits == 8 else "16-bit values of the source named above"
+    yield f"- It takes {kind}. Other sensors, processing levels or stretches change the meaning of the numbers."
+    if told.image.meters:
+        yield f"- It takes patches of {told.image.meters:g} m. It does not know patches of another size on the ground."
+    if told.task == "single-label":
+        yield "- It gives each patch one class of its list, also a patch that shows several classes or none."
+    if told.classes:
+        yield "- Its probabilities are not calibrated: a probability of 0.9 does not mean 90 % correct."
+    chosen = facts.license or "nobody has chosen one yet; ask the author before you use them"
+    yield f"- License of these weights: {chosen}."
+
+
+def _number(value: Score | float) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _cell(text: str) -> str:
+    """Return a text that cannot end a table's cell or start markup."""
+    plain = "".join(sign if sign.isprintable() else " " for sign in text)
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")

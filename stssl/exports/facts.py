@@ -1,0 +1,113 @@
+"""Collect what a model card and a STAC item say about a student, and write it as `config.json`."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonObject
+from stssl.base.whole_files import is_there
+from stssl.students.description import ModelDescription
+from stssl.training.run_files import NetworkScores, ScoresFile, read_run_file
+
+CONFIG, CARD, MAP, ITEM = "config.json", "README.md", "places.svg", "item.json"
+"""Files beside an exported model."""
+SCORED_PARTS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Hold the facts of one export.
+
+    Attributes:
+        name: Name of the model.
+        description: Description of the network.
+        digest: SHA-256 of the weights file that was exported.
+        files: SHA-256 of each written model file, by file name.
+        difference: Largest difference between the logits of a file and of the student, by file name.
+        scores: Scores of the student by part of the split, as far as it was evaluated.
+        license: License of the weights (SPDX); None if nobody chose one.
+    """
+
+    name: str
+    description: ModelDescription
+    digest: str
+    files: dict[str, str]
+    difference: dict[str, float]
+    scores: dict[str, NetworkScores]
+    license: str | None
+
+
+def read_scores(run: Path) -> dict[str, NetworkScores]:
+    """Read the scores of a run's student on the validation and the test part, as far as they exist.
+
+    Raises:
+        RunError: A file of scores is damaged.
+    """
+    found: dict[str, NetworkScores] = {}
+    for part in SCORED_PARTS:
+        path = run / "evaluation" / f"{part}.json"
+        if is_there(path):
+            scored = read_run_file(ScoresFile, path, "Evaluate the part again.")[0]
+            if scored.checkpoint == "best" and "student" in scored.networks:
+                found[part] = scored.networks["student"]
+    return found
+
+
+def model_name(name: str) -> str:
+    """Turn a run's name into a name that STAC allows: letters, digits, dots, dashes, and a letter first."""
+    plain = re.sub(r"[^a-zA-Z0-9_.-]+", "-", name).strip("-_.")
+    return plain if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.-]+[a-zA-Z0-9]", plain) else f"model-{plain or 'student'}"
+
+
+def config_of(facts: Exported) -> JsonObject:
+    """Return the contents of `config.json`: what a program needs to feed the model file and to read its outputs."""
+    told = facts.description
+    inputs: list[JsonObject] = [
+        {
+            "name": "images",
+            "shape": ["n", len(told.bands), told.image.side, told.image.side],
+            "dtype": "float32",
+            "values": f"stored {told.image.bits}-bit values without any scaling",
+        }
+    ]
+    if told.network.role == "direct":
+        about = "latitude, longitude (degrees), day of the year, UTC hour; NaN where unknown"
+        inputs.append({"name": "metadata", "shape": ["n", 4], "dtype": "float32", "values": about})
+    return {
+        "name": facts.name,
+        "files": {**facts.files},
+        "difference": {**facts.difference},
+        "student": facts.digest,
+        "license": facts.license,
+        "task": told.task,
+        "bands": [band.name for band in told.bands],
+        "classes": [one.name for one in told.classes],
+        "colors": [one.color for one in told.classes],
+        "side": told.image.side,
+        "inputs": [*inputs],
+        "output": {"name": "logits", "shape": ["n", len(told.classes)], "dtype": "float32"},
+        "description": json.loads(told.text()),
+    }
+
+
+def read_config(path: Path) -> JsonObject | None:
+    """Read the `config.json` of an earlier export; None if the file is none."""
+    try:
+        tree = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    fits = isinstance(tree, dict) and isinstance(tree.get("files"), dict) and isinstance(tree.get("student"), str)
+    return tree if fits else None
+
+
+def check_license(given: str | None) -> str | None:
+    """Check that a license looks like an SPDX identifier, such as `CC-BY-4.0`.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if given is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}", given):
+        raise ConfigError(f"--license {given!r}: give an SPDX identifier, such as CC-BY-4.0 or Apache-2.0.")
+    return given

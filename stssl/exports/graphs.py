@@ -1,0 +1,205 @@
+"""Write a student as one graph (pt2 or ONNX), with scaling and corrections inside, and compare the file with it."""
+
+import importlib.util
+import re
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stssl.base.errors import ConfigError, RunError, first_line
+from stssl.data.resizing import Resize, resize_images
+from stssl.students.samples import Samples
+from stssl.students.student import Student, as_tensor
+
+TOLERANCE = 1e-4
+"""Largest allowed difference between the logits of a written file and those of the student."""
+INPUTS, OUTPUT = ("images", "metadata"), "logits"
+"""Names of the inputs and of the output in the files. Only students that see place and date have the second input."""
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+GraphFormat = Literal["pt2", "onnx"]
+
+
+class ImageGraph(nn.Module):
+    """Turn stored values [n, bands, side, side] into logits [n, C], with operators that export formats know."""
+
+    def __init__(self, student: Student, side: int) -> None:
+        """Use a student for images of a fixed size.
+
+        Args:
+            student: Student with its weights.
+            side: Width and height of the images in pixels.
+        """
+        super().__init__()
+        image = student.description.image
+        self.student, self.size, self.resize = student, image.pixels, image.resize
+        self.matrix: Tensor | None
+        self.register_buffer("matrix", resize_matrix(side, image.pixels, image.resize))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits of images."""
+        return self.predicted(images, None)
+
+    def predicted(self, images: Tensor, metadata: Tensor | None) -> Tensor:
+        """Compute logits [n, C] of stored values [n, bands, side, side] and metadata [n, 4]."""
+        values = self.student.rescaled(images) if self.resize == "corners" else images
+        values = self._resized(values)
+        values = values if self.resize == "corners" else self.student.rescaled(values)
+        return self.student.corrected(self.student.network(values, metadata).logits)
+
+    def _resized(self, images: Tensor) -> Tensor:
+        if self.matrix is None:
+            return resize_images(images, self.size, self.resize)
+        # Multiply by matrices: ONNX does not know the interpolation with an antialiasing filter.
+        return self.matrix @ images @ self.matrix.T
+
+
+class MetadataGraph(ImageGraph):
+    """Turn stored values and metadata [n, 4] into logits, for students that see place and date."""
+
+    def forward(self, images: Tensor, metadata: Tensor) -> Tensor:  # type: ignore[override]  # another signature
+        """Compute logits of images with their metadata."""
+        return self.predicted(images, metadata)
+
+
+def resize_matrix(side: int, size: int, how: Resize) -> Tensor | None:
+    """Return the matrix [size, side] that resamples a row of pixels. Return None if no matrix does it.
+
+    Args:
+        side: Number of pixels of a row.
+        size: Number of pixels of the resampled row.
+        how: How the student resizes. `pillow` also rounds, which no matrix does.
+    """
+    if side == size or how == "pillow":
+        return None
+    options = {"align_corners": True} if how == "corners" else {"align_corners": False, "antialias": side > size}
+    return functional.interpolate(torch.eye(side)[None, None], (size, side), mode="bilinear", **options)[0, 0]
+
+
+def graph_of(student: Student) -> ImageGraph:
+    """Make the graph of a student, for images of the stored size."""
+    side = student.description.image.side
+    return (MetadataGraph if student.needs_metadata else ImageGraph)(student, side).eval()
+
+
+def write_graph(student: Student, kind: GraphFormat, path: Path, samples: Samples) -> float:
+    """Write a student as one graph, load the file again, and compare it with the student.
+
+    Args:
+        student: Student, on the CPU.
+        kind: Format of the file.
+        path: File to write.
+        samples: Patches for the comparison.
+
+    Returns:
+        Largest difference between the logits of the file and of the student.
+
+    Raises:
+        ConfigError: A package for ONNX is missing.
+        RunError: The format lacks an operator of the network, or the file gives other logits than the student.
+    """
+    if kind == "onnx":
+        require_onnx()
+    images = as_tensor(samples.images).float()
+    inputs = (images, torch.from_numpy(samples.metadata)) if student.needs_metadata else (images,)
+    program = _traced(student, inputs)
+    if kind == "pt2":
+        torch.export.save(program, path)
+    else:
+        _write_onnx(program, path, student.description.network.backbone)
+    with torch.no_grad():
+        expected = student(as_tensor(samples.images), *inputs[1:]).numpy()
+    worst = 0.0
+    for count in (len(images), 1):  # a batch of one shows if the number of images is fixed in the file
+        found = logits_of(kind, path, tuple(value[:count] for value in inputs))
+        worst = max(worst, float(np.abs(found - expected[:count]).max(initial=0)))
+    if not worst <= TOLERANCE:
+        raise RunError(
+            f"{path.name} gives other logits than the student: they differ by {worst:.2g} on stored patches, and "
+            f"{TOLERANCE:g} is allowed. Nothing was written. Try the other format (pt2 or onnx)."
+        )
+    return worst
+
+
+def _traced(student: Student, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    graph = graph_of(student)
+    # Two images: torch.export would take the number 1 as fixed. No real ones: the file keeps them.
+    examples = tuple(torch.zeros(2, *value.shape[1:]) for value in inputs)
+    batch = torch.export.Dim("n", min=1)
+    shapes = {name: {0: batch} for name, _ in zip(INPUTS, inputs, strict=False)}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(graph, examples, dynamic_shapes=shapes)
+    except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
+        raise RunError(
+            f"torch.export cannot write {student.description.network.backbone} as a graph: {first_line(error)} "
+            "Nothing was written."
+        ) from None
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names folders of this machine, and the file may be published
+    return program
+
+
+def require_onnx() -> None:
+    """Check that the packages for ONNX are installed.
+
+    Raises:
+        ConfigError: A package is missing. The message says how to install it.
+    """
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'stssl[onnx]'")
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, backbone: str) -> None:
+    from torch.onnx.errors import OnnxExporterError
+
+    names = list(INPUTS[: len(program.graph_signature.user_inputs)])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(program, input_names=names, output_names=[OUTPUT], dynamo=True, verbose=False)
+    except OnnxExporterError as error:
+        found = re.search(r"op='([\w.]+)'", f"{error} {error.__cause__} {getattr(error.__cause__, '__cause__', '')}")
+        operator = f"the operator {found[1]}" if found else "an operator"
+        raise RunError(
+            f"ONNX lacks {operator} of {backbone}, so that it cannot be written as ONNX. Nothing was written. Use "
+            "--format pt2."
+        ) from None
+    if made is None:
+        raise RunError(f"torch.onnx gave no model of {backbone}. Nothing was written. Use --format pt2.")
+    made.save(path, external_data=False)
+
+
+def logits_of(kind: GraphFormat, path: Path, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
+    """Load a written file and compute logits with it.
+
+    Args:
+        kind: Format of the file.
+        path: The file.
+        inputs: Images, and metadata if the file takes it.
+    """
+    if kind == "pt2":
+        module = torch.export.load(path).module()
+        with torch.no_grad():
+            logits: NDArray[np.float32] = module(*inputs).numpy()
+        return logits
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    feeds = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=False)}
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        result: NDArray[np.float32] = session.run([OUTPUT], feeds)[0]
+    except (states.Fail, states.InvalidGraph, states.NotImplemented, states.RuntimeException) as error:
+        raise RunError(
+            f"onnxruntime cannot run the network: {first_line(error)} Nothing was written. Use --format pt2."
+        ) from None
+    return result

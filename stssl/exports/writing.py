@@ -1,0 +1,229 @@
+"""Export a run: write its student for other programs into a folder, whole or not at all."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import numpy as np
+
+from stssl.base.errors import ConfigError, RunError, shown
+from stssl.base.whole_files import cannot_write, is_there, sync_folder, write_whole
+from stssl.exports.card import model_card
+from stssl.exports.facts import (
+    CARD,
+    CONFIG,
+    ITEM,
+    MAP,
+    Exported,
+    check_license,
+    config_of,
+    model_name,
+    read_config,
+    read_scores,
+)
+from stssl.exports.graphs import require_onnx, write_graph
+from stssl.exports.places import places_svg
+from stssl.exports.stac import stac_item
+from stssl.exports.torchvision_weights import chosen_bands, torchvision_weights
+from stssl.models.sealed import seal
+from stssl.students.description import ModelDescription
+from stssl.students.loading import DescribedFile, network_of, read_described
+from stssl.students.samples import SAMPLES_FILE, Samples, read_samples
+from stssl.students.student import Student
+
+ExportFormat = Literal["pt2", "onnx", "torchvision"]
+FILES = {"pt2": "student.pt2", "onnx": "student.onnx", "torchvision": "backbone.safetensors"}
+"""Name of the model file of each format."""
+EXPORT_FILES = (*FILES.values(), CONFIG, CARD, MAP, ITEM)
+"""Files that an export writes."""
+EXPORT_FOLDER = "export"
+"""Default folder inside the run's folder."""
+TAKEN = ("checkpoints", "evaluation", "tensorboard", "probe")
+"""Folders of a run that hold other files."""
+
+
+def export_run(
+    place: str | Path,
+    kind: str = "pt2",
+    out: str | Path | None = None,
+    *,
+    bands: Sequence[str] | None = None,
+    license: str | None = None,
+) -> Path:
+    """Write a run's student for other programs, with a model card and a description. Compare it with the student.
+
+    Args:
+        place: Folder of a run, or the weights file of a student or encoder in it.
+        kind: `pt2`, `onnx` or `torchvision`.
+        out: Folder to write; None takes the folder `export` inside the run's.
+        bands: Three bands for torchvision's models; None takes all bands of the student.
+        license: License of the weights (SPDX) for the card and the STAC item.
+
+    Returns:
+        Absolute path of the model file.
+
+    Raises:
+        ConfigError: An argument is wrong, the file is no student, or a package is missing.
+        RunError: The folder holds other files or cannot be written, the format lacks an operator, or the written file
+            gives other logits than the student. Nothing is written then.
+    """
+    form, chosen_license = _checked(kind, bands), check_license(license)
+    described = read_described(place)
+    source, description = described.path, described.description
+    _check_kind(source, description, form)
+    if form == "torchvision":
+        chosen_bands(description, bands)
+    run = source.parent.parent if source.parent.name == "checkpoints" else source.parent
+    target = (run / EXPORT_FOLDER if out is None else Path(out)).absolute()
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    earlier = _claim(target, run.absolute(), digest)
+    facts = Exported(
+        name=model_name(run.absolute().name),
+        description=description,
+        digest=digest,
+        files={},
+        difference={},
+        scores=read_scores(run),
+        license=chosen_license or description.training.license,
+    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise RunError(cannot_write(target, error)) from None
+    try:
+        # Write and check everything in another folder: `target` then never holds a file that was not compared.
+        made = _write_model(form, part / FILES[form], described, bands)
+        _keep_earlier(earlier, target, part)
+        _write_documents(facts, earlier, made, part, form)
+        _move(part, target)
+    except OSError as error:
+        raise RunError(cannot_write(target, error)) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target / FILES[form]
+
+
+def _checked(kind: str, bands: Sequence[str] | None) -> ExportFormat:
+    """Check the format, and that the bands and the packages fit it.
+
+    Raises:
+        ConfigError: The format is unknown, takes no bands, or needs a package that is missing.
+    """
+    if kind not in get_args(ExportFormat):
+        raise ConfigError(f"--format {shown(kind)}: give pt2, onnx or torchvision.")
+    if bands is not None and kind != "torchvision":
+        raise ConfigError(
+            f"--bands: only --format torchvision chooses bands. A {kind} file takes all of the student's."
+        )
+    if kind == "onnx":
+        require_onnx()
+    return cast(ExportFormat, kind)
+
+
+def _check_kind(source: Path, description: ModelDescription, form: ExportFormat) -> None:
+    if description.network.role == "encoder" and form != "torchvision":
+        raise ConfigError(f"{source} is a pretrained encoder and has no classes: only --format torchvision exports it.")
+
+
+def _claim(target: Path, run: Path, digest: str) -> dict[str, object]:
+    """Check that a folder can hold the export. Return the `config.json` of an earlier export of this student.
+
+    Raises:
+        RunError: The folder holds other files, the export of another student, or is a part of the run.
+    """
+    if target == run or (target.parent == run and target.name in TAKEN):
+        raise RunError(
+            f"--out {target}: the run keeps its own files there. Give another folder, such as {run / EXPORT_FOLDER}."
+        )
+    if not is_there(target):
+        return {}
+    if not target.is_dir():
+        raise RunError(f"--out {target} is a file. Give a folder.")
+    names = {path.name for path in target.iterdir()}
+    if not names:
+        return {}
+    earlier = read_config(target / CONFIG)
+    if earlier is None or not names <= set(EXPORT_FILES):
+        stranger = next(iter(sorted(names - set(EXPORT_FILES))), CONFIG)
+        raise RunError(f"--out {target} holds other files ({shown(stranger)}). Give an empty or a new folder.")
+    if earlier["student"] != digest:
+        raise RunError(f"--out {target} holds the export of another student. Remove that folder, or give another one.")
+    return {**earlier}
+
+
+def _write_model(
+    form: ExportFormat, path: Path, described: DescribedFile, bands: Sequence[str] | None
+) -> tuple[float | None, int, Samples | None]:
+    """Write the model file. Return its difference from the student, the number of weights, and the run's samples."""
+    source, description, weights = described
+    samples_file = source.parent / SAMPLES_FILE
+    if form == "torchvision":
+        body = torchvision_weights(description, weights, bands)
+        write_whole(path, seal(body))
+        samples = read_samples(samples_file) if is_there(samples_file) else None
+        return None, sum(value.numel() for value in body.values()), samples
+    samples = read_samples(samples_file)
+    student = Student(description, network_of(source, description, weights))
+    if samples.images.shape[1] != len(student.bands):
+        raise RunError(f"{samples_file} has other bands than the student. Put back the run's own file.")
+    difference = write_graph(student, form, path, samples)
+    return difference, sum(value.numel() for value in student.network.parameters()), samples
+
+
+def _keep_earlier(earlier: dict[str, object], target: Path, part: Path) -> None:
+    """Copy the unchanged model files of an earlier export of the same student: the card then names them too."""
+    files = earlier.get("files")
+    for name, digest in files.items() if isinstance(files, dict) else ():
+        path = target / name
+        if name in FILES.values() and path.is_file() and not (part / name).exists() and _digest(path) == digest:
+            shutil.copyfile(path, part / name)
+
+
+def _write_documents(
+    facts: Exported,
+    earlier: dict[str, object],
+    made: tuple[float | None, int, Samples | None],
+    part: Path,
+    form: ExportFormat,
+) -> None:
+    difference, parameters, samples = made
+    known = earlier.get("difference")
+    differences = {str(name): float(value) for name, value in known.items()} if isinstance(known, dict) else {}
+    if difference is not None:
+        differences[FILES[form]] = difference
+    files = {name: _digest(part / name) for name in FILES.values() if (part / name).exists()}
+    full = replace(facts, files=files, difference={name: differences[name] for name in files if name in differences})
+    has_item = any(name.endswith((".pt2", ".onnx")) for name in files)
+    places = samples.places if samples else np.zeros((0, 2), np.float32)
+    write_whole(part / MAP, places_svg(places))
+    write_whole(part / CARD, model_card(full, has_item=has_item))
+    if has_item:
+        item = stac_item(full, datetime.now(UTC), parameters)
+        write_whole(part / ITEM, json.dumps(item, indent=1))
+    write_whole(part / CONFIG, json.dumps(config_of(full), indent=1))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _move(part: Path, target: Path) -> None:
+    """Move all files into the target folder. `config.json` comes last: a folder without it is not whole."""
+    part.chmod(0o755)
+    if not target.exists():
+        part.rename(target)
+    else:
+        with suppress(FileNotFoundError):
+            (target / CONFIG).unlink()
+        for path in sorted(part.iterdir(), key=lambda path: path.name == CONFIG):
+            path.replace(target / path.name)
+        sync_folder(target)
+    sync_folder(target.parent)
