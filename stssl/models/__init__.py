@@ -5,13 +5,14 @@
 """
 
 from stssl.models.encoders import ENCODERS, EncoderConfig
-from stssl.models.network import Network, NetworkRole, Prediction, build_network, check_fit
+from stssl.models.network import Head, Network, NetworkRole, Prediction, build_network, check_fit
 from stssl.models.sites import INJECTIONS, InjectionConfig
 
 __all__ = [
     "ENCODERS",
     "INJECTIONS",
     "EncoderConfig",
+    "Head",
     "InjectionConfig",
     "Network",
     "NetworkRole",

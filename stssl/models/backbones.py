@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         def get_classifier(self) -> nn.Module:
             """Return the last layer, which computes the logits."""
 
+        def group_matcher(self, coarse: bool) -> dict[str, Any]:
+            """Return patterns that find the layer of a parameter by its name."""
+
         def reset_classifier(self, num_classes: int) -> None:
             """Replace the last layer by one with `num_classes` outputs. With 0, remove it."""
 else:
@@ -193,6 +196,28 @@ def stages(backbone: nn.Module) -> list[nn.Module]:
     if blocks is not None:
         return blocks
     return [backbone.get_submodule(info["module"]) for info in getattr(backbone, "feature_info", ())]
+
+
+def layer_numbers(backbone: Backbone) -> dict[str, int]:
+    """Number the layers of a backbone as timm groups them, from the first (0) to the last.
+
+    Returns:
+        The layer's number by the name of each parameter. The parameters of the classifier are left out.
+
+    Raises:
+        ConfigError: timm does not know the layers of this backbone.
+    """
+    from timm.models import group_parameters
+
+    head = {id(parameter) for parameter in backbone.get_classifier().parameters()}
+    try:
+        numbers: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    except (AttributeError, NotImplementedError, AssertionError):
+        raise ConfigError(
+            f"optimizer.layer_decay: timm does not list the layers of {type(backbone).__name__}. "
+            "Set optimizer.layer_decay=1, and optimizer.backbone_factor if the backbone shall learn more slowly."
+        ) from None
+    return {name: numbers[name] for name, value in backbone.named_parameters() if id(value) not in head}
 
 
 def _blocks(backbone: nn.Module) -> list[nn.Module] | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stssl.base.distributed import world_size
+from stssl.models.freezing import is_frozen
 
 
 class Ema(nn.Module):
@@ -42,8 +43,16 @@ class Ema(nn.Module):
 
 
 def batchnorms(module: nn.Module) -> list[_BatchNorm]:
-    """List all BatchNorm layers of a module that keep running statistics."""
-    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    """List the BatchNorm layers of a module that keep running statistics, except those of frozen backbones.
+
+    Nothing may change the statistics of a frozen backbone: no step, no exchange between ranks, no new estimate.
+    """
+    fixed = {layer for part in module.modules() if is_frozen(part) for layer in part.modules()}
+    return [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats and layer not in fixed
+    ]
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:

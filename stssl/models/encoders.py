@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stssl.base.batch import PLACE
 from stssl.base.config import Domain, Switch, part_name
 from stssl.base.errors import ConfigError
+from stssl.models.geoclip import Geoclip
 from stssl.models.harmonics import Harmonics, Sine
 from stssl.models.metadata import YEAR, EncoderBase, MetadataEncoder, circle
 
@@ -181,6 +182,7 @@ _ENCODERS: tuple[type[MetadataEncoder], ...] = (
     Fourier,
     Spherical,
     Cartesian,
+    Geoclip,
 )
 """Classes of all encoders of place and date. Register a new encoder here, and only here."""
 

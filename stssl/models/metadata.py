@@ -9,6 +9,7 @@ to `stssl/models/encoders.py`.
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Annotated, ClassVar
 
 import torch
@@ -78,6 +79,10 @@ class MetadataEncoder(nn.Module):
             hour: [N] UTC hour, 0..24; NaN if missing.
         """
         return circle(day / YEAR)
+
+    def pretrained(self) -> Iterable[nn.Parameter]:
+        """Return the parameters that started from pretrained weights and are trained. They learn like the backbone."""
+        return ()
 
     def forward(self, metadata: Tensor) -> Tensor:
         """Encode a table of places and dates [N, 4] as context vectors [N, width]. Missing values are NaN."""

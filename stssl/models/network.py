@@ -12,6 +12,8 @@ from stssl.base.errors import ConfigError
 from stssl.base.json_types import JsonMapping
 from stssl.models.backbones import Backbone, make_backbone, shape_of, stages
 from stssl.models.encoders import ENCODERS
+from stssl.models.freezing import freeze as freeze_backbone
+from stssl.models.freezing import is_frozen
 from stssl.models.injection import NOWHERE, Injection, InjectionBase, Nowhere, Shape
 from stssl.models.metadata import EncoderBase, MetadataEncoder
 from stssl.models.sites import INJECTIONS
@@ -23,6 +25,9 @@ NetworkRole = Literal["plain", "student", "teacher", "direct"]
 `teacher` and `direct` see images and metadata (place and date). `student` sees only images, and has the layers that
 distillation needs. `plain` sees only images, and has no such layers.
 """
+
+Head = Literal["new", "weights"]
+"""First weights of the layer of outputs: `new`, or those that `model.weights` names."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,13 @@ class Network(nn.Module):
         super().__init__()
         self.backbone, self.site, self.encoder, self.project = backbone, site, encoder, project
         self.tokens = tokens
+
+    def train(self, mode: bool = True) -> "Network":
+        """Set training or evaluation mode. A frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if is_frozen(self.backbone):
+            self.backbone.eval()
+        return self
 
     def forward(self, image: Tensor, metadata: Tensor | None = None, inject: bool = True) -> Prediction:
         """Predict the classes of images.
@@ -122,6 +134,8 @@ def build_network(
     weights: str,
     distill: bool,
     places: Tensor | None = None,
+    head: Head = "new",
+    freeze: bool = False,
 ) -> Network:
     """Build one network of a run, with its first weights.
 
@@ -137,12 +151,16 @@ def build_network(
         weights: Weights to start from: `none`, `imagenet` (timm's hub) or `file:PATH`.
         distill: True if the student learns from the teacher's outputs by distillation.
         places: [patches, 4] places and dates of the training patches, for encoders that standardize.
+        head: `new` starts the head from zero if weights are given, `weights` takes it from them.
+        freeze: True to freeze the backbone.
 
     Raises:
         ConfigError: The backbone, the weights or the site do not exist, or do not fit each other.
     """
     net = weighted_backbone(backbone, backbone_args, weights, size=image_size, in_channels=in_channels, classes=classes)
     shape = shape_of(net, backbone)
+    if weights != "none" and head == "new":
+        _start_head_from_zero(net)
     site: Injection = Nowhere(injection, shape) if role == "plain" else make_site(injection, shape, backbone)
     project: nn.Module = nn.Identity()
     made: MetadataEncoder | None = None
@@ -154,6 +172,8 @@ def build_network(
         if site.head_width != shape.width:
             _widen_head(net, site.head_width)
         made = ENCODERS[encoder.name](encoder, shape.width, places)
+    if freeze:
+        freeze_backbone(net, net.get_classifier())
     return Network(net, site, made, project, shape.family != "cnn")
 
 
@@ -200,6 +220,16 @@ def make_site(injection: InjectionBase, shape: Shape, backbone: str) -> Injectio
         kind = "a plain vision transformer" if site_type.own_token else "a vision transformer"
         raise ConfigError(f"model.injection: '{name}' needs {kind}, and {backbone} is none. It can have: {fitting}.")
     return site_type(injection, shape)
+
+
+def _start_head_from_zero(backbone: Backbone) -> None:
+    """Set the head's weights to zero.
+
+    The gradients of a random head would change pretrained features before the head has learned anything.
+    """
+    with torch.no_grad():
+        for parameter in backbone.get_classifier().parameters():
+            parameter.zero_()
 
 
 def _widen_head(backbone: Backbone, width: int) -> None:

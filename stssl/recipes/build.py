@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from stssl.data.loader import Loader, StreamSource
 from stssl.data.sampler import StreamSampler
 from stssl.data.views import PixelScaler, ViewDrawer
 from stssl.models import NetworkRole, build_network
-from stssl.models.backbones import check_images
+from stssl.models.backbones import Backbone, check_images, layer_numbers
+from stssl.models.geoclip import GeoclipConfig
 from stssl.recipes.recipe import R, Recipe
 from stssl.recipes.run_data import PixelData, RunData, open_data, require_labels, require_metadata
 from stssl.recipes.sections import DataConfig, MetadataUse
@@ -39,10 +41,12 @@ def check_recipe(recipe: Recipe) -> None:
         require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
     # Ignore pretrained weights from the internet: a check must work offline.
     local = recipe.model.weights.startswith(("file:", "run:"))
-    step, steps = build_step(recipe if local else without_weights(recipe), data), recipe.schedule.steps
+    step, steps = build_step(recipe if local else without_weights(recipe, encoder=False), data), recipe.schedule.steps
     for network in step.networks.values():
         model, bands = recipe.model, len(recipe.data.bands)
         backbone = network.get_submodule("backbone")
+        if recipe.optimizer.layer_decay < 1:
+            layer_numbers(cast(Backbone, backbone))
         check_images(network, backbone, model.backbone, bands=bands, size=model.image_size)
     if step.views_at(Progress(steps - 1, steps)) != step.views_needed:
         LOG.warning(
@@ -52,9 +56,18 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
-def without_weights(recipe: R) -> R:
-    """Return a copy of the recipe that reads no file of initial weights: a checkpoint will replace the weights."""
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})})
+def without_weights(recipe: R, encoder: bool = True) -> R:
+    """Return a copy of the recipe that reads no file of initial weights: a checkpoint will replace the weights.
+
+    Args:
+        recipe: Recipe of the run.
+        encoder: True to also leave out the weights of a pretrained encoder of places.
+    """
+    changes: dict[str, object] = {"weights": "none"}
+    places = getattr(recipe.model, "encoder", None)
+    if encoder and isinstance(places, GeoclipConfig):
+        changes["encoder"] = places.model_copy(update={"weights": "none"})
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
 
 
 def as_trained(recipe: Recipe) -> Recipe:
@@ -116,6 +129,8 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
             weights=resolved_weights(recipe),
             distill=recipe.loss.distills,
             places=data.metadata[torch.from_numpy(data.split.train)],
+            head=model.head,
+            freeze=model.freeze,
         )
         for role in roles
     ]

@@ -10,7 +10,21 @@ Decayed = Annotated[Literal["kernels", "tokens", "all"], Domain(choices=("kernel
 """Parameters with weight decay: `kernels` are matrices and convolution kernels, `tokens` adds tokens and positions."""
 
 
-class AdamWConfig(Config):
+class RatesConfig(Config):
+    """Configure how much slower the backbone learns than the new layers.
+
+    Attributes:
+        backbone_factor: Learning rate of the backbone, divided by `lr`. New layers, such as the head, learn at `lr`.
+            None is 0.1 if a training recipe gives `model.weights` and no `layer_decay`, else 1.
+        layer_decay: Each layer of the backbone learns at this fraction of the rate of the layer after it. Typical
+            values for pretrained vision transformers are 0.65 to 0.9. 1 gives all layers one rate.
+    """
+
+    backbone_factor: Annotated[float, Field(gt=0, le=100), Domain(0.01, 1.0, log=True)] | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1), Domain(0.5, 1.0)] = 1.0
+
+
+class AdamWConfig(RatesConfig):
     """Configure AdamW (arXiv:1711.05101).
 
     Attributes:
@@ -29,7 +43,7 @@ class AdamWConfig(Config):
     clip: Annotated[float, Field(gt=0)] | None = None
 
 
-class SgdConfig(Config):
+class SgdConfig(RatesConfig):
     """Configure stochastic gradient descent with momentum.
 
     Attributes:
@@ -67,6 +81,7 @@ class ScheduleConfig(Config):
     Attributes:
         steps: Length of the run.
         warmup: Number of first steps in which the learning rate rises linearly from 0.
+        head_steps: Number of first steps in which the backbone's weights wait, and only the new layers learn.
         supervised_start: Number of first steps that learn from labels alone.
         patience: Number of steps without a better validation score before the run ends early; None never ends early.
         evaluate_every: Number of steps between validations. Each validation writes a checkpoint.
@@ -78,6 +93,7 @@ class ScheduleConfig(Config):
 
     steps: Positive = 64_000
     warmup: Annotated[int, Field(ge=0)] = 0
+    head_steps: Annotated[int, Field(ge=0)] = 0
     supervised_start: Annotated[int, Field(ge=0)] = 0
     patience: Positive | None = None
     evaluate_every: Positive = 2_000

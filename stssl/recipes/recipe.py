@@ -114,6 +114,10 @@ class RunRecipe(Config):
             raise ValueError(
                 "schedule.patience needs a best checkpoint: set it to null, or evaluation.checkpoint to best"
             )
+        if self.schedule.head_steps >= self.schedule.steps:
+            raise ValueError(
+                "schedule.head_steps must be smaller than schedule.steps: after it the backbone learns too"
+            )
         workers = self.launch.workers
         smallest, most = workers if isinstance(workers, tuple) else (workers, workers)
         if smallest > most:
@@ -177,7 +181,7 @@ R = TypeVar("R", bound=RunRecipe)
 
 SMOKE: Tree = {
     "model": {"weights": "none"},
-    "schedule": {"steps": 4, "warmup": 0, "evaluate_every": 2, "patience": None},
+    "schedule": {"steps": 4, "warmup": 0, "head_steps": 0, "evaluate_every": 2, "patience": None},
     "evaluation": {"batch": 8, "limit": 16, "batchnorm_batches": 1},
     "compute": {"precision": "fp32", "compile": False},
     "launch": {"workers": 0, "gpus_per_worker": 0, "address": None},
@@ -232,6 +236,23 @@ class Recipe(RunRecipe):
     def least_rows(self) -> tuple[str, int]:
         """Return the recipe key of the labeled batch size, `batch.labeled`, and its value."""
         return "batch.labeled", self.batch.labeled
+
+    @model_validator(mode="after")
+    def _learnable(self) -> "Recipe":
+        model, optimizer = self.model, self.optimizer
+        if model.head == "weights" and not model.weights.startswith(("run:", "file:")):
+            raise ValueError(
+                f"model.head: weights needs the head of a student: give model.weights=run:NAME, not {model.weights}"
+            )
+        idle = {
+            "optimizer.backbone_factor": optimizer.backbone_factor is not None,
+            "optimizer.layer_decay": optimizer.layer_decay != 1,
+            "schedule.head_steps": self.schedule.head_steps > 0,
+        }
+        if model.freeze and any(idle.values()):
+            keys = ", ".join(key for key, given in idle.items() if given)
+            raise ValueError(f"model.freeze: a frozen backbone never learns, so leave out {keys}")
+        return self
 
     @model_validator(mode="after")
     def _unlabeled(self) -> "Recipe":

@@ -10,6 +10,7 @@ from stssl.base.config import (
     Domain,
     ImageSize,
     Positive,
+    Switch,
     Threads,
     config_types,
     part_name,
@@ -18,7 +19,7 @@ from stssl.base.json_types import JsonObject
 from stssl.base.paths import ColumnName, Folder, Location, StorePlace, Tracking, Weights
 from stssl.data.resizing import Resize
 from stssl.data.splits import SplitConfig
-from stssl.models import EncoderConfig, InjectionConfig
+from stssl.models import EncoderConfig, Head, InjectionConfig
 from stssl.steps.teacher_student import LabelerMode
 
 MetadataUse = Literal["none", "teacher", "direct"]
@@ -89,6 +90,10 @@ class ModelConfig(BackboneConfig):
     """Configure the networks of a training run, and how metadata enters them.
 
     Attributes:
+        freeze: True never changes the backbone, neither its weights nor its BatchNorm statistics. Only the head and the
+            layers for metadata learn.
+        head: The first layer of outputs. `new` starts from zero if `weights` are given, else at random. `weights` takes
+            it from the file of `weights` too, which must be a student of the same classes.
         metadata: Which networks see metadata. `teacher` trains a second network, which sees it and makes pseudo-labels.
         encoder: How place and date become a vector.
         injection: Where this vector enters the network.
@@ -96,6 +101,8 @@ class ModelConfig(BackboneConfig):
             CDMAD. In `training` mode, drop path and dropout are active, and BatchNorm normalizes by the batch.
     """
 
+    freeze: Switch = False
+    head: Head = "new"
     metadata: MetadataUse = "none"
     encoder: EncoderConfig = Field(default_factory=lambda: _default(EncoderConfig, "raw"), discriminator="name")
     injection: InjectionConfig = Field(default_factory=lambda: _default(InjectionConfig, "token"), discriminator="name")

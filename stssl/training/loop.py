@@ -15,7 +15,7 @@ from torch import Tensor
 from stssl.base.batch import Progress
 from stssl.base.distributed import rank, sum_over_ranks, world_size
 from stssl.base.errors import RunError, StoppedError
-from stssl.training.optim import clip_gradients, learning_rate
+from stssl.training.optim import clip_gradients, set_learning_rates
 from stssl.training.run_files import NONFINITE_FILE, RunEnd
 from stssl.training.runtime import StopRequest, peak_memory
 from stssl.training.state import TrainState
@@ -96,8 +96,7 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
     recipe, step = train_state.recipe, train_state.progress.step
     # Seed each step: a resumed run must draw the same dropout as a run that was never interrupted.
     torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + rank())
-    for group in train_state.optimizer.param_groups:
-        group["lr"] = learning_rate(step, recipe.schedule, recipe.optimizer.lr)
+    set_learning_rates(train_state.optimizer, step, recipe.schedule, recipe.optimizer.lr)
     train_state.optimizer.zero_grad(set_to_none=True)
     train_state.statistics.save()
     logs = backward(train_state, raw)

@@ -1,12 +1,14 @@
 """Make the optimizer, compute its learning rate, and clip gradients."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from stssl.recipes.optimizers import Decayed, OptimizerConfig, ScheduleConfig
+from stssl.training.rates import NEW, LayerRate
 
 TOKENS = ("pos_embed", "token", "absent", "position")
 """Ends of the names of tokens and position embeddings."""
@@ -33,34 +35,54 @@ def learning_rate(step: int, schedule: ScheduleConfig, base: float) -> float:
     return base * max(0.0, math.cos(7 * math.pi / 16 * done))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, which: Decayed = "kernels") -> list[dict[str, object]]:
-    """Divide trainable parameters into two groups: with and without weight decay.
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    which: Decayed = "kernels",
+    rates: Mapping[nn.Parameter, LayerRate] | None = None,
+) -> list[dict[str, Any]]:
+    """Divide trainable parameters into groups, by weight decay and by learning rate.
 
-    Parameters without gradients are in neither group.
+    Parameters without gradients are in no group. The groups of new layers come first.
 
     Args:
         module: Module with the parameters.
-        weight_decay: Weight decay of the first group.
-        which: Parameters of the first group; see `AdamWConfig`.
+        weight_decay: Weight decay of the parameters that decay.
+        which: Parameters that decay; see `AdamWConfig`.
+        rates: Learning rates that differ from that of the new layers.
+
+    Returns:
+        For each learning rate, a group with weight decay and one without. `factor` multiplies the learning rate, and
+        `waits` is True if the group waits for the end of `schedule.head_steps`.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    found: dict[LayerRate, tuple[list[nn.Parameter], list[nn.Parameter]]] = {NEW: ([], [])}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = parameter.ndim < 2 or name.endswith(".bias")
         token = name.endswith(TOKENS)
         free = which != "all" and (plain or (token and which == "kernels"))
-        (kept if free else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        found.setdefault((rates or {}).get(parameter, NEW), ([], []))[free].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "factor": rate.factor, "waits": rate.waits}
+        for rate, (decayed, kept) in found.items()
+        for parameters, decay in ((decayed, weight_decay), (kept, 0.0))
+    ]
 
 
-def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    module: nn.Module, config: OptimizerConfig, rates: Mapping[nn.Parameter, LayerRate] | None = None
+) -> torch.optim.Optimizer:
     """Make the recipe's optimizer for a module's trainable parameters, in torch's fused implementation.
 
     Only a fused optimizer can skip a step on the device. The loop uses this to leave out steps with bad gradients.
+
+    Args:
+        module: Module with the parameters.
+        config: Optimizer of the recipe.
+        rates: Learning rates that differ from that of the new layers.
     """
-    groups = parameter_groups(module, config.weight_decay, config.decayed)
+    groups = parameter_groups(module, config.weight_decay, config.decayed, rates)
     if config.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
         # torch creates and fills these buffers in the first step. If it skips that step, it leaves them unfilled.
@@ -69,6 +91,23 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, schedule: ScheduleConfig, base: float) -> None:
+    """Set the learning rate of each group for a step.
+
+    Args:
+        optimizer: Optimizer of `make_optimizer`.
+        step: Number of the step, counted from 0.
+        schedule: Schedule of the run.
+        base: Peak rate of new layers.
+    """
+    rate = learning_rate(step, schedule, base)
+    for group in optimizer.param_groups:
+        waiting = group["waits"] and step < schedule.head_steps
+        # At the rate 0, an optimizer changes no weight. So the gradients of all weights stay part of each step, and DDP
+        # needs no search for unused ones.
+        group["lr"] = 0.0 if waiting else rate * group["factor"]
 
 
 def clip_gradients(networks: Iterable[tuple[str, nn.Module]], bound: float | None) -> dict[str, torch.Tensor]:

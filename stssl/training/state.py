@@ -18,6 +18,7 @@ from stssl.base.batch import Progress
 from stssl.base.distributed import rank, world_size
 from stssl.base.errors import RunError
 from stssl.models.ema import KeptStatistics
+from stssl.recipes.fine_tuning import about_fine_tuning
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe, RunRecipe
 from stssl.training.checkpoints import (
@@ -32,6 +33,7 @@ from stssl.training.checkpoints import (
 from stssl.training.contrastive_task import ContrastiveTask
 from stssl.training.journal import Journal
 from stssl.training.optim import make_optimizer
+from stssl.training.rates import layer_rates
 from stssl.training.run_files import RunEnd
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import compile_blocks, keep_memory
@@ -161,7 +163,7 @@ class TrainState:
                 raise no_usable_checkpoint(problems, self.folder.path)
         self.journal = Journal(self.folder, self.recipe, writes=rank() == 0, step=self.progress.step)
         if rank() == 0:
-            about, step = self.task.about(), self.progress.step
+            about, step = self.task.about() | about_fine_tuning(self.recipe), self.progress.step
             self.folder.write_record(self.recipe, about, self.task.labels(), world=world_size(), step=step)
         return problems
 
@@ -250,7 +252,7 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
         journal=Journal(folder, recipe, writes=False, step=0),
         task=task,
         model=_shared(task.step),
-        optimizer=make_optimizer(task.step.networks, recipe.optimizer),
+        optimizer=make_optimizer(task.step.networks, recipe.optimizer, layer_rates(task.step.networks, recipe)),
         progress=RunProgress(),
         statistics=KeptStatistics(task.step),
     )

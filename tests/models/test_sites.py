@@ -37,6 +37,9 @@ def test_any_encoder_fits_any_site_and_every_parameter_gets_a_gradient(encoder, 
     prediction = teacher(IMAGES, PLACES)
     (prediction.logits.sum() + prediction.context.sum()).backward()
     for name, parameter in teacher.named_parameters():
+        if not parameter.requires_grad:  # frozen, as GeoCLIP's location encoder is by default
+            assert name.startswith("encoder.location."), name
+            continue
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 

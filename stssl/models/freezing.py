@@ -1,0 +1,20 @@
+"""Freeze a backbone: neither its weights nor its BatchNorm statistics ever change."""
+
+from torch import nn
+
+_MARK = "stssl_frozen"
+
+
+def freeze(backbone: nn.Module, classifier: nn.Module) -> None:
+    """Freeze all layers of a backbone except its classifier, and put it into evaluation mode.
+
+    Copies of the backbone are frozen too. Who owns it must keep it in evaluation mode.
+    """
+    backbone.requires_grad_(False).eval()
+    classifier.requires_grad_(True)
+    setattr(backbone, _MARK, True)
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Return True if a module is a frozen backbone."""
+    return bool(getattr(module, _MARK, False))
