@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from stssl.models.backbones import layer_numbers
+from stssl.models.backbones import Backbone, layer_numbers
 from stssl.models.network import Network
 from stssl.recipes.fine_tuning import backbone_factor, encoder_factor
 from stssl.recipes.recipe import RunRecipe
@@ -39,10 +39,10 @@ def layer_rates(networks: nn.ModuleDict, recipe: RunRecipe) -> dict[nn.Parameter
     factor, decay = backbone_factor(recipe), recipe.optimizer.layer_decay
     rates: dict[nn.Parameter, LayerRate] = {}
     for network in networks.values():
-        backbone = getattr(network, "backbone", None)
-        if not isinstance(backbone, nn.Module):
+        backbone: Backbone | None = getattr(network, "backbone", None)
+        if backbone is None:
             continue
-        head = set(getattr(backbone, "get_classifier")().parameters())  # noqa: B009
+        head = set(backbone.get_classifier().parameters())
         numbers = layer_numbers(backbone) if decay < 1 else {}
         last = max(numbers.values(), default=0)
         for name, parameter in backbone.named_parameters():
