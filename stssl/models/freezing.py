@@ -5,7 +5,7 @@ from torch import nn
 _MARK = "stssl_frozen"
 
 
-def freeze(backbone: nn.Module, classifier: nn.Module) -> None:
+def freeze_backbone(backbone: nn.Module, classifier: nn.Module) -> None:
     """Freeze all layers of a backbone except its classifier, and put it into evaluation mode.
 
     Copies of the backbone are frozen too. Who owns it must keep it in evaluation mode.

@@ -12,8 +12,7 @@ from stssl.base.errors import ConfigError
 from stssl.base.json_types import JsonMapping
 from stssl.models.backbones import Backbone, make_backbone, shape_of, stages
 from stssl.models.encoders import ENCODERS
-from stssl.models.freezing import freeze as freeze_backbone
-from stssl.models.freezing import is_frozen
+from stssl.models.freezing import freeze_backbone, is_frozen
 from stssl.models.injection import NOWHERE, Injection, InjectionBase, Nowhere, Shape
 from stssl.models.metadata import EncoderBase, MetadataEncoder
 from stssl.models.sites import INJECTIONS
