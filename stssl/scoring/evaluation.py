@@ -23,6 +23,7 @@ from stssl.data.loader import prefetch
 from stssl.data.views import PixelScaler
 from stssl.recipes.run_data import PixelData, RunData, require_labels
 from stssl.scoring.metrics import score
+from stssl.store.lists import as_text
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
 """Function that takes images [n, bands, height, width] and metadata [n, 4], and returns logits [n, classes]."""
@@ -132,7 +133,10 @@ def _without_nan(value: object) -> object:
 def save_evaluations(
     results: Mapping[str, Evaluation], data: RunData, part: str, path: Path, about: JsonMapping
 ) -> None:
-    """Write two files: scores as JSON, and arrays as `.npz` (rows, metadata, targets and the logits of all networks).
+    """Write two files: scores as JSON, and arrays as `.npz`.
+
+    The arrays are the logits of all networks, `targets`, `metadata`, `rows`, `patch_ids` and `classes`. NumPy reads
+    them with `allow_pickle=False`.
 
     Args:
         results: Evaluation of each network, by the name of the network.
@@ -148,7 +152,8 @@ def save_evaluations(
     chosen = torch.from_numpy(first.rows)
     targets, buffer = data.targets[chosen], io.BytesIO()
     arrays: dict[str, AnyArray] = {"rows": first.rows, "metadata": data.metadata[chosen].numpy()}
-    arrays |= {"targets": targets.numpy()}
+    names = as_text(data.store.column("patch_id")[first.rows])
+    arrays |= {"targets": targets.numpy(), "patch_ids": names, "classes": np.array(data.space.classes, np.str_)}
     arrays |= {f"logits_{name}": result.logits.numpy() for name, result in results.items()}
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs take a keyword for `allow_pickle`
     # Write the scores last, with the digest of the arrays: readers can then see that both files belong together.

@@ -116,7 +116,10 @@ def test_encoders_of_a_pretraining_run_come_back(pretrained):
 def test_inputs_are_those_of_the_evaluation(run):
     """Networks and inputs give the logits that `evaluate` wrote."""
     stssl.evaluate(run, "validation")
-    written = np.load(run.path / "evaluation" / "validation.npz")
+    written = np.load(run.path / "evaluation" / "validation.npz", allow_pickle=False)
+    store = stssl.open_store(run.recipe.data.store)
+    assert list(written["patch_ids"]) == list(store.column("patch_id")[written["rows"]])
+    assert tuple(written["classes"]) == store.classes("labels_19")
     images, metadata = run.inputs(written["rows"])
     with torch.no_grad():
         logits = run.networks()["teacher"](images, metadata).logits
