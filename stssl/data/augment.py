@@ -2,24 +2,23 @@
 
 The loader draws all random numbers from (seed, stream, epoch, patch). So a view does not depend on ranks, threads or
 restarts. The weak view is a random crop with reflected borders, and random flips along both axes. The strong view adds
-RandAugment (Cubuk et al. 2020, arXiv:1909.13719). One resampling does the crop and all geometric operations of
-RandAugment. The photometric operations run one after another.
+RandAugment (Cubuk et al. 2020, arXiv:1909.13719) in one of several styles, and a gray square.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from stssl.base.arrays import Floats
 from stssl.base.config import Config, Domain
+from stssl.data import strong_fixmatch, strong_kornia, strong_stssl
+from stssl.data.cutout import draw_cutout, fill_boxes
+from stssl.data.operations import Rounds, apply_rounds
 
 Style = Literal["stssl", "kornia-0.7", "kornia", "fixmatch"]
 """Whose operations and magnitudes the strong view has."""
@@ -76,17 +75,21 @@ class Draw:
     Attributes:
         shift: [n, 2] offset of the crop in pixels: rows, then columns.
         flip: [n, 2] booleans: flip vertically, flip horizontally.
-        matrix: [n, 2, 2] inverse linear map of the geometric operations; None for a weak view.
-        offset: [n, 2] translation (x, y) of this map in normalized coordinates; None for a weak view.
-        photometric: One dictionary for each round. By name of the operation, it has the rows that the operation changes
-            and their magnitudes.
+        matrix: [n, 2, 2] inverse linear map of the geometric operations, in the style `stssl`; else None.
+        offset: [n, 2] translation (x, y) of this map in normalized coordinates; None without a map.
+        rounds: One dictionary for each round. By name of the operation, it has the rows that the operation changes and
+            their amounts.
+        style: Style of these operations.
+        boxes: [n, 4] gray squares: first column, last column, first row, last row; None draws no squares.
     """
 
     shift: Tensor
     flip: Tensor
     matrix: Tensor | None = None
     offset: Tensor | None = None
-    photometric: tuple[dict[str, tuple[Tensor, Tensor]], ...] = ()
+    rounds: Rounds = ()
+    style: Style = "stssl"
+    boxes: Tensor | None = None
 
     def to(self, device: torch.device) -> "Draw":
         """Copy the random choices to another device, such as a GPU. Return before the copy ends."""
@@ -94,157 +97,56 @@ class Draw:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        rounds = tuple({k: (move(r), move(m)) for k, (r, m) in ops.items()} for ops in self.photometric)
-        matrix, offset = (None if t is None else move(t) for t in (self.matrix, self.offset))
-        return Draw(move(self.shift), move(self.flip), matrix, offset, rounds)
+        rounds = tuple({k: (move(r), move(m)) for k, (r, m) in ops.items()} for ops in self.rounds)
+        matrix, offset, boxes = (None if t is None else move(t) for t in (self.matrix, self.offset, self.boxes))
+        return Draw(move(self.shift), move(self.flip), matrix, offset, rounds, self.style, boxes)
 
 
-# Random choices are made on the CPU, in the loader's thread: the device need not wait for them.
+_PER_OPERATION: dict[Style, int] = {
+    "stssl": strong_stssl.PER_OPERATION,
+    "kornia-0.7": strong_kornia.PER_OPERATION,
+    "kornia": strong_kornia.PER_OPERATION,
+    "fixmatch": strong_fixmatch.PER_OPERATION,
+}
 
-GEOMETRIC = ("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-_GEOMETRY = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.3, "translate_y": 0.3}
 
-
-def numbers_needed(strong: RandAugmentConfig | None) -> int:
+def numbers_needed(strong: RandAugmentConfig | None, cutout: float = 0) -> int:
     """Return how many random numbers one augmented copy (view) of a patch needs.
 
-    Crop and flips need 4. Each operation of a strong view needs 2 more: its kind and its magnitude.
+    Crop and flips need 4. A strong view needs 2 or 3 more for each operation, and 3 for a gray square.
+
+    Args:
+        strong: Operations of a strong view; None for a weak view.
+        cutout: Largest side of the gray square; 0 draws none.
     """
-    return 4 + (2 * strong.n if strong else 0)
+    return 4 + (_PER_OPERATION[strong.style] * strong.n + 3 * (cutout > 0) if strong else 0)
 
 
-def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentConfig | None) -> Draw:
+def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentConfig | None, cutout: float = 0) -> Draw:
     """Turn random numbers into the choices of an augmentation (crop, flips, operations) for n patches.
 
     Args:
-        numbers: [n, numbers_needed(strong)] uniform numbers in [0, 1).
+        numbers: [n, numbers_needed(strong, cutout)] uniform numbers in [0, 1).
         size: Side of the images in pixels.
         padding: Largest shift, as a share of the side.
-        strong: Strength of RandAugment; None for a weak view.
+        strong: Operations of a strong view; None for a weak view.
+        cutout: Largest side of the gray square of a strong view, as a share of the side; 0 draws none.
     """
     reach = int(size * padding)
     shift = torch.from_numpy(np.floor(numbers[:, :2] * (2 * reach + 1)).astype(np.int64) - reach)
     flip = torch.from_numpy(numbers[:, 2:4] < 0.5)
     if strong is None:
         return Draw(shift, flip)
-    choices = (numbers[:, 4::2] * len(_NAMES)).astype(np.int64)
-    signs = np.where(numbers[:, 5::2] < 0.5, -1.0, 1.0).astype(np.float64)
-    magnitudes = strong.m / 10 * signs
-    matrix, offset = _compose(choices, magnitudes)
-    rounds = tuple(_by_operation(choices[:, i], magnitudes[:, i]) for i in range(choices.shape[1]))
-    return Draw(shift, flip, torch.from_numpy(matrix).float(), torch.from_numpy(offset).float(), rounds)
-
-
-def _by_operation(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Group patches by the photometric operation that they get in one round of RandAugment.
-
-    Args:
-        choices: [n] number of the operation of each patch.
-        magnitudes: [n] magnitude of the operation of each patch.
-
-    Returns:
-        By name of the operation, the rows (0..n-1) of its patches and their magnitudes.
-    """
-    found = {}
-    for number in np.unique(choices):
-        if _NAMES[number] in PHOTOMETRIC:
-            rows = np.flatnonzero(choices == number)
-            found[_NAMES[number]] = (torch.from_numpy(rows), torch.from_numpy(magnitudes[rows].astype(np.float32)))
-    return found
-
-
-def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Combine the geometric operations of each patch into one inverse affine map: matrices [n, 2, 2], offsets [n, 2].
-
-    Coordinates are normalized: the image goes from -1 to 1. In each round, a patch gets one operation, and the amounts
-    of all others are 0. So one formula serves all operations.
-    """
-    rows = len(choices)
-    matrix, offset = np.tile(np.eye(2), (rows, 1, 1)), np.zeros((rows, 2))
-    step, move = np.empty((rows, 2, 2)), np.empty((rows, 2))
-    for i in range(choices.shape[1]):
-        turn, shear_x, shear_y, move_x, move_y = (
-            np.where(choices[:, i] == _NAMES.index(name), magnitudes[:, i] * scale, 0.0)
-            for name, scale in _GEOMETRY.items()
-        )
-        cos, sin = np.cos(turn), np.sin(turn)
-        step[:, 0, 0], step[:, 0, 1], step[:, 1, 0], step[:, 1, 1] = cos, shear_x - sin, shear_y + sin, cos
-        move[:, 0], move[:, 1] = 2 * move_x, 2 * move_y
-        # Multiply on the right. The map goes from output to source, so it undoes the last operation first.
-        offset += np.einsum("nij,nj->ni", matrix, move)
-        matrix = matrix @ step
-    return matrix, offset
-
-
-# Operations work on whole batches: on a GPU, a loop over images would be slow.
-
-
-def _blend(image: Tensor, base: Tensor, magnitude: Tensor) -> Tensor:
-    """Change contrast, brightness or sharpness, by mixing an image with a plain or blurred image `base`.
-
-    A positive magnitude moves the pixels away from `base`, a negative one toward it, as Pillow's `ImageEnhance` does.
-    """
-    return base + (1 + 0.9 * magnitude) * (image - base)
-
-
-def _contrast(image: Tensor, magnitude: Tensor) -> Tensor:
-    return _blend(image, image.mean((1, 2, 3), keepdim=True), magnitude)
-
-
-def _color(image: Tensor, magnitude: Tensor) -> Tensor:
-    return _blend(image, image.mean(1, keepdim=True), magnitude)
-
-
-def _brightness(image: Tensor, magnitude: Tensor) -> Tensor:
-    return image * (1 + 0.9 * magnitude)
-
-
-def _sharpness(image: Tensor, magnitude: Tensor) -> Tensor:
-    kernel = image.new_ones(3, 3)
-    kernel[1, 1] = 5
-    kernel = kernel / 13
-    bands = image.shape[1]
-    padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
-    smooth = functional.conv2d(padded, kernel.expand(bands, 1, 3, 3), groups=bands)
-    return _blend(image, smooth, magnitude)
-
-
-def _posterize(image: Tensor, magnitude: Tensor) -> Tensor:
-    levels = 2.0 ** torch.round(8 - 4 * magnitude.abs())
-    return torch.floor((image.clamp(0, 1) * 255).round() / 256 * levels) / levels * (256 / 255)
-
-
-def _solarize(image: Tensor, magnitude: Tensor) -> Tensor:
-    return torch.where(image >= 1 - magnitude.abs(), 1 - image, image)
-
-
-def _autocontrast(image: Tensor, magnitude: Tensor) -> Tensor:
-    low, high = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
-    return torch.where(high > low, (image - low) / (high - low).clamp_min(1e-6), image)
-
-
-def _equalize(image: Tensor, magnitude: Tensor) -> Tensor:
-    """Equalize the histogram of each band in 256 bins. The new value of a pixel is the share of darker pixels."""
-    bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
-    # Pillow uses these bins too, and the tests compare the results with Pillow's.
-    counts = torch.zeros(*bins.shape[:2], 256, device=image.device).scatter_add_(2, bins, torch.ones_like(bins).float())
-    below = (counts.cumsum(2) - counts).gather(2, bins)
-    spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))
-    equalized = below / spread.clamp_min(1)
-    return torch.where(spread[..., None] > 0, equalized.view_as(image), image)
-
-
-PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "autocontrast": _autocontrast,
-    "brightness": _brightness,
-    "color": _color,
-    "contrast": _contrast,
-    "equalize": _equalize,
-    "posterize": _posterize,
-    "sharpness": _sharpness,
-    "solarize": _solarize,
-}
-_NAMES = (*GEOMETRIC, *PHOTOMETRIC)
+    last = 4 + _PER_OPERATION[strong.style] * strong.n
+    own, matrix, offset = numbers[:, 4:last], None, None
+    if strong.style == "stssl":
+        matrix, offset, rounds = strong_stssl.draw_stssl(own, strong.m)
+    elif strong.style == "fixmatch":
+        rounds = strong_fixmatch.draw_fixmatch(own, size)
+    else:
+        rounds = strong_kornia.draw_kornia(own, strong.m, size, strong.style)
+    boxes = draw_cutout(numbers[:, last : last + 3], size, cutout) if cutout else None
+    return Draw(shift, flip, matrix, offset, rounds, strong.style, boxes)
 
 
 def _crop(image: Tensor, draw: Draw) -> Tensor:
@@ -292,11 +194,8 @@ def apply_view(image: Tensor, draw: Draw) -> Tensor:
         [n, bands, height, width] with values in [0, 1].
     """
     image = _warp(image, draw)
-    for operations in draw.photometric:
-        changed = image
-        for name, (rows, magnitude) in operations.items():
-            # Compute each operation only on its own rows. All operations on all rows would cost several times as much.
-            touched = PHOTOMETRIC[name](image[rows], magnitude[:, None, None, None]).clamp(0, 1)
-            changed = changed.index_copy(0, rows, touched)
-        image = changed
-    return image
+    if draw.style == "fixmatch":
+        levels = apply_rounds((image * 255).round_().byte(), draw.rounds, strong_fixmatch.FIXMATCH)
+        return fill_boxes(levels, draw.boxes, 255).float().div_(255)
+    operations = strong_stssl.PHOTOMETRIC if draw.style == "stssl" else strong_kornia.KORNIA[draw.style]
+    return fill_boxes(apply_rounds(image, draw.rounds, operations), draw.boxes, 1)

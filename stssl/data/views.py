@@ -152,8 +152,9 @@ class ViewDrawer:
 
     def _draw(self, view: View, epochs: Ints, rows: Ints) -> Draw:
         strong = self.config.randaugment if view in (View.LABELED_STRONG, View.UNLABELED_STRONG) else None
-        numbers = uniforms((self.seed, view.randomness, epochs, rows), numbers_needed(strong))
-        return draw_view(numbers, self.size, self.config.padding, strong)
+        cutout = self.config.cutout
+        numbers = uniforms((self.seed, view.randomness, epochs, rows), numbers_needed(strong, cutout))
+        return draw_view(numbers, self.size, self.config.padding, strong, cutout)
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
         """Return a copy of the metadata without some places and dates. Each is hidden with the configured probability.

@@ -5,7 +5,6 @@ import torch
 from stssl.base.batch import Stream, View
 from stssl.base.randomness import RandomStream, uniforms
 from stssl.data.augment import (
-    PHOTOMETRIC,
     AugmentConfig,
     Draw,
     RandAugmentConfig,
@@ -13,6 +12,7 @@ from stssl.data.augment import (
     draw_view,
     numbers_needed,
 )
+from stssl.data.strong_stssl import PHOTOMETRIC
 from stssl.data.views import PixelScaler, ViewDrawer
 
 STRONG = RandAugmentConfig(n=3, m=5)
@@ -87,7 +87,7 @@ def test_photometric_operations_match_pillow(name):
         "solarize": lambda: ImageOps.solarize(image, 128),
     }[name]()
     ours = PHOTOMETRIC[name](
-        torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None], torch.full((1, 1, 1, 1), magnitude)
+        torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None], torch.full((1, 1), magnitude)
     )
     ours = ours.clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255
     theirs = np.clip(np.asarray(expected, float), 0, 255)
@@ -132,3 +132,14 @@ def test_pixels_resize_order_and_scale():
         {"rgb": ("R",)}, ("R",), 4, mean=np.zeros(1, np.float32), std=np.ones(1, np.float32), scale="bytes"
     )
     torch.testing.assert_close(rgb({"rgb": torch.full((1, 1, 8, 8), 255)}), torch.ones(1, 1, 4, 4))
+
+
+def test_corners_scale_each_group_before_they_resize():
+    layout, mean = {"b10": ("B04", "B03"), "b20": ("B05",)}, np.float32([4, 2, 3])
+    arrays = {"b10": torch.rand(2, 2, 8, 8) * 6, "b20": torch.rand(2, 1, 4, 4) * 6}
+    bands, std = ("B05", "B04", "B03"), np.float32([1, 0.5, 2])
+    unit = PixelScaler(layout, bands, 8, mean=mean, std=std, scale="sigmas", resize="corners").unit(arrays)
+    for number, (group, channel) in enumerate((("b20", 0), ("b10", 0), ("b10", 1))):
+        scaled = ((arrays[group][:, [channel]] - mean[number] + 2 * std[number]) / (4 * std[number])).clamp(0, 1)
+        whole = torch.nn.functional.interpolate(scaled, (8, 8), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(unit[:, [number]], whole)

@@ -43,6 +43,8 @@ def test_a_domain_comes_from_the_recipes_type(space_of):
 def test_types_give_domains_where_nothing_is_annotated(space_of):
     assert only(space_of({"augment.strong_labeled": None})).domain.choices == (False, True)
     assert only(space_of({"data.scale": None})).domain.choices == ("sigmas", "bytes")
+    styles = only(space_of({"augment.randaugment.style": None})).domain.choices
+    assert styles == ("stssl", "kornia-0.7", "kornia", "fixmatch")
     assert only(space_of({"augment.randaugment.n": None})).integer
 
 

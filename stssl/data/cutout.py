@@ -1,0 +1,65 @@
+"""Hide a square of each image behind gray (Cutout: DeVries and Taylor 2017, arXiv:1708.04552), as FixMatch does."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stssl.base.arrays import Floats
+
+GRAY = (125, 123, 114)
+"""FixMatch's gray: red, green, blue, of 255."""
+OTHER_GRAY = 121
+"""Gray of images that have not three bands: the mean of these."""
+
+
+def draw_cutout(numbers: Floats, size: int, largest: float) -> Tensor:
+    """Draw the gray square of n images. It may reach over the right and lower border.
+
+    Args:
+        numbers: [n, 3] uniform numbers in [0, 1).
+        size: Side of the images in pixels.
+        largest: Largest side of the square, as a share of the side of the image.
+
+    Returns:
+        [n, 4] int64: first column, last column, first row, last row. The last lies before the first if there is none.
+    """
+    return cutout_boxes(numbers.astype(np.float64) * [largest, size, size], size)
+
+
+def cutout_boxes(share_x_y: NDArray[np.float64], size: int) -> Tensor:
+    """Turn gray squares into the columns and rows that they fill.
+
+    Args:
+        share_x_y: [n, 3] side of each square, as a share of the side of the image, and x and y of its center in pixels.
+        size: Side of the images in pixels.
+
+    Returns:
+        [n, 4] int64, as `draw_cutout`.
+    """
+    side = share_x_y[:, :1] * size
+    first = np.trunc(np.maximum(share_x_y[:, 1:] - side / 2, 0))
+    # The side counts from the first pixel, also where the border moved it; and Pillow fills the last pixel too.
+    last = np.trunc(np.minimum(first + side, size))
+    last = np.where(side > 0, last, -1)
+    return torch.from_numpy(np.stack([first, last], 2).reshape(-1, 4).astype(np.int64))
+
+
+def fill_boxes(image: Tensor, boxes: Tensor | None, white: int) -> Tensor:
+    """Fill a square of each image with gray.
+
+    Args:
+        image: [n, bands, height, width].
+        boxes: [n, 4] from `cutout_boxes`, on the device of the images; None returns the images as they are.
+        white: Value of a white pixel: 255 for bytes, else 1.
+    """
+    if boxes is None:
+        return image
+    height, width = image.shape[2:]
+    x, y = torch.arange(width, device=image.device), torch.arange(height, device=image.device)
+    left, right, top, bottom = (boxes[:, i, None] for i in range(4))
+    columns, rows = (x >= left) & (x <= right), (y >= top) & (y <= bottom)
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    colors = GRAY if image.shape[1] == len(GRAY) else (OTHER_GRAY,)
+    gray = torch.tensor(colors, device=image.device).mul(white / 255).to(image.dtype)
+    return torch.where(inside, gray[:, None, None], image)

@@ -1,0 +1,106 @@
+"""Apply operations of RandAugment to the images that drew them, and hold the parts that several styles share."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stssl.base.arrays import Floats, Ints
+
+Operation = Callable[[Tensor, Tensor], Tensor]
+"""Operation on images [k, bands, height, width] with amounts [k, c] (such as a factor). It may change its input."""
+Rounds = tuple[dict[str, tuple[Tensor, Tensor]], ...]
+"""For each round, by name of the operation: the rows [k] that drew it, and their amounts [k, c]."""
+LEVELS = 256
+"""Number of values of a byte."""
+
+
+def group_rounds(choices: Ints, amounts: Floats | NDArray[np.float64], names: Sequence[str | None]) -> Rounds:
+    """Group the drawn operations of each round by name.
+
+    Args:
+        choices: [n, rounds] number of the operation for each image and round.
+        amounts: [n, rounds, c] amounts of the operations.
+        names: Name for each number. Numbers with the same name are one group. None, or a negative number, does nothing.
+    """
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        if name is not None:
+            numbers.setdefault(name, []).append(number)
+    found = []
+    for i in range(choices.shape[1]):
+        drawn = {name: np.flatnonzero(np.isin(choices[:, i], own)) for name, own in numbers.items()}
+        found.append(
+            {
+                name: (torch.from_numpy(rows), torch.from_numpy(amounts[rows, i]))
+                for name, rows in drawn.items()
+                if len(rows)
+            }
+        )
+    return tuple(found)
+
+
+def apply_rounds(image: Tensor, rounds: Rounds, operations: Mapping[str, Operation]) -> Tensor:
+    """Apply the operations of all rounds to images, in place.
+
+    Args:
+        image: [n, bands, height, width], in the values of the style.
+        rounds: Rows and amounts of each operation, on the device of the images.
+        operations: Operation of each name.
+    """
+    for drawn in rounds:
+        for name, (rows, amounts) in drawn.items():
+            # Compute each operation only on the rows that drew it. All operations on all rows would cost several times
+            # as much. Each row is in one group of a round, so the copy can go back in place.
+            image.index_copy_(0, rows, operations[name](image.index_select(0, rows), amounts))
+    return image
+
+
+def factor(amounts: Tensor, column: int = 0) -> Tensor:
+    """Return one column of the amounts as [k, 1, 1, 1], to combine it with images."""
+    return amounts[:, column, None, None, None]
+
+
+def count_levels(levels: Tensor) -> Tensor:
+    """Count how often each band has each of 256 levels.
+
+    Args:
+        levels: [k, bands, pixels] int64, 0..255.
+
+    Returns:
+        [k, bands, 256] int64.
+    """
+    shape = (*levels.shape[:2], LEVELS)
+    if levels.device.type == "cpu":
+        first = torch.arange(shape[0] * shape[1]).view(*shape[:2], 1) * LEVELS
+        return (levels + first).reshape(-1).bincount(minlength=first.numel() * LEVELS).view(shape)
+    # On a GPU, bincount would wait for all earlier work.
+    counts = torch.zeros(shape, dtype=torch.int64, device=levels.device)
+    return counts.scatter_add_(2, levels, torch.ones_like(levels))
+
+
+def equalizing_table(counts: Tensor) -> Tensor:
+    """Return the table [k, bands, 256] that equalizes a histogram in whole numbers, as Pillow and kornia do.
+
+    Level j becomes (the pixels below j + step div 2) div step, at most 255. The step is a 255th of the pixels that are
+    not in the highest level. With step 0, levels stay.
+
+    Args:
+        counts: [k, bands, 256] int64 histogram of each band.
+    """
+    level = torch.arange(LEVELS, device=counts.device)
+    highest = torch.where(counts > 0, level, 0).amax(2, keepdim=True)
+    step = (counts.sum(2, keepdim=True) - counts.gather(2, highest)) // (LEVELS - 1)
+    table = (counts.cumsum(2) - counts + step // 2) // step.clamp_min(1)
+    return torch.where(step > 0, table.clamp_max_(LEVELS - 1), level)
+
+
+def box_sums(image: Tensor) -> Tensor:
+    """Sum the 3 x 3 pixels around each inner pixel of images [..., h, w]; the result is [..., h - 2, w - 2]."""
+    rows = image[..., :-2, :] + image[..., 1:-1, :]
+    rows += image[..., 2:, :]
+    sums = rows[..., :-2] + rows[..., 1:-1]
+    sums += rows[..., 2:]
+    return sums

@@ -1,0 +1,201 @@
+"""RandAugment as FixMatch does it: operations of Pillow on 8-bit values, with random magnitudes.
+
+The images are uint8 tensors, and all operations give Pillow's bytes. Three bands are red, green and blue. For other
+numbers of bands, which Pillow does not have, gray is the mean of all bands.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stssl.base.arrays import Floats, Ints
+from stssl.data.operations import (
+    LEVELS,
+    Operation,
+    Rounds,
+    box_sums,
+    count_levels,
+    equalizing_table,
+    factor,
+    group_rounds,
+)
+
+RANGES: dict[str, tuple[float, float]] = {
+    "AutoContrast": (0, 1),
+    "Brightness": (0.05, 0.95),
+    "Color": (0.05, 0.95),
+    "Contrast": (0.05, 0.95),
+    "Equalize": (0, 1),
+    "Identity": (0, 1),
+    "Posterize": (4, 8),
+    "Rotate": (-30, 30),
+    "Sharpness": (0.05, 0.95),
+    "ShearX": (-0.3, 0.3),
+    "ShearY": (-0.3, 0.3),
+    "Solarize": (0, 256),
+    "TranslateX": (-0.3, 0.3),
+    "TranslateY": (-0.3, 0.3),
+}
+"""Lowest and highest magnitude of each operation."""
+NAMES = tuple(RANGES)
+PER_OPERATION = 2
+"""Random numbers for each operation: its kind and its magnitude."""
+_ONE = 1 << 16
+"""Pillow counts in 65,536ths of a pixel where it looks up the source of a pixel."""
+_MOVE = "move"
+_GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+
+
+def draw_fixmatch(numbers: Floats, size: int) -> Rounds:
+    """Draw operations and their magnitudes for n images. An image may draw an operation again.
+
+    Args:
+        numbers: [n, 2 * operations] uniform numbers in [0, 1).
+        size: Side of the images in pixels.
+    """
+    # float64: in float32, the product with the largest number could round up to the whole.
+    choices = (numbers[:, ::PER_OPERATION].astype(np.float64) * len(NAMES)).astype(np.int64)
+    low, high = (np.array([ends[i] for ends in RANGES.values()], np.float64)[choices] for i in (0, 1))
+    return fixmatch_rounds(choices, low + (high - low) * numbers[:, 1::PER_OPERATION].astype(np.float64), size)
+
+
+def fixmatch_rounds(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> Rounds:
+    """Group chosen operations for n images.
+
+    Args:
+        choices: [n, operations] positions in `NAMES`.
+        magnitudes: [n, operations] magnitudes, with the meaning that they have in Pillow's functions.
+        size: Side of the images in pixels.
+    """
+    amounts = np.zeros((*choices.shape, 6))
+    amounts[..., 0] = magnitudes
+    moved = np.isin(choices, [NAMES.index(name) for name in _GEOMETRIC])
+    amounts[moved] = _source_steps(choices[moved], magnitudes[moved], size)
+    names = dict.fromkeys(_GEOMETRIC, _MOVE) | {"Identity": None}
+    return group_rounds(choices, amounts, [names.get(name, name) for name in NAMES])
+
+
+def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Return where pixels come from, in 65,536ths of a pixel: [k, 6] whole numbers.
+
+    The source of (column, row) has the column `column * [0] + row * [1] + [2]`, and its row is made of the last three.
+    """
+    turned, is_x, is_y, to_x, to_y = (choices == NAMES.index(name) for name in _GEOMETRIC)
+    turn = -np.radians(np.where(turned, magnitudes % 360, 0))
+    cos, sin = np.round(np.cos(turn), 15), np.round(np.sin(turn), 15)
+    along = np.stack([cos, sin + is_x * magnitudes], 1)
+    across = np.stack([is_y * magnitudes - sin, cos], 1)
+    middle = size / 2
+    found = []
+    for steps, is_moved in ((along, to_x), (across, to_y)):
+        # Turn about the middle of the image. A shear starts at the corner, and a translation moves whole pixels.
+        turning = np.where(turned, middle - middle * steps.sum(1), 0)
+        start = turning + steps.sum(1) * 0.5
+        whole = np.floor(0.5 + is_moved * magnitudes * size) * _ONE
+        found += [_fixed(steps[:, 0]), _fixed(steps[:, 1]), np.where(is_moved, whole, _fixed(start))]
+    return np.stack(found, 1)
+
+
+def _fixed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round to whole 65,536ths, as Pillow does."""
+    return np.floor(values * _ONE + 0.5)
+
+
+# Operations work on whole batches: on a GPU, a loop over images would be slow.
+
+
+def _move(image: Tensor, amounts: Tensor) -> Tensor:
+    """Look up the source of each pixel: the nearest one, zero outside."""
+    height, width = image.shape[2:]
+    steps = amounts.long()[:, :, None, None]
+    x, y = torch.arange(width, device=image.device), torch.arange(height, device=image.device)[:, None]
+    columns = (x * steps[:, 0] + (y * steps[:, 1] + steps[:, 2])) >> 16
+    rows = (x * steps[:, 3] + (y * steps[:, 4] + steps[:, 5])) >> 16
+    outside = (columns < 0) | (columns >= width) | (rows < 0) | (rows >= height)
+    source = (rows * width + columns).masked_fill_(outside, 0).view(len(image), 1, -1)
+    found = image.flatten(2).gather(2, source.expand(-1, image.shape[1], -1)).view_as(image)
+    return found.masked_fill_(outside[:, None], 0)
+
+
+def _gray(image: Tensor) -> Tensor:
+    """Return the gray value of each pixel, [k, 1, height, width] int32: Pillow's luma, or the mean of other bands."""
+    bands = image.shape[1]
+    if bands != 3:
+        return (2 * image.sum(1, keepdim=True, dtype=torch.int32) + bands) // (2 * bands)
+    luma = torch.full_like(image[:, :1], 32768, dtype=torch.int32)
+    for band, weight in enumerate((19595, 38470, 7471)):
+        luma.add_(image[:, band : band + 1], alpha=weight)
+    return luma >> 16
+
+
+def _blend(base: Tensor, image: Tensor, amounts: Tensor) -> Tensor:
+    """Mix in float32 and cut off the digits after the point, as Pillow's `Image.blend`."""
+    base = base.float()
+    return (image - base).mul_(factor(amounts).float()).add_(base).byte()
+
+
+def _look_up(image: Tensor, table: Tensor) -> Tensor:
+    """Replace the value of each pixel by that of a table [k, bands, 256]."""
+    return table.byte().gather(2, image.flatten(2).long()).view_as(image)
+
+
+def _auto_contrast(image: Tensor, amounts: Tensor) -> Tensor:
+    low, high = (end((2, 3))[..., None].double() for end in (image.amin, image.amax))
+    level = torch.arange(LEVELS, device=image.device, dtype=torch.float64)
+    # Divide two tensors: torch divides a number by a tensor with less precision.
+    scale = torch.full_like(low, LEVELS - 1) / (high - low).clamp_min(1)
+    table = (level * scale - low * scale).trunc_().clamp_(0, LEVELS - 1)
+    return _look_up(image, torch.where(high > low, table, level))
+
+
+def _equalize(image: Tensor, amounts: Tensor) -> Tensor:
+    levels = image.flatten(2).long()
+    return equalizing_table(count_levels(levels)).byte().gather(2, levels).view_as(image)
+
+
+def _brightness(image: Tensor, amounts: Tensor) -> Tensor:
+    return (image * factor(amounts).float()).byte()
+
+
+def _color(image: Tensor, amounts: Tensor) -> Tensor:
+    return _blend(_gray(image), image, amounts)
+
+
+def _contrast(image: Tensor, amounts: Tensor) -> Tensor:
+    mean = _gray(image).sum((1, 2, 3), keepdim=True).double() / image[0, 0].numel()
+    return _blend((mean + 0.5).floor_(), image, amounts)
+
+
+def _sharpness(image: Tensor, amounts: Tensor) -> Tensor:
+    """Mix inner pixels with their smoothed neighborhood. Border pixels stay."""
+    values = image.float()
+    inner = values[..., 1:-1, 1:-1]
+    # A sum divided by 13 is at least 1/26 away from every half. So float32 rounds it to the right whole number.
+    smooth = box_sums(values).add_(inner, alpha=4).div_(13).add_(0.5).floor_()
+    image[..., 1:-1, 1:-1] = _blend(smooth, inner, amounts)
+    return image
+
+
+def _posterize(image: Tensor, amounts: Tensor) -> Tensor:
+    bits = factor(amounts).trunc().clamp_(1, 8)
+    return image & (LEVELS - torch.exp2(8 - bits)).byte()
+
+
+def _solarize(image: Tensor, amounts: Tensor) -> Tensor:
+    # A whole number is below a threshold if it is below the next whole number. Both fit into 16 bits.
+    return torch.where(image < factor(amounts).ceil().short(), image, 255 - image)
+
+
+FIXMATCH: dict[str, Operation] = {
+    _MOVE: _move,
+    "AutoContrast": _auto_contrast,
+    "Brightness": _brightness,
+    "Color": _color,
+    "Contrast": _contrast,
+    "Equalize": _equalize,
+    "Posterize": _posterize,
+    "Sharpness": _sharpness,
+    "Solarize": _solarize,
+}
+"""Operations on uint8 images."""
