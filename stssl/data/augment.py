@@ -18,7 +18,7 @@ from stssl.base.arrays import Floats
 from stssl.base.config import Config, Domain
 from stssl.data import strong_fixmatch, strong_kornia, strong_stssl
 from stssl.data.cutout import draw_cutout, fill_boxes
-from stssl.data.operations import Rounds, apply_rounds
+from stssl.data.operations import Rounds, apply_rounds, sampling_grid
 
 Style = Literal["stssl", "kornia-0.7", "kornia", "fixmatch"]
 """Whose operations and magnitudes the strong view has."""
@@ -151,12 +151,42 @@ def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentCon
 
 def _crop(image: Tensor, draw: Draw) -> Tensor:
     """Shift images [n, bands, height, width] with reflected borders, and flip them."""
+    if image.device.type == "cpu":
+        return _crop_each(image, draw)
     rows, columns = (
         _source(image.shape[2 + axis], draw.shift[:, axis], draw.flip[:, axis], image.device) for axis in (0, 1)
     )
     # One gather reads the image once. Padding, slicing and flipping would copy it three times.
     n, c = (torch.arange(k, device=image.device) for k in image.shape[:2])
     return image[n[:, None, None, None], c[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _crop_each(image: Tensor, draw: Draw) -> Tensor:
+    """Crop and flip images one by one: on a CPU this is several times as fast as one gather."""
+    reach = int(draw.shift.abs().max()) if len(image) else 0
+    padded = _reflect(image, reach)
+    height, width = image.shape[2:]
+    out = torch.empty(image.shape, dtype=image.dtype)
+    for own, source, shift, flip in zip(out, padded, draw.shift.tolist(), draw.flip.tolist(), strict=True):
+        top, left = shift[0] + reach, shift[1] + reach
+        part = source[:, top : top + height, left : left + width]
+        own.copy_(part.flip([axis + 1 for axis in (0, 1) if flip[axis]]))
+    return out
+
+
+def _reflect(image: Tensor, reach: int) -> Tensor:
+    """Add a reflected border of some pixels, also to bytes, which `functional.pad` refuses."""
+    if not reach:
+        return image
+    n, bands, height, width = image.shape
+    padded = torch.empty(n, bands, height + 2 * reach, width + 2 * reach, dtype=image.dtype)
+    middle = padded[:, :, reach:-reach]
+    middle[..., reach:-reach] = image
+    middle[..., :reach] = image[..., 1 : reach + 1].flip(3)
+    middle[..., -reach:] = image[..., -reach - 1 : -1].flip(3)
+    padded[:, :, :reach] = middle[:, :, 1 : reach + 1].flip(2)
+    padded[:, :, -reach:] = middle[:, :, -reach - 1 : -1].flip(2)
+    return padded
 
 
 def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Tensor:
@@ -179,8 +209,14 @@ def _warp(image: Tensor, draw: Draw) -> Tensor:
     shift = torch.stack([draw.shift[:, 1] * (2.0 / (width - 1)), draw.shift[:, 0] * (2.0 / (height - 1))], 1)
     linear = draw.matrix * sign[:, None, :]
     offset = draw.offset + (draw.matrix @ shift[:, :, None])[:, :, 0]
-    grid = functional.affine_grid(torch.cat([linear, offset[:, :, None]], 2), list(image.shape), align_corners=True)
+    grid = sampling_grid(torch.cat([linear, offset[:, :, None]], 2), height, width)
     return functional.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
+
+
+def _levels(image: Tensor) -> Tensor:
+    """Round values in [0, 1] to bytes. On a CPU, small parts stay in its cache."""
+    parts = torch.tensor_split(image, tuple(range(8, len(image), 8))) if image.device.type == "cpu" else (image,)
+    return torch.cat([(part * 255).round_().int().byte() for part in parts])
 
 
 def apply_view(image: Tensor, draw: Draw) -> Tensor:
@@ -193,9 +229,9 @@ def apply_view(image: Tensor, draw: Draw) -> Tensor:
     Returns:
         [n, bands, height, width] with values in [0, 1].
     """
-    image = _warp(image, draw)
     if draw.style == "fixmatch":
-        levels = apply_rounds((image * 255).round_().byte(), draw.rounds, strong_fixmatch.FIXMATCH)
+        levels = apply_rounds(_crop(_levels(image), draw), draw.rounds, strong_fixmatch.FIXMATCH)
         return fill_boxes(levels, draw.boxes, 255).float().div_(255)
+    image = _warp(image, draw)
     operations = strong_stssl.PHOTOMETRIC if draw.style == "stssl" else strong_kornia.KORNIA[draw.style]
     return fill_boxes(apply_rounds(image, draw.rounds, operations), draw.boxes, 1)

@@ -49,17 +49,21 @@ def fill_boxes(image: Tensor, boxes: Tensor | None, white: int) -> Tensor:
     """Fill a square of each image with gray.
 
     Args:
-        image: [n, bands, height, width].
+        image: [n, bands, height, width]. The images may change in place.
         boxes: [n, 4] from `cutout_boxes`, on the device of the images; None returns the images as they are.
         white: Value of a white pixel: 255 for bytes, else 1.
     """
     if boxes is None:
         return image
+    colors = GRAY if image.shape[1] == len(GRAY) else (OTHER_GRAY,)
+    gray = torch.tensor(colors).mul(white / 255).to(image)[:, None, None]
+    if image.device.type == "cpu":
+        for one, (left, right, top, bottom) in zip(image, boxes.tolist(), strict=True):
+            one[:, top : bottom + 1, left : right + 1] = gray
+        return image
+    # On a GPU, a loop over images would be slow.
     height, width = image.shape[2:]
     x, y = torch.arange(width, device=image.device), torch.arange(height, device=image.device)
-    left, right, top, bottom = (boxes[:, i, None] for i in range(4))
+    left, right, top, bottom = boxes[:, :, None].unbind(1)
     columns, rows = (x >= left) & (x <= right), (y >= top) & (y <= bottom)
-    inside = rows[:, None, :, None] & columns[:, None, None, :]
-    colors = GRAY if image.shape[1] == len(GRAY) else (OTHER_GRAY,)
-    gray = torch.tensor(colors, device=image.device).mul(white / 255).to(image.dtype)
-    return torch.where(inside, gray[:, None, None], image)
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], gray, image)

@@ -54,8 +54,49 @@ def apply_rounds(image: Tensor, rounds: Rounds, operations: Mapping[str, Operati
         for name, (rows, amounts) in drawn.items():
             # Compute each operation only on the rows that drew it. All operations on all rows would cost several times
             # as much. Each row is in one group of a round, so the copy can go back in place.
-            image.index_copy_(0, rows, operations[name](image.index_select(0, rows), amounts))
+            _put(image, rows, operations[name](image.index_select(0, rows), amounts))
     return image
+
+
+def _put(image: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """Replace rows in place."""
+    if image.device.type != "cpu":
+        image.index_copy_(0, rows, changed)
+        return
+    # On a CPU, index_copy_ copies numbers one by one, which takes four times as long.
+    for row, one in zip(rows.tolist(), changed, strict=True):
+        image[row].copy_(one)
+
+
+def sampling_grid(maps: Tensor, height: int, width: int) -> Tensor:
+    """Return where each pixel of images comes from, in coordinates from -1 to 1 between the centers of corner pixels.
+
+    This is `affine_grid` with `align_corners=True`, but several times as fast on a CPU.
+
+    Args:
+        maps: [k, 2, 3] affine maps from the result to its source.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+
+    Returns:
+        [k, height, width, 2]: x, then y.
+    """
+    x = torch.linspace(-1, 1, width, device=maps.device)
+    y = torch.linspace(-1, 1, height, device=maps.device)[:, None]
+    grid = torch.empty(len(maps), height, width, 2, device=maps.device)
+    for i in (0, 1):
+        along, across, offset = (maps[:, i, j, None, None] for j in range(3))
+        torch.add(along * x, across * y + offset, out=grid[..., i])
+    return grid
+
+
+def at_least(image: Tensor, threshold: Tensor) -> Tensor:
+    """Return 1.0 where an image reaches a threshold, else 0.0, to choose values by `torch.lerp`.
+
+    `lerp` with these weights gives one of its two values to the last digit. On a CPU, `torch.where` takes ten times as
+    long.
+    """
+    return torch.ge(image, threshold, out=torch.empty_like(image))
 
 
 def factor(amounts: Tensor, column: int = 0) -> Tensor:

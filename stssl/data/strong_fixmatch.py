@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from stssl.base.arrays import Floats, Ints
 from stssl.data.operations import (
@@ -108,14 +109,15 @@ def _fixed(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _move(image: Tensor, amounts: Tensor) -> Tensor:
     """Look up the source of each pixel: the nearest one, zero outside."""
     height, width = image.shape[2:]
-    steps = amounts.long()[:, :, None, None]
-    x, y = torch.arange(width, device=image.device), torch.arange(height, device=image.device)[:, None]
-    columns = (x * steps[:, 0] + (y * steps[:, 1] + steps[:, 2])) >> 16
-    rows = (x * steps[:, 3] + (y * steps[:, 4] + steps[:, 5])) >> 16
-    outside = (columns < 0) | (columns >= width) | (rows < 0) | (rows >= height)
-    source = (rows * width + columns).masked_fill_(outside, 0).view(len(image), 1, -1)
-    found = image.flatten(2).gather(2, source.expand(-1, image.shape[1], -1)).view_as(image)
-    return found.masked_fill_(outside[:, None], 0)
+    steps = amounts.int()[:, :, None, None]
+    x = torch.arange(width, device=image.device, dtype=torch.int32)
+    y = torch.arange(height, device=image.device, dtype=torch.int32)[:, None]
+    columns = (x * steps[:, 0] + (y * steps[:, 1] + steps[:, 2])).bitwise_right_shift_(16).clamp_(-1, width)
+    rows = (x * steps[:, 3] + (y * steps[:, 4] + steps[:, 5])).bitwise_right_shift_(16).clamp_(-1, height)
+    # A frame of zeros serves all pixels outside.
+    framed = functional.pad(image, (1, 1, 1, 1)).flatten(2)
+    source = columns.add_(rows, alpha=width + 2).add_(width + 3).long().view(len(image), 1, -1)
+    return framed.gather(2, source.expand(-1, image.shape[1], -1)).view_as(image)
 
 
 def _gray(image: Tensor) -> Tensor:
@@ -123,16 +125,20 @@ def _gray(image: Tensor) -> Tensor:
     bands = image.shape[1]
     if bands != 3:
         return (2 * image.sum(1, keepdim=True, dtype=torch.int32) + bands) // (2 * bands)
-    luma = torch.full_like(image[:, :1], 32768, dtype=torch.int32)
-    for band, weight in enumerate((19595, 38470, 7471)):
-        luma.add_(image[:, band : band + 1], alpha=weight)
-    return luma >> 16
+    values = image.int()
+    luma = values[:, :1] * 19595 + 32768
+    return luma.add_(values[:, 1:2], alpha=38470).add_(values[:, 2:], alpha=7471).bitwise_right_shift_(16)
 
 
 def _blend(base: Tensor, image: Tensor, amounts: Tensor) -> Tensor:
     """Mix in float32 and cut off the digits after the point, as Pillow's `Image.blend`."""
     base = base.float()
-    return (image - base).mul_(factor(amounts).float()).add_(base).byte()
+    return _bytes(image.float().sub_(base).mul_(factor(amounts).float()).add_(base))
+
+
+def _bytes(values: Tensor) -> Tensor:
+    """Cut off the digits after the point. On a CPU, the way through int32 is three times as fast."""
+    return values.int().byte()
 
 
 def _look_up(image: Tensor, table: Tensor) -> Tensor:
@@ -155,7 +161,7 @@ def _equalize(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _brightness(image: Tensor, amounts: Tensor) -> Tensor:
-    return (image * factor(amounts).float()).byte()
+    return _bytes(image.float().mul_(factor(amounts).float()))
 
 
 def _color(image: Tensor, amounts: Tensor) -> Tensor:
@@ -173,7 +179,7 @@ def _sharpness(image: Tensor, amounts: Tensor) -> Tensor:
     inner = values[..., 1:-1, 1:-1]
     # A sum divided by 13 is at least 1/26 away from every half. So float32 rounds it to the right whole number.
     smooth = box_sums(values).add_(inner, alpha=4).div_(13).add_(0.5).floor_()
-    image[..., 1:-1, 1:-1] = _blend(smooth, inner, amounts)
+    image[..., 1:-1, 1:-1] = _bytes(inner.sub_(smooth).mul_(factor(amounts).float()).add_(smooth))
     return image
 
 
@@ -184,7 +190,9 @@ def _posterize(image: Tensor, amounts: Tensor) -> Tensor:
 
 def _solarize(image: Tensor, amounts: Tensor) -> Tensor:
     # A whole number is below a threshold if it is below the next whole number. Both fit into 16 bits.
-    return torch.where(image < factor(amounts).ceil().short(), image, 255 - image)
+    below = image.short().sub_(factor(amounts).ceil().short()).bitwise_right_shift_(15)
+    # All bits are 1 below the threshold. Elsewhere, x xor 255 is 255 - x. On a CPU, `where` is ten times slower.
+    return image.bitwise_xor_(below.bitwise_not_().byte())
 
 
 FIXMATCH: dict[str, Operation] = {

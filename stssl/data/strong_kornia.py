@@ -19,11 +19,13 @@ from stssl.data.operations import (
     LEVELS,
     Operation,
     Rounds,
+    at_least,
     box_sums,
     count_levels,
     equalizing_table,
     factor,
     group_rounds,
+    sampling_grid,
 )
 
 Version = Literal["kornia-0.7", "kornia"]
@@ -134,13 +136,7 @@ def _inverse_maps(choices: Ints, amounts: NDArray[np.float64], size: int) -> NDA
 
 def _warp(image: Tensor, amounts: Tensor) -> Tensor:
     """Resample images by their inverse maps: bilinear, zeros outside."""
-    height, width = image.shape[2:]
-    x = torch.linspace(-1, 1, width, device=image.device)
-    y = torch.linspace(-1, 1, height, device=image.device)[:, None]
-    grid = torch.empty(len(image), height, width, 2, device=image.device)
-    for i in (0, 1):
-        along, across, offset = (amounts[:, 3 * i + j, None, None] for j in range(3))
-        torch.add(along * x, across * y + offset, out=grid[..., i])
+    grid = sampling_grid(amounts.view(-1, 2, 3), *image.shape[2:])
     return functional.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
@@ -172,28 +168,28 @@ def _equalize_old(image: Tensor, amounts: Tensor) -> Tensor:
 
 def _equalized(image: Tensor, levels: Tensor, table: Tensor) -> Tensor:
     # kornia leaves a band with step 0 as it is, to its last digit.
-    same = (table == torch.arange(LEVELS, device=table.device)).all(2)[..., None, None]
+    changes = (table != torch.arange(LEVELS, device=table.device)).any(2)[..., None, None].float()
     values = table.float().div_(_white(image))
-    return torch.where(same, image, values.gather(2, levels).view_as(image))
+    return image.lerp_(values.gather(2, levels).view_as(image), changes)
 
 
 def _posterize(image: Tensor, amounts: Tensor) -> Tensor:
     bits = factor(amounts)
     width = torch.exp2(8 - bits)
-    whole = (image * 255).trunc_()
+    whole = (image * 255).floor_()
     # The float32 division before `trunc` is kornia's, with its rounding.
     white = _white(image)
-    kept = (255 * (whole / width / white)).trunc_().mul_(width).div_(white)
-    return torch.where(bits >= 8, image, torch.where(bits <= 0, 0.0, kept))
+    kept = (255 * (whole / width / white)).floor_().mul_(width).div_(white)
+    return image.lerp_(kept.mul_((bits > 0).float()), (bits < 8).float())
 
 
 def _solarize(image: Tensor, amounts: Tensor) -> Tensor:
-    return torch.where(image < factor(amounts), image, 1 - image)
+    return image.lerp(1 - image, at_least(image, factor(amounts)))
 
 
 def _solarize_add(image: Tensor, amounts: Tensor) -> Tensor:
     lighter = image.add_(factor(amounts)).clamp_(0, 1)
-    return torch.where(lighter < factor(amounts, 1), lighter, 1 - lighter)
+    return lighter.lerp(1 - lighter, at_least(lighter, factor(amounts, 1)))
 
 
 def _color(image: Tensor, amounts: Tensor) -> Tensor:
@@ -201,8 +197,9 @@ def _color(image: Tensor, amounts: Tensor) -> Tensor:
     low, high = image.amin(1, keepdim=True), image.amax(1, keepdim=True)
     spread = high - low
     saturation = (factor(amounts) * (spread / (high + 1e-8))).clamp_(0, 1)
-    ratio = torch.where(spread > 0, saturation * high / spread, 0.0)
-    return high - (high - image) * ratio
+    # In a gray pixel, all bands are the largest one, whatever the ratio.
+    ratio = saturation.mul_(high).div_(spread.clamp_min_(1e-30))
+    return (high - image).mul_(ratio).neg_().add_(high)
 
 
 def _contrast(image: Tensor, amounts: Tensor) -> Tensor:
@@ -217,7 +214,7 @@ def _sharpness(image: Tensor, amounts: Tensor) -> Tensor:
     """Mix inner pixels with their smoothed neighborhood. Border pixels stay."""
     inner = image[..., 1:-1, 1:-1]
     smooth = box_sums(image).add_(inner, alpha=4).div_(13)
-    inner.copy_(smooth + factor(amounts) * (inner - smooth))
+    inner.copy_((inner - smooth).mul_(factor(amounts)).add_(smooth))
     return image.clamp_(0, 1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stssl.base.arrays import Floats
-from stssl.data.operations import Operation, Rounds, box_sums, count_levels, factor, group_rounds
+from stssl.data.operations import Operation, Rounds, at_least, box_sums, count_levels, factor, group_rounds
 
 GEOMETRIC = ("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 _GEOMETRY = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.3, "translate_y": 0.3}
@@ -96,12 +96,12 @@ def _posterize(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _solarize(image: Tensor, amounts: Tensor) -> Tensor:
-    return torch.where(image >= 1 - factor(amounts).abs(), 1 - image, image)
+    return image.lerp(1 - image, at_least(image, 1 - factor(amounts).abs()))
 
 
 def _autocontrast(image: Tensor, amounts: Tensor) -> Tensor:
     low, high = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
-    return torch.where(high > low, (image - low) / (high - low).clamp_min(1e-6), image)
+    return image.lerp((image - low).div_((high - low).clamp_min_(1e-6)), (high > low).float())
 
 
 def _equalize(image: Tensor, amounts: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def _equalize(image: Tensor, amounts: Tensor) -> Tensor:
     below = (counts.cumsum(2) - counts).gather(2, bins)
     spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))
     equalized = below / spread.clamp_min(1)
-    return torch.where(spread[..., None] > 0, equalized.view_as(image), image)
+    return image.lerp(equalized.view_as(image), (spread[..., None] > 0).float())
 
 
 def _clipped(operation: Operation) -> Operation:

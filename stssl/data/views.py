@@ -109,7 +109,7 @@ class PixelScaler(nn.Module):
 
         With `sigmas`, 0.25 is one standard deviation. So both scales give values of about unit size.
         """
-        return ((image - 0.5) / self.spread).contiguous(memory_format=self.memory_format)
+        return (image - 0.5).div_(self.spread).contiguous(memory_format=self.memory_format)
 
     def rule(self) -> list[tuple[float, float, float, float]]:
         """Return mean, std, low and high of each band: `forward` computes (clip(x, low, high) - mean) / std."""

@@ -123,11 +123,13 @@ def test_each_operation_is_pillows_to_the_bit(fixmatch, name):
 def test_whole_draws_with_cutout_are_pillows_to_the_bit(fixmatch):
     images = fixmatch["images32"]
     for number, box in enumerate(fixmatch["Cutout/share_x_y"]):
-        found = fill_boxes(torch.from_numpy(images).permute(0, 3, 1, 2), cutout_boxes(np.tile(box, (4, 1)), 32), 255)
+        found = fill_boxes(
+            torch.from_numpy(images).permute(0, 3, 1, 2).float(), cutout_boxes(np.tile(box, (4, 1)), 32), 255
+        )
         assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), fixmatch["Cutout/out"][number])
     part = {name: fixmatch[f"sequence/{name}"] for name in ("op", "magnitude", "cutout_share_x_y", "image", "out")}
     views = by_pillow(images[part["image"]], part["op"], part["magnitude"])
-    views = fill_boxes(views, cutout_boxes(part["cutout_share_x_y"], 32), 255).permute(0, 2, 3, 1).numpy()
+    views = fill_boxes(views.float(), cutout_boxes(part["cutout_share_x_y"], 32), 255).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(views, part["out"])
     other = by_pillow(images[part["image"]], part["op"][:, ::-1], part["magnitude"][:, ::-1])
     assert (other.permute(0, 2, 3, 1).numpy() != part["out"]).mean() > 0.1, "control: another order, no squares"
