@@ -103,10 +103,10 @@ class Draw:
 
 
 _PER_OPERATION: dict[Style, int] = {
-    "stssl": strong_stssl.PER_OPERATION,
-    "kornia-0.7": strong_kornia.PER_OPERATION,
-    "kornia": strong_kornia.PER_OPERATION,
-    "fixmatch": strong_fixmatch.PER_OPERATION,
+    "stssl": strong_stssl.STSSL_NUMBERS,
+    "kornia-0.7": strong_kornia.KORNIA_NUMBERS,
+    "kornia": strong_kornia.KORNIA_NUMBERS,
+    "fixmatch": strong_fixmatch.FIXMATCH_NUMBERS,
 }
 
 

@@ -39,8 +39,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "TranslateY": (-0.3, 0.3),
 }
 """Lowest and highest magnitude of each operation."""
-NAMES = tuple(RANGES)
-PER_OPERATION = 2
+FIXMATCH_NAMES = tuple(RANGES)
+FIXMATCH_NUMBERS = 2
 """Random numbers for each operation: its kind and its magnitude."""
 _ONE = 1 << 16
 """Pillow counts in 65,536ths of a pixel where it looks up the source of a pixel."""
@@ -56,25 +56,25 @@ def draw_fixmatch(numbers: Floats, size: int) -> Rounds:
         size: Side of the images in pixels.
     """
     # float64: in float32, the product with the largest number could round up to the whole.
-    choices = (numbers[:, ::PER_OPERATION].astype(np.float64) * len(NAMES)).astype(np.int64)
+    choices = (numbers[:, ::FIXMATCH_NUMBERS].astype(np.float64) * len(FIXMATCH_NAMES)).astype(np.int64)
     low, high = (np.array([ends[i] for ends in RANGES.values()], np.float64)[choices] for i in (0, 1))
-    return fixmatch_rounds(choices, low + (high - low) * numbers[:, 1::PER_OPERATION].astype(np.float64), size)
+    return fixmatch_rounds(choices, low + (high - low) * numbers[:, 1::FIXMATCH_NUMBERS].astype(np.float64), size)
 
 
 def fixmatch_rounds(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> Rounds:
     """Group chosen operations for n images.
 
     Args:
-        choices: [n, operations] positions in `NAMES`.
+        choices: [n, operations] positions in `FIXMATCH_NAMES`.
         magnitudes: [n, operations] magnitudes, with the meaning that they have in Pillow's functions.
         size: Side of the images in pixels.
     """
     amounts = np.zeros((*choices.shape, 6))
     amounts[..., 0] = magnitudes
-    moved = np.isin(choices, [NAMES.index(name) for name in _GEOMETRIC])
+    moved = np.isin(choices, [FIXMATCH_NAMES.index(name) for name in _GEOMETRIC])
     amounts[moved] = _source_steps(choices[moved], magnitudes[moved], size)
     names = dict.fromkeys(_GEOMETRIC, _MOVE) | {"Identity": None}
-    return group_rounds(choices, amounts, [names.get(name, name) for name in NAMES])
+    return group_rounds(choices, amounts, [names.get(name, name) for name in FIXMATCH_NAMES])
 
 
 def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> NDArray[np.float64]:
@@ -82,7 +82,7 @@ def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> 
 
     The source of (column, row) has the column `column * [0] + row * [1] + [2]`, and its row is made of the last three.
     """
-    turned, is_x, is_y, to_x, to_y = (choices == NAMES.index(name) for name in _GEOMETRIC)
+    turned, is_x, is_y, to_x, to_y = (choices == FIXMATCH_NAMES.index(name) for name in _GEOMETRIC)
     turn = -np.radians(np.where(turned, magnitudes % 360, 0))
     cos, sin = np.round(np.cos(turn), 15), np.round(np.sin(turn), 15)
     along = np.stack([cos, sin + is_x * magnitudes], 1)

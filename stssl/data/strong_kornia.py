@@ -30,14 +30,14 @@ from stssl.data.operations import (
 
 Version = Literal["kornia-0.7", "kornia"]
 """kornia 0.7.3 (as 0.6.12 to 0.8.3, except for repeated draws), or 0.9.0."""
-NAMES = (
+KORNIA_NAMES = (
     *("auto_contrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "color", "contrast"),
     *("brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y"),
 )
 """The operations, in kornia's order."""
 SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 """The geometric operations: their amounts may be negative."""
-PER_OPERATION = 3
+KORNIA_NUMBERS = 3
 """Random numbers for each operation: its kind, its sign, and the threshold of solarize_add."""
 GREATEST_M = 30
 
@@ -46,7 +46,7 @@ def amount_of(name: str, m: float, size: int, version: Version) -> float:
     """Return kornia's amount of an operation: degrees, bits, pixels or a factor, without a sign.
 
     Args:
-        name: One of `NAMES`.
+        name: One of `KORNIA_NAMES`.
         m: Magnitude, 0 to 30.
         size: Side of the images in pixels.
         version: Version of kornia.
@@ -74,21 +74,21 @@ def draw_kornia(numbers: Floats, m: float, size: int, version: Version) -> Round
         size: Side of the images in pixels.
         version: Version of kornia.
     """
-    kinds, signs, thresholds = (numbers[:, i::PER_OPERATION] for i in range(PER_OPERATION))
+    kinds, signs, thresholds = (numbers[:, i::KORNIA_NUMBERS] for i in range(KORNIA_NUMBERS))
     choices = _different(kinds)
-    amounts = np.array([amount_of(name, m, size, version) for name in NAMES])[choices]
+    amounts = np.array([amount_of(name, m, size, version) for name in KORNIA_NAMES])[choices]
     low = -1.0 if version == "kornia" else 0.0
-    signed = np.isin(choices, [NAMES.index(name) for name in SIGNED])
+    signed = np.isin(choices, [KORNIA_NAMES.index(name) for name in SIGNED])
     return kornia_rounds(choices, np.where(signed & (signs < 0.5), low * amounts, amounts), thresholds, size)
 
 
 def _different(numbers: Floats) -> Ints:
     """Draw different operations for each image: the first places of a random permutation (Fisher-Yates)."""
     rows, count = numbers.shape
-    order = np.tile(np.arange(len(NAMES)), (rows, 1))
+    order = np.tile(np.arange(len(KORNIA_NAMES)), (rows, 1))
     every = np.arange(rows)
     for i in range(count):
-        left = len(NAMES) - i
+        left = len(KORNIA_NAMES) - i
         # float64: in float32, the product with the largest number could round up to the whole.
         other = i + (numbers[:, i].astype(np.float64) * left).astype(np.int64)
         taken = order[every, other].copy()
@@ -101,18 +101,18 @@ def kornia_rounds(choices: Ints, amounts: NDArray[np.float64], thresholds: Float
     """Group chosen operations for n images.
 
     Args:
-        choices: [n, operations] positions in `NAMES`.
+        choices: [n, operations] positions in `KORNIA_NAMES`.
         amounts: [n, operations] kornia's amounts: degrees, bits, pixels or a factor, with a sign.
         thresholds: [n, operations] threshold of solarize_add.
         size: Side of the images in pixels.
     """
     plain = np.zeros((*choices.shape, 6), np.float32)
     plain[..., 0], plain[..., 1] = amounts, thresholds
-    moved = np.isin(choices, [NAMES.index(name) for name in SIGNED])
+    moved = np.isin(choices, [KORNIA_NAMES.index(name) for name in SIGNED])
     plain[moved] = _inverse_maps(choices[moved], amounts[moved], size)
     # An amount of 0 moves nothing, so leave it out: resampling would cost time and the last digits.
     found = np.where(moved & (amounts == 0), -1, choices)
-    return group_rounds(found, plain, [_WARP if name in SIGNED else name for name in NAMES])
+    return group_rounds(found, plain, [_WARP if name in SIGNED else name for name in KORNIA_NAMES])
 
 
 _WARP = "warp"
@@ -121,11 +121,11 @@ _WARP = "warp"
 def _inverse_maps(choices: Ints, amounts: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """Return the rows of affine maps [k, 6] from the result to its source, in coordinates from -1 to 1."""
     degrees, tangents = (
-        np.where(np.isin(choices, [NAMES.index(name) for name in names]), np.radians(amounts), 0.0)
+        np.where(np.isin(choices, [KORNIA_NAMES.index(name) for name in names]), np.radians(amounts), 0.0)
         for names in (("rotate",), ("shear_x", "shear_y"))
     )
     cos, sin, tan = np.cos(degrees), np.sin(degrees), np.tan(tangents)
-    is_x, is_y, to_x, to_y = (choices == NAMES.index(name) for name in SIGNED[1:])
+    is_x, is_y, to_x, to_y = (choices == KORNIA_NAMES.index(name) for name in SIGNED[1:])
     move = -2 * amounts / (size - 1)
     columns = [cos, is_x * tan - sin, to_x * move, is_y * tan + sin, cos, to_y * move]
     return np.stack(columns, 1)

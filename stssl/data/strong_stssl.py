@@ -16,7 +16,7 @@ from stssl.data.operations import Operation, Rounds, at_least, box_sums, count_l
 
 GEOMETRIC = ("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 _GEOMETRY = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.3, "translate_y": 0.3}
-PER_OPERATION = 2
+STSSL_NUMBERS = 2
 """Random numbers for each operation: its kind and its sign."""
 
 
@@ -30,8 +30,8 @@ def draw_stssl(numbers: Floats, m: float) -> tuple[Tensor, Tensor, Rounds]:
     Returns:
         Inverse linear map [n, 2, 2] and translation [n, 2] of the geometric operations, and the photometric operations.
     """
-    choices = (numbers[:, ::PER_OPERATION] * len(_NAMES)).astype(np.int64)
-    signs = np.where(numbers[:, 1::PER_OPERATION] < 0.5, -1.0, 1.0).astype(np.float64)
+    choices = (numbers[:, ::STSSL_NUMBERS] * len(_NAMES)).astype(np.int64)
+    signs = np.where(numbers[:, 1::STSSL_NUMBERS] < 0.5, -1.0, 1.0).astype(np.float64)
     magnitudes = m / 10 * signs
     matrix, offset = _compose(choices, magnitudes)
     names = [name if name in PHOTOMETRIC else None for name in _NAMES]

@@ -43,9 +43,9 @@ def expected_shares(style):
     """Share of each name in one round. Geometric operations have one name, and kornia 0.7 leaves half of them out."""
     if style == "fixmatch":
         groups = {"Identity": ""} | dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"), "move")
-        names = [groups.get(name, name) for name in strong_fixmatch.NAMES]
+        names = [groups.get(name, name) for name in strong_fixmatch.FIXMATCH_NAMES]
     else:
-        names = ["warp" if name in strong_kornia.SIGNED else name for name in strong_kornia.NAMES]
+        names = ["warp" if name in strong_kornia.SIGNED else name for name in strong_kornia.KORNIA_NAMES]
     shares = {name: names.count(name) / len(names) for name in names}
     return shares if style != "kornia-0.7" else shares | {"warp": 5 / 30, "": 5 / 30}
 

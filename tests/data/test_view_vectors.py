@@ -43,13 +43,13 @@ def difference(kornia, name, version):
     magnitudes = kornia[f"{place}/magnitude"]
     thresholds = kornia.get(f"{place}/threshold", np.zeros_like(magnitudes))
     every = (np.repeat(magnitudes, len(images))[:, None], np.repeat(thresholds, len(images))[:, None])
-    choices = np.full_like(every[0], strong_kornia.NAMES.index(name), np.int64)
+    choices = np.full_like(every[0], strong_kornia.KORNIA_NAMES.index(name), np.int64)
     out = by_kornia(np.tile(images, (len(magnitudes), 1, 1, 1)), choices, *every, version)
     return np.abs(out - kornia[f"{place}/out"].reshape(out.shape)).max()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", strong_kornia.NAMES)
+@pytest.mark.parametrize("name", strong_kornia.KORNIA_NAMES)
 def test_each_operation_is_kornias(kornia, name, version):
     tolerance = 1e-4 if name in strong_kornia.SIGNED else 1e-5 if name in ("color", "sharpness") else 1e-6
     assert difference(kornia, name, version) <= tolerance
@@ -65,8 +65,8 @@ def test_the_versions_of_kornia_differ(kornia):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_magnitudes_are_kornias(kornia, version):
     place = VERSIONS[version]
-    assert tuple(kornia[f"{place}/names"]) == strong_kornia.NAMES
-    for name in strong_kornia.NAMES:
+    assert tuple(kornia[f"{place}/names"]) == strong_kornia.KORNIA_NAMES
+    for name in strong_kornia.KORNIA_NAMES:
         for m, magnitude in zip(kornia[f"{place}/{name}/m"], kornia[f"{place}/{name}/magnitude"], strict=True):
             if m > 0:
                 assert strong_kornia.amount_of(name, int(m), 32, version) == pytest.approx(abs(magnitude), rel=1e-6)
@@ -96,7 +96,7 @@ def test_strong_views_draw_from_the_operations_above(kornia):
     numbers = np.float32([[0.5, 0.5, 0.9, 0.9, 3.5 / 15, 0.4, 0, 6.5 / 14, 0, 0.25, 0.5 / 13, 0.7, 0]])
     draw = draw_view(numbers, 32, 0.125, RandAugmentConfig(style="kornia", n=3, m=5))
     # Fisher-Yates: 3 (rotate) moves to place 0. Of the places 1.., the number 6 is color. Of 2.., 0 is invert.
-    names = [strong_kornia.NAMES.index(name) for name in ("rotate", "color", "invert")]
+    names = [strong_kornia.KORNIA_NAMES.index(name) for name in ("rotate", "color", "invert")]
     share = 5 / 30
     expected = by_kornia(
         image, np.array([names]), np.array([[-30 * share, 0.1 + 1.8 * share, 0]]), numbers[:, 4:7], "kornia"
@@ -110,11 +110,11 @@ def by_pillow(images, choices, magnitudes):
     return apply_rounds(image, rounds, strong_fixmatch.FIXMATCH)
 
 
-@pytest.mark.parametrize("name", strong_fixmatch.NAMES)
+@pytest.mark.parametrize("name", strong_fixmatch.FIXMATCH_NAMES)
 def test_each_operation_is_pillows_to_the_bit(fixmatch, name):
     magnitudes, images = fixmatch[f"{name}/magnitude"], fixmatch["images32"]
     every = np.repeat(magnitudes, len(images))[:, None]
-    choices = np.full_like(every, strong_fixmatch.NAMES.index(name), np.int64)
+    choices = np.full_like(every, strong_fixmatch.FIXMATCH_NAMES.index(name), np.int64)
     out = by_pillow(np.tile(images, (len(magnitudes), 1, 1, 1)), choices, every).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(out, fixmatch[f"{name}/out"].reshape(out.shape))
     assert strong_fixmatch.RANGES[name] == (fixmatch["low"][choices[0, 0]], fixmatch["high"][choices[0, 0]])
@@ -162,7 +162,7 @@ def test_operations_of_other_sizes_and_magnitudes_are_pillows():
             }
             for name, theirs in expected.items():
                 low, high = strong_fixmatch.RANGES[name]
-                choice = np.array([[strong_fixmatch.NAMES.index(name)]])
+                choice = np.array([[strong_fixmatch.FIXMATCH_NAMES.index(name)]])
                 ours = by_pillow(pixels[None], choice, np.array([[low + (high - low) * v]]))
                 if name in ("Brightness", "Color", "Contrast", "Sharpness"):
                     ours = by_pillow(pixels[None], choice, np.array([[v]]))
