@@ -28,7 +28,7 @@ from stssl.data.operations import (
     sampling_grid,
 )
 
-Version = Literal["kornia-0.7", "kornia"]
+KorniaVersion = Literal["kornia-0.7", "kornia"]
 """kornia 0.7.3 (as 0.6.12 to 0.8.3, except for repeated draws), or 0.9.0."""
 KORNIA_NAMES = (
     *("auto_contrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "color", "contrast"),
@@ -42,7 +42,7 @@ KORNIA_NUMBERS = 3
 GREATEST_M = 30
 
 
-def amount_of(name: str, m: float, size: int, version: Version) -> float:
+def amount_of(name: str, m: float, size: int, version: KorniaVersion) -> float:
     """Return kornia's amount of an operation: degrees, bits, pixels or a factor, without a sign.
 
     Args:
@@ -65,7 +65,7 @@ def amount_of(name: str, m: float, size: int, version: Version) -> float:
     return amounts.get(name, 0.1 + 1.8 * share)
 
 
-def draw_kornia(numbers: Floats, m: float, size: int, version: Version) -> Rounds:
+def draw_kornia(numbers: Floats, m: float, size: int, version: KorniaVersion) -> Rounds:
     """Draw operations for n images, none twice for an image.
 
     Args:
@@ -231,5 +231,5 @@ _NEW: dict[str, Operation] = {
     "brightness": _brightness,
     "sharpness": _sharpness,
 }
-KORNIA: dict[Version, dict[str, Operation]] = {"kornia": _NEW, "kornia-0.7": _NEW | {"equalize": _equalize_old}}
+KORNIA: dict[KorniaVersion, dict[str, Operation]] = {"kornia": _NEW, "kornia-0.7": _NEW | {"equalize": _equalize_old}}
 """Operations of each version, on images with values in [0, 1]."""
