@@ -40,7 +40,7 @@ class BaseAlgorithmConfig(Config):
 
     Attributes:
         name: Name of the algorithm. Each algorithm's configuration allows one name.
-        labeler: Weights that make the pseudo-labels.
+        labeler: Which weights of the network make the pseudo-labels: `live` (current) or `ema` (averaged).
     """
 
     name: str

@@ -32,7 +32,7 @@ FLOOR = 1e-9
 
 
 class UdalConfig(CutoffConfig):
-    """Configure UDAL.
+    """Define the settings of UDAL, which shifts logits toward a target class distribution.
 
     Attributes:
         absent_below: Multi-label: select "absent" if the probability of "present" is at most this. If this or

@@ -179,7 +179,7 @@ def _require_clean(tree: JsonValue, source: str) -> None:
     Raises:
         ConfigError: A key or value is refused. The message names the key.
     """
-    # Use a stack, not recursion: a deep tree must meet this limit before it meets Python's.
+    # Use a stack, not recursion: a deep tree must meet this limit before Python's recursion limit.
     rest: list[tuple[str, int, JsonValue]] = [("", 0, tree)]
     while rest:
         key, depth, value = rest.pop()

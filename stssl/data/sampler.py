@@ -18,13 +18,13 @@ class StreamSampler:
     """Shuffle `size` patches anew for each epoch, and cut the endless sequence of epochs into global batches."""
 
     def __init__(self, size: int, batch: int, seed: int, stream: RandomStream) -> None:
-        """Set the number of patches, the batch size and the random numbers for the shuffle.
+        """Set the number of patches, the batch size and the seed of the shuffle.
 
         Args:
             size: Number of patches in the stream.
             batch: Number of patches in a global batch.
             seed: Seed of the run.
-            stream: Use of random numbers for the shuffle.
+            stream: Name of the random sequence that shuffles the patches. Sequences of a seed are independent.
         """
         self.size, self.batch, self.seed, self.stream = size, batch, seed, stream
 
@@ -69,7 +69,7 @@ class ShardSampler:
             shard: Number of patches in a shard.
             batch: Number of patches in a global batch.
             seed: Seed of the run.
-            stream: Use of random numbers for the shuffle.
+            stream: Name of the random sequence that shuffles the patches. Sequences of a seed are independent.
             mix: Number of mixed shards; 0 delivers one shard after the other.
             world: Number of ranks.
 

@@ -35,7 +35,9 @@ class TensorBoard:
     """Write event files for TensorBoard into the run's folder."""
 
     def __init__(self, folder: RunFolder, step: int) -> None:
-        """Open an event file that continues after `step` steps. TensorBoard hides later events of an interrupted run.
+        """Open an event file for a run that continues after `step` steps.
+
+        TensorBoard then hides the events that the interrupted run wrote after this step.
 
         Raises:
             RunError: The event file cannot be written.

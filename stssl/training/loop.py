@@ -105,7 +105,7 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
     # A fused optimizer reads this flag on the device and skips the step. The host does not wait for the flag.
     train_state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # in torch, only GradScaler sets it
     train_state.optimizer.step()
-    # The forward pass has changed BatchNorm's running statistics. A bad step must change nothing.
+    # The forward pass has changed BatchNorm's running statistics. A bad step must not change the networks.
     train_state.statistics.restore(bad)
     train_state.task.step.after_optimizer(bad)
     return StepResult(logs, norms, bad)

@@ -212,7 +212,8 @@ def compile_blocks(backbone: nn.Module) -> None:
     """
     # All blocks share one code object, and torch counts the variants of all blocks, networks and modes together.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    # On the CPU, Inductor puts every convolution into channels_last. Some crash in this layout (models/layout.py).
+    # On the CPU, Inductor puts every convolution into channels_last. Some convolutions crash in it
+    # (models/layout.py), so Inductor chooses the layout only for backbones that run in channels_last anyway.
     device = next(backbone.parameters()).device
     free = memory_format(backbone, device) == torch.channels_last
     for block in stages(backbone):
