@@ -56,6 +56,7 @@ RECIPE_HEAD = """\
 
 A recipe is a YAML file. `base: FILE` takes all keys of another file and changes some. Any key can be changed on the
 command line: `stssl train RECIPE section.key=value`. A key that does not exist is an error that names the nearest one.
+`base=FILE` takes another base; the path is relative to the recipe's folder.
 
 *Search* is the domain that `auto` takes in a sweep. A part with a `name`, such as `algorithm`, has other keys for each
 name.

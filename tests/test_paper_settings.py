@@ -12,13 +12,16 @@ from pathlib import Path
 import paper_departures
 import paper_pretraining
 import pytest
+import torch
 from paper_departures import AS_IT_SHOULD_BE, DEPARTURES, ELSEWHERE, OURS_IN_PRETRAINING, PRETRAINING_ELSEWHERE
 from paper_training import EXPERIMENTS, OURS, THEIR_NAMES, Twin, load_twin, twin_of
 
 from stssl.base.config import differing_keys
 from stssl.base.errors import ConfigError
+from stssl.models.backbones import make_backbone
 from stssl.models.published import PUBLISHED_WEIGHTS
-from stssl.models.weights import read_weights
+from stssl.models.weights import read_weights, weighted_backbone
+from stssl.recipes.catalog import resolved_text
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe, load_as, load_training_recipe
 
@@ -220,6 +223,37 @@ def test_one_line_chooses_the_base_and_each_key_that_it_changes_has_a_reason(tmp
     without = [p for p in own if p not in {twin_of(config) for config in CONFIGS}]
     assert without and all("no file of the authors" in path.read_text().splitlines()[0] for path in without)
     assert not any("no file of the authors" in path.read_text() for path in own if path not in without)
+
+
+def test_an_argument_chooses_the_base_too(tmp_path):
+    path = EXPERIMENTS / "eurosat" / "fixmatch_40.yaml"
+    changed = load_training_recipe(path, ["base=../base/eurosat.yaml", "seed=1"])
+    assert (
+        changed == load_training_recipe(rebased(path, tmp_path), ["seed=1"]) != load_training_recipe(path, ["seed=1"])
+    )
+    assert "precision: bf16" in resolved_text(path, ["base=../base/eurosat.yaml"])
+    with pytest.raises(ConfigError, match=r"fixmatch_40\.yaml: base: cannot read .*nowhere\.yaml"):
+        load_training_recipe(path, ["base=nowhere.yaml"])
+
+
+TINY = {"embed_dim": 12, "num_heads": 2, "depth": 2}
+
+
+@pytest.mark.parametrize(("config", "made_for"), [("bigearthnet/fixmatch_1pct", 224), ("eurosat/fixmatch_40", 32)])
+def test_a_file_with_the_keys_of_usb_fits_the_recipes_network(config, made_for, tmp_path):
+    """timm's names under `model`, behind `module.`, with another head; positions of another grid are resampled."""
+    model = load_training_recipe(EXPERIMENTS / f"{config}.yaml").model
+    options = {**model.backbone_args, **TINY}
+    torch.manual_seed(1)
+    whole = make_backbone(model.backbone, options, size=made_for, in_channels=3, classes=1000, hub=False).state_dict()
+    torch.save({"model": {f"module.{key}": value for key, value in whole.items()}}, tmp_path / "vit.pth")
+    torch.manual_seed(2)
+    weights = f"file:{tmp_path / 'vit.pth'}"
+    net = weighted_backbone(model.backbone, options, weights, size=model.image_size, in_channels=3, classes=9)
+    own = net.state_dict()
+    assert own["head.weight"].shape == (9, 12) and set(own) == set(whole)
+    different = {key for key, value in own.items() if value.shape != whole[key].shape or not value.equal(whole[key])}
+    assert different == {"head.weight", "head.bias", *(["pos_embed"] if made_for != model.image_size else [])}
 
 
 def test_unset_and_missing_weights_say_where_the_authors_publish_them(monkeypatch, tmp_path):

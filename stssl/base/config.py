@@ -102,7 +102,25 @@ def merge(under: JsonMapping, over: JsonMapping) -> Tree:
     return merged
 
 
-def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
+def load_with(path: str | Path, overrides: Iterable[str]) -> tuple[Tree, list[str]]:
+    """Read a YAML file like `load_tree`, but over another base if an override `base=FILE` names one.
+
+    Args:
+        path: File to read.
+        overrides: Arguments such as `section.key=value`. The path in `base=FILE` is relative to the folder of `path`.
+
+    Returns:
+        The merged keys and values, and the other overrides. They are not applied yet.
+
+    Raises:
+        ConfigError: A file is missing, too large or no mapping, or the files name each other in a circle.
+    """
+    pairs = [(text.partition("=")[0].strip(), text) for text in overrides]
+    bases = [text.partition("=")[2].strip() for key, text in pairs if key == "base"]
+    return load_tree(path, base=bases[-1] if bases else None), [text for key, text in pairs if key != "base"]
+
+
+def load_tree(path: str | Path, seen: tuple[Path, ...] = (), base: str | None = None) -> Tree:
     """Read a YAML file, and merge it over the file that its `base:` key names. That file may have a base too.
 
     The path after `base:` is relative to the folder of the file that has this key.
@@ -110,6 +128,7 @@ def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
     Args:
         path: File to read.
         seen: Files that were already read in this chain of `base:` keys. Callers leave it out.
+        base: Path of the base to take in place of the file's own one.
 
     Raises:
         ConfigError: A file is missing, too large or no mapping, or the files name each other in a circle.
@@ -126,10 +145,11 @@ def load_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> Tree:
         tree = _read_tree(path)
     except ConfigError as error:
         raise ConfigError(f"{seen[-1]}: base: {error}" if seen else str(error)) from None
-    base = tree.pop("base", None)
-    if not isinstance(base, str | None):
-        raise ConfigError(f"{path}: base must be the path of one file, not {shown(base)}")
-    return merge(load_tree(file.parent / base, (*seen, file)), tree) if base else tree
+    own = tree.pop("base", None)
+    if not isinstance(own, str | None):
+        raise ConfigError(f"{path}: base must be the path of one file, not {shown(own)}")
+    below = base or own
+    return merge(load_tree(file.parent / below, (*seen, file)), tree) if below else tree
 
 
 def _read_tree(path: str | Path) -> Tree:

@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stssl.base.config import Tree, apply_overrides, load_tree, parse_tree, validate
+from stssl.base.config import Tree, apply_overrides, load_tree, load_with, parse_tree, validate
 from stssl.base.errors import ConfigError, RunError, first_line
 from stssl.base.stopping import stopped
 from stssl.recipes.pretraining import kind_of
@@ -99,7 +99,8 @@ def job(submission: Submission) -> dict[str, Any]:
             needs a variable that is not set. Or its results would be in a folder that is deleted with the job.
     """
     folder, file = submission.folder.resolve(), submission.file.resolve()
-    tree = apply_overrides(load_tree(submission.file), submission.overrides)
+    tree, overrides = load_with(submission.file, submission.overrides)
+    tree = apply_overrides(tree, overrides)
     command = command_for(tree)
     if command == "sweep":
         key, storage, launch, recipe = _sweep(submission)

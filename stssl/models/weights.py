@@ -89,7 +89,8 @@ def read_weights(path: str) -> StateDict:
     """
     file = Path(path)
     if not file.is_file():  # reading a pipe could wait forever
-        raise ConfigError(f"model.weights: there is no file {path}{where_to_get(path)}")
+        hint = where_to_get(path)
+        raise ConfigError(f"model.weights: there is no file {path}" + (f".{hint}" if hint else ""))
     try:
         if file.suffix == ".safetensors":
             state: object = read_sealed(file)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from stssl.base.config import apply_overrides, load_tree, merge, validate
+from stssl.base.config import apply_overrides, load_with, merge, validate
 from stssl.base.errors import ConfigError, shown
 from stssl.base.logs import LOG
 from stssl.base.yaml_text import dump_yaml
@@ -109,7 +109,8 @@ def resolved_text(path: Path, overrides: Iterable[str] = ()) -> str:
     Raises:
         ConfigError: The file or an override is wrong.
     """
-    tree = apply_overrides(load_tree(path), overrides)
+    tree, overrides = load_with(path, overrides)
+    tree = apply_overrides(tree, overrides)
     if "search" in tree:
         return dump_yaml(tree)
     kind = kind_of(tree)

@@ -17,7 +17,7 @@ from stssl.base.config import (
     Tree,
     apply_overrides,
     expand_variables,
-    load_tree,
+    load_with,
     merge,
     validate,
 )
@@ -293,7 +293,7 @@ def load_as(
     Args:
         kind: Class of the recipe.
         path: Recipe file.
-        overrides: Changes of the form `dotted.key=value`, with the value in YAML.
+        overrides: Changes of the form `dotted.key=value`, with the value in YAML. `base=FILE` takes another base.
         smoke: True to shrink the run to seconds.
         absolute: True to make paths absolute. Use False if more overrides will follow.
 
@@ -301,7 +301,7 @@ def load_as(
         ConfigError: The file cannot be read, or a key is wrong. The message names the file, the keys and what is
             allowed.
     """
-    tree = load_tree(path)
+    tree, overrides = load_with(path, overrides)
     for key, command in kind.others.items():
         if key in tree:
             raise ConfigError(f"{path} has the key {key}: it is a file for `stssl {command}`")

@@ -105,7 +105,12 @@ def search(what: Sweep, say: Say) -> Book:
 
 
 def _check_metrics(what: Sweep) -> None:
-    """Raise a ConfigError if the sweep's metric is not one of the scores that a validation of its recipe has."""
+    """Raise a ConfigError if validations of the recipe do not give the sweep's metric, or choose no best checkpoint."""
+    if not what.recipe.evaluation.validated:
+        raise ConfigError(
+            "evaluation.checkpoint: the recipe has last, and a sweep compares the best checkpoints of its trials on "
+            "validation. Set change: {evaluation.checkpoint: best}, with a data.split that has validation patches."
+        )
     # The names of scores depend only on the kind of task and its classes. Score two patches of zeros to get the names.
     space = open_data(what.recipe).space
     targets = torch.zeros(2, space.groups, dtype=torch.long)
