@@ -19,6 +19,7 @@ from stssl.algorithms import ALGORITHMS
 from stssl.archives.bigearthnet import PUBLISHED_STATISTICS
 from stssl.archives.nomenclature import EUROSAT, LABELS_43
 from stssl.models.published import PUBLISHED_WEIGHTS
+from stssl.recipes.fine_tuning import backbone_factor
 from stssl.recipes.recipe import Recipe, load_training_recipe
 from stssl.scoring.metrics import HEADLINES
 from stssl.training.optim import learning_rate, make_optimizer
@@ -276,8 +277,8 @@ OURS: dict[str, Value] = {
     "f1_threshold": lambda _: "probability > 0.5",
     "img_size": lambda t: t.recipe.model.image_size,
     "labels": labels,
-    "layer_decay": lambda t: getattr(t.recipe.optimizer, "layer_decay", None) or 1.0,
-    "lr": lambda t: t.recipe.optimizer.lr,
+    "layer_decay": lambda t: t.recipe.optimizer.layer_decay,
+    "lr": lambda t: t.recipe.optimizer.lr if backbone_factor(t.recipe) == 1 else "a lower rate for the backbone",
     "metadata": metadata,
     "multilabel": lambda t: t.recipe.data.labels == "labels_43",
     "net": lambda t: (

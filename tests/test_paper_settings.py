@@ -76,6 +76,8 @@ def cases():
     small = "config/eurosat/fixmatch40.yaml"
     return [
         (big, "lr", "optimizer.lr=2.0e-4"),
+        (big, "lr", "optimizer.backbone_factor=null"),
+        (big, "layer_decay", "optimizer.layer_decay=0.9"),
         (big, "views", "augment.randaugment.style=kornia"),
         (big, "views", "data.resize=centers"),
         (big, "views", "augment.randaugment.m=6"),
@@ -223,6 +225,12 @@ def test_one_line_chooses_the_base_and_each_key_that_it_changes_has_a_reason(tmp
     without = [p for p in own if p not in {twin_of(config) for config in CONFIGS}]
     assert without and all("no file of the authors" in path.read_text().splitlines()[0] for path in without)
     assert not any("no file of the authors" in path.read_text() for path in own if path not in without)
+
+
+def test_the_probes_section_is_no_part_of_a_runs_identity():
+    assert (
+        pretraining("moco").hash() == pretraining("moco", "probe.lr=2").hash() != pretraining("moco", "seed=2").hash()
+    )
 
 
 def test_an_argument_chooses_the_base_too(tmp_path):

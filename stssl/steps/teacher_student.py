@@ -308,8 +308,9 @@ class TeacherStudentStep(TrainingStep):
     def _blank(self, network: Network, like: Tensor, mode: ModeSetter = evaluating) -> Tensor:
         """Compute a network's logits [1, classes] for the blank image (all ones), without metadata."""
         with mode(network):
-            prediction: Prediction = network(torch.ones_like(like[:1]), None, inject=False)
-        return prediction.logits
+            # Pass it twice: in training mode, BatchNorm needs more than one value.
+            prediction: Prediction = network(torch.ones_like(like[:1]).repeat(2, 1, 1, 1), None, inject=False)
+        return prediction.logits[:1]
 
     @torch.no_grad()
     def _plan(

@@ -11,6 +11,7 @@ from torch import nn
 
 from stssl.models.backbones import make_backbone
 from stssl.models.layout import memory_format, placed
+from stssl.models.published import PUBLISHED_WEIGHTS
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CHECKER = "libc_malloc_debug.so.0"
@@ -49,7 +50,7 @@ def test_networks_are_laid_out_as_their_images(channels, last):
 @pytest.fixture(scope="class")
 def lines():
     """Output of `heap.py` under malloc's checks, which end a process whose heap was written past a block's end."""
-    stores = dict.fromkeys(("EUROSAT", "SYNTHETIC", "BIGEARTHNET", "OWN"), "/nowhere")
+    stores = dict.fromkeys(("EUROSAT", "SYNTHETIC", "BIGEARTHNET", "OWN", *PUBLISHED_WEIGHTS), "/nowhere")
     environment = os.environ | stores | {"LD_PRELOAD": CHECKER, "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, str(Path(__file__).with_name("heap.py"))]

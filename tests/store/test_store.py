@@ -20,6 +20,8 @@ def test_what_is_in_a_store(store):
     opened = Store.open(store)
     assert (opened.size, opened.bands) == (200, ("B04", "B03", "B02"))
     assert opened.split_names == ("official", "published")
+    official, published = opened.column("split_official"), opened.column("split_published")
+    assert (published == np.where(official == 1, 0, official)).all() and (official == 1).any()
     assert opened.classes("label") == EUROSAT
     assert not opened.multilabel("label")
     assert opened.groups["rgb"].dtype == np.uint8

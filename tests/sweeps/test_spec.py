@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from stssl.base.config import Domain
-from stssl.base.errors import ConfigError
+from stssl.base.errors import ConfigError, DataError
 from stssl.commands.cli import main
 from stssl.sweeps.domains import build_space
+from stssl.sweeps.run import _check_metrics
 from stssl.sweeps.spec import load_sweep
 
 SWEEPS = sorted((Path(__file__).parents[2] / "experiments" / "sweeps").glob("*.yaml"))
@@ -131,7 +132,7 @@ def test_modes_are_known_of_own_scores(space_of, tmp_path):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_sweeps_of_the_repository_are_whole(path, monkeypatch):
-    for name in ("BIGEARTHNET", "SYNTHETIC"):
+    for name in ("BIGEARTHNET", "SYNTHETIC", "USB_VIT_S16"):
         monkeypatch.setenv(name, "/nowhere.zarr")
     loaded = load_sweep(path)
     space = build_space(loaded.config, loaded.recipe)
@@ -165,3 +166,16 @@ def test_the_command_ends_with_words_before_anything_starts(space_of, tmp_path, 
     assert ended.value.code == 2
     assert "unknown key optimizer.rate" in capsys.readouterr().err
     assert not (tmp_path / "sweeps" / "s" / "study.db").exists()
+
+
+def test_a_sweep_needs_a_best_checkpoint(tmp_path, monkeypatch):
+    for name in ("EUROSAT", "USB_VIT_S2"):
+        monkeypatch.setenv(name, "/nowhere")
+    recipe = Path(__file__).parents[2] / "experiments" / "eurosat" / "fixmatch_40.yaml"
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"recipe: {recipe}\nsearch: {{optimizer.lr: auto}}\ntrials: 1\n")
+    with pytest.raises(ConfigError, match=r"evaluation\.checkpoint: the recipe has last.*data\.split"):
+        _check_metrics(load_sweep(file))
+    file.write_text(file.read_text() + "change: {evaluation.checkpoint: best}\n")
+    with pytest.raises(DataError):  # the control: then it opens the store
+        _check_metrics(load_sweep(file))
