@@ -33,6 +33,7 @@ from stssl.recipes.build import build_pixels
 from stssl.recipes.pretraining import PretrainRecipe, ProbeConfig
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import PixelData, labels_of, open_pixels, require_labels
+from stssl.recipes.starting import ChosenScaling, choose_scaling
 from stssl.scoring.evaluation import without_nan
 from stssl.scoring.knn import embed, vote
 from stssl.scoring.metrics import headline, score
@@ -120,7 +121,9 @@ def probe_run(
     pretrained = load_pretrained(folder, device, random=random)
     for part in ("validation", "test"):
         require_labels(targets[torch.from_numpy(data.split.part(part))], part)
-    frozen = freeze(pretrained.encoder, recipe, data, targets, options.features == "standardized")
+    scaling = choose_scaling(recipe.data, data, recorded=folder.read_record()[1])
+    standardize = options.features == "standardized"
+    frozen = freeze(pretrained.encoder, recipe, data, targets, standardize=standardize, scaling=scaling)
     weights = "random" if random else "pretrained"
     target = folder.path / "probe" / f"{weights}-s{seed}.json"
     rows: list[ProbeResult] = []
@@ -170,7 +173,13 @@ def label_rule(text: str, seed: int) -> LabelsConfig:
 
 
 def freeze(
-    encoder: PretrainEncoder, recipe: PretrainRecipe, data: PixelData, targets: Tensor, standardize: bool
+    encoder: PretrainEncoder,
+    recipe: PretrainRecipe,
+    data: PixelData,
+    targets: Tensor,
+    *,
+    standardize: bool,
+    scaling: ChosenScaling | None = None,
 ) -> Frozen:
     """Compute the features of all parts.
 
@@ -180,13 +189,14 @@ def freeze(
         data: Store and split.
         targets: [store rows, decisions] choice ids of all patches.
         standardize: True to subtract the training part's mean and divide by its standard deviation.
+        scaling: Numbers that scale the images; None chooses them by the section `data` alone.
 
     Raises:
         RunError: The features of some patches are not finite.
     """
     device = next(encoder.parameters()).device
     memory = memory_format(encoder, device)
-    pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
+    pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory, scaling).to(device)
     rows = {part: np.sort(data.split.part(part)) for part in PARTS}
     found = {part: embed(encoder.features, data, pixels, rows[part], recipe.evaluation.batch) for part in PARTS}
     if not all(bool(torch.isfinite(values).all()) for values in found.values()):

@@ -21,6 +21,9 @@ ELSEWHERE = {"elsewhere": True}
 STORES = ("s3", "gs", "az")
 """URL schemes of the object stores that may hold a store of patches."""
 
+WEIGHT_KINDS = ("timm", "hf", "file", "run")
+"""What stands before the colon in values of `model.weights`."""
+
 NAME_BYTES = 255
 """Length in bytes of the longest name of a file or folder on common file systems."""
 
@@ -102,9 +105,11 @@ def weights(text: str) -> str:
     This includes `run:NAME`: only `started_from` knows the folder of the runs.
 
     Raises:
-        ValueError: The text after `file:` is a URL, or no path.
+        ValueError: The text is none of the allowed kinds. Or the text after `file:` is a URL, or no path.
     """
     kind, colon, path = text.partition(":")
+    if text not in ("none", "imagenet") and (kind not in WEIGHT_KINDS or not path.strip()):
+        raise ValueError("give none, imagenet, timm:TAG, hf:REPO[/FILE], file:PATH or run:FOLDER")
     return f"file:{local(path)}" if colon and kind == "file" else text
 
 
@@ -228,7 +233,7 @@ Location = Annotated[str, _where_it_runs(local)]
 Folder = Annotated[str, _where_it_runs(folder)]
 """Path of a folder for results."""
 Weights = Annotated[str, _where_it_runs(weights)]
-"""Weights that networks start from: `none`, `imagenet` (from timm's hub), `file:PATH` or `run:NAME`."""
+"""Weights that networks start from: `none`, `imagenet`, `timm:TAG`, `hf:REPO[/FILE]`, `file:PATH` or `run:NAME`."""
 Study = Annotated[str, _where_it_runs(study)]
 """URL of an Optuna storage."""
 Tracking = Annotated[str, _where_it_runs(tracking)]

@@ -4,12 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stssl.base.arrays import Floats, Ints
 from stssl.base.batch import DATE, PLACE, Batch, Stream, View
 from stssl.base.randomness import RandomStream, uniforms
+from stssl.base.scaling import BandScaling
 from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, numbers_needed
 from stssl.data.resizing import Resize, resize_images
 
@@ -46,6 +48,8 @@ class PixelScaler(nn.Module):
     low: Tensor
     width: Tensor
     order: Tensor
+    center: Tensor
+    spread: Tensor
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class PixelScaler(nn.Module):
         std: Floats,
         scale: Literal["sigmas", "bytes"],
         resize: Resize = "centers",
+        scaling: BandScaling | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """Set up the scaling of stored pixel values to network inputs.
@@ -69,6 +74,7 @@ class PixelScaler(nn.Module):
             std: Standard deviation of the stored values for each band in `bands`.
             scale: `sigmas` maps mean - 2 standard deviations to 0, mean + 2 to 1, and clips. `bytes` divides by 255.
             resize: How to change the size of images.
+            scaling: Numbers of each band that replace `mean`, `std` and `scale`; None to use those.
             memory_format: Memory layout that the networks expect.
         """
         super().__init__()
@@ -78,9 +84,12 @@ class PixelScaler(nn.Module):
         self.in_order = delivered == list(bands)
         self.register_buffer("order", torch.tensor([delivered.index(band) for band in bands]), persistent=False)
         low, width = (mean - 2 * std, 4 * std) if scale == "sigmas" else (mean * 0, mean * 0 + 255)
-        self.register_buffer("low", torch.as_tensor(low).float().view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("width", torch.as_tensor(width).float().view(1, -1, 1, 1), persistent=False)
-        self.spread = 0.25 if scale == "sigmas" else 0.5
+        center, spread = mean * 0 + 0.5, mean * 0 + (0.25 if scale == "sigmas" else 0.5)
+        self.numbers_of = scale if scaling is None else "numbers"
+        if scaling is not None:
+            low, width, center, spread = _unit_numbers(scaling)
+        for name, numbers in (("low", low), ("width", width), ("center", center), ("spread", spread)):
+            self.register_buffer(name, torch.as_tensor(numbers).float().view(1, -1, 1, 1), persistent=False)
 
     def unit(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """Scale stored pixels of any resolution to images [n, bands, size, size] with values in [0, 1].
@@ -107,14 +116,16 @@ class PixelScaler(nn.Module):
     def normalize(self, image: Tensor) -> Tensor:
         """Center values x in [0, 1]: return (x - 0.5) / 0.25 with `sigmas`, else (x - 0.5) / 0.5.
 
-        With `sigmas`, 0.25 is one standard deviation. So both scales give values of about unit size.
+        With `sigmas`, 0.25 is one standard deviation. So both scales give values of about unit size. With other
+        numbers, the result is (stored value - mean) / std.
         """
-        return (image - 0.5).div_(self.spread).contiguous(memory_format=self.memory_format)
+        return (image - self.center).div_(self.spread).contiguous(memory_format=self.memory_format)
 
     def rule(self) -> list[tuple[float, float, float, float]]:
         """Return mean, std, low and high of each band: `forward` computes (clip(x, low, high) - mean) / std."""
-        low, width = self.low.flatten().double(), self.width.flatten().double()
-        rows = torch.stack([low + width / 2, self.spread * width, low, low + width], 1)
+        numbers = (self.low, self.width, self.center, self.spread)
+        low, width, center, spread = (buffer.flatten().double() for buffer in numbers)
+        rows = torch.stack([low + center * width, spread * width, low, low + width], 1)
         return [(float(row[0]), float(row[1]), float(row[2]), float(row[3])) for row in rows]
 
     def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
@@ -124,6 +135,20 @@ class PixelScaler(nn.Module):
             arrays: For each band group (each resolution), stored pixels [n, bands, height, width] of n patches.
         """
         return self.normalize(self.unit(arrays))
+
+
+def _unit_numbers(scaling: BandScaling) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return low, width, center and spread of each band. Center and spread are for values between 0 and 1."""
+    low, high, mean, std = (
+        np.array(values, np.float64) for values in (scaling.low, scaling.high, scaling.mean, scaling.std)
+    )
+    width = high - low
+    return (
+        low.astype(np.float32),
+        width.astype(np.float32),
+        ((mean - low) / width).astype(np.float32),
+        (std / width).astype(np.float32),
+    )
 
 
 class ViewDrawer:

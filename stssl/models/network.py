@@ -16,7 +16,7 @@ from stssl.models.freezing import freeze_backbone, is_frozen
 from stssl.models.injection import NOWHERE, Injection, InjectionBase, Nowhere, Shape
 from stssl.models.metadata import EncoderBase, MetadataEncoder
 from stssl.models.sites import INJECTIONS
-from stssl.models.weights import weighted_backbone
+from stssl.models.weights import FirstWeights, weighted_backbone
 
 NetworkRole = Literal["plain", "student", "teacher", "direct"]
 """Purpose of a network.
@@ -130,7 +130,7 @@ def build_network(
     encoder: EncoderBase,
     injection: InjectionBase,
     role: NetworkRole,
-    weights: str,
+    weights: str | FirstWeights,
     distill: bool,
     places: Tensor | None = None,
     head: Head = "new",
@@ -147,7 +147,7 @@ def build_network(
         encoder: Configuration of the metadata encoder.
         injection: Configuration of the site.
         role: Purpose of the network: `plain`, `student`, `teacher` or `direct`.
-        weights: Weights to start from: `none`, `imagenet` (timm's hub) or `file:PATH`.
+        weights: Weights to start from: a value of `model.weights`, or weights that were read before.
         distill: True if the student learns from the teacher's outputs by distillation.
         places: [patches, 4] places and dates of the training patches, for encoders that standardize.
         head: `new` starts the head from zero if weights are given, `weights` takes it from them.
@@ -156,9 +156,18 @@ def build_network(
     Raises:
         ConfigError: The backbone, the weights or the site do not exist, or do not fit each other.
     """
-    net = weighted_backbone(backbone, backbone_args, weights, size=image_size, in_channels=in_channels, classes=classes)
+    net = weighted_backbone(
+        backbone,
+        backbone_args,
+        weights,
+        size=image_size,
+        in_channels=in_channels,
+        classes=classes,
+        with_head=head == "weights",
+    )
     shape = shape_of(net, backbone)
-    if weights != "none" and head == "new":
+    given = weights != "none" if isinstance(weights, str) else weights.checkpoint is not None
+    if given and head == "new":
         _start_head_from_zero(net)
     site: Injection = Nowhere(injection, shape) if role == "plain" else make_site(injection, shape, backbone)
     project: nn.Module = nn.Identity()

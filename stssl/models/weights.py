@@ -1,151 +1,283 @@
-"""Load the first weights of a backbone from timm's hub or a file, and adapt them to its bands and image size."""
+"""Start networks from weights: read them once, fit them to each network, and say what was done.
+
+`weight_sources` finds the weights, `weight_files` reads files, `weight_layouts` recognizes who wrote them,
+`weight_bands` matches bands by name, `weight_fitting` loads them into a backbone, and `known_weights` lists published
+ones.
+"""
 
 import math
-from pathlib import Path
+from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stssl.base.errors import ConfigError, first_line
-from stssl.base.json_types import JsonMapping
+from stssl.base.distributed import rank
+from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonMapping, JsonObject
+from stssl.base.logs import LOG
+from stssl.base.scaling import BandScaling, StoredType
 from stssl.models.backbones import Backbone, make_backbone
-from stssl.models.published import where_to_get
-from stssl.models.sealed import UNREADABLE, read_sealed
+from stssl.models.weight_bands import BandsMissing, pick_bands
+from stssl.models.weight_files import StateDict
+from stssl.models.weight_fitting import Matching, fit_weights
+from stssl.models.weight_sources import Checkpoint, facts_offline, open_checkpoint, open_file
 
-StateDict = dict[str, Tensor]
-"""Weights and buffers of a network, by name."""
+SMALL = 64
+"""Side in pixels below which weights of large images help little: a linear layer on EfficientNet-Lite0's features of
+EuroSAT has 46.8 % accuracy at 32 px and 84.0 % at 64 px."""
 
-COUNTERS = ("num_batches_tracked",)
-"""Ends of the names of tensors that may be missing in a file of weights, because no result depends on them."""
-DERIVED = (*COUNTERS, "relative_position_index", "attn_mask", "mask_token")
-"""Ends of the names of tensors that a file may have although the network lacks them.
 
-They are constants, or masked pretraining used them.
-"""
+class FirstWeights:
+    """Hold the weights that the networks of a run start from.
+
+    Attributes:
+        checkpoint: The weights; None for random ones.
+        image_bands: Bands of the images; None if they are not known.
+        missing: What to do for bands that only the images have; None refuses them.
+        matching: Which tensors the last network took; None before the first one.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None,
+        image_bands: tuple[str, ...] | None = None,
+        missing: BandsMissing | None = None,
+    ) -> None:
+        """Use weights that `open_first_weights` read."""
+        self.checkpoint, self.image_bands, self.missing = checkpoint, image_bands, missing
+        self.matching: Matching | None = None
+
+    def build(
+        self,
+        name: str,
+        options: JsonMapping,
+        *,
+        size: int,
+        in_channels: int,
+        classes: int,
+        with_head: bool = False,
+    ) -> Backbone:
+        """Build a backbone that starts from the weights. Its head is random, unless `with_head` is True.
+
+        Args:
+            name: `slim_resnet` or any name that timm knows.
+            options: Further arguments of the backbone's constructor.
+            size: Side of the images in pixels.
+            in_channels: Number of bands.
+            classes: Number of outputs.
+            with_head: True to load the head, too.
+
+        Raises:
+            ConfigError: The backbone does not exist, or the weights do not fit it.
+        """
+        backbone = make_backbone(name, options, size=size, in_channels=in_channels, classes=classes, hub=False)
+        if self.checkpoint is None:
+            return backbone
+        first = self.matching is None
+        found = fit_weights(
+            backbone, self.checkpoint, image_bands=self.image_bands, missing=self.missing, with_head=with_head
+        )
+        refuse_twins(backbone, self.checkpoint, name, options, size=size, in_channels=in_channels, classes=classes)
+        self.matching = found
+        if first and rank() == 0:
+            for line in self.lines(name, size, in_channels):
+                LOG.info("weights: %s", line)
+        return backbone
+
+    def lines(self, name: str, size: int, in_channels: int) -> list[str]:
+        """Return what to log about the weights. Warn about what users should look at."""
+        checkpoint, found = self.checkpoint, self.matching
+        if checkpoint is None or found is None:
+            return []
+        if size < SMALL and not checkpoint.own and not _made_for(checkpoint, size):
+            LOG.warning(
+                "model.image_size=%d: pretrained weights help little with images below %d px. Set model.image_size=%d, "
+                "also if the patches are smaller: they are resized.",
+                *(size, SMALL, SMALL),
+            )
+        if checkpoint.bands is None and self.image_bands and not checkpoint.own:
+            LOG.warning(
+                "model.weights: %s does not say which %d bands it was trained on: taken as %s. If they are others, "
+                "give model.weights_bands.",
+                *(checkpoint.source, in_channels, ", ".join(self.image_bands)),
+            )
+        title = f" ({checkpoint.known.title})" if checkpoint.known else ""
+        return [f"{checkpoint.source}{title}, layout: {checkpoint.layout}", *found.lines()]
+
+    def scaling(self, stored: StoredType | None) -> BandScaling | None:
+        """Return what the weights were fed, for the bands of the images; None if that is unknown.
+
+        Args:
+            stored: Type of the stored values of all bands; None if the bands have several types.
+        """
+        known = self.checkpoint.known if self.checkpoint else None
+        if known is None or self.image_bands is None or known.stored != stored:
+            return None
+        named = replace(known, bands=self.checkpoint.bands) if self.checkpoint and self.checkpoint.bands else known
+        return named.scaling_of(self.image_bands)
+
+    def about(self) -> JsonObject:
+        """Describe the weights for the record of a run."""
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            return {}
+        known = checkpoint.known
+        title: JsonObject = {"known_as": known.title, "page": known.source, "license": known.license} if known else {}
+        table = self.matching.about() if self.matching else {}
+        return {"source": checkpoint.source, "layout": checkpoint.layout, **title, **table}
+
+
+def open_first_weights(
+    weights: str,
+    name: str,
+    options: JsonMapping,
+    *,
+    size: int,
+    image_bands: tuple[str, ...] | None = None,
+    weights_bands: tuple[str, ...] | None = None,
+    missing: BandsMissing | None = None,
+) -> FirstWeights:
+    """Read the weights that the networks of a run start from.
+
+    Args:
+        weights: Value of `model.weights`.
+        name: `slim_resnet` or any name that timm knows.
+        options: Further arguments of the backbone's constructor.
+        size: Side of the images in pixels.
+        image_bands: Bands of the images; None if they are not known.
+        weights_bands: Bands of the weights, in the order of their first layer; None if the weights say them.
+        missing: What to do for bands that only the images have; None refuses them.
+
+    Raises:
+        ConfigError: The weights do not exist, or cannot be read.
+    """
+    found = open_checkpoint(weights, name, options, size=size, classes=2)
+    if found is not None and weights_bands is not None:
+        found = replace(found, bands=weights_bands)
+    return FirstWeights(found, image_bands, missing)
+
+
+def check_offline(
+    weights: str,
+    name: str,
+    image_bands: tuple[str, ...],
+    weights_bands: tuple[str, ...] | None,
+    missing: BandsMissing | None,
+) -> None:
+    """Check weights of a hub as far as that needs no download: their name, and their bands.
+
+    Raises:
+        ConfigError: timm has no such weights, or they lack bands of the images.
+    """
+    facts = facts_offline(weights, name)
+    bands = weights_bands or (facts.bands if facts else None)
+    if bands is not None and facts is not None:
+        pick_bands(bands, image_bands, missing, weights)
 
 
 def weighted_backbone(
-    name: str, options: JsonMapping, weights: str, *, size: int, in_channels: int, classes: int
+    name: str,
+    options: JsonMapping,
+    weights: "str | FirstWeights",
+    *,
+    size: int,
+    in_channels: int,
+    classes: int,
+    with_head: bool = False,
 ) -> Backbone:
     """Build a backbone and load its first weights.
 
     Args:
         name: `slim_resnet` or any name that timm knows.
         options: Further arguments of the backbone's constructor.
-        weights: Weights to load: `none`, `imagenet` (timm's hub) or `file:PATH`.
+        weights: Weights to start from: a value of `model.weights`, or weights that were read before.
         size: Side of the images in pixels.
         in_channels: Number of bands.
         classes: Number of outputs.
+        with_head: True to load the head, too.
 
     Raises:
         ConfigError: The backbone or the weights do not exist, or the weights do not fit the backbone.
     """
-    kind, _, path = weights.partition(":")
-    if weights not in ("none", "imagenet") and kind != "file":
-        raise ConfigError(f"model.weights: give none, imagenet or file:PATH (given: {weights!r})")
-    hub = weights == "imagenet"
-    backbone = make_backbone(name, options, size=size, in_channels=in_channels, classes=classes, hub=hub)
-    if kind == "file":
-        load_weights(backbone, path)
-    return backbone
+    first = open_first_weights(weights, name, options, size=size) if isinstance(weights, str) else weights
+    return first.build(name, options, size=size, in_channels=in_channels, classes=classes, with_head=with_head)
 
 
-def load_weights(backbone: nn.Module, path: str) -> None:
-    """Load weights from a file into a backbone, except its head. Adapt them to the backbone's bands and image size.
+def load_weights(backbone: nn.Module, path: str) -> Matching:
+    """Load weights from a file into a backbone, except its head. Adapt them to its image size.
 
     Args:
         backbone: Backbone that `make_backbone` built.
-        path: `.safetensors` file (such as an export of this project), or file of `torch.save` that holds only tensors.
+        path: File of weights.
 
     Raises:
         ConfigError: The file cannot be read, or it holds the weights of another model.
     """
-    own, head = backbone.state_dict(), _head(backbone)
-    state = {_renamed(name, own): value for name, value in read_weights(path).items()}
-    state = {name: value for name, value in state.items() if not name.startswith(head)}
-    needed = {name: value for name, value in own.items() if not name.startswith(head)}
-    fitted = {name: _fit(name, value, own[name], backbone, path) for name, value in state.items() if name in needed}
-    problems = {
-        "other shapes": [
-            f"{name} {tuple(state[name].shape)}" for name in fitted if fitted[name].shape != own[name].shape
-        ],
-        "lacks": [name for name in needed if name not in fitted and not name.endswith(COUNTERS)],
-        "also has": [name for name in state if name not in needed and not name.endswith(DERIVED)],
-    }
-    for what, names in problems.items():
-        if names:
-            raise ConfigError(
-                f"model.weights: {path} does not fit model.backbone ({what}: {', '.join(names[:3])}). "
-                "It must be the same model, with the same model.backbone_args."
-            )
-    backbone.load_state_dict(fitted, strict=False)
+    return fit_weights(backbone, open_file(path))
 
 
 def read_weights(path: str) -> StateDict:
-    """Read tensors by name from a safetensors file or a pickled state dict. Run no code from the pickle.
+    """Read the tensors of a file by timm's names. Run no code from the file.
 
     Raises:
         ConfigError: The file does not exist, is damaged, or does not hold tensors by name.
     """
-    file = Path(path)
-    if not file.is_file():  # reading a pipe could wait forever
-        hint = where_to_get(path)
-        raise ConfigError(f"model.weights: there is no file {path}" + (f".{hint}" if hint else ""))
-    try:
-        if file.suffix == ".safetensors":
-            state: object = read_sealed(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ConfigError(f"model.weights: cannot read {path}: {error.strerror or first_line(error)}") from None
-    except UNREADABLE as error:
-        raise ConfigError(f"model.weights: {path} is not a state dict: {first_line(error)}") from None
-    for key in ("model", "state_dict"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(f"model.weights: {path} does not hold tensors by name")
-    named = {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
-    inner = {name.removeprefix("backbone."): value for name, value in named.items() if name.startswith("backbone.")}
-    return inner or named
+    return open_file(path).tensors
 
 
-def _renamed(name: str, own: StateDict) -> str:
-    """Return the name that a file's tensor has in this backbone.
+def refuse_twins(
+    backbone: nn.Module,
+    checkpoint: Checkpoint,
+    name: str,
+    options: JsonMapping,
+    *,
+    size: int,
+    in_channels: int,
+    classes: int,
+) -> None:
+    """Check that the weights are not of another network with the same names and shapes, which computes other numbers.
 
-    timm calls the last norm `fc_norm` in transformers that pool by averaging: it comes after the pooling.
+    For example, `efficientnet_lite0` and `tf_efficientnet_lite0` differ only in their padding.
+
+    Raises:
+        ConfigError: They are of such a network. The message names it.
     """
-    other = "fc_" + name
-    return other if name not in own and other in own else name
+    from timm import is_model
 
-
-def _head(backbone: nn.Module) -> str:
-    return str(getattr(backbone, "default_cfg", {}).get("classifier", "fc" if hasattr(backbone, "fc") else "head"))
-
-
-def _first_kernel(backbone: nn.Module) -> str:
-    """Return the name of the kernel in the backbone's first layer, which reads the image bands."""
-    first = getattr(backbone, "default_cfg", {}).get("first_conv", "conv1")
-    return f"{first[0] if isinstance(first, tuple | list) else first}.weight"
-
-
-def _fit(name: str, value: Tensor, own: Tensor, backbone: nn.Module, path: str) -> Tensor:
-    """Adapt a file's tensor to the backbone: resize position embeddings, change the bands of the first kernel."""
-    from timm.layers.pos_embed import resample_abs_pos_embed
-    from timm.models import adapt_input_conv
-
-    if name == "pos_embed" and value.ndim == own.ndim == 3 and value.shape != own.shape:
-        grid: tuple[int, int] = getattr(backbone.get_submodule("patch_embed"), "grid_size")  # noqa: B009
-        prefix = own.shape[1] - math.prod(grid)  # number of non-patch tokens with a position; it differs among models
-        if math.isqrt(value.shape[1] - prefix) ** 2 != value.shape[1] - prefix:
-            return value  # not a square grid: `load_weights` reports the shape
-        moved: Tensor = resample_abs_pos_embed(value, list(grid), num_prefix_tokens=prefix, antialias=False)
-        return moved
-    if name == _first_kernel(backbone) and value.ndim == own.ndim == 4 and value.shape[1] != own.shape[1]:
-        if value.shape[1] != 3:
-            raise ConfigError(
-                f"model.weights: {path} sees {value.shape[1]} bands and data.bands has {own.shape[1]}. "
-                "Only weights for 3 bands can be adapted to others."
+    base = name.partition(".")[0]
+    if checkpoint.arches and not base.startswith(checkpoint.arches):
+        arch = "tf_" + base if is_model("tf_" + base) else f"{checkpoint.arches}0"
+        raise ConfigError(_twin_words(checkpoint, arch, name))
+    said = checkpoint.arch
+    if said is None:
+        twin = base.removeprefix("tf_") if base.startswith("tf_") else f"tf_{base}"
+        if is_model(twin) and rank() == 0:
+            LOG.warning(
+                "model.weights: %s fits %s and %s, which compute different numbers, and does not say which it is of.",
+                *(checkpoint.source, base, twin),
             )
-        adapted: Tensor = adapt_input_conv(own.shape[1], value)
-        return adapted
-    return value
+        return
+    if said == base or not is_model(said):
+        return
+    try:
+        other = make_backbone(said, options, size=size, in_channels=in_channels, classes=classes, hub=False)
+    except ConfigError:  # the arguments fit only the backbone that the recipe names
+        return
+    same = {key: value.shape for key, value in other.state_dict().items()}
+    if same == {key: value.shape for key, value in backbone.state_dict().items()} and repr(other) != repr(backbone):
+        raise ConfigError(_twin_words(checkpoint, said, name))
+
+
+def _twin_words(checkpoint: Checkpoint, arch: str, name: str) -> str:
+    return (
+        f"model.weights: {checkpoint.source.removeprefix('file:')} holds weights of {arch}. {name} has layers of the "
+        f"same names and shapes and computes other numbers. Set model.backbone={arch}."
+    )
+
+
+def _made_for(checkpoint: Checkpoint, size: int) -> bool:
+    """Return True if a vision transformer's position embeddings show that it was trained on images of this size."""
+    places, kernel = checkpoint.tensors.get("pos_embed"), checkpoint.tensors.get("patch_embed.proj.weight")
+    if places is None or kernel is None or places.ndim != 3:
+        return False
+    side: int = math.isqrt(places.shape[1] - 1) * kernel.shape[-1]
+    return side <= size

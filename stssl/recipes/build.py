@@ -1,7 +1,6 @@
 """Build the parts of a training run from its recipe: the step (networks and algorithm), the loader, the scaler."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -18,9 +17,11 @@ from stssl.data.views import PixelScaler, ViewDrawer
 from stssl.models import NetworkRole, build_network
 from stssl.models.backbones import Backbone, check_images, layer_numbers
 from stssl.models.geoclip import GeoclipConfig
+from stssl.models.weights import FirstWeights
 from stssl.recipes.recipe import R, Recipe
 from stssl.recipes.run_data import PixelData, RunData, open_data, require_labels, require_metadata
 from stssl.recipes.sections import DataConfig, MetadataUse
+from stssl.recipes.starting import ChosenScaling, checkable, choose_scaling, first_weights_of
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.steps.votes import NoVotesConfig, Votes
 
@@ -40,8 +41,8 @@ def check_recipe(recipe: Recipe) -> None:
     if len(data.split.validation):
         require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
     # Ignore pretrained weights from the internet: a check must work offline.
-    local = recipe.model.weights.startswith(("file:", "run:"))
-    step, steps = build_step(recipe if local else without_weights(recipe, encoder=False), data), recipe.schedule.steps
+    readable = recipe if checkable(recipe) else without_weights(recipe, encoder=False)
+    step, steps = build_step(readable, data), recipe.schedule.steps
     for network in step.networks.values():
         model, bands = recipe.model, len(recipe.data.bands)
         backbone = network.get_submodule("backbone")
@@ -78,26 +79,6 @@ def as_trained(recipe: Recipe) -> Recipe:
     return without_weights(recipe).model_copy(update={"votes": NoVotesConfig()})
 
 
-def resolved_weights(recipe: Recipe) -> str:
-    """Return `model.weights`. Replace `run:NAME` by the file of that run's best student or pretrained encoder.
-
-    Raises:
-        ConfigError: The run does not exist, or has no checkpoint yet.
-    """
-    kind, _, name = recipe.model.weights.partition(":")
-    if kind != "run":
-        return recipe.model.weights
-    folder = Path(name)
-    files = [folder / "checkpoints" / f"{part}.safetensors" for part in ("student", "encoder")]
-    found = next((file for file in files if file.exists()), None)
-    if found is None:
-        raise ConfigError(
-            f"model.weights: {folder} has no {' or '.join(file.name for file in files)}. "
-            "Give the name or folder of a finished run."
-        )
-    return f"file:{found}"
-
-
 ROLES: dict[MetadataUse, tuple[NetworkRole, ...]] = {
     "none": ("plain",),
     "teacher": ("student", "teacher"),
@@ -106,12 +87,18 @@ ROLES: dict[MetadataUse, tuple[NetworkRole, ...]] = {
 """Values of `model.metadata`, and the networks of each. The shipped network is first."""
 
 
-def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
+def build_step(recipe: Recipe, data: RunData, first: FirstWeights | None = None) -> TeacherStudentStep:
     """Build networks, algorithm, losses and averages as one module. The recipe's seed decides the initial weights.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Open store, split and drawn labels.
+        first: Weights that the networks start from; None reads those that the recipe names.
 
     Raises:
         ConfigError: The parts do not fit together, or the weights do not fit the networks.
     """
+    first = first or first_weights_of(recipe.model, recipe.data.bands)
     # Reset the seed: initial weights must not depend on networks that an earlier check of the recipe built.
     torch.manual_seed(recipe.seed)
     model = recipe.model
@@ -126,7 +113,7 @@ def build_step(recipe: Recipe, data: RunData) -> TeacherStudentStep:
             encoder=model.encoder,
             injection=model.injection,
             role=role,
-            weights=resolved_weights(recipe),
+            weights=first,
             distill=recipe.loss.distills,
             places=data.metadata[torch.from_numpy(data.split.train)],
             head=model.head,
@@ -182,7 +169,13 @@ def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
     return found
 
 
-def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: torch.memory_format) -> PixelScaler:
+def build_pixels(
+    config: DataConfig,
+    size: int,
+    data: PixelData,
+    memory_format: torch.memory_format,
+    scaling: ChosenScaling | None = None,
+) -> PixelScaler:
     """Build the scaler, which turns stored bands into normalized square images.
 
     Args:
@@ -190,8 +183,11 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
         size: Width and height of the images in pixels.
         data: Open store. It gives the statistics and the layout of the bands.
         memory_format: Memory format of the images, the same as that of the networks.
+        scaling: Numbers of each band; None chooses them by the section `data` alone.
     """
-    if config.scale == "bytes":  # division by 255 needs no statistics, and the store may have none
+    replacing = (scaling or choose_scaling(config, data)).replacing
+    # Division by 255 and given numbers need no statistics, and the store may have none.
+    if config.scale == "bytes" or replacing is not None:
         mean = std = np.zeros(len(config.bands), np.float32)
     else:
         mean, std = data.band_statistics(config)
@@ -206,6 +202,7 @@ def build_pixels(config: DataConfig, size: int, data: PixelData, memory_format: 
         std=std,
         scale=config.scale,
         resize=config.resize,
+        scaling=replacing,
         memory_format=memory_format,
     )
 

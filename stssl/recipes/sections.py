@@ -20,6 +20,7 @@ from stssl.base.paths import ColumnName, Folder, Location, StorePlace, Tracking,
 from stssl.data.resizing import Resize
 from stssl.data.splits import SplitConfig
 from stssl.models import EncoderConfig, Head, InjectionConfig
+from stssl.models.weight_bands import BandsMissing
 from stssl.steps.teacher_student import LabelerMode
 
 MetadataUse = Literal["none", "teacher", "direct"]
@@ -42,6 +43,9 @@ class DataConfig(Config):
             Pillow's bytes, and needs the scale `bytes`. All are bilinear; only `corners` never antialiases.
         statistics: Source of means and standard deviations: `store` (the training patches of the store), or `published`
             (constants of the makers of BigEarthNet, which the store holds too).
+        mean: Numbers to subtract from the stored values, one for each band. With `std`, they replace `scale` and what
+            known weights were fed. Networks see (value - mean) / std.
+        std: Numbers to divide by, one for each band.
         cache: Memory for decoded pixels: `host` or `device`. `none` reads them from the store each time.
         cache_dir: Folder on each node for shards that come from an object store (`s3://...`); None chooses a folder.
         cache_bytes: Largest size of that folder in bytes.
@@ -56,6 +60,8 @@ class DataConfig(Config):
     scale: Literal["sigmas", "bytes"] = "sigmas"
     resize: Resize = "centers"
     statistics: Literal["store", "published"] = "store"
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     cache: Literal["none", "host", "device"] = "none"
     cache_dir: Location | None = None
     cache_bytes: Positive = 50_000_000_000
@@ -69,6 +75,17 @@ class DataConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _numbers_for_each_band(self) -> "DataConfig":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both or none")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != len(self.bands):
+                raise ValueError(
+                    f"{name} has {len(values)} numbers for {len(self.bands)} bands ({', '.join(self.bands)})"
+                )
+        return self
+
 
 class BackboneConfig(Config):
     """Choose the backbone (the image network), its input size and its initial weights.
@@ -77,13 +94,20 @@ class BackboneConfig(Config):
         backbone: Name of a timm model.
         backbone_args: Further arguments of the model's constructor.
         image_size: Width and height of the input images in pixels. Patches of other sizes are resized.
-        weights: Initial weights: `none` (random), `imagenet`, `file:PATH`, or `run:NAME` for those of a finished run.
+        weights: Initial weights: `none` (random), `imagenet` (timm's hub), `timm:TAG` for others of the hub,
+            `hf:REPO[/FILE]` (Hugging Face), `file:PATH`, or `run:NAME` for those of a finished run.
+        weights_bands: Bands that the weights were trained on, in the order of their first layer, by the store's names.
+            None if the weights are known or say it themselves.
+        bands_missing: First-layer kernels for bands that the weights lack: `zero`, or the `mean` of their kernels. None
+            refuses such bands.
     """
 
     backbone: str
     backbone_args: JsonObject = Field(default_factory=dict)
     image_size: ImageSize = 128
     weights: Weights = "none"
+    weights_bands: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    bands_missing: BandsMissing | None = None
 
 
 class ModelConfig(BackboneConfig):

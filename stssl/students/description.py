@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stssl.base.errors import ConfigError, shown
 from stssl.base.json_types import JsonObject
+from stssl.base.scaling import StoredType
 from stssl.data.resizing import Resize
 from stssl.models import EncoderConfig, InjectionConfig, NetworkRole
 
@@ -21,7 +22,6 @@ FORMAT: Literal[1] = 1
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 Size = Annotated[int, Field(ge=1, le=1 << 16)]
 Color = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
-StoredType = Literal["uint8", "uint16"]
 
 
 class Described(BaseModel):
@@ -69,7 +69,8 @@ class ImageDescription(Described):
         meters: Width and height of a patch on the ground in meters; None if the images do not say it.
         resize: How images of other sizes are resized: `centers` (bilinear, antialiased where they shrink), `corners`
             (bilinear with aligned corners, after the scaling) or `pillow` (bytes, as Pillow's bilinear filter).
-        scaling: Rule that the numbers of the bands come from (`data.scale` of the recipe).
+        scaling: Rule that the numbers of the bands come from (`data.scale` of the recipe, or
+            `numbers` for those of pretrained weights or of `data.mean`).
         bits: Number of bits of a stored value.
     """
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stssl.base.batch import Progress
 from stssl.base.distributed import rank, world_size
 from stssl.base.errors import ConfigError
-from stssl.base.json_types import JsonObject
+from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.base.logs import LOG
 from stssl.base.randomness import RandomStream
 from stssl.contrastive.geography import ClustersConfig, NoGeoConfig, cluster_places, known_places
@@ -20,11 +20,12 @@ from stssl.data.views import PixelScaler
 from stssl.models.backbones import check_images, shape_of
 from stssl.models.ema import average_batchnorm, evaluating
 from stssl.models.layout import placed
-from stssl.models.weights import weighted_backbone
+from stssl.models.weights import FirstWeights, weighted_backbone
 from stssl.recipes.build import build_pixels
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.run_data import PixelData, labels_of, open_pixels
 from stssl.recipes.sections import BackboneConfig
+from stssl.recipes.starting import ChosenScaling, Start, checkable, first_weights_of
 from stssl.scoring.knn import embed, knn_scores
 from stssl.scoring.metrics import diverged
 from stssl.students.description import KEY
@@ -46,7 +47,7 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
     step: ContrastiveStep
     loader: PairLoader
 
-    def __init__(self, recipe: PretrainRecipe, device: torch.device) -> None:
+    def __init__(self, recipe: PretrainRecipe, device: torch.device, recorded: JsonMapping | None = None) -> None:
         """Open the data, and build networks and loader for one rank (training process).
 
         Raises:
@@ -56,15 +57,17 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         self.recipe, self.device = recipe, device
         self.data = open_pixels(recipe.data, device, recipe.evaluation.validated)
         self.positives = _positives(recipe, self.data)
-        self.step = _build_step(recipe, self.data)
+        self.start = Start(recipe, self.data, recorded)
+        self.step = _build_step(recipe, self.data, self.start.weights)
         memory = placed(self.step, device)
-        self.make_pairs = PairMaker(recipe, self.data, memory).to(device)
+        scaling = self.start.scaling
+        self.make_pairs = PairMaker(recipe, self.data, memory, scaling).to(device)
         rows = self.data.split.train
         sampler = self.data.order(rows, recipe.batch.size, recipe.seed, RandomStream.PAIRS, world=world_size())
         bands = len(recipe.data.bands)
         source = PairSource(self.data.reader, rows, self.data.metadata, sampler, self.positives, recipe.views, bands)
         self.loader = PairLoader(source, rank(), world_size())
-        self.pixels = build_pixels(recipe.data, recipe.model.image_size, self.data, memory).to(device)
+        self.pixels = build_pixels(recipe.data, recipe.model.image_size, self.data, memory, scaling).to(device)
 
     @classmethod
     def check(cls, recipe: PretrainRecipe) -> None:
@@ -130,24 +133,28 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
     def about(self) -> JsonObject:
         """Describe the store and its parts, for the run's record; `true_pairs` is the share of paired patches."""
         share = self.positives.share(self.data.split.train) if self.positives else 0.0
-        return self.data.about(world_size()) | {"true_pairs": share}
+        return self.data.about(world_size()) | {"true_pairs": share} | self.start.about()
 
 
 class PairMaker(nn.Module):
     """Turn pairs of stored patches into augmented, normalized views on the device."""
 
-    def __init__(self, recipe: PretrainRecipe, data: PixelData, memory: torch.memory_format) -> None:
+    def __init__(
+        self, recipe: PretrainRecipe, data: PixelData, memory: torch.memory_format, scaling: ChosenScaling
+    ) -> None:
         """Prepare crops, colors and normalization for the recipe's image size.
 
         Args:
             recipe: Recipe of the run.
             data: Open store. Its band statistics and the sizes of its bands are used.
             memory: Memory format of the networks.
+            scaling: Numbers that scale the images.
         """
         super().__init__()
         # Cut crops at the stored size and resize them after it: small crops then keep their detail.
         side = max(group.height for group in data.store.groups.values() if set(group.bands) & set(recipe.data.bands))
-        self.pixels: PixelScaler = build_pixels(recipe.data, max(side, recipe.model.image_size), data, memory)
+        size = max(side, recipe.model.image_size)
+        self.pixels: PixelScaler = build_pixels(recipe.data, size, data, memory, scaling)
         self.size = recipe.model.image_size
 
     @torch.no_grad()
@@ -179,11 +186,11 @@ def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
     return Positives(data.split.train, data.store.column(PLACES))
 
 
-def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
+def _build_step(recipe: PretrainRecipe, data: PixelData, first: FirstWeights) -> ContrastiveStep:
     """Build encoders, queue and heads of pretraining as one module, with random weights from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     pretext = recipe.pretext
-    encoder = build_encoder(recipe.model, len(recipe.data.bands), pretext.projection, pretext.mlp)
+    encoder = build_encoder(recipe.model, len(recipe.data.bands), pretext.projection, pretext.mlp, first)
     centers = None
     if isinstance(pretext.geo, ClustersConfig):
         places = data.metadata[torch.from_numpy(data.split.train)]
@@ -191,7 +198,9 @@ def _build_step(recipe: PretrainRecipe, data: PixelData) -> ContrastiveStep:
     return ContrastiveStep(encoder, pretext, centers, recipe.seed)
 
 
-def build_encoder(model: BackboneConfig, bands: int, projection: int, mlp: bool) -> PretrainEncoder:
+def build_encoder(
+    model: BackboneConfig, bands: int, projection: int, mlp: bool, first: FirstWeights | None = None
+) -> PretrainEncoder:
     """Build a backbone, and the projection that maps its features to the vectors of the contrastive loss.
 
     Args:
@@ -199,12 +208,13 @@ def build_encoder(model: BackboneConfig, bands: int, projection: int, mlp: bool)
         bands: Number of bands of the images.
         projection: Number of features that the projection gives.
         mlp: True for a projection of two layers, False for one.
+        first: Weights to start from; None reads those that `model` names.
 
     Raises:
         ConfigError: The backbone is unknown, or the weights do not fit it.
     """
     backbone = weighted_backbone(
-        model.backbone, model.backbone_args, model.weights, size=model.image_size, in_channels=bands, classes=2
+        model.backbone, model.backbone_args, first or model.weights, size=model.image_size, in_channels=bands, classes=2
     )
     width = shape_of(backbone, model.backbone).width
     backbone.reset_classifier(0)
@@ -240,8 +250,9 @@ def check_pretraining(recipe: PretrainRecipe) -> None:
         )
     if not isinstance(recipe.pretext.geo, NoGeoConfig):
         known_places(data.metadata[torch.from_numpy(data.split.train)], getattr(recipe.pretext.geo, "k", 1))
-    # Check without ImageNet weights: they would be downloaded, and the check must work offline.
-    model = recipe.model.model_copy(update={"weights": "none"} if recipe.model.weights == "imagenet" else {})
+    # Check without weights of a hub: they would be downloaded, and the check must work offline.
+    model = recipe.model.model_copy(update={} if checkable(recipe) else {"weights": "none"})
     bands, size = len(recipe.data.bands), recipe.model.image_size
-    encoder = build_encoder(model, bands, recipe.pretext.projection, recipe.pretext.mlp)
+    first = first_weights_of(model, recipe.data.bands)
+    encoder = build_encoder(model, bands, recipe.pretext.projection, recipe.pretext.mlp, first)
     check_images(encoder, encoder.backbone, model.backbone, bands=bands, size=size)

@@ -59,7 +59,7 @@ def describe_student(recipe: Recipe, data: RunData, pixels: PixelScaler, cdmad: 
     )
     return ModelDescription(
         network=network,
-        image=_image(recipe, data),
+        image=_image(recipe, data, pixels.numbers_of),
         bands=tuple(_bands(recipe, data, pixels)),
         classes=tuple(
             ClassDescription(name=name, color=color) for name, color in zip(names, class_colors(names), strict=True)
@@ -82,7 +82,7 @@ def describe_encoder(recipe: PretrainRecipe, data: PixelData, pixels: PixelScale
         network=NetworkDescription(
             backbone=recipe.model.backbone, backbone_args=recipe.model.backbone_args, role="encoder"
         ),
-        image=_image(recipe, data),
+        image=_image(recipe, data, pixels.numbers_of),
         bands=tuple(_bands(recipe, data, pixels)),
         classes=(),
         task="features",
@@ -103,7 +103,7 @@ def _about(data: PixelData, group: BandGroup, key: str) -> float | None:
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
-def _image(recipe: RunRecipe, data: PixelData) -> ImageDescription:
+def _image(recipe: RunRecipe, data: PixelData, scaling: str) -> ImageDescription:
     groups = _groups(recipe, data).values()
     sides = {(group.height, group.width) for group in groups}
     height, width = next(iter(sides))
@@ -113,7 +113,7 @@ def _image(recipe: RunRecipe, data: PixelData) -> ImageDescription:
         stored_pixels=width if len(sides) == 1 and height == width else None,
         meters=grounds.pop() if len(grounds) == 1 else None,
         resize=recipe.data.resize,
-        scaling=recipe.data.scale,
+        scaling=scaling,
         bits=8 if all(group.dtype == np.uint8 for group in groups) else 16,
     )
 

@@ -176,6 +176,16 @@ class RunFolder:
         """
         return without_weights(recipe) if self.checkpoints.exist() else recipe
 
+    def start_record(self) -> JsonObject | None:
+        """Return what a resumed run needs to know of its start; None if the run has no checkpoint or no record yet.
+
+        Raises:
+            RunError: The record is damaged.
+        """
+        if not self.checkpoints.exist():
+            return None
+        return self.read_record()[1] or None
+
     def finished(self) -> RunEnd | None:
         """Read from `done.json` how the run ended. Return None if it has not ended yet.
 

@@ -242,7 +242,8 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
         torch.set_num_threads(recipe.compute.threads)
     keep_memory()
     folder = RunFolder.of(recipe)
-    task = TASKS[type(recipe)](folder.recipe_to_build(recipe), device)
+    recorded = folder.start_record()
+    task = TASKS[type(recipe)](folder.recipe_to_build(recipe) if recorded is not None else recipe, device, recorded)
     if recipe.compute.compile:
         for backbone in task.step.backbones():
             compile_blocks(backbone)

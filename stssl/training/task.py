@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 
 from stssl.base.batch import Progress
-from stssl.base.json_types import JsonObject
+from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.recipes.recipe import R
 from stssl.recipes.run_data import PixelData
 from stssl.steps.base import TrainingStep
@@ -76,8 +76,13 @@ class Task(ABC, Generic[R, Loaded, Made]):
     data: PixelData
 
     @abstractmethod
-    def __init__(self, recipe: R, device: torch.device) -> None:
+    def __init__(self, recipe: R, device: torch.device, recorded: JsonMapping | None = None) -> None:
         """Open the data, and build networks and loader for one rank (training process).
+
+        Args:
+            recipe: Recipe to build from.
+            device: Device of the networks.
+            recorded: The run's record, if the run resumes. It says how images are scaled.
 
         Raises:
             ConfigError: The store or the networks cannot do what the recipe asks for.

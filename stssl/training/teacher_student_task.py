@@ -8,13 +8,14 @@ from torch import Tensor
 
 from stssl.base.batch import Batch, Progress, View
 from stssl.base.distributed import rank, world_size
-from stssl.base.json_types import JsonObject
+from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.data.views import PixelScaler, RawBatch, ViewMaker
 from stssl.models.ema import average_batchnorm
 from stssl.models.layout import placed
 from stssl.recipes.build import build_loader, build_pixels, build_step, check_recipe
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import RunData, open_data
+from stssl.recipes.starting import Start
 from stssl.scoring.evaluation import Evaluation, score_part
 from stssl.scoring.metrics import diverged, headline
 from stssl.steps.teacher_student import TeacherStudentStep
@@ -33,13 +34,15 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
     step: TeacherStudentStep
     data: RunData
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, recorded: JsonMapping | None = None) -> None:
         """Open the data, and build networks and loader for one rank (training process)."""
         self.recipe, self.device = recipe, device
         self.data = open_data(recipe, device)
-        self.step = build_step(recipe, self.data)
+        self.start = Start(recipe, self.data, recorded)
+        self.step = build_step(recipe, self.data, self.start.weights)
         memory = placed(self.step, device)
-        self.views = ViewMaker(build_pixels(recipe.data, recipe.model.image_size, self.data, memory)).to(device)
+        pixels = build_pixels(recipe.data, recipe.model.image_size, self.data, memory, self.start.scaling)
+        self.views = ViewMaker(pixels).to(device)
         self.loader = build_loader(recipe, self.data, self._views_at, rank(), world_size())
 
     @classmethod
@@ -121,7 +124,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
     def about(self) -> JsonObject:
         """Describe the store, the sizes of its parts and the number of labeled patches."""
-        return self.data.about(world_size()) | {"labeled": len(self.data.labeled)}
+        return self.data.about(world_size()) | {"labeled": len(self.data.labeled)} | self.start.about()
 
     def labels(self) -> JsonObject:
         """Describe the patches that kept their label, for `labels.json`: rule, rows, names, frequencies and targets."""

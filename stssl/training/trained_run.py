@@ -19,6 +19,7 @@ from stssl.recipes.build import as_trained, build_pixels, build_step
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import RunData, open_data, open_pixels
 from stssl.recipes.sections import DataConfig
+from stssl.recipes.starting import choose_scaling
 from stssl.scoring.evaluation import Evaluation, batches, save_evaluations, score_part
 from stssl.scoring.metrics import diverged
 from stssl.steps.teacher_student import TeacherStudentStep
@@ -98,7 +99,8 @@ def load_run(
     except (RuntimeError, TypeError, AttributeError) as error:
         raise does_not_fit(path, state, error) from None
     memory = placed(step, device)
-    pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory).to(device)
+    scaling = choose_scaling(recipe.data, data, recorded=folder.read_record()[1])
+    pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory, scaling).to(device)
     return TrainedRun(folder, recipe, data, step, pixels, steps=int(state["progress"]["step"]))
 
 
@@ -133,7 +135,8 @@ def read_inputs(
         raise ConfigError("give the number of at least one row of the store")
     if rows.min() < 0 or rows.max() >= data.store.size:
         raise DataError(f"{data.store.path} has the rows 0 to {data.store.size - 1}, not {rows.min()} to {rows.max()}")
-    pixels = build_pixels(recipe.data, recipe.model.image_size, data, torch.contiguous_format).to(device)
+    scaling = choose_scaling(recipe.data, data, recorded=folder.read_record()[1])
+    pixels = build_pixels(recipe.data, recipe.model.image_size, data, torch.contiguous_format, scaling).to(device)
     read = list(batches(data, pixels, rows, recipe.evaluation.batch))
     return torch.cat([image for image, _ in read]), torch.cat([metadata for _, metadata in read])
 

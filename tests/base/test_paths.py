@@ -38,6 +38,7 @@ OTHERS = {
     "data.split.values",
     "launch.address",
     "model.backbone",
+    "model.weights_bands",
     "name",
 }
 """Keys that take texts which are no paths: a name, a column, an address."""

@@ -32,17 +32,12 @@ def test_teacher_and_student_start_from_the_same_file(tmp_path, ending):
             assert name.startswith("head") or torch.equal(value, state[name]), name
 
 
-def test_other_bands_grids_and_heads_are_adapted(tmp_path):
+def test_other_grids_and_heads_are_adapted(tmp_path):
     source = vit(size=16, classes=1000)
     torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, tmp_path / "w.pt")
-    backbone = loaded(tmp_path / "w.pt", in_channels=12)
-    assert backbone.patch_embed.proj.weight.shape[1] == 12 and backbone.pos_embed.shape[1] == 5
-    # Bands repeat, scaled so that an even image gives what it gave.
-    image = torch.ones(1, 1, SIZE, SIZE)
-    torch.testing.assert_close(
-        backbone.patch_embed(image.expand(-1, 12, -1, -1)),
-        source.patch_embed.proj(image.expand(-1, 3, -1, -1)).flatten(2).mT,
-    )
+    backbone = loaded(tmp_path / "w.pt")
+    assert backbone.pos_embed.shape[1] == 5
+    torch.testing.assert_close(backbone.patch_embed.proj.weight, source.patch_embed.proj.weight)
 
 
 @pytest.mark.parametrize(

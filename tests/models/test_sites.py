@@ -192,7 +192,7 @@ def test_a_token_may_enter_later():
             r"no.* Try token_add",
         ),
         ({"encoder_options": {"standardized": True}}, r"no places to standardize by"),
-        ({"weights": "somewhere"}, r"none, imagenet or file:PATH"),
+        ({"weights": "somewhere"}, r"none, imagenet, timm:TAG"),
         ({"backbone": "resnet5"}, r"no 'resnet5'. Near: .*resnet"),
         ({"backbone_args": {"depht": 2}}, r"backbone_args do not fit"),
     ],

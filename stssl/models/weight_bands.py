@@ -1,0 +1,94 @@
+"""Match the bands of weights with the bands of images by name, and pick the kernels of a first layer accordingly."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stssl.base.errors import ConfigError
+
+BandsMissing = Literal["zero", "mean"]
+"""What to do for bands that only the images have: kernels of zeros, or the mean of the file's kernels."""
+RGB = ("B04", "B03", "B02")
+"""Red, green and blue, by their Sentinel-2 names."""
+COLOR_BANDS = {"red": "B04", "green": "B03", "blue": "B02", "r": "B04", "g": "B03", "b": "B02"}
+"""Other names of bands."""
+
+
+class PickedBands(NamedTuple):
+    """Say which band of a file each band of the images uses.
+
+    Attributes:
+        places: Index of each image band among the bands of the file; None if the file lacks it.
+        dropped: Bands that only the file has.
+        filled: Bands that only the images have.
+    """
+
+    places: list[int | None]
+    dropped: list[str]
+    filled: list[str]
+
+    @property
+    def changes(self) -> bool:
+        """Return True if the kernels of the file cannot be used as they are."""
+        return self.places != list(range(len(self.places))) or bool(self.dropped)
+
+
+def same_band(name: str) -> str:
+    """Return one name for all spellings of a band: `B4` and `red` become `B04`, `b8a` becomes `B8A`."""
+    lower = name.strip().lower()
+    if lower in COLOR_BANDS:
+        return COLOR_BANDS[lower]
+    number = re.fullmatch(r"b0*(\d{1,2})(a?)", lower)
+    if number is None:
+        return lower
+    return f"B{number[1]}A" if number[2] else f"B{int(number[1]):02d}"
+
+
+def pick_bands(
+    file_bands: Sequence[str], image_bands: Sequence[str], missing: BandsMissing | None, what: str
+) -> PickedBands:
+    """Find each band of the images among the bands of a file.
+
+    Args:
+        file_bands: Bands of the file, sorted as in its first layer.
+        image_bands: Bands of the images, sorted as in their channels.
+        missing: What to do for bands that the file lacks; None refuses them.
+        what: Name of the weights in messages.
+
+    Raises:
+        ConfigError: The file lacks a band of the images, or has none of them.
+    """
+    known = [same_band(band) for band in file_bands]
+    wanted = [same_band(band) for band in image_bands]
+    places = [known.index(band) if band in known else None for band in wanted]
+    filled = [band for band, place in zip(image_bands, places, strict=True) if place is None]
+    dropped = [band for band, name in zip(file_bands, known, strict=True) if name not in wanted]
+    if len(filled) == len(image_bands):
+        raise ConfigError(
+            f"model.weights: {what} was trained on {', '.join(file_bands)}, and data.bands has none of them. If the "
+            "names mean the same bands, give model.weights_bands with the names of the store."
+        )
+    if filled and missing is None:
+        raise ConfigError(
+            f"model.weights: {what} was not trained on {', '.join(filled)} of data.bands (it has "
+            f"{', '.join(file_bands)}). Leave these bands out, or set model.bands_missing to zero or mean."
+        )
+    return PickedBands(places, dropped, filled)
+
+
+def picked_kernels(kernel: Tensor, picked: PickedBands, missing: BandsMissing | None) -> Tensor:
+    """Return the kernels of a first layer for the bands of the images.
+
+    Args:
+        kernel: [outputs, file bands, height, width] kernels of the file.
+        picked: Bands to use.
+        missing: What to do for bands that the file lacks.
+
+    Returns:
+        [outputs, image bands, height, width] kernels. Those of bands that the file has are unchanged.
+    """
+    other = kernel.mean(1) if missing == "mean" else torch.zeros_like(kernel[:, 0])
+    return torch.stack([other if place is None else kernel[:, place] for place in picked.places], 1)

@@ -1,0 +1,122 @@
+"""Read files of weights of other programs, without running code from them."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy._core.multiarray import scalar as numpy_scalar
+from torch import Tensor
+
+from stssl.base.errors import ConfigError, first_line, shown
+from stssl.models.published import where_to_get
+from stssl.models.sealed import UNREADABLE, read_sealed
+
+StateDict = dict[str, Tensor]
+"""Tensors by name."""
+HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    np.dtype,
+    (numpy_scalar, "numpy._core.multiarray.scalar"),
+    (numpy_scalar, "numpy.core.multiarray.scalar"),
+    *(type(np.dtype(name)) for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")),
+    *(type(np.dtype(name)) for name in ("uint64", "float16", "float32", "float64")),
+]
+"""Types besides tensors and plain values that a file may hold: settings of trainers, and numbers of NumPy. Building
+them runs no code from the file."""
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "teacher", "student", "network")
+"""Keys under which trainers store the tensors of a network, the preferred ones first."""
+
+
+class WeightFile(NamedTuple):
+    """Hold the contents of a file of weights.
+
+    Attributes:
+        tensors: Tensors by name.
+        rest: Other contents, such as the settings of the trainer.
+        container: Key of the file under which the tensors were; None if they were at the top.
+        other: Names of entries that were not tensors, and of containers that were not used.
+    """
+
+    tensors: StateDict
+    rest: dict[str, object]
+    container: str | None
+    other: list[str]
+
+    def setting(self, *names: str) -> object:
+        """Return a setting of the trainer, by the first of several names that it has; None if it has none.
+
+        Trainers keep their settings at the top, in `args`, or in `hyper_parameters`.
+        """
+        for place in (self.rest, self.rest.get("args"), self.rest.get("hyper_parameters")):
+            found = vars(place) if isinstance(place, argparse.Namespace) else place
+            if isinstance(found, dict):
+                for name in names:
+                    if found.get(name) is not None:
+                        return found[name]
+        return None
+
+
+def read_weight_file(path: str) -> WeightFile:
+    """Read a safetensors file, or a file of `torch.save`. Run no code from it.
+
+    Raises:
+        ConfigError: The file does not exist, is damaged, holds objects besides tensors and harmless values, or holds no
+            tensors by name.
+    """
+    file = Path(path)
+    if not file.is_file():  # reading a pipe could wait forever
+        hint = where_to_get(path)
+        raise ConfigError(f"model.weights: there is no file {path}" + (f".{hint}" if hint else ""))
+    try:
+        if file.suffix == ".safetensors":
+            content: object = read_sealed(file)
+        else:
+            with torch.serialization.safe_globals(HARMLESS):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ConfigError(f"model.weights: cannot read {path}: {error.strerror or first_line(error)}") from None
+    except UNREADABLE as error:
+        raise ConfigError(f"model.weights: {path} {_reason(error)}") from None
+    return _opened(content, path)
+
+
+def _reason(error: BaseException) -> str:
+    """Say in one sentence why a file could not be read. torch's own sentences give advice that would run its code."""
+    text = str(error)
+    found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text) or re.search(r"GLOBAL ([\w.]+)", text)
+    if found:
+        return (
+            f"is not a state dict: it holds an object of {shown(found[1])}, and reading that could run code of the "
+            "file. Save its tensors alone, with torch.save(model.state_dict(), ...) or as safetensors."
+        )
+    if "Weights only load failed" in text or "weights_only" in text:
+        line = text.partition("WeightsUnpickler error:")[2].strip() or "it is no file of torch.save"
+        return f"is not a state dict: {shown(line.splitlines()[0], 120)}"
+    return f"is not a state dict: {shown(first_line(error), 120)}"
+
+
+def _opened(content: object, path: str) -> WeightFile:
+    """Find the tensors in the contents of a file.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    container, rest = None, {}
+    for key in CONTAINERS:
+        inside = content.get(key) if isinstance(content, dict) else None
+        if isinstance(inside, dict) and any(isinstance(value, Tensor) for value in inside.values()):
+            assert isinstance(content, dict)
+            rest = {str(name): value for name, value in content.items() if name != key}
+            content, container = inside, key
+            break
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"model.weights: {path} does not hold tensors by name")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    odd = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if container is None:
+        rest = {name: content[name] for name in odd if name in content}
+    return WeightFile(tensors, rest, container, odd if container is None else [*odd, *rest])

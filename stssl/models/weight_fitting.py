@@ -1,0 +1,232 @@
+"""Fit weights to a backbone: pick the kernels of its bands, move position embeddings, and say what did not match."""
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonObject
+from stssl.models.weight_bands import BandsMissing, PickedBands, pick_bands, picked_kernels
+from stssl.models.weight_files import StateDict
+from stssl.models.weight_sources import Checkpoint
+
+COUNTERS = ("num_batches_tracked",)
+"""Tensors that may be missing in a file, by the end of their names: no result depends on them."""
+DERIVED = (*COUNTERS, "relative_position_index", "attn_mask", "mask_token")
+"""Tensors that only a file may have, by the end of their names: constants, or used for masked pretraining."""
+LEARNT_HEADS = ("fc.", "head.", "heads.", "classifier.", "projector.", "predictor.")
+"""Start of names of tensors that trainers put behind an encoder."""
+SHOWN = 12
+"""Most names that a log line lists."""
+
+
+@dataclass
+class Matching:
+    """Say which tensors of a file a backbone took.
+
+    Attributes:
+        loaded: Names of tensors that were taken, also those that were reshaped.
+        missing: Names of tensors of the backbone that the file lacks: they keep their random values.
+        unexpected: Names of tensors of the file that were not used.
+        reshaped: Names of tensors that were adapted, with what was done.
+        file_bands: Bands of the file; None if unknown.
+        dropped: Bands that only the file has.
+        filled: Bands that only the images have.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reshaped: dict[str, str] = field(default_factory=dict)
+    file_bands: tuple[str, ...] | None = None
+    dropped: list[str] = field(default_factory=list)
+    filled: list[str] = field(default_factory=list)
+
+    def about(self) -> JsonObject:
+        """Return the table as JSON values, for the record of a run."""
+        bands: JsonObject = {"file": list(self.file_bands) if self.file_bands else None}
+        bands |= {"dropped": [*self.dropped], "filled": [*self.filled]}
+        return {
+            "loaded": len(self.loaded),
+            "missing": [*self.missing],
+            "unexpected": [*self.unexpected],
+            "reshaped": {**self.reshaped},
+            "bands": bands,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the table for the log: one line for each kind of difference."""
+        rows = {
+            "loaded": [f"{len(self.loaded)} tensors"],
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "reshaped": [f"{name} {how}" for name, how in self.reshaped.items()],
+            "bands dropped": self.dropped,
+            "bands filled": self.filled,
+        }
+        return [f"{what:<13} {_listed(names)}" for what, names in rows.items() if names]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def fit_weights(
+    backbone: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    image_bands: tuple[str, ...] | None = None,
+    missing: BandsMissing | None = None,
+    with_head: bool = False,
+) -> Matching:
+    """Load weights into a backbone. Adapt them to its bands and image size.
+
+    Args:
+        backbone: Backbone that `make_backbone` built.
+        checkpoint: Weights under timm's names. Its `bands` are the names of the bands, if they are known.
+        image_bands: Bands of the images, in the order of their channels; None if they are not known.
+        missing: What to do for bands that the file lacks; None refuses them.
+        with_head: True to load the head, too.
+
+    Raises:
+        ConfigError: The weights are of another network, or of other bands.
+    """
+    own, head = backbone.state_dict(), _head(backbone)
+    skipped = () if with_head else (head,)
+    found = Matching(unexpected=list(checkpoint.aside), file_bands=checkpoint.bands)
+    state: StateDict = {}
+    for name, value in checkpoint.tensors.items():
+        renamed = _renamed(name, own)
+        if (
+            renamed.startswith(skipped)
+            or (renamed not in own and renamed.startswith(LEARNT_HEADS))
+            or (renamed not in own and renamed.endswith(DERIVED))
+        ):
+            found.unexpected.append(name)
+        else:
+            state[renamed] = value
+    needed = {name: value for name, value in own.items() if not name.startswith(skipped)}
+    first = first_layer(backbone)
+    for name in [name for name in state if name in needed]:
+        fitted = state[name]
+        if name == first and fitted.ndim == needed[name].ndim == 4:
+            fitted = _of_bands(
+                fitted, needed[name].shape[1], checkpoint, image_bands=image_bands, missing=missing, found=found
+            )
+        elif name == "pos_embed":
+            fitted = _moved(fitted, needed[name], backbone, found)
+        state[name] = fitted
+    _refuse_others(state, needed, checkpoint)
+    found.loaded = [name for name in needed if name in state]
+    found.missing = [name for name in needed if name not in state]
+    backbone.load_state_dict({name: state[name] for name in found.loaded}, strict=False)
+    return found
+
+
+def _refuse_others(state: StateDict, needed: StateDict, checkpoint: Checkpoint) -> None:
+    """Check that the weights are those of the backbone.
+
+    Raises:
+        ConfigError: They are of another network. The message names up to three tensors.
+    """
+    problems = {
+        "other shapes": [
+            f"{name} {tuple(value.shape)}"
+            for name, value in state.items()
+            if name in needed and value.shape != needed[name].shape
+        ],
+        "lacks": [name for name in needed if name not in state and not name.endswith(COUNTERS)],
+        "also has": [name for name in state if name not in needed],
+    }
+    for what, names in problems.items():
+        if names:
+            said = f" It says that it is {checkpoint.arch}." if checkpoint.arch else ""
+            raise ConfigError(
+                f"model.weights: {_place(checkpoint)} does not fit model.backbone ({what}: {', '.join(names[:3])}). "
+                f"Its layout is {checkpoint.layout}.{said} Give the backbone that it was made for, with the same "
+                "model.backbone_args; `stssl weights FILE` lists which fit."
+            )
+
+
+def _place(checkpoint: Checkpoint) -> str:
+    return checkpoint.source.removeprefix("file:")
+
+
+def _renamed(name: str, own: StateDict) -> str:
+    """Return the backbone's name for a tensor of a file.
+
+    timm calls the last norm `fc_norm` in transformers that pool by averaging: it comes after the pooling. Others
+    call it `norm` there, too.
+    """
+    for other in ("fc_" + name, name.removeprefix("fc_")):
+        if name not in own and other in own:
+            return other
+    return name
+
+
+def _head(backbone: nn.Module) -> str:
+    return str(getattr(backbone, "default_cfg", {}).get("classifier", "fc" if hasattr(backbone, "fc") else "head"))
+
+
+def first_layer(backbone: nn.Module) -> str:
+    """Return the name of the first kernel, which reads the bands."""
+    first = getattr(backbone, "default_cfg", {}).get("first_conv", "conv1")
+    return f"{first[0] if isinstance(first, tuple | list) else first}.weight"
+
+
+def _of_bands(
+    kernel: Tensor,
+    channels: int,
+    checkpoint: Checkpoint,
+    *,
+    image_bands: tuple[str, ...] | None,
+    missing: BandsMissing | None,
+    found: Matching,
+) -> Tensor:
+    """Pick the kernels of the bands of the images.
+
+    Raises:
+        ConfigError: The bands differ, and their names do not say which to use.
+    """
+    count, place = kernel.shape[1], _place(checkpoint)
+    names = checkpoint.bands
+    if names is not None and len(names) != count:
+        raise ConfigError(
+            f"model.weights_bands: {place} sees {count} bands, and {len(names)} are named: {', '.join(names)}."
+        )
+    if names is None or image_bands is None:
+        if count == channels:
+            return kernel  # the only order that can be meant; `FirstWeights` logs that it is a guess
+        raise ConfigError(
+            f"model.weights: {place} sees {count} bands and data.bands has {channels}, and the file does not say which "
+            f"bands they are. Name them in order: model.weights_bands=[...] with {count} names."
+        )
+    picked: PickedBands = pick_bands(names, image_bands, missing, place)
+    found.dropped, found.filled = picked.dropped, picked.filled
+    if not picked.changes:
+        return kernel
+    made = picked_kernels(kernel, picked, missing)
+    found.reshaped[first_layer_text(kernel)] = f"to {made.shape[1]} bands"
+    return made
+
+
+def first_layer_text(kernel: Tensor) -> str:
+    """Name the first layer in the table, with its shape in the file."""
+    return f"first layer {tuple(kernel.shape)}"
+
+
+def _moved(value: Tensor, own: Tensor, backbone: nn.Module, found: Matching) -> Tensor:
+    """Adapt position embeddings to another grid of patches, bicubically."""
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
+    if value.ndim != 3 or own.ndim != 3 or value.shape == own.shape:
+        return value
+    grid: tuple[int, int] = getattr(backbone.get_submodule("patch_embed"), "grid_size")  # noqa: B009
+    prefix = own.shape[1] - math.prod(grid)  # number of non-patch tokens with a position; it differs among models
+    if math.isqrt(value.shape[1] - prefix) ** 2 != value.shape[1] - prefix:
+        return value  # not a square grid: `fit_weights` reports the shape
+    moved: Tensor = resample_abs_pos_embed(value, list(grid), num_prefix_tokens=prefix, antialias=False)
+    found.reshaped["pos_embed"] = f"from {value.shape[1] - prefix} to {math.prod(grid)} places"
+    return moved

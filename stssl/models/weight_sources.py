@@ -1,0 +1,294 @@
+"""Find the weights that `model.weights` names: on timm's hub, on Hugging Face, in a file, or in a run."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stssl.base.errors import ConfigError, first_line
+from stssl.base.json_types import JsonMapping
+from stssl.base.scaling import BandScaling, StoredType
+from stssl.base.textfiles import read_json
+from stssl.base.yaml_text import parse_yaml
+from stssl.models.backbones import make_backbone
+from stssl.models.known_weights import (
+    LITE0,
+    KnownWeights,
+    arch_of_kernel,
+    known_by_name,
+    rgb,
+    satmae_sentinel,
+)
+from stssl.models.sealed import EXPORTS
+from stssl.models.weight_bands import RGB
+from stssl.models.weight_files import StateDict, WeightFile, read_weight_file
+from stssl.models.weight_layouts import recognize
+
+WEIGHT_SOURCES = "none, imagenet, timm:TAG, hf:REPO[/FILE], file:PATH or run:FOLDER"
+"""Values of `model.weights`, in words."""
+CONFIG = "config.json"
+"""File beside the weights on Hugging Face that names timm's network."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Hold weights to start from, under the names of timm's network.
+
+    Attributes:
+        source: Value of `model.weights`, or path of a file.
+        tensors: Tensors by name.
+        layout: Programs that wrote the file, in words.
+        aside: Names of tensors of other parts, such as a momentum encoder.
+        arch: Name of the network in timm, if the file says it.
+        arches: Start of the names of the only timm networks that compute the same; empty if unknown.
+        bands: Bands that the first layer reads; None if unknown.
+        known: Description of published weights; None if the weights are not known.
+        own: True if this program wrote the file.
+    """
+
+    source: str
+    tensors: StateDict
+    layout: str
+    aside: tuple[str, ...] = ()
+    arch: str | None = None
+    arches: str = ""
+    bands: tuple[str, ...] | None = None
+    known: KnownWeights | None = None
+    own: bool = False
+
+
+def open_checkpoint(weights: str, name: str, options: JsonMapping, *, size: int, classes: int) -> Checkpoint | None:
+    """Read the weights that `model.weights` names; None if it is `none`.
+
+    Args:
+        weights: Value of `model.weights`. Paths are absolute.
+        name: Name of the backbone, for timm's hub.
+        options: Further arguments of the backbone's constructor, for timm's hub.
+        size: Side of the images in pixels, for timm's hub.
+        classes: Number of outputs.
+
+    Raises:
+        ConfigError: The value is wrong, or the weights cannot be read.
+    """
+    kind, _, place = weights.partition(":")
+    if weights == "none":
+        return None
+    if weights == "imagenet" or (kind == "timm" and place):
+        return from_timm(weights, name, options, size=size, classes=classes)
+    if kind == "hf" and place:
+        return from_hugging_face(weights, place)
+    if kind == "file" and place:
+        return replace(open_file(place), source=weights)
+    if kind == "run" and place:
+        return from_run(weights, Path(place))
+    raise ConfigError(f"model.weights: give {WEIGHT_SOURCES} (given: {weights!r})")
+
+
+def open_file(path: str) -> Checkpoint:
+    """Read a file of weights and say what is known about it.
+
+    Raises:
+        ConfigError: The file cannot be read, or it holds no network that timm has.
+    """
+    file = read_weight_file(path)
+    found = recognize(file.tensors, path)
+    known = known_by_name(path) or _known_by_content(file, found.arches)
+    kernel = first_kernel(found.tensors)
+    if known and (kernel is None or kernel.shape[1] != len(known.bands)):
+        known = None  # another file of the same name
+    arch = _arch(file, path, kernel)
+    bands = known.bands if known else None
+    own = Path(path).name in EXPORTS
+    return Checkpoint(path, found.tensors, found.layout, tuple(found.aside), arch, found.arches, bands, known, own)
+
+
+def first_kernel(tensors: StateDict) -> Tensor | None:
+    """Return the kernels of the layer that reads the bands; None if the first kernels are no such layer."""
+    return next((value for value in tensors.values() if value.ndim == 4), None)
+
+
+def _known_by_content(file: WeightFile, arches: str) -> KnownWeights | None:
+    """Recognize published weights by their layout, or by the settings of their trainer."""
+    if arches:
+        return LITE0
+    dataset = file.setting("dataset_type")
+    dropped = file.setting("dropped_bands") or []
+    if dataset == "sentinel" and isinstance(dropped, list | tuple) and all(isinstance(i, int) for i in dropped):
+        return satmae_sentinel(list(dropped))
+    if dataset == "rgb":
+        return known_by_name("fmow_pretrain.pth")
+    return None
+
+
+def _arch(file: WeightFile, path: str, kernel: Tensor | None) -> str | None:
+    """Return the name of the network in timm: from its first layer, the trainer's settings, or the file's name."""
+    from timm import is_model, list_models
+
+    if kernel is not None and (arch := arch_of_kernel(kernel)):
+        return arch
+    said = file.setting("arch", "model", "backbone")
+    if isinstance(said, str) and is_model(said):
+        return said.partition(".")[0]
+    stem = Path(path).name
+    fitting = [name for name in list_models() if re.match(re.escape(name) + r"([-.]|$)", stem)]
+    return max(fitting, key=len, default=None)
+
+
+def from_timm(weights: str, name: str, options: JsonMapping, *, size: int, classes: int) -> Checkpoint:
+    """Download weights from timm's hub, or take them from its cache.
+
+    Raises:
+        ConfigError: timm has no such weights for the backbone, or they cannot be loaded.
+    """
+    full = timm_name(weights, name)
+    # timm adapts position embeddings itself; bands are adapted here, by name.
+    backbone = make_backbone(full, options, size=size, in_channels=3, classes=classes, hub=True)
+    return replace(timm_facts(weights, name), tensors=backbone.state_dict())
+
+
+def timm_name(weights: str, name: str) -> str:
+    """Return timm's name of the backbone with the tag of its weights. It works offline.
+
+    Raises:
+        ConfigError: timm has no such weights for the backbone. The message lists the tags.
+    """
+    from timm.models import list_pretrained
+
+    base = name.partition(".")[0]
+    if weights == "imagenet":
+        return name
+    tag = weights.partition(":")[2]
+    network, dot, _ = tag.partition(".")
+    if dot and network != base:
+        raise ConfigError(f"model.weights: timm:{tag} is of {network}, and model.backbone is {name}. Name one of them.")
+    full = tag if dot else f"{base}.{tag}"
+    known = list_pretrained(f"{base}*")
+    tags = [one.partition(".")[2] for one in known if one.partition(".")[0] == base]
+    if full not in known:
+        choice = f"It has: {', '.join(tags)}" if tags else "It has none"
+        raise ConfigError(f"model.weights: timm has no weights {tag!r} of {base}. {choice}.")
+    return full
+
+
+def timm_facts(weights: str, name: str) -> Checkpoint:
+    """Say what timm knows about weights, without their tensors. It works offline.
+
+    Raises:
+        ConfigError: timm has no such weights for the backbone.
+    """
+    from timm.models import get_pretrained_cfg
+
+    full = timm_name(weights, name)
+    config: Any = get_pretrained_cfg(full)
+    known = None
+    if config is not None:
+        where = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else str(config.url or "timm")
+        title = f"{full.partition('.')[0]}.{config.tag}" if config.tag else full
+        known = rgb(f"{title} of timm", where, str(config.license or ""), mean=config.mean, std=config.std)
+    return Checkpoint(weights, {}, "timm", (), name.partition(".")[0], "", RGB, known)
+
+
+def from_hugging_face(weights: str, place: str) -> Checkpoint:
+    """Download weights from Hugging Face, or take them from its cache.
+
+    Args:
+        weights: Value of `model.weights`.
+        place: OWNER/NAME, or OWNER/NAME/FILE.
+
+    Raises:
+        ConfigError: There is no such file, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    owner, _, rest = place.partition("/")
+    name, _, file = rest.partition("/")
+    if not owner or not name:
+        raise ConfigError(f"model.weights: give hf:OWNER/NAME or hf:OWNER/NAME/FILE (given: {weights!r})")
+    repository = f"{owner}/{name}"
+    try:
+        if not file:
+            files = HfApi().list_repo_files(repository)
+            file = _only_weights(files, weights)
+        path = hf_hub_download(repository, file)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.weights: cannot load {weights} from Hugging Face ({first_line(error)}). Download the file "
+            "elsewhere and give model.weights=file:PATH."
+        ) from None
+    return replace(open_file(path), source=weights)
+
+
+def _only_weights(files: list[str], weights: str) -> str:
+    """Choose the file of weights of a repository.
+
+    Raises:
+        ConfigError: There is none, or several could be meant.
+    """
+    if "model.safetensors" in files:
+        return "model.safetensors"
+    fitting = [file for file in files if file.endswith((".safetensors", ".pth", ".pt", ".ckpt", ".bin"))]
+    if len(fitting) != 1:
+        said = ", ".join(sorted(fitting)[:8]) or "none"
+        raise ConfigError(f"model.weights: {weights}: name the file, as hf:OWNER/NAME/FILE. Files of weights: {said}.")
+    return fitting[0]
+
+
+def from_run(weights: str, folder: Path) -> Checkpoint:
+    """Read the weights of a run: the student of a training run, or the encoder of a pretraining run.
+
+    Raises:
+        ConfigError: The run does not exist, or it has not ended yet.
+    """
+    files = [folder / "checkpoints" / name for name in EXPORTS]
+    found = next((file for file in files if file.exists()), None)
+    if found is None:
+        raise ConfigError(
+            f"model.weights: {folder} has no {' or '.join(file.name for file in files)}. "
+            "Give the name or folder of a finished run."
+        )
+    opened = replace(open_file(str(found)), source=weights)
+    recipe = folder / "recipe.yaml"
+    if not recipe.is_file():
+        return opened
+    tree = parse_yaml(recipe.read_text(encoding="utf-8", errors="replace"), str(recipe))
+    data, model = (tree.get(key) if isinstance(tree, dict) else None for key in ("data", "model"))
+    bands = data.get("bands") if isinstance(data, dict) else None
+    arch = model.get("backbone") if isinstance(model, dict) else None
+    named = tuple(str(band) for band in bands) if isinstance(bands, list) else None
+    known = _fed_by_run(folder, named)
+    return replace(opened, bands=named, arch=arch.partition(".")[0] if isinstance(arch, str) else None, known=known)
+
+
+def _fed_by_run(folder: Path, bands: tuple[str, ...] | None) -> KnownWeights | None:
+    """Return what a run was fed, by its record; None if the record does not say it, as in older releases."""
+    record = folder / "record.json"
+    if bands is None or not record.is_file():
+        return None
+    scaling = read_json(record, error=ConfigError, advice="Put the run's record back.").get("scaling")
+    stored: StoredType | None = None
+    if isinstance(scaling, dict) and scaling.get("stored") in ("uint8", "uint16"):
+        stored = "uint8" if scaling["stored"] == "uint8" else "uint16"
+    if not isinstance(scaling, dict) or stored is None:
+        return None
+    try:
+        numbers = BandScaling.from_about(scaling)
+    except ValueError:
+        raise ConfigError(f"model.weights: {record} is damaged: scaling lacks numbers. Put it back.") from None
+    return KnownWeights(f"the run {folder.name}", bands, stored, numbers, str(folder), "")
+
+
+def facts_offline(weights: str, name: str) -> Checkpoint | None:
+    """Say what is known about weights of a hub without a download; None if nothing is.
+
+    Raises:
+        ConfigError: timm has no such weights for the backbone.
+    """
+    kind, _, place = weights.partition(":")
+    if weights == "imagenet" or (kind == "timm" and place):
+        return timm_facts(weights, name)
+    if kind == "hf" and (known := known_by_name(place)):
+        return Checkpoint(weights, {}, "", bands=known.bands, known=known)
+    return None

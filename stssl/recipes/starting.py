@@ -1,0 +1,173 @@
+"""Decide what a run starts from: its first weights, and the scaling that belongs to them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stssl.base.distributed import rank
+from stssl.base.errors import RunError
+from stssl.base.json_types import JsonMapping, JsonObject
+from stssl.base.logs import LOG
+from stssl.base.scaling import BandScaling, StoredType
+from stssl.models.weights import FirstWeights, check_offline, open_first_weights
+from stssl.recipes.recipe import RunRecipe
+from stssl.recipes.run_data import PixelData
+from stssl.recipes.sections import BackboneConfig, DataConfig
+
+WEIGHTS, SCALING = "weights", "scaling"
+"""Keys of a run's record: what is known about the first weights, and which numbers scaled the images."""
+
+
+class ChosenScaling(NamedTuple):
+    """Hold the numbers that scale the images of a run, and say where they come from.
+
+    Attributes:
+        numbers: Numbers of each band.
+        by: `data.scale`, `data.mean` or `weights`.
+        stored: Type of the stored values.
+    """
+
+    numbers: BandScaling
+    by: str
+    stored: StoredType | None = None
+
+    @property
+    def replacing(self) -> BandScaling | None:
+        """Return the numbers if they replace those of `data.scale`; else None."""
+        return None if self.by == "data.scale" else self.numbers
+
+    def about(self) -> JsonObject:
+        """Describe the numbers for the record of a run."""
+        return {"by": self.by, "stored": self.stored, **self.numbers.about()}
+
+
+class Start:
+    """Hold what a run starts from, and describe it for the run's record.
+
+    Attributes:
+        weights: Weights that the networks start from.
+        scaling: Numbers that scale the images.
+    """
+
+    def __init__(self, recipe: RunRecipe, data: PixelData, recorded: JsonMapping | None = None) -> None:
+        """Read the weights and choose the scaling.
+
+        Args:
+            recipe: Recipe to build from. A resumed run has no weights in it.
+            data: Open store.
+            recorded: The run's record, if the run resumes.
+        """
+        self.recorded = recorded
+        self.weights = first_weights_of(recipe.model, recipe.data.bands)
+        self.scaling = choose_scaling(recipe.data, data, self.weights, recorded)
+
+    def about(self) -> JsonObject:
+        """Describe weights and scaling for the record of a run. A resumed run keeps what was recorded."""
+        kept = (self.recorded or {}).get(WEIGHTS)
+        about = self.weights.about() or kept
+        found: JsonObject = {SCALING: self.scaling.about()}
+        return found | {WEIGHTS: about} if about else found
+
+
+def first_weights_of(model: BackboneConfig, bands: tuple[str, ...]) -> FirstWeights:
+    """Read the weights that `model.weights` names.
+
+    Args:
+        model: Backbone and initial weights.
+        bands: Bands of the images.
+
+    Raises:
+        ConfigError: The weights do not exist, or cannot be read.
+    """
+    return open_first_weights(
+        model.weights,
+        model.backbone,
+        model.backbone_args,
+        size=model.image_size,
+        image_bands=bands,
+        weights_bands=model.weights_bands,
+        missing=model.bands_missing,
+    )
+
+
+def checkable(recipe: RunRecipe) -> bool:
+    """Return True if a check can read the first weights. It must work offline, so it asks no hub for weights.
+
+    Raises:
+        ConfigError: A hub has no such weights, or they lack bands of the images, as far as is known offline.
+    """
+    model = recipe.model
+    check_offline(model.weights, model.backbone, recipe.data.bands, model.weights_bands, model.bands_missing)
+    return model.weights == "none" or model.weights.startswith(("file:", "run:"))
+
+
+def choose_scaling(
+    config: DataConfig, data: PixelData, first: FirstWeights | None = None, recorded: JsonMapping | None = None
+) -> ChosenScaling:
+    """Choose the numbers that scale the images: `data.mean` and `data.std`, else what the weights were fed.
+
+    Without either, `data.scale` decides.
+
+    Args:
+        config: Section `data` of the recipe.
+        data: Open store.
+        first: Weights that the run starts from; None if there are none.
+        recorded: The run's record, if it was started before. Its scaling is kept, even if the weights are gone.
+
+    Raises:
+        RunError: The record is damaged.
+    """
+    stored = stored_type(config, data)
+    if config.mean is not None and config.std is not None:
+        ends = ((0.0,) * len(config.bands), (255.0,) * len(config.bands))
+        low, high = ends if stored == "uint8" else _four_sigmas(config.mean, config.std)
+        return ChosenScaling(BandScaling(low, high, config.mean, config.std), "data.mean", stored)
+    usual = ChosenScaling(_by_scale(config, data), "data.scale", stored)
+    if recorded is not None:
+        kept = recorded.get(SCALING)
+        if not isinstance(kept, dict) or kept.get("by") != "weights":
+            return usual
+        try:
+            return ChosenScaling(BandScaling.from_about(kept), "weights", stored)
+        except ValueError:
+            raise RunError("record.json is damaged: scaling lacks numbers. Put the run's record back.") from None
+    fed = first.scaling(stored) if first else None
+    if fed is None:
+        if first is not None and first.checkpoint is not None and first.checkpoint.known is not None and rank() == 0:
+            known = first.checkpoint.known
+            LOG.warning(
+                "model.weights: %s was trained on %s images, and %s stores others, so data.scale=%s is used. Give "
+                "data.mean and data.std if you know better.",
+                *(known.title, known.stored, data.store.path, config.scale),
+            )
+        return usual
+    return ChosenScaling(fed, "weights", stored) if _differ(fed, usual.numbers) else usual
+
+
+def stored_type(config: DataConfig, data: PixelData) -> StoredType | None:
+    """Return the type of the stored values of the recipe's bands; None if they have several types."""
+    types = {group.dtype for group in data.store.groups.values() if set(group.bands) & set(config.bands)}
+    names: dict[str, StoredType] = {"uint8": "uint8", "uint16": "uint16"}
+    return names.get(str(types.pop())) if len(types) == 1 else None
+
+
+def _by_scale(config: DataConfig, data: PixelData) -> BandScaling:
+    """Return the numbers of `data.scale`."""
+    count = len(config.bands)
+    if config.scale == "bytes":
+        return BandScaling((0.0,) * count, (255.0,) * count, (127.5,) * count, (127.5,) * count)
+    mean, std = data.band_statistics(config)
+    means, stds = tuple(float(value) for value in mean), tuple(float(value) for value in std)
+    low, high = _four_sigmas(means, stds)
+    return BandScaling(low, high, means, stds)
+
+
+def _four_sigmas(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    low = tuple(m - 2 * s for m, s in zip(mean, std, strict=True))
+    return low, tuple(m + 2 * s for m, s in zip(mean, std, strict=True))
+
+
+def _differ(one: BandScaling, other: BandScaling) -> bool:
+    """Return True if two scalings differ by more than rounding."""
+    pairs = ((one.low, other.low), (one.high, other.high), (one.mean, other.mean), (one.std, other.std))
+    return not all(np.allclose(left, right, rtol=1e-6, atol=1e-4) for left, right in pairs)
