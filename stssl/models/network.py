@@ -16,7 +16,7 @@ from stssl.models.freezing import freeze_backbone, is_frozen
 from stssl.models.injection import NOWHERE, Injection, InjectionBase, Nowhere, Shape
 from stssl.models.metadata import EncoderBase, MetadataEncoder
 from stssl.models.sites import INJECTIONS
-from stssl.models.weights import FirstWeights, weighted_backbone
+from stssl.models.weights import FirstWeights, given_weights, weighted_backbone
 
 NetworkRole = Literal["plain", "student", "teacher", "direct"]
 """Purpose of a network.
@@ -156,18 +156,10 @@ def build_network(
     Raises:
         ConfigError: The backbone, the weights or the site do not exist, or do not fit each other.
     """
-    net = weighted_backbone(
-        backbone,
-        backbone_args,
-        weights,
-        size=image_size,
-        in_channels=in_channels,
-        classes=classes,
-        with_head=head == "weights",
-    )
+    sizes = {"size": image_size, "in_channels": in_channels, "classes": classes}
+    net = weighted_backbone(backbone, backbone_args, weights, **sizes, with_head=head == "weights")
     shape = shape_of(net, backbone)
-    given = weights != "none" if isinstance(weights, str) else weights.checkpoint is not None
-    if given and head == "new":
+    if head == "new" and given_weights(weights):
         _start_head_from_zero(net)
     site: Injection = Nowhere(injection, shape) if role == "plain" else make_site(injection, shape, backbone)
     project: nn.Module = nn.Identity()

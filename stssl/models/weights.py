@@ -202,6 +202,11 @@ def weighted_backbone(
     return first.build(name, options, size=size, in_channels=in_channels, classes=classes, with_head=with_head)
 
 
+def given_weights(weights: str | FirstWeights) -> bool:
+    """Return True if networks start from given weights, not from random ones."""
+    return weights != "none" if isinstance(weights, str) else weights.checkpoint is not None
+
+
 def load_weights(backbone: nn.Module, path: str) -> Matching:
     """Load weights from a file into a backbone, except its head. Adapt them to its image size.
 
