@@ -102,7 +102,7 @@ LITE0 = rgb(
     std=(0.5, 0.5, 0.5),
 )
 _SSL4EO = "https://github.com/zhu-xlab/SSL4EO-S12"
-KNOWN = (
+KNOWN_FILES = (
     LITE0,
     KnownWeights(
         "SSL4EO-S12, 13 bands of Sentinel-2",
@@ -166,7 +166,7 @@ ARCH_OF_KERNEL = {"c0673c5ff28b4719bfe162fa3bd843d6": "tf_efficientnet_lite0"}
 def known_by_name(path: str) -> KnownWeights | None:
     """Return the weights that are published under the file name of a path; None if the name is not known."""
     name = Path(path).name
-    return next((known for known in KNOWN if known.files and re.fullmatch(known.files, name)), None)
+    return next((known for known in KNOWN_FILES if known.files and re.fullmatch(known.files, name)), None)
 
 
 def satmae_sentinel(dropped: list[int]) -> KnownWeights:
