@@ -128,21 +128,50 @@ def probe_run(
     target = folder.path / "probe" / f"{weights}-s{seed}.json"
     rows: list[ProbeResult] = []
     for text, rule in rules.items():
-        positives = space.positives(targets).numpy().astype(np.int64)
-        labeled = np.sort(draw_labeled(positives, data.split.train, rule, None))
-        about = {"weights": weights, "labels": text, "labeled": len(labeled), "seed": seed, "step": pretrained.steps}
-        own = frozen.labeled(labeled)
-        rows.append(about | {"method": "linear"} | linear(own, frozen, space, options, seed))
-        rows.append(about | {"method": "k-NN"} | knn_rows(own, frozen, space, options))
+        about = {"weights": weights, "labels": text, "step": pretrained.steps}
+        fresh = score_features(frozen, (space, targets), data.split.train, rule=rule, options=options, about=about)
         if fine_tune:
-            rows.append(
-                about | {"method": "fine-tune"} | tuned(folder, recipe, rule, options, random=random, name=text)
-            )
-        rows = [row | {"protocol": options.model_dump()} for row in rows]
+            scores = tuned(folder, recipe, rule, options, random=random, name=text)
+            described = {key: fresh[0][key] for key in (*about, "labeled", "seed", "protocol")}
+            fresh.append(described | {"method": "fine-tune"} | scores)
+        rows += fresh
         # Write the file after each number of labels: an interrupted probe keeps the earlier results.
         written = _kept(target, rows) + rows
         write_text(target, json.dumps(without_nan({"rows": [*written]}), indent=1))
     return Probed(written, target)
+
+
+def score_features(
+    frozen: Frozen,
+    labels: tuple[LabelSpace, Tensor],
+    train: Ints,
+    *,
+    rule: LabelsConfig,
+    options: ProbeConfig,
+    about: ProbeResult,
+) -> list[ProbeResult]:
+    """Draw labels, and score a linear layer and k-NN that use only them.
+
+    Args:
+        frozen: Features of all parts.
+        labels: Classes, and choice ids [store rows, decisions] of all patches.
+        train: [n] store rows of the training part.
+        rule: Rule that draws the labels. Its seed is also that of the linear layer.
+        options: Settings of the probe.
+        about: Keys that each result gets.
+
+    Returns:
+        The results of both methods.
+    """
+    space, targets = labels
+    positives = space.positives(targets).numpy().astype(np.int64)
+    labeled = np.sort(draw_labeled(positives, train, rule, None))
+    about = about | {"labeled": len(labeled), "seed": rule.seed, "protocol": options.model_dump()}
+    own = frozen.labeled(labeled)
+    return [
+        about | {"method": "linear"} | linear(own, frozen, space, options, rule.seed),
+        about | {"method": "k-NN"} | knn_rows(own, frozen, space, options),
+    ]
 
 
 def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
@@ -298,7 +327,7 @@ def tuned(
         "algorithm": {"name": "supervised"},
         "batch": {"labeled": 64, "unlabeled_ratio": 0},
         "augment": {"strong_labeled": True},
-        "optimizer": {"lr": options.fine_tune_lr},
+        "optimizer": {"lr": options.fine_tune_lr, "backbone_factor": 1.0},
         "schedule": {"steps": steps, "evaluate_every": max(1, steps // 8)},
         "ema": {"decay": 0.0},
         "evaluation": recipe.evaluation.model_dump(),

@@ -252,10 +252,13 @@ def export(
 
 
 def probe(
-    run: Run | str | Path,
+    run: Run | str | Path | None = None,
     labels: Sequence[str] = ("all",),
     seed: int = 0,
     *,
+    weights: str | None = None,
+    store: str | Path | None = None,
+    out: str | Path | None = None,
     random: bool = False,
     fine_tune: bool = False,
     overrides: Iterable[str] = (),
@@ -263,12 +266,16 @@ def probe(
     """Measure how good the features of a pretrained backbone are, by a linear layer and k-NN.
 
     Args:
-        run: A pretraining run or its folder.
+        run: A pretraining run or its folder. Leave it out if you give `weights`.
         labels: Number of labels of each probe: `all`, `fraction=F`, `per-class=N` or `total=N`.
         seed: Seed of the draw of labels.
-        random: True probes random weights, for comparison.
-        fine_tune: True also trains the whole network.
-        overrides: Changes of the probe's own settings, such as `"epochs=50"`.
+        weights: Weights to probe without a run, as in the recipe key `model.weights`. Needs `store`.
+        store: Path or URL of a store with labels, for `weights`.
+        out: File of the scores, for `weights`. The default is `probe-<backbone>-s<seed>.json`, in the current folder.
+        random: True probes random weights, for comparison. This needs a run.
+        fine_tune: True also trains the whole network. This needs a run.
+        overrides: Changes of the probe's own settings, such as `"epochs=50"`. With `weights`, also changes of the
+            recipe's data and network, such as `"model.image_size=128"`.
 
     Returns:
         `rows`, a list of dicts, one for each number of labels and method (`linear`, `k-NN`, `fine-tune`). The keys are
@@ -276,10 +283,20 @@ def probe(
         `test`, from 0 to 1. `path`, the file with these rows.
 
     Raises:
-        StsslError: The folder has no pretraining run, the run has no checkpoint, or the store has no labels.
+        StsslError: The folder has no pretraining run, the run has no checkpoint, the weights do not exist, or the store
+            has no labels.
     """
+    if weights is not None:
+        from stssl.analysis.weights_probe import probe_weights
+
+        if run is not None or store is None or random or fine_tune:
+            raise ConfigError("probe: weights need a store, and go with no run, no random and no fine-tuning")
+        target = None if out is None else Path(out)
+        return probe_weights(weights, str(store), labels, seed, overrides=overrides, out=target)
     from stssl.analysis.probe import probe_run
 
+    if run is None or store is not None or out is not None:
+        raise ConfigError("probe: give the folder of a pretraining run, or weights and a store")
     return probe_run(_folder(run), labels, seed, random=random, fine_tune=fine_tune, overrides=overrides)
 
 

@@ -21,7 +21,7 @@ ELSEWHERE = {"elsewhere": True}
 STORES = ("s3", "gs", "az")
 """URL schemes of the object stores that may hold a store of patches."""
 
-WEIGHT_KINDS = ("timm", "hf", "file", "run")
+WEIGHT_KINDS = ("timm", "hf", "package", "file", "run")
 """What stands before the colon in values of `model.weights`."""
 
 NAME_BYTES = 255
@@ -109,7 +109,7 @@ def weights(text: str) -> str:
     """
     kind, colon, path = text.partition(":")
     if text not in ("none", "imagenet") and (kind not in WEIGHT_KINDS or not path.strip()):
-        raise ValueError("give none, imagenet, timm:TAG, hf:REPO[/FILE], file:PATH or run:FOLDER")
+        raise ValueError("give none, imagenet, timm:TAG, hf:REPO[/FILE], package:NAME, file:PATH or run:FOLDER")
     return f"file:{local(path)}" if colon and kind == "file" else text
 
 

@@ -231,20 +231,40 @@ def pretrain_command(
 
 @app.command("probe")
 def probe_command(
-    run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.", callback=local_path)],
+    run: Annotated[Path | None, typer.Argument(help="Folder of a pretraining run.", callback=local_path)] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Instead of a run: weights, as in model.weights. Needs --store.")
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="Store with labels, for --weights.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File of the scores, for --weights.", callback=local_path)] = None,
     labels: Annotated[
         list[str] | None, typer.Option(help="all, fraction=F, per-class=N or total=N; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of labels.")] = 0,
     random: Annotated[bool, typer.Option("--random", help="Probe random weights, as a control.")] = False,
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Train the whole network too.")] = False,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the probe; repeatable.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="KEY=VALUE of the probe; with --weights also of data and model, such as model.image_size=128."
+        ),
+    ] = None,
 ) -> None:
     """Measure how good the features of a pretrained backbone are: linear layer, k-NN or fine-tuning."""
-    from stssl.analysis.probe import probe_run
+    from stssl.api.functions import probe
     from stssl.api.progress import probe_table
 
-    results = probe_run(run, labels or ["all"], seed, random=random, fine_tune=fine_tune, overrides=overrides or ())
+    results = probe(
+        run,
+        labels or ["all"],
+        seed,
+        weights=weights,
+        store=store,
+        out=out,
+        random=random,
+        fine_tune=fine_tune,
+        overrides=overrides or (),
+    )
     console.print(probe_table(results.rows))
     print(results.path)
 

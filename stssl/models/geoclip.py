@@ -46,6 +46,11 @@ class GeoclipConfig(EncoderBase):
     tune: Switch = False
 
 
+def without_file(config: EncoderBase) -> EncoderBase:
+    """Return the configuration of an equal encoder that reads no file: its weights will be replaced."""
+    return config.model_copy(update={"weights": "none"}) if isinstance(config, GeoclipConfig) else config
+
+
 class LocationNetwork(nn.Module):
     """Compute the features of places: three branches of random Fourier features and four linear layers each."""
 

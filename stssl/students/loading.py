@@ -9,6 +9,7 @@ from torch import Tensor
 from stssl.base.errors import ConfigError, first_line, shown
 from stssl.models import Network, build_network
 from stssl.models.encoders import RawConfig
+from stssl.models.geoclip import without_file
 from stssl.models.injection import NoInjectionConfig
 from stssl.models.sealed import EXPORTS, UNREADABLE, WRITER, read_with_header
 from stssl.students.description import KEY, ModelDescription, parse_description
@@ -131,7 +132,7 @@ def network_of(path: Path, description: ModelDescription, weights: dict[str, Ten
                 image_size=description.image.pixels,
                 in_channels=len(description.bands),
                 classes=len(description.classes),
-                encoder=encoder or RawConfig(),
+                encoder=without_file(encoder or RawConfig()),
                 injection=injection or NoInjectionConfig(),
                 role=role,
                 weights="none",

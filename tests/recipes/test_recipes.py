@@ -64,12 +64,11 @@ def smoke(path, store, tmp_path, *overrides):
     """Two steps of a recipe, its network cut to one small block and its store replaced."""
     tree = load_tree(path)
     model = tree["model"]
-    vit = model["backbone"].startswith("vit")
-    tiny = (
-        ["model.backbone_args={embed_dim: 24, depth: 2, num_heads: 2, patch_size: 8}"]
-        if vit
-        else ["model.backbone_args={channels: [4, 8, 8, 8]}"]
-    )
+    tiny = ["model.backbone_args={channels: [4, 8, 8, 8]}"]
+    if model["backbone"].startswith("vit"):
+        tiny = ["model.backbone_args={embed_dim: 24, depth: 2, num_heads: 2, patch_size: 8}"]
+    elif model["backbone"].startswith("tf_efficientnet"):
+        tiny.append("model.backbone=slim_resnet")
     where = [f"data.store={store}", f"launch.storage={tmp_path}", "compute.threads=1", "model.image_size=32"]
     recipe = load_training_recipe(path, [*where, *tiny, *overrides], smoke=True)
     run(recipe)

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 from test_loop import flat, kill_at, last, make, same
 
+from stssl.archives.nomenclature import EUROSAT
 from stssl.base.errors import ConfigError
 from stssl.models.backbones import make_backbone
 from stssl.models.ema import average_batchnorm, batchnorms
 from stssl.recipes.build import build_step
-from stssl.recipes.fine_tuning import about_fine_tuning, backbone_factor
+from stssl.recipes.fine_tuning import about_fine_tuning, backbone_factor, require_same_classes
 from stssl.recipes.optimizers import AdamWConfig, ScheduleConfig
 from stssl.recipes.run_data import open_data
 from stssl.training import loop
@@ -208,3 +209,28 @@ def test_random_weights_train_as_before(recipe_tree):
 def test_what_cannot_be_is_named(recipe_tree, changes, words):
     with pytest.raises(ConfigError, match=words):
         make(recipe_tree, **changes)
+
+
+def test_a_head_is_taken_on_request_from_a_run_of_the_same_classes(recipe_tree):
+    run(make(recipe_tree, name="first"))
+    given = {"name": "second", "model__weights": "run:first"}
+    taken = build_step(recipe := make(recipe_tree, model__head="weights", **given), open_data(recipe))
+    head = last(make(recipe_tree, name="first"), "best")["step"]["averages.student.network.backbone.fc.weight"]
+    for network in taken.networks.values():
+        assert torch.equal(network.backbone.fc.weight[:, : head.shape[1]], head)
+    fresh = build_step(recipe := make(recipe_tree, **given), open_data(recipe))
+    assert not fresh.networks["student"].backbone.fc.weight.any()  # control: a new head starts from zero
+
+
+def test_a_head_of_other_classes_is_refused(recipe_tree, tmp_path, weights):
+    others = make_backbone("slim_resnet", OPTIONS, size=16, in_channels=3, classes=7, hub=False).state_dict()
+    save_file(others, tmp_path / "seven.safetensors")
+    recipe = make(recipe_tree, model__weights=f"file:{tmp_path / 'seven.safetensors'}", model__head="weights")
+    with pytest.raises(ConfigError, match=r"other shapes: fc.bias \(7,\)"):
+        build_step(recipe, open_data(recipe))
+    run(make(recipe_tree, name="first"))
+    recipe = make(recipe_tree, model__weights="run:first", model__head="weights")
+    require_same_classes(recipe, EUROSAT)
+    with pytest.raises(ConfigError, match=r"class 1 is AnnualCrop, and class 1 of the store is Forest"):
+        require_same_classes(recipe, ("Forest", *EUROSAT[1:]))
+    require_same_classes(make(recipe_tree, model__weights="run:first"), ("Forest", *EUROSAT[1:]))  # a new head

@@ -1,0 +1,152 @@
+"""Probe given weights without a run: k-NN and a linear layer on the frozen features of a store's patches."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stssl.analysis.probe import Probed, ProbeResult, freeze, label_rule, score_features
+from stssl.base.config import Tree, apply_overrides, merge, validate
+from stssl.base.errors import ConfigError
+from stssl.base.labels import LabelSpace
+from stssl.contrastive.step import PretrainEncoder
+from stssl.models.layout import placed
+from stssl.models.weight_sources import open_checkpoint
+from stssl.models.weights import FirstWeights
+from stssl.recipes.pretraining import PretrainRecipe
+from stssl.recipes.run_data import PixelData, labels_of, open_pixels, require_labels
+from stssl.recipes.starting import ChosenScaling, choose_scaling, first_weights_of
+from stssl.scoring.evaluation import without_nan
+from stssl.store.store import Store
+from stssl.training.contrastive_task import build_encoder
+from stssl.training.run_folder import write_text
+
+LEAST_SIZE = 64
+"""Smallest default side of images in pixels. Smaller patches are enlarged: pretrained features need this."""
+SECTIONS = ("data", "model", "evaluation")
+"""Sections of a recipe that overrides may change. Other keys are the probe's own settings."""
+
+
+@dataclass(frozen=True)
+class WeightsProbe:
+    """Hold what a probe of given weights needs.
+
+    Attributes:
+        recipe: Recipe with the data, the network and the settings of the probe.
+        data: Open store and its split.
+        space: Classes and kind of task.
+        targets: [store rows, decisions] choice ids of all patches.
+        encoder: Network with the weights, in evaluation mode.
+        scaling: Numbers that scale the images.
+    """
+
+    recipe: PretrainRecipe
+    data: PixelData
+    space: LabelSpace
+    targets: Tensor
+    encoder: PretrainEncoder
+    scaling: ChosenScaling
+
+
+def probe_weights(
+    weights: str,
+    store: str,
+    labels: Sequence[str],
+    seed: int = 0,
+    *,
+    overrides: Iterable[str] = (),
+    out: Path | None = None,
+) -> Probed:
+    """Train and score classifiers on the features of given weights, and write the scores to a file.
+
+    Args:
+        weights: Weights to probe: a value of `model.weights`.
+        store: Path or URL of a store with labels.
+        labels: Number of labels of each probe: `all`, `fraction=F`, `per-class=N` or `total=N`.
+        seed: Seed of the draw of labels, of the new layer and of its batches.
+        overrides: Changes of the form `key=value`. Keys such as `model.backbone` or `data.split` are those of a recipe.
+            Others, such as `epochs`, are those of its section `probe`.
+        out: File of the scores; None is `probe-<backbone>-s<seed>.json` in the current folder.
+
+    Raises:
+        ConfigError: A setting is wrong, or the weights do not exist, or do not name their network.
+        DataError: The store cannot be read, or no validation patch or no test patch has a label.
+        RunError: The features of some patches are not finite, or the file cannot be written.
+    """
+    rules = {text: label_rule(text, seed) for text in labels}
+    found = _open(weights, store, overrides)
+    recipe, options = found.recipe, found.recipe.probe
+    target = out or Path(f"probe-{recipe.model.backbone}-s{seed}.json")
+    standardize = options.features == "standardized"
+    frozen = freeze(found.encoder, recipe, found.data, found.targets, standardize=standardize, scaling=found.scaling)
+    rows: list[ProbeResult] = []
+    about = {"weights": weights, "backbone": recipe.model.backbone, "image_size": recipe.model.image_size, "step": 0}
+    for text, rule in rules.items():
+        rows += score_features(
+            frozen,
+            (found.space, found.targets),
+            found.data.split.train,
+            rule=rule,
+            options=options,
+            about=about | {"labels": text},
+        )
+    write_text(target, json.dumps(without_nan({"rows": [*rows], "scaling": found.scaling.about()}), indent=1))
+    return Probed(rows, target)
+
+
+def _open(weights: str, store: str, overrides: Iterable[str]) -> WeightsProbe:
+    """Open the store and the weights.
+
+    Raises:
+        ConfigError: A setting is wrong, or the weights do not exist, or do not name their network.
+        DataError: The store cannot be read, or no validation patch or no test patch has a label.
+    """
+    given = list(overrides)
+    own = [text for text in given if text.partition("=")[0].partition(".")[0] not in SECTIONS]
+    tree = apply_overrides({"probe": apply_overrides({}, own)}, [text for text in given if text not in own])
+    tree = merge(_defaults(weights, store, tree), tree)
+    recipe = validate(PretrainRecipe, tree, "probe")
+    if recipe.probe.threads is not None:
+        torch.set_num_threads(recipe.probe.threads)
+    data = open_pixels(recipe.data)
+    space, targets = labels_of(data.store, recipe.data.labels)
+    for part in ("validation", "test"):
+        require_labels(targets[torch.from_numpy(data.split.part(part))], part)
+    first: FirstWeights = first_weights_of(recipe.model, recipe.data.bands)
+    scaling = choose_scaling(recipe.data, data, first)
+    encoder = build_encoder(recipe.model, len(recipe.data.bands), 2, False, first)
+    placed(encoder.eval(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return WeightsProbe(recipe, data, space, targets, encoder, scaling)
+
+
+def _defaults(weights: str, path: str, tree: Tree) -> Tree:
+    """Return the recipe's keys that the store and the weights decide: label set, size of images, backbone."""
+    store = Store.open(path)
+    sets = list(store.label_sets)
+    side = max(group.height for group in store.groups.values())
+    given = tree.get("model")
+    data: Tree = {"store": path}
+    model: Tree = {"weights": weights, "image_size": max(side, LEAST_SIZE)}
+    if len(sets) == 1:
+        data["labels"] = sets[0]
+    if not (isinstance(given, dict) and "backbone" in given):
+        model["backbone"] = backbone_of(weights)
+    return {"name": "probe", "data": data, "model": model, "optimizer": {"name": PretrainRecipe.optimizer_name}}
+
+
+def backbone_of(weights: str) -> str:
+    """Return the name in timm of the network that weights belong to.
+
+    Raises:
+        ConfigError: The weights do not exist, or do not say their network.
+    """
+    kind, _, tag = weights.partition(":")
+    if kind == "timm":
+        return tag.partition(".")[0]
+    found = open_checkpoint(weights, "", {}, size=LEAST_SIZE, classes=2) if kind not in ("none", "imagenet") else None
+    if found is None or found.arch is None:
+        raise ConfigError(f"--weights: {weights} does not say of which network it is: give --set model.backbone=NAME")
+    return found.arch
