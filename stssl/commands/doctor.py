@@ -18,6 +18,7 @@ OPTIONAL = {
     "mlflow": "logging.mlflow: pip install 'stssl[mlflow]'",
     "psycopg": "sweeps with study: postgresql://...: pip install 'stssl[postgres]'",
     "xarray": "Store.to_xarray(): pip install 'stssl[xarray]'",
+    "onnxruntime": "stssl export --format onnx: pip install 'stssl[onnx]'",
     "ipywidgets": "progress bars in notebooks: pip install 'stssl[notebook]'",
 }
 """Optional packages, and what each is used for."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stssl.base.errors import ConfigError, first_line, shown
 from stssl.models import Network, build_network
+from stssl.models.backbones import MISFITS
 from stssl.models.encoders import RawConfig
 from stssl.models.geoclip import without_file
 from stssl.models.injection import NoInjectionConfig
@@ -140,7 +141,7 @@ def network_of(path: Path, description: ModelDescription, weights: dict[str, Ten
                 places=DUMMY_PLACES,
             )
         network.load_state_dict(weights)
-    except (ConfigError, RuntimeError) as error:
+    except (ConfigError, RuntimeError, *MISFITS) as error:
         reason = shown(" ".join(str(error).split()), 200)
         raise ConfigError(
             f"{path}: its weights do not fit its description ({shown(reason, 200)}). Copy the file again."

@@ -26,7 +26,9 @@ from stssl.exports import graphs
 from stssl.exports.places import places_svg
 from stssl.exports.stac import stac_item
 from stssl.models import backbones
+from stssl.models.sealed import seal
 from stssl.models.sites import LateConfig, TokenConfig
+from stssl.students.description import KEY, NetworkDescription
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "export.md"
 BLOCK = "import sys\nsys.modules['stssl'] = None\n"
@@ -263,7 +265,7 @@ def test_soak_pt2_and_onnx_give_the_students_logits_on_real_patches_without_stss
                 stssl.export(run, form)
             student = stssl.load_student(run)
             logits = student(torch.from_numpy(images)).numpy()
-            assert cdmad == bool(np.abs(student.bias).max() > 1e-3)
+            assert cdmad == bool(student.bias.abs().max() > 1e-3)
             np.savez(run / "expected.npz", images=images, logits=logits)
     assert float(alone(COMPARE, tmp_path).split()[-1]) < 1e-4
 
@@ -322,6 +324,17 @@ def test_only_torchvisions_own_resnets_and_three_bands_are_exported_for_it(tmp_p
     own = load_file(run / "checkpoints" / "student.safetensors")
     kept = {name.removeprefix("backbone.") for name in own if not name.startswith("backbone.fc.")}
     assert set(load_file(stssl.export(run, "torchvision"))) == kept
+    told = stssl.load_student(run).description
+    parts = {"network": NetworkDescription(backbone="resnet18", role="encoder"), "classes": (), "task": "features"}
+    encoder = tmp_path / "pretrained" / "checkpoints" / "encoder.safetensors"
+    encoder.parent.mkdir(parents=True)
+    body = {name.removeprefix("backbone."): value for name, value in own.items() if ".fc." not in name}
+    encoder.write_bytes(seal(body, {KEY: told.model_copy(update=parts).text()}))
+    found = load_file(stssl.export(tmp_path / "pretrained", "torchvision"))
+    assert set(found) == kept and torch.equal(found["conv1.weight"], body["conv1.weight"])
+    assert "is a pretrained encoder and has no classes" in exported(tmp_path / "pretrained")
+    with pytest.raises(stssl.ConfigError, match="is a pretrained encoder and has no classes"):
+        stssl.load_student(encoder)
     assert "has no B99. It has: B04, B03, B02" in exported(run, "--format", "torchvision", "--bands", "B04,B03,B99")
     assert "take three bands, not B04, B03" in exported(run, "--format", "torchvision", "--bands", "B04,B03")
     deep = write_run(tmp_path / "deep", patches(), size=12, backbone="resnet18d")

@@ -11,15 +11,18 @@ from safetensors.torch import save_file
 
 import stssl
 from stssl.base.config import validate
+from stssl.data.resizing import resize_images
+from stssl.exports.graphs import graph_of
 from stssl.models.sealed import read_with_header, seal
 from stssl.recipes.recipe import Recipe
 from stssl.students.description import KEY
+from stssl.students.samples import read_samples
 
 CDMAD = {"name": "cdmad", "threshold": 0.3, "debias_after": 1}
 
 
 def train(tree, **changes):
-    tree["labels"] = {"per_class": 3}
+    tree["labels"] = tree["labels"] if "total" in tree["labels"] else {"per_class": 3}
     tree["schedule"] |= {"steps": 4, "supervised_start": 1, "warmup": 1, "evaluate_every": 4}
     for key, value in changes.items():
         tree[key] = tree.get(key, {}) | value if isinstance(value, dict) and key != "algorithm" else value
@@ -64,6 +67,41 @@ def test_a_direct_student_takes_metadata_and_a_distilled_one_does_not(recipe_tre
     assert np.abs(student(torch.from_numpy(patches)).numpy() - scored["logits_student"]).max() < 1e-5
     with pytest.raises(stssl.ConfigError, match="sees only images"):
         student.predict(patches, table)
+
+
+@pytest.mark.parametrize("how", ["corners", "pillow"])
+def test_a_student_resizes_as_in_training(recipe_tree, store, how):
+    run, scored = train(recipe_tree, model={"metadata": "none"}, data={"resize": how})
+    student = stssl.load_student(run)
+    patches = torch.from_numpy(stssl.open_store(store).read(scored["rows"]))
+    assert np.abs(student(patches).numpy() - scored["logits_student"]).max() < 1e-5
+    graph = graph_of(student)  # what an exported file computes
+    assert np.abs(graph(patches.float()).numpy() - scored["logits_student"]).max() < 1e-4
+    other = student.description.image.model_copy(update={"resize": "centers"})
+    student.description = student.description.model_copy(update={"image": other})
+    assert np.abs(student(patches).numpy() - scored["logits_student"]).max() > 1e-4  # the control
+
+
+def test_bands_of_several_resolutions_and_several_classes(recipe_tree, big_store):
+    bands = ["B04", "B8A", "B02", "B01"]
+    data = {"store": str(big_store), "bands": bands, "labels": "labels_43", "scale": "sigmas"}
+    changes = {"model": {"metadata": "none", "image_size": 24}, "data": data}
+    tree = recipe_tree | {"labels": {"total": 30, "allow_missing_classes": True}}
+    run, scored = train(tree, **changes)
+    student, opened = stssl.load_student(run), stssl.open_store(big_store)
+    told = student.description
+    assert told.image.stored_pixels is None and told.image.side == 24 and told.task == "multi-label"
+    assert told.image.meters == 1200 and [band.meters for band in told.bands] == [10, 20, 10, 60]
+    assert told.training.months and told.classes[0].color == "#e6004d"
+    parts = [torch.from_numpy(opened.read(scored["rows"], [band]).astype(np.float32)) for band in bands]
+    images = torch.cat([resize_images(part, 24, "centers") for part in parts], 1)
+    assert np.abs(student(images).numpy() - scored["logits_student"]).max() < 1e-4
+    found = student.probabilities(images)
+    assert torch.allclose(found, student(images).sigmoid())
+    samples = read_samples(run.path / "checkpoints" / "samples.npz")
+    assert samples.images.shape == (8, 4, 24, 24) and torch.isfinite(student(torch.from_numpy(samples.images))).all()
+    with pytest.raises(stssl.DataError, match=r"trained on 16-bit values \(uint16\), and these are 8-bit"):
+        student.predict(np.zeros((1, 4, 24, 24), np.uint8))
 
 
 def test_the_description_says_what_the_student_takes_and_where_it_comes_from(plain, store):
@@ -121,6 +159,9 @@ def test_files_that_are_no_student_say_what_to_do(plain, tmp_path):
     hostile = told["network"] | {"backbone": "resnet18", "backbone_args": {"checkpoint_path": str(path)}}
     path.write_bytes(seal(weights, {KEY: json.dumps(told | {"network": hostile})}))
     refused("backbone_args.checkpoint_path: model.weights decides this")
+    odd = told["network"] | {"backbone": "resnet18", "backbone_args": {"features_only": True}}
+    path.write_bytes(seal(weights, {KEY: json.dumps(told | {"network": odd})}))
+    refused("its weights do not fit its description")
     path.write_bytes(seal(weights))
     refused("an earlier release of stssl wrote it. Remove done.json of its run")
     save_file(weights, tmp_path / "other.safetensors")

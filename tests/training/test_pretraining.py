@@ -21,6 +21,7 @@ from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe
 from stssl.scoring.evaluation import spread
 from stssl.scoring.knn import knn_scores, vote
+from stssl.students.loading import read_described
 from stssl.training import loop
 from stssl.training.contrastive_task import check_pretraining
 from stssl.training.launch import run
@@ -77,6 +78,8 @@ def test_a_run_leaves_what_it_promises(tree):
     assert {"contrast", "geo", "geo_right", "key_found", "loss"} <= rows[0].keys()
     assert "accuracy" in rows[-1] and folder.finished()["steps"] == 8
     assert folder.recipe() == recipe and (folder.path / "checkpoints" / "encoder.safetensors").exists()
+    told = read_described(folder.path).description
+    assert told.network.role == "encoder" and told.classes == () and told.training.labeled is None
     assert not (folder.path / "labels.json").exists()
     with pytest.raises(RunError, match="is a pretraining run, not a training run"):
         folder.recipe_as(Recipe)
