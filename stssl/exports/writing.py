@@ -150,6 +150,8 @@ def _claim(target: Path, run: Path, digest: str) -> dict[str, object]:
     names = {path.name for path in target.iterdir()}
     if not names:
         return {}
+    if CONFIG not in names and names <= set(EXPORT_FILES) and names & {MAP, ITEM, *FILES.values()}:
+        return {}  # an export was killed while it replaced its files: write all of them again
     earlier = read_config(target / CONFIG)
     if earlier is None or not names <= set(EXPORT_FILES):
         stranger = next(iter(sorted(names - set(EXPORT_FILES))), CONFIG)

@@ -225,6 +225,17 @@ def test_lost_or_damaged_samples_say_what_to_do(tmp_path):
     assert "Remove done.json of the run" in exported(run)
 
 
+def test_an_export_that_was_killed_amid_its_move_is_written_again(tmp_path):
+    run = write_run(tmp_path / "run", patches(), size=12, backbone="resnet18")
+    path = stssl.export(run, "torchvision")
+    (path.parent / "config.json").unlink()
+    path.write_bytes(b"half")
+    assert load_file(stssl.export(run, "torchvision")) and (path.parent / "config.json").is_file()
+    for name in ("config.json", "places.svg", "backbone.safetensors"):
+        (path.parent / name).unlink()
+    assert "holds other files" in exported(run, "--format", "torchvision")  # the control: only a README.md is left
+
+
 NETWORKS = {
     "slim_resnet": {},
     "resnet18": {"backbone": "resnet18"},
