@@ -64,7 +64,7 @@ class Student(nn.Module):
 
     @property
     def needs_metadata(self) -> bool:
-        """Return True if the student sees place and date (`model.metadata: direct`)."""
+        """Return True if the student sees place and date, too. It then takes metadata as its second argument."""
         return self.description.network.role == "direct"
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
