@@ -70,6 +70,13 @@ def test_lists_name_only_settings_that_exist():
     assert all(departure.reason.endswith(".") for departure in DEPARTURES.values())
 
 
+def test_reasons_that_point_to_vectors_point_to_some():
+    vectors = Path(__file__).parent / "reference" / "vectors"
+    reasons = (ELSEWHERE | PRETRAINING_ELSEWHERE).values()
+    names = [name for reason in reasons for name in re.findall(r"the vectors ([\w*]+)", reason)]
+    assert len(names) > 8 and all(any(vectors.glob(f"{name}.npz")) for name in names)
+
+
 def cases():
     """One change for each part of a recipe, and a setting that must notice it."""
     big, teacher = "config/bigearthnet/fixmatch0.01.yaml", "config/bigearthnet/stssl_fixmatch0.01.yaml"

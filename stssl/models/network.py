@@ -67,8 +67,9 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> "Network":
         """Set training or evaluation mode. A frozen backbone stays in evaluation mode."""
         super().train(mode)
-        if is_frozen(self.backbone):
-            self.backbone.eval()
+        for part in self.children():
+            if is_frozen(part):
+                part.eval()
         return self
 
     def forward(self, image: Tensor, metadata: Tensor | None = None, inject: bool = True) -> Prediction:
