@@ -77,7 +77,7 @@ def synthesize(out: str | Path, patches: int = 2000, seed: int = 0, *, progress:
 
 def convert(
     source: str,
-    archive: str | Path,
+    archive: str | Path | Sequence[str | Path],
     store: str | Path,
     *,
     codec: str = "lz4",
@@ -91,8 +91,9 @@ def convert(
     """Convert an archive to a Zarr store. The same call resumes an interrupted conversion.
 
     Args:
-        source: Format of the archive: `bigearthnet-v1`, `bigearthnet-v2`, `eurosat`, `eurosat-ms` or `manifest`.
-        archive: Folder or file of the archive.
+        source: Format of the archive: `bigearthnet-v1`, `bigearthnet-v2`, `eurosat`, `eurosat-ms`, `manifest` or
+            `scenes`.
+        archive: Folder or file of the archive; the format `scenes` takes several.
         store: Folder or URL to write.
         codec: Compression: `lz4`, `zstd` or `none`.
         shard: Number of patches in a shard file.

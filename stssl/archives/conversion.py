@@ -9,13 +9,13 @@ import hashlib
 import io
 import itertools
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stssl.archives.base import Archive, OnProgress
-from stssl.archives.options import options_of
+from stssl.archives.options import options_of, takes_several
 from stssl.archives.registry import ARCHIVES
 from stssl.base.errors import ConfigError, DataError, RunError
 from stssl.base.json_types import JsonObject
@@ -26,6 +26,9 @@ from stssl.store.schema import SHARD, Patch
 from stssl.store.store import Store
 from stssl.store.verification import Findings, verify
 from stssl.store.writer import CODECS, StorePlan, Writer
+
+ArchivePlace = str | Path | Sequence[str | Path]
+"""Path of an archive, or paths of several scenes."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Options:
 
 def convert_archive(
     source: str,
-    archive: str | Path,
+    archive: ArchivePlace,
     store: str | Path,
     options: Options = Options(),
     progress: OnProgress | None = None,
@@ -86,7 +89,7 @@ def convert_archive(
 
     Args:
         source: Name of the archive format, a key of `ARCHIVES`.
-        archive: Folder or file of the archive.
+        archive: Folder or file of the archive. The format `scenes` takes several.
         store: Folder or URL to write.
         options: Codec, shard size, limit, strictness, workers.
         progress: Called with the number of finished shards and of all shards.
@@ -106,7 +109,9 @@ def convert_archive(
     opened = open_archive(source, archive, **about)
     target = str(store) if is_remote(str(store)) else str(Path(store).absolute())
     plan = make_plan(source, opened, options, about)
-    job = Job(opened, Writer(target, plan), options.strict, Path(archive).absolute())
+    if takes_several(source):
+        _require_outside(target, archive)
+    job = Job(opened, Writer(target, plan), options.strict, tuple(path.absolute() for path in _paths(archive)))
     with sole_writer(target):
         with writing(target):
             job.writer.prepare()
@@ -135,12 +140,27 @@ def _examples(writer: Writer) -> dict[str, str]:
     return found
 
 
-def open_archive(source: str, archive: str | Path, **about: object) -> Archive:
+def _paths(archive: ArchivePlace) -> list[Path]:
+    return [Path(archive)] if isinstance(archive, str | Path) else [Path(one) for one in archive]
+
+
+def _require_outside(store: str, archive: ArchivePlace) -> None:
+    """Refuse a store inside a folder that is searched for images: a later conversion could read it.
+
+    Raises:
+        ConfigError: The store lies inside the archive.
+    """
+    for path in _paths(archive):
+        if not is_remote(store) and path.is_dir() and Path(store).resolve().is_relative_to(path.resolve()):
+            raise ConfigError(f"the store {store} lies inside the archive {path}. Give a path outside of it.")
+
+
+def open_archive(source: str, archive: ArchivePlace, **about: object) -> Archive:
     """Open an archive and list its patches.
 
     Args:
         source: Name of the archive format.
-        archive: Folder or file of the archive.
+        archive: Folder or file of the archive, or several.
         **about: The format's own options. An option that is None counts as not given.
 
     Raises:
@@ -149,10 +169,13 @@ def open_archive(source: str, archive: str | Path, **about: object) -> Archive:
     """
     if source not in ARCHIVES:
         raise ConfigError(f"unknown archive format '{source}'. Known: {', '.join(ARCHIVES)}.")
-    path = Path(archive).absolute()  # The workers of a cluster run in another working folder.
-    if not path.exists():
-        raise DataError(f"there is no archive at {archive}")
-    given = {
+    paths = [path.absolute() for path in _paths(archive)]  # The workers of a cluster run in another working folder.
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"there is no archive at {path}")
+    if len(paths) != 1 and not takes_several(source):
+        raise ConfigError(f"{source} takes one archive, and {len(paths)} paths are given before the store.")
+    given: dict[str, Any] = {
         name: value.absolute() if isinstance(value, Path) else value
         for name, value in about.items()
         if value is not None
@@ -161,7 +184,7 @@ def open_archive(source: str, archive: str | Path, **about: object) -> Archive:
     strangers = sorted(set(given) - set(known))
     if strangers:
         raise ConfigError(f"{source} has no option {', '.join(strangers)}. It has: {', '.join(known) or 'none'}.")
-    return ARCHIVES[source](path, **given)
+    return ARCHIVES[source](*paths, **given)
 
 
 def make_plan(source: str, archive: Archive, options: Options, about: Mapping[str, object]) -> StorePlan:
@@ -204,13 +227,13 @@ def make_plan(source: str, archive: Archive, options: Options, about: Mapping[st
 
 
 def verify_store(
-    store: str | Path, archive: str | Path | None = None, progress: OnProgress | None = None, **about: object
+    store: str | Path, archive: ArchivePlace | None = None, progress: OnProgress | None = None, **about: object
 ) -> Findings:
     """Check a store's checksums, hashes and counts. If an archive is given, compare every pixel with it.
 
     Args:
         store: Path or URL.
-        archive: Folder or file of the archive that became this store.
+        archive: Folder or file of the archive that became this store, or several.
         progress: Called with the number of checked patches and of all patches.
         **about: The format's options that are paths, as in the conversion. A store keeps only its other options.
 
@@ -235,13 +258,13 @@ class Job:
         archive: The open archive.
         writer: Writer of the store.
         strict: True to stop at the first bad patch.
-        root: Path of the archive, which every node must see.
+        roots: Paths of the archive, which every node must see.
     """
 
     archive: Archive
     writer: Writer
     strict: bool
-    root: Path
+    roots: tuple[Path, ...]
 
     def convert_shard(self, shard: int) -> int:
         """Read all patches of a shard from the archive, write the shard into the store, and return its number.
@@ -252,10 +275,11 @@ class Job:
         rows = self.writer.plan.rows(shard)
         names = [self.archive.names[row] for row in rows]
         patches = [self._read(row) for row in rows]
-        if not self.root.exists():
+        lost = [root for root in self.roots if not root.exists()]
+        if lost:
             # Without this error, all patches of the shard would be stored as bad ones.
             raise DataError(
-                f"{self.root} is not there on {socket.gethostname()}. The archive must lie where every node of the "
+                f"{lost[0]} is not there on {socket.gethostname()}. The archive must lie where every node of the "
                 "cluster sees it; run the same `stssl convert` again then."
             )
         for name, patch in zip(names, patches, strict=True):

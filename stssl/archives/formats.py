@@ -10,5 +10,6 @@ FORMATS = {
     "eurosat": "eurosat:EuroSat",
     "eurosat-ms": "eurosat:EuroSatMs",
     "manifest": "manifest:Manifest",
+    "scenes": "scenes:Scenes",
 }
 """Name of each format, as in `stssl convert NAME`, and its module and class."""

@@ -29,6 +29,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
+from stssl.archives.grids import ImageGrid, grid_of
 from stssl.base.arrays import AnyArray
 from stssl.store.schema import BadPatchError
 
@@ -48,7 +49,7 @@ MOST_BANDS, MOST_PATCH_BYTES = 256, 1 << 27
 MOST_TILES = 4096
 """Most tiles of a JPEG 2000 file: its library reserves kilobytes for each tile when it opens the file."""
 _CODESTREAM = b"\xff\x4f\xff\x51"
-_SETTINGS = {
+IMAGE_SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
     "GDAL_GEOREF_SOURCES": "INTERNAL",
@@ -83,12 +84,16 @@ class Picture:
         measured: [bands, H, W] True if a pixel is measured; None if all pixels are.
         colors: Color of each band by the file, such as `red` or `undefined`.
         scaling: Scale and offset of each band by the file.
+        names: Descriptions of the bands by the file; empty where it has none.
+        grid: Coordinate system, corner and pixel size by the file; None if it does not say them.
     """
 
     pixels: AnyArray
     measured: NDArray[np.bool_] | None
     colors: tuple[str, ...]
     scaling: tuple[tuple[float, float], ...]
+    names: tuple[str, ...] = ()
+    grid: ImageGrid | None = None
 
 
 class _Bands(NamedTuple):
@@ -145,7 +150,7 @@ def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
     try:
         with (
             warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
-            rasterio.Env(**_SETTINGS),
+            rasterio.Env(**IMAGE_SETTINGS),
             MemoryFile(data) as memory,
             rasterio.open(memory.name, driver=driver, sharing=False) as file,
         ):
@@ -226,14 +231,18 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
         if measured is None and size is not None and not _palette(file):
             kept = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color.name != "alpha"]
             values = file.read(kept, out_shape=(len(kept), size, size), resampling=Resampling.bilinear)
+        names = tuple(text or "" for text in file.descriptions)
         scaling = tuple(zip(map(float, file.scales), map(float, file.offsets), strict=True))
         upright = _upright(data, file, name)
+        grid = grid_of(file) if upright == 1 else None
+        if grid is not None and size is not None:
+            grid = grid.resized(file.height / size, file.width / size)
     if measured is not None and not measured.any():
         raise BadPatchError("nodata", f"{name} has no measured pixel: all are nodata, masked or transparent")
     if measured is not None or (size is not None and values.shape[1:] != (size, size)):
-        values, filled = _filled(values, measured, size)
+        values, filled = fill_unmeasured(values, measured, size)
         measured = None if measured is None else _turned(filled, upright)
-    return Picture(_turned(values, upright), measured, colors, scaling[: len(values)])
+    return Picture(_turned(values, upright), measured, colors, scaling[: len(values)], names[: len(values)], grid)
 
 
 def read_stored(path: Path, name: str) -> tuple[AnyArray, NDArray[np.bool_]]:
@@ -323,7 +332,7 @@ def _premultiplied(data: bytes) -> bool:
             return False
 
 
-def _filled(
+def fill_unmeasured(
     values: AnyArray, measured: NDArray[np.bool_] | None, size: int | None
 ) -> tuple[AnyArray, NDArray[np.bool_]]:
     """Give pixels that are not measured the mean of their band. If a new size is given, resample the image before.

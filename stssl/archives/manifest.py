@@ -1,4 +1,4 @@
-"""Read any set of images that a CSV or Parquet table lists.
+"""Read any set of images that a CSV or Parquet table lists, or all images of a folder.
 
 The table has a column `path`. It may have the columns label, labels, lat, lon, time, location_id, country and split.
 Images are GeoTIFF, PNG, JPEG or JPEG 2000, with 8 or 16 bits. They have one size or are resampled to one size. If the
@@ -8,6 +8,7 @@ table gives no place, the place comes from the image's georeference. Files besid
 
 import csv
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,17 +17,20 @@ from types import MappingProxyType
 from typing import Annotated
 
 import numpy as np
+import pyarrow
 from PIL import Image
 
 from stssl.archives.base import Example, ExamplePatch, Option
 from stssl.archives.cells import first_rows, image_path, place_name, place_of, split_of, time_of
+from stssl.archives.grids import ImageGrid, common_meters
 from stssl.archives.image_places import place_in
 from stssl.archives.images import Picture, in_color_order, read_image, sidecars
 from stssl.archives.label_cells import is_missing, read_labels
-from stssl.archives.tables import ABOUT, FORM, cells_of, choose_columns, read_table
+from stssl.archives.scene_files import canonical_band
+from stssl.archives.tables import ABOUT, FORM, cells_of, choose_columns, folder_of, folder_table, read_table
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.json_types import JsonMapping
-from stssl.store.schema import COMMON, REGION, BadPatchError, Column, Patch, PixelArray, Values, split_column
+from stssl.store.schema import COMMON, GRID, REGION, BadPatchError, Column, Patch, PixelArray, Values, split_column
 from stssl.store.schema import label_columns as labels_of
 
 PATHS = ("path", "filepath", "file_path", "filename", "file_name", "image", "image_path", "file")
@@ -55,22 +59,45 @@ class Manifest:
         """Read the table of images, and find out their size and bands from the first images.
 
         Args:
-            archive: The table. Its paths are relative to its folder.
+            archive: The table. Its paths are relative to its folder. Or a folder, or a pattern such as `tiles/*.tif`.
             bands: `all`, or `rgb` for the first three.
             size: New height and width of all images in pixels. If it is None, all images must have one size.
-            band_names: Names of the images' bands, with commas between them. The default is B04, B03, B02 for 8-bit
-                images with three bands, and numbers for other images.
+            band_names: Names of the images' bands, with commas between them. The default is what the images
+                say, else B04, B03, B02 for 8-bit images with three bands, and numbers for other images.
 
         Raises:
             ConfigError: An option is impossible.
             DataError: The table has no column `path` or no rows, or no image can be read.
         """
-        whole = read_table(archive)
+        whole = folder_table(archive) if archive.is_dir() or not archive.exists() else read_table(archive)
+        self._fill(whole, archive, bands, size, band_names)
+
+    @classmethod
+    def listed(cls, paths: Sequence[Path], band_names: str | None = None) -> "Manifest":
+        """Open a data set of the given images.
+
+        Args:
+            paths: Absolute paths of the images.
+            band_names: Names of the images' bands, with commas between them.
+
+        Raises:
+            ConfigError: The number of names is wrong.
+            DataError: No image can be read.
+        """
+        folder = Path(os.path.commonpath([path.parent for path in paths]))
+        made = cls.__new__(cls)
+        made._fill(
+            pyarrow.table({"path": [str(path.relative_to(folder)) for path in paths]}), folder, "all", None, band_names
+        )
+        return made
+
+    def _fill(self, whole: pyarrow.Table, archive: Path, bands: str, size: int | None, band_names: str | None) -> None:
+        """Read a table of images, and look at the first images; see `__init__`."""
         columns = choose_columns(whole.column_names, WANTED, archive)
         if "path" not in columns.used or not whole.num_rows:
             raise DataError(f"{archive} needs {_missing(whole.column_names, 'path' in columns.used)}")
         table = {name: cells_of(whole, own, archive) for name, own in columns.used.items()}
-        self.folder, self._table, self._size = archive.parent, table, size
+        self.folder, self._table, self._size = folder_of(archive), table, size
         self.names = tuple("" if path is None else str(path) for path in table["path"])
         self._first = first_rows(self.folder, self.names)
         self.arrays = (self._look(bands, band_names),)
@@ -95,11 +122,13 @@ class Manifest:
         self.columns: tuple[Column, ...] = (
             *COMMON,
             *REGION,
+            *GRID,
             *(labels_of(name, classes, name == "labels") for name, classes in self.classes.items()),
             *map(split_column, self.splits),
         )
         # Hash the whole table: a changed table is another conversion, even if its paths are the same.
-        digest = hashlib.blake2b(archive.read_bytes(), digest_size=16).hexdigest()
+        listed = archive.read_bytes() if archive.is_file() else "\n".join(self.names).encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(listed, digest_size=16).hexdigest()
         self.about: JsonMapping = {"source": "manifest", "table": digest, "bands": bands, "size": size}
 
     def _look(self, bands: str, band_names: str | None) -> PixelArray:
@@ -112,22 +141,26 @@ class Manifest:
         if bands not in ("all", "rgb") or (self._size is not None and self._size < 1):
             raise ConfigError(f"bands must be all or rgb (not '{bands}'), and size 1 or more")
         # The first image may be bad, so try several. Do not try all: each path of a long table may be bad.
+        first, found, grids = None, "", list[ImageGrid | None]()
         for name in self.names[:TRIED_IMAGES]:
             try:
-                first = _read(image_path(self.folder, name), name, self._size)
-                break
+                picture = _read(image_path(self.folder, name), name, self._size)
             except BadPatchError as problem:
                 found = str(problem)
-        else:
+            else:
+                first = first or picture
+                grids.append(picture.grid)
+        if first is None:
             raise DataError(
                 f"none of the first {TRIED_IMAGES} images can be read ({found}). Paths start at {self.folder}"
             )
         self._named, self._scaling = band_names is not None, first.scaling
-        image = self._arranged(first).pixels
+        arranged = self._arranged(first)
+        image = arranged.pixels
         count, height, width = image.shape
         color = image.dtype == np.uint8 and count == 3
         given = tuple(name.strip() for name in band_names.split(",")) if band_names else None
-        names = given or (("B04", "B03", "B02") if color else _numbers(count))
+        names = given or _described(arranged) or (("B04", "B03", "B02") if color else _numbers(count))
         if len(names) != count or len(set(names)) != count or not all(names):
             raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands: {names}")
         if count < 3 and bands == "rgb":
@@ -141,7 +174,7 @@ class Manifest:
                 f"a store holds at most {MOST_BANDS} bands, and the images have {count}. Give --bands rgb."
             )
         self._count = count
-        return PixelArray("rgb" if color else "image", kept, height, width, str(image.dtype), 0.0)
+        return PixelArray("rgb" if color else "image", kept, height, width, str(image.dtype), common_meters(grids))
 
     def _arranged(self, picture: Picture) -> Picture:
         """Sort the bands of an image: red, green and blue first. Change nothing if the user named the bands."""
@@ -150,7 +183,8 @@ class Manifest:
             return picture
         measured = None if picture.measured is None else picture.measured[order]
         colors = tuple(picture.colors[band] for band in order)
-        return replace(picture, pixels=picture.pixels[order], measured=measured, colors=colors)
+        names = tuple(picture.names[band] for band in order)
+        return replace(picture, pixels=picture.pixels[order], measured=measured, colors=colors, names=names)
 
     @staticmethod
     def write_example(folder: Path) -> Example:
@@ -221,6 +255,7 @@ class Manifest:
             raise BadPatchError("wrong_size", f"{name} states another scale or offset than the first image")
         count = len(array.bands)
         patch.arrays[array.name] = image[:count]
+        patch.values |= {} if picture.grid is None else picture.grid.columns
         patch.valid_bands = (1 << count) - 1
         if measured is not None:
             patch.measured[array.name] = measured[:count]
@@ -313,6 +348,13 @@ def _scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
     if any(one != (1.0, 0.0) for one in scaling):
         scale, offset = scaling[0]
         yield f"values are stored as the files have them; these state a scale of {scale:g} and an offset of {offset:g}"
+
+
+def _described(picture: Picture) -> tuple[str, ...]:
+    """Return the names of bands that an image states, such as `B02`; none if a band has no name of its own."""
+    names = tuple(canonical_band(name) for name in picture.names)
+    plain = all(name and name.isprintable() for name in names)
+    return names if plain and len(set(names)) == len(names) == len(picture.pixels) else ()
 
 
 def _numbers(count: int) -> tuple[str, ...]:

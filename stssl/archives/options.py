@@ -1,5 +1,6 @@
 """Read the options that archive formats declare in their constructors: for Python and for the command line."""
 
+import inspect
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -67,11 +68,23 @@ def options_of(name: str) -> tuple[FormatOption, ...]:
     """
     constructor: ArchiveFormat = ARCHIVES[name]
     hints = get_type_hints(constructor.__init__, include_extras=True)  # type: ignore[misc]  # it is a class
+    several = _further(name)
     return tuple(
         _declared(f"{name}: parameter {parameter}", parameter, hint)
         for parameter, hint in hints.items()
-        if parameter not in ("archive", "return")
+        if parameter not in ("archive", "return", several)
     )
+
+
+def takes_several(name: str) -> bool:
+    """Return True if an archive format takes several paths, such as scenes."""
+    return bool(_further(name))
+
+
+def _further(name: str) -> str:
+    """Return the name of the parameter that takes further paths of an archive; empty if there is none."""
+    parameters = inspect.signature(ARCHIVES[name]).parameters.values()
+    return next((one.name for one in parameters if one.kind is inspect.Parameter.VAR_POSITIONAL), "")
 
 
 def all_options() -> tuple[FormatOption, ...]:

@@ -5,6 +5,7 @@ import io
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 
 import pyarrow
@@ -57,6 +58,41 @@ def read_table(path: Path) -> pyarrow.Table:
             both = f"columns {names.index(name) + 1} and {place + 1}"
             raise DataError(f"{path}: {both} are both called '{name}'. Rename or remove one of them.")
     return table.rename_columns(names)
+
+
+IMAGES = frozenset((".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2"))
+"""Endings of the files that a folder is searched for."""
+
+
+def folder_of(place: Path) -> Path:
+    """Return the folder that paths of images start at: the folder itself, that of a table, or that of a pattern."""
+    if place.is_dir():
+        return place
+    return next(above for above in place.parents if not has_magic(str(above)))
+
+
+def folder_table(place: Path) -> pyarrow.Table:
+    """List the images of a folder and of all folders in it, or those of a pattern, as a table with the column `path`.
+
+    Args:
+        place: Folder, or pattern such as `tiles/*.tif`. `**` stands for any number of folders.
+
+    Raises:
+        DataError: There is no image.
+    """
+    folder = folder_of(place)
+    if place.is_dir():
+        found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGES]
+    else:
+        found = list(folder.glob(str(place.relative_to(folder))))
+    inside = (path.relative_to(folder) for path in found if path.is_file())
+    names = sorted(str(path) for path in inside if not any(part.startswith(".") for part in path.parts))
+    if not names:
+        words = (
+            f"{place} has no images ({', '.join(sorted(IMAGES))})" if place.is_dir() else f"there is no file {place}"
+        )
+        raise DataError(f"{words}. Give a table, or a folder or a pattern of images.")
+    return pyarrow.table({"path": names})
 
 
 def _read_parquet(path: Path) -> pyarrow.Table:

@@ -141,7 +141,9 @@ def convert_command(
         str,
         typer.Argument(metavar="NAME", help=f"{', '.join(FORMATS)}. `stssl convert NAME --help` lists its options."),
     ],
-    archive: Annotated[Path, typer.Argument(help="Folder or file of the archive.", callback=local_path)],
+    archive: Annotated[
+        list[Path], typer.Argument(help="Folder or file of the archive; several scenes.", callback=local_path)
+    ],
     store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.", callback=store_place)],
     codec: Annotated[str, typer.Option(help="lz4, zstd or none.")] = "lz4",
     shard: Annotated[int, typer.Option(min=1, help="Patches a shard.")] = 512,
@@ -166,7 +168,8 @@ def verify_command(
     ctx: typer.Context,
     store: Annotated[str, typer.Argument(help="Path or URL of a store.", callback=store_place)],
     archive: Annotated[
-        Path | None, typer.Option(help="Compare pixels with this archive too.", callback=local_path)
+        list[Path] | None,
+        typer.Option(help="Compare pixels with this archive too; repeatable for scenes.", callback=local_path),
     ] = None,
 ) -> None:
     """Check a store's checksums, hashes and counts; given its archive, compare every pixel too."""
@@ -174,7 +177,7 @@ def verify_command(
     from stssl.archives.conversion import verify_store
 
     with counting(console, "verify", "patches") as progress:
-        findings = verify_store(store, archive, progress, **given_options(ctx))
+        findings = verify_store(store, archive or None, progress, **given_options(ctx))
     for line in findings.lines():
         print(line)
     compared = f", {findings.compared:,} compared with the archive" if archive else ""

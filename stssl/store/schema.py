@@ -229,6 +229,15 @@ GEOREFERENCE = (
 )
 """Columns of georeferenced images. Patches with equal values show the same place on several dates."""
 
+GRID = (
+    Column("crs", "string", "", {"long_name": "coordinate system of the patch's grid, as EPSG:CODE or WKT"}),
+    Column("corner_x", "float64", float("nan"), {"long_name": "left edge in units of crs"}),
+    Column("corner_y", "float64", float("nan"), {"long_name": "upper edge in units of crs"}),
+    Column("pixel_width", "float64", float("nan"), {"long_name": "width of a pixel in units of crs"}),
+    Column("pixel_height", "float64", float("nan"), {"long_name": "height of a pixel in units of crs"}),
+)
+"""Columns of images in any coordinate system. With them, what is predicted for a patch can go back on a map."""
+
 REGION = (
     Column("country", "string", ""),
     Column("season", "string", "", {"long_name": "meteorological season of the date, northern hemisphere"}),

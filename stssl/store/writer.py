@@ -194,7 +194,8 @@ class Writer:
         if sidecar is None:
             return False
         with np.load(io.BytesIO(sidecar)) as part:
-            return all(
+            # An older version wrote fewer columns. Its unfinished conversion begins again.
+            return all(column.name in part for column in self.plan.columns) and all(
                 f"shard_{array.name}" in part
                 and self._checksum_there(array.name, shard) == int(part[f"shard_{array.name}"])
                 for array in (*self.plan.arrays, *self.plan.maps)
@@ -256,7 +257,7 @@ class Writer:
             patches: The patches, one for each name.
             pixels: Pixels of all patches, by name of the array, for their hashes.
         """
-        columns = {column.name: _empty(column, len(patches)) for column in self.plan.columns}
+        columns = {column.name: empty_column(column, len(patches)) for column in self.plan.columns}
         for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
             hashed = content_hash([block[place] for block in pixels.values()])
             made: Values = {"patch_id": name, "valid_bands": patch.valid_bands, "content_hash": hashed}
@@ -397,7 +398,7 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).hexdigest().encode()
 
 
-def _empty(column: Column, rows: int) -> ColumnArray:
+def empty_column(column: Column, rows: int) -> ColumnArray:
     """Make a metadata column of `rows` rows, in which each value is missing (it has the fill value)."""
     dtype: Any = object if column.dtype == "string" else column.dtype
     return np.full((rows, column.width) if column.width else rows, column.fill, dtype=dtype)

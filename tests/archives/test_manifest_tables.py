@@ -95,8 +95,9 @@ def test_what_is_no_table_or_a_broken_one_is_said_with_its_line(content, words, 
 
 
 def test_a_folder_and_a_false_parquet_are_no_tables(images):
-    with pytest.raises(DataError, match="is a folder, not a table"):
-        convert_archive("manifest", images, images / "s.zarr", HERE)
+    (images / "empty").mkdir()
+    with pytest.raises(DataError, match="empty has no images"):
+        convert_archive("manifest", images / "empty", images / "s.zarr", HERE)
     for content in (b"PAR1", b"PAR1" + b"x" * 50 + b"PAR1", b"path\ni0.png"):
         with pytest.raises(DataError, match="cannot read the table"):
             read_table(written(images, content, "t.parquet"))

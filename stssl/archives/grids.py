@@ -1,0 +1,128 @@
+"""Describe where the pixels of an image lie: its coordinate system, its corner, and its pixel size."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.io import DatasetReader
+
+from stssl.archives.places import crs_of, to_degrees
+from stssl.store.schema import Values
+
+Doubles = NDArray[np.float64]
+EQUAL = 0.02
+"""Largest relative difference between pixel sizes that count as equal."""
+MEASURED_PIXELS = 100
+"""Number of pixels over which the pixel size on the ground is measured."""
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """Hold the grid of an image that is not turned against its coordinate system: north is up.
+
+    Attributes:
+        crs: Coordinate system, such as `EPSG:32633`; as WKT if it has no EPSG code.
+        x: Coordinate of the left edge.
+        y: Coordinate of the upper edge.
+        width: Width of a pixel in units of the coordinate system.
+        height: Height of a pixel in units of the coordinate system.
+    """
+
+    crs: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def at(self, row: int, column: int) -> "ImageGrid":
+        """Return the grid of a part of the image, which begins at a row and a column."""
+        return replace(self, x=self.x + column * self.width, y=self.y - row * self.height)
+
+    def resized(self, down: float, across: float) -> "ImageGrid":
+        """Return the grid of the image after a change of its pixels: `down` times as high, `across` times as wide."""
+        return replace(self, width=self.width * across, height=self.height * down)
+
+    @property
+    def meters(self) -> float:
+        """Return the pixel size on the ground in meters; 0 if pixels are not square, or lie at no place of the Earth.
+
+        Units of a coordinate system are not always meters on the ground: those of Web Mercator are not.
+        """
+        x, y, width, height = self.x, self.y, MEASURED_PIXELS * self.width, MEASURED_PIXELS * self.height
+        try:
+            lat, lon = to_degrees(_definition(self.crs), [x, x + width, x], [y, y, y - height])
+        except ValueError:
+            return 0.0
+        if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
+            return 0.0
+        north, east = degree_meters(float(lat[0]))
+        turned = (lon - lon[0] + 180) % 360 - 180
+        across, down = np.hypot((lat[1:] - lat[0]) * north, turned[1:] * east) / MEASURED_PIXELS
+        if min(across, down) <= 0 or abs(across / down - 1) > EQUAL:
+            return 0.0
+        return float(self.width) if abs(across / self.width - 1) < EQUAL else float(across)
+
+    @property
+    def columns(self) -> Values:
+        """Return the grid as columns of a store."""
+        sizes = {"pixel_width": self.width, "pixel_height": self.height}
+        return {"crs": self.crs, "corner_x": self.x, "corner_y": self.y, **sizes}
+
+
+def system_of(crs: str) -> CRS:
+    """Make the coordinate system that a text of `ImageGrid.crs` names.
+
+    Raises:
+        ValueError: PROJ does not know it.
+    """
+    return crs_of(_definition(crs))
+
+
+def _definition(crs: str) -> str | int:
+    """Return what `to_degrees` takes for a text of `ImageGrid.crs`."""
+    return int(crs.removeprefix("EPSG:")) if crs.startswith("EPSG:") else crs
+
+
+def degree_meters(latitude: float) -> tuple[float, float]:
+    """Return the length of a degree of latitude and of longitude in meters (WGS 84, series of the ellipsoid)."""
+    at = math.radians(latitude)
+    north = 111132.92 - 559.82 * math.cos(2 * at) + 1.175 * math.cos(4 * at)
+    return north, 111412.84 * math.cos(at) - 93.5 * math.cos(3 * at) + 0.118 * math.cos(5 * at)
+
+
+def footprint(crs: str, xs: Sequence[float], ys: Sequence[float]) -> tuple[Doubles, Doubles]:
+    """Transform points of a coordinate system to longitudes and latitudes (WGS 84, degrees); NaN where impossible.
+
+    Args:
+        crs: Coordinate system as in `ImageGrid.crs`.
+        xs: [n] x of the points.
+        ys: [n] y of the points.
+    """
+    try:
+        lat, lon = to_degrees(_definition(crs), xs, ys)
+    except ValueError:
+        return np.full(len(xs), np.nan), np.full(len(xs), np.nan)
+    known = np.isfinite(lat) & np.isfinite(lon)
+    return np.where(known, lon, np.nan), np.where(known, lat, np.nan)
+
+
+def grid_of(file: DatasetReader) -> ImageGrid | None:
+    """Read the grid of an open image. Return None if it has no coordinate system, or is turned against it."""
+    plane = file.transform
+    if file.crs is None or plane.is_identity or plane.b or plane.d or plane.a <= 0 or plane.e >= 0:
+        return None
+    if not all(map(math.isfinite, (plane.a, plane.c, plane.e, plane.f))):
+        return None
+    code = file.crs.to_epsg()
+    return ImageGrid(f"EPSG:{code}" if code else file.crs.to_wkt(), plane.c, plane.f, plane.a, -plane.e)
+
+
+def common_meters(grids: Sequence[ImageGrid | None]) -> float:
+    """Return the pixel size in meters that all images share; 0 if one has none, or they differ."""
+    sizes = [0.0 if grid is None else grid.meters for grid in grids]
+    if not sizes or min(sizes) <= 0 or max(sizes) / min(sizes) - 1 > EQUAL:
+        return 0.0
+    return sizes[0]

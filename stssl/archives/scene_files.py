@@ -1,0 +1,298 @@
+"""Open scenes (large georeferenced images), find their bands, and read windows of them.
+
+GDAL chooses a format by content, and some formats make it read any other file. So the first bytes of a file choose
+GeoTIFF or JPEG 2000, and only that driver opens it. Files beside it are never opened.
+"""
+
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from stssl.archives.grids import EQUAL, ImageGrid, grid_of
+from stssl.archives.images import DRIVERS, IMAGE_SETTINGS
+from stssl.base.arrays import AnyArray
+from stssl.base.errors import DataError, shown
+from stssl.base.whole_files import open_plain
+
+OPEN_DRIVERS = ("GTiff", "JP2OpenJPEG")
+SCENE_ENDINGS = (".tif", ".tiff", ".jp2")
+MOST_FILES = 32
+"""Most files that a reader keeps open."""
+SAME_GRID = 0.05
+"""Largest shift between the grids of two bands, in pixels."""
+_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)
+_SENTINEL = re.compile(r"B0?(\d{1,2})", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SceneBand:
+    """Describe one band of a scene.
+
+    Attributes:
+        name: Name of the band.
+        path: Its file.
+        driver: GDAL driver that may open it.
+        index: Number of the band in its file, from 1.
+        masked: True if the file marks pixels that are not measured.
+        dtype: Type of the values.
+        height: Height in pixels.
+        width: Width in pixels.
+        grid: Grid of the file.
+    """
+
+    name: str
+    path: Path
+    driver: str
+    index: int
+    masked: bool
+    dtype: str
+    height: int
+    width: int
+    grid: ImageGrid
+
+    @property
+    def extent(self) -> tuple[ImageGrid, int, int]:
+        """Return grid, height and width of the file."""
+        return self.grid, self.height, self.width
+
+
+@dataclass(frozen=True)
+class SceneLayer:
+    """Hold the bands of a scene that have one pixel size.
+
+    Attributes:
+        bands: The bands.
+        ratio: Pixel size as a multiple of that of the scene's finest layer.
+    """
+
+    bands: tuple[SceneBand, ...]
+    ratio: int
+
+
+@dataclass(frozen=True)
+class SceneImage:
+    """Describe a scene.
+
+    Attributes:
+        name: Name of the scene, without folders.
+        layers: Its layers, the finest first.
+    """
+
+    name: str
+    layers: tuple[SceneLayer, ...]
+
+    @property
+    def first(self) -> SceneBand:
+        """Return the first band of the finest layer."""
+        return self.layers[0].bands[0]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Return what scenes of one store share: bands, types and ratios of pixel sizes."""
+        return tuple((layer.ratio, tuple((band.name, band.dtype) for band in layer.bands)) for layer in self.layers)
+
+
+def scene_driver(path: Path) -> str:
+    """Return the GDAL driver for a scene's file, chosen by its first bytes.
+
+    Raises:
+        DataError: The file is empty, cannot be read, or has another format.
+    """
+    try:
+        with open_plain(path) as file:
+            start = file.read(16)
+    except OSError as error:
+        raise DataError(f"cannot read {shown(str(path), 300)}: {error.strerror}.") from None
+    if not start:
+        raise DataError(f"{path} is empty (0 bytes). Copy or download it again.")
+    driver = next((driver for head, driver in DRIVERS.items() if start.startswith(head)), "")
+    if driver not in OPEN_DRIVERS:
+        raise DataError(f"{path} is neither a GeoTIFF nor a JPEG 2000 file. gdal_translate converts other formats.")
+    return driver
+
+
+def open_scene_file(path: Path, driver: str) -> DatasetReader:
+    """Open a file by one driver.
+
+    Raises:
+        DataError: The file cannot be opened.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), rasterio.Env(**IMAGE_SETTINGS):
+            return rasterio.open(path, driver=driver, sharing=False)
+    except _ERRORS as error:
+        raise DataError(_cannot_read(path, error)) from None
+
+
+def _cannot_read(path: Path, error: Exception) -> str:
+    words = re.sub(r"\s+", " ", str(error.__cause__ or error)).replace(f"{path.parent}/", "")
+    return f"cannot read {shown(str(path), 300)}: {shown(words, 200)}. It may be truncated: copy it again."
+
+
+def describe_file(path: Path) -> tuple[SceneBand, ...]:
+    """Describe the bands of a scene's file. Bands get the names that the file gives, else their numbers.
+
+    Raises:
+        DataError: The file cannot be read, has no coordinate system, is turned, or has neither 8 nor 16 bits.
+    """
+    driver = scene_driver(path)
+    with open_scene_file(path, driver) as file:
+        if driver == "GTiff" and file.subdatasets:
+            raise DataError(f"{path} has several pages. Write each as a file of its own (gdal_translate).")
+        grid = grid_of(file)
+        if grid is None:
+            raise DataError(
+                f"{path} has no coordinate system (CRS), or is turned against it. Set it with gdal_edit.py -a_srs "
+                "EPSG:CODE -a_ullr LEFT TOP RIGHT BOTTOM, or warp the file with gdalwarp."
+            )
+        if path.with_name(f"{path.name}.msk").exists():
+            raise DataError(
+                f"{path}.msk marks pixels in a file of its own, which is not read. Put it into {path.name}."
+            )
+        kept = [
+            index for index, color in zip(file.indexes, file.colorinterp, strict=True) if color != ColorInterp.alpha
+        ]
+        if any(file.colorinterp[index - 1] == ColorInterp.palette for index in kept):
+            raise DataError(f"{path} has a table of colors: it is a picture or a map, not a scene.")
+        wrong = sorted({file.dtypes[index - 1] for index in kept} - {"uint8", "uint16"})
+        if wrong or not kept:
+            raise DataError(
+                f"{path} has values of type {', '.join(wrong)}, and stores hold uint8 and uint16. Give its "
+                "original numbers (gdal_translate -ot UInt16 -scale changes a type)."
+            )
+        return tuple(
+            SceneBand(
+                name,
+                path,
+                driver,
+                index,
+                MaskFlags.all_valid not in file.mask_flag_enums[index - 1],
+                file.dtypes[index - 1],
+                file.height,
+                file.width,
+                grid,
+            )
+            for index, name in zip(kept, _names(file, kept), strict=True)
+        )
+
+
+def _names(file: DatasetReader, kept: Sequence[int]) -> list[str]:
+    """Name the bands of a file: by its descriptions if each band has one of its own, else by color or number."""
+    described = [canonical_band(file.descriptions[index - 1] or "") for index in kept]
+    if all(described) and len(set(described)) == len(described):
+        return described
+    if len(kept) == 3 and file.dtypes[kept[0] - 1] == "uint8":
+        return ["B04", "B03", "B02"]
+    return [str(number) for number in range(1, len(kept) + 1)]
+
+
+def canonical_band(name: str) -> str:
+    """Return one spelling of a band's name: `B4`, `b04` and `B04` are the same band of Sentinel-2.
+
+    Words after the name are left out, as in `B4, central wavelength 665 nm`.
+    """
+    start = re.split(r"[,;:(\s]", name.strip(), maxsplit=1)[0]
+    match = _SENTINEL.fullmatch(start)
+    return f"B{int(match[1]):02d}" if match else ("B8A" if start.upper() == "B8A" else name.strip())
+
+
+def arrange_scene(name: str, bands: Sequence[SceneBand]) -> SceneImage:
+    """Put bands on a common grid.
+
+    Args:
+        name: Name of the scene.
+        bands: The bands, of one or several files.
+
+    Raises:
+        DataError: The bands have no common grid, or two have one name.
+    """
+    names = [band.name for band in bands]
+    if len(set(names)) < len(names):
+        twice = next(one for one in names if names.count(one) > 1)
+        raise DataError(f"{name} has band {twice} twice. Name the bands with --band-names, or leave a file out.")
+    finest = min(bands, key=lambda band: band.grid.width)
+    layers: dict[int, list[SceneBand]] = {}
+    for band in bands:
+        if band.grid.crs != finest.grid.crs:
+            raise DataError(
+                f"{band.path} has another coordinate system than {finest.path}. Warp them to one (gdalwarp)."
+            )
+        ratio = round(band.grid.width / finest.grid.width)
+        off = (band.grid.width / finest.grid.width - ratio, band.grid.height / finest.grid.height - ratio)
+        away = (band.grid.x - finest.grid.x, band.grid.y - finest.grid.y)
+        if max(map(abs, off)) > EQUAL or max(map(abs, away)) > SAME_GRID * finest.grid.width:
+            raise DataError(
+                f"{band.path} does not lie on the grid of {finest.path}: their corners must be equal, and pixel sizes "
+                "multiples of each other. Warp them to one grid: gdalwarp -te LEFT BOTTOM RIGHT TOP -tr SIZE SIZE."
+            )
+        layers.setdefault(ratio, []).append(band)
+    return SceneImage(name, tuple(SceneLayer(tuple(layers[ratio]), ratio) for ratio in sorted(layers)))
+
+
+class WindowReader:
+    """Read windows of scenes. Keep files open, so that GDAL decodes each of their blocks once."""
+
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self._open: OrderedDict[Path, DatasetReader] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state to pickle, without open files: another process opens them again."""
+        return {"_open": OrderedDict()}
+
+    def read(
+        self, band: SceneBand, row: int, column: int, height: int, width: int
+    ) -> tuple[AnyArray, NDArray[np.bool_]]:
+        """Read a window of one band.
+
+        Args:
+            band: The band.
+            row: First row.
+            column: First column.
+            height: Number of rows.
+            width: Number of columns.
+
+        Returns:
+            Values and a mask of measured pixels, both [height, width].
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        window = Window(column, row, width, height)
+        try:
+            with rasterio.Env(**IMAGE_SETTINGS):
+                file = self._file(band)
+                values: AnyArray = file.read(band.index, window=window)
+                there = np.ones(values.shape, np.bool_)
+                if band.masked:
+                    there &= file.read_masks(band.index, window=window) > 0
+        except _ERRORS as error:
+            raise DataError(_cannot_read(band.path, error)) from None
+        return values, there
+
+    def measured(self, band: SceneBand, row: int, height: int) -> NDArray[np.bool_]:
+        """Return for some rows of a band whether each pixel is measured, [height, width]."""
+        if not band.masked:
+            return np.ones((height, band.width), np.bool_)
+        return self.read(band, row, 0, height, band.width)[1]
+
+    def _file(self, band: SceneBand) -> DatasetReader:
+        if band.path in self._open:
+            self._open.move_to_end(band.path)
+            return self._open[band.path]
+        while len(self._open) >= MOST_FILES:
+            self._open.popitem(last=False)[1].close()
+        self._open[band.path] = open_scene_file(band.path, band.driver)
+        return self._open[band.path]

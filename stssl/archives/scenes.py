@@ -1,0 +1,345 @@
+"""Cut whole scenes into patches for a store, mostly without labels.
+
+A scene is a GeoTIFF or JPEG 2000 file with all bands, or a folder of files of one band each. Windows lie side by side
+from the upper left corner; what remains at the right and lower edges is in no patch. Windows without a measured pixel
+are left out. Each patch keeps its place, coordinate system, corner and date.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated
+
+import numpy as np
+
+from stssl.archives.area_labels import AreaLabels, open_labels
+from stssl.archives.base import Example, ExamplePatch, Option, good_place
+from stssl.archives.examples import EPSG, grid_around, write_bands
+from stssl.archives.grids import ImageGrid, common_meters, footprint
+from stssl.archives.images import fill_unmeasured
+from stssl.archives.manifest import MOST_BANDS
+from stssl.archives.scene_files import SceneImage, WindowReader
+from stssl.archives.scene_lists import find_scenes, given_date, numbered
+from stssl.base.arrays import AnyArray
+from stssl.base.errors import ConfigError, DataError
+from stssl.base.json_types import JsonMapping
+from stssl.store.schema import COMMON, GRID, REGION, BadPatchError, Column, Patch, PixelArray, Values, label_columns
+
+MAJORITY, COVERED, LEAST_PRESENT = 0.5, 0.5, 0.05
+"""Least share of the class that covers most of a patch; of a patch that has labels at all; of a class that counts."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Name a window: number of the scene, first row and column in pixels of its finest layer."""
+
+    scene: int
+    row: int
+    column: int
+
+
+class Scenes:
+    """Read patches from whole scenes."""
+
+    maps: tuple[PixelArray, ...] = ()
+    splits: tuple[str, ...] = ()
+    statistics_split = "official"
+    attributes: JsonMapping = MappingProxyType({})
+
+    def __init__(
+        self,
+        archive: Path,
+        *others: Path,
+        size: Annotated[int, Option("pixels a side of a patch.")] = 120,
+        stride: Annotated[int | None, Option("distance of patches in pixels; default: the size.")] = None,
+        labels: Annotated[Path | None, Option("polygons (GeoJSON, GeoPackage), or a GeoTIFF of class indexes.")] = None,
+        attribute: Annotated[str | None, Option("attribute of the polygons with the class names.")] = None,
+        classes: Annotated[str | None, Option("names of a raster's class indexes: 1=forest,2=water.")] = None,
+        multi_label: Annotated[bool, Option("all classes of a patch, in place of the one that covers most.")] = False,
+        share: Annotated[float | None, Option("least share of a class: 0.5, with multi-label 0.05.")] = None,
+        band_names: Annotated[str | None, Option("names of the bands, with commas.")] = None,
+        date: Annotated[str | None, Option("date of all scenes (ISO 8601); default: that in each name.")] = None,
+    ) -> None:
+        """Find the windows of scenes.
+
+        Args:
+            archive: A scene: a file, or a folder. A folder of files with one band each is one scene, other folders hold
+                a scene a file.
+            *others: Further scenes.
+            size: Width and height of a patch in pixels of the finest band.
+            stride: Distance of patches in such pixels; None lays them side by side.
+            labels: Polygons, or a raster of class indexes.
+            attribute: Attribute of the polygons with the class names.
+            classes: Names of a raster's indexes, such as `1=forest,2=water`.
+            multi_label: True for all classes that cover a share of the patch; False for the class that covers most.
+            share: Least share of a patch that its class covers; with `multi_label`, of each class.
+            band_names: Names of the bands, with commas between them; None takes those of the files.
+            date: Date of all scenes; None reads it from the names of files and folders.
+
+        Raises:
+            ConfigError: An option is impossible.
+            DataError: No scene can be read, or scenes differ in bands, types or pixel sizes.
+        """
+        self._size, self._stride, self._multi, self._share = (
+            size,
+            size if stride is None else stride,
+            multi_label,
+            share,
+        )
+        self._require_options(labels, attribute, classes)
+        when = None if date is None else given_date(date)
+        names = None if band_names is None else [name.strip() for name in band_names.split(",")]
+        self._scenes = list(numbered(list(find_scenes((archive, *others), names, when))))
+        whole = [scene.image for scene in self._scenes if scene.image is not None]
+        if not whole:
+            raise DataError(f"no scene can be read: {self._scenes[0].problem}")
+        self._check(whole)
+        self.arrays = self._arrays(whole)
+        self._reader = WindowReader()
+        self._windows = self._find_windows()
+        if not self._windows:
+            raise DataError(f"{self._scenes[0].name}: no window of {size} x {size} pixels has a measured pixel.")
+        self.names = tuple(self._name(window) for window in self._windows)
+        self._places = self._location_ids()
+        self._labels = None if labels is None else open_labels(labels, attribute, classes)
+        if self._labels is not None and not any(self._labels.touches(*scene.first.extent) for scene in whole):
+            raise DataError(f"--labels: {labels} touches no scene. Is its coordinate system (CRS) right?")
+        self._declare(labels)
+
+    def _require_options(self, labels: Path | None, attribute: str | None, classes: str | None) -> None:
+        """Refuse impossible options."""
+        if self._size < 2 or self._stride < 1 or not 0 < (MAJORITY if self._share is None else self._share) <= 1:
+            raise ConfigError("--size must be 2 or more, --stride 1 or more, and --share above 0 and at most 1.")
+        if labels is None and (attribute or classes or self._share is not None or self._multi):
+            raise ConfigError(
+                "--attribute, --classes, --share and --multi-label say how --labels are read: give it too."
+            )
+
+    def _declare(self, labels: Path | None) -> None:
+        """Set the columns, the remarks, and what identifies the archive."""
+        self.label_sets: tuple[str, ...] = ()
+        self.columns: tuple[Column, ...] = (*COMMON, *REGION, *GRID)
+        if self._labels is not None:
+            self.label_sets = ("labels" if self._multi else "label",)
+            self.columns += (label_columns(self.label_sets[0], self._labels.classes, self._multi),)
+        self.notes = tuple(self._remarks())
+        sizes = {scene.name: scene.image.first.path.stat().st_size for scene in self._scenes if scene.image}
+        digest = None if labels is None else hashlib.blake2b(labels.read_bytes(), digest_size=16).hexdigest()
+        listed = hashlib.blake2b(json.dumps(sizes).encode(), digest_size=16).hexdigest()
+        self.about: JsonMapping = {"source": "scenes", "scenes": listed, "labels": digest}
+
+    def _check(self, scenes: Sequence[SceneImage]) -> None:
+        """Refuse scenes that differ, and sizes that do not fit the coarse bands."""
+        first = scenes[0]
+        if sum(len(layer.bands) for layer in first.layers) > MOST_BANDS:
+            raise DataError(f"{first.name} has more than {MOST_BANDS} bands, and a store holds no more.")
+        for other in scenes[1:]:
+            if other.kind != first.kind:
+                raise DataError(
+                    f"{other.name} has other bands, types or pixel sizes than {first.name}. Convert them to two stores."
+                )
+        sizes = [scene.first.grid.meters for scene in scenes]
+        if min(sizes) > 0 and max(sizes) / min(sizes) > 1.02:
+            raise DataError(
+                f"the scenes have pixels of {min(sizes):g} and of {max(sizes):g} m. Warp them to one size (gdalwarp)."
+            )
+        for layer in first.layers:
+            if self._size % layer.ratio or self._stride % layer.ratio:
+                raise ConfigError(
+                    f"{layer.bands[0].name} has pixels {layer.ratio} times as large as {first.first.name}: --size and "
+                    f"--stride must be multiples of {layer.ratio}."
+                )
+
+    def _arrays(self, scenes: Sequence[SceneImage]) -> tuple[PixelArray, ...]:
+        """Describe the pixel arrays: one for each pixel size."""
+        meters = common_meters([scene.first.grid for scene in scenes])
+        found: list[PixelArray] = []
+        for layer in scenes[0].layers:
+            names = tuple(band.name for band in layer.bands)
+            color = names == ("B04", "B03", "B02") and layer.bands[0].dtype == "uint8"
+            name = (
+                f"b{meters * layer.ratio:.0f}" if meters and len(scenes[0].layers) > 1 else "rgb" if color else "image"
+            )
+            name = name if not any(other.name == name for other in found) else f"{name}_{layer.ratio}"
+            side = self._size // layer.ratio
+            found.append(PixelArray(name, names, side, side, layer.bands[0].dtype, meters * layer.ratio))
+        return tuple(found)
+
+    def _windows_of(self, number: int, image: SceneImage | None) -> Iterator[_Window]:
+        """Yield the windows of a scene that have a measured pixel. A scene that cannot be read has one window.
+
+        Raises:
+            DataError: The scene cannot be read to its end.
+        """
+        if image is None:
+            yield _Window(number, 0, 0)
+            return
+        band = image.first
+        for row in range(0, band.height - self._size + 1, self._stride):
+            seen = np.asarray(self._reader.measured(band, row, self._size).any(0))
+            for column in range(0, band.width - self._size + 1, self._stride):
+                if seen[column : column + self._size].any():
+                    yield _Window(number, row, column)
+
+    def _find_windows(self) -> list[_Window]:
+        """List the windows of all scenes. Scenes that cannot be read keep one row, so that the report names them."""
+        found: list[_Window] = []
+        for number, scene in enumerate(self._scenes):
+            try:
+                found += list(self._windows_of(number, scene.image))
+            except DataError as error:
+                self._scenes[number] = replace(scene, image=None, problem=str(error))
+                found.append(_Window(number, 0, 0))
+        return found
+
+    def _name(self, window: _Window) -> str:
+        """Name a patch: by its scene, row and column; by its scene alone if the scene is as large as a patch."""
+        scene = self._scenes[window.scene]
+        alone = scene.image is None or (scene.image.first.height, scene.image.first.width) == (self._size, self._size)
+        return scene.name if alone else f"{scene.name}_r{window.row}_c{window.column}"
+
+    def _grid(self, window: _Window) -> ImageGrid | None:
+        """Return the grid of a patch, in pixels of the finest band; None if its scene cannot be read."""
+        image = self._scenes[window.scene].image
+        return None if image is None else image.first.grid.at(window.row, window.column)
+
+    def _location_ids(self) -> list[int]:
+        """Number the places of patches. Patches of one place, in scenes of several dates, share a number."""
+        known: dict[tuple[str, float, float], int] = {}
+        found = []
+        for window in self._windows:
+            grid = self._grid(window)
+            key = None if grid is None else (grid.crs, round(grid.x, 6), round(grid.y, 6))
+            found.append(-1 if key is None else known.setdefault(key, len(known)))
+        return found
+
+    def _remarks(self) -> Iterator[str]:
+        """Yield remarks for the user: windows that are left out, dates and labels."""
+        for number, scene in enumerate(self._scenes):
+            if scene.image is None:
+                continue
+            band, size, stride = scene.image.first, self._size, self._stride
+            down, across = (max(0, (span - size) // stride + 1) for span in (band.height, band.width))
+            empty = down * across - sum(window.scene == number for window in self._windows)
+            if not down * across:
+                yield f"{scene.name} is smaller than a patch of {size} pixels: it gives none"
+                continue
+            if empty:
+                yield f"{scene.name}: {empty:,} windows without a measured pixel are left out"
+            below, right = band.height - size - (down - 1) * stride, band.width - size - (across - 1) * stride
+            if max(below, right) > 0:
+                yield f"{scene.name}: the last {max(below, 0)} rows and {max(right, 0)} columns are in no patch"
+            if not scene.date:
+                yield f"{scene.name}: its name has no date (such as 20230614), so its patches have none. Give --date."
+        if self._labels is not None:
+            yield from self._labels.notes
+
+    def read(self, row: int) -> Patch:
+        """Read one patch.
+
+        Args:
+            row: Row of the patch in the store.
+        """
+        window, patch = self._windows[row], Patch()
+        scene, grid = self._scenes[window.scene], self._grid(self._windows[row])
+        patch.values |= scene.date
+        patch.values["location_id"] = self._places[row]
+        if scene.image is None or grid is None:
+            patch.complain(BadPatchError("unreadable", scene.problem))
+            return patch
+        patch.values |= grid.columns
+        try:
+            patch.values |= self._place(grid, self.names[row])
+        except BadPatchError as problem:
+            patch.complain(problem)
+        try:
+            self._keep(patch, scene.image, window, self.names[row])
+        except BadPatchError as problem:
+            patch.complain(problem)
+        if self._labels is not None:
+            patch.values |= self._label(self._labels, grid)
+        return patch
+
+    def _keep(self, patch: Patch, image: SceneImage, window: _Window, name: str) -> None:
+        """Read the pixels of a window, and its mask of measured pixels.
+
+        Raises:
+            BadPatchError: A file cannot be read, or a band has no measured pixel.
+        """
+        bit, empty = 0, []
+        for layer, array in zip(image.layers, self.arrays, strict=True):
+            row, column = window.row // layer.ratio, window.column // layer.ratio
+            values: AnyArray = np.zeros(array.shape, array.dtype)
+            there = np.ones(array.shape, np.bool_)
+            for place, band in enumerate(layer.bands):
+                try:
+                    values[place], there[place] = self._reader.read(band, row, column, array.height, array.width)
+                except DataError as error:
+                    raise BadPatchError("unreadable", str(error).replace(f"{band.path.parent}/", "")) from None
+                known = bool(there[place].any())
+                patch.valid_bands |= known << bit
+                bit += 1
+                empty += [] if known else [band.name]
+            if not there.all():
+                values = fill_unmeasured(values, there, None)[0]
+                patch.measured[array.name] = there
+            patch.arrays[array.name] = values
+        if empty:
+            raise BadPatchError("nodata", f"{name} has no measured pixel in {', '.join(empty)}")
+
+    def _place(self, grid: ImageGrid, name: str) -> Values:
+        """Return latitude and longitude of the center of a patch.
+
+        Raises:
+            BadPatchError: The center has no place on the Earth.
+        """
+        half = self._size / 2
+        lon, lat = footprint(grid.crs, [grid.x + half * grid.width], [grid.y - half * grid.height])
+        if not good_place(float(lat[0]), float(lon[0])):
+            raise BadPatchError("bad_coordinates", f"{name} lies outside its projection's area")
+        return {"lat": float(lat[0]), "lon": float(lon[0])}
+
+    def _label(self, labels: AreaLabels, grid: ImageGrid) -> Values:
+        """Choose the label of a patch by the shares that classes cover. Return no column for an unlabeled patch."""
+        shares = labels.shares(grid, self._size)
+        if self._multi:
+            if min(1.0, shares.sum()) < COVERED:
+                return {}
+            return {"labels": (shares >= (self._share or LEAST_PRESENT)).astype(np.uint8)}
+        best = int(shares.argmax())
+        return {"label": best} if shares[best] >= (self._share or MAJORITY) else {}
+
+    @staticmethod
+    def write_example(folder: Path) -> Example:
+        """Write tiny scenes for tests: six GeoTIFFs of one patch each, and polygons. No polygon covers the last one.
+
+        Args:
+            folder: Empty folder to write into.
+        """
+        features, patches, side = [], [], 8
+        (folder / "scenes").mkdir()
+        for number in range(6):
+            place = (48.2 + number / 10, 14.5)
+            grid = grid_around(*place, side=side * 10)
+            when = datetime(2017, 6, 13 + number, 10, 10, 31, tzinfo=UTC)
+            name = f"scene{number}_{when:%Y%m%dT%H%M%S}"
+            pixels = {"1": 100 + number, "2": 300 + number, "3": 900 + number}
+            file = folder / "scenes" / f"{name}.tif"
+            write_bands(file, list(pixels.values()), side, grid)
+            patch = ExamplePatch(name, file, pixels, place=place, time=when)
+            if number < 5:
+                patch = replace(patch, classes=(("forest", "lake")[number % 2],))
+                west, north, east, south = grid.ulx - 5, grid.uly + 5, grid.ulx + 85, grid.uly - 85
+                ring = [[west, north], [west, south], [east, south], [east, north], [west, north]]
+                shape = {"type": "Polygon", "coordinates": [ring]}
+                features.append({"type": "Feature", "properties": {"label": patch.classes[0]}, "geometry": shape})
+            patches.append(patch)
+        crs = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{EPSG}"}}
+        table = {"type": "FeatureCollection", "crs": crs, "features": features}
+        (folder / "fields.geojson").write_text(json.dumps(table))
+        options = {"size": side, "labels": folder / "fields.geojson"}
+        return Example(folder / "scenes", tuple(patches), "label", options)
