@@ -7,7 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Start no pool of compiler processes: each would import torch, which takes longer than to compile these few graphs.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
-from collections.abc import Generator
+import subprocess
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -65,3 +66,16 @@ def big_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe_tree(store: Path, tmp_path: Path) -> dict[str, Any]:
     """Return a recipe, as nested mappings, that trains in a second without Ray. Tests change some of its keys."""
     return tiny.tiny_recipe(store, tmp_path / "runs")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a real file system of 512 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(folder)]
+    made = subprocess.run(command, check=False, capture_output=True)
+    if made.returncode:
+        pytest.skip(f"this user may not mount: {made.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

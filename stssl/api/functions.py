@@ -1,6 +1,7 @@
 """Define the functions that users call, in the usual sequence: from a recipe and a store to the report."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ __all__ = [
     "load_student",
     "open_store",
     "plan",
+    "predict",
     "pretrain",
     "probe",
     "recipe_names",
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from stssl.analysis.costs import CostEstimate
     from stssl.analysis.probe import Probed
     from stssl.archives.conversion import Summary
+    from stssl.mapping.map_bands import Probabilities
     from stssl.store.store import Store
     from stssl.students.student import Student
     from stssl.sweeps.run import SweepFiles
@@ -250,6 +253,59 @@ def export(
     from stssl.exports.writing import export_run
 
     return export_run(_folder(run), format, out, bands=bands, license=license)
+
+
+def predict(
+    model: Run | str | Path | Sequence[Run | str | Path],
+    scene: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    stride: int | None = None,
+    bands: Sequence[str] = (),
+    probabilities: "Probabilities | None" = None,
+    preview: bool = False,
+    resample: bool = False,
+    pixel_size: float | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    workers: int = 0,
+    ray_address: str | None = None,
+    gpus: float = 0.0,
+    progress: bool | None = None,
+) -> Path:
+    """Write the map of a scene as a Cloud Optimized GeoTIFF. The same call resumes an interrupted prediction.
+
+    Args:
+        model: A run or its student; several average their probabilities.
+        scene: A GeoTIFF, several GeoTIFFs (a mosaic, or one band each), or a Sentinel-2 `.SAFE` folder of level 2A.
+        out: Map to write (`.tif`). Its last band is the confidence.
+        stride: Distance between windows in pixels; None takes half a window. Overlapping windows are blended.
+        bands: Names of the bands of the files, if the files do not say them.
+        probabilities: `uint8` (scaled) or `float32` writes the probability of each class. None writes classes.
+        preview: True also writes a picture, beside the map.
+        resample: True accepts a scene with another pixel size than the student was trained on.
+        pixel_size: Pixel size in meters of the training images, for students that do not know it.
+        batch: Number of windows that a student sees at a time.
+        device: `cpu`, `cuda` or `auto`.
+        workers: Number of Ray tasks at the same time; 0 predicts in this process.
+        ray_address: Address of a Ray cluster.
+        gpus: GPUs of a Ray task, such as 0.25.
+        progress: False shows no progress.
+
+    Returns:
+        Absolute path of the map.
+
+    Raises:
+        StsslError: The model or the scene cannot be used, they do not fit, or the map cannot be written.
+    """
+    from stssl.mapping.prediction import MapOptions, predict_scene
+
+    options = MapOptions(stride, tuple(bands), resample, pixel_size, probabilities, preview, batch, device)
+    options = replace(options, workers=workers, address=ray_address, gpus=gpus)
+    models = [model] if isinstance(model, Run | str | Path) else model
+    inputs = [scene] if isinstance(scene, str | Path) else scene
+    with counting(default_console(progress), "predict", "blocks") as follow:
+        return predict_scene([_folder(one) for one in models], inputs, out, options, follow).map
 
 
 def probe(

@@ -127,6 +127,25 @@ def append_line(path: Path, line: str, error: type[StsslError] = RunError) -> No
         raise error(cannot_write(path, problem, len(data))) from None
 
 
+def put_whole(finished: Path, path: Path, error: type[StsslError] = RunError) -> None:
+    """Give a finished file its name. Readers see either the old file or the new one, even after a power cut.
+
+    Args:
+        finished: The file, on the same disk as `path`.
+        path: Its name. A file with this name is replaced.
+        error: Class of the error to raise.
+
+    Raises:
+        StsslError: The file cannot get this name. The error has the class `error`.
+    """
+    sync(finished, error)
+    try:
+        finished.replace(path)
+    except OSError as problem:
+        raise error(cannot_write(path, problem)) from None
+    sync_folder(path.parent)
+
+
 def is_there(path: Path) -> bool:
     """Return True if a file, folder or link has this name. A link counts even if its target does not exist."""
     return os.path.lexists(path)

@@ -382,6 +382,56 @@ def export_command(
     print(export_run(run, form, out, bands=chosen, license=license))
 
 
+@app.command("predict")
+def predict_command(
+    model: Annotated[Path, typer.Argument(help="Folder of a run, or a student's file.", callback=local_path)],
+    scene: Annotated[
+        list[Path],
+        typer.Argument(help="GeoTIFFs (one scene, one band each, or a mosaic) or a .SAFE folder.", callback=local_path),
+    ],
+    out: Annotated[Path, typer.Option(help="Map to write (.tif).", callback=local_path)],
+    also: Annotated[
+        list[Path] | None,
+        typer.Option("--model", help="Further model of an ensemble; repeatable.", callback=local_path),
+    ] = None,
+    stride: Annotated[int | None, typer.Option(help="Distance of windows in pixels; default: half a window.")] = None,
+    bands: Annotated[str, typer.Option(help="Names of the files' bands, as B02,B03,...")] = "",
+    probabilities: Annotated[
+        Literal["uint8", "float32"] | None, typer.Option(help="Write the probability of each class, as this type.")
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Write a PNG beside the map too.")] = False,
+    resample: Annotated[bool, typer.Option("--resample", help="Accept a scene of another pixel size.")] = False,
+    pixel_size: Annotated[
+        float | None, typer.Option(min=0.01, help="Meters a pixel of the training images, if the student has no size.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Windows that a student sees at a time.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Ray tasks at the same time; 0: this process.")] = 0,
+    ray_address: Annotated[str | None, typer.Option(help="Cluster to predict on.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of a Ray task, such as 0.25.")] = 0.0,
+) -> None:
+    """Map a scene with a trained student; the same command resumes an interrupted prediction."""
+    from stssl.api.functions import predict
+
+    written = predict(
+        [model, *(also or ())],
+        scene,
+        out,
+        stride=stride,
+        bands=[name.strip() for name in bands.split(",") if name.strip()],
+        probabilities=probabilities,
+        preview=preview,
+        resample=resample,
+        pixel_size=pixel_size,
+        batch=batch,
+        device=device,
+        workers=workers,
+        ray_address=ray_address,
+        gpus=gpus,
+    )
+    print(written)
+
+
 @app.command("report")
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", callback=local_path)],

@@ -1,7 +1,7 @@
 """Load batches of labeled and unlabeled patches. A thread loads each batch before the step that needs it."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -158,7 +158,7 @@ class Loader:
         yield from prefetch((partial(self.load, step) for step in range(start, stop)), ahead)
 
 
-def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Iterator[Result]:
+def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Generator[Result, None, None]:
     """Run jobs in one thread, up to `ahead` jobs in advance. Yield the results in the sequence of the jobs."""
     # One thread is enough: reading releases Python's global lock (GIL), so it overlaps with the step.
     pool = ThreadPoolExecutor(1, "stssl-loader")

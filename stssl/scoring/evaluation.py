@@ -66,7 +66,7 @@ def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Ite
 
 
 @torch.no_grad()
-def predict(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
+def predict_rows(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
     """Compute a network's logits for store rows. Each rank predicts a part of the rows, and gets the logits of all.
 
     Args:
@@ -105,7 +105,7 @@ def score_part(
     rows = spread(data.split.part(part), limit)
     targets = data.targets[torch.from_numpy(rows)]
     require_labels(targets, part)
-    logits = predict(predictor, data, pixels, rows, batch)
+    logits = predict_rows(predictor, data, pixels, rows, batch)
     scores, per_class = score(logits, targets, data.space)
     return Evaluation(scores, per_class, rows, logits)
 

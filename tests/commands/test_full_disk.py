@@ -1,7 +1,6 @@
 """Full disks: one line with place and room, nothing half-written, and the same command continues once there is room."""
 
 import re
-import subprocess
 
 import pytest
 import tiny
@@ -14,19 +13,6 @@ from stssl.store.disk import DiskCache
 from stssl.store.store import Store
 
 FULL = r"cannot write \S*/disk/\S*: No space left on device \(.*free in \S*/disk\S*\)"
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A real file system of 512 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(folder)]
-    made = subprocess.run(command, check=False, capture_output=True)
-    if made.returncode:
-        pytest.skip(f"this user may not mount: {made.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_conversion_says_how_much_room_there_is_and_continues_when_there_is_more(disk, tmp_path):

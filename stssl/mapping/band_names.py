@@ -1,0 +1,47 @@
+"""Match the bands of files with those of a student by name."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+_SENTINEL = re.compile(r"B0?(\d{1,2})", re.IGNORECASE)
+
+
+def canonical(name: str) -> str:
+    """Return one spelling of a band's name: `B4`, `b04` and `B04` are the same band of Sentinel-2."""
+    match = _SENTINEL.fullmatch(name.strip())
+    return f"B{int(match[1]):02d}" if match else name.strip().casefold()
+
+
+def matching(text: str, wanted: Collection[str]) -> str | None:
+    """Find the band that a description names, such as `B4` or `B4, central wavelength 665 nm`.
+
+    Args:
+        text: Description of a band in a file.
+        wanted: Names of the student's bands.
+
+    Returns:
+        Name of the student's band; None if the text names none of them.
+    """
+    known = {canonical(name): name for name in wanted}
+    if canonical(text) in known:
+        return known[canonical(text)]
+    start = re.split(r"[,;:(\s]", text.strip(), maxsplit=1)[0]
+    return known.get(canonical(start)) if start else None
+
+
+def matching_file(path: Path, wanted: Collection[str]) -> str | None:
+    """Find the band that a file's name names, such as `B04` in `T32UMC_20220614_B04_10m.jp2`.
+
+    Args:
+        path: A file of one band.
+        wanted: Names of the student's bands.
+
+    Returns:
+        Name of the student's band; None if the name has none of them, or several.
+    """
+    known = {canonical(name): name for name in wanted}
+    parts = re.split(r"[^A-Za-z0-9]+", path.stem)
+    found = {known[canonical(part)] for part in parts if canonical(part) in known}
+    whole = known.get(canonical(path.stem))
+    return whole or (found.pop() if len(found) == 1 else None)

@@ -1,0 +1,276 @@
+"""Divide the windows of a scene into blocks, and predict a block. A block is a unit of work that is kept on disk."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stssl.base.arrays import AnyArray, Floats
+from stssl.mapping.ensemble import Ensemble
+from stssl.mapping.layers import Layer, LayerReader, Region
+from stssl.mapping.scene import Scene
+from stssl.mapping.windows import WindowAxis, WindowGrid
+
+BLOCK_SIDE = 2048
+"""Largest height and width of a block's cells in pixels, if memory allows it."""
+BLOCK_BYTES = 96 << 20
+"""Most bytes of a block's stored values in memory. Two blocks are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class SceneBlock:
+    """Name the windows of a block: their numbers down and across."""
+
+    number: int
+    down: range
+    across: range
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Divide the windows of a scene into blocks.
+
+    Attributes:
+        grid: Windows of the scene.
+        rows: Number of windows of a block down.
+        columns: Number of windows of a block across.
+    """
+
+    grid: WindowGrid
+    rows: int
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the number of blocks down and across."""
+        return -(-self.grid.down.count // self.rows), -(-self.grid.across.count // self.columns)
+
+    @property
+    def count(self) -> int:
+        """Return the number of blocks."""
+        return self.shape[0] * self.shape[1]
+
+    def block(self, number: int) -> SceneBlock:
+        """Return a block by its number. Numbers count row by row."""
+        row, column = divmod(number, self.shape[1])
+        down = range(row * self.rows, min((row + 1) * self.rows, self.grid.down.count))
+        across = range(column * self.columns, min((column + 1) * self.columns, self.grid.across.count))
+        return SceneBlock(number, down, across)
+
+    def cells(self, block: SceneBlock) -> tuple[range, range]:
+        """Return the rows and columns of pixels that belong to a block: the cells of its windows."""
+        return _cells(self.grid.down, block.down), _cells(self.grid.across, block.across)
+
+
+def _cells(axis: WindowAxis, numbers: range) -> range:
+    return range(numbers.start * axis.stride, min(numbers.stop * axis.stride, axis.size))
+
+
+def plan_blocks(scene: Scene, stride: int, window: int) -> BlockPlan:
+    """Lay windows over a scene, and divide them into blocks of a size that fits into memory.
+
+    Args:
+        scene: The scene.
+        stride: Distance between windows, in pixels of the student.
+        window: Side of a window, in pixels of the student.
+    """
+    ratios = [round(layer.rows) for layer in scene.layers], [round(layer.columns) for layer in scene.layers]
+    down, across = (
+        _axis(size, own, max(1, round(stride * own / window)), coarse)
+        for size, own, coarse in zip((scene.height, scene.width), scene.window, ratios, strict=True)
+    )
+    pixel_bytes = sum(
+        len(layer.bands) * np.dtype(layer.dtype).itemsize / (layer.rows * layer.columns) for layer in scene.layers
+    )
+    side = min(BLOCK_SIDE, int((BLOCK_BYTES / pixel_bytes) ** 0.5))
+    return BlockPlan(WindowGrid(down, across), max(1, side // down.stride), max(1, side // across.stride))
+
+
+def _axis(size: int, window: int, stride: int, ratios: Sequence[int]) -> WindowAxis:
+    """Lay windows along one axis of a scene.
+
+    Args:
+        size: Length of the scene in pixels.
+        window: Length of a window in pixels.
+        stride: Distance between windows in pixels.
+        ratios: Length of the pixels of each layer in pixels of the scene, the smallest first.
+    """
+    margin = (window - stride) // 2
+    # Begin windows where pixels of the coarse layers begin. Otherwise these would be shifted by a part of a pixel.
+    for ratio in ratios:
+        if stride % ratio == 0:
+            margin -= margin % ratio
+    return WindowAxis(size, window, stride, margin)
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """Hold what was predicted for a block.
+
+    Attributes:
+        values: [rows, columns, C] probabilities of its windows; 0 for windows without a measured pixel.
+        valid: [rows, columns] False for windows without a measured pixel.
+        measured: [height, width] True for pixels of its cells that are measured in all bands.
+    """
+
+    values: Floats
+    valid: NDArray[np.bool_]
+    measured: NDArray[np.bool_]
+
+    def packed(self) -> bytes:
+        """Return the block as bytes."""
+        buffer = io.BytesIO()
+        shape = np.array(self.measured.shape)
+        arrays = {"values": self.values, "valid": self.valid, "measured": np.packbits(self.measured), "shape": shape}
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stubs take a keyword for `allow_pickle`
+        return buffer.getvalue()
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> "BlockResult":
+        """Read a block from bytes that `packed` wrote."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
+            height, width = (int(size) for size in found["shape"])
+            measured = np.unpackbits(found["measured"], count=height * width).astype(np.bool_).reshape(height, width)
+            return cls(found["values"], found["valid"], measured)
+
+
+@dataclass(frozen=True)
+class BlockInput:
+    """Hold the stored values of a block: a region of each layer, with the own row and column that it begins at."""
+
+    block: SceneBlock
+    regions: tuple[tuple[Region, int, int], ...]
+
+
+class BlockPredictor:
+    """Read and predict blocks of a scene. Reading and predicting may run in two threads."""
+
+    def __init__(self, scene: Scene, plan: BlockPlan, ensemble: Ensemble, *, batch: int) -> None:
+        """Set what to predict, and how.
+
+        Args:
+            scene: The scene.
+            plan: Blocks of the scene.
+            ensemble: Students.
+            batch: Number of windows that the students see at a time.
+        """
+        self.scene, self.plan, self.ensemble, self.batch = scene, plan, ensemble, batch
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> "BlockPredictor":
+        """Move the students to a device, and return this object."""
+        self.device = device
+        self.ensemble.to(device)
+        return self
+
+    def read(self, reader: LayerReader, number: int) -> BlockInput:
+        """Read the stored values of a block.
+
+        Args:
+            reader: Reader of layers, of the calling thread.
+            number: Number of the block.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        block = self.plan.block(number)
+        down, across = self.plan.grid.down, self.plan.grid.across
+        regions = []
+        for layer in self.scene.layers:
+            tops, lefts = self._starts(layer, block)
+            height, width = self._size(layer)
+            shape = (tops[-1] - tops[0] + height, lefts[-1] - lefts[0] + width)
+            regions.append((reader.read(layer, tops[0], lefts[0], *shape), tops[0], lefts[0]))
+        assert down.stride <= down.window and across.stride <= across.window  # so the regions have all cells
+        return BlockInput(block, tuple(regions))
+
+    def _starts(self, layer: Layer, block: SceneBlock) -> tuple[list[int], list[int]]:
+        """Return the first own row of each row of windows in a layer, and the first own column of each column."""
+        grid = self.plan.grid
+        tops = [layer.own_row(grid.down.start(number)) for number in block.down]
+        return tops, [layer.own_column(grid.across.start(number)) for number in block.across]
+
+    def _size(self, layer: Layer) -> tuple[int, int]:
+        """Return the height and width of windows in own pixels of a layer."""
+        height, width = self.scene.window
+        return max(1, round(height / layer.rows)), max(1, round(width / layer.columns))
+
+    @torch.inference_mode()
+    def predict(self, given: BlockInput) -> BlockResult:
+        """Predict the windows of a block.
+
+        Args:
+            given: Stored values of the block.
+        """
+        block, count = given.block, len(given.block.down) * len(given.block.across)
+        valid = self._valid(given)
+        chosen = np.flatnonzero(valid.reshape(-1))
+        classes = len(self.ensemble.students[0].classes)  # type: ignore[arg-type]  # torch does not know the type
+        values = np.zeros((count, classes), np.float32)
+        for start in range(0, len(chosen), self.batch):
+            numbers = chosen[start : start + self.batch]
+            windows = {
+                place: torch.from_numpy(self._windows(layer, given, place, numbers)).to(self.device)
+                for place, layer in enumerate(self.scene.layers)
+            }
+            values[numbers] = self.ensemble(windows).cpu().numpy()
+        shape = (len(block.down), len(block.across))
+        return BlockResult(values.reshape(*shape, classes), valid, self._measured(given))
+
+    def _windows(self, layer: Layer, given: BlockInput, place: int, numbers: NDArray[np.intp]) -> Floats:
+        """Cut windows out of a region [n, bands, height, width]. Pixels that are not measured get the band's mean."""
+        (region, top, left), (height, width) = given.regions[place], self._size(layer)
+        tops, lefts = self._starts(layer, given.block)
+        out = np.empty((len(numbers), len(layer.bands), height, width), np.float32)
+        for target, number in zip(out, numbers, strict=True):
+            row, column = divmod(int(number), len(lefts))
+            area = _area(tops[row] - top, lefts[column] - left, height, width)
+            target[...] = region.values[:, *area]
+            if region.measured is not None:
+                _fill(target, region.measured[:, *area])
+        return out
+
+    def _valid(self, given: BlockInput) -> NDArray[np.bool_]:
+        """Return [rows, columns] True for windows that have a measured pixel in each band."""
+        valid = np.ones((len(given.block.down), len(given.block.across)), np.bool_)
+        for layer, (region, top, left) in zip(self.scene.layers, given.regions, strict=True):
+            if region.measured is None:
+                continue
+            tops, lefts = self._starts(layer, given.block)
+            height, width = self._size(layer)
+            for row, own_top in enumerate(tops):
+                for column, own_left in enumerate(lefts):
+                    area = _area(own_top - top, own_left - left, height, width)
+                    valid[row, column] &= bool(region.measured[:, *area].any((1, 2)).all())
+        return valid
+
+    def _measured(self, given: BlockInput) -> NDArray[np.bool_]:
+        """Return [height, width] True for pixels of the block's cells that are measured in all bands."""
+        rows, columns = self.plan.cells(given.block)
+        found = np.ones((len(rows), len(columns)), np.bool_)
+        for layer, (region, top, left) in zip(self.scene.layers, given.regions, strict=True):
+            if region.measured is None:
+                continue
+            own: NDArray[np.bool_] = np.logical_and.reduce(region.measured)
+            down = np.floor((np.arange(rows.start, rows.stop) + 0.5 - layer.row) / layer.rows).astype(np.int64) - top
+            across = np.arange(columns.start, columns.stop) + 0.5 - layer.column
+            right = np.floor(across / layer.columns).astype(np.int64) - left
+            found &= own[np.ix_(np.clip(down, 0, own.shape[0] - 1), np.clip(right, 0, own.shape[1] - 1))]
+        return found
+
+
+def _area(row: int, column: int, height: int, width: int) -> tuple[slice, slice]:
+    return slice(row, row + height), slice(column, column + width)
+
+
+def _fill(window: Floats, measured: NDArray[np.bool_]) -> None:
+    """Give pixels that are not measured the mean of the band's measured pixels, which is neutral for a network."""
+    if measured.all():
+        return
+    counts = measured.sum((1, 2))
+    sums: AnyArray = np.where(measured, window, 0).sum((1, 2), dtype=np.float64)
+    means = np.rint(sums / np.maximum(counts, 1)).astype(np.float32)
+    np.copyto(window, means[:, None, None], where=~measured)

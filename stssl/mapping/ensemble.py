@@ -1,0 +1,69 @@
+"""Average the probabilities of one or several students for windows of a scene."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stssl.mapping.layers import Layer
+from stssl.students.student import Student
+
+
+class Ensemble(nn.Module):
+    """Compute class probabilities of windows: the mean of the students' probabilities."""
+
+    def __init__(self, students: Sequence[Student], layers: Sequence[Layer]) -> None:
+        """Find the bands of each student in the layers of a scene.
+
+        Args:
+            students: Students with equal classes.
+            layers: Layers of the scene. Together they have all bands.
+        """
+        super().__init__()
+        self.students = nn.ModuleList(students)
+        places = {
+            band: (number, place) for number, layer in enumerate(layers) for place, band in enumerate(layer.bands)
+        }
+        self.plans = [_BandPlan([places[band] for band in student.bands]) for student in students]
+        self.eval()
+
+    def forward(self, windows: Mapping[int, Tensor]) -> Tensor:
+        """Compute the probabilities [n, C] of n windows.
+
+        Args:
+            windows: Stored values [n, bands, height, width] of each layer, by the layer's number.
+        """
+        found: list[Tensor] = []
+        for student, plan in zip(self.students, self.plans, strict=True):
+            assert isinstance(student, Student)
+            found.append(student.probabilities(plan.images(windows, student.description.image.side)).float())
+        return torch.stack(found).mean(0) if len(found) > 1 else found[0]
+
+
+class _BandPlan:
+    """Know where the bands of one student are: the numbers of layers, and positions in them."""
+
+    def __init__(self, places: Sequence[tuple[int, int]]) -> None:
+        self.chosen: dict[int, list[int]] = {}
+        for layer, place in places:
+            self.chosen.setdefault(layer, []).append(place)
+        sorted_places = [(layer, place) for layer, own in self.chosen.items() for place in own]
+        self.order = [sorted_places.index(place) for place in places]
+
+    def images(self, windows: Mapping[int, Tensor], side: int) -> Tensor:
+        """Collect the bands of a student, all resampled to `side` pixels: [n, bands, side, side]."""
+        parts = []
+        for layer, own in self.chosen.items():
+            values = windows[layer]
+            parts.append(on_side(values if own == list(range(values.shape[1])) else values[:, own], side))
+        joined = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        return joined if self.order == sorted(self.order) else joined[:, self.order]
+
+
+def on_side(images: Tensor, side: int) -> Tensor:
+    """Resample images [n, bands, H, W] to [n, bands, side, side]; return images of this size as they are."""
+    if images.shape[-1] == side and images.shape[-2] == side:
+        return images
+    shrinks = max(images.shape[-2:]) > side
+    return functional.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=shrinks)

@@ -1,0 +1,208 @@
+"""Keep finished blocks on disk beside the map, so that a killed prediction resumes. Only one prediction writes a map.
+
+The folder `.NAME.parts` has a file `plan.json`, which says what is predicted, and one file for each finished block.
+Each block begins with a checksum of the rest: a damaged block is predicted again.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.arrays import Floats
+from stssl.base.errors import RunError
+from stssl.base.json_types import JsonObject
+from stssl.base.whole_files import cannot_write, write_whole
+from stssl.mapping.blocks import BlockPlan, BlockResult
+
+DIGEST = 16
+"""Bytes of a block's checksum."""
+PLAN = "plan.json"
+
+
+class KeptBlocks:
+    """Write and read the finished blocks of one map."""
+
+    def __init__(self, out: Path, plan: BlockPlan) -> None:
+        """Set the place of the blocks. Nothing is written yet.
+
+        Args:
+            out: The map.
+            plan: Blocks of the map.
+        """
+        self.out, self.plan = out, plan
+        self.folder = out.with_name(f".{out.name}.parts")
+        self._cache: OrderedDict[int, BlockResult] = OrderedDict()
+
+    def prepare(self, identity: str, about: JsonObject) -> JsonObject:
+        """Make the folder, and remove blocks of other predictions from it.
+
+        Args:
+            identity: Hash of all that decides the values of the map.
+            about: What to keep beside it, such as the date at which the prediction began.
+
+        Returns:
+            What an earlier call of the same prediction kept, or else `about`.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
+        path = self.folder / PLAN
+        try:
+            kept = json.loads(path.read_text())
+            if isinstance(kept, dict) and kept.get("identity") == identity and isinstance(kept.get("about"), dict):
+                found: JsonObject = kept["about"]
+                return found
+        except (OSError, ValueError):
+            pass
+        self._empty()
+        write_whole(path, json.dumps({"identity": identity, "about": about}))
+        return about
+
+    def _empty(self) -> None:
+        """Remove the blocks of another prediction."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():
+                path.unlink()
+        except OSError as error:
+            raise RunError(cannot_write(self.folder, error)) from None
+
+    def path(self, number: int) -> Path:
+        """Return the file of a block."""
+        return self.folder / f"block_{number:06d}.bin"
+
+    def write(self, number: int, data: bytes) -> None:
+        """Keep a finished block.
+
+        Args:
+            number: Number of the block.
+            data: The block, of `BlockResult.packed`.
+
+        Raises:
+            RunError: The disk is full, or cannot be written.
+        """
+        write_whole(self.path(number), hashlib.blake2b(data, digest_size=DIGEST).digest() + data)
+
+    def _read(self, number: int) -> bytes | None:
+        """Read a block; None if it is not there, or damaged."""
+        try:
+            data = self.path(number).read_bytes()
+        except OSError:
+            return None
+        digest, rest = data[:DIGEST], data[DIGEST:]
+        return rest if hashlib.blake2b(rest, digest_size=DIGEST).digest() == digest else None
+
+    def missing(self) -> list[int]:
+        """List the numbers of the blocks that are not there yet, or are damaged."""
+        return [number for number in range(self.plan.count) if self._read(number) is None]
+
+    def block(self, number: int) -> BlockResult:
+        """Read a finished block. The blocks of the last two rows stay in memory.
+
+        Raises:
+            RunError: The block is not there any more.
+        """
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number]
+        data = self._read(number)
+        if data is None:
+            raise RunError(f"{self.path(number)} is gone or damaged. Run the same command again.")
+        while len(self._cache) >= 2 * self.plan.shape[1] + 2:
+            self._cache.popitem(last=False)
+        self._cache[number] = BlockResult.unpacked(data)
+        return self._cache[number]
+
+    def windows(self, down: range, across: range) -> tuple[Floats, NDArray[np.bool_]]:
+        """Collect what was predicted for windows.
+
+        Args:
+            down: Numbers of m windows down.
+            across: Numbers of n windows across.
+
+        Returns:
+            [m, n, C] probabilities and [m, n] validity.
+        """
+        rows = range(down.start // self.plan.rows, (down.stop - 1) // self.plan.rows + 1)
+        columns = range(across.start // self.plan.columns, (across.stop - 1) // self.plan.columns + 1)
+        found = [[self.block(row * self.plan.shape[1] + column) for column in columns] for row in rows]
+        values = np.concatenate([np.concatenate([one.values for one in row], 1) for row in found], 0)
+        valid = np.concatenate([np.concatenate([one.valid for one in row], 1) for row in found], 0)
+        top, left = rows.start * self.plan.rows, columns.start * self.plan.columns
+        area = slice(down.start - top, down.stop - top), slice(across.start - left, across.stop - left)
+        return values[area], valid[area]
+
+    def measured(self, rows: range, columns: range) -> NDArray[np.bool_]:
+        """Return [height, width] True for pixels of the scene that are measured.
+
+        Args:
+            rows: Rows of the scene.
+            columns: Columns of the scene.
+        """
+        height, width = (
+            self.plan.rows * self.plan.grid.down.stride,
+            self.plan.columns * self.plan.grid.across.stride,
+        )
+        out = np.zeros((len(rows), len(columns)), np.bool_)
+        for row in range(rows.start // height, (rows.stop - 1) // height + 1):
+            for column in range(columns.start // width, (columns.stop - 1) // width + 1):
+                mask = self.block(row * self.plan.shape[1] + column).measured
+                down, across = _shared(rows, row * height, len(mask)), _shared(columns, column * width, mask.shape[1])
+                out[down[0], across[0]] = mask[down[1], across[1]]
+        return out
+
+    def clean(self) -> None:
+        """Remove unfinished files after an error. Remove the whole folder if it has no finished block."""
+        if not any(self.folder.glob("block_*.bin")):
+            self.remove()
+        for path in self.folder.glob("*.tif"):
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder with all blocks."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _shared(wanted: range, start: int, size: int) -> tuple[slice, slice]:
+    """Return the part of `wanted` that lies in start..start+size, as slices of both."""
+    first, last = max(wanted.start, start), min(wanted.stop, start + size)
+    return slice(first - wanted.start, last - wanted.start), slice(first - start, last - start)
+
+
+@contextlib.contextmanager
+def sole_prediction(out: Path) -> Iterator[None]:
+    """Hold the lock of a map while the context lasts. If the process dies, the system frees the lock.
+
+    Raises:
+        RunError: Another prediction writes the same map, or the lock file cannot be written.
+    """
+    path = out.with_name(f".{out.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise RunError(cannot_write(out, error)) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            words = f"another prediction is writing {out}. Wait for it, stop it, or give another --out."
+            raise RunError(words) from None
+        except OSError as error:
+            raise RunError(cannot_write(path, error)) from None
+        # The last holder may have removed the file after this process opened it: such a lock stops nobody.
+        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            raise RunError(f"another prediction to {out} has just ended. Run this one again.")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

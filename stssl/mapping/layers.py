@@ -1,0 +1,205 @@
+"""Read regions of a scene from its files. Bands of one pixel size form a layer; a layer may be a mosaic of files."""
+
+import contextlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.io import DatasetReader
+from rasterio.windows import Window as FileWindow
+
+from stssl.base.arrays import AnyArray, Ints
+from stssl.mapping.rasters import SETTINGS, explained_raster, quiet
+
+MOST_OPEN = 64
+"""Most files that a reader keeps open."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Say which band of a layer comes from which band of a file.
+
+    Attributes:
+        band: Position of the band in its layer.
+        index: Number of the band in its file, from 1.
+        masked: True if the file marks pixels that are not measured.
+        nodata: Further stored value that means "not measured"; None for none.
+        shift: Number to add to stored values.
+        factor: Number to multiply by after that.
+    """
+
+    band: int
+    index: int
+    masked: bool
+    nodata: int | None = None
+    shift: float = 0.0
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Place one file on the grid of its layer.
+
+    Attributes:
+        path: The file.
+        driver: GDAL driver that may open it.
+        row: Row of its upper edge in the layer.
+        column: Column of its left edge in the layer.
+        height: Height in pixels.
+        width: Width in pixels.
+        sources: Bands to read.
+    """
+
+    path: Path
+    driver: str
+    row: int
+    column: int
+    height: int
+    width: int
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Describe the bands of a scene that have one pixel size.
+
+    Positions in a scene are counted in pixels of its finest layer, from that layer's upper left corner.
+
+    Attributes:
+        bands: Names of the bands.
+        dtype: Type of the values, such as `uint16`.
+        height: Height in own pixels.
+        width: Width in own pixels.
+        row: Position of the upper edge in the scene.
+        column: Position of the left edge in the scene.
+        rows: Height of an own pixel in pixels of the scene.
+        columns: Width of an own pixel in pixels of the scene.
+        pieces: Files. If two overlap, the first with a measured pixel counts.
+    """
+
+    bands: tuple[str, ...]
+    dtype: str
+    height: int
+    width: int
+    row: float
+    column: float
+    rows: float
+    columns: float
+    pieces: tuple[Piece, ...]
+
+    def own_row(self, row: float) -> int:
+        """Return the own row that begins nearest to a row of the scene."""
+        return round((row - self.row) / self.rows)
+
+    def own_column(self, column: float) -> int:
+        """Return the own column that begins nearest to a column of the scene."""
+        return round((column - self.column) / self.columns)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Hold the values of a rectangle of a layer.
+
+    Attributes:
+        values: [bands, height, width] values; 0 where nothing is measured.
+        measured: [bands, height, width] True where the value is measured; None if all are.
+    """
+
+    values: AnyArray
+    measured: NDArray[np.bool_] | None
+
+
+def reflected(first: int, last: int, size: int) -> Ints:
+    """Return the positions inside 0..size-1 that stand for positions first..last-1, reflected at both edges.
+
+    The edge line is the mirror, so the edge pixel is repeated. Layers of different pixel sizes have the same mirror.
+    """
+    places = np.arange(first, last, dtype=np.int64) % (2 * size)
+    return np.where(places < size, places, 2 * size - 1 - places)
+
+
+class LayerReader:
+    """Read regions of layers, and keep their files open. Use it in one thread only, and close it at the end."""
+
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self._open: OrderedDict[Path, tuple[DatasetReader, contextlib.ExitStack]] = OrderedDict()
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            self._open.popitem()[1][1].close()
+
+    def read(self, layer: Layer, row: int, column: int, height: int, width: int) -> Region:
+        """Read a rectangle of a layer. Outside the layer, its pixels are reflected at the edges.
+
+        Args:
+            layer: The layer.
+            row: First own row; may be negative.
+            column: First own column; may be negative.
+            height: Number of rows.
+            width: Number of columns.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        rows, columns = reflected(row, row + height, layer.height), reflected(column, column + width, layer.width)
+        top, left = int(rows.min()), int(columns.min())
+        inner = self._inner(layer, top, left, int(rows.max()) + 1, int(columns.max()) + 1)
+        if (row, column) == (top, left) and inner.values.shape[1:] == (height, width):
+            return inner
+        chosen = np.ix_(np.arange(len(layer.bands)), rows - top, columns - left)
+        measured = None if inner.measured is None else inner.measured[chosen]
+        return Region(inner.values[chosen], measured)
+
+    def _inner(self, layer: Layer, top: int, left: int, bottom: int, right: int) -> Region:
+        """Read a rectangle inside a layer from all files that it touches."""
+        values = np.zeros((len(layer.bands), bottom - top, right - left), layer.dtype)
+        measured = np.zeros(values.shape, np.bool_)
+        for piece in layer.pieces:
+            high, low = max(top, piece.row), min(bottom, piece.row + piece.height)
+            first, last = max(left, piece.column), min(right, piece.column + piece.width)
+            if high < low and first < last:
+                place = (slice(high - top, low - top), slice(first - left, last - left))
+                window = FileWindow(first - piece.column, high - piece.row, last - first, low - high)
+                self._fill(piece, window, values[:, *place], measured[:, *place])
+        return Region(values, None if measured.all() else measured)
+
+    def _fill(self, piece: Piece, window: FileWindow, values: AnyArray, measured: NDArray[np.bool_]) -> None:
+        """Read a window of a file, and write it where no earlier file has a measured pixel."""
+        with explained_raster(piece.path), rasterio.Env(**SETTINGS):
+            file = self._file(piece)
+            found = file.read([source.index for source in piece.sources], window=window)
+            for source, plane in zip(piece.sources, found, strict=True):
+                seen = file.read_masks(source.index, window=window) > 0 if source.masked else None
+                if source.nodata is not None:
+                    there = plane != source.nodata
+                    seen = there if seen is None else seen & there
+                fresh = ~measured[source.band]
+                fresh &= True if seen is None else seen
+                np.copyto(values[source.band], _converted(plane, source), where=fresh, casting="same_kind")
+                measured[source.band] |= fresh
+
+    def _file(self, piece: Piece) -> DatasetReader:
+        if piece.path in self._open:
+            self._open.move_to_end(piece.path)
+            return self._open[piece.path][0]
+        while len(self._open) >= MOST_OPEN:
+            self._open.popitem(last=False)[1][1].close()
+        stack = contextlib.ExitStack()
+        with quiet():
+            file = stack.enter_context(rasterio.open(piece.path, driver=piece.driver, sharing=False))
+        self._open[piece.path] = (file, stack)
+        return file
+
+
+def _converted(plane: AnyArray, source: Source) -> AnyArray:
+    """Shift and scale the stored values of a band, and clip them to the range of their type."""
+    if not source.shift and source.factor == 1:
+        return plane
+    limits = np.iinfo(str(plane.dtype))
+    moved = np.rint((plane.astype(np.float64) + source.shift) * source.factor)
+    return np.clip(moved, limits.min, limits.max).astype(plane.dtype)

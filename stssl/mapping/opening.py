@@ -1,0 +1,148 @@
+"""Find out what a scene is made of: GeoTIFFs, files of one band each, a mosaic, or a Sentinel-2 product."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stssl.base.errors import ConfigError, DataError, shown
+from stssl.mapping.band_names import matching, matching_file
+from stssl.mapping.layers import Source
+from stssl.mapping.needs import SceneNeeds
+from stssl.mapping.rasters import MOST_NAME, Raster, describe_raster
+from stssl.mapping.safe_product import NODATA, QUANTIFICATION, SafeProduct, is_safe, read_safe
+from stssl.mapping.scene import Chosen, Scene, arrange
+
+SUFFIXES = (".tif", ".tiff", ".jp2")
+"""Endings of the files that a folder is searched for."""
+
+
+def scene_files(inputs: Sequence[str | Path]) -> list[Path]:
+    """List the files of a scene.
+
+    Args:
+        inputs: Files, folders, or patterns such as `tiles/*.tif`.
+
+    Raises:
+        DataError: A file does not exist, or a folder or pattern has no image.
+    """
+    found: list[Path] = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise DataError(f"{path} has no files {', '.join(SUFFIXES)} and is no Sentinel-2 .SAFE folder.")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            matches = _matches(path)
+            if not matches:
+                raise DataError(f"there is no file or folder {shown(str(given), MOST_NAME)}.")
+            found += matches
+    return list(dict.fromkeys(path.absolute() for path in found))
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """List the files that a pattern such as `tiles/*.tif` names."""
+    parts = pattern.absolute().parts
+    plain = next((number for number, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
+    return sorted(Path(*parts[:plain]).glob("/".join(parts[plain:]))) if plain < len(parts) else []
+
+
+def open_scene(
+    inputs: Sequence[str | Path], needs: SceneNeeds, bands: Sequence[str] = (), *, resample: bool = False
+) -> Scene:
+    """Open a scene: find its bands, and check that they fit the students.
+
+    Args:
+        inputs: A `.SAFE` folder, or files, folders and patterns of GeoTIFFs.
+        needs: What the students need.
+        bands: Names of the bands of each file, or of the files of one band each; empty to read them from the files.
+        resample: True to accept another pixel size.
+
+    Raises:
+        ConfigError: The pixel size differs from the student's, or `bands` does not fit the files.
+        DataError: A file cannot be used, a band is missing, or the files do not fit together.
+    """
+    if any(is_safe(Path(one)) for one in inputs):
+        if len(inputs) > 1:
+            raise ConfigError("give one .SAFE folder alone. Other files cannot be added to it.")
+        if bands:
+            raise ConfigError("a .SAFE folder names its bands itself: leave --bands out.")
+        product = read_safe(Path(inputs[0]).absolute())
+        chosen = list(_of_product(product, needs))
+        return arrange(product.folder.name, chosen, needs, resample=resample, date=product.date)
+    files = scene_files(inputs)
+    chosen = [one for one in _of_files([describe_raster(path) for path in files], needs, bands) if one.bands]
+    missing = [band for band in needs.bands if not any(band in one.bands for one in chosen)]
+    if missing:
+        raise DataError(_missing(missing, files))
+    return arrange(Path(inputs[0]).name if len(inputs) == 1 else files[0].name, chosen, needs, resample=resample)
+
+
+def _missing(missing: Sequence[str], files: Sequence[Path]) -> str:
+    """Say which bands are missing, which ones are there, and what to do."""
+    there = [own.description or f"number {own.index}" for own in describe_raster(files[0]).bands]
+    where = f"{files[0]} has {', '.join(shown(name, 30) for name in there[:20])}"
+    others = f" and {len(files) - 1} other files" if len(files) > 1 else ""
+    return (
+        f"the scene has no band {', '.join(missing)}, which the student needs ({where}{others}). Give the names of the "
+        "bands with --bands B02,B03,..., or a scene that has them."
+    )
+
+
+def _of_product(product: SafeProduct, needs: SceneNeeds) -> Iterator[Chosen]:
+    """Yield the images of a Sentinel-2 product that the students need."""
+    for band, about in needs.bands.items():
+        name = matching(band, product.images)
+        if name is None:
+            raise DataError(
+                f"{product.folder.name} has no band {band}, which the student needs (it has "
+                f"{', '.join(sorted(product.images))}). Give a product or a student of other bands."
+            )
+        for path in product.images_of(name, about.meters):
+            raster = describe_raster(path)
+            _require_type(raster, 0, needs)
+            own = raster.bands[0]
+            shift, factor = product.offsets.get(name, 0.0), QUANTIFICATION / product.quantification
+            yield Chosen(raster, {band: Source(0, own.index, own.masked, NODATA, shift, factor)})
+
+
+def _of_files(rasters: Sequence[Raster], needs: SceneNeeds, bands: Sequence[str]) -> Iterator[Chosen]:
+    """Yield files with those of their bands that the students need."""
+    single = all(len(one.bands) == 1 for one in rasters)
+    named = [matching(band, needs.bands) for band in bands]
+    by_file = single and len(bands) == len(rasters) and len(bands) > 1
+    for number, raster in enumerate(rasters):
+        if bands and not by_file and len(raster.bands) != len(bands):
+            raise ConfigError(
+                f"--bands names {len(bands)} bands, and {raster.path} has {len(raster.bands)}. Name each band of a "
+                "file once, or each of the files of one band."
+            )
+        if by_file:
+            names = [named[number]]
+        elif bands:
+            names = named
+        else:
+            names = [matching(own.description, needs.bands) for own in raster.bands]
+            names = [matching_file(raster.path, needs.bands)] if single and names == [None] else names
+        found: dict[str, Source] = {}
+        for place, name in enumerate(names):
+            if name is None:
+                continue
+            if name in found:
+                raise DataError(f"{raster.path} has band {name} twice. Give the names of its bands with --bands.")
+            _require_type(raster, place, needs)
+            own = raster.bands[place]
+            found[name] = Source(0, own.index, own.masked, shift=own.shift)
+        yield Chosen(raster, found)
+
+
+def _require_type(raster: Raster, place: int, needs: SceneNeeds) -> None:
+    """Refuse a band whose stored values have another type than those that the student was trained on."""
+    dtype = raster.bands[place].dtype
+    if dtype != needs.dtype:
+        raise DataError(
+            f"{raster.path} has values of type {dtype}, and the student was trained on {needs.dtype}: the numbers mean "
+            f"something else. Give the scene with its original numbers (gdal_translate -ot changes a type)."
+        )

@@ -1,0 +1,145 @@
+"""Read what a Sentinel-2 product of level 2A (a `.SAFE` folder) says in its `MTD_MSIL2A.xml`.
+
+Since processing baseline 04.00, reflectance = (number + BOA_ADD_OFFSET) / quantification, with an offset of -1000.
+Before that, there was no offset. BigEarthNet and EuroSAT have numbers without an offset and a quantification of 10000.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree
+
+from stssl.base.errors import DataError, first_line, shown
+from stssl.mapping.rasters import MOST_NAME
+
+METADATA = "MTD_MSIL2A.xml"
+QUANTIFICATION = 10_000.0
+"""Quantification of the stored values that students expect: reflectance times 10,000."""
+NODATA = 0
+MOST_XML_BYTES = 1 << 24
+BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
+"""Names of the bands by their number in the metadata."""
+_IMAGE = re.compile(r"_(B(?:\d\d|8A))_(10|20|60)m$")
+
+
+@dataclass(frozen=True)
+class SafeProduct:
+    """Hold the images of a Sentinel-2 product and what its metadata say about their numbers.
+
+    Attributes:
+        folder: The `.SAFE` folder.
+        date: Time of acquisition, UTC; None if the metadata do not say it.
+        quantification: Number to divide by, to get reflectance.
+        offsets: Number to add to stored values before, by name of the band.
+        images: Paths of the images by name of the band and pixel size in meters. One granule gives one image.
+    """
+
+    folder: Path
+    date: datetime | None
+    quantification: float
+    offsets: dict[str, float]
+    images: dict[str, dict[int, tuple[Path, ...]]]
+
+    def images_of(self, band: str, meters: float | None) -> tuple[Path, ...]:
+        """Return the images of a band that have a wanted pixel size, or else the smallest one.
+
+        Args:
+            band: Name of the band.
+            meters: Wanted pixel size in meters; None wants the smallest one.
+        """
+        found = self.images[band]
+        return found[round(meters) if meters is not None and round(meters) in found else min(found)]
+
+
+def is_safe(path: Path) -> bool:
+    """Return True if a folder is a Sentinel-2 product, or a path names its metadata file."""
+    return path.name == METADATA or path.suffix.upper() == ".SAFE" or (path / METADATA).exists()
+
+
+def read_safe(path: Path) -> SafeProduct:
+    """Read the metadata of a Sentinel-2 product, and list its images.
+
+    Args:
+        path: The `.SAFE` folder, or the file `MTD_MSIL2A.xml` in it.
+
+    Raises:
+        DataError: The metadata are missing or damaged, or the product is not of level 2A, or it has no images.
+    """
+    folder = path.parent if path.name == METADATA else path
+    root = _parsed(folder)
+    quantification = _number(root, "BOA_QUANTIFICATION_VALUE")
+    if quantification is None or quantification <= 0:
+        raise DataError(f"{folder / METADATA} has no BOA_QUANTIFICATION_VALUE. Download the product again.")
+    offsets: dict[str, float] = {}
+    for entry in root.iter("BOA_ADD_OFFSET"):
+        number, value = entry.get("band_id", ""), _as_number(entry.text)
+        if not number.isdecimal() or int(number) >= len(BAND_IDS) or value is None:
+            raise DataError(f"{folder / METADATA}: BOA_ADD_OFFSET {shown(number)} cannot be used. Download it again.")
+        offsets[BAND_IDS[int(number)]] = value
+    images = _images(folder, root)
+    if not images:
+        raise DataError(f"{folder} has no images of bands (GRANULE/*/IMG_DATA/R*m/*.jp2). Download the product again.")
+    return SafeProduct(folder, _date(root), quantification, offsets, images)
+
+
+def _parsed(folder: Path) -> ElementTree.Element:
+    """Parse the metadata file of a product."""
+    path = folder / METADATA
+    try:
+        if path.stat().st_size > MOST_XML_BYTES:
+            raise DataError(f"{path} is larger than {MOST_XML_BYTES >> 20} MiB: it is no metadata file.")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        level = "It is of level 1C: students need level 2A. " if (folder / "MTD_MSIL1C.xml").exists() else ""
+        words = f"{shown(str(folder), MOST_NAME)} has no {METADATA}. {level}"
+        raise DataError(f"{words}Give the .SAFE folder of a Sentinel-2 product of level 2A.") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    # A declaration of entities could blow up to gigabytes. Products have none.
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise DataError(f"{path} declares entities, which no Sentinel-2 product does. It is not read.")
+    try:
+        return ElementTree.fromstring(data)
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path} is damaged ({first_line(error)}). Download the product again.") from None
+
+
+def _as_number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if abs(value) < 1e9 else None
+
+
+def _number(root: ElementTree.Element, tag: str) -> float | None:
+    entry = next(root.iter(tag), None)
+    return None if entry is None else _as_number(entry.text)
+
+
+def _date(root: ElementTree.Element) -> datetime | None:
+    """Return the time of acquisition."""
+    for tag in ("DATATAKE_SENSING_START", "PRODUCT_START_TIME"):
+        for entry in root.iter(tag):
+            try:
+                found = datetime.fromisoformat((entry.text or "").strip().replace("Z", "+00:00"))
+            except ValueError:
+                continue
+            return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return None
+
+
+def _images(folder: Path, root: ElementTree.Element) -> dict[str, dict[int, tuple[Path, ...]]]:
+    """List the images that the metadata name, or else those in the folder."""
+    named = [PurePosixPath((entry.text or "").strip()) for entry in root.iter("IMAGE_FILE")]
+    inside = [name for name in named if not name.is_absolute() and ".." not in name.parts]
+    paths = [folder / f"{name}.jp2" for name in inside]
+    paths = paths or sorted(folder.glob("GRANULE/*/IMG_DATA/R*m/*.jp2"))
+    found: dict[str, dict[int, tuple[Path, ...]]] = {}
+    for path in paths:
+        match = _IMAGE.search(path.stem)
+        if match:
+            sizes = found.setdefault(match[1], {})
+            sizes[int(match[2])] = (*sizes.get(int(match[2]), ()), path)
+    return found

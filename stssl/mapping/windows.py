@@ -1,0 +1,102 @@
+"""Lay windows over a scene, and blend what was predicted for them to pixels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.arrays import Floats, Ints
+
+
+@dataclass(frozen=True)
+class WindowAxis:
+    """Lay windows along one axis of a scene (rows or columns), all at the same distance.
+
+    The stride divides the scene into cells. Each window has its cell near its middle, and reaches over the scene's edge
+    at the first and last cells.
+
+    Attributes:
+        size: Length of the scene in pixels.
+        window: Length of a window in pixels.
+        stride: Distance between windows in pixels.
+        margin: Number of pixels that a window begins before its cell.
+    """
+
+    size: int
+    window: int
+    stride: int
+    margin: int
+
+    @property
+    def count(self) -> int:
+        """Return the number of windows."""
+        return -(-self.size // self.stride)
+
+    def start(self, number: int) -> int:
+        """Return the first pixel of a window. It is negative if the window reaches over the scene's edge."""
+        return number * self.stride - self.margin
+
+    def touching(self, first: int, last: int) -> range:
+        """Return the numbers of the windows that have one of the pixels first..last-1."""
+        low = max(0, -(-(first + self.margin - self.window + 1) // self.stride))
+        return range(low, min(self.count, (last - 1 + self.margin) // self.stride + 1))
+
+    def weights(self, pixels: Ints, numbers: range) -> Floats:
+        """Compute the weight of windows at pixels: sin^2 over the window, which falls smoothly to almost 0 at its ends.
+
+        Args:
+            pixels: [n] pixels.
+            numbers: Numbers of m windows.
+
+        Returns:
+            [n, m] weights; 0 where the window does not have the pixel.
+        """
+        starts = np.array([self.start(number) for number in numbers], np.float64)
+        share = (pixels[:, None] + 0.5 - starts) / self.window
+        return np.where((share > 0) & (share < 1), np.sin(np.pi * share) ** 2, 0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Lay windows over a scene in rows and columns.
+
+    Attributes:
+        down: Windows along the rows of the scene.
+        across: Windows along its columns.
+    """
+
+    down: WindowAxis
+    across: WindowAxis
+
+    @property
+    def count(self) -> int:
+        """Return the number of windows."""
+        return self.down.count * self.across.count
+
+
+def blend(
+    grid: WindowGrid,
+    pixels: tuple[Ints, Ints],
+    numbers: tuple[range, range],
+    values: Floats,
+    valid: NDArray[np.bool_],
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Average what was predicted for windows at each pixel, weighted by how near the pixel is to each window's middle.
+
+    Args:
+        grid: Windows of the scene.
+        pixels: [h] rows and [w] columns of the pixels.
+        numbers: Numbers of the windows in `values`, down and across. They must include all that touch the pixels.
+        values: [m, n, C] values of the windows.
+        valid: [m, n] False for windows without a value.
+
+    Returns:
+        [h, w, C] averages, and [h, w] False where no window has a value. The average is 0 there.
+    """
+    down, across = grid.down.weights(pixels[0], numbers[0]), grid.across.weights(pixels[1], numbers[1])
+    weighed = np.concatenate([values * valid[..., None], valid[..., None].astype(np.float32)], 2)
+    tall = (down @ weighed.reshape(len(numbers[0]), -1)).reshape(len(down), len(numbers[1]), -1)
+    total = across @ tall  # a product of matrices for each row of pixels
+    weight = total[..., -1:]
+    covered = weight[..., 0] > 0
+    return total[..., :-1] / np.where(weight > 0, weight, 1), covered

@@ -1,0 +1,133 @@
+"""A prediction that was interrupted resumes, and ends with the same bytes. Two predictions exclude each other."""
+
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+from processes import family, kill, start
+from scenes import write_tif
+
+import stssl
+from stssl.mapping import blocks, prediction
+from stssl.mapping.kept_blocks import KeptBlocks, sole_prediction
+from stssl.mapping.prediction import MapOptions, predict_scene
+
+OPTIONS = MapOptions(stride=32, preview=True)
+
+
+@pytest.fixture
+def scene(tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (3, 400, 300), np.uint8)
+    return write_tif(tmp_path / "scene.tif", values, ("B04", "B03", "B02"))
+
+
+class BrokenOffError(Exception):
+    """End a prediction in the middle."""
+
+
+def interrupt_after(count):
+    def watch(done, of):
+        if done == count:
+            raise BrokenOffError
+
+    return watch
+
+
+def test_an_interrupted_prediction_resumes_and_ends_with_equal_bytes(plain, scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_SIDE", 100)
+    whole = predict_scene([plain.run.path], [scene], tmp_path / "whole.tif", OPTIONS)
+    out, predicted = tmp_path / "map.tif", []
+    with pytest.raises(BrokenOffError):
+        predict_scene([plain.run.path], [scene], out, OPTIONS, interrupt_after(7))
+    parts = tmp_path / ".map.tif.parts"
+    assert not out.exists() and len(list(parts.glob("block_*.bin"))) in (6, 7)
+    damaged = parts / "block_000002.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-9] + bytes(9))
+    (parts / "block_000003.bin").write_bytes(b"")
+    real = prediction.run_here
+    monkeypatch.setattr(prediction, "run_here", lambda one, numbers: predicted.extend(numbers) or real(one, numbers))
+    predict_scene([plain.run.path], [scene], out, OPTIONS)
+    assert out.read_bytes() == whole.map.read_bytes() and predicted[:2] == [2, 3] and 0 not in predicted
+    assert out.with_suffix(".png").read_bytes() != b"" and not parts.exists()
+
+
+def test_blocks_of_another_prediction_are_not_taken(plain, other, scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_SIDE", 100)
+    wanted = predict_scene([other.run.path], [scene], tmp_path / "other.tif", OPTIONS).map.read_bytes()
+    for change in ("model", "scene"):
+        first = plain if change == "model" else other
+        with pytest.raises(BrokenOffError):
+            predict_scene([first.run.path], [scene], tmp_path / "map.tif", OPTIONS, interrupt_after(7))
+        if change == "scene":
+            os.utime(scene, (1, 1))
+        done = []
+        predict_scene(
+            [other.run.path], [scene], tmp_path / "map.tif", OPTIONS, lambda now, of, done=done: done.append(now)
+        )
+        assert done[0] == 0 and (tmp_path / "map.tif").read_bytes() == wanted
+
+
+def test_two_predictions_of_one_map_exclude_each_other(plain, scene, tmp_path):
+    out = tmp_path / "map.tif"
+    with sole_prediction(out), pytest.raises(stssl.RunError, match=r"another prediction is writing .*map\.tif"):
+        stssl.predict(plain.run, scene, out, progress=False)
+    assert stssl.predict(plain.run, scene, out, progress=False).exists()  # the control: the lock is free again
+
+
+def test_a_block_that_vanished_is_missed_not_invented(plain, scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(KeptBlocks, "_read", lambda kept, number: None)
+    with pytest.raises(stssl.RunError, match=r"block_000000\.bin is gone or damaged"):
+        stssl.predict(plain.run, scene, tmp_path / "map.tif", progress=False)
+    assert not (tmp_path / "map.tif").exists()
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_nothing_that_changes_the_map(plain, tmp_path):
+    """Kill the command ten times, each time a bit later, then let it end."""
+    values = np.random.default_rng(0).integers(0, 255, (3, 3000, 5000), np.uint8)
+    scene = write_tif(tmp_path / "scene.tif", values, ("B04", "B03", "B02"))
+    stssl.predict(plain.run, scene, tmp_path / "whole.tif", stride=16, progress=False)
+    out = tmp_path / "map.tif"
+    words = [str(plain.run.path), str(scene), "--out", str(out), "--stride", "16"]
+    command = [sys.executable, "-m", "stssl.commands.cli", "predict", *words]
+    kept = 0
+    for number in range(10):
+        process = start(*command)
+        before = len(list(tmp_path.glob(".map.tif.parts/block_*.bin")))
+        until = time.monotonic() + 90
+        while process.poll() is None and time.monotonic() < until:
+            kept = len(list(tmp_path.glob(".map.tif.parts/block_*.bin")))
+            if kept > before or (kept == 6 and number > 5):
+                time.sleep(0.05 * number)
+                break
+            time.sleep(0.02)
+        kill(family(process.pid))
+        process.wait()
+        assert not out.exists()
+    assert kept
+    done = stssl.predict(plain.run, scene, out, stride=16, progress=False)
+    assert done.read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_same_command_continues(plain, scene, disk, tmp_path, monkeypatch):
+    """It ends at each of its stages: before the first block, amid blocks, amid the map."""
+    monkeypatch.setattr(blocks, "BLOCK_SIDE", 100)
+    wanted = stssl.predict(plain.run, scene, tmp_path / "whole.tif", progress=False)
+    out, failed = disk / "map.tif", 0
+    for free in range(20_000, 400_000, 60_000):
+        (disk / "filler").write_bytes(b"")
+        taken = sum(path.stat().st_blocks * 512 for path in disk.rglob("*") if path.is_file())
+        (disk / "filler").write_bytes(bytes(max(0, 500_000 - free - taken)))
+        try:
+            stssl.predict(plain.run, scene, out, progress=False)
+        except stssl.RunError as error:
+            failed += 1
+            assert "cannot write" in str(error) and " free in " in str(error) and "\n" not in str(error)
+            assert not out.exists()
+    (disk / "filler").unlink()
+    assert failed > 2
+    out.unlink(missing_ok=True)
+    stssl.predict(plain.run, scene, out, progress=False)
+    assert out.read_bytes() == wanted.read_bytes() and {path.name for path in disk.iterdir()} == {"map.tif"}
