@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stssl.api.functions import (
         convert,
+        embed,
         evaluate,
         export,
         load_recipe,
@@ -46,6 +47,7 @@ __all__ = [
     "Student",
     "__version__",
     "convert",
+    "embed",
     "evaluate",
     "export",
     "load_recipe",

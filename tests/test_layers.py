@@ -15,6 +15,7 @@ LAYERS = [
     ["scoring"],
     ["training"],
     ["analysis", "exports", "mapping"],
+    ["predictions"],
     ["sweeps"],
     ["api"],
     ["commands"],

@@ -35,7 +35,7 @@ from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import PixelData, labels_of, open_pixels, require_labels
 from stssl.recipes.starting import ChosenScaling, choose_scaling
 from stssl.scoring.evaluation import without_nan
-from stssl.scoring.knn import embed, vote
+from stssl.scoring.knn import features_of_rows, vote
 from stssl.scoring.metrics import headline, score
 from stssl.training.launch import run
 from stssl.training.pretrained_run import COOLER, load_pretrained
@@ -227,7 +227,9 @@ def freeze(
     memory = memory_format(encoder, device)
     pixels = build_pixels(recipe.data, recipe.model.image_size, data, memory, scaling).to(device)
     rows = {part: np.sort(data.split.part(part)) for part in PARTS}
-    found = {part: embed(encoder.features, data, pixels, rows[part], recipe.evaluation.batch) for part in PARTS}
+    found = {
+        part: features_of_rows(encoder.features, data, pixels, rows[part], recipe.evaluation.batch) for part in PARTS
+    }
     if not all(bool(torch.isfinite(values).all()) for values in found.values()):
         raise RunError(f"features of some patches are not finite, so there is nothing to probe. {COOLER}")
     if standardize:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from stssl.api.progress import counting, default_console, run_with_progress
 from stssl.api.run import Run, RunScores
@@ -15,6 +15,7 @@ from stssl.recipes.recipe import Recipe, RunRecipe, load_as
 
 __all__ = [
     "convert",
+    "embed",
     "evaluate",
     "export",
     "load_recipe",
@@ -30,6 +31,9 @@ __all__ = [
     "synthesize",
     "train",
 ]
+
+Given = TypeVar("Given", Run | str | Path, str | Path)
+"""What a function takes one or several of."""
 
 if TYPE_CHECKING:
     from stssl.analysis.costs import CostEstimate
@@ -257,9 +261,10 @@ def export(
 
 def predict(
     model: Run | str | Path | Sequence[Run | str | Path],
-    scene: str | Path | Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
+    labels: str | None = None,
     stride: int | None = None,
     bands: Sequence[str] = (),
     probabilities: "Probabilities | None" = None,
@@ -273,39 +278,85 @@ def predict(
     gpus: float = 0.0,
     progress: bool | None = None,
 ) -> Path:
-    """Write the map of a scene as a Cloud Optimized GeoTIFF. The same call resumes an interrupted prediction.
+    """Predict the map of a scene (`out` is `.tif`), or a table of patches (`out` is `.parquet`).
 
     Args:
         model: A run or its student; several average their probabilities.
-        scene: A GeoTIFF, several GeoTIFFs (a mosaic, or one band each), or a Sentinel-2 `.SAFE` folder of level 2A.
-        out: Map to write (`.tif`). Its last band is the confidence.
-        stride: Distance between windows in pixels; None takes half a window. Overlapping windows are blended.
+        inputs: For a map: GeoTIFFs (one scene, one band each, or a mosaic), or a `.SAFE` folder of level 2A. For a
+            table: a store, a table of images, a folder or pattern of images, or a scene, which is cut into patches.
+        out: Map (a Cloud Optimized GeoTIFF) or table (a GeoParquet file, if patches have places).
+        labels: For tables: label set to score against; None takes one with the model's classes.
+        stride: Distance between windows in pixels; None blends windows at half their width.
         bands: Names of the bands of the files, if the files do not say them.
-        probabilities: `uint8` (scaled) or `float32` writes the probability of each class. None writes classes.
+        probabilities: `uint8` (scaled) or `float32` writes maps of probabilities. None writes classes.
         preview: True also writes a picture, beside the map.
-        resample: True accepts a scene with another pixel size than the student was trained on.
+        resample: True accepts another pixel size than the student was trained on.
         pixel_size: Pixel size in meters of the training images, for students that do not know it.
-        batch: Number of windows that a student sees at a time.
+        batch: Number of windows or patches that a student sees at a time.
         device: `cpu`, `cuda` or `auto`.
-        workers: Number of Ray tasks at the same time; 0 predicts in this process.
+        workers: For maps: number of Ray tasks at the same time; 0 predicts in this process.
         ray_address: Address of a Ray cluster.
         gpus: GPUs of a Ray task, such as 0.25.
         progress: False shows no progress.
 
     Returns:
-        Absolute path of the map.
+        Absolute path of the map or table. The same call resumes an interrupted map.
 
     Raises:
-        StsslError: The model or the scene cannot be used, they do not fit, or the map cannot be written.
+        StsslError: The model or the inputs cannot be used, they do not fit, or the output cannot be written.
     """
-    from stssl.mapping.prediction import MapOptions, predict_scene
+    from stssl.mapping.prediction import MapOptions
+    from stssl.predictions.choice import predict_inputs, unit_of
 
-    options = MapOptions(stride, tuple(bands), resample, pixel_size, probabilities, preview, batch, device)
-    options = replace(options, workers=workers, address=ray_address, gpus=gpus)
-    models = [model] if isinstance(model, Run | str | Path) else model
-    inputs = [scene] if isinstance(scene, str | Path) else scene
-    with counting(default_console(progress), "predict", "blocks") as follow:
-        return predict_scene([_folder(one) for one in models], inputs, out, options, follow).map
+    windows = MapOptions(stride, tuple(bands), resample, pixel_size, probabilities, preview, batch, device)
+    options = replace(windows, workers=workers, address=ray_address, gpus=gpus)
+    models, given = [_folder(one) for one in _listed(model)], list(_listed(inputs))
+    with counting(default_console(progress), "predict", unit_of(given, out)) as follow:
+        return predict_inputs(models, given, out, options, labels=labels, progress=follow).path
+
+
+def embed(
+    model: Run | str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    stride: int | None = None,
+    bands: Sequence[str] = (),
+    resample: bool = False,
+    batch: int = 64,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> Path:
+    """Write the features of patches, pooled over each patch: what the last layer of the model sees.
+
+    Args:
+        model: A run, its student, or a pretrained encoder.
+        inputs: A store, a table of images, a folder or pattern of images, or a scene, which is cut into patches.
+        out: Table (`.parquet`, a GeoParquet file if patches have places) or Zarr group (`.zarr`) to write.
+        stride: Distance of a scene's patches in pixels; None lays them side by side.
+        bands: Names of the bands of the files, if the files do not say them.
+        resample: True accepts patches of another size than the model was trained on.
+        batch: Number of patches that the model sees at a time.
+        device: `cpu`, `cuda` or `auto`.
+        progress: False shows no progress.
+
+    Returns:
+        Absolute path of the table or group. Its column or array `features` is [patches, width].
+
+    Raises:
+        StsslError: The model or the inputs cannot be used, they do not fit, or the output cannot be written.
+    """
+    from stssl.predictions.embedding import embed_patches
+    from stssl.predictions.predicted_table import PatchOptions
+
+    options = PatchOptions(tuple(bands), None, resample, stride, batch, device)
+    with counting(default_console(progress), "embed", "patches") as follow:
+        return embed_patches(_folder(model), list(_listed(inputs)), out, options, follow).path
+
+
+def _listed(given: Given | Sequence[Given]) -> Sequence[Given]:
+    """Return what a caller gave as a sequence: one thing alone becomes a sequence of one."""
+    return [given] if isinstance(given, Run | str | Path) else given
 
 
 def probe(

@@ -72,6 +72,11 @@ def find_scenes(paths: Sequence[Path], names: Sequence[str] | None, when: Values
             yield _scene(path.stem, [path], names, when)
             continue
         files = sorted(one for one in path.iterdir() if one.suffix.lower() in SCENE_ENDINGS)
+        if not files and path.suffix.upper() == ".SAFE":
+            raise DataError(
+                f"{path} is a Sentinel-2 product, which is not cut into patches. `stssl predict` maps it. To convert "
+                "it, write its bands into one GeoTIFF (gdalbuildvrt -separate, then gdal_translate)."
+            )
         if not files:
             raise DataError(f"{path} has no scenes: no file ends in {', '.join(SCENE_ENDINGS)}.")
         if len(files) > 1 and _one_band_each(files):

@@ -7,6 +7,7 @@ are left out. Each patch keeps its place, coordinate system, corner and date.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -219,12 +220,13 @@ class Scenes:
 
     def _remarks(self) -> Iterator[str]:
         """Yield remarks for the user: windows that are left out, dates and labels."""
+        kept = Counter(window.scene for window in self._windows)
         for number, scene in enumerate(self._scenes):
             if scene.image is None:
                 continue
             band, size, stride = scene.image.first, self._size, self._stride
             down, across = (max(0, (span - size) // stride + 1) for span in (band.height, band.width))
-            empty = down * across - sum(window.scene == number for window in self._windows)
+            empty = down * across - kept[number]
             if not down * across:
                 yield f"{scene.name} is smaller than a patch of {size} pixels: it gives none"
                 continue

@@ -68,6 +68,27 @@ def write_whole(
         raise error(cannot_write(path, problem, size)) from None
 
 
+def require_writable(path: Path, error: type[StsslError] = RunError) -> None:
+    """Check that a file can be written, before hours of work for it. Make its folder, and leave the file as it is.
+
+    Args:
+        path: File that will be written.
+        error: Class of the error to raise.
+
+    Raises:
+        StsslError: The file cannot be written. The error has the class `error`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.new")
+        with _sole(fresh) as file:
+            file.write(bytes(4096))
+            file.flush()
+            fresh.unlink()
+    except OSError as problem:
+        raise error(cannot_write(path, problem)) from None
+
+
 @contextlib.contextmanager
 def _sole(path: Path) -> Iterator[BinaryIO]:
     """Open an empty temporary file, and lock it: no other process writes it meanwhile.

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from stssl.base.errors import ConfigError, RunError, first_line
 from stssl.data.resizing import Resize, resize_images
+from stssl.students.image_model import as_tensor
 from stssl.students.samples import Samples
-from stssl.students.student import Student, as_tensor
+from stssl.students.student import Student
 
 TOLERANCE = 1e-4
 """Largest allowed difference between the logits of a written file and those of the student."""

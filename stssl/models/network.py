@@ -81,12 +81,25 @@ class Network(nn.Module):
                 all values are missing. Networks without an encoder ignore it.
             inject: False lets no context enter the backbone. CDMAD needs this for its blank image.
         """
+        feature, token = self._pooled(image, metadata, inject)
+        logits: Tensor = self.backbone.get_classifier()(feature)
+        return Prediction(logits, self.project(feature if token is None else token))
+
+    def embedding(self, image: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Compute the pooled features [images, width] of images: what the head turns into logits.
+
+        Args:
+            image: [images, bands, height, width], normalized.
+            metadata: [images, 4] table of place and date; see `forward`.
+        """
+        return self._pooled(image, metadata, True)[0]
+
+    def _pooled(self, image: Tensor, metadata: Tensor | None, inject: bool) -> tuple[Tensor, Tensor | None]:
+        """Compute the pooled features of images, and the final state of the site's token, if it has one."""
         context = self._context(image, metadata)
         site = self.site if inject else NOWHERE
         features, token = site.leave(self.features(image, context, site))
-        feature = self.site.pooled(self.backbone.forward_head(features, pre_logits=True), context)
-        logits: Tensor = self.backbone.get_classifier()(feature)
-        return Prediction(logits, self.project(feature if token is None else token))
+        return self.site.pooled(self.backbone.forward_head(features, pre_logits=True), context), token
 
     def features(self, image: Tensor, context: Tensor | None, site: Injection) -> Tensor:
         """Compute the backbone's final tokens or feature maps, and let the context vector enter at a site.

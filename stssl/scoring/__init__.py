@@ -10,7 +10,7 @@ from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from stssl.scoring.evaluation import Evaluation, array_digest, batches, save_evaluations, score_part, without_nan
-    from stssl.scoring.knn import embed, knn_scores, vote
+    from stssl.scoring.knn import features_of_rows, knn_scores, vote
     from stssl.scoring.metrics import HEADLINES, LOWER_IS_BETTER, diverged, headline, score
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "array_digest",
     "batches",
     "diverged",
-    "embed",
+    "features_of_rows",
     "headline",
     "knn_scores",
     "save_evaluations",
@@ -32,7 +32,7 @@ __all__ = [
 
 _MODULES = {
     "evaluation": ("Evaluation", "array_digest", "batches", "save_evaluations", "score_part", "without_nan"),
-    "knn": ("embed", "knn_scores", "vote"),
+    "knn": ("features_of_rows", "knn_scores", "vote"),
     "metrics": ("HEADLINES", "LOWER_IS_BETTER", "diverged", "headline", "score"),
 }
 

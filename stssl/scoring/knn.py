@@ -20,7 +20,7 @@ Features = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def embed(features: Features, data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
+def features_of_rows(features: Features, data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
     """Compute features of store rows. Each rank computes a part of them, and gets the features of all rows.
 
     Args:
@@ -105,7 +105,7 @@ def knn_scores(
     if not len(train) or not len(asked):
         return {}
     train, asked = spread(train, bank), spread(asked, limit)
-    own, others = (embed(features, data, pixels, rows, batch) for rows in (asked, train))
+    own, others = (features_of_rows(features, data, pixels, rows, batch) for rows in (asked, train))
     chosen = targets[torch.from_numpy(train)].to(own.device)
     with torch.autocast(own.device.type, enabled=False):  # in bf16, many neighbors would look equally near
         logits = vote(own, others, chosen, space, k=k, temperature=temperature).cpu()

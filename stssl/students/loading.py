@@ -1,5 +1,7 @@
 """Load a student from its weights file alone: its description is in the file's header."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +46,25 @@ def weights_file(place: str | Path) -> Path:
         f"{path} has no {STUDENT_FILE}: it is no run's folder, or the run is not finished. The command that started "
         "a run finishes it."
     )
+
+
+def weights_hashes(places: Sequence[str | Path]) -> dict[str, str]:
+    """Return the hash of each model's weights file (BLAKE2b, 16 bytes), by a name without the folders of this machine.
+
+    Args:
+        places: Files, runs' folders, or folders of checkpoints.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    found: dict[str, str] = {}
+    for number, place in enumerate(places, 1):
+        path = weights_file(place).absolute()
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        found[f"{number}:{folder.name}/{path.name}"] = digest
+    return found
 
 
 class DescribedFile(NamedTuple):

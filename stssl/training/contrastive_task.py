@@ -26,7 +26,7 @@ from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.run_data import PixelData, labels_of, open_pixels
 from stssl.recipes.sections import BackboneConfig
 from stssl.recipes.starting import ChosenScaling, Start, checkable, first_weights_of
-from stssl.scoring.knn import embed, knn_scores
+from stssl.scoring.knn import features_of_rows, knn_scores
 from stssl.scoring.metrics import diverged
 from stssl.students.description import KEY
 from stssl.training.checkpoints import Checkpoints, export_weights
@@ -122,7 +122,7 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         """
         encoder, rows = self._encoder(), self.data.split.train[:CHECKED_ROWS]
         with evaluating(encoder):
-            found = embed(encoder.features, self.data, self.pixels, rows, CHECKED_ROWS)
+            found = features_of_rows(encoder.features, self.data, self.pixels, rows, CHECKED_ROWS)
         return bool(torch.isfinite(found).all())
 
     def export(self, checkpoints: Checkpoints) -> None:

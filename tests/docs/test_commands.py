@@ -6,6 +6,7 @@ or paths that are relative.
 """
 
 import csv
+import json
 import logging
 import os
 import re
@@ -36,7 +37,7 @@ CHECKOUT = Path(__file__).parents[2]
 DOCS = ("start/install", "start/quickstart", "tutorials/eurosat", "tutorials/pretrained", "tutorials/own_images")
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in (*DOCS, "tutorials/export", "tutorials/bigearthnet")),
+    *(f"docs/{name}.md" for name in (*DOCS, "tutorials/images_to_map", "tutorials/export", "tutorials/bigearthnet")),
     *(f"docs/{name}.md" for name in ("tutorials/pretraining", "tutorials/sweeps", "tutorials/cluster")),
 )
 PAGES += ("CONTRIBUTING.md",)
@@ -162,6 +163,11 @@ PROMISES = {
         ("eurosat.zarr/zarr.json",), (r"[\d,]+ patches in \d+ shards, \d+ of them converted now",)
     ),
     "stssl convert manifest": Promise(("own.zarr/zarr.json",), ("columns used: path, label",)),
+    "stssl convert scenes": Promise(words=(r"patches in \d+ shards",)),
+    "stssl predict runs/own-fixmatch-s0 scene.tif": Promise(("map.tif", "map.png"), (r"/map.tif\n$",)),
+    "stssl predict runs/own-fixmatch-s0 own.zarr": Promise(("patches.parquet",), ("accuracy", r"/patches.parquet\n$")),
+    "stssl predict runs/own-fixmatch-s0 images": Promise(("folder.parquet",), (r"/folder.parquet\n$",)),
+    "stssl embed": Promise(("features.parquet",), (r"/features.parquet\n$",)),
     "stssl verify": Promise(words=("0 problems",)),
     "stssl inspect": Promise(words=("label",)),
     "EUROSAT=eurosat.zarr stssl train": Promise(run_files("runs/eurosat-fixmatch_votes_cpu-s0")),
@@ -304,6 +310,7 @@ def copy(tmp_path):
     (tmp_path / "shared" / "bigearthnet.zarr").symlink_to(tmp_path / "data" / "bigearthnet.zarr")
     write_eurosat(tmp_path / "stssl")
     write_own_images(tmp_path / "stssl")
+    write_own_scene(tmp_path / "stssl")
     return tmp_path / "stssl"
 
 
@@ -344,6 +351,23 @@ def write_own_images(folder, count=120):
         rows.append([f"images/{number}.tif", label, f"2023-06-{1 + number % 28:02d}"])
     with (folder / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
+
+
+def write_own_scene(folder, side=256):
+    """A scene of the same three classes in stripes, and polygons of two of them."""
+    rng = np.random.default_rng(2)
+    kind = (np.arange(side) // 86)[None, :, None]
+    pixels = np.clip(60 + 50 * kind + rng.normal(0, 12, (3, side, side)), 0, 255).astype(np.uint8)
+    about = {"driver": "GTiff", "count": 3, "height": side, "width": side, "dtype": "uint8", "crs": "EPSG:32632"}
+    with rasterio.open(folder / "scene.tif", "w", transform=from_origin(4e5, 52e5, 10, 10), **about) as file:
+        file.write(pixels)
+    features = []
+    for name, top in (("forest", 52e5), ("water", 52e5 - 860)):
+        ring = [[4e5 + x, top + y] for x, y in ((0, 0), (0, -860), (2560, -860), (2560, 0), (0, 0))]
+        shape = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"type": "Feature", "properties": {"kind": name}, "geometry": shape})
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}
+    (folder / "fields.geojson").write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
 
 
 def environment(copy, token=None):

@@ -1,0 +1,99 @@
+"""Decide what a prediction writes: a map of a scene, or a table of patches. The ending of the output says it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stssl.base.errors import ConfigError
+from stssl.mapping.prediction import MAP_SUFFIXES, MapOptions, predict_scene
+from stssl.predictions.inputs import TABLE_ENDINGS, is_store
+from stssl.predictions.predicted_table import TABLE_SUFFIXES, OnPatch, PatchOptions, predict_patches
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Hold the result of a prediction.
+
+    Attributes:
+        path: Map or table.
+        scores: Scores by name, for tables of patches with labels.
+        lines: What the user should know, one line each.
+    """
+
+    path: Path
+    scores: dict[str, float] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
+def unit_of(inputs: Sequence[str | Path], out: str | Path) -> str:
+    """Return what a prediction counts: `blocks` of a map, or `patches` of a table.
+
+    Args:
+        inputs: Inputs of the prediction.
+        out: Output of the prediction.
+
+    Raises:
+        ConfigError: The output is neither a map nor a table, or the inputs cannot become a map.
+    """
+    ending = Path(out).suffix.lower()
+    if ending in TABLE_SUFFIXES:
+        return "patches"
+    if ending not in MAP_SUFFIXES:
+        raise ConfigError(f"--out: '{out}' must end in .tif (map of a scene) or .parquet (table of patches).")
+    for given in inputs:
+        if is_store(str(given)) or Path(given).suffix.lower() in TABLE_ENDINGS:
+            raise ConfigError(f"--out: {given} has patches, which become a table, not a map. Give --out FILE.parquet.")
+    return "blocks"
+
+
+def predict_inputs(
+    models: Sequence[str | Path],
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    options: MapOptions,
+    *,
+    labels: str | None = None,
+    progress: OnPatch | None = None,
+) -> Predicted:
+    """Predict a map of a scene, or a table of patches.
+
+    Args:
+        models: Runs or students. The probabilities of several are averaged.
+        inputs: A scene, a store, a table of images, or a folder or pattern of images.
+        out: Map (`.tif`) or table (`.parquet`) to write.
+        options: Bands, windows, kind of map, workers, batch and device.
+        labels: For tables: label set to score against; None takes one with the models' classes.
+        progress: Called with the number of finished things and of all things.
+
+    Raises:
+        StsslError: A model or an input cannot be used, they do not fit, or the output cannot be written.
+    """
+    if unit_of(inputs, out) == "blocks":
+        if labels is not None:
+            raise ConfigError("--labels scores patches: give --out FILE.parquet.")
+        return Predicted(predict_scene(models, inputs, out, options, progress).map)
+    _refuse_map_options(options)
+    chosen = PatchOptions(options.bands, labels, options.resample, options.stride, options.batch, options.device)
+    found = predict_patches(models, inputs, out, chosen, progress)
+    lines = list(found.notes)
+    if found.failed:
+        lines.append(f"{found.failed:,} of {found.patches:,} patches cannot be used: see the column error")
+    if found.scores:
+        lines.append(f"scores over all {found.scored:,} patches with a label; the column label has it")
+    return Predicted(found.path, found.scores, tuple(lines))
+
+
+def _refuse_map_options(options: MapOptions) -> None:
+    """Refuse options that only maps have."""
+    defaults = MapOptions()
+    flags = {
+        "probabilities": "--probabilities",
+        "preview": "--preview",
+        "pixel_size": "--pixel-size",
+        "workers": "--workers",
+        "address": "--ray-address",
+        "gpus": "--gpus",
+    }
+    for name, flag in flags.items():
+        if getattr(options, name) != getattr(defaults, name):
+            raise ConfigError(f"{flag} is for maps of scenes (--out MAP.tif), and this output is a table of patches.")

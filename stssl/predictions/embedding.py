@@ -1,0 +1,133 @@
+"""Compute features of patches, and write them as a table or a Zarr group: `stssl embed MODEL PATCHES --out FILE`."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from stssl import __version__
+from stssl.base.arrays import Floats
+from stssl.base.errors import ConfigError, RunError
+from stssl.base.json_types import JsonObject
+from stssl.base.whole_files import cannot_write, require_writable
+from stssl.predictions.common_columns import CommonColumns, output_path
+from stssl.predictions.geoparquet import write_places_table
+from stssl.predictions.inputs import open_patches
+from stssl.predictions.patches import PatchSource
+from stssl.predictions.predicted_table import DEFAULTS, TABLE_SUFFIXES, OnPatch, PatchOptions, batches_of
+from stssl.predictions.preparation import PatchInputs, metadata_for
+from stssl.students.features import FeatureModel, read_features
+from stssl.students.loading import weights_hashes
+from stssl.training.trained_run import device_of
+
+ZARR = ".zarr"
+CHUNK_ROWS = 4096
+"""Patches of a chunk of features."""
+
+
+@dataclass(frozen=True)
+class EmbeddedPatches:
+    """Hold the result of an embedding.
+
+    Attributes:
+        path: The table or Zarr group.
+        patches: Number of its rows.
+        width: Number of features.
+        failed: Number of patches that could not be read. Their features are missing.
+        notes: Remarks for the user, one line each.
+    """
+
+    path: Path
+    patches: int
+    width: int
+    failed: int
+    notes: tuple[str, ...]
+
+
+def embed_patches(
+    model: str | Path,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    options: PatchOptions = DEFAULTS,
+    progress: OnPatch | None = None,
+) -> EmbeddedPatches:
+    """Compute the features of patches, and write them as Parquet or Zarr.
+
+    Args:
+        model: Run, student or pretrained encoder.
+        inputs: A store, a table of images, a folder or pattern of images, or a scene.
+        out: Table (`.parquet`) or Zarr group (`.zarr`) to write.
+        options: Bands, sizes, batch and device. `labels` has no effect.
+        progress: Called with the number of finished patches and of all patches.
+
+    Raises:
+        ConfigError: The model cannot be used, or an option does not fit.
+        DataError: The patches cannot be used.
+        RunError: The output cannot be written.
+    """
+    path = output_path(out, inputs, (*TABLE_SUFFIXES, ZARR), "features are a table or a Zarr group")
+    if path.suffix.lower() == ZARR and path.exists():
+        raise ConfigError(f"--out: {path} is there already. Remove it, or give another name.")
+    network = read_features(model).to(device_of(options.device))
+    source = open_patches(inputs, network.description, options.bands, wanted=network.bands, stride=options.stride)
+    plan = PatchInputs(network, source, resample=options.resample)
+    require_writable(path)
+    columns, usable, features = _features(network, plan, source, options.batch, progress)
+    about: JsonObject = {"stssl": __version__, "models": {**weights_hashes([model])}, "input": source.place}
+    if path.suffix.lower() == ZARR:
+        _write_group(path, columns, features, about)
+    else:
+        rows = pyarrow.FixedSizeListArray.from_arrays(
+            pyarrow.array(features.reshape(-1)), network.width, mask=pyarrow.array(~usable)
+        )
+        table = pyarrow.table({**columns.first(), "features": rows, **columns.last()})
+        write_places_table(path, table, columns.centers, columns.rings, about)
+    return EmbeddedPatches(path, source.size, network.width, int((~usable).sum()), source.notes)
+
+
+@torch.inference_mode()
+def _features(
+    network: FeatureModel, plan: PatchInputs, source: PatchSource, batch: int, progress: OnPatch | None
+) -> tuple[CommonColumns, NDArray[np.bool_], Floats]:
+    """Compute the features [n, width] of all patches; NaN for patches that could not be read."""
+    columns, usable, done = CommonColumns(source), [], 0
+    out = np.full((source.size, network.width), np.nan, np.float32)
+    for found in batches_of(source, batch):
+        columns.add(found)
+        usable.append(found.usable)
+        values = network(plan.images(found.pixels), metadata_for(network, found, source)).float().cpu().numpy()
+        out[done : done + len(values)][found.usable] = values[found.usable]
+        done += len(values)
+        if progress:
+            progress(done, source.size)
+    return columns, np.concatenate(usable), out
+
+
+def _write_group(path: Path, columns: CommonColumns, features: Floats, about: JsonObject) -> None:
+    """Write a Zarr group with the arrays `features`, `patch_id`, `lat`, `lon` and `error`.
+
+    Raises:
+        RunError: The group cannot be written.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        group = zarr.create_group(str(fresh), zarr_format=3, attributes={"stssl": json.loads(json.dumps(about))})
+        options = {"chunks": (CHUNK_ROWS, features.shape[1]), "dimension_names": ("patch", "feature")}
+        group.create_array("features", data=features, **options)  # type: ignore[arg-type]  # one dict for two options
+        for name, values in {"lon": columns.centers[:, 0], "lat": columns.centers[:, 1]}.items():
+            group.create_array(name, data=values, dimension_names=("patch",))
+        for name, texts in {"patch_id": columns.names, "error": columns.errors}.items():
+            array = group.create_array(name, shape=(len(texts),), dtype="string", dimension_names=("patch",))
+            array[:] = np.array(texts, object)
+        fresh.replace(path)
+    except OSError as problem:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise RunError(cannot_write(path, problem)) from None

@@ -1,0 +1,110 @@
+"""Write tables as Parquet. If patches have places, the file is a GeoParquet 1.1 file: maps show it at once.
+
+Geometries are longitudes and latitudes (OGC:CRS84), written as WKB. If the corners of all placed patches are known, the
+geometries are the outlines of patches, else their centers.
+"""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from stssl.archives.grids import Doubles, footprint
+from stssl.base.errors import RunError
+from stssl.base.json_types import JsonObject
+from stssl.base.whole_files import write_whole
+from stssl.store.schema import ColumnArray
+
+GEOMETRY = "geometry"
+NOTES = "stssl"
+"""Key of the file's metadata that says where the table comes from."""
+GROUP_ROWS = 50_000
+"""Rows of a row group."""
+
+
+def outlines(columns: Mapping[str, ColumnArray], ground: float, pixels: int) -> Doubles:
+    """Compute the outlines of n patches from their columns of a store.
+
+    Args:
+        columns: Columns of the n patches.
+        ground: Width of a patch in meters, for columns `utm_epsg`, `ulx` and `uly`; 0 if unknown.
+        pixels: Width of a patch in pixels, for columns `crs`, `corner_x` and so on.
+
+    Returns:
+        [n, 5, 2] longitudes and latitudes, counterclockwise, the first point again at the end; NaN where unknown.
+    """
+    count = len(columns["lat"])
+    out = np.full((count, 5, 2), np.nan)
+    if "crs" in columns:
+        names = [str(name) for name in columns["crs"]]
+        left, top = columns["corner_x"].astype(float), columns["corner_y"].astype(float)
+        width, height = columns["pixel_width"] * pixels, columns["pixel_height"] * pixels
+    elif "utm_epsg" in columns and ground:
+        names = [f"EPSG:{code}" if code else "" for code in columns["utm_epsg"]]
+        left, top = columns["ulx"].astype(float), columns["uly"].astype(float)
+        width = height = np.full(count, ground)
+    else:
+        return out
+    for crs in sorted(set(names) - {""}):
+        rows = np.flatnonzero([name == crs for name in names] & np.isfinite(left + top + width + height))
+        xs = left[rows, None] + width[rows, None] * np.array([0, 0, 1, 1, 0])
+        ys = top[rows, None] - height[rows, None] * np.array([0, 1, 1, 0, 0])
+        lon, lat = footprint(crs, xs.reshape(-1).tolist(), ys.reshape(-1).tolist())
+        out[rows] = np.stack([lon, lat], 1).reshape(len(rows), 5, 2)
+    # An outline over the antimeridian would span the whole Earth.
+    out[np.ptp(out[:, :, 0], axis=1) > 180] = np.nan
+    return out
+
+
+def point_bytes(place: Sequence[float]) -> bytes:
+    """Write a point as WKB, little endian."""
+    return struct.pack("<BI2d", 1, 1, *place)
+
+
+def polygon_bytes(ring: Doubles) -> bytes:
+    """Write a polygon of one ring [n, 2] as WKB, little endian."""
+    return struct.pack("<BIII", 1, 3, 1, len(ring)) + ring.astype("<f8").tobytes()
+
+
+def write_places_table(path: Path, table: pyarrow.Table, centers: Doubles, rings: Doubles, about: JsonObject) -> None:
+    """Write a table as Parquet, as GeoParquet if a patch has a place.
+
+    Args:
+        path: File to write.
+        table: Table with n rows.
+        centers: [n, 2] longitudes and latitudes; NaN where unknown.
+        rings: [n, 5, 2] outlines; NaN where unknown.
+        about: What the file's metadata say about the origin of the table.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    placed = np.asarray(np.isfinite(centers).all(1))
+    notes: dict[str, str] = {NOTES: json.dumps(about)}
+    if placed.any():
+        outlined = bool(np.isfinite(rings[placed]).all())
+        shapes = [
+            (polygon_bytes(ring) if outlined else point_bytes(center)) if there else None
+            for center, ring, there in zip(centers, rings, placed, strict=True)
+        ]
+        table = table.add_column(1, GEOMETRY, pyarrow.array(shapes, pyarrow.binary()))
+        points = rings[placed].reshape(-1, 2) if outlined else centers[placed]
+        notes["geo"] = json.dumps(_geo("Polygon" if outlined else "Point", points))
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **notes})
+    try:
+        write_whole(
+            path, lambda file: pyarrow.parquet.write_table(table, file, row_group_size=GROUP_ROWS, compression="zstd")
+        )
+    except pyarrow.ArrowException as error:
+        raise RunError(f"cannot write {path}: {error}") from None
+
+
+def _geo(kind: str, points: Doubles) -> JsonObject:
+    """Make the metadata of a GeoParquet file."""
+    box = [*points.min(0).tolist(), *points.max(0).tolist()]
+    column: JsonObject = {"encoding": "WKB", "geometry_types": [kind], "bbox": box, "orientation": "counterclockwise"}
+    return {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}

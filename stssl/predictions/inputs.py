@@ -1,0 +1,80 @@
+"""Find out what an input is: a store, a table of images, a folder of patches, or a scene that is cut into windows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stssl.archives.manifest import Manifest
+from stssl.archives.scene_files import describe_file
+from stssl.archives.scenes import Scenes
+from stssl.archives.tables import IMAGES
+from stssl.base.errors import ConfigError, DataError, shown
+from stssl.base.paths import is_url, store_given
+from stssl.predictions.patches import ArchivePatches, PatchSource, StorePatches
+from stssl.predictions.preparation import side_of
+from stssl.store.store import Store
+from stssl.students.description import ModelDescription
+
+TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".gz", ".bz2")
+"""Endings of tables that list images."""
+
+
+def open_patches(
+    inputs: Sequence[str | Path],
+    model: ModelDescription,
+    bands: Sequence[str] = (),
+    *,
+    wanted: Sequence[str],
+    stride: int | None = None,
+) -> PatchSource:
+    """Open a source of patches.
+
+    Args:
+        inputs: A store, a table that lists images, a folder or a pattern of images, or images. An image that is larger
+            than the model's patches is a scene, and is cut into windows.
+        model: Description of the model.
+        bands: Names of the images' bands in their sequence; empty to read them from the images.
+        wanted: Bands that are needed.
+        stride: Distance of a scene's windows in pixels; None for windows side by side.
+
+    Raises:
+        ConfigError: The options do not fit the input.
+        DataError: The input does not exist, or cannot be read.
+    """
+    place = ", ".join(str(one) for one in inputs[:3]) + (", ..." if len(inputs) > 3 else "")
+    names = ",".join(bands) or None
+    first = str(inputs[0])
+    if len(inputs) == 1 and is_store(first):
+        if bands:
+            raise ConfigError("a store names its bands itself: leave --bands out.")
+        return StorePatches(Store.open(store_given(first, "INPUT")), wanted)
+    if is_url(first):
+        raise ConfigError(f"{shown(first, 200)}: only stores may be URLs. Copy the images to this machine.")
+    paths = [Path(one).absolute() for one in inputs]
+    if len(paths) == 1 and not (paths[0].is_file() and paths[0].suffix.lower() in IMAGES):
+        if paths[0].is_file() and paths[0].suffix.lower() not in TABLE_ENDINGS:
+            raise DataError(
+                f"{paths[0]} is neither an image, nor a table of images ({', '.join(TABLE_ENDINGS)}), nor a store."
+            )
+        return ArchivePatches(Manifest(paths[0], band_names=names), place)
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(f"there is no image {shown(str(missing[0]), 300)}.")
+    side = side_of(model)
+    if _is_scene(paths[0], side):
+        return ArchivePatches(Scenes(*paths, size=side, stride=stride, band_names=names), place)
+    return ArchivePatches(Manifest.listed(paths, names), place)
+
+
+def _is_scene(path: Path, side: int) -> bool:
+    """Return True if an image has a place and is larger than a patch."""
+    try:
+        band = describe_file(path)[0]
+    except DataError:
+        return False
+    return max(band.height, band.width) > side
+
+
+def is_store(place: str) -> bool:
+    """Return True if a path or URL is a store: a URL, or a folder with Zarr's description."""
+    path = Path(place)
+    return is_url(place) or (path.is_dir() and ((path / "zarr.json").exists() or path.suffix == ".zarr"))

@@ -1,0 +1,109 @@
+"""Find the labels of patches that a model can be scored against. Classes are matched by name."""
+
+import numpy as np
+import pyarrow
+import torch
+from torch import Tensor
+
+from stssl.base.arrays import Ints
+from stssl.base.batch import IGNORED
+from stssl.base.errors import ConfigError
+from stssl.base.labels import LabelSpace
+from stssl.predictions.patches import PatchBatch, PatchSource
+
+
+class KnownLabels:
+    """Collect the labels of patches batch by batch, as choices of a model's classes.
+
+    Attributes:
+        name: Name of the label set.
+        notes: Remarks for the user.
+    """
+
+    def __init__(self, name: str, own: LabelSpace, space: LabelSpace) -> None:
+        """Match the classes of a label set with those of a model.
+
+        Args:
+            name: Name of the label set.
+            own: Classes of the label set.
+            space: Classes of the model.
+        """
+        self.name, self._own, self._space = name, own, space
+        self._places = [space.classes.index(one) if one in space.classes else -1 for one in own.classes]
+        strangers = [one for one in own.classes if one not in space.classes]
+        self.notes = (
+            (f"{name}: the model does not know {', '.join(strangers[:5])}: patches with these do not count in scores",)
+            if strangers
+            else ()
+        )
+        self._targets: list[Tensor] = []
+
+    @classmethod
+    def find(cls, source: PatchSource, space: LabelSpace, name: str | None) -> "KnownLabels | None":
+        """Choose the label set of a source that a model can be scored against.
+
+        Args:
+            source: Source of the patches.
+            space: Classes of the model.
+            name: Name of the label set; None chooses the one that shares most classes with the model.
+
+        Returns:
+            The labels; None if no label set shares a class with the model.
+
+        Raises:
+            ConfigError: There is no such label set, or it does not fit the model.
+        """
+        fitting: dict[str, tuple[int, KnownLabels]] = {}
+        for one in source.label_sets:
+            about = source.columns[one].attributes
+            listed, several = about["classes"], about["kind"] == "multi-label"
+            classes = tuple(map(str, listed)) if isinstance(listed, list) else ()
+            shared = len(set(classes) & set(space.classes))
+            if shared and several == space.multilabel:
+                fitting[one] = (shared, cls(one, LabelSpace(classes, several), space))
+        if name is not None and name not in fitting:
+            has = ", ".join(source.label_sets) or "none"
+            kind = "several classes" if space.multilabel else "one class"
+            raise ConfigError(
+                f"--labels {name}: {source.place} has no such labels with the model's classes and {kind} a patch "
+                f"(its label sets: {has})."
+            )
+        if not fitting:
+            return None
+        return fitting[name or max(fitting, key=lambda one: fitting[one][0])][1]
+
+    def add(self, batch: PatchBatch) -> None:
+        """Add the labels of a batch of patches."""
+        labels = torch.from_numpy(np.array(batch.columns[self.name]))
+        own = self._own.targets(labels)
+        places = torch.tensor(self._places)
+        if not self._own.multilabel:
+            known = own[:, 0] >= 0
+            chosen = torch.where(known, places[own[:, 0].clamp_min(0)], -1)
+            self._targets.append(torch.where(chosen >= 0, chosen, IGNORED)[:, None])
+            return
+        out = torch.full((len(own), len(self._space.classes)), IGNORED)
+        for column, place in enumerate(self._places):
+            if place >= 0:
+                out[:, place] = own[:, column]
+        # A class that no row of the labels names is absent from patches that are labeled.
+        labeled = (own != IGNORED).any(1)
+        unnamed = [place for place in range(out.shape[1]) if place not in self._places]
+        out[:, unnamed] = torch.where(labeled, 0, IGNORED)[:, None]
+        self._targets.append(out)
+
+    def targets(self) -> Tensor:
+        """Return the choice ids [n, G] of all patches; `IGNORED` where unknown."""
+        return torch.cat(self._targets)
+
+    def column(self) -> pyarrow.Array:
+        """Return the labels as names: one name or a list of names for each patch, null where unknown."""
+        targets: Ints = self.targets().numpy()
+        names = self._space.classes
+        if self._space.multilabel:
+            lists = [
+                [names[place] for place in np.flatnonzero(row == 1)] if (row != IGNORED).any() else None
+                for row in targets
+            ]
+            return pyarrow.array(lists, pyarrow.list_(pyarrow.string()))
+        return pyarrow.array([names[int(row[0])] if row[0] >= 0 else None for row in targets], pyarrow.string())

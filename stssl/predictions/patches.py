@@ -1,0 +1,201 @@
+"""Read batches of patches with their metadata, from a store or from an archive that was never converted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stssl.archives.base import Archive
+from stssl.base.arrays import AnyArray, Ints
+from stssl.data.loader import metadata_table
+from stssl.store.schema import ERRORS, UNUSABLE, Column, ColumnArray, Patch, printable
+from stssl.store.store import Store
+from stssl.store.writer import empty_column
+
+ERROR_NAMES = {code: name for name, code in ERRORS.items()}
+PLACED = ("utm_epsg", "ulx", "uly", "crs", "corner_x", "corner_y", "pixel_width", "pixel_height")
+"""Columns that say where a patch lies on a map, if the source has them."""
+
+
+@dataclass(frozen=True)
+class BandArray:
+    """Describe the bands of one pixel size.
+
+    Attributes:
+        bands: Names of the bands.
+        height: Height in pixels.
+        width: Width in pixels.
+        dtype: Type of the values.
+        meters: Pixel size in meters; 0 if unknown.
+    """
+
+    bands: tuple[str, ...]
+    height: int
+    width: int
+    dtype: str
+    meters: float
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """Hold n patches.
+
+    Attributes:
+        names: Name of each patch.
+        pixels: [n, bands, height, width] stored values of each band array, by its name. Unusable patches have zeros.
+        columns: [n] or [n, width] values of each column, by its name.
+        errors: What is wrong with each patch; an empty text for a whole one.
+        usable: [n] False for patches without pixels, or with pixels that may be wrong.
+    """
+
+    names: list[str]
+    pixels: dict[str, AnyArray]
+    columns: dict[str, ColumnArray]
+    errors: list[str]
+    usable: NDArray[np.bool_]
+
+    @property
+    def metadata(self) -> Tensor:
+        """Return places and dates [n, 4]; see `MetadataColumn`."""
+        return metadata_table(*(self.columns[name] for name in ("lat", "lon", "day_of_year", "time")))
+
+
+class PatchSource(Protocol):
+    """Require the methods of a source of patches.
+
+    Attributes:
+        place: What the user gave, for messages.
+        size: Number of patches.
+        arrays: Bands of each pixel size by name.
+        columns: Descriptions of the metadata columns.
+        label_sets: Names of the columns with labels.
+        splits: Names of the splits. The column of a split is called `split_NAME`.
+        notes: Remarks for the user, one line each.
+    """
+
+    place: str
+    size: int
+    arrays: dict[str, BandArray]
+    columns: dict[str, Column]
+    label_sets: tuple[str, ...]
+    splits: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def read(self, rows: Ints) -> PatchBatch:
+        """Read some patches.
+
+        Args:
+            rows: [n] numbers of the patches.
+
+        Raises:
+            DataError: The source cannot be read.
+        """
+        ...
+
+
+class StorePatches:
+    """Read the patches of a store."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, store: Store, bands: Sequence[str]) -> None:
+        """Open readers of some bands.
+
+        Args:
+            store: Open store.
+            bands: Bands that the models need. Bands that the store lacks are left out.
+        """
+        self.place, self.size, self._store = store.path, store.size, store
+        found = [band for band in bands if band in store.bands]
+        self._reader = store.reader(found or store.bands)
+        self.arrays = {}
+        for name, kept in self._reader.layout.items():
+            group, about = store.groups[name], store.description.about(name)
+            meters = float(about.get("gsd_m") or 0)
+            self.arrays[name] = BandArray(kept, group.height, group.width, str(group.dtype), meters)
+        self.label_sets, self.splits = store.label_sets, store.split_names
+        wanted = ["patch_id", "lat", "lon", "time", "day_of_year", "error_code", *self.label_sets]
+        wanted += [f"split_{name}" for name in self.splits]
+        wanted += [name for name in PLACED if store.has_column(name)]
+        self._columns = {name: store.column(name) for name in wanted}
+        self.columns = {name: _described(store, name) for name in wanted}
+
+    def read(self, rows: Ints) -> PatchBatch:
+        """Read some patches.
+
+        Args:
+            rows: [n] numbers of the patches.
+
+        Raises:
+            DataError: The store cannot be read.
+        """
+        columns = {name: values[rows] for name, values in self._columns.items()}
+        codes = columns["error_code"]
+        errors = ["" if code == 0 else ERROR_NAMES.get(int(code), "unknown") for code in codes]
+        return PatchBatch(
+            [str(name) for name in columns["patch_id"]],
+            dict(self._reader.read(rows)),
+            columns,
+            errors,
+            ~np.isin(codes, UNUSABLE),
+        )
+
+
+def _described(store: Store, name: str) -> Column:
+    values = store.column(name)
+    width = values.shape[1] if values.ndim > 1 else 0
+    return Column(name, str(values.dtype), "", store.column_attributes(name), width)
+
+
+class ArchivePatches:
+    """Read the patches of an open archive, such as a folder of images, without converting it first."""
+
+    def __init__(self, archive: Archive, place: str) -> None:
+        """Use an open archive.
+
+        Args:
+            archive: The archive.
+            place: What the user gave, for messages.
+        """
+        self.place, self.size, self._archive = place, len(archive.names), archive
+        self.arrays = {
+            one.name: BandArray(one.bands, one.height, one.width, one.dtype, one.gsd_m) for one in archive.arrays
+        }
+        self.columns = {column.name: column for column in archive.columns}
+        self.label_sets, self.splits, self.notes = archive.label_sets, archive.splits, tuple(archive.notes)
+
+    def read(self, rows: Ints) -> PatchBatch:
+        """Read some patches.
+
+        Args:
+            rows: [n] numbers of the patches.
+        """
+        patches = [self._one(int(row)) for row in rows]
+        pixels: dict[str, AnyArray] = {}
+        for array in self._archive.arrays:
+            block: AnyArray = np.zeros((len(rows), *array.shape), array.dtype)
+            for place, patch in enumerate(patches):
+                if array.name in patch.arrays:
+                    block[place] = patch.arrays[array.name]
+            pixels[array.name] = block
+        columns = {column.name: empty_column(column, len(rows)) for column in self._archive.columns}
+        for place, patch in enumerate(patches):
+            for name, value in patch.values.items():
+                columns[name][place] = value
+        return PatchBatch(
+            [self._archive.names[int(row)] for row in rows],
+            pixels,
+            columns,
+            ["; ".join(f"{code}: {words}" for code, words in patch.problems) for patch in patches],
+            np.array([ERRORS[patch.error] not in UNUSABLE for patch in patches], np.bool_),
+        )
+
+    def _one(self, row: int) -> Patch:
+        """Read one patch. After an error of the disk, return a patch that is marked as bad."""
+        try:
+            return self._archive.read(row)
+        except OSError as error:
+            return Patch(problems=[("unreadable", printable(f"{type(error).__name__}: {error.strerror}"))])

@@ -1,0 +1,253 @@
+"""Predict the classes of patches, and write a table of them: `stssl predict MODEL PATCHES --out TABLE.parquet`."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stssl import __version__
+from stssl.base.arrays import Floats
+from stssl.base.batch import IGNORED
+from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonObject
+from stssl.base.labels import LabelSpace
+from stssl.base.logs import LOG
+from stssl.base.whole_files import require_writable
+from stssl.data.loader import prefetch
+from stssl.predictions.common_columns import CommonColumns, output_path
+from stssl.predictions.geoparquet import write_places_table
+from stssl.predictions.inputs import open_patches
+from stssl.predictions.known_labels import KnownLabels
+from stssl.predictions.patches import PatchBatch, PatchSource
+from stssl.predictions.preparation import PatchInputs, metadata_for
+from stssl.scoring.evaluation import without_nan
+from stssl.scoring.metrics import score
+from stssl.students.loading import read_student, weights_hashes
+from stssl.students.student import Student
+from stssl.training.trained_run import device_of
+
+TABLE_SUFFIXES = (".parquet", ".pq")
+LEAST_CHOSEN = 0.5
+"""Probability from which on a class is chosen, if a patch may have any number of classes."""
+OnPatch = Callable[[int, int], None]
+"""Function that gets the number of predicted patches and of all patches."""
+
+
+@dataclass(frozen=True)
+class PatchOptions:
+    """Set how patches are read.
+
+    Attributes:
+        bands: Names of the images' bands; empty to read them from the images.
+        labels: Label set to score against; None chooses one with the model's classes.
+        resample: True to accept patches of another size than the model's.
+        stride: Distance of a scene's windows in pixels; None for windows side by side.
+        batch: Number of patches that a model sees at a time.
+        device: `auto`, `cpu` or `cuda`.
+    """
+
+    bands: tuple[str, ...] = ()
+    labels: str | None = None
+    resample: bool = False
+    stride: int | None = None
+    batch: int = 64
+    device: str = "auto"
+
+
+DEFAULTS = PatchOptions()
+
+
+@dataclass(frozen=True)
+class PredictedTable:
+    """Hold the result of a prediction of patches.
+
+    Attributes:
+        path: The table.
+        patches: Number of its rows.
+        failed: Number of patches that could not be read. Their row says why.
+        scored: Number of patches with a known label.
+        scores: Scores by name; empty if no patch has a label.
+        notes: Remarks for the user, one line each.
+    """
+
+    path: Path
+    patches: int
+    failed: int
+    scored: int
+    scores: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def predict_patches(
+    models: Sequence[str | Path],
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    options: PatchOptions = DEFAULTS,
+    progress: OnPatch | None = None,
+) -> PredictedTable:
+    """Predict the classes of patches, and write a table: Parquet, as GeoParquet if patches have places.
+
+    Args:
+        models: Runs or students. The probabilities of several are averaged.
+        inputs: A store, a table of images, a folder or pattern of images, or a scene.
+        out: Table to write (`.parquet`).
+        options: Bands, sizes, labels, batch and device.
+        progress: Called with the number of predicted patches and of all patches.
+
+    Raises:
+        ConfigError: A model cannot be used, models do not fit together, or an option does not fit.
+        DataError: The patches cannot be used.
+        RunError: The table cannot be written.
+    """
+    path = output_path(out, inputs, TABLE_SUFFIXES, "predictions of patches are a table (a map of a scene is .tif)")
+    device = device_of(options.device)
+    students = [read_student(place).to(device) for place in models]
+    _require_equal(students)
+    first = students[0]
+    wanted = list(dict.fromkeys(band for student in students for band in student.bands))
+    source = open_patches(inputs, first.description, options.bands, wanted=wanted, stride=options.stride)
+    plans = [PatchInputs(student, source, resample=options.resample) for student in students]
+    space = LabelSpace(first.classes, first.description.multilabel)
+    labels = KnownLabels.find(source, space, options.labels)
+    require_writable(path)
+    job = _Prediction(source, students, plans, space, labels)
+    results = job.run(options.batch, progress)
+    scores = job.scores(results.logits) if labels is not None else {}
+    notes = (*source.notes, *(() if labels is None else labels.notes))
+    about: JsonObject = {
+        "stssl": __version__,
+        "models": {**weights_hashes(models)},
+        "input": source.place,
+        "task": first.description.task,
+        "classes": [*space.classes],
+        "labels": None if labels is None else labels.name,
+        "scores": json.loads(json.dumps(without_nan(scores))),
+    }
+    write_places_table(path, job.table(results.probabilities), job.columns.centers, job.columns.rings, about)
+    failed = int((~job.usable()).sum())
+    return PredictedTable(path, source.size, failed, job.scored, scores, notes)
+
+
+def batches_of(source: PatchSource, batch: int) -> Iterator[PatchBatch]:
+    """Yield all patches of a source, batch by batch. A thread reads the next batch meanwhile.
+
+    Args:
+        source: Source of the patches.
+        batch: Number of patches in a batch.
+    """
+    rows = [np.arange(start, min(start + batch, source.size)) for start in range(0, source.size, batch)]
+    yield from prefetch((partial(source.read, chunk) for chunk in rows), 2)
+
+
+def _require_equal(students: Sequence[Student]) -> None:
+    """Refuse models of an ensemble whose classes differ."""
+    first = students[0].description
+    for number, student in enumerate(students[1:], 2):
+        own = student.description
+        if (student.classes, own.task) != (students[0].classes, first.task):
+            raise ConfigError(f"model {number} has other classes than the first model: an ensemble shares its classes.")
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Hold logits and probabilities [n, C] of n patches; NaN for patches that could not be read."""
+
+    logits: Tensor
+    probabilities: Floats
+
+
+class _Prediction:
+    """Predict the patches of a source, and arrange the table."""
+
+    def __init__(
+        self,
+        source: PatchSource,
+        students: Sequence[Student],
+        plans: Sequence[PatchInputs],
+        space: LabelSpace,
+        labels: KnownLabels | None,
+    ) -> None:
+        self.source, self.students, self.plans, self.space, self.labels = source, students, plans, space, labels
+        self.columns = CommonColumns(source)
+        self._usable: list[NDArray[np.bool_]] = []
+        self.scored = 0
+
+    def usable(self) -> NDArray[np.bool_]:
+        """Return [n] False for patches that could not be read."""
+        return np.concatenate(self._usable)
+
+    @torch.inference_mode()
+    def run(self, batch: int, progress: OnPatch | None) -> _Results:
+        """Predict all patches."""
+        logits, done = [], 0
+        for found in batches_of(self.source, batch):
+            self.columns.add(found)
+            self._usable.append(found.usable)
+            if self.labels is not None:
+                self.labels.add(found)
+            logits.append(self._logits(found))
+            done += len(found.names)
+            if progress:
+                progress(done, self.source.size)
+        joined = torch.cat(logits)
+        return _Results(joined, self.space.probabilities(joined).numpy())
+
+    def _logits(self, batch: PatchBatch) -> Tensor:
+        """Compute the logits [n, C] of a batch: of the mean of the probabilities, if there are several models."""
+        parts = []
+        for student, plan in zip(self.students, self.plans, strict=True):
+            metadata = metadata_for(student, batch, self.source)
+            parts.append(student(plan.images(batch.pixels), metadata).float().cpu())
+        logits = parts[0] if len(parts) == 1 else self._mean(parts)
+        logits[torch.from_numpy(~batch.usable)] = torch.nan
+        return logits
+
+    def _mean(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return logits [n, C] whose probabilities are the mean of those of several models."""
+        mean = torch.stack([self.space.probabilities(logits.double()) for logits in parts]).mean(0)
+        return (torch.logit(mean) if self.space.multilabel else mean.log()).float()
+
+    def scores(self, logits: Tensor) -> dict[str, float]:
+        """Score the patches that have a known label."""
+        assert self.labels is not None
+        targets = self.labels.targets()
+        targets[torch.from_numpy(~self.usable())] = IGNORED
+        known = (targets != IGNORED).any(1)
+        self.scored = int(known.sum())
+        if not self.scored:
+            return {}
+        if not bool(logits[known].isfinite().all()):
+            LOG.warning("some predictions are not finite, so they have no scores")
+        return dict(score(logits[known], targets[known], self.space).scores)
+
+    def table(self, probabilities: Floats) -> pyarrow.Table:
+        """Arrange the table: names, places and dates, then results, then labels, splits and errors."""
+        usable = self.usable()
+        several = self.space.multilabel
+        confidence = np.maximum(probabilities, 1 - probabilities).mean(1) if several else probabilities.max(1)
+        results: dict[str, pyarrow.Array] = {
+            "chosen": self._chosen(probabilities, usable),
+            "confidence": pyarrow.array(confidence.astype(np.float32), mask=~usable),
+        }
+        for name, values in zip(self.space.classes, probabilities.T, strict=True):
+            results[f"probability_{name}"] = pyarrow.array(values.astype(np.float32), mask=~usable)
+        labels = {} if self.labels is None else {"label": self.labels.column()}
+        return pyarrow.table({**self.columns.first(), **results, **labels, **self.columns.last()})
+
+    def _chosen(self, probabilities: Floats, usable: NDArray[np.bool_]) -> pyarrow.Array:
+        names = self.space.classes
+        if self.space.multilabel:
+            lists = [
+                [names[place] for place in np.flatnonzero(row >= LEAST_CHOSEN)] if there else None
+                for row, there in zip(probabilities, usable, strict=True)
+            ]
+            return pyarrow.array(lists, pyarrow.list_(pyarrow.string()))
+        best = np.where(usable, np.nan_to_num(probabilities).argmax(1), 0)
+        return pyarrow.array([names[place] for place in best], pyarrow.string(), mask=~usable)
