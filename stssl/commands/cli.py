@@ -317,9 +317,17 @@ def plan_command(
 @app.command("submit")
 def submit_command(
     file: Annotated[
-        str, typer.Argument(help="Name or YAML file of a recipe or sweep, in the working folder.", callback=local_path)
+        str,
+        typer.Argument(
+            help="Name or YAML file of a recipe or sweep, in the working folder; or predict.", callback=local_path
+        ),
     ],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Recipe keys to change. After `predict --`: words of `stssl predict`."
+        ),
+    ] = None,
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server.")
     ] = "http://127.0.0.1:8265",
@@ -333,17 +341,26 @@ def submit_command(
     gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of the job's first process.")] = None,
     wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
 ) -> None:
-    """Run a recipe or sweep on a Ray cluster, follow its output and return its exit code."""
-    from stssl.commands.submission import Submission, submit_job
+    """Run a recipe, sweep or prediction on a Ray cluster, follow its output and return its exit code."""
+    from stssl.commands.submission import PREDICT, Submission, submit_job
     from stssl.recipes.catalog import find_recipe
 
-    given = Submission(
-        find_recipe(file), tuple(overrides or ()), address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait
-    )
+    words = tuple(overrides or ())
+    paths = _prediction_paths(words) if file == str(PREDICT) else ()
+    what = PREDICT if paths else find_recipe(file)
+    given = Submission(what, words, address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait, paths)
     code = submit_job(
         given, lambda text: print(text, end="", flush=True), lambda line: console.print(line, markup=False)
     )
     raise typer.Exit(code)
+
+
+def _prediction_paths(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Check the words of `stssl predict`, and return the paths of models, inputs and output in them."""
+    command = typer.main.get_command(app).commands["predict"]  # type: ignore[attr-defined]  # typer makes a group
+    given = command.make_context("stssl predict", list(words)).params
+    found = [given[name] or () for name in ("model", "also", "scene", "inputs", "out") if name in given]
+    return tuple(str(one) for value in found for one in (value if isinstance(value, list | tuple) else [value]))
 
 
 @app.command("evaluate")

@@ -55,13 +55,17 @@ TOKEN_ADVICE = (
 )
 
 
+PREDICT = Path("predict")
+"""Given as the file of a submission, this word asks for a prediction instead of a recipe or sweep."""
+
+
 @dataclass(frozen=True)
 class Submission:
-    """Describe a job for a Ray cluster: which recipe or sweep to run, and where.
+    """Describe a job for a Ray cluster: which recipe, sweep or prediction to run, and where.
 
     Attributes:
-        file: Recipe or sweep file, inside the working folder.
-        overrides: `key=value` arguments.
+        file: Recipe or sweep file, inside the working folder; `PREDICT` for a prediction.
+        overrides: `key=value` arguments. For a prediction: the words of `stssl predict`.
         address: URL of the cluster's job server (its dashboard).
         folder: Working folder to send with the job.
         variables: Environment of the job: `NAME=VALUE`, or `NAME` to take the value on this machine.
@@ -71,6 +75,7 @@ class Submission:
             None reserves the CPUs of a worker.
         gpus: GPUs of the job's first process. None means the same as for `cpus`.
         wait: True to follow the job to its end.
+        paths: Paths of a prediction: models, inputs and output.
     """
 
     file: Path
@@ -82,6 +87,7 @@ class Submission:
     cpus: float | None = None
     gpus: float | None = None
     wait: bool = True
+    paths: tuple[str, ...] = ()
 
 
 def command_for(tree: Tree) -> str:
@@ -98,6 +104,8 @@ def job(submission: Submission) -> dict[str, Any]:
         ConfigError: The file, or a file that it names, is missing, wrong, or not sent with the working folder. Or it
             needs a variable that is not set. Or its results would be in a folder that is deleted with the job.
     """
+    if submission.file == PREDICT:
+        return _prediction(submission)
     folder, file = submission.folder.resolve(), submission.file.resolve()
     tree, overrides = load_with(submission.file, submission.overrides)
     tree = apply_overrides(tree, overrides)
@@ -117,18 +125,45 @@ def job(submission: Submission) -> dict[str, Any]:
     if launch.workers == 0:
         own = {"entrypoint_num_cpus": launch.cpus_per_worker, "entrypoint_num_gpus": launch.gpus_per_worker}
         resources = {name: own[name] if value is None else value for name, value in resources.items()}
-    words = ["python", "-m", "stssl.commands.cli", command, str(file.relative_to(folder)), *submission.overrides]
-    environment = _environment(tree, submission)
+    words = [command, str(file.relative_to(folder)), *submission.overrides]
+    return _arguments(words, f"{command} {file.relative_to(folder)}", _environment(tree, submission), submission) | {
+        name: value for name, value in resources.items() if value is not None
+    }
+
+
+def _prediction(submission: Submission) -> dict[str, Any]:
+    """Check a prediction, and make the arguments of Ray's function `submit_job` from it."""
+    for path in submission.paths:
+        if not path.startswith("/"):
+            raise ConfigError(
+                f"'{path}' is relative: models, scenes and maps are not sent to the cluster. Give absolute paths in a "
+                "folder that all nodes share, such as /shared/map.tif."
+            )
+    resources = {"entrypoint_num_cpus": submission.cpus, "entrypoint_num_gpus": submission.gpus}
+    words = ["predict", *submission.overrides]
+    return _arguments(words, f"predict {submission.paths[-1]}", _environment({}, submission), submission) | {
+        name: value for name, value in resources.items() if value is not None
+    }
+
+
+def _arguments(words: Sequence[str], title: str, environment: dict[str, str], submission: Submission) -> dict[str, Any]:
+    """Make the arguments of Ray's function `submit_job`, without resources.
+
+    Args:
+        words: Words of the command line after `stssl`.
+        title: Text by which the cluster shows the job.
+        environment: Environment variables of the job.
+        submission: What the user asked for.
+    """
     return {
-        "entrypoint": shlex.join(words),
+        "entrypoint": shlex.join(["python", "-m", "stssl.commands.cli", *words]),
         "runtime_env": {
-            "working_dir": str(folder),
+            "working_dir": str(submission.folder.resolve()),
             "excludes": list(EXCLUDES),
             "env_vars": environment,
             **({"pip": _packages(submission.pip)} if submission.pip else {}),
         },
-        "metadata": {"stssl": f"{command} {file.relative_to(folder)}"},
-        **{name: value for name, value in resources.items() if value is not None},
+        "metadata": {"stssl": title},
     }
 
 

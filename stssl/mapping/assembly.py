@@ -12,7 +12,7 @@ from stssl.mapping.map_bands import MapBands
 from stssl.mapping.map_file import TILE, MapFile
 from stssl.mapping.windows import blend
 
-CHUNK_NUMBERS = 1 << 24
+CHUNK_NUMBERS = 1 << 22
 """Most numbers (pixels times classes) that are blended at a time."""
 
 

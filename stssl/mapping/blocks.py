@@ -16,7 +16,7 @@ from stssl.mapping.windows import WindowAxis, WindowGrid
 
 BLOCK_SIDE = 2048
 """Largest height and width of a block's cells in pixels, if memory allows it."""
-BLOCK_BYTES = 96 << 20
+BLOCK_BYTES = 48 << 20
 """Most bytes of a block's stored values in memory. Two blocks are in memory at a time."""
 
 

@@ -157,6 +157,9 @@ class LayerReader:
 
     def _inner(self, layer: Layer, top: int, left: int, bottom: int, right: int) -> Region:
         """Read a rectangle inside a layer from all files that it touches."""
+        whole = self._whole(layer, FileWindow(left, top, right - left, bottom - top))
+        if whole is not None:
+            return Region(whole, None)
         values = np.zeros((len(layer.bands), bottom - top, right - left), layer.dtype)
         measured = np.zeros(values.shape, np.bool_)
         for piece in layer.pieces:
@@ -167,6 +170,18 @@ class LayerReader:
                 window = FileWindow(first - piece.column, high - piece.row, last - first, low - high)
                 self._fill(piece, window, values[:, *place], measured[:, *place])
         return Region(values, None if measured.all() else measured)
+
+    def _whole(self, layer: Layer, window: FileWindow) -> AnyArray | None:
+        """Read a window of a layer that is one file without a mask, and needs no copy; None for other layers."""
+        piece = layer.pieces[0]
+        plain = all(
+            not one.masked and one.nodata is None and not one.shift and one.factor == 1 for one in piece.sources
+        )
+        if len(layer.pieces) > 1 or not plain or [one.band for one in piece.sources] != [*range(len(layer.bands))]:
+            return None
+        with explained_raster(piece.path), rasterio.Env(**SETTINGS):
+            values: AnyArray = self._file(piece).read([one.index for one in piece.sources], window=window)
+        return values
 
     def _fill(self, piece: Piece, window: FileWindow, values: AnyArray, measured: NDArray[np.bool_]) -> None:
         """Read a window of a file, and write it where no earlier file has a measured pixel."""

@@ -26,7 +26,7 @@ from stssl.base.whole_files import open_plain
 SCENE_DRIVERS = ("GTiff", "JP2OpenJPEG")
 READ_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)
 """Errors that GDAL and rasterio raise for damaged files."""
-GDAL_CACHE = 256 << 20
+GDAL_CACHE = 128 << 20
 """Most bytes of decoded blocks that GDAL keeps."""
 MOST_NAME = 300
 SETTINGS = {

@@ -10,6 +10,7 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus
 
 from stssl.base.errors import ConfigError, RunError
+from stssl.commands.cli import main
 from stssl.commands.submission import Submission, _follow, command_for, job, submit_job
 
 
@@ -202,3 +203,23 @@ def test_a_job_is_followed_over_lost_connections():
     assert about.status == JobStatus.SUCCEEDED and "".join(shown) == "line\n" * 5 + "end\n"
     with pytest.raises(RuntimeError, match="502"):
         asyncio.run(_follow(Server(ConnectionError(), RuntimeError("502")), "job", shown.append, patience=2, pause=0))
+
+
+def test_a_prediction_becomes_a_command(monkeypatch, capsys, tmp_path):
+    sent = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stssl.commands.submission.submit_job", lambda given, *_: sent.append(job(given)) or 0)
+    words = "/shared/runs/a /shared/T32.SAFE --out /shared/map.tif --model /shared/runs/b --workers 4 --gpus 0.25"
+
+    def submit(words):
+        monkeypatch.setattr(sys, "argv", ["stssl", "submit", "predict", "--", *words.split()])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().err
+
+    assert submit(words) == (0, "")
+    assert sent[0]["entrypoint"] == f"python -m stssl.commands.cli predict {words}"
+    assert sent[0]["metadata"] == {"stssl": "predict /shared/map.tif"} and len(sent) == 1
+    code, told = submit(words.replace("/shared/T32", "T32"))
+    assert code == 2 and "'T32.SAFE' is relative" in told and len(sent) == 1
+    assert submit(words.replace("--out", "--ouput"))[0] == 2
