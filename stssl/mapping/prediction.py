@@ -103,7 +103,7 @@ def predict_scene(
         RunError: The map cannot be written, or Ray cannot be used.
     """
     target = map_path(out, inputs)
-    device = device_of(options.device)
+    device = _device(options)
     students = [read_student(place) for place in models]
     needs = common_needs([student.description for student in students], options.pixel_size)
     scene = open_scene(inputs, needs, options.bands, resample=options.resample)
@@ -114,6 +114,20 @@ def predict_scene(
     job = _MapJob(target, scene, needs, predictor, options, device, _model_hashes(models))
     with sole_prediction(target):
         return job.run(progress)
+
+
+def _device(options: MapOptions) -> torch.device:
+    """Return the device of a prediction in this process. With Ray, `gpus` decides where each task predicts."""
+    if not options.workers and options.address is None:
+        if options.gpus:
+            raise ConfigError("--gpus: only Ray tasks take a share of a GPU. Give --workers or --ray-address too.")
+        return device_of(options.device)
+    if options.device != "auto" and (options.device == "cuda") != (options.gpus > 0):
+        raise ConfigError(
+            f"--device {options.device} does not fit --gpus {options.gpus:g}. For Ray tasks, --gpus alone decides: "
+            "give a share such as --gpus 0.5, or leave it out for CPUs."
+        )
+    return torch.device("cpu")
 
 
 def map_path(out: str | Path, inputs: Sequence[str | Path]) -> Path:

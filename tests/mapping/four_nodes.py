@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -14,6 +15,11 @@ from stssl.mapping.prediction import MapOptions, predict_scene
 
 SIDE = 100
 """Side of a block in pixels: small, so that there are many."""
+
+
+def alive(node: str) -> bool:
+    """Return True if Ray believes that a node is alive."""
+    return any(one["Alive"] for one in ray.nodes() if one["NodeID"] == node)
 
 
 def main() -> None:
@@ -34,8 +40,10 @@ def main() -> None:
     try:
         predict_scene([run], [scene], out, MapOptions(stride=8, workers=4, address=cluster.address), watch)
         killers[0].join()
-        left = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-        sys.stdout.write(f"{left} nodes left\n")
+        end = time.monotonic() + 60
+        while alive(nodes[0].node_id) and time.monotonic() < end:
+            time.sleep(0.5)
+        sys.stdout.write(f"the node is {'alive' if alive(nodes[0].node_id) else 'dead'}\n")
     finally:
         ray.shutdown()
         cluster.shutdown()

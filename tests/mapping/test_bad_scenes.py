@@ -97,6 +97,8 @@ def test_options_that_do_not_fit_are_refused(plain, twelve, tmp_path):
     refused("--bands names 2 bands, and .* has 3", bands=["B04", "B03"])
     refused("model 2 has other classes", model=[plain.run, twelve.run])
     refused("there is no file or folder", model=tmp_path / "no-run")
+    refused("--gpus: only Ray tasks", gpus=0.5)
+    refused("--device cuda does not fit --gpus 0", device="cuda", workers=1)
     unnamed = write_tif(tmp_path / "unnamed.tif", VALUES)
     named = stssl.predict(plain.run, unnamed, tmp_path / "a.tif", bands=NAMES, progress=False).read_bytes()
     told = stssl.predict(plain.run, scene, tmp_path / "b.tif", progress=False).read_bytes()
