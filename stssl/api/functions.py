@@ -64,13 +64,16 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), *, smoke: bool 
     return load_as(kind_of(load_tree(path)), path, overrides, smoke)
 
 
-def synthesize(out: str | Path, patches: int = 2000, seed: int = 0, *, progress: bool | None = None) -> Path:
+def synthesize(
+    out: str | Path, patches: int = 2000, seed: int = 0, *, placeless: bool = False, progress: bool | None = None
+) -> Path:
     """Write a synthetic archive in the file layout of BigEarthNet v1.0.
 
     Args:
         out: Folder to write.
         patches: Number of patches.
         seed: Seed of the contents. The same seed writes the same bytes.
+        placeless: True to let labels depend on pixels only. Place and date then tell nothing.
         progress: False shows no progress.
 
     Returns:
@@ -79,7 +82,7 @@ def synthesize(out: str | Path, patches: int = 2000, seed: int = 0, *, progress:
     from stssl.archives.synthetic import synthesize_archive
 
     with counting(default_console(progress), "write", "patches") as follow:
-        return synthesize_archive(Path(out), patches, seed, progress=follow)
+        return synthesize_archive(Path(out), patches, seed, placeless=placeless, progress=follow)
 
 
 def convert(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stssl.archives.tables import ABOUT, ID_NAMES, columns_of, read_table
 from stssl.base.errors import DataError, shown
 from stssl.base.textfiles import PICKLES, read_names, refuse_pickle
-from stssl.store.lists import SAMPLE, other_version
+from stssl.store.lists import SAMPLE, V1_NAME, other_version
 from stssl.store.schema import NO_SPLIT, SPLIT_CODES
 
 LIST_ENDINGS = (".txt", ".csv", ".csv.bz2", ".csv.gz", ".txt.bz2", ".txt.gz")
@@ -112,8 +112,12 @@ def _codes(names: tuple[str, ...], parts: Mapping[str, frozenset[str]], where: s
     return np.array([code_of.get(name, NO_SPLIT) for name in names], np.uint8)
 
 
-def given_split(place: Path) -> dict[str, frozenset[str]]:
+def given_split(place: Path, names: Sequence[str] = ()) -> dict[str, frozenset[str]]:
     """Read the patch names of each part from a folder of lists, or from a table with columns `patch` and `split`.
+
+    Args:
+        place: Folder or table.
+        names: Names of the archive's patches. If they are of BigEarthNet v1.0, a table's column `s2v1_name` names them.
 
     Raises:
         DataError: The folder has no lists, the table lacks a column, or a cell names no part of a split.
@@ -123,7 +127,9 @@ def given_split(place: Path) -> dict[str, frozenset[str]]:
             return found
         raise DataError(f"{place} has no lists train, val and test (.txt, .csv, .csv.bz2)")
     refuse_pickle(place)
-    columns = columns_of(read_table(place), {"name": ID_NAMES, "split": ABOUT["split"]}, place)
+    first = names[:SAMPLE]
+    earlier = ("s2v1_name",) if first and all(map(V1_NAME.fullmatch, first)) else ()
+    columns = columns_of(read_table(place), {"name": (*earlier, *ID_NAMES), "split": ABOUT["split"]}, place)
     if len(columns) < 2:
         raise DataError(
             f"{place} needs the columns patch and split (train, val or test). Without a column split, give a folder "
@@ -153,7 +159,7 @@ def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> 
     found = {}
     for split, place in (splits or {}).items():
         try:
-            parts = given_split(place)
+            parts = given_split(place, names)
         except DataError as error:
             raise DataError(f"split '{split}': {error}") from None
         codes = _codes(names, parts, str(place))
@@ -178,7 +184,7 @@ def split_notes(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> tu
     known = frozenset(names)
     found = []
     for split, place in (splits or {}).items():
-        parts = given_split(place)
+        parts = given_split(place, names)
         counts = ", ".join(f"{len(listed & known):,} {part}" for part, listed in parts.items())
         found.append(f"split {split}: {counts}")
         listed = frozenset().union(*parts.values())

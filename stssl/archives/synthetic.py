@@ -6,6 +6,7 @@ nothing else differs between them.
 
 import json
 import struct
+from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,8 @@ from stssl.base.whole_files import cannot_write
 FOLDER, RECORD = "BigEarthNet-v1.0", "synthetic.json"
 LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 VERSION = 1
+MIDSUMMER, MIDDLE = 182, 50.0
+"""Day of the year and latitude that all patches of a placeless archive seem to have."""
 
 
 def synthesize_archive(
@@ -40,6 +43,7 @@ def synthesize_archive(
     *,
     locations: str | Path | None = None,
     confounded: bool = True,
+    placeless: bool = False,
     progress: OnProgress | None = None,
 ) -> Path:
     """Write a synthetic archive. If the folder holds a complete archive from the same arguments, change nothing.
@@ -53,23 +57,31 @@ def synthesize_archive(
         locations: Table of real places, dates and classes to draw from (see `locations.from_table`). If it is None,
             they are made up.
         confounded: True to see each country mostly in a season of its own. Only made-up places use it.
+        placeless: True to let classes depend on nothing but pixels, and pixels on nothing but classes and chance. Place
+            and date then tell nothing, neither alone nor together with pixels.
         progress: Called with the number of written patches and of all patches.
 
     Returns:
         Path of the folder `out`.
 
     Raises:
-        ConfigError: `patches` is below 1.
+        ConfigError: `patches` is below 1, or `placeless` is given with a table of places, which has classes already.
         DataError: `out` holds something else or cannot be written, or the table is wrong.
     """
     folder = Path(out)
     if patches < 1:
         raise ConfigError(f"patches must be 1 or more, not {patches}")
+    if placeless and locations:
+        raise ConfigError(
+            f"placeless draws the classes by chance, and {locations} gives them: leave out one of the two"
+        )
     record: JsonObject = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
     record["locations"] = Path(locations).name if locations else None
+    record |= {"placeless": True} if placeless else {}  # archives of earlier versions lack this key
     if _is_there(folder, record):
         return folder
-    world = from_table(Path(locations), patches, seed) if locations else generate(patches, seed, confounded)
+    made = {"confounded": confounded, "placeless": placeless}
+    world = from_table(Path(locations), patches, seed) if locations else generate(patches, seed, **made)
     names = patch_names(world)
     lat, _ = world.degrees()
     painter = Painter(seed)
@@ -77,7 +89,8 @@ def synthesize_archive(
         # Write the record first: the next call sees that an interrupted archive is not complete, and writes it again.
         (folder / RECORD).write_text(json.dumps(record | {"complete": False}))
         for row, name in enumerate(names):
-            _write_patch(folder / FOLDER / name, world, row, float(lat[row]), painter=painter, seed=seed)
+            subject = synthetic_subject(world, row, float(lat[row]), seed, placeless)
+            _write_patch(folder / FOLDER / name, world, row, painter.paint(subject))
             if progress and (row % 100 == 99 or row == patches - 1):
                 progress(row + 1, patches)
         _write_lists(folder, world, names, seed)
@@ -126,21 +139,33 @@ def patch_names(world: World) -> list[str]:
     return list(names)
 
 
-def _write_patch(folder: Path, world: World, row: int, lat: float, *, painter: Painter, seed: int) -> None:
-    """Write the band files and the JSON file of one patch."""
+def synthetic_subject(world: World, row: int, lat: float, seed: int, placeless: bool) -> Subject:
+    """Return what one patch shows. A placeless patch looks as if all patches had one place and one date.
+
+    Args:
+        world: Places, dates and classes.
+        row: Number of the patch.
+        lat: Latitude of the patch in degrees.
+        seed: Seed of the archive.
+        placeless: True to draw the map of a patch by its own number, not by the number of its place.
+    """
+    when: datetime = world.when[row].astype(object)
+    day, lat = (MIDSUMMER, MIDDLE) if placeless else (when.timetuple().tm_yday, lat)
+    return Subject(
+        np.flatnonzero(world.labels[row]),
+        day,
+        lat,
+        bool(world.snow[row]),
+        bool(world.cloud[row]),
+        place=(seed, SyntheticStream.PLACE, row if placeless else int(world.place[row])),
+        visit=(seed, SyntheticStream.VISIT, row),
+    )
+
+
+def _write_patch(folder: Path, world: World, row: int, bands: Mapping[str, NDArray[np.uint16]]) -> None:
+    """Write the band files and the JSON file of one patch. `bands` has its pixels, by name of the array."""
     when: datetime = world.when[row].astype(object)
     labels = np.flatnonzero(world.labels[row])
-    bands = painter.paint(
-        Subject(
-            labels,
-            when.timetuple().tm_yday,
-            lat,
-            bool(world.snow[row]),
-            bool(world.cloud[row]),
-            place=(seed, SyntheticStream.PLACE, int(world.place[row])),
-            visit=(seed, SyntheticStream.VISIT, row),
-        )
-    )
     folder.mkdir(parents=True, exist_ok=True)
     epsg, ulx, uly = int(world.epsg[row]), float(world.ulx[row]), float(world.uly[row])
     for array, names in RESOLUTION.items():

@@ -135,7 +135,7 @@ class World:
         return np.where(self.snow | self.cloud, "", of_place[self.place])
 
 
-def generate(patches: int, seed: int, confounded: bool = True) -> World:
+def generate(patches: int, seed: int, confounded: bool = True, placeless: bool = False) -> World:
     """Make up places, dates and classes of patches in the countries of Europe, for a synthetic archive.
 
     Args:
@@ -143,6 +143,8 @@ def generate(patches: int, seed: int, confounded: bool = True) -> World:
         seed: Seed of all random choices.
         confounded: True to see each country mostly in a season of its own. Dates then seem to tell land cover, and
             mislead in other seasons. False makes dates and places independent.
+        placeless: True to draw the classes of each patch by chance alone, whatever its place and date. No patch has
+            snow or clouds. Places and dates are the same as without it.
     """
     rng = np.random.default_rng((seed, SyntheticStream.WORLD))
     names = list(COUNTRIES)
@@ -160,7 +162,8 @@ def generate(patches: int, seed: int, confounded: bool = True) -> World:
     world = World(
         **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(World)}
     )
-    return _with_labels(world.take(slice(0, patches)), rng)
+    world = world.take(slice(0, patches))
+    return _with_chance_labels(world, rng) if placeless else _with_labels(world, rng)
 
 
 def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[int]:
@@ -241,12 +244,27 @@ def _with_labels(world: World, rng: np.random.Generator) -> World:
         "local": _field(plane, LOCAL_KM, len(RATES), rng),
         "chance": rng.normal(size=(len(places), len(RATES))),
     }
-    latent = threshold + sum(np.sqrt(VARIANCE[name]) * term for name, term in terms.items())
+    labels = _exceeding(threshold + sum(np.sqrt(VARIANCE[name]) * term for name, term in terms.items()))
+    return World(**(world.__dict__ | {"labels": labels[inverse.reshape(-1)]}))
+
+
+def _with_chance_labels(world: World, rng: np.random.Generator) -> World:
+    """Choose land-cover classes for each patch by chance alone, so place and date tell nothing about them."""
+    threshold = np.array([NormalDist().inv_cdf(rate) for rate in RATES.values()])
+    labels = _exceeding(threshold + rng.normal(size=(len(world), len(RATES))))
+    clear = np.zeros(len(world), bool)  # snow would tell the season, and the season the country
+    return World(**(world.__dict__ | {"labels": labels, "snow": clear, "cloud": clear}))
+
+
+def _exceeding(latent: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return the classes [n, classes] whose latent value exceeds 0. In BigEarthNet, each patch has a class.
+
+    So a row without classes gets its most likely one.
+    """
     labels = latent > 0
-    # In BigEarthNet, each patch has a class. So a place without classes gets its most likely one.
     nothing = ~labels.any(1)
     labels[nothing, latent[nothing].argmax(1)] = True
-    return World(**(world.__dict__ | {"labels": labels[inverse.reshape(-1)]}))
+    return np.asarray(labels)
 
 
 def _field(

@@ -125,13 +125,18 @@ def synthesize_command(
         Path | None, typer.Option(help="CSV table of places, dates and classes to copy.", callback=local_path)
     ] = None,
     confounded: Annotated[bool, typer.Option(help="Let the date depend on the country.")] = True,
+    placeless: Annotated[
+        bool, typer.Option("--placeless", help="Let labels depend on pixels only: place and date tell nothing.")
+    ] = False,
 ) -> None:
     """Write a synthetic archive in the file layout of BigEarthNet v1.0."""
     from stssl.api.progress import counting
     from stssl.archives.synthetic import synthesize_archive
 
     with counting(console, "write", "patches") as progress:
-        written = synthesize_archive(out, patches, seed, locations=locations, confounded=confounded, progress=progress)
+        written = synthesize_archive(
+            out, patches, seed, locations=locations, confounded=confounded, placeless=placeless, progress=progress
+        )
     print(written)
 
 

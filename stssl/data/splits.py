@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,38 +12,12 @@ from stssl.base.config import Config, Seed
 from stssl.base.errors import ConfigError, DataError, shown
 from stssl.base.logs import LOG
 from stssl.base.paths import ColumnName, Location
+from stssl.data.columns import OWN_SPLIT, Columns
+from stssl.data.known_splits import LongitudeSplit, RebenSplit, longitude_codes, reben_codes
 from stssl.store.lists import as_text, rows_named
 from stssl.store.schema import UNUSABLE, ColumnArray
 
 PARTS = ("train", "validation", "test")
-OWN_SPLIT = (
-    "For a split of your own give the manifest a column `split` (train, validation, test) and convert it, or give "
-    "lists of patch names: data.split={name: lists, train: FILE, validation: FILE, test: FILE}."
-)
-
-
-class Columns(Protocol):
-    """Require the methods of a store that code for splits calls."""
-
-    path: str
-
-    @property
-    def size(self) -> int:
-        """Return N, the number of rows of the store."""
-        ...
-
-    @property
-    def split_names(self) -> tuple[str, ...]:
-        """Return the names of the splits into train, validation and test that the store has."""
-        ...
-
-    def column(self, name: str) -> ColumnArray:
-        """Read a metadata array of N patches: [N], or [N, values] if it has several values for each patch."""
-        ...
-
-    def has_column(self, name: str) -> bool:
-        """Return True if the store has a metadata array with this name."""
-        ...
 
 
 class BlockSplit(Config):
@@ -99,7 +73,13 @@ class ListSplit(Config):
     test: Location
 
 
-SplitConfig = str | Annotated[BlockSplit | LeaveOutSplit | ListSplit, Field(discriminator="name")]
+SplitConfig = (
+    str
+    | Annotated[
+        BlockSplit | LeaveOutSplit | ListSplit | LongitudeSplit | RebenSplit,
+        Field(discriminator="name"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +106,7 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
 
     Args:
         store: Store with the columns.
-        config: Name of a stored split, `blocks`, or a rule.
+        config: Name of a stored split, `blocks`, `longitude`, or a rule.
         exclude: Boolean columns, such as `seasonal_snow`. Leave out the rows that are True in any of them.
         validated: False if the split may lack a validation part.
 
@@ -134,8 +114,8 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
         ConfigError: The store has no such split or column. The message lists the existing splits or columns.
         DataError: Training or validation would be empty, or a list names no patch of the store.
     """
-    if config == "blocks":
-        config = BlockSplit(name="blocks")
+    if isinstance(config, str) and config in _NAMED and config not in store.split_names:
+        config = _NAMED[config]
     codes = _stored(store, config) if isinstance(config, str) else _RULES[type(config)](store, config)
     # A store keeps the rows of unusable patches, so they must be removed here.
     keep = ~np.isin(store.column("error_code"), UNUSABLE)
@@ -161,7 +141,7 @@ def _stored(store: Columns, name: str) -> ColumnArray:
     """Read a split that came with the archive: for each of N patches, the code of training, validation or test."""
     if name not in store.split_names:
         places = np.isfinite(np.asarray(store.column("lat"), float)).any()
-        known = ", ".join((*store.split_names, *(["blocks"] if places else [])))
+        known = ", ".join((*store.split_names, *([*_NAMED] if places else [])))
         has = known or "none, and no places"
         raise ConfigError(f"data.split: {store.path} has no split '{shown(name)}'. It has: {has}. {OWN_SPLIT}")
     return store.column(f"split_{name}")
@@ -264,4 +244,15 @@ def _lists(store: Columns, config: ListSplit) -> Ints:
     return codes
 
 
-_RULES: dict[type[Config], Callable[..., Ints]] = {BlockSplit: _blocks, LeaveOutSplit: _leave_out, ListSplit: _lists}
+_RULES: dict[type[Config], Callable[..., Ints]] = {
+    BlockSplit: _blocks,
+    LeaveOutSplit: _leave_out,
+    ListSplit: _lists,
+    LongitudeSplit: longitude_codes,
+    RebenSplit: reben_codes,
+}
+_NAMED: dict[str, BlockSplit | LongitudeSplit] = {
+    "blocks": BlockSplit(name="blocks"),
+    "longitude": LongitudeSplit(name="longitude"),
+}
+"""Rules that a recipe may name by a word, with their default settings."""

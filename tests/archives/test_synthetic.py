@@ -11,8 +11,9 @@ from real import real_data
 
 from stssl.archives.locations import from_table
 from stssl.archives.nomenclature import LABELS_19, LABELS_43, TO_19
+from stssl.archives.scenery import Painter
 from stssl.archives.sentinel2 import RESOLUTION
-from stssl.archives.synthetic import patch_names, synthesize_archive
+from stssl.archives.synthetic import patch_names, synthesize_archive, synthetic_subject
 from stssl.archives.world import World, generate
 from stssl.base.errors import ConfigError, DataError
 
@@ -186,6 +187,34 @@ def test_control_without_place_there_is_nothing_to_know(world):
     frequency, country, near = metadata_alone(mixed, np.random.default_rng(1).random(len(world)) < 0.3)
     assert abs(near - frequency) < 3
     assert abs(country - frequency) < 2
+
+
+def test_placeless_labels_follow_neither_place_nor_date():
+    placeless = generate(20_000, 0, placeless=True)
+    frequency, country, near = metadata_alone(placeless, np.random.default_rng(1).random(len(placeless)) < 0.3)
+    assert abs(near - frequency) < 3
+    assert abs(country - frequency) < 2
+    assert not placeless.snow.any()
+
+
+def test_placeless_pixels_follow_neither_place_nor_date(tmp_path):
+    """Two patches of the same classes, of one row number, look the same wherever and whenever they were taken."""
+    placeless = generate(60, 0, placeless=True)
+    moved = World(**(placeless.__dict__ | {"when": placeless.when + np.timedelta64(180, "D")}))
+    painter, plain = Painter(0), Painter(0)
+    for row in range(5):
+        seen = painter.paint(synthetic_subject(placeless, row, 40.0, 0, True))["b10"]
+        again = painter.paint(synthetic_subject(moved, row, 65.0, 0, True))["b10"]
+        control = plain.paint(synthetic_subject(moved, row, 65.0, 0, False))["b10"]
+        assert (seen == again).all() and (seen != control).any()
+
+
+def test_placeless_is_recorded_and_refuses_a_table(tmp_path):
+    synthesize_archive(tmp_path / "one", 3, placeless=True)
+    with pytest.raises(DataError, match="another synthetic archive"):
+        synthesize_archive(tmp_path / "one", 3)
+    with pytest.raises(ConfigError, match="leave out one of the two"):
+        synthesize_archive(tmp_path / "two", 3, locations=tmp_path / "places.csv", placeless=True)
 
 
 def seasonality(world):

@@ -1,0 +1,34 @@
+"""Say what code for splits needs of a store: its columns."""
+
+from typing import Protocol
+
+from stssl.store.schema import ColumnArray
+
+OWN_SPLIT = (
+    "For a split of your own give the manifest a column `split` (train, validation, test) and convert it, or give "
+    "lists of patch names: data.split={name: lists, train: FILE, validation: FILE, test: FILE}."
+)
+
+
+class Columns(Protocol):
+    """Require the methods of a store that code for splits calls."""
+
+    path: str
+
+    @property
+    def size(self) -> int:
+        """Return N, the number of rows of the store."""
+        ...
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Return the names of the splits into train, validation and test that the store has."""
+        ...
+
+    def column(self, name: str) -> ColumnArray:
+        """Read a metadata array of N patches: [N], or [N, values] if it has several values for each patch."""
+        ...
+
+    def has_column(self, name: str) -> bool:
+        """Return True if the store has a metadata array with this name."""
+        ...
