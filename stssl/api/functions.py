@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from stssl.api.progress import counting, default_console, run_with_progress
 from stssl.api.run import Run, RunScores
@@ -193,6 +193,12 @@ def evaluate(
     checkpoint: str = "best",
     device: str = "auto",
     store: str | None = None,
+    metadata: str = "true",
+    by: Sequence[str] = (),
+    bootstrap: int = 0,
+    resample: Literal["blocks", "patches"] = "blocks",
+    degrees: float = 1.0,
+    least: int = 30,
 ) -> RunScores:
     """Score a run's networks on a part of its split, and write the scores into its folder.
 
@@ -202,6 +208,13 @@ def evaluate(
         checkpoint: `best` or `last`.
         device: `cpu`, `cuda` or `auto`.
         store: Path of the run's store, if the store was moved after training.
+        metadata: Metadata that the networks get: `true`, `absent`, `shuffled`, `moved:500km` or `moved:90d`.
+        by: Columns of the store whose values make groups, such as `country` and `season`. `block` makes squares of
+            latitude and longitude, `month` the months of the year. `Run.groups` reads the scores.
+        bootstrap: Number of draws for the 95 % intervals of `Run.groups`; 0 computes none.
+        resample: `blocks` draws squares of nearby patches, `patches` draws single ones.
+        degrees: Side of these squares in degrees.
+        least: Groups with fewer patches are pooled.
 
     Returns:
         Scores by network (`student`, `teacher`) and name, such as `scores["student"]["accuracy"]`. One label a patch
@@ -209,11 +222,15 @@ def evaluate(
         score is not defined.
 
     Raises:
-        StsslError: The run, the part or the checkpoint does not exist, or the store has changed since training.
+        StsslError: The run, the part or the checkpoint does not exist, or the store has changed since training. Or the
+            store lacks a column of `by`, no network sees the metadata to change, or there are too few blocks.
     """
-    from stssl.training.trained_run import evaluate_run
+    from stssl.scoring.groups import GroupOptions
+    from stssl.training.trained_run import evaluate_fully
 
-    return evaluate_run(_folder(run), part, checkpoint, device, store)
+    groups = GroupOptions(tuple(by), bootstrap, least, degrees, resample) if by or bootstrap else None
+    found = evaluate_fully(_folder(run), part, checkpoint, device, store, metadata=metadata, groups=groups)
+    return found.scores
 
 
 def load_student(place: Run | str | Path) -> "Student":

@@ -9,8 +9,10 @@ from datetime import timedelta
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +24,9 @@ from stssl.store.schema import printable
 from stssl.training.launch import Watch, check_run, run
 from stssl.training.run_files import MetricsRow
 from stssl.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from stssl.scoring.groups import GroupScores
 
 EVERY = 10
 """Output to a file or pipe gets a new line each time this many more percent are done."""
@@ -171,6 +176,22 @@ def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table
     for name in dict.fromkeys(name for scores in results.values() for name in scores):
         values = [scores.get(name) for scores in results.values()]
         table.add_row(name, *map(_shown, values))
+    return table
+
+
+def group_table(groups: "GroupScores") -> Table:
+    """Make a table of the headline score of each network on each group, with counts and intervals."""
+    name = next(row.score for row in groups.rows if row.score in ("mAP", "accuracy"))
+    table = Table(title=f"{name} by group")
+    for title in ("network", "column", "group"):
+        table.add_column(title, overflow="fold")
+    for title in ("patches", "blocks", name, "95 % interval"):
+        table.add_column(title, justify="right")
+    for row in groups.rows:
+        if row.score == name:
+            ends = "-" if row.low is None else f"{row.low:.4f} to {row.high:.4f}"
+            words = (row.network, row.column, row.group, f"{row.patches:,}", f"{row.blocks:,}", _shown(row.value), ends)
+            table.add_row(*map(escape, words))
     return table
 
 

@@ -129,6 +129,29 @@ class Run:
             for name, network in scored.networks.items()
         }
 
+    def groups(self, part: str = "test", metadata: str = "true") -> list[dict[str, object]]:
+        """Read the scores of groups that `stssl.evaluate(run, by=...)` wrote.
+
+        Args:
+            part: `train`, `validation` or `test`.
+            metadata: Metadata that the networks got, such as `true` or `moved:500km`.
+
+        Returns:
+            One dict for each network, column, group and score: `network`, `column` (`all` for the whole part), `group`,
+            `patches`, `blocks`, `score`, `value`, and the ends `low` and `high` of its 95 % interval, or None.
+
+        Raises:
+            ConfigError: `metadata` is no known change.
+            RunError: These groups were not scored yet, or the file is damaged.
+        """
+        from dataclasses import asdict
+
+        from stssl.scoring.changed_metadata import parse_change
+        from stssl.scoring.group_files import read_groups
+
+        stem = f"{part}{parse_change(metadata).suffix}-groups"
+        return [asdict(row) for row in read_groups(self.path / "evaluation" / stem)]
+
     def student(self) -> "Student":
         """Load the run's student: a network that takes stored pixel values, and needs no store.
 

@@ -60,6 +60,57 @@ def _shown(parameter: typer.CallbackParam) -> str:
     return next((one for one in parameter.opts if one.startswith("--")), (parameter.name or "").upper())
 
 
+class ListCommand(TyperCommand):
+    """Let an option take several words at once: `--by country season` is `--by country --by season`.
+
+    Attributes:
+        lists: Options that take several words. A comma separates words too.
+    """
+
+    lists: tuple[str, ...] = ("--by",)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse a command line after its lists of words were written out.
+
+        Args:
+            ctx: Context of the command.
+            args: Words of the command line.
+        """
+        return list(super().parse_args(ctx, self.written_out(args)))
+
+    @classmethod
+    def written_out(cls, args: Sequence[str]) -> list[str]:
+        """Repeat an option before each word that follows it, up to the next option.
+
+        If the words before the options name no run, the last word of a list is the run: `evaluate --by country RUN`.
+        """
+        found: list[str] = []
+        current, plain = "", 0
+        for number, word in enumerate(args):
+            if word.startswith("-"):
+                name, given, values = word.partition("=")
+                current = word if word in cls.lists else ""
+                if given and name in cls.lists:
+                    found += [part for value in values.split(",") for part in (name, value)]
+                elif not current:
+                    found.append(word)
+            elif current:
+                found += [part for value in word.split(",") for part in (current, value)]
+            else:
+                takes = number and args[number - 1].startswith("--") and "=" not in args[number - 1]
+                plain += not takes
+                found.append(word)
+        if not plain and len(found) > 3 and found[-2] in cls.lists and found[-4] in cls.lists:
+            del found[-2]
+        return found
+
+
+class CompareCommand(ListCommand):
+    """Define how `stssl compare` reads its lists: runs follow `--against`."""
+
+    lists = ("--against", "--score")
+
+
 class ConvertCommand(TyperCommand):
     """Define how `stssl convert` reads its options: the command accepts those of the archive format that it converts.
 

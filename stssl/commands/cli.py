@@ -18,7 +18,7 @@ from stssl.algorithms import NAMES
 from stssl.archives.formats import FORMATS
 from stssl.base.errors import StsslError
 from stssl.base.stopping import heeding_signals, stopped
-from stssl.commands.arguments import ConvertCommand, VerifyCommand, given_options, local_path, store_place
+from stssl.commands.arguments import ConvertCommand, ListCommand, VerifyCommand, given_options, local_path, store_place
 
 
 class _Commands(TyperGroup):
@@ -368,7 +368,7 @@ def _prediction_paths(words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(one) for value in found for one in (value if isinstance(value, list | tuple) else [value]))
 
 
-@app.command("evaluate")
+@app.command("evaluate", cls=ListCommand)
 def evaluate_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=local_path)],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
@@ -377,13 +377,31 @@ def evaluate_command(
     store: Annotated[
         str | None, typer.Option(help="Path or URL of the run's store, if it was moved.", callback=store_place)
     ] = None,
+    metadata: Annotated[
+        str, typer.Option(help="What networks see: true, absent, shuffled, moved:KM (moved:500km) or moved:90d.")
+    ] = "true",
+    by: Annotated[
+        list[str] | None, typer.Option(help="Columns to score by, such as country season block month.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Draws for 95 % intervals, such as 1000; 0 for none.")] = 0,
+    resample: Annotated[
+        Literal["blocks", "patches"], typer.Option(help="What a draw takes: near patches together, or one by one.")
+    ] = "blocks",
+    degrees: Annotated[float, typer.Option(min=0.001, help="Side of a block in degrees.")] = 1.0,
+    least: Annotated[int, typer.Option(min=1, help="Groups with fewer patches are pooled.")] = 30,
 ) -> None:
-    """Score a run's trained networks on the test, validation or training patches."""
-    from stssl.api.progress import score_table
-    from stssl.training.trained_run import evaluate_run
+    """Score a run's networks on the test, validation or training patches, and on groups of them."""
+    from stssl.api.progress import group_table, score_table
+    from stssl.scoring.groups import GroupOptions
+    from stssl.training.trained_run import evaluate_fully
 
-    results = evaluate_run(run, split, checkpoint, device, store)
-    console.print(score_table(results, split))
+    groups = GroupOptions(tuple(by or ()), bootstrap, least, degrees, resample) if by or bootstrap else None
+    result = evaluate_fully(run, split, checkpoint, device, store, metadata=metadata, groups=groups)
+    console.print(score_table(result.scores, split if metadata == "true" else f"{split}, metadata {metadata}"))
+    if result.groups:
+        console.print(group_table(result.groups))
+        for line in result.groups.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("export")

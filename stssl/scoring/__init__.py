@@ -1,4 +1,4 @@
-"""Score networks: metrics of predictions, evaluation on a part of the data, and k-NN on frozen features.
+"""Score networks: metrics of predictions, evaluation on a part of the data and its groups, and k-NN on features.
 
 Register new metrics in `stssl/scoring/metrics.py`. The names below are imported at their first use, since they import
 torch.
@@ -10,6 +10,7 @@ from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from stssl.scoring.evaluation import Evaluation, array_digest, batches, save_evaluations, score_part, without_nan
+    from stssl.scoring.groups import GroupOptions, GroupRow, GroupScores, WorstGroup, score_groups
     from stssl.scoring.knn import features_of_rows, knn_scores, vote
     from stssl.scoring.metrics import HEADLINES, LOWER_IS_BETTER, diverged, headline, score
 
@@ -17,6 +18,10 @@ __all__ = [
     "HEADLINES",
     "LOWER_IS_BETTER",
     "Evaluation",
+    "GroupOptions",
+    "GroupRow",
+    "GroupScores",
+    "WorstGroup",
     "array_digest",
     "batches",
     "diverged",
@@ -25,6 +30,7 @@ __all__ = [
     "knn_scores",
     "save_evaluations",
     "score",
+    "score_groups",
     "score_part",
     "vote",
     "without_nan",
@@ -32,6 +38,7 @@ __all__ = [
 
 _MODULES = {
     "evaluation": ("Evaluation", "array_digest", "batches", "save_evaluations", "score_part", "without_nan"),
+    "groups": ("GroupOptions", "GroupRow", "GroupScores", "WorstGroup", "score_groups"),
     "knn": ("features_of_rows", "knn_scores", "vote"),
     "metrics": ("HEADLINES", "LOWER_IS_BETTER", "diverged", "headline", "score"),
 }

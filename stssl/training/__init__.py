@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from stssl.training.loop import train_step, train_to_end, validate_and_save
     from stssl.training.run_folder import RunFolder
     from stssl.training.state import TrainState, open_train_state
-    from stssl.training.trained_run import TrainedRun, evaluate_run, load_run
+    from stssl.training.trained_run import EvaluationFiles, TrainedRun, evaluate_fully, evaluate_run, load_run
 
 __all__ = [
+    "EvaluationFiles",
     "RunFolder",
     "TrainState",
     "TrainedRun",
     "check_run",
+    "evaluate_fully",
     "evaluate_run",
     "load_run",
     "open_train_state",
@@ -38,7 +40,7 @@ _MODULES = {
     "loop": ("train_to_end", "train_step", "validate_and_save"),
     "run_folder": ("RunFolder",),
     "state": ("TrainState", "open_train_state"),
-    "trained_run": ("TrainedRun", "evaluate_run", "load_run"),
+    "trained_run": ("EvaluationFiles", "TrainedRun", "evaluate_fully", "evaluate_run", "load_run"),
 }
 
 __getattr__ = lazy_names(__name__, _MODULES)

@@ -1,6 +1,6 @@
 """Load the networks of a trained run from a checkpoint, and score them on a part of its data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,10 @@ from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import RunData, open_data, open_pixels
 from stssl.recipes.sections import DataConfig
 from stssl.recipes.starting import choose_scaling
+from stssl.scoring.changed_metadata import MetadataChange, changed_metadata, parse_change, require_known
 from stssl.scoring.evaluation import Evaluation, batches, save_evaluations, score_part
+from stssl.scoring.group_files import save_groups
+from stssl.scoring.groups import GroupOptions, GroupScores, check_options, score_groups
 from stssl.scoring.metrics import diverged
 from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.training.checkpoints import CheckpointState, UnusableError, does_not_fit, read_state, require_state
@@ -181,9 +184,42 @@ def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "")
         raise RunError(f"{error}. {advice or f'{whole} a whole one back.'}") from None
 
 
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """Hold what an evaluation computed, and where it wrote it.
+
+    Attributes:
+        scores: Scores by network and by score name.
+        groups: Scores of groups; None if none were asked for.
+        path: JSON file with the scores. The other files lie beside it.
+    """
+
+    scores: dict[str, dict[str, float]]
+    groups: GroupScores | None
+    path: Path
+
+
 def evaluate_run(
     path: str | Path, part: str, checkpoint: str = "best", device: str = "auto", store: str | None = None
 ) -> dict[str, dict[str, float]]:
+    """Score a run's networks on a part of the data as `evaluate_fully` does, with true metadata and without groups.
+
+    Returns:
+        Scores by network and by score name.
+    """
+    return evaluate_fully(path, part, checkpoint, device, store).scores
+
+
+def evaluate_fully(
+    path: str | Path,
+    part: str,
+    checkpoint: str = "best",
+    device: str = "auto",
+    store: str | None = None,
+    *,
+    metadata: str = "true",
+    groups: GroupOptions | None = None,
+) -> EvaluationFiles:
     """Score a run's networks on a part of the data, and write the scores and logits to the folder `evaluation`.
 
     Args:
@@ -192,31 +228,60 @@ def evaluate_run(
         checkpoint: `best` or `last`.
         device: `cpu`, `cuda` or `auto`.
         store: Path of the run's store, if the store was moved after training.
+        metadata: Metadata that the networks get: `true`, `absent`, `shuffled`, `moved:500km` or `moved:90d`. Files of
+            changed metadata get its name.
+        groups: Groups to score too, and how to compute intervals; None scores no groups.
 
     Returns:
-        Scores by network and by score name. The networks are the `student` (averaged weights), and the `teacher` if the
-        run has one.
+        Scores by network and by score name, and scores of groups. The networks are the `student` (averaged weights),
+        and the `teacher` if the run has one.
 
     Raises:
-        ConfigError: The part, the checkpoint or the device is unknown.
+        ConfigError: The part, the checkpoint or the device is unknown. Or no network sees the metadata to change, or
+            the groups cannot be made.
         DataError: No patch of the part has a known label.
         RunError: The folder has no run, or a run of a release that is too old. The checkpoint is missing or damaged.
             Or the store has changed since the run was trained.
     """
+    change = parse_change(metadata)
     trained = load_run(path, checkpoint, device, store)
     recipe, data, step, pixels = trained.recipe, trained.data, trained.step, trained.pixels
-    data.split.part(part)  # refuse an unknown part now: calibration takes minutes
+    rows = torch.from_numpy(data.split.part(part))  # refuse an unknown part now: calibration takes minutes
+    _require_seen(recipe, change)
+    require_known(data.metadata[rows], change, part)
+    if groups:
+        check_options(data, part, groups)
     calibrate(step, recipe, data, pixels, trained.progress)
-    results: dict[str, Evaluation] = {}
+    table = data.metadata.clone()
+    table[rows] = changed_metadata(table[rows], change)
+    shown, results = replace(data, metadata=table), dict[str, Evaluation]()
     for network in ("student", "teacher")[: len(step.networks)]:
         predictor = step.predictor(network)
-        results[network] = score_part(predictor, data, pixels, part, batch=recipe.evaluation.batch, limit=None)
+        results[network] = score_part(predictor, shown, pixels, part, batch=recipe.evaluation.batch, limit=None)
         if diverged(results[network].scores):
             LOG.warning("the %s's predictions on %s are not finite, so they have no scores", network, part)
     about: JsonObject = {"checkpoint": checkpoint, "step": trained.steps, "name": recipe.name}
-    about["recipe_hash"] = recipe.hash()
-    save_evaluations(results, data, part, trained.folder.path / "evaluation" / f"{part}.json", about)
-    return {network: result.scores for network, result in results.items()}
+    about |= {"recipe_hash": recipe.hash(), "metadata": str(change)}
+    file = trained.folder.path / "evaluation" / f"{part}{change.suffix}.json"
+    # Files keep the true metadata: maps need the places.
+    save_evaluations(results, data, part, file, about)
+    found = score_groups(results, data, groups) if groups else None
+    if found and groups:
+        save_groups(found, groups, file.with_name(f"{file.stem}-groups"), about | {"part": part})
+    return EvaluationFiles({network: result.scores for network, result in results.items()}, found, file)
+
+
+def _require_seen(recipe: Recipe, change: MetadataChange) -> None:
+    """Check that a network of a run takes metadata, before it is changed.
+
+    Raises:
+        ConfigError: The run has only a student that sees images.
+    """
+    if change.kind != "true" and recipe.model.metadata == "none":
+        raise ConfigError(
+            f"--metadata {change}: {recipe.name} has model.metadata=none, so its student sees no place and no date. "
+            "Evaluate a run with a teacher, or with model.metadata=direct."
+        )
 
 
 def device_of(name: str) -> torch.device:

@@ -1,0 +1,238 @@
+"""Compute scores for many draws of test blocks at once. A block is a group of nearby patches, which are much alike.
+
+A draw is a row of counts: how often each block is taken. Scores that are made of sums (accuracy, F1) need one matrix
+product for all draws. Average precision needs ranks: rows are sorted once, and each draw only weights them.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from stssl.base.arrays import AnyArray, Ints
+from stssl.base.batch import IGNORED
+from stssl.base.labels import LabelSpace
+from stssl.scoring.metrics import CONFIDENCE_BINS
+
+Values = NDArray[np.float64]
+Counts = NDArray[np.int32]
+CHUNK = 1 << 18
+"""About how many weights a thread handles at once. They should stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class RankedRows:
+    """Hold rows sorted by falling logit, for the average precision of one class under any weights.
+
+    Attributes:
+        blocks: [m] block of each row, up to the last row that matters.
+        ends: [p] for each positive row, the last row with the same logit.
+        positives: [p] block of each positive row.
+        last: [p] for each positive row, the last positive row with the same logit.
+    """
+
+    blocks: NDArray[np.int32]
+    ends: Ints
+    positives: NDArray[np.int32]
+    last: Ints
+
+    @classmethod
+    def of(cls, logits: Values, truth: NDArray[np.bool_], blocks: NDArray[np.int32]) -> "RankedRows":
+        """Sort n rows.
+
+        Args:
+            logits: [n] logits of one class.
+            truth: [n] True if the patch has the class.
+            blocks: [n] block of each row.
+        """
+        order = np.argsort(-logits, kind="stable")
+        sorted_logits, truth = logits[order], truth[order]
+        places = np.flatnonzero(truth)
+        starts = np.flatnonzero(np.append(sorted_logits[1:] != sorted_logits[:-1], True))
+        ends = starts[np.searchsorted(starts, places)]
+        last = np.searchsorted(places, ends, side="right") - 1
+        own = blocks[order]
+        return cls(own[: ends[-1] + 1 if len(ends) else 0], ends, own[places], last)
+
+    def average_precision(self, draws: Counts) -> Values:
+        """Compute the average precision [draws] for draws [draws, blocks]; NaN where no positive row is drawn."""
+        if not len(self.ends):
+            return np.full(len(draws), np.nan)
+        every = np.cumsum(draws.take(self.blocks, axis=1), axis=1, dtype=np.int32).take(self.ends, axis=1)
+        weights = draws.take(self.positives, axis=1)
+        found = np.cumsum(weights, axis=1, dtype=np.int32)
+        total = found[:, -1]
+        precision = found.take(self.last, axis=1) / np.maximum(every, 1)
+        with np.errstate(invalid="ignore"):
+            return np.where(total > 0, np.einsum("dp,dp->d", weights, precision) / total, np.nan)
+
+
+class BlockScores:
+    """Compute the scores of one network for any draws of blocks. With each block taken once, they equal `score`."""
+
+    def __init__(self, logits: Tensor, targets: Tensor, space: LabelSpace, blocks: Ints) -> None:
+        """Sum and sort predictions by block.
+
+        Args:
+            logits: [n, classes] finite logits.
+            targets: [n, decisions] choice ids; `IGNORED` if unknown.
+            space: Classes and kind of task.
+            blocks: [n] number of the block of each patch, from 0.
+        """
+        known = (targets != IGNORED).any(1)
+        logits, targets = logits[known].double(), targets[known]
+        self.own, inverse = np.unique(blocks[known.numpy()], return_inverse=True)
+        local: NDArray[np.int32] = inverse.reshape(-1).astype(np.int32)
+        self.multilabel, self.classes = space.multilabel, len(space.classes)
+        prepare = _multi_label_sums if space.multilabel else _single_label_sums
+        self._sums = _by_block(prepare(logits, targets, space), local, len(self.own))
+        self._ranked: list[RankedRows] = []
+        self._micro: RankedRows | None = None
+        if space.multilabel:
+            found, truth, there = logits.numpy(), targets.numpy() == 1, targets.numpy() != IGNORED
+            for number in range(self.classes):
+                rows = there[:, number]
+                self._ranked.append(RankedRows.of(found[rows, number], truth[rows, number], local[rows]))
+            wide = np.repeat(local, self.classes).reshape(found.shape)
+            self._micro = RankedRows.of(found[there], truth[there], wide[there])
+
+    def scores(self, draws: AnyArray) -> dict[str, Values]:
+        """Compute each score [draws] for draws [draws, blocks]; NaN where a draw does not define it.
+
+        Args:
+            draws: How often each draw takes each block, for all blocks by number.
+        """
+        own: Counts = np.ascontiguousarray(draws[:, self.own], np.int32)
+        parts = _multi_label_scores if self.multilabel else _single_label_scores
+        found = parts(np.concatenate([part @ self._sums for part in _pieces(own, 64)]), self.classes)
+        if self.multilabel and self._micro is not None:
+            each = np.stack([_threaded(ranked, own) for ranked in self._ranked], 1)
+            found["mAP"], found["mAP_micro"] = _mean(each), _threaded(self._micro, own)
+        return found
+
+
+def _pieces(draws: Counts, most: int) -> Iterator[Values]:
+    for start in range(0, len(draws), most):
+        yield draws[start : start + most].astype(np.float64)
+
+
+def _threaded(ranked: RankedRows, draws: Counts) -> Values:
+    """Compute the average precision of all draws, on all processors that this process may use."""
+    size = max(1, CHUNK // max(1, len(ranked.blocks)))
+    chunks = [draws[start : start + size] for start in range(0, len(draws), size)]
+    if len(draws) * len(ranked.blocks) < 8 * CHUNK:
+        return np.concatenate([ranked.average_precision(chunk) for chunk in chunks])
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return np.concatenate(list(pool.map(ranked.average_precision, chunks)))
+
+
+def _by_block(columns: Values, blocks: NDArray[np.int32], count: int) -> Values:
+    """Sum the columns [n, values] of patches over their blocks: [blocks, values]."""
+    order = np.argsort(blocks, kind="stable")
+    starts = np.searchsorted(blocks[order], np.arange(count))
+    found: Values = np.add.reduceat(columns[order], starts, axis=0)
+    return found
+
+
+def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Values:
+    """Sum what the calibration error needs, for each of n patches: [n, 3 * bins] counts, confidences, right ones.
+
+    Args:
+        confidence: [m] predicted probabilities.
+        right: [m] 1 if the prediction is right, or the class present; else 0.
+        rows: [m] patch of each prediction.
+        count: Number n of patches.
+    """
+    bins = CONFIDENCE_BINS + 1  # the last bin holds the probability 1 alone
+    edges = torch.linspace(0, 1, bins, dtype=torch.float32)
+    place = rows * bins + (torch.bucketize(confidence.float(), edges, right=True) - 1).numpy()
+    weights = (None, confidence.numpy(), right.double().numpy())
+    return np.concatenate([np.bincount(place, one, count * bins).reshape(count, bins) for one in weights], 1)
+
+
+def _calibration(binned: Values) -> Values:
+    """Compute the expected calibration error [draws] from sums [draws, 3 * bins]."""
+    count, confidence, right = np.split(binned, 3, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Values = np.abs(confidence - right).sum(1) / count.sum(1)
+    return found
+
+
+def _single_label_sums(logits: Tensor, targets: Tensor, space: LabelSpace) -> Values:
+    choice, truth, count = logits.argmax(1), targets[:, 0], len(logits)
+    loss = functional.cross_entropy(logits, truth, reduction="none")[:, None]
+    predicted, true = (functional.one_hot(ids, len(space.classes)).double() for ids in (choice, truth))
+    sums = torch.cat([torch.ones(count, 1).double(), loss, predicted * true, predicted, true], 1).numpy()
+    confidence = space.probabilities(logits).amax(1)
+    return np.concatenate([sums, _binned(confidence, choice == truth, np.arange(count), count)], 1)
+
+
+def _single_label_scores(sums: Values, classes: int) -> dict[str, Values]:
+    count, loss = sums[:, 0], sums[:, 1]
+    hit, predicted, true = (sums[:, 2 + classes * part : 2 + classes * (part + 1)] for part in range(3))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = _mean(np.where(true > 0, hit / true, np.nan))
+        precision = np.where(true > 0, hit / np.maximum(predicted, 1), np.nan)
+        f1 = np.where(true > 0, 2 * hit / (predicted + true), np.nan)
+        return {
+            "loss": loss / count,
+            "accuracy": hit.sum(1) / count,
+            "balanced_accuracy": recall,
+            "precision": _mean(precision),
+            "recall": recall,
+            "F1": _mean(f1),
+            "calibration_error": _calibration(sums[:, 2 + 3 * classes :]),
+        }
+
+
+def _multi_label_sums(logits: Tensor, targets: Tensor, space: LabelSpace) -> Values:
+    known, true = targets != IGNORED, targets == 1
+    predicted = (logits > 0) & known
+    loss = functional.binary_cross_entropy_with_logits(logits, true.double(), reduction="none") * known
+    heads = torch.stack([known.sum(1).double(), loss.sum(1)], 1)
+    sums = torch.cat([heads, (predicted & true).double(), predicted.double(), true.double()], 1).numpy()
+    rows = np.broadcast_to(np.arange(len(logits))[:, None], known.shape)[known.numpy()]
+    return np.concatenate([sums, _binned(space.probabilities(logits)[known], true[known], rows, len(logits))], 1)
+
+
+def _multi_label_scores(sums: Values, classes: int) -> dict[str, Values]:
+    count, loss = sums[:, 0], sums[:, 1]
+    hit, predicted, true = (sums[:, 2 + classes * part : 2 + classes * (part + 1)] for part in range(3))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1 = np.where(true > 0, 2 * hit / (predicted + true), np.nan)
+        everything = predicted.sum(1) + true.sum(1)
+        return {
+            "loss": loss / count,
+            "F1": _mean(f1),
+            "F1_micro": 2 * hit.sum(1) / np.maximum(everything, 1),
+            "calibration_error": _calibration(sums[:, 2 + 3 * classes :]),
+        }
+
+
+def _mean(each: Values) -> Values:
+    """Compute the mean [draws] over the classes [draws, classes] that a draw has; NaN if it has none."""
+    there = ~np.isnan(each)
+    with np.errstate(invalid="ignore"):
+        found: Values = np.where(there, each, 0.0).sum(1) / there.sum(1)
+    return found
+
+
+def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:
+    """Draw as many blocks as there are, with replacement, again and again: [draws, blocks] counts (the bootstrap)."""
+    rng = np.random.default_rng((seed, blocks))
+    found = np.empty((draws, blocks), np.uint16)
+    for row in found:
+        row[:] = np.bincount(rng.integers(0, blocks, blocks), minlength=blocks)
+    return found
+
+
+def percentiles(values: Values, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval that holds the middle share `level` of the values of draws. NaN values are left out."""
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

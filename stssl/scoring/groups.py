@@ -1,0 +1,395 @@
+"""Score a network on groups of patches, such as countries or seasons, with intervals from blocks of places."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stssl.base.arrays import AnyArray, Ints
+from stssl.base.batch import IGNORED, PLACE
+from stssl.base.errors import ConfigError, DataError
+from stssl.base.logs import LOG
+from stssl.recipes.run_data import RunData
+from stssl.scoring.block_scores import BlockScores, draw_blocks, percentiles
+from stssl.scoring.evaluation import Evaluation
+from stssl.scoring.metrics import LOWER_IS_BETTER, headline, score
+from stssl.store.lists import as_text
+from stssl.store.schema import MISSING_DAY, MISSING_TIME, NO_SPLIT
+
+MADE = ("block", "month")
+"""Columns that are made from others: the square of latitude and longitude, and the month of the date."""
+ALL, UNKNOWN, POOLED = "all", "unknown", "others"
+LEAST_BLOCKS = 10
+"""An interval needs at least so many blocks: with fewer, resampling them says little about other places."""
+Resampled = Literal["blocks", "patches"]
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """Say how to divide a part into groups, and how to compute intervals.
+
+    Attributes:
+        by: Columns whose values are the groups: columns of the store, `block` or `month`.
+        bootstrap: Number of draws for the intervals; 0 computes no intervals.
+        least: Groups with fewer patches are pooled into one group.
+        degrees: Side of a block in degrees of latitude and longitude.
+        resample: `blocks` draws whole blocks, as nearby patches are not independent. `patches` draws single patches.
+        seed: Seed of the draws.
+    """
+
+    by: tuple[str, ...] = ()
+    bootstrap: int = 0
+    least: int = 30
+    degrees: float = 1.0
+    resample: Resampled = "blocks"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Hold one score of one network on one group.
+
+    Attributes:
+        network: `student` or `teacher`.
+        column: Column that makes the groups. `all` stands for the whole part.
+        group: Value of the column. `others` is the pool of small groups, `unknown` has no value.
+        patches: Number of scored patches of the group, those with a known label.
+        blocks: Number of blocks among them.
+        score: Name of the score.
+        value: The score, NaN if it is not defined.
+        low: Lower end of its 95 % interval; None if it has none.
+        high: Upper end of its 95 % interval; None if it has none.
+    """
+
+    network: str
+    column: str
+    group: str
+    patches: int
+    blocks: int
+    score: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class WorstGroup:
+    """Compare the worst group of a column with the best one, by the score that chooses checkpoints.
+
+    Attributes:
+        network: `student` or `teacher`.
+        column: Column that makes the groups.
+        score: Name of the score.
+        worst: The group with the lowest score.
+        value: Its score.
+        best: The group with the highest score.
+        gap: Score of the best group minus score of the worst one.
+        low: Lower end of the gap's 95 % interval, for these two groups; None without intervals.
+        high: Upper end of it.
+    """
+
+    network: str
+    column: str
+    score: str
+    worst: str
+    value: float
+    best: str
+    gap: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class GroupScores:
+    """Hold the scores of groups.
+
+    Attributes:
+        rows: One entry for each network, column, group and score.
+        worst: One entry for each network and column with at least two scored groups.
+        notes: Sentences on what was pooled, left out or not computed.
+    """
+
+    rows: list[GroupRow] = field(default_factory=list)
+    worst: list[WorstGroup] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return sentences for the user: the worst group of each column, and the notes."""
+        found = []
+        for one in self.worst:
+            ends = "" if one.low is None else f" ({one.low:.4f} to {one.high:.4f})"
+            found.append(
+                f"{one.network}, worst {one.column}: {one.worst} with {one.score} {one.value:.4f}, "
+                f"{one.gap:.4f}{ends} below {one.best}"
+            )
+        return [*found, *self.notes]
+
+
+@dataclass(frozen=True)
+class Units:
+    """Hold what is drawn with replacement: blocks of patches, or single patches.
+
+    Attributes:
+        names: Names of the units.
+        of_patch: [n] number of the unit of each patch.
+        draws: [draws, units] how often each draw takes each unit; None without intervals.
+    """
+
+    names: NDArray[np.str_]
+    of_patch: Ints
+    draws: AnyArray | None
+
+
+def check_options(data: RunData, part: str, options: GroupOptions) -> None:
+    """Check before an evaluation that the groups and intervals can be computed.
+
+    Args:
+        data: Store, split and labels.
+        part: Part of the split.
+        options: Groups and intervals.
+
+    Raises:
+        ConfigError: The store lacks a column, a column cannot make groups, or the part has too few blocks.
+        DataError: The part has no patches.
+    """
+    rows = data.split.part(part)
+    if not len(rows):
+        raise DataError(f"the split has no {part} patches, so there are no groups to score. Use another data.split.")
+    if options.bootstrap < 0 or 0 < options.bootstrap < 100:
+        raise ConfigError(
+            f"--bootstrap: give 100 draws or more (1000 is usual), or 0 for none; not {options.bootstrap}"
+        )
+    if options.degrees <= 0 or options.least < 1:
+        raise ConfigError("--degrees must be above 0 and --least 1 or more")
+    for column in options.by:
+        values_of(data, rows, column, options.degrees)
+    if options.bootstrap:
+        blocks = len(np.unique(units_of(data, rows, options, draw=False).of_patch))
+        if blocks < LEAST_BLOCKS:
+            raise ConfigError(
+                f"--bootstrap: the {len(rows):,} {part} patches lie in {blocks} blocks of {options.degrees:g} degrees, "
+                f"and an interval needs {LEAST_BLOCKS}. Give smaller blocks (--degrees), or --resample patches, whose "
+                "intervals are too short if near patches are alike."
+            )
+
+
+def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True) -> Units:
+    """Find the blocks of patches, or take each patch as a unit, and draw them.
+
+    Patches without a place are blocks of their own.
+
+    Raises:
+        ConfigError: No patch has a place.
+    """
+    if options.resample == "patches":
+        names, of_patch = rows.astype(np.str_), np.arange(len(rows))
+    else:
+        cells = _cells(data, rows, options.degrees)
+        lost = cells == ""
+        if lost.all():
+            raise ConfigError(
+                f"{data.store.path} has no coordinates, so there are no blocks of places. Give --resample patches: its "
+                "intervals are too short if near patches are alike."
+            )
+        if lost.any() and draw:
+            LOG.warning("%d of %d patches have no place: each is a block of its own", lost.sum(), len(lost))
+        cells[lost] = np.char.add("row ", rows[lost].astype(np.str_))
+        names, of_patch = np.unique(cells, return_inverse=True)
+    wanted = options.bootstrap if draw else 0
+    return Units(names, of_patch.reshape(-1), draw_blocks(len(names), wanted, options.seed) if wanted else None)
+
+
+def _cells(data: RunData, rows: Ints, degrees: float) -> NDArray[np.str_]:
+    """Name the square of latitude and longitude of each patch by its south-west corner; empty without a place."""
+    lat, lon = data.metadata[torch.from_numpy(rows)][:, list(PLACE)].double().numpy().T
+    known = np.isfinite(lat) & np.isfinite(lon)
+    corners = [np.floor(np.where(known, values, 0) / degrees) * degrees for values in (lat, lon)]
+    names = [f"{south:.6g} {west:.6g}" if there else "" for south, west, there in zip(*corners, known, strict=True)]
+    return np.array(names, dtype="<U32")
+
+
+def values_of(data: RunData, rows: Ints, column: str, degrees: float) -> NDArray[np.str_]:
+    """Read the group of each patch.
+
+    Args:
+        data: Open store.
+        rows: [n] store rows.
+        column: A column of the store, `block` or `month`.
+        degrees: Side of a block in degrees.
+
+    Returns:
+        [n] names of groups; `unknown` if a patch has no value.
+
+    Raises:
+        ConfigError: The store lacks the column, or it has many values a patch, or numbers that are no categories.
+    """
+    if column == "block":
+        found = _cells(data, rows, degrees)
+    elif column == "month":
+        found = _months(data, rows)
+    elif not data.store.has_column(column):
+        known = sorted(name for name in data.store.description.arrays if _groups(data, name))
+        raise ConfigError(f"--by: {data.store.path} has no column '{column}'. It has: {', '.join([*MADE, *known])}.")
+    elif not _groups(data, column):
+        raise ConfigError(f"--by: {column} is no column of groups. Give one with a word or whole number a patch.")
+    else:
+        found = _named(data, rows, column)
+    return np.where(found == "", UNKNOWN, found)
+
+
+def _groups(data: RunData, column: str) -> bool:
+    """Return True if a column has one word, flag or whole number for each patch."""
+    if not data.store.has_column(column) or column in ("patch_id", "time", "content_hash"):
+        return False
+    about = data.store.description.arrays[column]
+    return len(about["shape"]) == 1 and not str(about["data_type"]).startswith("float")
+
+
+def _named(data: RunData, rows: Ints, column: str) -> NDArray[np.str_]:
+    values = np.asarray(data.store.column(column))[rows]
+    about = data.store.column_attributes(column)
+    if values.dtype.kind in "OUT":
+        return as_text(values)
+    if "classes" in about:
+        classes = np.array(["", *about["classes"]])
+        return np.asarray(classes[np.where(values < 0, -1, values).astype(np.int64) + 1], np.str_)
+    if "flag_values" in about and "flag_meanings" in about:
+        meanings = dict(zip(about["flag_values"], str(about["flag_meanings"]).split(), strict=False))
+        return np.array([meanings.get(int(value), str(value)) for value in values], np.str_)
+    missing = about.get("missing", NO_SPLIT if column.startswith("split_") else None)
+    if values.dtype.kind == "b":
+        return np.where(values, "yes", "no")
+    return np.where(values == missing, "", values.astype(np.str_)) if missing is not None else values.astype(np.str_)
+
+
+def _months(data: RunData, rows: Ints) -> NDArray[np.str_]:
+    """Return the month of each patch, `01` to `12`, from its time, or from its day of the year; empty if unknown."""
+    time, day = (np.asarray(data.store.column(name))[rows] for name in ("time", "day_of_year"))
+    found = np.full(len(rows), "", "<U2")
+    dated = time != MISSING_TIME
+    found[dated] = [f"{datetime.fromtimestamp(int(one), UTC).month:02d}" for one in time[dated]]
+    left = ~dated & (day != MISSING_DAY)
+    found[left] = [f"{datetime.strptime(f'2001 {min(int(one), 365)}', '%Y %j').month:02d}" for one in day[left]]
+    return found
+
+
+def score_groups(results: Mapping[str, Evaluation], data: RunData, options: GroupOptions) -> GroupScores:
+    """Score all networks on the whole part and on its groups.
+
+    All groups and networks share the draws, so their differences have intervals too.
+
+    Args:
+        results: Evaluation of each network, by the name of the network.
+        data: Store and labels.
+        options: Groups and intervals.
+    """
+    rows = next(iter(results.values())).rows
+    targets = data.targets[torch.from_numpy(rows)]
+    labeled = (targets != IGNORED).any(1).numpy()
+    units, found = units_of(data, rows, options), GroupScores()
+    found.notes.append(_words_on_units(units, options))
+    groups: list[tuple[str, str, NDArray[np.bool_]]] = [(ALL, ALL, np.ones(len(rows), bool))]
+    for column in options.by:
+        values = _pooled(values_of(data, rows, column, options.degrees), labeled, column, options, found.notes)
+        groups += [(column, str(name), values == name) for name in np.unique(values)]
+    for network, result in results.items():
+        drawn: dict[tuple[str, str], NDArray[np.float64]] = {}
+        for column, name, chosen in groups:
+            own = np.flatnonzero(chosen & labeled)
+            if not len(own):
+                found.notes.append(f"{column} {name}: none of its {chosen.sum():,} patches has a label: no scores")
+                continue
+            part = _Group(network, column, name, result, targets, own)
+            drawn[column, name] = _score_group(part, data, units, found)
+        found.worst += _worst(network, found.rows, drawn, headline(data.space))
+    found.notes[:] = dict.fromkeys(found.notes)
+    return found
+
+
+def _words_on_units(units: Units, options: GroupOptions) -> str:
+    if units.draws is None:
+        return "no intervals were asked for (--bootstrap 1000)"
+    if options.resample == "patches":
+        return f"intervals: 95 %, {len(units.draws):,} draws of single patches: too short if near patches are alike"
+    return (
+        f"intervals: 95 %, {len(units.draws):,} draws of {len(units.names):,} blocks of {options.degrees:g} degrees "
+        "with test patches"
+    )
+
+
+def _pooled(
+    values: NDArray[np.str_], labeled: NDArray[np.bool_], column: str, options: GroupOptions, notes: list[str]
+) -> NDArray[np.str_]:
+    """Give all groups with few labeled patches the name `others`, and note which."""
+    names, number = np.unique(values, return_inverse=True)
+    counts = np.bincount(number.reshape(-1)[labeled], minlength=len(names))
+    small = counts < options.least
+    if not small.any():
+        return values
+    shown = ", ".join(f"{name} ({count})" for name, count in zip(names[small][:8], counts[small][:8], strict=True))
+    more = f" and {small.sum() - 8} more" if small.sum() > 8 else ""
+    notes.append(
+        f"{column}: groups with fewer than {options.least} labeled patches are pooled as others: {shown}{more}"
+    )
+    return np.where(np.isin(values, names[small]), POOLED, values)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Hold one network's predictions on one group: what `_score_group` needs."""
+
+    network: str
+    column: str
+    name: str
+    result: Evaluation
+    targets: torch.Tensor
+    own: Ints
+
+
+def _score_group(group: _Group, data: RunData, units: Units, found: GroupScores) -> NDArray[np.float64]:
+    """Add the scores of one group to `found`. Return the headline score [draws] of the draws, empty without them."""
+    chosen = torch.from_numpy(group.own)
+    logits, targets = group.result.logits[chosen].double(), group.targets[chosen]
+    scores = score(logits, targets, data.space).scores
+    blocks = len(np.unique(units.of_patch[group.own]))
+    drawn: dict[str, NDArray[np.float64]] = {}
+    if units.draws is not None and blocks < LEAST_BLOCKS:
+        found.notes.append(
+            f"{group.column} {group.name}: only {blocks} blocks, no interval ({LEAST_BLOCKS} are needed)"
+        )
+    elif units.draws is not None and not bool(torch.isfinite(logits).all()):
+        found.notes.append(
+            f"{group.column} {group.name}: predictions of the {group.network} are not finite: no interval"
+        )
+    elif units.draws is not None:
+        drawn = BlockScores(logits, targets, data.space, units.of_patch[group.own]).scores(units.draws)
+    for name, value in scores.items():
+        interval = percentiles(drawn[name]) if name in drawn and np.isfinite(value) else (None, None)
+        about = (group.network, group.column, group.name, len(group.own), blocks)
+        found.rows.append(GroupRow(*about, name, value, *interval))
+    return drawn.get(headline(data.space), np.zeros(0))
+
+
+def _worst(
+    network: str, rows: Sequence[GroupRow], drawn: Mapping[tuple[str, str], NDArray[np.float64]], name: str
+) -> list[WorstGroup]:
+    """Find the worst and the best group of each column by one score."""
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    found = []
+    for column in dict.fromkeys(row.column for row in rows if row.column != ALL):
+        own = [row for row in rows if (row.network, row.column, row.score) == (network, column, name)]
+        own = [row for row in own if np.isfinite(row.value)]
+        if len(own) < 2:
+            continue
+        ranked = sorted(own, key=lambda row: sign * row.value)
+        worst, best = ranked[0], ranked[-1]
+        low, best_draws = drawn[column, worst.group], drawn[column, best.group]
+        both = len(low) and len(best_draws)
+        ends = percentiles(best_draws - low) if both else (None, None)
+        gap = best.value - worst.value
+        found.append(WorstGroup(network, column, name, worst.group, worst.value, best.group, gap, *ends))
+    return found
