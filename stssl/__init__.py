@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stssl.api.functions import (
+        compare,
         convert,
         embed,
         evaluate,
@@ -46,6 +47,7 @@ __all__ = [
     "StsslError",
     "Student",
     "__version__",
+    "compare",
     "convert",
     "embed",
     "evaluate",

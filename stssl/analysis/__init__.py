@@ -1,7 +1,7 @@
 """Examine runs and recipes: probe features, report and draw scores, and plan what a recipe will cost.
 
-`probe` scores a pretrained backbone. `report` writes a page about runs; it uses `figures` and `page`. `planning`
-measures steps, and `costs` estimates a run's cost from them.
+`probe` scores a pretrained backbone. `comparison` compares recipes by their runs. `report` writes a page about runs; it
+uses `figures` and `page`. `planning` measures steps, and `costs` estimates a run's cost from them.
 
 The names below are imported at their first use, since they import torch.
 """
@@ -11,14 +11,27 @@ from typing import TYPE_CHECKING
 from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from stssl.analysis.comparison import ComparisonOptions, Difference, compare_runs
     from stssl.analysis.costs import CostEstimate, Machines, describe_costs
     from stssl.analysis.planning import plan_run
     from stssl.analysis.probe import Probed, probe_run
     from stssl.analysis.report import write_report
 
-__all__ = ["CostEstimate", "Machines", "Probed", "describe_costs", "plan_run", "probe_run", "write_report"]
+__all__ = [
+    "ComparisonOptions",
+    "CostEstimate",
+    "Difference",
+    "Machines",
+    "Probed",
+    "compare_runs",
+    "describe_costs",
+    "plan_run",
+    "probe_run",
+    "write_report",
+]
 
 _MODULES = {
+    "comparison": ("ComparisonOptions", "Difference", "compare_runs"),
     "costs": ("CostEstimate", "Machines", "describe_costs"),
     "planning": ("plan_run",),
     "probe": ("Probed", "probe_run"),

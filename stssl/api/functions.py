@@ -14,6 +14,7 @@ from stssl.recipes.pretraining import PretrainRecipe, kind_of
 from stssl.recipes.recipe import Recipe, RunRecipe, load_as
 
 __all__ = [
+    "compare",
     "convert",
     "embed",
     "evaluate",
@@ -36,6 +37,7 @@ Given = TypeVar("Given", Run | str | Path, str | Path)
 """What a function takes one or several of."""
 
 if TYPE_CHECKING:
+    from stssl.analysis.comparison import Difference
     from stssl.analysis.costs import CostEstimate
     from stssl.analysis.probe import Probed
     from stssl.archives.conversion import Summary
@@ -249,6 +251,40 @@ def load_student(place: Run | str | Path) -> "Student":
     from stssl.students.loading import read_student
 
     return read_student(_folder(place))
+
+
+def compare(
+    runs: Sequence[Run | str | Path],
+    against: Sequence[Run | str | Path],
+    part: str = "test",
+    *,
+    network: str = "student",
+    score: str | None = None,
+    draws: int = 1000,
+    degrees: float = 1.0,
+) -> "list[Difference]":
+    """Compare recipes by their evaluated runs, paired over seeds and over test blocks.
+
+    Args:
+        runs: Runs or their folders, of one or several recipes. Runs of one recipe differ only in seeds.
+        against: Runs of one other recipe, with the same seeds.
+        part: `train`, `validation` or `test`.
+        network: `student` or `teacher`.
+        score: Name of the score; None takes `accuracy` or `mAP`.
+        draws: Number of draws for the 95 % intervals, and of swaps for the p-values.
+        degrees: Side of a block of patches in degrees.
+
+    Returns:
+        For each recipe of `runs`: the mean scores `value` and `other`, their `difference`, the ends `low` and `high` of
+        its 95 % interval, `p` by permutation, `holm` (p corrected for several recipes) and `significant`.
+
+    Raises:
+        StsslError: A run was not evaluated, or the runs have other stores, splits, classes or seeds.
+    """
+    from stssl.analysis.comparison import ComparisonOptions, compare_runs
+
+    own, others = ([_folder(run) for run in group] for group in (runs, against))
+    return compare_runs(own, others, ComparisonOptions(part, network, score, draws, degrees))
 
 
 def export(

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
 from math import isfinite
@@ -26,6 +26,7 @@ from stssl.training.run_files import MetricsRow
 from stssl.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from stssl.analysis.comparison import Difference
     from stssl.scoring.groups import GroupScores
 
 EVERY = 10
@@ -192,6 +193,20 @@ def group_table(groups: "GroupScores") -> Table:
             ends = "-" if row.low is None else f"{row.low:.4f} to {row.high:.4f}"
             words = (row.network, row.column, row.group, f"{row.patches:,}", f"{row.blocks:,}", _shown(row.value), ends)
             table.add_row(*map(escape, words))
+    return table
+
+
+def comparison_table(found: Sequence["Difference"]) -> Table:
+    """Make a table of compared recipes, one in a row. A star marks what is significant after Holm's correction."""
+    first = found[0]
+    table = Table(title=f"{first.score} against {escape(first.against)} ({first.other:.4f})")
+    table.add_column("runs of", overflow="fold")
+    for title in ("pairs", "blocks", first.score, "difference", "95 % interval", "p", "p (Holm)", ""):
+        table.add_column(title, justify="right")
+    for one in found:
+        ends, star = f"{one.low:+.4f} to {one.high:+.4f}", "*" if one.significant else ""
+        numbers = (f"{one.value:.4f}", f"{one.difference:+.4f}", ends, f"{one.p:.4f}", f"{one.holm:.4f}", star)
+        table.add_row(escape(one.recipe), str(one.runs), f"{one.blocks:,}", *numbers)
     return table
 
 

@@ -56,32 +56,28 @@ def synthesize_archive(
         seed: Seed of all random choices. The same seed gives the same bytes.
         locations: Table of real places, dates and classes to draw from (see `locations.from_table`). If it is None,
             they are made up.
-        confounded: True to see each country mostly in a season of its own. Only made-up places use it.
-        placeless: True to let classes depend on nothing but pixels, and pixels on nothing but classes and chance. Place
-            and date then tell nothing, neither alone nor together with pixels.
+        confounded: True to see made-up countries mostly in a season of their own.
+        placeless: True to let pixels depend on nothing but classes and chance, and classes on chance.
         progress: Called with the number of written patches and of all patches.
 
     Returns:
         Path of the folder `out`.
 
     Raises:
-        ConfigError: `patches` is below 1, or `placeless` is given with a table of places, which has classes already.
+        ConfigError: `patches` is below 1, or `placeless` is given with a table of places.
         DataError: `out` holds something else or cannot be written, or the table is wrong.
     """
     folder = Path(out)
     if patches < 1:
         raise ConfigError(f"patches must be 1 or more, not {patches}")
     if placeless and locations:
-        raise ConfigError(
-            f"placeless draws the classes by chance, and {locations} gives them: leave out one of the two"
-        )
+        raise ConfigError(f"placeless draws classes by chance, and {locations} gives them: leave out one of the two")
     record: JsonObject = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
-    record["locations"] = Path(locations).name if locations else None
-    record |= {"placeless": True} if placeless else {}  # archives of earlier versions lack this key
+    # Archives of earlier versions lack the key `placeless`.
+    record |= {"locations": Path(locations).name if locations else None} | ({"placeless": True} if placeless else {})
     if _is_there(folder, record):
         return folder
-    made = {"confounded": confounded, "placeless": placeless}
-    world = from_table(Path(locations), patches, seed) if locations else generate(patches, seed, **made)
+    world = from_table(Path(locations), patches, seed) if locations else generate(patches, seed, confounded, placeless)
     names = patch_names(world)
     lat, _ = world.degrees()
     painter = Painter(seed)
@@ -89,8 +85,8 @@ def synthesize_archive(
         # Write the record first: the next call sees that an interrupted archive is not complete, and writes it again.
         (folder / RECORD).write_text(json.dumps(record | {"complete": False}))
         for row, name in enumerate(names):
-            subject = synthetic_subject(world, row, float(lat[row]), seed, placeless)
-            _write_patch(folder / FOLDER / name, world, row, painter.paint(subject))
+            bands = painter.paint(synthetic_subject(world, row, float(lat[row]), seed, placeless))
+            _write_patch(folder / FOLDER / name, world, row, bands)
             if progress and (row % 100 == 99 or row == patches - 1):
                 progress(row + 1, patches)
         _write_lists(folder, world, names, seed)

@@ -108,7 +108,7 @@ class ListCommand(TyperCommand):
 class CompareCommand(ListCommand):
     """Define how `stssl compare` reads its lists: runs follow `--against`."""
 
-    lists = ("--against", "--score")
+    lists = ("--against",)
 
 
 class ConvertCommand(TyperCommand):

@@ -18,7 +18,15 @@ from stssl.algorithms import NAMES
 from stssl.archives.formats import FORMATS
 from stssl.base.errors import StsslError
 from stssl.base.stopping import heeding_signals, stopped
-from stssl.commands.arguments import ConvertCommand, ListCommand, VerifyCommand, given_options, local_path, store_place
+from stssl.commands.arguments import (
+    CompareCommand,
+    ConvertCommand,
+    ListCommand,
+    VerifyCommand,
+    given_options,
+    local_path,
+    store_place,
+)
 
 
 class _Commands(TyperGroup):
@@ -402,6 +410,26 @@ def evaluate_command(
         console.print(group_table(result.groups))
         for line in result.groups.lines():
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("compare", cls=CompareCommand)
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.", callback=local_path)],
+    against: Annotated[
+        list[Path], typer.Option(help="Runs of one other recipe, with the same seeds.", callback=local_path)
+    ],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    network: Annotated[str, typer.Option(help="student or teacher.")] = "student",
+    score: Annotated[str | None, typer.Option(help="Score to compare; default: accuracy or mAP.")] = None,
+    draws: Annotated[int, typer.Option(min=100, help="Draws for intervals, and swaps for p.")] = 1000,
+    degrees: Annotated[float, typer.Option(min=0.001, help="Side of a block in degrees.")] = 1.0,
+) -> None:
+    """Compare recipes by their runs, paired over seeds and test blocks: difference, interval, p."""
+    from stssl.analysis.comparison import ComparisonOptions, compare_runs
+    from stssl.api.progress import comparison_table
+
+    found = compare_runs(runs, against, ComparisonOptions(split, network, score, draws, degrees))
+    console.print(comparison_table(found))
 
 
 @app.command("export")

@@ -20,9 +20,9 @@ from stssl.base.batch import IGNORED
 from stssl.base.labels import LabelSpace
 from stssl.scoring.metrics import CONFIDENCE_BINS
 
-Values = NDArray[np.float64]
+Float64s = NDArray[np.float64]
 Counts = NDArray[np.int32]
-CHUNK = 1 << 18
+WEIGHTS_AT_ONCE = 1 << 18
 """About how many weights a thread handles at once. They should stay in the processor's cache."""
 
 
@@ -43,7 +43,7 @@ class RankedRows:
     last: Ints
 
     @classmethod
-    def of(cls, logits: Values, truth: NDArray[np.bool_], blocks: NDArray[np.int32]) -> "RankedRows":
+    def of(cls, logits: Float64s, truth: NDArray[np.bool_], blocks: NDArray[np.int32]) -> "RankedRows":
         """Sort n rows.
 
         Args:
@@ -60,7 +60,7 @@ class RankedRows:
         own = blocks[order]
         return cls(own[: ends[-1] + 1 if len(ends) else 0], ends, own[places], last)
 
-    def average_precision(self, draws: Counts) -> Values:
+    def average_precision(self, draws: Counts) -> Float64s:
         """Compute the average precision [draws] for draws [draws, blocks]; NaN where no positive row is drawn."""
         if not len(self.ends):
             return np.full(len(draws), np.nan)
@@ -102,7 +102,7 @@ class BlockScores:
             wide = np.repeat(local, self.classes).reshape(found.shape)
             self._micro = RankedRows.of(found[there], truth[there], wide[there])
 
-    def scores(self, draws: AnyArray) -> dict[str, Values]:
+    def scores(self, draws: AnyArray) -> dict[str, Float64s]:
         """Compute each score [draws] for draws [draws, blocks]; NaN where a draw does not define it.
 
         Args:
@@ -117,30 +117,30 @@ class BlockScores:
         return found
 
 
-def _pieces(draws: Counts, most: int) -> Iterator[Values]:
+def _pieces(draws: Counts, most: int) -> Iterator[Float64s]:
     for start in range(0, len(draws), most):
         yield draws[start : start + most].astype(np.float64)
 
 
-def _threaded(ranked: RankedRows, draws: Counts) -> Values:
+def _threaded(ranked: RankedRows, draws: Counts) -> Float64s:
     """Compute the average precision of all draws, on all processors that this process may use."""
-    size = max(1, CHUNK // max(1, len(ranked.blocks)))
+    size = max(1, WEIGHTS_AT_ONCE // max(1, len(ranked.blocks)))
     chunks = [draws[start : start + size] for start in range(0, len(draws), size)]
-    if len(draws) * len(ranked.blocks) < 8 * CHUNK:
+    if len(draws) * len(ranked.blocks) < 8 * WEIGHTS_AT_ONCE:
         return np.concatenate([ranked.average_precision(chunk) for chunk in chunks])
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return np.concatenate(list(pool.map(ranked.average_precision, chunks)))
 
 
-def _by_block(columns: Values, blocks: NDArray[np.int32], count: int) -> Values:
+def _by_block(columns: Float64s, blocks: NDArray[np.int32], count: int) -> Float64s:
     """Sum the columns [n, values] of patches over their blocks: [blocks, values]."""
     order = np.argsort(blocks, kind="stable")
     starts = np.searchsorted(blocks[order], np.arange(count))
-    found: Values = np.add.reduceat(columns[order], starts, axis=0)
+    found: Float64s = np.add.reduceat(columns[order], starts, axis=0)
     return found
 
 
-def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Values:
+def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Float64s:
     """Sum what the calibration error needs, for each of n patches: [n, 3 * bins] counts, confidences, right ones.
 
     Args:
@@ -156,15 +156,15 @@ def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Values
     return np.concatenate([np.bincount(place, one, count * bins).reshape(count, bins) for one in weights], 1)
 
 
-def _calibration(binned: Values) -> Values:
+def _calibration(binned: Float64s) -> Float64s:
     """Compute the expected calibration error [draws] from sums [draws, 3 * bins]."""
     count, confidence, right = np.split(binned, 3, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Values = np.abs(confidence - right).sum(1) / count.sum(1)
+        found: Float64s = np.abs(confidence - right).sum(1) / count.sum(1)
     return found
 
 
-def _single_label_sums(logits: Tensor, targets: Tensor, space: LabelSpace) -> Values:
+def _single_label_sums(logits: Tensor, targets: Tensor, space: LabelSpace) -> Float64s:
     choice, truth, count = logits.argmax(1), targets[:, 0], len(logits)
     loss = functional.cross_entropy(logits, truth, reduction="none")[:, None]
     predicted, true = (functional.one_hot(ids, len(space.classes)).double() for ids in (choice, truth))
@@ -173,7 +173,7 @@ def _single_label_sums(logits: Tensor, targets: Tensor, space: LabelSpace) -> Va
     return np.concatenate([sums, _binned(confidence, choice == truth, np.arange(count), count)], 1)
 
 
-def _single_label_scores(sums: Values, classes: int) -> dict[str, Values]:
+def _single_label_scores(sums: Float64s, classes: int) -> dict[str, Float64s]:
     count, loss = sums[:, 0], sums[:, 1]
     hit, predicted, true = (sums[:, 2 + classes * part : 2 + classes * (part + 1)] for part in range(3))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -191,7 +191,7 @@ def _single_label_scores(sums: Values, classes: int) -> dict[str, Values]:
         }
 
 
-def _multi_label_sums(logits: Tensor, targets: Tensor, space: LabelSpace) -> Values:
+def _multi_label_sums(logits: Tensor, targets: Tensor, space: LabelSpace) -> Float64s:
     known, true = targets != IGNORED, targets == 1
     predicted = (logits > 0) & known
     loss = functional.binary_cross_entropy_with_logits(logits, true.double(), reduction="none") * known
@@ -201,7 +201,7 @@ def _multi_label_sums(logits: Tensor, targets: Tensor, space: LabelSpace) -> Val
     return np.concatenate([sums, _binned(space.probabilities(logits)[known], true[known], rows, len(logits))], 1)
 
 
-def _multi_label_scores(sums: Values, classes: int) -> dict[str, Values]:
+def _multi_label_scores(sums: Float64s, classes: int) -> dict[str, Float64s]:
     count, loss = sums[:, 0], sums[:, 1]
     hit, predicted, true = (sums[:, 2 + classes * part : 2 + classes * (part + 1)] for part in range(3))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -215,11 +215,11 @@ def _multi_label_scores(sums: Values, classes: int) -> dict[str, Values]:
         }
 
 
-def _mean(each: Values) -> Values:
+def _mean(each: Float64s) -> Float64s:
     """Compute the mean [draws] over the classes [draws, classes] that a draw has; NaN if it has none."""
     there = ~np.isnan(each)
     with np.errstate(invalid="ignore"):
-        found: Values = np.where(there, each, 0.0).sum(1) / there.sum(1)
+        found: Float64s = np.where(there, each, 0.0).sum(1) / there.sum(1)
     return found
 
 
@@ -232,7 +232,7 @@ def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:
     return found
 
 
-def percentiles(values: Values, level: float = 0.95) -> tuple[float, float]:
+def percentiles(values: Float64s, level: float = 0.95) -> tuple[float, float]:
     """Return the interval that holds the middle share `level` of the values of draws. NaN values are left out."""
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

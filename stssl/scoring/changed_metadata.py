@@ -13,9 +13,8 @@ from torch import Tensor
 
 from stssl.base.batch import DATE, PLACE, MetadataColumn
 from stssl.base.errors import ConfigError, shown
+from stssl.steps.votes import EARTH_KM
 
-EARTH_KM = 6371.0088
-"""Mean radius of the earth in kilometers."""
 FARTHEST_KM = 20_000.0
 DAYS_OF_YEAR = 365
 FORMS = "true, absent, shuffled, moved:KM (such as moved:500km) or moved:DAYS (such as moved:90d)"

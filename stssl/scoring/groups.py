@@ -22,7 +22,7 @@ from stssl.store.schema import MISSING_DAY, MISSING_TIME, NO_SPLIT
 
 MADE = ("block", "month")
 """Columns that are made from others: the square of latitude and longitude, and the month of the date."""
-ALL, UNKNOWN, POOLED = "all", "unknown", "others"
+WHOLE, UNKNOWN, POOLED = "all", "unknown", "others"
 LEAST_BLOCKS = 10
 """An interval needs at least so many blocks: with fewer, resampling them says little about other places."""
 Resampled = Literal["blocks", "patches"]
@@ -292,7 +292,7 @@ def score_groups(results: Mapping[str, Evaluation], data: RunData, options: Grou
     labeled = (targets != IGNORED).any(1).numpy()
     units, found = units_of(data, rows, options), GroupScores()
     found.notes.append(_words_on_units(units, options))
-    groups: list[tuple[str, str, NDArray[np.bool_]]] = [(ALL, ALL, np.ones(len(rows), bool))]
+    groups: list[tuple[str, str, NDArray[np.bool_]]] = [(WHOLE, WHOLE, np.ones(len(rows), bool))]
     for column in options.by:
         values = _pooled(values_of(data, rows, column, options.degrees), labeled, column, options, found.notes)
         groups += [(column, str(name), values == name) for name in np.unique(values)]
@@ -380,7 +380,7 @@ def _worst(
     """Find the worst and the best group of each column by one score."""
     sign = -1 if name in LOWER_IS_BETTER else 1
     found = []
-    for column in dict.fromkeys(row.column for row in rows if row.column != ALL):
+    for column in dict.fromkeys(row.column for row in rows if row.column != WHOLE):
         own = [row for row in rows if (row.network, row.column, row.score) == (network, column, name)]
         own = [row for row in own if np.isfinite(row.value)]
         if len(own) < 2:

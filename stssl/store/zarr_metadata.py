@@ -126,7 +126,7 @@ def read_description(store: str) -> Description:
         places = {name: f"{file}: consolidated_metadata.metadata.{name}." for name in arrays}
     found = Description(attributes, arrays, hashlib.blake2b(content, digest_size=16).hexdigest())
     _check_all(found, store, places)
-    compare(found, f"{file}: ", places)
+    compare_hashes(found, f"{file}: ", places)
     return found
 
 
@@ -325,7 +325,7 @@ def _hash(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def compare(found: Description, root: str, places: Mapping[str, str]) -> None:
+def compare_hashes(found: Description, root: str, places: Mapping[str, str]) -> None:
     """Check that a store's description did not change since its conversion, by hashes. Older stores have no hashes.
 
     Args:

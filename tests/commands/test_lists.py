@@ -21,7 +21,7 @@ def test_an_option_takes_several_words(words, expected):
 
 
 def test_runs_follow_against():
-    words = "a b --against c d --score mAP --part test"
+    words = "a b --against c d --score mAP --split test"
     assert " ".join(CompareCommand.written_out(words.split())) == (
-        "a b --against c --against d --score mAP --part test"
+        "a b --against c --against d --score mAP --split test"
     )

@@ -4,7 +4,8 @@ import torch
 
 from stssl.base.errors import ConfigError
 from stssl.base.sphere import on_sphere
-from stssl.scoring.changed_metadata import EARTH_KM, MetadataChange, changed_metadata, parse_change, require_known
+from stssl.scoring.changed_metadata import MetadataChange, changed_metadata, parse_change, require_known
+from stssl.steps.votes import EARTH_KM
 
 NAN = float("nan")
 

@@ -1,0 +1,275 @@
+"""Compare recipes by their evaluated runs, paired over seeds and over test blocks: difference, interval, p-value.
+
+Two runs of one seed saw the same labels, and both were scored on the same patches. So their difference varies much less
+than their scores. The interval draws blocks of places and seeds with replacement. The p-value swaps the two recipes in
+random blocks: it tells how often chance alone gives a difference as large.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stssl.analysis.report import RunView, read_run
+from stssl.base.arrays import Ints
+from stssl.base.batch import IGNORED
+from stssl.base.config import Tree
+from stssl.base.errors import ConfigError, RunError
+from stssl.base.labels import LabelSpace
+from stssl.recipes.recipe import Recipe
+from stssl.scoring.block_scores import BlockScores, draw_blocks, percentiles
+from stssl.scoring.groups import LEAST_BLOCKS
+from stssl.scoring.metrics import headline, score
+from stssl.training.run_folder import RunFolder
+
+Seeds = tuple[int, int]
+"""Seed of a run, and seed of its drawn labels."""
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """Say what to compare, and how.
+
+    Attributes:
+        part: Part of the split whose evaluation is compared.
+        network: `student` or `teacher`.
+        score: Name of the score; None takes the one that chooses checkpoints.
+        draws: Number of draws for the intervals, and of swaps for the p-values.
+        degrees: Side of a block in degrees of latitude and longitude.
+        seed: Seed of the draws and swaps.
+    """
+
+    part: str = "test"
+    network: str = "student"
+    score: str | None = None
+    draws: int = 1000
+    degrees: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Compare the runs of one recipe with those of another one.
+
+    Attributes:
+        recipe: Name of the first run of the recipe.
+        against: Name of the first run of the other recipe.
+        score: Name of the score.
+        runs: Number of pairs of runs.
+        blocks: Number of blocks with scored patches.
+        value: Mean score of the recipe's runs.
+        other: Mean score of the other recipe's runs.
+        difference: `value` minus `other`.
+        low: Lower end of the 95 % interval of the difference.
+        high: Upper end of it.
+        p: Probability of a difference as large by chance, two-sided.
+        holm: The same after Holm's correction for the number of compared recipes.
+    """
+
+    recipe: str
+    against: str
+    score: str
+    runs: int
+    blocks: int
+    value: float
+    other: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    holm: float
+
+    @property
+    def significant(self) -> bool:
+        """Return True if the interval excludes zero and the corrected p-value is below 0.05."""
+        return self.holm < 0.05 and not self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Hold an evaluated run: its name, recipe without seeds, seeds, classes and arrays."""
+
+    name: str
+    recipe: str
+    seeds: Seeds
+    view: RunView
+    space: LabelSpace
+    arrays: Mapping[str, NDArray[Any]]
+
+
+def compare_runs(
+    runs: Sequence[str | Path], against: Sequence[str | Path], options: ComparisonOptions | None = None
+) -> list[Difference]:
+    """Compare the recipes of some runs with the recipe of others.
+
+    Runs that differ in nothing but `seed`, `labels.seed` and where they ran are runs of one recipe.
+
+    Args:
+        runs: Folders of evaluated runs, of one or several recipes.
+        against: Folders of evaluated runs of one recipe, with the same seeds.
+        options: What to compare.
+
+    Returns:
+        One entry for each recipe of `runs`.
+
+    Raises:
+        ConfigError: The seeds differ, `against` has several recipes, the score is unknown, or there are too few blocks.
+        RunError: A run was not evaluated, or the runs have different stores, splits or classes.
+    """
+    options = options or ComparisonOptions()
+    if options.draws < 100:
+        raise ConfigError(f"--draws: give 100 or more, not {options.draws}")
+    if not runs or not against:
+        raise ConfigError("give at least one run before --against, and one after it")
+    groups, others = (_by_recipe([_read(path, options) for path in paths]) for paths in (runs, against))
+    if len(others) > 1:
+        names = ", ".join(group[0].name for group in others.values())
+        raise ConfigError(f"--against: {names} are of different recipes: give runs of one recipe that differ in seeds")
+    base = next(iter(others.values()))
+    first = base[0]
+    for one in [one for group in (*groups.values(), base) for one in group]:
+        _require_same(first, one, options.part)
+    blocks = _blocks(first, options)
+    found = [_compare(_paired(group, base), blocks, options) for group in groups.values()]
+    return _corrected(found)
+
+
+def _read(path: str | Path, options: ComparisonOptions) -> _Scored:
+    view, folder = read_run(path), RunFolder.existing(path)
+    if options.part not in view.parts:
+        raise RunError(f"{path} has no scores of {options.part}: run `stssl evaluate {path} --split {options.part}`")
+    networks = view.parts[options.part].networks
+    if options.network not in networks:
+        raise ConfigError(f"--network: {path} has no {options.network}. It has: {', '.join(networks)}.")
+    recipe = folder.recipe_as(Recipe)
+    tree: Tree = recipe.identity()
+    tree.pop("seed", None)
+    labels = {name: value for name, value in recipe.labels.model_dump().items() if name != "seed"}
+    space = LabelSpace(tuple(networks[options.network].per_class), view.multilabel)
+    key = repr({**tree, "labels": labels})
+    return _Scored(view.name, key, (recipe.seed, recipe.labels.seed), view, space, view.arrays[options.part])
+
+
+def _by_recipe(runs: Sequence[_Scored]) -> dict[str, list[_Scored]]:
+    """Collect runs of one recipe, whose seeds differ.
+
+    Raises:
+        ConfigError: Two runs of one recipe have the same seeds.
+    """
+    found: dict[str, list[_Scored]] = {}
+    for run in runs:
+        own = found.setdefault(run.recipe, [])
+        twin = next((other for other in own if other.seeds == run.seeds), None)
+        if twin:
+            raise ConfigError(f"{twin.name} and {run.name} are of one recipe and one seed: leave out one of them")
+        own.append(run)
+    return found
+
+
+def _require_same(first: _Scored, other: _Scored, part: str) -> None:
+    """Check that two runs were scored on the same patches.
+
+    Raises:
+        RunError: They were not. The message says what differs.
+    """
+    stores = [one.view.record.store.fingerprint if one.view.record else None for one in (first, other)]
+    both = f"{first.name} and {other.name}"
+    if stores[0] != stores[1]:
+        raise RunError(f"{both} are of different stores, so their scores cannot be compared")
+    if first.space != other.space:
+        raise RunError(f"{both} have different classes, so their scores cannot be compared")
+    if not np.array_equal(first.arrays["rows"], other.arrays["rows"]):
+        raise RunError(f"{both} have different {part} patches (data.split), so their scores cannot be compared")
+    if not np.array_equal(first.arrays["targets"], other.arrays["targets"]):
+        raise RunError(f"{both} have different labels of the {part} patches, so their scores cannot be compared")
+
+
+def _paired(runs: Sequence[_Scored], base: Sequence[_Scored]) -> list[tuple[_Scored, _Scored]]:
+    """Pair the runs of two recipes by their seeds.
+
+    Raises:
+        ConfigError: They have different seeds.
+    """
+    own, others = ({run.seeds: run for run in group} for group in (runs, base))
+    if own.keys() != others.keys():
+        words = [", ".join(str(seed) for seed, _ in sorted(group)) for group in (own, others)]
+        raise ConfigError(
+            f"{runs[0].name} and {base[0].name} have different seeds ({words[0]} and {words[1]}; labels.seed counts "
+            "too): runs are compared in pairs of one seed"
+        )
+    return [(own[seeds], others[seeds]) for seeds in sorted(own)]
+
+
+def _blocks(run: _Scored, options: ComparisonOptions) -> Ints:
+    """Number the block of each patch. A patch without a place is a block of its own.
+
+    Raises:
+        ConfigError: There are too few blocks for an interval.
+    """
+    lat, lon = run.arrays["metadata"][:, :2].astype(float).T
+    known = np.isfinite(lat) & np.isfinite(lon)
+    cells = np.stack([np.floor(np.where(known, values, 0) / options.degrees) for values in (lat, lon)], 1)
+    own = np.where(known, 0, 1 + np.arange(len(lat)))[:, None]
+    blocks: Ints = np.unique(np.concatenate([cells, own], 1), axis=0, return_inverse=True)[1].reshape(-1)
+    labeled = (run.arrays["targets"] != IGNORED).any(1)
+    count = len(np.unique(blocks[labeled]))
+    if count < LEAST_BLOCKS:
+        raise ConfigError(
+            f"the {options.part} patches lie in {count} blocks of {options.degrees:g} degrees, and an interval needs "
+            f"{LEAST_BLOCKS}: give smaller blocks (--degrees)"
+        )
+    return blocks
+
+
+def _compare(pairs: Sequence[tuple[_Scored, _Scored]], blocks: Ints, options: ComparisonOptions) -> Difference:
+    """Compare the runs of two recipes, without a correction for several comparisons."""
+    one, other = pairs[0]
+    name, count = options.score or headline(one.space), int(blocks.max()) + 1
+    draws = draw_blocks(count, options.draws, options.seed)
+    swaps = np.random.default_rng((options.seed, 1)).integers(0, 2, (options.draws, count)).astype(np.uint16)
+    values, drawn, swapped = [], [], []
+    for pair in pairs:
+        logits = [torch.from_numpy(run.arrays[f"logits_{options.network}"]) for run in pair]
+        targets = torch.from_numpy(pair[0].arrays["targets"]).long()
+        measured = [score(each, targets, one.space).scores for each in logits]
+        if name not in measured[0]:
+            raise ConfigError(f"--score: unknown score '{name}'. There are: {', '.join(measured[0])}.")
+        if not all(np.isfinite(each[name]) for each in measured):
+            raise RunError(f"{pair[0].name} or {pair[1].name} has no {name}: its predictions are not finite")
+        values.append([each[name] for each in measured])
+        # Two copies of the blocks: a draw takes a block from one network or from the other one.
+        both = BlockScores(torch.cat(logits), torch.cat([targets] * 2), one.space, np.append(blocks, blocks + count))
+        none = np.zeros_like(draws)
+        ends = [both.scores(np.concatenate(sides, 1))[name] for sides in ((draws, none), (none, draws))]
+        mixed = [both.scores(np.concatenate(sides, 1))[name] for sides in ((1 - swaps, swaps), (swaps, 1 - swaps))]
+        drawn.append(ends[0] - ends[1])
+        swapped.append(mixed[0] - mixed[1])
+    mean = np.mean(values, 0)
+    difference = float(mean[0] - mean[1])
+    low, high = percentiles(_over_seeds(np.stack(drawn), options.seed))
+    # Count the true assignment as one of the swaps: then p is never 0.
+    as_large = np.abs(np.mean(swapped, 0)) >= abs(difference) - 1e-12
+    p = float((1 + as_large.sum()) / (1 + options.draws))
+    about = (one.name, other.name, name, len(pairs), len(np.unique(blocks)))
+    return Difference(*about, float(mean[0]), float(mean[1]), difference, low, high, p, p)
+
+
+def _over_seeds(drawn: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Average differences [seeds, draws] over seeds that are drawn with replacement, anew for each draw: [draws]."""
+    seeds, draws = drawn.shape
+    chosen = np.random.default_rng((seed, 2)).integers(0, seeds, (seeds, draws))
+    return np.asarray(np.take_along_axis(drawn, chosen, 0).mean(0))
+
+
+def _corrected(found: Sequence[Difference]) -> list[Difference]:
+    """Correct the p-values of several comparisons by Holm's method (Scand. J. Statist. 6, 1979). Keep the order."""
+    least, corrected = 0.0, list(found)
+    for rank, number in enumerate(np.argsort([one.p for one in found], kind="stable")):
+        one = found[int(number)]
+        least = max(least, min(1.0, one.p * (len(found) - rank)))
+        corrected[int(number)] = Difference(**(vars(one) | {"holm": least}))
+    return corrected
