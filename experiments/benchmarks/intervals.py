@@ -14,6 +14,7 @@ import statistics
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class Store:
         return {}
 
 
-def generated(patches: int, classes: int) -> tuple[SimpleNamespace, Evaluation]:
+def generated(patches: int, classes: int) -> tuple[Any, Evaluation]:
     """Make labels as frequent as BigEarthNet's, and logits that are often right, in areas of 25 patches."""
     rng = np.random.default_rng(0)
     areas = -(-patches // 25)

@@ -34,7 +34,8 @@ from stssl.archives.nomenclature import EUROSAT
 from stssl.archives.synthetic import synthesize_archive
 
 CHECKOUT = Path(__file__).parents[2]
-DOCS = ("start/install", "start/quickstart", "tutorials/eurosat", "tutorials/pretrained", "tutorials/own_images")
+DOCS = ("start/install", "start/quickstart", "tutorials/eurosat", "how/trust", "tutorials/pretrained")
+DOCS += ("tutorials/own_images",)
 PAGES = (
     "README.md",
     *(f"docs/{name}.md" for name in (*DOCS, "tutorials/images_to_map", "tutorials/export", "tutorials/bigearthnet")),
@@ -204,6 +205,14 @@ PROMISES = {
     ),
     "stssl probe": Promise(("runs/pretrain-cpu-s0/probe/*",), ("linear",)),
     "stssl synthesize": Promise(("archive/*",)),
+    "stssl synthesize placeless": Promise(("placeless/train.csv",)),
+    "stssl evaluate runs/eurosat-fixmatch_votes_cpu-s0 --by": Promise(
+        ("runs/eurosat-fixmatch_votes_cpu-s0/evaluation/test-groups.parquet",), ("by group", "intervals: 95 %")
+    ),
+    "stssl evaluate quickstart/runs/quickstart --metadata": Promise(
+        ("quickstart/runs/quickstart/evaluation/test-*.json",), ("student.*teacher",)
+    ),
+    "stssl compare": Promise(words=("difference",)),
     "stssl sweep": Promise(
         ("sweeps/cpu/best.yaml", "sweeps/cpu/report.html", "sweeps/cpu/study.db"),
         (r"/sweeps/cpu/best.yaml\n.*\.html\n$",),
