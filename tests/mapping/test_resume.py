@@ -84,31 +84,25 @@ def test_a_block_that_vanished_is_missed_not_invented(plain, scene, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_moment_leaves_nothing_that_changes_the_map(plain, tmp_path):
-    """Kill the command ten times, each time a bit later, then let it end."""
-    values = np.random.default_rng(0).integers(0, 255, (3, 3000, 5000), np.uint8)
+def test_a_kill_after_each_block_leaves_nothing_that_changes_the_map(plain, tmp_path):
+    """Kill the command eight times, each time when one more of its eight blocks is kept, then let it end."""
+    values = np.random.default_rng(0).integers(0, 255, (3, 2100, 6300), np.uint8)
     scene = write_tif(tmp_path / "scene.tif", values, ("B04", "B03", "B02"))
-    stssl.predict(plain.run, scene, tmp_path / "whole.tif", stride=16, progress=False)
+    whole = stssl.predict(plain.run, scene, tmp_path / "whole.tif", progress=False)
     out = tmp_path / "map.tif"
-    words = [str(plain.run.path), str(scene), "--out", str(out), "--stride", "16"]
-    command = [sys.executable, "-m", "stssl.commands.cli", "predict", *words]
-    kept = 0
-    for number in range(10):
-        process = start(*command)
-        before = len(list(tmp_path.glob(".map.tif.parts/block_*.bin")))
-        until = time.monotonic() + 90
-        while process.poll() is None and time.monotonic() < until:
-            kept = len(list(tmp_path.glob(".map.tif.parts/block_*.bin")))
-            if kept > before or (kept == 6 and number > 5):
-                time.sleep(0.05 * number)
-                break
-            time.sleep(0.02)
+    words = [str(plain.run.path), str(scene), "--out", str(out)]
+    for number in range(8):
+        process = start(sys.executable, "-m", "stssl.commands.cli", "predict", *words)
+        end = time.monotonic() + 120
+        while len(list(tmp_path.glob(".map.tif.parts/block_*.bin"))) < number or not any(tmp_path.glob(".map*.lock")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(0.02 * number)
         kill(family(process.pid))
         process.wait()
         assert not out.exists()
-    assert kept
-    done = stssl.predict(plain.run, scene, out, stride=16, progress=False)
-    assert done.read_bytes() == (tmp_path / "whole.tif").read_bytes()
+    done = stssl.predict(plain.run, scene, out, progress=False)
+    assert done.read_bytes() == whole.read_bytes()
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_same_command_continues(plain, scene, disk, tmp_path, monkeypatch):
