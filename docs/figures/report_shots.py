@@ -17,7 +17,9 @@ PARTS = {
     "report_training": (r"<h2>Training</h2>.*?(?=<h2>)", 1200),
     "report_classes": (r"<h3>Classes, test</h3>.*?(?=<h3>)", 1000),
     "report_places": (r"<h3>Errors by place, test</h3>.*?(?=<h3>)", 1000),
-    "report_calibration": (r"<h3>Calibration, test</h3>.*?</svg>", 1000),
+    "report_calibration": (r"<h3>Calibration, test</h3>.*?(?=<h2>)", 1000),
+    "report_matrix": (r"<h3>(?:Labels predicted together|Confused classes), test</h3>.*?(?=<h3>)", 1000),
+    "report_patches": (r"<h3>Patches, test</h3>.*?(?=<h3>)", 1100),
 }
 """Name of a picture -> where its part of the page is, and the width of the window."""
 MARGIN = 12

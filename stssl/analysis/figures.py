@@ -1,81 +1,35 @@
 """Draw the figures of finished runs as SVG text, for HTML pages."""
 
-import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
-from stssl.training.run_files import MetricsRow
+from stssl.analysis.borders import borders_inside
+from stssl.analysis.drawing import COLORS, INK, LINES, MUTED, SOFT, AnyFloats, figure_of, svg
+from stssl.analysis.histories import Curve
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.colors import Colormap
 
-AnyFloats = NDArray[np.floating[Any]]
-"""Type of an array of floats of any precision."""
-COLORS = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")
-LINES = ("-", "--", ":", "-.")
-STYLE: dict[Any, Any] = {
-    # Matplotlib reads a dollar sign as the start of a formula, but names of runs and classes may contain it.
-    "text.parse_math": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#d5dbe1",
-    "grid.linewidth": 0.6,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    # Keep text as text. By default Matplotlib draws it as paths, and readers could not search the page.
-    "svg.fonttype": "none",
-    # By default, ids in the SVG are random. With a fixed salt, the same runs give the same bytes.
-    "svg.hashsalt": "stssl",
+UNITS: Mapping[str, str] = {
+    "accuracy": "share of patches",
+    "mAP": "mean average precision, 0 to 1",
+    "F1": "mean F1 score, 0 to 1",
+    "loss": "cross-entropy in nats",
+    "supervised": "cross-entropy in nats",
+    "unlabeled": "weighted cross-entropy in nats",
+    "distillation": "loss of distillation",
+    "pseudo_rate": "share of decisions",
+    "pseudo_precision": "share of selected decisions",
+    "pseudo_recall": "share of true labels",
+    "learning_rate": "learning rate",
+    "images_per_s": "images per second",
+    "data_wait": "share of time",
 }
-
-
-def figure_of(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    """Create a Matplotlib figure with one row of axes.
-
-    Args:
-        width: Width of the figure in inches.
-        height: Height of the figure in inches.
-        columns: Number of axes.
-    """
-    # Import Matplotlib only here: it takes half a second, and many commands draw nothing.
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
-
-
-def svg(figure: "Figure") -> Markup:
-    """Draw a figure as SVG text for an HTML page, with `?` in place of control characters in names."""
-    import matplotlib as mpl
-    from matplotlib.text import Text
-
-    for words in figure.findobj(Text):
-        if not isinstance(words, Text):
-            continue
-        words.set_parse_math(False)
-        if not words.get_text().isprintable():
-            words.set_text("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in words.get_text()))
-    buffer = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    # The text is safe HTML: Matplotlib's XML writer escapes all names.
-    return Markup(text[text.index("<svg") :])
+"""What the vertical axis of a metric's curves counts."""
 
 
 def brief(names: Sequence[str], longest: int = 40) -> list[str]:
@@ -95,42 +49,43 @@ def brief(names: Sequence[str], longest: int = 40) -> list[str]:
     return short if len(set(short)) == len(short) else [f"run {number}" for number in range(1, len(names) + 1)]
 
 
-def curves(runs: Mapping[str, Sequence[MetricsRow]], kind: str, names: Sequence[str]) -> Markup:
-    """Draw metrics over steps: one panel for each metric that any run has, with one line for each run.
+def curves(title: str, unit: str, lines: Mapping[str, Curve | None], thin: Mapping[str, Curve | None]) -> Markup:
+    """Draw a metric over steps: a line with the mean of each recipe, and a band from its lowest to its highest run.
 
     Args:
-        runs: Rows of metrics, by the name of the run.
-        kind: Kind of rows to draw: `train` or `validation`.
-        names: Names of the metrics, from the left panel to the right one.
+        title: Title of the panel.
+        unit: What the vertical axis counts.
+        lines: Curves by name. A name keeps its color in all panels, also where it has no curve.
+        thin: Curves that are drawn as thin lines, with the color of the same name in `lines`. They are the teacher's.
 
     Returns:
-        SVG text, empty if no run has any of the metrics.
+        SVG text, empty without any curve.
     """
-    present = [n for n in names if any(row.get(n) is not None for rows in runs.values() for row in rows)]
-    columns = max(3, len(present))
-    figure, axes = figure_of(4.2 * columns, 3.0, columns)
-    for axis, name in zip(axes, present, strict=False):
-        for number, (run, rows) in enumerate(zip(brief(list(runs)), runs.values(), strict=True)):
-            points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and row.get(name) is not None]
-            if points:
-                marker = "o" if kind == "validation" else None
-                color, line = COLORS[number % len(COLORS)], LINES[number // len(COLORS) % len(LINES)]
-                axis.plot(
-                    *zip(*points, strict=True),
-                    label=run,
-                    linewidth=1.5,
-                    marker=marker,
-                    markersize=3,
-                    color=color,
-                    linestyle=line,
-                )
-        axis.set_title(name.replace("_", " "))
-        axis.set_xlabel("step")
-    for axis in axes[len(present) :]:
-        axis.set_visible(False)
-    if len(runs) > 1 and present:
-        axes[0].legend(fontsize=8)
-    return svg(figure) if present else Markup()
+    if not any(lines.values()):
+        return Markup()
+    figure, (axis,) = figure_of(4.0, 2.9)
+    names = {}
+    for number, (name, strong) in enumerate(lines.items()):
+        color, dash = COLORS[number % len(COLORS)], LINES[number // len(COLORS) % len(LINES)]
+        for curve, width, whose in ((strong, 1.7, ""), (thin.get(name), 0.8, ", teacher")):
+            if curve is None:
+                continue
+            marker = "o" if len(curve.steps) <= 30 else None
+            (drawn,) = axis.plot(
+                curve.steps, curve.mean, color=color, linestyle=dash, linewidth=width, marker=marker, markersize=3.5
+            )
+            drawn.set_gid(f"curve{number}{whose and 't'}")
+            several = f", mean of {curve.runs} runs" if curve.runs > 1 else ""
+            names[f"curve{number}{whose and 't'}"] = [
+                f"{name}{whose}{several}: {curve.mean[-1]:.4g} at step {curve.steps[-1]:,.0f}"
+            ]
+            if curve.runs > 1:
+                axis.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+    axis.set_title(title)
+    axis.set_xlabel("step")
+    axis.set_ylabel(unit)
+    axis.locator_params(axis="x", integer=True, nbins=6)
+    return svg(figure, names)
 
 
 def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Markup:
@@ -143,49 +98,100 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     first = next(iter(networks.values()))
     name = "AP" if "AP" in next(iter(first.values())) else "recall"
     classes = sorted((c for c in first if first[c]["count"]), key=lambda c: first[c]["count"] or 0)
+    if not classes:
+        return Markup()
     figure, (axis,) = figure_of(8.4, 1.2 + 0.3 * len(classes) * max(1, len(networks) / 2))
-    height = 0.8 / len(networks)
+    height, names = 0.8 / len(networks), dict[str, list[str]]()
     for i, (network, scores) in enumerate(networks.items()):
         values = [np.nan if (value := scores[c][name]) is None else value for c in classes]
         places = np.arange(len(classes)) + (len(networks) - 1 - i - (len(networks) - 1) / 2) * height
-        axis.barh(places, values, height, color=COLORS[i % len(COLORS)], label=network)
-    labels = [f"{c if len(c) < 48 else c[:46] + '…'} ({int(first[c]['count'] or 0)})" for c in classes]
+        bars = axis.barh(places, values, height, color=COLORS[i % len(COLORS)])
+        for j, (bar, one, value) in enumerate(zip(bars, classes, values, strict=True)):
+            bar.set_gid(f"bar{i}n{j}")
+            names[f"bar{i}n{j}"] = [f"{one}, {network}: {name} {value:.3f}"]
+    labels = [f"{c if len(c) < 48 else c[:46] + '…'} ({int(first[c]['count'] or 0):,})" for c in classes]
     axis.set_yticks(range(len(classes)), labels, fontsize=9)
     axis.set_xlim(0, 1)
     axis.set_ylim(-0.6, len(classes) - 0.4)
     axis.grid(axis="y", visible=False)
-    axis.set_title(f"{name} of each class (patches of that class)")
-    axis.legend(loc="lower right", fontsize=8)
-    return svg(figure)
+    axis.set_title("class (number of patches with it)")
+    axis.set_xlabel("average precision, 0 to 1" if name == "AP" else "recall: share of the class's patches")
+    return svg(figure, names)
 
 
-def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) -> Markup:
-    """Draw the mean prediction error at each place as a map for each network, all with the same color scale.
+def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, high: float) -> Markup:
+    """Draw the mean prediction error at each place as a map with coasts and borders.
+
+    Args:
+        network: Name of the network, for the title.
+        lat: [n] latitudes of the n patches, in degrees north.
+        lon: [n] longitudes of the patches, in degrees east.
+        error: [n] errors of the patches. NaN if a patch has no label.
+        high: Error with the darkest color. Maps that are compared need the same.
+
+    Returns:
+        SVG text, empty if no patch has a place and a label.
+    """
+    known = np.isfinite(lat) & np.isfinite(lon) & np.isfinite(error)
+    if not known.any():
+        return Markup()
+    lat, lon, error = lat[known], lon[known], error[known]
+    # Away from the equator, a degree of longitude is shorter than one of latitude, by the cosine of the latitude.
+    stretch = 1 / max(0.2, float(np.cos(np.deg2rad(lat.mean()))))
+    middle = (lon.min() + lon.max()) / 2, (lat.min() + lat.max()) / 2
+    half = 0.55 * max(float(np.ptp(lat)), float(np.ptp(lon)) / stretch, 0.5)
+    across = max(0.55 * float(np.ptp(lon)), 0.6 * half * stretch)
+    up = max(0.55 * float(np.ptp(lat)), 0.6 * half)
+    west, east, south, north = middle[0] - across, middle[0] + across, middle[1] - up, middle[1] + up
+    figure, (axis,) = figure_of(5.6, min(6.0, max(3.0, 4.6 * up * stretch / across)))
+    counts = axis.hexbin(lon, lat, gridsize=30, mincnt=1, visible=False).get_array()
+    cells = axis.hexbin(lon, lat, C=error, gridsize=30, mincnt=1, cmap=_errors(), vmin=0, vmax=high, gid="cells")
+    cells.set_edgecolor(MUTED)
+    cells.set_linewidth(0.3)
+    shares = cells.get_array()
+    places = cells.get_offsets()
+    texts = [
+        f"{share:.3f} of {count:.0f} patches near {y:.2f}° N, {x:.2f}° E"
+        for share, count, (x, y) in zip(np.asarray(shares), np.asarray(counts), np.asarray(places), strict=True)
+    ]
+    lines = borders_inside(west, east, south, north)
+    for group, color, width in ((lines.coasts, INK, 0.7), (lines.borders, SOFT, 0.5)):
+        if group:
+            # One line with gaps is a single path, which needs less space on the page than many.
+            gap = np.full((1, 2), np.nan)
+            whole = np.concatenate([part for line in group for part in (line, gap)])
+            axis.plot(*whole.T, color=color, linewidth=width, zorder=3)
+    axis.set_xlim(west, east)
+    axis.set_ylim(south, north)
+    axis.set_title(f"{network}: mean error {error.mean():.3f}")
+    axis.set_xlabel("longitude in degrees east")
+    axis.set_ylabel("latitude in degrees north")
+    axis.set_aspect(stretch)
+    figure.colorbar(cells, ax=axis, label="share of wrong labels", shrink=0.8)
+    return svg(figure, {"cells": texts})
+
+
+def _errors() -> "Colormap":
+    """Make the colors of errors. The palest tones are left out: they would vanish on a light page."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(colormaps["YlOrRd"](np.linspace(0.12, 1, 128)))
+
+
+def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) -> list[Markup]:
+    """Draw a map of errors for each network, all with the same color scale. See `error_map`.
 
     Args:
         lat: [n] latitudes of the n patches, in degrees north.
         lon: [n] longitudes of the patches, in degrees east.
         errors: [n] errors of the patches, by network. NaN if a patch has no label.
-
-    Returns:
-        SVG text, empty if no patch has a place and a label.
     """
     known = np.isfinite(lat) & np.isfinite(lon) & np.isfinite(next(iter(errors.values())))
     if not known.any():
-        return Markup()
-    figure, axes = figure_of(4.6 * len(errors), 4.0, len(errors))
-    high = max(0.05, *(float(np.quantile(error[known], 0.98)) for error in errors.values()))
-    for axis, (network, error) in zip(axes, errors.items(), strict=True):
-        cells = axis.hexbin(
-            lon[known], lat[known], C=error[known], gridsize=34, mincnt=1, cmap="YlOrRd", vmin=0, vmax=min(1.0, high)
-        )
-        axis.set_title(f"{network}: mean error {error[known].mean():.3f}")
-        axis.set_xlabel("longitude in degrees")
-        # Away from the equator, a degree of longitude is shorter than one of latitude, by the cosine of the latitude.
-        axis.set_aspect(1 / max(0.2, float(np.cos(np.deg2rad(lat[known].mean())))))
-    axes[0].set_ylabel("latitude in degrees")
-    figure.colorbar(cells, ax=axes, label="share of wrong labels", shrink=0.8)
-    return svg(figure)
+        return []
+    high = min(1.0, max(0.05, *(float(np.quantile(error[known], 0.98)) for error in errors.values())))
+    return [error_map(network, lat, lon, error, high) for network, error in errors.items()]
 
 
 def reliability(confidences: Mapping[str, tuple[AnyFloats, AnyFloats]]) -> Markup:
@@ -193,19 +199,25 @@ def reliability(confidences: Mapping[str, tuple[AnyFloats, AnyFloats]]) -> Marku
 
     Args:
         confidences: By network: [n] probabilities of n predictions, and [n] 1 if the prediction is right, else 0.
+
+    Returns:
+        SVG text, empty without any prediction.
     """
+    if not any(len(probability) for probability, _ in confidences.values()):
+        return Markup()
     figure, (axis,) = figure_of(4.2, 3.6)
-    axis.plot([0, 1], [0, 1], color="#8895a3", linewidth=1, linestyle=":")
-    edges = np.linspace(0, 1, 11)
-    for color, (network, (probability, outcome)) in zip(COLORS, confidences.items(), strict=False):
+    axis.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
+    edges, names = np.linspace(0, 1, 11), {}
+    for number, (network, (probability, outcome)) in enumerate(confidences.items()):
         which = np.clip(np.digitize(probability, edges) - 1, 0, 9)
         filled = [i for i in range(10) if (which == i).any()]
         mean = [float(probability[which == i].mean()) for i in filled]
         share = [float(outcome[which == i].mean()) for i in filled]
-        axis.plot(mean, share, marker="o", markersize=4, color=color, label=network)
-    axis.set_xlabel("predicted probability")
+        (line,) = axis.plot(mean, share, marker="o", markersize=4, color=COLORS[number % len(COLORS)])
+        line.set_gid(f"network{number}")
+        names[f"network{number}"] = [network]
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("predicted probability, 0 to 1")
     axis.set_ylabel("share that is right")
-    axis.set_title("reliability")
-    if confidences:
-        axis.legend(fontsize=8)
-    return svg(figure)
+    return svg(figure, names)

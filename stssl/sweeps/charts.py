@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from stssl.analysis.figures import COLORS, figure_of, svg
+from stssl.analysis.drawing import COLORS, MUTED, PAPER, SOFT, figure_of, svg
 from stssl.base.config import Domain
 from stssl.sweeps.results import TrialRow
 from stssl.sweeps.space import Axis
@@ -16,13 +16,13 @@ from stssl.sweeps.space import Axis
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STOPPED: dict[str, Any] = {"facecolors": "none", "edgecolors": "#8895a3", "linewidths": 0.9, "s": 20}
+STOPPED: dict[str, Any] = {"facecolors": "none", "edgecolors": MUTED, "linewidths": 0.9, "s": 20}
 LABEL: dict[str, Any] = {
     "textcoords": "offset points",
     "fontsize": 8,
     "va": "center",
     "zorder": 5,
-    "bbox": {"facecolor": "#fbfcfd", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+    "bbox": {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
 }
 COMPLETE: dict[str, Any] = {"color": COLORS[0], "s": 26, "linewidths": 0}
 
@@ -47,10 +47,12 @@ def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) ->
         low = axis.get_ylim()[0]
         axis.scatter(failed, [low] * len(failed), marker="x", color=COLORS[1], s=28, label="failed", clip_on=False)
         axis.set_ylim(bottom=low)
-    axis.set_xlabel("trial")
+    axis.set_xlabel("number of the trial")
+    axis.set_ylabel(name)
     axis.locator_params(axis="x", integer=True)
     axis.set_title(f"{name} on validation")
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return svg(figure)
 
 
@@ -70,7 +72,7 @@ def importances(shares: Mapping[str, float]) -> Markup:
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set_xlim(0, 1)
     axis.grid(axis="y", visible=False)
-    axis.set_title("share of the importance")
+    axis.set_xlabel("share of the importance, 0 to 1")
     return svg(figure)
 
 
@@ -175,7 +177,7 @@ def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name
         places = [_place(axis, row.params.get(axis.key)) for axis in keys]
         panel.plot(range(len(keys)), places, color=colors(norm(score)), linewidth=1.3, alpha=0.85)
     for x, axis in enumerate(keys):
-        panel.axvline(x, color="#56636f", linewidth=0.8)
+        panel.axvline(x, color=SOFT, linewidth=0.8)
         for place, text in _ticks(axis):
             panel.annotate(text, (x, place), xytext=(4, 0), **LABEL)
     panel.set_xticks(range(len(keys)), [axis.key.replace(".", ".\n", 1) for axis in keys], fontsize=8)
@@ -248,7 +250,7 @@ def front(trials: Sequence[TrialRow], best: Sequence[TrialRow], names: Sequence[
     axis.plot(*zip(*ordered, strict=True), color=COLORS[1], marker="D", markersize=5, linewidth=1.2, label="best")
     axis.set_xlabel(names[0])
     axis.set_ylabel(names[1])
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return svg(figure)
 
 

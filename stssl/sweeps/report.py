@@ -1,12 +1,15 @@
 """Write the HTML page about a sweep: its trials and scores, the keys that mattered, and the time it took."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from urllib.parse import quote
 
 from markupsafe import Markup
 
-from stssl.analysis.page import joined, page
+from stssl.analysis.page import joined, note, page
+from stssl.analysis.tables import Cell, CellValue, table
 from stssl.base.json_types import JsonMapping, JsonObject, JsonValue
 from stssl.base.whole_files import write_whole
 from stssl.sweeps import charts
@@ -50,7 +53,7 @@ def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confir
         Markup("<h2>Time</h2>"),
         _time(book, trials),
         Markup("<h2>Trials</h2>"),
-        _table(records(book, trials)),
+        _table(records(book, trials), book.sweep.folder),
         _failures(trials),
     ]
     target = book.sweep.folder / "report.html"
@@ -65,16 +68,12 @@ def _facts(book: Book, trials: Sequence[TrialRow]) -> Markup:
     counts = {state: sum(row.state == state for row in trials) for state in ("complete", "stopped", "failed")}
     left = sum(row.state == "unfinished" for row in trials)
     ended = ", ".join(f"{count} {state}" for state, count in counts.items()) + (f", {left} unfinished" if left else "")
-    return _note(
+    return note(
         f"Searched for {goals} on validation: {len(trials)} of {config.trials} trials ({ended}); "
         f"sampler {config.sampler.name}, scheduler {config.scheduler.name}, seed {config.seed}; "
         f"{recipe.schedule.steps} steps a trial; base recipe {recipe.name} ({recipe.hash()}); "
         f"study {_place(config)}."
     )
-
-
-def _note(words: str) -> Markup:
-    return Markup("<p class='note'>{}</p>").format(words)
 
 
 def _place(config: SweepConfig) -> str:
@@ -92,11 +91,11 @@ def _best(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
     title = "Trials that no other dominates" if several else "Best trials"
     lines = records(book, shown)
     for line in lines:
-        for name in ("state", "seconds", "cpu_hours", "gpu_hours", "reason", "run", "last_step"):
+        for name in ("state", "seconds", "cpu_hours", "gpu_hours", "reason", "last_step"):
             line.pop(name)
-    parts = [Markup("<h2>{}</h2>").format(title), _table(lines)]
+    parts = [Markup("<h2>{}</h2>").format(title), _table(lines, book.sweep.folder)]
     if not any(row.state == "complete" for row in order):
-        parts.append(_note("No trial is complete: these are scores of shorter training."))
+        parts.append(note("No trial is complete: these are scores of shorter training."))
     if several and len(order) > 1:
         parts.append(charts.front(order, shown, config.metrics))
     return parts
@@ -108,24 +107,24 @@ def _history(config: SweepConfig, trials: Sequence[TrialRow]) -> list[Markup]:
         for i, (name, mode) in enumerate(zip(config.metrics, config.modes, strict=True))
     ]
     stopped = any(row.state == "stopped" for row in trials)
-    return figures + ([_note(NOTE)] if stopped else [])
+    return figures + ([note(NOTE)] if stopped else [])
 
 
 def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
     """Draw how important each searched key is for each metric."""
     complete = [row for row in trials if row.state == "complete"]
     if len(complete) < 4:
-        return [_note("Fewer than four complete trials: no importances.")]
+        return [note("Fewer than four complete trials: no importances.")]
     parts: list[Markup] = []
     for i, name in enumerate(book.sweep.config.metrics):
         shares = _importances(book, i)
         if shares:
             parts += [Markup("<h3>{}</h3>").format(name), charts.importances(shares)]
-    note = (
+    words = (
         f"How much each key tells good trials from others (PED-ANOVA over {len(complete)} complete trials). "
         "With few trials this is a hint, not a measurement."
     )
-    return [*parts, _note(note)]
+    return [*parts, note(words)]
 
 
 def _importances(book: Book, metric: int) -> dict[str, float]:
@@ -162,7 +161,7 @@ def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
             parts += [Markup("<h2>{}</h2>").format(title), charts.strip_plot(groups, name), _spread(groups, name, mode)]
     if parts:
         parts.append(
-            _note(
+            note(
                 "Complete trials only, by choice: dots are trials, the diamond is their mean with one standard "
                 "deviation. Trials differ in their other keys too, and the sampler tries promising choices more often."
             )
@@ -216,7 +215,7 @@ def _time(book: Book, trials: Sequence[TrialRow]) -> Markup:
         if rows:
             lines.append(_hours(state, rows))
     lines.append(_hours("all", trials))
-    return _table(lines) + _note(f"The sweep took {book.hours:.3f} hours on the clock, starts included.")
+    return _table(lines) + note(f"The sweep took {book.hours:.3f} hours on the clock, starts included.")
 
 
 def _hours(name: str, rows: Sequence[TrialRow]) -> JsonObject:
@@ -239,21 +238,30 @@ def _failures(trials: Sequence[TrialRow]) -> Markup:
     )
 
 
-def _table(lines: Sequence[JsonMapping]) -> Markup:
-    """Make an HTML table with one row for each mapping. Leave out columns without any value."""
+def _table(lines: Sequence[JsonMapping], folder: Path | None = None) -> Markup:
+    """Make an HTML table with one row for each mapping. Leave out columns without any value.
+
+    Args:
+        lines: Values of each row by the name of the column.
+        folder: Folder of the page, if rows are trials: their numbers then link to the folders of their runs.
+    """
     if not lines:
         return Markup()
     names = [name for name in lines[0] if name != "run" and any(line[name] is not None for line in lines)]
-    head, row = Markup("<th>{}</th>"), Markup("<tr>{}</tr>")
-    return Markup("<div class='wide'><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>").format(
-        joined("", (head.format(name if "." in name else name.replace("_", " ")) for name in names)),
-        joined("", (row.format(joined("", (_cell(line[name]) for name in names))) for line in lines)),
-    )
+    rows = [
+        [_linked(line, folder) if name == "trial" and folder else _cell(line[name]) for name in names] for line in lines
+    ]
+    return table([name if "." in name else name.replace("_", " ") for name in names], rows)
 
 
-def _cell(value: JsonValue) -> Markup:
-    if value is None:
-        return Markup("<td>–</td>")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return Markup("<td class=text>{}</td>").format(value)
-    return Markup("<td>{}</td>").format(value if isinstance(value, int) else f"{value:.4g}")
+def _linked(line: JsonMapping, folder: Path) -> CellValue:
+    """Link the number of a trial to the folder of its run, relative to the page, so that both can move together."""
+    number, run = line["trial"], line.get("run")
+    if not isinstance(number, int) or not isinstance(run, str):
+        return _cell(number)
+    place = quote(os.path.relpath(run, folder).encode("utf-8", "replace"))
+    return Cell(Markup("<a href='{}/'>{}</a>").format(place, number), number)
+
+
+def _cell(value: JsonValue) -> CellValue:
+    return value if value is None or (isinstance(value, int | float) and not isinstance(value, bool)) else str(value)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
+from stssl.analysis.page import SCRIPT
 from stssl.base.errors import RunError
 from stssl.recipes.recipe import load_training_recipe
 from stssl.sweeps import charts
@@ -101,7 +102,9 @@ def test_the_page_is_whole_and_needs_nothing_else(book):
     assert "4 complete, 1 stopped, 1 failed, 1 unfinished" in page
     assert "are not comparable with complete trials" in page
     assert "more &lt;words&gt;" in page and "<words>" not in page
-    assert not re.search(r"<script|<link|(src|href)=.https?:", page)
+    links = set(re.findall(r"<a href='([^']*)'>", page))
+    assert len(links) == 7 and all((path.parent / link).is_dir() for link in links)
+    assert not re.search(r"<script|<link|(src|href)=.https?:", page.replace(SCRIPT, ""))
     assert page.count("<svg") >= 4
 
 
@@ -129,7 +132,7 @@ def test_no_words_of_a_sweep_become_html(book):
     ]
     book.sweep = replace(book.sweep, config=config, recipe=recipe)
     found = Confirmation([1], [Candidate(EVIL, {EVIL: [0.5]}, {EVIL: [0.4]})], [{"time": EVIL, "runs": [EVIL]}])
-    page = write_sweep_report(book, trials, found).read_text()
+    page = write_sweep_report(book, trials, found).read_text().replace(SCRIPT, "")
     assert "<script" not in page and "\x1b" not in page
     assert "<!--" not in re.sub(r"(?s)<svg.*?</svg>", "", page)  # matplotlib names its texts in comments
     assert page.count("&lt;script&gt;") > 20 and "<h1>&lt;script&gt;" in page and "<pre>&lt;script&gt;" in page

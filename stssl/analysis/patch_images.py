@@ -1,0 +1,130 @@
+"""Show patches of a run as images: some that the student got right, some that it got wrong, and its surest mistakes."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from stssl.analysis.outcomes import Outcome
+from stssl.analysis.page import joined, note
+from stssl.analysis.run_views import RunView
+from stssl.base.arrays import Ints
+from stssl.base.errors import StsslError, first_line
+from stssl.base.labels import LabelSpace
+from stssl.store import Store
+
+EACH = 6
+"""Number of patches of each kind."""
+LARGEST = 128
+"""Largest width and height of an image in pixels."""
+COLOR_BANDS = ("B04", "B03", "B02")
+"""Bands of Sentinel-2 that show red, green and blue."""
+
+
+def patch_images(view: RunView, part: str, outcome: Outcome, space: LabelSpace) -> list[Markup]:
+    """Show patches that the student got right and wrong.
+
+    Args:
+        view: The run.
+        part: Part of the split that the outcome is of.
+        outcome: The student's predictions on this part.
+        space: Classes and kind of task.
+
+    Returns:
+        Parts of the page. If the store cannot be read, or is another one than the run's, they say so.
+    """
+    arrays = view.arrays[part]
+    picked = pick_patches(outcome)
+    if not picked or "rows" not in arrays:
+        return []
+    numbers = np.concatenate(list(picked.values()))
+    try:
+        pixels = _pixels(view, arrays["rows"][numbers].astype(np.int64))
+    except StsslError as error:
+        return [note(f"Images of patches are left out: {first_line(error)}")]
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return [note("Images of patches are left out: the rows of this evaluation are not rows of the store.")]
+    images = iter(pixels)
+    ids = [str(name) for name in arrays["patch_ids"]] if "patch_ids" in arrays else None
+    found = []
+    for kind, chosen in picked.items():
+        cards = []
+        for number in chosen:
+            name = ids[number] if ids and number < len(ids) else f"row {arrays['rows'][number]}"
+            cards.append(_card(next(images), name, _words(int(number), outcome, arrays["targets"], space)))
+        found.append(
+            Markup("<h4>{}</h4><div class='panels patches'>{}</div>").format(kind, joined("", cards)),
+        )
+    return found
+
+
+def pick_patches(outcome: Outcome) -> dict[str, Ints]:
+    """Choose patches by kind, as numbers of rows of the evaluation. Kinds without patches are left out.
+
+    `Right` and `Wrong` are spread evenly over the part. A patch with several labels is right if all of them are.
+    `Surest mistakes` have the highest probability of a wrong choice.
+    """
+    mistakes = np.flatnonzero(np.isfinite(outcome.surest))
+    surest = mistakes[np.argsort(-outcome.surest[mistakes], kind="stable")][:EACH]
+    kinds = {
+        "Right": np.flatnonzero(outcome.wrong == 0),
+        "Wrong": np.setdiff1d(mistakes, surest),
+    }
+    spread = {
+        kind: rows[np.unique(np.linspace(0, len(rows) - 1, EACH).round().astype(np.int64))] if len(rows) else rows
+        for kind, rows in kinds.items()
+    }
+    return {kind: rows for kind, rows in (spread | {"Surest mistakes": surest}).items() if len(rows)}
+
+
+def _pixels(view: RunView, rows: Ints) -> NDArray[np.uint8]:
+    """Read patches as [n, height, width, 3] bytes.
+
+    Raises:
+        StsslError: The store cannot be read, or lacks a row, or is not the one that the run was trained on.
+    """
+    store = Store.open(view.recipe.data.store)
+    if view.record is None or store.fingerprint != view.record.store.fingerprint:
+        raise StsslError(f"{store.path} is not the store that this run was trained on.")
+    groups = [group.bands for group in store.groups.values()]
+    bands: Sequence[str] = next((COLOR_BANDS for own in groups if set(COLOR_BANDS) <= set(own)), ())
+    if not bands:
+        own = max(groups, key=len)
+        bands = own[:3] if len(own) >= 3 else own[:1]
+    pixels = store.read(rows, bands=bands)
+    if pixels.dtype != np.uint8:
+        wide = pixels.astype(np.float32)
+        low, high = np.nanquantile(wide, (0.01, 0.99), axis=(0, 2, 3), keepdims=True)
+        pixels = np.nan_to_num((wide - low) / np.maximum(high - low, 1e-6)).clip(0, 1) * 255
+    return np.broadcast_to(pixels, (len(rows), 3, *pixels.shape[2:])).transpose(0, 2, 3, 1).astype(np.uint8)
+
+
+def _words(number: int, outcome: Outcome, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> str:
+    """Say what a patch is labeled as, and what was predicted."""
+    label, found = targets[number], outcome.predicted[number]
+    sure = outcome.surest[number]
+    suffix = f" ({sure:.0%} sure)" if np.isfinite(sure) else ""
+    if not space.multilabel:
+        truth = space.classes[label[0]]
+        return f"{truth}" if label[0] == found[0] else f"{truth}, predicted {space.classes[found[0]]}{suffix}"
+    names: Mapping[str, list[str]] = {
+        "": [space.classes[i] for i in np.flatnonzero((label == 1) & (found == 1))],
+        "missed ": [space.classes[i] for i in np.flatnonzero((label == 1) & (found == 0))],
+        "wrongly ": [space.classes[i] for i in np.flatnonzero((label == 0) & (found == 1))],
+    }
+    return "; ".join(f"{kind}{', '.join(some)}" for kind, some in names.items() if some) + suffix
+
+
+def _card(pixels: NDArray[np.uint8], name: str, words: str) -> Markup:
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((LARGEST, LARGEST))
+    image.save(buffer, "JPEG", quality=88)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Markup("<figure><img src='data:image/jpeg;base64,{}' alt='{}' title='{}'>{}</figure>").format(
+        data, f"Patch {name}", name, words
+    )

@@ -1,0 +1,143 @@
+"""Read what a report shows about one run: its recipe, record, metrics, scores and arrays."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stssl.base.batch import IGNORED
+from stssl.base.errors import RunError, first_line
+from stssl.base.logs import LOG
+from stssl.base.textfiles import read_bounded
+from stssl.base.whole_files import is_there
+from stssl.recipes.recipe import Recipe
+from stssl.scoring.evaluation import array_digest
+from stssl.training.run_files import RecordFile, ScoresFile, read_run_file
+from stssl.training.run_folder import RunFolder
+
+MOST_ARRAY_BYTES = 8 << 30
+"""Largest unpacked size in bytes of a file of logits that is read. A million patches with a thousand classes fit."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Hold everything that the page shows about one run.
+
+    Attributes:
+        name: Name of the run on the page.
+        recipe: Recipe of the run.
+        recipe_text: Text of the recipe's file.
+        record: Contents of `record.json`, which says what produced the run; None if the file does not exist.
+        rows: Rows of the run's metrics.
+        parts: Scores by part of the split.
+        arrays: Targets, logits and metadata by part of the split.
+        multilabel: True if a patch may have several classes.
+    """
+
+    name: str
+    recipe: Recipe
+    recipe_text: str
+    record: RecordFile | None
+    rows: list[dict[str, Any]]
+    parts: dict[str, ScoresFile]
+    arrays: dict[str, Mapping[str, NDArray[Any]]]
+    multilabel: bool
+
+
+def read_run(path: str | Path) -> RunView:
+    """Read the recipe, record, metrics and scores of a run for the page.
+
+    Raises:
+        RunError: The folder has no training run, the run was never evaluated, or a file is damaged. The message names
+            the file.
+        ConfigError: The recipe has keys or values that this version does not know.
+    """
+    folder = RunFolder.existing(path)
+    recipe = folder.recipe_as(Recipe)
+    parts: dict[str, ScoresFile] = {}
+    arrays: dict[str, Mapping[str, NDArray[Any]]] = {}
+    for part in ("validation", "test", "train"):
+        file = folder.path / "evaluation" / f"{part}.json"
+        if is_there(file):
+            advice = f"Evaluate it again: `stssl evaluate {folder.path} --split {part}`."
+            parts[part] = read_run_file(ScoresFile, file, advice)[0]
+            arrays[part] = _arrays(file.with_suffix(".npz"), parts[part], advice)
+    if not parts:
+        path = folder.path
+        raise RunError(f"{path} was not evaluated yet. Run `stssl evaluate {path} --split test` first.")
+    rows, damaged = folder.read_rows()
+    if damaged:
+        LOG.warning("%s: %d damaged lines are left out", folder.path / "metrics.jsonl", damaged)
+    return RunView(
+        name=folder.path.name,
+        recipe=recipe,
+        recipe_text=folder.recipe_text(),
+        record=folder.read_record()[0],
+        rows=rows,
+        parts=parts,
+        arrays=arrays,
+        multilabel=next(iter(parts.values())).networks["student"].multilabel,
+    )
+
+
+def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[Any]]:
+    """Read targets, metadata and logits of a part, and check that their shapes fit the part's scores.
+
+    Args:
+        path: File with the arrays.
+        scored: Scores of the same evaluation.
+        advice: Sentence that says what to do. It ends the message of an error.
+
+    Raises:
+        RunError: The file is missing or damaged, or belongs to another evaluation.
+    """
+    data = read_bounded(path, MOST_ARRAY_BYTES, RunError, advice)
+    if scored.arrays is not None and array_digest(data) != scored.arrays:
+        raise RunError(f"{path} is damaged, or of another evaluation than the scores beside it. {advice}")
+    try:
+        with ZipFile(BytesIO(data)) as packed:
+            # Check the size before unpacking: a small damaged file may unpack to more than fits into memory.
+            if sum(entry.file_size for entry in packed.infolist()) > MOST_ARRAY_BYTES:
+                raise ValueError("it is too large")
+        # Allow no pickle: a pickle in somebody else's run could run any code.
+        found = dict(np.load(BytesIO(data), allow_pickle=False))
+        _require_shapes(found, scored)
+    except (ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, BadZipFile, zlib.error) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {first_line(error)}). {advice}") from None
+    return found
+
+
+def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> None:
+    """Check that the arrays of an evaluation have the shapes, types and values that its scores need.
+
+    Raises:
+        KeyError: An array is missing.
+        ValueError: The shape, the type or the values of an array do not fit the scores.
+    """
+    targets, places = arrays["targets"], arrays["metadata"]
+    for network, result in scored.networks.items():
+        logits, classes = arrays[f"logits_{network}"], len(result.per_class)
+        groups = classes if result.multilabel else 1
+        if logits.shape != (len(targets), classes) or targets.shape != (len(targets), groups):
+            raise ValueError(f"logits {logits.shape} and targets {targets.shape} do not go with {classes} classes")
+        if logits.dtype.kind != "f" or targets.dtype.kind != "i":
+            raise ValueError(f"logits are {logits.dtype} and targets {targets.dtype}")
+        if ((targets != IGNORED) & ((targets < 0) | (targets >= max(2, classes)))).any():
+            raise ValueError("targets are beyond the classes")
+    if places.ndim != 2 or len(places) != len(targets) or places.shape[1] < 2 or places.dtype.kind != "f":
+        raise ValueError(f"metadata {places.shape} does not go with {len(targets)} patches")
+
+
+def names_apart(folders: Sequence[Path]) -> list[str]:
+    """Make a short, different name for each run folder: as many last parts of its path as are needed."""
+    for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
