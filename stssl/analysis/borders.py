@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Line = NDArray[np.float64]
+BorderLine = NDArray[np.float64]
 CREDIT = "Coasts and borders: Natural Earth 1:50m, from world-atlas 2.0.2."
 """Sentence for pages that show the lines."""
 
@@ -25,8 +25,8 @@ class Borders(NamedTuple):
         borders: Borders between countries.
     """
 
-    coasts: list[Line]
-    borders: list[Line]
+    coasts: list[BorderLine]
+    borders: list[BorderLine]
 
 
 @cache
@@ -54,7 +54,7 @@ def borders_inside(west: float, east: float, south: float, north: float, pixels:
     low, high = np.array([west, south]), np.array([east, north])
     step = (high - low) / pixels
 
-    def cut(lines: list[Line]) -> list[Line]:
+    def cut(lines: list[BorderLine]) -> list[BorderLine]:
         found = []
         for line in lines:
             start, end = line[:-1], line[1:]

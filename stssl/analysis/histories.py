@@ -8,7 +8,7 @@ import numpy as np
 from stssl.analysis.drawing import AnyFloats
 from stssl.training.run_files import MetricsRow
 
-MOST_POINTS = 150
+CURVE_POINTS = 150
 """Largest number of points of one curve. A panel is about 300 pixels wide."""
 
 
@@ -30,7 +30,7 @@ class Curve(NamedTuple):
     runs: int
 
 
-def history(rows: Sequence[MetricsRow], kind: str, name: str) -> AnyFloats:
+def thinned_history(rows: Sequence[MetricsRow], kind: str, name: str) -> AnyFloats:
     """Return the steps and values of a metric as [n, 2], thinned out if there are many.
 
     Args:
@@ -40,8 +40,8 @@ def history(rows: Sequence[MetricsRow], kind: str, name: str) -> AnyFloats:
     """
     found = {float(row["step"]): float(row[name]) for row in rows if row["kind"] == kind and row.get(name) is not None}
     points = np.array(sorted(found.items()), np.float64).reshape(-1, 2)
-    if len(points) > MOST_POINTS:
-        points = points[np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int))]
+    if len(points) > CURVE_POINTS:
+        points = points[np.unique(np.linspace(0, len(points) - 1, CURVE_POINTS).round().astype(int))]
     return points
 
 

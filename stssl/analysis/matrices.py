@@ -13,9 +13,9 @@ from stssl.base.arrays import Ints
 from stssl.base.batch import IGNORED
 from stssl.base.labels import LabelSpace
 
-MOST_CLASSES = 25
+MATRIX_CLASSES = 25
 """Largest number of classes in a matrix. The names of more would be too small to read."""
-CELL = 22
+SQUARE = 22
 _SVG = Markup(
     "<div class='wide'><svg width='{width}' height='{height}' viewBox='0 0 {width} {height}' role='img'"
     " style='max-width: none' font-size='11'>{parts}</svg></div>"
@@ -91,7 +91,7 @@ def confusion(predicted: Ints, targets: NDArray[np.signedinteger[Any]], space: L
 
 
 def _most_frequent(counts: AnyFloats | Ints) -> Ints:
-    order = np.argsort(-counts, kind="stable")[:MOST_CLASSES]
+    order = np.argsort(-counts, kind="stable")[:MATRIX_CLASSES]
     return np.sort(order[counts[order] > 0])
 
 
@@ -104,16 +104,16 @@ def _matrix(shares: AnyFloats, names: Sequence[str], texts: Sequence[Sequence[st
     parts.append(_AXIS.format(x=4, y=32, words="columns: predicted class"))
     for i, name in enumerate(names):
         short = name if len(name) <= 28 else f"{name[:27]}…"
-        at = margin + CELL * i
+        at = margin + SQUARE * i
         parts.append(_ROW.format(x=margin - 6, y=at + 15, name=short, whole=name))
         parts.append(_COLUMN.format(x=at + 14, y=margin - 6, name=short, whole=name))
         for j, share in enumerate(shares[i]):
             if abs(share) < 0.005:
                 continue
-            x, strength = margin + CELL * j, 0.75 * min(1.0, abs(share) / high)
+            x, strength = margin + SQUARE * j, 0.75 * min(1.0, abs(share) / high)
             parts.append(_RECT.format(x=x, y=at, color=int(signed and share > 0), strength=strength, words=texts[i][j]))
             label = f"{100 * share:+.0f}".replace("-", "−") if signed else f"{100 * share:.0f}"
             parts.append(_NUMBER.format(x=x + 10.5, y=at + 14, words=label))
     # The last column's name leans to the right.
-    height = margin + CELL * len(names) + 4
+    height = margin + SQUARE * len(names) + 4
     return _SVG.format(width=height + 96, height=height, parts=joined("", parts))

@@ -12,7 +12,7 @@ from stssl.base.batch import IGNORED
 from stssl.base.labels import LabelSpace
 
 
-class Outcome(NamedTuple):
+class Comparison(NamedTuple):
     """Hold the comparison of a network's predictions with all known labels.
 
     Attributes:
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
     surest: AnyFloats
 
 
-def compare_with_labels(logits: AnyFloats, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> Outcome:
+def compare_with_labels(logits: AnyFloats, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> Comparison:
     """Compare a network's logits [patches, classes] with the labels [patches, labels a patch] (choice ids)."""
     choices = space.grouped(torch.from_numpy(logits).double()).softmax(-1).numpy()
     best = choices.argmax(-1).astype(np.int64)
@@ -42,7 +42,7 @@ def compare_with_labels(logits: AnyFloats, targets: NDArray[np.signedinteger[Any
     surest = np.where(mistaken, choices.max(-1), -1.0).max(1)
     chosen = np.ones_like(best) if space.choices == 2 and space.multilabel else best
     probability = np.take_along_axis(choices, chosen[..., None], -1)[..., 0]
-    return Outcome(
+    return Comparison(
         probability[known],
         (targets == chosen)[known].astype(float),
         wrong,

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from stssl.analysis.outcomes import Outcome
+from stssl.analysis.outcomes import Comparison
 from stssl.analysis.page import joined, note
 from stssl.analysis.run_views import RunView
 from stssl.base.arrays import Ints
@@ -22,11 +22,11 @@ EACH = 6
 """Number of patches of each kind."""
 LARGEST = 128
 """Largest width and height of an image in pixels."""
-COLOR_BANDS = ("B04", "B03", "B02")
+SHOWN_BANDS = ("B04", "B03", "B02")
 """Bands of Sentinel-2 that show red, green and blue."""
 
 
-def patch_images(view: RunView, part: str, outcome: Outcome, space: LabelSpace) -> list[Markup]:
+def show_patches(view: RunView, part: str, outcome: Comparison, space: LabelSpace) -> list[Markup]:
     """Show patches that the student got right and wrong.
 
     Args:
@@ -63,7 +63,7 @@ def patch_images(view: RunView, part: str, outcome: Outcome, space: LabelSpace) 
     return found
 
 
-def pick_patches(outcome: Outcome) -> dict[str, Ints]:
+def pick_patches(outcome: Comparison) -> dict[str, Ints]:
     """Choose patches by kind, as numbers of rows of the evaluation. Kinds without patches are left out.
 
     `Right` and `Wrong` are spread evenly over the part. A patch with several labels is right if all of them are.
@@ -92,7 +92,7 @@ def _pixels(view: RunView, rows: Ints) -> NDArray[np.uint8]:
     if view.record is None or store.fingerprint != view.record.store.fingerprint:
         raise StsslError(f"{store.path} is not the store that this run was trained on.")
     groups = [group.bands for group in store.groups.values()]
-    bands: Sequence[str] = next((COLOR_BANDS for own in groups if set(COLOR_BANDS) <= set(own)), ())
+    bands: Sequence[str] = next((SHOWN_BANDS for own in groups if set(SHOWN_BANDS) <= set(own)), ())
     if not bands:
         own = max(groups, key=len)
         bands = own[:3] if len(own) >= 3 else own[:1]
@@ -104,7 +104,7 @@ def _pixels(view: RunView, rows: Ints) -> NDArray[np.uint8]:
     return np.broadcast_to(pixels, (len(rows), 3, *pixels.shape[2:])).transpose(0, 2, 3, 1).astype(np.uint8)
 
 
-def _words(number: int, outcome: Outcome, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> str:
+def _words(number: int, outcome: Comparison, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> str:
     """Say what a patch is labeled as, and what was predicted."""
     label, found = targets[number], outcome.predicted[number]
     sure = outcome.surest[number]

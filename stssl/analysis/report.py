@@ -10,11 +10,11 @@ from markupsafe import Markup
 from stssl.analysis import figures
 from stssl.analysis.borders import CREDIT
 from stssl.analysis.drawing import AnyFloats, legend, panels
-from stssl.analysis.histories import history
+from stssl.analysis.histories import thinned_history
 from stssl.analysis.matrices import confusion
 from stssl.analysis.outcomes import compare_with_labels
 from stssl.analysis.page import joined, note, page
-from stssl.analysis.patch_images import patch_images
+from stssl.analysis.patch_images import show_patches
 from stssl.analysis.run_groups import MOST_SHOWN, RunDigest, RunGroup, group_key, grouped_runs
 from stssl.analysis.run_views import RunView, names_apart, read_run
 from stssl.analysis.score_tables import class_table, record_table, score_tables
@@ -24,7 +24,7 @@ from stssl.base.labels import LabelSpace
 from stssl.base.logs import LOG
 from stssl.base.whole_files import write_whole
 
-MOST_BYTES = 3_500_000
+PAGE_BYTES = 3_500_000
 """Size in letters after which the page describes no further run in detail, so that pages of many runs open fast."""
 
 
@@ -94,7 +94,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
             continue
         key = group_key(view)
         # Seeds of a recipe look alike: show the details of the first only.
-        shown = key not in seen and len(seen) < MOST_SHOWN and size < MOST_BYTES
+        shown = key not in seen and len(seen) < MOST_SHOWN and size < PAGE_BYTES
         details = _details(view) if shown else []
         seen.add(key)
         size += sum(map(len, details))
@@ -135,7 +135,7 @@ def _digest(view: RunView, key: str, details: list[Markup]) -> RunDigest:
         record=view.record,
         parts=view.parts,
         multilabel=view.multilabel,
-        histories={one: history(view.rows, *one) for one in wanted},
+        histories={one: thinned_history(view.rows, *one) for one in wanted},
         details=details,
     )
 
@@ -190,7 +190,7 @@ def _details(run: RunView) -> list[Markup]:
             f"{'Labels predicted together' if run.multilabel else 'Confused classes'}, {part}",
             [confusion(outcomes["student"].predicted, targets, space)],
         )
-        parts += _titled(f"Patches, {part}", patch_images(run, part, outcomes["student"], space))
+        parts += _titled(f"Patches, {part}", show_patches(run, part, outcomes["student"], space))
     if not outcomes:
         return [*parts, note("Predictions are not finite: the run diverged. So there are no maps and no calibration.")]
     lat, lon = place[:, MetadataColumn.LAT], place[:, MetadataColumn.LON]

@@ -8,7 +8,7 @@ import pytest
 from stssl.analysis import figures
 from stssl.analysis.borders import borders_inside, world
 from stssl.analysis.drawing import legend
-from stssl.analysis.histories import MOST_POINTS, averaged, history
+from stssl.analysis.histories import CURVE_POINTS, averaged, thinned_history
 from stssl.analysis.matrices import confusion
 from stssl.analysis.outcomes import compare_with_labels
 from stssl.analysis.page import SERIES
@@ -100,9 +100,9 @@ def test_borders_are_those_of_the_world_and_are_cut_to_the_frame():
 
 def test_long_histories_are_thinned_and_averaged_where_all_runs_have_steps():
     rows = [{"step": step, "kind": "train", "loss": step / 2} for step in range(1000)]
-    thin = history(rows, "train", "loss")
-    assert len(thin) == MOST_POINTS and thin[-1].tolist() == [999, 499.5]
-    assert len(history(rows, "validation", "loss")) == 0
+    thin = thinned_history(rows, "train", "loss")
+    assert len(thin) == CURVE_POINTS and thin[-1].tolist() == [999, 499.5]
+    assert len(thinned_history(rows, "validation", "loss")) == 0
     mean = averaged([np.array([[0, 1.0], [5, 3.0]]), np.array([[5, 5.0], [6, 0.0]])])
     assert mean.steps.tolist() == [5] and mean.mean.tolist() == [4] and (mean.low, mean.high) == (3, 5)
 
