@@ -104,23 +104,53 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
     return np.sort(order[chosen])
 
 
-def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
-    """Choose patches until each class has `times` patches, or all its patches. Rare classes choose first.
+class _Classes:
+    """Hold which patches have each class, for draws that choose patches until each class has enough.
 
-    Args:
-        hits: [n, classes] True if the patch has the class.
-        times: Wanted number of patches for each class.
-
-    Returns:
-        Numbers 0..n-1 of the chosen patches.
+    Attributes:
+        hits: For each class, [n] True if the patch has it.
+        patches: For each class, the numbers 0..n-1 of its patches from low to high.
+        order: The classes, the rarest first.
+        most: Number of patches of the most frequent class.
     """
-    chosen = np.zeros(len(hits), bool)
-    # A patch with a rare class often has a frequent class too, so later classes need fewer further patches.
-    for label in np.argsort(hits.sum(0), kind="stable"):
-        missing = times - int(hits[chosen, label].sum())
-        if missing > 0:
-            chosen[np.flatnonzero(hits[:, label] & ~chosen)[:missing]] = True
-    return np.flatnonzero(chosen)
+
+    def __init__(self, hits: NDArray[np.bool_]) -> None:
+        """Sort the patches [n, classes] by class."""
+        self.hits = np.ascontiguousarray(hits.T)
+        self.patches = [np.flatnonzero(column) for column in self.hits]
+        counts = np.array([len(patches) for patches in self.patches])
+        self.order = np.argsort(counts, kind="stable").tolist()
+        self.most = int(counts.max())
+        self._marks = np.zeros(len(hits), bool)
+
+    def cover(self, times: int) -> Ints:
+        """Choose patches until each class has `times` patches, or all its patches. Rare classes choose first.
+
+        The time depends on how many patches are chosen, not on how many there are: `_fill` calls this in each round.
+
+        Args:
+            times: Wanted number of patches for each class.
+
+        Returns:
+            Numbers 0..n-1 of the chosen patches, in the sequence of the choices.
+        """
+        chosen = np.empty(0, np.int64)
+        # A patch with a rare class often has a frequent class too, so later classes need fewer further patches.
+        for label in self.order:
+            missing = times - int(np.count_nonzero(self.hits[label].take(chosen)))
+            if missing > 0:
+                # `times - missing` chosen patches have the class. So its first `times` patches hold enough others.
+                first = self.patches[label][:times]
+                new = first[~self._marks.take(first)][:missing]
+                self._marks[new] = True
+                chosen = np.concatenate([chosen, new])
+        self._marks[chosen] = False
+        return chosen
+
+
+def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
+    """Choose patches until each class has `times` patches. Return their numbers 0..n-1 from low to high."""
+    return np.sort(_Classes(hits).cover(times))
 
 
 def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
@@ -135,19 +165,22 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
     Returns:
         Numbers 0..n-1 of the chosen patches.
     """
-    classes = int(hits.any(0).sum())
-    if total < classes:
-        raise DataError(f"labels.total is {total}, but {classes} classes occur and each keeps at least one label")
-    chosen = _cover(hits, 1)
-    times = 1
-    while len(chosen) < min(total, len(hits)):
+    present = int(hits.any(0).sum())
+    if total < present:
+        raise DataError(f"labels.total is {total}, but {present} classes occur and each keeps at least one label")
+    classes, taken = _Classes(hits), np.zeros(len(hits), bool)
+    taken[classes.cover(1)] = True
+    left, times = min(total, len(hits)) - int(taken.sum()), 1
+    while left > 0:
         times += 1
-        more = np.setdiff1d(_cover(hits, times), chosen)
+        covered = classes.cover(times)
+        more = np.sort(covered[~taken[covered]])[:left]
         # Without this check, the loop would never end if too few patches exist.
-        if len(more) == 0 and times > hits.sum(0).max():
+        if len(more) == 0 and times > classes.most:
             break
-        chosen = np.concatenate([chosen, more[: total - len(chosen)]])
-    return chosen
+        taken[more] = True
+        left -= len(more)
+    return np.flatnonzero(taken)
 
 
 def _at_random(hits: NDArray[np.bool_], total: int) -> Ints:

@@ -1,16 +1,20 @@
 """Keep files of object stores in a cache on the disk of a node. All processes of the node share it.
 
-The cache has a size limit: new files replace the least recently used ones. Every file is written whole or not at all,
-and ends with its checksum. Each process checks the checksum before it uses the file. Writers take turns through a lock
-file. Readers need no lock: an open file stays readable, even if another process removes it.
+The cache has a size limit: new files replace the least recently used ones. The size of all files together is kept in a
+file of its own, so that a new file costs the same time however many files there are. Every file is written whole or not
+at all, and ends with its checksum. Each process checks the checksum before it uses the file. Writers take turns through
+a lock file. Readers need no lock: an open file stays readable, even if another process removes it.
 """
 
 import contextlib
 import fcntl
+import heapq
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -18,9 +22,21 @@ from stssl.base.errors import DataError
 from stssl.base.whole_files import cannot_write
 
 STRIPES = 64
+SHARE = 8
+"""Each list of the folder notes this part of the files, the oldest ones, as the next to remove."""
+COUNT_FILE = "bytes.txt"
+_DIGITS = 20
 _MARK = b"STSSLDC1"
 TAIL = 4 + len(_MARK)
 """Number of bytes after the contents of a file: the crc32c and a mark."""
+
+
+class _Aged(NamedTuple):
+    """Hold when a file of the cache was used last (ns since 1970), its size in bytes and its path."""
+
+    used_ns: int
+    size: int
+    path: str
 
 
 def default_folder() -> Path:
@@ -47,6 +63,12 @@ class DiskCache:
         """
         self.folder, self.limit = Path(folder).absolute(), limit
         self._checked: dict[str, tuple[int, int]] = {}
+        self._counted = False
+        self._oldest: deque[_Aged] = deque()
+
+    def __reduce__(self) -> tuple[type["DiskCache"], tuple[Path, int]]:
+        """Pickle the folder and the limit only: another process checks and counts the files itself."""
+        return DiskCache, (self.folder, self.limit)
 
     def open(self, key: str, fetch: Callable[[], bytes] | None) -> int | None:
         """Open the cached file of a key. If the cache does not have it, download it first. The caller closes the file.
@@ -114,8 +136,10 @@ class DiskCache:
         # Write under another name: a reader must never open a partial file.
         part = path.with_name(f".{key}.partial")
         with self._locked("files"):
-            self._make_room(size)
+            used = self._make_room(size)
             try:
+                # Count the file before it exists. A kill can then make the count too large, never too small.
+                self._count(used + size)
                 with part.open("wb") as file:
                     file.write(data)
                     file.write(google_crc32c.value(data).to_bytes(4, "little") + _MARK)
@@ -135,25 +159,70 @@ class DiskCache:
             f"store ({self.used():,} bytes now), or lower data.cache_bytes={self.limit}."
         )
 
-    def _make_room(self, size: int) -> None:
-        """Remove the least recently used files of the cache until `size` more bytes fit.
+    def _make_room(self, size: int) -> int:
+        """Remove the least recently used files of the cache until `size` more bytes fit. The caller holds the lock.
 
-        Also remove the partial files of killed processes. The caller holds the lock.
+        List the folder only at the first write of this process, and if no file is known that could be removed.
+
+        Returns:
+            Number of bytes of all files that are left, or more: other processes may have removed damaged files.
         """
-        entries = []
+        used = self._read_count() if self._counted else None
+        if used is None:
+            used = self._list()
+        while used + size > self.limit:
+            if self._oldest:
+                used -= self._remove(self._oldest.popleft())
+                continue
+            used = self._list()
+            if not self._oldest:
+                break
+        return used
+
+    def _list(self) -> int:
+        """List the folder, note the oldest files as the next to remove, and return the size of all files in bytes.
+
+        Also remove the partial files of killed processes. The caller holds the lock, so nobody writes such a file now.
+        """
+        found = []
         for entry in self._entries():
             with contextlib.suppress(FileNotFoundError):
                 about = entry.stat()
                 if entry.name.endswith(".partial"):
                     Path(entry.path).unlink()
                 else:
-                    entries.append((about.st_mtime_ns, about.st_size, entry.path))
-        used = sum(entry[1] for entry in entries)
-        for _, bytes_, path in sorted(entries):
-            if used + size <= self.limit:
-                return
-            Path(path).unlink(missing_ok=True)
-            used -= bytes_
+                    found.append(_Aged(about.st_mtime_ns, about.st_size, entry.path))
+        # Not all of them: a list of a million files would take 200 MB in each process.
+        self._oldest = deque(heapq.nsmallest(max(STRIPES, len(found) // SHARE), found))
+        self._counted = True
+        return sum(file.size for file in found)
+
+    def _remove(self, file: "_Aged") -> int:
+        """Remove a file that was old when the folder was listed, and return its size in bytes.
+
+        Return 0 if the file is gone, or was used since. Then it is not among the oldest any more.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if Path(file.path).stat().st_mtime_ns == file.used_ns:
+                Path(file.path).unlink()
+                return file.size
+        return 0
+
+    def _read_count(self) -> int | None:
+        """Read the number of bytes of all files together. Return None if it is not written, or damaged."""
+        try:
+            text = (self.folder / COUNT_FILE).read_bytes()
+        except OSError:
+            return None
+        return int(text) if len(text) == _DIGITS and text.isdigit() else None
+
+    def _count(self, used: int) -> None:
+        """Write the number of bytes of all files together."""
+        file = os.open(self.folder / COUNT_FILE, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.write(file, b"%0*d" % (_DIGITS, used))
+        finally:
+            os.close(file)
 
     def _entries(self) -> list[os.DirEntry[str]]:
         try:

@@ -16,7 +16,7 @@ from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import RunRecipe
 from stssl.recipes.sections import LaunchConfig
 from stssl.training.loop import Report, train_to_end
-from stssl.training.run_files import MetricsRow
+from stssl.training.run_files import METRICS_FILE, MetricsRow, NewRows
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic, start_line
 from stssl.training.state import TASKS, TrainState, open_train_state
@@ -251,14 +251,11 @@ def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
     stop = threading.Event()
 
     def follow() -> None:
-        seen = 0
+        rows = NewRows(folder.path / METRICS_FILE)
         while True:
             last = stop.wait(0.3)
-            rows = folder.read_rows().rows
-            # A resumed run first drops the rows after its checkpoint. The file may then have fewer rows than before.
-            for row in rows[min(seen, len(rows)) :]:
+            for row in rows.take():
                 watch(row)
-            seen = len(rows)
             if last:
                 return
 

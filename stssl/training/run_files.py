@@ -6,6 +6,7 @@ The error then names the file and the key.
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar
 
@@ -15,7 +16,7 @@ from stssl import __version__
 from stssl.base.errors import RunError, shown
 from stssl.base.json_types import JsonMapping, JsonObject, JsonValue
 from stssl.base.textfiles import read_bounded, read_json
-from stssl.base.whole_files import is_there
+from stssl.base.whole_files import is_there, open_plain
 
 METRICS_FILE = "metrics.jsonl"
 NONFINITE_FILE = "nonfinite.jsonl"
@@ -230,6 +231,11 @@ def read_rows(path: Path, numbers: bool) -> Rows:
     if not is_there(path):
         return Rows([], 0)
     data = read_bounded(path, ROWS_BYTES, RunError, "Remove it: the run continues without its earlier rows.")
+    return _parse(data, numbers)
+
+
+def _parse(data: bytes, numbers: bool) -> Rows:
+    """Parse lines with one JSON object each. `numbers` has the same meaning as in `read_rows`."""
     found: list[MetricsRow] = []
     damaged = 0
     for line in data.split(b"\n"):
@@ -241,6 +247,41 @@ def read_rows(path: Path, numbers: bool) -> Rows:
                 metrics = {name: value for name, value in row.items() if _is_metric(name, value)}
                 found.append(metrics if numbers else row)
     return Rows(found, damaged)
+
+
+class NewRows:
+    """Read the rows that a run adds to `metrics.jsonl`. Each call reads on from where the last one ended."""
+
+    def __init__(self, path: Path) -> None:
+        """Set the file. It may be missing yet."""
+        self.path = path
+        self._given, self._offset, self._inode = 0, 0, -1
+
+    def take(self) -> list[MetricsRow]:
+        """Return the rows that were added since the last call. A line without its end waits for a later call.
+
+        A resumed run first replaces the file by one without the rows after its checkpoint. Then read it whole again.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        if not is_there(self.path):
+            return []
+        try:
+            with open_plain(self.path) as file:
+                about = os.fstat(file.fileno())
+                same = about.st_ino == self._inode and about.st_size >= self._offset
+                start = file.seek(self._offset if same else 0)
+                data = file.read(min(ROWS_BYTES, about.st_size - start))
+        except OSError as error:
+            raise RunError(f"cannot read {self.path}: {error.strerror or type(error).__name__}") from None
+        whole = data[: data.rfind(b"\n") + 1]
+        rows = _parse(whole, numbers=True).rows
+        # After a replacement, the file may have fewer rows than were returned already.
+        fresh = rows if same else rows[min(self._given, len(rows)) :]
+        self._given = len(rows) + (self._given if same else 0)
+        self._offset, self._inode = len(whole) + (self._offset if same else 0), about.st_ino
+        return fresh
 
 
 def _row(line: bytes) -> MetricsRow | None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stssl.base.errors import DataError
-from stssl.data.draws import LabelsConfig, draw_labeled
+from stssl.data.draws import LabelsConfig, _cover, _fill, draw_labeled
 
 N = 600
 
@@ -46,6 +46,34 @@ def test_single_label_draws_are_balanced():
     assert uneven.sum() == 12 and uneven.min() >= 2
     with pytest.raises(DataError, match="5 classes occur"):
         draw_labeled(targets, rows, LabelsConfig(total=3))
+
+
+def covered_one_by_one(hits, times):
+    """Walk through the patches for each class, the rarest first, and choose until it has enough."""
+    chosen = set()
+    for label in sorted(range(hits.shape[1]), key=lambda label: hits[:, label].sum()):
+        for patch in range(len(hits)):
+            if hits[patch, label] and sum(hits[one, label] for one in chosen) < times:
+                chosen.add(patch)
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_draws_equal_those_of_a_plain_walk(seed):
+    rng = np.random.default_rng(seed)
+    hits = rng.random((60, 5)) < rng.random(5) ** 2
+    hits[np.arange(5), np.arange(5)] = True
+    rounds = [covered_one_by_one(hits, times) for times in range(1, 61)]
+    for times in (1, 2, 5, 60):
+        assert set(_cover(hits, times).tolist()) == rounds[times - 1]
+    for total in (5, 9, 23, 60):
+        if total < len(rounds[0]):
+            continue
+        right = set(rounds[0])
+        for more in rounds[1:]:
+            right |= set(sorted(more - right)[: total - len(right)])
+        assert set(_fill(hits, total).tolist()) == right
+        assert len(right) == min(total, hits.any(1).sum())
 
 
 def test_one_rule_only():

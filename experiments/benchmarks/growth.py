@@ -1,0 +1,88 @@
+"""Measure parts whose cost grows with the number of patches, files, labels or rows: seconds at several sizes.
+
+    python experiments/benchmarks/growth.py --repeats 3 --json growth.json
+
+A part that grows in proportion has equal numbers in the last column: microseconds for each thing.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from stssl.data.draws import LabelsConfig, draw_labeled
+from stssl.store.disk import DiskCache
+from stssl.training.run_files import NewRows
+
+SHARES = (0.4, 0.35, 0.3, 0.25, 0.2, 0.2, 0.15, 0.15, 0.12, 0.1, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02, 0.01, 0.006)
+"""Frequencies of 19 classes, about as uneven as those of BigEarthNet."""
+
+
+def cache_files(count: int) -> float:
+    """Return the seconds that a disk cache takes for `count` new files of 10 kB."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache, data = DiskCache(folder, 1 << 40), bytes(10_000)
+        before = time.perf_counter()
+        for number in range(count):
+            os.close(cache.open(f"p{number}", lambda: data) or 0)
+        return time.perf_counter() - before
+
+
+def drawn_labels(total: int) -> float:
+    """Return the seconds that `labels.total` takes to choose `total` of 270,000 patches with several classes each."""
+    targets = (np.random.default_rng(0).random((270_000, len(SHARES))) < SHARES).astype(np.uint8)
+    before = time.perf_counter()
+    draw_labeled(targets, np.arange(len(targets)), LabelsConfig(total=total))
+    return time.perf_counter() - before
+
+
+def followed_rows(count: int) -> float:
+    """Return the seconds that a progress bar takes for `count` looks at a file of metrics, one new row each time."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "metrics.jsonl")
+        rows, taken = NewRows(path), 0.0
+        row = json.dumps({"kind": "train", **{f"value_{number}": 0.123456 for number in range(20)}})[1:]
+        for step in range(count):
+            with path.open("a") as file:
+                file.write(f'{{"step": {step}, {row}\n')
+            before = time.perf_counter()
+            rows.take()
+            taken += time.perf_counter() - before
+        return taken
+
+
+PARTS: dict[str, tuple[Callable[[int], float], tuple[int, ...]]] = {
+    "disk cache, new files": (cache_files, (100, 1000, 2000, 8000)),
+    "labels.total": (drawn_labels, (400, 4000, 27_000)),
+    "looks at metrics.jsonl": (followed_rows, (100, 1000, 4000)),
+}
+
+
+def main() -> None:
+    """Measure each part at each of its sizes, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results = []
+    print("| part | number | seconds | spread | us for each |\n| --- | --- | --- | --- | --- |")
+    for name in options.parts:
+        measure, sizes = PARTS[name]
+        for size in sizes:
+            taken = [measure(size) for _ in range(options.repeats)]
+            middle, spread = statistics.median(taken), max(taken) - min(taken)
+            results.append({"part": name, "number": size, "seconds": taken})
+            print(f"| {name} | {size:,} | {middle:.3f} | {spread:.3f} | {1e6 * middle / size:.1f} |", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
