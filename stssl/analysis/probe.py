@@ -164,7 +164,7 @@ def score_features(
         The results of both methods.
     """
     space, targets = labels
-    positives = space.positives(targets).numpy().astype(np.int64)
+    positives = space.positives(targets).numpy()
     labeled = np.sort(draw_labeled(positives, train, rule, None))
     about = about | {"labeled": len(labeled), "seed": rule.seed, "protocol": options.model_dump()}
     own = frozen.labeled(labeled)
@@ -236,7 +236,7 @@ def freeze(
         mean, deviation = found["train"].mean(0), found["train"].std(0).clamp_min(1e-6)
         found = {part: (values - mean) / deviation for part, values in found.items()}
     features = {part: values.cpu() for part, values in found.items()}
-    return Frozen(features, {part: targets[torch.from_numpy(rows[part])] for part in PARTS}, rows["train"])
+    return Frozen(features, {part: targets[torch.from_numpy(rows[part])].long() for part in PARTS}, rows["train"])
 
 
 def linear(

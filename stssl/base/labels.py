@@ -100,6 +100,25 @@ class LabelSpace:
         ids = labels.long() if self.multilabel else labels.long()[:, None]
         return torch.where((ids >= 0) & (ids < self.choices), ids, IGNORED)
 
+    def table(self, labels: Tensor) -> Tensor:
+        """Turn the labels of all patches of a store into a table of choice ids that takes little memory.
+
+        Take rows of it with `.long()`, as losses and metrics need them.
+
+        Args:
+            labels: Labels of N patches, as in `targets`.
+
+        Returns:
+            [N, G] `IGNORED` if unknown. Multi-label: int8, because a million patches with a thousand classes take 1 GB
+            so, and 8 GB as int64. Single-label: int64 with G = 1.
+        """
+        if not self.multilabel or labels.dtype not in (torch.uint8, torch.int8, torch.bool):
+            ids = self.targets(labels)
+            return ids.to(torch.int8) if self.multilabel else ids
+        # Seen as int8, 255 is -1. Values from 2 to 127 are not known, either.
+        signed = labels.to(torch.int8)
+        return signed.masked_fill((signed < 0) | (signed > 1), IGNORED)
+
     def positives(self, targets: Tensor) -> Tensor:
         """Turn the choice ids [N, G] of N patches into booleans [N, C]: True if the patch has the class."""
         return targets == (1 if self.multilabel else torch.arange(len(self.classes), device=targets.device))

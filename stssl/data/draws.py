@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stssl.base.arrays import Ints
+from stssl.base.arrays import AnyArray, Ints
 from stssl.base.config import Config, Seed
 from stssl.base.errors import DataError
 from stssl.base.logs import LOG
@@ -50,7 +50,7 @@ class LabelsConfig(Config):
         return self
 
 
-def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray[np.str_] | None = None) -> Ints:
+def draw_labeled(targets: AnyArray, rows: Ints, config: LabelsConfig, names: NDArray[np.str_] | None = None) -> Ints:
     """Choose the training patches that keep their label. A row is the number of a patch in the store.
 
     Every class that occurs keeps at least one row, except with `list`. If possible, `per_class` and `total` choose the
@@ -58,7 +58,7 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
     `_usb` describes the draw of `seed_rule: usb`.
 
     Args:
-        targets: [N, C] labels of N patches and C classes: 1 if the patch has the class.
+        targets: [N, C] labels of N patches and C classes: True or 1 if the patch has the class.
         rows: Training rows.
         config: The rule and its seed.
         names: [N] names of the patches, for `list` and `seed_rule: usb`.
@@ -85,7 +85,7 @@ def draw_labeled(targets: Ints, rows: Ints, config: LabelsConfig, names: NDArray
                 len(found),
             )
         return listed
-    rows = rows[targets[rows].any(1)]
+    rows = rows[targets[rows].astype(bool).any(1)]
     if len(rows) == 0:
         raise DataError("no training patch has a label: check data.labels and data.split")
     if config.seed_rule == "usb":

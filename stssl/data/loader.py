@@ -99,7 +99,7 @@ class StreamSource:
         # Draw by store row, not by position. So another split of the same store augments a patch in the same way.
         metadata = draw.drop_metadata(self.metadata[chosen], stream, epochs, rows)
         draws = draw(views, epochs, rows)
-        return RawRows(arrays, metadata, self.labels[chosen], torch.from_numpy(positions), chosen, draws)
+        return RawRows(arrays, metadata, self.labels[chosen].long(), torch.from_numpy(positions), chosen, draws)
 
 
 class Loader:

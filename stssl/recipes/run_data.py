@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stssl.base.arrays import Floats, Ints
+from stssl.base.arrays import AnyArray, Floats, Ints
 from stssl.base.batch import IGNORED
 from stssl.base.distributed import rank as own_rank
 from stssl.base.errors import ConfigError, DataError
@@ -99,7 +99,7 @@ class RunData(PixelData):
 
     Attributes:
         space: Classes, and whether a patch has one class or several.
-        targets: [N, G] choice ids for N store rows and G decisions (see `LabelSpace`); `IGNORED` if unknown.
+        targets: [N, G] choice ids for N store rows and G decisions (see `LabelSpace.table`); `IGNORED` if unknown.
         labeled: Store rows of the training patches that keep their label.
     """
 
@@ -151,7 +151,7 @@ class Labels(NamedTuple):
 
     Attributes:
         space: Classes, and whether a patch has one class or several.
-        targets: [N, G] choice ids for N store rows and G decisions (see `LabelSpace`); `IGNORED` if unknown.
+        targets: [N, G] choice ids for N store rows and G decisions (see `LabelSpace.table`); `IGNORED` if unknown.
     """
 
     space: LabelSpace
@@ -171,7 +171,7 @@ def labels_of(store: Store, labels: str) -> Labels:
     if labels not in store.label_sets:
         raise ConfigError(f"data.labels: {store.path} has no '{labels}'. It has: {', '.join(store.label_sets)}.")
     space = LabelSpace(store.classes(labels), store.multilabel(labels))
-    return Labels(space, space.targets(torch.from_numpy(np.array(store.column(labels)))))
+    return Labels(space, space.table(torch.from_numpy(np.array(store.column(labels)))))
 
 
 def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
@@ -188,7 +188,7 @@ def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
     config = recipe.data
     pixels = open_pixels(config, device, recipe.evaluation.validated)
     space, targets = labels_of(pixels.store, config.labels)
-    positives = space.positives(targets).numpy().astype(np.int64)
+    positives = space.positives(targets).numpy()
     named = recipe.labels.list is not None or recipe.labels.seed_rule == "usb"
     names = as_text(pixels.store.column("patch_id")) if named else None
     labeled = draw_labeled(positives, pixels.split.train, recipe.labels, names)
@@ -243,11 +243,11 @@ def _check(store: Store, config: DataConfig) -> None:
         raise ConfigError(f"data.exclude: {store.path} has no column {', '.join(absent)}")
 
 
-def _require_every_class(positives: Ints, used: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
+def _require_every_class(positives: AnyArray, used: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
     """Check that each class of the training, validation and test patches has a labeled patch.
 
     Args:
-        positives: [N, C] for N patches and C classes: 1 if the patch has the class, else 0.
+        positives: [N, C] for N patches and C classes: True if the patch has the class.
         used: Store rows of all parts.
         labeled: Store rows that keep their label.
         space: Classes.
@@ -256,7 +256,7 @@ def _require_every_class(positives: Ints, used: Ints, labeled: Ints, space: Labe
     Raises:
         DataError: A class has no labeled patch. The message names the class.
     """
-    occurs, has_label = positives[used].sum(0) > 0, positives[labeled].sum(0) > 0
+    occurs, has_label = positives[used].any(0), positives[labeled].any(0)
     missing = [name for name, here, drawn in zip(space.classes, occurs, has_label, strict=True) if here and not drawn]
     if missing:
         raise DataError(

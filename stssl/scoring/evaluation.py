@@ -103,7 +103,7 @@ def score_part(
         DataError: No patch of the part has a known label.
     """
     rows = spread(data.split.part(part), limit)
-    targets = data.targets[torch.from_numpy(rows)]
+    targets = data.targets[torch.from_numpy(rows)].long()
     require_labels(targets, part)
     logits = predict_rows(predictor, data, pixels, rows, batch)
     scores, per_class = score(logits, targets, data.space)
@@ -150,7 +150,7 @@ def save_evaluations(
     """
     first = next(iter(results.values()))
     chosen = torch.from_numpy(first.rows)
-    targets, buffer = data.targets[chosen], io.BytesIO()
+    targets, buffer = data.targets[chosen].long(), io.BytesIO()
     arrays: dict[str, AnyArray] = {"rows": first.rows, "metadata": data.metadata[chosen].numpy()}
     names = as_text(data.store.column("patch_id")[first.rows])
     arrays |= {"targets": targets.numpy(), "patch_ids": names, "classes": np.array(data.space.classes, np.str_)}
