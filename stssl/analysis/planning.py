@@ -16,6 +16,7 @@ import torch
 
 from stssl.analysis.costs import CostEstimate, Machines, Measured, exchange_seconds
 from stssl.base.config import load_tree
+from stssl.base.distributed import reading_threads
 from stssl.base.errors import ConfigError, RunError
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import RunRecipe, load_as
@@ -46,6 +47,10 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
     if least < machines.workers:
         raise ConfigError(f"{key} {least} is smaller than {machines.workers} workers: no row for each")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if recipe.data.threads is None:
+        # This process stands for one of several workers: it must not read with the cores of all.
+        data = recipe.data.model_copy(update={"threads": reading_threads(machines.per_node)})
+        recipe = recipe.model_copy(update={"data": data})
     train_state = open_train_state(recipe, device)
     last = recipe.schedule.steps - 1
     share = _measure(train_state, machines.workers, steps, last)

@@ -1,10 +1,14 @@
 """Gather and sum tensors over ranks (training processes). In a single process, these functions return their input."""
 
+import os
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+MOST_READING = 16
+"""Most threads that read for one rank by default. Pieces of a batch become too small for more."""
 
 
 def world_size() -> int:
@@ -15,6 +19,21 @@ def world_size() -> int:
 def rank() -> int:
     """Return the number of this training process, counted from 0. Without distributed training, return 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def ranks_here() -> int:
+    """Return the number of training processes (ranks) of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def reading_threads(ranks: int | None = None) -> int:
+    """Return how many threads a rank reads patches with if `data.threads` is None: its share of the machine's cores.
+
+    Args:
+        ranks: Number of ranks on this machine; None asks the running job.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_READING, cores // (ranks or ranks_here())))
 
 
 def rows_of(total: int, rank: int, world: int) -> slice:

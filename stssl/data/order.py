@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stssl.base.arrays import Ints
+from stssl.base.distributed import ranks_here
 from stssl.base.logs import LOG
 from stssl.base.randomness import RandomStream
 from stssl.data.sampler import ShardSampler, StreamSampler
@@ -143,13 +144,17 @@ def shard_order_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: 
         return None
     if tell and not held:
         # The cache holds the mixed shards, the shard that enters the mix, and the shards fetched ahead, all at once.
-        needed = (mix + 1 + SHARDS_AHEAD) * reader.shard_bytes()
+        # All ranks of a node share the cache.
+        shards = (mix + 1 + SHARDS_AHEAD) * ranks_here()
+        needed = shards * reader.shard_bytes()
         if needed > limit:
             LOG.warning(
-                "data.cache_bytes is %s, and the %d shards that a rank mixes and fetches ahead take about %s: shards "
-                "will be fetched again and again. Raise data.cache_bytes, or lower data.shuffle_shards.",
+                "data.cache_bytes is %s, and the %d shards that the ranks of a node (%d) mix and fetch ahead take "
+                "about %s: shards will be fetched again and again. Raise data.cache_bytes, or lower "
+                "data.shuffle_shards.",
                 f"{limit:,}",
-                mix + 1 + SHARDS_AHEAD,
+                shards,
+                ranks_here(),
                 f"{needed:,}",
             )
     return ShardOrder(reader.shard, mix, None if held else reader.fetch)

@@ -50,8 +50,8 @@ from stssl.steps.votes import AnyVotesConfig, NoVotesConfig
 
 PLACEMENT = ("launch", "logging", "name", "probe")
 """Sections on where and how a run happens, and how it is probed. A run's identity leaves them out."""
-CACHES = ("cache", "cache_dir", "cache_bytes")
-"""Keys of `data` on where pixels are kept. Results do not depend on them either."""
+CACHES = ("cache", "cache_dir", "cache_bytes", "threads")
+"""Keys of `data` on where pixels are kept and how they are read. Results do not depend on them either."""
 
 
 class RunRecipe(Config):

@@ -10,6 +10,7 @@ from torch import Tensor
 from stssl.base.arrays import AnyArray, Floats, Ints
 from stssl.base.batch import IGNORED
 from stssl.base.distributed import rank as own_rank
+from stssl.base.distributed import reading_threads
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.json_types import JsonObject
 from stssl.base.labels import LabelSpace
@@ -135,7 +136,7 @@ def open_pixels(config: DataConfig, device: torch.device | None = None, validate
     split = make_split(store, config.split, config.exclude, validated)
     columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
     disk = DiskCache(config.cache_dir or default_folder(), config.cache_bytes) if is_remote(config.store) else None
-    reader = store.reader(config.bands, cache=disk)
+    reader = store.reader(config.bands, config.threads or reading_threads(), cache=disk)
     # Leave out test patches: a training run never reads them, and memory is short.
     held = np.concatenate([split.train, split.validation])
     source = Streamed(reader) if device is None else hold(reader, held, store.size, config.cache, device)

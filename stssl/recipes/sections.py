@@ -50,6 +50,8 @@ class DataConfig(Config):
         cache_dir: Folder on each node for shards that come from an object store (`s3://...`); None chooses a folder.
         cache_bytes: Largest size of that folder in bytes.
         shuffle_shards: Number of shards to mix, if the store lies in an object store. 0 reads shard after shard.
+        threads: Number of threads with which each rank reads patches. None takes the cores of the machine, divided by
+            its ranks, and 16 at most. More help if each read waits long, as on network disks.
     """
 
     store: StorePlace
@@ -66,6 +68,7 @@ class DataConfig(Config):
     cache_dir: Location | None = None
     cache_bytes: Positive = 50_000_000_000
     shuffle_shards: Annotated[int, Field(ge=0)] = 8
+    threads: Threads | None = None
 
     @model_validator(mode="after")
     def _resizable(self) -> "DataConfig":

@@ -1,7 +1,6 @@
 """Read pixels for a loader: from the shards of a store, or from a decoded copy in host or device memory."""
 
 import contextlib
-import os
 import sys
 import threading
 import weakref
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stssl.base.arrays import AnyArray, Ints
+from stssl.base.distributed import ranks_here
 from stssl.base.errors import RunError
 
 Where = Literal["none", "host", "device"]
@@ -156,7 +156,7 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
     first = reader.read(rows[:1])
     needed = sum(array[0].nbytes for array in first.values()) * len(rows)
     # All ranks of a machine ask at the same time, before the others take their memory. So divide the free memory.
-    free = _free(target) // (_ranks_here() if target.type == "cpu" else 1)
+    free = _free(target) // (ranks_here() if target.type == "cpu" else 1)
     # Networks, batches and other processes need the rest. If memory runs out, the system kills the process silently.
     if needed > 0.8 * free:
         takes = f"data.cache={where} takes {needed / 1e9:.2f} GB in each process for {len(rows):,} patches"
@@ -184,11 +184,6 @@ def _free(device: torch.device) -> int:
     with open("/proc/meminfo") as file:  # noqa: PTH123
         known = dict(line.split(":") for line in file)
     return min(int(known["MemAvailable"].split()[0]) * 1024, group_free())
-
-
-def _ranks_here() -> int:
-    """Return the number of training processes (ranks) of this run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def group_free(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:

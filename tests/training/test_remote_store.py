@@ -115,9 +115,19 @@ def test_shards_are_fetched_once_and_labeled_patches_alone(far, server):
 
 
 def test_where_the_cache_lies_is_not_what_the_run_computes(far):
-    one, other = recipe_of(far), recipe_of(far, cache_dir="/elsewhere", cache_bytes=7, cache="host")
+    one, other = recipe_of(far), recipe_of(far, cache_dir="/elsewhere", cache_bytes=7, cache="host", threads=3)
     assert one.hash() == other.hash()
     assert one.hash() != recipe_of(far, shuffle_shards=3).hash()
+
+
+def test_a_cache_is_shared_by_the_ranks_of_a_node(far, caplog, monkeypatch):
+    data = recipe_of(far).data
+    reader = open_pixels(data).reader.reader
+    room = data.model_copy(update={"cache_bytes": 6 * reader.shard_bytes()})
+    for ranks, warned in (("1", False), ("4", True)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        open_pixels(room, torch.device("cpu"))
+        assert ("the ranks of a node (4)" in caplog.text) is warned
 
 
 def test_a_cache_smaller_than_the_buffer_is_warned_of(far, caplog):
