@@ -257,7 +257,7 @@ def _require_every_class(positives: AnyArray, used: Ints, labeled: Ints, space: 
     Raises:
         DataError: A class has no labeled patch. The message names the class.
     """
-    occurs, has_label = positives[used].any(0), positives[labeled].any(0)
+    occurs, has_label = (np.asarray(positives[rows].any(0)) for rows in (used, labeled))
     missing = [name for name, here, drawn in zip(space.classes, occurs, has_label, strict=True) if here and not drawn]
     if missing:
         raise DataError(
