@@ -286,6 +286,17 @@ def probe_command(
     print(results.path)
 
 
+@app.command("weights")
+def weights_command(
+    file: Annotated[Path, typer.Argument(help="File of weights, of this or another program.", callback=local_path)],
+) -> None:
+    """Describe a file of weights: layout, tensors, bands, what was not used, and which backbones it fits."""
+    from stssl.models.weight_report import describe_weights
+
+    for line in describe_weights(str(file)):
+        print(line)
+
+
 @app.command("sweep")
 def sweep_command(
     file: Annotated[

@@ -121,7 +121,9 @@ def fit_weights(
     _refuse_others(state, needed, checkpoint)
     found.loaded = [name for name in needed if name in state]
     found.missing = [name for name in needed if name not in state]
-    backbone.load_state_dict({name: state[name] for name in found.loaded}, strict=False)
+    # A backbone without memory, which only shows whether weights fit, takes the tensors themselves.
+    bare = next(iter(own.values())).is_meta
+    backbone.load_state_dict({name: state[name] for name in found.loaded}, strict=False, assign=bare)
     return found
 
 
