@@ -19,6 +19,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "inspect_weights",
     "load_recipe",
     "load_student",
     "open_store",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from stssl.analysis.comparison import Difference
     from stssl.analysis.costs import CostEstimate
     from stssl.analysis.probe import Probed
+    from stssl.analysis.weight_report import InspectedWeights
     from stssl.archives.conversion import Summary
     from stssl.mapping.map_bands import Probabilities
     from stssl.store.store import Store
@@ -462,6 +464,24 @@ def probe(
     if run is None or store is not None or out is not None:
         raise ConfigError("probe: give the folder of a pretraining run, or weights and a store")
     return probe_run(_folder(run), labels, seed, random=random, fine_tune=fine_tune, overrides=overrides)
+
+
+def inspect_weights(file: str | Path) -> "InspectedWeights":
+    """Say what is in a file of weights, of this or another program. Run no code from it.
+
+    Args:
+        file: The file. See the recipe key `model.weights` for those that can be read.
+
+    Returns:
+        Layout, size, bands, the backbones that the weights fit, and what was not understood; `lines()` gives it as
+        text.
+
+    Raises:
+        ConfigError: The file cannot be read, or it holds no network.
+    """
+    from stssl.analysis.weight_report import inspect_weights
+
+    return inspect_weights(file)
 
 
 def sweep(

@@ -290,10 +290,10 @@ def probe_command(
 def weights_command(
     file: Annotated[Path, typer.Argument(help="File of weights, of this or another program.", callback=local_path)],
 ) -> None:
-    """Describe a file of weights: layout, tensors, bands, what was not used, and which backbones it fits."""
-    from stssl.models.weight_report import describe_weights
+    """Describe a file of weights: layout, tensors, bands, which backbones it fits, and what was not understood."""
+    from stssl.api.functions import inspect_weights
 
-    for line in describe_weights(str(file)):
+    for line in inspect_weights(file).lines():
         print(line)
 
 

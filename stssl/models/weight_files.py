@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,8 @@ def _reason(error: BaseException) -> str:
     if "Weights only load failed" in text or "weights_only" in text:
         line = text.partition("WeightsUnpickler error:")[2].strip() or "it is no file of torch.save"
         return f"is not a state dict: {shown(line.splitlines()[0], 120)}"
+    if isinstance(error, LookupError | AttributeError | TypeError | AssertionError | EOFError | struct.error):
+        return "is not a state dict: it is no file of torch.save, or it is damaged"
     return f"is not a state dict: {shown(first_line(error), 120)}"
 
 

@@ -40,6 +40,9 @@ def test_a_students_file_gives_the_logits_of_the_evaluation_with_cdmads_correcti
     run, scored = plain
     alone = shutil.copy(run.path / "checkpoints" / "student.safetensors", tmp_path / "alone.safetensors")
     student = stssl.load_student(alone)
+    found = stssl.inspect_weights(alone)
+    assert found.fits == [found.network] == ["slim_resnet"] and found.backbone_args
+    assert found.band_names == student.bands and found.classes == student.classes
     patches = stssl.open_store(store).read(scored["rows"], student.bands)
     logits = student(torch.from_numpy(patches)).numpy()
     assert np.abs(logits - scored["logits_student"]).max() < 1e-5

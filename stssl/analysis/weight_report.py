@@ -1,0 +1,281 @@
+"""Describe a file of weights: who wrote it, what it holds, which backbones it fits, and what was not understood."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonObject
+from stssl.models.backbones import OWN, Backbone, make_backbone
+from stssl.models.sealed import UNREADABLE, read_with_header
+from stssl.models.weight_fitting import COUNTERS, fit_weights
+from stssl.models.weight_sources import Checkpoint, first_kernel, open_file
+from stssl.students.description import KEY, ModelDescription, parse_description
+
+MOST_TRIED = 40
+"""Most backbones to try: each takes about a tenth of a second."""
+SHOWN = 6
+"""Most names that a line lists."""
+WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+"""Usual widths of vision transformers, and the words in timm's names for them."""
+
+
+class Closest(NamedTuple):
+    """Say how a backbone differs from weights that fit none.
+
+    Attributes:
+        backbone: Name of the backbone whose tensors have the most names in common with the file.
+        shared: Number of tensors with the same name.
+        reshaped: Names of tensors of the file that have another shape there.
+        lacking: Names of tensors that the file lacks.
+        unknown: Names of tensors that only the file has.
+    """
+
+    backbone: str
+    shared: int
+    reshaped: list[str]
+    lacking: list[str]
+    unknown: list[str]
+
+
+@dataclass
+class InspectedWeights:
+    """Describe a file of weights.
+
+    Attributes:
+        path: The file.
+        layout: Programs that wrote the file, in words.
+        tensors: Number of tensors of the network.
+        numbers: Number of values in them.
+        bands: Number of bands that the first layer reads; None if no layer reads images.
+        band_names: Names of the bands; empty if unknown.
+        known_as: Title of published weights; empty if the file is none that is known.
+        page: Page that publishes them.
+        license: License that this page names; empty if it names none.
+        network: Network that the file says it holds; empty if it does not say it.
+        backbone_args: Further arguments of that network, if an export of this program names them.
+        classes: Names of the outputs, if an export of this program names them.
+        aside: Number of tensors of other parts, such as a momentum encoder, by the first part of their names.
+        fits: Backbones that the weights fit. Two of them can have the same tensors and compute different numbers.
+        tried: Number of backbones that were tried.
+        skipped: Number of backbones with such a first layer that were not tried.
+        unused: Names of tensors that the first fitting backbone does not take, such as a head; all names if no backbone
+            is close.
+        closest: The closest backbone, if none fits.
+    """
+
+    path: str
+    layout: str
+    tensors: int
+    numbers: int
+    bands: int | None
+    band_names: tuple[str, ...] = ()
+    known_as: str = ""
+    page: str = ""
+    license: str = ""
+    network: str = ""
+    backbone_args: JsonObject = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    aside: dict[str, int] = field(default_factory=dict)
+    fits: list[str] = field(default_factory=list)
+    tried: int = 0
+    skipped: int = 0
+    unused: list[str] = field(default_factory=list)
+    closest: Closest | None = None
+
+    def lines(self) -> list[str]:
+        """Return the description as lines of one fact."""
+        bands = "none: no layer reads images"
+        if self.bands is not None:
+            names = ", ".join(self.band_names) or "the file does not name them: give model.weights_bands"
+            bands = f"{self.bands}: {names}"
+        known = f"{self.known_as} ({self.license or 'license not stated'}; {self.page})" if self.known_as else ""
+        given = ", ".join(f"{key}={value}" for key, value in self.backbone_args.items())
+        rows = {
+            "file": f"{self.path}, {Path(self.path).stat().st_size / 1e6:.1f} MB",
+            "layout": self.layout,
+            "tensors": f"{self.tensors} with {self.numbers:,} numbers",
+            "bands": bands,
+            "known": known,
+            "network": self.network + (f" with model.backbone_args {given}" if given else ""),
+            "classes": _listed(self.classes),
+            "set aside": _listed([f"{part} ({count})" for part, count in self.aside.items()]),
+            "fits": self._fits(),
+            "not used": _listed(self.unused),
+            "closest": self._closest(),
+        }
+        return [f"{what:<10}{text}" for what, text in rows.items() if text]
+
+    def _fits(self) -> str:
+        """Name the backbones that fit, and say how far to trust this."""
+        if not self.tried:
+            return "no backbone: none has such a first layer"
+        found = ", ".join(self.fits) or f"none of {self.tried} backbones that were tried"
+        if len(self.fits) > 1:
+            found += ": the names and shapes do not tell these apart, and some compute different numbers"
+        return found + (f" ({self.skipped} more were not tried)" if self.skipped and not self.network else "")
+
+    def _closest(self) -> str:
+        if self.closest is None:
+            return ""
+        _, shared, *differences = self.closest
+        words = ("of other shapes", "lacking", "not understood")
+        told = [
+            f"{len(names)} {what}: {_listed(names)}" for what, names in zip(words, differences, strict=True) if names
+        ]
+        return f"{self.closest.backbone}: {shared} tensors of the same name; {'; '.join(told)}"
+
+
+def _listed(names: tuple[str, ...] | list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def inspect_weights(path: str | Path) -> InspectedWeights:
+    """Read a file of weights, without running code from it, and find the backbones that it fits.
+
+    Args:
+        path: File of weights, of this or another program.
+
+    Raises:
+        ConfigError: The file cannot be read, or it holds no network.
+    """
+    path = str(path)
+    try:
+        found, described = open_file(path), _described(Path(path))
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("model.weights: ")) from None
+    kernel, known = first_kernel(found.tensors), found.known
+    about = InspectedWeights(
+        path,
+        found.layout,
+        len(found.tensors),
+        sum(value.numel() for value in found.tensors.values()),
+        None if kernel is None else kernel.shape[1],
+        found.bands or (),
+        *((known.title, known.source, known.license) if known else ()),
+        network=found.arch or "",
+        aside=dict(Counter(name.split(".")[0] for name in found.aside)),
+    )
+    if described is not None:
+        network = described.network
+        about.network, about.backbone_args = network.backbone, network.backbone_args
+        about.band_names = tuple(band.name for band in described.bands)
+        about.classes = tuple(one.name for one in described.classes)
+        about.layout = "stssl's export"
+    _try_backbones(found, about)
+    return about
+
+
+def _described(path: Path) -> ModelDescription | None:
+    """Return the description that an export of this program carries; None for other files."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        header = read_with_header(path)[1]
+    except (OSError, *UNREADABLE):  # `open_file` has read it: it changed since
+        return None
+    return parse_description(header[KEY], path) if KEY in header else None
+
+
+def _try_backbones(found: Checkpoint, about: InspectedWeights) -> None:
+    """Try the weights on backbones, the likeliest first, and note which they fit."""
+    if about.bands is None:
+        about.unused = list(found.tensors)
+        return
+    names = [about.network] if about.backbone_args else _candidates(found)
+    about.skipped = max(0, len(names) - MOST_TRIED)
+    for name in names[:MOST_TRIED]:
+        backbone = _without_memory(name, about.backbone_args, about.bands)
+        if backbone is None:
+            continue
+        about.tried += 1
+        try:
+            unused = fit_weights(backbone, found).unexpected
+        except (ConfigError, RuntimeError):  # other weights, or positions on another grid
+            _note_closest(name, backbone, found, about)
+        else:
+            about.unused = about.unused or [one for one in unused if one not in found.aside]
+            about.fits.append(name)
+    if about.fits:
+        about.closest = None
+    elif about.closest is None:
+        about.unused = list(found.tensors)
+
+
+def _without_memory(name: str, options: JsonObject, bands: int) -> Backbone | None:
+    """Build a backbone whose tensors have only shapes; None if its constructor needs numbers."""
+    try:
+        with torch.device("meta"):
+            return make_backbone(name, options, size=224, in_channels=bands, classes=2, hub=False)
+    except (ConfigError, RuntimeError, NotImplementedError):
+        return None
+
+
+def _note_closest(name: str, backbone: Backbone, found: Checkpoint, about: InspectedWeights) -> None:
+    """Note how a backbone differs from the weights, if none before had more names in common."""
+    own, given = backbone.state_dict(), found.tensors
+    shared = [one for one in given if one in own]
+    if shared and (about.closest is None or len(shared) > about.closest.shared):
+        head = str(getattr(backbone, "default_cfg", {}).get("classifier", "fc"))
+        about.closest = Closest(
+            name,
+            len(shared),
+            [one for one in shared if own[one].shape != given[one].shape and not one.startswith(head)],
+            [one for one in own if one not in given and not one.endswith(COUNTERS) and not one.startswith(head)],
+            [one for one in given if one not in own],
+        )
+
+
+def _candidates(found: Checkpoint) -> list[str]:
+    """List backbones whose first layer has the name that it has in the file, the likeliest first."""
+    from timm.models import get_pretrained_cfg
+
+    kernel = next((name for name, value in found.tensors.items() if value.ndim == 4), "")
+    out, _, patch, _ = found.tensors[kernel].shape
+    plain = frozenset(re.sub(r"\d+", "#", name) for name in found.tensors)
+    fitting = []
+    for module, names in _families():
+        likely = [name for name in names if f"{kernel}" in _first_layers(get_pretrained_cfg(name, True))]
+        if not likely or (found.arches and not any(name.startswith(found.arches) for name in likely)):
+            continue
+        # One backbone stands for its family: names of tensors differ more among families than inside one.
+        one = _without_memory(min(likely, key=lambda name: (name.startswith("test_"), len(name))), {}, 3)
+        if one is not None:
+            own = frozenset(re.sub(r"\d+", "#", name) for name in one.state_dict())
+            fitting.append((len(own & plain) / len(own | plain), module, likely))
+    best = max((share for share, _, _ in fitting), default=0.0)
+    near = [name for share, _, likely in fitting if share > 0.8 * best for name in likely]
+    said = found.arch or found.arches
+
+    def unlikely(name: str) -> tuple[bool, bool, bool, int, str]:
+        sides = re.search(r"patch(\d+)", name)
+        return (
+            not (said and name.startswith(said)),
+            sides is not None and int(sides[1]) != patch,
+            sides is not None and WIDTHS.get(out, "") not in name,
+            len(name),
+            name,
+        )
+
+    near = [name for name in near if name.startswith(found.arches)]
+    return [*(OWN if not found.arches and kernel == "conv1.weight" else ()), *sorted(near, key=unlikely)]
+
+
+def _families() -> Iterator[tuple[str, list[str]]]:
+    """Yield the names of timm's backbones, by the module that defines them."""
+    from timm.models import list_models, list_modules
+
+    for module in list_modules():
+        yield module, list_models(module=module)
+
+
+def _first_layers(config: object) -> list[str]:
+    """List the names of the kernels that read the bands."""
+    first = getattr(config, "first_conv", None)
+    return [f"{one}.weight" for one in (first if isinstance(first, tuple | list) else [first]) if one]
