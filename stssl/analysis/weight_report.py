@@ -158,7 +158,9 @@ def inspect_weights(path: str | Path) -> InspectedWeights:
         sum(value.numel() for value in found.tensors.values()),
         None if kernel is None else kernel.shape[1],
         found.bands or (),
-        *((known.title, known.source, known.license) if known else ()),
+        known_as=known.title if known else "",
+        page=known.source if known else "",
+        license=known.license if known else "",
         network=found.arch or "",
         aside=dict(Counter(name.split(".")[0] for name in found.aside)),
     )
