@@ -29,6 +29,9 @@ FMOW_S2_STD = (
     *(1233.1492281, 1364.38688993, 472.37967789, 14.3114637, 1310.36996126, 1087.6020813),
 )
 """Statistics of fMoW-Sentinel, band by band: `SentinelIndividualImageDataset` of SatMAE's util/datasets.py."""
+SSL4EO_MEAN = (1612.9, 1397.6, 1322.3, 1373.1, 1561.0, 2108.4, 2390.7, 2318.7, 2581.0, 837.7, 22.0, 2195.2, 1537.4)
+SSL4EO_STD = (791.0, 854.3, 878.7, 1144.9, 1127.5, 1164.2, 1276.0, 1249.5, 1345.9, 577.5, 47.5, 1340.0, 1142.9)
+"""Statistics of SSL4EO-S12 (level 1C), band by band, as torchgeo's models/resnet.py has them for SoftCon."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ def reflectance(count: int) -> BandScaling:
     return BandScaling((0.0,) * count, (10_000.0,) * count, (0.0,) * count, (10_000.0,) * count)
 
 
+def statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
+    """Return the scaling that subtracts a mean and divides by a standard deviation, of reflectances times 10,000."""
+    return BandScaling((0.0,) * len(mean), (10_000.0,) * len(mean), mean, std)
+
+
 def four_sigmas(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
     """Return the scaling that maps mean - 2 std to 0 and mean + 2 std to 1, and clips."""
     low = tuple(m - 2 * s for m, s in zip(mean, std, strict=True))
@@ -101,7 +109,7 @@ LITE0 = rgb(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
 )
-_SSL4EO = "https://github.com/zhu-xlab/SSL4EO-S12"
+_SSL4EO = "https://huggingface.co/wangyi111/SSL4EO-S12"
 KNOWN_FILES = (
     LITE0,
     KnownWeights(
@@ -111,7 +119,25 @@ KNOWN_FILES = (
         reflectance(len(SENTINEL2)),
         _SSL4EO,
         "CC-BY-4.0",
-        r"B13_\w+\.pth|\w+_sentinel2_all_(moco|dino|mae)-[0-9a-f]{8}\.pth|rn50_ssl4eo-s12_ms_decur_ep100-[0-9a-f]{8}\.pth",
+        r"B13_(?!\w*softcon)\w+\.pth|\w+_sentinel2_all_(moco|dino|mae)-[0-9a-f]{8}\.pth",
+    ),
+    KnownWeights(
+        "DeCUR, 13 bands of Sentinel-2",
+        SENTINEL2,
+        "uint16",
+        reflectance(len(SENTINEL2)),
+        "https://huggingface.co/wangyi111/DeCUR",
+        "CC-BY-4.0",
+        r"rn50_ssl4eo-s12_ms_decur_ep100-[0-9a-f]{8}\.pth",
+    ),
+    KnownWeights(
+        "SoftCon, 13 bands of Sentinel-2",
+        SENTINEL2,
+        "uint16",
+        statistics(SSL4EO_MEAN, SSL4EO_STD),
+        "https://huggingface.co/wangyi111/softcon",
+        "",
+        r"B13_\w*softcon\w*\.pth",
     ),
     KnownWeights(
         "SSL4EO-S12, RGB of Sentinel-2",
@@ -120,10 +146,10 @@ KNOWN_FILES = (
         reflectance(3),
         _SSL4EO,
         "CC-BY-4.0",
-        r"B3_\w+\.pth|\w+_sentinel2_rgb_moco-[0-9a-f]{8}\.pth",
+        r"B3_(?!\w*softcon)\w+\.pth|\w+_sentinel2_rgb_moco-[0-9a-f]{8}\.pth",
     ),
     # SeCo stretches the colors of its images for display, and then feeds them as ImageNet images. A store of 8-bit
-    # images is stretched already, so only the second part is left to do.
+    # images is stretched already, so only the second part is left to do. The license is that of torchgeo's copy.
     rgb(
         "SeCo, RGB of Sentinel-2",
         "https://github.com/ServiceNow/seasonal-contrast",
@@ -143,7 +169,7 @@ KNOWN_FILES = (
     rgb(
         "SatMAE, RGB of fMoW",
         "https://github.com/sustainlab-group/SatMAE",
-        "CC-BY-NC-4.0",
+        "",
         r"fmow_(pretrain|finetune)\.pth",
         mean=FMOW_MEAN,
         std=FMOW_STD,
@@ -153,7 +179,7 @@ KNOWN_FILES = (
         RGB,
         "uint8",
         display((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-        "https://huggingface.co/torchgeo/satlas",
+        "https://github.com/allenai/satlas/blob/main/SatlasPretrain.md",
         "ODC-BY-1.0",
         r"sentinel2_\w+_[ms]i_rgb-[0-9a-f]{8}\.pth",
     ),
@@ -175,7 +201,7 @@ def satmae_sentinel(dropped: list[int]) -> KnownWeights:
     scaling = four_sigmas(tuple(FMOW_S2_MEAN[i] for i in kept), tuple(FMOW_S2_STD[i] for i in kept))
     source = "https://github.com/sustainlab-group/SatMAE"
     bands = tuple(SENTINEL2[i] for i in kept)
-    return KnownWeights("SatMAE, bands of fMoW-Sentinel", bands, "uint16", scaling, source, "CC-BY-NC-4.0")
+    return KnownWeights("SatMAE, bands of fMoW-Sentinel", bands, "uint16", scaling, source, "")
 
 
 def arch_of_kernel(kernel: Tensor) -> str | None:

@@ -10,7 +10,10 @@ from torch import Tensor
 from stssl.base.errors import ConfigError
 
 BandsMissing = Literal["zero", "mean"]
-"""What to do for bands that only the images have: kernels of zeros, or the mean of the file's kernels."""
+"""What to do for bands that only the images have: kernels of zeros, or the mean of the file's kernels.
+
+With the mean, all kernels are then multiplied by the number of the file's bands divided by that of the images. Bands of
+one image are alike: the sum over more bands would be larger than what the next layers learned from."""
 RGB = ("B04", "B03", "B02")
 """Red, green and blue, by their Sentinel-2 names."""
 COLOR_BANDS = {"red": "B04", "green": "B03", "blue": "B02", "r": "B04", "g": "B03", "b": "B02"}
@@ -88,7 +91,10 @@ def picked_kernels(kernel: Tensor, picked: PickedBands, missing: BandsMissing | 
         missing: What to do for bands that the file lacks.
 
     Returns:
-        [outputs, image bands, height, width] kernels. Those of bands that the file has are unchanged.
+        [outputs, image bands, height, width] kernels. Those of bands that the file has are unchanged; they are
+            scaled if others are filled with the mean.
     """
-    other = kernel.mean(1) if missing == "mean" else torch.zeros_like(kernel[:, 0])
-    return torch.stack([other if place is None else kernel[:, place] for place in picked.places], 1)
+    by_mean = bool(picked.filled) and missing == "mean"
+    other = kernel.mean(1) if by_mean else torch.zeros_like(kernel[:, 0])
+    made = torch.stack([other if place is None else kernel[:, place] for place in picked.places], 1)
+    return made * (kernel.shape[1] / len(picked.places)) if by_mean else made

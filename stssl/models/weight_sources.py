@@ -227,8 +227,9 @@ def from_hugging_face(weights: str, place: str) -> Checkpoint:
     Raises:
         ConfigError: There is no such file, or the hub cannot be reached.
     """
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from httpx import HTTPError, InvalidURL
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     owner, _, rest = place.partition("/")
     name, _, file = rest.partition("/")
@@ -236,16 +237,29 @@ def from_hugging_face(weights: str, place: str) -> Checkpoint:
         raise ConfigError(f"model.weights: give hf:OWNER/NAME or hf:OWNER/NAME/FILE (given: {weights!r})")
     repository = f"{owner}/{name}"
     try:
-        if not file:
-            files = HfApi().list_repo_files(repository)
-            file = _only_weights(files, weights)
+        file = file or _only_weights(_files_of(repository), weights)
         path = hf_hub_download(repository, file)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (EntryNotFoundError, HfHubHTTPError, HTTPError, InvalidURL, OSError, ValueError) as error:
         raise ConfigError(
             f"model.weights: cannot load {weights} from Hugging Face ({first_line(error)}). Download the file "
             "elsewhere and give model.weights=file:PATH."
         ) from None
     return replace(open_file(path), source=weights)
+
+
+def _files_of(repository: str) -> list[str]:
+    """List the files of a repository of Hugging Face. If the hub cannot be reached, list those in its cache."""
+    from httpx import TransportError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return HfApi().list_repo_files(repository)
+    except (TransportError, ConnectionError) as error:
+        if isinstance(error, HfHubHTTPError):  # the hub answers that there is no such repository
+            raise
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
 
 
 def _only_weights(files: list[str], weights: str) -> str:

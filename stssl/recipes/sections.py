@@ -101,8 +101,9 @@ class BackboneConfig(Config):
             `hf:REPO[/FILE]` (Hugging Face), `file:PATH`, or `run:NAME` for those of a finished run.
         weights_bands: Bands that the weights were trained on, in the order of their first layer, by the store's names.
             None if the weights are known or say it themselves.
-        bands_missing: First-layer kernels for bands that the weights lack: `zero`, or the `mean` of their kernels. None
-            refuses such bands.
+        bands_missing: First-layer kernels for bands that the weights lack: `zero`, or the `mean` of their kernels (all
+            kernels are then scaled by the number of the weights' bands divided by that of the images). None refuses
+            such bands.
     """
 
     backbone: str

@@ -98,8 +98,12 @@ def test_bands_that_only_the_images_have_are_filled_if_asked_for(tmp_path, missi
         started(tmp_path / "w.pth", (*RGB, "B08"), ["red", "green", "blue"])
     first, four = started(tmp_path / "w.pth", ("B08", *RGB), ["red", "green", "blue"], missing)
     kernel = state["conv1.weight"]
-    assert torch.equal(four.conv1.weight[:, 1:], kernel) and first.matching.filled == ["B08"]
-    assert torch.equal(four.conv1.weight[:, 0], kernel.mean(1) if missing == "mean" else torch.zeros_like(kernel[:, 0]))
+    factor = 3 / 4 if missing == "mean" else 1
+    assert torch.equal(four.conv1.weight[:, 1:], kernel * factor) and first.matching.filled == ["B08"]
+    new = kernel.mean(1) * factor if missing == "mean" else torch.zeros_like(kernel[:, 0])
+    torch.testing.assert_close(four.conv1.weight[:, 0], new)
+    # In both cases, bands that are alike give the next layers what three bands gave them.
+    torch.testing.assert_close(four.conv1.weight.sum(1), kernel.sum(1), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,9 @@ def test_known_files_bring_their_bands_and_their_scaling(tmp_path):
     assert torch.equal(three.conv1.weight, resnet(13).conv1.weight[:, [3, 2, 1]])
     assert first.scaling("uint16").std == (10_000,) * 3 and first.scaling("uint8") is None
     assert first.about()["license"] == "CC-BY-4.0"
+    # SoftCon has such names, too, and was fed other numbers.
+    torch.save(resnet(13).state_dict(), tmp_path / "B13_rn18_softcon.pth")
+    assert started(tmp_path / "B13_rn18_softcon.pth", RGB)[0].scaling("uint16").std == (1144.9, 878.7, 854.3)
     # Control: another file of that name is not taken for the published one.
     torch.save(resnet(3).state_dict(), path)
     assert started(path, RGB)[0].scaling("uint16") is None
