@@ -19,7 +19,7 @@ from stssl.students.description import KEY, ModelDescription, parse_description
 
 MOST_TRIED = 40
 """Most backbones to try: each takes about a tenth of a second."""
-SHOWN = 6
+MOST_LISTED = 6
 """Most names that a line lists."""
 WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 """Usual widths of vision transformers, and the words in timm's names for them."""
@@ -132,11 +132,11 @@ class InspectedWeights:
 
 
 def _listed(names: tuple[str, ...] | list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
 
 
-def inspect_weights(path: str | Path) -> InspectedWeights:
+def report_of_weights(path: str | Path) -> InspectedWeights:
     """Read a file of weights, without running code from it, and find the backbones that it fits.
 
     Args:

@@ -479,9 +479,9 @@ def inspect_weights(file: str | Path) -> "InspectedWeights":
     Raises:
         ConfigError: The file cannot be read, or it holds no network.
     """
-    from stssl.analysis.weight_report import inspect_weights
+    from stssl.analysis.weight_report import report_of_weights
 
-    return inspect_weights(file)
+    return report_of_weights(file)
 
 
 def sweep(

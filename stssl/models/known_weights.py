@@ -82,7 +82,7 @@ def reflectance(count: int) -> BandScaling:
     return BandScaling((0.0,) * count, (10_000.0,) * count, (0.0,) * count, (10_000.0,) * count)
 
 
-def statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
+def standardized(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
     """Return the scaling that subtracts a mean and divides by a standard deviation, of reflectances times 10,000."""
     return BandScaling((0.0,) * len(mean), (10_000.0,) * len(mean), mean, std)
 
@@ -134,7 +134,7 @@ KNOWN_FILES = (
         "SoftCon, 13 bands of Sentinel-2",
         SENTINEL2,
         "uint16",
-        statistics(SSL4EO_MEAN, SSL4EO_STD),
+        standardized(SSL4EO_MEAN, SSL4EO_STD),
         "https://huggingface.co/wangyi111/softcon",
         "",
         r"B13_\w*softcon\w*\.pth",

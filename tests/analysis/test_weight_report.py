@@ -27,7 +27,7 @@ def test_a_published_file_is_recognized_and_the_command_prints_it(resnet, tmp_pa
     path = tmp_path / "B13_rn18_moco_0099_ckpt.pth"
     state = {f"module.encoder_q.{name}": value for name, value in resnet.items()}
     torch.save({"state_dict": state | {"module.queue": torch.ones(2, 2)}}, path)
-    found = weight_report.inspect_weights(path)
+    found = weight_report.report_of_weights(path)
     assert found.layout == "DDP + MoCo + timm's names" and found.aside == {"queue": 1}
     assert found.bands == 13 == len(found.band_names) and found.band_names[3] == "B04"
     assert found.fits == ["resnet18"] and found.unused == ["fc.weight", "fc.bias"] and found.closest is None
@@ -42,12 +42,12 @@ def test_a_published_file_is_recognized_and_the_command_prints_it(resnet, tmp_pa
 
 def test_what_keeps_a_file_from_fitting_is_said(resnet, tmp_path):
     torch.save(resnet | {"layer5.weight": torch.ones(2), "bn1.bias": torch.ones(3)}, tmp_path / "w.pth")
-    found = weight_report.inspect_weights(tmp_path / "w.pth")
+    found = weight_report.report_of_weights(tmp_path / "w.pth")
     assert found.fits == [] and found.closest.backbone == "resnet18"
     assert found.closest[2:] == (["bn1.bias"], [], ["layer5.weight"])
     assert "1 not understood: layer5.weight" in found.lines()[-1] and not found.band_names
     torch.save({"odd.weight": torch.ones(2)}, tmp_path / "w.pth")
-    found = weight_report.inspect_weights(tmp_path / "w.pth")
+    found = weight_report.report_of_weights(tmp_path / "w.pth")
     assert found.tried == 0 and found.bands is None and found.lines()[-1] == "not used  odd.weight"
 
 
@@ -57,9 +57,9 @@ def test_a_damaged_description_of_an_export_is_refused(tmp_path):
     weights, path = {f"backbone.{name}": value for name, value in state.items()}, tmp_path / "student.safetensors"
     path.write_bytes(seal(weights, {weight_report.KEY: "{}"}))
     with pytest.raises(ConfigError, match=r"student\.safetensors"):
-        weight_report.inspect_weights(path)
+        weight_report.report_of_weights(path)
     path.write_bytes(seal(weights))  # control: without a description, as older releases wrote it
-    found = weight_report.inspect_weights(path)
+    found = weight_report.report_of_weights(path)
     assert found.fits == [] and found.closest.backbone == "slim_resnet" and len(found.closest.reshaped) > 10
 
 

@@ -3,6 +3,7 @@
 200 inputs each (`FUZZ_INPUTS` for more), seeded: an input's number in a finding reproduces it.
 """
 
+import argparse
 import bz2
 import gzip
 import json
@@ -15,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 import yaml
 from fuzz import mutations as m
 from fuzz.harness import INPUTS, Target, fuzz
 from PIL import Image
+from safetensors.torch import save_file
 
 from stssl.analysis.report import _digest, write_report
 from stssl.analysis.run_views import read_run
@@ -33,6 +36,8 @@ from stssl.archives.tables import read_table
 from stssl.base.config import apply_overrides, load_tree, validate
 from stssl.base.errors import StsslError
 from stssl.data.splits import ListSplit, make_split
+from stssl.models.backbones import make_backbone
+from stssl.models.weight_sources import open_file
 from stssl.recipes.pretraining import PretrainRecipe, kind_of
 from stssl.recipes.recipe import Recipe, load_as
 from stssl.store.schema import BadPatchError, Patch
@@ -380,3 +385,25 @@ def test_archive_tables(tmp_path):
         Target(files, parse, (*m.TEXT, m.with_cell, m.with_cell), lambda path: (path.name, str(tmp_path))),
         "archive tables",
     )
+
+
+def test_weights(tmp_path):
+    """Files of weights in the three formats: safetensors, and both formats of `torch.save`."""
+    options = {"layers": [1, 1, 1, 1], "channels": [2, 2, 2, 2], "stem_width": 2}
+    network = make_backbone("resnet18", options, size=32, in_channels=3, classes=2, hub=False)
+    state = network.state_dict()
+    wrapped = {"state_dict": {f"module.encoder_q.{name}": value for name, value in state.items()}}
+    wrapped |= {"args": argparse.Namespace(lr=0.1), "loss": np.float64(1)}
+    torch.save(wrapped, tmp_path / "new.pth")
+    torch.save(wrapped, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_file(state, tmp_path / "some.safetensors")
+
+    def parse(path):
+        found = open_file(str(path))
+        assert found.tensors, "a file without tensors is taken for weights"
+        assert all(isinstance(value, torch.Tensor) for value in found.tensors.values())
+
+    files = tuple(tmp_path / name for name in ("new.pth", "old.pth", "some.safetensors"))
+    for path in files:
+        parse(path)
+    check(Target(files, parse, m.BYTES), "weights")

@@ -15,6 +15,8 @@ from stssl.models.weights import open_first_weights
 
 State = dict[str, Tensor]
 ARGS = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+TINY = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4]}
+"""Arguments of a ResNet with few weights and the names of `resnet18`."""
 
 
 def network(name: str, options: dict | None = None, size: int = 64) -> torch.nn.Module:
@@ -143,17 +145,27 @@ def compared(state: State, loaded: State, head: str, but: tuple[str, ...] = ()) 
             assert torch.equal(loaded[name], value), name
 
 
+@pytest.fixture(scope="module")
+def resnet():
+    return network("resnet18", TINY).state_dict()
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return network("vit_tiny_patch16_224", ARGS, size=64).state_dict()
+
+
 @pytest.mark.parametrize("layout", RESNETS)
-def test_resnets_of_other_programs_load(tmp_path, layout):
-    state = network("resnet18").state_dict()
-    first, loaded = started(tmp_path / "w.pth", RESNETS[layout](state), "resnet18")
+def test_resnets_of_other_programs_load(tmp_path, layout, resnet):
+    state = resnet
+    first, loaded = started(tmp_path / "w.pth", RESNETS[layout](state), "resnet18", TINY)
     compared(state, loaded, "fc.")
     assert first.matching.missing == [] or layout in ("torchvision",)
 
 
 @pytest.mark.parametrize("layout", VITS)
-def test_vision_transformers_of_other_programs_load_and_their_positions_move(tmp_path, layout):
-    state = network("vit_tiny_patch16_224", ARGS, size=64).state_dict()
+def test_vision_transformers_of_other_programs_load_and_their_positions_move(tmp_path, layout, vit):
+    state = vit
     first, loaded = started(tmp_path / "w.pth", VITS[layout](state), "vit_tiny_patch16_224", ARGS, size=96)
     compared(state, loaded, "head.", but=("pos_embed",))
     assert first.matching.reshaped == {"pos_embed": "from 16 to 36 places"}
