@@ -277,8 +277,9 @@ def compare(
         degrees: Side of a block of patches in degrees.
 
     Returns:
-        For each recipe of `runs`: the mean scores `value` and `other`, their `difference`, the ends `low` and `high` of
-        its 95 % interval, `p` by permutation, `holm` (p corrected for several recipes) and `significant`.
+        One entry for each recipe of `runs`. It has the mean scores `value` and `other`, their `difference`, the ends
+        `low` and `high` of its 95 % interval, `p` by permutation, `holm` (p corrected for several recipes) and
+        `significant`.
 
     Raises:
         StsslError: A run was not evaluated, or the runs have other stores, splits, classes or seeds.

@@ -137,8 +137,9 @@ class Run:
             metadata: Metadata that the networks got, such as `true` or `moved:500km`.
 
         Returns:
-            One dict for each network, column, group and score: `network`, `column` (`all` for the whole part), `group`,
-            `patches`, `blocks`, `score`, `value`, and the ends `low` and `high` of its 95 % interval, or None.
+            One dict for each network, column, group and score. Its keys are `network`, `column` (`all` for the whole
+            part), `group`, `patches`, `blocks`, `score`, `value`, and the ends `low` and `high` of its 95 % interval,
+            or None.
 
         Raises:
             ConfigError: `metadata` is no known change.
