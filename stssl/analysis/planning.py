@@ -18,6 +18,8 @@ from stssl.analysis.costs import CostEstimate, Machines, Measured, exchange_seco
 from stssl.base.config import load_tree
 from stssl.base.distributed import reading_threads
 from stssl.base.errors import ConfigError, RunError
+from stssl.base.logs import LOG
+from stssl.recipes.part_counts import announce
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import RunRecipe, load_as
 from stssl.recipes.run_data import PixelData
@@ -52,6 +54,8 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
         data = recipe.data.model_copy(update={"threads": reading_threads(machines.per_node)})
         recipe = recipe.model_copy(update={"data": data})
     train_state = open_train_state(recipe, device)
+    for line in announce(recipe, train_state.task.data):
+        LOG.info("%s", line)
     last = recipe.schedule.steps - 1
     share = _measure(train_state, machines.workers, steps, last)
     if share is None:

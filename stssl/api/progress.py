@@ -147,7 +147,8 @@ def run_with_progress(console: Console, recipe: RunRecipe) -> Path:
         console.print(f"This run is finished: {done['steps']} steps{best}.")
         return folder.path
     # Check before the bar appears: after an error, the message must be the only output.
-    check_run(folder.recipe_to_build(recipe))
+    for line in check_run(folder.recipe_to_build(recipe)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
         return run(recipe, watch, checked=True).path
 

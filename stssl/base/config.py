@@ -187,8 +187,19 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
             raise ConfigError(f"override '{shown(override)}' must look like section.key=value")
         if problem := unclean(key):
             raise ConfigError(f"override '{shown(override)}': the key {problem}")
-        tree = merge(tree, nested(key.strip(), parse_yaml(text, f"override {shown(override)}")))
+        try:
+            value = parse_yaml(text, f"override {shown(override)}")
+        except ConfigError as error:
+            # A shell splits `data.split={name: blocks}` at its spaces, and the first piece is no YAML.
+            split = text.count("{") > text.count("}") or text.count("[") > text.count("]")
+            raise ConfigError(
+                f"{error}{_QUOTE.format(key.strip(), '{...}' if '{' in text else '[...]')}" if split else str(error)
+            ) from None
+        tree = merge(tree, nested(key.strip(), value))
     return tree
+
+
+_QUOTE = ". The shell split the argument at its spaces: quote it, '{}={}'"
 
 
 def nested(dotted: str, value: JsonValue) -> Tree:

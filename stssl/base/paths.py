@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from stssl.base.errors import ConfigError
 
@@ -226,6 +226,14 @@ def _where_it_runs(function: Callable[[str], str]) -> AfterValidator:
     return AfterValidator(validate)
 
 
+def digits(name: object) -> object:
+    """Turn a whole number into the text of its digits, and return everything else as it is.
+
+    YAML reads `[1,2,3]` as numbers, and bands may have these names.
+    """
+    return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+
+
 StorePlace = Annotated[str, _where_it_runs(located)]
 """Place of a store that a recipe reads: a path, or the URL of an object store."""
 Location = Annotated[str, _where_it_runs(local)]
@@ -240,6 +248,8 @@ Tracking = Annotated[str, _where_it_runs(tracking)]
 """Tracking URI of MLflow."""
 ColumnName = Annotated[str, AfterValidator(column)]
 """Name of a column of a store."""
+Word = Annotated[str, BeforeValidator(digits)]
+"""Name in a list, such as that of a band. A whole number counts as its digits: bands may be called 1, 2, ..."""
 Name = Annotated[str, AfterValidator(component)]
 """Name that becomes a folder."""
 SweepName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100), AfterValidator(component)]

@@ -11,7 +11,7 @@ from stssl.base.arrays import Ints
 from stssl.base.config import Config, Seed
 from stssl.base.errors import ConfigError, DataError, shown
 from stssl.base.logs import LOG
-from stssl.base.paths import ColumnName, Location
+from stssl.base.paths import ColumnName, Location, Word
 from stssl.data.columns import OWN_SPLIT, Columns
 from stssl.data.known_splits import LongitudeSplit, RebenSplit, longitude_codes, reben_codes
 from stssl.store.lists import as_text, rows_named
@@ -52,7 +52,7 @@ class LeaveOutSplit(Config):
 
     name: Literal["leave_out"]
     column: ColumnName
-    values: Annotated[tuple[str, ...], Field(min_length=1)]
+    values: Annotated[tuple[Word, ...], Field(min_length=1)]
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     degrees: Annotated[float, Field(gt=0)] = 0.1
     seed: Seed = 0
@@ -111,7 +111,8 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
         validated: False if the split may lack a validation part.
 
     Raises:
-        ConfigError: The store has no such split or column. The message lists the existing splits or columns.
+        ConfigError: The store has no such split or column, or its squares are too large for a part. The message lists
+            the existing splits or columns, or says what to lower.
         DataError: Training or validation would be empty, or a list names no patch of the store.
     """
     if isinstance(config, str) and config in _NAMED and config not in store.split_names:
@@ -129,12 +130,45 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
     parts = [np.flatnonzero(keep & (codes == code)) for code in range(3)]
     needed = ("train", "validation") if validated else ("train",)
     for name, rows in zip(PARTS, parts, strict=True):
-        if len(rows) == 0 and name in needed:  # training needs no test patches; the evaluation raises its own error
+        # Training needs no test patches: it warns of an empty test part, and the evaluation raises its own error.
+        if len(rows) == 0 and name in needed:
             last = " or set evaluation.checkpoint=last and schedule.patience=null" if name == "validation" else ""
-            raise DataError(
-                f"{store.path}: split {config} leaves no patch for {name}. Choose another data.split{last}."
-            )
+            raise _empty(store.path, config, name, last)
     return Split(*parts)
+
+
+def _empty(path: str, config: SplitConfig, part: str, last: str) -> DataError | ConfigError:
+    """Return the error for a split that leaves a part empty.
+
+    Args:
+        path: Path of the store.
+        config: Name of a stored split, or a rule.
+        part: The empty part.
+        last: What else to do than to choose another split.
+    """
+    if isinstance(config, BlockSplit | LeaveOutSplit):
+        return ConfigError(
+            f"data.split: {config.name} leaves no patch for {part}: {path} has too few squares of {config.degrees:g} "
+            f"degrees, and a square goes to one part. Give smaller ones, such as "
+            f"data.split.degrees={config.degrees / 10:g}, or another data.split{last}."
+        )
+    name = config if isinstance(config, str) else config.name
+    return DataError(
+        f"data.split: {shown(name)} leaves no patch for {part} in {path}. Choose another data.split{last}."
+    )
+
+
+def shares_asked(config: SplitConfig) -> dict[str, float]:
+    """Return the share of patches that a split asks for, by part.
+
+    The share of `leave_out` counts among the patches that are not test patches. Stored splits and lists ask for no
+    share.
+    """
+    if config == "blocks":
+        config = BlockSplit(name="blocks")
+    if isinstance(config, BlockSplit):
+        return {"validation": config.validation, "test": config.test}
+    return {"validation": config.validation} if isinstance(config, LeaveOutSplit) else {}
 
 
 def _stored(store: Columns, name: str) -> ColumnArray:

@@ -19,6 +19,7 @@ from stssl.models.backbones import Backbone, check_images, layer_numbers
 from stssl.models.geoclip import without_file
 from stssl.models.weights import FirstWeights
 from stssl.recipes.fine_tuning import require_same_classes
+from stssl.recipes.part_counts import announce
 from stssl.recipes.recipe import R, Recipe
 from stssl.recipes.run_data import PixelData, RunData, open_data, require_labels, require_metadata
 from stssl.recipes.sections import DataConfig, MetadataUse, ModelConfig
@@ -27,10 +28,14 @@ from stssl.steps.teacher_student import TeacherStudentStep
 from stssl.steps.votes import NoVotesConfig, Votes
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> list[str]:
     """Check before a run starts that data and networks fit the recipe.
 
-    Log a warning if the algorithm needs unlabeled patches, but no step of the run uses them.
+    Log a warning if the algorithm needs unlabeled patches, but no step of the run uses them. Log warnings about parts
+    that are far from what the recipe asks for.
+
+    Returns:
+        Lines for the user on what the run trains on: patches of each part, labels and bands.
 
     Raises:
         ConfigError: The data or the networks do not fit. The message says what would fit.
@@ -57,6 +62,7 @@ def check_recipe(recipe: Recipe) -> None:
             "schedule.supervised_start (or algorithm.supervised_steps) names, only labels are learned from",
             steps,
         )
+    return announce(recipe, data)
 
 
 def without_weights(recipe: R, encoder: bool = True) -> R:

@@ -109,7 +109,10 @@ class RunRecipe(Config):
     @model_validator(mode="after")
     def _possible(self) -> "RunRecipe":
         if self.schedule.warmup >= self.schedule.steps:
-            raise ValueError("schedule.warmup must be smaller than schedule.steps")
+            raise ValueError(
+                f"schedule.warmup {self.schedule.warmup} must be smaller than schedule.steps {self.schedule.steps}: "
+                f"give both, such as schedule.steps={self.schedule.steps} schedule.warmup={self.schedule.steps // 10}"
+            )
         if self.schedule.patience is not None and self.evaluation.checkpoint == "last":
             raise ValueError(
                 "schedule.patience needs a best checkpoint: set it to null, or evaluation.checkpoint to best"

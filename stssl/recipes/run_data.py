@@ -170,6 +170,11 @@ def labels_of(store: Store, labels: str) -> Labels:
         ConfigError: The store has no such label set. The message names the label sets of the store.
     """
     if labels not in store.label_sets:
+        if not store.label_sets:
+            raise ConfigError(
+                f"data.labels: {store.path} has no labels at all, so no '{labels}'. Convert again with a column of "
+                "labels: `stssl convert` says which columns it reads."
+            )
         raise ConfigError(f"data.labels: {store.path} has no '{labels}'. It has: {', '.join(store.label_sets)}.")
     space = LabelSpace(store.classes(labels), store.multilabel(labels))
     return Labels(space, space.table(torch.from_numpy(np.array(store.column(labels)))))

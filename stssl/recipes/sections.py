@@ -16,7 +16,7 @@ from stssl.base.config import (
     part_name,
 )
 from stssl.base.json_types import JsonObject
-from stssl.base.paths import ColumnName, Folder, Location, StorePlace, Tracking, Weights
+from stssl.base.paths import ColumnName, Folder, Location, StorePlace, Tracking, Weights, Word
 from stssl.data.resizing import Resize
 from stssl.data.splits import SplitConfig
 from stssl.models import EncoderConfig, Head, InjectionConfig
@@ -33,7 +33,7 @@ class DataConfig(Config):
     Attributes:
         store: Path or URL of the Zarr store.
         split: How to divide patches into training, validation and test.
-        bands: Names of the bands, in the sequence of the images' channels.
+        bands: Names of the bands, in the sequence of the images' channels. Numbers are names too: `[1,2,3]`.
         labels: Name of the store's label set.
         exclude: Columns of the store. A patch that one of them marks is left out of all parts.
         scale: `sigmas` subtracts each band's mean and divides by its standard deviation. `bytes` divides 8-bit bands by
@@ -56,7 +56,7 @@ class DataConfig(Config):
 
     store: StorePlace
     split: SplitConfig = "official"
-    bands: Annotated[tuple[str, ...], Field(min_length=1)] = ("B04", "B03", "B02")
+    bands: Annotated[tuple[Word, ...], Field(min_length=1)] = ("B04", "B03", "B02")
     labels: str = "labels_43"
     exclude: tuple[ColumnName, ...] = ()
     scale: Literal["sigmas", "bytes"] = "sigmas"
@@ -110,7 +110,7 @@ class BackboneConfig(Config):
     backbone_args: JsonObject = Field(default_factory=dict)
     image_size: ImageSize = 128
     weights: Weights = "none"
-    weights_bands: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    weights_bands: Annotated[tuple[Word, ...], Field(min_length=1)] | None = None
     bands_missing: BandsMissing | None = None
 
 

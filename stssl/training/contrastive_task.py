@@ -22,6 +22,7 @@ from stssl.models.ema import average_batchnorm, evaluating
 from stssl.models.layout import placed
 from stssl.models.weights import FirstWeights, weighted_backbone
 from stssl.recipes.build import build_pixels
+from stssl.recipes.part_counts import announce
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.run_data import PixelData, labels_of, open_pixels
 from stssl.recipes.sections import BackboneConfig
@@ -70,9 +71,9 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         self.pixels = build_pixels(recipe.data, recipe.model.image_size, self.data, memory, scaling).to(device)
 
     @classmethod
-    def check(cls, recipe: PretrainRecipe) -> None:
-        """Check before a run starts that data and network fit the recipe. Train nothing."""
-        check_pretraining(recipe)
+    def check(cls, recipe: PretrainRecipe) -> list[str]:
+        """Check before a run starts that data and network fit the recipe. Train nothing. Return lines for the user."""
+        return check_pretraining(recipe)
 
     def batch(self, raw: RawPairs) -> Pairs:
         """Turn stored patches into pairs of augmented views: a query and a key."""
@@ -221,10 +222,13 @@ def build_encoder(
     return PretrainEncoder(backbone, width, projection, mlp)
 
 
-def check_pretraining(recipe: PretrainRecipe) -> None:
+def check_pretraining(recipe: PretrainRecipe) -> list[str]:
     """Check before a run starts that data and network fit the recipe.
 
-    Log a warning if the queue is longer than the training part.
+    Log a warning if the queue is longer than the training part, or if a part is far from what the recipe asks for.
+
+    Returns:
+        Lines for the user on what the run trains on: patches of each part, and bands.
 
     Raises:
         ConfigError: Data or network do not fit the recipe. The message says what would fit.
@@ -256,3 +260,4 @@ def check_pretraining(recipe: PretrainRecipe) -> None:
     first = first_weights_of(model, recipe.data.bands)
     encoder = build_encoder(model, bands, recipe.pretext.projection, recipe.pretext.mlp, first)
     check_images(encoder, encoder.backbone, model.backbone, bands=bands, size=size)
+    return announce(recipe, data)

@@ -25,14 +25,17 @@ Watch = Callable[[MetricsRow], None]
 """Type of a function that is called with each new row of a run's metrics."""
 
 
-def check_run(recipe: RunRecipe) -> None:
+def check_run(recipe: RunRecipe) -> list[str]:
     """Check before a run starts that data and networks fit the recipe. Train nothing.
+
+    Returns:
+        Lines for the user on what the run trains on: patches of each part, labels and bands.
 
     Raises:
         ConfigError: Data or networks do not fit the recipe. The message says what would fit.
         DataError: The store cannot be read, or a class has no label.
     """
-    TASKS[type(recipe)].check(recipe)
+    return TASKS[type(recipe)].check(recipe)
 
 
 def run(
@@ -59,7 +62,8 @@ def run(
     if folder.refuse_others(recipe) and folder.finished():
         return folder
     if not checked:
-        check_run(folder.recipe_to_build(recipe))
+        for line in check_run(folder.recipe_to_build(recipe)):
+            LOG.info("%s", line)
     # Claim the folder after the check: a recipe that cannot run must not take a name.
     folder.claim(recipe)
     with watching(folder, watch):

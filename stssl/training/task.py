@@ -91,8 +91,11 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
     @classmethod
     @abstractmethod
-    def check(cls, recipe: R) -> None:
+    def check(cls, recipe: R) -> list[str]:
         """Check before a run starts that data and networks fit the recipe. Train nothing.
+
+        Returns:
+            Lines for the user on what the run trains on: patches of each part, labels and bands.
 
         Raises:
             ConfigError: Data or networks do not fit the recipe. The message says what would fit.

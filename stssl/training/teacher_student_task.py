@@ -46,9 +46,9 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         self.loader = build_loader(recipe, self.data, self._views_at, rank(), world_size())
 
     @classmethod
-    def check(cls, recipe: Recipe) -> None:
-        """Check before a run starts that data and networks fit the recipe. Train nothing."""
-        check_recipe(recipe)
+    def check(cls, recipe: Recipe) -> list[str]:
+        """Check before a run starts that data and networks fit the recipe. Train nothing. Return lines for the user."""
+        return check_recipe(recipe)
 
     def _views_at(self, step: int) -> frozenset[View]:
         return self.step.views_at(Progress(step, self.recipe.schedule.steps))

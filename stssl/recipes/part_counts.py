@@ -1,0 +1,112 @@
+"""Say what a run trains on: patches of each part, labels and bands. Warn of parts that are not as asked."""
+
+import numpy as np
+import torch
+
+from stssl.base.arrays import Ints
+from stssl.base.batch import IGNORED
+from stssl.base.logs import LOG
+from stssl.data.splits import PARTS, BlockSplit, LeaveOutSplit, shares_asked
+from stssl.recipes.recipe import Recipe, RunRecipe
+from stssl.recipes.run_data import PixelData, RunData
+
+FAR = 2.0
+"""A part is far from its asked share if it is this many times too large or too small."""
+NAMED = 5
+"""Most classes that one warning names."""
+
+
+def announce(recipe: RunRecipe, data: PixelData) -> list[str]:
+    """Log the warnings of `part_warnings`, and return the lines of `part_lines`.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Data of the run.
+    """
+    for line in part_warnings(recipe, data):
+        LOG.warning("%s", line)
+    return part_lines(recipe, data)
+
+
+def part_lines(recipe: RunRecipe, data: PixelData) -> list[str]:
+    """Return lines for the user: patches of each part, how many are labeled, and the bands that stay unused.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Data of the run.
+    """
+    parts = ", ".join(f"{len(data.split.part(part)):,} {part}{_labeled(data, part)}" for part in PARTS)
+    lines = [f"patches: {parts}"]
+    if unused := [band for band in data.store.bands if band not in recipe.data.bands]:
+        lines.append(f"bands: {', '.join(recipe.data.bands)}; stored and not used: {', '.join(unused)}")
+    return lines
+
+
+def _labeled(data: PixelData, part: str) -> str:
+    """Say how many patches of a part are labeled. In `train` these are the patches that keep their label."""
+    if not isinstance(data, RunData):
+        return ""
+    rows = data.split.part(part)
+    known = int((data.targets[torch.from_numpy(rows)] != IGNORED).any(1).sum())
+    return f" ({len(data.labeled) if part == 'train' else known:,} labeled)"
+
+
+def part_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
+    """Return warnings about parts that are empty or far from their asked share, and about labels that do not exist.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Data of the run.
+    """
+    found = _share_warnings(recipe, data)
+    if isinstance(recipe, Recipe):
+        if not len(data.split.test):
+            found.append("data.split leaves no patch for test, so `stssl evaluate --split test` will have nothing")
+        if isinstance(data, RunData):
+            found += _label_warnings(recipe, data)
+    return found
+
+
+def _share_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
+    """Warn of parts whose share of the patches is far from what `data.split` asks for."""
+    config, split = recipe.data.split, data.split
+    asked = shares_asked(config)
+    among = [split.train, split.validation, *([split.test] if "test" in asked else [])]
+    total = sum(map(len, among))
+    found = []
+    for part, share in asked.items():
+        count = len(split.part(part))
+        if share / FAR <= count / total <= share * FAR:
+            continue
+        advice = ""
+        if isinstance(config, BlockSplit | LeaveOutSplit):
+            advice = f". Whole squares go to one part: lower data.split.degrees (now {config.degrees:g})"
+        elif config == "blocks":
+            advice = ". Whole squares go to one part: give smaller ones, 'data.split={name: blocks, degrees: 0.1}'"
+        found.append(
+            f"data.split: {count:,} of {total:,} patches are {part} ({count / total:.0%}, asked: {share:.0%}){advice}"
+        )
+    return found
+
+
+def _label_warnings(recipe: Recipe, data: RunData) -> list[str]:
+    """Warn if `labels.per_class` or `labels.total` asks for more labels than the training patches have."""
+    labels, hits = recipe.labels, _hits(data, data.labeled)
+    if labels.total is not None and len(data.labeled) < labels.total:
+        return [f"labels.total={labels.total}: only {len(data.labeled):,} training patches have a label; all are taken"]
+    if labels.per_class is None:
+        return []
+    few = [(name, int(count)) for name, count in zip(data.space.classes, hits, strict=True) if count < labels.per_class]
+    if not few:
+        return []
+    named = ", ".join(f"{name} {count:,}" for name, count in few[:NAMED])
+    more = f", and {len(few) - NAMED} more" if len(few) > NAMED else ""
+    return [
+        f"labels.per_class={labels.per_class}: {len(few)} of {len(data.space.classes)} classes have fewer, so all "
+        f"their labels are taken ({named}{more}); {len(data.labeled):,} patches are labeled"
+    ]
+
+
+def _hits(data: RunData, rows: Ints) -> Ints:
+    """Count the patches of each class among store rows: [C]."""
+    return np.asarray(data.space.positives(data.targets[torch.from_numpy(rows)]).sum(0).long().numpy())
