@@ -111,7 +111,8 @@ def convert_archive(
     plan = make_plan(source, opened, options, about)
     if takes_several(source):
         _require_outside(target, archive)
-    job = Job(opened, Writer(target, plan), options.strict, tuple(path.absolute() for path in _paths(archive)))
+    roots = [*_paths(archive), *(value for value in about.values() if isinstance(value, Path))]
+    job = Job(opened, Writer(target, plan), options.strict, tuple(path.absolute() for path in roots))
     with sole_writer(target):
         with writing(target):
             job.writer.prepare()

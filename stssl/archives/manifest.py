@@ -27,7 +27,17 @@ from stssl.archives.image_places import place_in
 from stssl.archives.images import Picture, in_color_order, read_image, sidecars
 from stssl.archives.label_cells import is_missing, read_labels
 from stssl.archives.scene_files import canonical_band
-from stssl.archives.tables import ABOUT, FORM, cells_of, choose_columns, folder_of, folder_table, read_table
+from stssl.archives.tables import (
+    ABOUT,
+    FORM,
+    TableColumns,
+    cells_of,
+    choose_columns,
+    folder_of,
+    folder_table,
+    nearest_column,
+    read_table,
+)
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.json_types import JsonMapping
 from stssl.store.schema import COMMON, GRID, REGION, BadPatchError, Column, Patch, PixelArray, Values, split_column
@@ -55,6 +65,7 @@ class Manifest:
         bands: Annotated[str, Option("all, or rgb for the first three.")] = "all",
         size: Annotated[int | None, Option("resample to this many pixels a side.")] = None,
         band_names: Annotated[str | None, Option("names of the bands, with commas.")] = None,
+        images: Annotated[Path | None, Option("folder where the table's paths start; default: its own.")] = None,
     ) -> None:
         """Read the table of images, and find out their size and bands from the first images.
 
@@ -64,13 +75,16 @@ class Manifest:
             size: New height and width of all images in pixels. If it is None, all images must have one size.
             band_names: Names of the images' bands, with commas between them. The default is what the images
                 say, else B04, B03, B02 for 8-bit images with three bands, and numbers for other images.
+            images: Folder that the table's paths start at. The default is the table's own folder.
 
         Raises:
             ConfigError: An option is impossible.
             DataError: The table has no column `path` or no rows, or no image can be read.
         """
         whole = folder_table(archive) if archive.is_dir() or not archive.exists() else read_table(archive)
-        self._fill(whole, archive, bands, size, band_names)
+        if images is not None and not images.is_dir():
+            raise ConfigError(f"--images {images}: there is no such folder")
+        self._fill(whole, archive, bands, size, band_names, images=images)
 
     @classmethod
     def listed(cls, paths: Sequence[Path], band_names: str | None = None) -> "Manifest":
@@ -91,13 +105,22 @@ class Manifest:
         )
         return made
 
-    def _fill(self, whole: pyarrow.Table, archive: Path, bands: str, size: int | None, band_names: str | None) -> None:
+    def _fill(
+        self,
+        whole: pyarrow.Table,
+        archive: Path,
+        bands: str,
+        size: int | None,
+        band_names: str | None,
+        *,
+        images: Path | None = None,
+    ) -> None:
         """Read a table of images, and look at the first images; see `__init__`."""
         columns = choose_columns(whole.column_names, WANTED, archive)
         if "path" not in columns.used or not whole.num_rows:
             raise DataError(f"{archive} needs {_missing(whole.column_names, 'path' in columns.used)}")
         table = {name: cells_of(whole, own, archive) for name, own in columns.used.items()}
-        self.folder, self._table, self._size = folder_of(archive), table, size
+        self.folder, self._table, self._size = images or folder_of(archive), table, size
         self.names = tuple("" if path is None else str(path) for path in table["path"])
         self._first = first_rows(self.folder, self.names)
         self.arrays = (self._look(bands, band_names),)
@@ -112,6 +135,7 @@ class Manifest:
         self.classes = {name: own.classes for name, own in self._labels_of.items()}
         self.notes = (
             *columns.words(),
+            *_lacking(columns),
             *_remarks(table),
             *(note for own in labels.values() for note in own.notes),
             *_beside(self.folder, self.names),
@@ -153,6 +177,7 @@ class Manifest:
         if first is None:
             raise DataError(
                 f"none of the first {TRIED_IMAGES} images can be read ({found}). Paths start at {self.folder}"
+                f"{_elsewhere(self.folder, self.names)}"
             )
         self._named, self._scaling = band_names is not None, first.scaling
         arranged = self._arranged(first)
@@ -323,6 +348,26 @@ def _read(path: Path, name: str, size: int | None) -> Picture:
     return picture
 
 
+def _elsewhere(folder: Path, names: Sequence[str]) -> str:
+    """Say where missing images are: in a folder one below or above the one that paths start at; empty if nowhere.
+
+    Args:
+        folder: Folder that paths start at.
+        names: Paths in the table.
+    """
+    try:
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        name = next(name for name in names if not is_missing(name))
+        found = next((path for path in (*below, folder.parent) if image_path(path, name).is_file()), None)
+    except (OSError, BadPatchError, StopIteration, ValueError):
+        return ""
+    if found is None or Path(name).is_absolute():
+        return ""
+    if found == folder.parent:
+        return f". {name} is found in {found}: give --images {found}"
+    return f". {name} is found in {found.name}/: add this folder to the paths, or give --images {found}"
+
+
 def _beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
     """Yield one remark if images have files beside them that GDAL would read. This program ignores such files."""
     listed: dict[Path, frozenset[str]] = {}
@@ -373,6 +418,16 @@ def _missing(names: list[str], rows: bool) -> str:
         return "at least one row below the names of the columns"
     has = f"It has: {', '.join(names)[:300]}" if names else "It is empty"
     return f"a column 'path' with the images' paths, and at least one row. {has}. {FORM[0].upper()}{FORM[1:]}"
+
+
+def _lacking(columns: TableColumns) -> Iterator[str]:
+    """Yield remarks on columns that a table lacks: labels, and others that it seems to have under a mistyped name."""
+    if columns.unused and not {"label", "labels"} & columns.used.keys():
+        near = nearest_column("label", columns.unused, WANTED) or nearest_column("labels", columns.unused, WANTED)
+        yield f"no labels: no column is called label (or class). Not used: {near or ', '.join(columns.unused)}"
+    for name in ("lat", "lon", "time", "location_id", "country", "split"):
+        if name not in columns.used and (near := nearest_column(name, columns.unused, WANTED)):
+            yield f"no {name}: not used is the column {near}"
 
 
 def _remarks(table: Mapping[str, list[object]]) -> Iterator[str]:

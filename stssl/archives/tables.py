@@ -1,6 +1,7 @@
 """Read tables about patches, and find the wanted columns. A column may have any of its usual names."""
 
 import csv
+import difflib
 import io
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ KINDS = (
     (b"%PDF", "a PDF"),
 )
 PARQUET = b"PAR1"
+ALIKE = 0.8
+"""Names of columns that are so much alike are taken for one name and its mistyped form (1: equal)."""
 
 
 def read_table(path: Path) -> pyarrow.Table:
@@ -214,6 +217,23 @@ class TableColumns:
         return tuple(lines)
 
 
+def nearest_column(what: str, names: Sequence[str], wanted: Mapping[str, tuple[str, ...]]) -> str:
+    """Find an unused column whose name looks like a mistyped name of a wanted column; empty if there is none.
+
+    Args:
+        what: Name in this package of the wanted column.
+        names: Names of the unused columns.
+        wanted: Each wanted column, and its possible names in small letters.
+
+    Returns:
+        Words such as `'clas': did you mean class?`.
+    """
+    for name in names:
+        if near := difflib.get_close_matches(_key(name), wanted[what], n=1, cutoff=ALIKE):
+            return f"'{name}': did you mean {near[0]}?"
+    return ""
+
+
 def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> TableColumns:
     """Find the wanted columns of a table by their names.
 
@@ -291,7 +311,8 @@ ABOUT = {
     "label": ("label", "class", "category", "label_name", "class_name", "category_name", "classname")
     + ("land_cover", "landcover", "lulc", "land_use", "landuse"),
     "labels": ("labels", "classes", "categories"),
-    "time": ("time", "date", "datetime", "timestamp", "acquisition_date", "acquisition_time"),
+    "time": ("time", "date", "datetime", "timestamp", "acquisition_date", "acquisition_time")
+    + ("acquired", "acquired_at", "acquired_on", "sensing_time", "sensing_date"),
     "location_id": ("location_id", "location", "place_id"),
     "split": ("split", "part", "subset"),
     "seasonal_snow": ("contains_seasonal_snow", "seasonal_snow"),

@@ -30,6 +30,7 @@ from stssl.base.textfiles import parse_json
 from stssl.store.band_statistics import statistics, tally
 from stssl.store.encode import LEVEL, SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
 from stssl.store.files import files_at
+from stssl.store.identities import differing
 from stssl.store.remote import is_remote, split_url, zarr_place
 from stssl.store.schema import (
     ERRORS,
@@ -137,8 +138,10 @@ class Writer:
             self.files.remove_partial()
             return
         if found is not None and found != self.plan.identity:
-            differs = ", ".join(sorted(key for key in found if found[key] != self.plan.identity.get(key)))
-            raise DataError(f"{self.store} is a conversion of something else ({differs} differ). Choose another path.")
+            raise DataError(
+                f"{self.store} was converted from something else: {differing(found, self.plan.identity)}. Give another "
+                "path, or delete the store and convert again."
+            )
         strangers = self.files.names()
         if found is None and strangers and "begun" not in self.work.names():
             raise DataError(f"{self.store} is not empty and not a store ({strangers[0]}). Choose another path.")

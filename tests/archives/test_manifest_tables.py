@@ -19,6 +19,7 @@ from stssl.base.errors import ConfigError, DataError
 from stssl.base.textfiles import read_names
 from stssl.recipes.build import check_recipe
 from stssl.recipes.recipe import Recipe
+from stssl.recipes.run_data import labels_of
 from stssl.store.description import describe_store
 from stssl.store.schema import BadPatchError
 from stssl.store.store import Store
@@ -40,7 +41,9 @@ def written(folder, content, name="table.csv"):
 
 
 def store_of(table):
-    summary = convert_archive("manifest", table, table.with_name("s.zarr"), HERE)
+    summary = convert_archive(
+        "manifest", table, table.with_name(f"{'s' if table.stem == 'table' else table.stem}.zarr"), HERE
+    )
     return summary, Store.open(summary.store)
 
 
@@ -119,8 +122,8 @@ def test_columns_that_are_read_and_passed_over_are_said(images):
     header = "path, label,class,latitude_wgs84,longitude_wgs84,acquired,lat"
     summary, _ = store_of(written(images, f"{header}\ni0.png,a,b,48,11,2020-06-01,\n"))
     text = conversion_summary(summary)
-    assert "columns used: path, lat, label\n" in text
-    assert "columns not used: class, latitude_wgs84, longitude_wgs84, acquired\n" in text
+    assert "columns used: path, lat, label, time from 'acquired'\n" in text
+    assert "columns not used: class, latitude_wgs84, longitude_wgs84\n" in text
     assert "label is read from 'label', not from 'class'" in text
     assert "lat is of no use without a column lon" in text
     chosen = choose_columns(["Path", "DATE"], {"path": ("path",)} | ABOUT, images)
@@ -247,3 +250,44 @@ def test_a_recipe_with_metadata_needs_some(images):
             check_recipe(recipe(images / "without.zarr", metadata))
     check_recipe(recipe(images / "without.zarr", "none"))
     check_recipe(recipe(store_of(with_places)[0].store, "teacher"))
+
+
+def test_a_mistyped_column_is_said_with_the_right_name(images):
+    summary, store = store_of(written(images, "path,clas,acqired,latitud,note\ni0.png,a,2020-06-01,48,x\n"))
+    text = conversion_summary(summary)
+    assert "no labels: no column is called label (or class). Not used: 'clas': did you mean class?" in text
+    assert "no time: not used is the column 'acqired': did you mean acquired?" in text
+    assert "no lat: not used is the column 'latitud': did you mean latitude?" in text
+    with pytest.raises(ConfigError, match="has no labels at all"):
+        labels_of(store, "label")
+    right, _ = store_of(written(images, "path,class,acquired,id\ni1.png,a,2020-06-01,7\n", "t2.csv"))
+    assert "did you mean" not in conversion_summary(right) and "no labels" not in conversion_summary(right)
+    assert "time from 'acquired'" in conversion_summary(right)
+
+
+def test_images_in_another_folder_are_found_and_can_be_given(images, tmp_path):
+    (images / "patches").mkdir()
+    (images / "i0.png").rename(images / "patches" / "i0.png")
+    table = written(images, "path,label\ni0.png,a\n")
+    with pytest.raises(DataError, match=r"i0.png is found in patches/: add this folder .*--images .*patches"):
+        Manifest(table)
+    assert Manifest(table, images=images / "patches").read(0).problems == []
+    with pytest.raises(ConfigError, match=r"--images .*there is no such folder"):
+        Manifest(table, images=images / "pictures")
+    inside = written(images / "patches", "path\ni1.png\n")
+    with pytest.raises(DataError, match=r"is found in .*: give --images"):
+        Manifest(inside)
+    with pytest.raises(DataError) as caught:
+        Manifest(written(images, "path\nnowhere.png\n", "n.csv"))
+    assert "--images" not in str(caught.value)
+
+
+def test_a_store_made_otherwise_is_said_in_words(images):
+    table = written(images, "path\ni0.png\n")
+    store = images / "s.zarr"
+    convert_archive("manifest", table, store, HERE)
+    with pytest.raises(DataError, match=r"something else: other --band-names\. Give another path, or delete the store"):
+        convert_archive("manifest", table, store, HERE, band_names="1,2,3")
+    written(images, "path\ni1.png\n")
+    with pytest.raises(DataError, match=r"something else: another \(or a changed\) table or archive, other patches"):
+        convert_archive("manifest", table, store, HERE)
