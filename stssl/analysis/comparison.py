@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stssl.analysis.report import RunView, read_run
+from stssl.analysis.run_views import RunView, read_run
 from stssl.base.arrays import Ints
 from stssl.base.batch import IGNORED
 from stssl.base.config import Tree
