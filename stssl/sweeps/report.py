@@ -11,7 +11,7 @@ from markupsafe import Markup
 from stssl.analysis.page import joined, note, page
 from stssl.analysis.tables import Cell, CellValue, table
 from stssl.base.json_types import JsonMapping, JsonObject, JsonValue
-from stssl.base.whole_files import write_whole
+from stssl.base.whole_files import is_there, write_whole
 from stssl.sweeps import charts
 from stssl.sweeps.confirmation import Confirmation
 from stssl.sweeps.results import TrialRow, pareto, ranked, records
@@ -257,7 +257,8 @@ def _table(lines: Sequence[JsonMapping], folder: Path | None = None) -> Markup:
 def _linked(line: JsonMapping, folder: Path) -> CellValue:
     """Link the number of a trial to the folder of its run, relative to the page, so that both can move together."""
     number, run = line["trial"], line.get("run")
-    if not isinstance(number, int) or not isinstance(run, str):
+    # A trial that failed early, or whose run was deleted, has no folder.
+    if not isinstance(number, int) or not isinstance(run, str) or not is_there(Path(run)):
         return _cell(number)
     place = quote(os.path.relpath(run, folder).encode("utf-8", "replace"))
     return Cell(Markup("<a href='{}/'>{}</a>").format(place, number), number)
