@@ -3,10 +3,10 @@
 import platform
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import PurePath
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor
 
@@ -140,7 +140,7 @@ def _bands(recipe: RunRecipe, data: PixelData, pixels: PixelScaler) -> Iterator[
 
 def _training(recipe: RunRecipe, data: PixelData, labeled: int | None) -> TrainingDescription:
     source = str(data.store.attrs["conversion"].get("archive", {}).get("source", "unknown"))
-    versions = {"stssl": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    versions = {"stssl": __version__, "torch": torch.__version__, "timm": version("timm")}
     return TrainingDescription(
         source=source,
         patches=len(data.split.train),

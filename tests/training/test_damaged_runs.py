@@ -67,7 +67,7 @@ READERS = {
     "report": lambda recipe, folder: read_run(folder.path),
     "evaluate": lambda recipe, folder: read_own_state(folder, folder.checkpoints.path("best"), recipe.hash()),
     "recipe": lambda recipe, folder: RunFolder.existing(folder.path).recipe(),
-    "export": lambda recipe, folder: export_weights(folder.checkpoints, NETWORK, "student"),
+    "export": lambda recipe, folder: export_weights(folder.checkpoints, NETWORK, "student", {}),
     "weights": lambda recipe, folder: read_weights(str(folder.checkpoints.folder / "student.safetensors")),
     "probe": lambda recipe, folder: _kept(folder.path / "probe/p.json", [PROBE]),
 }
@@ -233,7 +233,7 @@ def test_a_best_checkpoint_that_is_gone_is_another_that_is_the_same_or_an_error(
     evaluate_run(folder.path, "validation")
     assert f"{same}.pt is the same checkpoint and used instead" in caplog.text
     assert json.loads((folder.path / "evaluation/validation.json").read_text())["step"] == at
-    export_weights(folder.checkpoints, NETWORK, "student")
+    export_weights(folder.checkpoints, NETWORK, "student", {})
     run(recipe)
     assert read_state(folder.checkpoints.path("best"))["progress"]["step"] == at
 

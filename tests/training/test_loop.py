@@ -200,7 +200,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe_tree):
     [
         ({"data__bands": ["B08"]}, ConfigError, r"has no B08. It has: B04, B03, B02"),
         ({"data__labels": "labels_43"}, ConfigError, r"has no 'labels_43'. It has: label"),
-        ({"data__split": "seasons"}, ConfigError, r"no split 'seasons'. It has: official, published, blocks, longitude"),
+        (
+            {"data__split": "seasons"},
+            ConfigError,
+            r"no split 'seasons'. It has: official, published, blocks, longitude",
+        ),
         ({"data__exclude": ["snow"]}, ConfigError, r"data.exclude: .*snow"),
         ({"data__store": "/nowhere.zarr"}, DataError, r"no store at /nowhere.zarr"),
         ({"model__backbone": "resnet5"}, ConfigError, r"timm has no 'resnet5'"),
