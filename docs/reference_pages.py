@@ -232,7 +232,8 @@ def commands_page() -> str:
     group: Any = typer.main.get_command(app)
     text = [
         "# Commands\n",
-        "`stssl COMMAND --help` prints the same. A user's mistake ends with one line and exit code 2.\n",
+        "`stssl COMMAND --help` prints the same. A user's mistake ends with one line and exit code 2. "
+        "A missing or unknown argument prints the usage too, also with exit code 2.\n",
     ]
     for name in sorted(group.commands):
         text += command_section(name, group.commands[name])
