@@ -20,15 +20,19 @@ from stssl.training.run_folder import RunFolder, write_text
 PATHS = {
     "data.store": "near.zarr",
     "data.cache_dir": "kept",
-    "data.split.train": "lists/train.txt",
-    "data.split.validation": "lists/validation.txt",
-    "data.split.test": "lists/test.txt",
     "labels.list": "labels.txt",
     "model.weights": "file:first.pt",
     "launch.storage": "results",
     "logging.mlflow": "tracked",
 }
-"""Every key of a recipe that takes a path, and a relative one."""
+"""Every key of a recipe that takes a path, and a relative one; those of splits apart."""
+SPLIT_PATHS = {
+    "lists": {f"data.split.{part}": f"lists/{part}.txt" for part in ("train", "validation", "test")},
+    "reben": {"data.split.metadata": "reben/metadata.parquet"},
+}
+"""The same for the keys of each split."""
+ALL_PATHS = PATHS.keys() | {key for paths in SPLIT_PATHS.values() for key in paths}
+every_split = pytest.mark.parametrize("split", SPLIT_PATHS)
 OTHERS = {
     "data.bands",
     "data.exclude",
@@ -79,9 +83,9 @@ def file(recipe_tree, tmp_path, monkeypatch):
 
 def test_each_key_that_takes_a_text_is_known_to_be_a_path_or_not():
     for model in (Recipe, PretrainRecipe):
-        unknown = set(texts(model)) - PATHS.keys() - OTHERS
+        unknown = set(texts(model)) - ALL_PATHS - OTHERS
         assert not unknown, f"say in PATHS or OTHERS what these keys are, and give paths their type: {unknown}"
-    assert set(PATHS) | OTHERS == set(texts(Recipe)) | {"labels.list"}
+    assert set(texts(Recipe)) | {"labels.list"} == ALL_PATHS | OTHERS
     assert set(texts(SweepConfig)) - {"name", "metric"} == SWEEP_PATHS
 
 
@@ -93,21 +97,25 @@ def test_control_a_new_key_of_text_is_seen():
     assert {"note", "recipe.name"} <= set(texts(Wider))
 
 
-def test_what_workers_get_holds_no_relative_path(file, tmp_path, monkeypatch):
-    given = [f"{key}={value}" for key, value in PATHS.items()]
-    recipe = load_training_recipe("recipe.yaml", ["data.split.name=lists", *given])
+@every_split
+def test_what_workers_get_holds_no_relative_path(file, tmp_path, monkeypatch, split):
+    paths = PATHS | SPLIT_PATHS[split]
+    given = [f"{key}={value}" for key, value in paths.items()]
+    recipe = load_training_recipe("recipe.yaml", [f"data.split.name={split}", *given])
     sent = recipe.tree()
-    assert relative(sent, PATHS) == set()
+    assert relative(sent, paths) == set()
     (tmp_path / "worker").mkdir()
     monkeypatch.chdir(tmp_path / "worker")
     there = validate(Recipe, sent, "recipe")
     assert there == recipe and RunFolder.of(there).path == tmp_path / "results" / "run"
 
 
-def test_control_unsettled_paths_are_found(file):
-    given = [f"{key}={value}" for key, value in PATHS.items()]
-    recipe = load_as(Recipe, "recipe.yaml", ["data.split.name=lists", *given], absolute=False)
-    assert relative(recipe.tree(), PATHS) == PATHS.keys()
+@every_split
+def test_control_unsettled_paths_are_found(file, split):
+    paths = PATHS | SPLIT_PATHS[split]
+    given = [f"{key}={value}" for key, value in paths.items()]
+    recipe = load_as(Recipe, "recipe.yaml", [f"data.split.name={split}", *given], absolute=False)
+    assert relative(recipe.tree(), paths) == paths.keys()
 
 
 def test_the_default_storage_is_where_the_command_was_typed(file, tmp_path, monkeypatch):

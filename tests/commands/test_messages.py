@@ -41,7 +41,7 @@ def words(kind, tree, *overrides):
         ("data.split={name: blok}", "data.split.name: there is no 'blok': did you mean 'blocks'?"),
         ("data.split=[a]", "data.split: Give a valid string or a part, such as {name: ...}"),
         ("data.bands=3,2,1", "data.bands: give a list, such as data.bands=[B04,B03,B02] (given: '3,2,1')"),
-        ("data.bands=[3,2,1]", "data.bands: give names, such as data.bands=[B04,B03,B02]"),
+        ("data.bands=[3.5,2,1]", "data.bands: give names, such as data.bands=[B04,B03,B02]"),
         ("data.exclude=seasonal_snow", "data.exclude: give a list, such as data.exclude=[seasonal_snow]"),
         ("data.exclude=[../x]", "data.exclude.0: give the name of a column, such as country"),
         ("data.split={name: leave_out, column: ../x, values: [a]}", "data.split.column: give the name of a column"),
