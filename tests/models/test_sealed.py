@@ -74,7 +74,7 @@ def test_no_bytes_of_a_weights_file_end_in_another_error(tmp_path):
     dice = random.Random(1)
     for source in list(tmp_path.iterdir()):
         whole, refused = source.read_bytes(), 0
-        for _ in range(150):
+        for _ in range(60):
             data = bytearray(whole[: dice.choice([len(whole), dice.randrange(len(whole))])])
             for _ in range(min(dice.randrange(4), len(data))):
                 data[dice.randrange(min(len(data), 700))] = dice.randrange(256)
@@ -83,4 +83,4 @@ def test_no_bytes_of_a_weights_file_end_in_another_error(tmp_path):
                 read_weights(str(source))
             except ConfigError as error:
                 refused += str(source) in str(error)
-        assert refused > 50
+        assert refused > 20
