@@ -416,7 +416,8 @@ def evaluate_command(
 
     groups = GroupOptions(tuple(by or ()), bootstrap, least, degrees, resample) if by or bootstrap else None
     result = evaluate_fully(run, split, checkpoint, device, store, metadata=metadata, groups=groups)
-    console.print(score_table(result.scores, split if metadata == "true" else f"{split}, metadata {metadata}"))
+    title = f"{split}, {result.patches:,} patches" + ("" if metadata == "true" else f", metadata {metadata}")
+    console.print(score_table(result.scores, title))
     if result.groups:
         console.print(group_table(result.groups))
         for line in result.groups.lines():

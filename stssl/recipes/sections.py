@@ -32,7 +32,8 @@ class DataConfig(Config):
 
     Attributes:
         store: Path or URL of the Zarr store.
-        split: How to divide patches into training, validation and test.
+        split: How to divide patches into training, validation and test. `official` is the division that came with the
+            archive, or the column `split` of your manifest. A store may hold more of them.
         bands: Names of the bands, in the sequence of the images' channels. Numbers are names too: `[1,2,3]`.
         labels: Name of the store's label set.
         exclude: Columns of the store. A patch that one of them marks is left out of all parts.

@@ -192,11 +192,13 @@ class EvaluationFiles:
         scores: Scores by network and by score name.
         groups: Scores of groups; None if none were asked for.
         path: JSON file with the scores. The other files lie beside it.
+        patches: Number of scored patches.
     """
 
     scores: dict[str, dict[str, float]]
     groups: GroupScores | None
     path: Path
+    patches: int
 
 
 def evaluate_run(
@@ -268,7 +270,9 @@ def evaluate_fully(
     found = score_groups(results, data, groups) if groups else None
     if found and groups:
         save_groups(found, groups, file.with_name(f"{file.stem}-groups"), about | {"part": part})
-    return EvaluationFiles({network: result.scores for network, result in results.items()}, found, file)
+    return EvaluationFiles(
+        {network: result.scores for network, result in results.items()}, found, file, len(results["student"].rows)
+    )
 
 
 def _require_seen(recipe: Recipe, change: MetadataChange) -> None:
