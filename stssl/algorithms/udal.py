@@ -95,6 +95,9 @@ class Udal(FixMatch):
         return logits + self.space.grouped(self.space.outputs(shift))
 
     def ratio(self, q: Tensor, progress: Progress) -> Tensor:
-        """Compute q / target^a [decisions, choices], with a class distribution q and the exponent a of this step."""
+        """Divide a class distribution q by a power of the target distribution: q / target^a [decisions, choices].
+
+        `progress` gives the exponent a. A decision is a class (several labels a patch) or the patch (one label).
+        """
         exponent = 1 - (1 - self.config.least_exponent) * progress.fraction**self.config.power
         return q / (tempered(self.target.value, exponent) + FLOOR)

@@ -157,7 +157,7 @@ def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, hi
     lines = borders_inside(west, east, south, north)
     for group, color, width in ((lines.coasts, INK, 0.7), (lines.borders, SOFT, 0.5)):
         if group:
-            # One line with gaps is a single path, which needs less space on the page than many.
+            # One line with gaps (NaN) is written as one path. The file is smaller than with a path for each line.
             gap = np.full((1, 2), np.nan)
             whole = np.concatenate([part for line in group for part in (line, gap)])
             axis.plot(*whole.T, color=color, linewidth=width, zorder=3)

@@ -227,7 +227,7 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
     with opened(data, name) as file:
         _refuse_meanings(file, name)
         values, measured, colors = _expanded(file, name) if _palette(file) else _bands(file, name, data)
-        # GDAL may resample only images without a mask: it would mix masked pixels into their neighbors.
+        # Let GDAL resample only images without a mask: it would mix masked pixels into their neighbors.
         if measured is None and size is not None and not _palette(file):
             kept = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color.name != "alpha"]
             values = file.read(kept, out_shape=(len(kept), size, size), resampling=Resampling.bilinear)

@@ -159,7 +159,11 @@ def _digest(values: AnyArray) -> bytes:
 
 
 def _read(file: DatasetReader, row: int, column: int, all_of: Mapping[tuple[int, int], bytes]) -> AnyArray:
-    """Read one rectangle of a map: up to the next one, or the edge."""
+    """Read the pixels of one rectangle of a map.
+
+    The rectangle begins at pixel `row`, `column`. It ends where the next rectangle begins, or at the map's edge.
+    The keys of `all_of` are where all rectangles begin.
+    """
     bottom = min([other for other, _ in all_of if other > row], default=file.height)
     right = min([other for _, other in all_of if other > column], default=file.width)
     values: AnyArray = file.read(window=FileWindow(column, row, right - column, bottom - row))

@@ -189,7 +189,7 @@ class _Finder:
             if key != prefix and not key.startswith(f"{prefix}."):
                 continue
             for other, idle in conditions:
-                if other == key:  # `model.injection` depends on `model.injection.name`, but that key itself must stay
+                if other == key:  # `model.injection` depends on its own key `name`. A key cannot wait for itself.
                     continue
                 if other in self.search:
                     choices = self.axes(other)[0].domain.choices
