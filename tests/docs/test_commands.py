@@ -188,6 +188,7 @@ PROMISES = {
             "eurosat-fixmatch_votes_cpu-s0",
             "eurosat-supervised_cpu-s0",
             "eurosat-blocks",
+            "eurosat-pretrained_fixmatch_votes-s0",
             "own-supervised-s0",
             "own-fixmatch-s0",
         )
@@ -203,6 +204,15 @@ PROMISES = {
     "stssl pretrain": Promise(
         ("runs/pretrain-cpu-s0/done.json", "runs/pretrain-cpu-s0/checkpoints/encoder.safetensors")
     ),
+    "pip install": Promise(),
+    "stssl train eurosat/pretrained_supervised": Promise(run_files("runs/eurosat-pretrained_supervised-s0")),
+    "stssl train eurosat/pretrained_supervised name=decayed": Promise(run_files("runs/decayed")),
+    **{
+        f"stssl train eurosat/pretrained_{name}": Promise(run_files(f"runs/eurosat-pretrained_{name}-s0"))
+        for name in ("fixmatch_votes", "teacher_geoclip")
+    },
+    "stssl weights": Promise(words=("tf_efficientnet_lite0",)),
+    "stssl probe --weights": Promise(("probe-tf_efficientnet_lite0-s0.json",), ("linear",)),
     "stssl probe": Promise(("runs/pretrain-cpu-s0/probe/*",), ("linear",)),
     "stssl synthesize": Promise(("archive/*",)),
     "stssl synthesize placeless": Promise(("placeless/train.csv",)),
@@ -304,6 +314,7 @@ def test_every_page_with_commands_is_typed():
     pages = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "docs").rglob("*.md")}
     with_commands = {page for page in pages if "```console" in (CHECKOUT / page).read_text()}
     assert with_commands <= set(PAGES)
+    assert all(promise(command) for command in written())
 
 
 @pytest.fixture
