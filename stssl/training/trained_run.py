@@ -270,9 +270,8 @@ def evaluate_fully(
     found = score_groups(results, data, groups) if groups else None
     if found and groups:
         save_groups(found, groups, file.with_name(f"{file.stem}-groups"), about | {"part": part})
-    return EvaluationFiles(
-        {network: result.scores for network, result in results.items()}, found, file, len(results["student"].rows)
-    )
+    scores = {network: result.scores for network, result in results.items()}
+    return EvaluationFiles(scores, found, file, len(results["student"].rows))
 
 
 def _require_seen(recipe: Recipe, change: MetadataChange) -> None:
