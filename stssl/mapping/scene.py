@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from math import cos, hypot, radians
+from math import hypot
 from pathlib import Path
 
 import numpy as np
 from affine import Affine
 
+from stssl.archives.grids import degree_meters
 from stssl.archives.places import to_degrees
 from stssl.base.errors import ConfigError, DataError
 from stssl.mapping.layers import Layer, Piece, Source
@@ -233,20 +234,13 @@ def pixel_meters(crs: str, transform: Affine, height: int, width: int) -> tuple[
         raise DataError(f"the scene cannot be placed on the Earth: {error}") from None
     if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
         raise DataError("the scene cannot be placed on the Earth: its coordinates lie outside its coordinate system.")
-    north, east = _degree_meters(float(lat[0]))
+    north, east = degree_meters(float(lat[0]))
 
     def distance(number: int) -> float:
         across = (float(lon[number] - lon[0]) + 180) % 360 - 180
         return hypot(float(lat[number] - lat[0]) * north, across * east) / steps
 
     return distance(2), distance(1)
-
-
-def _degree_meters(latitude: float) -> tuple[float, float]:
-    """Return the length of a degree of latitude and of longitude in meters (WGS 84, series of the ellipsoid)."""
-    at = radians(latitude)
-    north = 111132.92 - 559.82 * cos(2 * at) + 1.175 * cos(4 * at)
-    return north, 111412.84 * cos(at) - 93.5 * cos(3 * at) + 0.118 * cos(5 * at)
 
 
 def _fits(meters: tuple[float, float], sizes: dict[str, float], needs: SceneNeeds) -> bool:
