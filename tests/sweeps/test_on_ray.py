@@ -48,7 +48,8 @@ def states(folder):
     return {}
 
 
-def test_stopped_and_failed_trials_let_go_of_everything_and_the_sweep_ends(write, tmp_path):
+@pytest.mark.slow
+def test_soak_of_trials_that_stop_or_fail_lets_go_of_everything_and_ends(write, tmp_path):
     file = write(
         "four",
         {"schedule": {"steps": 16, "warmup": 0, "supervised_start": 2, "evaluate_every": 4}},
