@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stssl.api.functions import (
+    from stssl.api import (
         compare,
         convert,
         embed,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         predict,
         pretrain,
         probe,
-        recipe_names,
         report,
         sweep,
         synthesize,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     )
     from stssl.api.run import Run
     from stssl.base.errors import ConfigError, DataError, RunError, StsslError
+    from stssl.recipes.catalog import recipe_names
     from stssl.store.store import Store
     from stssl.students.student import Student
 
@@ -70,13 +70,14 @@ __all__ = [
 
 _MODULES = {"Run": "stssl.api.run", "Store": "stssl.store.store", "Student": "stssl.students.student"}
 _MODULES |= dict.fromkeys(("ConfigError", "DataError", "RunError", "StsslError"), "stssl.base.errors")
-"""Modules of the names that are no functions."""
+_MODULES["recipe_names"] = "stssl.recipes.catalog"
+"""Modules of the names that `stssl.api` does not have."""
 
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
     if name in __all__:
-        return getattr(import_module(_MODULES.get(name, "stssl.api.functions")), name)
+        return getattr(import_module(_MODULES.get(name, "stssl.api")), name)
     raise AttributeError(f"module 'stssl' has no attribute '{name}'")
 
 

@@ -53,7 +53,7 @@ def parameters(function: Function) -> list[str]:
 
 def is_command(function: Function) -> bool:
     """Return True for a function of the command line: help texts of its options describe its parameters."""
-    return any("command" in ast.unparse(decorator) for decorator in function.decorator_list)
+    return function.name.endswith("_command")
 
 
 def public_functions(tree: ast.Module) -> Iterator[Function]:

@@ -38,7 +38,8 @@ from stssl.data.views import ViewDrawer
 from stssl.store.cache import Streamed
 from stssl.store.encode import SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
 from stssl.store.reader import Stored, StoreReader
-from stssl.store.shards import ShardedArray, direct_layout
+from stssl.store.shard_layout import direct_layout
+from stssl.store.shards import ShardedArray
 from stssl.store.writer import CODECS, StorePlan, Writer
 
 RGB = ("B04", "B03", "B02")

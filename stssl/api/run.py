@@ -223,3 +223,8 @@ class Run:
         from stssl.training.trained_run import device_of, read_inputs
 
         return read_inputs(self._folder, np.asarray(rows, np.int64), device_of(device), store)
+
+
+def folder_of_run(run: Run | str | Path) -> Path:
+    """Return the folder of a run. A path is taken as it is."""
+    return run.path if isinstance(run, Run) else Path(run)

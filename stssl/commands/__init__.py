@@ -1,5 +1,5 @@
-"""Run the command line. `cli.py` defines the subcommands, and the other files have code that only they use.
+"""Run the command line. `cli.py` lists the subcommands, and `..._commands.py` define them.
 
-`arguments.py` checks and parses arguments. `doctor.py` examines the machine. `quick_start.py` runs all steps on
-generated data. `submission.py` submits a job to a cluster.
+`arguments.py` checks and parses arguments. `terminal.py` has the console for messages. `doctor.py` examines the
+machine. `quick_start.py` runs all steps on generated data. `submission.py` submits a job to a cluster.
 """

@@ -17,6 +17,8 @@ _GIVEN, _FORMAT = "stssl.archive_options", "stssl.archive_format"
 _TYPES: dict[str, object] = {"text": str, "integer": int, "number": float, "switch": bool, "path": Path}
 _TYPES["folders"] = list[str]
 
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")]
+
 
 def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
     """Check that an argument of the command line is a local path, not a URL.

@@ -1,9 +1,9 @@
 """Define the Zarr store of a converted archive, write it, check it, and read its pixels fast.
 
 `schema` defines the layout of a store, `writer` writes a store, and `verification` checks it. `Store` opens a store and
-makes its readers. A reader takes patches from shard files (`shards`), or from an object store through a disk cache
-(`fetched`, `disk`, `remote`). It reads any other layout with zarr-python. `cache` keeps decoded copies in host memory
-or device memory.
+makes its readers. A reader takes patches from shard files (`shards`, `shard_index`, `shard_layout`), or from an object
+store through a disk cache (`fetched`, `disk`, `remote`). It reads any other layout with zarr-python. `cache` keeps
+decoded copies in host memory or device memory.
 
 Importing zarr and torch takes long. So Python imports each name below at its first use.
 """

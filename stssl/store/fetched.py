@@ -21,7 +21,9 @@ from stssl.base.errors import DataError
 from stssl.store.disk import DiskCache
 from stssl.store.encode import EMPTY, tail_bytes
 from stssl.store.remote import bucket, explained, get_object, split_url
-from stssl.store.shards import Layout, RawPixels, ShardedArray, Wanted, ZarrTree, known_layout, parse_tail
+from stssl.store.shard_index import parse_tail
+from stssl.store.shard_layout import Layout, ZarrTree, known_layout
+from stssl.store.shards import RawPixels, ShardedArray, Wanted
 
 if TYPE_CHECKING:
     from obstore import GetOptions

@@ -23,7 +23,9 @@ from stssl.store.encode import tail_bytes
 from stssl.store.fetched import FetchedArray, fetched_array
 from stssl.store.files import files_at
 from stssl.store.remote import explained_if_remote, is_remote, zarr_place
-from stssl.store.shards import RawPixels, ShardedArray, ZarrTree, known_layout, parse_tail
+from stssl.store.shard_index import parse_tail
+from stssl.store.shard_layout import ZarrTree, known_layout
+from stssl.store.shards import RawPixels, ShardedArray
 from stssl.store.zarr_metadata import read_array
 
 __all__ = ["RawPixels", "StoreReader", "Stored", "ZarrArray"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stssl.base.errors import DataError, shown
-from stssl.store.shards import MOST_PATCHES, MOST_PIXELS, ZarrTree
+from stssl.store.shard_layout import MOST_PATCHES, MOST_PIXELS, ZarrTree
 
 ADVICE = "Copy the store again, or convert again."
 LARGE_SHARD = 1 << 20

@@ -3,22 +3,17 @@
 zarr-python needs a millisecond of Python for each chunk. This reader is faster. It reads the index of a shard once and
 checks its crc32c. It reads each patch with one `preadv`, checks it, and decodes it into its place in the batch.
 
-The reader knows only the layout of `stssl convert`, in a local folder: one patch in a chunk, the index at the end,
-Blosc or no codec, then crc32c. It recognizes this layout by the `zarr.json` of the array.
+The reader knows only the layout that `shard_layout` recognizes, in a local folder.
 
 Each patch is compared with its own crc32c, and with its crc32c in the list of the shard. That list and the index are
 compared with the checksum of the shard in the attributes of the array (see `encode`). Arrays of older stores have no
 such checksums.
 """
 
-import json
-import math
 import os
 import resource
 import struct
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -29,12 +24,11 @@ from numpy.typing import NDArray
 
 from stssl.base.arrays import AnyArray, Ints
 from stssl.base.errors import DataError
-from stssl.store.encode import EMPTY, SHARD_CHECKSUMS, shard_checksum, tail_bytes
+from stssl.store.encode import EMPTY
+from stssl.store.shard_index import read_index
+from stssl.store.shard_layout import Layout
 
 SPARE_FILES = 256
-MOST_PIXELS, MOST_PATCHES = 2**28, 2**28
-"""Largest number of values in a patch, and of patches in an array. A damaged description must not fill the memory."""
-BLOSC_OVERHEAD = 16
 RESIDUE = 0x48674BC7
 """The crc32c of any bytes followed by their own crc32c."""
 _HEADER, _SIZE, _SIZE_AT, _MEMCPYED = struct.Struct("<4B3I"), struct.Struct("<I"), 4, 2
@@ -42,107 +36,6 @@ _HEADER, _SIZE, _SIZE_AT, _MEMCPYED = struct.Struct("<4B3I"), struct.Struct("<I"
 blosc.use_threads = False
 
 RawPixels = AnyArray
-ZarrTree = Mapping[str, Any]
-"""Contents of a `zarr.json`. `rules` checks the type of each value before other code uses it."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Describe how the files of one pixel array are laid out, for the reader that reads them directly.
-
-    Attributes:
-        shape: Shape of the array: patches, bands, height, width.
-        shard: Number of patches in a shard.
-        dtype: Type of the values.
-        blosc: True if patches are Blosc frames, False if they are uncompressed.
-        fill: Value of all pixels of a patch that is left out.
-    """
-
-    shape: tuple[int, ...]
-    shard: int
-    dtype: np.dtype[np.unsignedinteger]
-    blosc: bool
-    fill: int
-    checked: bool = False
-    """True if the crc32c of each patch follows the patch."""
-    checksums: tuple[int, ...] = ()
-    """Checksum of the end of each shard. Older stores have none."""
-
-    @property
-    def patch_bytes(self) -> int:
-        """Return the size of one decoded patch in bytes."""
-        return int(np.prod(self.shape[1:])) * self.dtype.itemsize
-
-    @property
-    def shards(self) -> int:
-        """Return the number of shards."""
-        return -(-self.shape[0] // self.shard)
-
-
-def direct_layout(folder: Path) -> Layout | None:
-    """Find out how the files of an array in a local folder are laid out.
-
-    Return None if the fast reader of this module does not know the layout.
-    """
-    try:
-        return known_layout(json.loads((folder / "zarr.json").read_bytes()))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def known_layout(meta: ZarrTree) -> Layout | None:
-    """Find out from an array's `zarr.json` (`meta`) how its files are laid out.
-
-    Return None if the fast reader of this module does not know the layout.
-    """
-    try:
-        (sharding,) = meta["codecs"]
-        outer = meta["chunk_grid"]["configuration"]["chunk_shape"]
-        inner = sharding["configuration"]
-        codecs = [codec["name"] for codec in inner["codecs"]]
-        checked = codecs[-1] == "crc32c"
-        codecs = codecs[: len(codecs) - checked]
-        endian = inner["codecs"][0].get("configuration", {}).get("endian", "little")
-        known = (
-            meta["zarr_format"] == 3
-            and meta["chunk_grid"]["name"] == "regular"
-            and meta["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
-            and not meta.get("storage_transformers")
-            and meta["data_type"] in ("uint8", "uint16")
-            and sharding["name"] == "sharding_indexed"
-            and codecs in (["bytes"], ["bytes", "blosc"])
-            and endian == "little"
-            and [codec["name"] for codec in inner["index_codecs"]] == ["bytes", "crc32c"]
-            and inner["index_codecs"][0]["configuration"] == {"endian": "little"}
-            and inner.get("index_location", "end") == "end"
-            and inner["chunk_shape"] == [1, *meta["shape"][1:]]
-            and outer[1:] == meta["shape"][1:]
-            and len(outer) == 4
-        )
-        if not known:
-            return None
-        dtype = np.dtype(str(meta["data_type"])).newbyteorder("<")
-        sums = tuple(meta.get("attributes", {}).get(SHARD_CHECKSUMS, ())) if checked else ()
-        made = Layout(
-            tuple(meta["shape"]), outer[0], dtype, codecs[-1] == "blosc", int(meta["fill_value"]), checked, sums
-        )
-        return made if _is_possible(made) else None
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError):
-        return None
-
-
-def _is_possible(layout: Layout) -> bool:
-    """Return True if all numbers of a layout have the right type and are within their limits."""
-    numbers = (*layout.shape, layout.shard, *layout.checksums)
-    return (
-        all(type(number) is int for number in numbers)
-        and all(0 < number < 2**31 for number in numbers[:5])
-        and math.prod(layout.shape[1:]) <= MOST_PIXELS
-        and layout.shard <= MOST_PATCHES
-        and layout.shards * layout.shard <= MOST_PATCHES
-        and (not layout.checksums or len(layout.checksums) == layout.shards)
-        and 0 <= layout.fill <= np.iinfo(layout.dtype).max
-    )
 
 
 class Wanted(NamedTuple):
@@ -353,83 +246,6 @@ class ShardedArray:
         """Close all shard files when nothing uses the reader any more."""
         if hasattr(self, "_files"):
             self.close()
-
-
-def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Read from the end of an open shard file where its patches lie, and what their checksums are.
-
-    Return offsets and sizes [patches, 2], and checksums [patches] (none in older stores).
-
-    Args:
-        file: Descriptor of the open file.
-        path: Path of the file, for messages.
-        layout: Layout of the array.
-        shard: Number of the shard.
-
-    Raises:
-        DataError: The shard is truncated or damaged, or does not match its checksum in the attributes of the array.
-    """
-    size = os.fstat(file).st_size
-    length = tail_bytes(layout.shard, bool(layout.checksums))
-    return parse_tail(os.pread(file, length, max(0, size - length)), size, path, layout, shard)
-
-
-def parse_tail(
-    tail: bytes, size: int, path: Path | str, layout: Layout, shard: int
-) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Find in the last bytes of a shard file where its patches lie, and what their checksums are.
-
-    Return offsets and sizes [patches, 2], and checksums [patches] (none in older stores).
-
-    Args:
-        tail: Last `tail_bytes` of the shard.
-        size: Size of the whole shard in bytes.
-        path: Path or URL of the shard, for messages.
-        layout: Layout of the array.
-        shard: Number of the shard.
-
-    Raises:
-        DataError: The shard is truncated or damaged, or does not match its checksum in the attributes of the array.
-    """
-    patches, listed = layout.shard, bool(layout.checksums)
-    index = parse_index(tail[patches * 4 :] if listed else tail, size, path, patches)
-    if listed and shard_checksum(tail) != layout.checksums[shard]:
-        raise DataError(
-            f"{path} is not the file that was converted: its index differs from the one that the array's attributes "
-            "list. It may be another store's, of another place, or an older one. Copy the store again."
-        )
-    sizes = index[index[:, 0] != EMPTY, 1]
-    most = layout.patch_bytes + 4 * layout.checked + (BLOSC_OVERHEAD if layout.blosc else 0)
-    if len(sizes) and (sizes.max() > most or (not layout.blosc and sizes.min() < most)):
-        raise DataError(f"{path} is damaged: its index gives patches impossible sizes. Run `stssl verify`.")
-    return index, np.frombuffer(tail[: patches * 4], "<u4") if listed else np.zeros(0, np.uint32)
-
-
-def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArray[np.uint64]:
-    """Find in the last bytes of a shard file where its patches lie. Return offsets and sizes [patches, 2] in bytes.
-
-    Args:
-        tail: Last bytes of the shard: the index and its crc32c.
-        size: Size of the whole shard in bytes.
-        path: Path or URL of the shard, for messages.
-        patches: Number of patches in a full shard.
-
-    Raises:
-        DataError: The shard is truncated or damaged.
-    """
-    length = tail_bytes(patches, listed=False)
-    if len(tail) != length or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
-        raise DataError(f"{path} is truncated or damaged: its index fails the checksum. Run `stssl verify`.")
-    index = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
-    spans = index[index[:, 0] != EMPTY]
-    room = np.uint64(size - length)
-    # Do not add offset and size: the sum may exceed 2^64.
-    if (spans[:, 0] > room).any() or (spans[:, 1] > room - spans[:, 0]).any():
-        raise DataError(f"{path} is damaged: its index points beyond its end. Run `stssl verify`.")
-    spans = spans[np.argsort(spans[:, 0], kind="stable")]
-    if (spans[:-1].sum(1) > spans[1:, 0]).any():
-        raise DataError(f"{path} is damaged: patches overlap in its index. Run `stssl verify`.")
-    return index
 
 
 class _Files:

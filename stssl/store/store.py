@@ -21,7 +21,7 @@ from stssl.store.encode import SHARD_CHECKSUMS
 from stssl.store.reader import Stored, StoreReader, open_array
 from stssl.store.remote import explained_if_remote, zarr_place
 from stssl.store.schema import ColumnArray
-from stssl.store.shards import ZarrTree
+from stssl.store.shard_layout import ZarrTree
 from stssl.store.zarr_metadata import COLUMN_HASHES, DESCRIPTION_HASHES, Description, read_description
 
 if TYPE_CHECKING:

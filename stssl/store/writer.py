@@ -44,7 +44,7 @@ from stssl.store.schema import (
     PixelArray,
     Values,
 )
-from stssl.store.shards import known_layout
+from stssl.store.shard_layout import known_layout
 from stssl.store.zarr_metadata import DESCRIPTION_HASHES, description_hashes, read_array, read_description, read_file
 
 CODECS: dict[str, Literal["lz4", "zstd"] | None] = {"lz4": "lz4", "zstd": "zstd", "none": None}

@@ -19,7 +19,7 @@ from stssl.store.files import files_at
 from stssl.store.remote import RemoteFiles, is_remote
 from stssl.store.rules import ADVICE, Rule, are_names, check_array, is_list, is_name, is_whole, one_of, require
 from stssl.store.schema import COMMON, CONDITIONS, GEOREFERENCE, REGION, SCHEMA_VERSION
-from stssl.store.shards import MOST_PATCHES, ZarrTree, known_layout
+from stssl.store.shard_layout import MOST_PATCHES, ZarrTree, known_layout
 
 COLUMN_HASHES, DESCRIPTION_HASHES = "column_hashes", "description_hashes"
 ALL = "all"

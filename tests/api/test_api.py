@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import stssl
-from stssl.api import functions
+from stssl import api
 from stssl.commands import cli
 
 SMALL = ["schedule.steps=6", "schedule.warmup=1", "schedule.supervised_start=2", "schedule.evaluate_every=3"]
@@ -36,7 +36,7 @@ def run(folder, store):
 
 
 def test_every_public_name_is_there_and_described():
-    assert set(functions.__all__) <= set(stssl.__all__) == set(dir(stssl))
+    assert set(api.__all__) <= set(stssl.__all__) == set(dir(stssl))
     for name in stssl.__all__:
         assert name.startswith("__") or getattr(stssl, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'trian'"):

@@ -12,7 +12,7 @@ import pytest
 import typer
 
 import stssl
-from stssl.api import functions
+from stssl import api
 from stssl.base.config import Config, config_types
 from stssl.commands.cli import app
 from stssl.recipes.pretraining import PretrainRecipe
@@ -120,7 +120,7 @@ def test_no_words_about_a_result_are_taken_for_its_type():
 
 def test_the_api_is_shown_by_the_names_that_users_write(built):
     text = re.sub(r"<[^>]+>", "", (built / "reference" / "api.html").read_text())
-    for name in functions.__all__:
+    for name in (*api.__all__, "recipe_names"):
         assert f"stssl.{name}(" in text
     assert "stssl.api" not in text
 

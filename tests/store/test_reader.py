@@ -15,7 +15,8 @@ from stssl.base.errors import DataError
 from stssl.store import shards
 from stssl.store.encode import encode_shard
 from stssl.store.reader import Stored, StoreReader
-from stssl.store.shards import ShardedArray, direct_layout
+from stssl.store.shard_layout import direct_layout
+from stssl.store.shards import ShardedArray
 
 BANDS = ("B04", "B03", "B02", "B08")
 CODECS = {

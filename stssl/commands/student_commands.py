@@ -1,0 +1,115 @@
+"""Define the subcommands that use a student: export, predict, embed. Each imports what it needs in its function."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from stssl.commands.arguments import local_path
+from stssl.commands.terminal import console
+
+
+def export_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=local_path)],
+    form: Annotated[
+        str, typer.Option("--format", help="pt2, onnx, or torchvision (ResNets, without their head).")
+    ] = "pt2",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: export in the run's folder.", callback=local_path)
+    ] = None,
+    bands: Annotated[str | None, typer.Option(help="Three bands for torchvision, such as B04,B03,B02.")] = None,
+    license: Annotated[str | None, typer.Option(help="License of the weights, such as CC-BY-4.0.")] = None,
+) -> None:
+    """Write a run's student for other programs, compare it with the student, and describe it."""
+    from stssl.exports.writing import export_run
+
+    chosen = None if bands is None else [band.strip() for band in bands.split(",")]
+    print(export_run(run, form, out, bands=chosen, license=license))
+
+
+Windows = Annotated[int | None, typer.Option(help="Distance of a scene's windows in pixels.")]
+
+Bands = Annotated[str, typer.Option(help="Names of the files' bands, as B02,B03,...")]
+
+Resample = Annotated[bool, typer.Option("--resample", help="Accept another pixel size or patch size.")]
+
+AtATime = Annotated[int, typer.Option(min=1, help="Windows or patches that a model sees at a time.")]
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...", help="GeoTIFFs of a scene, a .SAFE folder, a store, a table, folder or pattern of images."
+    ),
+]
+
+
+def predict_command(
+    model: Annotated[Path, typer.Argument(help="Folder of a run, or a student's file.", callback=local_path)],
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option(help="Map (.tif) or table (.parquet) to write.", callback=local_path)],
+    also: Annotated[
+        list[Path] | None,
+        typer.Option("--model", help="Further model of an ensemble; repeatable.", callback=local_path),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Label set to score a table against; default: found.")] = None,
+    stride: Windows = None,
+    bands: Bands = "",
+    probabilities: Annotated[
+        Literal["uint8", "float32"] | None, typer.Option(help="Write maps of each class's probability, as this type.")
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Write a PNG beside the map too.")] = False,
+    resample: Resample = False,
+    pixel_size: Annotated[
+        float | None, typer.Option(min=0.01, help="Meters a pixel of the training images, if the student has no size.")
+    ] = None,
+    batch: AtATime = 64,
+    device: Device = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Ray tasks at the same time; 0: this process.")] = 0,
+    ray_address: Annotated[str | None, typer.Option(help="Cluster to predict on.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of a Ray task, such as 0.25.")] = 0.0,
+) -> None:
+    """Map a scene, or write a table of patches, by a trained student; the same command resumes a map."""
+    from stssl.api.progress import counting, score_table
+    from stssl.mapping.prediction import MapOptions
+    from stssl.predictions.choice import predict_inputs, unit_of
+
+    options = MapOptions(stride, _named(bands), resample, pixel_size, probabilities, preview, batch, device)
+    options = replace(options, workers=workers, address=ray_address, gpus=gpus)
+    with counting(console, "predict", unit_of(inputs, out)) as progress:
+        found = predict_inputs([model, *(also or ())], inputs, out, options, labels=labels, progress=progress)
+    for line in found.lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if found.scores:
+        console.print(score_table({"student": found.scores}, "patches with a label"))
+    print(found.path)
+
+
+def embed_command(
+    model: Annotated[Path, typer.Argument(help="A run, a student or a pretrained encoder.", callback=local_path)],
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option(help="Table (.parquet) or Zarr group (.zarr) to write.", callback=local_path)],
+    stride: Windows = None,
+    bands: Bands = "",
+    resample: Resample = False,
+    batch: AtATime = 64,
+    device: Device = "auto",
+) -> None:
+    """Write the features of patches: what the last layer of a student or pretrained encoder sees."""
+    from stssl.api.progress import counting
+    from stssl.predictions.embedding import embed_patches
+    from stssl.predictions.predicted_table import PatchOptions
+
+    options = PatchOptions(_named(bands), None, resample, stride, batch, device)
+    with counting(console, "embed", "patches") as progress:
+        found = embed_patches(model, inputs, out, options, progress)
+    for line in found.notes:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{found.patches:,} patches, {found.width} features, {found.failed:,} patches cannot be used")
+    print(found.path)
+
+
+def _named(bands: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in bands.split(",") if name.strip())

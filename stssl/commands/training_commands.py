@@ -1,0 +1,150 @@
+"""Define the subcommands for recipes: list, train, pretrain, search, plan, submit.
+
+Each imports what it needs in its function.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stssl.algorithms import NAMES
+from stssl.commands.arguments import Overrides, local_path
+from stssl.commands.student_commands import predict_command
+from stssl.commands.terminal import console
+
+
+def recipes_command(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe, every default written out.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """List the recipes and sweeps that come with the package, or print one."""
+    from stssl.recipes.catalog import described_recipes, find_recipe, resolved_text
+
+    if name is None:
+        for line in described_recipes():
+            print(line)
+    else:
+        print(resolved_text(find_recipe(name), overrides or ()), end="")
+
+
+def train_command(
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a recipe (see `stssl recipes`) or YAML file.", callback=local_path)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help=f"Recipe keys to change. Values of algorithm.name: {', '.join(NAMES)}."
+        ),
+    ] = None,
+    smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 4 labels a batch, no Ray, no hub.")] = False,
+) -> None:
+    """Train a recipe; the same command resumes an interrupted run."""
+    from stssl.api.progress import run_with_progress
+    from stssl.recipes.catalog import find_recipe
+    from stssl.recipes.recipe import load_training_recipe
+
+    print(run_with_progress(console, load_training_recipe(find_recipe(recipe), overrides or (), smoke)))
+
+
+def pretrain_command(
+    recipe: Annotated[str, typer.Argument(help="Name of a pretraining recipe or YAML file.", callback=local_path)],
+    overrides: Overrides = None,
+    smoke: Annotated[bool, typer.Option(help="Shrink to seconds: 4 steps, 8 pairs a batch, no Ray, no hub.")] = False,
+) -> None:
+    """Pretrain a backbone without labels; training recipes start from it with model.weights=run:FOLDER."""
+    from stssl.api.progress import run_with_progress
+    from stssl.recipes.catalog import find_recipe
+    from stssl.recipes.pretraining import PretrainRecipe
+    from stssl.recipes.recipe import load_as
+
+    print(run_with_progress(console, load_as(PretrainRecipe, find_recipe(recipe), overrides or (), smoke)))
+
+
+def sweep_command(
+    file: Annotated[
+        str, typer.Argument(help="Name of a sweep (see `stssl recipes`) or YAML file.", callback=local_path)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Sweep keys to change; change.KEY: recipe keys."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="How many of the best trials to train again with other seeds.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds for each of these trials.")] = 5,
+) -> None:
+    """Search recipe keys; the same command resumes an interrupted sweep."""
+    from stssl.recipes.catalog import find_recipe
+    from stssl.sweeps.run import run_sweep
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    result = run_sweep(find_recipe(file), overrides or (), say, top, seeds)
+    print(result.best, result.report, sep="\n")
+
+
+def plan_command(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe or YAML file.", callback=local_path)],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Workers on each machine.")] = None,
+    link: Annotated[float, typer.Option(min=0.001, help="Speed of the network in Gbit/s.")] = 10.0,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps to time.")] = 5,
+) -> None:
+    """Predict a run's time, memory and traffic from a few real steps on this machine."""
+    from stssl.analysis.costs import describe_costs
+    from stssl.analysis.planning import load, machines_for, plan_run
+    from stssl.recipes.catalog import find_recipe
+
+    loaded = load(find_recipe(recipe), overrides or ())
+    print(describe_costs(plan_run(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)))
+
+
+def submit_command(
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Name or YAML file of a recipe or sweep, in the working folder; or predict.", callback=local_path
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Recipe keys to change. After `predict --`: words of `stssl predict`."
+        ),
+    ] = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server.")
+    ] = "http://127.0.0.1:8265",
+    folder: Annotated[
+        Path,
+        typer.Option(help="Working folder, which is sent to the cluster without data and .venv.", callback=local_path),
+    ] = Path(),
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE (or NAME) for the job; repeatable.")] = None,
+    pip: Annotated[list[str] | None, typer.Option(help="Package or requirements file for the job.")] = None,
+    cpus: Annotated[float | None, typer.Option(min=0, help="CPUs of the job's first process.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of the job's first process.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
+) -> None:
+    """Run a recipe, sweep or prediction on a Ray cluster, follow its output and return its exit code."""
+    from stssl.commands.submission import PREDICT, Submission, submit_job
+    from stssl.recipes.catalog import find_recipe
+
+    words = tuple(overrides or ())
+    paths = _prediction_paths(words) if file == str(PREDICT) else ()
+    what = PREDICT if paths else find_recipe(file)
+    given = Submission(what, words, address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait, paths)
+    code = submit_job(
+        given, lambda text: print(text, end="", flush=True), lambda line: console.print(line, markup=False)
+    )
+    raise typer.Exit(code)
+
+
+def _prediction_paths(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Check the words of `stssl predict`, and return the paths of models, inputs and output in them."""
+    predict = typer.Typer(add_completion=False)
+    predict.command()(predict_command)
+    given = typer.main.get_command(predict).make_context("stssl predict", list(words)).params
+    found = [given[name] or () for name in ("model", "also", "scene", "inputs", "out") if name in given]
+    return tuple(str(one) for value in found for one in (value if isinstance(value, list | tuple) else [value]))
