@@ -1,8 +1,8 @@
 """Compare recipes by their evaluated runs, paired over seeds and over test blocks: difference, interval, p-value.
 
-Two runs of one seed saw the same labels, and both were scored on the same patches. So their difference varies much less
-than their scores. The interval draws blocks of places and seeds with replacement. The p-value swaps the two recipes in
-random blocks: it tells how often chance alone gives a difference as large.
+Two runs with the same seed saw the same labels, and were scored on the same patches. So the difference of their scores
+varies much less than each score. The interval draws blocks of places and seeds with replacement. The p-value swaps the
+two recipes in random blocks: it tells how often chance alone gives such a large difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,9 +65,9 @@ class Difference:
         other: Mean score of the other recipe's runs.
         difference: `value` minus `other`.
         low: Lower end of the 95 % interval of the difference.
-        high: Upper end of it.
+        high: Upper end of this interval.
         p: Probability of a difference as large by chance, two-sided.
-        holm: The same after Holm's correction for the number of compared recipes.
+        holm: `p` after Holm's correction for the number of compared recipes.
     """
 
     recipe: str
@@ -174,7 +174,7 @@ def _require_same(first: _Scored, other: _Scored, part: str) -> None:
     """Check that two runs were scored on the same patches.
 
     Raises:
-        RunError: They were not. The message says what differs.
+        RunError: The runs differ. The message says in what.
     """
     stores = [one.view.record.store.fingerprint if one.view.record else None for one in (first, other)]
     both = f"{first.name} and {other.name}"
@@ -192,7 +192,7 @@ def _paired(runs: Sequence[_Scored], base: Sequence[_Scored]) -> list[tuple[_Sco
     """Pair the runs of two recipes by their seeds.
 
     Raises:
-        ConfigError: They have different seeds.
+        ConfigError: The recipes have runs of different seeds.
     """
     own, others = ({run.seeds: run for run in group} for group in (runs, base))
     if own.keys() != others.keys():
@@ -251,7 +251,7 @@ def _compare(pairs: Sequence[tuple[_Scored, _Scored]], blocks: Ints, options: Co
     mean = np.mean(values, 0)
     difference = float(mean[0] - mean[1])
     low, high = percentiles(_over_seeds(np.stack(drawn), options.seed))
-    # Count the true assignment as one of the swaps: then p is never 0.
+    # Count the true assignment as one of the swaps, to keep p above 0: chance can always give this difference.
     as_large = np.abs(np.mean(swapped, 0)) >= abs(difference) - 1e-12
     p = float((1 + as_large.sum()) / (1 + options.draws))
     about = (one.name, other.name, name, len(pairs), len(np.unique(blocks)))

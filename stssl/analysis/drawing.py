@@ -1,4 +1,7 @@
-"""Turn Matplotlib figures into SVG text for HTML pages: with names on hover, and colors of the page's theme."""
+"""Turn Matplotlib figures into SVG text for HTML pages.
+
+Shapes show names under the pointer, and take the page's colors.
+"""
 
 import io
 import re

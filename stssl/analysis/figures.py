@@ -29,7 +29,7 @@ UNITS: Mapping[str, str] = {
     "images_per_s": "images per second",
     "data_wait": "share of time",
 }
-"""What the vertical axis of a metric's curves counts."""
+"""Unit of the vertical axis for curves of each metric."""
 
 
 def brief(names: Sequence[str], longest: int = 40) -> list[str]:
@@ -54,7 +54,7 @@ def curves(title: str, unit: str, lines: Mapping[str, Curve | None], thin: Mappi
 
     Args:
         title: Title of the panel.
-        unit: What the vertical axis counts.
+        unit: Unit of the vertical axis.
         lines: Curves by name. A name keeps its color in all panels, also where it has no curve.
         thin: Curves that are drawn as thin lines, with the color of the same name in `lines`. They are the teacher's.
 
@@ -127,7 +127,7 @@ def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, hi
         lat: [n] latitudes of the n patches, in degrees north.
         lon: [n] longitudes of the patches, in degrees east.
         error: [n] errors of the patches. NaN if a patch has no label.
-        high: Error with the darkest color. Maps that are compared need the same.
+        high: Error with the darkest color. Maps that readers compare need the same value.
 
     Returns:
         SVG text, empty if no patch has a place and a label.
@@ -172,7 +172,7 @@ def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, hi
 
 
 def _errors() -> "Colormap":
-    """Make the colors of errors. The palest tones are left out: they would vanish on a light page."""
+    """Make the color map of errors. Leave out the palest tones: they would vanish on a light page."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 

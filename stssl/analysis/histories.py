@@ -1,4 +1,4 @@
-"""Reduce the metrics of runs to what curves need, so that a page of many runs stays small."""
+"""Reduce the metrics of runs to the points of curves, to keep a page of many runs small."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -46,7 +46,7 @@ def thinned_history(rows: Sequence[MetricsRow], kind: str, name: str) -> AnyFloa
 
 
 def averaged(histories: Sequence[AnyFloats]) -> Curve | None:
-    """Average the histories of several runs at the steps that all of them have; None if there are none."""
+    """Average the histories of several runs at the steps that all of them have. Return None if no step is common."""
     filled = [points for points in histories if len(points)]
     if not filled:
         return None

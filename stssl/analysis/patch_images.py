@@ -1,4 +1,4 @@
-"""Show patches of a run as images: some that the student got right, some that it got wrong, and its surest mistakes."""
+"""Show patches of a run as images: some right and some wrong predictions of the student, and its surest mistakes."""
 
 import base64
 import io
@@ -36,7 +36,8 @@ def show_patches(view: RunView, part: str, outcome: Comparison, space: LabelSpac
         space: Classes and kind of task.
 
     Returns:
-        Parts of the page. If the store cannot be read, or is another one than the run's, they say so.
+        Parts of the page. If the store cannot be read, or is not that of the run, the only part is a sentence about
+        this.
     """
     arrays = view.arrays[part]
     picked = pick_patches(outcome)
@@ -105,7 +106,7 @@ def _pixels(view: RunView, rows: Ints) -> NDArray[np.uint8]:
 
 
 def _words(number: int, outcome: Comparison, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> str:
-    """Say what a patch is labeled as, and what was predicted."""
+    """Compose the text below an image: the labels of the patch, and the predicted classes."""
     label, found = targets[number], outcome.predicted[number]
     sure = outcome.surest[number]
     suffix = f" ({sure:.0%} sure)" if np.isfinite(sure) else ""

@@ -25,7 +25,7 @@ from stssl.base.logs import LOG
 from stssl.base.whole_files import write_whole
 
 PAGE_BYTES = 3_500_000
-"""Size in letters after which the page describes no further run in detail, so that pages of many runs open fast."""
+"""Size in letters after which the page describes no further run in detail: pages of many runs must open fast."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ PANELS = {
 def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
     """Write an HTML page about some runs, and return its absolute path. Leave out unusable folders, with a warning.
 
-    Runs are read one after the other, and only what the page needs is kept.
+    Read one run after the other, and keep only the small part of each that the page shows.
 
     Raises:
         RunError: No folder has an evaluated training run, or the page cannot be written.
@@ -125,7 +125,7 @@ def _body(title: str, runs: Sequence[RunDigest]) -> list[Markup]:
 
 
 def _digest(view: RunView, key: str, details: list[Markup]) -> RunDigest:
-    """Keep what the page needs of a run, and let go of its arrays and rows."""
+    """Copy the small part of a run that the page keeps, without its arrays and rows of metrics."""
     wanted = [(panel.kind, metric) for group in PANELS.values() for panel in group for metric in _metrics(panel)]
     return RunDigest(
         name=view.name,
@@ -206,7 +206,7 @@ def _maps(lat: AnyFloats, lon: AnyFloats, errors: dict[str, AnyFloats]) -> list[
 
 
 def _titled(title: str, parts: Iterable[Markup]) -> list[Markup]:
-    """Put a heading over parts of the page. Without any part, leave the heading out, too."""
+    """Put a heading over parts of the page. If no part exists, return no heading, either."""
     found = [part for part in parts if part]
     return [Markup("<h3>{}</h3>").format(title), *found] if found and found[-1] else []
 

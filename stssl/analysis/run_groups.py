@@ -17,7 +17,7 @@ MOST_SHOWN = 12
 
 @dataclass(frozen=True)
 class RunDigest:
-    """Hold what a page keeps of one run: little, because a page may have many runs.
+    """Hold the parts of one run that a page keeps in memory. They are small, because a page may have many runs.
 
     Attributes:
         name: Name of the run on the page.

@@ -1,4 +1,4 @@
-"""Read what a report shows about one run: its recipe, record, metrics, scores and arrays."""
+"""Read the files of one run that a report shows: its recipe, record, metrics, scores and arrays."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ MOST_ARRAY_BYTES = 8 << 30
 
 @dataclass(frozen=True)
 class RunView:
-    """Hold everything that the page shows about one run.
+    """Hold the contents of a run's files, for a report.
 
     Attributes:
         name: Name of the run on the page.

@@ -1,4 +1,4 @@
-"""Make the tables of a report: scores, scores of classes, and what produced the runs."""
+"""Make the tables of a report: scores, scores of classes, and the versions and data that produced the runs."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -21,7 +21,7 @@ MEANINGS: Mapping[str, str] = {
     "loss": "cross-entropy in nats; lower is better",
     "seeds": "number of runs that differ in nothing but their seeds",
 }
-"""Explanations of columns."""
+"""Explanations of columns, by name."""
 DUPLICATES = {"recall": "balanced_accuracy"}
 """Scores that equal another one. A table that has the other one leaves them out."""
 
@@ -29,7 +29,7 @@ DUPLICATES = {"recall": "balanced_accuracy"}
 def score_tables(groups: Sequence[RunGroup]) -> list[Markup]:
     """Make a table for each part and each kind of data: a row for each network of each recipe.
 
-    Runs with other classes have a table of their own: their scores cannot be compared.
+    Runs with different classes stand in different tables: their scores cannot be compared.
     """
     found = list[Markup]()
     for part in ("test", "validation", "train"):
@@ -83,7 +83,10 @@ def _checkpoint(run: RunDigest, part: str) -> str:
 
 
 def _score(values: Sequence[float | None]) -> Cell:
-    """Show the mean of a score over seeds and its standard deviation. Say how many seeds have it, if not all do."""
+    """Show the mean of a score over seeds and its standard deviation.
+
+    If some seeds lack the score, show how many have it.
+    """
     found = [value for value in values if value is not None]
     if not found:
         return Cell("–")
@@ -123,7 +126,7 @@ def class_table(groups: Sequence[RunGroup]) -> list[Markup]:
 
 
 def _with(groups: Sequence[RunGroup], part: str) -> list[RunGroup]:
-    """Return groups that have scores on a part, with the runs that have them."""
+    """Return the groups with scores on a part of the split. Leave out runs without such scores."""
     own = (RunGroup(group.label, [run for run in group.runs if part in run.parts]) for group in groups)
     return [group for group in own if group.runs]
 
@@ -141,7 +144,7 @@ def _class_cell(values: Sequence[float | None]) -> Cell:
 
 
 def record_table(runs: Sequence[RunDigest]) -> Markup:
-    """Make a table of what produced each run: seed, labels, data, versions, starts."""
+    """Make a table of each run's origin: seed, number of labels, data, software versions, starts."""
     head = ["run", "seed", "ranks", "labeled patches", "patches", "data", "commit", "versions", "started again"]
     rows = list[list[CellValue]]()
     for run in runs:

@@ -1,4 +1,4 @@
-"""Describe a file of weights: who wrote it, what it holds, which backbones it fits, and what was not understood."""
+"""Describe a file of weights: the program that wrote it, its tensors, the backbones it fits, and unknown tensors."""
 
 import re
 from collections import Counter
@@ -18,20 +18,20 @@ from stssl.models.weight_sources import Checkpoint, first_kernel, open_file
 from stssl.students.description import KEY, ModelDescription, parse_description
 
 MOST_TRIED = 40
-"""Most backbones to try: each takes about a tenth of a second."""
+"""Largest number of backbones to try: each takes about a tenth of a second."""
 MOST_LISTED = 6
-"""Most names that a line lists."""
+"""Largest number of names that a line lists."""
 WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 """Usual widths of vision transformers, and the words in timm's names for them."""
 
 
 class Closest(NamedTuple):
-    """Say how a backbone differs from weights that fit none.
+    """Describe how the closest backbone differs from weights that fit no backbone.
 
     Attributes:
         backbone: Name of the backbone whose tensors have the most names in common with the file.
         shared: Number of tensors with the same name.
-        reshaped: Names of tensors of the file that have another shape there.
+        reshaped: Names of tensors that have another shape in the backbone than in the file.
         lacking: Names of tensors that the file lacks.
         unknown: Names of tensors that only the file has.
     """
@@ -64,8 +64,8 @@ class InspectedWeights:
         fits: Backbones that the weights fit. Two of them can have the same tensors and compute different numbers.
         tried: Number of backbones that were tried.
         skipped: Number of backbones with such a first layer that were not tried.
-        unused: Names of tensors that the first fitting backbone does not take, such as a head; all names if no backbone
-            is close.
+        unused: Names of tensors that the first fitting backbone does not take, such as those of a head. All names if no
+            backbone is close.
         closest: The closest backbone, if none fits.
     """
 
@@ -89,7 +89,7 @@ class InspectedWeights:
     closest: Closest | None = None
 
     def lines(self) -> list[str]:
-        """Return the description as lines of one fact."""
+        """Return the description as lines of text, with one fact in a line."""
         bands = "none: no layer reads images"
         if self.bands is not None:
             names = ", ".join(self.band_names) or "the file does not name them: give model.weights_bands"
@@ -112,7 +112,7 @@ class InspectedWeights:
         return [f"{what:<10}{text}" for what, text in rows.items() if text]
 
     def _fits(self) -> str:
-        """Name the backbones that fit, and say how far to trust this."""
+        """Compose the line that names the fitting backbones, and says how reliable this list is."""
         if not self.tried:
             return "no backbone: none has such a first layer"
         found = ", ".join(self.fits) or f"none of {self.tried} backbones that were tried"
@@ -175,7 +175,7 @@ def report_of_weights(path: str | Path) -> InspectedWeights:
 
 
 def _described(path: Path) -> ModelDescription | None:
-    """Return the description that an export of this program carries; None for other files."""
+    """Read the description in the header of a file that this program exported. Return None for other files."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -220,7 +220,7 @@ def _without_memory(name: str, options: JsonObject, bands: int) -> Backbone | No
 
 
 def _note_closest(name: str, backbone: Backbone, found: Checkpoint, about: InspectedWeights) -> None:
-    """Note how a backbone differs from the weights, if none before had more names in common."""
+    """Describe how a backbone differs from the weights, if it shares more names with them than all backbones before."""
     own, given = backbone.state_dict(), found.tensors
     shared = [one for one in given if one in own]
     if shared and (about.closest is None or len(shared) > about.closest.shared):
@@ -278,6 +278,6 @@ def _families() -> Iterator[tuple[str, list[str]]]:
 
 
 def _first_layers(config: object) -> list[str]:
-    """List the names of the kernels that read the bands."""
+    """List the names of the kernels that read the bands, from timm's configuration of a backbone."""
     first = getattr(config, "first_conv", None)
     return [f"{one}.weight" for one in (first if isinstance(first, tuple | list) else [first]) if one]

@@ -32,7 +32,7 @@ SECTIONS = ("data", "model", "evaluation")
 
 @dataclass(frozen=True)
 class WeightsProbe:
-    """Hold what a probe of given weights needs.
+    """Hold the data and the network of a probe of given weights.
 
     Attributes:
         recipe: Recipe with the data, the network and the settings of the probe.

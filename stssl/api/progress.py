@@ -43,7 +43,7 @@ class _Lines:
         self.console, self.what, self.begun, self.shown = console, what, time.monotonic(), -1
 
     def update(self, done: int, total: int | None, note: str) -> None:
-        """Write a line of progress, but only if at least `EVERY` percent were done since the last line.
+        """Write a line of progress if at least `EVERY` percent were done since the last line.
 
         Args:
             done: Number of things done.

@@ -175,8 +175,8 @@ class Run:
                 store.
 
         Returns:
-            The networks by name. `inputs` makes what they take, which is images [n, bands, H, W] and metadata [n, 4] of
-            n patches.
+            The networks by name. They take images [n, bands, H, W] and metadata [n, 4] of n patches, which `inputs`
+            makes.
 
             A training run has `student`, and `teacher` if it trained one, both with averaged weights. The call
             `student(images)` or `teacher(images, metadata)` returns a prediction: `logits` [n, classes], and `context`
@@ -226,5 +226,5 @@ class Run:
 
 
 def folder_of_run(run: Run | str | Path) -> Path:
-    """Return the folder of a run. A path is taken as it is."""
+    """Return the folder of a run. A path is returned unchanged."""
     return run.path if isinstance(run, Run) else Path(run)

@@ -145,10 +145,10 @@ def probe(
 
 
 def inspect_weights(file: str | Path) -> "InspectedWeights":
-    """Say what is in a file of weights, of this or another program. Run no code from it.
+    """Describe a file of weights, of this or another program. Run no code from it.
 
     Args:
-        file: The file. See the recipe key `model.weights` for those that can be read.
+        file: File of weights. The page of the recipe key `model.weights` lists the formats that can be read.
 
     Returns:
         Layout, size, bands, the backbones that the weights fit, and what was not understood; `lines()` gives it as

@@ -9,7 +9,7 @@ from stssl.api.progress import counting, default_console
 from stssl.api.run import Run, folder_of_run
 
 Given = TypeVar("Given", Run | str | Path, str | Path)
-"""What a function takes one or several of."""
+"""Type of an argument that may be one thing or a sequence of things."""
 
 if TYPE_CHECKING:
     from stssl.mapping.map_bands import Probabilities
@@ -130,7 +130,7 @@ def embed(
     device: str = "auto",
     progress: bool | None = None,
 ) -> Path:
-    """Write the features of patches, pooled over each patch: what the last layer of the model sees.
+    """Write the features of patches, pooled over each patch. They are the input of the model's last layer.
 
     Args:
         model: A run, its student, or a pretrained encoder.
@@ -158,5 +158,5 @@ def embed(
 
 
 def _listed(given: Given | Sequence[Given]) -> Sequence[Given]:
-    """Return what a caller gave as a sequence: one thing alone becomes a sequence of one."""
+    """Turn an argument into a sequence: a single thing becomes a sequence of one thing."""
     return [given] if isinstance(given, Run | str | Path) else given

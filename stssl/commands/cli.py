@@ -42,7 +42,10 @@ from stssl.commands.training_commands import (
 
 
 class _Commands(TyperGroup):
-    """Group the subcommands of `stssl`. After Ctrl-C or a signal, show a message, as typer itself shows none."""
+    """Group the subcommands of `stssl`.
+
+    After Ctrl-C or a signal, raise an error with a message: typer itself shows none.
+    """
 
     def make_context(self, *given: Any, **named: Any) -> Any:
         """Parse the words of the command line.

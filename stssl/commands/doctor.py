@@ -1,4 +1,4 @@
-"""Examine the machine for `stssl doctor`: show what a bug report needs, and which packages are missing."""
+"""Examine the machine for `stssl doctor`: list versions, hardware and free disk space, and missing packages."""
 
 import os
 import platform
@@ -21,7 +21,7 @@ OPTIONAL = {
     "onnxruntime": "stssl export --format onnx: pip install 'stssl[onnx]'",
     "ipywidgets": "progress bars in notebooks: pip install 'stssl[notebook]'",
 }
-"""Optional packages, and what each is used for."""
+"""Optional packages. The text of each names its use and how to install it."""
 
 
 def examine() -> Iterator[str]:

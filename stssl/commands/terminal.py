@@ -1,6 +1,6 @@
-"""Hold the console that all subcommands write messages to."""
+"""Make the console to which all subcommands write messages."""
 
 from rich.console import Console
 
 console = Console(stderr=True)
-"""Writes to stderr: stdout has only results, such as paths, for other programs."""
+"""Console that writes to stderr: stdout has only results, such as paths, for other programs."""

@@ -1,4 +1,4 @@
-"""Collect what a model card and a STAC item say about a student, and write it as `config.json`."""
+"""Collect the facts that a model card and a STAC item state about a student, and write them as `config.json`."""
 
 import json
 import re
@@ -93,7 +93,10 @@ def config_of(facts: Exported) -> JsonObject:
 
 
 def read_config(path: Path) -> JsonObject | None:
-    """Read the `config.json` of an earlier export; None if the file is none."""
+    """Read the `config.json` of an earlier export.
+
+    Return None if the file is missing or was not written by an export.
+    """
     try:
         tree = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -106,7 +109,7 @@ def check_license(given: str | None) -> str | None:
     """Check that a license looks like an SPDX identifier, such as `CC-BY-4.0`.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: The text does not look like one.
     """
     if given is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}", given):
         raise ConfigError(f"--license {given!r}: give an SPDX identifier, such as CC-BY-4.0 or Apache-2.0.")

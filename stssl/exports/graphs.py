@@ -30,7 +30,7 @@ class ImageGraph(nn.Module):
     """Turn stored values [n, bands, side, side] into logits [n, C], with operators that export formats know."""
 
     def __init__(self, student: Student, side: int) -> None:
-        """Use a student for images of a fixed size.
+        """Store the student, and the matrix that resizes images of a fixed size.
 
         Args:
             student: Student with its weights.

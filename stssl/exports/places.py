@@ -14,7 +14,7 @@ def places_svg(places: NDArray[np.float32]) -> str:
     """Draw places as points.
 
     Args:
-        places: [n, 2] latitude and longitude in degrees. An empty array draws a map that says so.
+        places: [n, 2] latitude and longitude in degrees. For an empty array, the map says that no place is known.
 
     Returns:
         Text of an SVG file. It loads nothing else.

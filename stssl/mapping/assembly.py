@@ -13,7 +13,7 @@ from stssl.mapping.map_file import TILE, MapFile
 from stssl.mapping.windows import blend
 
 CHUNK_NUMBERS = 1 << 22
-"""Most numbers (pixels times classes) that are blended at a time."""
+"""Largest number of values (pixels times classes) that are blended at a time."""
 
 
 class FinishedRows:
@@ -29,7 +29,7 @@ class FinishedRows:
         self.plan, self.missing = plan, set(missing)
 
     def add(self, number: int) -> None:
-        """Note that a block is finished."""
+        """Record that the block `number` is finished."""
         self.missing.discard(number)
 
     @property
@@ -43,7 +43,7 @@ class MapAssembly:
     """Write the pixels of a map as soon as all windows that touch them are finished."""
 
     def __init__(self, kept: KeptBlocks, bands: MapBands, target: MapFile, file: DatasetWriter) -> None:
-        """Begin at the first row.
+        """Prepare to write a map, from its first row of pixels on.
 
         Args:
             kept: Finished blocks.
@@ -75,14 +75,14 @@ class MapAssembly:
             self.row = bottom
 
     def _chunks(self) -> Iterator[Ints]:
-        """Yield the columns of one tile after the other, or of several tiles if there are few classes."""
+        """Yield ranges of columns to blend at a time: one tile wide, or several tiles if there are few classes."""
         axis, classes = self.kept.plan.grid.across, max(1, len(self.bands.names))
         width = max(1, CHUNK_NUMBERS // (TILE * TILE * classes)) * TILE
         for left in range(0, axis.size, width):
             yield np.arange(left, min(left + width, axis.size), dtype=np.int64)
 
     def _write(self, rows: Ints, columns: Ints, down: range) -> None:
-        """Blend and write one rectangle."""
+        """Blend the probabilities of one rectangle of pixels, and write it into the map."""
         grid = self.kept.plan.grid
         first, last = int(columns[0]), int(columns[-1]) + 1
         numbers = (down, grid.across.touching(first, last))

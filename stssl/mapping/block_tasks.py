@@ -19,7 +19,7 @@ RETRIES = 5
 
 
 def run_here(predictor: BlockPredictor, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-    """Predict blocks in this process. A thread reads the next block meanwhile.
+    """Predict blocks in this process. While the students predict a block, a thread reads the next one.
 
     Args:
         predictor: Scene and students.
@@ -49,8 +49,8 @@ def run_on_ray(
     Args:
         predictor: Scene and students.
         numbers: Numbers of the blocks.
-        workers: Most tasks at the same time. Without an address, a Ray on this machine gets as many CPUs. None takes
-            all CPUs.
+        workers: Largest number of tasks at the same time; None takes all CPUs. Without an address, Ray starts on this
+            machine with this number of CPUs.
         address: Address of a cluster; None starts Ray on this machine.
         gpus: GPUs of a task, such as 0.25.
 

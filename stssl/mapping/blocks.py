@@ -17,12 +17,12 @@ from stssl.mapping.windows import WindowAxis, WindowGrid
 BLOCK_SIDE = 2048
 """Largest height and width of a block's cells in pixels, if memory allows it."""
 BLOCK_BYTES = 48 << 20
-"""Most bytes of a block's stored values in memory. Two blocks are in memory at a time."""
+"""Largest size of a block's stored values in memory, in bytes. Two blocks are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class SceneBlock:
-    """Name the windows of a block: their numbers down and across."""
+    """Hold the windows of a block: the ranges of their numbers down and across the scene."""
 
     number: int
     down: range
@@ -35,8 +35,8 @@ class BlockPlan:
 
     Attributes:
         grid: Windows of the scene.
-        rows: Number of windows of a block down.
-        columns: Number of windows of a block across.
+        rows: Height of a block, in windows.
+        columns: Width of a block, in windows.
     """
 
     grid: WindowGrid
@@ -45,12 +45,12 @@ class BlockPlan:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return the number of blocks down and across."""
+        """Return how many blocks the scene has down and across."""
         return -(-self.grid.down.count // self.rows), -(-self.grid.across.count // self.columns)
 
     @property
     def count(self) -> int:
-        """Return the number of blocks."""
+        """Return how many blocks the scene has."""
         return self.shape[0] * self.shape[1]
 
     def block(self, number: int) -> SceneBlock:
@@ -139,7 +139,7 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class BlockInput:
-    """Hold the stored values of a block: a region of each layer, with the own row and column that it begins at."""
+    """Hold the stored values of a block: a region of each layer, and its first row and column in that layer."""
 
     block: SceneBlock
     regions: tuple[tuple[Region, int, int], ...]
@@ -149,7 +149,7 @@ class BlockPredictor:
     """Read and predict blocks of a scene. Reading and predicting may run in two threads."""
 
     def __init__(self, scene: Scene, plan: BlockPlan, ensemble: Ensemble, *, batch: int) -> None:
-        """Set what to predict, and how.
+        """Store the scene, its blocks and the students.
 
         Args:
             scene: The scene.
@@ -188,13 +188,13 @@ class BlockPredictor:
         return BlockInput(block, tuple(regions))
 
     def _starts(self, layer: Layer, block: SceneBlock) -> tuple[list[int], list[int]]:
-        """Return the first own row of each row of windows in a layer, and the first own column of each column."""
+        """Return the rows and the columns of a layer at which the windows of a block begin."""
         grid = self.plan.grid
         tops = [layer.own_row(grid.down.start(number)) for number in block.down]
         return tops, [layer.own_column(grid.across.start(number)) for number in block.across]
 
     def _size(self, layer: Layer) -> tuple[int, int]:
-        """Return the height and width of windows in own pixels of a layer."""
+        """Return the height and width of a window in pixels of a layer."""
         height, width = self.scene.window
         return max(1, round(height / layer.rows)), max(1, round(width / layer.columns))
 

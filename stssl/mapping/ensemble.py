@@ -42,7 +42,7 @@ class Ensemble(nn.Module):
 
 
 class _BandPlan:
-    """Know where the bands of one student are: the numbers of layers, and positions in them."""
+    """Hold where the bands of one student are: the layer of each band, and its position in that layer."""
 
     def __init__(self, places: Sequence[tuple[int, int]]) -> None:
         self.chosen: dict[int, list[int]] = {}
@@ -52,7 +52,7 @@ class _BandPlan:
         self.order = [sorted_places.index(place) for place in places]
 
     def images(self, windows: Mapping[int, Tensor], side: int) -> Tensor:
-        """Collect the bands of a student, all resampled to `side` pixels: [n, bands, side, side]."""
+        """Collect the bands of a student from n windows, and resample them to `side` pixels: [n, bands, side, side]."""
         parts = []
         for layer, own in self.chosen.items():
             values = windows[layer]
@@ -62,7 +62,7 @@ class _BandPlan:
 
 
 def on_side(images: Tensor, side: int) -> Tensor:
-    """Resample images [n, bands, H, W] to [n, bands, side, side]; return images of this size as they are."""
+    """Resample images [n, bands, H, W] to [n, bands, side, side]. Images that have this size are returned unchanged."""
     if images.shape[-1] == side and images.shape[-2] == side:
         return images
     shrinks = max(images.shape[-2:]) > side

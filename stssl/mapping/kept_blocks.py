@@ -24,7 +24,7 @@ from stssl.base.whole_files import cannot_write, write_whole
 from stssl.mapping.blocks import BlockPlan, BlockResult
 
 DIGEST = 16
-"""Bytes of a block's checksum."""
+"""Size of a block's checksum in bytes."""
 PLAN = "plan.json"
 
 
@@ -32,7 +32,7 @@ class KeptBlocks:
     """Write and read the finished blocks of one map."""
 
     def __init__(self, out: Path, plan: BlockPlan) -> None:
-        """Set the place of the blocks. Nothing is written yet.
+        """Choose the folder of the blocks. Write nothing yet.
 
         Args:
             out: The map.
@@ -47,10 +47,10 @@ class KeptBlocks:
 
         Args:
             identity: Hash of all that decides the values of the map.
-            about: What to keep beside it, such as the date at which the prediction began.
+            about: Entries to keep beside the hash, such as the date at which the prediction began.
 
         Returns:
-            What an earlier call of the same prediction kept, or else `about`.
+            The entries that an earlier call of the same prediction kept, or else `about`.
 
         Raises:
             RunError: The folder cannot be written.
@@ -93,7 +93,7 @@ class KeptBlocks:
         write_whole(self.path(number), hashlib.blake2b(data, digest_size=DIGEST).digest() + data)
 
     def _read(self, number: int) -> bytes | None:
-        """Read a block; None if it is not there, or damaged."""
+        """Read a finished block. Return None if its file is missing or damaged."""
         try:
             data = self.path(number).read_bytes()
         except OSError:
@@ -102,14 +102,14 @@ class KeptBlocks:
         return rest if hashlib.blake2b(rest, digest_size=DIGEST).digest() == digest else None
 
     def missing(self) -> list[int]:
-        """List the numbers of the blocks that are not there yet, or are damaged."""
+        """List the numbers of the blocks whose files are missing or damaged."""
         return [number for number in range(self.plan.count) if self._read(number) is None]
 
     def block(self, number: int) -> BlockResult:
         """Read a finished block. The blocks of the last two rows stay in memory.
 
         Raises:
-            RunError: The block is not there any more.
+            RunError: The file of the block was deleted or damaged meanwhile.
         """
         if number in self._cache:
             self._cache.move_to_end(number)
@@ -123,14 +123,14 @@ class KeptBlocks:
         return self._cache[number]
 
     def windows(self, down: range, across: range) -> tuple[Floats, NDArray[np.bool_]]:
-        """Collect what was predicted for windows.
+        """Collect the predictions of some windows from the finished blocks.
 
         Args:
             down: Numbers of m windows down.
             across: Numbers of n windows across.
 
         Returns:
-            [m, n, C] probabilities and [m, n] validity.
+            [m, n, C] probabilities, and [m, n] False for windows without a measured pixel.
         """
         rows = range(down.start // self.plan.rows, (down.stop - 1) // self.plan.rows + 1)
         columns = range(across.start // self.plan.columns, (across.stop - 1) // self.plan.columns + 1)
@@ -173,7 +173,10 @@ class KeptBlocks:
 
 
 def _shared(wanted: range, start: int, size: int) -> tuple[slice, slice]:
-    """Return the part of `wanted` that lies in start..start+size, as slices of both."""
+    """Intersect the range `wanted` with the range start..start+size-1.
+
+    Return the common part as a slice of each range.
+    """
     first, last = max(wanted.start, start), min(wanted.stop, start + size)
     return slice(first - wanted.start, last - wanted.start), slice(first - start, last - start)
 

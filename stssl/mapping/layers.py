@@ -15,7 +15,7 @@ from stssl.base.arrays import AnyArray, Ints
 from stssl.mapping.rasters import SETTINGS, explained_raster, quiet
 
 MOST_OPEN = 64
-"""Most files that a reader keeps open."""
+"""Largest number of files that a reader keeps open."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Source:
         masked: True if the file marks pixels that are not measured.
         nodata: Further stored value that means "not measured"; None for none.
         shift: Number to add to stored values.
-        factor: Number to multiply by after that.
+        factor: Number to multiply the shifted values by.
     """
 
     band: int
@@ -71,13 +71,13 @@ class Layer:
     Attributes:
         bands: Names of the bands.
         dtype: Type of the values, such as `uint16`.
-        height: Height in own pixels.
-        width: Width in own pixels.
+        height: Height in pixels of the layer.
+        width: Width in pixels of the layer.
         row: Position of the upper edge in the scene.
         column: Position of the left edge in the scene.
-        rows: Height of an own pixel in pixels of the scene.
-        columns: Width of an own pixel in pixels of the scene.
-        pieces: Files. If two overlap, the first with a measured pixel counts.
+        rows: Height of a pixel of the layer in pixels of the scene.
+        columns: Width of a pixel of the layer in pixels of the scene.
+        pieces: Files of the layer. If two overlap, the first with a measured pixel counts.
     """
 
     bands: tuple[str, ...]
@@ -91,11 +91,11 @@ class Layer:
     pieces: tuple[Piece, ...]
 
     def own_row(self, row: float) -> int:
-        """Return the own row that begins nearest to a row of the scene."""
+        """Return the row of this layer that begins nearest to a row of the scene."""
         return round((row - self.row) / self.rows)
 
     def own_column(self, column: float) -> int:
-        """Return the own column that begins nearest to a column of the scene."""
+        """Return the column of this layer that begins nearest to a column of the scene."""
         return round((column - self.column) / self.columns)
 
 
@@ -125,7 +125,7 @@ class LayerReader:
     """Read regions of layers, and keep their files open. Use it in one thread only, and close it at the end."""
 
     def __init__(self) -> None:
-        """Open nothing yet."""
+        """Create a reader without open files."""
         self._open: OrderedDict[Path, tuple[DatasetReader, contextlib.ExitStack]] = OrderedDict()
 
     def close(self) -> None:
@@ -138,8 +138,8 @@ class LayerReader:
 
         Args:
             layer: The layer.
-            row: First own row; may be negative.
-            column: First own column; may be negative.
+            row: First row of the rectangle in the layer; may be negative.
+            column: First column of the rectangle in the layer; may be negative.
             height: Number of rows.
             width: Number of columns.
 
@@ -172,7 +172,7 @@ class LayerReader:
         return Region(values, None if measured.all() else measured)
 
     def _whole(self, layer: Layer, window: FileWindow) -> AnyArray | None:
-        """Read a window of a layer that is one file without a mask, and needs no copy; None for other layers."""
+        """Read a window of a layer that is one file without a mask. Return None for other layers, which need a copy."""
         piece = layer.pieces[0]
         plain = all(
             not one.masked and one.nodata is None and not one.shift and one.factor == 1 for one in piece.sources
@@ -184,7 +184,7 @@ class LayerReader:
         return values
 
     def _fill(self, piece: Piece, window: FileWindow, values: AnyArray, measured: NDArray[np.bool_]) -> None:
-        """Read a window of a file, and write it where no earlier file has a measured pixel."""
+        """Read a window of a file, and write its pixels to those places where no earlier file has a measured pixel."""
         with explained_raster(piece.path), rasterio.Env(**SETTINGS):
             file = self._file(piece)
             found = file.read([source.index for source in piece.sources], window=window)

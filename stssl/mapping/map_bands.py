@@ -19,7 +19,8 @@ PRESENT = 0.5
 class MapBands:
     """Describe the bands of a map.
 
-    The last band is the confidence. Before it is one band of class indexes (one class a place), or one band a class.
+    The last band is the confidence. The bands before it are one band of class indexes (if a place has one class), or
+    one band for each class.
 
     Attributes:
         names: Descriptions of the bands.
@@ -27,7 +28,7 @@ class MapBands:
         nodata: Value of pixels that are not measured.
         scales: Number to multiply the values of each band with, to get a probability. 1 for classes.
         colors: Color [red, green, blue] of each class in the first band; empty if the map has no color table.
-        probabilities: True if the bands of classes have probabilities.
+        probabilities: True if the bands before the confidence hold probabilities.
         multilabel: True if a place may have any number of classes.
     """
 
@@ -41,7 +42,7 @@ class MapBands:
 
     @property
     def most(self) -> int:
-        """Return the stored value of probability 1 (integer types)."""
+        """Return the stored value that means probability 1, for integer types."""
         return int(self.nodata) - 1
 
     def encoded(self, values: Floats, there: NDArray[np.bool_]) -> AnyArray:

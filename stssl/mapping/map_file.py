@@ -24,7 +24,7 @@ from stssl.mapping.rasters import READ_ERRORS, quiet
 TILE = 512
 """Width and height of the tiles of a map."""
 LEAST_ROOM = 1 << 20
-"""If less bytes are free after an error of writing, the disk counts as full."""
+"""If fewer bytes are free after an error of writing, the disk counts as full."""
 _EXTRA_SAMPLES, _SHORT = 338, 3
 
 
@@ -32,7 +32,7 @@ class MapFile:
     """Write the tiles of a map into a temporary GeoTIFF, then make a COG of it."""
 
     def __init__(self, folder: Path, out: Path, bands: MapBands) -> None:
-        """Set the place of the files. Nothing is written yet.
+        """Choose the paths of the temporary files. Write nothing yet.
 
         Args:
             folder: Folder of the temporary files, on the same disk as the map.
@@ -76,7 +76,7 @@ class MapFile:
         """Write a rectangle of the map.
 
         Args:
-            file: File of `writing`.
+            file: Temporary file that `writing` opened.
             row: First row.
             column: First column.
             values: [bands, h, w] values.

@@ -14,7 +14,7 @@ class SceneNeeds:
     Attributes:
         bands: Needed bands by name.
         pixel: Pixel size of the finest band in meters.
-        window: Width and height of a window in such pixels.
+        window: Width and height of a window, in pixels of the finest band.
         classes: Names of the classes.
         colors: Color of each class, such as `#1f77b4`.
         multilabel: True if a place may have any number of classes.

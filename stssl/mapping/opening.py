@@ -81,7 +81,7 @@ def open_scene(
 
 
 def _missing(missing: Sequence[str], files: Sequence[Path]) -> str:
-    """Say which bands are missing, which ones are there, and what to do."""
+    """Compose the message about missing bands: which ones the files lack, which ones they have, and what to do."""
     there = [own.description or f"number {own.index}" for own in describe_raster(files[0]).bands]
     where = f"{files[0]} has {', '.join(shown(name, 30) for name in there[:20])}"
     others = f" and {len(files) - 1} other files" if len(files) > 1 else ""
@@ -109,7 +109,7 @@ def _of_product(product: SafeProduct, needs: SceneNeeds) -> Iterator[Chosen]:
 
 
 def _of_files(rasters: Sequence[Raster], needs: SceneNeeds, bands: Sequence[str]) -> Iterator[Chosen]:
-    """Yield files with those of their bands that the students need."""
+    """Yield each file with the bands in it that the students need."""
     single = all(len(one.bands) == 1 for one in rasters)
     named = [matching(band, needs.bands) for band in bands]
     by_file = single and len(bands) == len(rasters) and len(bands) > 1

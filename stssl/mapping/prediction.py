@@ -30,7 +30,7 @@ from stssl.training.trained_run import device_of
 
 MAP_SUFFIXES = (".tif", ".tiff")
 KEPT_FORMAT = 1
-"""Version of the kept blocks. Another version is predicted anew."""
+"""Version of the files of kept blocks. Blocks of another version are predicted again."""
 OnBlock = Callable[[int, int], None]
 """Function that gets the number of finished blocks and of all blocks."""
 
@@ -94,7 +94,7 @@ def predict_scene(
         models: Runs or students. The probabilities of several are averaged.
         inputs: A `.SAFE` folder, or files, folders and patterns of GeoTIFFs.
         out: Map to write (`.tif`).
-        options: Windows, kind of map, workers.
+        options: Distance of windows, kind of map, device and workers.
         progress: Called with the number of finished blocks and of all blocks.
 
     Raises:
@@ -244,7 +244,7 @@ class _MapJob:
         )
 
     def _identity(self) -> str:
-        """Hash all that decides the kept blocks: models, files, windows, device."""
+        """Hash everything that changes the kept blocks: models, files, windows, batch size and device."""
         files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.scene.files]
         gpu = self.options.gpus > 0 if self.options.workers or self.options.address else self.device.type == "cuda"
         parts = (KEPT_FORMAT, sorted(self.models.items()), files, self.scene, self.plan, self.options.batch, gpu)

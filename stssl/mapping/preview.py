@@ -14,7 +14,7 @@ from stssl.mapping.windows import blend
 MOST_PIXELS = 1200
 """Largest width and height of the picture's map in pixels."""
 ROWS = 64
-"""Rows of the picture that are blended at a time."""
+"""Number of rows of the picture that are blended at a time."""
 UNMEASURED = -1
 PICTURE_STYLE: dict[Any, Any] = {"text.parse_math": False, "font.size": 9.0}
 """Matplotlib's settings. A dollar sign in a name must not begin a formula."""

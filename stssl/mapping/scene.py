@@ -194,7 +194,7 @@ def _layer(group: Sequence[Chosen], grid: _Grid, finest: _Grid, needs: SceneNeed
 
 
 def _aligned(layers: Sequence[Layer], finest: _Grid) -> None:
-    """Refuse layers that lie at another place than the finest one."""
+    """Refuse layers that cover another area than the finest layer."""
     for layer in layers:
         bottom, right = layer.row + layer.height * layer.rows, layer.column + layer.width * layer.columns
         off = (layer.row, layer.column, bottom - finest.height, right - finest.width)
@@ -251,7 +251,7 @@ def _fits(meters: tuple[float, float], sizes: dict[str, float], needs: SceneNeed
 
 
 def _other_size(meters: tuple[float, float], sizes: dict[str, float], needs: SceneNeeds) -> str:
-    """Say which pixel size differs, and what to do."""
+    """Compose the message about a wrong pixel size: which size differs, and what to do."""
     if all(abs(size / needs.pixel - 1) <= SIZE_TOLERANCE for size in meters):
         coarse = [
             f"{band} ({size:.3g} m)"

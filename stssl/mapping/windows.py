@@ -1,4 +1,4 @@
-"""Lay windows over a scene, and blend what was predicted for them to pixels."""
+"""Lay windows over a scene, and blend the predictions of windows into predictions of pixels."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class WindowAxis:
         return number * self.stride - self.margin
 
     def touching(self, first: int, last: int) -> range:
-        """Return the numbers of the windows that have one of the pixels first..last-1."""
+        """Return the numbers of the windows that contain at least one of the pixels first..last-1."""
         low = max(0, -(-(first + self.margin - self.window + 1) // self.stride))
         return range(low, min(self.count, (last - 1 + self.margin) // self.stride + 1))
 
@@ -49,7 +49,7 @@ class WindowAxis:
             numbers: Numbers of m windows.
 
         Returns:
-            [n, m] weights; 0 where the window does not have the pixel.
+            [n, m] weights; 0 where the window does not contain the pixel.
         """
         starts = np.array([self.start(number) for number in numbers], np.float64)
         share = (pixels[:, None] + 0.5 - starts) / self.window
@@ -81,7 +81,7 @@ def blend(
     values: Floats,
     valid: NDArray[np.bool_],
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Average what was predicted for windows at each pixel, weighted by how near the pixel is to each window's middle.
+    """Average the predictions of windows at each pixel. Windows count more if their middle is near the pixel.
 
     Args:
         grid: Windows of the scene.

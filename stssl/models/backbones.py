@@ -60,7 +60,7 @@ def slim_resnet(in_channels: int, classes: int, **options: Any) -> Backbone:
     )
     first = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
-    # Use `setattr`: timm declares other types for these layers, so type checkers would refuse a plain assignment.
+    # Use `setattr`: timm declares other types for these layers, and type checkers would refuse a plain assignment.
     setattr(network, "conv1", first)  # noqa: B010
     setattr(network, "maxpool", nn.Identity())  # noqa: B010
     return cast(Backbone, network)

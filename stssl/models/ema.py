@@ -23,7 +23,7 @@ class Ema(nn.Module):
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Ema":
-        """Stay in evaluation mode, whatever `mode` says: the average only predicts."""
+        """Keep evaluation mode and ignore `mode`: the average only predicts."""
         return super().train(False)
 
     @torch.no_grad()

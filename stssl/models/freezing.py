@@ -8,7 +8,7 @@ _MARK = "stssl_frozen"
 def freeze_backbone(backbone: nn.Module, classifier: nn.Module) -> None:
     """Freeze all layers of a backbone except its classifier, and put it into evaluation mode.
 
-    Copies of the backbone are frozen too. Who owns it must keep it in evaluation mode.
+    Copies of the backbone are frozen too. The network that contains the backbone must keep it in evaluation mode.
     """
     backbone.requires_grad_(False).eval()
     classifier.requires_grad_(True)

@@ -1,8 +1,8 @@
 """Encode places with the location encoder of GeoCLIP, which was trained on photos from all over the world.
 
 GeoCLIP (Vivanco Cepeda et al., NeurIPS 2023, arXiv:2309.16020) learned to match photos and the places where they were
-taken. The package `geoclip` carries the weights of its location encoder (MIT license). This module restates the network
-and reads the weights. It does not import the package: that would import transformers, which takes seconds.
+taken. The package `geoclip` carries the weights of its location encoder (MIT license). This module builds the same
+network and reads the weights. It does not import the package, which would import transformers and take seconds.
 """
 
 import math
@@ -86,7 +86,7 @@ class Geoclip(MetadataEncoder):
         """Make the location encoder. A place has 512 features, a date has two.
 
         Args:
-            config: Switches and options.
+            config: Settings of the encoder.
             width: Size of the context vector.
             places: Not used.
 
@@ -158,7 +158,7 @@ def package_file() -> Path:
 
 
 def _own_name(name: str) -> str:
-    """Return this network's name for a tensor of the package, such as `LocEnc0.capsule.1.weight`."""
+    """Return this network's name of a tensor that the package calls, for example, `LocEnc0.capsule.1.weight`."""
     parts = name.split(".")
     number = parts[0].removeprefix("LocEnc")
     if parts[-1] == "b":

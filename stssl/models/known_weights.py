@@ -1,6 +1,6 @@
-"""List published weights: the bands they were trained on, the numbers they were fed, source and license.
+"""List published weights: the bands and the scaling of their training images, their source and license.
 
-A file is known by its published name, by its layout, or by the settings of the trainer in it.
+A file is recognized by its published name, by its layout, or by the trainer's settings in it.
 """
 
 import re
@@ -42,10 +42,10 @@ class KnownWeights:
         title: Name in messages and records.
         bands: Bands that the weights were trained on, in the order of the first layer.
         stored: Type of stored values that `scaling` is meant for.
-        scaling: What the weights were fed, for values of that type. One number of each list for each band.
+        scaling: Scaling of the training images, for values of that type. Its lists have one number for each band.
         source: Page that publishes them.
-        license: SPDX identifier of their license; empty if the page names none.
-        files: Regular expression of their published file names; empty if they are known otherwise.
+        license: SPDX identifier of the license of the weights; empty if the page names none.
+        files: Regular expression of the published file names; empty if the weights are recognized in another way.
     """
 
     title: str
@@ -186,7 +186,7 @@ KNOWN_FILES = (
 )
 """Published weights that are known by the name of their file."""
 ARCH_OF_KERNEL = {"c0673c5ff28b4719bfe162fa3bd843d6": "tf_efficientnet_lite0"}
-"""Digest of a first layer, and the only network that computes with these weights what was trained."""
+"""Name of the network whose training made a first layer, by the digest of this layer."""
 
 
 def known_by_name(path: str) -> KnownWeights | None:
@@ -196,7 +196,7 @@ def known_by_name(path: str) -> KnownWeights | None:
 
 
 def satmae_sentinel(dropped: list[int]) -> KnownWeights:
-    """Describe a SatMAE of fMoW-Sentinel without groups of channels, which left out bands by their index."""
+    """Describe the weights of a SatMAE that was trained on fMoW-Sentinel without the bands of the indexes `dropped`."""
     kept = [place for place in range(len(SENTINEL2)) if place not in dropped]
     scaling = four_sigmas(tuple(FMOW_S2_MEAN[i] for i in kept), tuple(FMOW_S2_STD[i] for i in kept))
     source = "https://github.com/sustainlab-group/SatMAE"

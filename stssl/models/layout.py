@@ -36,7 +36,7 @@ def _overruns(part: nn.Module) -> bool:
 
 
 def placed(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """Move a network to a device, in the memory format that is safe and fast there, and return this format."""
+    """Move a network to a device, in the memory format that `memory_format` chooses for it. Return this format."""
     chosen = memory_format(network, device)
     network.to(device)
     network.to(memory_format=chosen)

@@ -81,7 +81,10 @@ class MetadataEncoder(nn.Module):
         return circle(day / YEAR)
 
     def pretrained(self) -> Iterable[nn.Parameter]:
-        """Return the parameters that started from pretrained weights and are trained. They learn like the backbone."""
+        """Return the trained parameters that started from pretrained weights.
+
+        They get the learning rate of the backbone.
+        """
         return ()
 
     def forward(self, metadata: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ class MetadataEncoder(nn.Module):
         return context
 
     def _kept(self, known: Tensor) -> Tensor:
-        """Return the rows to keep: in training, drop a random share of the rows with a known value."""
+        """Choose the rows that keep a known value: in training, a random share of these rows loses it."""
         if not (self.dropout and self.training and torch.is_grad_enabled()):
             return known
         return known & (torch.rand(len(known), device=known.device) >= self.dropout)

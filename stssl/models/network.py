@@ -26,7 +26,7 @@ distillation needs. `plain` sees only images, and has no such layers.
 """
 
 Head = Literal["new", "weights"]
-"""First weights of the layer of outputs: `new`, or those that `model.weights` names."""
+"""First weights of the head, which computes the logits: `new`, or those that `model.weights` names."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Network(nn.Module):
         return Prediction(logits, self.project(feature if token is None else token))
 
     def embedding(self, image: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """Compute the pooled features [images, width] of images: what the head turns into logits.
+        """Compute the pooled features [images, width] of images. The head turns them into logits.
 
         Args:
             image: [images, bands, height, width], normalized.

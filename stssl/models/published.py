@@ -1,4 +1,4 @@
-"""Say where the authors of papers publish the weights that recipes name by an environment variable."""
+"""List the addresses of published weights that recipes name by an environment variable."""
 
 import os
 from collections.abc import Mapping
@@ -15,11 +15,14 @@ PUBLISHED_WEIGHTS: Mapping[str, str] = MappingProxyType(
 
 
 def where_published(variable: str) -> str:
-    """Say where the file of a variable is published; empty if no recipe names the variable."""
+    """Compose the sentence that says where the file of a variable is published. It is empty for unknown variables."""
     return f" The authors publish this file at {PUBLISHED_WEIGHTS[variable]}" if variable in PUBLISHED_WEIGHTS else ""
 
 
 def where_to_get(path: str) -> str:
-    """Say where a missing file is published, if a known variable holds its path; else return an empty text."""
+    """Compose the sentence that says where a missing file is published.
+
+    It is empty if no known variable holds its path.
+    """
     named = (name for name in PUBLISHED_WEIGHTS if os.path.abspath(os.environ.get(name) or "/") == path)  # noqa: PTH100
     return next(map(where_published, named), "")

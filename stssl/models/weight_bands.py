@@ -10,7 +10,7 @@ from torch import Tensor
 from stssl.base.errors import ConfigError
 
 BandsMissing = Literal["zero", "mean"]
-"""What to do for bands that only the images have: kernels of zeros, or the mean of the file's kernels.
+"""Kernels for bands that only the images have: zeros, or the mean of the file's kernels.
 
 With the mean, all kernels are then multiplied by the number of the file's bands divided by that of the images. Bands of
 one image are alike: the sum over more bands would be larger than what the next layers learned from."""
@@ -21,7 +21,7 @@ COLOR_BANDS = {"red": "B04", "green": "B03", "blue": "B02", "r": "B04", "g": "B0
 
 
 class PickedBands(NamedTuple):
-    """Say which band of a file each band of the images uses.
+    """Hold which band of a file each band of the images uses.
 
     Attributes:
         places: Index of each image band among the bands of the file; None if the file lacks it.

@@ -26,8 +26,10 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *(type(np.dtype(name)) for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")),
     *(type(np.dtype(name)) for name in ("uint64", "float16", "float32", "float64")),
 ]
-"""Types besides tensors and plain values that a file may hold: settings of trainers, and numbers of NumPy. Building
-them runs no code from the file."""
+"""Types besides tensors and plain values that a file may hold: settings of trainers, and numbers of NumPy.
+
+To build them runs no code from the file.
+"""
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "teacher", "student", "network")
 """Keys under which trainers store the tensors of a network, the preferred ones first."""
 
@@ -48,7 +50,7 @@ class WeightFile(NamedTuple):
     other: list[str]
 
     def setting(self, *names: str) -> object:
-        """Return a setting of the trainer, by the first of several names that it has; None if it has none.
+        """Return a setting of the trainer that may have several names. Return None if the file has no such setting.
 
         Trainers keep their settings at the top, in `args`, or in `hyper_parameters`.
         """
@@ -86,7 +88,7 @@ def read_weight_file(path: str) -> WeightFile:
 
 
 def _reason(error: BaseException) -> str:
-    """Say in one sentence why a file could not be read. torch's own sentences give advice that would run its code."""
+    """Compose a sentence that says why a file could not be read. torch's own message advises to run the file's code."""
     text = str(error)
     found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text) or re.search(r"GLOBAL ([\w.]+)", text)
     if found:
@@ -106,7 +108,7 @@ def _opened(content: object, path: str) -> WeightFile:
     """Find the tensors in the contents of a file.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: The contents hold no tensors by name.
     """
     container, rest = None, {}
     for key in CONTAINERS:

@@ -1,4 +1,4 @@
-"""Fit weights to a backbone: pick the kernels of its bands, move position embeddings, and say what did not match."""
+"""Fit weights to a backbone: pick the kernels of its bands, resize position embeddings, and list what did not match."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,18 +12,18 @@ from stssl.models.weight_files import StateDict
 from stssl.models.weight_sources import Checkpoint
 
 COUNTERS = ("num_batches_tracked",)
-"""Tensors that may be missing in a file, by the end of their names: no result depends on them."""
+"""Ends of the names of tensors that a file may lack: no result depends on these tensors."""
 DERIVED = (*COUNTERS, "relative_position_index", "attn_mask", "mask_token")
-"""Tensors that only a file may have, by the end of their names: constants, or used for masked pretraining."""
+"""Ends of the names of tensors that only a file may have: constants, or tensors for masked pretraining."""
 LEARNT_HEADS = ("fc.", "head.", "heads.", "classifier.", "projector.", "predictor.")
-"""Start of names of tensors that trainers put behind an encoder."""
+"""Starts of the names of tensors that trainers put behind an encoder."""
 SHOWN = 12
-"""Most names that a log line lists."""
+"""Largest number of names that a log line lists."""
 
 
 @dataclass
 class Matching:
-    """Say which tensors of a file a backbone took.
+    """Hold which tensors of a file a backbone took.
 
     Attributes:
         loaded: Names of tensors that were taken, also those that were reshaped.
@@ -131,7 +131,7 @@ def _refuse_others(state: StateDict, needed: StateDict, checkpoint: Checkpoint) 
     """Check that the weights are those of the backbone.
 
     Raises:
-        ConfigError: They are of another network. The message names up to three tensors.
+        ConfigError: The weights are of another network. The message names up to three tensors.
     """
     problems = {
         "other shapes": [
@@ -200,7 +200,7 @@ def _of_bands(
         )
     if names is None or image_bands is None:
         if count == channels:
-            return kernel  # the only order that can be meant; `FirstWeights` logs that it is a guess
+            return kernel  # no other sequence is possible; `FirstWeights` logs that the bands are a guess
         raise ConfigError(
             f"model.weights: {place} sees {count} bands and data.bands has {channels}, and the file does not say which "
             f"bands they are. Name them in order: model.weights_bands=[...] with {count} names."
@@ -220,7 +220,7 @@ def first_layer_text(kernel: Tensor) -> str:
 
 
 def _moved(value: Tensor, own: Tensor, backbone: nn.Module, found: Matching) -> Tensor:
-    """Adapt position embeddings to another grid of patches, bicubically."""
+    """Resize position embeddings to the backbone's grid of patches, by bicubic interpolation."""
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     if value.ndim != 3 or own.ndim != 3 or value.shape == own.shape:

@@ -1,4 +1,4 @@
-"""Recognize by its keys which program wrote a file of weights, and give each tensor the name that timm's network has.
+"""Recognize by the names of its tensors which program wrote a file of weights, and translate the names to timm's.
 
 A file is opened in two steps. First each of `WRAPPERS` that fits is taken off: it is a prefix that a trainer puts
 before the names of one network among several. Then the first of `DIALECTS` that fits translates the names. To support
@@ -35,7 +35,7 @@ class Wrapper:
     needs: tuple[str, ...] = ()
 
     def fits(self, names: Names) -> bool:
-        """Return True if tensors have the prefix, and others what this trainer adds."""
+        """Return True if some tensors have the prefix of this trainer, and others have the prefix `needs`."""
         found = any(name.startswith(self.prefix) for name in names)
         return found and (not self.needs or any(name.startswith(self.needs) for name in names))
 
@@ -50,7 +50,8 @@ class Dialect:
         fits: Function that returns True if names of tensors are of this program.
         renamed: Function that returns timm's name of a tensor, given its name and all names; None if it is no part of
             the encoder.
-        arches: Start of the names of the only timm networks that compute the same; empty if the file may fit any.
+        arches: Start of the names of those timm networks that compute the same outputs; empty if every timm network
+            may.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Recognized:
         tensors: Tensors of the encoder and its head.
         layout: Names of the programs that wrote the file, in words.
         aside: Names of tensors of other parts, such as a momentum encoder.
-        arches: Start of the names of the only timm networks that compute the same; empty if unknown.
+        arches: Start of the names of those timm networks that compute the same outputs; empty if unknown.
     """
 
     tensors: StateDict
@@ -99,7 +100,7 @@ WRAPPERS = (
         needs=("decoder.", "segmentation_head."),
     ),
 )
-"""Trainers, tried again from the first one after each that fits."""
+"""Known trainers. After one fits and its prefix is taken off, the search starts again from the first."""
 
 LITE_BLOCKS = {
     16: (1, 2, 2, 3, 3, 4, 1),
@@ -128,7 +129,7 @@ _LITE_EXPANDED = {
 
 
 def _lite(name: str, names: Names) -> str | None:
-    """Translate a name of efficientnet-pytorch's EfficientNet-Lite: it numbers all blocks in one row."""
+    """Translate a name of efficientnet-pytorch's EfficientNet-Lite, which numbers blocks through all stages."""
     part, _, rest = name.partition(".")
     if part != "_blocks":
         return f"{_LITE_TOP[part]}.{rest}" if part in _LITE_TOP else name

@@ -30,7 +30,7 @@ from stssl.models.weight_layouts import recognize
 WEIGHT_SOURCES = "none, imagenet, timm:TAG, hf:REPO[/FILE], package:NAME, file:PATH or run:FOLDER"
 """Values of `model.weights`, in words."""
 ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-"""Ends of the names of files of weights."""
+"""Endings of files of weights."""
 CONFIG = "config.json"
 """File beside the weights on Hugging Face that names timm's network."""
 
@@ -45,7 +45,7 @@ class Checkpoint:
         layout: Programs that wrote the file, in words.
         aside: Names of tensors of other parts, such as a momentum encoder.
         arch: Name of the network in timm, if the file says it.
-        arches: Start of the names of the only timm networks that compute the same; empty if unknown.
+        arches: Start of the names of those timm networks that compute the same outputs; empty if unknown.
         bands: Bands that the first layer reads; None if unknown.
         known: Description of published weights; None if the weights are not known.
         own: True if this program wrote the file.
@@ -124,7 +124,7 @@ def open_file(path: str) -> Checkpoint:
     known = known_by_name(path) or _known_by_content(file, found.arches)
     kernel = first_kernel(found.tensors)
     if known and (kernel is None or kernel.shape[1] != len(known.bands)):
-        known = None  # another file of the same name
+        known = None  # another file has the published name
     arch = _arch(file, path, kernel)
     bands = known.bands if known else None
     own = Path(path).name in EXPORTS
@@ -150,7 +150,7 @@ def _known_by_content(file: WeightFile, arches: str) -> KnownWeights | None:
 
 
 def _arch(file: WeightFile, path: str, kernel: Tensor | None) -> str | None:
-    """Return the name of the network in timm: from its first layer, the trainer's settings, or the file's name."""
+    """Find the network's name in timm: from its first layer, the trainer's settings, or the file's name."""
     from timm import is_model, list_models
 
     if kernel is not None and (arch := arch_of_kernel(kernel)):
@@ -176,7 +176,7 @@ def from_timm(weights: str, name: str, options: JsonMapping, *, size: int, class
 
 
 def timm_name(weights: str, name: str) -> str:
-    """Return timm's name of the backbone with the tag of its weights. It works offline.
+    """Return timm's name of the backbone with the tag of its weights. This needs no network connection.
 
     Raises:
         ConfigError: timm has no such weights for the backbone. The message lists the tags.
@@ -200,7 +200,7 @@ def timm_name(weights: str, name: str) -> str:
 
 
 def timm_facts(weights: str, name: str) -> Checkpoint:
-    """Say what timm knows about weights, without their tensors. It works offline.
+    """Return timm's facts about weights, without their tensors. This needs no network connection.
 
     Raises:
         ConfigError: timm has no such weights for the backbone.
@@ -266,7 +266,7 @@ def _only_weights(files: list[str], weights: str) -> str:
     """Choose the file of weights of a repository.
 
     Raises:
-        ConfigError: There is none, or several could be meant.
+        ConfigError: The repository has no file of weights, or several.
     """
     if "model.safetensors" in files:
         return "model.safetensors"
@@ -304,7 +304,7 @@ def from_run(weights: str, folder: Path) -> Checkpoint:
 
 
 def _fed_by_run(folder: Path, bands: tuple[str, ...] | None) -> KnownWeights | None:
-    """Return what a run was fed, by its record; None if the record does not say it, as in older releases."""
+    """Read the scaling of a run's images from its record. Return None if the record of an older release lacks it."""
     record = folder / "record.json"
     if bands is None or not record.is_file():
         return None
@@ -322,7 +322,7 @@ def _fed_by_run(folder: Path, bands: tuple[str, ...] | None) -> KnownWeights | N
 
 
 def facts_offline(weights: str, name: str) -> Checkpoint | None:
-    """Say what is known about weights of a hub without a download; None if nothing is.
+    """Return the facts about weights of a hub that need no download; None if no facts are known.
 
     Raises:
         ConfigError: timm has no such weights for the backbone.

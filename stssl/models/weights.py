@@ -1,4 +1,4 @@
-"""Start networks from weights: read them once, fit them to each network, and say what was done.
+"""Start networks from given weights: read the weights once, fit them to each network, and log the differences.
 
 `weight_sources` finds the weights, `weight_files` reads files, `weight_layouts` recognizes who wrote them,
 `weight_bands` matches bands by name, `weight_fitting` loads them into a backbone, and `known_weights` lists published
@@ -42,7 +42,7 @@ class FirstWeights:
         image_bands: tuple[str, ...] | None = None,
         missing: BandsMissing | None = None,
     ) -> None:
-        """Use weights that `open_first_weights` read."""
+        """Store weights that `open_first_weights` read."""
         self.checkpoint, self.image_bands, self.missing = checkpoint, image_bands, missing
         self.matching: Matching | None = None
 
@@ -84,7 +84,10 @@ class FirstWeights:
         return backbone
 
     def lines(self, name: str, size: int, in_channels: int) -> list[str]:
-        """Return what to log about the weights. Warn about what users should look at."""
+        """Return log lines about the source and the fit of the weights.
+
+        Log warnings about small images and unknown bands.
+        """
         checkpoint, found = self.checkpoint, self.matching
         if checkpoint is None or found is None:
             return []
@@ -104,7 +107,7 @@ class FirstWeights:
         return [f"{checkpoint.source}{title}, layout: {checkpoint.layout}", *found.lines()]
 
     def scaling(self, stored: StoredType | None) -> BandScaling | None:
-        """Return what the weights were fed, for the bands of the images; None if that is unknown.
+        """Return the scaling that the weights were trained with, for the bands of the images; None if it is unknown.
 
         Args:
             stored: Type of the stored values of all bands; None if the bands have several types.
@@ -163,10 +166,10 @@ def check_offline(
     weights_bands: tuple[str, ...] | None,
     missing: BandsMissing | None,
 ) -> None:
-    """Check weights of a hub as far as that needs no download: their name, and their bands.
+    """Check the name and the bands of weights on a hub, without a download.
 
     Raises:
-        ConfigError: timm has no such weights, or they lack bands of the images.
+        ConfigError: timm has no such weights, or the weights lack bands of the images.
     """
     facts = facts_offline(weights, name)
     bands = weights_bands or (facts.bands if facts else None)
@@ -239,12 +242,12 @@ def refuse_twins(
     in_channels: int,
     classes: int,
 ) -> None:
-    """Check that the weights are not of another network with the same names and shapes, which computes other numbers.
+    """Check that weights are not those of another network, which has equal names and shapes but computes other outputs.
 
     For example, `efficientnet_lite0` and `tf_efficientnet_lite0` differ only in their padding.
 
     Raises:
-        ConfigError: They are of such a network. The message names it.
+        ConfigError: The weights are those of such a network. The message names it.
     """
     from timm import is_model
 

@@ -1,6 +1,6 @@
-"""Predict and embed patches: read them from a store, a table, a folder or a scene, and write a table of what came out.
+"""Predict and embed patches: read patches from a store, a table, a folder or a scene, and write a table of results.
 
-`patches` reads patches from anywhere, `inputs` finds out what an input is, and `preparation` checks that patches fit a
-model. `predicted_table` writes class probabilities, and `embedding` writes features. `geoparquet` writes both as
-GeoParquet.
+`patches` reads patches from stores and archives, `inputs` finds out what an input is, and `preparation` checks that
+patches fit a model. `predicted_table` writes class probabilities, and `embedding` writes features. `geoparquet` writes
+both as GeoParquet.
 """

@@ -1,4 +1,4 @@
-"""Decide what a prediction writes: a map of a scene, or a table of patches. The ending of the output says it."""
+"""Decide what a prediction writes, by the ending of the output: a map of a scene, or a table of patches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Predicted:
     Attributes:
         path: Map or table.
         scores: Scores by name, for tables of patches with labels.
-        lines: What the user should know, one line each.
+        lines: Remarks for the user, one line each.
     """
 
     path: Path
@@ -26,7 +26,7 @@ class Predicted:
 
 
 def unit_of(inputs: Sequence[str | Path], out: str | Path) -> str:
-    """Return what a prediction counts: `blocks` of a map, or `patches` of a table.
+    """Return the unit of a prediction's progress: `blocks` for a map, `patches` for a table.
 
     Args:
         inputs: Inputs of the prediction.
@@ -63,7 +63,7 @@ def predict_inputs(
         out: Map (`.tif`) or table (`.parquet`) to write.
         options: Bands, windows, kind of map, workers, batch and device.
         labels: For tables: label set to score against; None takes one with the models' classes.
-        progress: Called with the number of finished things and of all things.
+        progress: Called with the number of finished blocks or patches, and with the number of all.
 
     Raises:
         StsslError: A model or an input cannot be used, they do not fit, or the output cannot be written.
@@ -84,7 +84,7 @@ def predict_inputs(
 
 
 def _refuse_map_options(options: MapOptions) -> None:
-    """Refuse options that only maps have."""
+    """Check that no option is set that only maps have."""
     defaults = MapOptions()
     flags = {
         "probabilities": "--probabilities",

@@ -18,7 +18,7 @@ from stssl.store.schema import MISSING_TIME, SPLIT_CODES
 
 @dataclass
 class CommonColumns:
-    """Collect columns batch by batch.
+    """Collect the columns that do not depend on the model, batch by batch.
 
     Attributes:
         source: Source of the patches.
@@ -53,7 +53,7 @@ class CommonColumns:
 
     @property
     def errors(self) -> list[str]:
-        """Return what is wrong with each patch; an empty text for a whole one."""
+        """Return the error of each patch as text; the text is empty for patches without errors."""
         return self._errors
 
     @property
@@ -94,7 +94,7 @@ def output_path(out: str | Path, inputs: Iterable[str | Path], suffixes: Sequenc
         out: Path that the user gave.
         inputs: Inputs of the command.
         suffixes: Allowed endings.
-        what: What is written, for the message.
+        what: Name of the output in messages.
 
     Raises:
         ConfigError: The path has another ending, or is an input, or lies inside an input folder.

@@ -29,7 +29,7 @@ from stssl.training.trained_run import device_of
 
 ZARR = ".zarr"
 CHUNK_ROWS = 4096
-"""Patches of a chunk of features."""
+"""Number of patches in a chunk of the array of features."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ GEOMETRY = "geometry"
 NOTES = "stssl"
 """Key of the file's metadata that says where the table comes from."""
 GROUP_ROWS = 50_000
-"""Rows of a row group."""
+"""Number of rows in a row group of a Parquet file."""
 
 
 def outlines(columns: Mapping[str, ColumnArray], ground: float, pixels: int) -> Doubles:
@@ -55,7 +55,7 @@ def outlines(columns: Mapping[str, ColumnArray], ground: float, pixels: int) -> 
         ys = top[rows, None] - height[rows, None] * np.array([0, 1, 1, 0, 0])
         lon, lat = footprint(crs, xs.reshape(-1).tolist(), ys.reshape(-1).tolist())
         out[rows] = np.stack([lon, lat], 1).reshape(len(rows), 5, 2)
-    # An outline over the antimeridian would span the whole Earth.
+    # Leave out outlines that cross the antimeridian: on a map, they would span the whole Earth.
     out[np.ptp(out[:, :, 0], axis=1) > 180] = np.nan
     return out
 
@@ -78,7 +78,7 @@ def write_places_table(path: Path, table: pyarrow.Table, centers: Doubles, rings
         table: Table with n rows.
         centers: [n, 2] longitudes and latitudes; NaN where unknown.
         rings: [n, 5, 2] outlines; NaN where unknown.
-        about: What the file's metadata say about the origin of the table.
+        about: Origin of the table, for the file's metadata.
 
     Raises:
         RunError: The file cannot be written.
@@ -104,7 +104,7 @@ def write_places_table(path: Path, table: pyarrow.Table, centers: Doubles, rings
 
 
 def _geo(kind: str, points: Doubles) -> JsonObject:
-    """Make the metadata of a GeoParquet file."""
+    """Make the entry `geo` of a GeoParquet file's metadata, which names the type and the box of the geometries."""
     box = [*points.min(0).tolist(), *points.max(0).tolist()]
     column: JsonObject = {"encoding": "WKB", "geometry_types": [kind], "bbox": box, "orientation": "counterclockwise"}
     return {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}

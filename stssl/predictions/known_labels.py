@@ -1,4 +1,4 @@
-"""Find the labels of patches that a model can be scored against. Classes are matched by name."""
+"""Find labels of patches to score a model against. Match their classes with those of the model by name."""
 
 import numpy as np
 import pyarrow
@@ -86,7 +86,7 @@ class KnownLabels:
         for column, place in enumerate(self._places):
             if place >= 0:
                 out[:, place] = own[:, column]
-        # A class that no row of the labels names is absent from patches that are labeled.
+        # The labels do not have this class of the model. So it is absent from all labeled patches.
         labeled = (own != IGNORED).any(1)
         unnamed = [place for place in range(out.shape[1]) if place not in self._places]
         out[:, unnamed] = torch.where(labeled, 0, IGNORED)[:, None]

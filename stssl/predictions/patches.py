@@ -47,7 +47,7 @@ class PatchBatch:
         names: Name of each patch.
         pixels: [n, bands, height, width] stored values of each band array, by its name. Unusable patches have zeros.
         columns: [n] or [n, width] values of each column, by its name.
-        errors: What is wrong with each patch; an empty text for a whole one.
+        errors: Error of each patch as text; empty for patches without errors.
         usable: [n] False for patches without pixels, or with pixels that may be wrong.
     """
 
@@ -67,7 +67,7 @@ class PatchSource(Protocol):
     """Require the methods of a source of patches.
 
     Attributes:
-        place: What the user gave, for messages.
+        place: The input as the user wrote it, for messages.
         size: Number of patches.
         arrays: Bands of each pixel size by name.
         columns: Descriptions of the metadata columns.
@@ -158,7 +158,7 @@ class ArchivePatches:
 
         Args:
             archive: The archive.
-            place: What the user gave, for messages.
+            place: The input as the user wrote it, for messages.
         """
         self.place, self.size, self._archive = place, len(archive.names), archive
         self.arrays = {

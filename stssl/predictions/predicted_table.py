@@ -1,4 +1,4 @@
-"""Predict the classes of patches, and write a table of them: `stssl predict MODEL PATCHES --out TABLE.parquet`."""
+"""Predict the classes of patches, and write them as a table: `stssl predict MODEL PATCHES --out TABLE.parquet`."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -136,7 +136,7 @@ def predict_patches(
 
 
 def batches_of(source: PatchSource, batch: int) -> Iterator[PatchBatch]:
-    """Yield all patches of a source, batch by batch. A thread reads the next batch meanwhile.
+    """Yield all patches of a source, batch by batch. While the caller uses a batch, a thread reads the next one.
 
     Args:
         source: Source of the patches.
@@ -164,7 +164,7 @@ class _Results:
 
 
 class _Prediction:
-    """Predict the patches of a source, and arrange the table."""
+    """Predict the patches of a source, and arrange the columns of their table."""
 
     def __init__(
         self,
@@ -200,7 +200,10 @@ class _Prediction:
         return _Results(joined, self.space.probabilities(joined).numpy())
 
     def _logits(self, batch: PatchBatch) -> Tensor:
-        """Compute the logits [n, C] of a batch: of the mean of the probabilities, if there are several models."""
+        """Compute the logits [n, C] of a batch.
+
+        For several models, they belong to the mean of the models' probabilities.
+        """
         parts = []
         for student, plan in zip(self.students, self.plans, strict=True):
             metadata = metadata_for(student, batch, self.source)

@@ -58,7 +58,7 @@ class PatchInputs:
         self._check(source, resample)
 
     def _check(self, source: PatchSource, resample: bool) -> None:
-        """Refuse values of another type, and patches of another size."""
+        """Check that the values have the type of the training, and the patches its size."""
         about = self.model.description
         arrays = [source.arrays[name] for name in self.chosen]
         for array in arrays:
@@ -104,7 +104,7 @@ def metadata_for(model: ImageModel, batch: PatchBatch, source: PatchSource) -> T
     Args:
         model: The model.
         batch: The patches.
-        source: Where they come from, for messages.
+        source: Source of the patches, for messages.
 
     Raises:
         ConfigError: The model sees places and dates, and no patch of the batch has either.
@@ -127,7 +127,7 @@ def _before(chosen: Mapping[str, list[int]], name: str) -> list[tuple[str, list[
 
 
 def _other_size(arrays: Sequence[BandArray], model: ModelDescription) -> str:
-    """Say in what patches differ in size from those of the training; an empty text if they do not."""
+    """Describe how the size of patches differs from that of the training patches; empty if the sizes are equal."""
     meters, ground = model.image.meters, max(array.meters * array.width for array in arrays)
     if meters and ground and min(array.meters for array in arrays) > 0:
         return (

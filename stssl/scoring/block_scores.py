@@ -1,7 +1,9 @@
-"""Compute scores for many draws of test blocks at once. A block is a group of nearby patches, which are much alike.
+"""Compute scores for many draws of test blocks at once.
 
-A draw is a row of counts: how often each block is taken. Scores that are made of sums (accuracy, F1) need one matrix
-product for all draws. Average precision needs ranks: rows are sorted once, and each draw only weights them.
+A block is a group of nearby patches, which resemble each other.
+
+A draw is a row of counts, which say how often each block is taken. Scores that are made of sums (accuracy, F1) need one
+matrix product for all draws. Average precision needs ranks: rows are sorted once, and each draw only weights them.
 """
 
 import os
@@ -23,7 +25,7 @@ from stssl.scoring.metrics import CONFIDENCE_BINS
 Float64s = NDArray[np.float64]
 Counts = NDArray[np.int32]
 WEIGHTS_AT_ONCE = 1 << 18
-"""About how many weights a thread handles at once. They should stay in the processor's cache."""
+"""Approximate number of weights that a thread handles at once. So many fit into the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ def _by_block(columns: Float64s, blocks: NDArray[np.int32], count: int) -> Float
 
 
 def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Float64s:
-    """Sum what the calibration error needs, for each of n patches: [n, 3 * bins] counts, confidences, right ones.
+    """Sum the predictions of each patch by confidence, for the calibration error.
+
+    Return [n, 3 * bins]: counts, sums of confidences, and numbers of right predictions.
 
     Args:
         confidence: [m] predicted probabilities.
@@ -224,7 +228,7 @@ def _mean(each: Float64s) -> Float64s:
 
 
 def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:
-    """Draw as many blocks as there are, with replacement, again and again: [draws, blocks] counts (the bootstrap)."""
+    """Draw blocks with replacement, each time as many as exist (the bootstrap). Return counts [draws, blocks]."""
     rng = np.random.default_rng((seed, blocks))
     found = np.empty((draws, blocks), np.uint16)
     for row in found:
@@ -233,6 +237,6 @@ def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:
 
 
 def percentiles(values: Float64s, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval that holds the middle share `level` of the values of draws. NaN values are left out."""
+    """Return the ends of the interval that holds the middle share `level` of the values of draws. Leave out NaN."""
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,6 +1,6 @@
 """Change the places and dates that networks get in an evaluation: absent, shuffled, or moved by a distance or by days.
 
-The labels and images stay. So a fall of the score shows how much a network relies on true metadata.
+Labels and images stay as they are. So a lower score shows how much a network relies on true metadata.
 """
 
 import math
@@ -29,7 +29,7 @@ class MetadataChange:
     Attributes:
         kind: `true` changes nothing. `absent` removes place and date. `shuffled` gives each patch those of another one.
             `moved` moves all places or all dates.
-        amount: How far to move, in kilometers or days.
+        amount: Distance in kilometers, or number of days.
         unit: `km` or `d`; empty if nothing moves.
     """
 
@@ -48,7 +48,7 @@ class MetadataChange:
 
 
 def parse_change(text: str) -> MetadataChange:
-    """Read a change of metadata, such as `absent` or `moved:500km`.
+    """Parse the text of a change of metadata, such as `absent` or `moved:500km`.
 
     Raises:
         ConfigError: The text is no change, lacks its unit, or moves too far. The message lists the forms.
@@ -73,7 +73,7 @@ def changed_metadata(metadata: Tensor, change: MetadataChange, seed: int = 0) ->
 
     Args:
         metadata: [n, 4] table with the columns of `MetadataColumn`: degrees, day of the year, hour; NaN if missing.
-        change: What to do. Shuffling permutes whole rows, so places keep their dates. Moving by kilometers takes a
+        change: Change to make. Shuffling permutes whole rows, so places keep their dates. Moving by kilometers takes a
             random direction for each patch, along a great circle. Moving by days goes forward, through the new year.
         seed: Seed of the shuffling and of the directions.
 
@@ -88,7 +88,7 @@ def changed_metadata(metadata: Tensor, change: MetadataChange, seed: int = 0) ->
     if change.kind == "shuffled":
         rows = torch.nonzero(~metadata.isnan().all(1))[:, 0]
         found = metadata.clone()
-        # Turn a random order by one place: so no patch keeps its own row.
+        # Shift a random sequence of the rows by one: then no patch keeps its own row.
         order = rows[torch.randperm(len(rows), generator=generator)]
         found[order] = metadata[order.roll(1)]
         return found
@@ -116,15 +116,15 @@ def _moved_km(metadata: Tensor, distance: float, generator: torch.Generator) -> 
 
 
 def require_known(metadata: Tensor, change: MetadataChange, part: str) -> None:
-    """Check that there is something to shuffle or to move.
+    """Check that at least one patch has the metadata that a change shuffles or moves.
 
     Args:
         metadata: [n, 4] places and dates of the part.
-        change: What to do.
+        change: Change to make.
         part: Part of the split, for the message.
 
     Raises:
-        ConfigError: No patch has what the change needs.
+        ConfigError: No patch has this metadata.
     """
     columns = {"km": PLACE, "d": (MetadataColumn.DAY,), "": (*PLACE, *DATE)}[change.unit]
     if change.kind in ("shuffled", "moved") and metadata[:, list(columns)].isnan().all():

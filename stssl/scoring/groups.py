@@ -24,7 +24,7 @@ MADE = ("block", "month")
 """Columns that are made from others: the square of latitude and longitude, and the month of the date."""
 WHOLE, UNKNOWN, POOLED = "all", "unknown", "others"
 LEAST_BLOCKS = 10
-"""An interval needs at least so many blocks: with fewer, resampling them says little about other places."""
+"""Smallest number of blocks for an interval: with fewer blocks, draws of them say little about other places."""
 Resampled = Literal["blocks", "patches"]
 
 
@@ -110,7 +110,7 @@ class GroupScores:
     Attributes:
         rows: One entry for each network, column, group and score.
         worst: One entry for each network and column with at least two scored groups.
-        notes: Sentences on what was pooled, left out or not computed.
+        notes: Sentences on groups that were pooled or left out, and on intervals that were not computed.
     """
 
     rows: list[GroupRow] = field(default_factory=list)
@@ -118,7 +118,7 @@ class GroupScores:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """Return sentences for the user: the worst group of each column, and the notes."""
+        """Return lines of text for the user: the worst group of each column, and the notes."""
         found = []
         for one in self.worst:
             ends = "" if one.low is None else f" ({one.low:.4f} to {one.high:.4f})"
@@ -131,7 +131,7 @@ class GroupScores:
 
 @dataclass(frozen=True)
 class Units:
-    """Hold what is drawn with replacement: blocks of patches, or single patches.
+    """Hold the units that are drawn with replacement: blocks of patches, or single patches.
 
     Attributes:
         names: Names of the units.
@@ -178,7 +178,7 @@ def check_options(data: RunData, part: str, options: GroupOptions) -> None:
 
 
 def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True) -> Units:
-    """Find the blocks of patches, or take each patch as a unit, and draw them.
+    """Divide patches into units, which are blocks or single patches, and draw units for intervals.
 
     Patches without a place are blocks of their own.
 
@@ -242,7 +242,7 @@ def values_of(data: RunData, rows: Ints, column: str, degrees: float) -> NDArray
 
 
 def _groups(data: RunData, column: str) -> bool:
-    """Return True if a column has one word, flag or whole number for each patch."""
+    """Return True if a column can make groups: it has one word, flag or whole number for each patch."""
     if not data.store.has_column(column) or column in ("patch_id", "time", "content_hash"):
         return False
     about = data.store.description.arrays[column]
@@ -340,7 +340,7 @@ def _pooled(
 
 @dataclass(frozen=True)
 class _Group:
-    """Hold one network's predictions on one group: what `_score_group` needs."""
+    """Hold one network's predictions on one group of patches, as `_score_group` takes them."""
 
     network: str
     column: str

@@ -1,7 +1,7 @@
 """Describe a trained network in the header of its weights file: bands, scaling, classes, and how it was trained.
 
-The header of `student.safetensors` and `encoder.safetensors` holds one JSON text under the key `KEY`. Whoever has the
-file needs nothing else to use the network.
+The header of `student.safetensors` and `encoder.safetensors` holds one JSON text under the key `KEY`. With this text,
+the file alone is enough to use the network.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ Color = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 
 
 class Described(BaseModel):
-    """Hold a part of a description. Keys that this release does not know are ignored."""
+    """Define the base of all parts of a description. They ignore keys that this release does not know."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -64,7 +64,7 @@ class ImageDescription(Described):
     """Describe the images of a network.
 
     Attributes:
-        pixels: Width and height in pixels at which images enter the network. Others are resized to it.
+        pixels: Width and height of the images that enter the network, in pixels. Images of other sizes are resized.
         stored_pixels: Width and height of the stored patches in pixels; None if the bands have several sizes.
         meters: Width and height of a patch on the ground in meters; None if the images do not say it.
         resize: How images of other sizes are resized: `centers` (bilinear, antialiased where they shrink), `corners`
@@ -197,7 +197,7 @@ class ModelDescription(Described):
 
 
 def parse_description(text: str, path: Path) -> ModelDescription:
-    """Read a description from the JSON text in a file's header.
+    """Parse and check a description, which is the JSON text in a file's header.
 
     Args:
         text: JSON text.
@@ -224,6 +224,6 @@ def parse_description(text: str, path: Path) -> ModelDescription:
 
 
 class Version(Described):
-    """Hold the version of a description, which is read first."""
+    """Hold the version of a description. It is read first: other keys depend on it."""
 
     format: Annotated[int, Field(ge=1)]

@@ -68,7 +68,7 @@ def weights_hashes(places: Sequence[str | Path]) -> dict[str, str]:
 
 
 class DescribedFile(NamedTuple):
-    """Hold what a weights file has: its path, its description, and its tensors by name."""
+    """Hold the contents of a weights file: its path, its description, and its tensors by name."""
 
     path: Path
     description: ModelDescription
@@ -102,7 +102,7 @@ def read_described(place: str | Path) -> DescribedFile:
 
 
 def _undescribed(path: Path, ours: bool) -> str:
-    """Say what to do with a weights file without a description."""
+    """Compose the message about a weights file without a description: why it has none, and what to do."""
     if not ours:
         return (
             f"{path} does not describe its network: another program wrote it. To start training from it, set "

@@ -1,4 +1,7 @@
-"""Keep a few patches and places of a run beside its student. Exported files are compared with the student on them."""
+"""Write a few patches and places of a run beside its student.
+
+`stssl export` compares exported files on these patches.
+"""
 
 import io
 import zipfile
@@ -14,9 +17,9 @@ from stssl.base.whole_files import open_plain, write_whole
 
 SAMPLES_FILE = "samples.npz"
 SAMPLES = 8
-"""Number of patches."""
+"""Number of patches to keep."""
 MOST_PLACES = 2000
-"""Largest number of places."""
+"""Largest number of places of training patches to keep."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Samples:
 
 
 def write_samples(path: Path, samples: Samples) -> None:
-    """Write samples as an `.npz` file.
+    """Write patches and places as an `.npz` file.
 
     Raises:
         RunError: The file cannot be written.
@@ -46,7 +49,7 @@ def write_samples(path: Path, samples: Samples) -> None:
 
 
 def read_samples(path: Path) -> Samples:
-    """Read samples.
+    """Read patches and places that `write_samples` wrote.
 
     Raises:
         RunError: The file is missing or damaged.

@@ -17,8 +17,8 @@ from stssl.students.image_model import ImageModel, as_tensor
 class Student(ImageModel):
     """Turn stored pixel values into logits of classes.
 
-    It resizes images to its own size, clips and scales their values, and corrects the logits if it was trained with
-    CDMAD. It is in evaluation mode; put it on a device by `student.to(device)`.
+    The student resizes images to the size of its training, clips and scales their values, and corrects the logits if it
+    was trained with CDMAD. It is in evaluation mode; put it on a device by `student.to(device)`.
 
     Attributes:
         description: What the student takes and gives, and how it was trained.
@@ -65,7 +65,8 @@ class Student(ImageModel):
     def probabilities(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         """Compute the probability of each class, [n, C].
 
-        The probabilities of a row have the sum 1 if a patch has exactly one class. Else each one is independent.
+        If a patch has exactly one class, the probabilities of a row sum to 1. If it may have several, each class has a
+        probability of its own.
 
         Args:
             images: [n, bands, H, W] stored values; see `forward`.
