@@ -233,7 +233,8 @@ def _lasting(key: str, storage: str) -> None:
 def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
     """Collect the environment variables of the job: the given ones, and those that the file names as `${NAME}`."""
     # Turn off Python's output buffer: users follow the output while the job runs.
-    found = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
+    # After `ray job stop`, give the ranks time to write a checkpoint: Ray's own three seconds are too short.
+    found = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
     for variable in submission.variables:
         name, equals, value = variable.partition("=")
         if not equals and name not in os.environ:

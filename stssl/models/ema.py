@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stssl.base.distributed import world_size
+from stssl.base.distributed import gather_rows, rank, world_size
 from stssl.models.freezing import is_frozen
 
 
@@ -101,6 +101,39 @@ def average_batchnorm(module: nn.Module) -> None:
     means = torch.split(flat / world_size(), [value.numel() for value in statistics])
     for value, mean in zip(statistics, means, strict=True):
         value.copy_(mean.view_as(value))
+
+
+@torch.no_grad()
+def statistics_of_ranks(module: nn.Module) -> Tensor | None:
+    """Gather the running BatchNorm statistics of all ranks. All ranks call this together.
+
+    Returns:
+        [ranks, values] tensor; None if the run has one rank or the module has no such statistics.
+    """
+    statistics = running_statistics(module)
+    if world_size() == 1 or not statistics:
+        return None
+    return gather_rows(torch.cat([value.flatten() for value in statistics])[None], [1] * world_size())
+
+
+@torch.no_grad()
+def take_statistics(module: nn.Module, of_ranks: Tensor) -> None:
+    """Set the running BatchNorm statistics to those that `statistics_of_ranks` gathered.
+
+    Args:
+        module: Module whose statistics are set.
+        of_ranks: [ranks, values] tensor. This rank takes its own row, or the mean if there were more or fewer ranks.
+
+    Raises:
+        ValueError: The tensor is not of this module.
+    """
+    statistics = running_statistics(module)
+    sizes = [value.numel() for value in statistics]
+    if of_ranks.ndim != 2 or of_ranks.shape[1] != sum(sizes) or not len(of_ranks):
+        raise ValueError(f"the ranks' BatchNorm statistics have shape {tuple(of_ranks.shape)}, not [n, {sum(sizes)}].")
+    own = of_ranks[rank()] if len(of_ranks) == world_size() else of_ranks.mean(0)
+    for value, taken in zip(statistics, own.split(sizes), strict=True):
+        value.copy_(taken.view_as(value))
 
 
 @torch.no_grad()

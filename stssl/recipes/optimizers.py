@@ -85,6 +85,8 @@ class ScheduleConfig(Config):
         supervised_start: Number of first steps that learn from labels alone.
         patience: Number of steps without a better validation score before the run ends early; None never ends early.
         evaluate_every: Number of steps between validations. Each validation writes a checkpoint.
+        checkpoint_every: Number of steps between further checkpoints: the most that a run repeats after a crash. None
+            writes them only at validations.
         decay: Fall of the learning rate after the warmup. `cosine` ends at 0. `fixmatch` ends at a fifth of the peak:
             step t of T steps after the warmup has the factor cos(7 pi t / (16 T)).
         hold: Number of steps with the same learning rate after the warmup. With the number of steps of an epoch, the
@@ -97,5 +99,10 @@ class ScheduleConfig(Config):
     supervised_start: Annotated[int, Field(ge=0)] = 0
     patience: Positive | None = None
     evaluate_every: Positive = 2_000
+    checkpoint_every: Positive | None = 500
     decay: Literal["fixmatch", "cosine"] = "fixmatch"
     hold: Positive = 1
+
+    def saved_after(self, step: int) -> bool:
+        """Return True if `checkpoint_every` asks for a checkpoint after `step` steps."""
+        return self.checkpoint_every is not None and step % self.checkpoint_every == 0

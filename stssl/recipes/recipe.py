@@ -52,6 +52,8 @@ PLACEMENT = ("launch", "logging", "name", "probe")
 """Sections on where and how a run happens, and how it is probed. A run's identity leaves them out."""
 CACHES = ("cache", "cache_dir", "cache_bytes", "threads")
 """Keys of `data` on where pixels are kept and how they are read. Results do not depend on them either."""
+SAVING = ("checkpoint_every",)
+"""Keys of `schedule` on when checkpoints are written. Results do not depend on them either."""
 
 
 class RunRecipe(Config):
@@ -171,9 +173,10 @@ def identity_of(tree: Tree) -> Tree:
     The argument has plain values and is no `RunRecipe`. So files of other versions can be compared, too.
     """
     kept = {key: value for key, value in tree.items() if key not in PLACEMENT}
-    data, model, launch = (tree.get(key) for key in ("data", "model", "launch"))
-    if isinstance(data, dict):
-        kept["data"] = {key: value for key, value in data.items() if key not in CACHES}
+    model, launch = tree.get("model"), tree.get("launch")
+    for section, without in (("data", CACHES), ("schedule", SAVING)):
+        if isinstance(keys := tree.get(section), dict):
+            kept[section] = {key: value for key, value in keys.items() if key not in without}
     if isinstance(model, dict) and isinstance(launch, dict):
         names = str(model.get("weights", "none")), str(launch.get("storage", "runs"))
         kept["model"] = model | {"weights": stable_weights(*names)}

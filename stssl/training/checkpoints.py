@@ -13,7 +13,7 @@ import pickle
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class CheckpointState(TypedDict):
         progress: Fields of `RunProgress`.
         step: State dict of the training step: networks, averages, and buffers of the algorithm.
         optimizer: State dict of the optimizer.
+        ranks: [ranks, values] running BatchNorm statistics of each rank, if the run has several: between validations
+            they differ.
     """
 
     recipe: str
@@ -50,6 +52,7 @@ class CheckpointState(TypedDict):
     progress: dict[str, Any]
     step: dict[str, Tensor]
     optimizer: dict[str, Any]
+    ranks: NotRequired[Tensor]
 
 
 class UnusableError(RunError):

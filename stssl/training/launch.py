@@ -16,6 +16,7 @@ from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import RunRecipe
 from stssl.recipes.sections import LaunchConfig
 from stssl.training.loop import Report, train_to_end
+from stssl.training.ray_notices import Post, RayOutside, new_name, passing_signals
 from stssl.training.run_files import METRICS_FILE, MetricsRow, NewRows
 from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic, start_line
@@ -97,19 +98,21 @@ def _resume(train_state: TrainState) -> None:
 def _train_on_ray(recipe: RunRecipe) -> None:
     """Train on Ray workers and wait for the end. Ray restarts failed workers; they resume from the last checkpoint.
 
+    A signal to this process makes the ranks write a checkpoint and end.
+
     Raises:
         StsslError: Ray has too few resources, or training failed.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    launch = recipe.launch
+    launch, start = recipe.launch, new_name()
     with connected_ray(launch.address):
         bundles = worker_bundles(launch)
         _require_resources(launch, bundles, resources_for(bundles, launch.nodes_timeout_s))
         trainer: Any = TorchTrainer(
             _worker,
-            train_loop_config={"recipe": recipe.tree()},
+            train_loop_config={"recipe": recipe.tree(), "start": start},
             scaling_config=ScalingConfig(**_scaling(launch)),
             torch_config=TorchConfig(timeout_s=launch.collective_timeout_s),
             run_config=RunConfig(
@@ -122,22 +125,28 @@ def _train_on_ray(recipe: RunRecipe) -> None:
         # Ray's own handler of Ctrl-C ends the process with exit code 0, as if the run had succeeded.
         trainer._register_sigint_handler = lambda controller: None
         try:
-            trainer.fit()
+            with passing_signals(Post(start)):
+                trainer.fit()
         except Exception as error:
             raise _reason(error) from error
 
 
-def _worker(config: dict[str, Tree]) -> None:
-    """Train one rank of the run on a Ray worker. `config["recipe"]` is the recipe as plain values."""
+def _worker(config: dict[str, Any]) -> None:
+    """Train one rank of the run on a Ray worker.
+
+    Args:
+        config: The recipe as plain values in `recipe`, and the name of this start of the run in `start`.
+    """
     import ray.train
     from ray.train.torch import get_device
 
-    recipe = validate(kind_of(config["recipe"]), config["recipe"], "recipe")
+    tree: Tree = config["recipe"]
+    recipe = validate(kind_of(tree), tree, "recipe")
     check_shared(RunFolder.of(recipe).path)
     with memory_advice(recipe):
         train_state = open_train_state(recipe, get_device())
         _resume(train_state)
-        end = train_to_end(train_state, ray.train.report)
+        end = train_to_end(train_state, ray.train.report, RayOutside(Post(config["start"])))
     if rank() == 0:
         train_state.finish(end)
 

@@ -1,7 +1,8 @@
 """Train the networks of a run, on one rank (process) or many, and measure the steps.
 
 `train_to_end` is the loop. `train_step` takes one optimizer step. `validate_and_save` validates and writes a
-checkpoint. `Meter` collects what steps log. `Guard` collects the steps with gradients that are not finite.
+checkpoint; `save` only writes one. `Meter` collects what steps log. `Guard` collects the steps with gradients that are
+not finite.
 """
 
 import signal
@@ -15,6 +16,7 @@ from torch import Tensor
 from stssl.base.batch import Progress
 from stssl.base.distributed import rank, sum_over_ranks, world_size
 from stssl.base.errors import RunError, StoppedError
+from stssl.training.notices import Notices, Outside
 from stssl.training.optim import clip_gradients, set_learning_rates
 from stssl.training.run_files import NONFINITE_FILE, RunEnd
 from stssl.training.runtime import StopRequest, peak_memory
@@ -47,40 +49,47 @@ class BadStep(TypedDict):
     losses: dict[str, float]
 
 
-def train_to_end(train_state: TrainState, report: Report) -> RunEnd:
+def train_to_end(train_state: TrainState, report: Report, outside: Outside | None = None) -> RunEnd:
     """Train from the present step to the recipe's last step, or until the score stops improving (`patience`).
 
     Args:
         train_state: This rank's state. All ranks call this function together.
         report: Called with each validation's metrics, on every rank.
+        outside: What the run hears from other processes; None hears only signals to this process.
 
     Returns:
         Number of steps taken, best score, and step of the best score.
 
     Raises:
         RunError: Gradients were not finite in more steps than the recipe allows.
-        StoppedError: A signal asked the process to end. A checkpoint of the present step is on disk.
+        StoppedError: A signal to any rank asked the run to end. A checkpoint of the present step is on disk.
     """
     schedule, progress = train_state.recipe.schedule, train_state.progress
     meter = Meter(train_state)
     # The run may have been killed after its patience ended and before `done.json` was written.
     validated = progress.step % schedule.evaluate_every == 0
     stop_at = progress.step if validated and progress.exhausted(schedule.patience) else schedule.steps
-    with StopRequest().listening(world_size() == 1) as stop:
+    notices = Notices(StopRequest(), outside or Outside(), train_state.recipe.launch.collective_timeout_s)
+    with notices.listening():
         for raw in meter.timed(train_state.task.loader.batches(progress.step, stop_at)):
             meter.add(train_step(train_state, raw))
             progress.step += 1
             if progress.step % train_state.recipe.logging.every == 0:
                 meter.write()
+            notice = notices.after_step()
             if progress.step % schedule.evaluate_every == 0 or progress.step == schedule.steps:
                 meter.write_bad_steps()
                 report(validate_and_save(train_state))
                 if progress.exhausted(schedule.patience):
                     break
                 meter.restart()
-            if stop.asked and progress.step < schedule.steps:
+            elif notice.save or schedule.saved_after(progress.step):
                 meter.write_bad_steps()
-                save_and_stop(train_state, stop)
+                save(train_state)
+            if notice.stop is not None and progress.step < schedule.steps:
+                meter.write_bad_steps()
+                save_and_stop(train_state, notices, notice.stop)
+    notices.close()
     train_state.folder.checkpoints.wait()
     train_state.journal.close()
     return {"steps": progress.step, "best": progress.best, "best_step": progress.best_step}
@@ -143,25 +152,36 @@ def validate_and_save(train_state: TrainState) -> dict[str, float | None]:
         scores, score = train_state.task.validate(Progress(progress.step - 1, steps))
     better = progress.better(score)
     train_state.journal.append("validation", progress.step, scores)
-    if rank() == 0:
-        # Write metrics to disk before the checkpoint: a resumed run can drop later rows, but cannot restore lost ones.
-        train_state.folder.sync()
-        train_state.folder.checkpoints.save(train_state.checkpoint_state(), best=better)
+    save(train_state, best=better)
     return {"step": progress.step, **scores, "score": score, "best": progress.best, "steps": steps}
 
 
-def save_and_stop(train_state: TrainState, stop: StopRequest) -> None:
-    """Write a checkpoint of the present step, wait until it is on disk, and end the run.
+def save(train_state: TrainState, best: bool = False) -> None:
+    """Write a checkpoint of the present step while training continues. All ranks call this together.
+
+    Args:
+        train_state: This rank's state.
+        best: True to write it as `best`, too.
+    """
+    state = train_state.checkpoint_state()
+    if rank() == 0:
+        # Write metrics to disk before the checkpoint: a resumed run can drop later rows, but cannot restore lost ones.
+        train_state.folder.sync()
+        train_state.folder.checkpoints.save(state, best)
+
+
+def save_and_stop(train_state: TrainState, notices: Notices, by: signal.Signals) -> None:
+    """Write a checkpoint of the present step, wait until it is on disk, and end the run. All ranks call this together.
 
     Raises:
         StoppedError: Always. The message says after which step the run ended. The exit code is 128 plus the number of
             the signal.
     """
-    stop.leaving = True
-    train_state.folder.sync()
-    train_state.folder.checkpoints.save(train_state.checkpoint_state(), best=False)
+    notices.stop.leaving = True
+    save(train_state)
     train_state.folder.checkpoints.wait()
-    by = stop.by or signal.SIGTERM
+    # A rank that ended before rank 0 has written would let Ray end rank 0, too.
+    notices.meet()
     raise StoppedError(
         f"asked to end ({by.name}) after step {train_state.progress.step}; the same command continues from there "
         f"({train_state.folder.path})",

@@ -127,22 +127,13 @@ class StopRequest:
         self.by: signal.Signals | None = None
         self.at, self.leaving = 0.0, False
 
-    @property
-    def asked(self) -> bool:
-        """Return True if a signal asked the process to end."""
-        return self.by is not None
-
     @contextlib.contextmanager
-    def listening(self, alone: bool) -> Iterator["StopRequest"]:
+    def listening(self) -> Iterator["StopRequest"]:
         """Return a context in which signals are recorded and do not end the process. It works only in the main thread.
 
         Signals that the process ignores, as under `nohup`, stay ignored.
-
-        Args:
-            alone: True if this is the run's only rank. With several ranks, signals keep their usual effect.
         """
-        # With several ranks, a rank must not leave the loop by itself: the others would wait for its gradients forever.
-        if not alone or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             yield self
             return
 

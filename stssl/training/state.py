@@ -17,7 +17,7 @@ from stssl import __version__
 from stssl.base.batch import Progress
 from stssl.base.distributed import rank, world_size
 from stssl.base.errors import RunError
-from stssl.models.ema import KeptStatistics
+from stssl.models.ema import KeptStatistics, statistics_of_ranks, take_statistics
 from stssl.recipes.fine_tuning import about_fine_tuning
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe, RunRecipe
@@ -123,15 +123,20 @@ class TrainState:
         return self.model.no_sync()
 
     def checkpoint_state(self) -> CheckpointState:
-        """Collect the contents of a checkpoint: networks, averages, algorithm state, optimizer and progress."""
+        """Collect the contents of a checkpoint: networks, averages, algorithm state, optimizer and progress.
+
+        All ranks call this together: they exchange their BatchNorm statistics.
+        """
         # Random generators need no entry here: seed and step determine all random numbers.
-        return {
+        state: CheckpointState = {
             "recipe": self.recipe.hash(),
             "written_by": __version__,
             "progress": asdict(self.progress),
             "step": self.task.step.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        statistics = statistics_of_ranks(self.task.step)
+        return state if statistics is None else {**state, "ranks": statistics}
 
     def resume(self) -> list[str]:
         """Continue the run from its newest usable checkpoint. Without a checkpoint, start at step 0.
@@ -180,6 +185,8 @@ class TrainState:
         try:
             self.task.step.load_state_dict(found["step"])
             self.optimizer.load_state_dict(found["optimizer"])
+            if "ranks" in found:
+                take_statistics(self.task.step, found["ranks"])
             self.progress = RunProgress(**found["progress"])
         except torch.OutOfMemoryError:  # is a RuntimeError, too, but the checkpoint is not damaged
             raise

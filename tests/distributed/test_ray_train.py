@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from stssl.training.checkpoints import read_state
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 COMMAND = [sys.executable, "-m", "stssl.commands.cli", "train"]
 SCRIPT = Path(__file__).with_name("simulated.py")
-STEPS = {"elastic": 450, "unbroken": 60, "worker": 60, "node": 60, "job": 60, "many": 60}
+STEPS = {"elastic": 450, "unbroken": 60, "worker": 60, "node": 60, "job": 60, "asked": 60, "many": 60}
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,24 @@ def test_a_killed_job_continues_and_ends_the_same(folder, unbroken):
     assert code == 0 and output.strip().splitlines()[-1] == str(folder / "runs" / "job"), output
     assert 10 <= starts(folder, "job")[-1][0] < 60
     assert same(folder, "job", "unbroken")
+
+
+@pytest.mark.slow
+def test_a_job_that_is_asked_to_end_and_not_killed_saves_its_last_step(folder, unbroken):
+    process = train(folder, "asked")
+    end = time.monotonic() + 200
+    while max(rows(folder, "asked", "validation"), default=0) < 20:
+        assert process.poll() is None and time.monotonic() < end, "no second validation"
+        time.sleep(0.1)
+    process.terminate()
+    code, output = finish(process, 60)
+    said = re.search(r"asked to end \(SIGTERM\) after step (\d+); the same command continues", output)
+    assert code == 143 and said, output
+    state = read_state(folder / "runs" / "asked" / "checkpoints" / "last.pt")
+    assert state["progress"]["step"] == int(said[1]) >= 20 and len(state["ranks"]) == 2
+    code, output = finish(train(folder, "asked"), 200)
+    assert code == 0 and starts(folder, "asked") == [(0, 2), (int(said[1]), 2)], output
+    assert same(folder, "asked", "unbroken")
 
 
 def test_more_workers_than_resources_is_an_error(grown):

@@ -137,11 +137,14 @@ def kill_at(recipe, step, written=False):
     assert exit_code(signalled, recipe.tree(), step, signal.SIGKILL, None, written) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("step", [3, 7, 11])
-def test_a_killed_run_ends_with_the_same_weights(unbroken, recipe_tree, tmp_path, step):
-    recipe = make(recipe_tree, name=f"killed{step}")
-    kill_at(recipe, step)
+@pytest.mark.parametrize(("step", "every"), [(3, 500), (7, 3), (11, None)])
+def test_a_killed_run_ends_with_the_same_weights(unbroken, recipe_tree, tmp_path, step, every):
+    recipe = make(recipe_tree, name=f"killed{step}", schedule__checkpoint_every=every)
+    kill_at(recipe, step, written=every == 3)
     assert not RunFolder.of(recipe).finished()
+    if every == 3:  # in other runs only validations write checkpoints, every 4 steps
+        assert last(recipe)["progress"]["step"] == 6
+    recipe = make(recipe_tree, name=f"killed{step}", schedule__checkpoint_every=5)  # no part of the run's identity
     run(recipe)
     assert same(last(recipe)["step"], last(unbroken)["step"])
     assert same(last(recipe)["optimizer"]["state"], last(unbroken)["optimizer"]["state"])

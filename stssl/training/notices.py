@@ -1,0 +1,128 @@
+"""Agree over all ranks (training processes) when somebody outside asks a run to save a checkpoint or to end.
+
+A signal, a stopped job or a node that will be taken away reaches one process only. `Notices` tells all ranks at the
+same step: a rank that left the loop by itself would let the others wait for its gradients forever.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stssl.base.distributed import rank, world_size
+from stssl.training.runtime import StopRequest
+
+_ASK, _STOP = 1, 100
+"""Numbers that ranks exchange: 0 is nothing, 1 asks for leaving nodes, 100 + N is signal N, which ends the run."""
+
+
+class Outside:
+    """Define what a run hears from outside of its own processes. This base class hears nothing."""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Return a context in which this rank listens. Rank 0 calls it before the first step."""
+        yield
+
+    def asked(self) -> signal.Signals | None:
+        """Return the signal that asked the run to end, as rank 0 knows it; None if there was none."""
+        return None
+
+    def due(self) -> bool:
+        """Return True on rank 0 if all ranks must call `node_leaves` now."""
+        return False
+
+    def node_leaves(self) -> bool:
+        """Return True if a node of this run will soon be taken away. All ranks call this together."""
+        return False
+
+
+class Notice(NamedTuple):
+    """Hold what all ranks agreed to do after a step.
+
+    Attributes:
+        save: True to write a checkpoint and continue.
+        stop: Signal that asked the run to end; None to continue.
+    """
+
+    save: bool
+    stop: signal.Signals | None
+
+
+class Notices:
+    """Exchange a number between all ranks after each step, so that all see the same notice at the same step.
+
+    The exchange runs beside the next step, in a gloo group of its own, and its result is read after that step. So
+    neither the host nor the device waits for it, and a notice comes one step late. One rank exchanges nothing.
+    """
+
+    def __init__(self, stop: StopRequest, outside: Outside, timeout_s: int) -> None:
+        """Connect the ranks. All ranks call this together.
+
+        Args:
+            stop: Signals to this process.
+            outside: What comes from other processes.
+            timeout_s: Seconds that a rank waits for the other ranks before it gives up.
+        """
+        self.stop, self.outside = stop, outside
+        self._group: dist.ProcessGroup | None = None
+        self._sent: tuple[Tensor, dist.Work] | None = None
+        if world_size() > 1:
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+            assert isinstance(group, dist.ProcessGroup)  # torch returns something else to ranks outside of the group
+            self._group = group
+
+    @contextmanager
+    def listening(self) -> Iterator["Notices"]:
+        """Return a context in which signals and requests from outside are recorded."""
+        with self.stop.listening():
+            if rank():
+                yield self
+                return
+            with self.outside.listening():
+                yield self
+
+    def after_step(self) -> Notice:
+        """Return what all ranks agreed to do now. All ranks call this once after each step."""
+        number = self._own()
+        if self._group is not None:
+            sent, number = torch.tensor([number]), self._received()
+            work = dist.all_reduce(sent, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            assert work is not None  # this rank is in the group
+            self._sent = sent, work
+        if number >= _STOP:
+            return Notice(False, signal.Signals(number - _STOP))
+        return Notice(number == _ASK and self.outside.node_leaves(), None)
+
+    def _own(self) -> int:
+        """Return the number for what this rank knows."""
+        by = self.stop.by or (self.outside.asked() if rank() == 0 else None)
+        if by is not None:
+            return _STOP + by
+        return _ASK if rank() == 0 and self.outside.due() else 0
+
+    def _received(self) -> int:
+        """Wait for the last exchange, and return the largest number of all ranks; 0 before the first exchange."""
+        if self._sent is None:
+            return 0
+        (number, work), self._sent = self._sent, None
+        work.wait()
+        return int(number)
+
+    def meet(self) -> None:
+        """Wait until all ranks have called this function."""
+        self._received()
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    def close(self) -> None:
+        """Disconnect the ranks. All ranks call this together, after their last step."""
+        self._received()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
