@@ -66,6 +66,7 @@ class CostEstimate:
         device: Device that took the measured steps.
         start: Number of first steps that use fewer views than later steps, such as those of a supervised start.
         early: Measurement with one worker's share of such a first step; None if no such steps were measured.
+        batchnorm: Seconds of a validation for new BatchNorm statistics of averaged weights.
     """
 
     machines: Machines
@@ -83,6 +84,7 @@ class CostEstimate:
     device: str
     start: int = 0
     early: Measured | None = None
+    batchnorm: float = 0.0
 
     def parts_of(self, share: Measured) -> dict[str, float]:
         """Return the seconds of each part of a step, computed from a measurement of one worker's share of a batch."""
@@ -145,6 +147,7 @@ def describe_costs(found: CostEstimate) -> str:
         **({f"  of the first {found.start:,}": f"{found.early_step:.3f} s, at fewer views"} if found.start else {}),
         **({"scaling": efficiency} if machines.workers > 1 else {}),
         "a validation": f"{found.validation:.1f} s, {found.validations} of them",
+        **({"  new BatchNorm statistics": f"{found.batchnorm:.1f} s of it"} if found.batchnorm >= 0.05 else {}),
         "the run": f"{found.hours:.2f} hours for {found.steps:,} steps",
         "memory": f"{share.memory / 1e9:.2f} GB a worker at the peak",
         "store": f"{found.rows / found.step:,.0f} patches/s, {found.rows * found.stored / found.step / 1e6:,.1f} MB/s",

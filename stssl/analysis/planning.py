@@ -65,7 +65,7 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
         )
     checkpoint = sum(tensor.nbytes for tensor in _tensors(train_state.checkpoint_state()))
     gradients = sum(part.nbytes for part in train_state.task.step.networks.parameters() if part.requires_grad)
-    validation = _validation(train_state, recipe, machines.workers)
+    validation, batchnorm = _validation(train_state, recipe, machines.workers)
     one = share if machines.workers == 1 else _measure(train_state, 1, steps, last)
     # Later steps never use fewer views. So bisection finds the first step that uses all of them.
     start = bisect_left(range(last), train_state.task.view_count(last), key=train_state.task.view_count)
@@ -87,6 +87,7 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         start=start if early else 0,
         early=early,
+        batchnorm=batchnorm,
     )
 
 
@@ -116,8 +117,11 @@ def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> M
     return Measured(statistics.median(taken[WARM_UP:]), statistics.median(loading[WARM_UP:]), rows, memory)
 
 
-def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> float:
-    """Predict the seconds of a validation on all workers: a fixed time, plus a time for each patch."""
+def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> tuple[float, float]:
+    """Predict the seconds of a validation on all workers: a fixed time, plus a time for each patch.
+
+    Return also the part of it that computes BatchNorm statistics. The workers divide the batches for these.
+    """
     options = recipe.evaluation
     data: PixelData = train_state.task.data
     total = len(data.split.validation)
@@ -138,7 +142,10 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> flo
     train_state.task.recipe = recipe
     first, last = (min(total, batches * options.batch) for batches in (1, MORE))
     growing = max(0.0, much - little) / (last - first) if last > first else 0.0
-    return max(0.0, whole - growing * first) + growing * total / workers
+    batchnorm = max(0.0, whole - little)
+    count = max(1, options.batchnorm_batches)
+    shared = batchnorm * math.ceil(count / workers) / count
+    return max(0.0, whole - batchnorm - growing * first) + shared + growing * total / workers, shared
 
 
 def _stored_bytes(train_state: TrainState) -> float:

@@ -1,7 +1,8 @@
 """Gather and sum tensors over ranks (training processes). In a single process, these functions return their input."""
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -83,3 +84,22 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def made_once(make: Callable[[], object], device: torch.device) -> object:
+    """Call a function on rank 0 only, and return its result on all ranks. All ranks call this together.
+
+    Args:
+        make: Function that returns plain values, as JSON has them. NaN and infinities are kept.
+        device: Device of the tensors that the ranks exchange.
+    """
+    if world_size() == 1:
+        return make()
+    text = json.dumps(make()).encode() if rank() == 0 else b""
+    size = torch.tensor([len(text)], device=device)
+    dist.broadcast(size, 0)
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device) if text else None
+    data = torch.empty(int(size), dtype=torch.uint8, device=device) if data is None else data
+    dist.broadcast(data, 0)
+    found: object = json.loads(bytes(data.tolist()))
+    return found

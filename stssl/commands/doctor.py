@@ -53,7 +53,7 @@ def _hardware() -> Iterator[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cpu: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 lacks this function
     slow = not (cpu.get("avx512_bf16") or cpu.get("amx_bf16")) and platform.machine() == "x86_64"
-    bf16 = "no bf16 instructions: use compute.precision=fp32" if slow else "bf16 instructions"
+    bf16 = "no bf16 instructions: use compute.precision=fp32" if slow else "bf16 instructions: compute.precision=auto"
     yield f"cpu        {cpu.get('cpu_name', platform.machine())}, {cores} cores, {memory:.0f} GiB memory, {bf16}"
     if not torch.cuda.is_available():
         yield "gpu        none that PyTorch can use: set launch.gpus_per_worker=0"

@@ -132,13 +132,15 @@ def take_statistics(module: nn.Module, of_ranks: Tensor) -> None:
     if of_ranks.ndim != 2 or of_ranks.shape[1] != sum(sizes) or not len(of_ranks):
         raise ValueError(f"the ranks' BatchNorm statistics have shape {tuple(of_ranks.shape)}, not [n, {sum(sizes)}].")
     own = of_ranks[rank()] if len(of_ranks) == world_size() else of_ranks.mean(0)
-    for value, taken in zip(statistics, own.split(sizes), strict=True):
+    for value, taken in zip(statistics, torch.split(own, sizes), strict=True):
         value.copy_(taken.view_as(value))
 
 
 @torch.no_grad()
 def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]) -> None:
     """Compute the running BatchNorm statistics anew, as the mean over the batches that `run` passes through.
+
+    With several ranks, each passes its own batches, and all get the mean over all batches.
 
     Args:
         network: Network with the BatchNorm layers to estimate. It is in evaluation mode afterwards.
@@ -153,11 +155,21 @@ def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]
         layer.reset_running_stats()
         layer.momentum = None  # without a momentum, torch takes the mean over all batches since the reset
         layer.train()
-    for _ in run():
-        pass
+    passed = sum(1 for _ in run())
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()
+    if world_size() > 1:
+        _average_by_batches(running_statistics(network), passed)
+
+
+def _average_by_batches(statistics: list[Tensor], passed: int) -> None:
+    """Replace statistics by their mean over all ranks, weighted by how many batches each rank passed."""
+    sums = torch.cat([value.flatten() for value in statistics] + [statistics[0].new_ones(1)]) * passed
+    dist.all_reduce(sums)
+    means = torch.split(sums[:-1] / sums[-1], [value.numel() for value in statistics])
+    for value, mean in zip(statistics, means, strict=True):
+        value.copy_(mean.view_as(value))
 
 
 @contextlib.contextmanager

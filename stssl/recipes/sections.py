@@ -47,7 +47,8 @@ class DataConfig(Config):
         mean: Numbers to subtract from the stored values, one for each band. With `std`, they replace `scale` and what
             known weights were fed. Networks see (value - mean) / std.
         std: Numbers to divide by, one for each band.
-        cache: Memory for decoded pixels: `host` or `device`. `none` reads them from the store each time.
+        cache: Memory for decoded pixels: `host` (one copy for all ranks of a machine) or `device`. `none` reads them
+            from the store each time.
         cache_dir: Folder on each node for shards that come from an object store (`s3://...`); None chooses a folder.
         cache_bytes: Largest size of that folder in bytes.
         shuffle_shards: Number of shards to mix, if the store lies in an object store. 0 reads shard after shard.
@@ -189,13 +190,14 @@ class ComputeConfig(Config):
     """Configure how a step computes. These settings change results only by rounding.
 
     Attributes:
-        precision: Number format for computing in the networks. Weights are always fp32.
+        precision: Number format for computing in the networks. Weights are always fp32. `auto` takes bf16 if all
+            devices have instructions for it (AVX-512 bf16, AMX, GPU), else fp32; a resumed run keeps its first choice.
         threads: Number of CPU threads of each process; None keeps PyTorch's default.
         compile: True to compile the networks' blocks with torch.compile.
         nonfinite_steps: Number of steps that may be skipped because a gradient is not finite. More of them end the run.
     """
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     threads: Threads | None = None
     compile: bool = False
     nonfinite_steps: Annotated[int, Field(ge=0)] = 10

@@ -22,7 +22,7 @@ from stssl.base.whole_files import write_whole
 from stssl.data.loader import prefetch
 from stssl.data.views import PixelScaler
 from stssl.recipes.run_data import PixelData, RunData, require_labels
-from stssl.scoring.metrics import score
+from stssl.scoring.metrics import score_once
 from stssl.store.lists import as_text
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
@@ -103,11 +103,37 @@ def score_part(
         DataError: No patch of the part has a known label.
     """
     rows = spread(data.split.part(part), limit)
-    targets = data.targets[torch.from_numpy(rows)].long()
-    require_labels(targets, part)
+    require_labels(data.targets[torch.from_numpy(rows)], part)
     logits = predict_rows(predictor, data, pixels, rows, batch)
-    scores, per_class = score(logits, targets, data.space)
+    return score_logits(logits, data, rows, pixels.low.device)
+
+
+def score_logits(logits: Tensor, data: RunData, rows: Ints, device: torch.device) -> Evaluation:
+    """Score logits of store rows. All ranks (training processes) must call this together.
+
+    Args:
+        logits: [n, classes] logits, the same on all ranks.
+        data: Classes and targets.
+        rows: [n] store rows.
+        device: Device of the tensors that the ranks exchange.
+    """
+    targets = data.targets[torch.from_numpy(rows)].long()
+    scores, per_class = score_once(logits, targets, data.space, device)
     return Evaluation(scores, per_class, rows, logits)
+
+
+def share_of_batches(rows: Ints, batch: int, share: tuple[int, int]) -> Ints:
+    """Return the rows of whole batches that one of several workers predicts.
+
+    Batches of one process and of several are the same: other batches could change the last digits of logits.
+
+    Args:
+        rows: [n] store rows of a part.
+        batch: Number of rows in a batch.
+        share: Number of the worker, counted from 0, and number of workers.
+    """
+    whole = rows_of(-(-len(rows) // batch), *share)
+    return rows[whole.start * batch : whole.stop * batch]
 
 
 def spread(rows: Ints, limit: int | None) -> Ints:

@@ -13,7 +13,7 @@ from stssl.base.labels import LabelSpace
 from stssl.data.views import PixelScaler
 from stssl.recipes.run_data import PixelData
 from stssl.scoring.evaluation import batches, spread
-from stssl.scoring.metrics import score
+from stssl.scoring.metrics import score_once
 
 Features = Callable[[Tensor], Tensor]
 """Function that takes images [n, bands, height, width] and returns features [n, width]."""
@@ -109,5 +109,4 @@ def knn_scores(
     chosen = targets[torch.from_numpy(train)].to(own.device)
     with torch.autocast(own.device.type, enabled=False):  # in bf16, many neighbors would look equally near
         logits = vote(own, others, chosen, space, k=k, temperature=temperature).cpu()
-    scores, _ = score(logits, targets[torch.from_numpy(asked)], space)
-    return scores
+    return score_once(logits, targets[torch.from_numpy(asked)], space, own.device).scores

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import isnan, nan
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from stssl.base.batch import IGNORED
+from stssl.base.distributed import made_once
 from stssl.base.labels import LabelSpace
 
 Scores = dict[str, float]
@@ -222,6 +223,19 @@ def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
             for i, one in enumerate(space.classes)
         },
     )
+
+
+def score_once(logits: Tensor, targets: Tensor, space: LabelSpace, device: torch.device) -> PartScores:
+    """Compute all metrics as `score` does, on rank 0 only. All ranks call this together, and get the result.
+
+    Args:
+        logits: [patches, classes] logits, the same on all ranks.
+        targets: [patches, decisions] choice ids; `IGNORED` if unknown. At least one must be known.
+        space: Classes and kind of task.
+        device: Device of the tensors that the ranks exchange.
+    """
+    made = made_once(lambda: [dict(part) for part in score(logits, targets, space)], device)
+    return PartScores(*cast(list[Any], made))
 
 
 def diverged(scores: Scores) -> bool:

@@ -21,7 +21,7 @@ from stssl.base.batch import Batch, Progress, View
 from stssl.base.distributed import sum_over_ranks, world_size
 from stssl.base.labels import LabelSpace
 from stssl.models import Network, Prediction
-from stssl.models.ema import Ema, evaluating, frozen_statistics, reestimate_batchnorm, training_quietly
+from stssl.models.ema import Ema, batchnorms, evaluating, frozen_statistics, reestimate_batchnorm, training_quietly
 from stssl.steps.base import StepOutput, TrainingStep
 from stssl.steps.gathering import Gathering
 from stssl.steps.parts import (
@@ -179,14 +179,16 @@ class TeacherStudentStep(TrainingStep):
         return predict
 
     def reestimate_batchnorm(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
-        """Compute the BatchNorm statistics of the averaged networks anew, from batches of images and metadata."""
-        for name in self.averages:
-            network = self.averaged_network(name)
+        """Compute the BatchNorm statistics of the averaged networks anew, from batches of images and metadata.
 
-            def run(network: Network = network) -> Iterator[Prediction]:
-                return (network(image, metadata) for image, metadata in batches())
+        All networks get the same batches, which are made once: for small networks this takes most of the time.
+        """
+        averaged = [network for network in map(self.averaged_network, self.averages) if batchnorms(network)]
 
-            reestimate_batchnorm(network, run)
+        def run() -> Iterator[list[Prediction]]:
+            return ([network(image, metadata) for network in averaged] for image, metadata in batches())
+
+        reestimate_batchnorm(nn.ModuleList(averaged), run)
 
     def _matching(self, progress: Progress) -> bool:
         """Return True if this step learns from unlabeled patches, not only from labeled ones."""

@@ -1,6 +1,7 @@
 """Start the training of a recipe, in this process or on Ray workers on one or several machines."""
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -16,10 +17,11 @@ from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import RunRecipe
 from stssl.recipes.sections import LaunchConfig
 from stssl.training.loop import Report, train_to_end
+from stssl.training.precision import about_speed
 from stssl.training.ray_notices import Post, RayOutside, new_name, passing_signals
 from stssl.training.run_files import METRICS_FILE, MetricsRow, NewRows
 from stssl.training.run_folder import RunFolder
-from stssl.training.runtime import check_shared, memory_advice, slow_arithmetic, start_line
+from stssl.training.runtime import check_shared, memory_advice, start_line
 from stssl.training.state import TASKS, TrainState, open_train_state
 
 Watch = Callable[[MetricsRow], None]
@@ -90,9 +92,9 @@ def _resume(train_state: TrainState) -> None:
         for problem in problems:
             LOG.warning("%s", problem)
         task = train_state.task
-        LOG.info("%s", start_line(train_state.recipe, task.device, task.rows))
-        if slow := slow_arithmetic(train_state.recipe, task.device):
-            LOG.warning("%s", slow)
+        LOG.info("%s", start_line(train_state.recipe, task.device, train_state.precision, task.rows))
+        if words := about_speed(train_state.precision, task.device):
+            LOG.log(logging.WARNING if train_state.precision == "bf16" else logging.INFO, "%s", words)
 
 
 def _train_on_ray(recipe: RunRecipe) -> None:

@@ -77,6 +77,7 @@ class RecordFile(RunFile):
     labeled: JsonValue = None
     seed: JsonValue = None
     ranks: JsonValue = None
+    precision: JsonValue = None
     commit: JsonValue = None
 
 

@@ -156,33 +156,20 @@ class StopRequest:
                 signal.signal(name, before[name])
 
 
-def start_line(recipe: RunRecipe, device: torch.device, rows: int) -> str:
+def start_line(recipe: RunRecipe, device: torch.device, precision: str, rows: int) -> str:
     """Return a line for the log that says what is trained, and on which device.
 
     Args:
         recipe: Recipe of the run.
         device: Device of the networks.
+        precision: Number format in which networks compute.
         rows: Number of patches in a global batch.
     """
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
     return (
         f"{recipe.name}: {recipe.what} of {recipe.schedule.steps:,} steps, {rows} patches each, "
-        f"on {world_size()} rank(s), here {socket.gethostname()} with {where}, {recipe.compute.precision}"
-    )
-
-
-def slow_arithmetic(recipe: RunRecipe, device: torch.device) -> str | None:
-    """Return a warning if the recipe asks for bf16 but the CPU has no bf16 instructions, which is slow; else None."""
-    if device.type != "cpu" or recipe.compute.precision != "bf16":
-        return None
-    # torch before 2.10 has no get_capabilities. Without it the CPU is unknown, so give no warning.
-    cpu: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    if cpu.get("architecture") != "x86_64" or cpu.get("avx512_bf16") or cpu.get("amx_bf16"):
-        return None
-    return (
-        f"compute.precision=bf16: {cpu.get('cpu_name', 'this CPU')} has no bf16 instructions, so that steps take "
-        "nearly twice as long as with compute.precision=fp32"
+        f"on {world_size()} rank(s), here {socket.gethostname()} with {where}, {precision}"
     )
 
 

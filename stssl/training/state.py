@@ -17,6 +17,7 @@ from stssl import __version__
 from stssl.base.batch import Progress
 from stssl.base.distributed import rank, world_size
 from stssl.base.errors import RunError
+from stssl.base.json_types import JsonObject
 from stssl.models.ema import KeptStatistics, statistics_of_ranks, take_statistics
 from stssl.recipes.fine_tuning import about_fine_tuning
 from stssl.recipes.pretraining import PretrainRecipe
@@ -33,6 +34,7 @@ from stssl.training.checkpoints import (
 from stssl.training.contrastive_task import ContrastiveTask
 from stssl.training.journal import Journal
 from stssl.training.optim import make_optimizer
+from stssl.training.precision import PRECISION, Precision, choose_precision, computing_in
 from stssl.training.rates import layer_rates
 from stssl.training.run_files import RunEnd
 from stssl.training.run_folder import RunFolder
@@ -94,6 +96,7 @@ class TrainState:
         optimizer: Optimizer of the networks.
         progress: Steps taken and best score.
         statistics: BatchNorm statistics, saved before each step and restored after a bad one.
+        precision: Number format in which networks compute.
     """
 
     recipe: RunRecipe
@@ -104,6 +107,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     progress: RunProgress
     statistics: KeptStatistics
+    precision: Precision
 
     @property
     def next_step(self) -> Progress:
@@ -111,10 +115,8 @@ class TrainState:
         return Progress(self.progress.step, self.recipe.schedule.steps)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Return a context in which networks compute with the precision that the recipe sets, such as bf16."""
-        if self.recipe.compute.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.task.device.type, torch.bfloat16)
+        """Return a context in which networks compute in the run's number format."""
+        return computing_in(self.precision, self.task.device, self.recipe.compute.compile)
 
     def synchronized(self, last: bool) -> AbstractContextManager[None]:
         """Return a context in which ranks sum their gradients only if this is the last micro-batch of a step."""
@@ -168,7 +170,8 @@ class TrainState:
                 raise no_usable_checkpoint(problems, self.folder.path)
         self.journal = Journal(self.folder, self.recipe, writes=rank() == 0, step=self.progress.step)
         if rank() == 0:
-            about, step = self.task.about() | about_fine_tuning(self.recipe), self.progress.step
+            about: JsonObject = self.task.about() | about_fine_tuning(self.recipe) | {PRECISION: self.precision}
+            step = self.progress.step
             self.folder.write_record(self.recipe, about, self.task.labels(), world=world_size(), step=step)
         return problems
 
@@ -263,6 +266,7 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
         optimizer=make_optimizer(task.step.networks, recipe.optimizer, layer_rates(task.step.networks, recipe)),
         progress=RunProgress(),
         statistics=KeptStatistics(task.step),
+        precision=choose_precision(recipe, device, recorded),
     )
 
 

@@ -1,6 +1,7 @@
 """Define the task of a `Recipe`: semi-supervised training of a student and, if the recipe has one, a teacher."""
 
 from collections.abc import Iterator
+from functools import partial
 from math import isnan, nan
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from stssl.base.batch import Batch, Progress, View
 from stssl.base.distributed import rank, world_size
 from stssl.base.json_types import JsonMapping, JsonObject
+from stssl.data.loader import prefetch
 from stssl.data.views import PixelScaler, RawBatch, ViewMaker
 from stssl.models.ema import average_batchnorm
 from stssl.models.layout import placed
@@ -140,8 +142,9 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
 
 def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: PixelScaler, progress: Progress) -> None:
-    """Compute the BatchNorm statistics of averaged weights from training batches. All ranks get the same result.
+    """Compute the BatchNorm statistics of averaged weights from training batches. All ranks call this together.
 
+    Each rank passes some of the batches, and all get the same result.
     If `evaluation.batchnorm_batches` is 0, the averages keep the networks' own running statistics.
 
     Args:
@@ -160,8 +163,9 @@ def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: P
     parts = -(-recipe.batch.labeled // (recipe.batch.micro or recipe.batch.labeled))
 
     def mixed() -> Iterator[tuple[Tensor, Tensor]]:
-        for number in range(recipe.evaluation.batchnorm_batches):
-            for batch in maker(loader.load(number)).split(parts):
+        numbers = range(rank(), recipe.evaluation.batchnorm_batches, world_size())
+        for raw in prefetch((partial(loader.load, number) for number in numbers), 2):
+            for batch in maker(raw).split(parts):
                 metadata = torch.cat([batch.metadata[view.stream] for view in batch.images])
                 yield torch.cat(list(batch.images.values())), metadata
 

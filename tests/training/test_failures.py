@@ -18,7 +18,7 @@ from stssl.training.launch import run
 from stssl.training.loop import train_to_end
 from stssl.training.run_files import NONFINITE_FILE
 from stssl.training.run_folder import RunFolder
-from stssl.training.runtime import check_shared, compile_blocks, memory_advice, slow_arithmetic, with_fallback
+from stssl.training.runtime import check_shared, compile_blocks, memory_advice, with_fallback
 from stssl.training.state import open_train_state
 
 CPU = torch.device("cpu")
@@ -76,40 +76,6 @@ def test_a_bad_step_of_a_supervised_start_names_labeled_patches_alone(without_ba
     train_to_end(poisoned(recipe, {0}), lambda metrics: None)
     (row,) = folder.rows(NONFINITE_FILE)
     assert row["step"] == 0 and list(row["rows"]) == ["labeled"] and len(row["rows"]["labeled"]) == 8
-
-
-@pytest.mark.parametrize(
-    ("asked", "cpu", "said"),
-    [
-        (("bf16", "cpu"), {}, True),
-        (("bf16", "cpu"), {"avx512_bf16": True}, False),
-        (("bf16", "cpu"), {"amx_bf16": True}, False),
-        (("bf16", "cpu"), {"architecture": "aarch64"}, False),
-        (("fp32", "cpu"), {}, False),
-        (("bf16", "cuda"), {}, False),
-    ],
-)
-def test_bf16_on_a_cpu_without_it_is_warned_of(asked, cpu, said, recipe_tree, monkeypatch):
-    known = {"architecture": "x86_64", "cpu_name": "A CPU", "avx512_bf16": False, "amx_bf16": False} | cpu
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    precision, device = asked
-    words = slow_arithmetic(make(merge(recipe_tree, {"compute": {"precision": precision}})), torch.device(device))
-    assert (words is not None) == said
-    if said:
-        assert "A CPU has no bf16 instructions" in words and "compute.precision=fp32" in words
-
-
-@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="an older torch does not tell")
-@pytest.mark.parametrize("has", [True, False])
-def test_a_run_warns_of_it_with_what_this_torch_says_of_cpus(recipe_tree, monkeypatch, caplog, has):
-    real = torch.cpu.get_capabilities()
-    assert {"architecture", "cpu_name"} <= real.keys()
-    if real["architecture"] == "x86_64":
-        assert {"avx512_bf16", "amx_bf16"} <= real.keys()
-    pretended = real | {"architecture": "x86_64", "avx512_bf16": has, "amx_bf16": False}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: pretended)
-    run(make(merge(recipe_tree, {"compute": {"precision": "bf16"}}), schedule__steps=4))
-    assert ("has no bf16 instructions" in caplog.text) != has
 
 
 @pytest.mark.parametrize("network", ["transformer", "batchnorm"])

@@ -1,0 +1,60 @@
+"""On several ranks, scores are computed once, and BatchNorm statistics from batches that the ranks divide."""
+
+import json
+import math
+
+import torch
+import torch.distributed as dist
+from processes import on_ranks
+from torch import nn
+
+from stssl.base.distributed import made_once
+from stssl.base.labels import LabelSpace
+from stssl.models.ema import reestimate_batchnorm
+from stssl.scoring import metrics
+
+BATCHES = [torch.randn(6, 3, generator=torch.Generator().manual_seed(number)) for number in range(5)]
+
+
+def estimated(batches):
+    layer = nn.BatchNorm1d(3)
+    reestimate_batchnorm(layer, lambda: (layer(batch) for batch in batches))
+    return torch.cat([layer.running_mean, layer.running_var])
+
+
+def scored(calls):
+    """Score the same logits on each rank. Count in `calls` how often scores are really computed."""
+    logits = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    space = LabelSpace(tuple("abcd"), multilabel=False)
+    real = metrics.score
+    metrics.score = lambda *given: (calls.append(1), real(*given))[1]
+    try:
+        return metrics.score_once(logits, torch.arange(40)[:, None] % 4, space, torch.device("cpu"))
+    finally:
+        metrics.score = real
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    calls: list[int] = []
+    found = {"scores": list(scored(calls)), "calls": len(calls)}
+    found["values"] = made_once(lambda: [rank, math.nan, math.inf, 0.1, None, "é"], torch.device("cpu"))
+    found["statistics"] = estimated(BATCHES[rank :: dist.get_world_size()]).tolist()
+    found["fewer batches than ranks"] = estimated(BATCHES[rank:1]).tolist()
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def test_ranks_share_scores_and_batches(tmp_path):
+    on_ranks(2, work, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert (first.pop("calls"), second.pop("calls")) == (1, 0)
+    assert json.dumps(first) == json.dumps(second)
+    assert (
+        first["values"][0] == 0 and math.isnan(first["values"][1]) and first["values"][2:] == [math.inf, 0.1, None, "é"]
+    )
+    alone: list[int] = []
+    assert first["scores"] == json.loads(json.dumps(list(scored(alone)))) and alone == [1]
+    torch.testing.assert_close(torch.tensor(first["statistics"]), estimated(BATCHES))
+    torch.testing.assert_close(torch.tensor(first["fewer batches than ranks"]), estimated(BATCHES[:1]))
+    halves = (estimated(BATCHES[0::2]) + estimated(BATCHES[1::2])) / 2  # control: ranks have 3 and 2 batches
+    assert not torch.allclose(torch.tensor(first["statistics"]), halves)
