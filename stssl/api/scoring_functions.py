@@ -26,6 +26,7 @@ def evaluate(
     resample: Literal["blocks", "patches"] = "blocks",
     degrees: float = 1.0,
     least: int = 30,
+    workers: int = 0,
 ) -> RunScores:
     """Score a run's networks on a part of its split, and write the scores into its folder.
 
@@ -42,6 +43,7 @@ def evaluate(
         resample: `blocks` draws squares of nearby patches, `patches` draws single ones.
         degrees: Side of these squares in degrees.
         least: Groups with fewer patches are pooled.
+        workers: Number of Ray workers that predict; 0 predicts in this process.
 
     Returns:
         Scores by network (`student`, `teacher`) and name, such as `scores["student"]["accuracy"]`. One label a patch
@@ -53,10 +55,14 @@ def evaluate(
             store lacks a column of `by`, no network sees the metadata to change, or there are too few blocks.
     """
     from stssl.scoring.groups import GroupOptions
+    from stssl.training.evaluation_tasks import predict_on_ray
     from stssl.training.trained_run import evaluate_fully
 
     groups = GroupOptions(tuple(by), bootstrap, least, degrees, resample) if by or bootstrap else None
-    found = evaluate_fully(folder_of_run(run), part, checkpoint, device, store, metadata=metadata, groups=groups)
+    elsewhere = predict_on_ray(workers) if workers else None
+    found = evaluate_fully(
+        folder_of_run(run), part, checkpoint, device, store, metadata=metadata, groups=groups, elsewhere=elsewhere
+    )
     return found.scores
 
 

@@ -78,14 +78,19 @@ def evaluate_command(
     ] = "blocks",
     degrees: Annotated[float, typer.Option(min=0.001, help="Side of a block in degrees.")] = 1.0,
     least: Annotated[int, typer.Option(min=1, help="Groups with fewer patches are pooled.")] = 30,
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers that predict; 0 predicts in this process.")] = 0,
 ) -> None:
     """Score a run's networks on the test, validation or training patches, and on groups of them."""
     from stssl.api.progress import group_table, score_table
     from stssl.scoring.groups import GroupOptions
+    from stssl.training.evaluation_tasks import predict_on_ray
     from stssl.training.trained_run import evaluate_fully
 
     groups = GroupOptions(tuple(by or ()), bootstrap, least, degrees, resample) if by or bootstrap else None
-    result = evaluate_fully(run, split, checkpoint, device, store, metadata=metadata, groups=groups)
+    elsewhere = predict_on_ray(workers) if workers else None
+    result = evaluate_fully(
+        run, split, checkpoint, device, store, metadata=metadata, groups=groups, elsewhere=elsewhere
+    )
     title = f"{split}, {result.patches:,} patches" + ("" if metadata == "true" else f", metadata {metadata}")
     console.print(score_table(result.scores, title))
     if result.groups:

@@ -85,7 +85,7 @@ def sweep_command(
 
 
 def plan_command(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe or YAML file.", callback=local_path)],
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe or sweep, or YAML file.", callback=local_path)],
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Workers on each machine.")] = None,
@@ -95,10 +95,18 @@ def plan_command(
     """Predict a run's time, memory and traffic from a few real steps on this machine."""
     from stssl.analysis.costs import describe_costs
     from stssl.analysis.planning import load, machines_for, plan_run
+    from stssl.base.config import load_tree
     from stssl.recipes.catalog import find_recipe
+    from stssl.sweeps.keeping import room_line
+    from stssl.sweeps.spec import load_sweep
 
-    loaded = load(find_recipe(recipe), overrides or ())
-    print(describe_costs(plan_run(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)))
+    file = find_recipe(recipe)
+    sweep = load_sweep(file, overrides or ()) if "search" in load_tree(file) else None
+    loaded = sweep.recipe if sweep else load(file, overrides or ())
+    found = plan_run(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)
+    print(describe_costs(found))
+    if sweep:
+        print(f"the sweep    {room_line(sweep, found.checkpoint, sweep.config.concurrent or 1)}")
 
 
 def submit_command(

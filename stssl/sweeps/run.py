@@ -15,6 +15,7 @@ from stssl.base.errors import ConfigError, RunError
 from stssl.recipes.run_data import open_data
 from stssl.scoring.metrics import score
 from stssl.sweeps.domains import build_space
+from stssl.sweeps.keeping import checkpoint_bytes, room_line, tidy
 from stssl.sweeps.space import did_you_mean
 from stssl.sweeps.spec import Say, Sweep, load_sweep
 from stssl.sweeps.storage_errors import study_errors
@@ -99,8 +100,9 @@ def search(what: Sweep, say: Say) -> Book:
     book = Book(what, space, open_study(what, space))
     left = _left(book)
     if left:
-        say(f"{left} of {what.config.trials} trials to do; everything is kept in {what.folder}")
+        say(f"{left} of {what.config.trials} trials to do; metrics, records and students are kept in {what.folder}")
         _carry_out(book, say)
+    tidy(book)  # a stopped trial may have written a checkpoint after its end was recorded
     return book
 
 
@@ -143,11 +145,17 @@ def _carry_out(book: Book, say: Say) -> None:
         if book.sweep.recipe.launch.workers == 0:
             from stssl.sweeps.tuning import StudySearcher, search_here
 
+            _say_room(book, 1, say)
             search_here(StudySearcher(book, 1, deadline, say))
         else:
             _tune(book, say, deadline)
     finally:
         book.tick()
+
+
+def _say_room(book: Book, at_once: int, say: Say) -> None:
+    """Say how much room the checkpoints of the sweep need, with this number of trials at the same time."""
+    say(room_line(book.sweep, checkpoint_bytes(book.sweep.recipe), at_once))
 
 
 def _tune(book: Book, say: Say, deadline: float) -> None:
@@ -158,7 +166,9 @@ def _tune(book: Book, say: Say, deadline: float) -> None:
 
     with tune_session(book) as session:
         config = book.sweep.config
-        searcher = StudySearcher(book, min(session.room, config.concurrent or session.room), deadline, say)
+        at_once = min(session.room, config.concurrent or session.room)
+        _say_room(book, at_once, say)
+        searcher = StudySearcher(book, at_once, deadline, say)
         tuner = tune.Tuner(
             tune.with_resources(trial, session.driver),
             tune_config=tune.TuneConfig(

@@ -159,6 +159,7 @@ class SweepConfig(Config):
         points: Values to try first. If a point leaves a key out, the key has the recipe's value.
         search: Dotted recipe keys. null or `auto` takes the domain of the recipe's type; a list or a range replaces it.
         concurrent: Number of trials at the same time; None for as many as the resources allow.
+        keep: Number of best trials whose checkpoints are kept; `all` keeps all. Running trials keep theirs.
         storage: Folder of sweeps. All machines must see it.
         study: Optuna storage: None for SQLite in the sweep's folder, `postgresql://...`, or `journal:FILE`.
     """
@@ -176,6 +177,7 @@ class SweepConfig(Config):
     points: tuple[dict[str, JsonValue], ...] = ({},)
     search: Annotated[dict[str, Literal["auto"] | RangeConfig | list[JsonValue] | None], Field(min_length=1)]
     concurrent: Positive | None = None
+    keep: Positive | Literal["all"] = 5
     storage: Folder = Field("sweeps", validate_default=True)
     study: Study | None = None
 

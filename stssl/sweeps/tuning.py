@@ -18,6 +18,7 @@ from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.base.ray_session import connected_ray, resources_for
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.sections import LaunchConfig
+from stssl.sweeps.keeping import tidy
 from stssl.sweeps.spec import Say
 from stssl.sweeps.storage_errors import study_errors
 from stssl.sweeps.study import Book, run_name, study_url, trials_folder
@@ -173,6 +174,7 @@ class StudySearcher(Searcher):
         trial.set_user_attr("seconds", round(time.time() - self.since[trial_id], 2))
         write(trial)
         self.say(f"trial {trial.number}: {words}")
+        tidy(self.book)
 
     def _folder(self, number: int) -> Path:
         return trials_folder(self.book.sweep.folder) / run_name(number)

@@ -1,7 +1,9 @@
 """Load the networks of a trained run from a checkpoint, and score them on a part of its data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -17,11 +19,19 @@ from stssl.data.views import PixelScaler
 from stssl.models.layout import placed
 from stssl.recipes.build import as_trained, build_pixels, build_step
 from stssl.recipes.recipe import Recipe
-from stssl.recipes.run_data import RunData, open_data, open_pixels
+from stssl.recipes.run_data import RunData, open_data, open_pixels, require_labels
 from stssl.recipes.sections import DataConfig
 from stssl.recipes.starting import choose_scaling
 from stssl.scoring.changed_metadata import MetadataChange, changed_metadata, parse_change, require_known
-from stssl.scoring.evaluation import Evaluation, batches, save_evaluations, score_part
+from stssl.scoring.evaluation import (
+    Evaluation,
+    batches,
+    predict_rows,
+    save_evaluations,
+    score_logits,
+    score_part,
+    share_of_batches,
+)
 from stssl.scoring.group_files import save_groups
 from stssl.scoring.groups import GroupOptions, GroupScores, check_options, score_groups
 from stssl.scoring.metrics import diverged
@@ -221,6 +231,7 @@ def evaluate_fully(
     *,
     metadata: str = "true",
     groups: GroupOptions | None = None,
+    elsewhere: "Elsewhere | None" = None,
 ) -> EvaluationFiles:
     """Score a run's networks on a part of the data, and write the scores and logits to the folder `evaluation`.
 
@@ -233,6 +244,7 @@ def evaluate_fully(
         metadata: Metadata that the networks get: `true`, `absent`, `shuffled`, `moved:500km` or `moved:90d`. Files of
             changed metadata get its name.
         groups: Groups to score too, and how to compute intervals; None scores no groups.
+        elsewhere: Function that predicts on several workers, such as `predict_on_ray`; None predicts in this process.
 
     Returns:
         Scores by network and by score name, and scores of groups. The networks are the `student` (averaged weights),
@@ -246,21 +258,17 @@ def evaluate_fully(
             Or the store has changed since the run was trained.
     """
     change = parse_change(metadata)
-    trained = load_run(path, checkpoint, device, store)
-    recipe, data, step, pixels = trained.recipe, trained.data, trained.step, trained.pixels
+    trained = load_run(path, checkpoint, "cpu" if elsewhere else device, store)
+    recipe, data = trained.recipe, trained.data
     rows = torch.from_numpy(data.split.part(part))  # refuse an unknown part now: calibration takes minutes
     _require_seen(recipe, change)
     require_known(data.metadata[rows], change, part)
     if groups:
         check_options(data, part, groups)
-    calibrate(step, recipe, data, pixels, trained.progress)
-    table = data.metadata.clone()
-    table[rows] = changed_metadata(table[rows], change)
-    shown, results = replace(data, metadata=table), dict[str, Evaluation]()
-    for network in ("student", "teacher")[: len(step.networks)]:
-        predictor = step.predictor(network)
-        results[network] = score_part(predictor, shown, pixels, part, batch=recipe.evaluation.batch, limit=None)
-        if diverged(results[network].scores):
+    asked = AskedLogits(str(trained.folder.path), part, checkpoint, device, store, metadata)
+    results = _evaluated_elsewhere(trained, asked, elsewhere) if elsewhere else _evaluated_here(trained, part, change)
+    for network, result in results.items():
+        if diverged(result.scores):
             LOG.warning("the %s's predictions on %s are not finite, so they have no scores", network, part)
     about: JsonObject = {"checkpoint": checkpoint, "step": trained.steps, "name": recipe.name}
     about |= {"recipe_hash": recipe.hash(), "metadata": str(change)}
@@ -272,6 +280,70 @@ def evaluate_fully(
         save_groups(found, groups, file.with_name(f"{file.stem}-groups"), about | {"part": part})
     scores = {network: result.scores for network, result in results.items()}
     return EvaluationFiles(scores, found, file, len(results["student"].rows))
+
+
+class AskedLogits(NamedTuple):
+    """Say which logits to compute; the fields are arguments of `evaluate_fully`."""
+
+    path: str
+    part: str
+    checkpoint: str
+    device: str
+    store: str | None
+    metadata: str
+
+
+Elsewhere = Callable[[AskedLogits], dict[str, torch.Tensor]]
+"""Type of a function that computes logits [patches, classes] of each network, by the network's name."""
+
+
+def _evaluated_here(trained: TrainedRun, part: str, change: MetadataChange) -> dict[str, Evaluation]:
+    """Score each network of a run in this process. Return the evaluations by network."""
+    recipe, data, step, pixels = trained.recipe, trained.data, trained.step, trained.pixels
+    calibrate(step, recipe, data, pixels, trained.progress)
+    shown = _with_metadata(data, torch.from_numpy(data.split.part(part)), change)
+    batch = recipe.evaluation.batch
+    return {
+        name: score_part(step.predictor(name), shown, pixels, part, batch=batch, limit=None) for name in _networks(step)
+    }
+
+
+def _evaluated_elsewhere(trained: TrainedRun, asked: AskedLogits, elsewhere: Elsewhere) -> dict[str, Evaluation]:
+    """Score each network of a run from logits that other processes compute. Return the evaluations by network."""
+    rows = trained.data.split.part(asked.part)
+    require_labels(trained.data.targets[torch.from_numpy(rows)], asked.part)
+    return {name: score_logits(logits, trained.data, rows, logits.device) for name, logits in elsewhere(asked).items()}
+
+
+def predict_share(asked: AskedLogits, share: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Compute a worker's share of the logits of each network of a run.
+
+    Args:
+        asked: Which logits to compute.
+        share: Number of the worker, counted from 0, and number of workers.
+
+    Returns:
+        [patches of the share, classes] logits by network, on the CPU.
+    """
+    trained = load_run(asked.path, asked.checkpoint, asked.device, asked.store)
+    recipe, data, step, pixels = trained.recipe, trained.data, trained.step, trained.pixels
+    rows = data.split.part(asked.part)
+    calibrate(step, recipe, data, pixels, trained.progress)
+    shown = _with_metadata(data, torch.from_numpy(rows), parse_change(asked.metadata))
+    own, batch = share_of_batches(rows, recipe.evaluation.batch, share), recipe.evaluation.batch
+    return {name: predict_rows(step.predictor(name), shown, pixels, own, batch) for name in _networks(step)}
+
+
+def _networks(step: TeacherStudentStep) -> tuple[str, ...]:
+    """Return the names of the networks that are scored."""
+    return ("student", "teacher")[: len(step.networks)]
+
+
+def _with_metadata(data: RunData, rows: torch.Tensor, change: MetadataChange) -> RunData:
+    """Copy the data with changed metadata of some rows."""
+    table = data.metadata.clone()
+    table[rows] = changed_metadata(table[rows], change)
+    return replace(data, metadata=table)
 
 
 def _require_seen(recipe: Recipe, change: MetadataChange) -> None:

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from tiny import tiny_recipe
 
 from stssl.api.run import Run
@@ -11,7 +13,7 @@ from stssl.base.errors import ConfigError, DataError
 from stssl.recipes.recipe import Recipe
 from stssl.scoring.groups import GroupOptions
 from stssl.training.launch import run
-from stssl.training.trained_run import evaluate_fully
+from stssl.training.trained_run import evaluate_fully, predict_share
 
 
 def trained(store, folder, **changes):
@@ -67,3 +69,24 @@ def test_groups_lie_beside_the_scores(folder):
         evaluate_fully(folder, "test", groups=GroupOptions(("county",)))
     with pytest.raises((ConfigError, DataError), match="unknown part"):
         evaluate_fully(folder, "tset", groups=groups)
+
+
+def test_workers_that_share_the_batches_give_the_same_files(folder):
+    """The Ray workers' own function, called for each share in this process."""
+    alone = evaluate_fully(folder, "test", metadata="moved:2000km")
+    logits = logits_of(alone)
+
+    def elsewhere(asked):
+        parts = [predict_share(asked, (number, 3)) for number in range(3)]
+        assert sorted(len(part["student"]) for part in parts) == [0, 8, 32]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    shared = evaluate_fully(folder, "test", metadata="moved:2000km", elsewhere=elsewhere)
+    found = logits_of(shared)
+    assert shared == alone and found.keys() == {"logits_student", "logits_teacher"}
+    assert all(np.array_equal(found[name], value) for name, value in logits.items())
+
+
+def logits_of(files):
+    with np.load(files.path.with_suffix(".npz"), allow_pickle=False) as found:
+        return {name: found[name] for name in found.files if name.startswith("logits")}

@@ -1,0 +1,106 @@
+"""Keep the checkpoints of a sweep's best trials, delete those of others, and say how much room they need."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stssl.base.logs import LOG
+from stssl.recipes.build import build_step, without_weights
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.run_data import open_data
+from stssl.sweeps.spec import Sweep
+from stssl.sweeps.study import Book, run_name, trials_folder
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+COPIES_ENDED = 3
+"""Largest number of checkpoints that an ended trial has on disk: last, previous and best."""
+COPIES_RUNNING = 4
+"""Largest number of checkpoints that a running trial has on disk: one more is being written."""
+STATES_OF_OPTIMIZER = {"adamw": 2, "sgd": 1}
+"""Number of values that an optimizer keeps for each trained weight."""
+
+
+def tidy(book: Book) -> None:
+    """Delete the checkpoints of trials that ended, except those of the best `keep` trials.
+
+    Running trials keep theirs. Students, metrics and records of all trials stay.
+    """
+    keep = book.sweep.config.keep
+    if keep == "all":
+        return
+    ended = [t for t in book.study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED", "FAIL")]
+    for trial in sorted(ended, key=lambda trial: _rank(book, trial, ended))[keep:]:
+        folder = trials_folder(book.sweep.folder) / run_name(trial.number) / "checkpoints"
+        for path in [*folder.glob("*.pt"), *folder.glob(".*.pt.*")]:
+            path.unlink(missing_ok=True)
+
+
+def _rank(book: Book, trial: "FrozenTrial", among: list["FrozenTrial"]) -> tuple[object, ...]:
+    """Return a key that sorts trials, best first: complete ones, then stopped ones, then failed ones.
+
+    With several metrics, trials that no other trial dominates come first. After that, the first metric decides.
+    """
+    kind = ("COMPLETE", "PRUNED", "FAIL").index(trial.state.name)
+    gains = _gains(book, trial)
+    if not gains:
+        return kind, True, 0.0, trial.number
+    others = [_gains(book, other) for other in among if other.state == trial.state] if len(gains) > 1 else []
+    dominated = any(
+        other != gains and all(a >= b for a, b in zip(other, gains, strict=True)) for other in others if other
+    )
+    return kind, dominated, -gains[0], trial.number
+
+
+def _gains(book: Book, trial: "FrozenTrial") -> list[float]:
+    """Return a trial's scores so that larger is better. A stopped trial has its best score on the way."""
+    modes = book.sweep.config.modes
+    if trial.state.name == "COMPLETE" and trial.values:
+        return [value if mode == "max" else -value for value, mode in zip(trial.values, modes, strict=True)]
+    on_the_way = list(trial.intermediate_values.values())
+    return [max(on_the_way) if modes[0] == "max" else -min(on_the_way)] if on_the_way else []
+
+
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """Compute the size of a checkpoint of a recipe's run in bytes, without training."""
+    step = build_step(without_weights(recipe), open_data(recipe))
+    trained = sum(part.nbytes for part in step.networks.parameters() if part.requires_grad)
+    state = sum(int(value.nbytes) for value in step.state_dict().values())
+    return state + trained * STATES_OF_OPTIMIZER[recipe.optimizer.name]
+
+
+def needed_bytes(sweep: Sweep, checkpoint: int, at_once: int) -> int:
+    """Compute how many bytes the checkpoints of a sweep need at most.
+
+    Args:
+        sweep: Sweep file and base recipe.
+        checkpoint: Size of one checkpoint of the base recipe. Trials with other networks may need more or less.
+        at_once: Number of trials at the same time.
+    """
+    config = sweep.config
+    kept = config.trials if config.keep == "all" else min(config.keep, config.trials)
+    return checkpoint * (COPIES_ENDED * kept + COPIES_RUNNING * min(at_once, config.trials))
+
+
+def room_line(sweep: Sweep, checkpoint: int, at_once: int) -> str:
+    """Return a line for the user on the room that a sweep's checkpoints need. Warn if the disk has less."""
+    needed = needed_bytes(sweep, checkpoint, at_once)
+    free = shutil.disk_usage(_existing(sweep.folder)).free
+    if needed > free:
+        LOG.warning(
+            "the sweep's checkpoints need up to %.1f GB, and %s has %.1f GB free: lower keep (now %s) or concurrent, "
+            "or set another storage",
+            *(needed / 1e9, _existing(sweep.folder), free / 1e9, sweep.config.keep),
+        )
+    keep = sweep.config.keep
+    whose = "all trials" if keep == "all" else f"the best {keep} trials"
+    return (
+        f"up to {needed / 1e9:.2f} GB for the checkpoints of {whose} (keep) and of {at_once} running, "
+        f"{checkpoint / 1e6:,.0f} MB each; {free / 1e9:.1f} GB free"
+    )
+
+
+def _existing(folder: Path) -> Path:
+    """Return a folder, or the nearest folder above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
