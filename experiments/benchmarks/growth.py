@@ -8,15 +8,26 @@ A part that grows in proportion has equal numbers in the last column: microsecon
 import argparse
 import json
 import os
+import pickle
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
 
+from stssl.algorithms import LabelerOutputs
+from stssl.archives.manifest import Manifest
+from stssl.base.batch import IGNORED, View
 from stssl.data.draws import LabelsConfig, draw_labeled
+from stssl.steps.votes import Votes, VotesConfig
 from stssl.store.disk import DiskCache
 from stssl.training.run_files import NewRows
 
@@ -57,10 +68,57 @@ def followed_rows(count: int) -> float:
         return taken
 
 
+def shipped_manifest(count: int, whole: bool) -> float:
+    """Return the seconds to pack and unpack what a Ray worker gets of a manifest with `count` rows. Say how much it is.
+
+    Args:
+        count: Number of rows.
+        whole: True for the whole manifest, which each worker got before; False for the rows of one shard.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        Image.new("RGB", (4, 4)).save(Path(folder, "0.png"))
+        table = Path(folder, "table.parquet")
+        numbers = np.arange(count)
+        columns = {"path": [f"{n}.png" for n in numbers], "lat": numbers / count, "lon": numbers / count}
+        pq.write_table(pa.table(columns | {"label": [f"class {n % 10}" for n in numbers]}), table)
+        manifest = Manifest(table)
+    before = time.perf_counter()
+    data = pickle.dumps(manifest if whole else manifest.of_rows(range(count // 2, count // 2 + 512)))
+    pickle.loads(data)  # our own bytes
+    taken = time.perf_counter() - before
+    print(f"{len(data) / 1e6:.2f} MB of {count:,} rows", file=sys.stderr)
+    return taken
+
+
+def votes(count: int, anew: bool) -> float:
+    """Return the seconds that 448 patches of a step take to be stored among `count` patches and to be voted on.
+
+    Args:
+        count: Number of patches that may vote.
+        anew: True to also add up all stored predictions, as each step did before; False uses the kept sum.
+    """
+    metadata = torch.rand(count, 4, generator=torch.Generator().manual_seed(0)) * 40
+    nobody = torch.full((count, len(SHARES)), IGNORED, dtype=torch.int8)
+    kept = Votes(VotesConfig(), metadata, nobody, 2)
+    index = torch.arange(448) * (count // 448)
+    outputs = LabelerOutputs({View.UNLABELED_WEAK: torch.randn(448, len(SHARES), 2)}, {}, index)
+    kept.observe(outputs)
+    before = time.perf_counter()
+    kept.observe(outputs)
+    if anew:
+        kept.last_probabilities.float().sum(0)
+    kept.with_votes(outputs)
+    return time.perf_counter() - before
+
+
 PARTS: dict[str, tuple[Callable[[int], float], tuple[int, ...]]] = {
     "disk cache, new files": (cache_files, (100, 1000, 2000, 8000)),
     "labels.total": (drawn_labels, (400, 4000, 27_000)),
     "looks at metrics.jsonl": (followed_rows, (100, 1000, 4000)),
+    "votes, a step that adds up all": (partial(votes, anew=True), (5_000, 50_000, 590_326)),
+    "votes, a step": (partial(votes, anew=False), (5_000, 50_000, 590_326)),
+    "a manifest, whole": (partial(shipped_manifest, whole=True), (10_000, 100_000, 1_000_000)),
+    "a manifest, a shard's rows": (partial(shipped_manifest, whole=False), (10_000, 100_000, 1_000_000)),
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from stssl.archives.nomenclature import SEASONS
 from stssl.base.json_types import JsonMapping
 from stssl.store.schema import Column, Patch, PixelArray, Values
 
+T_co = TypeVar("T_co", covariant=True)
 OnProgress = Callable[[int, int], None]
 """Function that is called with two numbers: finished items and all items."""
 
@@ -97,6 +98,41 @@ class Archive(Protocol):
             OSError: The archive cannot be reached.
         """
         ...
+
+
+@runtime_checkable
+class SlicedArchive(Protocol):
+    """Require the method of archives that can be cut by rows, so that a process gets only the rows that it reads."""
+
+    def of_rows(self, rows: range) -> Archive:
+        """Return an archive that reads only these rows of the store. Rows keep their numbers."""
+        ...
+
+
+class Window(Sequence[T_co]):
+    """Hold a part of a sequence under its old positions."""
+
+    def __init__(self, values: Sequence[T_co], rows: range) -> None:
+        """Keep the values at the positions `rows`, which have no gaps."""
+        self._values, self._start = list(values[rows.start : rows.stop]), rows.start
+
+    def __len__(self) -> int:
+        """Return the number of values that are kept."""
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, at: int) -> T_co: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[T_co]: ...
+    def __getitem__(self, at: int | slice) -> T_co | Sequence[T_co]:
+        """Return the value at a position of the whole sequence.
+
+        Raises:
+            IndexError: The window does not hold this position.
+        """
+        if isinstance(at, slice) or not 0 <= at - self._start < len(self._values):
+            raise IndexError(f"{at} is not one of {len(self._values)} positions from {self._start} on")
+        return self._values[at - self._start]
 
 
 class ArchiveFormat(Protocol):

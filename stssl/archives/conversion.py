@@ -10,11 +10,11 @@ import io
 import itertools
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stssl.archives.base import Archive, OnProgress
+from stssl.archives.base import Archive, OnProgress, SlicedArchive
 from stssl.archives.options import options_of, takes_several
 from stssl.archives.registry import ARCHIVES
 from stssl.base.errors import ConfigError, DataError, RunError
@@ -318,8 +318,11 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
     import ray
 
     with connected_ray(options.address, cpus=options.workers):
+        sliced = job.archive if isinstance(job.archive, SlicedArchive) else None
+        # A listing of a million rows takes hundreds of MB in each worker. Where possible, send each task its own rows.
+        common = job if sliced is None else replace(job, archive=sliced.of_rows(range(0)))
         # In a list, Ray passes the reference, not the job: a worker unpacks the archive's listing once, not per shard.
-        shared = [ray.put(job)]
+        shared = [ray.put(common)]
         task = ray.remote(max_retries=3)(_task)
         # Reverse the list: the loop takes shards from its end, and the first shards should come first.
         waiting = list(reversed(shards))
@@ -328,7 +331,8 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
         most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]  # Ray has no types here
         while waiting or flying:
             while waiting and len(flying) < most:
-                flying.append(task.remote(shared, waiting.pop()))
+                shard = waiting.pop()
+                flying.append(task.remote(shared, shard, sliced and sliced.of_rows(job.writer.plan.rows(shard))))
             ready, flying = ray.wait(flying, num_returns=1)
             try:
                 yield from ray.get(ready)
@@ -346,12 +350,19 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
 _jobs: dict[object, Job] = {}
 
 
-def _task(shared: list[Any], shard: int) -> int:
-    """Convert one shard (a file of many patches) in a Ray worker. The worker keeps the job for its next tasks."""
+def _task(shared: list[Any], shard: int, archive: Archive | None) -> int:
+    """Convert one shard (a file of many patches) in a Ray worker. The worker keeps the job for its next tasks.
+
+    Args:
+        shared: Reference to the job.
+        shard: Number of the shard.
+        archive: The archive, cut to the shard's rows; None if the job has the whole archive.
+    """
     import ray
 
     if shared[0] not in _jobs:
         # Delete the old job: its archive's listing takes much memory, and a worker serves one conversion at a time.
         _jobs.clear()
         _jobs[shared[0]] = ray.get(shared[0])
-    return _jobs[shared[0]].convert_shard(shard)
+    job = _jobs[shared[0]]
+    return (job if archive is None else replace(job, archive=archive)).convert_shard(shard)

@@ -61,7 +61,7 @@ class TableLabels:
     """
 
     classes: tuple[str, ...]
-    rows: tuple[tuple[int, ...], ...]
+    rows: Sequence[tuple[int, ...]]
     notes: tuple[str, ...]
 
 

@@ -6,6 +6,7 @@ table gives no place, the place comes from the image's georeference. Files besid
 ...) are never read.
 """
 
+import copy
 import csv
 import hashlib
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow
 from PIL import Image
 
-from stssl.archives.base import Example, ExamplePatch, Option
+from stssl.archives.base import Example, ExamplePatch, Option, Window
 from stssl.archives.cells import first_rows, image_path, place_name, place_of, split_of, time_of
 from stssl.archives.grids import ImageGrid, common_meters
 from stssl.archives.image_places import place_in
@@ -120,9 +121,10 @@ class Manifest:
         if "path" not in columns.used or not whole.num_rows:
             raise DataError(f"{archive} needs {_missing(whole.column_names, 'path' in columns.used)}")
         table = {name: cells_of(whole, own, archive) for name, own in columns.used.items()}
-        self.folder, self._table, self._size = images or folder_of(archive), table, size
-        self.names = tuple("" if path is None else str(path) for path in table["path"])
-        self._first = first_rows(self.folder, self.names)
+        self.folder, self._size = images or folder_of(archive), size
+        self._table: Mapping[str, Sequence[object]] = table
+        self.names: Sequence[str] = tuple("" if path is None else str(path) for path in table["path"])
+        self._first: Sequence[int] = first_rows(self.folder, self.names)
         self.arrays = (self._look(bands, band_names),)
         self.splits = ("official",) if "split" in table else ()
         labels = {
@@ -133,7 +135,7 @@ class Manifest:
         self._labels_of = {name: own for name, own in labels.items() if own.classes}
         self.label_sets = tuple(self._labels_of)
         self.classes = {name: own.classes for name, own in self._labels_of.items()}
-        self.notes = (
+        self.notes: tuple[str, ...] = (
             *columns.words(),
             *_lacking(columns),
             *_remarks(table),
@@ -235,6 +237,17 @@ class Manifest:
         with table.open("w", newline="") as text:
             csv.writer(text).writerows(rows)
         return Example(table, tuple(patches), "label")
+
+    def of_rows(self, rows: range) -> "Manifest":
+        """Return a manifest that reads only these rows of the store. Rows keep their numbers."""
+        part = copy.copy(self)
+        part.names, part._first = Window(self.names, rows), Window(self._first, rows)
+        part._table = {column: Window(cells, rows) for column, cells in self._table.items()}
+        part._labels_of = {name: replace(own, rows=Window(own.rows, rows)) for name, own in self._labels_of.items()}
+        here = {place_name(self._cell("location_id", row)) for row in rows} - {""}
+        part._places = {place: self._places[place] for place in here}
+        part.notes = ()
+        return part
 
     def read(self, row: int) -> Patch:
         """Read one image, and its row of the table.

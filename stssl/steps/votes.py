@@ -11,11 +11,11 @@ of votes are not stored, so a mistake can spread only through what the network l
 only on pseudo-labels: the student learns nothing about places from votes.
 
 At the first step that learns from unlabeled patches, only the labels are stored. The stored predictions are complete
-after one pass over the unlabeled patches. They are part of checkpoints: 4 bytes for each patch, group and choice.
+after one pass over the unlabeled patches. They are part of checkpoints: 2 bytes for each patch, group and choice.
 """
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -69,6 +69,7 @@ class Votes(nn.Module):
     near: Tensor
     share: Tensor
     last_probabilities: Tensor
+    total: Tensor
     fixed: Tensor
 
     def __init__(self, config: VotesConfig, metadata: Tensor, targets: Tensor, choices: int) -> None:
@@ -91,7 +92,18 @@ class Votes(nn.Module):
         self.register_buffer("near", near, persistent=False)
         self.register_buffer("share", share, persistent=False)
         self.register_buffer("fixed", known, persistent=False)
-        self.register_buffer("last_probabilities", last_probabilities * known[..., None])
+        # Half precision: a vote needs no more digits, and this is the largest part of a checkpoint with many patches.
+        self.register_buffer("last_probabilities", (last_probabilities * known[..., None]).half())
+        # Their sum, kept up to date: to add up all patches anew took most of a step's time with half a million patches.
+        # In double precision, and a part of checkpoints: a sum from other additions would have other last digits.
+        self.register_buffer("total", self.last_probabilities.double().sum(0))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *options: Any) -> None:
+        """Load the state of a checkpoint. Older checkpoints lack the sum."""
+        stored = state_dict.get(f"{prefix}last_probabilities")
+        if isinstance(stored, Tensor):
+            state_dict.setdefault(f"{prefix}total", stored.half().double().sum(0))
+        super()._load_from_state_dict(state_dict, prefix, *options)
 
     def observe(self, outputs: LabelerOutputs) -> None:
         """Store the labeler's probabilities on weak views. Call this once a step, with all rows of the global batch."""
@@ -101,15 +113,20 @@ class Votes(nn.Module):
         newest = torch.searchsorted(index, index, right=True) - 1
         logits = outputs.labeler[View.UNLABELED_WEAK][order][newest]
         keep = self.fixed[index][..., None] | (logits == 0).all(-1, keepdim=True)
-        self.last_probabilities[index] = torch.where(keep, self.last_probabilities[index], logits.softmax(-1))
+        old = self.last_probabilities[index]
+        new = torch.where(keep, old, logits.softmax(-1).half())
+        first = torch.ones_like(index, dtype=torch.bool)
+        first[1:] = index[1:] != index[:-1]
+        self.total += torch.where(first[:, None, None], new.double() - old.double(), 0.0).sum(0)
+        self.last_probabilities[index] = new
 
     def with_votes(self, outputs: LabelerOutputs) -> LabelerOutputs:
         """Add the votes of nearby patches to the logits of weak views, and return the changed outputs."""
-        prior = self.last_probabilities.sum(0).clamp_min(LEAST)
+        prior = self.total.float().clamp_min(LEAST)
         prior = prior / prior.sum(-1, keepdim=True)
         share = self.share[outputs.index][..., None, None]
         # Use a product and a sum: autocast would compute a matrix product in bf16.
-        votes = (share * self.last_probabilities[self.near[outputs.index]]).sum(1) + PSEUDO * prior
+        votes = (share * self.last_probabilities[self.near[outputs.index]].float()).sum(1) + PSEUDO * prior
         shift = (votes / votes.sum(-1, keepdim=True)).log() - prior.log()
         logits = outputs.labeler[View.UNLABELED_WEAK] + self.weight * shift
         return replace(outputs, labeler={**outputs.labeler, View.UNLABELED_WEAK: logits})

@@ -14,6 +14,7 @@ from torch import Tensor
 from stssl.base.arrays import AnyArray, Ints
 from stssl.base.distributed import ranks_here
 from stssl.base.errors import RunError
+from stssl.store.node_memory import meet, node_memory
 
 Where = Literal["none", "host", "device"]
 CHUNK = 1024
@@ -74,6 +75,17 @@ class Buffers:
             kept.append((array, weakref.ref(view)))
         return view
 
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a tensor for pixels in host memory, which is pinned on a machine with a GPU."""
+        if torch.cuda.is_available():
+            # torch reuses pinned memory itself. It knows when a copy from this memory ends.
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return torch.from_numpy(self.take(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+
+
+def _torch_type(dtype: np.dtype[np.generic]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
 
 class Streamed:
     """Read patches from the store each time. On a machine with a GPU, read into pinned memory."""
@@ -88,15 +100,10 @@ class Streamed:
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
         """Read the pixels of n patches from the store: one tensor [n, bands, height, width] for each band group."""
-        tensors = {name: self._empty(*about) for name, about in self.reader.shapes(len(rows)).items()}
+        shapes = self.reader.shapes(len(rows))
+        tensors = {name: self._buffers.tensor(shape, _torch_type(dtype)) for name, (shape, dtype) in shapes.items()}
         self.reader.read(rows, {name: tensor.numpy() for name, tensor in tensors.items()})
         return tensors
-
-    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Tensor:
-        if torch.cuda.is_available():
-            # torch reuses pinned memory itself. It knows when a copy from this memory ends.
-            return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
-        return torch.from_numpy(self._buffers.take(shape, dtype))
 
 
 class Held:
@@ -110,7 +117,7 @@ class Held:
             layout: For each band group, the names of its bands.
             position: Place in the arrays of each row of the store; -1 for a row that the copy does not have.
         """
-        self.arrays, self.layout, self.position = arrays, layout, position
+        self.arrays, self.layout, self.position, self._buffers = arrays, layout, position, Buffers()
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +135,14 @@ class Held:
         places = torch.from_numpy(self.position[rows])
         if len(places) and places.min() < 0:
             raise RunError(f"patch {int(rows[int(places.argmin())])} is asked for, and not among those held in memory")
-        return {name: array[places.to(array.device)] for name, array in self.arrays.items()}
+        return {name: self._picked(array, places) for name, array in self.arrays.items()}
+
+    def _picked(self, array: Tensor, places: Tensor) -> Tensor:
+        """Copy some rows of an array. From host memory, copy into pinned memory or memory that is used again."""
+        if array.device.type != "cpu":
+            return array[places.to(array.device)]
+        out = self._buffers.tensor((len(places), *array.shape[1:]), array.dtype)
+        return torch.index_select(array, 0, places, out=out)
 
 
 PixelSource = Streamed | Held
@@ -142,7 +156,7 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
         rows: All store rows that the run will read.
         size: Number of rows in the store.
         where: Value of the recipe key `data.cache`. `none` reads the store each time. `host` and `device` keep a
-            decoded copy there, one in each process.
+            decoded copy there: on the host one for all ranks of a machine, if its memory can be shared.
         device: Device of the networks.
 
     Raises:
@@ -154,27 +168,42 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
     rows = np.unique(rows)
     # All patches have the size and type of the first one.
     first = reader.read(rows[:1])
+    shapes = {name: ((len(rows), *array.shape[1:]), torch.from_numpy(array).dtype) for name, array in first.items()}
     needed = sum(array[0].nbytes for array in first.values()) * len(rows)
-    # All ranks of a machine ask at the same time, before the others take their memory. So divide the free memory.
-    free = _free(target) // (ranks_here() if target.type == "cpu" else 1)
-    # Networks, batches and other processes need the rest. If memory runs out, the system kills the process silently.
-    if needed > 0.8 * free:
-        takes = f"data.cache={where} takes {needed / 1e9:.2f} GB in each process for {len(rows):,} patches"
-        raise RunError(
-            f"{takes}, and {target} has {free / 1e9:.2f} GB free for each. "
-            "Use data.cache=none, fewer data.bands, or fewer workers a machine."
-        )
-    arrays = {
-        name: torch.empty((len(rows), *array.shape[1:]), dtype=torch.from_numpy(array).dtype, device=target)
-        for name, array in first.items()
-    }
+    _require_room(needed, len(rows), where, _free(target))
+    shared = node_memory(shapes) if where == "host" else None
+    if shared is None:
+        # All ranks of a machine ask at the same time, before the others take their memory. So divide the free memory.
+        sharers = ranks_here() if target.type == "cpu" else 1
+        _require_room(needed, len(rows), where, _free(target) // sharers)
+        arrays = {name: torch.empty(shape, dtype=dtype, device=target) for name, (shape, dtype) in shapes.items()}
+        own = slice(0, len(rows))
+    else:
+        arrays, own = shared.tensors, shared.own(len(rows))
     # Copy in pieces: host memory must not hold a second whole copy on its way to the device.
-    for start in range(0, len(rows), CHUNK):
-        for name, array in reader.read(rows[start : start + CHUNK]).items():
-            arrays[name][start : start + CHUNK] = torch.from_numpy(array).to(target)
+    for start in range(own.start, own.stop, CHUNK):
+        stop = min(start + CHUNK, own.stop)
+        for name, array in reader.read(rows[start:stop]).items():
+            arrays[name][start:stop] = torch.from_numpy(array).to(target)
+    if shared is not None:
+        meet()  # the other ranks of this machine have read their parts
     position = np.full(size, -1, np.int64)
     position[rows] = np.arange(len(rows))
     return Held(arrays, reader.layout, position)
+
+
+def _require_room(needed: int, count: int, where: Where, free: int) -> None:
+    """Check that a copy of the pixels fits into the free memory, in bytes.
+
+    Raises:
+        RunError: It does not. The message says how much it needs and how much is free.
+    """
+    # Networks, batches and other processes need the rest. If memory runs out, the system kills the process silently.
+    if needed > 0.8 * free:
+        raise RunError(
+            f"data.cache={where} takes {needed / 1e9:.2f} GB for {count:,} patches, and {free / 1e9:.2f} GB are free "
+            "for each copy. Use data.cache=none, fewer data.bands, or fewer workers a machine."
+        )
 
 
 def _free(device: torch.device) -> int:

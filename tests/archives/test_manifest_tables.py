@@ -1,6 +1,7 @@
 """Tables that name images: however they are written, read right or refused by file, line and column."""
 
 import gzip
+import pickle
 from datetime import date, datetime
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from stssl.api.progress import conversion_summary
+from stssl.archives.base import SlicedArchive
 from stssl.archives.cells import first_rows, image_path, place_of, split_of, time_of
 from stssl.archives.conversion import Options, convert_archive
 from stssl.archives.manifest import Manifest
@@ -291,3 +293,29 @@ def test_a_store_made_otherwise_is_said_in_words(images):
     written(images, "path\ni1.png\n")
     with pytest.raises(DataError, match=r"something else: another \(or a changed\) table or archive, other patches"):
         convert_archive("manifest", table, store, HERE)
+
+
+def test_a_manifest_that_is_cut_to_rows_reads_them_as_the_whole_does_and_is_small(tmp_path):
+    """Each Ray task of a conversion gets the rows of its shard, not the listing of all images."""
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    lines = ["path,label,lat,lon,country,location_id,split"]
+    for row in range(600):
+        if row < 8:
+            image.save(tmp_path / f"{row}.png")
+        name = "3.png" if row == 5 else f"{row}.png"
+        lines.append(f"{name},{'abc'[row % 3]},{row / 10},{row / 20},Chile,place {row % 7},train")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    whole = Manifest(tmp_path / "table.csv")
+    part = pickle.loads(pickle.dumps(whole.of_rows(range(4, 8))))
+    for row in range(4, 8):
+        mine, theirs = part.read(row), whole.read(row)
+        assert part.names[row] == whole.names[row] and mine.problems == theirs.problems
+        assert mine.values.keys() == theirs.values.keys()
+        assert all(np.array_equal(value, theirs.values[name]) for name, value in mine.values.items())
+        assert all(np.array_equal(pixels, theirs.arrays[name]) for name, pixels in mine.arrays.items())
+    assert part.read(5).problems and not part.read(4).problems  # row 5 names the image of row 3
+    for row in (3, 8, -1):
+        with pytest.raises(IndexError):
+            part.read(row)
+    assert len(pickle.dumps(part)) < len(pickle.dumps(whole)) / 5
+    assert isinstance(whole, SlicedArchive)

@@ -98,10 +98,10 @@ def test_nobody_votes_for_itself_and_places_that_are_missing_change_nothing(spac
     found, logits = filled(space)
     near = found.near[1].tolist()
     before = found.with_votes(looked(logits[1:2], torch.tensor([1]))).labeler[View.UNLABELED_WEAK]
-    votes = torch.einsum("k,kgw->gw", found.share[1], found.last_probabilities[found.near[1]])
+    votes = torch.einsum("k,kgw->gw", found.share[1], found.last_probabilities[found.near[1]].float())
     found.last_probabilities[1] = found.last_probabilities[1].flip(-1)
     torch.testing.assert_close(
-        torch.einsum("k,kgw->gw", found.share[1], found.last_probabilities[found.near[1]]), votes
+        torch.einsum("k,kgw->gw", found.share[1], found.last_probabilities[found.near[1]].float()), votes
     )
     found.last_probabilities[near] = found.last_probabilities[near].flip(-1)
     after = found.with_votes(looked(logits[1:2], torch.tensor([1]))).labeler[View.UNLABELED_WEAK]
@@ -155,8 +155,25 @@ def test_of_a_patch_that_stands_twice_in_a_batch_the_last_counts():
     found = Votes(CONFIG, places(*[(50, 8 + i / 100) for i in range(8)]), UNKNOWN[:8], 4)
     logits = torch.randn(4, 1, 4)
     found.observe(looked(logits, torch.tensor([5, 2, 5, 0])))
-    torch.testing.assert_close(found.last_probabilities[[5, 2, 0]], logits[[2, 1, 3]].softmax(-1))
+    expected = logits[[2, 1, 3]].softmax(-1)
+    torch.testing.assert_close(found.last_probabilities[[5, 2, 0]].float(), expected, atol=5e-4, rtol=1e-3)
     assert found.last_probabilities[[1, 3, 4, 6, 7]].sum() == 0
+
+
+def test_the_kept_sum_is_that_of_all_patches_and_older_checkpoints_get_it():
+    found, generator = filled(MULTILABEL)[0], torch.Generator().manual_seed(1)
+    for _ in range(20):
+        index = torch.randint(64, (40,), generator=generator)  # some patches twice or more
+        found.observe(
+            looked(MULTILABEL.grouped(torch.randn(40, 5, generator=generator)[:, : MULTILABEL.groups]), index)
+        )
+        torch.testing.assert_close(found.total, found.last_probabilities.double().sum(0), atol=1e-9, rtol=1e-9)
+    state, fresh = found.state_dict(), small.make_votes(MULTILABEL, CONFIG)
+    old = {"last_probabilities": state["last_probabilities"].float()}
+    assert not torch.allclose(fresh.total, found.total)  # control
+    fresh.load_state_dict(old)
+    torch.testing.assert_close(fresh.total, found.total, atol=1e-9, rtol=1e-9)
+    assert state["last_probabilities"].dtype == torch.float16
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["", "control: shuffled places"])

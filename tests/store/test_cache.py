@@ -42,7 +42,7 @@ def test_ranks_of_one_machine_share_its_memory(opened, monkeypatch):
     monkeypatch.setattr(cache, "_free", lambda device: 2 * needed)
     hold(opened.reader(("B04",)), np.arange(100), opened.size, "host", CPU)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(RunError, match="GB free for each"):
+    with pytest.raises(RunError, match="GB are free for each copy"):
         hold(opened.reader(("B04",)), np.arange(100), opened.size, "host", CPU)
 
 

@@ -1,0 +1,116 @@
+"""Share memory among the ranks (training processes) of one machine, so that they hold one copy of the pixels."""
+
+import contextlib
+import hashlib
+import math
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stssl.base.distributed import gather_rows, rank, rows_of, world_size
+from stssl.base.logs import LOG
+
+MEMORY = Path("/dev/shm")
+"""Folder whose files lie in memory, on Linux."""
+
+
+@dataclass(frozen=True)
+class NodeMemory:
+    """Hold tensors that all ranks of this machine see, and this rank's part of the work to fill them.
+
+    Attributes:
+        tensors: Tensors by name. What one rank writes, the others of this machine read.
+        share: Place of this rank among those of the machine, and their number.
+    """
+
+    tensors: dict[str, Tensor]
+    share: tuple[int, int]
+
+    def own(self, count: int) -> slice:
+        """Return which of `count` rows this rank fills."""
+        return rows_of(count, *self.share)
+
+
+def meet() -> None:
+    """Wait until all ranks have called this function."""
+    _all_numbers(0)
+
+
+def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> NodeMemory | None:
+    """Take memory that the ranks of each machine share. All ranks call this together.
+
+    The file in memory is deleted at once: the memory is free again as soon as its last process ends, however it ends.
+
+    Args:
+        shapes: Shape and type of each tensor, by name; the same on all ranks.
+
+    Returns:
+        The memory; None if each machine has one rank, or if some machine has too little of such memory.
+    """
+    if world_size() == 1:
+        return None
+    hosts = _all_numbers(_number(f"{socket.gethostname()} {_boot()}"))
+    mates = [number for number, host in enumerate(hosts) if host == hosts[rank()]]
+    if len(set(hosts)) == len(hosts):
+        return None
+    marks = _all_numbers(_number(uuid.uuid4().hex))
+    path, first = MEMORY / f"stssl-{marks[mates[0]]:x}", mates[0] == rank()
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
+    # Whole pages for each tensor, so that each begins at an address that fits its type.
+    starts, end = {}, 0
+    for name, size in sizes.items():
+        starts[name], end = end, end + -(-size // 4096) * 4096
+    try:
+        made = _allocated(path, end) if first else True
+        if not all(_all_numbers(int(made))):
+            if rank() == 0:
+                LOG.warning("data.cache=host: %s is too small for one copy a machine, so each rank holds one", MEMORY)
+            return None
+        whole = torch.from_file(str(path), shared=True, size=end, dtype=torch.uint8)
+        meet()  # all have opened the file
+    finally:
+        if first:
+            path.unlink(missing_ok=True)
+    tensors = {
+        name: whole[starts[name] : starts[name] + sizes[name]].view(dtype).view(shape)
+        for name, (shape, dtype) in shapes.items()
+    }
+    return NodeMemory(tensors, (mates.index(rank()), len(mates)))
+
+
+def _allocated(path: Path, size: int) -> bool:
+    """Create a file in memory with all its pages. Return False if there are too few: a later write would kill."""
+    with contextlib.suppress(OSError):
+        number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            os.posix_fallocate(number, 0, size)
+        finally:
+            os.close(number)
+        return True
+    return False
+
+
+def _boot() -> str:
+    """Return a name of this start of the machine. Containers of one machine may have the same host name elsewhere."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    space = Path("/dev/shm")
+    return f"{path.read_text() if path.exists() else ''} {space.stat().st_dev if space.exists() else ''}"
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
+
+
+def _all_numbers(number: int) -> list[int]:
+    """Return the numbers of all ranks."""
+    # NCCL moves tensors only between GPUs.
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    found: list[int] = gather_rows(torch.tensor([number], device=device), [1] * world_size()).tolist()
+    return found
