@@ -22,7 +22,8 @@ from rasterio.warp import transform, transform_bounds
 from stssl.archives.grids import ImageGrid, system_of
 from stssl.archives.images import IMAGE_SETTINGS
 from stssl.archives.label_cells import is_missing
-from stssl.archives.scene_files import OPEN_DRIVERS, open_scene_file, scene_driver
+from stssl.archives.raster_files import SCENE_DRIVERS, scene_driver
+from stssl.archives.scene_files import open_scene_file
 from stssl.archives.tables import ABOUT, choose_columns
 from stssl.base.errors import ConfigError, DataError, first_line, shown
 from stssl.base.whole_files import open_plain
@@ -269,9 +270,9 @@ class RasterLabels:
             ConfigError: `names` has another form, or names an index twice.
             DataError: The file cannot be read, or has no class indexes.
         """
-        if scene_driver(self.path) != OPEN_DRIVERS[0]:
+        if scene_driver(self.path) != SCENE_DRIVERS[0]:
             raise DataError(f"--labels: {self.path} is neither GeoJSON, GeoPackage nor GeoTIFF.")
-        with open_scene_file(self.path, OPEN_DRIVERS[0]) as file, rasterio.Env(**IMAGE_SETTINGS):
+        with open_scene_file(self.path, SCENE_DRIVERS[0]) as file, rasterio.Env(**IMAGE_SETTINGS):
             if file.count != 1 or np.dtype(file.dtypes[0]).kind not in "iu" or file.crs is None:
                 raise DataError(
                     f"--labels: {self.path} has {file.count} bands of {file.dtypes[0]}"
@@ -295,7 +296,7 @@ class RasterLabels:
     def touches(self, grid: ImageGrid, height: int, width: int) -> bool:
         """Return True if the labels lie at least partly in an image."""
         right, bottom = grid.x + width * grid.width, grid.y - height * grid.height
-        with open_scene_file(self.path, OPEN_DRIVERS[0]) as file:
+        with open_scene_file(self.path, SCENE_DRIVERS[0]) as file:
             try:
                 west, south, east, north = transform_bounds(
                     system_of(grid.crs), file.crs, grid.x, bottom, right, grid.y
@@ -320,7 +321,7 @@ class RasterLabels:
         try:
             with (
                 rasterio.Env(**IMAGE_SETTINGS),
-                open_scene_file(self.path, OPEN_DRIVERS[0]) as file,
+                open_scene_file(self.path, SCENE_DRIVERS[0]) as file,
                 WarpedVRT(file, resampling=Resampling.nearest, add_alpha=True, **about) as warped,
             ):
                 values, there = warped.read(1), warped.read(2) > 0

@@ -1,38 +1,31 @@
-"""Open scenes (large georeferenced images), find their bands, and read windows of them.
-
-GDAL chooses a format by content, and some formats make it read any other file. So the first bytes of a file choose
-GeoTIFF or JPEG 2000, and only that driver opens it. Files beside it are never opened.
-"""
+"""Open scenes (large georeferenced images), find their bands, and read windows of them."""
 
 import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from stssl.archives.band_numbers import BandNumbers, numbers_of
 from stssl.archives.grids import EQUAL, ImageGrid, grid_of
-from stssl.archives.images import DRIVERS, IMAGE_SETTINGS
+from stssl.archives.images import IMAGE_SETTINGS
+from stssl.archives.raster_files import explained_raster, scene_driver
 from stssl.base.arrays import AnyArray
-from stssl.base.errors import DataError, shown
-from stssl.base.whole_files import open_plain
+from stssl.base.errors import DataError
 
-OPEN_DRIVERS = ("GTiff", "JP2OpenJPEG")
-SCENE_ENDINGS = (".tif", ".tiff", ".jp2")
 MOST_FILES = 32
 """Most files that a reader keeps open."""
 SAME_GRID = 0.05
 """Largest shift between the grids of two bands, in pixels."""
-_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)
 _SENTINEL = re.compile(r"B0?(\d{1,2})", re.IGNORECASE)
 
 
@@ -50,6 +43,7 @@ class SceneBand:
         height: Height in pixels.
         width: Width in pixels.
         grid: Grid of the file.
+        numbers: How its stored numbers become those of a patch.
     """
 
     name: str
@@ -61,6 +55,12 @@ class SceneBand:
     height: int
     width: int
     grid: ImageGrid
+    numbers: BandNumbers = field(default_factory=BandNumbers)
+
+    @property
+    def marked(self) -> bool:
+        """Return True if pixels of the file may be marked as not measured."""
+        return self.masked or self.numbers.nodata is not None
 
     @property
     def extent(self) -> tuple[ImageGrid, int, int]:
@@ -104,41 +104,18 @@ class SceneImage:
         return tuple((layer.ratio, tuple((band.name, band.dtype) for band in layer.bands)) for layer in self.layers)
 
 
-def scene_driver(path: Path) -> str:
-    """Return the GDAL driver for a scene's file, chosen by its first bytes.
-
-    Raises:
-        DataError: The file is empty, cannot be read, or has another format.
-    """
-    try:
-        with open_plain(path) as file:
-            start = file.read(16)
-    except OSError as error:
-        raise DataError(f"cannot read {shown(str(path), 300)}: {error.strerror}.") from None
-    if not start:
-        raise DataError(f"{path} is empty (0 bytes). Copy or download it again.")
-    driver = next((driver for head, driver in DRIVERS.items() if start.startswith(head)), "")
-    if driver not in OPEN_DRIVERS:
-        raise DataError(f"{path} is neither a GeoTIFF nor a JPEG 2000 file. gdal_translate converts other formats.")
-    return driver
-
-
 def open_scene_file(path: Path, driver: str) -> DatasetReader:
     """Open a file by one driver.
 
     Raises:
         DataError: The file cannot be opened.
     """
-    try:
-        with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), rasterio.Env(**IMAGE_SETTINGS):
-            return rasterio.open(path, driver=driver, sharing=False)
-    except _ERRORS as error:
-        raise DataError(_cannot_read(path, error)) from None
-
-
-def _cannot_read(path: Path, error: Exception) -> str:
-    words = re.sub(r"\s+", " ", str(error.__cause__ or error)).replace(f"{path.parent}/", "")
-    return f"cannot read {shown(str(path), 300)}: {shown(words, 200)}. It may be truncated: copy it again."
+    with (
+        explained_raster(path),
+        warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+        rasterio.Env(**IMAGE_SETTINGS),
+    ):
+        return rasterio.open(path, driver=driver, sharing=False)
 
 
 def describe_file(path: Path) -> tuple[SceneBand, ...]:
@@ -183,6 +160,7 @@ def describe_file(path: Path) -> tuple[SceneBand, ...]:
                 file.height,
                 file.width,
                 grid,
+                numbers_of(file, index),
             )
             for index, name in zip(kept, _names(file, kept), strict=True)
         )
@@ -271,20 +249,18 @@ class WindowReader:
             DataError: The file cannot be read.
         """
         window = Window(column, row, width, height)
-        try:
-            with rasterio.Env(**IMAGE_SETTINGS):
-                file = self._file(band)
-                values: AnyArray = file.read(band.index, window=window)
-                there = np.ones(values.shape, np.bool_)
-                if band.masked:
-                    there &= file.read_masks(band.index, window=window) > 0
-        except _ERRORS as error:
-            raise DataError(_cannot_read(band.path, error)) from None
-        return values, there
+        with explained_raster(band.path), rasterio.Env(**IMAGE_SETTINGS):
+            file = self._file(band)
+            stored: AnyArray = file.read(band.index, window=window)
+            there = np.ones(stored.shape, np.bool_)
+            if band.masked:
+                there &= file.read_masks(band.index, window=window) > 0
+        known = band.numbers.measured(stored)
+        return band.numbers.converted(stored), there if known is None else there & known
 
     def measured(self, band: SceneBand, row: int, height: int) -> NDArray[np.bool_]:
         """Return for some rows of a band whether each pixel is measured, [height, width]."""
-        if not band.masked:
+        if not band.marked:
             return np.ones((height, band.width), np.bool_)
         return self.read(band, row, 0, height, band.width)[1]
 

@@ -1,16 +1,55 @@
-"""Find the scenes that paths name: files with all bands, and folders of files with one band each."""
+"""Find the scenes that paths name: files with all bands, folders of files with one band each, Sentinel-2 products."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stssl.archives.cells import time_of
-from stssl.archives.scene_files import SCENE_ENDINGS, SceneImage, arrange_scene, canonical_band, describe_file
+from stssl.archives.raster_files import SCENE_ENDINGS
+from stssl.archives.safe_product import METADATA, SafeProduct, is_safe, read_safe
+from stssl.archives.scene_files import SceneBand, SceneImage, arrange_scene, canonical_band, describe_file
 from stssl.base.errors import ConfigError, DataError
 from stssl.store.schema import BadPatchError, Values
 
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?:T(\d{2})(\d{2})(\d{2}))?(?!\d)")
+
+
+@dataclass(frozen=True)
+class BandChoice:
+    """Say how the bands of scenes are called, and which of them are kept.
+
+    Attributes:
+        names: Names of the bands in their sequence; None takes those of the files.
+        kept: Names of the bands to keep; None keeps all.
+    """
+
+    names: tuple[str, ...] | None = None
+    kept: tuple[str, ...] | None = None
+
+    def needed(self, bands: Iterable[str]) -> list[str]:
+        """Return those of some names that are kept; all of them if a band to keep is missing."""
+        found, wanted = list(bands), {canonical_band(name) for name in self.kept or ()}
+        return [band for band in found if band in wanted] if wanted and wanted <= set(found) else found
+
+    def applied(self, scene: str, bands: Sequence[SceneBand]) -> list[SceneBand]:
+        """Rename the bands of a scene, and leave out those that are not kept.
+
+        Raises:
+            ConfigError: The number of names is wrong.
+            DataError: A band to keep is missing.
+        """
+        if self.names is not None:
+            if len(self.names) != len(bands):
+                raise ConfigError(f"--band-names has {len(self.names)} names, and {scene} has {len(bands)} bands.")
+            bands = [replace(one, name=new) for one, new in zip(bands, self.names, strict=True)]
+        if self.kept is None:
+            return list(bands)
+        known = {canonical_band(band.name): band for band in bands}
+        missing = [name for name in self.kept if canonical_band(name) not in known]
+        if missing:
+            raise DataError(f"{scene} has no band {', '.join(missing)} (it has: {', '.join(known)}).")
+        return [known[canonical_band(name)] for name in dict.fromkeys(self.kept)]
 
 
 @dataclass(frozen=True)
@@ -55,35 +94,37 @@ def _date_in(name: str) -> Values:
         return {}
 
 
-def find_scenes(paths: Sequence[Path], names: Sequence[str] | None, when: Values | None) -> Iterator[FoundScene]:
+def find_scenes(paths: Sequence[Path], choice: BandChoice, when: Values | None) -> Iterator[FoundScene]:
     """Yield the scenes that paths name. A scene that cannot be read keeps the reason.
 
     Args:
-        paths: Files and folders. A folder of files with one band each is one scene.
-        names: Names of the bands; None takes those of the files.
-        when: Columns of the date of all scenes; None reads it from names.
+        paths: Files and folders. A folder of files with one band each is one scene; so is a `.SAFE` folder.
+        choice: Names of the bands, and which are kept.
+        when: Columns of the date of all scenes; None reads it from names, or from a product's metadata.
 
     Raises:
         ConfigError: The number of names is wrong.
         DataError: A folder has no scene.
     """
     for path in paths:
-        if not path.is_dir():
-            yield _scene(path.stem, [path], names, when)
+        if is_safe(path):
+            yield _product(path, choice, when)
             continue
+        if not path.is_dir():
+            yield _scene(path.stem, [path], choice, when)
+            continue
+        products = sorted(one for one in path.iterdir() if one.is_dir() and is_safe(one))
+        yield from (_product(one, choice, when) for one in products)
         files = sorted(one for one in path.iterdir() if one.suffix.lower() in SCENE_ENDINGS)
-        if not files and path.suffix.upper() == ".SAFE":
+        if not files and not products:
             raise DataError(
-                f"{path} is a Sentinel-2 product, which is not cut into patches. `stssl predict` maps it. To convert "
-                "it, write its bands into one GeoTIFF (gdalbuildvrt -separate, then gdal_translate)."
+                f"{path} has no scenes: no file ends in {', '.join(SCENE_ENDINGS)}, and there is no .SAFE folder."
             )
-        if not files:
-            raise DataError(f"{path} has no scenes: no file ends in {', '.join(SCENE_ENDINGS)}.")
         if len(files) > 1 and _one_band_each(files):
-            yield _scene(path.name, files, names, when)
+            yield _scene(path.name, files, choice, when)
             continue
         for file in files:
-            yield _scene(file.stem, [file], names, when)
+            yield _scene(file.stem, [file], choice, when)
 
 
 def _one_band_each(files: Sequence[Path]) -> bool:
@@ -97,19 +138,46 @@ def _one_band_each(files: Sequence[Path]) -> bool:
     return counts == {1}
 
 
-def _scene(name: str, files: Sequence[Path], names: Sequence[str] | None, when: Values | None) -> FoundScene:
+def _scene(name: str, files: Sequence[Path], choice: BandChoice, when: Values | None) -> FoundScene:
     """Describe one scene. If it cannot be read, keep the reason."""
     date = _date_in(name) if when is None else when
     try:
         bands = [band for file in files for band in describe_file(file)]
         if len(files) > 1:
             bands = [replace(band, name=_band_of(band.path)) for band in bands]
-        if names is not None and len(names) != len(bands):
-            raise ConfigError(f"--band-names has {len(names)} names, and {name} has {len(bands)} bands.")
-        own = bands if names is None else [replace(one, name=new) for one, new in zip(bands, names, strict=True)]
-        return FoundScene(name, arrange_scene(name, own), date=date)
+        return FoundScene(name, arrange_scene(name, choice.applied(name, bands)), date=date)
     except DataError as error:
         return FoundScene(name, None, str(error), date)
+
+
+def _product(path: Path, choice: BandChoice, when: Values | None) -> FoundScene:
+    """Describe a Sentinel-2 product of level 2A. If it cannot be read, keep the reason."""
+    folder = path.parent if path.name == METADATA else path
+    name, date = folder.name.removesuffix(".SAFE"), when or {}
+    if choice.names is not None:
+        raise ConfigError(f"{folder.name} names its bands itself: leave the names of bands out.")
+    try:
+        product = read_safe(path)
+        date = time_of(product.date) if when is None and product.date else date
+        images = {band: _image(product, band) for band in choice.needed(product.images)}
+        own = [
+            replace(describe_file(file)[0], name=band, numbers=product.numbers(band)) for band, file in images.items()
+        ]
+        return FoundScene(name, arrange_scene(name, choice.applied(name, own)), date=date)
+    except (DataError, BadPatchError) as error:
+        return FoundScene(name, None, str(error), date)
+
+
+def _image(product: SafeProduct, band: str) -> Path:
+    """Return the image of a band with its smallest pixels.
+
+    Raises:
+        DataError: The product has several granules.
+    """
+    images = product.images_of(band, None)
+    if len(images) > 1:
+        raise DataError(f"{product.folder.name} has {len(images)} granules. Give a product of one granule.")
+    return images[0]
 
 
 def _band_of(path: Path) -> str:

@@ -1,8 +1,9 @@
 """Cut whole scenes into patches for a store, mostly without labels.
 
-A scene is a GeoTIFF or JPEG 2000 file with all bands, or a folder of files of one band each. Windows lie side by side
-from the upper left corner; what remains at the right and lower edges is in no patch. Windows without a measured pixel
-are left out. Each patch keeps its place, coordinate system, corner and date.
+A scene is a GeoTIFF or JPEG 2000 file with all bands, a folder of files of one band each, or a Sentinel-2 product (a
+`.SAFE` folder of level 2A). Windows lie side by side from the upper left corner; what remains at the right and lower
+edges is in no patch. Windows without a measured pixel are left out. Each patch keeps its place, coordinate system,
+corner and date.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from stssl.archives.grids import ImageGrid, common_meters, footprint
 from stssl.archives.images import fill_unmeasured
 from stssl.archives.manifest import MOST_BANDS
 from stssl.archives.scene_files import SceneImage, WindowReader
-from stssl.archives.scene_lists import find_scenes, given_date, numbered
+from stssl.archives.scene_lists import BandChoice, find_scenes, given_date, numbered
 from stssl.base.arrays import AnyArray
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.json_types import JsonMapping
@@ -41,6 +42,19 @@ class _Window:
     scene: int
     row: int
     column: int
+
+
+def _shifts(name: str, image: SceneImage) -> Iterator[str]:
+    """Yield a remark if numbers are added to the stored numbers of a scene, as its metadata ask for."""
+    shifts = sorted({band.numbers.shift for layer in image.layers for band in layer.bands} - {0.0})
+    if shifts:
+        words = ", ".join(f"{shift:+g}" for shift in shifts)
+        yield f"{name}: its metadata state an offset ({words}), which is applied: 0 means zero reflectance"
+
+
+def _listed(words: str | None) -> tuple[str, ...] | None:
+    """Split names with commas between them."""
+    return None if words is None else tuple(name.strip() for name in words.split(","))
 
 
 class Scenes:
@@ -63,13 +77,14 @@ class Scenes:
         multi_label: Annotated[bool, Option("all classes of a patch, in place of the one that covers most.")] = False,
         share: Annotated[float | None, Option("least share of a class: 0.5, with multi-label 0.05.")] = None,
         band_names: Annotated[str | None, Option("names of the bands, with commas.")] = None,
+        keep_bands: Annotated[str | None, Option("names of the bands to keep, with commas; default: all.")] = None,
         date: Annotated[str | None, Option("date of all scenes (ISO 8601); default: that in each name.")] = None,
     ) -> None:
         """Find the windows of scenes.
 
         Args:
-            archive: A scene: a file, or a folder. A folder of files with one band each is one scene, other folders hold
-                a scene a file.
+            archive: A scene: a file, or a folder. A folder of files with one band each is one scene, and so is a
+                `.SAFE` folder; other folders hold a scene a file.
             *others: Further scenes.
             size: Width and height of a patch in pixels of the finest band.
             stride: Distance of patches in such pixels; None lays them side by side.
@@ -79,22 +94,19 @@ class Scenes:
             multi_label: True for all classes that cover a share of the patch; False for the class that covers most.
             share: Least share of a patch that its class covers; with `multi_label`, of each class.
             band_names: Names of the bands, with commas between them; None takes those of the files.
-            date: Date of all scenes; None reads it from the names of files and folders.
+            keep_bands: Names of the bands to keep, with commas between them; None keeps all.
+            date: Date of all scenes; None reads it from the names of files and folders, or from a product's metadata.
 
         Raises:
             ConfigError: An option is impossible.
             DataError: No scene can be read, or scenes differ in bands, types or pixel sizes.
         """
-        self._size, self._stride, self._multi, self._share = (
-            size,
-            size if stride is None else stride,
-            multi_label,
-            share,
-        )
+        self._size, self._stride = size, size if stride is None else stride
+        self._multi, self._share = multi_label, share
         self._require_options(labels, attribute, classes)
         when = None if date is None else given_date(date)
-        names = None if band_names is None else [name.strip() for name in band_names.split(",")]
-        self._scenes = list(numbered(list(find_scenes((archive, *others), names, when))))
+        choice = BandChoice(_listed(band_names), _listed(keep_bands))
+        self._scenes = list(numbered(list(find_scenes((archive, *others), choice, when))))
         whole = [scene.image for scene in self._scenes if scene.image is not None]
         if not whole:
             raise DataError(f"no scene can be read: {self._scenes[0].problem}")
@@ -235,6 +247,7 @@ class Scenes:
             below, right = band.height - size - (down - 1) * stride, band.width - size - (across - 1) * stride
             if max(below, right) > 0:
                 yield f"{scene.name}: the last {max(below, 0)} rows and {max(right, 0)} columns are in no patch"
+            yield from _shifts(scene.name, scene.image)
             if not scene.date:
                 yield f"{scene.name}: its name has no date (such as 20230614), so its patches have none. Give --date."
         if self._labels is not None:

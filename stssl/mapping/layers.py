@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as FileWindow
 
+from stssl.archives.band_numbers import BandNumbers
+from stssl.archives.raster_files import explained_raster
 from stssl.base.arrays import AnyArray, Ints
-from stssl.mapping.rasters import SETTINGS, explained_raster, quiet
+from stssl.mapping.rasters import SETTINGS, quiet
 
 MOST_OPEN = 64
 """Largest number of files that a reader keeps open."""
@@ -26,17 +28,13 @@ class Source:
         band: Position of the band in its layer.
         index: Number of the band in its file, from 1.
         masked: True if the file marks pixels that are not measured.
-        nodata: Further stored value that means "not measured"; None for none.
-        shift: Number to add to stored values.
-        factor: Number to multiply the shifted values by.
+        numbers: How its stored numbers become those that students expect.
     """
 
     band: int
     index: int
     masked: bool
-    nodata: int | None = None
-    shift: float = 0.0
-    factor: float = 1.0
+    numbers: BandNumbers
 
 
 @dataclass(frozen=True)
@@ -174,9 +172,7 @@ class LayerReader:
     def _whole(self, layer: Layer, window: FileWindow) -> AnyArray | None:
         """Read a window of a layer that is one file without a mask. Return None for other layers, which need a copy."""
         piece = layer.pieces[0]
-        plain = all(
-            not one.masked and one.nodata is None and not one.shift and one.factor == 1 for one in piece.sources
-        )
+        plain = all(not one.masked and one.numbers.nodata is None and one.numbers.plain for one in piece.sources)
         if len(layer.pieces) > 1 or not plain or [one.band for one in piece.sources] != [*range(len(layer.bands))]:
             return None
         with explained_raster(piece.path), rasterio.Env(**SETTINGS):
@@ -190,12 +186,12 @@ class LayerReader:
             found = file.read([source.index for source in piece.sources], window=window)
             for source, plane in zip(piece.sources, found, strict=True):
                 seen = file.read_masks(source.index, window=window) > 0 if source.masked else None
-                if source.nodata is not None:
-                    there = plane != source.nodata
-                    seen = there if seen is None else seen & there
+                known = source.numbers.measured(plane)
+                if known is not None:
+                    seen = known if seen is None else seen & known
                 fresh = ~measured[source.band]
                 fresh &= True if seen is None else seen
-                np.copyto(values[source.band], _converted(plane, source), where=fresh, casting="same_kind")
+                np.copyto(values[source.band], source.numbers.converted(plane), where=fresh, casting="same_kind")
                 measured[source.band] |= fresh
 
     def _file(self, piece: Piece) -> DatasetReader:
@@ -209,12 +205,3 @@ class LayerReader:
             file = stack.enter_context(rasterio.open(piece.path, driver=piece.driver, sharing=False))
         self._open[piece.path] = (file, stack)
         return file
-
-
-def _converted(plane: AnyArray, source: Source) -> AnyArray:
-    """Shift and scale the stored values of a band, and clip them to the range of their type."""
-    if not source.shift and source.factor == 1:
-        return plane
-    limits = np.iinfo(str(plane.dtype))
-    moved = np.rint((plane.astype(np.float64) + source.shift) * source.factor)
-    return np.clip(moved, limits.min, limits.max).astype(plane.dtype)

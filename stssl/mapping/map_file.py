@@ -15,11 +15,12 @@ from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window as FileWindow
 
+from stssl.archives.raster_files import READ_ERRORS
 from stssl.base.arrays import AnyArray
 from stssl.base.errors import RunError, first_line
 from stssl.base.whole_files import cannot_write, free_room, put_whole
 from stssl.mapping.map_bands import MapBands
-from stssl.mapping.rasters import READ_ERRORS, quiet
+from stssl.mapping.rasters import quiet
 
 TILE = 512
 """Width and height of the tiles of a map."""

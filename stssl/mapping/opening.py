@@ -3,16 +3,14 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stssl.archives.raster_files import MOST_NAME, SCENE_ENDINGS
+from stssl.archives.safe_product import SafeProduct, is_safe, read_safe
 from stssl.base.errors import ConfigError, DataError, shown
 from stssl.mapping.band_names import matching, matching_file
 from stssl.mapping.layers import Source
 from stssl.mapping.needs import SceneNeeds
-from stssl.mapping.rasters import MOST_NAME, Raster, describe_raster
-from stssl.mapping.safe_product import NODATA, QUANTIFICATION, SafeProduct, is_safe, read_safe
+from stssl.mapping.rasters import Raster, describe_raster
 from stssl.mapping.scene import Chosen, Scene, arrange
-
-SUFFIXES = (".tif", ".tiff", ".jp2")
-"""Endings of the files that a folder is searched for."""
 
 
 def scene_files(inputs: Sequence[str | Path]) -> list[Path]:
@@ -28,9 +26,9 @@ def scene_files(inputs: Sequence[str | Path]) -> list[Path]:
     for given in inputs:
         path = Path(given)
         if path.is_dir():
-            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES)
+            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in SCENE_ENDINGS)
             if not inside:
-                raise DataError(f"{path} has no files {', '.join(SUFFIXES)} and is no Sentinel-2 .SAFE folder.")
+                raise DataError(f"{path} has no files {', '.join(SCENE_ENDINGS)} and is no Sentinel-2 .SAFE folder.")
             found += inside
         elif path.exists():
             found.append(path)
@@ -104,8 +102,7 @@ def _of_product(product: SafeProduct, needs: SceneNeeds) -> Iterator[Chosen]:
             raster = describe_raster(path)
             _require_type(raster, 0, needs)
             own = raster.bands[0]
-            shift, factor = product.offsets.get(name, 0.0), QUANTIFICATION / product.quantification
-            yield Chosen(raster, {band: Source(0, own.index, own.masked, NODATA, shift, factor)})
+            yield Chosen(raster, {band: Source(0, own.index, own.masked, product.numbers(name))})
 
 
 def _of_files(rasters: Sequence[Raster], needs: SceneNeeds, bands: Sequence[str]) -> Iterator[Chosen]:
@@ -134,7 +131,7 @@ def _of_files(rasters: Sequence[Raster], needs: SceneNeeds, bands: Sequence[str]
                 raise DataError(f"{raster.path} has band {name} twice. Give the names of its bands with --bands.")
             _require_type(raster, place, needs)
             own = raster.bands[place]
-            found[name] = Source(0, own.index, own.masked, shift=own.shift)
+            found[name] = Source(0, own.index, own.masked, own.numbers)
         yield Chosen(raster, found)
 
 

@@ -25,7 +25,7 @@ from stssl.mapping.needs import SceneNeeds, common_needs
 from stssl.mapping.opening import open_scene
 from stssl.mapping.preview import draw_preview, sampled_classes
 from stssl.mapping.scene import Scene, pixel_meters
-from stssl.students.loading import read_student, weights_file
+from stssl.students.loading import read_student, weights_hashes
 from stssl.training.trained_run import device_of
 
 MAP_SUFFIXES = (".tif", ".tiff")
@@ -111,7 +111,7 @@ def predict_scene(
         raise ConfigError(f"--out: {target} is a file of the scene. Give another name.")
     plan = plan_blocks(scene, _stride(options, needs), needs.window)
     predictor = BlockPredictor(scene, plan, Ensemble(students, scene.layers), batch=options.batch)
-    job = _MapJob(target, scene, needs, predictor, options, device, _model_hashes(models))
+    job = _MapJob(target, scene, needs, predictor, options, device, weights_hashes(models))
     with sole_prediction(target):
         return job.run(progress)
 
@@ -161,18 +161,6 @@ def _stride(options: MapOptions, needs: SceneNeeds) -> int:
             "larger stride would leave gaps."
         )
     return options.stride
-
-
-def _model_hashes(models: Sequence[str | Path]) -> dict[str, str]:
-    """Return the hash of each model's weights file (BLAKE2b, 16 bytes), by the name that the map keeps."""
-    found: dict[str, str] = {}
-    for number, place in enumerate(models, 1):
-        path = weights_file(place)
-        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        found[f"{number}:{folder.name}/{path.name}"] = digest
-    return found
 
 
 @dataclass

@@ -1,34 +1,23 @@
-"""Open the files of a scene by one of two GDAL drivers, and read what they say about their bands.
-
-GDAL chooses a format by content, and some formats (VRT, WMS) make it read any other file. So the first bytes of a file
-choose GeoTIFF or JPEG 2000, and only that driver opens it. Files beside it (`.aux.xml`, `.ovr`) are never opened.
-"""
+"""Open the files of a scene by a chosen GDAL driver, and read what they say about their bands."""
 
 import contextlib
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import rasterio
 from affine import Affine
-from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
-from stssl.archives.images import DRIVERS
-from stssl.base.errors import DataError, shown
-from stssl.base.whole_files import open_plain
+from stssl.archives.band_numbers import BandNumbers, numbers_of
+from stssl.archives.raster_files import explained_raster, scene_driver
+from stssl.base.errors import DataError
 
-SCENE_DRIVERS = ("GTiff", "JP2OpenJPEG")
-READ_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)
-"""Errors that GDAL and rasterio raise for damaged files."""
 GDAL_CACHE = 128 << 20
 """Most bytes of decoded blocks that GDAL keeps."""
-MOST_NAME = 300
 SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
@@ -47,14 +36,14 @@ class RasterBand:
         description: Description of the band by the file; empty if there is none.
         dtype: Type of the stored values, such as `uint16`.
         masked: True if the file marks pixels that are not measured, by a nodata value, a mask or transparency.
-        shift: Number to add to stored values, in stored units, so that 0 means zero reflectance.
+        numbers: How its stored numbers become those that students expect, by the file alone.
     """
 
     index: int
     description: str
     dtype: str
     masked: bool
-    shift: float
+    numbers: BandNumbers
 
 
 @dataclass(frozen=True)
@@ -80,37 +69,13 @@ class Raster:
     bands: tuple[RasterBand, ...]
 
 
-def driver_for(path: Path) -> str:
-    """Return the GDAL driver for a file of a scene, chosen by the first bytes of the file.
-
-    Raises:
-        DataError: The file is empty, cannot be read, or has another format.
-    """
-    try:
-        with open_plain(path) as file:
-            start = file.read(512)
-    except OSError as error:
-        raise DataError(f"cannot read {shown(str(path), MOST_NAME)}: {error.strerror}.") from None
-    if not start:
-        raise DataError(f"{path} is empty (0 bytes). Copy or download it again.")
-    driver = next((driver for head, driver in DRIVERS.items() if start.startswith(head)), None)
-    if driver not in SCENE_DRIVERS:
-        kind = (
-            "a VRT, which can make GDAL read any other file"
-            if b"<VRTDataset" in start
-            else "neither a GeoTIFF nor a JPEG 2000"
-        )
-        raise DataError(f"{path} is {kind}. Give GeoTIFFs or a Sentinel-2 .SAFE folder; gdal_translate converts files.")
-    return str(driver)
-
-
 @contextlib.contextmanager
 def opened_raster(path: Path, driver: str) -> Iterator[DatasetReader]:
     """Open a raster file by one driver while the context lasts.
 
     Args:
         path: The file.
-        driver: GDAL driver, of `driver_for`.
+        driver: GDAL driver, of `scene_driver`.
 
     Raises:
         DataError: The file cannot be opened or read.
@@ -126,26 +91,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def explained_raster(path: Path) -> Iterator[None]:
-    """Turn errors of GDAL about a file into a `DataError` of one line."""
-    try:
-        yield
-    except READ_ERRORS as error:
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        words = re.sub(r"\s+", " ", str(cause)).replace(f"{path.parent}/", "")
-        raise DataError(
-            f"cannot read {shown(str(path), MOST_NAME)}: {shown(words, 200)}. It may be truncated: copy it again."
-        ) from None
-
-
 def describe_raster(path: Path) -> Raster:
     """Read the grid and the bands of a raster file.
 
     Raises:
         DataError: The file cannot be read, has no coordinate system, is turned, or holds no plain values.
     """
-    driver = driver_for(path)
+    driver = scene_driver(path)
     with opened_raster(path, driver) as file:
         if driver == "GTiff" and file.subdatasets:
             raise DataError(f"{path} has several pages. Write each as a file of its own (gdal_translate).")
@@ -171,8 +123,5 @@ def _bands(file: DatasetReader) -> Iterator[RasterBand]:
             continue
         if file.colorinterp[place] == ColorInterp.palette:
             raise DataError(f"{file.name} has a table of colors: it is a picture or a map, not a scene.")
-        scale, offset = float(file.scales[place]), float(file.offsets[place])
         masked = MaskFlags.all_valid not in file.mask_flag_enums[place]
-        # Files of some archives state reflectance = scale * value + offset. Students want scale * value.
-        shift = offset / scale if offset and scale and np.isfinite(offset / scale) else 0.0
-        yield RasterBand(index, file.descriptions[place] or "", file.dtypes[place], masked, shift)
+        yield RasterBand(index, file.descriptions[place] or "", file.dtypes[place], masked, numbers_of(file, index))

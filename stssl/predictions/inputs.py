@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stssl.archives.manifest import Manifest
+from stssl.archives.safe_product import is_safe
 from stssl.archives.scene_files import describe_file
 from stssl.archives.scenes import Scenes
 from stssl.archives.tables import IMAGES
@@ -30,7 +31,7 @@ def open_patches(
 
     Args:
         inputs: A store, a table that lists images, a folder or a pattern of images, or images. An image that is larger
-            than the model's patches is a scene, and is cut into windows.
+            than the model's patches is a scene, and is cut into windows. So is a `.SAFE` folder.
         model: Description of the model.
         bands: Names of the images' bands in their sequence; empty to read them from the images.
         wanted: Bands that are needed.
@@ -50,6 +51,11 @@ def open_patches(
     if is_url(first):
         raise ConfigError(f"{shown(first, 200)}: only stores may be URLs. Copy the images to this machine.")
     paths = [Path(one).absolute() for one in inputs]
+    if any(map(is_safe, paths)):
+        kept = ",".join(wanted)
+        return ArchivePatches(
+            Scenes(*paths, size=side_of(model), stride=stride, band_names=names, keep_bands=kept), place
+        )
     if len(paths) == 1 and not (paths[0].is_file() and paths[0].suffix.lower() in IMAGES):
         if paths[0].is_file() and paths[0].suffix.lower() not in TABLE_ENDINGS:
             raise DataError(

@@ -147,7 +147,7 @@ BAD = {
     "no CRS": (lambda path: write_scene(path, crs=None), {}, "no coordinate system"),
     "float": (lambda path: write_scene(path, dtype="float32"), {}, "has values of type float32"),
     "empty file": (lambda path: path.write_bytes(b""), {}, "is empty"),
-    "VRT": (lambda path: path.write_text("<VRTDataset/>"), {}, "neither a GeoTIFF nor a JPEG 2000"),
+    "VRT": (lambda path: path.write_text("<VRTDataset/>"), {}, "is a VRT, which"),
     "small": (lambda path: write_scene(path, (8, 8)), {}, "no window of 16 x 16"),
     "all nodata": (lambda path: write_scene(path, hole=(slice(None), slice(None))), {}, "has a measured pixel"),
     "stride": (write_scene, {"stride": 0}, "--stride 1 or more"),

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
+from stssl.archives.band_numbers import BandNumbers
+from stssl.archives.raster_files import MOST_NAME
 from stssl.base.errors import DataError, first_line, shown
-from stssl.mapping.rasters import MOST_NAME
 
 METADATA = "MTD_MSIL2A.xml"
 QUANTIFICATION = 10_000.0
@@ -50,6 +51,10 @@ class SafeProduct:
         """
         found = self.images[band]
         return found[round(meters) if meters is not None and round(meters) in found else min(found)]
+
+    def numbers(self, band: str) -> BandNumbers:
+        """Return how the stored numbers of a band become reflectance times 10,000."""
+        return BandNumbers(NODATA, self.offsets.get(band, 0.0), QUANTIFICATION / self.quantification)
 
 
 def is_safe(path: Path) -> bool:
