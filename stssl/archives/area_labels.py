@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Shares = NDArray[np.float64]
 MOST_CLASSES = 256
-"""Most classes of a raster or of polygons."""
+"""Largest number of classes in a raster or in polygons."""
 LONGEST_EDGE = 0.01
 """Longest straight edge of a polygon in degrees: longer edges are divided before they are projected."""
 _GEOPACKAGE = b"SQLite format 3\0"
@@ -174,7 +174,7 @@ class PolygonLabels:
         return np.minimum(out, 1.0)
 
     def _in(self, crs: str) -> _Shapes:
-        """Return the polygons in a coordinate system."""
+        """Return the polygons, transformed to a coordinate system."""
         if crs not in self._placed:
             shapely = _shapely()
             shapes, target = shapely.from_wkb(self._bytes), system_of(crs)
@@ -182,7 +182,8 @@ class PolygonLabels:
                 if self._crs.is_geographic:
                     shapes = shapely.segmentize(shapes, LONGEST_EDGE)
                 shapes = shapely.transform(shapes, lambda points: _moved(points, self._crs, target, self._path))
-                # Points outside the system's area become infinite. Such polygons are far from each scene.
+                # Empty the polygons with infinite points: they lie outside the system's area, and so far from the
+                # scene.
                 shapes[~np.isfinite(shapely.bounds(shapes)).all(1)] = shapely.Polygon()
             self._placed[crs] = _Shapes(shapes, shapely.STRtree(shapes))
         return self._placed[crs]
@@ -264,7 +265,7 @@ class RasterLabels:
     notes: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read which indexes occur.
+        """Read the file once, to list the indexes that occur in it.
 
         Raises:
             ConfigError: `names` has another form, or names an index twice.

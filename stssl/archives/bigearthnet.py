@@ -45,7 +45,7 @@ from stssl.store.schema import (
 SNOW, CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
 COUNTRY_TABLES = ("countries", "metadata")
 PATCH_BYTES = 1 << 20
-"""Most bytes of a patch's JSON file. A real one has about 600 bytes, so a larger file is something else."""
+"""Largest size of a patch's JSON file in bytes. A real file has about 600 bytes, so a larger file is something else."""
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 """Bands of an archive, in the order in which its makers list them."""
 PUBLISHED_STATISTICS: JsonObject = {

@@ -1,4 +1,4 @@
-"""Choose the colors of classes in maps: CORINE's own where the classes are CORINE's, else colors that differ well."""
+"""Choose the colors of classes in maps: CORINE's colors for CORINE's classes, else colors that differ clearly."""
 
 import colorsys
 from collections.abc import Sequence

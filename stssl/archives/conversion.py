@@ -96,7 +96,7 @@ def convert_archive(
         **about: The format's own options, such as `coordinates`. An option that is None counts as not given.
 
     Returns:
-        What was converted, and which errors occurred.
+        Counts of patches, shards and errors.
 
     Raises:
         ConfigError: The format, the codec or an option is unknown.
@@ -284,7 +284,8 @@ class Job:
                 "cluster sees it; run the same `stssl convert` again then."
             )
         for name, patch in zip(names, patches, strict=True):
-            # Not earlier: if the archive is missing, all patches are bad, and the error above is the right one.
+            # Check this after the loop: if the archive is missing, all patches are bad, and the error above is the
+            # right one.
             if patch.problems and self.strict:
                 code, words = patch.problems[0]
                 raise DataError(f"patch {name}: {code}: {words}. Without --strict it would be listed and passed over.")

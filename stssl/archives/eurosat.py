@@ -45,7 +45,7 @@ from stssl.store.schema import (
 
 SIZE = 64
 MOST_MEMBER = 16 << 20
-"""Most bytes of an image. All real images are smaller, but the header of a zip file may claim any number."""
+"""Largest size of an image in bytes. All real images are smaller, but the header of a zip file may claim any number."""
 MS_ORDER = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
 """Bands of a file, from first to last. B8A is last. BigEarthNet has no B10."""
 EXAMPLE_PARTS = {f"Forest_{number}": "train" for number in range(11, 21)} | {"River_11": "test"}

@@ -76,13 +76,13 @@ def system_of(crs: str) -> CRS:
     """Make the coordinate system that a text of `ImageGrid.crs` names.
 
     Raises:
-        ValueError: PROJ does not know it.
+        ValueError: PROJ does not know this system.
     """
     return crs_of(_definition(crs))
 
 
 def _definition(crs: str) -> str | int:
-    """Return what `to_degrees` takes for a text of `ImageGrid.crs`."""
+    """Turn a text of `ImageGrid.crs` into the argument `definition` of `to_degrees`: an EPSG code or WKT."""
     return int(crs.removeprefix("EPSG:")) if crs.startswith("EPSG:") else crs
 
 
@@ -121,7 +121,7 @@ def grid_of(file: DatasetReader) -> ImageGrid | None:
 
 
 def common_meters(grids: Sequence[ImageGrid | None]) -> float:
-    """Return the pixel size in meters that all images share; 0 if one has none, or they differ."""
+    """Return the pixel size in meters that all images share; 0 if the sizes differ or an image has none."""
     sizes = [0.0 if grid is None else grid.meters for grid in grids]
     if not sizes or min(sizes) <= 0 or max(sizes) / min(sizes) - 1 > EQUAL:
         return 0.0

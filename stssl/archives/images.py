@@ -45,9 +45,9 @@ DRIVERS = {
 }
 """First bytes of a file, and the one GDAL driver that may open it."""
 MOST_BANDS, MOST_PATCH_BYTES = 256, 1 << 27
-"""Most bands of an image; most bytes of its file, and of its decoded pixels. No real patch has more."""
+"""Largest number of bands of an image, and largest size of its file and of its decoded pixels in bytes."""
 MOST_TILES = 4096
-"""Most tiles of a JPEG 2000 file: its library reserves kilobytes for each tile when it opens the file."""
+"""Largest number of tiles in a JPEG 2000 file: its library reserves kilobytes for each tile when it opens the file."""
 _CODESTREAM = b"\xff\x4f\xff\x51"
 IMAGE_SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",

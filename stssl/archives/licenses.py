@@ -1,4 +1,4 @@
-"""Name the licenses of public archives (SPDX), by the source that their stores name."""
+"""List the licenses (SPDX) of public archives, by the name of the archive that a store records as its source."""
 
 DATA_LICENSES = {
     "BigEarthNet v1.0": "CDLA-Permissive-1.0",

@@ -50,7 +50,7 @@ WANTED = {"path": PATHS} | {name: ABOUT[name] for name in READ}
 """Columns that a manifest may have, and the possible names of each. The first name that a table has is used."""
 TRIED_IMAGES = 16
 MOST_BANDS = 16
-"""Most bands of an image: `valid_bands` has one bit for each band."""
+"""Largest number of bands of an image: `valid_bands` has one bit for each band."""
 
 
 class Manifest:
@@ -116,7 +116,7 @@ class Manifest:
         *,
         images: Path | None = None,
     ) -> None:
-        """Read a table of images, and look at the first images; see `__init__`."""
+        """Read a table of images, and find out size and bands from the first images; see `__init__`."""
         columns = choose_columns(whole.column_names, WANTED, archive)
         if "path" not in columns.used or not whole.num_rows:
             raise DataError(f"{archive} needs {_missing(whole.column_names, 'path' in columns.used)}")
@@ -362,7 +362,9 @@ def _read(path: Path, name: str, size: int | None) -> Picture:
 
 
 def _elsewhere(folder: Path, names: Sequence[str]) -> str:
-    """Say where missing images are: in a folder one below or above the one that paths start at; empty if nowhere.
+    """Look for missing images in the folders directly below and above `folder`.
+
+    Return words that name the right folder; empty if none has them.
 
     Args:
         folder: Folder that paths start at.

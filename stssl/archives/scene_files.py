@@ -23,7 +23,7 @@ from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
 
 MOST_FILES = 32
-"""Most files that a reader keeps open."""
+"""Largest number of files that a reader keeps open."""
 SAME_GRID = 0.05
 """Largest shift between the grids of two bands, in pixels."""
 _SENTINEL = re.compile(r"B0?(\d{1,2})", re.IGNORECASE)
@@ -35,7 +35,7 @@ class SceneBand:
 
     Attributes:
         name: Name of the band.
-        path: Its file.
+        path: File of the band.
         driver: GDAL driver that may open it.
         index: Number of the band in its file, from 1.
         masked: True if the file marks pixels that are not measured.
@@ -100,7 +100,7 @@ class SceneImage:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Return what scenes of one store share: bands, types and ratios of pixel sizes."""
+        """Return the properties that all scenes of a store must share: bands, types and ratios of pixel sizes."""
         return tuple((layer.ratio, tuple((band.name, band.dtype) for band in layer.bands)) for layer in self.layers)
 
 
@@ -223,7 +223,7 @@ class WindowReader:
     """Read windows of scenes. Keep files open, so that GDAL decodes each of their blocks once."""
 
     def __init__(self) -> None:
-        """Open nothing yet."""
+        """Create a reader without open files."""
         self._open: OrderedDict[Path, DatasetReader] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:

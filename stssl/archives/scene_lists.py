@@ -17,7 +17,7 @@ _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[0
 
 @dataclass(frozen=True)
 class BandChoice:
-    """Say how the bands of scenes are called, and which of them are kept.
+    """Choose the bands of scenes: how they are called, and which of them to keep.
 
     Attributes:
         names: Names of the bands in their sequence; None takes those of the files.
@@ -28,7 +28,7 @@ class BandChoice:
     kept: tuple[str, ...] | None = None
 
     def needed(self, bands: Iterable[str]) -> list[str]:
-        """Return those of some names that are kept; all of them if a band to keep is missing."""
+        """Select the names of bands to keep among some names. Return all names if a band to keep is missing."""
         found, wanted = list(bands), {canonical_band(name) for name in self.kept or ()}
         return [band for band in found if band in wanted] if wanted and wanted <= set(found) else found
 
@@ -54,12 +54,12 @@ class BandChoice:
 
 @dataclass(frozen=True)
 class FoundScene:
-    """Hold a scene, or what is wrong with it.
+    """Hold a scene, or the reason why it cannot be read.
 
     Attributes:
         name: Name of the scene, without folders.
         image: The scene; None if it cannot be read.
-        problem: What is wrong with it.
+        problem: Reason why it cannot be read; empty if it can.
         date: Columns of its date; empty if it is unknown.
     """
 
@@ -73,7 +73,7 @@ def given_date(date: str) -> Values:
     """Read the date that the user gave for all scenes.
 
     Raises:
-        ConfigError: It is not ISO 8601.
+        ConfigError: The date is not written as ISO 8601.
     """
     try:
         return time_of(date)
@@ -95,7 +95,7 @@ def _date_in(name: str) -> Values:
 
 
 def find_scenes(paths: Sequence[Path], choice: BandChoice, when: Values | None) -> Iterator[FoundScene]:
-    """Yield the scenes that paths name. A scene that cannot be read keeps the reason.
+    """Yield the scenes that paths name. For a scene that cannot be read, yield the reason.
 
     Args:
         paths: Files and folders. A folder of files with one band each is one scene; so is a `.SAFE` folder.
@@ -139,7 +139,7 @@ def _one_band_each(files: Sequence[Path]) -> bool:
 
 
 def _scene(name: str, files: Sequence[Path], choice: BandChoice, when: Values | None) -> FoundScene:
-    """Describe one scene. If it cannot be read, keep the reason."""
+    """Describe one scene, or the reason why it cannot be read."""
     date = _date_in(name) if when is None else when
     try:
         bands = [band for file in files for band in describe_file(file)]

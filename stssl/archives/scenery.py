@@ -134,7 +134,7 @@ FIRST_OF_FAMILY = {
     411: "wetland",
     511: "water",
 }
-"""First CORINE code of a range, and the family of all classes from this code to before the next one."""
+"""Family of each range of CORINE codes, by the first code of the range. A range ends before the next first code."""
 
 SNOW, CLOUD = 6500.0, 7500.0
 STEP = {"b10": 1, "b20": 2, "b60": 6}
@@ -142,7 +142,7 @@ STEP = {"b10": 1, "b20": 2, "b60": 6}
 
 @dataclass(frozen=True)
 class Subject:
-    """Describe what a synthetic patch shows.
+    """Describe the ground, the season and the weather that a synthetic patch shows.
 
     Attributes:
         labels: Indices of its classes in `LABELS_43`.
@@ -247,7 +247,7 @@ class Painter:
         """Compute the color of each class of a patch in 12 bands, [classes, 12], given season, light and haze.
 
         Args:
-            subject: What the patch shows.
+            subject: Classes, place, season and weather of the patch.
             when: Random numbers of the acquisition, for light and haze.
         """
         summer, winter = self.palette.summer[subject.labels], self.palette.winter[subject.labels]

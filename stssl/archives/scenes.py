@@ -1,9 +1,9 @@
 """Cut whole scenes into patches for a store, mostly without labels.
 
 A scene is a GeoTIFF or JPEG 2000 file with all bands, a folder of files of one band each, or a Sentinel-2 product (a
-`.SAFE` folder of level 2A). Windows lie side by side from the upper left corner; what remains at the right and lower
-edges is in no patch. Windows without a measured pixel are left out. Each patch keeps its place, coordinate system,
-corner and date.
+`.SAFE` folder of level 2A). Windows lie side by side from the upper left corner. Pixels that remain at the right and
+lower edges are in no patch. Windows without a measured pixel are left out. Each patch keeps its place, coordinate
+system, corner and date.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from stssl.base.json_types import JsonMapping
 from stssl.store.schema import COMMON, GRID, REGION, BadPatchError, Column, Patch, PixelArray, Values, label_columns
 
 MAJORITY, COVERED, LEAST_PRESENT = 0.5, 0.5, 0.05
-"""Least share of the class that covers most of a patch; of a patch that has labels at all; of a class that counts."""
+"""Least shares of a patch: of the class that covers most of it, of its area with labels, and of a class that counts."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Scenes:
                 `.SAFE` folder; other folders hold a scene a file.
             *others: Further scenes.
             size: Width and height of a patch in pixels of the finest band.
-            stride: Distance of patches in such pixels; None lays them side by side.
+            stride: Distance of patches in pixels of the finest band; None lays them side by side.
             labels: Polygons, or a raster of class indexes.
             attribute: Attribute of the polygons with the class names.
             classes: Names of a raster's indexes, such as `1=forest,2=water`.
@@ -124,7 +124,7 @@ class Scenes:
         self._declare(labels)
 
     def _require_options(self, labels: Path | None, attribute: str | None, classes: str | None) -> None:
-        """Refuse impossible options."""
+        """Check that the options for labels fit together, and are possible."""
         if self._size < 2 or self._stride < 1 or not 0 < (MAJORITY if self._share is None else self._share) <= 1:
             raise ConfigError("--size must be 2 or more, --stride 1 or more, and --share above 0 and at most 1.")
         if labels is None and (attribute or classes or self._share is not None or self._multi):
@@ -133,7 +133,7 @@ class Scenes:
             )
 
     def _declare(self, labels: Path | None) -> None:
-        """Set the columns, the remarks, and what identifies the archive."""
+        """Set the columns, the remarks, and the values that identify the archive."""
         self.label_sets: tuple[str, ...] = ()
         self.columns: tuple[Column, ...] = (*COMMON, *REGION, *GRID)
         if self._labels is not None:
@@ -210,7 +210,10 @@ class Scenes:
         return found
 
     def _name(self, window: _Window) -> str:
-        """Name a patch: by its scene, row and column; by its scene alone if the scene is as large as a patch."""
+        """Make the name of a patch from its scene, row and column.
+
+        Use the scene alone if the scene is as large as a patch.
+        """
         scene = self._scenes[window.scene]
         alone = scene.image is None or (scene.image.first.height, scene.image.first.width) == (self._size, self._size)
         return scene.name if alone else f"{scene.name}_r{window.row}_c{window.column}"

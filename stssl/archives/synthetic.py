@@ -1,7 +1,7 @@
 """Write a synthetic archive in BigEarthNet v1.0's real layout: patches of 12 GeoTIFFs and one JSON file, and lists.
 
-rasterio writes only one TIFF for each size and grid. All other files are copies with other pixels and another corner:
-nothing else differs between them.
+rasterio writes only one TIFF for each size and grid. All other files are copies of it: only their pixels and their
+corner differ.
 """
 
 import json
@@ -33,7 +33,7 @@ FOLDER, RECORD = "BigEarthNet-v1.0", "synthetic.json"
 LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 VERSION = 1
 MIDSUMMER, MIDDLE = 182, 50.0
-"""Day of the year and latitude that all patches of a placeless archive seem to have."""
+"""Day of the year and latitude by which all patches of a placeless archive are painted."""
 
 
 def synthesize_archive(
@@ -65,7 +65,7 @@ def synthesize_archive(
 
     Raises:
         ConfigError: `patches` is below 1, or `placeless` is given with a table of places.
-        DataError: `out` holds something else or cannot be written, or the table is wrong.
+        DataError: `out` holds other files or cannot be written, or the table is wrong.
     """
     folder = Path(out)
     if patches < 1:
@@ -100,7 +100,7 @@ def _is_there(folder: Path, record: JsonObject) -> bool:
     """Return True if the folder holds this synthetic archive already, complete. Make the folder if it is missing.
 
     Raises:
-        DataError: The folder holds something else, or cannot be made.
+        DataError: The folder holds other files, or cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def patch_names(world: World) -> list[str]:
 
 
 def synthetic_subject(world: World, row: int, lat: float, seed: int, placeless: bool) -> Subject:
-    """Return what one patch shows. A placeless patch looks as if all patches had one place and one date.
+    """Choose the ground, the season and the weather of one patch. All placeless patches get the same place and date.
 
     Args:
         world: Places, dates and classes.

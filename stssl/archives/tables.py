@@ -34,7 +34,7 @@ KINDS = (
 )
 PARQUET = b"PAR1"
 ALIKE = 0.8
-"""Names of columns that are so much alike are taken for one name and its mistyped form (1: equal)."""
+"""Similarity of two names, from 0 to 1, from which on one counts as a mistyped form of the other."""
 
 
 def read_table(path: Path) -> pyarrow.Table:

@@ -259,7 +259,7 @@ def _with_chance_labels(world: World, rng: np.random.Generator) -> World:
 def _exceeding(latent: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return the classes [n, classes] whose latent value exceeds 0. In BigEarthNet, each patch has a class.
 
-    So a row without classes gets its most likely one.
+    So a row without classes gets its most likely class.
     """
     labels = latent > 0
     nothing = ~labels.any(1)

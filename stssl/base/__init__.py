@@ -2,7 +2,7 @@
 
 - `config`, `yaml_text`, `mistakes` and `paths` read recipes.
 - `json_types` and `textfiles` read JSON and lists.
-- `errors` and `logs` speak to the user.
+- `errors` and `logs` define errors and log messages for the user.
 - `batch` and `labels` define the data of a step.
 - `randomness`, `distributed` and `ray_session` serve all runs.
 - `whole_files` writes files safely.

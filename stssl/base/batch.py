@@ -65,7 +65,7 @@ class View(Enum):
 
 @dataclass(frozen=True)
 class Progress:
-    """Say how far the training is: the number of the next step, counted from 0, and the total number of steps."""
+    """Hold the progress of a training: the number of the next step, counted from 0, and the total number of steps."""
 
     step: int
     total: int

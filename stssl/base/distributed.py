@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 MOST_READING = 16
-"""Most threads that read for one rank by default. Pieces of a batch become too small for more."""
+"""Largest default number of threads that read for one rank. With more, the pieces of a batch would become too small."""
 
 
 def world_size() -> int:
@@ -28,7 +28,7 @@ def ranks_here() -> int:
 
 
 def reading_threads(ranks: int | None = None) -> int:
-    """Return how many threads a rank reads patches with if `data.threads` is None: its share of the machine's cores.
+    """Return the default of `data.threads`, the number of threads that read for a rank: its share of the cores.
 
     Args:
         ranks: Number of ranks on this machine; None asks the running job.

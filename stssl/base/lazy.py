@@ -14,7 +14,8 @@ def lazy_names(package: str, modules: Mapping[str, tuple[str, ...]]) -> Callable
         modules: Public names by module, without the package's name.
 
     Returns:
-        Function that takes a name and returns what it stands for. It raises `AttributeError` for other names.
+        Function that takes a public name and returns the object with this name. It raises `AttributeError` for other
+        names.
     """
 
     def find(name: str) -> object:

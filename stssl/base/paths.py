@@ -1,8 +1,8 @@
 """Check paths and names in recipes and sweep files, and make paths absolute.
 
 A path becomes absolute once: when the command that the user typed validates the file. Workers run in other folders and
-could not resolve it. Only `stssl submit` leaves paths as they are (`ELSEWHERE`): its job validates the file again on
-the machine where it starts.
+could not resolve it. Only `stssl submit` does not change paths (`ELSEWHERE`): its job validates the file again on the
+machine where it starts.
 """
 
 import os
@@ -22,7 +22,7 @@ STORES = ("s3", "gs", "az")
 """URL schemes of the object stores that may hold a store of patches."""
 
 WEIGHT_KINDS = ("timm", "hf", "package", "file", "run")
-"""What stands before the colon in values of `model.weights`."""
+"""Words before the colon in values of `model.weights`."""
 
 NAME_BYTES = 255
 """Length in bytes of the longest name of a file or folder on common file systems."""

@@ -1,4 +1,4 @@
-"""Say how the stored values of an image's bands become the numbers that networks see."""
+"""Define how the stored values of an image's bands are scaled to the numbers that networks see."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -35,7 +35,7 @@ class BandScaling:
 
     @classmethod
     def from_about(cls, numbers: JsonMapping) -> "BandScaling":
-        """Return the scaling whose `about` is given.
+        """Make a scaling from the JSON values that `about` returned.
 
         Raises:
             ValueError: A list of numbers is missing, or the lists have different lengths.

@@ -69,7 +69,7 @@ def write_whole(
 
 
 def require_writable(path: Path, error: type[StsslError] = RunError) -> None:
-    """Check that a file can be written, before hours of work for it. Make its folder, and leave the file as it is.
+    """Check that a file can be written, before hours of work for it. Make its folder, but do not change the file.
 
     Args:
         path: File that will be written.
@@ -230,7 +230,7 @@ def _room(path: Path, size: int | None) -> str:
 
 
 def free_room(path: Path) -> str:
-    """Say how many bytes are free on the disk of a file, and in which folder."""
+    """Compose words on how many bytes are free on the disk of a file, and in which folder."""
     folder = next((above for above in path.absolute().parents if above.is_dir()), Path("/"))
     try:
         free = as_size(shutil.disk_usage(folder).free)

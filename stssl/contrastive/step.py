@@ -117,7 +117,7 @@ class GeoHead(nn.Module):
 
 
 class ContrastiveStep(TrainingStep):
-    """Compute the loss of one pretraining step, and own what is trained: both encoders, queue and geographic head."""
+    """Compute the loss of one pretraining step, and hold the trained parts: encoders, queue and geographic head."""
 
     def __init__(self, encoder: PretrainEncoder, config: PretextConfig, centers: Tensor | None, seed: int) -> None:
         """Create the queue and the heads, and copy the query encoder as the momentum encoder.

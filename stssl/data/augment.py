@@ -21,7 +21,7 @@ from stssl.data.cutout import draw_cutout, fill_boxes
 from stssl.data.operations import Rounds, apply_rounds, sampling_grid
 
 Style = Literal["stssl", "kornia-0.7", "kornia", "fixmatch"]
-"""Whose operations and magnitudes the strong view has."""
+"""Implementation of RandAugment that strong views follow in operations and magnitudes."""
 GREATEST: dict[Style, int] = {"stssl": 10, "kornia-0.7": 30, "kornia": 30, "fixmatch": 30}
 """Greatest magnitude `m` of each style."""
 
@@ -30,8 +30,9 @@ class RandAugmentConfig(Config):
     """Set the strong view: `n` operations of magnitude `m` on each image.
 
     Attributes:
-        style: Whose operations to use. `kornia` is RandAugment of kornia 0.9, and `kornia-0.7` that of kornia 0.7.3.
-            `fixmatch` is FixMatch's, with Pillow's operations on 8-bit values. `stssl` resamples an image only once.
+        style: Implementation of RandAugment to follow. `kornia` is RandAugment of kornia 0.9, and `kornia-0.7` that of
+            kornia 0.7.3. `fixmatch` is FixMatch's, with Pillow's operations on 8-bit values. `stssl` resamples an image
+            only once.
         n: Number of operations.
         m: Magnitude of each operation: 0 to 10 in the style `stssl`, 0 to 30 in the others. `fixmatch` does not use it,
             but draws the magnitude of each operation.
@@ -214,7 +215,7 @@ def _warp(image: Tensor, draw: Draw) -> Tensor:
 
 
 def _levels(image: Tensor) -> Tensor:
-    """Round values in [0, 1] to bytes. On a CPU, small parts stay in its cache."""
+    """Round values in [0, 1] to bytes. On a CPU, do so in small parts, which stay in its cache."""
     parts = torch.tensor_split(image, tuple(range(8, len(image), 8))) if image.device.type == "cpu" else (image,)
     return torch.cat([(part * 255).round_().int().byte() for part in parts])
 

@@ -1,4 +1,4 @@
-"""Say what code for splits needs of a store: its columns."""
+"""Define the interface through which code for splits reads the columns of a store."""
 
 from typing import Protocol
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from stssl.base.arrays import Floats
 
 GRAY = (125, 123, 114)
-"""FixMatch's gray: red, green, blue, of 255."""
+"""FixMatch's gray: red, green and blue from 0 to 255."""
 OTHER_GRAY = 121
-"""Gray of images that have not three bands: the mean of these."""
+"""Gray of images with another number of bands than three: the mean of `GRAY`."""
 
 
 def draw_cutout(numbers: Floats, size: int, largest: float) -> Tensor:
@@ -22,7 +22,8 @@ def draw_cutout(numbers: Floats, size: int, largest: float) -> Tensor:
         largest: Largest side of the square, as a share of the side of the image.
 
     Returns:
-        [n, 4] int64: first column, last column, first row, last row. The last lies before the first if there is none.
+        [n, 4] int64: first column, last column, first row, last row. For an image without a square, the last column
+        lies before the first.
     """
     return cutout_boxes(numbers.astype(np.float64) * [largest, size, size], size)
 
@@ -35,11 +36,12 @@ def cutout_boxes(share_x_y: NDArray[np.float64], size: int) -> Tensor:
         size: Side of the images in pixels.
 
     Returns:
-        [n, 4] int64, as `draw_cutout`.
+        [n, 4] int64, as `draw_cutout` returns them.
     """
     side = share_x_y[:, :1] * size
     first = np.trunc(np.maximum(share_x_y[:, 1:] - side / 2, 0))
-    # The side counts from the first pixel, also where the border moved it; and Pillow fills the last pixel too.
+    # Count the side from the first pixel, even if the border moved it, as FixMatch does. Pillow also fills the last
+    # pixel.
     last = np.trunc(np.minimum(first + side, size))
     last = np.where(side > 0, last, -1)
     return torch.from_numpy(np.stack([first, last], 2).reshape(-1, 4).astype(np.int64))
@@ -50,7 +52,7 @@ def fill_boxes(image: Tensor, boxes: Tensor | None, white: int) -> Tensor:
 
     Args:
         image: [n, bands, height, width]. The images may change in place.
-        boxes: [n, 4] from `cutout_boxes`, on the device of the images; None returns the images as they are.
+        boxes: [n, 4] from `cutout_boxes`, on the device of the images; None changes nothing.
         white: Value of a white pixel: 255 for bytes, else 1.
     """
     if boxes is None:

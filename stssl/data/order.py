@@ -64,7 +64,7 @@ class ShardOrder:
     fetch: Callable[[Ints, bool], None] | None
 
     def about(self, world: int) -> str:
-        """Say what the sequence of patches depends on, for the record of a run."""
+        """Describe the settings that decide the sequence of patches, for the record of a run."""
         return (
             f"the unlabeled stream comes by shards of {self.shard} patches, mixed {self.mix} at a time and dealt out "
             f"to {world} ranks: with another number of ranks it comes in another order"

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 Resize = Literal["centers", "corners", "pillow"]
-"""How to resize: centers of pixels keep their places, corner pixels keep theirs, or as Pillow resizes bytes."""
+"""Ways to resize: align the edges of both images, align the centers of their corner pixels, or give Pillow's bytes."""
 
 _ONE = 1 << 22
 """Weight 1 of Pillow's arithmetic for bytes: it rounds weights to multiples of 2**-22."""
 
 
 def resize_images(image: Tensor, size: int, how: Resize) -> Tensor:
-    """Resample images to a square of another size. Return images of this size as they are.
+    """Resample images to a square of another size. Images of this size are returned unchanged.
 
     Args:
         image: [n, bands, height, width]; for `pillow` whole numbers from 0 to 255.
@@ -53,7 +53,10 @@ def _pillow(image: Tensor, size: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _weights(source: int, size: int) -> NDArray[np.float64]:
-    """Return the weights [size, source] of a triangle filter, in units of 2**-22. A filter that shrinks is wider."""
+    """Return the weights [size, source] of a triangle filter, in units of 2**-22.
+
+    To shrink images, the filter is wider.
+    """
     scale = source / size
     reach = max(scale, 1.0)
     center = (np.arange(size) + 0.5) * scale

@@ -144,7 +144,7 @@ def _empty(path: str, config: SplitConfig, part: str, last: str) -> DataError | 
         path: Path of the store.
         config: Name of a stored split, or a rule.
         part: The empty part.
-        last: What else to do than to choose another split.
+        last: Advice in the message, besides that to choose another split.
     """
     if isinstance(config, BlockSplit | LeaveOutSplit):
         return ConfigError(

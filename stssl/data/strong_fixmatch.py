@@ -1,4 +1,4 @@
-"""RandAugment as FixMatch does it: operations of Pillow on 8-bit values, with random magnitudes.
+"""Apply RandAugment as FixMatch does: operations of Pillow on 8-bit values, with random magnitudes.
 
 The images are uint8 tensors, and all operations give Pillow's bytes. Three bands are red, green and blue. For other
 numbers of bands, which Pillow does not have, gray is the mean of all bands.
@@ -41,9 +41,9 @@ RANGES: dict[str, tuple[float, float]] = {
 """Lowest and highest magnitude of each operation."""
 FIXMATCH_NAMES = tuple(RANGES)
 FIXMATCH_NUMBERS = 2
-"""Random numbers for each operation: its kind and its magnitude."""
+"""Number of random numbers for each operation. They choose its kind and its magnitude."""
 _ONE = 1 << 16
-"""Pillow counts in 65,536ths of a pixel where it looks up the source of a pixel."""
+"""Units in a pixel: Pillow computes the position of a source pixel in 65,536ths of a pixel."""
 _MOVE = "move"
 _GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
@@ -80,7 +80,8 @@ def fixmatch_rounds(choices: Ints, magnitudes: NDArray[np.float64], size: int) -
 def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """Return where pixels come from, in 65,536ths of a pixel: [k, 6] whole numbers.
 
-    The source of (column, row) has the column `column * [0] + row * [1] + [2]`, and its row is made of the last three.
+    The first three numbers a, b, c give the source column of a pixel: a * column + b * row + c. The last three give its
+    source row in the same way.
     """
     turned, is_x, is_y, to_x, to_y = (choices == FIXMATCH_NAMES.index(name) for name in _GEOMETRIC)
     turn = -np.radians(np.where(turned, magnitudes % 360, 0))
@@ -107,14 +108,14 @@ def _fixed(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _move(image: Tensor, amounts: Tensor) -> Tensor:
-    """Look up the source of each pixel: the nearest one, zero outside."""
+    """Replace each pixel by its nearest source pixel, or by zero if the source lies outside the image."""
     height, width = image.shape[2:]
     steps = amounts.int()[:, :, None, None]
     x = torch.arange(width, device=image.device, dtype=torch.int32)
     y = torch.arange(height, device=image.device, dtype=torch.int32)[:, None]
     columns = (x * steps[:, 0] + (y * steps[:, 1] + steps[:, 2])).bitwise_right_shift_(16).clamp_(-1, width)
     rows = (x * steps[:, 3] + (y * steps[:, 4] + steps[:, 5])).bitwise_right_shift_(16).clamp_(-1, height)
-    # A frame of zeros serves all pixels outside.
+    # Add a frame of zeros: all sources outside the image are clamped to this frame.
     framed = functional.pad(image, (1, 1, 1, 1)).flatten(2)
     source = columns.add_(rows, alpha=width + 2).add_(width + 3).long().view(len(image), 1, -1)
     return framed.gather(2, source.expand(-1, image.shape[1], -1)).view_as(image)
@@ -131,18 +132,18 @@ def _gray(image: Tensor) -> Tensor:
 
 
 def _blend(base: Tensor, image: Tensor, amounts: Tensor) -> Tensor:
-    """Mix in float32 and cut off the digits after the point, as Pillow's `Image.blend`."""
+    """Mix two images in float32, and cut off the decimals, as Pillow's `Image.blend` does."""
     base = base.float()
     return _bytes(image.float().sub_(base).mul_(factor(amounts).float()).add_(base))
 
 
 def _bytes(values: Tensor) -> Tensor:
-    """Cut off the digits after the point. On a CPU, the way through int32 is three times as fast."""
+    """Convert values to bytes, and cut off the decimals. On a CPU, to convert by int32 is three times as fast."""
     return values.int().byte()
 
 
 def _look_up(image: Tensor, table: Tensor) -> Tensor:
-    """Replace the value of each pixel by that of a table [k, bands, 256]."""
+    """Replace the value of each pixel by its entry in a table [k, bands, 256]."""
     return table.byte().gather(2, image.flatten(2).long()).view_as(image)
 
 
@@ -174,7 +175,7 @@ def _contrast(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _sharpness(image: Tensor, amounts: Tensor) -> Tensor:
-    """Mix inner pixels with their smoothed neighborhood. Border pixels stay."""
+    """Mix inner pixels with their smoothed neighborhood. Border pixels keep their values."""
     values = image.float()
     inner = values[..., 1:-1, 1:-1]
     # A sum divided by 13 is at least 1/26 away from every half. So float32 rounds it to the right whole number.
@@ -206,4 +207,4 @@ FIXMATCH: dict[str, Operation] = {
     "Sharpness": _sharpness,
     "Solarize": _solarize,
 }
-"""Operations on uint8 images."""
+"""Operations on uint8 images, by name."""

@@ -1,8 +1,8 @@
-"""RandAugment as kornia does it (docs: kornia.augmentation.auto.RandAugment), for images of any number of bands.
+"""Apply RandAugment as kornia does (kornia.augmentation.auto.RandAugment), to images of any number of bands.
 
-Each image draws its own operations, all different, and resamples after each geometric one, with zeros outside. kornia
-0.7 and 0.9 turn the magnitude into other amounts: 0.7 posterizes to 0 bits where 0.9 keeps 7, never turns to the
-negative side, and translates by parts of a pixel.
+Each image draws its own operations, all different. Each geometric operation resamples the image, with zeros outside.
+kornia 0.7 and 0.9 compute different amounts from a magnitude. For example, 0.7 posterizes to 0 bits if 0.9 keeps 7.
+Geometric amounts of 0.7 are never negative, and its translations are parts of a pixel.
 """
 
 import math
@@ -38,7 +38,7 @@ KORNIA_NAMES = (
 SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 """The geometric operations: their amounts may be negative."""
 KORNIA_NUMBERS = 3
-"""Random numbers for each operation: its kind, its sign, and the threshold of solarize_add."""
+"""Number of random numbers for each operation. They choose its kind, its sign, and the threshold of solarize_add."""
 GREATEST_M = 30
 
 
@@ -167,7 +167,7 @@ def _equalize_old(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _equalized(image: Tensor, levels: Tensor, table: Tensor) -> Tensor:
-    # kornia leaves a band with step 0 as it is, to its last digit.
+    # Leave a band with step 0 unchanged to its last digit, as kornia does.
     changes = (table != torch.arange(LEVELS, device=table.device)).any(2)[..., None, None].float()
     values = table.float().div_(_white(image))
     return image.lerp_(values.gather(2, levels).view_as(image), changes)
@@ -193,7 +193,7 @@ def _solarize_add(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _color(image: Tensor, amounts: Tensor) -> Tensor:
-    """Change the saturation of hue, saturation and value: move all bands toward the largest one."""
+    """Change the saturation in the HSV model: change the distance of all bands from the largest band."""
     low, high = image.amin(1, keepdim=True), image.amax(1, keepdim=True)
     spread = high - low
     saturation = (factor(amounts) * (spread / (high + 1e-8))).clamp_(0, 1)
@@ -211,7 +211,7 @@ def _brightness(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _sharpness(image: Tensor, amounts: Tensor) -> Tensor:
-    """Mix inner pixels with their smoothed neighborhood. Border pixels stay."""
+    """Mix inner pixels with their smoothed neighborhood. Border pixels keep their values."""
     inner = image[..., 1:-1, 1:-1]
     smooth = box_sums(image).add_(inner, alpha=4).div_(13)
     inner.copy_((inner - smooth).mul_(factor(amounts)).add_(smooth))

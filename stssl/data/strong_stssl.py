@@ -1,4 +1,4 @@
-"""RandAugment in the style of this package: one resampling does the crop and all geometric operations.
+"""Apply RandAugment in the style of this package: one resampling does the crop and all geometric operations.
 
 The photometric operations run one after another. An image may draw an operation again.
 """
@@ -17,7 +17,7 @@ from stssl.data.operations import Operation, Rounds, at_least, box_sums, count_l
 GEOMETRIC = ("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 _GEOMETRY = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.3, "translate_y": 0.3}
 STSSL_NUMBERS = 2
-"""Random numbers for each operation: its kind and its sign."""
+"""Number of random numbers for each operation. They choose its kind and its sign."""
 
 
 def draw_stssl(numbers: Floats, m: float) -> tuple[Tensor, Tensor, Rounds]:

@@ -86,7 +86,7 @@ class KnownLabels:
         for column, place in enumerate(self._places):
             if place >= 0:
                 out[:, place] = own[:, column]
-        # The labels do not have this class of the model. So it is absent from all labeled patches.
+        # A class of the model that the label set lacks is absent from all labeled patches.
         labeled = (own != IGNORED).any(1)
         unnamed = [place for place in range(out.shape[1]) if place not in self._places]
         out[:, unnamed] = torch.where(labeled, 0, IGNORED)[:, None]

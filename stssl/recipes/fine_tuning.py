@@ -1,4 +1,4 @@
-"""Decide how networks learn that start from given weights, as far as a recipe leaves this open."""
+"""Choose the learning rates of networks that start from given weights, if the recipe does not set them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,14 +66,14 @@ def require_same_classes(recipe: Recipe, classes: Sequence[str]) -> None:
         classes: Classes of the store.
 
     Raises:
-        ConfigError: The head is of other classes, or the weights have no head.
+        ConfigError: The head was trained on other classes, or the weights have no head.
     """
     if recipe.model.head != "weights":
         return
     path = weights_file(Path(recipe.model.weights.partition(":")[2]))
     try:
         header = read_with_header(path)[1] if path.suffix == ".safetensors" else {}
-    except (OSError, *UNREADABLE):  # who loads the weights reports a damaged file
+    except (OSError, *UNREADABLE):  # the code that loads the weights reports a damaged file
         return
     if KEY not in header:
         return

@@ -1,4 +1,4 @@
-"""Say what a run trains on: patches of each part, labels and bands. Warn of parts that are not as asked."""
+"""Describe the data that a run trains on: patches of each part, labels and bands. Warn of unexpected sizes of parts."""
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from stssl.recipes.recipe import Recipe, RunRecipe
 from stssl.recipes.run_data import PixelData, RunData
 
 FAR = 2.0
-"""A part is far from its asked share if it is this many times too large or too small."""
+"""Factor by which a part must be larger or smaller than its asked share to cause a warning."""
 NAMED = 5
-"""Most classes that one warning names."""
+"""Largest number of classes that one warning names."""
 
 
 def announce(recipe: RunRecipe, data: PixelData) -> list[str]:
@@ -43,7 +43,10 @@ def part_lines(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def _labeled(data: PixelData, part: str) -> str:
-    """Say how many patches of a part are labeled. In `train` these are the patches that keep their label."""
+    """Compose the words on how many patches of a part are labeled.
+
+    In `train` these are the patches that keep their label.
+    """
     if not isinstance(data, RunData):
         return ""
     rows = data.split.part(part)

@@ -44,8 +44,8 @@ class DataConfig(Config):
             Pillow's bytes, and needs the scale `bytes`. All are bilinear; only `corners` never antialiases.
         statistics: Source of means and standard deviations: `store` (the training patches of the store), or `published`
             (constants of the makers of BigEarthNet, which the store holds too).
-        mean: Numbers to subtract from the stored values, one for each band. With `std`, they replace `scale` and what
-            known weights were fed. Networks see (value - mean) / std.
+        mean: Numbers to subtract from the stored values, one for each band. With `std`, they replace `scale`, and the
+            scaling of known weights. Networks see (value - mean) / std.
         std: Numbers to divide by, one for each band.
         cache: Memory for decoded pixels: `host` (one copy for all ranks of a machine) or `device`. `none` reads them
             from the store each time.
@@ -145,8 +145,8 @@ class BatchConfig(Config):
     Attributes:
         labeled: Number of labeled patches in a step, over all ranks.
         unlabeled_ratio: Number of unlabeled patches for each labeled patch.
-        micro: Most labeled patches that a rank passes through the networks at once. If its share of the batch is
-            larger, the rank divides it into micro-batches. None never divides.
+        micro: Largest number of labeled patches that a rank passes through the networks at once. If its share of the
+            batch is larger, the rank divides it into micro-batches. None never divides.
     """
 
     labeled: BatchSize = 64
@@ -169,7 +169,7 @@ class EvaluationConfig(Config):
 
     Attributes:
         batch: Number of patches in a batch.
-        limit: Most patches that a validation scores; None scores all.
+        limit: Largest number of patches that a validation scores; None scores all.
         checkpoint: Checkpoint that is the run's result: the `best` on validation, or the `last` one. With `last`, the
             split may lack a validation part.
         batchnorm_batches: Number of training batches for new BatchNorm statistics, which averaged weights need.

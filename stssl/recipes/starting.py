@@ -1,4 +1,4 @@
-"""Decide what a run starts from: its first weights, and the scaling that belongs to them."""
+"""Choose the first weights of a run, and the scaling of images that belongs to them."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from stssl.recipes.run_data import PixelData
 from stssl.recipes.sections import BackboneConfig, DataConfig
 
 WEIGHTS, SCALING = "weights", "scaling"
-"""Keys of a run's record: what is known about the first weights, and which numbers scaled the images."""
+"""Keys of a run's record: the description of the first weights, and the numbers that scaled the images."""
 
 
 class ChosenScaling(NamedTuple):
@@ -42,7 +42,7 @@ class ChosenScaling(NamedTuple):
 
 
 class Start:
-    """Hold what a run starts from, and describe it for the run's record.
+    """Hold the first weights and the scaling of a run, and describe both for the run's record.
 
     Attributes:
         weights: Weights that the networks start from.
@@ -62,7 +62,7 @@ class Start:
         self.scaling = choose_scaling(recipe.data, data, self.weights, recorded)
 
     def about(self) -> JsonObject:
-        """Describe weights and scaling for the record of a run. A resumed run keeps what was recorded."""
+        """Describe weights and scaling for the record of a run. A resumed run keeps the recorded description."""
         kept = (self.recorded or {}).get(WEIGHTS)
         about = self.weights.about() or kept
         found: JsonObject = {SCALING: self.scaling.about()}
@@ -104,9 +104,9 @@ def checkable(recipe: RunRecipe) -> bool:
 def choose_scaling(
     config: DataConfig, data: PixelData, first: FirstWeights | None = None, recorded: JsonMapping | None = None
 ) -> ChosenScaling:
-    """Choose the numbers that scale the images: `data.mean` and `data.std`, else what the weights were fed.
+    """Choose the numbers that scale the images: `data.mean` and `data.std`, else those of the weights' training.
 
-    Without either, `data.scale` decides.
+    If a recipe has neither, `data.scale` decides.
 
     Args:
         config: Section `data` of the recipe.

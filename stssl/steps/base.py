@@ -19,7 +19,7 @@ class StepOutput:
 
 
 class TrainingStep(nn.Module):
-    """Own the trained networks and the state of their training; `forward` computes the loss of a batch.
+    """Hold the trained networks and the state of their training; `forward` computes the loss of a batch.
 
     Attributes:
         networks: Modules that get gradients, by name. The loop logs and bounds each module's gradient norm separately.
@@ -33,7 +33,9 @@ class TrainingStep(nn.Module):
         return [backbone for backbone in found if isinstance(backbone, nn.Module)]
 
     def after_optimizer(self, bad: Tensor) -> None:
-        """Update what follows the networks, such as averaged weights. The loop calls this after each optimizer step.
+        """Update state that depends on the networks, such as averaged weights.
+
+        The loop calls this after each optimizer step.
 
         Args:
             bad: Scalar tensor; true if the loop skipped the step because its gradients are not finite.

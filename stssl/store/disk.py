@@ -23,7 +23,7 @@ from stssl.base.whole_files import cannot_write
 
 STRIPES = 64
 SHARE = 8
-"""Each list of the folder notes this part of the files, the oldest ones, as the next to remove."""
+"""Divisor: a listing of the folder remembers this part of the files, the oldest ones, as the next to remove."""
 COUNT_FILE = "bytes.txt"
 _DIGITS = 20
 _MARK = b"STSSLDC1"
@@ -192,7 +192,7 @@ class DiskCache:
                     Path(entry.path).unlink()
                 else:
                     found.append(_Aged(about.st_mtime_ns, about.st_size, entry.path))
-        # Not all of them: a list of a million files would take 200 MB in each process.
+        # Do not remember all files: a list of a million files would take 200 MB in each process.
         self._oldest = deque(heapq.nsmallest(max(STRIPES, len(found) // SHARE), found))
         self._counted = True
         return sum(file.size for file in found)

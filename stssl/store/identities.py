@@ -1,11 +1,11 @@
-"""Compare the identities of two conversions, and say in words what differs."""
+"""Compare the identities of two conversions, and describe the differences in words."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Say in what the conversion that made a store differs from the wanted one.
+    """Compare the conversion that made a store with the wanted one, and describe the differences in words.
 
     Args:
         found: Identity of the conversion that made the store, as the store has it.

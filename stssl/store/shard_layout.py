@@ -58,7 +58,7 @@ class Layout:
 def direct_layout(folder: Path) -> Layout | None:
     """Find out how the files of an array in a local folder are laid out.
 
-    Return None if the fast reader of this module does not know the layout.
+    Return None if the fast reader (`shards`) does not know the layout.
     """
     try:
         return known_layout(json.loads((folder / "zarr.json").read_bytes()))
@@ -69,7 +69,7 @@ def direct_layout(folder: Path) -> Layout | None:
 def known_layout(meta: ZarrTree) -> Layout | None:
     """Find out from an array's `zarr.json` (`meta`) how its files are laid out.
 
-    Return None if the fast reader of this module does not know the layout.
+    Return None if the fast reader (`shards`) does not know the layout.
     """
     try:
         (sharding,) = meta["codecs"]

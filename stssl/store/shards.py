@@ -39,7 +39,7 @@ RawPixels = AnyArray
 
 
 class Wanted(NamedTuple):
-    """Say where the bytes of n wanted patches are, and where they go in a batch.
+    """Hold where the bytes of n wanted patches are, and where their pixels go in a batch.
 
     Attributes:
         places: [n] places in the batch.

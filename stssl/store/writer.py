@@ -53,7 +53,7 @@ ColumnArrays = dict[str, ColumnArray]
 
 @dataclass(frozen=True)
 class StorePlan:
-    """Say what a conversion will write: the arrays, columns and splits of a store.
+    """Describe the store that a conversion writes: its arrays, columns and splits.
 
     Attributes:
         patches: Number of rows.
@@ -127,7 +127,7 @@ class Writer:
         """Create the store with empty pixel arrays. If it exists already, check that this conversion began it.
 
         Raises:
-            DataError: The path holds something else, or it cannot be written.
+            DataError: The path holds other files or another conversion, or it cannot be written.
         """
         if is_remote(self.store) and not split_url(self.store)[1]:
             raise DataError(f"{self.store} is a whole bucket. Give a path in it, such as {self.store}/NAME.zarr.")
@@ -298,7 +298,8 @@ class Writer:
                     f"{len(lost)} of {self.plan.shards} shards of {self.store} were written and are not here "
                     f"(the first: {lost[0]}). Give a folder that all nodes see, or a URL, and convert again."
                 )
-            # Only open the sidecars: the histograms of an archive take a gigabyte, and each step needs one array.
+            # Open the sidecars without reading all of them: the histograms of an archive take a gigabyte, and each step
+            # needs one array.
             parts = [np.load(io.BytesIO(self._sidecar(shard) or b"")) for shard in range(self.plan.shards)]
             group = zarr.open_group(zarr_place(self.store), mode="r+", use_consolidated=False)
             columns = {c.name: np.concatenate([part[c.name] for part in parts]) for c in self.plan.columns}

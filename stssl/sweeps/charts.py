@@ -65,7 +65,7 @@ def _dots(axis: "Axes", points: Sequence[tuple[float, TrialRow, float]]) -> None
 
 
 def importances(shares: Mapping[str, float]) -> Markup:
-    """Draw how important each searched parameter is as horizontal bars, the largest on top."""
+    """Draw the importance of each searched key as horizontal bars, the largest on top."""
     names = sorted(shares, key=lambda name: shares[name])
     figure, (axis,) = figure_of(8.4, 0.9 + 0.32 * len(names))
     axis.barh(range(len(names)), [shares[name] for name in names], 0.6, color=COLORS[0])

@@ -28,7 +28,7 @@ IDLE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("loss.distance", ("mse", "mae", "cosine", "none")),
     ),
 }
-"""For each recipe key that may have no effect: another key, and the values of it with which this is so."""
+"""Recipe keys that may have no effect: for each, other keys, and the values of these keys that make it useless."""
 
 for _key in sorted({key for kind in ALGORITHMS.values() for key in kind.unused_keys()}):
     _names = tuple(name for name, kind in ALGORITHMS.items() if _key in kind.unused_keys())
@@ -40,12 +40,12 @@ FIRST = ("model.metadata", "model.injection.name", "loss.distance")
 
 @dataclass(frozen=True)
 class Found:
-    """Describe one meaning of a recipe key. A key has several meanings if several kinds of a section have it.
+    """Describe one definition of a recipe key. A key has several definitions if several kinds of a section have it.
 
     Attributes:
         domain: Values that the recipe's type allows; None if the type sets no bounds.
         integer: True if values are whole numbers.
-        gates: Conditions on other keys under which the key has this meaning.
+        gates: Conditions on other keys under which this definition holds.
     """
 
     domain: Domain | None

@@ -222,7 +222,7 @@ class Checkpoints:
     def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
         """Yield path and state of each existing checkpoint, newest first.
 
-        For a damaged one, yield its error as the state.
+        For a damaged checkpoint, yield its error in place of the state.
 
         Args:
             recipe: Hash of the recipe that the run must have; None accepts any run.
@@ -255,7 +255,7 @@ class Checkpoints:
     def same_as_best(self, recipe: str | None) -> tuple[str, CheckpointState | None]:
         """Find out if `last` or `previous` is the same checkpoint as `best`.
 
-        Return its name and state, else "" and None.
+        Return the name and the state of this checkpoint; "" and None if neither is a copy.
         """
         with contextlib.suppress(UnusableError):
             last = self._read("last", recipe)

@@ -119,7 +119,7 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
     def _finite(self) -> bool:
         """Return True if the network computes finite features for a few training patches.
 
-        If not, its weights are useless.
+        If not, the weights are useless.
         """
         encoder, rows = self._encoder(), self.data.split.train[:CHECKED_ROWS]
         with evaluating(encoder):

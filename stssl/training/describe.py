@@ -1,4 +1,4 @@
-"""Describe the network that a run exports: what goes into the header of its weights file."""
+"""Describe the network that a run exports, for the header of its weights file."""
 
 import platform
 from collections.abc import Iterator
@@ -98,7 +98,7 @@ def _groups(recipe: RunRecipe, data: PixelData) -> dict[str, BandGroup]:
 
 
 def _about(data: PixelData, group: BandGroup, key: str) -> float | None:
-    """Return a positive number from the description of a pixel array; None if it does not say one."""
+    """Return a positive number from the description of a pixel array; None if the description lacks it."""
     value = data.store.description.about(group.name).get(key)
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
@@ -186,7 +186,7 @@ def take_samples(data: PixelData, description: ModelDescription) -> Samples:
 
 
 def on_grid(images: Tensor, side: int) -> Tensor:
-    """Resample images [n, bands, H, W] to a width and height of `side` pixels; return them as they are if they fit."""
+    """Resample images [n, bands, H, W] to a width and height of `side` pixels. Return images of this size unchanged."""
     if images.shape[-1] == side and images.shape[-2] == side:
         return images
     return resize_images(images, side, "centers")

@@ -86,7 +86,10 @@ def _train_here(recipe: RunRecipe, device: torch.device, report: Report) -> None
 
 
 def _resume(train_state: TrainState) -> None:
-    """Resume this rank from the last checkpoint. Rank 0 logs damaged checkpoints, and what is trained where."""
+    """Resume this rank from the last checkpoint.
+
+    Rank 0 logs damaged checkpoints, and a line with the network and its device.
+    """
     problems = train_state.resume()
     if rank() == 0:
         for problem in problems:

@@ -202,7 +202,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Drop the collected values, and measure time from now on. Steps with bad gradients stay noted."""
+        """Drop the collected values, and measure time from now on. Keep the list of steps with bad gradients."""
         self.sums: Logs = {}
         self.before: dict[str, Tensor | int] = {}
         self.steps, self.rows, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
@@ -233,7 +233,9 @@ class Meter:
             self.sums[name] = self.sums[name] + kept if name in self.sums else kept
 
     def write(self) -> None:
-        """Write one row with the means over the collected steps and all ranks to the run's metrics, and start anew.
+        """Write one row to the run's metrics: means over the collected steps and all ranks.
+
+        Then drop the collected steps.
 
         Raises:
             RunError: Gradients were not finite in more steps than the recipe allows.

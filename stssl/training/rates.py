@@ -11,7 +11,7 @@ from stssl.recipes.recipe import RunRecipe
 
 
 class LayerRate(NamedTuple):
-    """Hold how fast parameters learn.
+    """Hold the learning rate of some parameters.
 
     Attributes:
         factor: Learning rate, divided by that of new layers.
@@ -27,7 +27,7 @@ NEW = LayerRate(1.0, False)
 
 
 def layer_rates(networks: nn.ModuleDict, recipe: RunRecipe) -> dict[nn.Parameter, LayerRate]:
-    """Return the learning rates of all parameters that do not learn like new layers.
+    """Return the learning rate of each parameter whose rate differs from that of new layers.
 
     Args:
         networks: Networks of a step. New layers are all that lie outside of the backbones, and the classifiers.

@@ -251,10 +251,13 @@ def _parse(data: bytes, numbers: bool) -> Rows:
 
 
 class NewRows:
-    """Read the rows that a run adds to `metrics.jsonl`. Each call reads on from where the last one ended."""
+    """Read the rows that a run adds to `metrics.jsonl`.
+
+    Each call reads only the rows that earlier calls did not read.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Set the file. It may be missing yet."""
+        """Store the path of the file, which may not exist yet."""
         self.path = path
         self._given, self._offset, self._inode = 0, 0, -1
 

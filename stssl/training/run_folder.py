@@ -177,7 +177,7 @@ class RunFolder:
         return without_weights(recipe) if self.checkpoints.exist() else recipe
 
     def start_record(self) -> JsonObject | None:
-        """Return what a resumed run needs to know of its start; None if the run has no checkpoint or no record yet.
+        """Return the run's record, which a resumed run needs; None if the run has no checkpoint or no record yet.
 
         Raises:
             RunError: The record is damaged.

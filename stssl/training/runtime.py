@@ -112,7 +112,7 @@ def _savings(recipe: RunRecipe) -> Iterator[str]:
 
 
 class StopRequest:
-    """Remember that a signal asked the process to end (Ctrl-C, SIGTERM, closed terminal). The loop checks each step.
+    """Remember that a signal asked the process to end (Ctrl-C, SIGTERM, closed terminal). The loop checks it each step.
 
     A second Ctrl-C ends the run at once, unless the run is writing its last checkpoint (`leaving`).
 

@@ -158,7 +158,7 @@ def require_name(checkpoint: str) -> None:
     """Check that a checkpoint's name is `best` or `last`.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: The name is another one.
     """
     if checkpoint not in ("best", "last"):
         raise ConfigError(f"unknown checkpoint '{checkpoint}': give best or last")
@@ -196,7 +196,7 @@ def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "")
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """Hold what an evaluation computed, and where it wrote it.
+    """Hold the scores of an evaluation, and the path of its files.
 
     Attributes:
         scores: Scores by network and by score name.
