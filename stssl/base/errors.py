@@ -1,6 +1,7 @@
 """Define the errors that a user can act on. They say what is wrong, in which place, and what to do.
 
-The command line prints the message of an error without a traceback and exits with its `exit_code`.
+The command line prints the message of an error without a traceback and exits with its `exit_code`. A notebook shows the
+message without a traceback, too.
 """
 
 
@@ -10,6 +11,13 @@ class StsslError(Exception):
     exit_code = 2
     passing = False
     """True if the cause may soon end by itself. Another try may succeed."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows in place of a traceback: the name of the class, and the message.
+
+        IPython calls this method if an exception has it. Python itself and other tools still show the traceback.
+        """
+        return f"{type(self).__name__}: {self}".splitlines()
 
 
 class ConfigError(StsslError):

@@ -97,8 +97,12 @@ def test_readme_notebook_runs_in_a_kernel(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_control_readme_notebook_with_a_wrong_cell_fails(tmp_path):
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("import stssl; stssl.open_store('none.zarr')")]
-    )
+    going_on = {"tags": ["raises-exception"]}
+    sources = ("import stssl; stssl.open_store('none.zarr')", "1 / 0")
+    made = [nbformat.v4.new_code_cell(source, metadata=going_on) for source in sources]
+    notebook = nbformat.v4.new_notebook(cells=[*made, nbformat.v4.new_code_cell(sources[0])])
     with pytest.raises(CellExecutionError, match="DataError"):
         executed(notebook, tmp_path)
+    ours, others = (cell.outputs[-1].traceback for cell in notebook.cells[:2])
+    assert len(ours) == 1 and ours[0].startswith("DataError: ") and "none.zarr" in ours[0]
+    assert len("\n".join(others).splitlines()) > 3  # control: Python's own errors keep their traceback
