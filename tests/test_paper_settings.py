@@ -20,7 +20,7 @@ from stssl.base.config import differing_keys
 from stssl.base.errors import ConfigError
 from stssl.models.backbones import make_backbone
 from stssl.models.published import PUBLISHED_WEIGHTS
-from stssl.models.weights import read_weights, weighted_backbone
+from stssl.models.weights import open_first_weights, read_weights
 from stssl.recipes.catalog import resolved_text
 from stssl.recipes.pretraining import PretrainRecipe
 from stssl.recipes.recipe import Recipe, load_as, load_training_recipe
@@ -264,7 +264,8 @@ def test_a_file_with_the_keys_of_usb_fits_the_recipes_network(config, made_for, 
     torch.save({"model": {f"module.{key}": value for key, value in whole.items()}}, tmp_path / "vit.pth")
     torch.manual_seed(2)
     weights = f"file:{tmp_path / 'vit.pth'}"
-    net = weighted_backbone(model.backbone, options, weights, size=model.image_size, in_channels=3, classes=9)
+    first = open_first_weights(weights, model.backbone, options, size=model.image_size)
+    net = first.build(model.backbone, options, size=model.image_size, in_channels=3, classes=9)
     own = net.state_dict()
     assert own["head.weight"].shape == (9, 12) and set(own) == set(whole)
     different = {key for key, value in own.items() if value.shape != whole[key].shape or not value.equal(whole[key])}

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from stssl.analysis.probe import ProbeResult
 from stssl.archives.conversion import Summary
+from stssl.base.logs import shown_messages
 from stssl.recipes.recipe import RunRecipe
 from stssl.store.schema import printable
 from stssl.training.launch import Watch, check_run, run
@@ -146,10 +147,16 @@ def run_with_progress(console: Console, recipe: RunRecipe) -> Path:
         best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
         console.print(f"This run is finished: {done['steps']} steps{best}.")
         return folder.path
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     # Check before the bar appears: after an error, the message must be the only output.
     for line in check_run(folder.recipe_to_build(recipe)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
+        say(line)
+    # Without progress, leave warnings to Python's own logging: the console would swallow them.
+    messages = contextlib.nullcontext() if console.quiet else shown_messages(say)
+    with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch, messages:
         return run(recipe, watch, checked=True).path
 
 

@@ -1,6 +1,41 @@
-"""Hold the logger that the whole package writes to."""
+"""Make the logger that the whole package writes to, and show its messages to the user."""
 
+import contextlib
 import logging
+from collections.abc import Callable, Iterator
 
 LOG = logging.getLogger("stssl")
-"""The terminal shows warnings without any set-up. It shows information only if the command line asks for it."""
+"""The terminal shows warnings without any set-up, and information while `shown_messages` lasts."""
+
+
+class _Shower(logging.Handler):
+    """Pass each message to a function that shows a line."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__()
+        self.show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.show(self.format(record))
+
+
+@contextlib.contextmanager
+def shown_messages(show: Callable[[str], None]) -> Iterator[None]:
+    """Show all messages of this package while the context lasts, information too.
+
+    If the calling program has set up logging, change nothing: its own handlers get the messages.
+
+    Args:
+        show: Shows one message to the user.
+    """
+    if LOG.hasHandlers():
+        yield
+        return
+    handler, level = _Shower(show), LOG.level
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        LOG.setLevel(level)

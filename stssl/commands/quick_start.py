@@ -8,14 +8,13 @@ from typing import Literal
 from rich.console import Console
 
 from stssl.analysis.report import write_report
-from stssl.api.progress import conversion_summary, counting, score_table, training_progress
+from stssl.api.progress import conversion_summary, counting, run_with_progress, score_table
 from stssl.archives.conversion import Options, convert_archive
 from stssl.archives.synthetic import synthesize_archive
 from stssl.base.config import Tree, apply_overrides, merge, parse_tree, validate
 from stssl.recipes.recipe import Recipe
 from stssl.store.description import describe_store
 from stssl.store.store import Store
-from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run
 
@@ -75,8 +74,7 @@ def run_quickstart(
     _make_store(archive, store, console, patches)
     console.rule("3  train: a teacher that sees place and date, a student that does not")
     write_text(out / "recipe.yaml", text)
-    with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch:
-        folder = run(recipe, watch)
+    run_with_progress(console, recipe)
     console.rule("4  evaluate and report")
     for part in ("validation", "test"):
         console.print(score_table(evaluate_run(folder.path, part), part))

@@ -96,6 +96,7 @@ def plan_command(
     from stssl.analysis.costs import describe_costs
     from stssl.analysis.planning import load, machines_for, plan_run
     from stssl.base.config import load_tree
+    from stssl.base.logs import shown_messages
     from stssl.recipes.catalog import find_recipe
     from stssl.sweeps.keeping import room_line
     from stssl.sweeps.spec import load_sweep
@@ -103,7 +104,8 @@ def plan_command(
     file = find_recipe(recipe)
     sweep = load_sweep(file, overrides or ()) if "search" in load_tree(file) else None
     loaded = sweep.recipe if sweep else load(file, overrides or ())
-    found = plan_run(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)
+    with shown_messages(lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)):
+        found = plan_run(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)
     print(describe_costs(found))
     if sweep:
         print(f"the sweep    {room_line(sweep, found.checkpoint, sweep.config.concurrent or 1)}")

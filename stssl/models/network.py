@@ -16,7 +16,7 @@ from stssl.models.freezing import freeze_backbone, is_frozen
 from stssl.models.injection import NOWHERE, Injection, InjectionBase, Nowhere, Shape
 from stssl.models.metadata import EncoderBase, MetadataEncoder
 from stssl.models.sites import INJECTIONS
-from stssl.models.weights import FirstWeights, given_weights, weighted_backbone
+from stssl.models.weights import FirstWeights, given_weights, open_first_weights
 
 NetworkRole = Literal["plain", "student", "teacher", "direct"]
 """Purpose of a network.
@@ -170,8 +170,9 @@ def build_network(
     Raises:
         ConfigError: The backbone, the weights or the site do not exist, or do not fit each other.
     """
+    first = open_first_weights(weights, backbone, backbone_args, size=image_size)
     sizes = {"size": image_size, "in_channels": in_channels, "classes": classes}
-    net = weighted_backbone(backbone, backbone_args, weights, **sizes, with_head=head == "weights")
+    net = first.build(backbone, backbone_args, **sizes, with_head=head == "weights")
     shape = shape_of(net, backbone)
     if head == "new" and given_weights(weights):
         _start_head_from_zero(net)

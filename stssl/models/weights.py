@@ -130,7 +130,7 @@ class FirstWeights:
 
 
 def open_first_weights(
-    weights: str,
+    weights: "str | FirstWeights",
     name: str,
     options: JsonMapping,
     *,
@@ -142,7 +142,7 @@ def open_first_weights(
     """Read the weights that the networks of a run start from.
 
     Args:
-        weights: Value of `model.weights`.
+        weights: Value of `model.weights`. Weights that were read before are returned unchanged.
         name: `slim_resnet` or any name that timm knows.
         options: Further arguments of the backbone's constructor.
         size: Side of the images in pixels.
@@ -153,6 +153,8 @@ def open_first_weights(
     Raises:
         ConfigError: The weights do not exist, or cannot be read.
     """
+    if isinstance(weights, FirstWeights):
+        return weights
     found = open_checkpoint(weights, name, options, size=size, classes=2)
     if found is not None and weights_bands is not None:
         found = replace(found, bands=weights_bands)
@@ -175,34 +177,6 @@ def check_offline(
     bands = weights_bands or (facts.bands if facts else None)
     if bands is not None and facts is not None:
         pick_bands(bands, image_bands, missing, weights)
-
-
-def weighted_backbone(
-    name: str,
-    options: JsonMapping,
-    weights: "str | FirstWeights",
-    *,
-    size: int,
-    in_channels: int,
-    classes: int,
-    with_head: bool = False,
-) -> Backbone:
-    """Build a backbone and load its first weights.
-
-    Args:
-        name: `slim_resnet` or any name that timm knows.
-        options: Further arguments of the backbone's constructor.
-        weights: Weights to start from: a value of `model.weights`, or weights that were read before.
-        size: Side of the images in pixels.
-        in_channels: Number of bands.
-        classes: Number of outputs.
-        with_head: True to load the head, too.
-
-    Raises:
-        ConfigError: The backbone or the weights do not exist, or the weights do not fit the backbone.
-    """
-    first = open_first_weights(weights, name, options, size=size) if isinstance(weights, str) else weights
-    return first.build(name, options, size=size, in_channels=in_channels, classes=classes, with_head=with_head)
 
 
 def given_weights(weights: str | FirstWeights) -> bool:

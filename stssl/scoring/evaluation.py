@@ -144,13 +144,15 @@ def spread(rows: Ints, limit: int | None) -> Ints:
 
 
 def without_nan(value: Mapping[str, object]) -> dict[str, object]:
-    """Copy nested mappings with None in place of NaN and infinite numbers, because JSON cannot express those."""
+    """Copy nested mappings and lists with None in place of NaN and infinite numbers: JSON cannot express those."""
     return {key: _without_nan(item) for key, item in value.items()}
 
 
 def _without_nan(value: object) -> object:
     if isinstance(value, Mapping):
         return without_nan(value)
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from stssl.base.errors import ConfigError, shown
 from stssl.models import Network
-from stssl.models.backbones import Backbone, shape_of
-from stssl.models.weights import weighted_backbone
+from stssl.models.backbones import Backbone, make_backbone, shape_of
 from stssl.students.description import ModelDescription
 from stssl.students.image_model import ImageModel
 from stssl.students.loading import network_of, read_described
@@ -76,13 +75,13 @@ def _encoder(path: Path, description: ModelDescription, weights: dict[str, Tenso
     parts = description.network
     try:
         with torch.random.fork_rng(devices=[]):  # the first weights are random: keep the caller's random numbers
-            backbone = weighted_backbone(
+            backbone = make_backbone(
                 parts.backbone,
                 parts.backbone_args,
-                "none",
                 size=description.image.pixels,
                 in_channels=len(description.bands),
                 classes=2,
+                hub=False,
             )
         width = shape_of(backbone, parts.backbone).width
         backbone.reset_classifier(0)

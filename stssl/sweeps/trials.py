@@ -125,6 +125,8 @@ def carry_out(recipe: Recipe, watch: Watch | None = None, report: Watch | None =
         raise
     except StsslError as error:
         _write_reason(recipe, str(error))
+    # Catch every error, such as one of CUDA or of a full disk: a failed trial must not end a search of days. The reason
+    # has the traceback, so a defect of this program stays visible.
     except Exception as error:
         _write_reason(recipe, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
 

@@ -20,7 +20,7 @@ from stssl.data.views import PixelScaler
 from stssl.models.backbones import check_images, shape_of
 from stssl.models.ema import average_batchnorm, evaluating
 from stssl.models.layout import placed
-from stssl.models.weights import FirstWeights, weighted_backbone
+from stssl.models.weights import FirstWeights, open_first_weights
 from stssl.recipes.build import build_pixels
 from stssl.recipes.part_counts import announce
 from stssl.recipes.pretraining import PretrainRecipe
@@ -214,9 +214,9 @@ def build_encoder(
     Raises:
         ConfigError: The backbone is unknown, or the weights do not fit it.
     """
-    backbone = weighted_backbone(
-        model.backbone, model.backbone_args, first or model.weights, size=model.image_size, in_channels=bands, classes=2
-    )
+    name, options, size = model.backbone, model.backbone_args, model.image_size
+    weights = open_first_weights(first or model.weights, name, options, size=size)
+    backbone = weights.build(name, options, size=size, in_channels=bands, classes=2)
     width = shape_of(backbone, model.backbone).width
     backbone.reset_classifier(0)
     return PretrainEncoder(backbone, width, projection, mlp)

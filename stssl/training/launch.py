@@ -132,6 +132,7 @@ def _train_on_ray(recipe: RunRecipe) -> None:
         try:
             with passing_signals(Post(start)):
                 trainer.fit()
+        # Ray Train has no common class of errors, and raises the workers' own errors too.
         except Exception as error:
             raise _reason(error) from error
 

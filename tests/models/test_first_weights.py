@@ -10,11 +10,16 @@ import torch
 from stssl.base.errors import ConfigError
 from stssl.models.backbones import make_backbone
 from stssl.models.known_weights import SENTINEL2
-from stssl.models.weights import open_first_weights, weighted_backbone
+from stssl.models.weights import open_first_weights
 
 NUMBERS = Path(__file__).parent / "lite0.npz"
 """Images in the network's scale, and logits and pooled features of `efficientnet-lite-pytorch` 0.1.0 for them."""
 RGB = ("B04", "B03", "B02")
+
+
+def built(weights):
+    first = open_first_weights(weights, "efficientnet_lite0", {}, size=64)
+    return first.build("efficientnet_lite0", {}, size=64, in_channels=3, classes=2)
 
 
 def lite0() -> str:
@@ -63,17 +68,17 @@ def test_weights_of_the_look_alike_are_refused(tmp_path, renamed):
         torch.save(found, tmp_path / "any.pth")
         weights = f"file:{tmp_path / 'any.pth'}"
     with pytest.raises(ConfigError, match=r"Set model\.backbone=tf_efficientnet_lite0"):
-        weighted_backbone("efficientnet_lite0", {}, weights, size=64, in_channels=3, classes=2)
+        built(weights)
 
 
 def test_a_file_that_does_not_say_which_of_two_look_alikes_it_is_is_warned_of(tmp_path, caplog):
     state = make_backbone("efficientnet_lite0", {}, size=64, in_channels=3, classes=2, hub=False).state_dict()
     torch.save(state, tmp_path / "w.pth")
-    weighted_backbone("efficientnet_lite0", {}, f"file:{tmp_path}/w.pth", size=64, in_channels=3, classes=2)
+    built(f"file:{tmp_path}/w.pth")
     assert "which compute different numbers" in caplog.text
     torch.save({"state_dict": state, "arch": "tf_efficientnet_lite0"}, tmp_path / "w.pth")
     with pytest.raises(ConfigError, match=r"Set model\.backbone=tf_efficientnet_lite0"):
-        weighted_backbone("efficientnet_lite0", {}, f"file:{tmp_path}/w.pth", size=64, in_channels=3, classes=2)
+        built(f"file:{tmp_path}/w.pth")
 
 
 def test_kernels_are_picked_by_the_names_of_bands(tmp_path):

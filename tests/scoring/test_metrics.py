@@ -1,9 +1,13 @@
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from stssl.base.batch import IGNORED
 from stssl.base.labels import LabelSpace
+from stssl.scoring.evaluation import without_nan
 from stssl.scoring.metrics import diverged, headline, score
 
 MULTI = LabelSpace(("a", "b", "c", "d"), True)
@@ -151,3 +155,12 @@ def test_decisions_are_made_on_logits():
 def test_a_single_label_task_of_one_class_is_scored():
     scores, classes = score(torch.randn(4, 1), torch.zeros(4, 1, dtype=torch.long), LabelSpace(("only",), False))
     assert scores["accuracy"] == scores["F1"] == 1 and scores["loss"] == 0 and list(classes) == ["only"]
+
+
+def test_json_gets_no_number_that_is_not_finite_at_any_depth():
+    given = {"a": math.nan, "rows": [{"b": math.inf, "c": 1.5}, [math.nan, 2]], "pair": (-math.inf, "nan"), "n": 3}
+    wanted = {"a": None, "rows": [{"b": None, "c": 1.5}, [None, 2]], "pair": [None, "nan"], "n": 3}
+    assert without_nan(given) == wanted
+    assert json.loads(json.dumps(without_nan(given), allow_nan=False)) == wanted
+    with pytest.raises(ValueError, match="JSON"):  # control
+        json.dumps(given, allow_nan=False)
