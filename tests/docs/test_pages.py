@@ -125,6 +125,23 @@ def test_the_api_is_shown_by_the_names_that_users_write(built):
     assert "stssl.api" not in text
 
 
+def unquoted(page):
+    """List the commands and overrides of a page whose brackets or braces a shell would read as its own."""
+    blocks = re.findall(r"^```(?:console|bash|sh|text)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [line for line in lines if re.match(r"\s*(\$ |stssl |python |\w+=\S+ stssl |for )", line)]
+    overrides = re.findall(r"`([\w.]+=[\[{][^`]*)`", page)
+    bare = [re.sub(r"'[^']*'|\"[^\"]*\"|\$\{\w+\}", "", words) for words in commands + overrides]
+    return [words for words in bare if re.search(r"[\[\]{}]", words)]
+
+
+def test_commands_quote_brackets_and_braces():
+    pages = [CHECKOUT / "README.md", *DOCS.rglob("*.md")]
+    assert {page.name: unquoted(page.read_text()) for page in pages if unquoted(page.read_text())} == {}
+    assert unquoted("```console\n$ stssl train x \\\n    data.bands=[1,2]\n[1, 2]\n```\n") != []  # control
+    assert unquoted("Set `data.split={name: blocks}`.") and not unquoted("Set `'data.bands=[1]'` or `[1]`.")
+
+
 def test_pages_link_only_to_what_is_there():
     for page in DOCS.rglob("*.md"):
         if "generated" in page.parts or "_build" in page.parts:
