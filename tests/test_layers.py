@@ -23,7 +23,7 @@ LAYERS = [
 ]
 """Lowest first; folders of one layer do not import each other."""
 RAY = {"base.ray_session", "archives.conversion", "analysis.planning"}
-RAY |= {f"training.{name}" for name in ("launch", "ray_notices", "evaluation_tasks")}
+RAY |= {f"training.{name}" for name in ("launch", "ray_metrics", "ray_notices", "evaluation_tasks")}
 RAY |= {"mapping.block_tasks", "commands.submission", "commands.quick_start"}
 RAY |= {f"sweeps.{name}" for name in ("run", "trials", "tuning", "confirmation")}
 """Modules that may import Ray."""

@@ -40,6 +40,44 @@ def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
     return value
 
 
+def result_path(parameter: typer.CallbackParam, value: Any) -> Any:
+    """Check that an argument is the local path of a result, and warn if the result would vanish with a Ray job.
+
+    Args:
+        parameter: The option or argument, for the message.
+        value: A path, or None.
+
+    Raises:
+        ConfigError: The path is a URL.
+    """
+    local_path(parameter, value)
+    _warn_if_vanishing(parameter, value)
+    return value
+
+
+def new_store(parameter: typer.CallbackParam, value: str) -> str:
+    """Check the place of a store to write, and warn if the store would vanish with a Ray job.
+
+    Args:
+        parameter: The argument, for the message.
+        value: Path or URL.
+
+    Raises:
+        ConfigError: The argument is neither a path nor a URL.
+    """
+    store_place(parameter, value)
+    _warn_if_vanishing(parameter, value)
+    return value
+
+
+def _warn_if_vanishing(parameter: typer.CallbackParam, value: str | Path | None) -> None:
+    from stssl.base.job_copy import vanishing
+    from stssl.base.logs import LOG
+
+    if value is not None and (warning := vanishing(_shown(parameter), value)):
+        LOG.warning("%s", warning)
+
+
 def store_place(parameter: typer.CallbackParam, value: str | None) -> str | None:
     """Check that an argument is the path or the URL of a store.
 

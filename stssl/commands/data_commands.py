@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 import typer
 
 from stssl.archives.formats import FORMATS
-from stssl.commands.arguments import Overrides, given_options, local_path, store_place
+from stssl.commands.arguments import Overrides, given_options, local_path, new_store, result_path, store_place
 from stssl.commands.terminal import console
 
 
 def quickstart_command(
-    out: Annotated[Path, typer.Option(help="Folder that keeps everything.", callback=local_path)] = Path("quickstart"),
+    out: Annotated[Path, typer.Option(help="Folder that keeps everything.", callback=result_path)] = Path("quickstart"),
     patches: Annotated[int, typer.Option(min=200, help="Patches of the generated archive.")] = 4000,
     keep: Annotated[
         Literal["all", "store", "none"], typer.Option(help="What stays of the generated data: all takes 1.2 GB.")
@@ -25,7 +25,7 @@ def quickstart_command(
 
 
 def synthesize_command(
-    out: Annotated[Path, typer.Argument(help="Folder to write.", callback=local_path)],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", callback=result_path)],
     patches: Annotated[int, typer.Option(min=1, help="How many patches.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
     locations: Annotated[
@@ -56,7 +56,7 @@ def convert_command(
     archive: Annotated[
         list[Path], typer.Argument(help="Folder or file of the archive; several scenes.", callback=local_path)
     ],
-    store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.", callback=store_place)],
+    store: Annotated[str, typer.Argument(help="Zarr store to write: a folder or a URL.", callback=new_store)],
     codec: Annotated[str, typer.Option(help="lz4, zstd or none.")] = "lz4",
     shard: Annotated[int, typer.Option(min=1, help="Patches a shard.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first patches.")] = None,

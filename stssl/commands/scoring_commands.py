@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from stssl.commands.arguments import local_path, store_place
+from stssl.commands.arguments import local_path, result_path, store_place
 from stssl.commands.terminal import console
 
 
@@ -15,7 +15,7 @@ def probe_command(
         str | None, typer.Option(help="Instead of a run: weights, as in model.weights. Needs --store.")
     ] = None,
     store: Annotated[str | None, typer.Option(help="Store with labels, for --weights.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File of the scores, for --weights.", callback=local_path)] = None,
+    out: Annotated[Path | None, typer.Option(help="File of the scores, for --weights.", callback=result_path)] = None,
     labels: Annotated[
         list[str] | None, typer.Option(help="all, fraction=F, per-class=N or total=N; repeatable.")
     ] = None,
@@ -120,7 +120,7 @@ def compare_command(
 
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", callback=local_path)],
-    out: Annotated[Path, typer.Option(help="HTML file to write.", callback=local_path)] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="HTML file to write.", callback=result_path)] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page about runs: recipes, curves, scores, classes, maps."""
     from stssl.analysis.report import write_report

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from stssl.commands.arguments import local_path
+from stssl.commands.arguments import local_path, result_path
 from stssl.commands.terminal import console
 
 
@@ -16,7 +16,7 @@ def export_command(
         str, typer.Option("--format", help="pt2, onnx, or torchvision (ResNets, without their head).")
     ] = "pt2",
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: export in the run's folder.", callback=local_path)
+        Path | None, typer.Option(help="Folder to write; default: export in the run's folder.", callback=result_path)
     ] = None,
     bands: Annotated[str | None, typer.Option(help="Three bands for torchvision, such as B04,B03,B02.")] = None,
     license: Annotated[str | None, typer.Option(help="License of the weights, such as CC-BY-4.0.")] = None,
@@ -49,7 +49,7 @@ Inputs = Annotated[
 def predict_command(
     model: Annotated[Path, typer.Argument(help="Folder of a run, or a student's file.", callback=local_path)],
     inputs: Inputs,
-    out: Annotated[Path, typer.Option(help="Map (.tif) or table (.parquet) to write.", callback=local_path)],
+    out: Annotated[Path, typer.Option(help="Map (.tif) or table (.parquet) to write.", callback=result_path)],
     also: Annotated[
         list[Path] | None,
         typer.Option("--model", help="Further model of an ensemble; repeatable.", callback=local_path),
@@ -90,7 +90,7 @@ def predict_command(
 def embed_command(
     model: Annotated[Path, typer.Argument(help="A run, a student or a pretrained encoder.", callback=local_path)],
     inputs: Inputs,
-    out: Annotated[Path, typer.Option(help="Table (.parquet) or Zarr group (.zarr) to write.", callback=local_path)],
+    out: Annotated[Path, typer.Option(help="Table (.parquet) or Zarr group (.zarr) to write.", callback=result_path)],
     stride: Windows = None,
     bands: Bands = "",
     resample: Resample = False,

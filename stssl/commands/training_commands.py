@@ -145,10 +145,11 @@ def submit_command(
     paths = _prediction_paths(words) if file == str(PREDICT) else ()
     what = PREDICT if paths else find_recipe(file)
     given = Submission(what, words, address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait, paths)
-    code = submit_job(
-        given, lambda text: print(text, end="", flush=True), lambda line: console.print(line, markup=False)
-    )
-    raise typer.Exit(code)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    raise typer.Exit(submit_job(given, lambda text: print(text, end="", flush=True), say))
 
 
 def _prediction_paths(words: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from stssl.base.errors import ConfigError, RunError
+from stssl.base.job_copy import vanishing
+from stssl.base.logs import LOG
 from stssl.recipes.run_data import open_data
 from stssl.scoring.metrics import score
 from stssl.sweeps.domains import build_space
@@ -54,6 +56,8 @@ def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0
     from stssl.sweeps.results import rows, write_best, write_table
 
     what = load_sweep(path, overrides)
+    if warning := vanishing("storage", what.config.storage):
+        LOG.warning("%s", warning)
     with alone(what.folder), study_errors(study_url(what.config)):
         book = search(what, say)
         trials = rows(book)

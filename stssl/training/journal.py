@@ -1,4 +1,4 @@
-"""Write a run's metrics to `metrics.jsonl` and, if the recipe says so, to TensorBoard and MLflow."""
+"""Write a run's metrics to `metrics.jsonl`, to Ray and, if the recipe says so, to TensorBoard and MLflow."""
 
 import contextlib
 import threading
@@ -10,11 +10,12 @@ from stssl.base.config import flatten
 from stssl.base.errors import ConfigError, RunError
 from stssl.base.whole_files import cannot_write
 from stssl.recipes.recipe import RunRecipe
+from stssl.training.ray_metrics import RayGauges, on_ray
 from stssl.training.run_folder import RunFolder
 
 
 class Sink(Protocol):
-    """Define the interface of outputs (TensorBoard, MLflow) that get the same metrics as the run's own file."""
+    """Define the interface of outputs (TensorBoard, MLflow, Ray) that get the same metrics as the run's own file."""
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write a row of metrics.
@@ -144,7 +145,7 @@ class MlFlow:
 
 
 class Journal:
-    """Write metrics to the run's file, TensorBoard and MLflow. Only rank 0 (the first training process) writes.
+    """Write metrics to the run's file, TensorBoard, MLflow and Ray. Only rank 0 (the first training process) writes.
 
     Attributes:
         writes: True if this journal writes: on rank 0, after `TrainState.resume`.
@@ -172,9 +173,11 @@ class Journal:
             self.sinks.append(TensorBoard(folder, step))
         if recipe.logging.mlflow:
             self.sinks.append(MlFlow(folder, recipe, recipe.logging.mlflow))
+        if on_ray():
+            self.sinks.append(RayGauges(recipe))
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Write a row of metrics to the run's file, and its finite values to TensorBoard and MLflow.
+        """Write a row of metrics to the run's file, and its finite values to the other outputs.
 
         Args:
             kind: `train` or `validation`.
@@ -200,6 +203,6 @@ class Journal:
             self.folder.append(row, file)
 
     def close(self) -> None:
-        """Close TensorBoard and MLflow at the end of the run."""
+        """Close all outputs at the end of the run."""
         for sink in self.sinks:
             sink.close()

@@ -11,6 +11,7 @@ import torch
 from stssl.base.config import Tree, validate
 from stssl.base.distributed import rank
 from stssl.base.errors import RunError, StsslError
+from stssl.base.job_copy import vanishing
 from stssl.base.logs import LOG
 from stssl.base.ray_session import connected_ray, lacking, resources_for
 from stssl.recipes.pretraining import kind_of
@@ -64,6 +65,8 @@ def run(
     folder = RunFolder.of(recipe)
     if folder.refuse_others(recipe) and folder.finished():
         return folder
+    if warning := vanishing("launch.storage", recipe.launch.storage):
+        LOG.warning("%s", warning)
     if not checked:
         for line in check_run(folder.recipe_to_build(recipe)):
             LOG.info("%s", line)
@@ -125,6 +128,7 @@ def _train_on_ray(recipe: RunRecipe) -> None:
                 storage_path=str(RunFolder.of(recipe).path),
                 failure_config=FailureConfig(max_failures=launch.max_failures),
                 callbacks=[_not_again()],
+                **_quiet(),
             ),
         )
         # Ray's own handler of Ctrl-C ends the process with exit code 0, as if the run had succeeded.
@@ -135,6 +139,15 @@ def _train_on_ray(recipe: RunRecipe) -> None:
         # Ray Train has no common class of errors, and raises the workers' own errors too.
         except Exception as error:
             raise _reason(error) from error
+
+
+def _quiet() -> dict[str, Any]:
+    """Return options of Ray's `RunConfig` that keep notes of Ray Train out of the output. Its warnings stay."""
+    import ray.train
+
+    # Early releases of Ray Train 2 have no such class.
+    kind = getattr(ray.train, "LoggingConfig", None)
+    return {"logging_config": kind(log_level="WARNING")} if kind else {}
 
 
 def _worker(config: dict[str, Any]) -> None:

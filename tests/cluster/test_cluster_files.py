@@ -1,6 +1,7 @@
 """The files in cluster/, checked without a cloud: Ray's own schema, KubeRay's, and what they name must exist."""
 
 import copy
+import json
 import os
 import re
 import shlex
@@ -14,9 +15,11 @@ import yaml
 
 from stssl.recipes.recipe import load_training_recipe
 from stssl.recipes.sections import LaunchConfig
+from stssl.training.ray_metrics import EXPORTED, VALIDATION
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
+FILES = [path for path in CLUSTER.rglob("*") if path.is_file()]
 MANIFESTS = {"kuberay-job.yaml": "ray.io_rayjobs.yaml", "kuberay-cluster.yaml": "ray.io_rayclusters.yaml"}
 
 
@@ -44,6 +47,15 @@ def test_ray_up_takes_the_file():
     assert accepted_by_ray(config)
     assert config["head_node_type"] in config["available_node_types"]
     assert config["max_workers"] >= max(kind.get("max_workers", 0) for kind in config["available_node_types"].values())
+
+
+def test_ray_up_starts_spot_instances_first():
+    kinds = read("aws.yaml")["available_node_types"]
+    spot = {name for name, kind in kinds.items() if "InstanceMarketOptions" in kind["node_config"]}
+    assert spot == {"gpu_spot"} and kinds["gpu_spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert kinds["gpu_spot"]["priority"] > kinds["gpu"].get("priority", 0)
+    others = {key: value for key, value in kinds["gpu_spot"]["node_config"].items() if key != "InstanceMarketOptions"}
+    assert others == kinds["gpu"]["node_config"]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +167,7 @@ def test_the_image_copies_what_exists():
     assert [name for name in names if not (ROOT / name).exists()] == []
     (extras,) = re.findall(r"'\.\[(.+)\]'", text)
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"cloud", "postgres"} <= set(extras.split(",")) <= set(known)
+    assert set(extras.split(",")) == set(known) - {"dev", "docs"}
     assert "RAY_AUTH_MODE=token" in text and re.search(r"^USER (?!root)", text, re.MULTILINE)
     assert re.search(r"^FROM python:3\.1[1-9]", text, re.MULTILINE)
 
@@ -164,8 +176,35 @@ def test_control_a_missing_file_is_seen():
     assert list(copied("COPY --chown=ray nowhere.txt stssl ./")) == ["nowhere.txt", "stssl"]
 
 
+def asked_of_prometheus(dashboard):
+    """Names of the metrics that the panels and variables of a dashboard ask for."""
+    texts = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    texts += [str(one["query"]) for one in dashboard["templating"]["list"] if one["type"] == "query"]
+    return {name for text in texts for name in re.findall(r"\bray_\w+", text)}
+
+
+def test_the_dashboard_asks_for_what_runs_export():
+    dashboard = json.loads((CLUSTER / "grafana" / "stssl.json").read_text())
+    exported = {f"ray_{name}" for name in (*EXPORTED, VALIDATION)}
+    assert asked_of_prometheus(dashboard) == exported
+    for panel in dashboard["panels"]:
+        assert (
+            panel["title"]
+            and panel["fieldConfig"]["defaults"]["unit"]
+            and asked_of_prometheus({"panels": [panel], "templating": {"list": []}})
+        )
+    text = (ROOT / "docs" / "tutorials" / "cluster.md").read_text()
+    assert [name for name in exported if f"`{name}`" not in text] == []
+
+
+def test_control_a_metric_that_no_run_exports_is_seen():
+    panel = {"targets": [{"expr": "max by (run) (ray_stssl_lose{run=~'$run'})"}]}
+    dashboard = {"panels": [panel], "templating": {"list": []}}
+    assert asked_of_prometheus(dashboard) == {"ray_stssl_lose"}
+
+
 def test_tokens_are_on_and_nothing_opens_ports():
-    for path in CLUSTER.iterdir():
+    for path in FILES:
         text = path.read_text()
         assert "0.0.0.0" not in text, path
         assert "RAY_AUTH_MODE=disabled" not in text, path
@@ -189,5 +228,5 @@ def test_the_readme_names_what_exists_and_all_of_it():
     text = (CLUSTER / "README.md").read_text()
     for name in re.findall(r"(?:cluster|experiments)/[\w./-]+", text):
         assert (ROOT / name).exists(), name
-    for path in CLUSTER.iterdir():
-        assert f"`{path.name}`" in text or path.name == "README.md", path
+    for path in FILES:
+        assert f"`{path.relative_to(CLUSTER)}`" in text or path.name == "README.md", path

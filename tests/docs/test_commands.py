@@ -227,6 +227,7 @@ PROMISES = {
         ("sweeps/cpu/best.yaml", "sweeps/cpu/report.html", "sweeps/cpu/study.db"),
         (r"/sweeps/cpu/best.yaml\n.*\.html\n$",),
     ),
+    "ray job submit": Promise(("{tmp}/shared/runs/plain/done.json",), ("succeeded",)),
     "stssl submit": Promise(("{tmp}/shared/runs/bigearthnet-fixmatch_teacher_1pct-s0/done.json",), ("succeeded",)),
 }
 """By the longest beginning of a command."""
