@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
+@cache
 def _words(stream: RandomStream) -> list[NDArray[np.uint64]]:
     """Turn the name of a random stream into 64-bit integers, one for each word of the name."""
     return [np.frombuffer(word.encode().ljust(_WORD, b"\0"), "<u8") for word in stream.value.split()]

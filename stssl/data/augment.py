@@ -5,6 +5,7 @@ restarts. The weak view is a random crop with reflected borders, and random flip
 RandAugment (Cubuk et al. 2020, arXiv:1909.13719) in one of several styles, and a gray square.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,10 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from stssl.base.arrays import Floats
+from stssl.base.batch import View
 from stssl.base.config import Config, Domain
 from stssl.data import strong_fixmatch, strong_kornia, strong_stssl
 from stssl.data.cutout import draw_cutout, fill_boxes
 from stssl.data.operations import Rounds, apply_rounds, sampling_grid
+from stssl.data.packing import packed, unpacked
 
 Style = Literal["stssl", "kornia-0.7", "kornia", "fixmatch"]
 """Implementation of RandAugment that strong views follow in operations and magnitudes."""
@@ -92,15 +95,28 @@ class Draw:
     style: Style = "stssl"
     boxes: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Draw":
-        """Copy the random choices to another device, such as a GPU. Return before the copy ends."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
+    def each(self, move: Callable[[Tensor], Tensor]) -> "Draw":
+        """Return a copy in which each tensor is replaced by `move(tensor)`, always in the same order."""
         rounds = tuple({k: (move(r), move(m)) for k, (r, m) in ops.items()} for ops in self.rounds)
         matrix, offset, boxes = (None if t is None else move(t) for t in (self.matrix, self.offset, self.boxes))
         return Draw(move(self.shift), move(self.flip), matrix, offset, rounds, self.style, boxes)
+
+
+def draws_on(draws: Mapping[View, Draw], device: torch.device) -> dict[View, Draw]:
+    """Copy random choices to another device in one transfer. They are many small tensors, about 60 in a step."""
+    if device.type == "cpu":
+        return dict(draws)
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    for draw in draws.values():
+        draw.each(note)
+    buffer = packed(found, pinned=device.type == "cuda").to(device, non_blocking=True)
+    copies = iter(unpacked(buffer, found))
+    return {view: draw.each(lambda _: next(copies)) for view, draw in draws.items()}
 
 
 _PER_OPERATION: dict[Style, int] = {

@@ -25,13 +25,13 @@ def group_rounds(choices: Ints, amounts: Floats | NDArray[np.float64], names: Se
         amounts: [n, rounds, c] amounts of the operations.
         names: Name for each number. Numbers with the same name are one group. None, or a negative number, does nothing.
     """
-    numbers: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        if name is not None:
-            numbers.setdefault(name, []).append(number)
+    groups = {name: group for group, name in enumerate(dict.fromkeys(names)) if name is not None}
+    # One look-up for all rounds: `np.isin` for each name and round took two fifths of the time of all draws.
+    table = np.array([-1 if name is None else groups[name] for name in (*names, None)])
+    group_of = table[np.where(choices < 0, len(names), choices)]
     found = []
     for i in range(choices.shape[1]):
-        drawn = {name: np.flatnonzero(np.isin(choices[:, i], own)) for name, own in numbers.items()}
+        drawn = {name: np.flatnonzero(group_of[:, i] == group) for name, group in groups.items()}
         found.append(
             {
                 name: (torch.from_numpy(rows), torch.from_numpy(amounts[rows, i]))

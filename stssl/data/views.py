@@ -12,7 +12,7 @@ from stssl.base.arrays import Floats, Ints
 from stssl.base.batch import DATE, PLACE, Batch, Stream, View
 from stssl.base.randomness import RandomStream, uniforms
 from stssl.base.scaling import BandScaling
-from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, numbers_needed
+from stssl.data.augment import AugmentConfig, Draw, apply_view, draw_view, draws_on, numbers_needed
 from stssl.data.resizing import Resize, resize_images
 
 
@@ -221,8 +221,8 @@ class ViewMaker(nn.Module):
             arrays = {name: array.to(device, non_blocking=True) for name, array in rows.arrays.items()}
             with torch.autocast(device.type, enabled=False):  # bf16 has too few digits for coordinates of pixels
                 unit = self.pixels.unit(arrays)
-                for view, draw in rows.draws.items():
-                    images[view] = self.pixels.normalize(apply_view(unit, draw.to(device)))
+                for view, draw in draws_on(rows.draws, device).items():
+                    images[view] = self.pixels.normalize(apply_view(unit, draw))
         labeled, unlabeled = raw[Stream.LABELED], raw.get(Stream.UNLABELED)
         return Batch(
             images=images,
