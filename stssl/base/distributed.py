@@ -86,6 +86,12 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def exchange_device() -> torch.device:
+    """Return the device of small tensors that the ranks exchange: NCCL moves tensors only between GPUs."""
+    nccl = world_size() > 1 and dist.get_backend() == "nccl"
+    return torch.device("cuda") if nccl else torch.device("cpu")
+
+
 def made_once(make: Callable[[], object], device: torch.device) -> object:
     """Call a function on rank 0 only, and return its result on all ranks. All ranks call this together.
 

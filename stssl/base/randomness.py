@@ -57,10 +57,27 @@ def _words(stream: RandomStream) -> list[NDArray[np.uint64]]:
 
 def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
     """Hash integers, names of random streams and integer arrays [n] into n keys of 64 bits."""
+    # A loader draws with the same seed and stream all the time: hash these first parts only once.
+    plain = next((at for at, part in enumerate(parts) if not isinstance(part, int | RandomStream)), len(parts))
+    state = _start(tuple(part for part in parts[:plain] if isinstance(part, int | RandomStream)))
+    for part in parts[plain:]:
+        state = _next(state, part)
+    return state
+
+
+@lru_cache(maxsize=256)
+def _start(parts: tuple[int | RandomStream, ...]) -> NDArray[np.uint64]:
+    """Hash the first parts of a key, which are no arrays. Do not change the result: later calls return it, too."""
     state = np.zeros(1, np.uint64)
     for part in parts:
-        for value in _words(part) if isinstance(part, RandomStream) else [np.asarray(part)]:
-            state = _mix((state ^ _mix(value.astype(np.uint64) + _GOLDEN)) + _GOLDEN)
+        state = _next(state, part)
+    return state
+
+
+def _next(state: NDArray[np.uint64], part: KeyPart) -> NDArray[np.uint64]:
+    """Add one part to the hash of a key."""
+    for value in _words(part) if isinstance(part, RandomStream) else [np.asarray(part)]:
+        state = _mix((state ^ _mix(value.astype(np.uint64) + _GOLDEN)) + _GOLDEN)
     return state
 
 

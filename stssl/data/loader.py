@@ -82,7 +82,7 @@ class StreamSource:
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
-    def choose(self, step: int, ranks: tuple[int, int]) -> "Chosen":
+    def choose(self, step: int, ranks: tuple[int, int]) -> "StepRows":
         """Choose the patches that this training process (rank) gets in a step.
 
         Args:
@@ -90,10 +90,10 @@ class StreamSource:
             ranks: This rank and the number of ranks.
         """
         positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *ranks))
-        return Chosen(positions, epochs, self.rows[positions])
+        return StepRows(positions, epochs, self.rows[positions])
 
     def complete(
-        self, chosen_rows: "Chosen", arrays: dict[str, Tensor], views: Collection[View], draw: Drawer
+        self, chosen_rows: "StepRows", arrays: dict[str, Tensor], views: Collection[View], draw: Drawer
     ) -> RawRows:
         """Add metadata, labels, and random choices for augmentation to the pixels of patches.
 
@@ -112,7 +112,7 @@ class StreamSource:
         return RawRows(arrays, metadata, self.labels[chosen].long(), torch.from_numpy(positions), chosen, draws)
 
 
-class Chosen(NamedTuple):
+class StepRows(NamedTuple):
     """Name n patches of one step: positions in their stream [n], epochs [n] and store rows [n]."""
 
     positions: Ints

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from stssl.algorithms import LabelerOutputs
 from stssl.base.batch import IGNORED, View
 from stssl.base.config import Config, Domain, Positive
+from stssl.base.distributed import exchange_device, gather_rows, rank, rows_of, world_size
 from stssl.base.sphere import on_sphere
 
 EARTH_KM = 6371.0
@@ -133,7 +134,7 @@ class Votes(nn.Module):
 
 
 def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Find the nearest other patches of each patch, by the distance on the Earth's surface.
+    """Find the nearest other patches of each patch on the Earth. All ranks call this together.
 
     Args:
         metadata: [patches, 4] places and dates of the patches.
@@ -151,7 +152,10 @@ def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
     near = torch.zeros(len(points), min(count, max(len(known) - 1, 0)), dtype=torch.int64)
     distance = torch.full(near.shape, torch.inf)
     if near.shape[1]:
-        chords, found = KDTree(points[known]).query(points[known], near.shape[1] + 1)
+        # The search takes most of the time, so the ranks divide it.
+        own_rows = points[known][rows_of(len(known), rank(), world_size())]
+        parts = KDTree(points[known]).query(own_rows, near.shape[1] + 1)
+        chords, found = (gather_rows(torch.from_numpy(part).to(exchange_device())).cpu().numpy() for part in parts)
         # Each patch finds itself too, and not always first: other patches may lie at the same place. Leave itself out.
         own = found == np.arange(len(known))[:, None]
         own[~own.any(1), -1] = True

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from stssl.base.distributed import gather_rows, rank, rows_of, world_size
+from stssl.base.distributed import exchange_device, gather_rows, rank, rows_of, world_size
 from stssl.base.logs import LOG
 
 MEMORY = Path("/dev/shm")
@@ -110,7 +109,5 @@ def _number(text: str) -> int:
 
 def _all_numbers(number: int) -> list[int]:
     """Return the numbers of all ranks."""
-    # NCCL moves tensors only between GPUs.
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    found: list[int] = gather_rows(torch.tensor([number], device=device), [1] * world_size()).tolist()
+    found: list[int] = gather_rows(torch.tensor([number], device=exchange_device()), [1] * world_size()).tolist()
     return found

@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from stssl.base.distributed import gather_rows, world_size
+from stssl.base.distributed import exchange_device, gather_rows, world_size
 from stssl.base.json_types import JsonMapping
 from stssl.recipes.recipe import RunRecipe
 
@@ -36,9 +35,7 @@ def choose_precision(recipe: RunRecipe, device: torch.device, recorded: JsonMapp
         return cast(Precision, kept)
     having = has_bf16(device)
     if world_size() > 1:
-        # NCCL moves tensors only between GPUs.
-        where = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-        having = bool(gather_rows(torch.tensor([having], device=where)).all())
+        having = bool(gather_rows(torch.tensor([having], device=exchange_device())).all())
     return "bf16" if having else "fp32"
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from stssl.base.distributed import gather_rows, rank, world_size
+from stssl.base.distributed import exchange_device, gather_rows, rank, world_size
 from stssl.base.errors import RunError
 from stssl.base.logs import LOG
 from stssl.base.stopping import TOGETHER_S, Asked
@@ -47,8 +47,8 @@ def check_shared(folder: Path) -> None:
     """
     if world_size() == 1:
         return
-    # NCCL moves tensors only between GPUs. The name is random, since an earlier start may have left such a file.
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    # The name is random, since an earlier start may have left such a file.
+    device = exchange_device()
     number = torch.tensor([uuid.uuid4().int % 2**62], device=device)
     dist.broadcast(number, 0)
     mark = folder / f".seen-{int(number)}"

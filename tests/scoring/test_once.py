@@ -1,4 +1,4 @@
-"""On several ranks, scores are computed once, and BatchNorm statistics from batches that the ranks divide."""
+"""On several ranks, scores are computed once; batches for BatchNorm and the search for neighbors are divided."""
 
 import json
 import math
@@ -12,8 +12,11 @@ from stssl.base.distributed import made_once
 from stssl.base.labels import LabelSpace
 from stssl.models.ema import reestimate_batchnorm
 from stssl.scoring import metrics
+from stssl.steps.votes import nearest_places
 
 BATCHES = [torch.randn(6, 3, generator=torch.Generator().manual_seed(number)) for number in range(5)]
+PLACES = torch.rand(37, 4, generator=torch.Generator().manual_seed(0)) * 40
+PLACES[5] = torch.nan
 
 
 def estimated(batches):
@@ -41,6 +44,7 @@ def work(rank, folder):
     found["values"] = made_once(lambda: [rank, math.nan, math.inf, 0.1, None, "é"], torch.device("cpu"))
     found["statistics"] = estimated(BATCHES[rank :: dist.get_world_size()]).tolist()
     found["fewer batches than ranks"] = estimated(BATCHES[rank:1]).tolist()
+    found["near"] = [part.tolist() for part in nearest_places(PLACES, 3)]
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
@@ -52,6 +56,7 @@ def test_ranks_share_scores_and_batches(tmp_path):
     assert (
         first["values"][0] == 0 and math.isnan(first["values"][1]) and first["values"][2:] == [math.inf, 0.1, None, "é"]
     )
+    assert first["near"] == [part.tolist() for part in nearest_places(PLACES, 3)]  # the ranks divide the search
     alone: list[int] = []
     assert first["scores"] == json.loads(json.dumps(list(scored(alone)))) and alone == [1]
     torch.testing.assert_close(torch.tensor(first["statistics"]), estimated(BATCHES))
