@@ -1,8 +1,12 @@
 """Measure parts whose cost grows with the number of patches, files, labels or rows: seconds at several sizes.
 
     python experiments/benchmarks/growth.py --repeats 3 --json growth.json
+    python experiments/benchmarks/growth.py --store big.zarr --places TABLE.parquet --patches 5000 50000 590326
 
 A part that grows in proportion has equal numbers in the last column: microseconds for each thing.
+
+With `--store`, it makes stores of these sizes from the shards of a small BigEarthNet store and the places and dates of
+a table (see `big_stores.py`), and measures what a run does with them before its first step and in its steps.
 """
 
 import argparse
@@ -21,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from big_stores import measure_stores
 from PIL import Image
 
 from stssl.algorithms import LabelerOutputs
@@ -123,22 +128,34 @@ PARTS: dict[str, tuple[Callable[[int], float], tuple[int, ...]]] = {
 }
 
 
+def measure_parts(names: list[str], repeats: int) -> list[dict[str, object]]:
+    """Measure the parts in `PARTS` with these names at each of their sizes, and print a table."""
+    results: list[dict[str, object]] = []
+    print("| part | number | seconds | spread | us for each |\n| --- | --- | --- | --- | --- |")
+    for name in names:
+        measure, sizes = PARTS[name]
+        for size in sizes:
+            taken = [measure(size) for _ in range(repeats)]
+            middle, spread = statistics.median(taken), max(taken) - min(taken)
+            results.append({"part": name, "number": size, "seconds": taken})
+            print(f"| {name} | {size:,} | {middle:.3f} | {spread:.3f} | {1e6 * middle / size:.1f} |", flush=True)
+    return results
+
+
 def main() -> None:
     """Measure each part at each of its sizes, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--store", type=Path, help="Small BigEarthNet store: measure larger ones made of its shards.")
+    parser.add_argument("--places", type=Path, help="Parquet table of places and dates for these stores.")
+    parser.add_argument("--patches", nargs="+", type=int, default=[5000, 50_000, 590_326])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    results = []
-    print("| part | number | seconds | spread | us for each |\n| --- | --- | --- | --- | --- |")
-    for name in options.parts:
-        measure, sizes = PARTS[name]
-        for size in sizes:
-            taken = [measure(size) for _ in range(options.repeats)]
-            middle, spread = statistics.median(taken), max(taken) - min(taken)
-            results.append({"part": name, "number": size, "seconds": taken})
-            print(f"| {name} | {size:,} | {middle:.3f} | {spread:.3f} | {1e6 * middle / size:.1f} |", flush=True)
+    if options.store:
+        results = measure_stores(options.store.absolute(), options.places, options.patches, options.repeats)
+    else:
+        results = measure_parts(options.parts, options.repeats)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 
