@@ -17,9 +17,9 @@ from typing import Any
 from stssl.archives.base import Archive, OnProgress, SlicedArchive
 from stssl.archives.options import options_of, takes_several
 from stssl.archives.registry import ARCHIVES
-from stssl.base.errors import ConfigError, DataError, RunError
+from stssl.base.errors import ConfigError, DataError
 from stssl.base.json_types import JsonObject
-from stssl.base.ray_session import connected_ray
+from stssl.base.ray_session import connected_ray, finished_tasks
 from stssl.store.files import sole_writer, writing
 from stssl.store.remote import is_remote
 from stssl.store.schema import SHARD, Patch
@@ -325,27 +325,17 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
         # In a list, Ray passes the reference, not the job: a worker unpacks the archive's listing once, not per shard.
         shared = [ray.put(common)]
         task = ray.remote(max_retries=3)(_task)
-        # Reverse the list: the loop takes shards from its end, and the first shards should come first.
-        waiting = list(reversed(shards))
-        flying: list[ray.ObjectRef[int]] = []
-        # Two tasks for each CPU keep all CPUs busy. All tasks at once would fill Ray's queue with one object per shard.
+        # Two tasks for each CPU keep all CPUs busy.
         most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]  # Ray has no types here
-        while waiting or flying:
-            while waiting and len(flying) < most:
-                shard = waiting.pop()
-                flying.append(task.remote(shared, shard, sliced and sliced.of_rows(job.writer.plan.rows(shard))))
-            ready, flying = ray.wait(flying, num_returns=1)
-            try:
-                yield from ray.get(ready)
-            except ray.exceptions.RayTaskError as error:
-                # Ray's error includes the worker's traceback, but the message of a user's mistake should be one line.
-                raise (DataError(str(error.cause)) if isinstance(error.cause, DataError) else error) from None
-            except ray.exceptions.RayError as error:
-                words = " ".join(str(error).split())[:300]
-                raise RunError(
-                    f"workers died again and again ({words}). Finished shards are kept: run the same command again, "
-                    "with fewer --workers or a smaller --shard if memory ran out."
-                ) from None
+        advice = (
+            "Finished shards are kept: run the same command again, with fewer --workers or a smaller --shard if memory "
+            "ran out."
+        )
+
+        def start(shard: int, _: int | None) -> "ray.ObjectRef[int]":
+            return task.remote(shared, shard, sliced and sliced.of_rows(job.writer.plan.rows(shard)))
+
+        yield from finished_tasks(start, shards, most, advice)
 
 
 _jobs: dict[object, Job] = {}

@@ -5,9 +5,16 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
-from stssl.base.errors import RunError
+from stssl.base.errors import DataError, RunError
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+_Result = TypeVar("_Result")
 
 
 @contextlib.contextmanager
@@ -56,6 +63,57 @@ def _take_back(number: signal.Signals, handler: object) -> None:
     """Restore the handler of a signal that Ray replaced. Ray's handler ends the process without a message."""
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(number, handler)
+
+
+def finished_tasks(
+    start: "Callable[[int, int | None], ObjectRef[_Result]]", numbers: Sequence[int], most: int, advice: str
+) -> Iterator[_Result]:
+    """Run Ray tasks, only some at a time: all at once would fill Ray's queue. Tasks end in any sequence.
+
+    A task is told the number of the task that is started when it ends. A worker often gets this one next, and can
+    prepare it meanwhile.
+
+    Args:
+        start: Starts the task of a number. Its second argument is the number that follows, or None.
+        numbers: Numbers of the tasks.
+        most: Most tasks at the same time.
+        advice: What to do if workers die again and again.
+
+    Yields:
+        Result of each task.
+
+    Raises:
+        DataError: A task raised it.
+        RunError: Workers die again and again.
+    """
+    import ray
+
+    waiting = deque(numbers)
+    first = [waiting.popleft() for _ in range(min(most, len(waiting)))]
+    flying: dict[ObjectRef[_Result], int | None] = {}
+
+    def launch(number: int) -> None:
+        following = waiting.popleft() if waiting else None
+        flying[start(number, following)] = following
+
+    try:
+        for number in first:
+            launch(number)
+        while flying:
+            ready, _ = ray.wait(list(flying), num_returns=1)
+            following = flying.pop(ready[0])
+            if following is not None:
+                launch(following)
+            yield ray.get(ready[0])
+    except ray.exceptions.RayTaskError as error:
+        # Ray's error includes the worker's traceback, but the message of a user's mistake should be one line.
+        raise (DataError(str(error.cause)) if isinstance(error.cause, DataError) else error) from None
+    except ray.exceptions.RayError as error:
+        words = " ".join(str(error).split())[:300]
+        raise RunError(f"workers died again and again ({words}). {advice}") from None
+    finally:
+        for one in flying:
+            ray.cancel(one, force=True)
 
 
 def resources_for(bundles: list[dict[str, float]], seconds: float) -> dict[str, float]:

@@ -3,15 +3,16 @@
 import contextlib
 import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import torch
 
 from stssl.base.errors import DataError, RunError
-from stssl.base.ray_session import connected_ray
+from stssl.base.ray_session import connected_ray, finished_tasks
 from stssl.data.loader import prefetch
-from stssl.mapping.blocks import BlockPredictor
+from stssl.mapping.blocks import BlockInput, BlockPredictor
 from stssl.mapping.layers import LayerReader
 
 RETRIES = 5
@@ -70,39 +71,68 @@ def run_on_ray(
         most = min(workers or 1 << 30, max(1, int(found.get("CPU", 1))))
         shared = [ray.put(predictor)]
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
-        waiting = list(reversed(numbers))
-        flying: list[ray.ObjectRef[tuple[int, bytes]]] = []
-        try:
-            while waiting or flying:
-                while waiting and len(flying) < most:
-                    flying.append(task.remote(shared, waiting.pop(), gpus > 0))
-                ready, flying = ray.wait(flying, num_returns=1)
-                yield from ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            # Ray's error includes the worker's traceback, but the message of a user's mistake should be one line.
-            raise (DataError(str(error.cause)) if isinstance(error.cause, DataError) else error) from None
-        except ray.exceptions.RayError as error:
-            words = " ".join(str(error).split())[:300]
-            raise RunError(
-                f"workers died again and again ({words}). Finished blocks are kept: run the same command again, with "
-                "fewer --workers if memory ran out."
-            ) from None
-        finally:
-            for one in flying:
-                ray.cancel(one, force=True)
+        advice = "Finished blocks are kept: run the same command again, with fewer --workers if memory ran out."
+
+        def start(number: int, following: int | None) -> "ray.ObjectRef[tuple[int, bytes]]":
+            return task.remote(shared, number, following, gpus > 0)
+
+        yield from finished_tasks(start, numbers, most, advice)
 
 
-_kept: dict[object, tuple[BlockPredictor, LayerReader]] = {}
+class ReadAhead:
+    """Predict blocks in a worker, and read the block that probably follows in a thread meanwhile."""
+
+    def __init__(self, predictor: BlockPredictor) -> None:
+        """Read nothing yet.
+
+        Args:
+            predictor: Scene and students.
+        """
+        self._predictor, self._reader = predictor, LayerReader()
+        self._pool = ThreadPoolExecutor(1, "stssl-reader")
+        self._next: tuple[int, Future[BlockInput]] | None = None
+
+    def close(self) -> None:
+        """End the thread, and close all files."""
+        self._next = None
+        self._pool.shutdown(cancel_futures=True)
+        self._reader.close()
+
+    def predict(self, number: int, following: int | None) -> bytes:
+        """Predict a block.
+
+        Args:
+            number: Number of the block.
+            following: Number of the block that is probably asked for next; None for none.
+
+        Returns:
+            Bytes of the block, of `BlockResult.packed`.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        ahead, self._next = self._next, None
+        fits = ahead is not None and ahead[0] == number
+        given = (ahead[1] if ahead is not None and fits else self._read(number)).result()
+        if following is not None:
+            self._next = following, self._read(following)
+        return self._predictor.predict(given).packed()
+
+    def _read(self, number: int) -> "Future[BlockInput]":
+        return self._pool.submit(self._predictor.read, self._reader, number)
 
 
-def _task(shared: list[Any], number: int, gpu: bool) -> tuple[int, bytes]:
+_kept: dict[object, ReadAhead] = {}
+
+
+def _task(shared: list[Any], number: int, following: int | None, gpu: bool) -> tuple[int, bytes]:
     """Predict one block in a Ray worker. The worker keeps the students and open files for its next blocks."""
     import ray
 
     torch.set_num_threads(1)
     if shared[0] not in _kept:
         # Delete the old scene: its students take memory, and a worker serves one prediction at a time.
-        for _, old in _kept.values():
+        for old in _kept.values():
             old.close()
         _kept.clear()
         predictor: BlockPredictor = ray.get(shared[0])
@@ -112,6 +142,5 @@ def _task(shared: list[Any], number: int, gpu: bool) -> tuple[int, bytes]:
                     f"{path} is not there on {socket.gethostname()}. The scene must lie where every node of the "
                     "cluster sees it; run the same command again then."
                 )
-        _kept[shared[0]] = (predictor.to(torch.device("cuda" if gpu else "cpu")), LayerReader())
-    predictor, reader = _kept[shared[0]]
-    return number, predictor.predict(predictor.read(reader, number)).packed()
+        _kept[shared[0]] = ReadAhead(predictor.to(torch.device("cuda" if gpu else "cpu")))
+    return number, _kept[shared[0]].predict(number, following)

@@ -1,8 +1,12 @@
 """A prediction that was interrupted resumes, and ends with the same bytes. Two predictions exclude each other."""
 
+import json
 import os
+import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +15,14 @@ from scenes import write_tif
 
 import stssl
 from stssl.mapping import blocks, prediction
+from stssl.mapping.block_tasks import ReadAhead
+from stssl.mapping.blocks import BlockPredictor, plan_blocks
+from stssl.mapping.ensemble import Ensemble
 from stssl.mapping.kept_blocks import KeptBlocks, sole_prediction
+from stssl.mapping.needs import common_needs
+from stssl.mapping.opening import open_scene
 from stssl.mapping.prediction import MapOptions, predict_scene
+from stssl.students.loading import read_student
 
 OPTIONS = MapOptions(stride=32, preview=True)
 
@@ -103,6 +113,61 @@ def test_a_kill_after_each_block_leaves_nothing_that_changes_the_map(plain, tmp_
         assert not out.exists()
     done = stssl.predict(plain.run, scene, out, progress=False)
     assert done.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_ten_kills_at_random_moments_change_no_byte_of_the_map(tmp_path):
+    script = Path(__file__).parents[2] / "experiments" / "benchmarks" / "kill_predict.py"
+    words = ["--side", "1500", "--kills", "10", "--json", str(tmp_path / "kills.json")]
+    subprocess.run([sys.executable, str(script), *words], check=True)
+    found = json.loads((tmp_path / "kills.json").read_text())
+    assert found["identical"] and sum(row["killed"] for row in found["rows"]) == 10
+    assert any(row["kept blocks"] for row in found["rows"])
+
+
+def test_a_worker_reads_the_following_block_while_it_predicts(plain, scene, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_SIDE", 100)
+    student = read_student(plain.run.path)
+    needs = common_needs([student.description], None)
+    about = open_scene([scene], needs)
+    predictor = BlockPredictor(about, plan_blocks(about, 32, needs.window), Ensemble([student], about.layers), batch=64)
+    reader_of, read, begun = predictor.read, [], threading.Event()
+
+    def watched(reader, number):
+        read.append(number)
+        if number == 2:
+            begun.set()
+        return reader_of(reader, number)
+
+    worker, real = ReadAhead(predictor), predictor.predict
+    monkeypatch.setattr(predictor, "read", watched)
+    # The first prediction ends only after the next block's reading has begun: else the test fails.
+    monkeypatch.setattr(predictor, "predict", lambda given: real(given) if begun.wait(60) else None)
+    found = {number: worker.predict(number, following) for number, following in ((0, 2), (2, 5), (3, None))}
+    worker.close()
+    assert read == [0, 2, 5, 3]  # 5 was read in vain: another worker took it
+    control = ReadAhead(BlockPredictor(about, predictor.plan, predictor.ensemble, batch=64))
+    assert found == {number: control.predict(number, None) for number in found}
+    control.close()
+
+
+def test_a_disk_that_becomes_read_only_is_told_in_one_line(plain, scene, disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_SIDE", 100)
+    wanted = predict_scene([plain.run.path], [scene], tmp_path / "whole.tif", MapOptions(stride=64))
+
+    # Linux refuses to change a disk with open files. A read-only one above it hides it for the next writes.
+    def hide(done, of):
+        if done == 4:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(disk)], check=True)
+
+    with pytest.raises(stssl.RunError, match=r"cannot write .*Give a folder that may be written") as caught:
+        predict_scene([plain.run.path], [scene], disk / "map.tif", MapOptions(stride=64), hide)
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+    assert "\n" not in str(caught.value) and not (disk / "map.tif").exists()
+    assert list(disk.glob(".map.tif.parts/block_*.bin"))
+    predict_scene([plain.run.path], [scene], disk / "map.tif", MapOptions(stride=64))
+    assert (disk / "map.tif").read_bytes() == wanted.map.read_bytes()
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_same_command_continues(plain, scene, disk, tmp_path, monkeypatch):
