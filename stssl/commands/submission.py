@@ -71,8 +71,7 @@ class Submission:
         variables: Environment of the job: `NAME=VALUE`, or `NAME` to take the value on this machine.
         pip: Packages to install for the job, or one requirements file.
         cpus: CPUs of the job's first process. None reserves no CPU; if this process trains itself (`launch.workers:
-            0`),
-            None reserves the CPUs of a worker.
+            0`, or a prediction without `--workers`), None reserves the CPUs of a worker.
         gpus: GPUs of the job's first process. None means the same as for `cpus`.
         wait: True to follow the job to its end.
         paths: Paths of a prediction: models, inputs and output.
@@ -139,7 +138,10 @@ def _prediction(submission: Submission) -> dict[str, Any]:
                 f"'{path}' is relative: models, scenes and maps are not sent to the cluster. Give absolute paths in a "
                 "folder that all nodes share, such as /shared/map.tif."
             )
-    resources = {"entrypoint_num_cpus": submission.cpus, "entrypoint_num_gpus": submission.gpus}
+    # Without Ray tasks, the job's first process predicts itself: it needs a CPU of its own.
+    tasks = any(word.partition("=")[0] in ("--workers", "--ray-address") for word in submission.overrides)
+    cpus = 1 if submission.cpus is None and not tasks else submission.cpus
+    resources = {"entrypoint_num_cpus": cpus, "entrypoint_num_gpus": submission.gpus}
     words = ["predict", *submission.overrides]
     return _arguments(words, f"predict {submission.paths[-1]}", _environment({}, submission), submission) | {
         name: value for name, value in resources.items() if value is not None

@@ -11,9 +11,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 import yaml
+from exported import write_run
 from processes import family, kill
+from rasterio.transform import from_origin
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 BIN = Path(sys.executable).parent
@@ -64,7 +68,8 @@ def start_node(log, token, *options):
 
 
 def stssl(cluster, *arguments, token=None, mode="token", timeout=500):
-    command = [sys.executable, "-m", "stssl.commands.cli", "submit", *map(str, arguments), "--address", cluster.address]
+    command = [sys.executable, "-m", "stssl.commands.cli", "submit", "--address", cluster.address]
+    command += map(str, arguments)
     return subprocess.run(
         command, capture_output=True, text=True, env=environment(token, mode), timeout=timeout, check=False
     )
@@ -157,6 +162,26 @@ def test_a_sweep_runs(cluster, recipe, project, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     best = tmp_path / "sweeps" / "tiny" / "best.yaml"
     assert best.exists() and str(best) in done.stdout
+
+
+def test_a_prediction_runs_in_tasks_and_in_its_own_process(cluster, project, tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (4, 3, 32, 32), np.uint8)
+    run, scene = write_run(tmp_path / "run", images), tmp_path / "scene.tif"
+    about = {"driver": "GTiff", "count": 3, "height": 96, "width": 96, "dtype": "uint8", "crs": "EPSG:32633"}
+    with rasterio.open(scene, "w", transform=from_origin(5e5, 53e5, 20, 20), **about) as file:
+        file.write(np.tile(images[0], (1, 3, 3)))
+        file.descriptions = ("B04", "B03", "B02")
+    maps = []
+    for name, more in {"tasks": ["--workers", 2], "alone": []}.items():
+        maps.append(tmp_path / f"{name}.tif")
+        words = [run, scene, "--out", maps[-1], "--pixel-size", 20, *more]
+        done = stssl(cluster, "--folder", project, "predict", "--", *words, token=cluster.token)
+        assert done.returncode == 0 and str(maps[-1]) in done.stdout, done.stdout + done.stderr
+    assert maps[0].read_bytes() == maps[1].read_bytes()
+    done = stssl(cluster, "predict", "--", run, "scene.tif", "--out", maps[0], token=cluster.token)
+    assert done.returncode == 2 and "'scene.tif' is relative" in done.stderr
+    done = stssl(cluster, "predict", "--", run, tmp_path / "no.tif", "--out", maps[0], token=cluster.token)
+    assert done.returncode == 2 and "there is no file or folder" in done.stdout
 
 
 def test_without_the_token_or_with_another_it_is_refused(cluster, recipe):
