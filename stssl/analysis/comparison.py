@@ -138,6 +138,26 @@ def compare_runs(
     return _corrected(found)
 
 
+def compare_groups(
+    groups: Sequence[Sequence[Path]], against: Sequence[Path], options: ComparisonOptions
+) -> list[Difference]:
+    """Compare several recipes with another one, as `compare_runs` does. Only two recipes are in memory at a time.
+
+    Args:
+        groups: Folders of the runs of each recipe.
+        against: Folders of the runs of the other recipe.
+        options: What to compare.
+
+    Returns:
+        One entry for each recipe of `groups`.
+
+    Raises:
+        ConfigError: Two recipes cannot be compared.
+        RunError: Two recipes were not scored on the same patches.
+    """
+    return _corrected([compare_runs(paths, against, options)[0] for paths in groups])
+
+
 def _read(path: str | Path, options: ComparisonOptions) -> _Scored:
     view, folder = read_run(path), RunFolder.existing(path)
     if options.part not in view.parts:

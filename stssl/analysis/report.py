@@ -98,7 +98,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
         details = _details(view) if shown else []
         seen.add(key)
         size += sum(map(len, details))
-        digests.append(_digest(view, key, details))
+        digests.append(_digest(view, path, key, details))
     if not digests:
         raise RunError("\n".join(reasons))
     for reason in reasons:
@@ -124,11 +124,12 @@ def _body(title: str, runs: Sequence[RunDigest]) -> list[Markup]:
     return [*body, Markup("<h2>What produced the runs</h2>"), record_table(runs), *_recipes(groups)]
 
 
-def _digest(view: RunView, key: str, details: list[Markup]) -> RunDigest:
+def _digest(view: RunView, path: Path, key: str, details: list[Markup]) -> RunDigest:
     """Copy the small part of a run that the page keeps, without its arrays and rows of metrics."""
     wanted = [(panel.kind, metric) for group in PANELS.values() for panel in group for metric in _metrics(panel)]
     return RunDigest(
         name=view.name,
+        path=path,
         key=key,
         seed=(view.recipe.seed, view.recipe.labels.seed),
         recipe_text=view.recipe_text,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -21,6 +22,7 @@ class RunDigest:
 
     Attributes:
         name: Name of the run on the page.
+        path: Folder of the run.
         key: Text that is equal for runs that differ only in their seeds.
         seed: Seeds of the run and of its choice of labels.
         recipe_text: Text of the recipe's file.
@@ -32,6 +34,7 @@ class RunDigest:
     """
 
     name: str
+    path: Path
     key: str
     seed: tuple[int, int]
     recipe_text: str

@@ -1,13 +1,16 @@
 """Make the tables of a report: scores, scores of classes, and the versions and data that produced the runs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import mean, stdev
 
 from markupsafe import Markup
 
+from stssl.analysis.comparison import ComparisonOptions, compare_groups
 from stssl.analysis.page import joined, note, number
 from stssl.analysis.run_groups import MOST_SHOWN, RunDigest, RunGroup
 from stssl.analysis.tables import Cell, CellValue, table
+from stssl.base.errors import StsslError
 
 MEANINGS: Mapping[str, str] = {
     "accuracy": "share of patches whose most probable class is right",
@@ -24,6 +27,10 @@ MEANINGS: Mapping[str, str] = {
 """Explanations of columns, by name."""
 DUPLICATES = {"recall": "balanced_accuracy"}
 """Scores that equal another one. A table that has the other one leaves them out."""
+MOST_COMPARED = 2_000_000
+"""Most decisions (patches, classes and pairs of runs multiplied) that a page compares. More would take minutes."""
+DRAWS = 1000
+"""Number of draws for an interval, and of swaps for a p-value."""
 
 
 def score_tables(groups: Sequence[RunGroup]) -> list[Markup]:
@@ -41,18 +48,51 @@ def score_tables(groups: Sequence[RunGroup]) -> list[Markup]:
                 tasks.setdefault((kind, *scored.networks["student"].per_class), []).append(group)
         for task, own in tasks.items():
             classes = f", {len(task) - 1} classes" if len(tasks) > 1 else ""
-            found += [Markup("<h3>{}{}</h3>").format(part, classes), _score_table(own, part)]
+            best, words = _best(own, part)
+            found += [Markup("<h3>{}{}</h3>").format(part, classes), _score_table(own, part, best)]
+            found += [note(words)] if words else []
     words = "Rows with several seeds show the mean ± the standard deviation over seeds." if _several(groups) else ""
-    if len(groups) > 1:
-        words += " A small difference between two rows may be chance: more seeds tell."
-    return [*found, *([note(words.strip())] if words else [])]
+    return [*found, *([note(words)] if words else [])]
+
+
+def _best(groups: Sequence[RunGroup], part: str) -> tuple[tuple[str, str] | None, str]:
+    """Find the recipe whose students are better than those of each other recipe, also beyond chance.
+
+    Args:
+        groups: Recipes of one task.
+        part: Part of the split.
+
+    Returns:
+        Label of the recipe and name of the score, or None; and a remark about it.
+    """
+    chance = "A small difference between two rows may be chance"
+    own = _with(groups, part)
+    name = "mAP" if own[0].runs[0].multilabel else "accuracy"
+    values = {group.label: [_scores(run, part, "student").get(name) for run in group.runs] for group in own}
+    known = {label: mean(found) for label, own in values.items() if (found := [v for v in own if v is not None])}
+    if len(own) < 2 or len(known) < len(own):
+        return None, ""
+    first = max(own, key=lambda group: known[group.label])
+    others = [group for group in own if group is not first]
+    decisions = sum(run.parts[part].patches * len(_classes(run, part)) for group in others for run in group.runs)
+    if decisions > MOST_COMPARED:
+        return None, f"{chance}: `stssl compare` tells."
+    try:
+        paths = [[run.path for run in group.runs] for group in (*others, first)]
+        compared = compare_groups(paths[:-1], paths[-1], ComparisonOptions(part=part, score=name, draws=DRAWS))
+    except StsslError as error:
+        return None, f"{chance}. No row is bold, because the rows cannot be compared: {str(error).rstrip('.')}."
+    if all(one.significant and one.difference < 0 for one in compared):
+        words = f"Bold: better than each other row beyond chance (as `stssl compare` finds by {name})."
+        return (first.label, name), words
+    return None, f"No row is bold: the best {name} is not better than each other one beyond chance (`stssl compare`)."
 
 
 def _several(groups: Sequence[RunGroup]) -> bool:
     return any(len(group.runs) > 1 for group in groups)
 
 
-def _score_table(groups: Sequence[RunGroup], part: str) -> Markup:
+def _score_table(groups: Sequence[RunGroup], part: str, best: tuple[str, str] | None) -> Markup:
     networks = [
         (group, name, [run for run in group.runs if part in run.parts and name in run.parts[part].networks])
         for group in groups
@@ -65,7 +105,10 @@ def _score_table(groups: Sequence[RunGroup], part: str) -> Markup:
     for group, name, runs in networks:
         row: list[CellValue] = [group.label, name, *([len(runs)] if several else [])]
         row += [_patches(runs, part), ", ".join(dict.fromkeys(_checkpoint(run, part) for run in runs))]
-        rows.append(row + [_score([_scores(run, part, name).get(score) for run in runs]) for score in shown])
+        cells = {score: _score([_scores(run, part, name).get(score) for run in runs]) for score in shown}
+        if best and name == "student" and group.label == best[0] and best[1] in cells:
+            cells[best[1]] = _bold(cells[best[1]])
+        rows.append(row + list(cells.values()))
     head = ["run", "network", *(["seeds"] if several else []), "patches", "checkpoint and step"]
     return table(head + [score.replace("_", " ") for score in shown], rows, MEANINGS)
 
@@ -94,6 +137,10 @@ def _score(values: Sequence[float | None]) -> Cell:
     spread = f" ± {_digits(stdev(found))}" if len(found) > 1 else ""
     fewer = f" ({len(found)} of {len(values)})" if len(found) < len(values) else ""
     return Cell(f"{_digits(middle)}{spread}{fewer}", middle)
+
+
+def _bold(cell: Cell) -> Cell:
+    return replace(cell, shown=Markup("<strong>{}</strong>").format(cell.shown))
 
 
 def _digits(value: float) -> str:

@@ -1,7 +1,9 @@
 """Runs with made-up predictions: what is compared, what is found, and what is refused."""
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,11 @@ import pytest
 import torch
 from tiny import tiny_recipe
 
+from stssl.analysis import report
 from stssl.analysis.comparison import ComparisonOptions, Difference, _corrected, compare_runs
+from stssl.analysis.run_groups import group_key, grouped_runs
+from stssl.analysis.run_views import read_run
+from stssl.analysis.score_tables import score_tables
 from stssl.base.config import merge, validate
 from stssl.base.errors import ConfigError, RunError
 from stssl.recipes.recipe import Recipe
@@ -79,6 +85,46 @@ def test_a_run_is_no_better_than_itself(made):
     path = made("base0", 1.0, 0)
     found = compare_runs([path], [path], OPTIONS)[0]
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_a_report_prints_bold_only_what_is_better_beyond_chance(made):
+    def tables(*recipes):
+        views = [(path, read_run(path)) for paths in recipes for path in paths]
+        return "".join(score_tables(grouped_runs([report._digest(v, path, group_key(v), []) for path, v in views])))
+
+    base = [made(f"base{seed}", 1.0, seed) for seed in range(3)]
+    better = [made(f"better{seed}", 2.5, seed, optimizer={"lr": 0.01}) for seed in range(3)]
+    found = tables(base, better)
+    assert found.count("<strong>") == 1 and "Bold: better than each other row beyond chance" in found
+    row = next(line for line in found.split("<tr>") if "<strong>" in line)
+    assert "better* (3 seeds)" in row
+    same = [made(f"same{seed}", 1.02, seed, optimizer={"lr": 0.03}) for seed in range(3)]
+    found = tables(base, same)
+    assert "<strong>" not in found and "No row is bold: the best accuracy is not better" in found
+    alone = tables(base[:2], better[1:])
+    assert "<strong>" not in alone and "cannot be compared" in alone and "different seeds" in alone
+    assert "bold" not in tables(base).lower()
+
+
+@pytest.mark.slow
+def test_a_report_of_fifty_runs_stays_small_soak(made, tmp_path, monkeypatch):
+    """Fifty recipes: the page stays below 5 MB, and only one run at a time is in memory."""
+    paths = [made(f"run{n}", 1.0 + n / 50, 0, optimizer={"lr": 0.001 * (n + 1)}) for n in range(50)]
+    arrays, alive = [], []
+
+    def watched(path):
+        gc.collect()
+        alive.append(sum(array() is not None for array in arrays))
+        view = read_run(path)
+        arrays.append(weakref.ref(view.arrays["train"]["logits_student"]))
+        return view
+
+    monkeypatch.setattr(report, "read_run", watched)
+    page = report.write_report(paths, tmp_path / "report.html")
+    assert len(alive) == 50 and max(alive) <= 1
+    text = page.read_text()
+    assert page.stat().st_size < 5_000_000 and text.count("run49") >= 2
+    assert "Figures of 38 further recipes are left out" in text
 
 
 def test_holm_is_its_textbook_example():

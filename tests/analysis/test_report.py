@@ -1,6 +1,7 @@
 """Test the page about runs."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def digest(name, seed, accuracy, key="k", *, recall=0.5, classes=("a", "b")):
     network = {"scores": scores, "per_class": {one: {"count": 3.0, "recall": recall} for one in classes}}
     part = {"patches": 6, "checkpoint": "best", "step": 4, "networks": {"student": network}}
     parts = {"test": ScoresFile.model_validate(part)}
-    return RunDigest(name, key, (seed, seed), "", None, parts, False, {}, [])
+    return RunDigest(name, Path(name), key, (seed, seed), "", None, parts, False, {}, [])
 
 
 def test_seeds_of_a_recipe_are_one_row_with_mean_and_spread():
