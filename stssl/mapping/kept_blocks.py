@@ -164,8 +164,9 @@ class KeptBlocks:
         """Remove unfinished files after an error. Remove the whole folder if it has no finished block."""
         if not any(self.folder.glob("block_*.bin")):
             self.remove()
-        for path in self.folder.glob("*.tif"):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk has an error of its own, which is told
+            for path in self.folder.glob("*.tif"):
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the folder with all blocks."""
@@ -208,4 +209,6 @@ def sole_prediction(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            # A file that stays behind locks nobody out: the lock ends with the process.
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)

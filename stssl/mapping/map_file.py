@@ -71,7 +71,12 @@ class MapFile:
             if bands.colors:
                 file.write_colormap(1, {number: (*color, 255) for number, color in enumerate(bands.colors)})
             file.update_tags(**tags)
-            yield file
+            try:
+                yield file
+            except BaseException:
+                with _silent(), contextlib.suppress(*READ_ERRORS):
+                    file.close()
+                raise
 
     def write(self, file: DatasetWriter, row: int, column: int, values: AnyArray) -> None:
         """Write a rectangle of the map.
@@ -145,6 +150,19 @@ class MapFile:
                 f"cannot write {self.out}: {first_line(cause)} ({free_room(self.out)}). Make room, or give a folder "
                 "that may be written; then the same command continues."
             ) from None
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Hide what C libraries write to stderr: on a full disk, libtiff adds a line of its own when a file is closed."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _room(path: Path) -> int:
