@@ -144,8 +144,11 @@ def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, hi
     up = max(0.55 * float(np.ptp(lat)), 0.6 * half)
     west, east, south, north = middle[0] - across, middle[0] + across, middle[1] - up, middle[1] + up
     figure, (axis,) = figure_of(5.6, min(6.0, max(3.0, 4.6 * up * stretch / across)))
-    counts = axis.hexbin(lon, lat, gridsize=30, mincnt=1, visible=False).get_array()
-    cells = axis.hexbin(lon, lat, C=error, gridsize=30, mincnt=1, cmap=_errors(), vmin=0, vmax=high, gid="cells")
+    # As many cells down as make them regular: else patches of a narrow strip would be flat.
+    down = max(1, round(30 / 3**0.5 * float(np.ptp(lat)) * stretch / max(float(np.ptp(lon)), 1e-6)))
+    grid = (30, min(down, 60))
+    counts = axis.hexbin(lon, lat, gridsize=grid, mincnt=1, visible=False).get_array()
+    cells = axis.hexbin(lon, lat, C=error, gridsize=grid, mincnt=1, cmap=_errors(), vmin=0, vmax=high, gid="cells")
     cells.set_edgecolor(MUTED)
     cells.set_linewidth(0.3)
     shares = cells.get_array()

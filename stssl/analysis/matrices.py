@@ -99,21 +99,22 @@ def _matrix(shares: AnyFloats, names: Sequence[str], texts: Sequence[Sequence[st
     """Draw cells [n, n] of shares -1 to 1, with names at the left and above, and texts on hover."""
     parts, high = list[Markup](), max(0.05, float(np.abs(shares).max())) if signed else 1.0
     letters = min(28, max(map(len, names)))
-    margin = max(150, 16 + 6 * letters)
+    # Names of columns rise by 60 degrees, and end below the two lines that explain rows and columns.
+    left, top = 16 + 6 * letters, 44 + 5 * letters
     parts.append(_AXIS.format(x=4, y=16, words="rows: class with the label" if signed else "rows: labeled class"))
     parts.append(_AXIS.format(x=4, y=32, words="columns: predicted class"))
     for i, name in enumerate(names):
         short = name if len(name) <= 28 else f"{name[:27]}…"
-        at = margin + SQUARE * i
-        parts.append(_ROW.format(x=margin - 6, y=at + 15, name=short, whole=name))
-        parts.append(_COLUMN.format(x=at + 14, y=margin - 6, name=short, whole=name))
+        at = top + SQUARE * i
+        parts.append(_ROW.format(x=left - 6, y=at + 15, name=short, whole=name))
+        parts.append(_COLUMN.format(x=left + SQUARE * i + 14, y=top - 6, name=short, whole=name))
         for j, share in enumerate(shares[i]):
             if abs(share) < 0.005:
                 continue
-            x, strength = margin + SQUARE * j, 0.75 * min(1.0, abs(share) / high)
+            x, strength = left + SQUARE * j, 0.75 * min(1.0, abs(share) / high)
             parts.append(_RECT.format(x=x, y=at, color=int(signed and share > 0), strength=strength, words=texts[i][j]))
             label = f"{100 * share:+.0f}".replace("-", "−") if signed else f"{100 * share:.0f}"
             parts.append(_NUMBER.format(x=x + 10.5, y=at + 14, words=label))
     # The last column's name leans to the right.
-    height = margin + SQUARE * len(names) + 4
-    return _SVG.format(width=height + 96, height=height, parts=joined("", parts))
+    width, height = left + SQUARE * len(names) + 20 + 3 * letters, top + SQUARE * len(names) + 4
+    return _SVG.format(width=max(width, 180), height=height, parts=joined("", parts))

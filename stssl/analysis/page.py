@@ -60,13 +60,15 @@ h3 {{ margin: 1.4rem 0 .3rem; }} p.note {{ color: var(--soft); max-width: 50rem;
 table {{ border-collapse: collapse; margin: .8rem 0; overflow-wrap: normal; }} .wide {{ overflow-x: auto; }}
 th, td {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); }}
 td {{ font-variant-numeric: tabular-nums; }}
-th:first-child, td:first-child, th.text, td.text {{ text-align: left; }} td:first-child {{ min-width: 9rem; }}
+th:first-child, td:first-child, th.text, td.text {{ text-align: left; }} td.text {{ min-width: 7rem; }}
+td:first-child {{ min-width: 9rem; }}
 thead th {{ border-bottom: 2px solid var(--strong); vertical-align: bottom; }}
 th button {{ all: unset; cursor: pointer; }} th button:focus-visible {{ outline: 2px solid var(--series-0); }}
 th button::after {{ content: "\\2195"; color: var(--strong); margin-left: .25rem; }}
 th[aria-sort=ascending] button::after {{ content: "\\2191"; color: inherit; }}
 th[aria-sort=descending] button::after {{ content: "\\2193"; color: inherit; }}
 svg {{ max-width: 100%; height: auto; }} svg text {{ fill: var(--ink); }}
+.bars svg {{ min-width: 36rem; }}
 .panels {{ display: flex; flex-wrap: wrap; gap: .6rem 1.4rem; align-items: flex-start; }}
 .panels > * {{ max-width: 100%; }} figure {{ margin: 0; }}
 ul.legend {{ list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0; margin: .5rem 0; }}
@@ -77,7 +79,8 @@ pre {{ background: var(--block); padding: .8rem; overflow-x: auto; font-size: .8
 details > summary {{ cursor: pointer; margin: .6rem 0; }}
 @media print {{
   body {{ max-width: none; margin: 0; font-size: 10pt; }} .wide {{ overflow: visible; }}
-  th, td {{ padding: .15rem .35rem; }} th button::after {{ content: none; }} td:first-child {{ min-width: 0; }}
+  table {{ font-size: 8pt; }} th, td {{ padding: .15rem .3rem; }} td.text {{ overflow-wrap: anywhere; }}
+  th button::after {{ content: none; }} .bars svg {{ min-width: 0; }} td.text, td:first-child {{ min-width: 0; }}
   h2, h3 {{ break-after: avoid; }} figure, tr, svg {{ break-inside: avoid; }} pre {{ white-space: pre-wrap; }}
 }}
 """

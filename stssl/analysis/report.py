@@ -185,7 +185,10 @@ def _details(run: RunView) -> list[Markup]:
         name: compare_with_labels(logits[name], targets, space) for name in networks if np.isfinite(logits[name]).all()
     }
     names = legend(list(networks), marker=True) if len(networks) > 1 else Markup()
-    parts = _titled(f"Classes, {part}", [names, figures.class_bars(networks)])
+    bars = figures.class_bars(networks)
+    parts = _titled(
+        f"Classes, {part}", [names, Markup("<div class='wide bars'>{}</div>").format(bars) if bars else bars]
+    )
     if "student" in outcomes:
         parts += _titled(
             f"{'Labels predicted together' if run.multilabel else 'Confused classes'}, {part}",
