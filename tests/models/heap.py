@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,12 +22,12 @@ from stssl.sweeps.spec import load_sweep
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CPU = torch.device("cpu")
-SMALL = {"channels": [4, 8, 8, 8]}
-Case = tuple[str, dict, int, int, bool]
+SMALL: dict[str, Any] = {"channels": [4, 8, 8, 8]}
+Case = tuple[str, dict[str, Any], int, int, bool]
 
 
 def recipes() -> list[RunRecipe]:
-    found = []
+    found: list[RunRecipe] = []
     for path in sorted(EXPERIMENTS.rglob("*.yaml")):
         if path.parent.name == "sweeps":
             found.append(load_sweep(path, ()).recipe)
@@ -37,8 +38,8 @@ def recipes() -> list[RunRecipe]:
 
 def cases() -> list[Case]:
     """List backbone, its arguments, bands, image size and bf16 of all recipes, and of small networks as in tests."""
-    asked = [
-        (r.model.backbone, r.model.backbone_args, len(r.data.bands), r.model.image_size, r.compute.precision == "bf16")  # type: ignore[attr-defined]
+    asked: list[Case] = [
+        (r.model.backbone, r.model.backbone_args, len(r.data.bands), r.model.image_size, r.compute.precision == "bf16")
         for r in recipes()
     ]
     asked += [("slim_resnet", {}, 5, 24, False)]  # the network that `stssl quickstart` trains

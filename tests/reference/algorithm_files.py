@@ -4,6 +4,7 @@ The real training step runs with networks that return recorded logits. In file n
 single-label, and C is the number of classes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,13 @@ from oracle import GRADIENT, Oracle
 from torch import Tensor, nn
 
 from stssl.algorithms import ALGORITHMS, Algorithm, AlgorithmConfig, DataFacts, LabelerOutputs, LossTerm
-from stssl.algorithms.base import known
-from stssl.algorithms.losses import distance, presence
+from stssl.algorithms.base import BaseAlgorithmConfig, LossRole, known
+from stssl.algorithms.cap import Cap
+from stssl.algorithms.cdmad import Cdmad
+from stssl.algorithms.freematch import FreeMatch
+from stssl.algorithms.losses import Distance, distance, presence
+from stssl.algorithms.softmatch import SoftMatch
+from stssl.algorithms.udal import Udal
 from stssl.base.batch import Batch, Progress, View
 from stssl.base.config import config_types, part_name
 from stssl.base.labels import LabelSpace
@@ -26,7 +32,7 @@ VIEWS = {
     "ulb_w": View.UNLABELED_WEAK,
     "ulb_s": View.UNLABELED_STRONG,
 }
-DISTANCES = {"mse": "mse", "mae": "mae", "cos": "cosine", "none": "none"}
+DISTANCES: dict[str, Distance] = {"mse": "mse", "mae": "mae", "cos": "cosine", "none": "none"}
 
 
 class Table(Network):
@@ -40,7 +46,7 @@ class Table(Network):
 
     def forward(self, image: Tensor, metadata: Tensor | None = None, inject: bool = True) -> Prediction:
         row = image[:, self.column : self.column + self.classes + self.width, 0, 0]
-        logits, feature = row.split([self.classes, self.width], 1)
+        logits, feature = row[:, : self.classes], row[:, self.classes :]
         return Prediction(logits if inject else self.blank, feature)
 
 
@@ -58,7 +64,7 @@ def target_name(h: dict[str, Any]) -> str:
     return "labeled" if h["multilabel"] else "uniform" if h["dist_uniform"] else "predicted"
 
 
-OPTIONS = {
+OPTIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "fixmatch": lambda h: label_options(h) | cutoffs(h),
     "defixmatch": lambda h: label_options(h) | cutoffs(h),
     "cdmad": lambda h: cutoffs(h) | {"debias_after": h["debias_start_iter"]},
@@ -117,7 +123,9 @@ class Replay:
         kind = ALGORITHMS[name]
         assert h["algorithm"] == f"stssl_{name}"
         config_type = next(part for part in config_types(AlgorithmConfig) if part_name(part) == name)
-        self.algorithm = kind(config_type(**OPTIONS[name](h)), self.space, DataFacts(self._prior(), 100))
+        config = config_type(**OPTIONS[name](h))
+        assert isinstance(config, BaseAlgorithmConfig)
+        self.algorithm = kind(config, self.space, DataFacts(self._prior(), 100))
         size = (h["num_classes"], h["D"])
         self.teacher, self.student = Table(0, *size), Table(sum(size), *size)
         self.step = TeacherStudentStep(
@@ -202,7 +210,7 @@ def check_losses(replay: Replay, logs: dict[str, Tensor], terms: list[LossTerm],
     matching = not algorithm.waits(progress)
     if matching:
         torch.testing.assert_close(logs["pseudo_rate"], terms[0].weight.mean())
-    totals = 0.0
+    totals = torch.zeros(())
     for who, network in (("t", "teacher"), ("s", "student")):
         oracle.expect(f"out_sup_{who}", logs[f"{network}_supervised"], it)
         if f"out_sup_{who}_parts" in oracle:
@@ -214,12 +222,13 @@ def check_losses(replay: Replay, logs: dict[str, Tensor], terms: list[LossTerm],
         total = logs[f"{network}_supervised"]
         if f"out_ent_{who}" in oracle:
             statistics = algorithm.statistics(replay.grouped(who, "ulb_s", it), terms[0])
+            assert isinstance(algorithm, FreeMatch)
             oracle.expect(f"out_ent_{who}", algorithm.fairness(statistics), it)
             if matching:
                 torch.testing.assert_close(logs[f"{network}_regularizer"], algorithm.regularizer(statistics))
                 total = total + logs[f"{network}_regularizer"]
         if matching:
-            signed = sum(term.sign * loss for term, loss in zip(terms, parts, strict=True))
+            signed = torch.stack([term.sign * loss for term, loss in zip(terms, parts, strict=True)]).sum()
             signed = signed if replay.h["ulb_loss_ratio"] else torch.zeros(())
             torch.testing.assert_close(logs[f"{network}_unlabeled"], signed, atol=1e-6, rtol=1e-5)
             total = total + replay.h["ulb_loss_ratio"] * logs[f"{network}_unlabeled"]
@@ -232,7 +241,7 @@ def check_losses(replay: Replay, logs: dict[str, Tensor], terms: list[LossTerm],
 
 def term_loss(replay: Replay, who: str, term: LossTerm, progress: Progress) -> Tensor:
     short = next(short for short, view in VIEWS.items() if view is term.view)
-    role = "labeler" if who == "t" else "student"
+    role: LossRole = "labeler" if who == "t" else "student"
     logits = replay.algorithm.adjust(replay.grouped(who, short, progress.step), role, term.view, progress)
     loss = replay.algorithm.unlabeled_loss(logits, term.target) * term.weight
     return loss.sum() / (term.weight.sum() + 1e-8) if term.by_weight else loss.mean()
@@ -276,12 +285,12 @@ def check_gradients(replay: Replay, batch: Batch, it: int) -> None:
 
 
 def check_state(replay: Replay, progress: Progress) -> None:
-    for name, value in STATE.get(replay.name, lambda *_: {})(replay, replay.algorithm, progress).items():
+    for name, value in STATE.get(replay.name, no_state)(replay, replay.algorithm, progress).items():
         shape = replay.oracle.right(name, progress.step).shape
         replay.oracle.expect(name, value.reshape(shape), progress.step)
 
 
-def freematch_state(replay: Replay, algorithm: Algorithm, progress: Progress) -> dict[str, Tensor]:
+def freematch_state(replay: Replay, algorithm: FreeMatch, progress: Progress) -> dict[str, Tensor]:
     outputs = replay.space.outputs
     return {
         "state_p_model": outputs(algorithm.marginal.value),
@@ -290,7 +299,7 @@ def freematch_state(replay: Replay, algorithm: Algorithm, progress: Progress) ->
     }
 
 
-def softmatch_state(replay: Replay, algorithm: Algorithm, progress: Progress) -> dict[str, Tensor]:
+def softmatch_state(replay: Replay, algorithm: SoftMatch, progress: Progress) -> dict[str, Tensor]:
     outputs = replay.space.outputs
     return {
         "state_p_model": outputs(algorithm.marginal.value),
@@ -301,7 +310,7 @@ def softmatch_state(replay: Replay, algorithm: Algorithm, progress: Progress) ->
     }
 
 
-def udal_state(replay: Replay, algorithm: Algorithm, progress: Progress) -> dict[str, Tensor]:
+def udal_state(replay: Replay, algorithm: Udal, progress: Progress) -> dict[str, Tensor]:
     outputs, target = replay.space.outputs, algorithm.target.value
     labeler, student = algorithm.labeler.value, algorithm.student.value
     return {
@@ -314,7 +323,7 @@ def udal_state(replay: Replay, algorithm: Algorithm, progress: Progress) -> dict
     }
 
 
-def cap_state(replay: Replay, algorithm: Algorithm, progress: Progress) -> dict[str, Tensor]:
+def cap_state(replay: Replay, algorithm: Cap, progress: Progress) -> dict[str, Tensor]:
     ring, size = algorithm.ring, algorithm.ring.values.shape[1]
     state = {
         "state_queue_pointer": torch.tensor(ring.pushed % size),
@@ -327,11 +336,15 @@ def cap_state(replay: Replay, algorithm: Algorithm, progress: Progress) -> dict[
     return state | ({"state_queue": ring.values.T} if "state_queue" in replay.oracle else {})
 
 
-def cdmad_state(replay: Replay, algorithm: Algorithm, progress: Progress) -> dict[str, Tensor]:
+def no_state(replay: Replay, algorithm: Algorithm, progress: Progress) -> dict[str, Tensor]:
+    return {}
+
+
+def cdmad_state(replay: Replay, algorithm: Cdmad, progress: Progress) -> dict[str, Tensor]:
     return {"out_bias_used": replay.space.outputs(algorithm.bias)}
 
 
-STATE = {
+STATE: dict[str, Callable[[Replay, Any, Progress], dict[str, Tensor]]] = {
     "freematch": freematch_state,
     "softmatch": softmatch_state,
     "udal": udal_state,

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -12,8 +12,16 @@ FOLDER = Path(os.environ.get("STSSL_REFERENCE_VECTORS") or OWN)
 GIVEN = ("in_", "init/", "init_geo/", "sd/", "param/", "hparams", "config", "margin")
 """Prefixes of arrays that are inputs. A check must compare all arrays with other names."""
 
-LOSS = {"atol": 1e-5, "rtol": 2e-5}
-GRADIENT = {"atol": 1e-5, "rtol": 1e-4}
+
+class Tolerance(TypedDict):
+    """Hold the largest allowed difference of two numbers: absolute, and relative to the recorded number."""
+
+    atol: float
+    rtol: float
+
+
+LOSS: Tolerance = {"atol": 1e-5, "rtol": 2e-5}
+GRADIENT: Tolerance = {"atol": 1e-5, "rtol": 1e-4}
 
 
 class Oracle:
@@ -58,5 +66,5 @@ class Oracle:
         if exact:
             np.testing.assert_array_equal(mine[known], right[known], err_msg=f"{name}, step {step}")
         else:
-            limits: dict[str, Any] = {**(tolerance or LOSS)}
+            limits: dict[str, Any] = {**tolerance} if tolerance else {**LOSS}
             np.testing.assert_allclose(mine[known], right[known], **limits, err_msg=f"{name}, step {step}")

@@ -2,15 +2,17 @@
 
 import re
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import torch
-from oracle import GRADIENT, Oracle
+from oracle import GRADIENT, Oracle, Tolerance
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from stssl.algorithms import DataFacts
 from stssl.algorithms.fixmatch import FixMatch, FixMatchConfig
-from stssl.algorithms.losses import asymmetric
+from stssl.algorithms.losses import Distance, asymmetric
 from stssl.archives.base import time_values
 from stssl.base.batch import Batch, Progress, Stream, View
 from stssl.base.labels import LabelSpace
@@ -18,6 +20,7 @@ from stssl.models import Network, build_network
 from stssl.models.backbones import make_backbone
 from stssl.models.ema import Ema
 from stssl.models.encoders import RawConfig
+from stssl.models.network import NetworkRole
 from stssl.models.sites import TokenConfig
 from stssl.models.weights import load_weights
 from stssl.recipes.optimizers import ScheduleConfig
@@ -26,8 +29,8 @@ from stssl.steps.teacher_student import LossConfig, TeacherStudentStep
 from stssl.store.schema import MISSING_DAY
 from stssl.training.optim import clip_gradients, learning_rate, parameter_groups
 
-DISTANCES = {"mse": "mse", "mae": "mae", "cos": "cosine", "none": "none"}
-NETWORK = {"atol": 1e-5, "rtol": 1e-4}
+DISTANCES: dict[str, Distance] = {"mse": "mse", "mae": "mae", "cos": "cosine", "none": "none"}
+NETWORK: Tolerance = {"atol": 1e-5, "rtol": 1e-4}
 
 
 def check_metainfo(oracle: Oracle) -> None:
@@ -39,6 +42,7 @@ def check_metainfo(oracle: Oracle) -> None:
         oracle.expect("day_of_year", day, row, exact=True)
         metadata = torch.tensor([[oracle["lat"][row], oracle["lng"][row], day, np.nan]], dtype=torch.float32)
         encoder = network.encoder
+        assert encoder is not None
         place = encoder.place(metadata[:, 0], metadata[:, 1])
         date = encoder.date(metadata[:, 2], metadata[:, 3])
         oracle.expect("enc", torch.cat([place, date], 1)[0], row)
@@ -54,7 +58,7 @@ def check_ema(oracle: Oracle) -> None:
         for parameter, name in zip(live, names, strict=True):
             parameter.data.copy_(torch.from_numpy(oracle[f"param/{name}"][it]))
         average.update(live)
-        for own, name in zip(average.network, names, strict=True):
+        for own, name in zip(average.network.parameters(), names, strict=True):
             oracle.expect(f"shadow/{name}", own, it)
 
 
@@ -71,7 +75,7 @@ def check_asymmetric_loss(oracle: Oracle) -> None:
             detach_focus=config["disable_torch_grad_focal_loss"],
             epsilon=config["eps"],
         )
-        loss.mean().backward()
+        loss.mean().backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         oracle.expect(f"loss_none_{j}", loss)
         oracle.expect(f"loss_mean_{j}", loss.mean())
         oracle.expect(f"loss_sum_{j}", loss.sum())
@@ -126,7 +130,9 @@ class Encoded(Network):
         return None if self.encoder is None else self.encoder.head(metadata)
 
 
-def build_teacher(c: dict, role: str = "teacher", distill: bool = True, **options) -> Network:
+def build_teacher(
+    c: dict[str, Any], role: NetworkRole = "teacher", distill: bool = True, **options: JsonValue
+) -> Network:
     network = build_network(
         backbone="vit_small_patch16_224",
         backbone_args={"patch_size": c["patch"], "embed_dim": c["dim"], "depth": c["depth"], "num_heads": c["heads"]}
@@ -196,7 +202,7 @@ def own_head(oracle: Oracle, who: str, feature: Tensor) -> Tensor:
     return nn.functional.linear(feature, weight, bias)
 
 
-def check_plain_backbone(oracle: Oracle, c: dict, image: Tensor, joint: Tensor) -> None:
+def check_plain_backbone(oracle: Oracle, c: dict[str, Any], image: Tensor, joint: Tensor) -> None:
     """Compare the outputs of backbones with their own heads; the teacher pools by averaging."""
     student = build_teacher(c, "student").eval()
     load_theirs(student, oracle, "sd/", "student")
@@ -228,15 +234,17 @@ def check_e2e(oracle: Oracle) -> None:
         optimizer.step()
         step.after_optimizer()
         check_e2e_losses(oracle, h, output.logs, it)
-    for network, who in (("teacher", "joint"), ("student", "student")):
-        check_e2e_weights(oracle, step.networks[network], "final/", who)
-        check_e2e_weights(oracle, step.averages[network].network, "ema/", who)
+    for role, who in (("teacher", "joint"), ("student", "student")):
+        network, average = step.networks[role], step.averages[role].network
+        assert isinstance(network, Network) and isinstance(average, Network)
+        check_e2e_weights(oracle, network, "final/", who)
+        check_e2e_weights(oracle, average, "ema/", who)
         for name in oracle.names(f"init/{who}_backbone.head."):
             for prefix in ("final/", "ema/"):
                 oracle.expect(name.replace("init/", prefix), oracle[name])
 
 
-def e2e_step(oracle: Oracle, h: dict) -> TeacherStudentStep:
+def e2e_step(oracle: Oracle, h: dict[str, Any]) -> TeacherStudentStep:
     c = {"img": h["img_size"], "patch": h["patch_size"], "dim": h["embed_dim"], "depth": h["depth"]}
     c |= {"ch": oracle["in_x_lb"].shape[2], "C": h["num_classes"], "heads": h["num_heads"]}
     teacher, student = build_teacher(c), build_teacher(c, "student")
@@ -267,7 +275,7 @@ def e2e_step(oracle: Oracle, h: dict) -> TeacherStudentStep:
     )
 
 
-def e2e_optimizer(oracle: Oracle, step: TeacherStudentStep, h: dict) -> torch.optim.Optimizer:
+def e2e_optimizer(oracle: Oracle, step: TeacherStudentStep, h: dict[str, Any]) -> torch.optim.Optimizer:
     """Make AdamW with the parameter groups of the public implementation, which also decay tokens and positions."""
     decays = {name: group["weight_decay"] for group in oracle.json("param_groups") for name in group["params"]}
     ours = {
@@ -297,7 +305,7 @@ def e2e_batch(oracle: Oracle, space: LabelSpace, it: int) -> Batch:
     return Batch(images, metadata, space.targets(array("y_lb")), torch.arange(len(images[View.UNLABELED_WEAK])))
 
 
-def check_e2e_losses(oracle: Oracle, h: dict, logs: dict[str, Tensor], it: int) -> None:
+def check_e2e_losses(oracle: Oracle, h: dict[str, Any], logs: dict[str, Tensor], it: int) -> None:
     oracle.expect("out_util_ratio", logs["pseudo_rate"], it)
     distillation = logs.get("distillation", torch.zeros(()))
     oracle.expect("out_student_distill_loss", distillation, it)

@@ -1,6 +1,7 @@
 """Check whole pretraining steps against recorded values: contrastive losses, queue, momentum encoder, SGD."""
 
 import math
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -10,26 +11,27 @@ from torch import nn
 from stssl.base.batch import Progress
 from stssl.contrastive import step as contrastive
 from stssl.contrastive.geography import ClustersConfig
-from stssl.contrastive.moco import PretextConfig
-from stssl.contrastive.step import ContrastiveStep, Pairs
+from stssl.contrastive.moco import PretextConfig, similarities
+from stssl.contrastive.step import ContrastiveStep, Pairs, PretrainEncoder
 from stssl.recipes.optimizers import SgdConfig
 from stssl.training.optim import make_optimizer
 
 
-class Small(nn.Module):
+class Small(PretrainEncoder):
     """Build the small encoder of the recorded run: Linear, ReLU, and a last part `fc` (three layers with `mlp`)."""
 
-    def __init__(self, c: dict) -> None:
-        super().__init__()
+    def __init__(self, c: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
         self.l1 = nn.Linear(c["in"], c["h"])
         last = nn.Linear(c["h"], c["dim"])
         self.fc = nn.Sequential(nn.Linear(c["h"], c["h"]), nn.ReLU(), last) if c["mlp"] else last
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.l1(image).relu())
+        embedding: torch.Tensor = self.fc(self.l1(image).relu())
+        return embedding
 
 
-def built(oracle: Oracle, c: dict) -> ContrastiveStep:
+def built(oracle: Oracle, c: dict[str, Any]) -> ContrastiveStep:
     count = c["G"]
     turns = torch.arange(count) * (2 * math.pi / count)
     centers = torch.stack([turns.cos(), turns.sin(), torch.zeros(count)], 1)
@@ -60,7 +62,7 @@ def load(module: nn.Module, oracle: Oracle, prefix: str) -> None:
         parameter.data.copy_(torch.from_numpy(oracle[f"{prefix}{name}"]))
 
 
-def pairs(oracle: Oracle, it: int, c: dict) -> Pairs:
+def pairs(oracle: Oracle, it: int, c: dict[str, Any]) -> Pairs:
     """Make the pairs of iteration `it`. Each query's place is the center of its recorded cluster."""
     longitude = torch.from_numpy(oracle["in_geo"][it]) * (360.0 / c["G"])
     metadata = torch.full((len(longitude), 4), torch.nan)
@@ -69,17 +71,17 @@ def pairs(oracle: Oracle, it: int, c: dict) -> Pairs:
     return Pairs(query, key, metadata, torch.zeros(len(query), dtype=torch.bool))
 
 
-def epoch_of(c: dict, it: int) -> float:
-    """The epoch of a step: one number for the whole file, or one for each step."""
-    return c["epoch"][it] if isinstance(c["epoch"], list) else c["epoch"]
+def epoch_of(c: dict[str, Any], it: int) -> float:
+    """Return the epoch of a step: the file has one number for all steps, or one for each step."""
+    return float(c["epoch"][it] if isinstance(c["epoch"], list) else c["epoch"])
 
 
-def alpha_of(c: dict, it: int) -> float:
-    """The weight of positives in the reference: constant, or geometric from alpha to alpha_low over the epochs."""
+def alpha_of(c: dict[str, Any], it: int) -> float:
+    """Return the weight of positives in the reference: constant, or geometric from alpha to alpha_low."""
     if c["loss"] != "ml_cpc":
         return 1.0
     if not c["ml_cpc_alpha_geo"]:
-        return c["alpha"]
+        return float(c["alpha"])
     left = 1 - epoch_of(c, it) / c["epochs"]
     return math.exp((math.log(c["alpha"]) - math.log(c["alpha_low"])) * left + math.log(c["alpha_low"]))
 
@@ -91,16 +93,16 @@ def check_moco_geo(oracle: Oracle) -> None:
     optimizer = make_optimizer(step.networks, settings)
     seen: dict[str, torch.Tensor] = {}
     step.networks["query"].register_forward_hook(lambda _, __, out: seen.update(embeddings=out))
-    similarities = contrastive.similarities
 
-    def watched(*arguments):
+    def watched(*arguments: Any) -> torch.Tensor:
         seen["logits"] = similarities(*arguments)
         return seen["logits"]
 
     for it in range(len(oracle["in_q"])):
         optimizer.zero_grad()
         with patch.object(contrastive, "similarities", watched):
-            output = step(pairs(oracle, it, c), Progress(epoch_of(c, it), c["epochs"]))
+            # The recorded schedule counts epochs, and a part of an epoch is no whole number.
+            output = step(pairs(oracle, it, c), Progress(epoch_of(c, it), c["epochs"]))  # type: ignore[arg-type]
         output.loss.backward()
         optimizer.step()
         step.after_optimizer(torch.tensor(False))
@@ -114,7 +116,15 @@ def check_moco_geo(oracle: Oracle) -> None:
     oracle.expect("final/queue_ptr", step.queue.pointer, exact=True)
 
 
-def compare(oracle: Oracle, it: int, c: dict, *, step: ContrastiveStep, seen: dict, logs: dict) -> None:
+def compare(
+    oracle: Oracle,
+    it: int,
+    c: dict[str, Any],
+    *,
+    step: ContrastiveStep,
+    seen: dict[str, torch.Tensor],
+    logs: dict[str, torch.Tensor],
+) -> None:
     oracle.expect("out_embeddings", seen["embeddings"], it)
     oracle.expect("out_logits", seen["logits"], it)
     oracle.expect("out_labels", torch.zeros(c["N"]), it, exact=True)
