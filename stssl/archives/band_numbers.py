@@ -1,4 +1,4 @@
-"""Say how the stored numbers of a band become those that students expect: 0 means zero reflectance."""
+"""Convert the stored numbers of a band to those that students expect: 0 means zero reflectance."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class BandNumbers:
     Attributes:
         nodata: Stored number that means "not measured", beside what the file itself marks; None for none.
         shift: Number to add to stored numbers.
-        factor: Number to multiply by after that.
+        factor: Number to multiply the shifted numbers by.
     """
 
     nodata: int | None = None

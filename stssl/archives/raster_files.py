@@ -22,7 +22,7 @@ SCENE_ENDINGS = (".tif", ".tiff", ".jp2")
 READ_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)
 """Errors that GDAL and rasterio raise for damaged files."""
 MOST_NAME = 300
-"""Most letters of a path in a message."""
+"""Largest number of letters of a path in a message."""
 
 
 def scene_driver(path: Path) -> str:

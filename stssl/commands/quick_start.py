@@ -12,6 +12,7 @@ from stssl.api.progress import conversion_summary, counting, run_with_progress, 
 from stssl.archives.conversion import Options, convert_archive
 from stssl.archives.synthetic import synthesize_archive
 from stssl.base.config import Tree, apply_overrides, merge, parse_tree, validate
+from stssl.base.whole_files import as_size
 from stssl.recipes.recipe import Recipe
 from stssl.store.description import describe_store
 from stssl.store.store import Store
@@ -108,6 +109,6 @@ def _clear(unwanted: tuple[Path, ...], out: Path, console: Console) -> None:
     """
     for folder in unwanted:
         shutil.rmtree(folder, ignore_errors=True)
-    left = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9
+    left = as_size(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))
     gone = f"; deleted {' and '.join(path.name for path in unwanted)} (--keep all keeps all)" if unwanted else ""
-    console.print(f"{left:.1f} GB in {out}{gone}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{left} in {out}{gone}", highlight=False, markup=False, soft_wrap=True)

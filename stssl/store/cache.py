@@ -196,7 +196,7 @@ def _require_room(needed: int, count: int, where: Where, free: int) -> None:
     """Check that a copy of the pixels fits into the free memory, in bytes.
 
     Raises:
-        RunError: It does not. The message says how much it needs and how much is free.
+        RunError: The copy does not fit. The message says how much it needs and how much is free.
     """
     # Networks, batches and other processes need the rest. If memory runs out, the system kills the process silently.
     if needed > 0.8 * free:

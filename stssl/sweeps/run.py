@@ -158,7 +158,7 @@ def _carry_out(book: Book, say: Say) -> None:
 
 
 def _say_room(book: Book, at_once: int, say: Say) -> None:
-    """Say how much room the checkpoints of the sweep need, with this number of trials at the same time."""
+    """Show how much room the checkpoints of the sweep need, with this number of trials at the same time."""
     say(room_line(book.sweep, checkpoint_bytes(book.sweep.recipe), at_once))
 
 

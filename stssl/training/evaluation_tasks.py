@@ -10,7 +10,7 @@ from stssl.base.ray_session import connected_ray
 from stssl.training.trained_run import AskedLogits, Elsewhere, predict_share
 
 _RETRIES = 3
-"""How often Ray computes a share again after its worker or node died."""
+"""Number of times that Ray computes a share again after its worker or node died."""
 
 
 def predict_on_ray(workers: int) -> Elsewhere:

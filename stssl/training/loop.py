@@ -55,7 +55,7 @@ def train_to_end(train_state: TrainState, report: Report, outside: Outside | Non
     Args:
         train_state: This rank's state. All ranks call this function together.
         report: Called with each validation's metrics, on every rank.
-        outside: What the run hears from other processes; None hears only signals to this process.
+        outside: Receiver of requests from other processes; None receives only signals to this process.
 
     Returns:
         Number of steps taken, best score, and step of the best score.

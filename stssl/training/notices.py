@@ -22,11 +22,11 @@ _ASK, _STOP = 1, 100
 
 
 class Outside:
-    """Define what a run hears from outside of its own processes. This base class hears nothing."""
+    """Define how a run receives requests from other processes. This base class receives none."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Return a context in which this rank listens. Rank 0 calls it before the first step."""
+        """Return a context in which rank 0 receives requests. Rank 0 enters it before the first step."""
         yield
 
     def asked(self) -> signal.Signals | None:
@@ -66,7 +66,7 @@ class Notices:
 
         Args:
             stop: Signals to this process.
-            outside: What comes from other processes.
+            outside: Receiver of requests from other processes.
             timeout_s: Seconds that a rank waits for the other ranks before it gives up.
         """
         self.stop, self.outside = stop, outside
@@ -74,7 +74,7 @@ class Notices:
         self._sent: tuple[Tensor, dist.Work] | None = None
         if world_size() > 1:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-            assert isinstance(group, dist.ProcessGroup)  # torch returns something else to ranks outside of the group
+            assert isinstance(group, dist.ProcessGroup)  # torch returns another type to ranks outside of the group
             self._group = group
 
     @contextmanager
@@ -100,7 +100,7 @@ class Notices:
         return Notice(number == _ASK and self.outside.node_leaves(), None)
 
     def _own(self) -> int:
-        """Return the number for what this rank knows."""
+        """Return the number that stands for the request that this rank received; 0 for none."""
         by = self.stop.by or (self.outside.asked() if rank() == 0 else None)
         if by is not None:
             return _STOP + by

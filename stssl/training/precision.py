@@ -47,7 +47,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def _cpu() -> Mapping[str, object]:
-    """Return what torch knows of this CPU; nothing before torch 2.10, which cannot tell."""
+    """Return the features of this CPU that torch reports, by name. torch before 2.10 reports none."""
     found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return found
 

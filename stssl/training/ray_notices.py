@@ -1,7 +1,7 @@
 """Tell the ranks of a run on Ray that its driver was asked to end, or that a node will be taken away.
 
-The driver gets the signal: of Ctrl-C, of `ray job stop`, of a batch system. It writes it to Ray's key-value store under
-a key of this start of the run. A thread of rank 0 reads this key. `Notices` then tells all ranks.
+The driver gets the signal of Ctrl-C, of `ray job stop` or of a batch system. The driver writes it to Ray's key-value
+store, under a key of this start of the run. A thread of rank 0 reads this key. `Notices` then tells all ranks.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from stssl.base.stopping import SIGNALS, TOGETHER_S, Asked
 from stssl.training.notices import Outside
 
 POLL_S = 0.5
-"""Seconds between two looks of rank 0 at the driver's key."""
+"""Seconds after which rank 0 reads the driver's key again."""
 NODES_S = 10.0
-"""Seconds between two questions to Ray if a node will be taken away."""
+"""Seconds after which rank 0 asks Ray again if a node will be taken away."""
 
 
 class Post:
@@ -43,10 +43,10 @@ class Post:
 
 
 class RayOutside(Outside):
-    """Hear on a Ray worker that the driver was asked to end, or that a node will be taken away."""
+    """Receive on a Ray worker that the driver was asked to end, or that a node will be taken away."""
 
     def __init__(self, post: Post) -> None:
-        """Listen to the keys of this start of the run."""
+        """Store the keys of this start of the run, which the driver writes."""
         self.post = post
         self._by: signal.Signals | None = None
         self._asked_at = time.monotonic()
@@ -76,7 +76,7 @@ class RayOutside(Outside):
         return self._by
 
     def due(self) -> bool:
-        """Return True every few seconds."""
+        """Return True if `NODES_S` seconds have passed since Ray was asked about leaving nodes."""
         if time.monotonic() - self._asked_at < NODES_S:
             return False
         self._asked_at = time.monotonic()

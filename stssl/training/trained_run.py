@@ -283,7 +283,7 @@ def evaluate_fully(
 
 
 class AskedLogits(NamedTuple):
-    """Say which logits to compute; the fields are arguments of `evaluate_fully`."""
+    """Name the run, the part and the metadata of logits to compute. The fields are arguments of `evaluate_fully`."""
 
     path: str
     part: str
