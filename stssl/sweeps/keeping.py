@@ -94,11 +94,16 @@ def room_line(sweep: Sweep, checkpoint: int, at_once: int) -> str:
             *(needed / 1e9, _existing(sweep.folder), free / 1e9, sweep.config.keep),
         )
     keep = sweep.config.keep
-    whose = "all trials" if keep == "all" else f"the best {keep} trials"
+    whose = "all trials" if keep == "all" else f"the best {keep} trials" if keep > 1 else "the best trial"
     return (
-        f"up to {needed / 1e9:.2f} GB for the checkpoints of {whose} (keep) and of {at_once} running, "
-        f"{checkpoint / 1e6:,.0f} MB each; {free / 1e9:.1f} GB free"
+        f"up to {_size(needed)} for the checkpoints of {whose} (keep) and of {at_once} running, "
+        f"{_size(checkpoint)} each; {_size(free)} free"
     )
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _existing(folder: Path) -> Path:
