@@ -32,7 +32,7 @@ Seeds = tuple[int, int]
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """Say what to compare, and how.
+    """Choose the part, the network and the score to compare, and the numbers of draws.
 
     Attributes:
         part: Part of the split whose evaluation is compared.

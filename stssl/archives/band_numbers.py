@@ -25,7 +25,7 @@ class BandNumbers:
 
     @property
     def plain(self) -> bool:
-        """Return True if stored numbers stay as they are."""
+        """Return True if stored numbers need no conversion."""
         return not self.shift and self.factor == 1
 
     def measured(self, stored: AnyArray) -> NDArray[np.bool_] | None:
@@ -42,7 +42,7 @@ class BandNumbers:
 
 
 def numbers_of(file: DatasetReader, index: int) -> BandNumbers:
-    """Read what a file states about the numbers of a band.
+    """Read the shift of a band's numbers from the scale and the offset that its file states.
 
     Files of some archives state reflectance = scale * number + offset. Students expect scale * number.
 

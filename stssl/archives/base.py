@@ -157,7 +157,7 @@ class ArchiveFormat(Protocol):
         ...
 
     def write_example(self, folder: Path) -> "Example":
-        """Write a tiny archive of this format for tests, and return what its store must hold.
+        """Write a tiny archive of this format for tests, and return the values that its store must hold.
 
         Args:
             folder: Empty folder to write into.
@@ -183,7 +183,7 @@ class Option:
 
 @dataclass(frozen=True)
 class ExamplePatch:
-    """Hold what a store must contain for one patch of an example archive. A test compares both.
+    """Hold the values that a store must have for one patch of an example archive. A test compares the store with them.
 
     Attributes:
         name: Name of the patch.

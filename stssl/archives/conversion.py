@@ -42,7 +42,7 @@ class Summary:
         converted: Number of shards that this call wrote. An earlier, interrupted call wrote the others.
         errors: Name of each error, and how many patches have it.
         report: Path of the CSV file that lists the errors.
-        examples: Name of each error, and one text: the first patch with it and what is wrong with this patch.
+        examples: Name of each error, and one text: the first patch with this error, and the message about it.
         notes: Remarks of the archive, one line each, such as used and unused columns and the number of unlabeled rows.
     """
 
@@ -253,7 +253,7 @@ def verify_store(
 
 @dataclass
 class Job:
-    """Hold what a worker process needs to convert shards (files of many patches).
+    """Hold the archive and the writer with which a worker process converts shards (files of many patches).
 
     Attributes:
         archive: The open archive.

@@ -68,7 +68,7 @@ class Manifest:
         band_names: Annotated[str | None, Option("names of the bands, with commas.")] = None,
         images: Annotated[Path | None, Option("folder where the table's paths start; default: its own.")] = None,
     ) -> None:
-        """Read the table of images, and find out their size and bands from the first images.
+        """Read the table of images, and find out the size and the bands of the images from the first ones.
 
         Args:
             archive: The table. Its paths are relative to its folder. Or a folder, or a pattern such as `tiles/*.tif`.
@@ -423,7 +423,7 @@ def _numbers(count: int) -> tuple[str, ...]:
 
 
 def _missing(names: list[str], rows: bool) -> str:
-    """Say in words what a table lacks: a column with paths, or rows.
+    """Compose the message about a table that lacks a column with paths, or rows.
 
     Args:
         names: Names of the table's columns.

@@ -1,4 +1,4 @@
-"""Read what a Sentinel-2 product of level 2A (a `.SAFE` folder) says in its `MTD_MSIL2A.xml`.
+"""Read the metadata of a Sentinel-2 product of level 2A (a `.SAFE` folder) from its `MTD_MSIL2A.xml`.
 
 Since processing baseline 04.00, reflectance = (number + BOA_ADD_OFFSET) / quantification, with an offset of -1000.
 Before that, there was no offset. BigEarthNet and EuroSAT have numbers without an offset and a quantification of 10000.
@@ -26,7 +26,7 @@ _IMAGE = re.compile(r"_(B(?:\d\d|8A))_(10|20|60)m$")
 
 @dataclass(frozen=True)
 class SafeProduct:
-    """Hold the images of a Sentinel-2 product and what its metadata say about their numbers.
+    """Hold the images of a Sentinel-2 product, and the offsets and the scale of their numbers.
 
     Attributes:
         folder: The `.SAFE` folder.

@@ -15,7 +15,7 @@ def quickstart_command(
     patches: Annotated[int, typer.Option(min=200, help="Patches of the generated archive.")] = 4000,
     keep: Annotated[
         Literal["all", "store", "none"],
-        typer.Option(help="What stays of the generated data: all (1.1 GB), the store (0.5 GB) or none (34 MB)."),
+        typer.Option(help="What stays of the generated data: all (1.1 GB), the store (0.5 GB) or none (35 MB)."),
     ] = "store",
     overrides: Overrides = None,
 ) -> None:

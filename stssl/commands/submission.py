@@ -155,7 +155,7 @@ def _arguments(words: Sequence[str], title: str, environment: dict[str, str], su
         words: Words of the command line after `stssl`.
         title: Text by which the cluster shows the job.
         environment: Environment variables of the job.
-        submission: What the user asked for.
+        submission: Job that the user described.
     """
     return {
         "entrypoint": shlex.join(["python", "-m", "stssl.commands.cli", *words]),
@@ -261,7 +261,7 @@ def submit_job(submission: Submission, show: Callable[[str], None], say: Callabl
     """Submit a job to a Ray cluster, and follow it to its end.
 
     Args:
-        submission: What to run, and where.
+        submission: Job to run, and its cluster.
         show: Shows a piece of the job's output.
         say: Shows a line about the submission itself.
 

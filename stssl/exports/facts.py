@@ -62,7 +62,7 @@ def model_name(name: str) -> str:
 
 
 def config_of(facts: Exported) -> JsonObject:
-    """Return the contents of `config.json`: what a program needs to feed the model file and to read its outputs."""
+    """Return the contents of `config.json`: all facts that a program needs to use the model file."""
     told = facts.description
     inputs: list[JsonObject] = [
         {

@@ -129,7 +129,8 @@ def write_graph(student: Student, kind: GraphFormat, path: Path, samples: Sample
 
 def _traced(student: Student, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     graph = graph_of(student)
-    # Two images: torch.export would take the number 1 as fixed. No real ones: the file keeps them.
+    # Export with two images: torch.export would take a batch of one as a fixed size. Use zeros: the file keeps these
+    # images.
     examples = tuple(torch.zeros(2, *value.shape[1:]) for value in inputs)
     batch = torch.export.Dim("n", min=1)
     shapes = {name: {0: batch} for name, _ in zip(INPUTS, inputs, strict=False)}

@@ -108,7 +108,7 @@ def _axis(size: int, window: int, stride: int, ratios: Sequence[int]) -> WindowA
 
 @dataclass(frozen=True)
 class BlockResult:
-    """Hold what was predicted for a block.
+    """Hold the predictions for the windows of a block.
 
     Attributes:
         values: [rows, columns, C] probabilities of its windows; 0 for windows without a measured pixel.

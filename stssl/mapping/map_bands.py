@@ -74,7 +74,7 @@ def map_bands(needs: SceneNeeds, probabilities: Probabilities | None) -> MapBand
     """Choose the bands of a map.
 
     Args:
-        needs: What the students give: classes, colors, and whether a place may have several classes.
+        needs: Classes of the students, their colors, and whether a place may have several classes.
         probabilities: Type of probabilities to write; None writes classes.
     """
     count = len(needs.classes)

@@ -1,4 +1,4 @@
-"""Collect what one or several students need of a scene: bands, pixel size, size of windows."""
+"""Collect the requirements of one or several students on a scene: bands, pixel size, size of windows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from stssl.students.description import BandDescription, ModelDescription
 
 @dataclass(frozen=True)
 class SceneNeeds:
-    """Hold what students need of a scene.
+    """Hold the requirements of students on a scene, and the classes that they predict.
 
     Attributes:
         bands: Needed bands by name.
@@ -39,7 +39,7 @@ class SceneNeeds:
 
 
 def common_needs(students: Sequence[ModelDescription], pixel_size: float | None) -> SceneNeeds:
-    """Find what all students of an ensemble need of a scene.
+    """Collect the requirements of all students of an ensemble on a scene, and check that they agree.
 
     Args:
         students: Descriptions of the students.

@@ -1,4 +1,4 @@
-"""Find out what a scene is made of: GeoTIFFs, files of one band each, a mosaic, or a Sentinel-2 product."""
+"""Find the files of a scene: GeoTIFFs, files of one band each, a mosaic, or a Sentinel-2 product."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,7 +54,7 @@ def open_scene(
 
     Args:
         inputs: A `.SAFE` folder, or files, folders and patterns of GeoTIFFs.
-        needs: What the students need.
+        needs: Requirements of the students.
         bands: Names of the bands of each file, or of the files of one band each; empty to read them from the files.
         resample: True to accept another pixel size.
 

@@ -165,7 +165,7 @@ def _stride(options: MapOptions, needs: SceneNeeds) -> int:
 
 @dataclass
 class _MapJob:
-    """Hold one prediction: what to predict, and where to write it."""
+    """Hold the scene, the students and the output of one prediction."""
 
     out: Path
     scene: Scene

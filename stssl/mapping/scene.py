@@ -77,7 +77,7 @@ def arrange(
     Args:
         name: Name of the scene.
         chosen: Files and their bands.
-        needs: What the students need.
+        needs: Requirements of the students.
         resample: True to accept another pixel size: windows then have the student's size on the ground.
         date: Time of acquisition.
 

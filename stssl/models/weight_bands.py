@@ -35,7 +35,7 @@ class PickedBands(NamedTuple):
 
     @property
     def changes(self) -> bool:
-        """Return True if the kernels of the file cannot be used as they are."""
+        """Return True if the kernels of the file must be reordered, dropped or filled for the images."""
         return self.places != list(range(len(self.places))) or bool(self.dropped)
 
 

@@ -29,7 +29,7 @@ class Matching:
         loaded: Names of tensors that were taken, also those that were reshaped.
         missing: Names of tensors of the backbone that the file lacks: they keep their random values.
         unexpected: Names of tensors of the file that were not used.
-        reshaped: Names of tensors that were adapted, with what was done.
+        reshaped: Names of tensors that were adapted, each with a description of the change.
         file_bands: Bands of the file; None if unknown.
         dropped: Bands that only the file has.
         filled: Bands that only the images have.

@@ -114,7 +114,7 @@ def packaged_file(package: str) -> Path:
 
 
 def open_file(path: str) -> Checkpoint:
-    """Read a file of weights and say what is known about it.
+    """Read a file of weights, and recognize its layout, network, bands and publication.
 
     Raises:
         ConfigError: The file cannot be read, or it holds no network that timm has.

@@ -159,7 +159,7 @@ class RunRecipe(Config):
         return identity_of(self.tree())
 
     def hash(self) -> str:
-        """Return 12 hexadecimal digits that identify what the run computes."""
+        """Return 12 hexadecimal digits that identify a run by all keys that decide its results."""
         return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def yaml(self) -> str:

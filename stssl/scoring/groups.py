@@ -324,7 +324,7 @@ def _words_on_units(units: Units, options: GroupOptions) -> str:
 def _pooled(
     values: NDArray[np.str_], labeled: NDArray[np.bool_], column: str, options: GroupOptions, notes: list[str]
 ) -> NDArray[np.str_]:
-    """Give all groups with few labeled patches the name `others`, and note which."""
+    """Give all groups with few labeled patches the name `others`, and add a note that lists these groups."""
     names, number = np.unique(values, return_inverse=True)
     counts = np.bincount(number.reshape(-1)[labeled], minlength=len(names))
     small = counts < options.least

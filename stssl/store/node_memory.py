@@ -25,7 +25,7 @@ class NodeMemory:
     """Hold tensors that all ranks of this machine see, and this rank's part of the work to fill them.
 
     Attributes:
-        tensors: Tensors by name. What one rank writes, the others of this machine read.
+        tensors: Tensors by name. Values that one rank writes are visible to the other ranks of this machine.
         share: Place of this rank among those of the machine, and their number.
     """
 

@@ -26,7 +26,7 @@ MOST_FINDINGS = 1000
 
 @dataclass(frozen=True)
 class Findings:
-    """Hold the result of the check of a store: what was checked, and the problems.
+    """Hold the result of the check of a store: numbers of checked patches, and problems.
 
     Attributes:
         patches: Number of checked patches.

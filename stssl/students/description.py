@@ -125,7 +125,7 @@ class Box(Described):
 
 
 class TrainingDescription(Described):
-    """Describe what a network was trained on, and how.
+    """Describe the data and the recipe that a network was trained with.
 
     Attributes:
         source: Archive that the patches come from.
@@ -153,7 +153,7 @@ class TrainingDescription(Described):
 
 
 class ModelDescription(Described):
-    """Describe a trained network: what it takes, what it gives, and where it comes from.
+    """Describe a trained network: its images, its outputs, and its training.
 
     Attributes:
         format: Version of this description.

@@ -24,7 +24,7 @@ class ImageModel(nn.Module):
     """Hold the description of a network that takes stored pixel values. Base of students and feature extractors.
 
     Attributes:
-        description: What the network takes and gives, and how it was trained.
+        description: Images, outputs and training of the network.
         bands: Names of the bands, in the sequence of the images' channels.
     """
 

@@ -21,7 +21,7 @@ class Student(ImageModel):
     was trained with CDMAD. It is in evaluation mode; put it on a device by `student.to(device)`.
 
     Attributes:
-        description: What the student takes and gives, and how it was trained.
+        description: Images, outputs and training of the student.
         classes: Names of the C classes, in the sequence of the outputs.
         bands: Names of the bands, in the sequence of the images' channels.
     """

@@ -1,8 +1,8 @@
 """Train the networks of a run, on one rank (process) or many, and measure the steps.
 
 `train_to_end` is the loop. `train_step` takes one optimizer step. `validate_and_save` validates and writes a
-checkpoint; `save` only writes one. `Meter` collects what steps log. `Guard` collects the steps with gradients that are
-not finite.
+checkpoint; `save` only writes one. `Meter` collects the values that steps log. `Guard` collects the steps with
+gradients that are not finite.
 """
 
 import signal

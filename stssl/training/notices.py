@@ -43,7 +43,7 @@ class Outside:
 
 
 class Notice(NamedTuple):
-    """Hold what all ranks agreed to do after a step.
+    """Hold the actions that all ranks agreed on after a step.
 
     Attributes:
         save: True to write a checkpoint and continue.
@@ -88,7 +88,7 @@ class Notices:
                 yield self
 
     def after_step(self) -> Notice:
-        """Return what all ranks agreed to do now. All ranks call this once after each step."""
+        """Return the actions that all ranks agreed on. All ranks call this once after each step."""
         number = self._own()
         if self._group is not None:
             sent, number = torch.tensor([number]), self._received()

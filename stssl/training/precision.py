@@ -25,7 +25,7 @@ def choose_precision(recipe: RunRecipe, device: torch.device, recorded: JsonMapp
     Args:
         recipe: Recipe of the run. `auto` takes bf16 if the devices of all ranks have instructions for it.
         device: Device of this rank.
-        recorded: The run's record, if the run resumes: it keeps its format, whatever the device has now.
+        recorded: The run's record, if the run resumes: it keeps its format, even if this device lacks the instructions.
     """
     asked = recipe.compute.precision
     if asked != "auto":

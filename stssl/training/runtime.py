@@ -157,7 +157,7 @@ class StopRequest:
 
 
 def start_line(recipe: RunRecipe, device: torch.device, precision: str, rows: int) -> str:
-    """Return a line for the log that says what is trained, and on which device.
+    """Return a line for the log that names the run, its length, and the device that trains it.
 
     Args:
         recipe: Recipe of the run.

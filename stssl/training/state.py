@@ -204,7 +204,7 @@ class TrainState:
         If it is lost, restore it from a copy; without a copy, forget its score.
 
         Returns:
-            A list with one sentence that says what is wrong with `best`; empty if nothing is wrong.
+            A list with one sentence about the damage of `best`; empty if the file is whole.
         """
         progress, checkpoints, recipe = self.progress, self.folder.checkpoints, self.recipe.hash()
         path = checkpoints.path("best")
