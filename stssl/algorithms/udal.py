@@ -97,7 +97,12 @@ class Udal(FixMatch):
     def ratio(self, q: Tensor, progress: Progress) -> Tensor:
         """Divide a class distribution q by a power of the target distribution: q / target^a [decisions, choices].
 
-        `progress` gives the exponent a. A decision is a class (several labels a patch) or the patch (one label).
+        The logarithm of this ratio is added to the logits. A decision is a class (several labels a patch) or the
+        patch (one label).
+
+        Args:
+            q: [decisions, choices] class distribution.
+            progress: Position in the training, which sets the exponent a. target^a is normalized over the choices.
         """
         exponent = 1 - (1 - self.config.least_exponent) * progress.fraction**self.config.power
         return q / (tempered(self.target.value, exponent) + FLOOR)

@@ -112,7 +112,8 @@ def choose_scaling(
         config: Section `data` of the recipe.
         data: Open store.
         first: Weights that the run starts from; None if there are none.
-        recorded: The run's record, if it was started before. Its scaling is kept, even if the weights are gone.
+        recorded: The run's record, if it was started before. A scaling of weights that it holds is kept, even if the
+            weights are gone.
 
     Raises:
         RunError: The record is damaged.

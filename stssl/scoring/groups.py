@@ -242,7 +242,10 @@ def values_of(data: RunData, rows: Ints, column: str, degrees: float) -> NDArray
 
 
 def _groups(data: RunData, column: str) -> bool:
-    """Return True if a column can make groups: it has one word, flag or whole number for each patch."""
+    """Return True if a column can make groups: it has one word, flag or whole number for each patch.
+
+    `patch_id`, `time` and `content_hash` have another value for nearly every patch. They make no groups.
+    """
     if not data.store.has_column(column) or column in ("patch_id", "time", "content_hash"):
         return False
     about = data.store.description.arrays[column]

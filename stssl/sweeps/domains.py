@@ -107,7 +107,7 @@ class _Finder:
         if isinstance(given, list):
             if not given:
                 raise ConfigError(f"{self.source}.{key}: the list of values is empty")
-            return Domain(choices=tuple(float(v) if self._is_float(v, found) else v for v in given))
+            return Domain(choices=tuple(float(v) if self._needs_float(v, found) else v for v in given))
         if isinstance(given, RangeConfig):
             if found.integer and not all(float(end or 0).is_integer() for end in (given.low, given.high, given.step)):
                 raise ConfigError(f"{self.source}.{key} is a whole number: so must be low, high and step")
@@ -119,7 +119,7 @@ class _Finder:
             )
         return found.domain
 
-    def _is_float(self, value: object, found: Found) -> TypeGuard[int]:
+    def _needs_float(self, value: object, found: Found) -> TypeGuard[int]:
         """Return True if a value is a whole number but the key's type is float, so it must be converted."""
         ranged = found.domain is not None and found.domain.low is not None
         return ranged and not found.integer and isinstance(value, int) and not isinstance(value, bool)
