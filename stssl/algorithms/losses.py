@@ -167,14 +167,14 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
 def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) -> Tensor:
     """Compute FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246), a number to add to a loss.
 
-    The term rewards a mean prediction that follows the marginal, the running class distribution. Divide the marginal by
-    the histogram, and the mean prediction by its own shares of choices. Normalize the results to p and q. The term is
-    sum(p log q), which is minus the cross-entropy. A choice with share 0 gets the value 0.
+    The term is sum(p log q): minus the cross-entropy of two distributions. p is the marginal divided by the histogram,
+    then normalized. q is the mean prediction of the selected rows, divided by the share of these rows with each choice,
+    then normalized. Where a divisor is 0, the quotient is 0. The sign is that of the paper and its public code.
 
     Args:
         total: [decisions, choices] sum of the probabilities of selected rows.
         count: [decisions, choices] number of selected rows with each choice. No gradients flow into it.
-        marginal: [decisions, choices] distribution that the mean prediction should follow.
+        marginal: [decisions, choices] running mean of the labeler's predictions.
         histogram: [decisions, choices] share of each choice among the labeler's choices.
 
     Returns:

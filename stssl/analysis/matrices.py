@@ -115,6 +115,6 @@ def _matrix(shares: AnyFloats, names: Sequence[str], texts: Sequence[Sequence[st
             parts.append(_RECT.format(x=x, y=at, color=int(signed and share > 0), strength=strength, words=texts[i][j]))
             label = f"{100 * share:+.0f}".replace("-", "−") if signed else f"{100 * share:.0f}"
             parts.append(_NUMBER.format(x=x + 10.5, y=at + 14, words=label))
-    # The last column's name leans to the right.
+    # Leave room at the right: the name of the last column leans over the edge of the matrix.
     width, height = left + SQUARE * len(names) + 20 + 3 * letters, top + SQUARE * len(names) + 4
     return _SVG.format(width=max(width, 180), height=height, parts=joined("", parts))

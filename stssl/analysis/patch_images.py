@@ -27,17 +27,17 @@ SHOWN_BANDS = ("B04", "B03", "B02")
 
 
 def show_patches(view: RunView, part: str, outcome: Comparison, space: LabelSpace) -> list[Markup]:
-    """Show patches that the student got right and wrong.
+    """Show some patches that the student got right or wrong, and its surest mistakes.
 
     Args:
         view: The run.
-        part: Part of the split that the outcome is of.
+        part: Part of the split that was predicted, such as `test`.
         outcome: The student's predictions on this part.
         space: Classes and kind of task.
 
     Returns:
-        Parts of the page. If the store cannot be read, or is not that of the run, the only part is a sentence about
-        this.
+        Parts of the page; none if the evaluation did not keep its rows, or there is nothing to show. If the store
+        cannot be read, or is not that of the run, the only part is a sentence that says so.
     """
     arrays = view.arrays[part]
     picked = pick_patches(outcome)

@@ -72,7 +72,7 @@ def default_console(shown: bool | None = None) -> Console:
     """
     console = Console(stderr=True, quiet=shown is False)
     if console.is_jupyter and not find_spec("ipywidgets"):
-        # tqdm and Ray ask for ipywidgets several times. Lines of text show the same.
+        # tqdm and Ray ask several times for ipywidgets. They are not needed: progress is shown as lines of text.
         warnings.filterwarnings("ignore", message="IProgress not found")
         logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
     return console

@@ -189,12 +189,14 @@ def open_archive(source: str, archive: ArchivePlace, **about: object) -> Archive
 
 
 def make_plan(source: str, archive: Archive, options: Options, about: Mapping[str, object]) -> StorePlan:
-    """Plan what a conversion will write: arrays, columns, splits, and an identity that other conversions do not have.
+    """Plan what a conversion will write: arrays, columns, splits, and an identity.
+
+    The identity is equal if the same conversion is started again, and different for any other conversion.
 
     Args:
         source: Name of the archive format.
         archive: The open archive.
-        options: Codec, shard size and limit.
+        options: Codec, shard size and largest number of patches.
         about: Options of the archive format.
 
     Raises:

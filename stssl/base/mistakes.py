@@ -31,7 +31,10 @@ def without_tags(location: KeyPath, tree: object) -> list[str | int]:
 
 
 def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]:
-    """Yield each item of an error's path, and True if pydantic added it: it names a type, and is no key of the file."""
+    """Yield each item of an error's path with a flag.
+
+    The flag is True if the item is no key of the file's `tree`: pydantic added it to name a type.
+    """
     kept = False
     for index, part in enumerate(location):
         if isinstance(tree, Mapping):

@@ -138,7 +138,8 @@ def _prediction(submission: Submission) -> dict[str, Any]:
                 f"'{path}' is relative: models, scenes and maps are not sent to the cluster. Give absolute paths in a "
                 "folder that all nodes share, such as /shared/map.tif."
             )
-    # Without Ray tasks, the job's first process predicts itself: it needs a CPU of its own.
+    # Without Ray tasks, the job's first process does the prediction. Reserve a CPU for it: by default, Ray reserves
+    # none.
     tasks = any(word.partition("=")[0] in ("--workers", "--ray-address") for word in submission.overrides)
     cpus = 1 if submission.cpus is None and not tasks else submission.cpus
     resources = {"entrypoint_num_cpus": cpus, "entrypoint_num_gpus": submission.gpus}

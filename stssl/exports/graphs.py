@@ -43,7 +43,7 @@ class ImageGraph(nn.Module):
         self.register_buffer("matrix", resize_matrix(side, image.pixels, image.resize))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits of images."""
+        """Compute the student's logits [n, C] of stored values [n, bands, side, side]."""
         return self.predicted(images, None)
 
     def predicted(self, images: Tensor, metadata: Tensor | None) -> Tensor:
@@ -64,7 +64,7 @@ class MetadataGraph(ImageGraph):
     """Turn stored values and metadata [n, 4] into logits, for students that see place and date."""
 
     def forward(self, images: Tensor, metadata: Tensor) -> Tensor:  # type: ignore[override]  # another signature
-        """Compute logits of images with their metadata."""
+        """Compute the student's logits [n, C] of stored values [n, bands, side, side] and metadata [n, 4]."""
         return self.predicted(images, metadata)
 
 

@@ -17,7 +17,7 @@ CHUNK_NUMBERS = 1 << 22
 
 
 class FinishedRows:
-    """Count how many rows of windows, from the top down, are finished."""
+    """Record which blocks of a map are finished, and count the rows of windows above the first missing block."""
 
     def __init__(self, plan: BlockPlan, missing: list[int]) -> None:
         """Set which blocks are missing.

@@ -62,7 +62,7 @@ def _is_hashes(value: object) -> bool:
 
 
 def _is_conversion(value: object) -> bool:
-    """Return True if a JSON value has the form of the attribute that names the source of a conversion."""
+    """Return True if a JSON value has the form of the attribute `conversion`: the archive that was converted."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("format"), str)

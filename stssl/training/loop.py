@@ -101,6 +101,9 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
     Args:
         train_state: This rank's state. `progress.step` is the step to take; this function does not change it.
         raw: The rows, as the task's loader delivers them.
+
+    Returns:
+        What to log, and whether the step was bad: if gradients are not finite, the networks stay as they were.
     """
     recipe, step = train_state.recipe, train_state.progress.step
     # Seed each step: a resumed run must draw the same dropout as a run that was never interrupted.

@@ -95,6 +95,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         if self.recipe.evaluation.checkpoint == "last":
             return Validation(scores, nan if diverged(scores) else None)
         # If the score is NaN but predictions are finite, no patch of this part has any class: nothing can be scored.
+        # None then makes the newest checkpoint the best.
         return Validation(scores, None if isnan(score) and not diverged(scores) else score)
 
     def _finite(self) -> bool:
