@@ -90,7 +90,7 @@ class PairLoader:
         self.sources, self.ranks = {Stream.UNLABELED: source}, (rank, world)
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Return for each stream, by name, the store rows of the first patches (queries) that all ranks read in a step."""
+        """Return for each stream, by name, the store rows of the first patches (queries) of all ranks in a step."""
         return {stream.value: source.global_rows(step) for stream, source in self.sources.items()}
 
     def rows_at(self, step: int) -> int:

@@ -61,7 +61,7 @@ class Raw(MetadataEncoder):
         self.register_buffer("scale", scale, persistent=config.standardized)
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Scale latitudes [N] and longitudes [N] in degrees to features [N, 2]: subtract a center, divide by a scale."""
+        """Scale latitudes [N] and longitudes [N] in degrees to features [N, 2]: centered, then divided."""
         return (torch.stack([lat, lon], 1) - self.center) / self.scale
 
 
