@@ -16,7 +16,7 @@ LAYERS = [
     ["training"],
     ["analysis", "exports", "mapping"],
     ["predictions"],
-    ["sweeps"],
+    ["sweeps", "shifts"],
     ["api"],
     ["commands"],
     ["__main__"],
@@ -25,6 +25,7 @@ LAYERS = [
 RAY = {"base.ray_session", "archives.conversion", "analysis.planning"}
 RAY |= {f"training.{name}" for name in ("launch", "ray_metrics", "ray_notices", "evaluation_tasks")}
 RAY |= {"mapping.block_tasks", "commands.submission", "commands.quick_start"}
+RAY |= {"shifts.ray_tasks"}
 RAY |= {f"sweeps.{name}" for name in ("run", "trials", "tuning", "confirmation")}
 """Modules that may import Ray."""
 

@@ -21,9 +21,9 @@ from stssl.base.config import Tree
 from stssl.base.errors import ConfigError, RunError
 from stssl.base.labels import LabelSpace
 from stssl.recipes.recipe import Recipe
-from stssl.scoring.block_scores import BlockScores, draw_blocks, percentiles
 from stssl.scoring.groups import LEAST_BLOCKS
-from stssl.scoring.metrics import headline, score
+from stssl.scoring.metrics import headline
+from stssl.scoring.paired_scores import PredictionPair, compare_predictions, holm_corrected, place_blocks
 from stssl.training.run_folder import RunFolder
 
 Seeds = tuple[int, int]
@@ -230,11 +230,7 @@ def _blocks(run: _Scored, options: ComparisonOptions) -> Ints:
     Raises:
         ConfigError: There are too few blocks for an interval.
     """
-    lat, lon = run.arrays["metadata"][:, :2].astype(float).T
-    known = np.isfinite(lat) & np.isfinite(lon)
-    cells = np.stack([np.floor(np.where(known, values, 0) / options.degrees) for values in (lat, lon)], 1)
-    own = np.where(known, 0, 1 + np.arange(len(lat)))[:, None]
-    blocks: Ints = np.unique(np.concatenate([cells, own], 1), axis=0, return_inverse=True)[1].reshape(-1)
+    blocks = place_blocks(run.arrays["metadata"][:, :2], options.degrees)
     labeled = (run.arrays["targets"] != IGNORED).any(1)
     count = len(np.unique(blocks[labeled]))
     if count < LEAST_BLOCKS:
@@ -248,48 +244,24 @@ def _blocks(run: _Scored, options: ComparisonOptions) -> Ints:
 def _compare(pairs: Sequence[tuple[_Scored, _Scored]], blocks: Ints, options: ComparisonOptions) -> Difference:
     """Compare the runs of two recipes, without a correction for several comparisons."""
     one, other = pairs[0]
-    name, count = options.score or headline(one.space), int(blocks.max()) + 1
-    draws = draw_blocks(count, options.draws, options.seed)
-    swaps = np.random.default_rng((options.seed, 1)).integers(0, 2, (options.draws, count)).astype(np.uint16)
-    values, drawn, swapped = [], [], []
-    for pair in pairs:
-        logits = [torch.from_numpy(run.arrays[f"logits_{options.network}"]) for run in pair]
-        targets = torch.from_numpy(pair[0].arrays["targets"]).long()
-        measured = [score(each, targets, one.space).scores for each in logits]
-        if name not in measured[0]:
-            raise ConfigError(f"--score: unknown score '{name}'. There are: {', '.join(measured[0])}.")
-        if not all(np.isfinite(each[name]) for each in measured):
-            raise RunError(f"{pair[0].name} or {pair[1].name} has no {name}: its predictions are not finite")
-        values.append([each[name] for each in measured])
-        # Two copies of the blocks: a draw takes a block from one network or from the other one.
-        both = BlockScores(torch.cat(logits), torch.cat([targets] * 2), one.space, np.append(blocks, blocks + count))
-        none = np.zeros_like(draws)
-        ends = [both.scores(np.concatenate(sides, 1))[name] for sides in ((draws, none), (none, draws))]
-        mixed = [both.scores(np.concatenate(sides, 1))[name] for sides in ((1 - swaps, swaps), (swaps, 1 - swaps))]
-        drawn.append(ends[0] - ends[1])
-        swapped.append(mixed[0] - mixed[1])
-    mean = np.mean(values, 0)
-    difference = float(mean[0] - mean[1])
-    low, high = percentiles(_over_seeds(np.stack(drawn), options.seed))
-    # Count the true assignment as one of the swaps, to keep p above 0: chance can always give this difference.
-    as_large = np.abs(np.mean(swapped, 0)) >= abs(difference) - 1e-12
-    p = float((1 + as_large.sum()) / (1 + options.draws))
+    name, key = options.score or headline(one.space), f"logits_{options.network}"
+    targets = torch.from_numpy(one.arrays["targets"])
+    sets = [
+        PredictionPair(
+            torch.from_numpy(own.arrays[key]),
+            torch.from_numpy(base.arrays[key]),
+            targets,
+            blocks,
+            (own.name, base.name),
+        )
+        for own, base in pairs
+    ]
+    found = compare_predictions(sets, one.space, name, draws=options.draws, seed=options.seed)
     about = (one.name, other.name, name, len(pairs), len(np.unique(blocks)))
-    return Difference(*about, float(mean[0]), float(mean[1]), difference, low, high, p, p)
-
-
-def _over_seeds(drawn: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Average differences [seeds, draws] over seeds that are drawn with replacement, anew for each draw: [draws]."""
-    seeds, draws = drawn.shape
-    chosen = np.random.default_rng((seed, 2)).integers(0, seeds, (seeds, draws))
-    return np.asarray(np.take_along_axis(drawn, chosen, 0).mean(0))
+    return Difference(*about, found.value, found.other, found.difference, found.low, found.high, found.p, found.p)
 
 
 def _corrected(found: Sequence[Difference]) -> list[Difference]:
-    """Correct the p-values of several comparisons by Holm's method (Scand. J. Statist. 6, 1979). Keep the order."""
-    least, corrected = 0.0, list(found)
-    for rank, number in enumerate(np.argsort([one.p for one in found], kind="stable")):
-        one = found[int(number)]
-        least = max(least, min(1.0, one.p * (len(found) - rank)))
-        corrected[int(number)] = Difference(**(vars(one) | {"holm": least}))
-    return corrected
+    """Correct the p-values of several comparisons by Holm's method. Keep the order."""
+    corrected = holm_corrected([one.p for one in found])
+    return [Difference(**(vars(one) | {"holm": p})) for one, p in zip(found, corrected, strict=True)]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from stssl.analysis.drawing import COLORS, INK, LINES, MUTED, SOFT, AnyFloats, f
 from stssl.analysis.histories import Curve
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
 UNITS: Mapping[str, str] = {
@@ -119,6 +121,25 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     return svg(figure, names)
 
 
+@dataclass(frozen=True)
+class PlaceColors:
+    """Say how a map shows values.
+
+    Attributes:
+        colormap: Colors from the smallest value to the largest one.
+        low: Value with the first color.
+        high: Value with the last color. Maps that are compared need the same.
+        label: Unit beside the scale of colors.
+        sign: Format of a value in the texts that show on hover.
+    """
+
+    colormap: "Colormap | str"
+    low: float
+    high: float
+    label: str
+    sign: str = ".3f"
+
+
 def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, high: float) -> Markup:
     """Draw the mean prediction error at each place as a map with coasts and borders.
 
@@ -133,45 +154,69 @@ def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, hi
         SVG text, empty if no patch has a place and a label.
     """
     known = np.isfinite(lat) & np.isfinite(lon) & np.isfinite(error)
+    mean = error[known].mean() if known.any() else 0.0
+    colors = PlaceColors(_errors(), 0.0, high, "share of wrong labels")
+    return place_map(f"{network}: mean error {mean:.3f}", lat, lon, error, colors)
+
+
+def place_map(title: str, lat: AnyFloats, lon: AnyFloats, values: AnyFloats, colors: PlaceColors) -> Markup:
+    """Draw the mean of a value at each place as a map with coasts and borders.
+
+    Args:
+        title: Title of the map.
+        lat: [n] latitudes of the n patches, in degrees north.
+        lon: [n] longitudes of the patches, in degrees east.
+        values: [n] values of the patches; NaN if unknown.
+        colors: How to show values.
+
+    Returns:
+        SVG text, empty if no patch has a place and a value.
+    """
+    known = np.isfinite(lat) & np.isfinite(lon) & np.isfinite(values)
     if not known.any():
         return Markup()
-    lat, lon, error = lat[known], lon[known], error[known]
+    lat, lon, values = lat[known], lon[known], values[known]
     # Away from the equator, a degree of longitude is shorter than one of latitude, by the cosine of the latitude.
     stretch = 1 / max(0.2, float(np.cos(np.deg2rad(lat.mean()))))
     middle = (lon.min() + lon.max()) / 2, (lat.min() + lat.max()) / 2
     half = 0.55 * max(float(np.ptp(lat)), float(np.ptp(lon)) / stretch, 0.5)
     across = max(0.55 * float(np.ptp(lon)), 0.6 * half * stretch)
     up = max(0.55 * float(np.ptp(lat)), 0.6 * half)
-    west, east, south, north = middle[0] - across, middle[0] + across, middle[1] - up, middle[1] + up
+    frame = middle[0] - across, middle[0] + across, middle[1] - up, middle[1] + up
     figure, (axis,) = figure_of(5.6, min(6.0, max(3.0, 4.6 * up * stretch / across)))
     # As many cells down as make them regular: else patches of a narrow strip would be flat.
     down = max(1, round(30 / 3**0.5 * float(np.ptp(lat)) * stretch / max(float(np.ptp(lon)), 1e-6)))
     grid = (30, min(down, 60))
     counts = axis.hexbin(lon, lat, gridsize=grid, mincnt=1, visible=False).get_array()
-    cells = axis.hexbin(lon, lat, C=error, gridsize=grid, mincnt=1, cmap=_errors(), vmin=0, vmax=high, gid="cells")
+    scale = {"cmap": colors.colormap, "vmin": colors.low, "vmax": colors.high}
+    cells = axis.hexbin(lon, lat, C=values, gridsize=grid, mincnt=1, gid="cells", **scale)  # type: ignore[arg-type]
     cells.set_edgecolor(MUTED)
     cells.set_linewidth(0.3)
-    shares = cells.get_array()
-    places = cells.get_offsets()
+    means, places = cells.get_array(), cells.get_offsets()
     texts = [
-        f"{share:.3f} of {count:.0f} patches near {y:.2f}° N, {x:.2f}° E"
-        for share, count, (x, y) in zip(np.asarray(shares), np.asarray(counts), np.asarray(places), strict=True)
+        f"{mean:{colors.sign}} of {count:.0f} patches near {y:.2f}° N, {x:.2f}° E"
+        for mean, count, (x, y) in zip(np.asarray(means), np.asarray(counts), np.asarray(places), strict=True)
     ]
-    lines = borders_inside(west, east, south, north)
+    _draw_borders(axis, frame)
+    axis.set_title(title)
+    axis.set_xlabel("longitude in degrees east")
+    axis.set_ylabel("latitude in degrees north")
+    axis.set_aspect(stretch)
+    figure.colorbar(cells, ax=axis, label=colors.label, shrink=0.8)
+    return svg(figure, {"cells": texts})
+
+
+def _draw_borders(axis: "Axes", frame: tuple[float, float, float, float]) -> None:
+    """Draw coasts and borders into a frame of longitudes and latitudes (west, east, south, north)."""
+    lines = borders_inside(*frame)
     for group, color, width in ((lines.coasts, INK, 0.7), (lines.borders, SOFT, 0.5)):
         if group:
             # One line with gaps (NaN) is written as one path. The file is smaller than with a path for each line.
             gap = np.full((1, 2), np.nan)
             whole = np.concatenate([part for line in group for part in (line, gap)])
             axis.plot(*whole.T, color=color, linewidth=width, zorder=3)
-    axis.set_xlim(west, east)
-    axis.set_ylim(south, north)
-    axis.set_title(f"{network}: mean error {error.mean():.3f}")
-    axis.set_xlabel("longitude in degrees east")
-    axis.set_ylabel("latitude in degrees north")
-    axis.set_aspect(stretch)
-    figure.colorbar(cells, ax=axis, label="share of wrong labels", shrink=0.8)
-    return svg(figure, {"cells": texts})
+    axis.set_xlim(*frame[:2])
+    axis.set_ylim(*frame[2:])
 
 
 def _errors() -> "Colormap":

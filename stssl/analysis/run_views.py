@@ -67,7 +67,7 @@ def read_run(path: str | Path) -> RunView:
         if is_there(file):
             advice = f"Evaluate it again: `stssl evaluate {folder.path} --split {part}`."
             parts[part] = read_run_file(ScoresFile, file, advice)[0]
-            arrays[part] = _arrays(file.with_suffix(".npz"), parts[part], advice)
+            arrays[part] = read_arrays(file.with_suffix(".npz"), parts[part], advice)
     if not parts:
         path = folder.path
         raise RunError(f"{path} was not evaluated yet. Run `stssl evaluate {path} --split test` first.")
@@ -86,7 +86,7 @@ def read_run(path: str | Path) -> RunView:
     )
 
 
-def _arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[Any]]:
     """Read targets, metadata and logits of a part, and check that their shapes fit the part's scores.
 
     Args:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stssl.api.data_functions import convert, open_store, synthesize
     from stssl.api.scoring_functions import compare, evaluate, inspect_weights, probe, report
     from stssl.api.student_functions import embed, export, load_student, predict
-    from stssl.api.training_functions import load_recipe, plan, pretrain, sweep, train
+    from stssl.api.training_functions import load_recipe, plan, pretrain, shift, sweep, train
 
 __all__ = [
     "compare",
@@ -29,6 +29,7 @@ __all__ = [
     "pretrain",
     "probe",
     "report",
+    "shift",
     "sweep",
     "synthesize",
     "train",
@@ -38,7 +39,7 @@ _MODULES = {
     "data_functions": ("convert", "open_store", "synthesize"),
     "scoring_functions": ("compare", "evaluate", "inspect_weights", "probe", "report"),
     "student_functions": ("embed", "export", "load_student", "predict"),
-    "training_functions": ("load_recipe", "plan", "pretrain", "sweep", "train"),
+    "training_functions": ("load_recipe", "plan", "pretrain", "shift", "sweep", "train"),
 }
 
 __getattr__ = lazy_names(__name__, _MODULES)

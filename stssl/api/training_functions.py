@@ -1,10 +1,10 @@
-"""Load recipes, and train, pretrain, search and plan them."""
+"""Load recipes, and train, pretrain, search, study and plan them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stssl.api.progress import default_console, run_with_progress
+from stssl.api.progress import counting, default_console, run_with_progress
 from stssl.api.run import Run
 from stssl.base.config import load_tree
 from stssl.base.errors import ConfigError
@@ -14,6 +14,7 @@ from stssl.recipes.recipe import Recipe, RunRecipe, load_as
 
 if TYPE_CHECKING:
     from stssl.analysis.costs import CostEstimate
+    from stssl.shifts.run import ShiftStudy
     from stssl.sweeps.run import SweepFiles
 
 
@@ -133,3 +134,61 @@ def plan(
 
     given = recipe if isinstance(recipe, RunRecipe) else load_recipe(recipe)
     return plan_run(given, machines_for(given, nodes, gpus_per_node, link), steps)
+
+
+def shift(
+    recipe: RunRecipe | str | Path,
+    *,
+    seeds: int = 5,
+    splits: Sequence[str] | None = None,
+    metadata: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    degrees: float = 1.0,
+    draws: int = 1000,
+    workers: int | None = None,
+    gpus: float | None = None,
+    progress: bool | None = None,
+) -> "ShiftStudy":
+    """Study what metadata is worth, inside the training region and under shift. The same call resumes a study.
+
+    For each split and seed it trains the recipe, the same with one network that sees metadata at test too (`direct`),
+    and the same without any metadata (the control). All are tested with true and changed metadata.
+
+    Args:
+        recipe: Recipe with a teacher, from `load_recipe`, or a recipe's name or path.
+        seeds: Number of seeds. One seed gives no intervals.
+        splits: `random`, `blocks`, `longitude`, a column of which one value is left out (`country`, `season`), a
+            column with its value (`country:Serbia`), or a split of the store. None takes those that the store allows.
+        metadata: Metadata at test: `true`, `absent`, `shuffled`, `moved:500km` or `moved:90d`. None takes those that
+            the store allows.
+        out: Folder of the study; None takes `shifts/NAME`.
+        degrees: Side of a block of patches in degrees, for the intervals.
+        draws: Number of draws for the 95 % intervals, and of swaps for the p-values.
+        workers: Number of runs at the same time, as Ray tasks; 0 trains in this process, without Ray. None takes as
+            many as fit, or 0 if the recipe has `launch.workers: 0`.
+        gpus: GPUs of a run, such as 0.25; None takes those of a worker of the recipe.
+        progress: False shows no progress.
+
+    Returns:
+        `claims`, a sentence for each of `pseudo-labels`, `metadata at test` and `student`; `findings` with `scores`,
+        `effects` (differences with intervals) and `gains` by distance; `scores`, the path of a Parquet table, and
+        `report`, the path of a page.
+
+    Raises:
+        StsslError: The recipe has no teacher, the store does not allow a split, or a run failed.
+    """
+    from stssl.shifts.run import run_shift
+    from stssl.shifts.settings import ShiftOptions
+
+    given = recipe if isinstance(recipe, RunRecipe) else load_recipe(recipe)
+    if not isinstance(given, Recipe):
+        raise ConfigError(f"{given.name} is a recipe of {given.what}: give a training recipe with a teacher")
+    asked, changes = (None if words is None else tuple(words) for words in (splits, metadata))
+    options, console = ShiftOptions(seeds, asked, changes, degrees, draws), default_console(progress)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    folder = None if out is None else Path(out)
+    with counting(console, "study", "runs") as follow:
+        return run_shift(given, options, say, folder, workers=workers, gpus=gpus, progress=follow)

@@ -105,9 +105,11 @@ class ListCommand(TyperCommand):
 
     Attributes:
         lists: Options that take several words. A comma separates words too.
+        switches: Options that take no word.
     """
 
     lists: tuple[str, ...] = ("--by",)
+    switches: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse a command line after its lists of words were written out.
@@ -117,6 +119,11 @@ class ListCommand(TyperCommand):
             args: Words of the command line.
         """
         return list(super().parse_args(ctx, self.written_out(args)))
+
+    @classmethod
+    def ends(cls, word: str) -> bool:
+        """Return True if a word ends a list, though it is no option."""
+        return False
 
     @classmethod
     def written_out(cls, args: Sequence[str]) -> list[str]:
@@ -134,10 +141,11 @@ class ListCommand(TyperCommand):
                     found += [part for value in values.split(",") for part in (name, value)]
                 elif not current:
                     found.append(word)
-            elif current:
+            elif current and not cls.ends(word):
                 found += [part for value in word.split(",") for part in (current, value)]
             else:
-                takes = number and args[number - 1].startswith("--") and "=" not in args[number - 1]
+                before = args[number - 1] if number else ""
+                takes = before.startswith("--") and "=" not in before and before not in cls.switches
                 plain += not takes
                 found.append(word)
         if not plain and len(found) > 3 and found[-2] in cls.lists and found[-4] in cls.lists:
@@ -149,6 +157,18 @@ class CompareCommand(ListCommand):
     """Define how `stssl compare` reads its lists: runs follow `--against`."""
 
     lists = ("--against",)
+
+
+class ShiftCommand(ListCommand):
+    """Define how `stssl shift` reads its lists. A change of a recipe key, such as `schedule.steps=100`, ends a list."""
+
+    lists = ("--splits", "--metadata")
+    switches = ("--plan",)
+
+    @classmethod
+    def ends(cls, word: str) -> bool:
+        """Return True for a change of a recipe key."""
+        return "=" in word
 
 
 class ConvertCommand(TyperCommand):

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from stssl import __version__
 from stssl.base.errors import StsslError
 from stssl.base.stopping import heeding_signals, stopped
-from stssl.commands.arguments import CompareCommand, ConvertCommand, ListCommand, VerifyCommand
+from stssl.commands.arguments import CompareCommand, ConvertCommand, ListCommand, ShiftCommand, VerifyCommand
 from stssl.commands.data_commands import (
     convert_command,
     inspect_command,
@@ -35,6 +35,7 @@ from stssl.commands.training_commands import (
     plan_command,
     pretrain_command,
     recipes_command,
+    shift_command,
     submit_command,
     sweep_command,
     train_command,
@@ -118,6 +119,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], type[TyperCommand]], ...] = (
     ("probe", probe_command, TyperCommand),
     ("weights", weights_command, TyperCommand),
     ("sweep", sweep_command, TyperCommand),
+    ("shift", shift_command, ShiftCommand),
     ("plan", plan_command, TyperCommand),
     ("submit", submit_command, TyperCommand),
     ("evaluate", evaluate_command, ListCommand),

@@ -84,6 +84,52 @@ def sweep_command(
     print(result.best, result.report, sep="\n")
 
 
+def shift_command(
+    recipe: Annotated[str, typer.Argument(help="Name or YAML file of a recipe with a teacher.", callback=local_path)],
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; one gives no intervals.")] = 5,
+    splits: Annotated[
+        list[str] | None,
+        typer.Option(help="random, blocks, longitude, country, season, country:Serbia; default: those possible."),
+    ] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="At test: true, absent, shuffled, moved:500km, moved:90d.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the study; default: shifts/RECIPE.", callback=local_path)
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say the runs and their cost, and stop.")] = False,
+    degrees: Annotated[float, typer.Option(min=0.001, help="Side of a block of the intervals in degrees.")] = 1.0,
+    draws: Annotated[int, typer.Option(min=100, help="Draws for intervals, and swaps for p.")] = 1000,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Runs at the same time; 0: this process, without Ray.")
+    ] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of a run, such as 0.25.")] = None,
+) -> None:
+    """Study what metadata is worth: networks with and without it, tested inside and under shift; resumes."""
+    from stssl.api.progress import counting
+    from stssl.recipes.catalog import find_recipe
+    from stssl.recipes.recipe import load_training_recipe
+    from stssl.shifts.run import plan_shift, run_shift
+    from stssl.shifts.settings import ShiftOptions
+
+    loaded = load_training_recipe(find_recipe(recipe), overrides or ())
+    asked, changes = (None if words is None else tuple(words) for words in (splits, metadata))
+    options = ShiftOptions(seeds, asked, changes, degrees, draws)
+    if plan:
+        print(plan_shift(loaded, options, out))
+        return
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with counting(console, "study", "runs") as progress:
+        found = run_shift(loaded, options, say, out, workers=workers, gpus=gpus, progress=progress)
+    for sentence in found.claims.values():
+        say(sentence)
+    print(found.report)
+
+
 def plan_command(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe or sweep, or YAML file.", callback=local_path)],
     overrides: Overrides = None,

@@ -20,6 +20,21 @@ from stssl.store.schema import UNUSABLE, ColumnArray
 PARTS = ("train", "validation", "test")
 
 
+class RandomSplit(Config):
+    """Divide patches by chance. Test patches then lie beside training patches, often at the same place.
+
+    Attributes:
+        validation: Share of the patches for validation.
+        test: Share of the patches for test.
+        seed: Seed of the assignment.
+    """
+
+    name: Literal["random"]
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: Seed = 0
+
+
 class BlockSplit(Config):
     """Divide patches by place: assign each square of latitude and longitude to training, validation or test.
 
@@ -76,7 +91,7 @@ class ListSplit(Config):
 SplitConfig = (
     str
     | Annotated[
-        BlockSplit | LeaveOutSplit | ListSplit | LongitudeSplit | RebenSplit,
+        BlockSplit | RandomSplit | LeaveOutSplit | ListSplit | LongitudeSplit | RebenSplit,
         Field(discriminator="name"),
     ]
 )
@@ -106,7 +121,7 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
 
     Args:
         store: Store with the columns.
-        config: Name of a stored split, `blocks`, `longitude`, or a rule.
+        config: Name of a stored split, `random`, `blocks`, `longitude`, or a rule.
         exclude: Boolean columns, such as `seasonal_snow`. Leave out the rows that are True in any of them.
         validated: False if the split may lack a validation part.
 
@@ -166,7 +181,9 @@ def shares_asked(config: SplitConfig) -> dict[str, float]:
     """
     if config == "blocks":
         config = BlockSplit(name="blocks")
-    if isinstance(config, BlockSplit):
+    if config == "random":
+        config = RandomSplit(name="random")
+    if isinstance(config, BlockSplit | RandomSplit):
         return {"validation": config.validation, "test": config.test}
     return {"validation": config.validation} if isinstance(config, LeaveOutSplit) else {}
 
@@ -175,9 +192,11 @@ def _stored(store: Columns, name: str) -> ColumnArray:
     """Read a split that came with the archive: for each of N patches, the code of training, validation or test."""
     if name not in store.split_names:
         places = np.isfinite(np.asarray(store.column("lat"), float)).any()
-        known = ", ".join((*store.split_names, *([*_NAMED] if places else [])))
-        has = known or "none, and no places"
-        raise ConfigError(f"data.split: {store.path} has no split '{shown(name)}'. It has: {has}. {OWN_SPLIT}")
+        known = ", ".join((*store.split_names, *(_NAMED if places else ["random"])))
+        without = "" if places else " (no places, so no split by place)"
+        raise ConfigError(
+            f"data.split: {store.path} has no split '{shown(name)}'. It has: {known}{without}. {OWN_SPLIT}"
+        )
     return store.column(f"split_{name}")
 
 
@@ -204,6 +223,12 @@ def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
         )
     cells = np.stack([np.floor(lat[rows] / degrees), np.floor(lon[rows] / degrees)], 1).astype(np.int64)
     return rows, np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _random(store: Columns, config: RandomSplit) -> Ints:
+    """Assign N patches to training, validation or test by chance, and return [N] codes."""
+    rows = np.arange(store.size)
+    return _deal(store.size, rows, rows, {2: config.test, 1: config.validation}, config.seed)
 
 
 def _blocks(store: Columns, config: BlockSplit) -> Ints:
@@ -280,12 +305,14 @@ def _lists(store: Columns, config: ListSplit) -> Ints:
 
 _RULES: dict[type[Config], Callable[..., Ints]] = {
     BlockSplit: _blocks,
+    RandomSplit: _random,
     LeaveOutSplit: _leave_out,
     ListSplit: _lists,
     LongitudeSplit: longitude_codes,
     RebenSplit: reben_codes,
 }
-_NAMED: dict[str, BlockSplit | LongitudeSplit] = {
+_NAMED: dict[str, RandomSplit | BlockSplit | LongitudeSplit] = {
+    "random": RandomSplit(name="random"),
     "blocks": BlockSplit(name="blocks"),
     "longitude": LongitudeSplit(name="longitude"),
 }

@@ -1,17 +1,16 @@
 """Run a sweep: train its trials, record them, and write tables, the best recipe and the report."""
 
-import contextlib
-import fcntl
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stssl.base.errors import ConfigError, RunError
+from stssl.base.errors import ConfigError
+from stssl.base.exclusive import alone
 from stssl.base.job_copy import vanishing
 from stssl.base.logs import LOG
 from stssl.recipes.run_data import open_data
@@ -58,30 +57,13 @@ def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0
     what = load_sweep(path, overrides)
     if warning := vanishing("storage", what.config.storage):
         LOG.warning("%s", warning)
-    with alone(what.folder), study_errors(study_url(what.config)):
+    with alone(what.folder, "sweep"), study_errors(study_url(what.config)):
         book = search(what, say)
         trials = rows(book)
         write_table(book, trials)
         best = write_best(book, trials)
         found = confirm(book, trials, top, seeds, say) if top else confirmed(book)
         return SweepFiles(best, write_sweep_report(book, trials, found))
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Return a context in which no other process can run the same sweep.
-
-    Raises:
-        RunError: Another process runs the sweep.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        # Use `flock`: the system frees it even if the process is killed. A lock file would stay.
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"another process is running the sweep in {folder}. Wait for it, or stop it.") from None
-        yield
 
 
 def search(what: Sweep, say: Say) -> Book:

@@ -1,6 +1,6 @@
 """Load the networks of a trained run from a checkpoint, and score them on a part of its data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,6 @@ from stssl.scoring.evaluation import (
     predict_rows,
     save_evaluations,
     score_logits,
-    score_part,
     share_of_batches,
 )
 from stssl.scoring.group_files import save_groups
@@ -270,13 +269,10 @@ def evaluate_fully(
     for network, result in results.items():
         if diverged(result.scores):
             LOG.warning("the %s's predictions on %s are not finite, so they have no scores", network, part)
-    about: JsonObject = {"checkpoint": checkpoint, "step": trained.steps, "name": recipe.name}
-    about |= {"recipe_hash": recipe.hash(), "metadata": str(change)}
-    file = trained.folder.path / "evaluation" / f"{part}{change.suffix}.json"
-    # Files keep the true metadata: maps need the places.
-    save_evaluations(results, data, part, file, about)
+    file = save_results(trained, results, part, change, checkpoint)
     found = score_groups(results, data, groups) if groups else None
     if found and groups:
+        about = _about(trained, change, checkpoint)
         save_groups(found, groups, file.with_name(f"{file.stem}-groups"), about | {"part": part})
     scores = {network: result.scores for network, result in results.items()}
     return EvaluationFiles(scores, found, file, len(results["student"].rows))
@@ -299,13 +295,56 @@ Elsewhere = Callable[[AskedLogits], dict[str, torch.Tensor]]
 
 def _evaluated_here(trained: TrainedRun, part: str, change: MetadataChange) -> dict[str, Evaluation]:
     """Score each network of a run in this process. Return the evaluations by network."""
-    recipe, data, step, pixels = trained.recipe, trained.data, trained.step, trained.pixels
-    calibrate(step, recipe, data, pixels, trained.progress)
-    shown = _with_metadata(data, torch.from_numpy(data.split.part(part)), change)
-    batch = recipe.evaluation.batch
-    return {
-        name: score_part(step.predictor(name), shown, pixels, part, batch=batch, limit=None) for name in _networks(step)
-    }
+    calibrate(trained.step, trained.recipe, trained.data, trained.pixels, trained.progress)
+    return score_networks(trained, part, trained.data.split.part(part), change)
+
+
+def score_networks(
+    trained: TrainedRun, part: str, rows: Ints, change: MetadataChange, known: Mapping[str, Evaluation] | None = None
+) -> dict[str, Evaluation]:
+    """Score the networks of a calibrated run on some patches, with changed metadata.
+
+    Args:
+        trained: The run, after `calibrate`.
+        part: Name of the patches, for messages.
+        rows: [n] store rows of the patches.
+        change: Change of their metadata.
+        known: Evaluations that the change cannot alter, by network. They are not computed again.
+
+    Returns:
+        Evaluation of each network.
+
+    Raises:
+        DataError: No patch has a known label.
+    """
+    step, data, pixels, found = trained.step, trained.data, trained.pixels, dict(known or {})
+    require_labels(data.targets[torch.from_numpy(rows)], part)
+    shown, batch = _with_metadata(data, torch.from_numpy(rows), change), trained.recipe.evaluation.batch
+    for name in _networks(step):
+        if name not in found:
+            logits = predict_rows(step.predictor(name), shown, pixels, rows, batch)
+            found[name] = score_logits(logits, data, rows, pixels.low.device)
+    return {name: found[name] for name in _networks(step)}
+
+
+def save_results(
+    trained: TrainedRun, results: Mapping[str, Evaluation], part: str, change: MetadataChange, checkpoint: str
+) -> Path:
+    """Write the scores and logits of a run's networks to its folder `evaluation`. Return the path of the JSON file."""
+    file = evaluation_file(trained.folder.path, part, change)
+    # Files keep the true metadata: maps need the places.
+    save_evaluations(results, trained.data, part, file, _about(trained, change, checkpoint))
+    return file
+
+
+def evaluation_file(folder: Path, part: str, change: MetadataChange) -> Path:
+    """Return the path of the JSON file with a run's scores on a part, with changed metadata."""
+    return folder / "evaluation" / f"{part}{change.suffix}.json"
+
+
+def _about(trained: TrainedRun, change: MetadataChange, checkpoint: str) -> JsonObject:
+    about: JsonObject = {"checkpoint": checkpoint, "step": trained.steps, "name": trained.recipe.name}
+    return about | {"recipe_hash": trained.recipe.hash(), "metadata": str(change)}
 
 
 def _evaluated_elsewhere(trained: TrainedRun, asked: AskedLogits, elsewhere: Elsewhere) -> dict[str, Evaluation]:

@@ -1,6 +1,6 @@
 import pytest
 
-from stssl.commands.arguments import CompareCommand, ListCommand
+from stssl.commands.arguments import CompareCommand, ListCommand, ShiftCommand
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,18 @@ def test_runs_follow_against():
     assert " ".join(CompareCommand.written_out(words.split())) == (
         "a b --against c --against d --score mAP --split test"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("R --splits a b schedule.steps=9 --plan", "R --splits a --splits b schedule.steps=9 --plan"),
+        (
+            "--plan R --metadata true,absent --splits a b",
+            "--plan R --metadata true --metadata absent --splits a --splits b",
+        ),
+        ("--splits a b R", "--splits a --splits b R"),
+    ],
+)
+def test_a_change_of_a_key_ends_a_list_of_a_study(words, expected):
+    assert " ".join(ShiftCommand.written_out(words.split())) == expected

@@ -108,6 +108,19 @@ SUBSTITUTIONS = (
         f"stssl train eurosat/pretrained_teacher_geoclip {SMALL}",
         "fewer steps",
     ),
+    *(
+        Substitution(f"stssl shift eurosat/fixmatch_teacher_cpu --seeds {end}", f"{begin} {SMALL}", "fewer steps")
+        for end, begin in (
+            (
+                "5 --splits random blocks longitude --plan",
+                "stssl shift eurosat/fixmatch_teacher_cpu --seeds 5 --splits random blocks longitude --plan",
+            ),
+            (
+                "2 --splits random --out shifts/short",
+                "stssl shift eurosat/fixmatch_teacher_cpu --seeds 2 --splits random --out shifts/short",
+            ),
+        )
+    ),
     Substitution("stssl probe --weights", "stssl probe --set epochs=3 --weights", "fewer epochs"),
     Substitution(
         "stssl pretrain pretrain/cpu",
@@ -223,6 +236,11 @@ PROMISES = {
         ("quickstart/runs/quickstart/evaluation/test-*.json",), ("student.*teacher",)
     ),
     "stssl compare": Promise(words=("difference",)),
+    "stssl shift": Promise(
+        ("shifts/short/report.html", "shifts/short/scores.parquet", "shifts/short/study.json"),
+        (r"/shifts/short/report.html\n$", "2 seeds"),
+    ),
+    "stssl shift eurosat/fixmatch_teacher_cpu --seeds 5": Promise(words=("runs +45", "together")),
     "stssl sweep": Promise(
         ("sweeps/cpu/best.yaml", "sweeps/cpu/report.html", "sweeps/cpu/study.db"),
         (r"/sweeps/cpu/best.yaml\n.*\.html\n$",),

@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from stssl.base.errors import ConfigError, RunError
-from stssl.sweeps.run import alone
+from stssl.base.exclusive import alone
 from stssl.sweeps.study import SPACE, _same, storage_of
 
 
@@ -160,9 +160,9 @@ def test_two_folders_do_not_share_a_study(open_book, tmp_path):
 
 
 def test_a_sweep_is_carried_out_by_one_process(tmp_path):
-    with alone(tmp_path), pytest.raises(RunError, match="another process"), alone(tmp_path):
+    with alone(tmp_path, "sweep"), pytest.raises(RunError, match="running the sweep in"), alone(tmp_path, "sweep"):
         pass
-    with alone(tmp_path):
+    with alone(tmp_path, "sweep"):
         pass
 
 

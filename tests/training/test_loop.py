@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe_tree):
         (
             {"data__split": "seasons"},
             ConfigError,
-            r"no split 'seasons'. It has: official, published, blocks, longitude",
+            r"no split 'seasons'. It has: official, published, random, blocks, longitude",
         ),
         ({"data__exclude": ["snow"]}, ConfigError, r"data.exclude: .*snow"),
         ({"data__store": "/nowhere.zarr"}, DataError, r"no store at /nowhere.zarr"),

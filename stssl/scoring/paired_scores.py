@@ -1,0 +1,159 @@
+"""Compare two sets of predictions for the same patches, paired over runs and over blocks of places.
+
+The interval draws blocks and runs with replacement. Few runs say little about other runs, so their spread is widened
+as Student's t does. The p-value swaps the two sets in random blocks: it tells how often chance gives a difference as
+large.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stssl.base.arrays import Ints
+from stssl.base.errors import ConfigError, RunError
+from stssl.base.labels import LabelSpace
+from stssl.scoring.block_scores import BlockScores, Float64s, draw_blocks, percentiles
+from stssl.scoring.metrics import score
+
+
+@dataclass(frozen=True)
+class PredictionPair:
+    """Hold two sets of logits [n, classes] for the same n patches.
+
+    Attributes:
+        one: Logits of one network.
+        other: Logits of the other network.
+        targets: [n, decisions] choice ids; `IGNORED` if unknown.
+        blocks: [n] number of the block of each patch, from 0. All pairs number the same blocks.
+        names: Names of both, for messages.
+    """
+
+    one: Tensor
+    other: Tensor
+    targets: Tensor
+    blocks: Ints
+    names: tuple[str, str] = ("one run", "another run")
+
+
+@dataclass(frozen=True)
+class PairedScores:
+    """Hold the difference of two mean scores.
+
+    Attributes:
+        value: Mean score of the first sets.
+        other: Mean score of the other sets.
+        low: Lower end of the 95 % interval of the difference.
+        high: Upper end of it.
+        p: Probability of a difference as large by chance, two-sided; NaN without swaps.
+    """
+
+    value: float
+    other: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def difference(self) -> float:
+        """Return the first score minus the other one."""
+        return self.value - self.other
+
+
+def compare_predictions(
+    pairs: Sequence[PredictionPair],
+    space: LabelSpace,
+    name: str,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    swap: bool = True,
+) -> PairedScores:
+    """Compare the scores of two sets of predictions.
+
+    Args:
+        pairs: Predictions of each run, such as those of one seed.
+        space: Classes and kind of task.
+        name: Name of the score.
+        draws: Number of draws for the interval, and of swaps for the p-value.
+        seed: Seed of the draws and swaps.
+        swap: False computes no p-value.
+
+    Raises:
+        ConfigError: The score is unknown.
+        RunError: Predictions are not finite.
+    """
+    count = 1 + max(int(pair.blocks.max()) for pair in pairs)
+    taken = draw_blocks(count, draws, seed)
+    swaps = np.random.default_rng((seed, 1)).integers(0, 2, (draws, count)).astype(np.uint16)
+    values, drawn, swapped = [], [], []
+    for pair in pairs:
+        logits, targets, blocks = [pair.one, pair.other], pair.targets.long(), pair.blocks
+        measured = [score(each, targets, space).scores for each in logits]
+        if name not in measured[0]:
+            raise ConfigError(f"--score: unknown score '{name}'. There are: {', '.join(measured[0])}.")
+        if not all(np.isfinite(each[name]) for each in measured):
+            raise RunError(f"{' or '.join(pair.names)} has no {name}: its predictions are not finite")
+        values.append([each[name] for each in measured])
+        # Two copies of the blocks: a draw takes a block from one network or from the other one.
+        both = BlockScores(torch.cat(logits), torch.cat([targets] * 2), space, np.append(blocks, blocks + count))
+        none = np.zeros_like(taken)
+        ends = [both.scores(np.concatenate(sides, 1))[name] for sides in ((taken, none), (none, taken))]
+        drawn.append(ends[0] - ends[1])
+        if swap:
+            mixed = [both.scores(np.concatenate(sides, 1))[name] for sides in ((1 - swaps, swaps), (swaps, 1 - swaps))]
+            swapped.append(mixed[0] - mixed[1])
+    mean = np.mean(values, 0)
+    low, high = percentiles(_over_runs(np.stack(drawn), seed))
+    p = float("nan")
+    if swap:
+        # Count the true assignment as one of the swaps: then p is never 0.
+        as_large = np.abs(np.mean(swapped, 0)) >= abs(mean[0] - mean[1]) - 1e-12
+        p = float((1 + as_large.sum()) / (1 + draws))
+    return PairedScores(float(mean[0]), float(mean[1]), low, high, p)
+
+
+def _over_runs(drawn: Float64s, seed: int) -> Float64s:
+    """Average differences [runs, draws] over runs that are drawn with replacement, anew for each draw: [draws].
+
+    A bootstrap of n runs is too narrow: its variance lacks the factor n / (n - 1), and it takes the spread of few runs
+    for the true one. So each run's distance from the mean is widened first.
+    """
+    from scipy.stats import norm, t
+
+    runs, draws = drawn.shape
+    if runs > 1:
+        own = np.nanmean(drawn, 1, keepdims=True)
+        factor = (runs / (runs - 1)) ** 0.5 * t.ppf(0.975, runs - 1) / norm.ppf(0.975)
+        drawn = drawn + (factor - 1) * (own - own.mean())
+    chosen = np.random.default_rng((seed, 2)).integers(0, runs, (runs, draws))
+    return np.asarray(np.take_along_axis(drawn, chosen, 0).mean(0))
+
+
+def place_blocks(places: Float64s, degrees: float) -> Ints:
+    """Number the square of latitude and longitude of each patch. A patch without a place is a block of its own.
+
+    Args:
+        places: [n, 2] latitudes and longitudes in degrees.
+        degrees: Side of a square in degrees.
+
+    Returns:
+        [n] numbers from 0.
+    """
+    lat, lon = places.astype(float).T
+    known = np.isfinite(lat) & np.isfinite(lon)
+    cells = np.stack([np.floor(np.where(known, values, 0) / degrees) for values in (lat, lon)], 1)
+    own = np.where(known, 0, 1 + np.arange(len(lat)))[:, None]
+    found: Ints = np.unique(np.concatenate([cells, own], 1), axis=0, return_inverse=True)[1].reshape(-1)
+    return found
+
+
+def holm_corrected(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values of several comparisons by Holm's method (Scand. J. Statist. 6, 1979). Keep their order."""
+    least, corrected = 0.0, list(p_values)
+    for rank, number in enumerate(np.argsort(p_values, kind="stable")):
+        least = max(least, min(1.0, p_values[int(number)] * (len(p_values) - rank)))
+        corrected[int(number)] = least
+    return corrected

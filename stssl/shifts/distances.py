@@ -1,0 +1,111 @@
+"""Compute how gains depend on the distance from a test patch to the nearest training patch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stssl.analysis.outcomes import compare_with_labels
+from stssl.base.arrays import Ints
+from stssl.base.sphere import on_sphere
+from stssl.shifts.effects import Contrast, FinishedStudy, ShiftEffect, contrast_effect
+from stssl.shifts.settings import ShiftSplit
+from stssl.steps.votes import EARTH_KM
+
+KM_EDGES = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 20100.0)
+"""Edges of the ranges of distance in km. The last one is half the way around the Earth."""
+LEAST_PATCHES = 20
+"""A range of distance with fewer test patches is left out."""
+GAINING = ("teacher", "direct")
+"""Networks whose gain over the student is computed."""
+
+
+@dataclass(frozen=True)
+class DistanceGain:
+    """Hold the gain over the student in one range of distances.
+
+    Attributes:
+        model: Network that is compared with the student.
+        low_km: Smallest distance to the nearest training patch.
+        high_km: Largest distance.
+        middle_km: Median distance of the patches in the range.
+        effect: The comparison.
+    """
+
+    model: str
+    low_km: float
+    high_km: float
+    middle_km: float
+    effect: ShiftEffect
+
+
+def nearest_km(places: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute the distance in km from n places to the nearest of m other places; NaN if a place is unknown.
+
+    Args:
+        places: [n, 2] latitudes and longitudes in degrees.
+        others: [m, 2] latitudes and longitudes in degrees.
+    """
+    from scipy.spatial import KDTree
+
+    here, there = (on_sphere(torch.from_numpy(each)).double().numpy() for each in (places, others))
+    found = np.full(len(here), np.nan)
+    known, near = np.isfinite(here).all(1), there[np.isfinite(there).all(1)]
+    if known.any() and len(near):
+        chords, _ = KDTree(near).query(here[known])
+        found[known] = 2 * EARTH_KM * np.arcsin(np.clip(chords / 2, 0, 1))
+    return found
+
+
+def gains_by_distance(study: FinishedStudy, places: NDArray[np.float64]) -> list[DistanceGain]:
+    """Compute the gain of teacher and `direct` over the student, in ranges of distance to the nearest training patch.
+
+    Args:
+        study: The study.
+        places: [rows, 2] latitude and longitude of all rows of the store.
+    """
+    found = []
+    for split in study.setting.splits:
+        distance = distances_of(study, split, places)
+        for low, high in pairwise(KM_EDGES):
+            chosen = np.flatnonzero((distance >= low) & (distance < high))
+            if len(chosen) < LEAST_PATCHES:
+                continue
+            middle = float(np.median(distance[chosen]))
+            for model in GAINING:
+                effect = contrast_effect(study, split, Contrast(model, "student"), chosen, test=False)
+                if effect is not None and np.isfinite(effect.difference):
+                    found.append(DistanceGain(model, low, high, middle, effect))
+    return found
+
+
+def distances_of(study: FinishedStudy, split: ShiftSplit, places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute the distance in km from each scored test patch to the nearest training patch of its split."""
+    rows = _test_rows(study, split)
+    return nearest_km(places[rows], places[split.parts.train])
+
+
+def _test_rows(study: FinishedStudy, split: ShiftSplit) -> Ints:
+    rows: Ints = study.test(split, study.seeds[0]).arrays["rows"].astype(np.int64)
+    return rows
+
+
+def gain_by_place(study: FinishedStudy, split: ShiftSplit) -> Mapping[str, NDArray[np.float64]]:
+    """Compute where metadata at test helps: for each test patch, wrong labels of the student minus those of `direct`.
+
+    Returns:
+        `lat`, `lon` and `gain` [n]: the gain is a share of the patch's labels, averaged over seeds.
+    """
+    gains = []
+    for seed in study.seeds:
+        wrong = []
+        for model in ("student", "direct"):
+            part = study.test(split, seed, model)
+            logits = part.arrays["logits_student"]
+            wrong.append(compare_with_labels(logits, part.arrays["targets"], study.space).wrong)
+        gains.append(wrong[0] - wrong[1])
+    lat, lon = study.test(split, study.seeds[0]).arrays["metadata"][:, :2].astype(float).T
+    return {"lat": lat, "lon": lon, "gain": np.mean(gains, 0)}

@@ -1,0 +1,79 @@
+"""Write what a study found for programs: a table of all scores (Parquet), and everything as JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from stssl.base.json_types import JsonObject
+from stssl.base.whole_files import write_whole
+from stssl.data.splits import PARTS
+from stssl.recipes.recipe import Recipe
+from stssl.scoring.evaluation import without_nan
+from stssl.shifts.distances import DistanceGain
+from stssl.shifts.effects import ShiftEffect, ShiftScore
+from stssl.shifts.settings import ShiftOptions, ShiftSetting, ShiftSplit
+
+_NUMBERS = {"seed": pyarrow.int64(), "patches": pyarrow.int64(), "value": pyarrow.float64()}
+SCORES_SCHEMA = pyarrow.schema(
+    [(field.name, _NUMBERS.get(field.name, pyarrow.string())) for field in fields(ShiftScore)]
+)
+
+
+@dataclass(frozen=True)
+class ShiftFindings:
+    """Hold what a study found.
+
+    Attributes:
+        scores: Scores of each network, split, change of metadata and seed.
+        effects: Comparisons of networks.
+        gains: Gains over the student by distance to the nearest training patch.
+        claims: A sentence for each claim.
+    """
+
+    scores: Sequence[ShiftScore]
+    effects: Sequence[ShiftEffect]
+    gains: Sequence[DistanceGain]
+    claims: Mapping[str, str]
+
+
+def save_findings(
+    found: ShiftFindings, recipe: Recipe, setting: ShiftSetting, options: ShiftOptions, folder: Path
+) -> None:
+    """Write `scores.parquet` and `study.json` into the study's folder.
+
+    Raises:
+        RunError: A file cannot be written.
+    """
+    rows = [asdict(one) for one in found.scores]
+    table = pyarrow.Table.from_pylist(rows, SCORES_SCHEMA)
+    write_whole(folder / "scores.parquet", lambda file: pyarrow.parquet.write_table(table, file))
+    content = {
+        "recipe": recipe.name,
+        "recipe_hash": recipe.hash(),
+        "options": asdict(options),
+        "splits": [_split(split) for split in setting.splits],
+        "metadata": [str(change) for change in setting.changes],
+        "notes": list(setting.notes),
+        "claims": dict(found.claims),
+        "effects": [without_nan(_effect(one)) for one in found.effects],
+        "gains": [
+            {**{key: value for key, value in vars(one).items() if key != "effect"}, **without_nan(_effect(one.effect))}
+            for one in found.gains
+        ],
+        "scores": [without_nan(row) for row in rows],
+    }
+    write_whole(folder / "study.json", json.dumps(content, indent=1))
+
+
+def _split(split: ShiftSplit) -> JsonObject:
+    config = split.config if isinstance(split.config, str) else split.config.model_dump(mode="json")
+    counts: JsonObject = {part: len(split.parts.part(part)) for part in PARTS}
+    return {"name": split.name, "data.split": config, "inside": split.inside, "patches": counts}
+
+
+def _effect(one: ShiftEffect) -> dict[str, object]:
+    return {**asdict(one), "difference": one.difference, "shown": one.shown}

@@ -1,0 +1,116 @@
+"""Run a study of metadata under shift: train, score, compare, and write tables and the page."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stssl.base.exclusive import alone
+from stssl.recipes.recipe import Recipe
+from stssl.recipes.run_data import labels_of
+from stssl.shifts.claims import claim_sentences
+from stssl.shifts.distances import gains_by_distance
+from stssl.shifts.effects import all_effects, all_scores, study_of
+from stssl.shifts.files import ShiftFindings, save_findings
+from stssl.shifts.ray_tasks import ShiftWork, complete_runs
+from stssl.shifts.settings import ShiftOptions, choose_setting, require_teacher
+from stssl.shifts.shift_costs import describe_study
+from stssl.shifts.shift_report import write_shift_report
+from stssl.shifts.trainings import Training, check_trainings, finished_runs, trainings_of
+from stssl.store.store import Store
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ShiftStudy:
+    """Hold the results of a study.
+
+    Attributes:
+        claims: A sentence for each claim: `pseudo-labels`, `metadata at test`, `student`.
+        findings: Scores, comparisons and gains by distance.
+        scores: Table of all scores (Parquet).
+        report: The page.
+    """
+
+    claims: dict[str, str]
+    findings: ShiftFindings
+    scores: Path
+    report: Path
+
+
+def study_folder(recipe: Recipe, out: Path | None) -> Path:
+    """Return the folder of a study: `out`, or `shifts/NAME`, where NAME is that of the recipe without its seed."""
+    return Path(out or Path("shifts") / recipe.name.removesuffix(f"-s{recipe.seed}")).absolute()
+
+
+def plan_shift(recipe: Recipe, options: ShiftOptions, out: Path | None = None) -> str:
+    """Tell which runs a study has, and estimate its time. Write nothing.
+
+    Raises:
+        StsslError: The recipe, the store or the options do not allow the study.
+    """
+    require_teacher(recipe)
+    setting, storage = choose_setting(recipe, options), study_folder(recipe, out) / "runs"
+    trainings, finished = trainings_of(recipe, setting, options, storage), finished_runs(storage)
+    check_trainings(trainings, finished)
+    return describe_study(trainings, finished, setting)
+
+
+def run_shift(
+    recipe: Recipe,
+    options: ShiftOptions,
+    say: Tell,
+    out: Path | None = None,
+    *,
+    workers: int | None = None,
+    gpus: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShiftStudy:
+    """Run a study, or resume it, and write its results. Finished runs are kept.
+
+    Args:
+        recipe: Recipe with a teacher.
+        options: Seeds, splits and metadata.
+        say: Shows a line to the user.
+        out: Folder of the study; None takes `shifts/NAME`.
+        workers: Number of runs at the same time; 0 trains in this process, without Ray. None takes as many as fit.
+        gpus: GPUs of a run, such as 0.25; None takes those of a worker of the recipe.
+        progress: Called with the numbers of completed runs and of all runs.
+
+    Raises:
+        StsslError: The recipe, the store or the options do not allow the study, or a run failed.
+    """
+    require_teacher(recipe)
+    setting, folder = choose_setting(recipe, options), study_folder(recipe, out)
+    trainings = trainings_of(recipe, setting, options, folder / "runs")
+    with alone(folder, "study"):
+        finished = finished_runs(folder / "runs")
+        for line in [*check_trainings(trainings, finished), *setting.notes]:
+            say(line)
+        places = [finished.get(one.recipe.hash()) for one in trainings]
+        left = sum(place is None for place in places)
+        say(f"{left} of {len(trainings)} runs to train; everything is kept in {folder}")
+        count = 0
+
+        def done(training: Training, words: str) -> None:
+            nonlocal count
+            count += 1
+            if words != training.recipe.name:
+                say(words)
+            if progress:
+                progress(count, len(trainings))
+
+        paths = [None if place is None else place.path for place in places]
+        work = ShiftWork(trainings, paths, setting.changes, recipe.launch, workers, gpus)
+        folders = complete_runs(work, done)
+        store = Store.open(recipe.data.store)
+        study = study_of(trainings, folders, setting, options, labels_of(store, recipe.data.labels).space)
+        where = np.stack([np.asarray(store.column(name), float) for name in ("lat", "lon")], 1)
+        effects = all_effects(study)
+        claims = claim_sentences(effects)
+        found = ShiftFindings(all_scores(study, trainings), effects, gains_by_distance(study, where), claims)
+        save_findings(found, recipe, setting, options, folder)
+        report = write_shift_report(study, found, recipe, folders, folder)
+    return ShiftStudy(claims, found, folder / "scores.parquet", report)

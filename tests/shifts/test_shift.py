@@ -1,0 +1,182 @@
+"""A study on tiny data: what is trained, kept, compared and refused. Two trainings of steps without meaning."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+from tiny import tiny_recipe
+
+from stssl.base.config import merge, validate
+from stssl.base.errors import ConfigError, RunError
+from stssl.base.exclusive import alone
+from stssl.base.labels import LabelSpace
+from stssl.recipes.recipe import Recipe
+from stssl.scoring.paired_scores import PredictionPair, compare_predictions, holm_corrected
+from stssl.shifts.claims import claim_sentences
+from stssl.shifts.distances import nearest_km
+from stssl.shifts.effects import CLAIMS, ShiftEffect
+from stssl.shifts.run import plan_shift, run_shift
+from stssl.shifts.settings import ShiftOptions, choose_setting
+from stssl.shifts.trainings import finished_runs, trainings_of
+
+OPTIONS = ShiftOptions(2, ("random",), ("absent", "moved:500km"), degrees=0.5, draws=100)
+SHORT = {"schedule": {"steps": 2, "warmup": 0, "supervised_start": 1, "evaluate_every": 2}}
+
+
+def recipe_of(store, folder, **changes):
+    return validate(Recipe, merge(merge(tiny_recipe(store, folder), SHORT), changes), "test")
+
+
+@pytest.fixture(scope="module")
+def made(store, tmp_path_factory):
+    """A finished study, and what it said."""
+    folder, said = tmp_path_factory.mktemp("study"), []
+    recipe = recipe_of(store, folder)
+    return recipe, folder, run_shift(recipe, OPTIONS, said.append, folder, workers=0), said
+
+
+def test_every_network_is_scored_for_each_seed_and_kind_of_metadata(made):
+    _, folder, study, said = made
+    table = parquet.read_table(study.scores).to_pylist()
+    found = {(one["model"], one["metadata"], one["seed"]) for one in table if one["part"] == "test"}
+    seen = [(model, change) for model in ("teacher", "direct") for change in ("true", "absent", "moved:500km")]
+    unseen = [(model, "none") for model in ("student", "control", "control teacher")]
+    assert found == {(*one, seed) for one in [*seen, *unseen] for seed in (0, 1)}
+    value = next(one for one in table if (one["model"], one["seed"], one["score"]) == ("direct", 1, "accuracy"))
+    file = json.loads((folder / "runs" / "random-direct-s1" / "evaluation" / f"{value['part']}.json").read_text())
+    assert file["networks"]["student"]["scores"]["accuracy"] == value["value"]
+    assert any("6 of 6 runs to train" in line for line in said)
+
+
+def test_the_page_begins_with_three_sentences_and_needs_no_network(made):
+    text = made[2].report.read_text()
+    first = text[: text.index("<h2>")]
+    for sentence in made[2].claims.values():
+        assert "95 % intervals, 2 seeds" in sentence and sentence in first
+    assert "default-src &#39;none&#39;" in text and len(text) < 1_000_000
+    assert json.loads((made[1] / "study.json").read_text())["claims"] == made[2].claims
+
+
+def test_the_control_sees_nothing_and_direct_has_one_network(made):
+    recipe, folder, _, _ = made
+    of = {one.kind: one.recipe for one in trainings_of(recipe, choose_setting(recipe, OPTIONS), OPTIONS, folder)}
+    assert of["direct"].model.metadata == "direct" and of["control"].votes.name == "none"
+    assert not (of["control"].model.encoder.place or of["control"].model.encoder.date)
+    teacher = of["teacher"].identity()
+    for key in ("model", "data", "seed", "labels"):
+        teacher.pop(key)
+    assert all(teacher[key] == recipe.identity()[key] for key in teacher)
+
+
+def test_finished_runs_are_found_by_their_recipe_and_scored_once(made):
+    recipe, folder, first, _ = made
+    runs = folder / "runs"
+    (runs / "random-direct-s1").rename(runs / "elsewhere")
+    (runs / "elsewhere" / "evaluation" / "test-absent.npz").write_bytes(b"damaged")
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.suffix in (".pt", ".npz")}
+    said: list[str] = []
+    again = run_shift(recipe, OPTIONS, said.append, folder, workers=0)
+    changed = [path for path in before if path.stat().st_mtime_ns != before[path]]
+    assert [path.name for path in changed] == ["test-absent.npz"]
+    assert again.claims == first.claims and any("0 of 6 runs to train" in line for line in said)
+    (runs / "elsewhere").rename(runs / "random-direct-s1")
+    assert len(finished_runs(runs)) == 6
+
+
+def test_a_study_that_cannot_be_is_refused_in_a_line(made, store, tmp_path):
+    recipe, folder, _, _ = made
+    for changes, words in (
+        ({"model": {"metadata": "none"}}, "needs a recipe with a teacher"),
+        ({"model": {"metadata": "direct"}}, "needs a recipe with a teacher"),
+        ({"model": {"encoder": {"name": "raw", "place": False, "date": False}}}, "its teacher sees nothing"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run_shift(recipe_of(store, tmp_path, **changes), OPTIONS, print, tmp_path, workers=0)
+    for options, words in (
+        (ShiftOptions(2, ("country",)), r"--splits country: .* has no column 'country'"),
+        (ShiftOptions(2, ("random",), ("moved:90d",)), "no test patch has a date"),
+        (ShiftOptions(2, ("random",), ("gone",)), "'gone' is unknown"),
+        (ShiftOptions(2, ("random", "blocks"), draws=110), "--draws: 110 .* give 121 or more"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            choose_setting(recipe, options)
+    with pytest.raises(RunError, match="of another recipe"):
+        run_shift(recipe_of(store, folder, optimizer={"lr": 0.1}), OPTIONS, print, folder, workers=0)
+    with alone(folder, "study"), pytest.raises(RunError, match="running the study in"):
+        run_shift(recipe, OPTIONS, print, folder, workers=0)
+
+
+def test_what_the_store_does_not_allow_is_left_out_and_said(made):
+    setting = choose_setting(made[0], ShiftOptions(2))
+    assert [split.name for split in setting.splits] == ["random", "blocks"]
+    assert [str(change) for change in setting.changes] == ["true", "absent", "shuffled", "moved:500km"]
+    words = " ".join(setting.notes)
+    assert (
+        "split country is left out" in words and "moved:90d is left out" in words and "too few for intervals" in words
+    )
+
+
+def test_the_plan_counts_runs_and_writes_nothing(made, tmp_path):
+    text = plan_shift(made[0], ShiftOptions(2, ("random",), ("absent",)), tmp_path / "new")
+    assert "6: teacher, direct, control" in text and "0 are finished" in text and "together" in text
+    assert not (tmp_path / "new").exists()
+    assert "6 are finished" in plan_shift(made[0], OPTIONS, made[1])
+
+
+def effect(claim, split, low, high, holm):
+    value = 0.5 if low is None or high is None else 0.45 if high < 0 else 0.55
+    about = (claim, split, split == "random", "test", "one", "other", "mAP", 3, 100, 20)
+    return ShiftEffect(*about, value, 0.5, low, high, holm, holm)
+
+
+def test_sentences_say_what_intervals_show():
+    found = claim_sentences(
+        [
+            effect(CLAIMS[1], "random", 0.02, 0.08, 0.01),
+            effect(CLAIMS[1], "country", -0.09, -0.02, 0.01),
+            effect(CLAIMS[1], "blocks", -0.01, 0.1, 0.01),
+            effect(CLAIMS[1], "season", 0.01, 0.1, 0.2),
+            effect(CLAIMS[2], "random", None, None, None),
+        ]
+    )
+    words = found[CLAIMS[1]]
+    assert "helps on random (not shifted) +5.0 (+2.0 to +8.0)" in words
+    assert "harms on country -5.0 (-9.0 to -2.0)" in words
+    assert "no difference shown on blocks +5.0 (-1.0 to +10.0), season" in words
+    assert "no interval on random +0.0" in found[CLAIMS[2]] and "nothing could be compared" in found[CLAIMS[0]]
+
+
+def test_distances_are_those_on_the_sphere():
+    places = np.array([[0.0, 0.0], [0.0, 179.9], [np.nan, 3.0]])
+    found = nearest_km(places, np.array([[0.0, 1.0], [0.0, -179.9], [np.nan, 0.0]]))
+    assert found[:2] == pytest.approx([111.19, 22.24], abs=0.01) and np.isnan(found[2])
+
+
+def pairs_of(runs, shift, rng):
+    """Predictions of two classes for 400 patches; each run has its own chance difference."""
+    space, targets = LabelSpace(("a", "b"), False), torch.from_numpy(rng.integers(0, 2, (400, 1)))
+    found = []
+    for _ in range(runs):
+        noise = [torch.from_numpy(rng.normal(size=(400, 2))) for _ in range(2)]
+        gain = [1.0 + rng.normal(0, 0.3), 1.0 + shift + rng.normal(0, 0.3)]
+        logits = [one + g * space.positives(targets) for one, g in zip(noise, gain, strict=True)]
+        found.append(PredictionPair(logits[1], logits[0], targets, np.arange(400) // 10))
+    return found, space
+
+
+def test_few_runs_give_intervals_that_hold_the_truth():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(60):
+        pairs, space = pairs_of(3, 0.0, rng)
+        found = compare_predictions(pairs, space, "accuracy", draws=200, swap=False)
+        held += found.low <= 0 <= found.high
+    assert held >= 54  # a bootstrap of three runs alone holds it about 45 times
+    clear = compare_predictions(*pairs_of(3, 3.0, rng), "accuracy", draws=200)
+    assert clear.low > 0 and clear.p < 0.05
+
+
+def test_holm_keeps_the_order():
+    assert holm_corrected([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
