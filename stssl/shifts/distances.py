@@ -83,7 +83,13 @@ def gains_by_distance(study: FinishedStudy, places: NDArray[np.float64]) -> list
 
 
 def distances_of(study: FinishedStudy, split: ShiftSplit, places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the distance in km from each scored test patch to the nearest training patch of its split."""
+    """Compute the distance in km from each scored test patch to the nearest training patch of its split.
+
+    Args:
+        study: The study.
+        split: The split.
+        places: [rows, 2] latitude and longitude of all rows of the store.
+    """
     rows = _test_rows(study, split)
     return nearest_km(places[rows], places[split.parts.train])
 
@@ -95,6 +101,10 @@ def _test_rows(study: FinishedStudy, split: ShiftSplit) -> Ints:
 
 def gain_by_place(study: FinishedStudy, split: ShiftSplit) -> Mapping[str, NDArray[np.float64]]:
     """Compute where metadata at test helps: for each test patch, wrong labels of the student minus those of `direct`.
+
+    Args:
+        study: The study.
+        split: The split.
 
     Returns:
         `lat`, `lon` and `gain` [n]: the gain is a share of the patch's labels, averaged over seeds.

@@ -149,6 +149,13 @@ class FinishedStudy:
     def part(self, split: str, kind: str, seed: int, part: str, change: MetadataChange) -> ScoredPart:
         """Read the scores of one run.
 
+        Args:
+            split: Name of the split.
+            kind: `teacher`, `direct` or `control`.
+            seed: Seed of the run.
+            part: `test` or `unlabeled`.
+            change: Metadata at test.
+
         Raises:
             RunError: They are missing or damaged.
         """
@@ -160,7 +167,13 @@ class FinishedStudy:
         return self._kept[key]
 
     def test(self, split: ShiftSplit, seed: int, model: str = "student") -> ScoredPart:
-        """Read the scores of a network's run on the test patches, with true metadata."""
+        """Read the scores of a network's run on the test patches, with true metadata.
+
+        Args:
+            split: The split.
+            seed: Seed of the run.
+            model: A network of `NETWORKS`.
+        """
         return self.part(split.name, NETWORKS[model][0], seed, "test", TRUE)
 
 
@@ -171,14 +184,27 @@ def study_of(
     options: ShiftOptions,
     space: LabelSpace,
 ) -> FinishedStudy:
-    """Collect the finished runs of a study."""
+    """Collect the finished runs of a study.
+
+    Args:
+        trainings: The runs.
+        folders: Folder of each run.
+        setting: Splits and metadata.
+        options: How to compute intervals.
+        space: Classes and kind of task.
+    """
     places = {(one.split.name, one.kind, one.seed): folder for one, folder in zip(trainings, folders, strict=True)}
     seeds = tuple(dict.fromkeys(one.seed for one in trainings))
     return FinishedStudy(setting, options, places, seeds, space)
 
 
 def all_scores(study: FinishedStudy, trainings: Sequence[Training]) -> list[ShiftScore]:
-    """List every score of every network, split, change of metadata and seed."""
+    """List every score of every network, split, change of metadata and seed.
+
+    Args:
+        study: The study.
+        trainings: Its runs.
+    """
     found = []
     for training in trainings:
         split, kind, seed = training.split.name, training.kind, training.seed

@@ -48,6 +48,11 @@ class ScoredPart:
 def read_scored(folder: Path, part: str, change: MetadataChange) -> ScoredPart:
     """Read the scores of a run's best checkpoint.
 
+    Args:
+        folder: Folder of the run.
+        part: `test` or `unlabeled`.
+        change: Metadata at test.
+
     Raises:
         RunError: The part was not scored, or a file is damaged.
     """

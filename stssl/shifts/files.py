@@ -45,6 +45,13 @@ def save_findings(
 ) -> None:
     """Write `scores.parquet` and `study.json` into the study's folder.
 
+    Args:
+        found: What the study found.
+        recipe: Recipe of the study.
+        setting: Splits and metadata.
+        options: Seeds, and how intervals were computed.
+        folder: Folder of the study.
+
     Raises:
         RunError: A file cannot be written.
     """

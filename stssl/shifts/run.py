@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from stssl.base.exclusive import alone
+from stssl.base.job_copy import vanishing
+from stssl.base.logs import LOG
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import labels_of
 from stssl.shifts.claims import claim_sentences
@@ -46,7 +48,12 @@ def study_folder(recipe: Recipe, out: Path | None) -> Path:
 
 
 def plan_shift(recipe: Recipe, options: ShiftOptions, out: Path | None = None) -> str:
-    """Tell which runs a study has, and estimate its time. Write nothing.
+    """Say which runs a study has, and estimate its time. Write nothing.
+
+    Args:
+        recipe: Recipe with a teacher.
+        options: Seeds, splits and metadata.
+        out: Folder of the study; None takes `shifts/NAME`.
 
     Raises:
         StsslError: The recipe, the store or the options do not allow the study.
@@ -85,6 +92,8 @@ def run_shift(
     require_teacher(recipe)
     setting, folder = choose_setting(recipe, options), study_folder(recipe, out)
     trainings = trainings_of(recipe, setting, options, folder / "runs")
+    if warning := vanishing("--out", folder):
+        LOG.warning("%s", warning)
     with alone(folder, "study"):
         finished = finished_runs(folder / "runs")
         for line in [*check_trainings(trainings, finished), *setting.notes]:

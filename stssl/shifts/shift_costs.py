@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from stssl.analysis.costs import CostEstimate
 from stssl.analysis.planning import machines_for, plan_run
 from stssl.shifts.evaluated import MOST_UNLABELED, sees_metadata
 from stssl.shifts.settings import ShiftSetting
@@ -34,12 +35,15 @@ def describe_study(trainings: Sequence[Training], finished: Mapping[str, RunFold
         f"runs       {len(trainings)}: {', '.join(TRAINED)} for each split and each of "
         f"{len({one.seed for one in trainings})} seeds; {len(trainings) - len(left)} are finished",
     ]
-    total = 0.0
+    total, known = 0.0, dict[str, CostEstimate]()
     for kind in TRAINED:
         own = [one for one in left if one.kind == kind]
         if not own:
             continue
-        found = plan_run(own[0].recipe, machines_for(own[0].recipe, 1, None, 10.0), TIMED_STEPS)
+        like = own[0].recipe.model.metadata  # the control has the networks of the teacher, so it costs the same
+        if like not in known:
+            known[like] = plan_run(own[0].recipe, machines_for(own[0].recipe, 1, None, 10.0), TIMED_STEPS)
+        found = known[like]
         scoring = _scoring_hours(own[0], setting, found.validation)
         total += len(own) * (found.hours + scoring)
         lines.append(

@@ -39,6 +39,13 @@ def write_shift_report(
 ) -> Path:
     """Write the page `report.html` into the study's folder, and return its path.
 
+    Args:
+        study: The finished runs.
+        found: What the study found.
+        recipe: Recipe of the study.
+        runs: Folder of each run.
+        folder: Folder of the study.
+
     Raises:
         RunError: The page cannot be written.
     """

@@ -330,7 +330,18 @@ def score_networks(
 def save_results(
     trained: TrainedRun, results: Mapping[str, Evaluation], part: str, change: MetadataChange, checkpoint: str
 ) -> Path:
-    """Write the scores and logits of a run's networks to its folder `evaluation`. Return the path of the JSON file."""
+    """Write the scores and logits of a run's networks to its folder `evaluation`.
+
+    Args:
+        trained: The run.
+        results: Evaluation of each network.
+        part: Name of the patches.
+        change: Change of their metadata.
+        checkpoint: `best` or `last`.
+
+    Returns:
+        Path of the JSON file. The logits lie beside it.
+    """
     file = evaluation_file(trained.folder.path, part, change)
     # Files keep the true metadata: maps need the places.
     save_evaluations(results, trained.data, part, file, _about(trained, change, checkpoint))
@@ -338,7 +349,13 @@ def save_results(
 
 
 def evaluation_file(folder: Path, part: str, change: MetadataChange) -> Path:
-    """Return the path of the JSON file with a run's scores on a part, with changed metadata."""
+    """Return the path of the JSON file with a run's scores on a part, with changed metadata.
+
+    Args:
+        folder: Folder of the run.
+        part: Name of the patches.
+        change: Change of their metadata.
+    """
     return folder / "evaluation" / f"{part}{change.suffix}.json"
 
 

