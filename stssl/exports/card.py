@@ -7,6 +7,8 @@ from stssl.students.description import ModelDescription
 from stssl.training.run_files import NetworkScores, Score
 
 MOST_SCORES = 12
+SEGMENTED = ("resnet50", "resnet101")
+"""Networks for which torchvision has DeepLabV3. The smaller ones have no dilated layers."""
 
 
 def model_card(facts: Exported, *, has_item: bool) -> str:
@@ -62,37 +64,54 @@ def _files(facts: Exported, has_item: bool) -> Iterator[str]:
 
 
 def _use(facts: Exported) -> Iterator[str]:
+    """Yield one part for each format whose file lies in the folder."""
     told = facts.description
     yield from ("## Use", "")
+    graphs = [name for name in facts.files if name.endswith((".pt2", ".onnx"))]
+    if graphs:
+        yield from _graph_use(told, graphs)
     if "backbone.safetensors" in facts.files:
         yield from _torchvision_use(told)
-        return
-    yield f"Feed stored values: {told.image.bits}-bit numbers as float32, unscaled. Resizing, clipping and scaling"
-    yield f"{'and the correction of CDMAD ' if told.cdmad else ''}happen inside the model. It gives logits."
+
+
+def _graph_use(told: ModelDescription, files: list[str]) -> Iterator[str]:
+    yield f"{_code_list(files)}: feed stored values, {told.image.bits}-bit numbers as float32, unscaled."
+    last = ", scaling and the correction of CDMAD" if told.cdmad else ", and scaling"
+    yield f"Resizing, clipping{last} happen inside the model. It gives logits."
     yield "Bands of lower resolution must be resampled to one grid before (bilinear)."
     if told.network.role == "direct":
         yield "The second input, `metadata`, has latitude, longitude, day of the year and UTC hour; NaN where unknown."
     yield ""
-    if any(name.endswith(".pt2") for name in facts.files):
+    if any(name.endswith(".pt2") for name in files):
         yield from ("```python", "import torch", "", 'model = torch.export.load("student.pt2").module()')
         given = "images, metadata" if told.network.role == "direct" else "images"
         yield from (f"logits = model({given})  # images: float32 [n, bands, height, width]", "```", "")
-    if any(name.endswith(".onnx") for name in facts.files):
+    if any(name.endswith(".onnx") for name in files):
         yield from ("```python", "import onnxruntime", "", 'session = onnxruntime.InferenceSession("student.onnx")')
         given = '"images": images, "metadata": metadata' if told.network.role == "direct" else '"images": images'
         yield from (f"logits = session.run(None, {{{given}}})[0]", "```", "")
 
 
+def _code_list(names: list[str]) -> str:
+    return " and ".join(f"`{name}`" for name in names)
+
+
 def _torchvision_use(told: ModelDescription) -> Iterator[str]:
     name = told.network.backbone.partition(".")[0]
-    yield "`backbone.safetensors` holds the convolutional layers under torchvision's names. For detection:"
+    yield f"`backbone.safetensors` holds the convolutional layers of a {name} under torchvision's names. For detection:"
     yield from ("", "```python", "from safetensors.torch import load_file")
-    yield from ("from torchvision.models.detection import fasterrcnn_resnet50_fpn", "")
-    yield "model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)"
-    yield from ('model.backbone.body.load_state_dict(load_file("backbone.safetensors"))', "```", "")
-    yield f"For segmentation: `deeplabv3_resnet50` and `model.backbone.load_state_dict(...)`. The network is a {name}."
-    yield f"It learned from scaled values (see below). `{CONFIG}` has the `mean` and `std` of each band, for"
-    yield from ("`image_mean` and `image_std`.", "")
+    yield "from torchvision.models.detection import FasterRCNN"
+    yield from ("from torchvision.models.detection.backbone_utils import resnet_fpn_backbone", "")
+    yield f'backbone = resnet_fpn_backbone(backbone_name="{name}", weights=None, trainable_layers=5)'
+    yield 'backbone.body.load_state_dict(load_file("backbone.safetensors"))'
+    yield from ("model = FasterRCNN(backbone, num_classes=2)  # the background counts as a class", "```", "")
+    if name in SEGMENTED:
+        yield from ("For segmentation:", "", "```python", "from safetensors.torch import load_file")
+        yield from (f"from torchvision.models.segmentation import deeplabv3_{name}", "")
+        yield f"model = deeplabv3_{name}(weights=None, weights_backbone=None, num_classes=2)"
+        yield from ('model.backbone.load_state_dict(load_file("backbone.safetensors"))', "```", "")
+    yield f"The layers learned from scaled values (see below). `{CONFIG}` has the `mean` and `std` of each band."
+    yield from ("Give them to `FasterRCNN` as `image_mean` and `image_std`, or scale the images yourself.", "")
 
 
 def _bands(told: ModelDescription) -> Iterator[str]:

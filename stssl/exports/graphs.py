@@ -1,9 +1,9 @@
 """Write a student as one graph (pt2 or ONNX), with scaling and corrections inside, and compare the file with it."""
 
 import importlib.util
+import io
 import re
 import warnings
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -88,17 +88,16 @@ def graph_of(student: Student) -> ImageGraph:
     return (MetadataGraph if student.needs_metadata else ImageGraph)(student, side).eval()
 
 
-def write_graph(student: Student, kind: GraphFormat, path: Path, samples: Samples) -> float:
-    """Write a student as one graph, load the file again, and compare it with the student.
+def graph_file(student: Student, kind: GraphFormat, samples: Samples) -> tuple[bytes, float]:
+    """Make the contents of a file with a student as one graph, load them again, and compare them with the student.
 
     Args:
         student: Student, on the CPU.
         kind: Format of the file.
-        path: File to write.
         samples: Patches for the comparison.
 
     Returns:
-        Largest difference between the logits of the file and of the student.
+        The bytes of the file, and the largest difference between the logits of the file and of the student.
 
     Raises:
         ConfigError: A package for ONNX is missing.
@@ -109,22 +108,20 @@ def write_graph(student: Student, kind: GraphFormat, path: Path, samples: Sample
     images = as_tensor(samples.images).float()
     inputs = (images, torch.from_numpy(samples.metadata)) if student.needs_metadata else (images,)
     program = _traced(student, inputs)
-    if kind == "pt2":
-        torch.export.save(program, path)
-    else:
-        _write_onnx(program, path, student.description.network.backbone)
+    # Write into memory: torch's writer of files ends the process if the disk is full.
+    content = _pt2(program) if kind == "pt2" else _onnx(program, student.description.network.backbone)
     with torch.no_grad():
         expected = student(as_tensor(samples.images), *inputs[1:]).numpy()
     worst = 0.0
     for count in (len(images), 1):  # a batch of one shows if the number of images is fixed in the file
-        found = logits_of(kind, path, tuple(value[:count] for value in inputs))
+        found = logits_of(kind, content, tuple(value[:count] for value in inputs))
         worst = max(worst, float(np.abs(found - expected[:count]).max(initial=0)))
     if not worst <= TOLERANCE:
         raise RunError(
-            f"{path.name} gives other logits than the student: they differ by {worst:.2g} on stored patches, and "
+            f"the {kind} file gives other logits than the student: they differ by {worst:.2g} on stored patches, and "
             f"{TOLERANCE:g} is allowed. Nothing was written. Try the other format (pt2 or onnx)."
         )
-    return worst
+    return content, worst
 
 
 def _traced(student: Student, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
@@ -158,7 +155,13 @@ def require_onnx() -> None:
         raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'stssl[onnx]'")
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, backbone: str) -> None:
+def _pt2(program: torch.export.ExportedProgram) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _onnx(program: torch.export.ExportedProgram, backbone: str) -> bytes:
     from torch.onnx.errors import OnnxExporterError
 
     names = list(INPUTS[: len(program.graph_signature.user_inputs)])
@@ -175,19 +178,20 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, backbone: str
         ) from None
     if made is None:
         raise RunError(f"torch.onnx gave no model of {backbone}. Nothing was written. Use --format pt2.")
-    made.save(path, external_data=False)
+    content: bytes = made.model_proto.SerializeToString()
+    return content
 
 
-def logits_of(kind: GraphFormat, path: Path, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
-    """Load a written file and compute logits with it.
+def logits_of(kind: GraphFormat, content: bytes, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
+    """Load the contents of a file and compute logits with it.
 
     Args:
         kind: Format of the file.
-        path: The file.
+        content: Bytes of the file.
         inputs: Images, and metadata if the file takes it.
     """
     if kind == "pt2":
-        module = torch.export.load(path).module()
+        module = torch.export.load(io.BytesIO(content)).module()
         with torch.no_grad():
             logits: NDArray[np.float32] = module(*inputs).numpy()
         return logits
@@ -198,7 +202,7 @@ def logits_of(kind: GraphFormat, path: Path, inputs: tuple[Tensor, ...]) -> NDAr
     options.log_severity_level = 3
     feeds = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=False)}
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         result: NDArray[np.float32] = session.run([OUTPUT], feeds)[0]
     except (states.Fail, states.InvalidGraph, states.NotImplemented, states.RuntimeException) as error:
         raise RunError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 
 from stssl.base.errors import ConfigError, RunError, shown
-from stssl.base.whole_files import cannot_write, is_there, sync_folder, write_whole
+from stssl.base.whole_files import cannot_write, is_there, sync_folder
 from stssl.exports.card import model_card
 from stssl.exports.facts import (
     CARD,
@@ -28,14 +29,14 @@ from stssl.exports.facts import (
     read_config,
     read_scores,
 )
-from stssl.exports.graphs import require_onnx, write_graph
+from stssl.exports.graphs import graph_file, require_onnx
 from stssl.exports.places import places_svg
 from stssl.exports.stac import stac_item
 from stssl.exports.torchvision_weights import chosen_bands, torchvision_weights
 from stssl.models.sealed import seal
 from stssl.students.description import ModelDescription
 from stssl.students.loading import DescribedFile, network_of, read_described
-from stssl.students.samples import SAMPLES_FILE, Samples, read_samples
+from stssl.students.samples import REWRITE, SAMPLES_FILE, Samples, read_samples
 from stssl.students.student import Student
 
 ExportFormat = Literal["pt2", "onnx", "torchvision"]
@@ -64,15 +65,15 @@ def export_run(
         kind: `pt2`, `onnx` or `torchvision`.
         out: Folder to write; None takes the folder `export` inside the run's.
         bands: Three bands for torchvision's models; None takes all bands of the student.
-        license: License of the weights (SPDX) for the card and the STAC item.
+        license: License of the weights (SPDX). None keeps the one of an earlier export in the folder.
 
     Returns:
         Absolute path of the model file.
 
     Raises:
         ConfigError: An argument is wrong, the file is no student, or a package is missing.
-        RunError: The folder holds other files or cannot be written, the format lacks an operator, or the written file
-            gives other logits than the student. Nothing is written then.
+        RunError: The folder holds other files or has another license, or cannot be written; the format lacks an
+            operator, or the file gives other logits than the student. Nothing is written then.
     """
     form, chosen_license = _checked(kind, bands), check_license(license)
     described = read_described(place)
@@ -91,7 +92,7 @@ def export_run(
         files={},
         difference={},
         scores=read_scores(run),
-        license=chosen_license or description.training.license,
+        license=_license(target, earlier, chosen_license) or description.training.license,
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,9 +101,9 @@ def export_run(
         raise RunError(cannot_write(target, error)) from None
     try:
         # Write and check everything in another folder: `target` then never holds a file that was not compared.
-        made = _write_model(form, part / FILES[form], described, bands)
+        differences, samples = _write_model(form, part / FILES[form], described, bands)
         _keep_earlier(earlier, target, part)
-        _write_documents(facts, earlier, made, part, form)
+        _write_documents(facts, described, _earlier_differences(earlier) | differences, samples, part)
         _move(part, target)
     except OSError as error:
         raise RunError(cannot_write(target, error)) from None
@@ -161,23 +162,58 @@ def _claim(target: Path, run: Path, digest: str) -> dict[str, object]:
     return {**earlier}
 
 
+def _license(target: Path, earlier: dict[str, object], given: str | None) -> str | None:
+    """Return the license that was given, else that of an earlier export in the folder. None if there is neither.
+
+    Raises:
+        RunError: The folder holds an export with another license.
+    """
+    known = earlier.get("license")
+    if not isinstance(known, str):
+        return given
+    if given is not None and given != known:
+        raise RunError(
+            f"--license {given}: {target} holds an export of this student with the license {known}. Remove that "
+            "folder, give another one, or leave --license out."
+        )
+    return known
+
+
 def _write_model(
     form: ExportFormat, path: Path, described: DescribedFile, bands: Sequence[str] | None
-) -> tuple[float | None, int, Samples | None]:
-    """Write the model file. Return its difference from the student, the number of weights, and the run's samples."""
+) -> tuple[dict[str, float], Samples | None]:
+    """Write the model file. Return the difference of a graph from the student, by file name, and the run's samples."""
     source, description, weights = described
     samples_file = source.parent / SAMPLES_FILE
     if form == "torchvision":
-        body = torchvision_weights(description, weights, bands)
-        write_whole(path, seal(body))
-        samples = read_samples(samples_file) if is_there(samples_file) else None
-        return None, sum(value.numel() for value in body.values()), samples
+        _put(path, seal(torchvision_weights(description, weights, bands)))
+        return {}, read_samples(samples_file) if is_there(samples_file) else None
+    if not is_there(samples_file):
+        raise RunError(
+            f"cannot export {source} as {form}: {SAMPLES_FILE} is not beside it. The run keeps some patches there, and "
+            "the exported file is compared on them. Give the run's folder, or copy its whole folder checkpoints. If "
+            f"the run itself lacks the file: {REWRITE}"
+        )
     samples = read_samples(samples_file)
     student = Student(description, network_of(source, description, weights))
     if samples.images.shape[1] != len(student.bands):
         raise RunError(f"{samples_file} has other bands than the student. Put back the run's own file.")
-    difference = write_graph(student, form, path, samples)
-    return difference, sum(value.numel() for value in student.network.parameters()), samples
+    content, difference = graph_file(student, form, samples)
+    _put(path, content)
+    return {path.name: difference}, samples
+
+
+def _put(path: Path, content: str | bytes) -> None:
+    """Write a file of the new folder, and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _earlier_differences(earlier: dict[str, object]) -> dict[str, float]:
+    known = earlier.get("difference")
+    return {str(name): float(value) for name, value in known.items()} if isinstance(known, dict) else {}
 
 
 def _keep_earlier(earlier: dict[str, object], target: Path, part: Path) -> None:
@@ -190,27 +226,20 @@ def _keep_earlier(earlier: dict[str, object], target: Path, part: Path) -> None:
 
 
 def _write_documents(
-    facts: Exported,
-    earlier: dict[str, object],
-    made: tuple[float | None, int, Samples | None],
-    part: Path,
-    form: ExportFormat,
+    facts: Exported, described: DescribedFile, differences: dict[str, float], samples: Samples | None, part: Path
 ) -> None:
-    difference, parameters, samples = made
-    known = earlier.get("difference")
-    differences = {str(name): float(value) for name, value in known.items()} if isinstance(known, dict) else {}
-    if difference is not None:
-        differences[FILES[form]] = difference
+    """Write the model card, the map of places, the STAC item and the description of all model files in the folder."""
     files = {name: _digest(part / name) for name in FILES.values() if (part / name).exists()}
     full = replace(facts, files=files, difference={name: differences[name] for name in files if name in differences})
     has_item = any(name.endswith((".pt2", ".onnx")) for name in files)
     places = samples.places if samples else np.zeros((0, 2), np.float32)
-    write_whole(part / MAP, places_svg(places))
-    write_whole(part / CARD, model_card(full, has_item=has_item))
+    _put(part / MAP, places_svg(places))
+    _put(part / CARD, model_card(full, has_item=has_item))
     if has_item:
-        item = stac_item(full, datetime.now(UTC), parameters)
-        write_whole(part / ITEM, json.dumps(item, indent=1))
-    write_whole(part / CONFIG, json.dumps(config_of(full), indent=1))
+        network = network_of(*described)
+        parameters = sum(value.numel() for value in network.parameters())
+        _put(part / ITEM, json.dumps(stac_item(full, datetime.now(UTC), parameters), indent=1))
+    _put(part / CONFIG, json.dumps(config_of(full), indent=1))
 
 
 def _digest(path: Path) -> str:

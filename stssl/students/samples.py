@@ -20,6 +20,8 @@ SAMPLES = 8
 """Number of patches to keep."""
 MOST_PLACES = 2000
 """Largest number of places of training patches to keep."""
+REWRITE = "Remove done.json of the run and give the run's command again: it writes the file anew, without training."
+"""What to do if the file is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,14 @@ def read_samples(path: Path) -> Samples:
     Raises:
         RunError: The file is missing or damaged.
     """
-    advice = "Remove done.json of the run and give the run's command again: it writes the file anew, without training."
     try:
         with open_plain(path) as file, np.load(file, allow_pickle=False) as arrays:
             images, metadata, places = (arrays[name] for name in ("images", "metadata", "places"))
     except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror or first_line(error)}. {advice}") from None
+        raise RunError(f"cannot read {path}: {error.strerror or first_line(error)}. {REWRITE}") from None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise RunError(f"{path} is damaged: {first_line(error)}. {advice}") from None
+        raise RunError(f"{path} is damaged: {first_line(error)}. {REWRITE}") from None
     fits = images.ndim == 4 and metadata.shape == (len(images), 4) and places.ndim == 2 and places.shape[1] == 2
     if not fits or images.dtype.kind not in "uf" or not len(images):
-        raise RunError(f"{path} is damaged: it has no patches. {advice}")
+        raise RunError(f"{path} is damaged: it has no patches. {REWRITE}")
     return Samples(images, metadata.astype(np.float32), places.astype(np.float32))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,32 @@ def test_the_card_says_scores_data_and_limits(run):
     assert "have no places" in places_svg(np.zeros((0, 2), np.float32))
 
 
+def test_a_later_export_keeps_the_license_and_the_card_shows_each_format(tmp_path):
+    folder = write_run(tmp_path / "run", patches(), size=12, backbone="resnet18")
+    path = stssl.export(folder, license="CC-BY-4.0")
+    count = json.loads((path.parent / "item.json").read_text())["properties"]["mlm:total_parameters"]
+    assert "with the license CC-BY-4.0" in exported(folder, "--format", "torchvision", "--license", "MIT")
+    assert not (path.parent / "backbone.safetensors").exists()
+    stssl.export(folder, "torchvision")
+    card, item = ((path.parent / name).read_text() for name in ("README.md", "item.json"))
+    assert json.loads((path.parent / "config.json").read_text())["license"] == "CC-BY-4.0"
+    assert "license: cc-by-4.0" in card and json.loads(item)["properties"]["license"] == "CC-BY-4.0"
+    assert "torch.export.load" in card and "resnet_fpn_backbone" in card
+    assert json.loads(item)["properties"]["mlm:total_parameters"] == count  # of the student, not of the backbone alone
+    stssl.export(folder, "torchvision", license="CC-BY-4.0")  # the control: the same license is no contradiction
+
+
+def test_an_export_that_finds_no_room_gives_one_line_and_leaves_nothing(run, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for form in ("pt2", "onnx"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        try:
+            words = exported(run, "--format", form, "--out", tmp_path / "out")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert words.startswith(f"cannot write {tmp_path / 'out'}: File too large") and not list(tmp_path.iterdir())
+
+
 def test_the_files_hold_no_patches_and_no_folders_of_this_machine(run):
     for path in (run / "export").iterdir():
         content = path.read_bytes()
@@ -222,7 +249,8 @@ def test_lost_or_damaged_samples_say_what_to_do(tmp_path):
     samples.write_bytes(samples.read_bytes()[:-200])
     assert "samples.npz is damaged" in exported(run)
     samples.unlink()
-    assert "Remove done.json of the run" in exported(run)
+    words = exported(run)
+    assert "Remove done.json of the run" in words and "is not beside it" in words
 
 
 def test_an_export_that_was_killed_amid_its_move_is_written_again(tmp_path):
@@ -330,11 +358,18 @@ def test_soak_torchvisions_detector_and_segmenter_start_from_the_backbone_and_le
         assert sum(changed) > 0.9 * len(changed)
 
 
-def test_only_torchvisions_own_resnets_and_three_bands_are_exported_for_it(tmp_path):
+def test_only_torchvisions_own_resnets_and_three_bands_are_exported_for_it(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", patches(), size=12, backbone="resnet18")
     own = load_file(run / "checkpoints" / "student.safetensors")
     kept = {name.removeprefix("backbone.") for name in own if not name.startswith("backbone.fc.")}
     assert set(load_file(stssl.export(run, "torchvision"))) == kept
+    card = (run / "export" / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(run / "export")
+    made: dict = {}
+    exec(snippet, made)
+    assert torch.equal(made["model"].backbone.body["conv1"].weight, own["backbone.conv1.weight"])
+    assert "deeplabv3" not in card  # torchvision has none for a resnet18
     told = stssl.load_student(run).description
     parts = {"network": NetworkDescription(backbone="resnet18", role="encoder"), "classes": (), "task": "features"}
     encoder = tmp_path / "pretrained" / "checkpoints" / "encoder.safetensors"
