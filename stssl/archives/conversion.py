@@ -101,7 +101,7 @@ def convert_archive(
     Raises:
         ConfigError: The format, the codec or an option is unknown.
         DataError: The archive does not exist, the store belongs to another conversion, another process writes the
-            store, or a patch is bad and `strict` is set.
+            store, no patch can be used, or a patch is bad and `strict` is set.
         RunError: Ray cannot be reached, or its workers die again and again.
     """
     if options.codec not in CODECS:
@@ -123,6 +123,7 @@ def convert_archive(
             if progress:
                 progress(done, plan.shards)
         with writing(target):
+            job.writer.require_usable()
             errors = job.writer.finish()
     report = job.writer.beside.path(job.writer.report)
     examples = _examples(job.writer) if errors else {}

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
+import re
 from abc import abstractmethod
 from collections.abc import Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeVar
 
@@ -22,6 +25,7 @@ from stssl.base.config import (
     validate,
 )
 from stssl.base.errors import ConfigError
+from stssl.base.logs import LOG
 from stssl.base.paths import (
     ELSEWHERE,
     Name,
@@ -97,8 +101,13 @@ class RunRecipe(Config):
 
     @classmethod
     def smoked(cls, tree: Tree) -> Tree:
-        """Return the keys and values of a recipe, shrunk to a run of seconds as `--smoke` asks."""
-        return merge(tree, cls.smoke)
+        """Return the keys and values of a recipe, shrunk to a run of seconds as `--smoke` asks.
+
+        Keep weights that lie on this disk. Leave out those of a hub, and log that.
+        """
+        model = tree.get("model")
+        kept = isinstance(model, dict) and _lie_here(model.get("weights", "none"))
+        return merge(tree, cls.smoke) if kept else merge(tree, merge(cls.smoke, NO_WEIGHTS))
 
     @property
     @abstractmethod
@@ -186,7 +195,6 @@ def identity_of(tree: Tree) -> Tree:
 R = TypeVar("R", bound=RunRecipe)
 
 SMOKE: Tree = {
-    "model": {"weights": "none"},
     "schedule": {"steps": 4, "warmup": 0, "head_steps": 0, "evaluate_every": 2, "patience": None},
     "evaluation": {"batch": 8, "limit": 16, "batchnorm_batches": 1},
     "compute": {"precision": "fp32", "compile": False},
@@ -194,6 +202,31 @@ SMOKE: Tree = {
     "logging": {"every": 1, "tensorboard": False, "mlflow": None},
 }
 """Values of `--smoke` for all kinds of recipes. They replace the values of the recipe."""
+NO_WEIGHTS: Tree = {"model": {"weights": "none"}}
+"""Further values of `--smoke`, for recipes with weights that do not lie on this disk."""
+
+
+def _lie_here(weights: object) -> bool:
+    """Return True if `model.weights` names weights on this disk. Log which other weights `--smoke` leaves out."""
+    if not isinstance(weights, str) or weights == "none":
+        return True  # the check of the recipe refuses what is no text
+    why = _absent(weights)
+    if why:
+        LOG.warning("--smoke leaves out model.weights=%s (%s): the network starts from random weights", weights, why)
+    return not why
+
+
+def _absent(weights: str) -> str:
+    """Say why `model.weights` names no weights on this disk; empty if it names some."""
+    kind, _, place = weights.partition(":")
+    unset = [name for name in re.findall(r"\$\{(\w+)\}", place) if name not in os.environ]
+    if unset:
+        return f"{unset[0]} is not set"
+    if kind == "file" and not Path(os.path.expandvars(place)).expanduser().exists():
+        return "there is no such file"
+    if kind == "package" and not list(distributions(name=place)):
+        return "the package is not installed"
+    return "" if kind in ("file", "package", "run") else "it may need a download"
 
 
 class Recipe(RunRecipe):

@@ -43,6 +43,7 @@ from stssl.store.schema import (
     Patch,
     PixelArray,
     Values,
+    printable,
 )
 from stssl.store.shard_layout import known_layout
 from stssl.store.zarr_metadata import DESCRIPTION_HASHES, description_hashes, read_array, read_description, read_file
@@ -279,6 +280,31 @@ class Writer:
         split = columns.get(f"split_{self.plan.statistics_split}")
         whole = ~np.isin(columns["error_code"], UNUSABLE)
         return whole if split is None else whole & (split == SPLIT_CODES["train"])
+
+    def require_usable(self) -> None:
+        """Check that at least one patch can be used. If none can, remove the store and its working files.
+
+        Raises:
+            DataError: No patch can be used. The message has the first problem.
+        """
+        if self.is_complete():
+            return
+        first = ""
+        for shard in range(self.plan.shards):
+            sidecar = self._sidecar(shard)
+            if sidecar is None:
+                return  # `finish` says which shards are missing
+            with np.load(io.BytesIO(sidecar)) as part:
+                if not np.isin(part["error_code"], UNUSABLE).all():
+                    return
+                for name, code, words in json.loads(str(part["problems"])):
+                    if ERRORS[code] in UNUSABLE:
+                        first = first or f"{printable(name)}: {code}: {printable(words, 300)}"
+        self.files.remove()
+        self.work.remove()
+        raise DataError(
+            f"none of the {self.plan.patches:,} patches can be used, so no store is written. The first: {first}"
+        )
 
     def finish(self) -> dict[str, int]:
         """Finish a store after its last shard: write metadata arrays, statistics and the error report.

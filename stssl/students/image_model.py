@@ -74,6 +74,12 @@ class ImageModel(nn.Module):
 
     def check(self, images: Tensor, metadata: Tensor | None) -> None:
         """Refuse images and metadata of a wrong shape or type."""
+        for given in (images, metadata):
+            if given is not None and not isinstance(given, Tensor):
+                raise DataError(
+                    f"a call takes torch tensors, not {type(given).__name__}. Give torch.from_numpy(array), or call "
+                    "predict(array) of a student, which takes NumPy arrays."
+                )
         if self.needs_metadata and metadata is None:
             raise ConfigError(
                 "this model sees place and date (model.metadata: direct): pass metadata [n, 4] with latitude, "
@@ -106,6 +112,16 @@ class ImageModel(nn.Module):
             )
         if images.dtype not in (*WIDE, *FLOATS, torch.uint8):
             raise DataError(f"this model takes integers or floats, not {_name(images.dtype)}.")
+
+    def check_size(self, images: Tensor) -> None:
+        """Refuse images [n, bands, H, W] of another height or width than the patches of the training."""
+        height, width = images.shape[2:]
+        side = self.description.image.side
+        if (height, width) != (side, side):
+            raise DataError(
+                f"these images have {height} x {width} pixels, and this model was trained on patches of {side} x "
+                f"{side}. Give such patches, or give resize=True to resize the images."
+            )
 
     def check_values(self, images: Tensor) -> None:
         """Refuse values that cannot be stored values: not finite, out of range, or already scaled to 0..1."""

@@ -76,7 +76,12 @@ class Student(ImageModel):
 
     @torch.no_grad()
     def predict(
-        self, array: AnyArray | Tensor, metadata: AnyArray | Tensor | None = None, batch: int = 256
+        self,
+        array: AnyArray | Tensor,
+        metadata: AnyArray | Tensor | None = None,
+        batch: int = 256,
+        *,
+        resize: bool = False,
     ) -> NDArray[np.float32]:
         """Predict patches that lie in host memory, batch by batch, on the device of the student.
 
@@ -84,6 +89,8 @@ class Student(ImageModel):
             array: [n, bands, H, W] stored values, such as `store.read(rows, student.bands)`.
             metadata: [n, 4] places and dates; see `forward`.
             batch: Number of patches in a batch.
+            resize: True to accept images of another height or width than the patches of the training. The student
+                resizes them.
 
         Returns:
             [n, C] probability of each class.
@@ -94,6 +101,8 @@ class Student(ImageModel):
         """
         images, table = as_tensor(array), None if metadata is None else as_tensor(metadata)
         self.check(images, table)
+        if not resize:
+            self.check_size(images)
         self.check_values(images)
         parts = [torch.zeros(0, len(self.classes))]
         for start in range(0, len(images), batch):

@@ -143,6 +143,15 @@ def test_a_damaged_scene_costs_its_row_alone(tmp_path):
     assert store.size == 2 and summary.errors == {"unreadable": 1}
 
 
+def test_scenes_without_one_readable_patch_leave_no_store(tmp_path):
+    write_scene(tmp_path / "a.tif", compress=None)
+    whole = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(whole[: len(whole) // 8])
+    with pytest.raises(DataError, match=r"no scene can be read|none of the 4 patches can be used, so no store"):
+        converted(tmp_path, tmp_path / "a.tif")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+
 BAD = {
     "no CRS": (lambda path: write_scene(path, crs=None), {}, "no coordinate system"),
     "float": (lambda path: write_scene(path, dtype="float32"), {}, "has values of type float32"),

