@@ -303,7 +303,7 @@ class Writer:
         self.files.remove()
         self.work.remove()
         raise DataError(
-            f"none of the {self.plan.patches:,} patches can be used, so no store is written. The first: {first}"
+            f"no patch can be used (0 of {self.plan.patches:,}), so no store is written. The first: {first}"
         )
 
     def finish(self) -> dict[str, int]:

@@ -144,12 +144,18 @@ def test_a_damaged_scene_costs_its_row_alone(tmp_path):
 
 
 def test_scenes_without_one_readable_patch_leave_no_store(tmp_path):
-    write_scene(tmp_path / "a.tif", compress=None)
-    whole = (tmp_path / "a.tif").read_bytes()
-    (tmp_path / "a.tif").write_bytes(whole[: len(whole) // 8])
-    with pytest.raises(DataError, match=r"no scene can be read|none of the 4 patches can be used, so no store"):
-        converted(tmp_path, tmp_path / "a.tif")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+    values = np.arange(1, 1 + 64 * 64, dtype=np.uint16).reshape(1, 64, 64)
+    about = {"driver": "JP2OpenJPEG", "height": 64, "width": 64, "count": 1, "dtype": "uint16", "crs": "EPSG:32633"}
+    lossless = {"QUALITY": "100", "REVERSIBLE": "YES"}
+    with rasterio.open(tmp_path / "a.jp2", "w", transform=from_origin(LEFT, TOP, 10, 10), **about, **lossless) as file:
+        file.write(values)
+    whole = (tmp_path / "a.jp2").read_bytes()
+    (tmp_path / "a.jp2").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"no patch can be used \(0 of \d+\), so no store .*unreadable"):
+        converted(tmp_path, tmp_path / "a.jp2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jp2"]
+    (tmp_path / "a.jp2").write_bytes(whole)
+    assert converted(tmp_path, tmp_path / "a.jp2")[0].patches == 16  # the control
 
 
 BAD = {
