@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 import torch
 
-from stssl.base.errors import ConfigError
+from stssl.base.errors import ConfigError, shown
 from stssl.base.json_types import JsonObject
+from stssl.base.paths import WEIGHT_KINDS, is_url
 from stssl.models.backbones import OWN, Backbone, make_backbone
 from stssl.models.sealed import UNREADABLE, read_with_header
 from stssl.models.weight_fitting import COUNTERS, fit_weights
-from stssl.models.weight_sources import Checkpoint, first_kernel, open_file
+from stssl.models.weight_sources import Checkpoint, first_kernel, hub_file, open_file, packaged_file
+from stssl.models.weights import broken_tensors
 from stssl.students.description import KEY, ModelDescription, parse_description
+from stssl.students.loading import weights_file
 
 MOST_TRIED = 40
 """Largest number of backbones to try: each takes about a tenth of a second."""
@@ -60,6 +63,7 @@ class InspectedWeights:
         network: Network that the file says it holds; empty if it does not say it.
         backbone_args: Further arguments of that network, if an export of this program names them.
         classes: Names of the outputs, if an export of this program names them.
+        not_finite: Tensors with NaN or infinite numbers, in words. Training and probes refuse such weights.
         aside: Number of tensors of other parts, such as a momentum encoder, by the first part of their names.
         fits: Backbones that the weights fit. Two of them can have the same tensors and compute different numbers.
         tried: Number of backbones that were tried.
@@ -81,6 +85,7 @@ class InspectedWeights:
     network: str = ""
     backbone_args: JsonObject = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    not_finite: list[str] = field(default_factory=list)
     aside: dict[str, int] = field(default_factory=dict)
     fits: list[str] = field(default_factory=list)
     tried: int = 0
@@ -104,6 +109,7 @@ class InspectedWeights:
             "known": known,
             "network": self.network + (f" with model.backbone_args {given}" if given else ""),
             "classes": _listed(self.classes),
+            "damaged": _listed(self.not_finite),
             "set aside": _listed([f"{part} ({count})" for part, count in self.aside.items()]),
             "fits": self._fits(),
             "not used": _listed(self.unused),
@@ -118,6 +124,8 @@ class InspectedWeights:
         found = ", ".join(self.fits) or f"none of {self.tried} backbones that were tried"
         if len(self.fits) > 1:
             found += ": the names and shapes do not tell these apart, and some compute different numbers"
+        if self.fits and self.fits == [self.network]:
+            found += ": the file says that it is of this network, so no other was tried"
         return found + (f" ({self.skipped} more were not tried)" if self.skipped and not self.network else "")
 
     def _closest(self) -> str:
@@ -140,19 +148,19 @@ def report_of_weights(path: str | Path) -> InspectedWeights:
     """Read a file of weights, without running code from it, and find the backbones that it fits.
 
     Args:
-        path: File of weights, of this or another program.
+        path: File of weights, of this or another program. Or a run's folder, or a value of `model.weights`.
 
     Raises:
         ConfigError: The file cannot be read, or it holds no network.
     """
-    path = str(path)
     try:
-        found, described = open_file(path), _described(Path(path))
+        file = local_file(str(path))
+        found, described = open_file(file), _described(Path(file))
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix("model.weights: ")) from None
     kernel, known = first_kernel(found.tensors), found.known
     about = InspectedWeights(
-        path,
+        file,
         found.layout,
         len(found.tensors),
         sum(value.numel() for value in found.tensors.values()),
@@ -162,6 +170,7 @@ def report_of_weights(path: str | Path) -> InspectedWeights:
         page=known.source if known else "",
         license=known.license if known else "",
         network=found.arch or "",
+        not_finite=broken_tensors(found.tensors),
         aside=dict(Counter(name.split(".")[0] for name in found.aside)),
     )
     if described is not None:
@@ -172,6 +181,28 @@ def report_of_weights(path: str | Path) -> InspectedWeights:
         about.layout = "stssl's export"
     _try_backbones(found, about)
     return about
+
+
+def local_file(text: str) -> str:
+    """Return the path of the file that a path, a run's folder or a value of `model.weights` names.
+
+    Raises:
+        ConfigError: There is no such file, or the text names no single file.
+    """
+    kind, _, place = text.partition(":")
+    if kind not in WEIGHT_KINDS and is_url(text):
+        raise ConfigError(f"{shown(text)} is a URL. Download the file, and give its path.")
+    if text in ("none", "imagenet") or kind == "timm":
+        raise ConfigError(
+            f"{text} names no single file. timm's weights lie at Hugging Face: give for example "
+            "hf:timm/resnet50.a1_in1k, or the path of a file."
+        )
+    if kind == "hf" and place:
+        return hub_file(text, place)
+    if kind == "package" and place:
+        return str(packaged_file(place))
+    named = place if kind in ("file", "run") and place else text
+    return str(weights_file(named)) if kind == "run" or Path(named).is_dir() else named
 
 
 def _described(path: Path) -> ModelDescription | None:
@@ -190,10 +221,24 @@ def _try_backbones(found: Checkpoint, about: InspectedWeights) -> None:
     if about.bands is None:
         about.unused = list(found.tensors)
         return
-    names = [about.network] if about.backbone_args else _candidates(found)
-    about.skipped = max(0, len(names) - MOST_TRIED)
+    if about.network:
+        _try_names([about.network], about.bands, found, about)
+    if not about.fits and not about.backbone_args:
+        names = [name for name in _candidates(found) if name != about.network]
+        about.skipped = max(0, len(names) - MOST_TRIED)
+        _try_names(names, about.bands, found, about)
+    if about.fits:
+        about.closest = None
+    elif about.closest is None:
+        about.unused = list(found.tensors)
+    if not about.fits and (about.closest is None or 2 * about.closest.shared < about.tensors):
+        about.layout = about.layout.replace("timm's names", "names of no network that is known")
+
+
+def _try_names(names: list[str], bands: int, found: Checkpoint, about: InspectedWeights) -> None:
+    """Try the weights on the first of the named backbones, and note which they fit."""
     for name in names[:MOST_TRIED]:
-        backbone = _without_memory(name, about.backbone_args, about.bands)
+        backbone = _without_memory(name, about.backbone_args, bands)
         if backbone is None:
             continue
         about.tried += 1
@@ -204,10 +249,6 @@ def _try_backbones(found: Checkpoint, about: InspectedWeights) -> None:
         else:
             about.unused = about.unused or [one for one in unused if one not in found.aside]
             about.fits.append(name)
-    if about.fits:
-        about.closest = None
-    elif about.closest is None:
-        about.unused = list(found.tensors)
 
 
 def _without_memory(name: str, options: JsonObject, bands: int) -> Backbone | None:

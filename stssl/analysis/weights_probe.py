@@ -1,5 +1,6 @@
 """Probe given weights without a run: k-NN and a linear layer on the frozen features of a store's patches."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from stssl.analysis.probe import Probed, ProbeResult, freeze, label_rule, score_features
 from stssl.base.config import Tree, apply_overrides, merge, validate
-from stssl.base.errors import ConfigError
+from stssl.base.errors import ConfigError, RunError
+from stssl.base.json_types import JsonObject
 from stssl.base.labels import LabelSpace
+from stssl.base.whole_files import is_there
 from stssl.contrastive.step import PretrainEncoder
 from stssl.models.layout import placed
 from stssl.models.weight_sources import open_checkpoint
@@ -26,6 +29,8 @@ from stssl.training.run_folder import write_text
 
 LEAST_SIZE = 64
 """Smallest default side of images in pixels. Smaller patches are enlarged: pretrained features need this."""
+REQUEST = "request"
+"""Key of the file that has the settings of the probe."""
 SECTIONS = ("data", "model", "evaluation")
 """Sections of a recipe that overrides may change. Other keys are the probe's own settings."""
 
@@ -69,17 +74,21 @@ def probe_weights(
         seed: Seed of the draw of labels, of the new layer and of its batches.
         overrides: Changes of the form `key=value`. Keys such as `model.backbone` or `data.split` are those of a recipe.
             Others, such as `epochs`, are those of its section `probe`.
-        out: File of the scores; None is `probe-<backbone>-s<seed>.json` in the current folder.
+        out: File of the scores; None is `probe-<backbone>-<number>-s<seed>.json` in the current
+            folder. The number differs if the store, the weights, the labels or a setting differ.
 
     Raises:
         ConfigError: A setting is wrong, or the weights do not exist, or do not name their network.
         DataError: The store cannot be read, or no validation patch or no test patch has a label.
-        RunError: The features of some patches are not finite, or the file cannot be written.
+        RunError: The features of some patches are not finite, the file cannot be written, or it holds other scores.
     """
     rules = {text: label_rule(text, seed) for text in labels}
     found = _open(weights, store, overrides)
     recipe, options = found.recipe, found.recipe.probe
-    target = out or Path(f"probe-{recipe.model.backbone}-s{seed}.json")
+    request = _request(weights, recipe, labels, seed)
+    number = hashlib.blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=4).hexdigest()
+    target = out or Path(f"probe-{recipe.model.backbone}-{number}-s{seed}.json")
+    _refuse_other(target, request)
     standardize = options.features == "standardized"
     frozen = freeze(found.encoder, recipe, found.data, found.targets, standardize=standardize, scaling=found.scaling)
     rows: list[ProbeResult] = []
@@ -93,8 +102,34 @@ def probe_weights(
             options=options,
             about=about | {"labels": text},
         )
-    write_text(target, json.dumps(without_nan({"rows": [*rows], "scaling": found.scaling.about()}), indent=1))
+    content: JsonObject = {"rows": [*rows], "scaling": found.scaling.about(), REQUEST: request}
+    write_text(target, json.dumps(without_nan(content), indent=1))
     return Probed(rows, target)
+
+
+def _request(weights: str, recipe: PretrainRecipe, labels: Sequence[str], seed: int) -> JsonObject:
+    """Return all settings of a probe. Two probes with equal settings may share a file."""
+    parts: JsonObject = {name: getattr(recipe, name).model_dump(mode="json") for name in (*SECTIONS, "probe")}
+    return parts | {"weights": weights, "labels": [*labels], "seed": seed}
+
+
+def _refuse_other(target: Path, request: JsonObject) -> None:
+    """Check that a file is missing, or holds the scores of the same probe.
+
+    Raises:
+        RunError: The file holds something else.
+    """
+    if not is_there(target):
+        return
+    try:
+        tree = json.loads(target.read_bytes())
+    except (OSError, ValueError):
+        tree = None
+    if not isinstance(tree, dict) or tree.get(REQUEST) != request:
+        raise RunError(
+            f"{target} is there already, and holds no scores of this probe (store, weights, labels and settings). "
+            "Remove it, or give another --out."
+        )
 
 
 def _open(weights: str, store: str, overrides: Iterable[str]) -> WeightsProbe:

@@ -165,7 +165,7 @@ def probe_table(rows: list[ProbeResult]) -> Table:
     scores = [name for name in ("mAP", "mAP_micro", "accuracy", "balanced_accuracy", "F1") if name in rows[0]["test"]]
     table = Table(title="test")
     for name in ("weights", "method", "labels", *scores):
-        table.add_column(name, justify="right" if name in scores else "left")
+        table.add_column(name, justify="right" if name in scores else "left", overflow="fold")
     for row in rows:
         values = [row["test"].get(name) for name in scores]
         table.add_row(

@@ -121,7 +121,8 @@ def probe(
         seed: Seed of the draw of labels.
         weights: Weights to probe without a run, as in the recipe key `model.weights`. Needs `store`.
         store: Path or URL of a store with labels, for `weights`.
-        out: File of the scores, for `weights`. The default is `probe-<backbone>-s<seed>.json`, in the current folder.
+        out: File of the scores, for `weights`. The default is `probe-<backbone>-<number>-s<seed>.json`, in the current
+            folder. The number differs if the store, the weights, the labels or a setting differ.
         random: True probes random weights, for comparison. This needs a run.
         fine_tune: True also trains the whole network. This needs a run.
         overrides: Changes of the probe's own settings, such as `"epochs=50"`. With `weights`, also changes of the
@@ -154,7 +155,8 @@ def inspect_weights(file: str | Path) -> "InspectedWeights":
     """Describe a file of weights, of this or another program. Run no code from it.
 
     Args:
-        file: File of weights. The page of the recipe key `model.weights` lists the formats that can be read.
+        file: File of weights. The page of the recipe key `model.weights` lists the formats that can be read. Or a
+            run's folder, or a value of `model.weights` that names a file, such as `package:NAME`.
 
     Returns:
         Layout, size, bands, the backbones that the weights fit, and what was not understood; `lines()` gives it as

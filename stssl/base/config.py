@@ -261,7 +261,7 @@ def _variable(name: str, source: str, key: str, advise: Callable[[str], str]) ->
     return os.environ[name]
 
 
-def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = True) -> C:
+def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = True, overrides: Sequence[str] = ()) -> C:
     """Check the plain values of a recipe or sweep file, and build a typed configuration object from them.
 
     Args:
@@ -269,6 +269,8 @@ def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = Tru
         tree: Values of its fields.
         source: Name of the file or command in error messages.
         absolute: True to make paths absolute; False if another machine will run the recipe.
+        overrides: Changes of the form `key=value` that the tree has. If they alone are wrong, the message names them
+            in place of the file.
 
     Raises:
         ConfigError: Some keys are wrong. The message lists each one with its dotted path, the allowed values, and the
@@ -286,7 +288,17 @@ def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = Tru
         lines = list(dict.fromkeys(shown(_explain(model, tree, problem), 1000) for problem in problems[:MOST_PROBLEMS]))
         if len(problems) > MOST_PROBLEMS:
             lines.append(f"and {len(problems) - MOST_PROBLEMS} more")
+        wrong = [".".join(map(str, without_tags(problem["loc"], tree))) for problem in problems]
+        blamed = [next((text for text in overrides if _sets(text, key)), None) for key in wrong]
+        if blamed and None not in blamed:
+            source = ", ".join(f"override '{shown(text)}'" for text in dict.fromkeys(blamed))
         raise ConfigError(f"{source}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
+
+
+def _sets(override: str, key: str) -> bool:
+    """Return True if an override sets a key, or the section or list that holds it."""
+    given = override.partition("=")[0].strip()
+    return key == given or key.startswith(f"{given}.")
 
 
 def _explain(model: type[Config], tree: ConfigTree, problem: Problem) -> str:

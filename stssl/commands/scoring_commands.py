@@ -49,11 +49,12 @@ def probe_command(
 
 
 def weights_command(
-    file: Annotated[Path, typer.Argument(help="File of weights, of this or another program.", callback=local_path)],
+    file: Annotated[str, typer.Argument(help="File of weights, run's folder, or a value of model.weights.")],
 ) -> None:
     """Describe a file of weights: layout, tensors, bands, which backbones it fits, and what was not understood."""
     from stssl.api import inspect_weights
 
+    console.print("Comparing names and shapes of the tensors with networks...", highlight=False)
     for line in inspect_weights(file).lines():
         print(line)
 

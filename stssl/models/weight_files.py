@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from numpy._core.multiarray import scalar as numpy_scalar
 from torch import Tensor
 
 from stssl.base.errors import ConfigError, first_line, shown
+from stssl.models.file_kinds import READABLE, other_kind
 from stssl.models.published import where_to_get
 from stssl.models.sealed import UNREADABLE, read_sealed
 
@@ -73,8 +73,12 @@ def read_weight_file(path: str) -> WeightFile:
     file = Path(path)
     if not file.is_file():  # reading a pipe could wait forever
         hint = where_to_get(path)
+        if file.is_dir():
+            raise ConfigError(f"model.weights: {path} is a folder. Give a file in it; for a run, give run:{path}.")
         raise ConfigError(f"model.weights: there is no file {path}" + (f".{hint}" if hint else ""))
     try:
+        if other := other_kind(file):
+            raise ConfigError(f"model.weights: {path} {other}.")
         if file.suffix == ".safetensors":
             content: object = read_sealed(file)
         else:
@@ -88,20 +92,15 @@ def read_weight_file(path: str) -> WeightFile:
 
 
 def _reason(error: BaseException) -> str:
-    """Compose a sentence that says why a file could not be read. torch's own message advises to run the file's code."""
+    """Say why a file could not be read. The libraries' own messages name their parts, or advise to run its code."""
     text = str(error)
     found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text) or re.search(r"GLOBAL ([\w.]+)", text)
     if found:
         return (
-            f"is not a state dict: it holds an object of {shown(found[1])}, and reading that could run code of the "
+            f"cannot be read: it holds an object of {shown(found[1])}, and reading that could run code of the "
             "file. Save its tensors alone, with torch.save(model.state_dict(), ...) or as safetensors."
         )
-    if "Weights only load failed" in text or "weights_only" in text:
-        line = text.partition("WeightsUnpickler error:")[2].strip() or "it is no file of torch.save"
-        return f"is not a state dict: {shown(line.splitlines()[0], 120)}"
-    if isinstance(error, LookupError | AttributeError | TypeError | AssertionError | EOFError | struct.error):
-        return "is not a state dict: it is no file of torch.save, or it is damaged"
-    return f"is not a state dict: {shown(first_line(error), 120)}"
+    return f"is damaged, or holds no weights that can be read. Copy or download it again. {READABLE}."
 
 
 def _opened(content: object, path: str) -> WeightFile:

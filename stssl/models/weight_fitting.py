@@ -145,9 +145,11 @@ def _refuse_others(state: StateDict, needed: StateDict, checkpoint: Checkpoint) 
     for what, names in problems.items():
         if names:
             said = f" It says that it is {checkpoint.arch}." if checkpoint.arch else ""
+            alike = sum(name in needed for name in state)
+            layout = checkpoint.layout if 2 * alike > len(state) else "that of another program or network"
             raise ConfigError(
                 f"model.weights: {_place(checkpoint)} does not fit model.backbone ({what}: {', '.join(names[:3])}). "
-                f"Its layout is {checkpoint.layout}.{said} Give the backbone that it was made for, with the same "
+                f"Its layout is {layout}.{said} Give the backbone that it was made for, with the same "
                 "model.backbone_args; `stssl weights FILE` lists which fit."
             )
 

@@ -14,6 +14,7 @@ from stssl.base.scaling import BandScaling, StoredType
 from stssl.base.textfiles import read_json
 from stssl.base.yaml_text import parse_yaml
 from stssl.models.backbones import make_backbone
+from stssl.models.hub_access import UNREACHED, short_of_hub
 from stssl.models.known_weights import (
     LITE0,
     KnownWeights,
@@ -120,6 +121,11 @@ def open_file(path: str) -> Checkpoint:
         ConfigError: The file cannot be read, or it holds no network that timm has.
     """
     file = read_weight_file(path)
+    if any(name.startswith("LocEnc0.") for name in file.tensors):
+        raise ConfigError(
+            f"model.weights: {path} holds GeoCLIP's location encoder, which sees places and no images. Use "
+            "model.encoder={name: geoclip}."
+        )
     found = recognize(file.tensors, path)
     known = known_by_name(path) or _known_by_content(file, found.arches)
     kernel = first_kernel(found.tensors)
@@ -171,7 +177,16 @@ def from_timm(weights: str, name: str, options: JsonMapping, *, size: int, class
     """
     full = timm_name(weights, name)
     # timm adapts position embeddings itself; bands are adapted here, by name.
-    backbone = make_backbone(full, options, size=size, in_channels=3, classes=classes, hub=True)
+    with short_of_hub() as offline:
+        try:
+            backbone = make_backbone(full, options, size=size, in_channels=3, classes=classes, hub=True)
+        except ConfigError as error:
+            if offline and "timm's hub" in str(error):
+                raise ConfigError(
+                    f"model.weights: cannot load the weights of {full} from timm's hub ({UNREACHED}). Download them "
+                    "elsewhere and give model.weights=file:PATH."
+                ) from None
+            raise
     return replace(timm_facts(weights, name), tensors=backbone.state_dict())
 
 
@@ -227,6 +242,19 @@ def from_hugging_face(weights: str, place: str) -> Checkpoint:
     Raises:
         ConfigError: There is no such file, or the hub cannot be reached.
     """
+    return replace(open_file(hub_file(weights, place)), source=weights)
+
+
+def hub_file(weights: str, place: str) -> str:
+    """Return the path of a file of Hugging Face on this machine. Download it if the cache does not have it.
+
+    Args:
+        weights: Value of `model.weights`.
+        place: OWNER/NAME, or OWNER/NAME/FILE.
+
+    Raises:
+        ConfigError: There is no such file, or the hub cannot be reached.
+    """
     from httpx import HTTPError, InvalidURL
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -236,29 +264,24 @@ def from_hugging_face(weights: str, place: str) -> Checkpoint:
     if not owner or not name:
         raise ConfigError(f"model.weights: give hf:OWNER/NAME or hf:OWNER/NAME/FILE (given: {weights!r})")
     repository = f"{owner}/{name}"
-    try:
-        file = file or _only_weights(_files_of(repository), weights)
-        path = hf_hub_download(repository, file)
-    except (EntryNotFoundError, HfHubHTTPError, HTTPError, InvalidURL, OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.weights: cannot load {weights} from Hugging Face ({first_line(error)}). Download the file "
-            "elsewhere and give model.weights=file:PATH."
-        ) from None
-    return replace(open_file(path), source=weights)
+    with short_of_hub() as offline:
+        try:
+            return hf_hub_download(repository, file or _only_weights(_files_of(repository, offline), weights))
+        except (EntryNotFoundError, HfHubHTTPError, HTTPError, InvalidURL, OSError, ValueError) as error:
+            reason = UNREACHED if offline else first_line(error)
+            raise ConfigError(
+                f"model.weights: cannot load {weights} from Hugging Face ({reason}). Download the file elsewhere and "
+                "give model.weights=file:PATH."
+            ) from None
 
 
-def _files_of(repository: str) -> list[str]:
+def _files_of(repository: str, offline: bool) -> list[str]:
     """List the files of a repository of Hugging Face. If the hub cannot be reached, list those in its cache."""
-    from httpx import TransportError
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    try:
+    if not offline:
         return HfApi().list_repo_files(repository)
-    except (TransportError, ConnectionError) as error:
-        if isinstance(error, HfHubHTTPError):  # the hub answers that there is no such repository
-            raise
-        folder = Path(snapshot_download(repository, local_files_only=True))
+    folder = Path(snapshot_download(repository, local_files_only=True))
     return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
 
 
@@ -286,6 +309,8 @@ def from_run(weights: str, folder: Path) -> Checkpoint:
     files = [folder / "checkpoints" / name for name in EXPORTS]
     found = next((file for file in files if file.exists()), None)
     if found is None:
+        if not folder.is_dir():
+            raise ConfigError(f"model.weights: there is no folder {folder}. Give the name or folder of a finished run.")
         raise ConfigError(
             f"model.weights: {folder} has no {' or '.join(file.name for file in files)}. "
             "Give the name or folder of a finished run."

@@ -8,6 +8,7 @@ ones.
 import math
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from stssl.base.distributed import rank
@@ -18,12 +19,15 @@ from stssl.base.scaling import BandScaling, StoredType
 from stssl.models.backbones import Backbone, make_backbone
 from stssl.models.weight_bands import BandsMissing, pick_bands
 from stssl.models.weight_files import StateDict
-from stssl.models.weight_fitting import Matching, fit_weights
+from stssl.models.weight_fitting import DERIVED, Matching, fit_weights
 from stssl.models.weight_sources import Checkpoint, facts_offline, open_checkpoint, open_file
 
 SMALL = 64
 """Side in pixels below which weights of large images help little: a linear layer on EfficientNet-Lite0's features of
 EuroSAT has 46.8 % accuracy at 32 px and 84.0 % at 64 px."""
+
+_WARNED: set[tuple[str, str]] = set()
+"""Warnings of this process: source of the weights, and text."""
 
 
 class FirstWeights:
@@ -92,16 +96,16 @@ class FirstWeights:
         if checkpoint is None or found is None:
             return []
         if size < SMALL and not checkpoint.own and not _made_for(checkpoint, size):
-            LOG.warning(
-                "model.image_size=%d: pretrained weights help little with images below %d px. Set model.image_size=%d, "
-                "also if the patches are smaller: they are resized.",
-                *(size, SMALL, SMALL),
+            _warn_once(
+                checkpoint,
+                f"model.image_size={size}: pretrained weights help little with images below {SMALL} px. Set "
+                f"model.image_size={SMALL}, also if the patches are smaller: they are resized.",
             )
         if checkpoint.bands is None and self.image_bands and not checkpoint.own:
-            LOG.warning(
-                "model.weights: %s does not say which %d bands it was trained on: taken as %s. If they are others, "
-                "give model.weights_bands.",
-                *(checkpoint.source, in_channels, ", ".join(self.image_bands)),
+            _warn_once(
+                checkpoint,
+                f"model.weights: {checkpoint.source} does not say which {in_channels} bands it was trained on: taken "
+                f"as {', '.join(self.image_bands)}. If they are others, give model.weights_bands.",
             )
         title = f" ({checkpoint.known.title})" if checkpoint.known else ""
         return [f"{checkpoint.source}{title}, layout: {checkpoint.layout}", *found.lines()]
@@ -151,14 +155,31 @@ def open_first_weights(
         missing: What to do for bands that only the images have; None refuses them.
 
     Raises:
-        ConfigError: The weights do not exist, or cannot be read.
+        ConfigError: The weights do not exist, cannot be read, or have NaN or infinite numbers.
     """
     if isinstance(weights, FirstWeights):
         return weights
     found = open_checkpoint(weights, name, options, size=size, classes=2)
+    if found is not None and (broken := broken_tensors(found.tensors)):
+        raise ConfigError(
+            f"model.weights: {found.source.removeprefix('file:')} has {broken[0]}. No network can learn from it. Copy "
+            "the file again, or take weights from before their training diverged."
+        )
     if found is not None and weights_bands is not None:
         found = replace(found, bands=weights_bands)
     return FirstWeights(found, image_bands, missing)
+
+
+def broken_tensors(tensors: StateDict) -> list[str]:
+    """List the tensors that hold NaN or infinite numbers, each in words such as `NaN in layer1.0.conv1.weight`.
+
+    Constants that masks are made of may be infinite: they are not learned.
+    """
+    found = []
+    for name, value in tensors.items():
+        if value.is_floating_point() and not name.endswith(DERIVED) and not bool(torch.isfinite(value).all()):
+            found.append(f"{'NaN' if bool(torch.isnan(value).any()) else 'inf'} in {name}")
+    return found
 
 
 def check_offline(
@@ -247,6 +268,13 @@ def refuse_twins(
     same = {key: value.shape for key, value in other.state_dict().items()}
     if same == {key: value.shape for key, value in backbone.state_dict().items()} and repr(other) != repr(backbone):
         raise ConfigError(_twin_words(checkpoint, said, name))
+
+
+def _warn_once(checkpoint: Checkpoint, words: str) -> None:
+    """Log a warning, unless this process has logged it for these weights: a run is checked before it starts."""
+    if (checkpoint.source, words) not in _WARNED:
+        _WARNED.add((checkpoint.source, words))
+        LOG.warning("%s", words)
 
 
 def _twin_words(checkpoint: Checkpoint, arch: str, name: str) -> str:

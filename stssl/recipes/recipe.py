@@ -350,4 +350,4 @@ def load_as(
     file = Path(path).resolve()
     named = tree.get("name") or f"{file.parent.name}-{file.stem}-s{tree.get('seed', 0)}"
     tree["name"] = named if not smoke else f"{named}-smoke"
-    return validate(kind, expand_variables(tree, str(path), where_published), str(path), absolute)
+    return validate(kind, expand_variables(tree, str(path), where_published), str(path), absolute, overrides)

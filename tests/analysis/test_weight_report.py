@@ -1,6 +1,9 @@
 """What `stssl weights FILE` says of a file of weights."""
 
+import io
+import pickle
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -41,10 +44,11 @@ def test_a_published_file_is_recognized_and_the_command_prints_it(resnet, tmp_pa
 
 
 def test_what_keeps_a_file_from_fitting_is_said(resnet, tmp_path):
-    torch.save(resnet | {"layer5.weight": torch.ones(2), "bn1.bias": torch.ones(3)}, tmp_path / "w.pth")
+    torch.save(resnet | {"layer5.weight": torch.tensor([1, torch.nan]), "bn1.bias": torch.ones(3)}, tmp_path / "w.pth")
     found = weight_report.report_of_weights(tmp_path / "w.pth")
     assert found.fits == [] and found.closest.backbone == "resnet18"
     assert found.closest[2:] == (["bn1.bias"], [], ["layer5.weight"])
+    assert "damaged   NaN in layer5.weight" in found.lines()
     assert "1 not understood: layer5.weight" in found.lines()[-1] and not found.band_names
     torch.save({"odd.weight": torch.ones(2)}, tmp_path / "w.pth")
     found = weight_report.report_of_weights(tmp_path / "w.pth")
@@ -72,5 +76,36 @@ def test_files_without_weights_give_one_line(name, content, tmp_path, monkeypatc
     with pytest.raises(SystemExit) as ended:
         main()
     told = capsys.readouterr()
-    assert ended.value.code == 2 and told.out == "" and len(told.err.strip().splitlines()) == 1
+    assert ended.value.code == 2 and told.out == "" and len(told.err.strip().splitlines()) == 2  # one of progress
     assert name in told.err and "model.weights" not in told.err
+
+
+def test_other_files_are_named_by_their_first_bytes(tmp_path, recwarn):
+    def zipped(*names):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name in names:
+                archive.writestr(name, b"x" * 99)
+        return buffer.getvalue()
+
+    for content, words in (
+        (b"", "is empty"),
+        (b"II*\0" + bytes(9), "TIFF or GeoTIFF"),
+        (zipped("a.npy"), "NumPy arrays"),
+        (zipped("m/code/__torch__.py", "m/data.pkl"), "TorchScript"),
+        (zipped("m/data.pkl")[:60], "cut off or damaged"),
+        (pickle.dumps({"a": 1}), "a plain pickle"),
+        (b"hello", "holds no weights that can be read"),
+    ):
+        (tmp_path / "w.pth").write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"w\.pth .*{words}") as raised:
+            weight_report.report_of_weights(tmp_path / "w.pth")
+        assert not any(jargon in str(raised.value) for jargon in ("Unpickl", "Pytorch", "weights_only"))
+    assert not recwarn.list
+    torch.save({"LocEnc0.capsule.1.weight": torch.ones(2)}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"location encoder.*model\.encoder=\{name: geoclip\}"):
+        weight_report.report_of_weights(f"file:{tmp_path / 'w.pth'}")
+    others = {"timm:a1_in1k": "names no single file", str(tmp_path): "has no student", "run:x": "no file or folder"}
+    for text, words in others.items():
+        with pytest.raises(ConfigError, match=words):
+            weight_report.report_of_weights(text)

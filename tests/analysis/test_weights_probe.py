@@ -1,10 +1,11 @@
 """Probes of given weights need no run: a store, and weights."""
 
 import json
+import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import stssl
 from stssl.base.errors import ConfigError
@@ -27,9 +28,23 @@ def test_a_store_and_weights_are_enough(store, weights, tmp_path, monkeypatch):
     assert [(row["method"], row["labeled"]) for row in found.rows] == [("linear", 30), ("k-NN", 30)]
     assert found.rows[0]["test"]["accuracy"] > 0.2  # of ten classes
     assert found.rows[0]["image_size"] == 64 and found.rows[0]["weights"] == weights
-    assert json.loads((tmp_path / "probe-slim_resnet-s0.json").read_text())["rows"] == found.rows
+    assert json.loads(found.path.read_text())["rows"] == found.rows
+    assert re.fullmatch(r"probe-slim_resnet-[0-9a-f]{8}-s0\.json", found.path.name)
     none = stssl.probe(weights="none", store=store, labels=["per-class=3"], overrides=SET, out=tmp_path / "none.json")
     assert none.rows[0]["test"] != found.rows[0]["test"]
+    with pytest.raises(stssl.RunError, match=r"none\.json is there already, and holds no scores of this probe"):
+        stssl.probe(weights=weights, store=store, labels=["per-class=3"], overrides=SET, out=tmp_path / "none.json")
+    again = stssl.probe(weights=weights, store=store, labels=["per-class=3"], overrides=SET)  # the control
+    assert again.path == found.path and again.rows == found.rows
+
+
+def test_weights_with_nan_are_refused_before_the_first_feature(store, weights):
+    path = weights.removeprefix("file:")
+    state = load_file(path)
+    state["layer1.0.conv1.weight"][0] = float("nan")
+    save_file(state, path)
+    with pytest.raises(ConfigError, match=r"weights\.safetensors has NaN in layer1\.0\.conv1\.weight"):
+        stssl.probe(weights=weights, store=store, labels=["per-class=3"], overrides=SET)
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ PROMISES = {
         for name in ("fixmatch_votes", "teacher_geoclip")
     },
     "stssl weights": Promise(words=("tf_efficientnet_lite0",)),
-    "stssl probe --weights": Promise(("probe-tf_efficientnet_lite0-s0.json",), ("linear",)),
+    "stssl probe --weights": Promise((), ("linear", "probe-tf_efficientnet_lite0-")),
     "stssl probe": Promise(("runs/pretrain-cpu-s0/probe/*",), ("linear",)),
     "stssl synthesize": Promise(("archive/*",)),
     "stssl synthesize placeless": Promise(("placeless/train.csv",)),

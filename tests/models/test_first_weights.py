@@ -168,6 +168,10 @@ def test_small_images_are_warned_of(tmp_path, caplog):
         first = open_first_weights(f"file:{tmp_path}/w.pth", "resnet18", {}, size=size, weights_bands=RGB)
         first.build("resnet18", {}, size=size, in_channels=3, classes=2)
         assert ("below 64 px" in caplog.text) is warned
+    caplog.clear()  # a training checks its networks before it builds them
+    again = open_first_weights(f"file:{tmp_path}/w.pth", "resnet18", {}, size=32, weights_bands=RGB)
+    again.build("resnet18", {}, size=32, in_channels=3, classes=2)
+    assert "below 64 px" not in caplog.text
 
 
 def test_the_test_extra_has_the_version_that_the_numbers_are_of():

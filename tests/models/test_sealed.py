@@ -34,7 +34,7 @@ def test_every_flipped_byte_is_an_error(tmp_path, caplog):
     path, whole, dice = tmp_path / "student.safetensors", seal(WEIGHTS), random.Random(0)
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << dice.randrange(8))]) + whole[place + 1 :])
-        with pytest.raises(ConfigError, match=r"model\.weights: .*student\.safetensors is (damaged|not a state dict)"):
+        with pytest.raises(ConfigError, match=r"model\.weights: .*student\.safetensors is (damaged|empty|cut off)"):
             read_weights(str(path))
     assert not caplog.records
 
