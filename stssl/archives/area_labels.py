@@ -40,7 +40,7 @@ _GEOPACKAGE = b"SQLite format 3\0"
 
 
 class AreaLabels(Protocol):
-    """Require the methods of labels that cover areas.
+    """Define the methods that labels of areas (polygons or a raster) must have.
 
     Attributes:
         classes: Names of the classes.
@@ -95,7 +95,7 @@ def open_labels(path: Path, attribute: str | None, classes: str | None) -> AreaL
 
 @dataclass
 class _Shapes:
-    """Hold polygons in one coordinate system, with an index of their places."""
+    """Hold polygons in one coordinate system, with a spatial index that finds the polygons at a place."""
 
     shapes: NDArray[np.object_]
     tree: "shapely.STRtree"
@@ -143,7 +143,7 @@ class PolygonLabels:
         self._placed: dict[str, _Shapes] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state to pickle, without the index: another process makes it again."""
+        """Return the state to pickle, without the spatial index of the polygons: another process builds its own."""
         return self.__dict__ | {"_placed": {}}
 
     def touches(self, grid: ImageGrid, height: int, width: int) -> bool:
@@ -174,7 +174,7 @@ class PolygonLabels:
         return np.minimum(out, 1.0)
 
     def _in(self, crs: str) -> _Shapes:
-        """Return the polygons, transformed to a coordinate system."""
+        """Return the polygons in the coordinate system `crs`. Remember them for later calls."""
         if crs not in self._placed:
             shapely = _shapely()
             shapes, target = shapely.from_wkb(self._bytes), system_of(crs)
@@ -199,7 +199,7 @@ def _shapely() -> Any:
 
 
 def _read_polygons(path: Path, attribute: str | None) -> tuple[dict[str, Any], Any, NDArray[np.object_], str]:
-    """Read a file of polygons: its description, shapes, the values of the attribute, and the attribute's name."""
+    """Read a file of polygons. Return its description, shapes, and the class attribute's values and name."""
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
@@ -218,7 +218,7 @@ def _read_polygons(path: Path, attribute: str | None) -> tuple[dict[str, Any], A
 
 
 def _attribute(fields: Sequence[str], wanted: str | None, path: Path) -> str:
-    """Choose the attribute with the name of the class."""
+    """Return the name of the polygons' attribute that holds the class: `wanted`, or one that is called like `label`."""
     known = ", ".join(fields) or "none"
     if wanted is not None:
         if wanted not in fields:
@@ -238,7 +238,7 @@ def _crs_of(meta: Mapping[str, Any], path: Path) -> CRS:
 
 
 def _text(value: object) -> str:
-    """Return a value of an attribute as a name. 7.0 becomes `7`."""
+    """Convert the value of a polygon's attribute to a class name. 7.0 becomes `7`."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -256,7 +256,7 @@ class RasterLabels:
 
     Attributes:
         path: GeoTIFF with one band of whole numbers.
-        names: Names of the indexes, such as `1=forest,2=water`; None takes the numbers themselves.
+        names: Names of the indexes, such as `1=forest,2=water`; None uses the numbers as names.
     """
 
     path: Path
@@ -335,7 +335,7 @@ class RasterLabels:
 
 
 def _parsed(names: str) -> dict[int, str]:
-    """Read the names of indexes, such as `1=forest,2=water`."""
+    """Parse a text such as `1=forest,2=water`. Return the class name of each index."""
     found: dict[int, str] = {}
     for word in names.split(","):
         match = re.fullmatch(r"\s*(-?\d+)\s*=\s*(.*\S)\s*", word)

@@ -1,4 +1,4 @@
-"""Convert the stored numbers of a band to those that students expect: 0 means zero reflectance."""
+"""Convert the stored numbers of a band to those that students (trained networks) expect: 0 means zero reflectance."""
 
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ class BandNumbers:
 
 
 def numbers_of(file: DatasetReader, index: int) -> BandNumbers:
-    """Read the shift of a band's numbers from the scale and the offset that its file states.
+    """Return the shift of a band's stored numbers, computed from the scale and the offset that its file states.
 
     Files of some archives state reflectance = scale * number + offset. Students expect scale * number.
 

@@ -64,7 +64,7 @@ class Archive(Protocol):
 
     @property
     def statistics_split(self) -> str:
-        """Return the name of a split. Its training patches give the band statistics of the store."""
+        """Return the name of the split whose training patches the store's band statistics are computed from."""
         ...
 
     @property
@@ -102,7 +102,7 @@ class Archive(Protocol):
 
 @runtime_checkable
 class SlicedArchive(Protocol):
-    """Require the method of archives that can be cut by rows, so that a process gets only the rows that it reads."""
+    """Define the method of archives that can be cut by rows, so that a process gets only the rows that it reads."""
 
     def of_rows(self, rows: range) -> Archive:
         """Return an archive that reads only these rows of the store. Rows keep their numbers."""
@@ -110,14 +110,14 @@ class SlicedArchive(Protocol):
 
 
 class Window(Sequence[T_co]):
-    """Hold a part of a sequence under its old positions."""
+    """Hold a contiguous part of a sequence. A value is still found by its position in the whole sequence."""
 
     def __init__(self, values: Sequence[T_co], rows: range) -> None:
-        """Keep the values at the positions `rows`, which have no gaps."""
+        """Store the values at the positions `rows` of the whole sequence. These positions must have no gaps."""
         self._values, self._start = list(values[rows.start : rows.stop]), rows.start
 
     def __len__(self) -> int:
-        """Return the number of values that are kept."""
+        """Return the number of values in this part of the sequence."""
         return len(self._values)
 
     @overload

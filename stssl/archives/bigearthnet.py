@@ -112,7 +112,7 @@ class BigEarthNet1:
         if not self.folders:
             raise DataError(f"{archive} has no patches of BigEarthNet v1.0 (S2A_MSIL2A_20170613T101031_0_45, ...)")
         self.names = tuple(Path(path).name for path in self.folders)
-        # Without this check, the conversion would report each patch as a foreign one.
+        # Without this check, the conversion would report an error for each patch in place of one clear error.
         if all(map(V2_NAME.fullmatch, self.names)):
             raise DataError(f"the patches in {archive} are of BigEarthNet v2.0. Convert them as bigearthnet-v2.")
         self.arrays = sentinel_arrays(bands)
@@ -140,7 +140,7 @@ class BigEarthNet1:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny archive for tests: six patches and the lists of a split. One patch has no labels and no list.
+        """Write a tiny archive for tests: six patches and a split's lists. One patch has no labels and is in no list.
 
         Args:
             folder: Empty folder to write into.
@@ -194,7 +194,7 @@ class BigEarthNet1:
 def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterator[str]:
     """List the relative paths of patch folders, up to three levels down.
 
-    Folders of v2.0 are listed too. So a mixed archive is reported, and not half converted without a word.
+    Folders of v2.0 are listed too. So the conversion reports them, and does not skip them silently.
 
     Args:
         folder: Folder to search.

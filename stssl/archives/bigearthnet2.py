@@ -180,7 +180,7 @@ class BigEarthNet2:
         return given or (found[0] if found else None)
 
     def _read_map(self, patch: Patch, path: Path) -> None:
-        """Read a patch's reference map. If the file is missing, the store keeps zeros for this patch."""
+        """Read a patch's reference map into `patch`. If the file is missing, the store has zeros for this patch."""
         try:
             patch.arrays[REFERENCE.name] = read_band(path, REFERENCE.height)[None]
         except BadPatchError as problem:
@@ -224,7 +224,7 @@ def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
 
 
 class _Table:
-    """Hold the columns of the metadata tables, sorted as the archive's patches."""
+    """Hold the columns of the metadata tables, with their rows in the sequence of the archive's patches."""
 
     def __init__(self, table: pyarrow.Table, names: tuple[str, ...]) -> None:
         place = {name: i for i, name in enumerate(table["patch_id"].to_pylist())}

@@ -61,7 +61,7 @@ def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
         try:
             parent, own = os.path.split(os.path.abspath(image_path(folder, name)))  # noqa: PTH100
             if parent not in parents:
-                # Resolve links once for each folder, not for each file: it takes a system call for each part of a path.
+                # Resolve links once for each folder, not for each file: each part of a path costs a system call.
                 parents[parent] = os.path.realpath(parent)
             whole = os.path.join(parents[parent], own)  # noqa: PTH118
             key = os.path.realpath(whole) if os.path.islink(whole) else whole  # noqa: PTH114
@@ -115,7 +115,7 @@ def _moment(cell: object) -> datetime:
 
 
 def place_of(lat: object, lon: object, row: int) -> Values:
-    """Read latitude and longitude in two cells of a table. Return them as columns of a store; none if both are empty.
+    """Read latitude and longitude in two cells of a table. Return them as store columns; no columns if both are empty.
 
     Args:
         lat: Cell of the latitude.
@@ -146,7 +146,7 @@ def place_of(lat: object, lon: object, row: int) -> Values:
 
 
 def split_of(cell: object) -> Values:
-    """Read `train`, `validation` or `test` in a cell of a table. Return the column of the split; none if it is empty.
+    """Read `train`, `validation` or `test` in a cell of a table. Return the split's column; no column if it is empty.
 
     Raises:
         BadPatchError: The cell names no part of a split.

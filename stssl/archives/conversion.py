@@ -1,4 +1,4 @@
-"""Convert archives to stores. One Ray task converts one shard. Only this task writes the shard, and it may run again.
+"""Convert archives to stores. One Ray task converts one shard. No other task writes this shard. Ray repeats lost tasks.
 
 The archive reads patches, and `stssl.store.writer` writes the store's files. This module connects the two and spreads
 the shards over the cluster.
@@ -233,7 +233,9 @@ def make_plan(source: str, archive: Archive, options: Options, about: Mapping[st
 def verify_store(
     store: str | Path, archive: ArchivePlace | None = None, progress: OnProgress | None = None, **about: object
 ) -> Findings:
-    """Check a store's checksums, hashes and counts. If an archive is given, compare every pixel with it.
+    """Check a store's checksums, hashes and counts, and return the problems.
+
+    If an archive is given, compare every pixel of the store with it.
 
     Args:
         store: Path or URL.
@@ -287,8 +289,7 @@ class Job:
                 "cluster sees it; run the same `stssl convert` again then."
             )
         for name, patch in zip(names, patches, strict=True):
-            # Check this after the loop: if the archive is missing, all patches are bad, and the error above is the
-            # right one.
+            # Check `strict` only now: if the whole archive is missing, all patches are bad. The error above says so.
             if patch.problems and self.strict:
                 code, words = patch.problems[0]
                 raise DataError(f"patch {name}: {code}: {words}. Without --strict it would be listed and passed over.")
@@ -328,7 +329,7 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
         # In a list, Ray passes the reference, not the job: a worker unpacks the archive's listing once, not per shard.
         shared = [ray.put(common)]
         task = ray.remote(max_retries=3)(_task)
-        # Two tasks for each CPU keep all CPUs busy.
+        # Start two tasks for each CPU: when one ends, the other already waits, so no CPU is idle.
         most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]  # Ray has no types here
         advice = (
             "Finished shards are kept: run the same command again, with fewer --workers or a smaller --shard if memory "

@@ -92,7 +92,7 @@ class _Images:
         return patch
 
     def _bytes(self, member: str) -> bytes:
-        """Read one file from the folder or the zip.
+        """Return the bytes of one file in the archive's folder or zip.
 
         Raises:
             BadPatchError: The file cannot be read, or is larger than any image of EuroSAT.
@@ -182,7 +182,7 @@ class EuroSat(_Images):
             patch.complain(problem)
         if self.places:
             place = self.places.get(self.names[row], (float("nan"),) * 2)
-            # If latitude and longitude are swapped, the place is not in Europe.
+            # Check that the place is in Europe: if the table swaps latitude and longitude, it is not.
             (south, north), (west, east) = EUROPE
             if good_place(*place) and south <= place[0] <= north and west <= place[1] <= east:
                 patch.values["lat"], patch.values["lon"] = place
@@ -295,7 +295,7 @@ def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
             check_directory(archive)
             with zipfile.ZipFile(archive) as file:
                 found = file.namelist()
-        # A damaged list of files raises any of these errors.
+        # Python raises any of these errors if the zip's list of files is damaged.
         except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
             raise DataError(f"{archive} is neither a folder nor a readable zip: {error}") from None
     return [name for name in found if name.endswith(endings) and Path(name).stem.rpartition("_")[0] in EUROSAT]

@@ -82,7 +82,7 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
     if not (crs.is_geographic or crs.is_projected):
         raise BadPatchError("bad_coordinates", f"{name} has coordinates that are neither degrees nor a map projection")
     if re.search(r"nadgrids=(?!@null)", crs.to_wkt()):
-        # A projection may name a grid file of its own. PROJ would open this file.
+        # Refuse a projection that names its own grid file: PROJ would open this file, wherever it lies.
         raise BadPatchError("bad_coordinates", f"{name} has a projection that needs another file")
     try:
         lon, lat = transform(crs, CRS.from_epsg(4326), [x], [y])

@@ -82,8 +82,8 @@ class Picture:
     Attributes:
         pixels: [bands, H, W] values. Pixels that are not measured have the mean of the band's measured pixels.
         measured: [bands, H, W] True if a pixel is measured; None if all pixels are.
-        colors: Color of each band by the file, such as `red` or `undefined`.
-        scaling: Scale and offset of each band by the file.
+        colors: Color of each band, as the file states it, such as `red` or `undefined`.
+        scaling: Scale and offset of each band, as the file states them.
         names: Descriptions of the bands by the file; empty where it has none.
         grid: Coordinate system, corner and pixel size by the file; None if it does not say them.
     """
@@ -335,7 +335,7 @@ def _premultiplied(data: bytes) -> bool:
 def fill_unmeasured(
     values: AnyArray, measured: NDArray[np.bool_] | None, size: int | None
 ) -> tuple[AnyArray, NDArray[np.bool_]]:
-    """Give pixels that are not measured the mean of their band. If a new size is given, resample the image before.
+    """Give pixels that are not measured the mean of their band. If a new size is given, resample the image first.
 
     Args:
         values: [bands, H, W] pixels.
@@ -371,7 +371,7 @@ def _resampled(band: AnyArray, known: NDArray[np.bool_], size: int) -> tuple[Any
 
 
 def _upright(data: bytes, file: DatasetReader, name: str) -> int:
-    """Read from the EXIF tags how an image is turned; 1 means upright, or no tag.
+    """Return the EXIF orientation of an image, 1 to 8; 1 if the image is upright or has no such tag.
 
     Refuse a turned TIFF: its place would have to turn too.
     """

@@ -112,7 +112,7 @@ class _Reader:
         self.divided: dict[str, int] = {}
 
     def refuse(self, row: int, cell: object, words: str) -> DataError:
-        """Build the error for a wrong cell of a label column. It names column, row, cell and reason."""
+        """Return the error for a wrong cell of a label column. Its message names column, row, cell and reason."""
         shown = _shown(cell)
         return DataError(f"{self.path}: row {row} below the header, column '{self.name}': {shown} {words}")
 
@@ -181,7 +181,7 @@ class _Reader:
         return found
 
     def _check_part(self, row: int, cell: str, part: str, divided: bool) -> None:
-        """Raise an error if a piece of a cell is no class name: it has forbidden signs, or is a row of numbers."""
+        """Raise an error if a part of a cell's text is no class name: forbidden signs, or a row of numbers."""
         for sign, words in NEVER.items():
             if sign in cell:
                 raise self.refuse(row, cell, f"has {words} between names. {WAY_OUT}")
@@ -235,7 +235,7 @@ class _Reader:
     def _compare_parts(self, own: str, row: int) -> None:
         """Raise an error if a class name must be several names, such as `Forest, Water`.
 
-        This is clear if other rows have the pieces as names, or if no cell of the column uses `;`.
+        It must be several if other rows have its parts as class names, or if no cell of the column uses `;`.
         """
         if own in BIGEARTHNET_LABELS:
             return

@@ -43,7 +43,7 @@ def from_table(path: Path, patches: int, seed: int) -> World:
         cells = table["date"].to_numpy()
         if cells.dtype.kind in "biuf":
             raise ValueError("dates are no numbers")
-        # NumPy warns when it converts a time with a zone to UTC.
+        # Hide NumPy's warning that it converts times with a zone to UTC: this conversion is wanted.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             when = np.asarray(cells, "datetime64[s]")
     except (TypeError, ValueError) as error:

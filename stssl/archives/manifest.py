@@ -192,7 +192,7 @@ class Manifest:
             raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands: {names}")
         if count < 3 and bands == "rgb":
             raise ConfigError(f"bands=rgb takes the first three bands, and the images have {count}")
-        # Networks need square images. Squeezing others distorts their content, so only `size` allows it.
+        # Networks need square images. Squeezing other images distorts their content, so only `size` does it.
         if height != width and self._size is None:
             raise DataError(f"{self.names[0]} is {width}x{height}: images must be square, or resampled with a size")
         kept = names[:3] if bands == "rgb" else names
@@ -364,7 +364,7 @@ def _read(path: Path, name: str, size: int | None) -> Picture:
 def _elsewhere(folder: Path, names: Sequence[str]) -> str:
     """Look for missing images in the folders directly below and above `folder`.
 
-    Return words that name the right folder; empty if none has them.
+    Return advice for an error message that names the folder with the images; empty if no folder has them.
 
     Args:
         folder: Folder that paths start at.

@@ -48,7 +48,7 @@ def scene_driver(path: Path) -> str:
 
 @contextlib.contextmanager
 def explained_raster(path: Path) -> Iterator[None]:
-    """Turn errors of GDAL about a file into a `DataError` of one line."""
+    """Turn GDAL's errors about a file into a `DataError` of one line, while the context lasts."""
     try:
         yield
     except READ_ERRORS as error:

@@ -31,8 +31,8 @@ class SafeProduct:
     Attributes:
         folder: The `.SAFE` folder.
         date: Time of acquisition, UTC; None if the metadata do not say it.
-        quantification: Number to divide by, to get reflectance.
-        offsets: Number to add to stored values before, by name of the band.
+        quantification: Number to divide the shifted values by, to get reflectance.
+        offsets: Number to add to stored values before the division, by name of the band.
         images: Paths of the images by name of the band and pixel size in meters. One granule gives one image.
     """
 
@@ -43,7 +43,7 @@ class SafeProduct:
     images: dict[str, dict[int, tuple[Path, ...]]]
 
     def images_of(self, band: str, meters: float | None) -> tuple[Path, ...]:
-        """Return the images of a band that have a wanted pixel size, or else the smallest one.
+        """Return the paths of a band's images with the wanted pixel size; if there are none, with the smallest pixels.
 
         Args:
             band: Name of the band.
@@ -89,7 +89,7 @@ def read_safe(path: Path) -> SafeProduct:
 
 
 def _parsed(folder: Path) -> ElementTree.Element:
-    """Parse the metadata file of a product."""
+    """Read the XML metadata file of a product, and return its root element."""
     path = folder / METADATA
     try:
         if path.stat().st_size > MOST_XML_BYTES:
@@ -101,7 +101,7 @@ def _parsed(folder: Path) -> ElementTree.Element:
         raise DataError(f"{words}Give the .SAFE folder of a Sentinel-2 product of level 2A.") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    # A declaration of entities could blow up to gigabytes. Products have none.
+    # Refuse XML entities: a short file with them could expand to gigabytes. Real products have none.
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
         raise DataError(f"{path} declares entities, which no Sentinel-2 product does. It is not read.")
     try:
@@ -124,7 +124,7 @@ def _number(root: ElementTree.Element, tag: str) -> float | None:
 
 
 def _date(root: ElementTree.Element) -> datetime | None:
-    """Return the time of acquisition."""
+    """Return the time of acquisition that the metadata state."""
     for tag in ("DATATAKE_SENSING_START", "PRODUCT_START_TIME"):
         for entry in root.iter(tag):
             try:
@@ -136,7 +136,7 @@ def _date(root: ElementTree.Element) -> datetime | None:
 
 
 def _images(folder: Path, root: ElementTree.Element) -> dict[str, dict[int, tuple[Path, ...]]]:
-    """List the images that the metadata name, or else those in the folder."""
+    """Return the images' paths by band and pixel size: those that the metadata name, or else those in the folder."""
     named = [PurePosixPath((entry.text or "").strip()) for entry in root.iter("IMAGE_FILE")]
     inside = [name for name in named if not name.is_absolute() and ".." not in name.parts]
     paths = [folder / f"{name}.jp2" for name in inside]

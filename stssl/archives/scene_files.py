@@ -43,7 +43,7 @@ class SceneBand:
         height: Height in pixels.
         width: Width in pixels.
         grid: Grid of the file.
-        numbers: How its stored numbers become those of a patch.
+        numbers: How its stored numbers become the pixel values of a patch.
     """
 
     name: str
@@ -187,7 +187,7 @@ def canonical_band(name: str) -> str:
 
 
 def arrange_scene(name: str, bands: Sequence[SceneBand]) -> SceneImage:
-    """Put bands on a common grid.
+    """Group the bands of a scene by pixel size into layers on a common grid, and return the scene.
 
     Args:
         name: Name of the scene.
@@ -259,7 +259,7 @@ class WindowReader:
         return band.numbers.converted(stored), there if known is None else there & known
 
     def measured(self, band: SceneBand, row: int, height: int) -> NDArray[np.bool_]:
-        """Return for some rows of a band whether each pixel is measured, [height, width]."""
+        """Read some rows of a band. Return True for each pixel that is measured, [height, width]."""
         if not band.marked:
             return np.ones((height, band.width), np.bool_)
         return self.read(band, row, 0, height, band.width)[1]

@@ -28,7 +28,7 @@ class BandChoice:
     kept: tuple[str, ...] | None = None
 
     def needed(self, bands: Iterable[str]) -> list[str]:
-        """Select the names of bands to keep among some names. Return all names if a band to keep is missing."""
+        """Return those names in `bands` that the user wants to keep; all names if a wanted band is missing."""
         found, wanted = list(bands), {canonical_band(name) for name in self.kept or ()}
         return [band for band in found if band in wanted] if wanted and wanted <= set(found) else found
 
@@ -70,7 +70,7 @@ class FoundScene:
 
 
 def given_date(date: str) -> Values:
-    """Read the date that the user gave for all scenes.
+    """Convert the date that the user gave for all scenes to columns of a store.
 
     Raises:
         ConfigError: The date is not written as ISO 8601.
@@ -139,7 +139,7 @@ def _one_band_each(files: Sequence[Path]) -> bool:
 
 
 def _scene(name: str, files: Sequence[Path], choice: BandChoice, when: Values | None) -> FoundScene:
-    """Describe one scene, or the reason why it cannot be read."""
+    """Return the scene that some files make up, or the reason why it cannot be read."""
     date = _date_in(name) if when is None else when
     try:
         bands = [band for file in files for band in describe_file(file)]
@@ -151,7 +151,7 @@ def _scene(name: str, files: Sequence[Path], choice: BandChoice, when: Values | 
 
 
 def _product(path: Path, choice: BandChoice, when: Values | None) -> FoundScene:
-    """Describe a Sentinel-2 product of level 2A. If it cannot be read, keep the reason."""
+    """Return a Sentinel-2 product of level 2A as a scene, or the reason why it cannot be read."""
     folder = path.parent if path.name == METADATA else path
     name, date = folder.name.removesuffix(".SAFE"), when or {}
     if choice.names is not None:
@@ -169,7 +169,7 @@ def _product(path: Path, choice: BandChoice, when: Values | None) -> FoundScene:
 
 
 def _image(product: SafeProduct, band: str) -> Path:
-    """Return the image of a band with its smallest pixels.
+    """Return the path of a band's image, of the band's images that with the smallest pixels.
 
     Raises:
         DataError: The product has several granules.
@@ -181,7 +181,7 @@ def _image(product: SafeProduct, band: str) -> Path:
 
 
 def _band_of(path: Path) -> str:
-    """Return the band that a file's name names, such as `B04` in `T32UMC_B04_10m.jp2`; else the name itself."""
+    """Return the band that a file's name names, such as `B04` in `T32UMC_B04_10m.jp2`; else the file's name."""
     found = [
         part for part in re.split(r"[^A-Za-z0-9]+", path.stem) if re.fullmatch(r"B(\d{1,2}|8A)", part, re.IGNORECASE)
     ]
@@ -189,7 +189,7 @@ def _band_of(path: Path) -> str:
 
 
 def numbered(scenes: Sequence[FoundScene]) -> Iterator[FoundScene]:
-    """Give scenes of equal names a number."""
+    """Yield the scenes under different names: add `~2`, `~3`, ... to a name that an earlier scene has."""
     count: dict[str, int] = {}
     for scene in scenes:
         count[scene.name] = count.get(scene.name, 0) + 1

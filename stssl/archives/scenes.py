@@ -45,7 +45,7 @@ class _Window:
 
 
 def _shifts(name: str, image: SceneImage) -> Iterator[str]:
-    """Yield a remark if numbers are added to the stored numbers of a scene, as its metadata ask for."""
+    """Yield a remark if a scene's metadata state an offset, such as -1000, which is added to its pixel values."""
     shifts = sorted({band.numbers.shift for layer in image.layers for band in layer.bands} - {0.0})
     if shifts:
         words = ", ".join(f"{shift:+g}" for shift in shifts)
@@ -53,7 +53,7 @@ def _shifts(name: str, image: SceneImage) -> Iterator[str]:
 
 
 def _listed(words: str | None) -> tuple[str, ...] | None:
-    """Split names with commas between them."""
+    """Split names with commas between them. Return None for None."""
     return None if words is None else tuple(name.strip() for name in words.split(","))
 
 
@@ -87,7 +87,7 @@ class Scenes:
                 `.SAFE` folder; other folders hold a scene a file.
             *others: Further scenes.
             size: Width and height of a patch in pixels of the finest band.
-            stride: Distance of patches in pixels of the finest band; None lays them side by side.
+            stride: Distance from one patch to the next in pixels of the finest band; None lays them side by side.
             labels: Polygons, or a raster of class indexes.
             attribute: Attribute of the polygons with the class names.
             classes: Names of a raster's indexes, such as `1=forest,2=water`.
@@ -199,7 +199,7 @@ class Scenes:
                     yield _Window(number, row, column)
 
     def _find_windows(self) -> list[_Window]:
-        """List the windows of all scenes. Scenes that cannot be read keep one row, so that the report names them."""
+        """List the windows of all scenes. A scene that cannot be read gets one row: the error report names it."""
         found: list[_Window] = []
         for number, scene in enumerate(self._scenes):
             try:
@@ -224,7 +224,7 @@ class Scenes:
         return None if image is None else image.first.grid.at(window.row, window.column)
 
     def _location_ids(self) -> list[int]:
-        """Number the places of patches. Patches of one place, in scenes of several dates, share a number."""
+        """Return the number of each patch's place. Patches of one place, in scenes of several dates, share it."""
         known: dict[tuple[str, float, float], int] = {}
         found = []
         for window in self._windows:

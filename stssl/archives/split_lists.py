@@ -65,7 +65,10 @@ def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
 
 
 def _lists_of(folders: Sequence[Path], part: str) -> list[Path]:
-    """Find the lists of a part: one list, or for training the public code's lists of labeled and unlabeled patches."""
+    """Find the list files of a part (train, val or test).
+
+    A part has one list. Training may have two: the public code's lists of labeled and of unlabeled patches.
+    """
     if (own := find_list(folders, *PART_NAMES[part])) is not None:
         return [own]
     patterns = TRAINING_LISTS if part == "train" else ()

@@ -73,7 +73,7 @@ def synthesize_archive(
     if placeless and locations:
         raise ConfigError(f"placeless draws classes by chance, and {locations} gives them: leave out one of the two")
     record: JsonObject = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
-    # Archives of earlier versions lack the key `placeless`.
+    # Write the key `placeless` only if it is set: records of earlier versions lack it, and must still be equal.
     record |= {"locations": Path(locations).name if locations else None} | ({"placeless": True} if placeless else {})
     if _is_there(folder, record):
         return folder

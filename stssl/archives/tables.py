@@ -218,7 +218,7 @@ class TableColumns:
 
 
 def nearest_column(what: str, names: Sequence[str], wanted: Mapping[str, tuple[str, ...]]) -> str:
-    """Find an unused column whose name looks like a mistyped name of a wanted column; empty if there is none.
+    """Return a hint if an unused column's name looks like a mistyped name of a wanted column; else an empty text.
 
     Args:
         what: Name in this package of the wanted column.
@@ -235,7 +235,7 @@ def nearest_column(what: str, names: Sequence[str], wanted: Mapping[str, tuple[s
 
 
 def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> TableColumns:
-    """Find the wanted columns of a table by their names.
+    """Find the wanted columns of a table by their names. Return the used and the unused columns.
 
     A column may have several possible names. If a table has more than one of them, the first name in `wanted` wins.
 

@@ -176,7 +176,10 @@ def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[in
 
 
 def _shift(area: World, places: int) -> World:
-    """Return a copy in which `places` is added to the number of each place: numbers of two areas must differ."""
+    """Return a copy of an area with `places` (the count of place numbers in use) added to its place numbers.
+
+    So no two areas share a place number.
+    """
     return World(**(area.__dict__ | {"place": area.place + places}))
 
 
@@ -252,7 +255,7 @@ def _with_chance_labels(world: World, rng: np.random.Generator) -> World:
     """Choose land-cover classes for each patch by chance alone, so place and date tell nothing about them."""
     threshold = np.array([NormalDist().inv_cdf(rate) for rate in RATES.values()])
     labels = _exceeding(threshold + rng.normal(size=(len(world), len(RATES))))
-    clear = np.zeros(len(world), bool)  # snow would tell the season, and the season the country
+    clear = np.zeros(len(world), bool)  # no snow: it would tell the season, and the season the country
     return World(**(world.__dict__ | {"labels": labels, "snow": clear, "cloud": clear}))
 
 

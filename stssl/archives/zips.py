@@ -28,7 +28,7 @@ def check_directory(path: Path) -> None:
         if at < 0 or at + _END.size > len(tail):
             return  # This is no zip file. The zip reader reports it later.
         members, length = _END.unpack_from(tail, at)[4:6]
-        # These two values mean that the real numbers are in the Zip64 record.
+        # If a field has its largest value, the real number did not fit: it is in the Zip64 record.
         if (members == 0xFFFF or length == _WIDE) and at >= _LOCATOR.size:
             mark, _, where, _ = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
             file.seek(min(where, size))

@@ -50,10 +50,10 @@ _Lent = tuple[AnyArray, "weakref.ref[AnyArray]"]
 
 
 class Buffers:
-    """Reuse host memory when no tensor refers to it. Fresh memory would cost a page fault for each page."""
+    """Lend host memory for pixels, and reuse it when no tensor refers to it. Fresh memory costs a page fault a page."""
 
     def __init__(self) -> None:
-        """Begin with an empty list of memory. The first batches add to it."""
+        """Begin without any memory. `take` allocates it for the first batches."""
         self._kept: dict[tuple[tuple[int, ...], np.dtype[np.generic]], list[_Lent]] = {}
         self._lock = threading.Lock()
 
@@ -88,7 +88,7 @@ def _torch_type(dtype: np.dtype[np.generic]) -> torch.dtype:
 
 
 class Streamed:
-    """Read patches from the store each time. On a machine with a GPU, read into pinned memory."""
+    """Read the pixels of each batch from the store, and keep none. On a machine with a GPU, read into pinned memory."""
 
     def __init__(self, reader: ArrayReader) -> None:
         """Set the reader of the store.
@@ -110,7 +110,7 @@ class Held:
     """Keep the decoded pixels of patches in memory, and return those of the patches that a batch needs."""
 
     def __init__(self, arrays: dict[str, Tensor], layout: dict[str, tuple[str, ...]], position: Ints) -> None:
-        """Take over pixels that are in memory already.
+        """Store pixels that are in memory already, without a copy.
 
         Args:
             arrays: For each band group, pixels [rows in the copy, bands, height, width].
@@ -138,7 +138,7 @@ class Held:
         return {name: self._picked(array, places) for name, array in self.arrays.items()}
 
     def _picked(self, array: Tensor, places: Tensor) -> Tensor:
-        """Copy some rows of an array. From host memory, copy into pinned memory or memory that is used again."""
+        """Copy some rows of the kept pixels into one tensor. Rows in host memory go to pinned or reused host memory."""
         if array.device.type != "cpu":
             return array[places.to(array.device)]
         out = self._buffers.tensor((len(places), *array.shape[1:]), array.dtype)
@@ -166,7 +166,7 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
         return Streamed(reader)
     target = device if where == "device" else torch.device("cpu")
     rows = np.unique(rows)
-    # All patches have the size and type of the first one.
+    # Read one patch to learn how much memory is needed: all patches have its size and type.
     first = reader.read(rows[:1])
     shapes = {name: ((len(rows), *array.shape[1:]), torch.from_numpy(array).dtype) for name, array in first.items()}
     needed = sum(array[0].nbytes for array in first.values()) * len(rows)
@@ -186,7 +186,7 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
         for name, array in reader.read(rows[start:stop]).items():
             arrays[name][start:stop] = torch.from_numpy(array).to(target)
     if shared is not None:
-        meet()  # the other ranks of this machine have read their parts
+        meet()  # wait until the other ranks of this machine have filled their parts of the memory
     position = np.full(size, -1, np.int64)
     position[rows] = np.arange(len(rows))
     return Held(arrays, reader.layout, position)
@@ -198,7 +198,7 @@ def _require_room(needed: int, count: int, where: Where, free: int) -> None:
     Raises:
         RunError: The copy does not fit. The message says how much it needs and how much is free.
     """
-    # Networks, batches and other processes need the rest. If memory runs out, the system kills the process silently.
+    # Networks, batches and other processes need the other 20 %. If memory runs out, the system kills the process silently.
     if needed > 0.8 * free:
         raise RunError(
             f"data.cache={where} takes {needed / 1e9:.2f} GB for {count:,} patches, and {free / 1e9:.2f} GB are free "
@@ -228,7 +228,7 @@ def group_free(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs
         folder = root / kinds / group.strip("/")
         limit, used = ("memory.max", "memory.current") if not kinds else _FIRST_VERSION
         for level in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError):  # the root has no such file; "max" means no limit
+            with contextlib.suppress(OSError, ValueError):  # the root group has no such file; "max" means no limit
                 taken = int((level / used).read_text()) - _cached(level / "memory.stat")
                 free = min(free, max(0, int((level / limit).read_text()) - taken))
             if level == root:

@@ -122,7 +122,7 @@ class DiskCache:
                 return None
             self._checked[key] = state
         with contextlib.suppress(OSError):
-            os.utime(path)  # `_make_room` removes the files with the oldest times
+            os.utime(path)  # mark the file as used now: `_make_room` removes the files with the oldest times
         return file
 
     def _store(self, key: str, data: bytes) -> int:
@@ -209,7 +209,7 @@ class DiskCache:
         return 0
 
     def _read_count(self) -> int | None:
-        """Read the number of bytes of all files together. Return None if it is not written, or damaged."""
+        """Read from the cache's count file how many bytes all files have together; None if it is missing or damaged."""
         try:
             text = (self.folder / COUNT_FILE).read_bytes()
         except OSError:
@@ -217,7 +217,7 @@ class DiskCache:
         return int(text) if len(text) == _DIGITS and text.isdigit() else None
 
     def _count(self, used: int) -> None:
-        """Write the number of bytes of all files together."""
+        """Write into the cache's count file how many bytes all files have together."""
         file = os.open(self.folder / COUNT_FILE, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             os.write(file, b"%0*d" % (_DIGITS, used))

@@ -132,7 +132,7 @@ def sole_writer(store: str) -> Iterator[None]:
         try:
             yield
         finally:
-            # A read-only disk keeps the file. It locks nobody out: the lock ends with the process.
+            # Ignore a lock file that stays, as on a read-only disk. It stops nobody: the lock ends with the process.
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 

@@ -27,7 +27,7 @@ def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _changed(found: Mapping[str, Any], wanted: Mapping[str, Any], part: str) -> set[str]:
-    """Return the keys of a part of both identities whose values differ."""
+    """Compare one part (`part`) of two conversions' identities. Return the keys with different values."""
     one, other = (side.get(part) or {} for side in (found, wanted))
     if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
         return {part} if one != other else set()

@@ -27,7 +27,7 @@ V2_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\w{5}(_\d+_\d+)
 
 
 def other_version(listed: Collection[str], known: Collection[str]) -> str:
-    """Explain that names are of the other version of BigEarthNet.
+    """Return a sentence for a message, if a list has names of another version of BigEarthNet than the store.
 
     Args:
         listed: Some names of a list.

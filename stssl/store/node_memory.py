@@ -62,7 +62,7 @@ def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> No
     marks = _all_numbers(_number(uuid.uuid4().hex))
     path, first = MEMORY / f"stssl-{marks[mates[0]]:x}", mates[0] == rank()
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
-    # Whole pages for each tensor, so that each begins at an address that fits its type.
+    # Give each tensor whole pages, so that it begins at an address that fits its type.
     starts, end = {}, 0
     for name, size in sizes.items():
         starts[name], end = end, end + -(-size // 4096) * 4096
@@ -73,7 +73,7 @@ def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> No
                 LOG.warning("data.cache=host: %s is too small for one copy a machine, so each rank holds one", MEMORY)
             return None
         whole = torch.from_file(str(path), shared=True, size=end, dtype=torch.uint8)
-        meet()  # all have opened the file
+        meet()  # wait until all ranks have opened the file: its name is deleted next
     finally:
         if first:
             path.unlink(missing_ok=True)
@@ -85,7 +85,10 @@ def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> No
 
 
 def _allocated(path: Path, size: int) -> bool:
-    """Create a file in memory with all its pages. Return False if there are too few: a later write would kill."""
+    """Create a file in memory, and reserve all its pages. Return False if the machine has too few free pages.
+
+    Without reserved pages, a later write could kill the process.
+    """
     with contextlib.suppress(OSError):
         number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
@@ -97,7 +100,7 @@ def _allocated(path: Path, size: int) -> bool:
 
 
 def _boot() -> str:
-    """Return a name of this start of the machine. Containers of one machine may have the same host name elsewhere."""
+    """Return an id that tells machines apart: a new one at each start. Host names do not: containers may share one."""
     path = Path("/proc/sys/kernel/random/boot_id")
     space = Path("/dev/shm")
     return f"{path.read_text() if path.exists() else ''} {space.stat().st_dev if space.exists() else ''}"
@@ -108,6 +111,6 @@ def _number(text: str) -> int:
 
 
 def _all_numbers(number: int) -> list[int]:
-    """Return the numbers of all ranks."""
+    """Gather one number from each rank (training process). Return all numbers on every rank."""
     found: list[int] = gather_rows(torch.tensor([number], device=exchange_device()), [1] * world_size()).tolist()
     return found

@@ -34,7 +34,7 @@ SIZE_UNKNOWN = 2**62
 
 
 class ZarrArray:
-    """Read the pixels of patches through zarr-python. It is slower than the direct reader, but knows all layouts."""
+    """Read the pixels of patches through zarr-python. It is slower than `ShardedArray`, but knows all layouts."""
 
     def __init__(self, store: str, name: str, meta: ZarrTree) -> None:
         """Set the pixel array to read. The first read opens it.
@@ -135,7 +135,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class _Part:
-    """Describe which bands a reader takes from one pixel array.
+    """Describe which bands a `StoreReader` reads from one pixel array of the store.
 
     Attributes:
         array: Reader of the array.
@@ -153,7 +153,7 @@ class _Part:
 
 
 def _opened(store: str, name: str, about: Stored, direct: bool, cache: DiskCache | None) -> ShardedArray | ZarrArray:
-    """Choose the fastest reader for a pixel array. If the layout is not known, read the array with zarr-python.
+    """Return the fastest reader for a pixel array. If the layout is not known, this is zarr-python.
 
     Args:
         store: Path or URL of the store.
@@ -294,7 +294,7 @@ class StoreReader:
             if part.picked is None:
                 part.array.read(rows[piece], part.span, target)
             else:
-                # A patch is one chunk. So read the bands between the wanted bands too, and pick afterwards.
+                # A patch is one chunk, so one read gives all its bands. Read the bands between the wanted ones too, then pick.
                 spanned = np.empty((len(target), part.span.stop - part.span.start, *part.shape[1:]), part.dtype)
                 part.array.read(rows[piece], part.span, spanned)
                 target[:] = spanned[:, part.picked]

@@ -127,7 +127,7 @@ class BadPatchError(Exception):
     """Report that a patch of the archive is damaged or incomplete: an error code, and words for the error report."""
 
     def __init__(self, code: str, words: str) -> None:
-        """Keep the error code and the words for the report.
+        """Store the error code and the words for the error report.
 
         Args:
             code: Name of the error code: a key of `ERRORS`.
@@ -178,7 +178,7 @@ def printable(words: str, most: int = 500) -> str:
 
 
 def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Column:
-    """Describe the column of a label set. Its attributes hold the class names.
+    """Return the description of a label set's column. Its attributes hold the class names.
 
     Args:
         name: Name of the column.
@@ -192,7 +192,7 @@ def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Colu
 
 
 def split_column(name: str) -> Column:
-    """Make the description of the column that holds a split: train, validation or test for each patch."""
+    """Return the description of a split's column, which holds train, validation or test for each patch."""
     meanings = " ".join([*SPLIT_CODES, "none"])
     attributes: JsonObject = {"flag_values": [*SPLIT_CODES.values(), NO_SPLIT], "flag_meanings": meanings}
     return Column(f"split_{name}", "uint8", NO_SPLIT, attributes)

@@ -139,7 +139,7 @@ class ShardedArray:
         return found
 
     def _copy(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read uncompressed patches that have no checksums, each with one system call. Return an empty list."""
+        """Read uncompressed patches that have no checksums, each with one system call. Return an empty list: no checksums."""
         flat, size = out.data.cast("B"), out[0].nbytes
         starts = (wanted.spans[:, 0] + bands.start * (self.layout.patch_bytes // self.layout.shape[1])).tolist()
         begins = (wanted.places * size).tolist()
@@ -173,7 +173,7 @@ class ShardedArray:
                 if stored != len(data) or decoded != expected or not 0 < block <= max(expected, 128):
                     raise ValueError("its header is damaged")
                 if wants < expected and bands.start == 0 and wants % block == 0 and not flags & _MEMCPYED:
-                    # Change the size in the header. The first blocks alone are now a valid frame.
+                    # Decode only the wanted first bands: with a new size in the header, their blocks alone are a valid frame.
                     _SIZE.pack_into(data, _SIZE_AT, wants)
                     blosc.decompress(data, target)
                 elif wants < expected:

@@ -53,7 +53,7 @@ def verify(
     names: Callable[[int], str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Findings:
-    """Compare a store with its checksums and hashes. If `original` is given, compare it with the archive too.
+    """Compare a store with its checksums and hashes, and with the archive if `original` is given. Return the problems.
 
     Compare the index of every shard with its checksum, and every patch with its hash. Compare every column with its
     hash and with the number of patches. With `original`, compare every patch and its maps with the archive.
@@ -186,7 +186,7 @@ def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uin
 
 
 def _compare_maps(name: str, patch: Patch, maps: dict[str, AnyArray] | DataError) -> list[str]:
-    """Compare the maps of one patch with the archive. If the archive has no map, the store must have zeros."""
+    """List the differences between a patch's maps and the archive's. Without a map in the archive, zeros must be stored."""
     if isinstance(maps, DataError):
         return []
     differ = [key for key, block in maps.items() if not np.array_equal(block, patch.arrays.get(key, 0 * block))]

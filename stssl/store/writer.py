@@ -173,9 +173,9 @@ class Writer:
         )
 
     def _arrays_are_ours(self) -> bool:
-        """Return True if the existing pixel arrays have checksums.
+        """Return True if the pixel arrays that exist already have checksums, as this version of the program writes them.
 
-        An older version writes no checksums. Its unfinished conversion must begin again.
+        Older versions of this program wrote no checksums. Their unfinished conversions must begin again.
         """
         found = [read_array(self.store, array.name) for array in (*self.plan.arrays, *self.plan.maps)]
         layouts = [known_layout(about) for about in found if about is not None]
@@ -198,7 +198,7 @@ class Writer:
         if sidecar is None:
             return False
         with np.load(io.BytesIO(sidecar)) as part:
-            # An older version wrote fewer columns. Its unfinished conversion begins again.
+            # Older versions of this program wrote fewer columns. Their unfinished shards are written again.
             return all(column.name in part for column in self.plan.columns) and all(
                 f"shard_{array.name}" in part
                 and self._checksum_there(array.name, shard) == int(part[f"shard_{array.name}"])
@@ -273,9 +273,9 @@ class Writer:
         return columns
 
     def _counted(self, columns: ColumnArrays) -> NDArray[np.bool_]:
-        """Mark the patches that count for the band statistics: usable ones, and of these only training patches.
+        """Return True for each patch that counts for the band statistics: the usable training patches.
 
-        Without a split, all usable patches count.
+        Without a split, all usable patches count for the statistics.
         """
         split = columns.get(f"split_{self.plan.statistics_split}")
         whole = ~np.isin(columns["error_code"], UNUSABLE)
