@@ -72,7 +72,7 @@ def open_labels(path: Path, attribute: str | None, classes: str | None) -> AreaL
 
     Args:
         path: GeoJSON, GeoPackage or GeoTIFF.
-        attribute: Attribute of the polygons that holds the name of the class; None chooses one by its name.
+        attribute: Attribute of the polygons with the class name; None chooses one with a usual name, such as `label`.
         classes: Names of a raster's indexes, such as `1=forest,2=water`.
 
     Raises:

@@ -258,7 +258,7 @@ def verify_store(
 
 @dataclass
 class Job:
-    """Hold the archive and the writer with which a worker process converts shards (files of many patches).
+    """Hold what a worker process needs to convert shards (files of many patches): the archive and the store's writer.
 
     Attributes:
         archive: The open archive.

@@ -43,7 +43,7 @@ def grid_around(lat: float, lon: float, side: float) -> ExampleGrid:
 
 
 def write_bands(path: Path, values: Sequence[int], size: int, grid: ExampleGrid) -> None:
-    """Write a GeoTIFF of 16-bit unsigned bands, in each of which all pixels have one value.
+    """Write a GeoTIFF of 16-bit unsigned bands. All pixels of a band have one value.
 
     Args:
         path: File to write. A missing folder is made.

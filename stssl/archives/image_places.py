@@ -106,7 +106,7 @@ def _wrapped(lon: float) -> float:
 
 
 def _applied(plane: Affine, column: float, row: float) -> tuple[float, float]:
-    """Return the ground coordinates of a pixel, computed by an affine transform."""
+    """Return the ground coordinates of a pixel, computed by the affine transform `plane`."""
     return plane.a * column + plane.b * row + plane.c, plane.d * column + plane.e * row + plane.f
 
 

@@ -210,7 +210,7 @@ class _Reader:
             yield bare
 
     def compare(self) -> None:
-        """Compare all class names of a column, after the last cell was read.
+        """Check all class names of a column against each other, after the last cell was read.
 
         Raise an error if a name must be several names, or if two names differ only in spelling.
         """

@@ -319,7 +319,7 @@ class Manifest:
         return values
 
     def _plain(self, row: int) -> Values:
-        """Return the country and the location id of a table's row, as columns of a store."""
+        """Return the country and the location id in a table's row, as columns of a store."""
         country = self._cell("country", row)
         location = self._places.get(place_name(self._cell("location_id", row)), -1)
         return {"country": "" if country is None else str(country).strip(), "location_id": location}

@@ -82,7 +82,7 @@ def given_date(date: str) -> Values:
 
 
 def _date_in(name: str) -> Values:
-    """Find a date in the name of a file or folder, such as 20230614, 2023-06-14 or 20230614T101031."""
+    """Find a date such as 20230614 or 20230614T101031 in a file's or folder's name. Return it as store columns."""
     match = _DATE.search(name)
     if match is None:
         return {}
@@ -169,7 +169,7 @@ def _product(path: Path, choice: BandChoice, when: Values | None) -> FoundScene:
 
 
 def _image(product: SafeProduct, band: str) -> Path:
-    """Return the path of a band's image, of the band's images that with the smallest pixels.
+    """Return the path of that image of a band that has the smallest pixels.
 
     Raises:
         DataError: The product has several granules.

@@ -1,9 +1,9 @@
 """Cut whole scenes into patches for a store, mostly without labels.
 
 A scene is a GeoTIFF or JPEG 2000 file with all bands, a folder of files of one band each, or a Sentinel-2 product (a
-`.SAFE` folder of level 2A). Windows lie side by side from the upper left corner. Pixels that remain at the right and
-lower edges are in no patch. Windows without a measured pixel are left out. Each patch keeps its place, coordinate
-system, corner and date.
+`.SAFE` folder of level 2A). Square windows lie side by side from its upper left corner. Each window becomes a patch,
+except windows without a measured pixel. Pixels that remain at the right and lower edges are in no patch. Each patch
+has its place, coordinate system, corner and date.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ MAJORITY, COVERED, LEAST_PRESENT = 0.5, 0.5, 0.05
 
 @dataclass(frozen=True)
 class _Window:
-    """Name a window: number of the scene, first row and column in pixels of its finest layer."""
+    """Say where a window (a future patch) begins: number of the scene, row and column in pixels of its finest layer."""
 
     scene: int
     row: int
@@ -133,7 +133,7 @@ class Scenes:
             )
 
     def _declare(self, labels: Path | None) -> None:
-        """Set the columns, the remarks, and the values that identify the archive."""
+        """Set what the archive tells a conversion: store columns, remarks, and the values that identify the archive."""
         self.label_sets: tuple[str, ...] = ()
         self.columns: tuple[Column, ...] = (*COMMON, *REGION, *GRID)
         if self._labels is not None:

@@ -68,7 +68,7 @@ IMAGES = frozenset((".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2"))
 
 
 def folder_of(place: Path) -> Path:
-    """Return the folder that paths of images start at: the folder itself, that of a table, or that of a pattern."""
+    """Return the folder that image paths are relative to: `place` itself, or the folder of a table or pattern."""
     if place.is_dir():
         return place
     return next(above for above in place.parents if not has_magic(str(above)))

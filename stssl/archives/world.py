@@ -113,7 +113,7 @@ class World:
         return len(self.place)
 
     def take(self, rows: slice | Ints) -> "World":
-        """Return a copy that has only the patches in `rows`."""
+        """Return a copy of this made-up world that has only the patches in `rows`."""
         return World(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def degrees(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -86,7 +86,7 @@ class Batch:
     Attributes:
         images: For each view, normalized images [rows of its stream, bands, height, width].
         metadata: For each stream, a table [rows of the stream, 4] with the columns of `MetadataColumn`; NaN if missing.
-        labels: [n, G] choice ids of the labeled rows; `IGNORED` if unknown.
+        labels: [n, G] choice ids (the right choice in each decision) of the labeled rows; `IGNORED` if unknown.
         index: [m] positions of the unlabeled rows in the run's list of unlabeled patches (0..unlabeled_count-1).
         truth: [m, G] choice ids of the unlabeled rows, if the store knows them. They only measure the quality of
             pseudo-labels. Training does not use them.

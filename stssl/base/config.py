@@ -103,7 +103,7 @@ def merge(under: JsonMapping, over: JsonMapping) -> Tree:
 
 
 def load_with(path: str | Path, overrides: Iterable[str]) -> tuple[Tree, list[str]]:
-    """Read a YAML file like `load_tree`, but over another base if an override `base=FILE` names one.
+    """Read a YAML file like `load_tree`. If an override `base=FILE` names a base file, use it as the base.
 
     Args:
         path: File to read.
@@ -310,7 +310,7 @@ def _explain(model: type[Config], tree: ConfigTree, problem: Problem) -> str:
     above = [str(part) for part in location[: -2 if entry else -1]]
     try:
         fields = fields_of(model, tree, above)
-    # The fields only improve messages. A path into a list, or into free keys, leads to no section with fields.
+    # Go on without fields: they only improve messages. A path into a list or into free keys has no fields.
     except ConfigError:
         fields = {}
     return explain(problem, tree, fields)
@@ -360,7 +360,7 @@ def config_types(annotation: object) -> list[type[Config]]:
 
 
 def part_name(part: type[Config]) -> str | None:
-    """Return the `name` that selects this class in a recipe, such as that of an algorithm. Return None without one."""
+    """Return the `name` that selects a Config class in a recipe, such as an algorithm's. Return None if it has none."""
     field = part.model_fields.get("name")
     values = get_args(field.annotation) if field is not None else ()
     return str(values[0]) if len(values) == 1 else None

@@ -87,7 +87,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def exchange_device() -> torch.device:
-    """Return the device of small tensors that the ranks exchange: NCCL moves tensors only between GPUs."""
+    """Return the device for small tensors that ranks exchange: with NCCL the GPU, since NCCL cannot send from a CPU."""
     nccl = world_size() > 1 and dist.get_backend() == "nccl"
     return torch.device("cuda") if nccl else torch.device("cpu")
 

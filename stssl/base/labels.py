@@ -56,7 +56,7 @@ class LabelSpace:
         return choices[..., 1] if self.multilabel else choices[..., 0, :]
 
     def sides(self, choices: Tensor) -> Tensor:
-        """Return the column of a table of statistics in which each choice counts.
+        """Return for each choice id the column of a statistics table that counts it.
 
         Tables of multi-label tasks have one column for "absent" and one for "present". Tables of single-label tasks
         have one column.
@@ -74,14 +74,14 @@ class LabelSpace:
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
     def band(self, low: float | None, high: float | None) -> tuple[float, float] | None:
-        """Return the probabilities below which a class counts as absent (`low`) and above which as present (`high`).
+        """Return (`low`, `high`): a class counts as absent below probability `low`, and as present above `high`.
 
         Return None for single-label tasks, or if `low` or `high` is None.
         """
         return (low, high) if self.multilabel and low is not None and high is not None else None
 
     def claims(self, choices: Tensor) -> Tensor:
-        """Mark the choice ids that assign a class to a patch.
+        """Return True for each choice id that assigns a class to its patch.
 
         These are all known ids (single-label), or only the id of "present" (multi-label).
         """

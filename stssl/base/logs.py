@@ -9,7 +9,7 @@ LOG = logging.getLogger("stssl")
 
 
 class _Shower(logging.Handler):
-    """Pass each message to a function that shows a line."""
+    """Pass each log message to a function that shows it to the user as one line."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         super().__init__()

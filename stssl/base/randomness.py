@@ -75,7 +75,7 @@ def _start(parts: tuple[int | RandomStream, ...]) -> NDArray[np.uint64]:
 
 
 def _next(state: NDArray[np.uint64], part: KeyPart) -> NDArray[np.uint64]:
-    """Add one part to the hash of a key."""
+    """Return the hash of a key with one more part, given the hash `state` of the parts before."""
     for value in _words(part) if isinstance(part, RandomStream) else [np.asarray(part)]:
         state = _mix((state ^ _mix(value.astype(np.uint64) + _GOLDEN)) + _GOLDEN)
     return state

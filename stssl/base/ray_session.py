@@ -68,10 +68,10 @@ def _take_back(number: signal.Signals, handler: object) -> None:
 def finished_tasks(
     start: "Callable[[int, int | None], ObjectRef[_Result]]", numbers: Sequence[int], most: int, advice: str
 ) -> Iterator[_Result]:
-    """Run Ray tasks, only some at a time: all at once would fill Ray's queue. Tasks end in any sequence.
+    """Run Ray tasks, at most `most` at a time, and yield their results in any sequence. More would fill Ray's queue.
 
-    A task is told the number of the task that is started when it ends. A worker often gets this one next, and can
-    prepare it meanwhile.
+    Each task also gets the number of the task that starts when it ends. Often the same worker runs that task next,
+    so it can prepare for it.
 
     Args:
         start: Starts the task of a number. Its second argument is the number that follows, or None.

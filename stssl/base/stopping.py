@@ -26,7 +26,7 @@ class Asked(KeyboardInterrupt):
     """Report that a signal asked the process to end. Code treats it like Ctrl-C."""
 
     def __init__(self, number: int) -> None:
-        """Remember which signal arrived: `stopped` needs it for the exit code.
+        """Store the number of the signal that arrived. `stopped` computes the exit code from it.
 
         Args:
             number: The signal.

@@ -104,7 +104,7 @@ def refuse_pickle(path: Path) -> None:
             head = file.read(2)
     except OSError:
         head = b""
-    # Protocols 2 to 5 begin with this byte and their number.
+    # Pickles of protocols 2 to 5 begin with the byte 0x80 and the number of the protocol.
     if path.suffix in PICKLES or (head[:1] == b"\x80" and head[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
         raise DataError(
             f"{path} is a pickle, and opening a pickle can run any code. Convert it in the environment that wrote it: "

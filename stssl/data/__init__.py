@@ -1,4 +1,4 @@
-"""Turn the patches of a store into batches of views.
+"""Turn the patches of a store into batches of augmented images (views), in two streams: labeled and unlabeled.
 
 `splits` divides the rows into training, validation and test. `draws` chooses the labeled rows. `order` and `sampler`
 shuffle each stream. `loader` reads the pixels before the step needs them. `views` and `augment` make normalized views

@@ -96,7 +96,7 @@ class Draw:
     boxes: Tensor | None = None
 
     def each(self, move: Callable[[Tensor], Tensor]) -> "Draw":
-        """Return a copy in which each tensor is replaced by `move(tensor)`, always in the same order."""
+        """Return a copy of these choices, with each tensor replaced by `move(tensor)`, always in the same sequence."""
         rounds = tuple({k: (move(r), move(m)) for k, (r, m) in ops.items()} for ops in self.rounds)
         matrix, offset, boxes = (None if t is None else move(t) for t in (self.matrix, self.offset, self.boxes))
         return Draw(move(self.shift), move(self.flip), matrix, offset, rounds, self.style, boxes)

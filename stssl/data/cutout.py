@@ -63,7 +63,7 @@ def fill_boxes(image: Tensor, boxes: Tensor | None, white: int) -> Tensor:
         for one, (left, right, top, bottom) in zip(image, boxes.tolist(), strict=True):
             one[:, top : bottom + 1, left : right + 1] = gray
         return image
-    # On a GPU, a loop over images would be slow.
+    # Fill the squares of all images at once: on a GPU, a loop over images would be slow.
     height, width = image.shape[2:]
     x, y = torch.arange(width, device=image.device), torch.arange(height, device=image.device)
     left, right, top, bottom = boxes[:, :, None].unbind(1)

@@ -139,7 +139,7 @@ class _Classes:
         for label in self.order:
             missing = times - int(np.count_nonzero(self.hits[label].take(chosen)))
             if missing > 0:
-                # `times - missing` chosen patches have the class. So its first `times` patches hold enough others.
+                # Only `times - missing` of its patches are chosen. So its first `times` have `missing` new ones.
                 first = self.patches[label][:times]
                 new = first[~self._marks.take(first)][:missing]
                 self._marks[new] = True
@@ -184,7 +184,7 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
 
 
 def _at_random(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Choose `total` patches: one patch for every class, then the first of the others. The input is shuffled already.
+    """Choose `total` patches: one for every class, then the first ones of the others. The input is shuffled already.
 
     Args:
         hits: [n, classes] True if the patch has the class.

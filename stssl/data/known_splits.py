@@ -75,7 +75,7 @@ def longitude_codes(store: Columns, config: LongitudeSplit) -> Ints:
 
 
 def reben_codes(store: Columns, config: RebenSplit) -> Ints:
-    """Assign N patches to the parts of reBEN's table, joined by the names of BigEarthNet v1.0. Return codes."""
+    """Assign N patches to the parts of reBEN's table, joined by v1.0's patch names. Return [N] part codes."""
     table = _read_reben(config.metadata)
     names = as_text(store.column("patch_id"))
     for column in ("s2v1_name", "patch_id"):

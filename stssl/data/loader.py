@@ -67,7 +67,7 @@ class StreamSource:
         reader: Reader of pixels.
         rows: [size] store rows of the stream.
         metadata: [N, 4] metadata of all store rows.
-        labels: [N, G] choice ids of all store rows.
+        labels: [N, G] choice ids (the number of the right choice in each decision) of all store rows.
         sampler: Chooses the positions of each batch. A position, 0..size-1, is a place in `rows`.
     """
 
@@ -95,7 +95,7 @@ class StreamSource:
     def complete(
         self, chosen_rows: "StepRows", arrays: dict[str, Tensor], views: Collection[View], draw: Drawer
     ) -> RawRows:
-        """Add metadata, labels, and random choices for augmentation to the pixels of patches.
+        """Add metadata, labels and random choices for augmentation to the pixels of patches. Return all as `RawRows`.
 
         Args:
             chosen_rows: The patches.
@@ -113,7 +113,7 @@ class StreamSource:
 
 
 class StepRows(NamedTuple):
-    """Name n patches of one step: positions in their stream [n], epochs [n] and store rows [n]."""
+    """Hold which n patches a step uses: their positions in their stream [n], epochs [n] and store rows [n]."""
 
     positions: Ints
     epochs: Ints
@@ -123,7 +123,7 @@ class StepRows(NamedTuple):
 def read_together(wanted: Sequence[tuple[PatchReader, Ints]]) -> list[dict[str, Tensor]]:
     """Read the pixels of several lists of patches, with one call if they have the same reader.
 
-    One call has half the fixed cost of two, and its threads divide all patches.
+    Return the pixels of each list. One call has half the fixed cost of two, and its threads divide all patches.
 
     Args:
         wanted: For each list of patches, its reader and the store rows.

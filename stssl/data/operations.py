@@ -18,7 +18,7 @@ LEVELS = 256
 
 
 def group_rounds(choices: Ints, amounts: Floats | NDArray[np.float64], names: Sequence[str | None]) -> Rounds:
-    """Group the drawn operations of each round by name.
+    """Group the drawn operations of each round by name: return for each name the rows of its images and their amounts.
 
     Args:
         choices: [n, rounds] number of the operation for each image and round.
@@ -59,11 +59,11 @@ def apply_rounds(image: Tensor, rounds: Rounds, operations: Mapping[str, Operati
 
 
 def _put(image: Tensor, rows: Tensor, changed: Tensor) -> None:
-    """Replace rows in place."""
+    """Write the images `changed` into the rows `rows` of `image`, in place."""
     if image.device.type != "cpu":
         image.index_copy_(0, rows, changed)
         return
-    # On a CPU, index_copy_ copies numbers one by one, which takes four times as long.
+    # Copy image by image on a CPU: `index_copy_` copies number by number, which takes four times as long.
     for row, one in zip(rows.tolist(), changed, strict=True):
         image[row].copy_(one)
 
@@ -117,7 +117,7 @@ def count_levels(levels: Tensor) -> Tensor:
     if levels.device.type == "cpu":
         first = torch.arange(shape[0] * shape[1]).view(*shape[:2], 1) * LEVELS
         return (levels + first).reshape(-1).bincount(minlength=first.numel() * LEVELS).view(shape)
-    # On a GPU, bincount would wait for all earlier work.
+    # Avoid `bincount` on a GPU: it would wait until the GPU has done all earlier work.
     counts = torch.zeros(shape, dtype=torch.int64, device=levels.device)
     return counts.scatter_add_(2, levels, torch.ones_like(levels))
 

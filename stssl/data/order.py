@@ -102,7 +102,7 @@ class FetchingSampler:
         positions, epochs = self.order.rows(step, rows)
         if self.shard_order.fetch is not None:
             ahead = math.ceil(SHARDS_AHEAD * self.shard_order.shard / len(positions))
-            # This step needs its shards now. Those of a later step can come in the background, during the training.
+            # Wait for the shards of this step. Download those of a later step in the background, during the training.
             self.shard_order.fetch(self.stored[positions], True)
             self.shard_order.fetch(self.stored[self.order.rows(step + ahead, rows)[0]], False)
         return positions, epochs

@@ -10,7 +10,7 @@ _ALIGNED = 16
 
 
 def packed(tensors: Sequence[Tensor], pinned: bool = False) -> Tensor:
-    """Copy tensors one after the other into a buffer of bytes.
+    """Copy tensors one after the other into a new buffer of bytes, and return the buffer.
 
     Args:
         tensors: Tensors in host memory.
@@ -23,7 +23,7 @@ def packed(tensors: Sequence[Tensor], pinned: bool = False) -> Tensor:
 
 
 def unpacked(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors of a buffer that `packed` made of tensors with these shapes and types. They share its memory.
+    """Return the tensors in a buffer that `packed` made of `tensors`. The results share the memory of the buffer.
 
     Args:
         buffer: The buffer, on any device.

@@ -266,7 +266,7 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
 
 
 def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
-    """Assign N patches to training, validation or test by the values of a column, such as the country. Return codes."""
+    """Assign N patches to training, validation or test by a column's values, such as countries. Return [N] codes."""
     values = as_text(store.column(config.column))
     if values.ndim > 1:
         raise ConfigError(f"data.split.column: {config.column} has many values a patch. Give one such as country.")
@@ -287,7 +287,7 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
 
 
 def _lists(store: Columns, config: ListSplit) -> Ints:
-    """Assign N patches to training, validation or test by the lists of names in three files. Return codes."""
+    """Assign N patches to training, validation or test by the lists of names in three files. Return [N] codes."""
     names = as_text(store.column("patch_id"))
     codes = np.full(store.size, 255, np.int64)
     for code, part in enumerate(PARTS):

@@ -49,20 +49,20 @@ _GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 
 def draw_fixmatch(numbers: Floats, size: int) -> Rounds:
-    """Draw operations and their magnitudes for n images. An image may draw an operation again.
+    """Draw operations and magnitudes for n images, grouped by round and name. An image may draw an operation again.
 
     Args:
         numbers: [n, 2 * operations] uniform numbers in [0, 1).
         size: Side of the images in pixels.
     """
-    # float64: in float32, the product with the largest number could round up to the whole.
+    # Use float64: in float32, the product with the largest number could round up to the whole.
     choices = (numbers[:, ::FIXMATCH_NUMBERS].astype(np.float64) * len(FIXMATCH_NAMES)).astype(np.int64)
     low, high = (np.array([ends[i] for ends in RANGES.values()], np.float64)[choices] for i in (0, 1))
     return fixmatch_rounds(choices, low + (high - low) * numbers[:, 1::FIXMATCH_NUMBERS].astype(np.float64), size)
 
 
 def fixmatch_rounds(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> Rounds:
-    """Group chosen operations for n images.
+    """Group the chosen operations of n images by round and name, with their rows and amounts (see `group_rounds`).
 
     Args:
         choices: [n, operations] positions in `FIXMATCH_NAMES`.
@@ -91,7 +91,7 @@ def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> 
     middle = size / 2
     found = []
     for steps, is_moved in ((along, to_x), (across, to_y)):
-        # Turn about the middle of the image. A shear starts at the corner, and a translation moves whole pixels.
+        # As in Pillow, turn about the middle of the image. A shear starts at the corner, a translation moves pixels.
         turning = np.where(turned, middle - middle * steps.sum(1), 0)
         start = turning + steps.sum(1) * 0.5
         whole = np.floor(0.5 + is_moved * magnitudes * size) * _ONE
@@ -100,7 +100,7 @@ def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> 
 
 
 def _fixed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round to whole 65,536ths, as Pillow does."""
+    """Convert numbers to whole 65,536ths, rounded as Pillow does."""
     return np.floor(values * _ONE + 0.5)
 
 

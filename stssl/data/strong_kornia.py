@@ -66,7 +66,7 @@ def amount_of(name: str, m: float, size: int, version: KorniaVersion) -> float:
 
 
 def draw_kornia(numbers: Floats, m: float, size: int, version: KorniaVersion) -> Rounds:
-    """Draw operations for n images, none twice for an image.
+    """Draw operations for n images, grouped by round and name. No image draws an operation twice.
 
     Args:
         numbers: [n, 3 * operations] uniform numbers in [0, 1).
@@ -89,7 +89,7 @@ def _different(numbers: Floats) -> Ints:
     every = np.arange(rows)
     for i in range(count):
         left = len(KORNIA_NAMES) - i
-        # float64: in float32, the product with the largest number could round up to the whole.
+        # Use float64: in float32, the product with the largest number could round up to the whole.
         other = i + (numbers[:, i].astype(np.float64) * left).astype(np.int64)
         taken = order[every, other].copy()
         order[every, other] = order[:, i]
@@ -98,7 +98,7 @@ def _different(numbers: Floats) -> Ints:
 
 
 def kornia_rounds(choices: Ints, amounts: NDArray[np.float64], thresholds: Floats, size: int) -> Rounds:
-    """Group chosen operations for n images.
+    """Group the chosen operations of n images by round and name, with their rows and amounts (see `group_rounds`).
 
     Args:
         choices: [n, operations] positions in `KORNIA_NAMES`.
@@ -197,7 +197,7 @@ def _color(image: Tensor, amounts: Tensor) -> Tensor:
     low, high = image.amin(1, keepdim=True), image.amax(1, keepdim=True)
     spread = high - low
     saturation = (factor(amounts) * (spread / (high + 1e-8))).clamp_(0, 1)
-    # In a gray pixel, all bands are the largest one, whatever the ratio.
+    # The lower limit only avoids 0 / 0 in gray pixels, which keep their value with any ratio.
     ratio = saturation.mul_(high).div_(spread.clamp_min_(1e-30))
     return (high - image).mul_(ratio).neg_().add_(high)
 

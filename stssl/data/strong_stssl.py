@@ -107,7 +107,7 @@ def _autocontrast(image: Tensor, amounts: Tensor) -> Tensor:
 def _equalize(image: Tensor, amounts: Tensor) -> Tensor:
     """Equalize the histogram of each band in 256 bins. The new value of a pixel is the share of darker pixels."""
     bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
-    # Pillow uses these bins too, and the tests compare the results with Pillow's.
+    # Use Pillow's 256 bins: the tests compare the results with Pillow's.
     counts = count_levels(bins).float()
     below = (counts.cumsum(2) - counts).gather(2, bins)
     spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))

@@ -214,7 +214,7 @@ class ViewMaker(nn.Module):
     @torch.no_grad()
     def forward(self, raw: RawBatch) -> Batch:
         """Copy the loaded patches to the device, scale them, and augment them as the loader's random choices say."""
-        # The buffers move with the module. So their device is the device of the batches.
+        # Read the device from a buffer of the scaler: buffers move with a module, so batches go where the module went.
         device = self.pixels.low.device
         images: dict[View, Tensor] = {}
         for rows in raw.values():

@@ -1,1 +1,1 @@
-"""Predict maps of whole scenes: read windows of a scene, classify each by a student, blend, write a GeoTIFF."""
+"""Predict maps of whole scenes: read windows, classify each by a student (network), blend, write a GeoTIFF."""

@@ -17,7 +17,7 @@ CHUNK_NUMBERS = 1 << 22
 
 
 class FinishedRows:
-    """Record which blocks of a map are finished, and count the rows of windows above the first missing block."""
+    """Record which blocks (groups of windows) are finished. Count the rows of windows above the first missing block."""
 
     def __init__(self, plan: BlockPlan, missing: list[int]) -> None:
         """Set which blocks are missing.
@@ -43,7 +43,7 @@ class MapAssembly:
     """Write the pixels of a map as soon as all windows that touch them are finished."""
 
     def __init__(self, kept: KeptBlocks, bands: MapBands, target: MapFile, file: DatasetWriter) -> None:
-        """Prepare to write a map, from its first row of pixels on.
+        """Remember what to write and where. `advance` begins at the first row of the map's pixels.
 
         Args:
             kept: Finished blocks.
@@ -55,7 +55,7 @@ class MapAssembly:
         self.row, self.measured = 0, 0
 
     def advance(self, ready: int) -> None:
-        """Write all rows of pixels that finished windows allow.
+        """Write the next rows of the map's pixels, as far down as all windows that touch them are finished.
 
         Args:
             ready: Number of finished rows of windows, from the top down.

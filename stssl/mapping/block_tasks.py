@@ -34,7 +34,7 @@ def run_here(predictor: BlockPredictor, numbers: Sequence[int]) -> Iterator[tupl
     """
     reader = LayerReader()
     try:
-        # Close the thread before its files.
+        # Stop the reading thread before `reader` closes its files: otherwise it could read from a closed file.
         with contextlib.closing(prefetch((partial(predictor.read, reader, number) for number in numbers), 1)) as inputs:
             for given in inputs:
                 yield given.block.number, predictor.predict(given).packed()
@@ -83,7 +83,7 @@ class ReadAhead:
     """Predict blocks in a worker, and read the block that probably follows in a thread meanwhile."""
 
     def __init__(self, predictor: BlockPredictor) -> None:
-        """Read nothing yet.
+        """Store the predictor. Do not read a block yet.
 
         Args:
             predictor: Scene and students.
@@ -93,7 +93,7 @@ class ReadAhead:
         self._next: tuple[int, Future[BlockInput]] | None = None
 
     def close(self) -> None:
-        """End the thread, and close all files."""
+        """End the thread that reads blocks, and close all files of the scene."""
         self._next = None
         self._pool.shutdown(cancel_futures=True)
         self._reader.close()
@@ -106,7 +106,7 @@ class ReadAhead:
             following: Number of the block that is probably asked for next; None for none.
 
         Returns:
-            Bytes of the block, of `BlockResult.packed`.
+            Bytes of the block, as `BlockResult.packed` returns them.
 
         Raises:
             DataError: A file cannot be read.
@@ -126,7 +126,7 @@ _kept: dict[object, ReadAhead] = {}
 
 
 def _task(shared: list[Any], number: int, following: int | None, gpu: bool) -> tuple[int, bytes]:
-    """Predict one block in a Ray worker. The worker keeps the students and open files for its next blocks."""
+    """Predict one block in a Ray worker, and return its bytes. The worker keeps students and open files for later."""
     import ray
 
     torch.set_num_threads(1)

@@ -61,7 +61,7 @@ class BlockPlan:
         return SceneBlock(number, down, across)
 
     def cells(self, block: SceneBlock) -> tuple[range, range]:
-        """Return the rows and columns of pixels that belong to a block: the cells of its windows."""
+        """Return the rows and columns of pixels in a block: those in the cells (middle parts) of its windows."""
         return _cells(self.grid.down, block.down), _cells(self.grid.across, block.across)
 
 
@@ -99,7 +99,7 @@ def _axis(size: int, window: int, stride: int, ratios: Sequence[int]) -> WindowA
         ratios: Length of the pixels of each layer in pixels of the scene, the smallest first.
     """
     margin = (window - stride) // 2
-    # Begin windows where pixels of the coarse layers begin. Otherwise these would be shifted by a part of a pixel.
+    # Begin windows where coarse pixels begin. Otherwise the coarse bands would be shifted by a part of a pixel.
     for ratio in ratios:
         if stride % ratio == 0:
             margin -= margin % ratio
@@ -121,7 +121,7 @@ class BlockResult:
     measured: NDArray[np.bool_]
 
     def packed(self) -> bytes:
-        """Return the block as bytes."""
+        """Return the predictions of the block as bytes."""
         buffer = io.BytesIO()
         shape = np.array(self.measured.shape)
         arrays = {"values": self.values, "valid": self.valid, "measured": np.packbits(self.measured), "shape": shape}
@@ -184,7 +184,7 @@ class BlockPredictor:
             height, width = self._size(layer)
             shape = (tops[-1] - tops[0] + height, lefts[-1] - lefts[0] + width)
             regions.append((reader.read(layer, tops[0], lefts[0], *shape), tops[0], lefts[0]))
-        assert down.stride <= down.window and across.stride <= across.window  # so the regions have all cells
+        assert down.stride <= down.window and across.stride <= across.window  # so the windows leave no gap
         return BlockInput(block, tuple(regions))
 
     def _starts(self, layer: Layer, block: SceneBlock) -> tuple[list[int], list[int]]:
@@ -234,7 +234,7 @@ class BlockPredictor:
         return out
 
     def _valid(self, given: BlockInput) -> NDArray[np.bool_]:
-        """Return [rows, columns] True for windows that have a measured pixel in each band."""
+        """Return for each window of a block, [rows, columns], whether it has a measured pixel in each band."""
         valid = np.ones((len(given.block.down), len(given.block.across)), np.bool_)
         for layer, (region, top, left) in zip(self.scene.layers, given.regions, strict=True):
             if region.measured is None:
@@ -248,7 +248,7 @@ class BlockPredictor:
         return valid
 
     def _measured(self, given: BlockInput) -> NDArray[np.bool_]:
-        """Return [height, width] True for pixels of the block's cells that are measured in all bands."""
+        """Return for each pixel of a block's cells, [height, width], whether it is measured in all bands."""
         rows, columns = self.plan.cells(given.block)
         found = np.ones((len(rows), len(columns)), np.bool_)
         for layer, (region, top, left) in zip(self.scene.layers, given.regions, strict=True):
@@ -267,7 +267,7 @@ def _area(row: int, column: int, height: int, width: int) -> tuple[slice, slice]
 
 
 def _fill(window: Floats, measured: NDArray[np.bool_]) -> None:
-    """Give pixels that are not measured the mean of the band's measured pixels, which is neutral for a network."""
+    """Fill pixels that are not measured with the mean of the band's measured pixels: a neutral value for a network."""
     if measured.all():
         return
     counts = measured.sum((1, 2))

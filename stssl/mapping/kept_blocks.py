@@ -68,7 +68,7 @@ class KeptBlocks:
         return about
 
     def _empty(self) -> None:
-        """Remove the blocks of another prediction."""
+        """Remove the blocks of another prediction from the folder."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
@@ -81,11 +81,11 @@ class KeptBlocks:
         return self.folder / f"block_{number:06d}.bin"
 
     def write(self, number: int, data: bytes) -> None:
-        """Keep a finished block.
+        """Write a finished block to disk.
 
         Args:
             number: Number of the block.
-            data: The block, of `BlockResult.packed`.
+            data: The block as bytes, as `BlockResult.packed` returns it.
 
         Raises:
             RunError: The disk is full, or cannot be written.
@@ -142,7 +142,7 @@ class KeptBlocks:
         return values[area], valid[area]
 
     def measured(self, rows: range, columns: range) -> NDArray[np.bool_]:
-        """Return [height, width] True for pixels of the scene that are measured.
+        """Return for each pixel of a rectangle of the scene, [height, width], whether it is measured.
 
         Args:
             rows: Rows of the scene.
@@ -164,7 +164,7 @@ class KeptBlocks:
         """Remove unfinished files after an error. Remove the whole folder if it has no finished block."""
         if not any(self.folder.glob("block_*.bin")):
             self.remove()
-        with contextlib.suppress(OSError):  # a read-only disk has an error of its own, which is told
+        with contextlib.suppress(OSError):  # ignore a read-only disk: the user sees the first error
             for path in self.folder.glob("*.tif"):
                 path.unlink(missing_ok=True)
 

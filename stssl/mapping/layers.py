@@ -170,7 +170,7 @@ class LayerReader:
         return Region(values, None if measured.all() else measured)
 
     def _whole(self, layer: Layer, window: FileWindow) -> AnyArray | None:
-        """Read a window of a layer that is one file without a mask. Return None for other layers, which need a copy."""
+        """Read a window of a layer that is one file without a mask, as it is. Return None for any other layer."""
         piece = layer.pieces[0]
         plain = all(not one.masked and one.numbers.nodata is None and one.numbers.plain for one in piece.sources)
         if len(layer.pieces) > 1 or not plain or [one.band for one in piece.sources] != [*range(len(layer.bands))]:

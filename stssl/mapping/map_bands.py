@@ -46,7 +46,7 @@ class MapBands:
         return int(self.nodata) - 1
 
     def encoded(self, values: Floats, there: NDArray[np.bool_]) -> AnyArray:
-        """Make the bands [bands, h, w] of a rectangle of the map.
+        """Return the bands [bands, h, w] of a rectangle of the map, as the map stores them.
 
         Args:
             values: [h, w, C] probabilities.
@@ -64,7 +64,7 @@ class MapBands:
         return out
 
     def _stored(self, values: Floats) -> AnyArray:
-        """Scale probabilities to the type of the map."""
+        """Convert probabilities 0..1 to the stored values of the map's type."""
         if self.dtype == "float32":
             return values.astype(np.float32)
         return np.rint(np.clip(values, 0, 1) * self.most).astype(self.dtype)

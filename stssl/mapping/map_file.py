@@ -181,7 +181,7 @@ def _read(file: DatasetReader, row: int, column: int, all_of: Mapping[tuple[int,
     """Read the pixels of one rectangle of a map.
 
     The rectangle begins at pixel `row`, `column`. It ends where the next rectangle begins, or at the map's edge.
-    The keys of `all_of` are where all rectangles begin.
+    The keys of `all_of` are the first row and column of every rectangle.
     """
     bottom = min([other for other, _ in all_of if other > row], default=file.height)
     right = min([other for _, other in all_of if other > column], default=file.width)
@@ -212,7 +212,7 @@ def _is_big(handle: int) -> bool:
 
 
 def _entries(handle: int, tag: int) -> Iterator[tuple[int, str]]:
-    """Yield the position of the type of a tag's entry in each directory of a TIFF, and the file's byte order."""
+    """Find a tag in each directory of a TIFF. Yield the position of its field type, and the file's byte order."""
     order = "<" if os.pread(handle, 2, 0) == b"II" else ">"
     big = _is_big(handle)
     word, count, size = ("Q", "Q", 20) if big else ("I", "H", 12)

@@ -204,7 +204,7 @@ class _MapJob:
         return MapFiles(self.out, preview, self.plan.grid.count)
 
     def _blocks(self, kept: KeptBlocks, assembly: MapAssembly, progress: OnBlock | None) -> None:
-        """Predict the missing blocks. A thread keeps them and writes the map meanwhile."""
+        """Predict the missing blocks. Meanwhile, a thread writes them to disk, and writes the map."""
         missing = kept.missing()
         rows, done = FinishedRows(self.plan, missing), self.plan.count - len(missing)
         if progress:
@@ -267,6 +267,6 @@ class _MapJob:
 
 
 def _keep(kept: KeptBlocks, assembly: MapAssembly, number: int, data: bytes, ready: int) -> None:
-    """Keep a block, and write the rows of the map that are finished now."""
+    """Write a finished block to disk, and write the rows of the map that this block completes."""
     kept.write(number, data)
     assembly.advance(ready)

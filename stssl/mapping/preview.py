@@ -21,7 +21,7 @@ PICTURE_STYLE: dict[Any, Any] = {"text.parse_math": False, "font.size": 9.0}
 
 
 def sampled_classes(kept: KeptBlocks) -> tuple[NDArray[np.int16], int]:
-    """Take evenly spaced pixels of a map, and find the most probable class of each.
+    """Choose evenly spaced pixels of a map. Return the most probable class of each, and the distance of the pixels.
 
     Args:
         kept: Finished blocks of the map.

@@ -75,7 +75,7 @@ def opened_raster(path: Path, driver: str) -> Iterator[DatasetReader]:
 
     Args:
         path: The file.
-        driver: GDAL driver, of `scene_driver`.
+        driver: GDAL driver, as `scene_driver` returns it.
 
     Raises:
         DataError: The file cannot be opened or read.

@@ -153,7 +153,7 @@ class _Grid:
 
 
 def _grid(group: Sequence[Chosen]) -> _Grid:
-    """Find the smallest grid that has all files of one pixel size."""
+    """Find the smallest grid that contains all files of one pixel size."""
     first = group[0].raster.transform
     rasters = [one.raster for one in group]
     left, top = min(one.transform.c for one in rasters), max(one.transform.f for one in rasters)

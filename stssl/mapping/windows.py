@@ -96,7 +96,7 @@ def blend(
     down, across = grid.down.weights(pixels[0], numbers[0]), grid.across.weights(pixels[1], numbers[1])
     weighed = np.concatenate([values * valid[..., None], valid[..., None].astype(np.float32)], 2)
     tall = (down @ weighed.reshape(len(numbers[0]), -1)).reshape(len(down), len(numbers[1]), -1)
-    total = across @ tall  # a product of matrices for each row of pixels
+    total = across @ tall
     weight = total[..., -1:]
     covered = weight[..., 0] > 0
     return total[..., :-1] / np.where(weight > 0, weight, 1), covered

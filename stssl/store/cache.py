@@ -198,7 +198,7 @@ def _require_room(needed: int, count: int, where: Where, free: int) -> None:
     Raises:
         RunError: The copy does not fit. The message says how much it needs and how much is free.
     """
-    # Networks, batches and other processes need the other 20 %. If memory runs out, the system kills the process silently.
+    # Networks, batches and other processes need 20 % of it. If memory runs out, the system kills the process silently.
     if needed > 0.8 * free:
         raise RunError(
             f"data.cache={where} takes {needed / 1e9:.2f} GB for {count:,} patches, and {free / 1e9:.2f} GB are free "

@@ -32,7 +32,7 @@ TAIL = 4 + len(_MARK)
 
 
 class _Aged(NamedTuple):
-    """Hold when a file of the cache was used last (ns since 1970), its size in bytes and its path."""
+    """Hold the time of the last use of a cached file (ns since 1970), its size in bytes and its path."""
 
     used_ns: int
     size: int

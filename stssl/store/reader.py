@@ -294,7 +294,7 @@ class StoreReader:
             if part.picked is None:
                 part.array.read(rows[piece], part.span, target)
             else:
-                # A patch is one chunk, so one read gives all its bands. Read the bands between the wanted ones too, then pick.
+                # A patch is one chunk, which is read whole. So read the bands between the wanted ones too, then pick.
                 spanned = np.empty((len(target), part.span.stop - part.span.start, *part.shape[1:]), part.dtype)
                 part.array.read(rows[piece], part.span, spanned)
                 target[:] = spanned[:, part.picked]

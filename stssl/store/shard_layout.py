@@ -51,7 +51,7 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """Return the number of shards."""
+        """Return the number of shard files that the array has."""
         return -(-self.shape[0] // self.shard)
 
 

@@ -65,7 +65,7 @@ class ShardedArray:
         self._fresh()
 
     def _fresh(self) -> None:
-        """Reset the object: no shard is open, and no index of a shard is known."""
+        """Reset this reader: no shard file is open, and no index of a shard is known."""
         self._index: NDArray[np.uint64] | None = None
         self._files: NDArray[np.int64] | None = None
         self._sums = np.zeros(0, np.uint32)
@@ -139,7 +139,7 @@ class ShardedArray:
         return found
 
     def _copy(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read uncompressed patches that have no checksums, each with one system call. Return an empty list: no checksums."""
+        """Read uncompressed patches that have no checksums, each with one system call. Return no checksums: []."""
         flat, size = out.data.cast("B"), out[0].nbytes
         starts = (wanted.spans[:, 0] + bands.start * (self.layout.patch_bytes // self.layout.shape[1])).tolist()
         begins = (wanted.places * size).tolist()
@@ -173,7 +173,7 @@ class ShardedArray:
                 if stored != len(data) or decoded != expected or not 0 < block <= max(expected, 128):
                     raise ValueError("its header is damaged")
                 if wants < expected and bands.start == 0 and wants % block == 0 and not flags & _MEMCPYED:
-                    # Decode only the wanted first bands: with a new size in the header, their blocks alone are a valid frame.
+                    # Decode only the first bands: with a new size in the header, their blocks are a valid frame.
                     _SIZE.pack_into(data, _SIZE_AT, wants)
                     blosc.decompress(data, target)
                 elif wants < expected:
@@ -249,7 +249,7 @@ class ShardedArray:
 
 
 class _Files:
-    """Count how many files all readers of this process keep open, and raise the process's limit if it is too low."""
+    """Count the files that all readers of this process keep open. Raise the process's limit on open files if needed."""
 
     reserved = 0
     lock = threading.Lock()

@@ -186,7 +186,7 @@ def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uin
 
 
 def _compare_maps(name: str, patch: Patch, maps: dict[str, AnyArray] | DataError) -> list[str]:
-    """List the differences between a patch's maps and the archive's. Without a map in the archive, zeros must be stored."""
+    """List the maps of a patch that differ from the archive's. If the archive has no map, zeros must be stored."""
     if isinstance(maps, DataError):
         return []
     differ = [key for key, block in maps.items() if not np.array_equal(block, patch.arrays.get(key, 0 * block))]

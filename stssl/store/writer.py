@@ -85,7 +85,7 @@ class StorePlan:
 
     @property
     def shards(self) -> int:
-        """Return the number of shards."""
+        """Return the number of shards that the store will have."""
         return -(-self.patches // self.shard)
 
     def rows(self, shard: int) -> range:
@@ -97,7 +97,7 @@ class Writer:
     """Write one store. Several processes can write shards of it: each gets a pickled copy of this object."""
 
     def __init__(self, store: str, plan: StorePlan) -> None:
-        """Set the place and the contents of the store. Write nothing yet.
+        """Remember the place and the planned contents of the store. Write nothing yet.
 
         Args:
             store: Path or URL of the store.
@@ -173,7 +173,7 @@ class Writer:
         )
 
     def _arrays_are_ours(self) -> bool:
-        """Return True if the pixel arrays that exist already have checksums, as this version of the program writes them.
+        """Return True if the pixel arrays that exist already have checksums, as this version writes them.
 
         Older versions of this program wrote no checksums. Their unfinished conversions must begin again.
         """
