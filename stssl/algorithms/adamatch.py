@@ -6,9 +6,9 @@ confidence on labeled data:
     aligned   = normalized(p * mean labeled p / mean unlabeled p)
     selected  = max(aligned) >= threshold * mean labeled confidence
 
-Multi-label: each class has separate mean confidences for "absent" and "present". If no labeled sample takes a choice,
-its confidence is the mean over both choices. State: the three means of the last global batch. If `ema_decay` is above
-0, they are running means.
+Multi-label: each class has separate mean confidences for "absent" and "present". If a choice is predicted for no
+labeled sample, its confidence is the mean over both choices. State: the three means of the last global batch. If
+`ema_decay` is above 0, they are running means.
 
 Random interpolation of logits and the weight schedule are left out: they are for domain adaptation. No public
 implementation has recorded values, so the test compares with a slow version of the formulas.

@@ -72,7 +72,7 @@ class DataFacts:
 
     Attributes:
         prior: [decisions, choices] frequency of each choice among the labeled patches.
-        unlabeled_count: Number of patches in the unlabeled stream.
+        unlabeled_count: Number of patches that the run uses as unlabeled data.
     """
 
     prior: Tensor
@@ -118,13 +118,13 @@ class LossTerm:
 class Algorithm(nn.Module):
     """Make loss terms for unlabeled patches. This base class makes none; algorithms override the methods they need.
 
-    Keep state in persistent buffers: checkpoints save these.
+    Algorithms store their state in persistent buffers, so that checkpoints save it.
 
     Attributes:
         config_type: Class of the configuration. Its field `name` is the name of the algorithm.
         config: This algorithm's configuration.
         views: Views that the labeler must predict; empty for an algorithm that uses labels only.
-        smoke: Configuration keys that `--smoke` changes, with their values. With them, four steps use every part.
+        smoke: Configuration keys that `--smoke` changes, with their values. Four steps then run all its code.
         multilabel_only: True if the algorithm works for multi-label tasks only.
         stateful: True if `observe` must be called at each step.
         watches_student: True if `observe` needs the student's logits too.
@@ -255,7 +255,7 @@ class Algorithm(nn.Module):
 
 
 class Running(nn.Module):
-    """Keep an exponential moving average of a tensor in a buffer that checkpoints save."""
+    """Store and update an exponential moving average of a tensor, in a buffer that checkpoints save."""
 
     def __init__(self, decay: float, shape: tuple[int, ...], start: float | None = None) -> None:
         """Create the buffer of the moving average.
@@ -302,7 +302,7 @@ def confident(probability: Tensor, threshold: float, band: tuple[float, float] |
 def choose(logits: Tensor) -> Tensor:
     """Return the ids [rows, decisions] of the choices with the largest logits.
 
-    If choices are equal, take the last of them.
+    If several choices share the largest logit, return the last of them.
     """
     # `argmax` returns the first of equal values, but a multi-label logit of 0 must mean "present", the last choice.
     return logits.shape[-1] - 1 - logits.flip(-1).argmax(-1)

@@ -60,7 +60,7 @@ class Cap(Algorithm):
     def __init__(self, config: CapConfig, space: LabelSpace, facts: DataFacts) -> None:
         """Create an empty ring of probabilities, and set all cuts (thresholds on the probability) to 0.5."""
         super().__init__(config, space, facts)
-        # Use float64: in float32, share times number of rows could round up to the next integer: another quantile.
+        # Use float64: in float32, share times number of rows could round up, and so select the next quantile.
         frequency = facts.prior[:, 1].double()
         positive, negative = config.positive_share, config.negative_share
         shares = torch.stack([1 - frequency, 1 - positive * frequency, negative * (1 - frequency)])

@@ -1,4 +1,4 @@
-"""Keep the target class distribution of predictions, and scale predictions toward it (distribution alignment)."""
+"""Define the class distribution that predictions should have, and scale them toward it (distribution alignment)."""
 
 from typing import Annotated, Literal
 
@@ -24,13 +24,13 @@ ALIGNMENT_FLOOR = 1e-6
 
 
 class TargetMarginal(nn.Module):
-    """Keep the class distribution [decisions, choices] that the mean prediction should have."""
+    """Store, and update if asked, the class distribution [decisions, choices] that the mean prediction should have."""
 
     def __init__(self, name: TargetName, decay: float, space: LabelSpace, facts: DataFacts) -> None:
         """Set the first distribution: the class frequencies of labeled data if `name` is `labeled`, else equal shares.
 
         Args:
-            name: Distribution that predictions should have.
+            name: Distribution that predictions should have. `predicted` follows the mean prediction on labeled data.
             decay: Share of the old running mean that a step keeps; used for `predicted`.
             space: Classes and kind of task.
             facts: Facts about the data, such as the labeled frequencies.

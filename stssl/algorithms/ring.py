@@ -1,4 +1,4 @@
-"""Keep the newest rows of a stream of numbers, and compute exact quantiles of them without sorting."""
+"""Store the newest rows of numbers in a ring buffer, and compute exact quantiles of them without sorting."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Ring(nn.Module):
-    """Keep the newest rows of a table in a ring buffer that checkpoints save. Values must not be negative."""
+    """Store the newest rows of numbers in a ring buffer that checkpoints save. Numbers must not be negative."""
 
     def __init__(self, columns: int, rows: int) -> None:
         """Create an empty ring buffer.
@@ -38,7 +38,7 @@ class Ring(nn.Module):
     def push(self, rows: Tensor) -> None:
         """Overwrite the oldest rows with new rows [rows, columns].
 
-        If they do not all fit into the ring, keep only the last.
+        If there are more new rows than the ring can hold, store only the last of them.
         """
         size = self.values.shape[1]
         kept = rows[-size:].T

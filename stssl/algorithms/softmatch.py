@@ -92,7 +92,7 @@ class SoftMatch(Algorithm):
         top, column = self._confidence(weak)
         mean, variance = of_choice(self.mean.value, column), of_choice(self.variance.value, column)
         below = (top - mean).clamp_max(0)
-        variance = variance.clamp_min(1e-12)  # it is 0 if all rows are equally confident
+        variance = variance.clamp_min(1e-12)  # it is 0 if all rows are equally confident, and 0 / 0 is NaN
         weight = (-below.square() * self.config.sigmas**2 / (2 * variance)).exp()
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), weight)]
 
@@ -105,9 +105,9 @@ class SoftMatch(Algorithm):
         return align(p, self.target.value, self.marginal.value) if self.config.align else p
 
     def _confidence(self, weak: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the confidence of each decision, and the column of the running statistics where it counts.
+        """Compute the confidence of each decision, and the column of the running mean and variance that it belongs to.
 
-        Both results have the shape [rows, decisions].
+        With `by_side`, the column is the chosen side; otherwise it is 0. Both results have the shape [rows, decisions].
         """
         p = self.aligned(weak)
         choices = choose(p)

@@ -103,7 +103,7 @@ def nearest_cluster(metadata: Tensor, centers: Tensor) -> Tensor:
 
     Args:
         metadata: [n, 4] places and dates, on any device.
-        centers: [k, 3] centers of the k clusters, as unit vectors. The result is on the same device.
+        centers: [k, 3] centers of the k clusters, as unit vectors. The result is on the device of `centers`.
     """
     points = on_sphere(metadata).to(centers.device)
     found = (points.nan_to_num() @ centers.T).argmax(1)

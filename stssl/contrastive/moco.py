@@ -140,7 +140,7 @@ def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
     weighted = logits + shift
     most = _largest(weighted.detach().max())
     total = most + sum_over_ranks((weighted.detach() - most).exp().sum()).log()
-    # Give the normalizer the value of all ranks, but gradients only of this rank's part: DDP adds those of the others.
+    # The normalizer has the value of all ranks, but gradients of this rank's part only: DDP adds the other ranks'.
     own = (weighted - total).exp().sum()
     normalizer = total + world_size() * (own - own.detach())
     positives = weighted[:, 0].sum() * world_size() / rows

@@ -28,7 +28,7 @@ class RawPairs:
         metadata: [n, 4] places and dates of the queries.
         true_pairs: [n] booleans: true if the key is another patch, false if it is the query's own patch.
         rows: [n] store rows of the queries, for messages.
-        draws: Random choices for the views of the queries, and for the views of the keys.
+        draws: Random choices (crop, flip, colors) for the views of the queries, and for those of the keys.
     """
 
     arrays: dict[str, Tensor]

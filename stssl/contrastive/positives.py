@@ -17,7 +17,7 @@ class Positives:
         """Group store rows by place.
 
         Args:
-            rows: [n] store rows of the set.
+            rows: [n] store rows that get partners, and among which partners are found.
             places: [N] number of the place of each of the N store rows; negative if the place is not known.
         """
         own_places = np.asarray(places)[rows]

@@ -209,6 +209,6 @@ def _number(value: Score | float) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a text that cannot end a table's cell or start markup."""
+    """Escape a text for a Markdown table, so that it can neither end a cell nor start markup."""
     plain = "".join(sign if sign.isprintable() else " " for sign in text)
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")

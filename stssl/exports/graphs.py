@@ -126,8 +126,8 @@ def graph_file(student: Student, kind: GraphFormat, samples: Samples) -> tuple[b
 
 def _traced(student: Student, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     graph = graph_of(student)
-    # Export with two images: torch.export would take a batch of one as a fixed size. Use zeros: the file keeps these
-    # images.
+    # Export with two images: torch.export would take a batch of one as a fixed size. Use zeros: the file stores
+    # these images, and it may be published.
     examples = tuple(torch.zeros(2, *value.shape[1:]) for value in inputs)
     batch = torch.export.Dim("n", min=1)
     shapes = {name: {0: batch} for name, _ in zip(INPUTS, inputs, strict=False)}

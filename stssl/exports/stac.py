@@ -71,7 +71,7 @@ def _properties(facts: Exported, written: datetime, parameters: int) -> JsonObje
 
 
 def _dates(months: tuple[str, ...], written: datetime) -> JsonObject:
-    """Return the period of the training patches; the time of the export if they have no dates."""
+    """Return the dates of the STAC item: the period of the training patches, or the export's time if it is unknown."""
     if not months:
         return {"datetime": _instant(written)}
     year, month = (int(part) for part in months[-1].split("-"))

@@ -82,7 +82,7 @@ def torchvision_resnet(name: str, given: str) -> nn.Module:
 
 
 def chosen_bands(description: ModelDescription, bands: Sequence[str] | None) -> list[int]:
-    """Return the numbers of three bands in the sequence of the images' channels.
+    """Return the indexes of three bands among the channels of the images.
 
     Args:
         description: Description of the student or encoder.
@@ -105,7 +105,10 @@ def chosen_bands(description: ModelDescription, bands: Sequence[str] | None) -> 
 
 
 def _compare(description: ModelDescription, network: nn.Module, body: dict[str, Tensor], bands: int) -> None:
-    """Compare the features of both networks. Options such as `act_layer` change them without other weights."""
+    """Check that timm's and torchvision's network compute equal features from the weights `body`.
+
+    Options such as `act_layer` can change the features without a change of the weights.
+    """
     parts, encoder = description.network, description.network.role == "encoder"
     with torch.random.fork_rng(devices=[]):
         own = make_backbone(

@@ -58,7 +58,7 @@ def export_run(
     bands: Sequence[str] | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write a run's student for other programs, with a model card and a description. Compare it with the student.
+    """Write a run's student for other programs, with a model card and a description. Compare the file with the student.
 
     Args:
         place: Folder of a run, or the weights file of a student or encoder in it.
@@ -113,7 +113,7 @@ def export_run(
 
 
 def _checked(kind: str, bands: Sequence[str] | None) -> ExportFormat:
-    """Check the format, and that the bands and the packages fit it.
+    """Check that the format of an export is known, and that bands and packages fit it. Return the format.
 
     Raises:
         ConfigError: The format is unknown, takes no bands, or needs a package that is missing.
@@ -182,7 +182,11 @@ def _license(target: Path, earlier: dict[str, object], given: str | None) -> str
 def _write_model(
     form: ExportFormat, path: Path, described: DescribedFile, bands: Sequence[str] | None
 ) -> tuple[dict[str, float], Samples | None]:
-    """Write the model file. Return the difference of a graph from the student, by file name, and the run's samples."""
+    """Write the model file, and compare it with the student if it is a graph.
+
+    Returns:
+        Largest difference between the logits of file and student, by file name, and the run's sample patches.
+    """
     source, description, weights = described
     samples_file = source.parent / SAMPLES_FILE
     if form == "torchvision":
@@ -217,7 +221,7 @@ def _earlier_differences(earlier: dict[str, object]) -> dict[str, float]:
 
 
 def _keep_earlier(earlier: dict[str, object], target: Path, part: Path) -> None:
-    """Copy the unchanged model files of an earlier export of the same student: the card then names them too."""
+    """Copy unchanged model files of an earlier export of the student into the folder `part`, so the card names them."""
     files = earlier.get("files")
     for name, digest in files.items() if isinstance(files, dict) else ():
         path = target / name
@@ -247,7 +251,7 @@ def _digest(path: Path) -> str:
 
 
 def _move(part: Path, target: Path) -> None:
-    """Move all files into the target folder. `config.json` comes last: a folder without it is not whole."""
+    """Move all files of `part` into the folder `target`. `config.json` comes last: a folder without it is not whole."""
     part.chmod(0o755)
     if not target.exists():
         part.rename(target)

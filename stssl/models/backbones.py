@@ -115,7 +115,7 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
     misfits = MISFITS if hub else (*MISFITS, RuntimeError)  # the hub's client also raises RuntimeError
     wanted: dict[str, Any] = {"pretrained": hub, "in_chans": in_channels, "num_classes": classes, **options}
     try:
-        # Convolutional models have no `img_size`. Try it: timm does not list which models have it.
+        # Try with `img_size` first: convolutional models refuse it, and timm does not list which models take it.
         try:
             return cast(Backbone, timm.create_model(name, img_size=size, **wanted))
         except TypeError as error:
@@ -164,7 +164,7 @@ def check_images(network: nn.Module, backbone: nn.Module, name: str, *, bands: i
 
 
 def shape_of(backbone: Backbone, name: str) -> Shape:
-    """Describe a backbone's kind, sizes and blocks. Injection sites, where metadata enters, need this.
+    """Describe a backbone's kind, sizes and blocks for the injection sites, the points where metadata enters.
 
     Args:
         backbone: Backbone to describe.

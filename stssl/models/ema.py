@@ -64,7 +64,7 @@ class KeptStatistics:
     """Save the running statistics of BatchNorm layers before a step, and restore them if the step is skipped."""
 
     def __init__(self, module: nn.Module) -> None:
-        """Find the statistics of all layers of `module` that are in training mode."""
+        """Find the running statistics of those BatchNorm layers of `module` that are in training mode."""
         self.live = [
             value
             for layer in batchnorms(module)
@@ -122,10 +122,11 @@ def take_statistics(module: nn.Module, of_ranks: Tensor) -> None:
 
     Args:
         module: Module whose statistics are set.
-        of_ranks: [ranks, values] tensor. This rank takes its own row, or the mean if there were more or fewer ranks.
+        of_ranks: [ranks, values] tensor. This rank uses its own row. If the number of ranks has changed since, it
+            uses the mean over the rows.
 
     Raises:
-        ValueError: The tensor is not of this module.
+        ValueError: The tensor has another number of values than the module has statistics.
     """
     statistics = running_statistics(module)
     sizes = [value.numel() for value in statistics]
@@ -196,7 +197,10 @@ def training_quietly(network: nn.Module) -> Iterator[None]:
 
 
 def frozen_statistics(module: nn.Module) -> "_Frozen":
-    """Return a context manager that stops updates of BatchNorm's running statistics. Layers normalize by the batch."""
+    """Return a context manager that stops updates of BatchNorm's running statistics.
+
+    Inside the `with` block, BatchNorm layers normalize by the mean and variance of each batch.
+    """
     return _Frozen(batchnorms(module))
 
 

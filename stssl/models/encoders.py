@@ -61,7 +61,7 @@ class Raw(MetadataEncoder):
         self.register_buffer("scale", scale, persistent=config.standardized)
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Scale latitudes [N] and longitudes [N] in degrees to features [N, 2]: centered, then divided."""
+        """Scale latitudes [N] and longitudes [N] in degrees: subtract a center, divide by a scale. Return [N, 2]."""
         return (torch.stack([lat, lon], 1) - self.center) / self.scale
 
 
@@ -114,7 +114,7 @@ class SphericalConfig(EncoderBase):
     """Define the settings of the encoder `spherical`, which uses spherical harmonics.
 
     Attributes:
-        degree: Use the harmonics of all lower degrees; these are `degree`^2 functions.
+        degree: Number of degrees: the encoder uses the `degree`^2 harmonics of the degrees 0 to `degree` - 1.
         frequency: Factor inside the sines of the first layer.
     """
 

@@ -37,8 +37,8 @@ class GeoclipConfig(EncoderBase):
     """Configure GeoCLIP's location encoder. It needs `pip install 'stssl[geoclip]'`.
 
     Attributes:
-        weights: `geoclip` takes the weights of the package. `none` draws random ones, as the untrained control.
-        tune: True to train the location encoder too, at the rate of the backbone. False keeps its weights.
+        weights: `geoclip` takes the weights of the package. `none` draws random weights, for comparison.
+        tune: True to train the location encoder too, at the backbone's learning rate. False never changes it.
     """
 
     name: Literal["geoclip"] = "geoclip"
@@ -47,7 +47,7 @@ class GeoclipConfig(EncoderBase):
 
 
 def without_file(config: EncoderBase) -> EncoderBase:
-    """Return the configuration of an equal encoder that reads no file: its weights will be replaced."""
+    """Return a copy of a configuration that reads no weights file: a checkpoint will set the encoder's weights."""
     return config.model_copy(update={"weights": "none"}) if isinstance(config, GeoclipConfig) else config
 
 
@@ -78,7 +78,7 @@ def _branch() -> nn.Sequential:
 
 
 class Geoclip(MetadataEncoder):
-    """Encode places by GeoCLIP's features, scaled to length 1 as GeoCLIP compares them, and dates by a circle."""
+    """Encode places by GeoCLIP's features, scaled to length 1 as in GeoCLIP, and dates by a point on a circle."""
 
     config_type: ClassVar[type[EncoderBase]] = GeoclipConfig
 
@@ -105,7 +105,7 @@ class Geoclip(MetadataEncoder):
         return functional.normalize(self.location(lat, lon), dim=1)
 
     def pretrained(self) -> Iterable[nn.Parameter]:
-        """Return the trained parameters of the location encoder if they started from the package's weights."""
+        """Return the location encoder's parameters if they are trained and started from the package's weights."""
         return self.location.parameters() if self.tuned and self.from_package else ()
 
 
@@ -123,7 +123,7 @@ def equal_earth(lat: Tensor, lon: Tensor) -> Tensor:
 
 
 def load_package_weights(network: LocationNetwork) -> None:
-    """Load the weights that the package `geoclip` carries.
+    """Load the weights that the package `geoclip` carries into a location network.
 
     Raises:
         ConfigError: The package is not installed, or its weights are others than expected.
@@ -158,7 +158,7 @@ def package_file() -> Path:
 
 
 def _own_name(name: str) -> str:
-    """Return this network's name of a tensor that the package calls, for example, `LocEnc0.capsule.1.weight`."""
+    """Translate a tensor's name in the package, such as `LocEnc0.capsule.1.weight`, to that in `LocationNetwork`."""
     parts = name.split(".")
     number = parts[0].removeprefix("LocEnc")
     if parts[-1] == "b":

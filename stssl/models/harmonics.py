@@ -1,4 +1,4 @@
-"""Compute real spherical harmonics, and layers with sine activation (SIREN)."""
+"""Define a module that computes real spherical harmonics, and linear layers with sine activation (SIREN)."""
 
 import math
 

@@ -99,7 +99,7 @@ class Injection(nn.Module):
 
     @classmethod
     def fits(cls, shape: Shape) -> bool:
-        """Return True if the site can be used with a backbone of this shape."""
+        """Return True if the site can be used with a backbone of this kind and these sizes."""
         return shape.family in cls.families
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:

@@ -43,7 +43,7 @@ class KnownWeights:
         bands: Bands that the weights were trained on, in the order of the first layer.
         stored: Type of stored values that `scaling` is meant for.
         scaling: Scaling of the training images, for values of that type. Its lists have one number for each band.
-        source: Page that publishes them.
+        source: Address of the page that publishes the weights.
         license: SPDX identifier of the license of the weights; empty if the page names none.
         files: Regular expression of the published file names; empty if the weights are recognized in another way.
     """
@@ -57,7 +57,7 @@ class KnownWeights:
     files: str = ""
 
     def scaling_of(self, bands: tuple[str, ...]) -> BandScaling:
-        """Return the scaling for the bands of images. Bands that the weights lack get the mean of all bands."""
+        """Return the scaling for the bands of images. Bands that the weights lack get the mean over their bands."""
         own = [same_band(band) for band in self.bands]
         places = [own.index(same_band(band)) if same_band(band) in own else None for band in bands]
 
@@ -78,12 +78,12 @@ def display(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
 
 
 def reflectance(count: int) -> BandScaling:
-    """Return the scaling that divides reflectances times 10,000 by 10,000."""
+    """Return the scaling for `count` bands that hold reflectance times 10,000: it divides by 10,000."""
     return BandScaling((0.0,) * count, (10_000.0,) * count, (0.0,) * count, (10_000.0,) * count)
 
 
 def standardized(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
-    """Return the scaling that subtracts a mean and divides by a standard deviation, of reflectances times 10,000."""
+    """Return the scaling of reflectances times 10,000 that subtracts each band's mean and divides by its deviation."""
     return BandScaling((0.0,) * len(mean), (10_000.0,) * len(mean), mean, std)
 
 
@@ -205,5 +205,5 @@ def satmae_sentinel(dropped: list[int]) -> KnownWeights:
 
 
 def arch_of_kernel(kernel: Tensor) -> str | None:
-    """Return the network to which a published first layer belongs; None if it is not known."""
+    """Return the name of the network whose published first layer has this kernel; None if the kernel is not known."""
     return ARCH_OF_KERNEL.get(column_hash(kernel.detach().float().numpy()))

@@ -30,7 +30,7 @@ class EncoderBase(Config):
         name: Name of the encoder in recipes.
         place: Use latitude and longitude.
         date: Use day of the year and hour.
-        dropout: Share of the training rows that lose their place. The same share loses its date, drawn independently.
+        dropout: Share of the training patches whose place is hidden. As many dates are hidden, drawn independently.
     """
 
     name: str
@@ -81,9 +81,9 @@ class MetadataEncoder(nn.Module):
         return circle(day / YEAR)
 
     def pretrained(self) -> Iterable[nn.Parameter]:
-        """Return the trained parameters that started from pretrained weights.
+        """Return the encoder's parameters that started from pretrained weights and are trained. The default is none.
 
-        They get the learning rate of the backbone.
+        The optimizer gives them the learning rate of the backbone.
         """
         return ()
 
@@ -106,7 +106,7 @@ class MetadataEncoder(nn.Module):
         return context
 
     def _kept(self, known: Tensor) -> Tensor:
-        """Choose the rows that keep a known value: in training, a random share of these rows loses it."""
+        """Return a mask [N] of the rows that use their known value. In training, a random share of them does not."""
         if not (self.dropout and self.training and torch.is_grad_enabled()):
             return known
         return known & (torch.rand(len(known), device=known.device) >= self.dropout)

@@ -1,4 +1,4 @@
-"""Build networks: a backbone and, for some roles, an encoder of place and date and a site where its vector enters."""
+"""Build networks: a backbone and, for some roles, an encoder of place and date and a site where this vector enters."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -58,7 +58,7 @@ class Network(nn.Module):
             site: Site where the context enters the backbone.
             encoder: Encoder of metadata; None for networks that see no metadata.
             project: Layer that turns the pooled feature into the vector that distillation compares.
-            tokens: True if the backbone is a row of transformer blocks.
+            tokens: True if the backbone is a transformer, which computes tokens; False if it computes feature maps.
         """
         super().__init__()
         self.backbone, self.site, self.encoder, self.project = backbone, site, encoder, project
@@ -95,7 +95,7 @@ class Network(nn.Module):
         return self._pooled(image, metadata, True)[0]
 
     def _pooled(self, image: Tensor, metadata: Tensor | None, inject: bool) -> tuple[Tensor, Tensor | None]:
-        """Compute the pooled features of images, and the final state of the site's token, if it has one."""
+        """Compute the pooled features of images, and the final state of the site's own token; None if it has none."""
         context = self._context(image, metadata)
         site = self.site if inject else NOWHERE
         features, token = site.leave(self.features(image, context, site))
@@ -164,7 +164,7 @@ def build_network(
         weights: Weights to start from: a value of `model.weights`, or weights that were read before.
         distill: True if the student learns from the teacher's outputs by distillation.
         places: [patches, 4] places and dates of the training patches, for encoders that standardize.
-        head: `new` starts the head from zero if weights are given, `weights` takes it from them.
+        head: `new` starts the head from zero if weights are given, `weights` copies the head of the given weights.
         freeze: True to freeze the backbone.
 
     Raises:

@@ -15,14 +15,17 @@ PUBLISHED_WEIGHTS: Mapping[str, str] = MappingProxyType(
 
 
 def where_published(variable: str) -> str:
-    """Compose the sentence that says where the file of a variable is published. It is empty for unknown variables."""
+    """Compose the sentence that says where the weights that an environment variable names are published.
+
+    It is empty if the variable is not known.
+    """
     return f" The authors publish this file at {PUBLISHED_WEIGHTS[variable]}" if variable in PUBLISHED_WEIGHTS else ""
 
 
 def where_to_get(path: str) -> str:
-    """Compose the sentence that says where a missing file is published.
+    """Compose the sentence that says where a missing file of weights is published, given its path.
 
-    It is empty if no known variable holds its path.
+    It is empty if no known environment variable holds this path.
     """
     named = (name for name in PUBLISHED_WEIGHTS if os.path.abspath(os.environ.get(name) or "/") == path)  # noqa: PTH100
     return next(map(where_published, named), "")

@@ -55,8 +55,8 @@ def seal(weights: Mapping[str, Tensor], entries: Mapping[str, str] | None = None
     about = {"format": "pt", WRITER: __version__, **(entries or {})}
     plain = save(tensors)
     start = _LENGTH.size + _LENGTH.unpack_from(plain)[0]
-    # Write the header here: safetensors changes the order of its entries each time, but equal runs must give equal
-    # bytes.
+    # Write the header without safetensors, which changes the order of the entries each time: equal runs must give
+    # equal bytes.
     sealed = {"__metadata__": about | {DIGEST: _digest(tensors, about)}} | json.loads(plain[_LENGTH.size : start])
     header = json.dumps(sealed, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % _LENGTH.size)
@@ -64,7 +64,7 @@ def seal(weights: Mapping[str, Tensor], entries: Mapping[str, str] | None = None
 
 
 def read_sealed(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, and compare it with its checksum; see `read_with_header`."""
+    """Return the tensors of a safetensors file by name, after a check of its checksum; see `read_with_header`."""
     return read_with_header(path)[0]
 
 
@@ -96,7 +96,7 @@ def read_with_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """Hash the header and all tensors by SHA-256. Sort them by name: their order in the file must not matter."""
+    """Return the SHA-256 of the header and all tensors, sorted by name, so their order in the file does not matter."""
     found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]

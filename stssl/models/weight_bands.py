@@ -21,7 +21,7 @@ COLOR_BANDS = {"red": "B04", "green": "B03", "blue": "B02", "r": "B04", "g": "B0
 
 
 class PickedBands(NamedTuple):
-    """Hold which band of a file each band of the images uses.
+    """Hold, for each band of the images, which band of a weights file it uses.
 
     Attributes:
         places: Index of each image band among the bands of the file; None if the file lacks it.
@@ -58,7 +58,7 @@ def pick_bands(
     Args:
         file_bands: Bands of the file, sorted as in its first layer.
         image_bands: Bands of the images, sorted as in their channels.
-        missing: What to do for bands that the file lacks; None refuses them.
+        missing: How to fill bands that the file lacks, `zero` or `mean`; None raises an error for them.
         what: Name of the weights in messages.
 
     Raises:
@@ -88,7 +88,7 @@ def picked_kernels(kernel: Tensor, picked: PickedBands, missing: BandsMissing | 
     Args:
         kernel: [outputs, file bands, height, width] kernels of the file.
         picked: Bands to use.
-        missing: What to do for bands that the file lacks.
+        missing: How to fill bands that the file lacks: `zero` or `mean`.
 
     Returns:
         [outputs, image bands, height, width] kernels. Those of bands that the file has are unchanged; they are

@@ -23,7 +23,7 @@ SHOWN = 12
 
 @dataclass
 class Matching:
-    """Hold which tensors of a file a backbone took.
+    """Record which tensors of a weights file were loaded into a backbone, and which did not match.
 
     Attributes:
         loaded: Names of tensors that were taken, also those that were reshaped.
@@ -44,7 +44,7 @@ class Matching:
     filled: list[str] = field(default_factory=list)
 
     def about(self) -> JsonObject:
-        """Return the table as JSON values, for the record of a run."""
+        """Return these names and bands as JSON values, for the record of a run."""
         bands: JsonObject = {"file": list(self.file_bands) if self.file_bands else None}
         bands |= {"dropped": [*self.dropped], "filled": [*self.filled]}
         return {
@@ -56,7 +56,7 @@ class Matching:
         }
 
     def lines(self) -> list[str]:
-        """Return the table for the log: one line for each kind of difference."""
+        """Return lines for the log on the tensors and bands: one for each kind, such as loaded, missing or reshaped."""
         rows = {
             "loaded": [f"{len(self.loaded)} tensors"],
             "missing": self.missing,
@@ -87,7 +87,7 @@ def fit_weights(
         backbone: Backbone that `make_backbone` built.
         checkpoint: Weights under timm's names. Its `bands` are the names of the bands, if they are known.
         image_bands: Bands of the images, in the order of their channels; None if they are not known.
-        missing: What to do for bands that the file lacks; None refuses them.
+        missing: How to fill bands that the file lacks, `zero` or `mean`; None raises an error for them.
         with_head: True to load the head, too.
 
     Raises:
@@ -121,7 +121,7 @@ def fit_weights(
     _refuse_others(state, needed, checkpoint)
     found.loaded = [name for name in needed if name in state]
     found.missing = [name for name in needed if name not in state]
-    # A backbone without memory, which only shows whether weights fit, takes the tensors themselves.
+    # A backbone on the device "meta" has no memory to copy into, so it must take the tensors themselves.
     bare = next(iter(own.values())).is_meta
     backbone.load_state_dict({name: state[name] for name in found.loaded}, strict=False, assign=bare)
     return found
@@ -161,8 +161,8 @@ def _place(checkpoint: Checkpoint) -> str:
 def _renamed(name: str, own: StateDict) -> str:
     """Return the backbone's name for a tensor of a file.
 
-    timm calls the last norm `fc_norm` in transformers that pool by averaging: it comes after the pooling. Others
-    call it `norm` there, too.
+    timm calls the last norm `fc_norm` in transformers that pool by averaging: it comes after the pooling. Other
+    programs call it `norm` there, too.
     """
     for other in ("fc_" + name, name.removeprefix("fc_")):
         if name not in own and other in own:
@@ -175,7 +175,7 @@ def _head(backbone: nn.Module) -> str:
 
 
 def first_layer(backbone: nn.Module) -> str:
-    """Return the name of the first kernel, which reads the bands."""
+    """Return the name of a backbone's first kernel, which reads the bands of the images."""
     first = getattr(backbone, "default_cfg", {}).get("first_conv", "conv1")
     return f"{first[0] if isinstance(first, tuple | list) else first}.weight"
 
@@ -189,7 +189,7 @@ def _of_bands(
     missing: BandsMissing | None,
     found: Matching,
 ) -> Tensor:
-    """Pick the kernels of the bands of the images.
+    """Return the first layer's kernels for the bands of the images, and note changes of the bands in `found`.
 
     Raises:
         ConfigError: The bands differ, and their names do not say which to use.
@@ -202,7 +202,7 @@ def _of_bands(
         )
     if names is None or image_bands is None:
         if count == channels:
-            return kernel  # no other sequence is possible; `FirstWeights` logs that the bands are a guess
+            return kernel  # nothing names another sequence; `FirstWeights` logs that this is a guess
         raise ConfigError(
             f"model.weights: {place} sees {count} bands and data.bands has {channels}, and the file does not say which "
             f"bands they are. Name them in order: model.weights_bands=[...] with {count} names."
@@ -217,12 +217,12 @@ def _of_bands(
 
 
 def first_layer_text(kernel: Tensor) -> str:
-    """Name the first layer in the table, with its shape in the file."""
+    """Return the words for the first layer in the log, with the shape of its kernel in the file."""
     return f"first layer {tuple(kernel.shape)}"
 
 
 def _moved(value: Tensor, own: Tensor, backbone: nn.Module, found: Matching) -> Tensor:
-    """Resize position embeddings to the backbone's grid of patches, by bicubic interpolation."""
+    """Return position embeddings `value` resized to the backbone's grid of patches, by bicubic interpolation."""
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     if value.ndim != 3 or own.ndim != 3 or value.shape == own.shape:
@@ -230,7 +230,7 @@ def _moved(value: Tensor, own: Tensor, backbone: nn.Module, found: Matching) -> 
     grid: tuple[int, int] = getattr(backbone.get_submodule("patch_embed"), "grid_size")  # noqa: B009
     prefix = own.shape[1] - math.prod(grid)  # number of non-patch tokens with a position; it differs among models
     if math.isqrt(value.shape[1] - prefix) ** 2 != value.shape[1] - prefix:
-        return value  # not a square grid: `fit_weights` reports the shape
+        return value  # not a square grid, so it cannot be resized: `fit_weights` reports the shape
     moved: Tensor = resample_abs_pos_embed(value, list(grid), num_prefix_tokens=prefix, antialias=False)
     found.reshaped["pos_embed"] = f"from {value.shape[1] - prefix} to {math.prod(grid)} places"
     return moved

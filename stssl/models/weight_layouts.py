@@ -68,7 +68,7 @@ class Recognized:
     Attributes:
         tensors: Tensors of the encoder and its head.
         layout: Names of the programs that wrote the file, in words.
-        aside: Names of tensors of other parts, such as a momentum encoder.
+        aside: Names of tensors of the trainer's other networks, such as a momentum encoder.
         arches: Start of the names of those timm networks that compute the same outputs; empty if unknown.
     """
 
@@ -129,7 +129,7 @@ _LITE_EXPANDED = {
 
 
 def _lite(name: str, names: Names) -> str | None:
-    """Translate a name of efficientnet-pytorch's EfficientNet-Lite, which numbers blocks through all stages."""
+    """Translate a tensor's name in efficientnet-pytorch's EfficientNet-Lite. It numbers blocks through all stages."""
     part, _, rest = name.partition(".")
     if part != "_blocks":
         return f"{_LITE_TOP[part]}.{rest}" if part in _LITE_TOP else name

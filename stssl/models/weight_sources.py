@@ -44,12 +44,12 @@ class Checkpoint:
         source: Value of `model.weights`, or path of a file.
         tensors: Tensors by name.
         layout: Programs that wrote the file, in words.
-        aside: Names of tensors of other parts, such as a momentum encoder.
+        aside: Names of tensors of the trainer's other networks, such as a momentum encoder.
         arch: Name of the network in timm, if the file says it.
         arches: Start of the names of those timm networks that compute the same outputs; empty if unknown.
         bands: Bands that the first layer reads; None if unknown.
         known: Description of published weights; None if the weights are not known.
-        own: True if this program wrote the file.
+        own: True if stssl wrote the file.
     """
 
     source: str
@@ -130,7 +130,7 @@ def open_file(path: str) -> Checkpoint:
     known = known_by_name(path) or _known_by_content(file, found.arches)
     kernel = first_kernel(found.tensors)
     if known and (kernel is None or kernel.shape[1] != len(known.bands)):
-        known = None  # another file has the published name
+        known = None  # another file happens to have the published name: its bands differ
     arch = _arch(file, path, kernel)
     bands = known.bands if known else None
     own = Path(path).name in EXPORTS
@@ -138,12 +138,12 @@ def open_file(path: str) -> Checkpoint:
 
 
 def first_kernel(tensors: StateDict) -> Tensor | None:
-    """Return the kernels of the layer that reads the bands; None if the first kernels are no such layer."""
+    """Return the first convolution's kernels, which read the bands; None if no tensor has four axes."""
     return next((value for value in tensors.values() if value.ndim == 4), None)
 
 
 def _known_by_content(file: WeightFile, arches: str) -> KnownWeights | None:
-    """Recognize published weights by their layout, or by the settings of their trainer."""
+    """Find the published weights that a file holds, by its layout or its trainer's settings; None if not known."""
     if arches:
         return LITE0
     dataset = file.setting("dataset_type")
@@ -176,7 +176,7 @@ def from_timm(weights: str, name: str, options: JsonMapping, *, size: int, class
         ConfigError: timm has no such weights for the backbone, or they cannot be loaded.
     """
     full = timm_name(weights, name)
-    # timm adapts position embeddings itself; bands are adapted here, by name.
+    # Ask timm for three bands: it would fit other numbers without names. `fit_weights` fits the bands by name later.
     with short_of_hub() as offline:
         try:
             backbone = make_backbone(full, options, size=size, in_channels=3, classes=classes, hub=True)
@@ -215,7 +215,7 @@ def timm_name(weights: str, name: str) -> str:
 
 
 def timm_facts(weights: str, name: str) -> Checkpoint:
-    """Return timm's facts about weights, without their tensors. This needs no network connection.
+    """Return what timm knows about weights (scaling, source, license), without tensors and without a connection.
 
     Raises:
         ConfigError: timm has no such weights for the backbone.

@@ -123,7 +123,7 @@ class FirstWeights:
         return named.scaling_of(self.image_bands)
 
     def about(self) -> JsonObject:
-        """Describe the weights for the record of a run."""
+        """Return a description of the weights, as JSON values, for the record of a run."""
         checkpoint = self.checkpoint
         if checkpoint is None:
             return {}
@@ -263,7 +263,7 @@ def refuse_twins(
         return
     try:
         other = make_backbone(said, options, size=size, in_channels=in_channels, classes=classes, hub=False)
-    except ConfigError:  # the arguments fit only the backbone that the recipe names
+    except ConfigError:  # the recipe's arguments do not fit this network, so it is no twin
         return
     same = {key: value.shape for key, value in other.state_dict().items()}
     if same == {key: value.shape for key, value in backbone.state_dict().items()} and repr(other) != repr(backbone):
@@ -285,7 +285,7 @@ def _twin_words(checkpoint: Checkpoint, arch: str, name: str) -> str:
 
 
 def _made_for(checkpoint: Checkpoint, size: int) -> bool:
-    """Return True if a vision transformer's position embeddings show that it was trained on images of this size."""
+    """Return True if position embeddings show that a transformer's training images were at most `size` pixels wide."""
     places, kernel = checkpoint.tensors.get("pos_embed"), checkpoint.tensors.get("patch_embed.proj.weight")
     if places is None or kernel is None or places.ndim != 3:
         return False

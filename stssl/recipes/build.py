@@ -31,8 +31,8 @@ from stssl.steps.votes import NoVotesConfig, Votes
 def check_recipe(recipe: Recipe) -> list[str]:
     """Check before a run starts that data and networks fit the recipe.
 
-    Log a warning if the algorithm needs unlabeled patches, but no step of the run uses them. Log warnings about parts
-    that are far from what the recipe asks for.
+    Log a warning if the algorithm needs unlabeled patches, but no step of the run uses them. Log warnings about
+    parts (training, validation, test) whose size is far from what the recipe asks for.
 
     Returns:
         Lines for the user on what the run trains on: patches of each part, labels and bands.
@@ -193,7 +193,7 @@ def build_pixels(
         scaling: Numbers of each band; None chooses them by the section `data` alone.
     """
     replacing = (scaling or choose_scaling(config, data)).replacing
-    # Division by 255 and given numbers need no statistics, and the store may have none.
+    # Read no statistics if the scaling does not use them (division by 255, given numbers): the store may have none.
     if config.scale == "bytes" or replacing is not None:
         mean = std = np.zeros(len(config.bands), np.float32)
     else:

@@ -71,7 +71,7 @@ def part_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def _share_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
-    """Warn of parts whose share of the patches is far from what `data.split` asks for."""
+    """Return warnings about parts whose share of the patches is far from what `data.split` asks for."""
     config, split = recipe.data.split, data.split
     asked = shares_asked(config)
     among = [split.train, split.validation, *([split.test] if "test" in asked else [])]
@@ -93,7 +93,7 @@ def _share_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def _label_warnings(recipe: Recipe, data: RunData) -> list[str]:
-    """Warn if `labels.per_class` or `labels.total` asks for more labels than the training patches have."""
+    """Return warnings if `labels.per_class` or `labels.total` asks for more labels than the training patches have."""
     labels, hits = recipe.labels, _hits(data, data.labeled)
     if labels.total is not None and len(data.labeled) < labels.total:
         return [f"labels.total={labels.total}: only {len(data.labeled):,} training patches have a label; all are taken"]
@@ -111,5 +111,5 @@ def _label_warnings(recipe: Recipe, data: RunData) -> list[str]:
 
 
 def _hits(data: RunData, rows: Ints) -> Ints:
-    """Count the patches of each class among store rows: [C]."""
+    """Return how many of the patches `rows` have each of the C classes: [C]."""
     return np.asarray(data.space.positives(data.targets[torch.from_numpy(rows)]).sum(0).long().numpy())

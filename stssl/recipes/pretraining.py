@@ -13,7 +13,7 @@ from stssl.recipes.recipe import SMOKE, Recipe, RunRecipe
 
 
 class PairBatchConfig(Config):
-    """Set the batch size of pretraining, in pairs. A pair is two augmented copies of one patch.
+    """Set the batch size of pretraining, in pairs. A pair is two augmented patches of one place, or one twice.
 
     Attributes:
         size: Number of pairs in a step, summed over all ranks (training processes).
@@ -25,7 +25,7 @@ class PairBatchConfig(Config):
 class KnnConfig(Config):
     """Configure the k-NN check of pretraining. Each validation classifies patches by their nearest neighbors.
 
-    It compares the features of the frozen backbone, and logs the scores.
+    The check compares the features of the frozen backbone, and logs the scores.
 
     Attributes:
         k: Number of nearest neighbors for each patch.
@@ -43,8 +43,8 @@ class ProbeConfig(Config):
 
     Attributes:
         lr: Learning rate of the linear layer. With standardized features it is divided by their number.
-        features: `standardized` subtracts the training part's mean and divides by its standard deviation. `raw` takes
-            features as the network gives them.
+        features: `standardized` subtracts the training part's mean and divides by its standard deviation. `raw` uses
+            the features unchanged.
         epochs: Number of epochs of the linear layer.
         batch: Number of patches in one step of the linear layer.
         k: Number of neighbors that vote in k-NN.

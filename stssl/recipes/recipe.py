@@ -68,7 +68,7 @@ class RunRecipe(Config):
         scored_by: Command that scores runs of this kind.
         smoke: Values of `--smoke`. With them a run takes seconds on a laptop, without Ray and without downloads.
         optimizer_name: Optimizer of a recipe without `optimizer.name`.
-        others: Keys of files for other commands, and the name of each command.
+        others: Keys that only files for other commands have, and the command of each key, for error messages.
         renamed: Keys of release 0.1, and their present names.
         name: Name of the run and of its folder.
         data: Patches, bands and labels.
@@ -136,7 +136,7 @@ class RunRecipe(Config):
         smallest, most = workers if isinstance(workers, tuple) else (workers, workers)
         if smallest > most:
             raise ValueError(f"launch.workers: [{smallest}, {most}] must be [least, most]")
-        # Each rank needs a row: without one it joins no sum over ranks, and the others wait for it.
+        # Each rank needs a row: a rank without rows joins no sum over ranks, and the other ranks wait for it forever.
         key, rows = self.least_rows
         if rows < most:
             raise ValueError(f"{key} {rows} is smaller than launch.workers {most}: no row for each")
@@ -144,7 +144,7 @@ class RunRecipe(Config):
 
     @model_validator(mode="after")
     def _settled(self, info: ValidationInfo) -> "RunRecipe":
-        """Make the storage folder and the folder of `run:NAME` weights absolute. This needs both keys at once."""
+        """Make the storage folder and the folder of `run:NAME` weights absolute. The second needs the first."""
         if info.context == ELSEWHERE:
             return self
         storage = absolute(self.launch.storage)

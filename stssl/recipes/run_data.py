@@ -54,10 +54,10 @@ class PixelData:
         """Make the sampler, which shuffles patches into batches.
 
         Args:
-            rows: [n] store rows of the stream.
+            rows: [n] store rows to shuffle.
             batch: Number of rows of a global batch.
             seed: Seed of the run.
-            stream: Random stream for the shuffling.
+            stream: Source of random numbers: with another stream, the same seed gives another order.
             world: Number of ranks.
 
         Raises:
@@ -137,7 +137,7 @@ def open_pixels(config: DataConfig, device: torch.device | None = None, validate
     columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
     disk = DiskCache(config.cache_dir or default_folder(), config.cache_bytes) if is_remote(config.store) else None
     reader = store.reader(config.bands, config.threads or reading_threads(), cache=disk)
-    # Leave out test patches: a training run never reads them, and memory is short.
+    # Hold no test patches in memory: a training run never reads them, and memory is short.
     held = np.concatenate([split.train, split.validation])
     source = Streamed(reader) if device is None else hold(reader, held, store.size, config.cache, device)
     kept = isinstance(source, Held)

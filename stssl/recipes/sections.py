@@ -53,7 +53,7 @@ class DataConfig(Config):
         cache_bytes: Largest size of that folder in bytes.
         shuffle_shards: Number of shards to mix, if the store lies in an object store. 0 reads shard after shard.
         threads: Number of threads with which each rank reads patches. None takes the cores of the machine, divided by
-            its ranks, and 16 at most. More help if each read waits long, as on network disks.
+            its ranks, and 16 at most. More threads help if each read waits long, as on network disks.
     """
 
     store: StorePlace
@@ -122,8 +122,8 @@ class ModelConfig(BackboneConfig):
     Attributes:
         freeze: True never changes the backbone, neither its weights nor its BatchNorm statistics. Only the head and the
             layers for metadata learn.
-        head: The first layer of outputs. `new` starts from zero if `weights` are given, else at random. `weights` takes
-            it from the file of `weights` too, which must be a student of the same classes.
+        head: First weights of the head, the output layer. `new` starts from zero if `weights` are given, else at
+            random. `weights` reads the head from the file of `weights`, which must be a student of the same classes.
         metadata: Which networks see metadata. `teacher` trains a second network, which sees it and makes pseudo-labels.
         encoder: How place and date become a vector.
         injection: Where this vector enters the network.
@@ -247,5 +247,5 @@ class LoggingConfig(Config):
 
 
 def _default(union: object, name: str) -> Any:
-    """Build a configuration with default values. Choose its class by the recipe key `name` among several classes."""
+    """Build a configuration with default values. Its class is the one in `union` whose key `name` is `name`."""
     return next(part for part in config_types(union) if part_name(part) == name)()

@@ -22,8 +22,8 @@ class ChosenScaling(NamedTuple):
     """Hold the numbers that scale the images of a run, and say where they come from.
 
     Attributes:
-        numbers: Numbers of each band.
-        by: `data.scale`, `data.mean` or `weights`.
+        numbers: Numbers that scale each band.
+        by: Where the numbers come from: `data.scale`, `data.mean` or `weights`.
         stored: Type of the stored values.
     """
 
@@ -153,7 +153,7 @@ def stored_type(config: DataConfig, data: PixelData) -> StoredType | None:
 
 
 def _by_scale(config: DataConfig, data: PixelData) -> BandScaling:
-    """Return the numbers of `data.scale`."""
+    """Return the numbers that scale each band as `data.scale` says: from the bands' statistics, or 255 for bytes."""
     count = len(config.bands)
     if config.scale == "bytes":
         return BandScaling((0.0,) * count, (255.0,) * count, (127.5,) * count, (127.5,) * count)

@@ -38,5 +38,5 @@ class TrainingStep(nn.Module):
         The loop calls this after each optimizer step.
 
         Args:
-            bad: Scalar tensor; true if the loop skipped the step because its gradients are not finite.
+            bad: Scalar tensor: true if the loop skipped the step because its gradients were not finite.
         """

@@ -12,7 +12,7 @@ class Gathering:
 
     def __init__(self) -> None:
         """Create the empty table of the number of rows on each rank."""
-        # Ranks exchange each size only once: sizes stay the same during a run, and each exchange waits for the device.
+        # Store the row counts, to exchange them only once: they never change, and each exchange waits for the device.
         self._counts: dict[tuple[Stream, int], list[int]] = {}
 
     def __call__(self, outputs: LabelerOutputs) -> LabelerOutputs:

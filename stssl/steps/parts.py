@@ -77,7 +77,7 @@ class MatchPlan:
     parts: int = 1
 
     def split(self, parts: int) -> "list[MatchPlan]":
-        """Return one plan for each of `parts` micro-batches: its own rows of each term, and the same denominators."""
+        """Return a plan for each of `parts` micro-batches: its rows of each loss term, and equal denominators."""
         return [
             replace(self, terms=[_term_rows(term, part, parts) for term in self.terms], parts=parts)
             for part in range(parts)

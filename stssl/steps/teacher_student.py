@@ -165,8 +165,8 @@ class TeacherStudentStep(TrainingStep):
     def predictor(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a function that predicts with the averaged weights of `student` or `teacher`.
 
-        The function takes images and metadata [n, 4], and returns logits [n, classes]. It calibrates the logits
-        if the algorithm does so (CDMAD).
+        The function takes images and metadata [n, 4], and returns logits [n, classes]. It corrects the logits
+        by those of a blank image if the algorithm does so (CDMAD).
         """
         network = self.averaged_network(name)
 
@@ -181,7 +181,8 @@ class TeacherStudentStep(TrainingStep):
     def reestimate_batchnorm(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         """Compute the BatchNorm statistics of the averaged networks anew, from batches of images and metadata.
 
-        All networks get the same batches, which are made once: for small networks this takes most of the time.
+        All networks get the same batches. Each batch is made only once: for small networks, making it takes most of
+        the time.
         """
         averaged = [network for network in map(self.averaged_network, self.averages) if batchnorms(network)]
 
@@ -246,7 +247,7 @@ class TeacherStudentStep(TrainingStep):
             yield "unlabeled", self.loss.unlabeled * torch.stack(matched).sum()
         if name in plan.statistics:
             local = algorithm.statistics(logits[plan.terms[0].view], plan.terms[0])
-            # The value is that of the global batch, but gradients flow only through the sums of this micro-batch.
+            # Use the value of the global batch, but gradients of this micro-batch only: the others add their own.
             value = algorithm.regularizer(plan.statistics[name] + world_size() * (local - local.detach()))
             yield "regularizer", value - value.detach() * (1 - 1 / plan.parts)
 
@@ -258,7 +259,7 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _logits_for_plan(self, batch: Batch, progress: Progress) -> dict[str, Logits]:
-        """Compute each network's logits for strong views, if the plan of the micro-batches needs these logits."""
+        """Compute each network's logits for strong views by network; none if the algorithm does not need them."""
         algorithm, found = self.algorithm, dict[str, Logits]()
         for name, network in self._live():
             watched = algorithm.watches_student and self._role(name) == "student"
@@ -290,7 +291,8 @@ class TeacherStudentStep(TrainingStep):
             progress: Current step.
             logits: Logits that the networks have already computed in this step, by network and view.
 
-            Returns: Logits of the labeler and, if needed, of the student. None if this step needs no pseudo-labels.
+        Returns:
+            Logits of the labeler and, if needed, of the student. None if this step needs no pseudo-labels.
         """
         algorithm = self.algorithm
         if not self._needs_labeler(progress):
@@ -310,7 +312,7 @@ class TeacherStudentStep(TrainingStep):
     def _blank(self, network: Network, like: Tensor, mode: ModeSetter = evaluating) -> Tensor:
         """Compute a network's logits [1, classes] for the blank image (all ones), without metadata."""
         with mode(network):
-            # Pass it twice: in training mode, BatchNorm needs more than one value.
+            # Pass the blank image twice: in training mode, BatchNorm needs more than one value.
             prediction: Prediction = network(torch.ones_like(like[:1]).repeat(2, 1, 1, 1), None, inject=False)
         return prediction.logits[:1]
 

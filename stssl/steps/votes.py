@@ -11,7 +11,7 @@ of votes are not stored, so a mistake can spread only through what the network l
 only on pseudo-labels: the student learns nothing about places from votes.
 
 At the first step that learns from unlabeled patches, only the labels are stored. The stored predictions are complete
-after one pass over the unlabeled patches. They are part of checkpoints: 2 bytes for each patch, group and choice.
+after one pass over the unlabeled patches. They are part of checkpoints: 2 bytes for each patch, decision and choice.
 """
 
 from dataclasses import replace
@@ -93,14 +93,14 @@ class Votes(nn.Module):
         self.register_buffer("near", near, persistent=False)
         self.register_buffer("share", share, persistent=False)
         self.register_buffer("fixed", known, persistent=False)
-        # Half precision: a vote needs no more digits, and this is the largest part of a checkpoint with many patches.
+        # Use half precision: votes need no more digits, and this table is most of a checkpoint with many patches.
         self.register_buffer("last_probabilities", (last_probabilities * known[..., None]).half())
-        # Their sum, kept up to date: to add up all patches anew took most of a step's time with half a million patches.
-        # In double precision, and a part of checkpoints: a sum from other additions would have other last digits.
+        # Store the sum over patches too: adding up half a million patches took most of a step's time. It is double
+        # precision and part of checkpoints: a sum from other additions would have other last digits after a resume.
         self.register_buffer("total", self.last_probabilities.double().sum(0))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *options: Any) -> None:
-        """Load the state of a checkpoint. Older checkpoints lack the sum."""
+        """Load the state of a checkpoint. If an older release wrote it, compute the sum that it lacks."""
         stored = state_dict.get(f"{prefix}last_probabilities")
         if isinstance(stored, Tensor):
             state_dict.setdefault(f"{prefix}total", stored.half().double().sum(0))
@@ -152,11 +152,11 @@ def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
     near = torch.zeros(len(points), min(count, max(len(known) - 1, 0)), dtype=torch.int64)
     distance = torch.full(near.shape, torch.inf)
     if near.shape[1]:
-        # The search takes most of the time, so the ranks divide it.
+        # The search takes most of the time, so each rank finds the neighbors of a share of the patches.
         own_rows = points[known][rows_of(len(known), rank(), world_size())]
         parts = KDTree(points[known]).query(own_rows, near.shape[1] + 1)
         chords, found = (gather_rows(torch.from_numpy(part).to(exchange_device())).cpu().numpy() for part in parts)
-        # Each patch finds itself too, and not always first: other patches may lie at the same place. Leave itself out.
+        # Each patch finds itself too, and not always first: other patches may lie at the same place. Leave it out.
         own = found == np.arange(len(known))[:, None]
         own[~own.any(1), -1] = True
         keep = ~own

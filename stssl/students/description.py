@@ -25,7 +25,7 @@ Color = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 
 
 class Described(BaseModel):
-    """Define the base of all parts of a description. They ignore keys that this release does not know."""
+    """Define the base class of all parts of a description. A part ignores keys that this release does not know."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -131,8 +131,8 @@ class TrainingDescription(Described):
         source: Archive that the patches come from.
         patches: Number of training patches.
         labeled: Number of these that kept their label; None for pretraining.
-        box: Box around their places; None if no patch has a place.
-        months: Months of their dates, sorted, such as `2017-06`; empty if no patch has a date.
+        box: Box around the places of the training patches; None if no patch has a place.
+        months: Months of the training patches' dates, sorted, such as `2017-06`; empty if no patch has a date.
         recipe: Recipe, without machine, logging, caches and folders.
         hashes: Hashes of `recipe` and `data`.
         versions: Versions of the software.
@@ -224,6 +224,6 @@ def parse_description(text: str, path: Path) -> ModelDescription:
 
 
 class Version(Described):
-    """Hold the version of a description. It is read first: other keys depend on it."""
+    """Hold the version of a description. It is read first, because the meaning of other keys depends on it."""
 
     format: Annotated[int, Field(ge=1)]

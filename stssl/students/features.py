@@ -21,7 +21,7 @@ class FeatureModel(ImageModel):
     """
 
     def __init__(self, description: ModelDescription, network: Network | Backbone, width: int) -> None:
-        """Use a network with trained weights. To load one from a file, call `read_features`.
+        """Wrap a network that has trained weights. To load one from a file, call `read_features`.
 
         Args:
             description: Description of the network.

@@ -29,7 +29,7 @@ class ImageModel(nn.Module):
     """
 
     def __init__(self, description: ModelDescription) -> None:
-        """Keep a description, and the numbers of its bands as buffers.
+        """Store a description, and the numbers that scale its bands as buffers.
 
         Args:
             description: Description of the network.
@@ -73,7 +73,7 @@ class ImageModel(nn.Module):
         return self.get_buffer(name)
 
     def check(self, images: Tensor, metadata: Tensor | None) -> None:
-        """Refuse images and metadata of a wrong shape or type."""
+        """Raise an error if images or metadata have a wrong shape or type, or if metadata is missing or not needed."""
         for given in (images, metadata):
             if given is not None and not isinstance(given, Tensor):
                 raise DataError(
@@ -124,7 +124,7 @@ class ImageModel(nn.Module):
             )
 
     def check_values(self, images: Tensor) -> None:
-        """Refuse values that cannot be stored values: not finite, out of range, or already scaled to 0..1."""
+        """Raise a `DataError` for values that are not finite, are out of range, or were already scaled to 0..1."""
         if not len(images):
             return
         values = images if images.dtype in FLOATS else images.to(torch.int64)

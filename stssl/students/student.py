@@ -27,7 +27,7 @@ class Student(ImageModel):
     """
 
     def __init__(self, description: ModelDescription, network: Network) -> None:
-        """Use a network with trained weights. To load a student from a file, call `stssl.load_student`.
+        """Wrap a network that has trained weights. To load a student from a file, call `stssl.load_student`.
 
         Args:
             description: Description of the network.

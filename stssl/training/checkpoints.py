@@ -43,8 +43,8 @@ class CheckpointState(TypedDict):
         progress: Fields of `RunProgress`.
         step: State dict of the training step: networks, averages, and buffers of the algorithm.
         optimizer: State dict of the optimizer.
-        ranks: [ranks, values] running BatchNorm statistics of each rank, if the run has several: between validations
-            they differ.
+        ranks: [ranks, values] running BatchNorm statistics of each rank, if the run has several ranks: the
+            statistics of ranks differ between validations.
     """
 
     recipe: str
@@ -149,10 +149,10 @@ def does_not_fit(path: Path, state: CheckpointState, error: Exception) -> Unusab
 
 
 class Checkpoints:
-    """Keep the checkpoints of one run in `<run>/checkpoints`. A thread writes them while training continues."""
+    """Write and read the checkpoints of one run, in `<run>/checkpoints`. A thread writes while training continues."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep the checkpoints in `folder`. The first write creates it."""
+        """Use `folder` for the checkpoints. The first write creates the folder."""
         self.folder = folder
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -187,7 +187,7 @@ class Checkpoints:
             if best:
                 _replace_by_link(last, self.path("best"))
             sync_folder(self.folder)
-        except BaseException as error:  # wait() raises it in the training thread
+        except BaseException as error:  # a thread's error would be lost: `wait` raises it in the training thread
             self._error = error
 
     def wait(self) -> None:

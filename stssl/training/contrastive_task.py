@@ -207,7 +207,7 @@ def build_encoder(
     Args:
         model: Backbone, image size and initial weights.
         bands: Number of bands of the images.
-        projection: Number of features that the projection gives.
+        projection: Size of the projected vectors.
         mlp: True for a projection of two layers, False for one.
         first: Weights to start from; None reads those that `model` names.
 
@@ -225,7 +225,8 @@ def build_encoder(
 def check_pretraining(recipe: PretrainRecipe) -> list[str]:
     """Check before a run starts that data and network fit the recipe.
 
-    Log a warning if the queue is longer than the training part, or if a part is far from what the recipe asks for.
+    Log a warning if the queue is longer than the training part, or if the size
+    of a part (training, validation, test) is far from what the recipe asks for.
 
     Returns:
         Lines for the user on what the run trains on: patches of each part, and bands.
@@ -254,7 +255,7 @@ def check_pretraining(recipe: PretrainRecipe) -> list[str]:
         )
     if not isinstance(recipe.pretext.geo, NoGeoConfig):
         known_places(data.metadata[torch.from_numpy(data.split.train)], getattr(recipe.pretext.geo, "k", 1))
-    # Check without weights of a hub: they would be downloaded, and the check must work offline.
+    # Leave out weights of a hub: they would be downloaded, and this check must work offline.
     model = recipe.model.model_copy(update={} if checkable(recipe) else {"weights": "none"})
     bands, size = len(recipe.data.bands), recipe.model.image_size
     first = first_weights_of(model, recipe.data.bands)

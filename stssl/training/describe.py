@@ -38,7 +38,7 @@ from stssl.students.samples import MOST_PLACES, SAMPLES, Samples
 
 
 def describe_student(recipe: Recipe, data: RunData, pixels: PixelScaler, cdmad: bool) -> ModelDescription:
-    """Describe the student of a training run.
+    """Return the description of a training run's student, for the header of its weights file.
 
     Args:
         recipe: Recipe of the run.
@@ -71,7 +71,7 @@ def describe_student(recipe: Recipe, data: RunData, pixels: PixelScaler, cdmad: 
 
 
 def describe_encoder(recipe: PretrainRecipe, data: PixelData, pixels: PixelScaler) -> ModelDescription:
-    """Describe the backbone of a pretraining run.
+    """Return the description of a pretraining run's backbone, for the header of its weights file.
 
     Args:
         recipe: Recipe of the run.
@@ -92,13 +92,13 @@ def describe_encoder(recipe: PretrainRecipe, data: PixelData, pixels: PixelScale
 
 
 def _groups(recipe: RunRecipe, data: PixelData) -> dict[str, BandGroup]:
-    """Return the pixel array of each band of a recipe."""
+    """Return, for each band of a recipe, the group of bands that shares its pixel array in the store."""
     own = {band: group for group in data.store.groups.values() for band in group.bands}
     return {band: own[band] for band in recipe.data.bands}
 
 
 def _about(data: PixelData, group: BandGroup, key: str) -> float | None:
-    """Return a positive number from the description of a pixel array; None if the description lacks it."""
+    """Return the number under `key` in the description of a pixel array; None if it is missing or not positive."""
     value = data.store.description.about(group.name).get(key)
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
@@ -171,7 +171,7 @@ def take_samples(data: PixelData, description: ModelDescription) -> Samples:
 
     Args:
         data: Data of the run.
-        description: Description of its student.
+        description: Description of the run's student, which names the bands and the size of the patches.
     """
     split = data.split
     rows = spread(split.validation if len(split.validation) else split.train, SAMPLES)

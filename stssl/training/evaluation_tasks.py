@@ -43,7 +43,7 @@ def predict_on_ray(workers: int) -> Elsewhere:
 
 
 def _task(asked: AskedLogits, share: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Compute one share of the logits in a Ray worker."""
+    """Compute one worker's share of a run's logits, inside a Ray worker."""
     torch.set_num_threads(1)
     if not Path(asked.path).exists():
         raise RunError(f"{asked.path} is not there on {socket.gethostname()}: all nodes must see the run and its store")

@@ -194,7 +194,7 @@ class Journal:
             sink.append(kind, step, {name: value for name, value in values.items() if isfinite(value)})
 
     def note(self, file: str, row: Mapping[str, object]) -> None:
-        """Append a row to another file with rows, `file`, in the run's folder.
+        """Append a row to `file` in the run's folder, which has one JSON object in each line, as `metrics.jsonl` has.
 
         Raises:
             RunError: The file cannot be written.

@@ -131,7 +131,7 @@ def _train_on_ray(recipe: RunRecipe) -> None:
                 **_quiet(),
             ),
         )
-        # Ray's own handler of Ctrl-C ends the process with exit code 0, as if the run had succeeded.
+        # Install no handler of Ctrl-C by Ray: it ends the process with exit code 0, as if the run had succeeded.
         trainer._register_sigint_handler = lambda controller: None
         try:
             with passing_signals(Post(start)):
@@ -142,10 +142,10 @@ def _train_on_ray(recipe: RunRecipe) -> None:
 
 
 def _quiet() -> dict[str, Any]:
-    """Return options of Ray's `RunConfig` that keep notes of Ray Train out of the output. Its warnings stay."""
+    """Return options of Ray's `RunConfig` that hide messages of Ray Train below the level of warnings."""
     import ray.train
 
-    # Early releases of Ray Train 2 have no such class.
+    # Early releases of Ray Train 2 lack the class `LoggingConfig`.
     kind = getattr(ray.train, "LoggingConfig", None)
     return {"logging_config": kind(log_level="WARNING")} if kind else {}
 

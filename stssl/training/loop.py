@@ -29,7 +29,7 @@ Report = Callable[[dict[str, float | None]], None]
 
 
 class StepResult(NamedTuple):
-    """Hold the values that one training step logs, and a flag: was the step left out? All are still on the device.
+    """Hold the values that one training step logs, and a flag for skipped steps. All are tensors on the device.
 
     Attributes:
         logs: Losses and other scalars of the step.
@@ -66,7 +66,7 @@ def train_to_end(train_state: TrainState, report: Report, outside: Outside | Non
     """
     schedule, progress = train_state.recipe.schedule, train_state.progress
     meter = Meter(train_state)
-    # The run may have been killed after its patience ended and before `done.json` was written.
+    # Take no step if the patience has ended: the run may have been killed just before it wrote `done.json`.
     validated = progress.step % schedule.evaluate_every == 0
     stop_at = progress.step if validated and progress.exhausted(schedule.patience) else schedule.steps
     notices = Notices(StopRequest(), outside or Outside(), train_state.recipe.launch.collective_timeout_s)
@@ -183,7 +183,7 @@ def save_and_stop(train_state: TrainState, notices: Notices, by: signal.Signals)
     notices.stop.leaving = True
     save(train_state)
     train_state.folder.checkpoints.wait()
-    # A rank that ended before rank 0 has written would let Ray end rank 0, too.
+    # Wait for all ranks: if one ended before rank 0 has written the checkpoint, Ray would end rank 0, too.
     notices.meet()
     raise StoppedError(
         f"asked to end ({by.name}) after step {train_state.progress.step}; the same command continues from there "
@@ -205,7 +205,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Drop the collected values, and measure time from now on. Keep the list of steps with bad gradients."""
+        """Drop the collected values, and measure time from now on. The list of steps with bad gradients stays."""
         self.sums: Logs = {}
         self.before: dict[str, Tensor | int] = {}
         self.steps, self.rows, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
@@ -289,11 +289,11 @@ class Guard:
         self.noted: list[tuple[int, StepResult]] = []
 
     def note(self, step: int, result: StepResult) -> None:
-        """Keep a step's result for a later check, without reading it from the device now."""
+        """Store a step's result for a later check. Do not read it from the device now: the host would have to wait."""
         self.noted.append((step, result))
 
     def bad_steps(self) -> list[BadStep]:
-        """Return the steps with gradients that are not finite since the last call, with one read from the device."""
+        """Return the steps since the last call whose gradients were not finite. Read from the device only once."""
         flags = torch.stack([result.bad for _, result in self.noted]).tolist() if self.noted else []
         found: list[BadStep] = [
             {"step": step, "losses": {name: float(value) for name, value in result.logs.items()}}

@@ -93,7 +93,7 @@ class Notices:
         if self._group is not None:
             sent, number = torch.tensor([number]), self._received()
             work = dist.all_reduce(sent, dist.ReduceOp.MAX, group=self._group, async_op=True)
-            assert work is not None  # this rank is in the group
+            assert work is not None  # for type checkers: torch returns None only to ranks outside of the group
             self._sent = sent, work
         if number >= _STOP:
             return Notice(False, signal.Signals(number - _STOP))
@@ -107,7 +107,7 @@ class Notices:
         return _ASK if rank() == 0 and self.outside.due() else 0
 
     def _received(self) -> int:
-        """Wait for the last exchange, and return the largest number of all ranks; 0 before the first exchange."""
+        """Wait for the last exchange. Return the largest number that a rank sent in it; 0 before the first exchange."""
         if self._sent is None:
             return 0
         (number, work), self._sent = self._sent, None

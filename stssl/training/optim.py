@@ -53,7 +53,7 @@ def parameter_groups(
 
     Returns:
         For each learning rate, a group with weight decay and one without. `factor` multiplies the learning rate, and
-        `waits` is True if the group waits for the end of `schedule.head_steps`.
+        `waits` is True if the group learns nothing in the first `schedule.head_steps` steps.
     """
     found: dict[LayerRate, tuple[list[nn.Parameter], list[nn.Parameter]]] = {NEW: ([], [])}
     for name, parameter in module.named_parameters():
@@ -85,7 +85,7 @@ def make_optimizer(
     groups = parameter_groups(module, config.weight_decay, config.decayed, rates)
     if config.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-        # torch creates and fills these buffers in the first step. If it skips that step, it leaves them unfilled.
+        # Create the momentum now: torch would create it in the first step, and leave it unfilled if it skips that one.
         for parameter in module.parameters():
             if config.momentum and parameter.requires_grad:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

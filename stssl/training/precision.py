@@ -47,7 +47,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def _cpu() -> Mapping[str, object]:
-    """Return the features of this CPU that torch reports, by name. torch before 2.10 reports none."""
+    """Return this CPU's instruction sets and other features that torch reports, by name; empty before torch 2.10."""
     found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return found
 

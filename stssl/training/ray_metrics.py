@@ -75,4 +75,4 @@ class RayGauges:
                 self.gauges[name].set(values[one.column] * one.factor, self.tags)
 
     def close(self) -> None:
-        """Do nothing: the series of a run end with its process."""
+        """Do nothing: Ray drops the gauges of a run when its process ends."""

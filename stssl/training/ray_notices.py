@@ -22,7 +22,7 @@ NODES_S = 10.0
 
 
 class Post:
-    """Write and read the keys of one start of a run in Ray's key-value store."""
+    """Write and read values in Ray's key-value store, under keys that belong to one start of a run."""
 
     def __init__(self, name: str) -> None:
         """Use keys that begin with `name`, which no other start has."""
@@ -46,14 +46,14 @@ class RayOutside(Outside):
     """Receive on a Ray worker that the driver was asked to end, or that a node will be taken away."""
 
     def __init__(self, post: Post) -> None:
-        """Store the keys of this start of the run, which the driver writes."""
+        """Store `post`, which reads what the driver writes for this start of the run."""
         self.post = post
         self._by: signal.Signals | None = None
         self._asked_at = time.monotonic()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Return a context in which a thread looks for the driver's request. Tell the driver that steps are taken."""
+        """Return a context in which a thread looks for the driver's request. Tell the driver that training began."""
         over = threading.Event()
 
         def look() -> None:

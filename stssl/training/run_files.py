@@ -264,7 +264,8 @@ class NewRows:
     def take(self) -> list[MetricsRow]:
         """Return the rows that were added since the last call. A line without its end waits for a later call.
 
-        A resumed run first replaces the file by one without the rows after its checkpoint. Then read it whole again.
+        A resumed run first replaces the file by one without the rows after its checkpoint. Then read the
+        file anew, and skip as many rows as earlier calls returned.
 
         Raises:
             RunError: The file cannot be read.
@@ -281,7 +282,7 @@ class NewRows:
             raise RunError(f"cannot read {self.path}: {error.strerror or type(error).__name__}") from None
         whole = data[: data.rfind(b"\n") + 1]
         rows = _parse(whole, numbers=True).rows
-        # After a replacement, the file may have fewer rows than were returned already.
+        # Bound the start: after a replacement, the file may have fewer rows than were returned already.
         fresh = rows if same else rows[min(self._given, len(rows)) :]
         self._given = len(rows) + (self._given if same else 0)
         self._offset, self._inode = len(whole) + (self._offset if same else 0), about.st_ino

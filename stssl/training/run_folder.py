@@ -116,7 +116,7 @@ class RunFolder:
         """Return the version of stssl that last started the run; None if the record is missing or damaged."""
         try:
             record = self.read_record()[0]
-        except RunError:  # callers that need the record report the damage
+        except RunError:  # go on without a version: callers that need the record report the damage
             return None
         version = record.versions.get("stssl") if record else None
         return version if isinstance(version, str) else None

@@ -145,7 +145,7 @@ class StopRequest:
                 self.by, self.at = signal.Signals(number), time.monotonic()
 
         before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-        # A handler of None was set by C code. Python could not restore it afterwards, so do not replace it.
+        # Do not replace a handler of None: C code set it, and Python could not restore it afterwards.
         taken = [name for name, handler in before.items() if handler not in (signal.SIG_IGN, None)]
         for name in taken:
             signal.signal(name, ask)
@@ -174,7 +174,7 @@ def start_line(recipe: RunRecipe, device: torch.device, precision: str, rows: in
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Measure the peak memory of this process in GB: GPU memory if the device is a GPU, else host memory."""
+    """Return this process's peak memory in GB, as `memory_gb`: GPU memory if the device is a GPU, else host memory."""
     if device.type == "cuda":
         return {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
     import resource  # only Unix has this module
@@ -188,7 +188,7 @@ def compile_blocks(backbone: nn.Module) -> None:
     The first call compiles. The modules stay the same, so the names of weights do, too. Hooks stay outside of the
     compiled code.
     """
-    # All blocks share one code object, and torch counts the variants of all blocks, networks and modes together.
+    # Raise torch's limit of compiled variants: it counts those of all blocks, networks and modes together.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     # On the CPU, Inductor puts every convolution into channels_last. Some convolutions crash in it
     # (models/layout.py), so Inductor chooses the layout only for backbones that run in channels_last anyway.
@@ -199,7 +199,7 @@ def compile_blocks(backbone: nn.Module) -> None:
 
 
 def with_fallback(function: Callable[P, T], free: bool = True) -> Callable[P, T]:
-    """Compile a function by torch.compile. If that fails, log one warning and use the plain function from then on.
+    """Return a function compiled by torch.compile. If compiling fails, it logs one warning and runs uncompiled.
 
     Args:
         function: Function to compile.

@@ -112,9 +112,9 @@ class Task(ABC, Generic[R, Loaded, Made]):
         """Turn patches from the loader into augmented, normalized views on the device."""
 
     def micro_batches(self, batch: Made, progress: Progress) -> list[tuple[object, ...]]:
-        """Divide a batch, and return the training step's arguments for each part.
+        """Divide a batch into micro-batches, and return the training step's arguments for each.
 
-        The default is one part with all rows.
+        The default is one micro-batch with all rows.
         """
         return [(batch, progress)]
 

@@ -195,11 +195,11 @@ def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "")
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """Hold the scores of an evaluation, and the path of its files.
+    """Hold the scores of an evaluation, and the path of the file with these scores.
 
     Attributes:
         scores: Scores by network and by score name.
-        groups: Scores of groups; None if none were asked for.
+        groups: Scores of groups of patches; None if no groups were asked for.
         path: JSON file with the scores. The other files lie beside it.
         patches: Number of scored patches.
     """
@@ -242,7 +242,7 @@ def evaluate_fully(
         store: Path of the run's store, if the store was moved after training.
         metadata: Metadata that the networks get: `true`, `absent`, `shuffled`, `moved:500km` or `moved:90d`. Files of
             changed metadata get its name.
-        groups: Groups to score too, and how to compute intervals; None scores no groups.
+        groups: Groups of patches to score separately, and how to compute intervals; None scores no groups.
         elsewhere: Function that predicts on several workers, such as `predict_on_ray`; None predicts in this process.
 
     Returns:
@@ -259,7 +259,7 @@ def evaluate_fully(
     change = parse_change(metadata)
     trained = load_run(path, checkpoint, "cpu" if elsewhere else device, store)
     recipe, data = trained.recipe, trained.data
-    rows = torch.from_numpy(data.split.part(part))  # refuse an unknown part now: calibration takes minutes
+    rows = torch.from_numpy(data.split.part(part))  # raise the error for an unknown part now: calibration takes minutes
     _require_seen(recipe, change)
     require_known(data.metadata[rows], change, part)
     if groups:
@@ -396,7 +396,7 @@ def _networks(step: TeacherStudentStep) -> tuple[str, ...]:
 
 
 def _with_metadata(data: RunData, rows: torch.Tensor, change: MetadataChange) -> RunData:
-    """Copy the data with changed metadata of some rows."""
+    """Return a copy of the data, in which the metadata of the store rows `rows` is changed as `change` says."""
     table = data.metadata.clone()
     table[rows] = changed_metadata(table[rows], change)
     return replace(data, metadata=table)
