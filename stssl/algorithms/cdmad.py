@@ -63,7 +63,7 @@ class Cdmad(FixMatch):
             self.bias.copy_(outputs.blank.mean(0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return FixMatch's loss term, made from the labeler's logits minus its bias."""
+        """Return FixMatch's loss term, with targets made from the labeler's logits minus its bias."""
         weak = outputs.labeler[View.UNLABELED_WEAK] - self.bias
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 

@@ -30,7 +30,7 @@ class DeFixMatch(FixMatch):
     strong_labeled: ClassVar[bool] = True
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return FixMatch's term, and the same term on labeled data with a negative sign."""
+        """Return FixMatch's loss term on unlabeled data, and the same term on labeled data with a negative sign."""
         weak = outputs.labeler[View.LABELED_WEAK]
         twin = LossTerm(View.LABELED_STRONG, self.config.label(weak), self.select(weak), sign=-1.0)
         return [*super().terms(outputs, progress), twin]

@@ -70,7 +70,7 @@ class Udal(FixMatch):
         self.views = Algorithm.views | self.target.views
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update the running class distributions of the target, of the labeler and of the student."""
+        """Update the running class distributions: target, predictions of the labeler, predictions of the student."""
         self.target.observe(outputs)
         self.labeler.update(outputs.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
         for strong in outputs.student.values():

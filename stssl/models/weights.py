@@ -36,8 +36,8 @@ class FirstWeights:
     Attributes:
         checkpoint: The weights; None for random ones.
         image_bands: Bands of the images; None if they are not known.
-        missing: What to do for bands that only the images have; None refuses them.
-        matching: Which tensors the last network took; None before the first one.
+        missing: How to fill bands that only the images have, `zero` or `mean`; None raises an error for them.
+        matching: Which tensors were loaded into the network that was built last; None before the first.
     """
 
     def __init__(

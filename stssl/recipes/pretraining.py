@@ -13,7 +13,9 @@ from stssl.recipes.recipe import SMOKE, Recipe, RunRecipe
 
 
 class PairBatchConfig(Config):
-    """Set the batch size of pretraining, in pairs. A pair is two augmented patches of one place, or one twice.
+    """Set the batch size of pretraining, in pairs.
+
+    A pair is two augmented patches of one place, or one patch that is augmented twice.
 
     Attributes:
         size: Number of pairs in a step, summed over all ranks (training processes).

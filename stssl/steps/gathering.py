@@ -16,7 +16,7 @@ class Gathering:
         self._counts: dict[tuple[Stream, int], list[int]] = {}
 
     def __call__(self, outputs: LabelerOutputs) -> LabelerOutputs:
-        """Return the labeler's outputs for the rows of all ranks, in the order of the ranks."""
+        """Return the outputs of labeler and student for the rows of all ranks, in the order of the ranks."""
         # Replace NaN and infinities: a running average would keep one such value forever.
         labeler = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.labeler.items()}
         student = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.student.items()}

@@ -73,7 +73,12 @@ class ImageModel(nn.Module):
         return self.get_buffer(name)
 
     def check(self, images: Tensor, metadata: Tensor | None) -> None:
-        """Raise an error if images or metadata have a wrong shape or type, or if metadata is missing or not needed."""
+        """Raise an error if images or metadata have a wrong shape or type, or if metadata is missing or not needed.
+
+        Raises:
+            ConfigError: The model needs metadata and got none, or takes none and got some.
+            DataError: The shape or the type of the images or of the metadata does not fit.
+        """
         for given in (images, metadata):
             if given is not None and not isinstance(given, Tensor):
                 raise DataError(
