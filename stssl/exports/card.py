@@ -64,7 +64,7 @@ def _files(facts: Exported, has_item: bool) -> Iterator[str]:
 
 
 def _use(facts: Exported) -> Iterator[str]:
-    """Yield one part for each format whose file lies in the folder."""
+    """Yield the lines of the card's section "Use", with an example for each model file of the export."""
     told = facts.description
     yield from ("## Use", "")
     graphs = [name for name in facts.files if name.endswith((".pt2", ".onnx"))]

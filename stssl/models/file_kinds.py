@@ -21,7 +21,7 @@ _BROKEN = (zipfile.BadZipFile, ValueError, NotImplementedError, LookupError, Ove
 
 
 def other_kind(path: Path) -> str | None:
-    """Compose the words on what a file is, if it is of a known kind that holds no readable weights. Else return None.
+    """Return words for an error message on what a file is, such as an ONNX graph; None if it may hold weights.
 
     Args:
         path: The file.
@@ -38,14 +38,14 @@ def other_kind(path: Path) -> str | None:
         return _zipped(path)
     if found is None and path.suffix == ".onnx":
         found = "an ONNX graph"
-    # The first bytes of safetensors are a number, so that two of them may look like a pickle's.
+    # Leave out safetensors: its first bytes are a number, so two of them may look like the start of a pickle.
     if found is None and path.suffix != ".safetensors" and re.match(rb"\x80[\x02-\x05]", head):
         found = None if head.startswith(_TORCH) else "a plain pickle. Reading it could run code of the file"
     return None if found is None else f"is {found}. {READABLE}"
 
 
 def _zipped(path: Path) -> str | None:
-    """Say what a zip archive holds; None if torch.save may have written it."""
+    """Return words for an error message on what a zip archive is; None if torch.save may have written it."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -11,7 +11,7 @@ UNREACHED = "it cannot be reached, and its cache (HF_HOME) does not have the fil
 
 @contextlib.contextmanager
 def short_of_hub() -> Iterator[bool]:
-    """Let Hugging Face's client use only its cache if the hub does not answer, and keep its log lines back.
+    """In a `with` block, let Hugging Face's client use only its cache if the hub does not answer. Hide its warnings.
 
     The client itself tries each request six times, which takes a minute.
 

@@ -92,7 +92,7 @@ def read_weight_file(path: str) -> WeightFile:
 
 
 def _reason(error: BaseException) -> str:
-    """Say why a file could not be read. The libraries' own messages name their parts, or advise to run its code."""
+    """Return words on why a file could not be read. torch's own message would advise to run the file's code."""
     text = str(error)
     found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text) or re.search(r"GLOBAL ([\w.]+)", text)
     if found:

@@ -271,7 +271,7 @@ def refuse_twins(
 
 
 def _warn_once(checkpoint: Checkpoint, words: str) -> None:
-    """Log a warning, unless this process has logged it for these weights: a run is checked before it starts."""
+    """Log a warning once for these weights. The check of a run and its start would otherwise log it twice."""
     if (checkpoint.source, words) not in _WARNED:
         _WARNED.add((checkpoint.source, words))
         LOG.warning("%s", words)

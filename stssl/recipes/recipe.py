@@ -209,7 +209,7 @@ NO_WEIGHTS: Tree = {"model": {"weights": "none"}}
 def _lie_here(weights: object) -> bool:
     """Return True if `model.weights` names weights on this disk. Log which other weights `--smoke` leaves out."""
     if not isinstance(weights, str) or weights == "none":
-        return True  # the check of the recipe refuses what is no text
+        return True  # leave a value that is no text in the recipe, whose check then reports it
     why = _absent(weights)
     if why:
         LOG.warning("--smoke leaves out model.weights=%s (%s): the network starts from random weights", weights, why)
@@ -217,7 +217,7 @@ def _lie_here(weights: object) -> bool:
 
 
 def _absent(weights: str) -> str:
-    """Say why `model.weights` names no weights on this disk; empty if it names some."""
+    """Return words on why the weights that `model.weights` names are not on this disk; empty if they are."""
     kind, _, place = weights.partition(":")
     unset = [name for name in re.findall(r"\$\{(\w+)\}", place) if name not in os.environ]
     if unset:

@@ -119,7 +119,7 @@ class ImageModel(nn.Module):
             raise DataError(f"this model takes integers or floats, not {_name(images.dtype)}.")
 
     def check_size(self, images: Tensor) -> None:
-        """Refuse images [n, bands, H, W] of another height or width than the patches of the training."""
+        """Raise a `DataError` if images [n, bands, H, W] have another height or width than the training patches."""
         height, width = images.shape[2:]
         side = self.description.image.side
         if (height, width) != (side, side):

@@ -343,7 +343,7 @@ def save_results(
         Path of the JSON file. The logits lie beside it.
     """
     file = evaluation_file(trained.folder.path, part, change)
-    # Files keep the true metadata: maps need the places.
+    # Save the true metadata, not the changed one: maps need the true places.
     save_evaluations(results, trained.data, part, file, _about(trained, change, checkpoint))
     return file
 
