@@ -3,7 +3,7 @@
 `probe` scores a pretrained backbone. `comparison` compares recipes by their runs. `report` writes a page about runs; it
 uses `figures` and `page`. `planning` measures steps, and `costs` estimates a run's cost from them.
 
-The names below are imported at their first use, since they import torch.
+The names below are imported at their first use: their modules import torch, which takes seconds.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Give the coasts and land borders of a part of the world for maps.
+"""Return the coasts and land borders of a part of the world, to draw them on maps.
 
 The lines are those of Natural Earth, 1:50 million (public domain), from the npm package `world-atlas` 2.0.2 (ISC
 license, Michael Bostock). `docs/figures/reduce_borders.py` reduced them to `borders.json`.
@@ -31,7 +31,7 @@ class Borders(NamedTuple):
 
 @cache
 def world() -> Borders:
-    """Read the lines of the whole world."""
+    """Read the coasts and land borders of the whole world from `borders.json`."""
     tree = json.loads((files("stssl.analysis") / "borders.json").read_text("utf-8"))
     scale = float(tree["scale"])
     coasts, borders = (
@@ -42,7 +42,7 @@ def world() -> Borders:
 
 
 def borders_inside(west: float, east: float, south: float, north: float, pixels: int = 700) -> Borders:
-    """Cut lines to a frame, and leave out points that a map of this size cannot show.
+    """Return the world's coasts and borders inside a frame, without points that a map of this size cannot show.
 
     Args:
         west: Smallest longitude of the frame in degrees.
@@ -58,7 +58,7 @@ def borders_inside(west: float, east: float, south: float, north: float, pixels:
         found = []
         for line in lines:
             start, end = line[:-1], line[1:]
-            # Keep a segment if its box touches the frame. Matplotlib cuts what lies outside.
+            # Keep a whole segment if its bounding box touches the frame: Matplotlib cuts off the part outside.
             near = (np.minimum(start, end) <= high).all(1) & (np.maximum(start, end) >= low).all(1)
             for first, last in np.flatnonzero(np.diff(np.r_[0, near, 0])).reshape(-1, 2):
                 part = line[first : last + 1]

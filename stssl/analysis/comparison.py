@@ -1,8 +1,9 @@
 """Compare recipes by their evaluated runs, paired over seeds and over test blocks: difference, interval, p-value.
 
 Two runs with the same seed saw the same labels, and were scored on the same patches. So the difference of their scores
-varies much less than each score. The interval draws blocks of places and seeds with replacement. The p-value swaps the
-two recipes in random blocks: it tells how often chance alone gives such a large difference.
+varies much less than each score. The interval comes from a bootstrap, which draws seeds and blocks (squares of latitude
+and longitude) with replacement. For the p-value, the two recipes' predictions are swapped in random blocks: p tells how
+often chance alone gives such a large difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,13 +33,13 @@ Seeds = tuple[int, int]
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """Choose the part, the network and the score to compare, and the numbers of draws.
+    """Choose the part of the split, the network and the score to compare, and the number of bootstrap draws.
 
     Attributes:
         part: Part of the split whose evaluation is compared.
         network: `student` or `teacher`.
         score: Name of the score; None takes the one that chooses checkpoints.
-        draws: Number of draws for the intervals, and of swaps for the p-values.
+        draws: Number of bootstrap draws for the intervals, and of random swaps for the p-values.
         degrees: Side of a block in degrees of latitude and longitude.
         seed: Seed of the draws and swaps.
     """
@@ -53,7 +54,7 @@ class ComparisonOptions:
 
 @dataclass(frozen=True)
 class Difference:
-    """Compare the runs of one recipe with those of another one.
+    """Hold the difference between the scores of two recipes, with its interval and p-value.
 
     Attributes:
         recipe: Name of the first run of the recipe.
@@ -114,7 +115,7 @@ def compare_runs(
         options: What to compare.
 
     Returns:
-        One entry for each recipe of `runs`.
+        The difference from the recipe of `against`, for each recipe of `runs`.
 
     Raises:
         ConfigError: The seeds differ, `against` has several recipes, the score is unknown, or there are too few blocks.
@@ -141,7 +142,7 @@ def compare_runs(
 def compare_groups(
     groups: Sequence[Sequence[Path]], against: Sequence[Path], options: ComparisonOptions
 ) -> list[Difference]:
-    """Compare several recipes with another one, as `compare_runs` does. Only two recipes are in memory at a time.
+    """Compare several recipes with another one, as `compare_runs` does, but load only two recipes' runs at a time.
 
     Args:
         groups: Folders of the runs of each recipe.
@@ -149,7 +150,7 @@ def compare_groups(
         options: What to compare.
 
     Returns:
-        One entry for each recipe of `groups`.
+        The difference from the recipe of `against`, for each recipe of `groups`.
 
     Raises:
         ConfigError: Two recipes cannot be compared.
@@ -175,7 +176,7 @@ def _read(path: str | Path, options: ComparisonOptions) -> _Scored:
 
 
 def _by_recipe(runs: Sequence[_Scored]) -> dict[str, list[_Scored]]:
-    """Collect runs of one recipe, whose seeds differ.
+    """Group runs by recipe. The runs of one recipe must differ in their seeds.
 
     Raises:
         ConfigError: Two runs of one recipe have the same seeds.
@@ -209,7 +210,7 @@ def _require_same(first: _Scored, other: _Scored, part: str) -> None:
 
 
 def _paired(runs: Sequence[_Scored], base: Sequence[_Scored]) -> list[tuple[_Scored, _Scored]]:
-    """Pair the runs of two recipes by their seeds.
+    """Return pairs of runs with equal seeds: each pair has one run of each of two recipes.
 
     Raises:
         ConfigError: The recipes have runs of different seeds.
@@ -225,7 +226,9 @@ def _paired(runs: Sequence[_Scored], base: Sequence[_Scored]) -> list[tuple[_Sco
 
 
 def _blocks(run: _Scored, options: ComparisonOptions) -> Ints:
-    """Number the block of each patch. A patch without a place is a block of its own.
+    """Return the number of the block, a square of latitude and longitude, in which each patch lies: [patches].
+
+    A patch without a place is a block of its own.
 
     Raises:
         ConfigError: There are too few blocks for an interval.
@@ -242,7 +245,7 @@ def _blocks(run: _Scored, options: ComparisonOptions) -> Ints:
 
 
 def _compare(pairs: Sequence[tuple[_Scored, _Scored]], blocks: Ints, options: ComparisonOptions) -> Difference:
-    """Compare the runs of two recipes, without a correction for several comparisons."""
+    """Compute the difference between two recipes' scores, its interval, and a p-value without Holm's correction."""
     one, other = pairs[0]
     name, key = options.score or headline(one.space), f"logits_{options.network}"
     targets = torch.from_numpy(one.arrays["targets"])
@@ -262,6 +265,6 @@ def _compare(pairs: Sequence[tuple[_Scored, _Scored]], blocks: Ints, options: Co
 
 
 def _corrected(found: Sequence[Difference]) -> list[Difference]:
-    """Correct the p-values of several comparisons by Holm's method. Keep the order."""
+    """Return the differences in the same order, with their p-values corrected by Holm's method in `holm`."""
     corrected = holm_corrected([one.p for one in found])
     return [Difference(**(vars(one) | {"holm": p})) for one, p in zip(found, corrected, strict=True)]

@@ -31,7 +31,7 @@ class Machines:
 
 @dataclass(frozen=True)
 class Measured:
-    """Hold the measured time and memory of one worker: medians over its steps in this process.
+    """Hold the median times of a training step and the peak memory of one worker, measured in this process.
 
     Attributes:
         step: Seconds of a step, without reading patches.
@@ -66,7 +66,7 @@ class CostEstimate:
         device: Device that took the measured steps.
         start: Number of first steps that use fewer views than later steps, such as those of a supervised start.
         early: Measurement with one worker's share of such a first step; None if no such steps were measured.
-        batchnorm: Seconds of a validation for new BatchNorm statistics of averaged weights.
+        batchnorm: Seconds of each validation that go into new BatchNorm statistics for the averaged weights.
     """
 
     machines: Machines
@@ -87,7 +87,7 @@ class CostEstimate:
     batchnorm: float = 0.0
 
     def parts_of(self, share: Measured) -> dict[str, float]:
-        """Return the seconds of each part of a step, computed from a measurement of one worker's share of a batch."""
+        """Return the seconds of each part of a training step, such as reading, from a measurement of one worker."""
         return {
             "computing and exchanging gradients": share.step + self.exchange,
             "reading and drawing patches on the CPU": share.load,
@@ -101,7 +101,10 @@ class CostEstimate:
 
     @property
     def step(self) -> float:
-        """Return the seconds of a step, if gradients are exchanged after the backward pass and not during it."""
+        """Return the seconds of a training step: those of its slowest part, because its parts run at the same time.
+
+        The estimate assumes that gradients are exchanged after the backward pass, not during it.
+        """
         return max(self.parts.values())
 
     @property
@@ -117,7 +120,10 @@ class CostEstimate:
 
     @property
     def efficiency(self) -> float | None:
-        """Return the speed-up over one worker that trains the whole batch, divided by the number of workers."""
+        """Return the speed-up over one worker that trains the whole batch, divided by the number of workers.
+
+        Return None if the whole batch did not fit into one worker's memory.
+        """
         if self.one is None:
             return None
         return max(self.one.step, self.one.load) / (self.step * self.machines.workers)

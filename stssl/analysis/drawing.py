@@ -1,6 +1,6 @@
 """Turn Matplotlib figures into SVG text for HTML pages.
 
-Shapes show names under the pointer, and take the page's colors.
+A shape shows its name when the pointer rests on it. Shapes use the page's colors.
 """
 
 import io
@@ -48,7 +48,7 @@ _THEME |= {INK: "var(--ink)", SOFT: "var(--soft)", MUTED: "var(--soft)", RULE: "
 
 
 def figure_of(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    """Create a Matplotlib figure with one row of axes.
+    """Create a Matplotlib figure with one row of axes. Return the figure and its axes.
 
     Args:
         width: Width of the figure in inches.
@@ -89,7 +89,7 @@ def svg(figure: "Figure", names: Mapping[str, Sequence[str]] | None = None) -> M
     text = re.sub(r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     for gid, texts in (names or {}).items():
         text = _named(text, gid, texts)
-    # Matplotlib numbers its groups in each figure, but a page has many figures. Nothing refers to these numbers.
+    # Remove the ids of Matplotlib's groups: figures of one page would share ids. Nothing refers to these ids.
     text = re.sub(r'(<g) id="[a-zA-Z_.]+_\d+"', r"\1", text)
     # The text is safe HTML: Matplotlib's XML writer escapes all names, and colors are replaced inside of tags only.
     return Markup(re.sub(r"<[^>]+>", _themed, text))
@@ -100,7 +100,7 @@ def _themed(tag: "re.Match[str]") -> str:
 
 
 def _named(text: str, gid: str, texts: Sequence[str]) -> str:
-    """Add titles to the shapes of one artist in SVG text. Browsers show them when the pointer rests on a shape."""
+    """Return SVG text with titles for one artist's shapes. Browsers show a title if the pointer rests on a shape."""
     mark = f'<g id="{gid}">'
     start = text.find(mark)
     if start < 0 or not texts:
@@ -124,7 +124,7 @@ def _title(words: str) -> str:
 
 
 def legend(names: Sequence[str], marker: bool = False) -> Markup:
-    """Make a legend beside figures, so that it covers nothing: a sample of each line's color and style, and its name.
+    """Make a legend that stands beside figures and covers no line: the name and a sample of each line.
 
     Args:
         names: Names of the lines, numbered as in the figures.
@@ -149,7 +149,7 @@ def legend(names: Sequence[str], marker: bool = False) -> Markup:
 
 
 def panels(figures: Sequence[Markup]) -> Markup:
-    """Put figures side by side; narrow windows put them below each other."""
+    """Return HTML that shows figures side by side, or below each other if the browser window is narrow."""
     found = [figure for figure in figures if figure]
     frame = Markup("<figure>{}</figure>")
     return Markup("<div class='panels'>{}</div>").format(joined("", map(frame.format, found))) if found else Markup()

@@ -37,8 +37,8 @@ UNITS: Mapping[str, str] = {
 def brief(names: Sequence[str], longest: int = 40) -> list[str]:
     """Shorten names for a legend.
 
-    If a name is longer than `longest` letters, remove the start and the end that all names share. Names that are still
-    too long lose their middle. If two of the short names are equal, return `run 1`, `run 2`, ...
+    If a name is longer than `longest` letters, remove the start and the end that all names share. In names that are
+    still too long, `…` replaces the middle. If two of the short names are equal, return `run 1`, `run 2`, ...
     """
     if max(map(len, names), default=0) <= longest:
         return list(names)
@@ -57,11 +57,11 @@ def curves(title: str, unit: str, lines: Mapping[str, Curve | None], thin: Mappi
     Args:
         title: Title of the panel.
         unit: Unit of the vertical axis.
-        lines: Curves by name. A name keeps its color in all panels, also where it has no curve.
-        thin: Curves that are drawn as thin lines, with the color of the same name in `lines`. They are the teacher's.
+        lines: Curves by name of the recipe, which keeps its color in all panels; None for a recipe without this metric.
+        thin: The teachers' curves by name of the recipe. They are drawn as thin lines in the recipe's color.
 
     Returns:
-        SVG text, empty without any curve.
+        SVG text, empty if no recipe has a curve.
     """
     if not any(lines.values()):
         return Markup()
@@ -141,7 +141,7 @@ class PlaceColors:
 
 
 def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, high: float) -> Markup:
-    """Draw the mean prediction error at each place as a map with coasts and borders.
+    """Draw a map with coasts and borders that shows the mean prediction error in hexagonal cells.
 
     Args:
         network: Name of the network, for the title.
@@ -184,7 +184,7 @@ def place_map(title: str, lat: AnyFloats, lon: AnyFloats, values: AnyFloats, col
     up = max(0.55 * float(np.ptp(lat)), 0.6 * half)
     frame = middle[0] - across, middle[0] + across, middle[1] - up, middle[1] + up
     figure, (axis,) = figure_of(5.6, min(6.0, max(3.0, 4.6 * up * stretch / across)))
-    # As many cells down as make them regular: else patches of a narrow strip would be flat.
+    # Choose the number of rows of cells that makes hexagons regular: else the cells of a narrow region would be flat.
     down = max(1, round(30 / 3**0.5 * float(np.ptp(lat)) * stretch / max(float(np.ptp(lon)), 1e-6)))
     grid = (30, min(down, 60))
     counts = axis.hexbin(lon, lat, gridsize=grid, mincnt=1, visible=False).get_array()
@@ -211,7 +211,7 @@ def _draw_borders(axis: "Axes", frame: tuple[float, float, float, float]) -> Non
     lines = borders_inside(*frame)
     for group, color, width in ((lines.coasts, INK, 0.7), (lines.borders, SOFT, 0.5)):
         if group:
-            # One line with gaps (NaN) is written as one path. The file is smaller than with a path for each line.
+            # Join all lines into one with gaps (NaN): Matplotlib then writes only one path, and the file is smaller.
             gap = np.full((1, 2), np.nan)
             whole = np.concatenate([part for line in group for part in (line, gap)])
             axis.plot(*whole.T, color=color, linewidth=width, zorder=3)
@@ -220,7 +220,7 @@ def _draw_borders(axis: "Axes", frame: tuple[float, float, float, float]) -> Non
 
 
 def _errors() -> "Colormap":
-    """Make the color map of errors. Leave out the palest tones: they would vanish on a light page."""
+    """Return the color map of prediction errors, without the palest tones: they would vanish on a light page."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -228,7 +228,7 @@ def _errors() -> "Colormap":
 
 
 def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) -> list[Markup]:
-    """Draw a map of errors for each network, all with the same color scale. See `error_map`.
+    """Draw a map of prediction errors for each network, as `error_map` does, all with the same color scale.
 
     Args:
         lat: [n] latitudes of the n patches, in degrees north.

@@ -31,7 +31,7 @@ class Curve(NamedTuple):
 
 
 def thinned_history(rows: Sequence[MetricsRow], kind: str, name: str) -> AnyFloats:
-    """Return the steps and values of a metric as [n, 2], thinned out if there are many.
+    """Return the steps and values of a metric as [n, 2]. If they are many, return evenly spread ones only.
 
     Args:
         rows: Rows of metrics of one run.
@@ -46,7 +46,7 @@ def thinned_history(rows: Sequence[MetricsRow], kind: str, name: str) -> AnyFloa
 
 
 def averaged(histories: Sequence[AnyFloats]) -> Curve | None:
-    """Average the histories of several runs at the steps that all of them have. Return None if no step is common."""
+    """Average a metric over runs, at the steps that all runs with this metric have; None if there are none."""
     filled = [points for points in histories if len(points)]
     if not filled:
         return None
@@ -56,6 +56,6 @@ def averaged(histories: Sequence[AnyFloats]) -> Curve | None:
     if not len(steps):
         filled, steps = filled[:1], filled[0][:, 0]
     values = np.stack([points[np.isin(points[:, 0], steps), 1] for points in filled])
-    # The mean of values near the largest float would overflow.
+    # Divide before the sum: a sum of values near the largest float would overflow.
     mean = (values / len(values)).sum(0)
     return Curve(steps, mean, values.min(0), values.max(0), len(filled))

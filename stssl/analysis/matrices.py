@@ -31,11 +31,11 @@ _AXIS = Markup("<text x='{x}' y='{y}' fill-opacity='.75'>{words}</text>")
 
 
 def confusion(predicted: Ints, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> Markup:
-    """Draw a matrix of classes: a confusion matrix for one label a patch, else differences of co-occurrence.
+    """Draw a matrix of classes: which classes are confused or, with several labels, predicted together too often.
 
     Args:
-        predicted: [patches, decisions] predicted choice ids.
-        targets: [patches, decisions] choice ids; `IGNORED` if unknown.
+        predicted: [patches, decisions] predicted choice ids: class numbers, or for each class 1 (present) or 0.
+        targets: [patches, decisions] choice ids of the labels; `IGNORED` if unknown.
         space: Classes and kind of task.
 
     Returns:
@@ -67,7 +67,7 @@ def confusion(predicted: Ints, targets: NDArray[np.signedinteger[Any]], space: L
         own = _most_frequent(truth.sum(0))
         if not len(own):
             return Markup()
-        # Of the patches with class i, count those where the label j is known, is there, and is predicted.
+        # Products count all pairs (i, j) at once: of the patches with class i, those with known, present, predicted j.
         base, there, made = (truth.T.astype(np.float32) @ one.astype(np.float32) for one in (known, truth, found))
         labeled, called = there / np.maximum(base, 1), made / np.maximum(base, 1)
         shares = called - labeled
@@ -96,10 +96,10 @@ def _most_frequent(counts: AnyFloats | Ints) -> Ints:
 
 
 def _matrix(shares: AnyFloats, names: Sequence[str], texts: Sequence[Sequence[str]], signed: bool) -> Markup:
-    """Draw cells [n, n] of shares -1 to 1, with names at the left and above, and texts on hover."""
+    """Draw a matrix of shares [n, n] from -1 to 1, with class names at its edges and a text for the pointer."""
     parts, high = list[Markup](), max(0.05, float(np.abs(shares).max())) if signed else 1.0
     letters = min(28, max(map(len, names)))
-    # Names of columns rise by 60 degrees, and end below the two lines that explain rows and columns.
+    # Leave room above the matrix: names of columns rise at 60 degrees and must not touch two lines of explanation.
     left, top = 16 + 6 * letters, 44 + 5 * letters
     parts.append(_AXIS.format(x=4, y=16, words="rows: class with the label" if signed else "rows: labeled class"))
     parts.append(_AXIS.format(x=4, y=32, words="columns: predicted class"))

@@ -20,7 +20,7 @@ class Comparison(NamedTuple):
             with the highest probability.
         right: [labels] 1 if the label is this choice ("present", or this class), else 0.
         wrong: [patches] share of wrong predictions of each patch; NaN for a patch without a known label.
-        predicted: [patches, decisions] predicted choice ids.
+        predicted: [patches, decisions] predicted choice ids: class numbers, or for each class 1 (present) or 0.
         surest: [patches] highest probability that the network gave to a wrong choice it made; NaN without a mistake.
     """
 
@@ -32,7 +32,13 @@ class Comparison(NamedTuple):
 
 
 def compare_with_labels(logits: AnyFloats, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> Comparison:
-    """Compare a network's logits [patches, classes] with the labels [patches, labels a patch] (choice ids)."""
+    """Find the right and wrong predictions of a network, and how probable it called them.
+
+    Args:
+        logits: [patches, classes] logits of the network.
+        targets: [patches, labels a patch] choice ids of the labels; `IGNORED` if unknown.
+        space: Classes and kind of task.
+    """
     choices = space.grouped(torch.from_numpy(logits).double()).softmax(-1).numpy()
     best = choices.argmax(-1).astype(np.int64)
     known = targets != IGNORED

@@ -33,7 +33,7 @@ document.addEventListener("click", event => {
 """
 SCRIPT = Markup("<script>{}</script>").format(Markup(_SORT))
 """The only script of a page: a click on the head of a column sorts the table; missing values stay last."""
-# The browser runs only a script with this hash, and fetches nothing. This holds even if a name became HTML.
+# Let browsers run only a script with this hash, and fetch nothing: a name that became HTML then does no harm.
 _HASH = base64.b64encode(hashlib.sha256(_SORT.encode()).digest()).decode()
 _RULES = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'"
 SERIES = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")
@@ -110,5 +110,5 @@ def number(value: object) -> str:
 
 
 def note(words: str) -> Markup:
-    """Make a paragraph of small print."""
+    """Return an HTML paragraph of small print with the given words."""
     return Markup("<p class='note'>{}</p>").format(words)

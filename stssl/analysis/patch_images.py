@@ -36,8 +36,8 @@ def show_patches(view: RunView, part: str, outcome: Comparison, space: LabelSpac
         space: Classes and kind of task.
 
     Returns:
-        Parts of the page; none if the evaluation did not keep its rows, or there is nothing to show. If the store
-        cannot be read, or is not that of the run, the only part is a sentence that says so.
+        Parts of the page with the images; none if the evaluation did not save the store rows of its patches, or no
+        patch can be shown. If the store cannot be read or is not the run's, the only part is a sentence about it.
     """
     arrays = view.arrays[part]
     picked = pick_patches(outcome)
@@ -65,10 +65,10 @@ def show_patches(view: RunView, part: str, outcome: Comparison, space: LabelSpac
 
 
 def pick_patches(outcome: Comparison) -> dict[str, Ints]:
-    """Choose patches by kind, as numbers of rows of the evaluation. Kinds without patches are left out.
+    """Choose patches to show. Return their positions in the evaluation, by the kinds that have any patch.
 
-    `Right` and `Wrong` are spread evenly over the part. A patch with several labels is right if all of them are.
-    `Surest mistakes` have the highest probability of a wrong choice.
+    `Right` and `Wrong` patches are spread evenly over the part of the split. A patch with several labels is right if
+    all its known labels are predicted right. `Surest mistakes` have the highest probability of a wrong choice.
     """
     mistakes = np.flatnonzero(np.isfinite(outcome.surest))
     surest = mistakes[np.argsort(-outcome.surest[mistakes], kind="stable")][:EACH]
@@ -84,7 +84,7 @@ def pick_patches(outcome: Comparison) -> dict[str, Ints]:
 
 
 def _pixels(view: RunView, rows: Ints) -> NDArray[np.uint8]:
-    """Read patches as [n, height, width, 3] bytes.
+    """Read patches from the run's store as color images [n, height, width, 3] of bytes.
 
     Raises:
         StsslError: The store cannot be read, or lacks a row, or is not the one that the run was trained on.

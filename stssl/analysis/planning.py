@@ -34,7 +34,9 @@ MORE = 5
 
 
 def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
-    """Train a few steps of a recipe on this machine, and predict time and memory of the whole run. Write nothing.
+    """Train a few steps of a recipe on this machine, and return the predicted cost of the whole run.
+
+    This function writes no files.
 
     Args:
         recipe: Recipe to plan.
@@ -50,7 +52,7 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
         raise ConfigError(f"{key} {least} is smaller than {machines.workers} workers: no row for each")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if recipe.data.threads is None:
-        # This process stands for one of several workers: it must not read with the cores of all.
+        # Read with as few threads as one of several workers has: more threads would make the measured reading too fast.
         data = recipe.data.model_copy(update={"threads": reading_threads(machines.per_node)})
         recipe = recipe.model_copy(update={"data": data})
     train_state = open_train_state(recipe, device)
@@ -92,7 +94,7 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
 
 
 def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> Measured | None:
-    """Time training steps with one worker's share of a batch. Return None if the share does not fit into memory."""
+    """Time training steps with one worker's share of each batch; return None if it does not fit into memory."""
     loader, device = train_state.task.loader, train_state.task.device
     # Act as rank 0 of `workers` ranks: the loader then reads only this worker's rows.
     loader.ranks, train_state.progress.step = (0, workers), start
@@ -120,7 +122,8 @@ def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> M
 def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> tuple[float, float]:
     """Predict the seconds of a validation on all workers: a fixed time, plus a time for each patch.
 
-    Return also the part of it that computes BatchNorm statistics. The workers divide the batches for these.
+    Return these seconds, and how many of them compute BatchNorm statistics. For these statistics, each worker computes
+    some of the batches.
     """
     options = recipe.evaluation
     data: PixelData = train_state.task.data
@@ -137,7 +140,7 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> tup
 
     taken(1)  # not timed: the first validation is slower, because it fills caches and memory
     whole = taken(1)
-    # Compute no BatchNorm statistics: this takes so long that the time of four more batches would not show.
+    # Switch off BatchNorm statistics: they take so long that the time of four more batches would not show.
     little, much = (min(taken(batches, batchnorm_batches=0) for _ in range(2)) for batches in (1, MORE))
     train_state.task.recipe = recipe
     first, last = (min(total, batches * options.batch) for batches in (1, MORE))
@@ -169,7 +172,7 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 
 def load(path: Path, overrides: Iterable[str]) -> RunRecipe:
-    """Read a recipe file, for training or pretraining."""
+    """Read a recipe of a training or pretraining run, with `overrides` (changes `key=value`)."""
     return load_as(kind_of(load_tree(path)), path, overrides)
 
 

@@ -49,7 +49,7 @@ ProbeResult = dict[str, Any]
 
 @dataclass(frozen=True)
 class Probed:
-    """Hold the results of all probes of one pretrained backbone, and their file.
+    """Hold the results of all probes of one pretrained backbone, and the path of their file.
 
     Attributes:
         rows: One row for each method and number of labels. A row has the keys `weights`, `method`, `labels`, `labeled`,
@@ -65,8 +65,8 @@ class Probed:
 class Frozen:
     """Hold the features of all patches, computed once by the pretrained backbone, and their labels.
 
-    A part (train, validation or test) has n patches. In multi-label tasks a patch has one decision for each class, else
-    only one.
+    A part (train, validation or test) has n patches. A decision is one label: a patch has one for each
+    class in multi-label tasks, else only one.
 
     Attributes:
         features: [n, width] features of each part.
@@ -150,7 +150,7 @@ def score_features(
     options: ProbeConfig,
     about: ProbeResult,
 ) -> list[ProbeResult]:
-    """Draw labels, and score a linear layer and k-NN that use only them.
+    """Choose labels by a rule, and score a linear layer and a k-NN classifier that use only these labels.
 
     Args:
         frozen: Features of all parts.
@@ -158,7 +158,7 @@ def score_features(
         train: [n] store rows of the training part.
         rule: Rule that draws the labels. Its seed is also that of the linear layer.
         options: Settings of the probe.
-        about: Keys that each result gets.
+        about: Entries to copy into each result.
 
     Returns:
         The results of both methods.
@@ -175,7 +175,10 @@ def score_features(
 
 
 def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
-    """Read the results of an earlier call from `path`, without those that the new results `fresh` replace."""
+    """Read from `path` the results of earlier calls that stay valid beside the new results `fresh`.
+
+    Leave out results that `fresh` replaces, and results of another checkpoint or of other settings.
+    """
     new = {(row["method"], row["labels"]) for row in fresh}
     same = {(row["step"], json.dumps(row["protocol"])) for row in fresh}
     before = read_run_file(ProbeFile, path, "Remove it, and probe again.")[1]["rows"] if is_there(path) else []
@@ -187,7 +190,7 @@ def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
 
 
 def label_rule(text: str, seed: int) -> LabelsConfig:
-    """Parse a text, such as `per-class=10`, that says how many labels a probe may use.
+    """Make the rule that chooses a probe's labels from a text that says how many, such as `per-class=10`.
 
     Raises:
         ConfigError: The text is not `all`, `fraction=F`, `per-class=N` or `total=N`.
@@ -210,7 +213,7 @@ def freeze(
     standardize: bool,
     scaling: ChosenScaling | None = None,
 ) -> Frozen:
-    """Compute the features of all parts.
+    """Compute an encoder's features of all patches of the train, validation and test parts.
 
     Args:
         encoder: Network to probe, in evaluation mode.
@@ -259,7 +262,7 @@ def linear(
     layer = nn.Linear(features.shape[1], len(space.classes))
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
-    # The rate is for features of length 1. The length of standardized features is about the root of their number.
+    # Divide the rate by the squared length of the features: this is about their number if they are standardized.
     rate = options.lr / (features.shape[1] if options.features == "standardized" else 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
     # Start with the untrained layer as epoch 0: it is the result if no epoch has a finite score.
@@ -290,7 +293,7 @@ def _scores(layer: nn.Module, frozen: Frozen, space: LabelSpace, part: str) -> d
 
 @torch.no_grad()
 def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: ProbeConfig) -> ProbeResult:
-    """Classify validation and test by the nearest labeled patches (k-NN), and score the result.
+    """Classify validation and test patches by their nearest labeled patches (k-NN), and return the scores.
 
     Args:
         labeled: Features [n, width] and choice ids [n, decisions] of the n labeled patches, which vote.
@@ -310,7 +313,7 @@ def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, 
 def tuned(
     folder: RunFolder, recipe: PretrainRecipe, rule: LabelsConfig, options: ProbeConfig, *, random: bool, name: str
 ) -> ProbeResult:
-    """Fine-tune the whole network with labels, from pretrained or random weights, and score it.
+    """Fine-tune the whole network with labels, from pretrained or random weights, and return the student's scores.
 
     Args:
         folder: Folder of the pretraining run.

@@ -93,7 +93,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
             reasons.append(str(error))
             continue
         key = group_key(view)
-        # Seeds of a recipe look alike: show the details of the first only.
+        # Show the details of only one run of each recipe: its runs look alike, and the page must stay small.
         shown = key not in seen and len(seen) < MOST_SHOWN and size < PAGE_BYTES
         details = _details(view) if shown else []
         seen.add(key)
@@ -125,7 +125,7 @@ def _body(title: str, runs: Sequence[RunDigest]) -> list[Markup]:
 
 
 def _digest(view: RunView, path: Path, key: str, details: list[Markup]) -> RunDigest:
-    """Copy the small part of a run that the page keeps, without its arrays and rows of metrics."""
+    """Return the few things of a run that the page shows, so the run's large arrays and metrics can be freed."""
     wanted = [(panel.kind, metric) for group in PANELS.values() for panel in group for metric in _metrics(panel)]
     return RunDigest(
         name=view.name,
@@ -146,7 +146,7 @@ def _metrics(panel: Panel) -> list[str]:
 
 
 def _training(groups: Sequence[RunGroup]) -> list[Markup]:
-    """Draw the curves of the first recipes. A recipe has one color and line in all panels."""
+    """Draw the training curves of the first few recipes. A recipe keeps its color and line style in all panels."""
     shown = groups[:MOST_SHOWN]
     labels = figures.brief([group.label for group in shown])
     found = list[Markup]()
@@ -210,7 +210,7 @@ def _maps(lat: AnyFloats, lon: AnyFloats, errors: dict[str, AnyFloats]) -> list[
 
 
 def _titled(title: str, parts: Iterable[Markup]) -> list[Markup]:
-    """Put a heading over parts of the page. If no part exists, return no heading, either."""
+    """Return parts of the page with a heading above them; return nothing if no parts are given."""
     found = [part for part in parts if part]
     return [Markup("<h3>{}</h3>").format(title), *found] if found and found[-1] else []
 

@@ -58,7 +58,7 @@ class RunGroup:
     runs: Sequence[RunDigest]
 
     def curve(self, kind: str, metric: str) -> Curve | None:
-        """Average a metric over the runs; None if no run has it."""
+        """Return the mean curve of a metric over the group's runs; None if no run has it or no step is common."""
         return averaged([run.histories[kind, metric] for run in self.runs])
 
 
@@ -71,7 +71,7 @@ def group_key(view: RunView) -> str:
 
 
 def grouped_runs(runs: Sequence[RunDigest]) -> list[RunGroup]:
-    """Group runs by recipe, in the order of the first run of each. Two runs with the same seed are no group."""
+    """Group runs by recipe, sorted by the first run of each. Put runs with equal seeds into different groups."""
     groups: dict[tuple[str, int], list[RunDigest]] = {}
     for run in runs:
         turn = 0
@@ -89,7 +89,7 @@ def grouped_runs(runs: Sequence[RunDigest]) -> list[RunGroup]:
 
 
 def _label(names: Sequence[str]) -> str:
-    """Join names such as `run-s0` and `run-s1` to `run-s* (2 seeds)`."""
+    """Return one label for the names of a group's runs: `run-s* (2 seeds)` for `run-s0` and `run-s1`."""
     if len(names) == 1:
         return names[0]
     letters = os.path.commonprefix

@@ -34,9 +34,9 @@ DRAWS = 1000
 
 
 def score_tables(groups: Sequence[RunGroup]) -> list[Markup]:
-    """Make a table for each part and each kind of data: a row for each network of each recipe.
+    """Make a table of scores for each part of the split, with a row for each network of each recipe.
 
-    Runs with different classes stand in different tables: their scores cannot be compared.
+    Runs with different classes get different tables, because their scores cannot be compared.
     """
     found = list[Markup]()
     for part in ("test", "validation", "train"):
@@ -56,14 +56,14 @@ def score_tables(groups: Sequence[RunGroup]) -> list[Markup]:
 
 
 def _best(groups: Sequence[RunGroup], part: str) -> tuple[tuple[str, str] | None, str]:
-    """Find the recipe whose students are better than those of each other recipe, also beyond chance.
+    """Find the recipe with students that are better than the students of all other recipes, beyond chance.
 
     Args:
         groups: Recipes of one task.
         part: Part of the split.
 
     Returns:
-        Label of the recipe and name of the score, or None; and a remark about it.
+        Label of the best recipe and name of the score, or None if no recipe is best; and a remark for the reader.
     """
     chance = "A small difference between two rows may be chance"
     own = _with(groups, part)
@@ -126,7 +126,7 @@ def _checkpoint(run: RunDigest, part: str) -> str:
 
 
 def _score(values: Sequence[float | None]) -> Cell:
-    """Show the mean of a score over seeds and its standard deviation.
+    """Make a table cell with the mean of a score over seeds and its standard deviation.
 
     If some seeds lack the score, show how many have it.
     """
@@ -191,7 +191,7 @@ def _class_cell(values: Sequence[float | None]) -> Cell:
 
 
 def record_table(runs: Sequence[RunDigest]) -> Markup:
-    """Make a table of each run's origin: seed, number of labels, data, software versions, starts."""
+    """Make a table of each run's origin: seed, number of labels, data, software versions, restarts."""
     head = ["run", "seed", "ranks", "labeled patches", "patches", "data", "commit", "versions", "started again"]
     rows = list[list[CellValue]]()
     for run in runs:
@@ -214,5 +214,5 @@ def record_table(runs: Sequence[RunDigest]) -> Markup:
 
 
 def _plain(value: object) -> CellValue:
-    """Keep numbers, and turn any other value, for example from a damaged file, into text."""
+    """Return whole numbers unchanged, and any other value, for example from a damaged file, as text."""
     return value if isinstance(value, int) and not isinstance(value, bool) else str(value)

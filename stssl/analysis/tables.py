@@ -32,7 +32,7 @@ _SHADE = Markup(" style='background: color-mix(in srgb, var(--series-0) {:.0f}%,
 def table(
     head: Sequence[str], rows: Sequence[Sequence[CellValue]], meanings: Mapping[str, str] | None = None
 ) -> Markup:
-    """Make a table. Text is sorted by letters, numbers by value.
+    """Make an HTML table. A click on a column's name sorts it: text by letters, numbers by value.
 
     Args:
         head: Names of the columns.

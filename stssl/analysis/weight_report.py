@@ -54,7 +54,7 @@ class InspectedWeights:
         path: The file.
         layout: Programs that wrote the file, in words.
         tensors: Number of tensors of the network.
-        numbers: Number of values in them.
+        numbers: Number of values in these tensors.
         bands: Number of bands that the first layer reads; None if no layer reads images.
         band_names: Names of the bands; empty if unknown.
         known_as: Title of published weights; empty if the file is none that is known.
@@ -64,10 +64,11 @@ class InspectedWeights:
         backbone_args: Further arguments of that network, if an export of this program names them.
         classes: Names of the outputs, if an export of this program names them.
         not_finite: Tensors with NaN or infinite numbers, in words. Training and probes refuse such weights.
-        aside: Number of tensors of other parts, such as a momentum encoder, by the first part of their names.
+        aside: Number of tensors that do not belong to the network, such as those of a momentum encoder, by the first
+            part of their names.
         fits: Backbones that the weights fit. Two of them can have the same tensors and compute different numbers.
         tried: Number of backbones that were tried.
-        skipped: Number of backbones with such a first layer that were not tried.
+        skipped: Number of further backbones, with the same name of the first layer, that were not tried.
         unused: Names of tensors that the first fitting backbone does not take, such as those of a head. All names if no
             backbone is close.
         closest: The closest backbone, if none fits.
@@ -211,13 +212,13 @@ def _described(path: Path) -> ModelDescription | None:
         return None
     try:
         header = read_with_header(path)[1]
-    except (OSError, *UNREADABLE):  # `open_file` has read it: it changed since
+    except (OSError, *UNREADABLE):  # `open_file` could read this file, so it changed since: go on without a description
         return None
     return parse_description(header[KEY], path) if KEY in header else None
 
 
 def _try_backbones(found: Checkpoint, about: InspectedWeights) -> None:
-    """Try the weights on backbones, the likeliest first, and note which they fit."""
+    """Try to load the weights into backbones, the likeliest first, and note in `about` which of them they fit."""
     if about.bands is None:
         about.unused = list(found.tensors)
         return
@@ -244,7 +245,7 @@ def _try_names(names: list[str], bands: int, found: Checkpoint, about: Inspected
         about.tried += 1
         try:
             unused = fit_weights(backbone, found).unexpected
-        except (ConfigError, RuntimeError):  # other weights, or positions on another grid
+        except (ConfigError, RuntimeError):  # another network, or position embeddings of another size: no fit
             _note_closest(name, backbone, found, about)
         else:
             about.unused = about.unused or [one for one in unused if one not in found.aside]
@@ -252,7 +253,7 @@ def _try_names(names: list[str], bands: int, found: Checkpoint, about: Inspected
 
 
 def _without_memory(name: str, options: JsonObject, bands: int) -> Backbone | None:
-    """Build a backbone whose tensors have only shapes; None if its constructor needs numbers."""
+    """Build a backbone with tensors that have shapes but no values; None if its constructor needs values."""
     try:
         with torch.device("meta"):
             return make_backbone(name, options, size=224, in_channels=bands, classes=2, hub=False)
@@ -261,7 +262,7 @@ def _without_memory(name: str, options: JsonObject, bands: int) -> Backbone | No
 
 
 def _note_closest(name: str, backbone: Backbone, found: Checkpoint, about: InspectedWeights) -> None:
-    """Describe how a backbone differs from the weights, if it shares more names with them than all backbones before."""
+    """Note in `about` how a backbone differs from the weights, if it shares the most tensor names so far."""
     own, given = backbone.state_dict(), found.tensors
     shared = [one for one in given if one in own]
     if shared and (about.closest is None or len(shared) > about.closest.shared):
@@ -276,7 +277,7 @@ def _note_closest(name: str, backbone: Backbone, found: Checkpoint, about: Inspe
 
 
 def _candidates(found: Checkpoint) -> list[str]:
-    """List backbones whose first layer has the name that it has in the file, the likeliest first."""
+    """List backbones whose first layer has the same name as in the file, the likeliest first."""
     from timm.models import get_pretrained_cfg
 
     kernel = next((name for name, value in found.tensors.items() if value.ndim == 4), "")
@@ -287,7 +288,7 @@ def _candidates(found: Checkpoint) -> list[str]:
         likely = [name for name in names if f"{kernel}" in _first_layers(get_pretrained_cfg(name, True))]
         if not likely or (found.arches and not any(name.startswith(found.arches) for name in likely)):
             continue
-        # One backbone stands for its family: names of tensors differ more among families than inside one.
+        # Build only one backbone of each family, to save time: names of tensors hardly differ inside a family.
         one = _without_memory(min(likely, key=lambda name: (name.startswith("test_"), len(name))), {}, 3)
         if one is not None:
             own = frozenset(re.sub(r"\d+", "#", name) for name in one.state_dict())
@@ -311,7 +312,7 @@ def _candidates(found: Checkpoint) -> list[str]:
 
 
 def _families() -> Iterator[tuple[str, list[str]]]:
-    """Yield the names of timm's backbones, by the module that defines them."""
+    """Yield each module of timm that defines backbones, with the names of these backbones."""
     from timm.models import list_models, list_modules
 
     for module in list_modules():
@@ -319,6 +320,6 @@ def _families() -> Iterator[tuple[str, list[str]]]:
 
 
 def _first_layers(config: object) -> list[str]:
-    """List the names of the kernels that read the bands, from timm's configuration of a backbone."""
+    """List the names of the weights that read an image's bands, from timm's configuration of a backbone."""
     first = getattr(config, "first_conv", None)
     return [f"{one}.weight" for one in (first if isinstance(first, tuple | list) else [first]) if one]

@@ -133,7 +133,7 @@ def _refuse_other(target: Path, request: JsonObject) -> None:
 
 
 def _open(weights: str, store: str, overrides: Iterable[str]) -> WeightsProbe:
-    """Open the store and the weights.
+    """Open the store, load the weights into their network, and return all that the probe needs.
 
     Raises:
         ConfigError: A setting is wrong, or the weights do not exist, or do not name their network.
@@ -158,7 +158,7 @@ def _open(weights: str, store: str, overrides: Iterable[str]) -> WeightsProbe:
 
 
 def _defaults(weights: str, path: str, tree: Tree) -> Tree:
-    """Return the recipe's keys that the store and the weights decide: label set, size of images, backbone."""
+    """Return values of recipe keys that follow from the store and the weights: labels, image size, backbone."""
     store = Store.open(path)
     sets = list(store.label_sets)
     side = max(group.height for group in store.groups.values())
@@ -173,7 +173,7 @@ def _defaults(weights: str, path: str, tree: Tree) -> Tree:
 
 
 def backbone_of(weights: str) -> str:
-    """Return the name in timm of the network that weights belong to.
+    """Return timm's name of the network that the given weights belong to.
 
     Raises:
         ConfigError: The weights do not exist, or do not say their network.

@@ -72,7 +72,7 @@ def default_console(shown: bool | None = None) -> Console:
     """
     console = Console(stderr=True, quiet=shown is False)
     if console.is_jupyter and not find_spec("ipywidgets"):
-        # tqdm and Ray ask several times for ipywidgets. They are not needed: progress is shown as lines of text.
+        # Hide the advice of tqdm and Ray to install ipywidgets: this program shows lines of text without them.
         warnings.filterwarnings("ignore", message="IProgress not found")
         logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
     return console
@@ -111,7 +111,7 @@ def _following(console: Console, what: str, total: int | None, note: str, first:
     with Progress(*columns, *times, TextColumn("{task.fields[note]}"), console=console) as bar:
         task = bar.add_task(what, total=total, note=note)
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
-        bar.refresh()  # rich draws ten times a second and, in a notebook, not once more at the end
+        bar.refresh()  # in a notebook, rich does not draw the last state of the bar by itself
 
 
 @contextlib.contextmanager
@@ -226,7 +226,7 @@ def _shown(score: float | None) -> str:
 def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar that counts things, such as patches. Yield the function that moves the bar.
 
-    This function takes the number of things done and the number of all things.
+    The yielded function takes the number of things done and the number of all things.
 
     Args:
         console: Console that shows the bar.

@@ -39,10 +39,10 @@ def evaluate(
         metadata: Metadata that the networks get: `true`, `absent`, `shuffled`, `moved:500km` or `moved:90d`.
         by: Columns of the store whose values make groups, such as `country` and `season`. `block` makes squares of
             latitude and longitude, `month` the months of the year. `Run.groups` reads the scores.
-        bootstrap: Number of draws for the 95 % intervals of `Run.groups`; 0 computes none.
+        bootstrap: Number of bootstrap draws for the 95 % intervals of `Run.groups`; 0 computes no intervals.
         resample: `blocks` draws squares of nearby patches, `patches` draws single ones.
         degrees: Side of these squares in degrees.
-        least: Groups with fewer patches are pooled.
+        least: Groups with fewer patches are pooled into one group, `others`.
         workers: Number of Ray workers that predict; 0 predicts in this process.
 
     Returns:
@@ -84,13 +84,13 @@ def compare(
         part: `train`, `validation` or `test`.
         network: `student` or `teacher`.
         score: Name of the score; None takes `accuracy` or `mAP`.
-        draws: Number of draws for the 95 % intervals, and of swaps for the p-values.
+        draws: Number of bootstrap draws for the 95 % intervals, and of random swaps for the p-values.
         degrees: Side of a block of patches in degrees.
 
     Returns:
-        One entry for each recipe of `runs`. It has the mean scores `value` and `other`, their `difference`, the ends
-        `low` and `high` of its 95 % interval, `p` by permutation, `holm` (p corrected for several recipes) and
-        `significant`.
+        One entry for each recipe of `runs`, which compares it with `against`. It has the mean scores `value` and
+        `other`, their `difference`, the ends `low` and `high` of its 95 % interval, `p` by permutation, `holm` (p
+        corrected for several recipes) and `significant`.
 
     Raises:
         StsslError: A run was not evaluated, or the runs have other stores, splits, classes or seeds.

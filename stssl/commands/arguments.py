@@ -21,7 +21,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 
 def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Check that an argument of the command line is a local path, not a URL.
+    """Check that an argument of the command line is a local path, not a URL. Return it unchanged.
 
     Without this check, a URL would make a folder named `s3:`.
 
@@ -41,7 +41,7 @@ def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def result_path(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Check that an argument is the local path of a result, and warn if the result would vanish with a Ray job.
+    """Return an argument after a check that it is a local path; warn if a Ray job's end would delete the result.
 
     Args:
         parameter: The option or argument, for the message.
@@ -56,7 +56,7 @@ def result_path(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def new_store(parameter: typer.CallbackParam, value: str) -> str:
-    """Check the place of a store to write, and warn if the store would vanish with a Ray job.
+    """Return the place of a new store after a check; warn if the end of a Ray job would delete the store.
 
     Args:
         parameter: The argument, for the message.
@@ -79,7 +79,7 @@ def _warn_if_vanishing(parameter: typer.CallbackParam, value: str | Path | None)
 
 
 def store_place(parameter: typer.CallbackParam, value: str | None) -> str | None:
-    """Check that an argument is the path or the URL of a store.
+    """Check that an argument is a path or a URL that a store can have. Return it unchanged.
 
     Args:
         parameter: The option or argument, for the message.
@@ -112,7 +112,7 @@ class ListCommand(TyperCommand):
     switches: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse a command line after its lists of words were written out.
+        """Parse a command line. First, repeat an option before each word of its list (see `written_out`).
 
         Args:
             ctx: Context of the command.
@@ -127,7 +127,7 @@ class ListCommand(TyperCommand):
 
     @classmethod
     def written_out(cls, args: Sequence[str]) -> list[str]:
-        """Repeat an option before each word that follows it, up to the next option.
+        """Return a command line's words, with an option repeated before each word up to the next option.
 
         If the words before the options name no run, the last word of a list is the run: `evaluate --by country RUN`.
         """
@@ -154,7 +154,7 @@ class ListCommand(TyperCommand):
 
 
 class CompareCommand(ListCommand):
-    """Define how `stssl compare` reads its lists: runs follow `--against`."""
+    """Let the option `--against` of `stssl compare` take several runs."""
 
     lists = ("--against",)
 

@@ -100,7 +100,7 @@ def _make_store(archive: Path, store: Path, console: Console, patches: int) -> N
 
 
 def _clear(unwanted: tuple[Path, ...], out: Path, console: Console) -> None:
-    """Delete the generated data that the user does not want to keep. Show how much disk space the rest needs.
+    """Delete the generated data that the user does not want to keep. Show how much disk space the kept data need.
 
     Args:
         unwanted: Folders to delete.

@@ -304,7 +304,7 @@ def _client(address: str) -> "JobSubmissionClient":
 async def _follow(
     client: "JobSubmissionClient", name: str, show: Callable[[str], None], patience: int = 60, pause: float = 1.0
 ) -> "JobDetails":
-    """Show the output of a job on a Ray cluster until it ends, and return its details. Survive lost connections.
+    """Show the output of a job on a Ray cluster until it ends, and return its details. Connect again if necessary.
 
     Args:
         client: Connection to the job server.
@@ -346,7 +346,7 @@ async def _follow(
 
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Turn the errors of a connection to a Ray cluster into messages that say what to do."""
+    """Return a context that turns errors of a connection to a Ray cluster into messages with advice."""
     import requests
     from ray.exceptions import AuthenticationError
 

@@ -84,7 +84,7 @@ def predict_inputs(
 
 
 def _refuse_map_options(options: MapOptions) -> None:
-    """Check that no option is set that only maps have."""
+    """Raise a ConfigError if an option is set that only maps of scenes have."""
     defaults = MapOptions()
     flags = {
         "probabilities": "--probabilities",

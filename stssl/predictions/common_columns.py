@@ -18,7 +18,7 @@ from stssl.store.schema import MISSING_TIME, SPLIT_CODES
 
 @dataclass
 class CommonColumns:
-    """Collect the columns that do not depend on the model, batch by batch.
+    """Collect, batch by batch, the columns that describe the patches and do not depend on a model.
 
     Attributes:
         source: Source of the patches.
@@ -30,7 +30,7 @@ class CommonColumns:
     _numbers: dict[str, list[NDArray[np.generic]]] = field(default_factory=dict)
 
     def add(self, batch: PatchBatch) -> None:
-        """Add the patches of a batch."""
+        """Add the names, places, dates, splits and errors of a batch of patches."""
         self._names += batch.names
         self._errors += batch.errors
         arrays = list(self.source.arrays.values())
@@ -48,7 +48,7 @@ class CommonColumns:
 
     @property
     def names(self) -> list[str]:
-        """Return the names of the patches."""
+        """Return the names of all patches that were added."""
         return self._names
 
     @property
@@ -58,16 +58,16 @@ class CommonColumns:
 
     @property
     def centers(self) -> Doubles:
-        """Return longitudes and latitudes [n, 2]; NaN where unknown."""
+        """Return longitudes and latitudes [n, 2] of the patches' centers; NaN where unknown."""
         return np.stack([self._joined("lon"), self._joined("lat")], 1).astype(np.float64)
 
     @property
     def rings(self) -> Doubles:
-        """Return the outlines [n, 5, 2] of the patches; NaN where unknown."""
+        """Return the patches' outlines as longitudes and latitudes [n, 5, 2]; NaN where unknown."""
         return self._joined("rings").astype(np.float64)
 
     def first(self) -> dict[str, pyarrow.Array]:
-        """Return the columns that stand before the results."""
+        """Return the table's columns that stand before a model's results: names, places and dates."""
         lat, lon, time = (self._joined(name) for name in ("lat", "lon", "time"))
         seconds = pyarrow.array(time.astype(np.int64), pyarrow.int64(), mask=time == MISSING_TIME)
         return {
@@ -78,7 +78,7 @@ class CommonColumns:
         }
 
     def last(self) -> dict[str, pyarrow.Array]:
-        """Return the columns that stand after the results: parts of splits, and errors."""
+        """Return the table's columns that stand after a model's results: parts of splits, and errors."""
         words = {code: part for part, code in SPLIT_CODES.items()}
         found = {
             name: pyarrow.array([words.get(int(code)) for code in self._joined(name)], pyarrow.string())
@@ -88,7 +88,7 @@ class CommonColumns:
 
 
 def output_path(out: str | Path, inputs: Iterable[str | Path], suffixes: Sequence[str], what: str) -> Path:
-    """Check the path of a table, and make it absolute.
+    """Check the path of an output, such as a table, and return it as an absolute path.
 
     Args:
         out: Path that the user gave.

@@ -61,12 +61,12 @@ def outlines(columns: Mapping[str, ColumnArray], ground: float, pixels: int) -> 
 
 
 def point_bytes(place: Sequence[float]) -> bytes:
-    """Write a point as WKB, little endian."""
+    """Return a point as WKB bytes, little endian."""
     return struct.pack("<BI2d", 1, 1, *place)
 
 
 def polygon_bytes(ring: Doubles) -> bytes:
-    """Write a polygon of one ring [n, 2] as WKB, little endian."""
+    """Return a polygon of one ring [n, 2] as WKB bytes, little endian."""
     return struct.pack("<BIII", 1, 3, 1, len(ring)) + ring.astype("<f8").tobytes()
 
 

@@ -13,7 +13,7 @@ from stssl.predictions.patches import PatchBatch, PatchSource
 
 
 class KnownLabels:
-    """Collect the labels of patches batch by batch, as choices of a model's classes.
+    """Collect the labels of patches batch by batch, as choice ids (numbers) of a model's classes.
 
     Attributes:
         name: Name of the label set.
@@ -86,14 +86,17 @@ class KnownLabels:
         for column, place in enumerate(self._places):
             if place >= 0:
                 out[:, place] = own[:, column]
-        # A class of the model that the label set lacks is absent from all labeled patches.
+        # Set classes that the label set lacks to absent in labeled patches: no label of the set can be such a class.
         labeled = (own != IGNORED).any(1)
         unnamed = [place for place in range(out.shape[1]) if place not in self._places]
         out[:, unnamed] = torch.where(labeled, 0, IGNORED)[:, None]
         self._targets.append(out)
 
     def targets(self) -> Tensor:
-        """Return the choice ids [n, G] of all patches; `IGNORED` where unknown."""
+        """Return the labels of all patches as choice ids; `IGNORED` where unknown.
+
+        The shape is [n, classes] with several labels a patch (1 present, 0 absent), else [n, 1].
+        """
         return torch.cat(self._targets)
 
     def column(self) -> pyarrow.Array:

@@ -64,7 +64,7 @@ class PatchBatch:
 
 
 class PatchSource(Protocol):
-    """Require the methods of a source of patches.
+    """Define the attributes and methods that every source of patches, such as a store, must have.
 
     Attributes:
         place: The input as the user wrote it, for messages.
@@ -85,7 +85,7 @@ class PatchSource(Protocol):
     notes: tuple[str, ...]
 
     def read(self, rows: Ints) -> PatchBatch:
-        """Read some patches.
+        """Read the patches with the given numbers, as one batch.
 
         Args:
             rows: [n] numbers of the patches.
@@ -102,7 +102,7 @@ class StorePatches:
     notes: tuple[str, ...] = ()
 
     def __init__(self, store: Store, bands: Sequence[str]) -> None:
-        """Open readers of some bands.
+        """Prepare to read some bands of a store.
 
         Args:
             store: Open store.
@@ -124,7 +124,7 @@ class StorePatches:
         self.columns = {name: _described(store, name) for name in wanted}
 
     def read(self, rows: Ints) -> PatchBatch:
-        """Read some patches.
+        """Read the patches with the given numbers, as one batch.
 
         Args:
             rows: [n] numbers of the patches.
@@ -154,7 +154,7 @@ class ArchivePatches:
     """Read the patches of an open archive, such as a folder of images, without converting it first."""
 
     def __init__(self, archive: Archive, place: str) -> None:
-        """Use an open archive.
+        """Prepare to read the patches of an open archive.
 
         Args:
             archive: The archive.
@@ -168,7 +168,7 @@ class ArchivePatches:
         self.label_sets, self.splits, self.notes = archive.label_sets, archive.splits, tuple(archive.notes)
 
     def read(self, rows: Ints) -> PatchBatch:
-        """Read some patches.
+        """Read the patches with the given numbers, as one batch.
 
         Args:
             rows: [n] numbers of the patches.

@@ -147,7 +147,7 @@ def batches_of(source: PatchSource, batch: int) -> Iterator[PatchBatch]:
 
 
 def _require_equal(students: Sequence[Student]) -> None:
-    """Refuse models of an ensemble whose classes differ."""
+    """Raise a ConfigError if the models of an ensemble have different classes."""
     first = students[0].description
     for number, student in enumerate(students[1:], 2):
         own = student.description
@@ -157,7 +157,7 @@ def _require_equal(students: Sequence[Student]) -> None:
 
 @dataclass(frozen=True)
 class _Results:
-    """Hold logits and probabilities [n, C] of n patches; NaN for patches that could not be read."""
+    """Hold logits and probabilities [n, classes] of n patches; NaN for patches that could not be read."""
 
     logits: Tensor
     probabilities: Floats
@@ -180,12 +180,12 @@ class _Prediction:
         self.scored = 0
 
     def usable(self) -> NDArray[np.bool_]:
-        """Return [n] False for patches that could not be read."""
+        """Return booleans [n]: False for patches that could not be read."""
         return np.concatenate(self._usable)
 
     @torch.inference_mode()
     def run(self, batch: int, progress: OnPatch | None) -> _Results:
-        """Predict all patches."""
+        """Predict all patches of the source, and return their logits and probabilities."""
         logits, done = [], 0
         for found in batches_of(self.source, batch):
             self.columns.add(found)
@@ -200,9 +200,9 @@ class _Prediction:
         return _Results(joined, self.space.probabilities(joined).numpy())
 
     def _logits(self, batch: PatchBatch) -> Tensor:
-        """Compute the logits [n, C] of a batch.
+        """Compute the logits [n, classes] of a batch of patches.
 
-        For several models, they belong to the mean of the models' probabilities.
+        With several models, these are the logits of the mean of the models' probabilities.
         """
         parts = []
         for student, plan in zip(self.students, self.plans, strict=True):
@@ -213,12 +213,12 @@ class _Prediction:
         return logits
 
     def _mean(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return logits [n, C] whose probabilities are the mean of those of several models."""
+        """Return the logits [n, classes] of the mean of several models' probabilities."""
         mean = torch.stack([self.space.probabilities(logits.double()) for logits in parts]).mean(0)
         return (torch.logit(mean) if self.space.multilabel else mean.log()).float()
 
     def scores(self, logits: Tensor) -> dict[str, float]:
-        """Score the patches that have a known label."""
+        """Return the scores, by name, of the patches with a known label; empty if no patch has one."""
         assert self.labels is not None
         targets = self.labels.targets()
         targets[torch.from_numpy(~self.usable())] = IGNORED
@@ -231,7 +231,7 @@ class _Prediction:
         return dict(score(logits[known], targets[known], self.space).scores)
 
     def table(self, probabilities: Floats) -> pyarrow.Table:
-        """Arrange the table: names, places and dates, then results, then labels, splits and errors."""
+        """Return the table: names, places and dates, then results, then labels, splits and errors."""
         usable = self.usable()
         several = self.space.multilabel
         confidence = np.maximum(probabilities, 1 - probabilities).mean(1) if several else probabilities.max(1)

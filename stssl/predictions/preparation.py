@@ -58,7 +58,10 @@ class PatchInputs:
         self._check(source, resample)
 
     def _check(self, source: PatchSource, resample: bool) -> None:
-        """Check that the values have the type of the training, and the patches its size."""
+        """Raise an error if a source's values have another type, or its patches another size, than in training.
+
+        Set `side`, the size in pixels to which all bands are resized; None if all bands have the same size.
+        """
         about = self.model.description
         arrays = [source.arrays[name] for name in self.chosen]
         for array in arrays:
@@ -84,7 +87,7 @@ class PatchInputs:
         for name, own in self.chosen.items():
             values = torch.from_numpy(pixels[name][:, own]).to(device)
             if self.side is not None:
-                # With `corners`, values are clipped before they are resized. Only then is the result that of training.
+                # With `corners`, clip before the resize, as the training did: the other sequence has another result.
                 values = self._clipped(values, name) if how == "corners" else values
                 values = resize_images(values, self.side, how)
             parts.append(values)
@@ -92,7 +95,7 @@ class PatchInputs:
         return joined if self.order == sorted(self.order) else joined[:, self.order]
 
     def _clipped(self, values: Tensor, name: str) -> Tensor:
-        """Clip the values of one band array to the limits of its bands."""
+        """Return the values of one band array, clipped to the limits of its bands."""
         before = sum(len(own) for other, own in _before(self.chosen, name))
         mine = [self.order.index(before + number) for number in range(len(self.chosen[name]))]
         return torch.minimum(torch.maximum(values.float(), self.model.low[:, mine]), self.model.high[:, mine])
@@ -121,7 +124,7 @@ def metadata_for(model: ImageModel, batch: PatchBatch, source: PatchSource) -> T
 
 
 def _before(chosen: Mapping[str, list[int]], name: str) -> list[tuple[str, list[int]]]:
-    """List the entries of a mapping before a key."""
+    """List the entries of the mapping `chosen` that stand before the key `name`."""
     entries = list(chosen.items())
     return entries[: [key for key, _ in entries].index(name)]
 

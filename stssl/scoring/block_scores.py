@@ -1,8 +1,8 @@
-"""Compute scores for many draws of test blocks at once.
+"""Compute scores for many bootstrap draws of test blocks at once.
 
 A block is a group of nearby patches, which resemble each other.
 
-A draw is a row of counts, which say how often each block is taken. Scores that are made of sums (accuracy, F1) need one
+A draw is a row of counts, which say how often it takes each block. Scores that are made of sums (accuracy, F1) need one
 matrix product for all draws. Average precision needs ranks: rows are sorted once, and each draw only weights them.
 """
 
@@ -30,10 +30,12 @@ WEIGHTS_AT_ONCE = 1 << 18
 
 @dataclass(frozen=True)
 class RankedRows:
-    """Hold rows sorted by falling logit, for the average precision of one class under any weights.
+    """Hold one class's predictions sorted by falling logit, to compute its average precision for any draws.
+
+    A row is the prediction for one patch. It is positive if the patch has the class.
 
     Attributes:
-        blocks: [m] block of each row, up to the last row that matters.
+        blocks: [m] block of each row, up to the last row with the same logit as a positive row.
         ends: [p] for each positive row, the last row with the same logit.
         positives: [p] block of each positive row.
         last: [p] for each positive row, the last positive row with the same logit.
@@ -46,7 +48,7 @@ class RankedRows:
 
     @classmethod
     def of(cls, logits: Float64s, truth: NDArray[np.bool_], blocks: NDArray[np.int32]) -> "RankedRows":
-        """Sort n rows.
+        """Sort the predictions of one class for n patches by falling logit.
 
         Args:
             logits: [n] logits of one class.
@@ -63,7 +65,7 @@ class RankedRows:
         return cls(own[: ends[-1] + 1 if len(ends) else 0], ends, own[places], last)
 
     def average_precision(self, draws: Counts) -> Float64s:
-        """Compute the average precision [draws] for draws [draws, blocks]; NaN where no positive row is drawn."""
+        """Return the average precision [draws] of each draw in `draws` [draws, blocks]; NaN without a positive."""
         if not len(self.ends):
             return np.full(len(draws), np.nan)
         every = np.cumsum(draws.take(self.blocks, axis=1), axis=1, dtype=np.int32).take(self.ends, axis=1)
@@ -76,10 +78,13 @@ class RankedRows:
 
 
 class BlockScores:
-    """Compute the scores of one network for any draws of blocks. With each block taken once, they equal `score`."""
+    """Compute the scores of one network for bootstrap draws of blocks.
+
+    A draw that takes each block once has the scores that the function `score` gives.
+    """
 
     def __init__(self, logits: Tensor, targets: Tensor, space: LabelSpace, blocks: Ints) -> None:
-        """Sum and sort predictions by block.
+        """Sum predictions over blocks, and sort them by logit, so `scores` needs little time for each draw.
 
         Args:
             logits: [n, classes] finite logits.
@@ -105,10 +110,10 @@ class BlockScores:
             self._micro = RankedRows.of(found[there], truth[there], wide[there])
 
     def scores(self, draws: AnyArray) -> dict[str, Float64s]:
-        """Compute each score [draws] for draws [draws, blocks]; NaN where a draw does not define it.
+        """Return by name each score [draws] of the given draws; NaN where a score is not defined for a draw.
 
         Args:
-            draws: How often each draw takes each block, for all blocks by number.
+            draws: [draws, blocks] how often each draw takes each block, sorted by the number of the block.
         """
         own: Counts = np.ascontiguousarray(draws[:, self.own], np.int32)
         parts = _multi_label_scores if self.multilabel else _single_label_scores
@@ -125,7 +130,7 @@ def _pieces(draws: Counts, most: int) -> Iterator[Float64s]:
 
 
 def _threaded(ranked: RankedRows, draws: Counts) -> Float64s:
-    """Compute the average precision of all draws, on all processors that this process may use."""
+    """Return the average precision [draws] of all draws. Large inputs use all processors of this process."""
     size = max(1, WEIGHTS_AT_ONCE // max(1, len(ranked.blocks)))
     chunks = [draws[start : start + size] for start in range(0, len(draws), size)]
     if len(draws) * len(ranked.blocks) < 8 * WEIGHTS_AT_ONCE:
@@ -135,7 +140,7 @@ def _threaded(ranked: RankedRows, draws: Counts) -> Float64s:
 
 
 def _by_block(columns: Float64s, blocks: NDArray[np.int32], count: int) -> Float64s:
-    """Sum the columns [n, values] of patches over their blocks: [blocks, values]."""
+    """Return sums [blocks, values] over the patches of each block, from values [n, values] of n patches."""
     order = np.argsort(blocks, kind="stable")
     starts = np.searchsorted(blocks[order], np.arange(count))
     found: Float64s = np.add.reduceat(columns[order], starts, axis=0)
@@ -143,9 +148,10 @@ def _by_block(columns: Float64s, blocks: NDArray[np.int32], count: int) -> Float
 
 
 def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Float64s:
-    """Sum the predictions of each patch by confidence, for the calibration error.
+    """Sum each patch's predictions in bins of confidence, for the calibration error.
 
-    Return [n, 3 * bins]: counts, sums of confidences, and numbers of right predictions.
+    Return [n, 3 * bins]: for each bin the number of predictions, the sum of their confidences, and the number of
+    right predictions.
 
     Args:
         confidence: [m] predicted probabilities.
@@ -220,7 +226,7 @@ def _multi_label_scores(sums: Float64s, classes: int) -> dict[str, Float64s]:
 
 
 def _mean(each: Float64s) -> Float64s:
-    """Compute the mean [draws] over the classes [draws, classes] that a draw has; NaN if it has none."""
+    """Return the mean [draws] over classes of scores [draws, classes], without NaN; NaN if all are NaN."""
     there = ~np.isnan(each)
     with np.errstate(invalid="ignore"):
         found: Float64s = np.where(there, each, 0.0).sum(1) / there.sum(1)
@@ -228,7 +234,10 @@ def _mean(each: Float64s) -> Float64s:
 
 
 def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:
-    """Draw blocks with replacement, each time as many as exist (the bootstrap). Return counts [draws, blocks]."""
+    """Draw blocks with replacement, each time as many as exist (the bootstrap).
+
+    Return how often each draw takes each block: [draws, blocks].
+    """
     rng = np.random.default_rng((seed, blocks))
     found = np.empty((draws, blocks), np.uint16)
     for row in found:
@@ -237,6 +246,6 @@ def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:
 
 
 def percentiles(values: Float64s, level: float = 0.95) -> tuple[float, float]:
-    """Return the ends of the interval that holds the middle share `level` of the values of draws. Leave out NaN."""
+    """Return the ends of the interval that holds the middle share `level` of bootstrap values. Ignore NaN."""
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -43,7 +43,7 @@ class MetadataChange:
 
     @property
     def suffix(self) -> str:
-        """Return the end of the names of files, such as `-moved-500km`; empty for true metadata."""
+        """Return the end of an evaluation's file names, such as `-moved-500km`; empty for true metadata."""
         return "" if self.kind == "true" else "-" + str(self).replace(":", "-")
 
 

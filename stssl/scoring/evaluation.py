@@ -109,7 +109,7 @@ def score_part(
 
 
 def score_logits(logits: Tensor, data: RunData, rows: Ints, device: torch.device) -> Evaluation:
-    """Score logits of store rows. All ranks (training processes) must call this together.
+    """Compute scores from a network's logits for store rows. All ranks (training processes) must call this together.
 
     Args:
         logits: [n, classes] logits, the same on all ranks.
@@ -125,7 +125,7 @@ def score_logits(logits: Tensor, data: RunData, rows: Ints, device: torch.device
 def share_of_batches(rows: Ints, batch: int, share: tuple[int, int]) -> Ints:
     """Return the rows of whole batches that one of several workers predicts.
 
-    Batches of one process and of several are the same: other batches could change the last digits of logits.
+    One process and several workers use the same batches: other batches could change the last digits of logits.
 
     Args:
         rows: [n] store rows of a part.

@@ -34,7 +34,7 @@ class GroupOptions:
 
     Attributes:
         by: Columns whose values are the groups: columns of the store, `block` or `month`.
-        bootstrap: Number of draws for the intervals; 0 computes no intervals.
+        bootstrap: Number of bootstrap draws for the intervals; 0 computes no intervals.
         least: Groups with fewer patches are pooled into one group.
         degrees: Side of a block in degrees of latitude and longitude.
         resample: `blocks` draws whole blocks, as nearby patches are not independent. `patches` draws single patches.
@@ -131,7 +131,7 @@ class GroupScores:
 
 @dataclass(frozen=True)
 class Units:
-    """Hold the units that are drawn with replacement: blocks of patches, or single patches.
+    """Hold the units that a bootstrap draws with replacement: blocks of patches, or single patches.
 
     Attributes:
         names: Names of the units.
@@ -178,7 +178,7 @@ def check_options(data: RunData, part: str, options: GroupOptions) -> None:
 
 
 def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True) -> Units:
-    """Divide patches into units, which are blocks or single patches, and draw units for intervals.
+    """Divide patches into units (blocks or single patches). Return the units, with bootstrap draws of them.
 
     Patches without a place are blocks of their own.
 
@@ -204,7 +204,7 @@ def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True
 
 
 def _cells(data: RunData, rows: Ints, degrees: float) -> NDArray[np.str_]:
-    """Name the square of latitude and longitude of each patch by its south-west corner; empty without a place."""
+    """Return the south-west corner of each patch's square of latitude and longitude as text; empty if unknown."""
     lat, lon = data.metadata[torch.from_numpy(rows)][:, list(PLACE)].double().numpy().T
     known = np.isfinite(lat) & np.isfinite(lon)
     corners = [np.floor(np.where(known, values, 0) / degrees) * degrees for values in (lat, lon)]
@@ -213,7 +213,7 @@ def _cells(data: RunData, rows: Ints, degrees: float) -> NDArray[np.str_]:
 
 
 def values_of(data: RunData, rows: Ints, column: str, degrees: float) -> NDArray[np.str_]:
-    """Read the group of each patch.
+    """Read from a column the name of the group to which each patch belongs.
 
     Args:
         data: Open store.
@@ -283,7 +283,7 @@ def _months(data: RunData, rows: Ints) -> NDArray[np.str_]:
 def score_groups(results: Mapping[str, Evaluation], data: RunData, options: GroupOptions) -> GroupScores:
     """Score all networks on the whole part and on its groups.
 
-    All groups and networks share the draws, so their differences have intervals too.
+    All groups and networks share the bootstrap draws, so their differences have intervals too.
 
     Args:
         results: Evaluation of each network, by the name of the network.
@@ -327,7 +327,7 @@ def _words_on_units(units: Units, options: GroupOptions) -> str:
 def _pooled(
     values: NDArray[np.str_], labeled: NDArray[np.bool_], column: str, options: GroupOptions, notes: list[str]
 ) -> NDArray[np.str_]:
-    """Give all groups with few labeled patches the name `others`, and add a note that lists these groups."""
+    """Return each patch's group, `others` for all groups with few labeled patches. List these in `notes`."""
     names, number = np.unique(values, return_inverse=True)
     counts = np.bincount(number.reshape(-1)[labeled], minlength=len(names))
     small = counts < options.least
@@ -354,7 +354,10 @@ class _Group:
 
 
 def _score_group(group: _Group, data: RunData, units: Units, found: GroupScores) -> NDArray[np.float64]:
-    """Add the scores of one group to `found`. Return the headline score [draws] of the draws, empty without them."""
+    """Add the scores of one group, with bootstrap intervals, to `found`.
+
+    Return the headline score of each bootstrap draw, [draws]; empty if there are no intervals.
+    """
     chosen = torch.from_numpy(group.own)
     logits, targets = group.result.logits[chosen].double(), group.targets[chosen]
     scores = score(logits, targets, data.space).scores
@@ -380,7 +383,7 @@ def _score_group(group: _Group, data: RunData, units: Units, found: GroupScores)
 def _worst(
     network: str, rows: Sequence[GroupRow], drawn: Mapping[tuple[str, str], NDArray[np.float64]], name: str
 ) -> list[WorstGroup]:
-    """Find the worst and the best group of each column by one score."""
+    """Find the worst and the best group of each column by the score `name`, with an interval of their gap."""
     sign = -1 if name in LOWER_IS_BETTER else 1
     found = []
     for column in dict.fromkeys(row.column for row in rows if row.column != WHOLE):

@@ -65,7 +65,7 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: 
         weight = ((likeness - likeness[:, :1]) / temperature).exp()
         votes = torch.einsum("nk,nkgw->ngw", weight, choices[nearest])
         found.append(votes / votes.sum(-1, keepdim=True).clamp_min(1e-12))
-    # Add a small number, which keeps log(0) finite. A clamp would make small votes equal, but they must rank patches.
+    # Add a small number: log(0) is not finite. A clamp would make small votes equal, and scores need their order.
     return space.ungrouped((torch.cat(found).double() + 1e-6).log())
 
 

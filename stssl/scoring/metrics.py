@@ -3,7 +3,8 @@
 To add a metric, write one function that takes `Predictions`, and add one line to `MULTILABEL` or `SINGLE_LABEL`. Put a
 long function into its own file. Functions import torchmetrics when they run, because the import takes seconds.
 
-In shapes, a single-label patch has one decision. A multi-label patch has one decision for each class.
+In shapes, a single-label patch has one decision (label). A multi-label patch has one decision for each class. A choice
+id is the number of the chosen answer: of the class, or 1 (present) and 0 (absent) for one class of several.
 """
 
 from collections.abc import Callable, Mapping
@@ -87,7 +88,10 @@ class Predictions:
         return self._each_choice(_measure().multiclass_recall)
 
     def _each(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Apply a metric to each class of a multi-label task, over the patches with a known label for the class."""
+        """Return a metric [classes] of each class of a multi-label task, over the patches with a known label for it.
+
+        The metric is NaN for a class that no patch has.
+        """
         classes = zip(self.logits.T, self.targets.T, self.known.T, self.count, strict=True)
         return torch.stack(
             [measure(logits[own], truth[own]).double() if count else NAN for logits, truth, own, count in classes]

@@ -99,7 +99,7 @@ def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: 
 
 
 def wholes(axes: Sequence[Axis]) -> list[Axis]:
-    """Join search dimensions of the same recipe key into one, with a domain that covers all of theirs."""
+    """Return one search dimension for each recipe key: its domain covers those of all dimensions of the key."""
     groups: dict[str, list[Axis]] = {}
     for axis in axes:
         groups.setdefault(axis.key, []).append(axis)
@@ -192,7 +192,7 @@ def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name
 
 
 def _place(axis: Axis, value: object) -> float:
-    """Compute the height of a key's value in the figure: 0 to 1 over the domain, below 0 if the trial lacks the key."""
+    """Return a value's height in a figure: 0 to 1 over the key's domain, below 0 if the trial lacks the key."""
     domain = axis.domain
     if value is None and None not in domain.choices:
         return -0.12
@@ -206,7 +206,7 @@ def _place(axis: Axis, value: object) -> float:
 
 
 def _number(value: object) -> float:
-    """Convert a value that lies in a range of numbers to a float."""
+    """Convert a number to a float. Raise a TypeError if the value is no number."""
     if not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)

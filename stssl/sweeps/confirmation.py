@@ -105,7 +105,9 @@ def words(values: Sequence[float]) -> str:
 
 
 def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: Callable[[str], None]) -> Confirmation:
-    """Train a sweep's best recipes and its base recipe with new seeds, and test the winner. Keep finished runs.
+    """Train a sweep's best recipes and its base recipe with new seeds, and test the winner.
+
+    Do not train again what an earlier start has trained to its end.
 
     Args:
         book: Study of the sweep.
@@ -139,7 +141,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
     ended = [one for one in found if one.validation[config.metrics[0]]]
     if not ended:
         raise RunError(f"no run with another seed came to its end; see {book.sweep.folder / 'confirm'}/*/failed.txt")
-    # Put candidates without failed seeds first: the mean of the others ignores the seeds that failed.
+    # Put candidates without failed seeds first: the mean of another candidate leaves out its failed seeds.
     ended.sort(key=lambda one: (one.failed, -sign * mean(one.validation[config.metrics[0]])))
     chosen = [*ended[:1], *(one for one in ended[1:] if one.name == BASE)]
     looks = _test(book, chosen, runs)

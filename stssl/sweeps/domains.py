@@ -163,7 +163,7 @@ class _Finder:
     def _chosen(
         self, prefix: str, union: list[type[Config]], gates: tuple[Gate, ...]
     ) -> list[tuple[type[Config], tuple[Gate, ...]]]:
-        """List the kinds that a section may have: the recipe's own, or each searched kind with its condition."""
+        """List the kinds of a recipe section (such as algorithms) that trials may have, with their conditions."""
         if len(union) == 1:
             return [(union[0], gates)]
         by_name = {part_name(part): part for part in union}
@@ -189,7 +189,7 @@ class _Finder:
             if key != prefix and not key.startswith(f"{prefix}."):
                 continue
             for other, idle in conditions:
-                if other == key:  # `model.injection` depends on its own key `name`. A key cannot wait for itself.
+                if other == key:  # skip the key `model.injection.name`: its existence cannot depend on itself
                     continue
                 if other in self.search:
                     choices = self.axes(other)[0].domain.choices
@@ -207,7 +207,7 @@ class _Finder:
                     )
 
     def _unknown(self, here: str, part: str, places: list[type[Config]], prefix: str) -> str:
-        """Return an error message about an unknown key that names the kinds of a section that do have the key."""
+        """Return an error message about an unknown key. It names the kinds of its section that have this key."""
         known = {f"{prefix}.{name}".lstrip(".") for place in places for name in place.model_fields}
         having = [name for name in self._others(prefix) if name]
         owners = [name for name, part_type in self._others(prefix).items() if part in part_type.model_fields and name]
@@ -289,7 +289,7 @@ def _literals(annotation: object) -> Iterator[JsonValue]:
 
 
 def _try(space: Space, axis: Axis, source: str) -> None:
-    """Build the recipe with a domain's ends or choices, so values that it refuses are found before the first trial."""
+    """Check that the recipe accepts a domain's ends or choices: an error must come before the first trial."""
     ends = axis.domain.choices or (axis.domain.low, axis.domain.high)
     for value in ends:
         values = {gate.key: gate.values[0] for gate in axis.gates}

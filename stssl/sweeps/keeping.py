@@ -1,4 +1,4 @@
-"""Keep the checkpoints of a sweep's best trials, delete those of others, and say how much room they need."""
+"""Keep the checkpoints of a sweep's best trials, delete those of others, and say how much disk room they need."""
 
 import shutil
 from pathlib import Path
@@ -54,7 +54,7 @@ def _rank(book: Book, trial: "FrozenTrial", among: list["FrozenTrial"]) -> tuple
 
 
 def _gains(book: Book, trial: "FrozenTrial") -> list[float]:
-    """Return a trial's scores so that larger is better. A stopped trial has its best score on the way."""
+    """Return a trial's scores, negated if smaller is better. A stopped trial gets its best validation score."""
     modes = book.sweep.config.modes
     if trial.state.name == "COMPLETE" and trial.values:
         return [value if mode == "max" else -value for value, mode in zip(trial.values, modes, strict=True)]

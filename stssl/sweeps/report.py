@@ -145,7 +145,7 @@ def _importances(book: Book, metric: int) -> dict[str, float]:
                     target=lambda trial: sign * trial.values[metric],
                 )
             )
-        except (ValueError, RuntimeError):  # too few trials, or all have the same value
+        except (ValueError, RuntimeError):  # too few trials, or all have the same score: show no importances
             return {}
 
 

@@ -42,7 +42,7 @@ class TrialRow:
         seconds: Time that the trial took, summed over its starts.
         cpu_hours: Number of CPUs of its workers, times hours.
         gpu_hours: Number of GPUs of its workers, times hours.
-        params: Dotted keys that were drawn, and their values.
+        params: Dotted recipe keys that the search set for this trial, and their values.
         reason: Reason why the trial failed; None if it did not fail.
         run: Folder of the trial's run.
     """
@@ -61,7 +61,7 @@ class TrialRow:
 
 
 def rows(book: Book) -> list[TrialRow]:
-    """Read all trials that were started from the study, sorted by number."""
+    """Read from a sweep's study all trials that were started, and return them sorted by number."""
     return [_row(book, trial) for trial in book.study.get_trials(deepcopy=False) if trial.state.name in STATES]
 
 
@@ -118,7 +118,7 @@ def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
     write_whole(book.sweep.folder / "trials.csv", text.getvalue())
     columns = {name: [line[name] for line in lines] for name in lines[0]}
     for name, column in columns.items():
-        # A Parquet column has one type, but a key's choices may have several types, such as 0.5 and "auto".
+        # Write mixed values as text: a Parquet column has one type, but a key may have the choices 0.5 and "auto".
         kinds = {type(value) for value in column if value is not None}
         if len(kinds) > 1 and not kinds <= {int, float}:
             columns[name] = [None if value is None else str(value) for value in column]
@@ -127,7 +127,7 @@ def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
 
 
 def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
-    """Sort complete trials, best first. If there are none, sort unfinished and stopped trials that have scores.
+    """Return complete trials, best first. Without any, return unfinished and stopped trials that have scores.
 
     With several metrics, trials that no other trial dominates come first. After that, the first metric decides.
     """
@@ -155,7 +155,7 @@ def _dominates(one: TrialRow, other: TrialRow, modes: Sequence[Mode]) -> bool:
 
 
 def _gains(row: TrialRow, modes: Sequence[Mode]) -> list[float]:
-    """Return a trial's scores with changed sign for metrics with mode `min`, so larger is always better."""
+    """Return a trial's scores, with changed sign for metrics of mode `min`: larger is then always better."""
     return [value if mode == "max" else -value for value, mode in zip(row.values or [], modes, strict=True)]
 
 
@@ -225,7 +225,7 @@ def _file(book: Book, row: TrialRow) -> str:
 
 def _link(link: Path, target: Path) -> None:
     """Create a symbolic link to a run's folder, or change an existing one."""
-    # Some file systems have no links. `best.json` names the folder, too.
+    # Ignore an error: some file systems have no links, and `best.json` names the folder, too.
     with contextlib.suppress(OSError):
         # Make the new link under another name and rename it: `link` then exists at every moment.
         fresh = link.with_name(f".{link.name}.new")

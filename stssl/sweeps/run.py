@@ -74,7 +74,7 @@ def search(what: Sweep, say: Say) -> Book:
         say: Shows a line for each trial that ends.
 
     Returns:
-        The book that manages all trials.
+        The book: the object that manages the sweep's trials and study.
 
     Raises:
         StsslError: The sweep file is wrong. A trial that fails does not raise an error.
@@ -140,7 +140,7 @@ def _carry_out(book: Book, say: Say) -> None:
 
 
 def _say_room(book: Book, at_once: int, say: Say) -> None:
-    """Show how much room the checkpoints of the sweep need, with this number of trials at the same time."""
+    """Tell the user how much disk room the sweep's checkpoints need if `at_once` trials run at a time."""
     say(room_line(book.sweep, checkpoint_bytes(book.sweep.recipe), at_once))
 
 

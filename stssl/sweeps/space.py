@@ -26,7 +26,7 @@ MOST_POINTS = 10_000
 
 @dataclass(frozen=True)
 class Gate:
-    """Define a condition for a searched key: it exists only if the key `key` has one of `values`."""
+    """Define a condition of a searched key: it exists only if another key, `key`, has one of `values`."""
 
     key: str
     values: tuple[JsonValue, ...]
@@ -38,7 +38,7 @@ class Axis:
 
     Attributes:
         key: Dotted recipe key.
-        name: Name of the Optuna parameter: the key, followed by `@PART` if the parts' domains differ.
+        name: Name of the Optuna parameter: the key, followed by `@PART` if its domain depends on the kind of a section.
         domain: Values that may be drawn.
         integer: True if values are whole numbers.
         gates: Conditions. The key exists if all of them hold.
@@ -68,7 +68,7 @@ class Axis:
         return domain.low is not None and domain.high is not None and domain.low <= value <= domain.high
 
     def encode(self, value: JsonValue | tuple[JsonValue, ...]) -> Scalar:
-        """Encode a value for Optuna, which stores only scalars. Lists and mappings become JSON text."""
+        """Convert a value to a scalar, as Optuna stores only scalars. Lists and mappings become JSON text."""
         return json.dumps(value, sort_keys=True) if isinstance(value, list | tuple | dict) else value
 
     def suggest(self, trial: "Trial") -> JsonValue:
@@ -197,7 +197,7 @@ class Space:
         return list(points.values())
 
     def identity(self) -> Tree:
-        """Return the part of sweep and recipe that must be equal whenever a sweep resumes with the same study."""
+        """Return the search space and the parts of the base recipe that must stay equal when a sweep resumes."""
         axes = {
             axis.name: [
                 list(axis.domain.choices) or [axis.domain.low, axis.domain.high, axis.domain.log, axis.domain.step],
@@ -210,7 +210,7 @@ class Space:
         return tree
 
     def _fixed(self) -> TrialValues:
-        """Look up the base recipe's values of keys that are not searched but that conditions of other keys use."""
+        """Return the base recipe's values of keys that are not searched but that other keys' conditions use."""
         searched = {axis.key for axis in self.axes}
         named = {gate.key for axis in self.axes for gate in axis.gates} - searched
         return {key: self._own(key, {}) for key in named}

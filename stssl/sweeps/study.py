@@ -176,7 +176,7 @@ def _as_today(identity: JsonObject, storage: str) -> JsonObject:
 
 
 def _one_folder(study: "Study", config: SweepConfig) -> None:
-    """Raise an error if a study belongs to another sweep folder, because this folder lacks the runs of its trials.
+    """Check that a study belongs to this sweep folder: another folder lacks the runs of the study's trials.
 
     Raises:
         RunError: The study belongs to another folder.
@@ -202,7 +202,7 @@ def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
     chosen, seed = config.sampler, config.seed * 100_003 + drawn
     with _quiet():
         if chosen.name == "tpe":
-            # Some keys exist only together with one part. `multivariate` with `group` fits one model to each set of
+            # Some keys exist only with one kind of a section. `multivariate` with `group` fits one model to each set of
             # keys that occur together. Plain TPE would treat all keys as independent.
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=chosen.startup, multivariate=True, group=True)
         if chosen.name == "gp":
@@ -278,7 +278,7 @@ class Book:
         return float(self.study.user_attrs.get("hours", 0.0))
 
     def tick(self) -> None:
-        """Record in the study the time since the first call, so little of it is lost if the sweep is killed."""
+        """Record in the study how long this process has run, so a killed sweep loses little of its time."""
         self.started = self.started or time.time()
         self.study.set_user_attr("hours", self.spent + (time.time() - self.started) / 3600)
 
@@ -311,7 +311,7 @@ class Book:
         """Record a score of a running trial. Return True if the trial must stop early.
 
         Args:
-            trial: The study's trial.
+            trial: Optuna's object of the trial.
             step: Step of the score.
             value: The score.
             seconds: Time since the trial began.

@@ -39,7 +39,7 @@ class Outcome:
 
 
 def scored(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the values of a validation's row that are not None. Add `score`, which chooses the best checkpoint."""
+    """Return a row of validation metrics without None, and with `score`, which chooses the best checkpoint."""
     known = {name: value for name, value in row.items() if value is not None}
     headline = next((known[name] for name in HEADLINES.values() if name in known), None)
     return known if headline is None else known | {"score": headline}

@@ -66,7 +66,7 @@ class StudySearcher(Searcher):
 
     @contextlib.contextmanager
     def _study(self) -> Iterator[None]:
-        """Return a context that keeps an error in `trouble` if the study cannot be read or written."""
+        """Return a context in which an error of the study's storage is stored in `trouble`, and raised again."""
         try:
             with study_errors(study_url(self.book.sweep.config)):
                 yield
@@ -84,7 +84,7 @@ class StudySearcher(Searcher):
             return self._next(trial_id)
 
     def _next(self, trial_id: str) -> Any:
-        """Find the next trial that can start, for `suggest`. If a trial fails before its start, try the next one."""
+        """Return what `suggest` returns. If a trial fails before its start, go on with the next trial."""
         if len(self.live) >= self.at_once:
             return None
         # Remember if the study has no more trials: Tune asks many times a second, and the study reads the disk.
@@ -93,11 +93,11 @@ class StudySearcher(Searcher):
         drawn = None if self.late() else self.book.next()
         self.exhausted = drawn is None
         if drawn is None:
-            # Do not finish while trials run: if a driver dies, its trial is handed out again.
+            # Do not finish while trials run: if a trial's driver process dies, the trial is handed out again.
             return None if self.live else FINISHED
         trial, values = drawn
         self.live[trial_id] = trial
-        # Add the time that a resumed trial took in earlier starts.
+        # Set the begin earlier by the time of a resumed trial's earlier starts: the study records the sum.
         self.since[trial_id] = time.time() - float(trial.user_attrs.get("seconds", 0.0))
         storage = trials_folder(self.book.sweep.folder)
         try:
@@ -122,7 +122,7 @@ class StudySearcher(Searcher):
         """Record the scores of a validation in the study. Return True if the trial must stop early."""
         trial, name = self.live.get(trial_id), self.book.sweep.config.metrics[0]
         value = result.get(name)
-        # Do not record a score that is missing or not finite: the rule would compare other trials with it.
+        # Do not record a score that is missing or not finite: the rule that stops trials would use it.
         if trial is None or value is None or not isfinite(value):
             return False
         with self._study():
@@ -220,7 +220,7 @@ class TuneSession(NamedTuple):
     """Describe the Ray session that trains the trials of a sweep.
 
     Attributes:
-        room: Number of trials that fit at the same time.
+        room: Number of trials that the cluster can train at the same time.
         driver: Ray resources of a trial's driver: amount by kind.
         run_config: Options of the `Tuner` that starts the trials.
     """
@@ -246,7 +246,7 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
     if not (launch.address or os.environ.get("RAY_ADDRESS")):
         # Start no watcher of preemption: a local Ray has no node to lose, and each trial would need one more process.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Start the dashboard: Ray Train asks it if a stopped trial's driver lives. Without an answer it keeps the workers.
+    # Start the dashboard: Ray Train asks it if a stopped trial's driver lives. Else it keeps the trial's workers.
     with connected_ray(launch.address, dashboard=True):
         import ray
         from ray import tune
@@ -256,7 +256,7 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
         available = resources_for(trials, launch.nodes_timeout_s)
         nodes: Callable[[], list[dict[str, object]]] = ray.nodes
         driver = driver_needs(sum(bool(node["Alive"]) for node in nodes()))
-        # Each start is a new Tune experiment. Study and run folders hold everything that a resumed sweep needs.
+        # Make a new Tune experiment at each start: a resumed sweep needs only its study and run folders.
         run_config = tune.RunConfig(
             name=datetime.now().strftime("%Y%m%d-%H%M%S-%f"),
             storage_path=str(book.sweep.folder / "tune"),
