@@ -123,12 +123,12 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
 
 @dataclass(frozen=True)
 class PlaceColors:
-    """Say how a map shows values.
+    """Describe the colors, the scale and the number format with which a map shows values.
 
     Attributes:
         colormap: Colors from the smallest value to the largest one.
         low: Value with the first color.
-        high: Value with the last color. Maps that are compared need the same.
+        high: Value with the last color. Maps that readers compare need the same value.
         label: Unit beside the scale of colors.
         sign: Format of a value in the texts that show on hover.
     """
@@ -160,14 +160,14 @@ def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, hi
 
 
 def place_map(title: str, lat: AnyFloats, lon: AnyFloats, values: AnyFloats, colors: PlaceColors) -> Markup:
-    """Draw the mean of a value at each place as a map with coasts and borders.
+    """Draw a map with coasts and borders that shows the mean of a value in hexagonal cells.
 
     Args:
         title: Title of the map.
         lat: [n] latitudes of the n patches, in degrees north.
         lon: [n] longitudes of the patches, in degrees east.
         values: [n] values of the patches; NaN if unknown.
-        colors: How to show values.
+        colors: Colors and scale of the values.
 
     Returns:
         SVG text, empty if no patch has a place and a value.

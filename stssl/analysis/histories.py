@@ -46,7 +46,7 @@ def thinned_history(rows: Sequence[MetricsRow], kind: str, name: str) -> AnyFloa
 
 
 def averaged(histories: Sequence[AnyFloats]) -> Curve | None:
-    """Average a metric over runs, at the steps that all runs with this metric have; None if there are none."""
+    """Average a metric over runs, at the steps that all runs with this metric have; None if no step is common."""
     filled = [points for points in histories if len(points)]
     if not filled:
         return None

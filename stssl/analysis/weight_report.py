@@ -237,7 +237,7 @@ def _try_backbones(found: Checkpoint, about: InspectedWeights) -> None:
 
 
 def _try_names(names: list[str], bands: int, found: Checkpoint, about: InspectedWeights) -> None:
-    """Try the weights on the first of the named backbones, and note which they fit."""
+    """Try to load the weights into the first few of the named backbones, and note in `about` which of them fit."""
     for name in names[:MOST_TRIED]:
         backbone = _without_memory(name, about.backbone_args, bands)
         if backbone is None:

@@ -114,7 +114,7 @@ def _request(weights: str, recipe: PretrainRecipe, labels: Sequence[str], seed: 
 
 
 def _refuse_other(target: Path, request: JsonObject) -> None:
-    """Check that a file is missing, or holds the scores of the same probe.
+    """Check that the file to write does not exist yet, or holds scores of a probe with the same settings.
 
     Raises:
         RunError: The file holds something else.

@@ -1,8 +1,8 @@
 """Compare two sets of predictions for the same patches, paired over runs and over blocks of places.
 
-The interval draws blocks and runs with replacement. Few runs say little about other runs, so their spread is widened
-as Student's t does. The p-value swaps the two sets in random blocks: it tells how often chance gives a difference as
-large.
+The interval comes from a bootstrap, which draws blocks and runs with replacement. Few runs say little about other runs,
+so the spread of runs is widened as by Student's t. For the p-value, the two sets of predictions are swapped in random
+blocks: p tells how often chance alone gives such a large difference.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from stssl.scoring.metrics import score
 
 @dataclass(frozen=True)
 class PredictionPair:
-    """Hold two sets of logits [n, classes] for the same n patches.
+    """Hold the logits [n, classes] of two networks for the same n patches.
 
     Attributes:
         one: Logits of one network.
         other: Logits of the other network.
         targets: [n, decisions] choice ids; `IGNORED` if unknown.
         blocks: [n] number of the block of each patch, from 0. All pairs number the same blocks.
-        names: Names of both, for messages.
+        names: Names of the two networks or their runs, for messages.
     """
 
     one: Tensor
@@ -40,13 +40,13 @@ class PredictionPair:
 
 @dataclass(frozen=True)
 class PairedScores:
-    """Hold the difference of two mean scores.
+    """Hold the mean scores of two sets of predictions, and the interval and p-value of their difference.
 
     Attributes:
-        value: Mean score of the first sets.
-        other: Mean score of the other sets.
+        value: Mean score of the predictions `one` over all pairs.
+        other: Mean score of the predictions `other` over all pairs.
         low: Lower end of the 95 % interval of the difference.
-        high: Upper end of it.
+        high: Upper end of this interval.
         p: Probability of a difference as large by chance, two-sided; NaN without swaps.
     """
 
@@ -58,7 +58,7 @@ class PairedScores:
 
     @property
     def difference(self) -> float:
-        """Return the first score minus the other one."""
+        """Return the mean score `value` minus the mean score `other`."""
         return self.value - self.other
 
 
@@ -71,13 +71,13 @@ def compare_predictions(
     seed: int = 0,
     swap: bool = True,
 ) -> PairedScores:
-    """Compare the scores of two sets of predictions.
+    """Compute the difference between the scores of two sets of predictions, its interval, and its p-value.
 
     Args:
         pairs: Predictions of each run, such as those of one seed.
         space: Classes and kind of task.
         name: Name of the score.
-        draws: Number of draws for the interval, and of swaps for the p-value.
+        draws: Number of bootstrap draws for the interval, and of random swaps for the p-value.
         seed: Seed of the draws and swaps.
         swap: False computes no p-value.
 
@@ -97,7 +97,7 @@ def compare_predictions(
         if not all(np.isfinite(each[name]) for each in measured):
             raise RunError(f"{' or '.join(pair.names)} has no {name}: its predictions are not finite")
         values.append([each[name] for each in measured])
-        # Two copies of the blocks: a draw takes a block from one network or from the other one.
+        # Number the blocks of the second network anew: each draw can then choose the network for each block.
         both = BlockScores(torch.cat(logits), torch.cat([targets] * 2), space, np.append(blocks, blocks + count))
         none = np.zeros_like(taken)
         ends = [both.scores(np.concatenate(sides, 1))[name] for sides in ((taken, none), (none, taken))]
@@ -109,14 +109,16 @@ def compare_predictions(
     low, high = percentiles(_over_runs(np.stack(drawn), seed))
     p = float("nan")
     if swap:
-        # Count the true assignment as one of the swaps: then p is never 0.
+        # Count the unswapped predictions as one more swap: else p could be 0, but chance can give any difference.
         as_large = np.abs(np.mean(swapped, 0)) >= abs(mean[0] - mean[1]) - 1e-12
         p = float((1 + as_large.sum()) / (1 + draws))
     return PairedScores(float(mean[0]), float(mean[1]), low, high, p)
 
 
 def _over_runs(drawn: Float64s, seed: int) -> Float64s:
-    """Average differences [runs, draws] over runs that are drawn with replacement, anew for each draw: [draws].
+    """Return for each bootstrap draw the mean difference [draws] over runs, which are drawn anew each time.
+
+    The argument `drawn` has the difference of each run in each draw: [runs, draws].
 
     A bootstrap of n runs is too narrow: its variance lacks the factor n / (n - 1), and it takes the spread of few runs
     for the true one. So each run's distance from the mean is widened first.
@@ -133,7 +135,9 @@ def _over_runs(drawn: Float64s, seed: int) -> Float64s:
 
 
 def place_blocks(places: Float64s, degrees: float) -> Ints:
-    """Number the square of latitude and longitude of each patch. A patch without a place is a block of its own.
+    """Return the number of the block, a square of latitude and longitude, in which each patch lies.
+
+    A patch without a place is a block of its own.
 
     Args:
         places: [n, 2] latitudes and longitudes in degrees.
@@ -151,7 +155,10 @@ def place_blocks(places: Float64s, degrees: float) -> Ints:
 
 
 def holm_corrected(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values of several comparisons by Holm's method (Scand. J. Statist. 6, 1979). Keep their order."""
+    """Return p-values of several comparisons in the same order, corrected by Holm's method.
+
+    The method is that of Holm, Scand. J. Statist. 6, 1979.
+    """
     least, corrected = 0.0, list(p_values)
     for rank, number in enumerate(np.argsort(p_values, kind="stable")):
         least = max(least, min(1.0, p_values[int(number)] * (len(p_values) - rank)))
