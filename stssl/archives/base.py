@@ -24,7 +24,7 @@ OnProgress = Callable[[int, int], None]
 
 
 class Archive(Protocol):
-    """Require the methods of an archive (a published data set): it lists its patches and reads them.
+    """Define the methods that an archive (a published data set) must have: it lists its patches and reads them.
 
     Archives can be pickled: other processes read patches too.
     """
@@ -136,7 +136,7 @@ class Window(Sequence[T_co]):
 
 
 class ArchiveFormat(Protocol):
-    """Require the constructor and the test example of an archive format, such as BigEarthNet v1.0.
+    """Define the constructor and the test example that an archive format, such as BigEarthNet v1.0, must have.
 
     The parameters of the constructor are the format's options. Each parameter after `archive` has an `Option` in its
     annotation. The command line takes the help text from it.

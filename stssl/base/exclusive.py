@@ -21,7 +21,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
-        # Use `flock`: the system frees it even if the process is killed. A lock file would stay.
+        # Use `flock`: the system frees it even if the process is killed. A mere file as a sign would stay behind.
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -11,7 +11,7 @@ OWN_SPLIT = (
 
 
 class Columns(Protocol):
-    """Require the methods of a store that code for splits calls."""
+    """Define the methods that a store must have: code for splits calls them."""
 
     path: str
 

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class PatchReader(Protocol):
-    """Require a method that reads the pixels of patches, given their rows in the store."""
+    """Define the method that a reader must have: it reads the pixels of patches, given their rows in the store."""
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
         """Read the pixels of n patches: one tensor [n, bands, height, width] for each band group (each resolution)."""
@@ -32,7 +32,7 @@ class PatchReader(Protocol):
 
 
 class Drawer(Protocol):
-    """Require the methods that make the random choices of an augmentation."""
+    """Define the methods that make the random choices of an augmentation. `ViewDrawer` has them."""
 
     def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
         """Make the random choices for each augmented copy (view) of some patches.

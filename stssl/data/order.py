@@ -20,7 +20,7 @@ SHARDS_AHEAD = 2
 
 
 class Sampler(Protocol):
-    """Require the methods that say which patches are in the batch of each step. The epochs repeat without end."""
+    """Define the methods of a sampler: which patches are in the batch of each step. Epochs repeat without end."""
 
     @property
     def batch(self) -> int:

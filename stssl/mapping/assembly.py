@@ -34,7 +34,7 @@ class FinishedRows:
 
     @property
     def windows(self) -> int:
-        """Return the number of rows of windows above the first missing block."""
+        """Return how many rows of windows are finished, from the top down to the first missing block."""
         blocks = min(self.missing) // self.plan.shape[1] if self.missing else self.plan.shape[0]
         return min(blocks * self.plan.rows, self.plan.grid.down.count)
 

@@ -21,7 +21,7 @@ CHUNK = 1024
 
 
 class ArrayReader(Protocol):
-    """Require the methods of a reader that returns the pixels of patches as NumPy arrays."""
+    """Define the methods that a reader must have: it returns the pixels of patches as NumPy arrays."""
 
     @property
     def layout(self) -> dict[str, tuple[str, ...]]:
@@ -121,7 +121,7 @@ class Held:
 
     @property
     def nbytes(self) -> int:
-        """Return the size of the copy in bytes."""
+        """Return the size of the kept pixels in bytes."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def read(self, rows: Ints) -> dict[str, Tensor]:

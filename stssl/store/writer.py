@@ -293,7 +293,7 @@ class Writer:
         for shard in range(self.plan.shards):
             sidecar = self._sidecar(shard)
             if sidecar is None:
-                return  # `finish` says which shards are missing
+                return  # raise no error here: `finish` tells the user which shards are missing
             with np.load(io.BytesIO(sidecar)) as part:
                 if not np.isin(part["error_code"], UNUSABLE).all():
                     return
