@@ -91,7 +91,8 @@ def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> 
     middle = size / 2
     found = []
     for steps, is_moved in ((along, to_x), (across, to_y)):
-        # As in Pillow, turn about the middle of the image. A shear starts at the corner, a translation moves pixels.
+        # As in Pillow, turn about the middle of the image. A shear starts at the corner. A translation moves
+        # whole pixels.
         turning = np.where(turned, middle - middle * steps.sum(1), 0)
         start = turning + steps.sum(1) * 0.5
         whole = np.floor(0.5 + is_moved * magnitudes * size) * _ONE

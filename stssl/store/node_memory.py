@@ -100,7 +100,10 @@ def _allocated(path: Path, size: int) -> bool:
 
 
 def _boot() -> str:
-    """Return an id that tells machines apart: a new one at each start. Host names do not: containers may share one."""
+    """Return an id that only processes with the same `/dev/shm`, on one machine since its last start, have in common.
+
+    Host names cannot tell this: containers on different machines may have equal ones.
+    """
     path = Path("/proc/sys/kernel/random/boot_id")
     space = Path("/dev/shm")
     return f"{path.read_text() if path.exists() else ''} {space.stat().st_dev if space.exists() else ''}"
