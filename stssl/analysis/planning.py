@@ -140,7 +140,7 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> tup
 
     taken(1)  # not timed: the first validation is slower, because it fills caches and memory
     whole = taken(1)
-    # Switch off BatchNorm statistics: they take so long that the time of four more batches would not show.
+    # Switch off BatchNorm statistics: they take so long that the time of a few more batches would not show.
     little, much = (min(taken(batches, batchnorm_batches=0) for _ in range(2)) for batches in (1, MORE))
     train_state.task.recipe = recipe
     first, last = (min(total, batches * options.batch) for batches in (1, MORE))

@@ -295,7 +295,7 @@ def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
             check_directory(archive)
             with zipfile.ZipFile(archive) as file:
                 found = file.namelist()
-        # Python raises any of these errors if the zip's list of files is damaged.
+        # A damaged list of files in the zip makes `zipfile` raise any of these, not only BadZipFile.
         except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
             raise DataError(f"{archive} is neither a folder nor a readable zip: {error}") from None
     return [name for name in found if name.endswith(endings) and Path(name).stem.rpartition("_")[0] in EUROSAT]

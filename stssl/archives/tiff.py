@@ -176,7 +176,8 @@ def utm_corner(data: bytes) -> UtmCorner | None:
     except (struct.error, KeyError, ValueError, IndexError):
         return None
     plain = location == 0 and column == row == 0 and code < _USER_DEFINED
-    # Leave two cases to GDAL: pixels as points (shifted by half a pixel), and units other than meters.
+    # Leave two cases to GDAL: points, whose tie point lies half a pixel off the corner, and units other than meters,
+    # as the result is in meters.
     plain = plain and entries.get(_POINT, (0, 1, 1))[2] == 1 and entries.get(_UNITS, (0, 1, _METRE))[2] == _METRE
     return UtmCorner(int(code), x, y) if plain else None
 

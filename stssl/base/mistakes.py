@@ -135,7 +135,10 @@ def explain(problem: Problem, tree: object, fields: Fields) -> str:
 
 
 def _form_of(problem: Problem, location: KeyPath, fields: Fields) -> str | None:
-    """Describe the right form of a wrong value for a message. Return None if pydantic's own message is good enough."""
+    """Return advice on a wrong value: its right form, or the nearest known name.
+
+    Return None if pydantic's own message is good enough.
+    """
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
     if kind == "union_tag_invalid":
         context = problem["ctx"]

@@ -127,9 +127,10 @@ class ListCommand(TyperCommand):
 
     @classmethod
     def written_out(cls, args: Sequence[str]) -> list[str]:
-        """Return a command line's words, with an option repeated before each word up to the next option.
+        """Return a command line's words, with each option of `lists` repeated before each of its words.
 
-        If the words before the options name no run, the last word of a list is the run: `evaluate --by country RUN`.
+        `--by country season` and `--by country,season` become `--by country --by season`. If no other word can be the
+        run, the last word of a list is the run: `evaluate --by country RUN`.
         """
         found: list[str] = []
         current, plain = "", 0

@@ -118,7 +118,7 @@ class ShardSampler:
     def _drawn(self, rank: int, places: Ints) -> tuple[Ints, Ints]:
         """Return the positions and epochs of patches at some places of one training process's endless sequence.
 
-        Only one thread at a time may call this: it uses a small memory of epochs.
+        A lock lets in one thread at a time, since all threads share a small memory of epochs.
         """
         with self._lock:
             return self._placed(rank, places)

@@ -110,7 +110,8 @@ def kornia_rounds(choices: Ints, amounts: NDArray[np.float64], thresholds: Float
     plain[..., 0], plain[..., 1] = amounts, thresholds
     moved = np.isin(choices, [KORNIA_NAMES.index(name) for name in SIGNED])
     plain[moved] = _inverse_maps(choices[moved], amounts[moved], size)
-    # An amount of 0 moves nothing, so leave it out: resampling would cost time and the last digits.
+    # An amount of 0 moves nothing, so leave it out: resampling would take time and change
+    # pixels by rounding errors.
     found = np.where(moved & (amounts == 0), -1, choices)
     return group_rounds(found, plain, [_WARP if name in SIGNED else name for name in KORNIA_NAMES])
 

@@ -304,7 +304,10 @@ def contrast_effect(
 def _compared(
     study: FinishedStudy, split: ShiftSplit, contrast: Contrast, pairs: Sequence[PredictionPair], test: bool
 ) -> ShiftEffect:
-    """Compare predictions. With one seed or too few blocks there is no interval."""
+    """Compare two networks' predictions on a split: difference, interval and p over seeds and blocks of places.
+
+    With one seed or too few blocks there is neither an interval nor a p. If `test` is false, there is no p.
+    """
     blocks = len(np.unique(np.concatenate([pair.blocks for pair in pairs])))
     sure = len(pairs) > 1 and blocks >= LEAST_BLOCKS
     draws = study.options.draws if sure else 1

@@ -267,7 +267,7 @@ class Writer:
             made: Values = {"patch_id": name, "valid_bands": patch.valid_bands, "content_hash": hashed}
             for column, value in (patch.values | made | {"error_code": ERRORS[patch.error]}).items():
                 columns[column][place] = value
-        # The splits of archives list bad patches too. Training must never draw these.
+        # The archives' splits list bad patches too. No training or scoring may use these.
         for split in self.plan.splits:
             columns[f"split_{split}"][np.isin(columns["error_code"], UNUSABLE)] = NO_SPLIT
         return columns

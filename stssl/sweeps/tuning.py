@@ -251,7 +251,8 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
         import ray
         from ray import tune
 
-        # Ask a cluster that starts nodes on demand for the nodes of `concurrent` trials, or of one trial.
+        # Ask for nodes now: the number of trials at once is computed below from the nodes that already run, and a
+        # cluster that starts nodes on demand may have none yet.
         trials = worker_bundles(launch) * (book.sweep.config.concurrent or 1)
         available = resources_for(trials, launch.nodes_timeout_s)
         nodes: Callable[[], list[dict[str, object]]] = ray.nodes

@@ -289,7 +289,7 @@ class Guard:
         self.noted: list[tuple[int, StepResult]] = []
 
     def note(self, step: int, result: StepResult) -> None:
-        """Store a step's result for a later check. Do not read it from the device now: the host would have to wait."""
+        """Keep a step's result for `bad_steps`. Reading it from the device now would make the host wait."""
         self.noted.append((step, result))
 
     def bad_steps(self) -> list[BadStep]:

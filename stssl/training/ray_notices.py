@@ -29,7 +29,7 @@ class Post:
         self._name = f"stssl:{name}"
 
     def write(self, key: str, value: str) -> None:
-        """Write a value under a key."""
+        """Write a value into Ray's key-value store, under a key of this start of the run. Replace an older value."""
         from ray.experimental.internal_kv import _internal_kv_put
 
         _internal_kv_put(f"{self._name}:{key}", value, overwrite=True)

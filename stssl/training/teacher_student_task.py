@@ -145,7 +145,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: PixelScaler, progress: Progress) -> None:
     """Compute the BatchNorm statistics of averaged weights from training batches. All ranks call this together.
 
-    Each rank passes some of the batches, and all get the same result.
+    Each rank runs its share of the batches through the networks, and all get the same result.
     If `evaluation.batchnorm_batches` is 0, the averages keep the networks' own running statistics.
 
     Args:
@@ -153,7 +153,8 @@ def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: P
         recipe: Recipe of the run.
         data: Training patches.
         pixels: Scaler from stored bands to images.
-        progress: The last step of the weights. In a supervised start, batches have only labeled patches.
+        progress: Point of training that the weights have reached. It decides the batches: in a supervised start they
+            have only labeled patches.
     """
     if not recipe.evaluation.batchnorm_batches:
         return
