@@ -168,7 +168,8 @@ class BigEarthNet1:
     def read(self, row: int) -> Patch:
         """Read one patch: labels from its JSON file, its bands, and what the archive's lists say of it.
 
-        The lists give splits, country, snow and clouds. A foreign, duplicate or damaged patch is returned with its error noted.
+        The lists give splits, country, snow and clouds. A foreign, duplicate or damaged patch is returned with
+        its error noted.
 
         Args:
             row: Row of the patch in the store.
