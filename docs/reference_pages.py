@@ -227,13 +227,27 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+EXIT_CODES = """## Exit codes
+
+| exit code | meaning |
+| --- | --- |
+| 0 | The command did what it says. A result that is already there counts, too. |
+| 1 | `stssl verify` found damage, a submitted job failed, or the program has a defect, which it shows as a traceback. |
+| 2 | An argument, a file, a store or the machine is at fault. One line says what is wrong, where, and what to do. |
+| 130 | Ctrl-C ended the command (128 plus the number of the signal). |
+| 143 | Another program asked the command to end (SIGTERM, also 128 plus the number of the signal). |
+
+A missing or unknown argument also prints the usage. `stssl submit` ends with the exit code of its job.
+"""
+
+
 def commands_page() -> str:
     """Describe every command with its arguments and options."""
     group: Any = typer.main.get_command(app)
     text = [
         "# Commands\n",
-        "`stssl COMMAND --help` prints the same. A user's mistake ends with one line and exit code 2. "
-        "A missing or unknown argument prints the usage too, also with exit code 2.\n",
+        "`stssl COMMAND --help` prints the same.\n",
+        EXIT_CODES,
     ]
     for name in sorted(group.commands):
         text += command_section(name, group.commands[name])

@@ -90,7 +90,7 @@ def predict(
         out: Map (a Cloud Optimized GeoTIFF) or table (a GeoParquet file, if patches have places).
         labels: For tables: label set to score against; None takes one with the model's classes.
         stride: Distance between windows in pixels; None blends windows at half their width.
-        bands: Names of the bands of the files, if the files do not say them.
+        bands: Names of the bands of the files. Only files that do not name them need this.
         probabilities: `uint8` (scaled) or `float32` writes maps of probabilities. None writes classes.
         preview: True also writes a picture, beside the map.
         resample: True accepts another pixel size than the student was trained on.
@@ -103,7 +103,8 @@ def predict(
         progress: False shows no progress.
 
     Returns:
-        Absolute path of the map or table. The same call resumes an interrupted map.
+        Absolute path of the map or table. The same call resumes an interrupted map, and leaves a finished result as
+        it is.
 
     Raises:
         StsslError: The model or the inputs cannot be used, they do not fit, or the output cannot be written.
@@ -137,14 +138,15 @@ def embed(
         inputs: A store, a table of images, a folder or pattern of images, or a scene, which is cut into patches.
         out: Table (`.parquet`, a GeoParquet file if patches have places) or Zarr group (`.zarr`) to write.
         stride: Distance of a scene's patches in pixels; None lays them side by side.
-        bands: Names of the bands of the files, if the files do not say them.
+        bands: Names of the bands of the files. Only files that do not name them need this.
         resample: True accepts patches of another size than the model was trained on.
         batch: Number of patches that the model sees at a time.
         device: `cpu`, `cuda` or `auto`.
         progress: False shows no progress.
 
     Returns:
-        Absolute path of the table or group. Its column or array `features` is [patches, width].
+        Absolute path of the table or group. Its column or array `features` is [patches, width]. The same
+        call leaves a finished one as it is.
 
     Raises:
         StsslError: The model or the inputs cannot be used, they do not fit, or the output cannot be written.

@@ -6,6 +6,7 @@ table gives no place, the place comes from the image's georeference. Files besid
 ...) are never read.
 """
 
+import contextlib
 import copy
 import csv
 import hashlib
@@ -157,6 +158,13 @@ class Manifest:
         digest = hashlib.blake2b(listed, digest_size=16).hexdigest()
         self.about: JsonMapping = {"source": "manifest", "table": digest, "bands": bands, "size": size}
 
+    @property
+    def files(self) -> Iterator[Path]:
+        """Yield the images' files. Leave out names that cannot be files."""
+        for name in self.names:
+            with contextlib.suppress(BadPatchError, ValueError):
+                yield image_path(self.folder, name)
+
     def _look(self, bands: str, band_names: str | None) -> PixelArray:
         """Read the first images until one is good, and describe the store's pixel array by this image.
 
@@ -187,7 +195,13 @@ class Manifest:
         count, height, width = image.shape
         color = image.dtype == np.uint8 and count == 3
         given = tuple(name.strip() for name in band_names.split(",")) if band_names else None
-        names = given or _described(arranged) or (("B04", "B03", "B02") if color else _numbers(count))
+        own = _described(arranged)
+        if given and own and tuple(map(canonical_band, given)) != own:
+            raise ConfigError(
+                f"the band names {', '.join(given)} are given, and {self.names[0]} names its bands {', '.join(own)}. "
+                "Leave the names out: only images without names need them."
+            )
+        names = given or own or (("B04", "B03", "B02") if color else _numbers(count))
         if len(names) != count or len(set(names)) != count or not all(names):
             raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands: {names}")
         if count < 3 and bands == "rgb":

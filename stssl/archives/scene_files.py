@@ -44,6 +44,7 @@ class SceneBand:
         width: Width in pixels.
         grid: Grid of the file.
         numbers: How its stored numbers become the pixel values of a patch.
+        stated: True if the file itself gives the name.
     """
 
     name: str
@@ -56,6 +57,7 @@ class SceneBand:
     width: int
     grid: ImageGrid
     numbers: BandNumbers = field(default_factory=BandNumbers)
+    stated: bool = False
 
     @property
     def marked(self) -> bool:
@@ -161,6 +163,7 @@ def describe_file(path: Path) -> tuple[SceneBand, ...]:
                 file.width,
                 grid,
                 numbers_of(file, index),
+                name == canonical_band(file.descriptions[index - 1] or ""),
             )
             for index, name in zip(kept, _names(file, kept), strict=True)
         )

@@ -36,12 +36,18 @@ class BandChoice:
         """Rename the bands of a scene, and leave out those that are not kept.
 
         Raises:
-            ConfigError: The number of names is wrong.
+            ConfigError: The number of names is wrong, or they contradict names that the files state.
             DataError: A band to keep is missing.
         """
         if self.names is not None:
             if len(self.names) != len(bands):
                 raise ConfigError(f"--band-names has {len(self.names)} names, and {scene} has {len(bands)} bands.")
+            if any(one.stated and canonical_band(new) != one.name for one, new in zip(bands, self.names, strict=True)):
+                raise ConfigError(
+                    f"the band names {', '.join(self.names)} are given, and {scene} names its bands "
+                    f"{', '.join(band.name for band in bands)}. Leave the names out: only files without names need "
+                    "them."
+                )
             bands = [replace(one, name=new) for one, new in zip(bands, self.names, strict=True)]
         if self.kept is None:
             return list(bands)
@@ -144,7 +150,7 @@ def _scene(name: str, files: Sequence[Path], choice: BandChoice, when: Values | 
     try:
         bands = [band for file in files for band in describe_file(file)]
         if len(files) > 1:
-            bands = [replace(band, name=_band_of(band.path)) for band in bands]
+            bands = [replace(band, name=_band_of(band.path), stated=_names_band(band.path)) for band in bands]
         return FoundScene(name, arrange_scene(name, choice.applied(name, bands)), date=date)
     except DataError as error:
         return FoundScene(name, None, str(error), date)
@@ -182,10 +188,19 @@ def _image(product: SafeProduct, band: str) -> Path:
 
 def _band_of(path: Path) -> str:
     """Return the band that a file's name names, such as `B04` in `T32UMC_B04_10m.jp2`; else the file's name."""
-    found = [
-        part for part in re.split(r"[^A-Za-z0-9]+", path.stem) if re.fullmatch(r"B(\d{1,2}|8A)", part, re.IGNORECASE)
-    ]
+    found = _band_parts(path)
     return canonical_band(found[-1]) if found else path.stem
+
+
+def _names_band(path: Path) -> bool:
+    """Return True if a file's name names one band."""
+    return len(_band_parts(path)) == 1
+
+
+def _band_parts(path: Path) -> list[str]:
+    """List the parts of a file's name that are names of bands."""
+    parts = re.split(r"[^A-Za-z0-9]+", path.stem)
+    return [part for part in parts if re.fullmatch(r"B(\d{1,2}|8A)", part, re.IGNORECASE)]
 
 
 def numbered(scenes: Sequence[FoundScene]) -> Iterator[FoundScene]:

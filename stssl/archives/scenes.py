@@ -24,7 +24,7 @@ from stssl.archives.examples import EPSG, grid_around, write_bands
 from stssl.archives.grids import ImageGrid, common_meters, footprint
 from stssl.archives.images import fill_unmeasured
 from stssl.archives.manifest import MOST_BANDS
-from stssl.archives.scene_files import SceneImage, WindowReader
+from stssl.archives.scene_files import SceneBand, SceneImage, WindowReader
 from stssl.archives.scene_lists import BandChoice, find_scenes, given_date, numbered
 from stssl.base.arrays import AnyArray
 from stssl.base.errors import ConfigError, DataError
@@ -58,7 +58,13 @@ def _listed(words: str | None) -> tuple[str, ...] | None:
 
 
 class Scenes:
-    """Read patches from whole scenes."""
+    """Read patches from whole scenes.
+
+    Attributes:
+        remarks: Remarks about the windows, one line each.
+        undated: Names of the scenes without a date.
+        notes: All remarks, one line each.
+    """
 
     maps: tuple[PixelArray, ...] = ()
     splits: tuple[str, ...] = ()
@@ -115,13 +121,26 @@ class Scenes:
         self._reader = WindowReader()
         self._windows = self._find_windows()
         if not self._windows:
-            raise DataError(f"{self._scenes[0].name}: no window of {size} x {size} pixels has a measured pixel.")
+            raise DataError(self._no_window(whole[0].first))
         self.names = tuple(self._name(window) for window in self._windows)
         self._places = self._location_ids()
         self._labels = None if labels is None else open_labels(labels, attribute, classes)
         if self._labels is not None and not any(self._labels.touches(*scene.first.extent) for scene in whole):
             raise DataError(f"--labels: {labels} touches no scene. Is its coordinate system (CRS) right?")
         self._declare(labels)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that patches are read from."""
+        images = [scene.image for scene in self._scenes if scene.image is not None]
+        return tuple(dict.fromkeys(band.path for image in images for layer in image.layers for band in layer.bands))
+
+    def _no_window(self, band: SceneBand) -> str:
+        """Compose the message about scenes without a window."""
+        words = f"{self._scenes[0].name}: no window of {self._size} x {self._size} pixels"
+        if min(band.height, band.width) < self._size:
+            return f"{words} fits: the scene has {band.height} x {band.width} pixels. Give a larger scene."
+        return f"{words} has a measured pixel."
 
     def _require_options(self, labels: Path | None, attribute: str | None, classes: str | None) -> None:
         """Check that the options for labels fit together, and are possible."""
@@ -139,7 +158,10 @@ class Scenes:
         if self._labels is not None:
             self.label_sets = ("labels" if self._multi else "label",)
             self.columns += (label_columns(self.label_sets[0], self._labels.classes, self._multi),)
-        self.notes = tuple(self._remarks())
+        self.remarks = tuple(self._remarks())
+        self.undated = tuple(scene.name for scene in self._scenes if scene.image is not None and not scene.date)
+        advice = "its name has no date (such as 20230614), so its patches have none. Give --date."
+        self.notes = (*self.remarks, *(f"{name}: {advice}" for name in self.undated))
         sizes = {scene.name: scene.image.first.path.stat().st_size for scene in self._scenes if scene.image}
         digest = None if labels is None else hashlib.blake2b(labels.read_bytes(), digest_size=16).hexdigest()
         listed = hashlib.blake2b(json.dumps(sizes).encode(), digest_size=16).hexdigest()
@@ -251,8 +273,6 @@ class Scenes:
             if max(below, right) > 0:
                 yield f"{scene.name}: the last {max(below, 0)} rows and {max(right, 0)} columns are in no patch"
             yield from _shifts(scene.name, scene.image)
-            if not scene.date:
-                yield f"{scene.name}: its name has no date (such as 20230614), so its patches have none. Give --date."
         if self._labels is not None:
             yield from self._labels.notes
 

@@ -107,7 +107,9 @@ def embed_command(
         found = embed_patches(model, inputs, out, options, progress)
     for line in found.notes:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{found.patches:,} patches, {found.width} features, {found.failed:,} patches cannot be used")
+    console.print(
+        f"{found.patches:,} patches, {found.width} features, {found.failed:,} patches without usable features"
+    )
     print(found.path)
 
 

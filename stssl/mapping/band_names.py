@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+_STATED = re.compile(r"B(0?\d|1[0-2]|8A)", re.IGNORECASE)
 _SENTINEL = re.compile(r"B0?(\d{1,2})", re.IGNORECASE)
 
 
@@ -45,3 +46,13 @@ def matching_file(path: Path, wanted: Collection[str]) -> str | None:
     found = {known[canonical(part)] for part in parts if canonical(part) in known}
     whole = known.get(canonical(path.stem))
     return whole or (found.pop() if len(found) == 1 else None)
+
+
+def stated_band(path: Path) -> str | None:
+    """Return the band of Sentinel-2 that a file's name names, such as `B04` in `T32UMC_B04_10m.jp2`; else None.
+
+    Args:
+        path: A file of one band.
+    """
+    parts = [part for part in re.split(r"[^A-Za-z0-9]+", path.stem) if _STATED.fullmatch(part)]
+    return parts[0] if len(parts) == 1 else None

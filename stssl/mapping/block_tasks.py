@@ -12,32 +12,35 @@ import torch
 from stssl.base.errors import DataError, RunError
 from stssl.base.ray_session import connected_ray, finished_tasks
 from stssl.data.loader import prefetch
-from stssl.mapping.blocks import BlockInput, BlockPredictor
+from stssl.mapping.blocks import BlockInput, BlockPredictor, OnWindows
 from stssl.mapping.layers import LayerReader
 
 RETRIES = 5
 """How often Ray runs a block again after its worker or node died."""
 
 
-def run_here(predictor: BlockPredictor, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+def run_here(
+    predictor: BlockPredictor, numbers: Sequence[int], progress: OnWindows | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Predict blocks in this process. While the students predict a block, a thread reads the next one.
 
     Args:
         predictor: Scene and students.
         numbers: Numbers of the blocks.
+        progress: Called within a block, after each batch, with the number of its windows.
 
     Yields:
         Number and bytes (`BlockResult.packed`) of each finished block.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: A file cannot be read, or a student gives numbers that are not finite.
     """
     reader = LayerReader()
     try:
         # Stop the reading thread before `reader` closes its files: otherwise it could read from a closed file.
         with contextlib.closing(prefetch((partial(predictor.read, reader, number) for number in numbers), 1)) as inputs:
             for given in inputs:
-                yield given.block.number, predictor.predict(given).packed()
+                yield given.block.number, predictor.predict(given, progress).packed()
     finally:
         reader.close()
 

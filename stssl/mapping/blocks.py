@@ -1,14 +1,16 @@
 """Divide the windows of a scene into blocks, and predict a block. A block is a unit of work that is kept on disk."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stssl.base.arrays import AnyArray, Floats
+from stssl.base.errors import DataError
 from stssl.mapping.ensemble import Ensemble
 from stssl.mapping.layers import Layer, LayerReader, Region
 from stssl.mapping.scene import Scene
@@ -18,6 +20,9 @@ BLOCK_SIDE = 2048
 """Largest height and width of a block's cells in pixels, if memory allows it."""
 BLOCK_BYTES = 48 << 20
 """Largest size of a block's stored values in memory, in bytes. Two blocks are in memory at a time."""
+
+OnWindows = Callable[[int], None]
+"""Function that gets the number of windows that were predicted since its last call."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class BlockPlan:
         down = range(row * self.rows, min((row + 1) * self.rows, self.grid.down.count))
         across = range(column * self.columns, min((column + 1) * self.columns, self.grid.across.count))
         return SceneBlock(number, down, across)
+
+    def windows(self, number: int) -> int:
+        """Return how many windows a block has."""
+        block = self.block(number)
+        return len(block.down) * len(block.across)
 
     def cells(self, block: SceneBlock) -> tuple[range, range]:
         """Return the rows and columns of pixels in a block: those in the cells (middle parts) of its windows."""
@@ -148,7 +158,9 @@ class BlockInput:
 class BlockPredictor:
     """Read and predict blocks of a scene. Reading and predicting may run in two threads."""
 
-    def __init__(self, scene: Scene, plan: BlockPlan, ensemble: Ensemble, *, batch: int) -> None:
+    def __init__(
+        self, scene: Scene, plan: BlockPlan, ensemble: Ensemble, *, batch: int, models: Sequence[str] = ()
+    ) -> None:
         """Store the scene, its blocks and the students.
 
         Args:
@@ -156,8 +168,10 @@ class BlockPredictor:
             plan: Blocks of the scene.
             ensemble: Students.
             batch: Number of windows that the students see at a time.
+            models: Name of each student for messages.
         """
         self.scene, self.plan, self.ensemble, self.batch = scene, plan, ensemble, batch
+        self.models = tuple(models) or tuple(f"model {number}" for number in range(1, len(ensemble.students) + 1))
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device) -> "BlockPredictor":
@@ -199,11 +213,15 @@ class BlockPredictor:
         return max(1, round(height / layer.rows)), max(1, round(width / layer.columns))
 
     @torch.inference_mode()
-    def predict(self, given: BlockInput) -> BlockResult:
+    def predict(self, given: BlockInput, progress: OnWindows | None = None) -> BlockResult:
         """Predict the windows of a block.
 
         Args:
             given: Stored values of the block.
+            progress: Called after each batch with the number of its windows.
+
+        Raises:
+            DataError: A student gives numbers that are not finite.
         """
         block, count = given.block, len(given.block.down) * len(given.block.across)
         valid = self._valid(given)
@@ -217,8 +235,23 @@ class BlockPredictor:
                 for place, layer in enumerate(self.scene.layers)
             }
             values[numbers] = self.ensemble(windows).cpu().numpy()
+            if not np.isfinite(values[numbers]).all():
+                raise DataError(self._broken(block, windows, numbers))
+            if progress:
+                progress(len(numbers))
         shape = (len(block.down), len(block.across))
         return BlockResult(values.reshape(*shape, classes), valid, self._measured(given))
+
+    def _broken(self, block: SceneBlock, windows: Mapping[int, Tensor], numbers: NDArray[np.intp]) -> str:
+        """Compose the message about numbers that are not finite: which model gives them, and for which window."""
+        student, window = self.ensemble.broken(windows) or (0, 0)
+        row, column = divmod(int(numbers[window]), len(block.across))
+        top, left = self.plan.grid.down.start(block.down[row]), self.plan.grid.across.start(block.across[column])
+        return (
+            f"{self.models[student]} gives probabilities that are not finite, for the window at row {top}, column "
+            f"{left} of {self.scene.name}. Most likely the model is damaged: copy it again, or give another one. No "
+            "map is written."
+        )
 
     def _windows(self, layer: Layer, given: BlockInput, place: int, numbers: NDArray[np.intp]) -> Floats:
         """Cut windows out of a region [n, bands, height, width]. Pixels that are not measured get the band's mean."""

@@ -34,11 +34,30 @@ class Ensemble(nn.Module):
         Args:
             windows: Stored values [n, bands, height, width] of each layer, by the layer's number.
         """
-        found: list[Tensor] = []
-        for student, plan in zip(self.students, self.plans, strict=True):
-            assert isinstance(student, Student)
-            found.append(student.probabilities(plan.images(windows, student.description.image.side)).float())
+        found = [self._probabilities(number, windows) for number in range(len(self.plans))]
         return torch.stack(found).mean(0) if len(found) > 1 else found[0]
+
+    def broken(self, windows: Mapping[int, Tensor]) -> tuple[int, int] | None:
+        """Find a student that gives probabilities that are not finite.
+
+        Args:
+            windows: Stored values [n, bands, height, width] of each layer, by the layer's number.
+
+        Returns:
+            Numbers of the student and of the window, both from 0; None if all probabilities are finite.
+        """
+        for number in range(len(self.plans)):
+            bad = (~self._probabilities(number, windows).isfinite()).any(1)
+            if bool(bad.any()):
+                return number, int(bad.nonzero()[0])
+        return None
+
+    def _probabilities(self, number: int, windows: Mapping[int, Tensor]) -> Tensor:
+        """Compute the probabilities [n, C] of one student for n windows."""
+        student = self.students[number]
+        assert isinstance(student, Student)
+        images = self.plans[number].images(windows, student.description.image.side)
+        return student.probabilities(images).float()
 
 
 class _BandPlan:

@@ -55,17 +55,27 @@ class KeptBlocks:
         Raises:
             RunError: The folder cannot be written.
         """
-        path = self.folder / PLAN
-        try:
-            kept = json.loads(path.read_text())
-            if isinstance(kept, dict) and kept.get("identity") == identity and isinstance(kept.get("about"), dict):
-                found: JsonObject = kept["about"]
-                return found
-        except (OSError, ValueError):
-            pass
+        found = self.begun(identity)
+        if found is not None:
+            return found
         self._empty()
-        write_whole(path, json.dumps({"identity": identity, "about": about}))
+        write_whole(self.folder / PLAN, json.dumps({"identity": identity, "about": about}))
         return about
+
+    def begun(self, identity: str) -> JsonObject | None:
+        """Return the entries that an unfinished prediction kept; None if no prediction with this hash began here.
+
+        Args:
+            identity: Hash of all that decides the values of the map.
+        """
+        try:
+            kept = json.loads((self.folder / PLAN).read_text())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(kept, dict) or kept.get("identity") != identity or not isinstance(kept.get("about"), dict):
+            return None
+        found: JsonObject = kept["about"]
+        return found
 
     def _empty(self) -> None:
         """Remove the blocks of another prediction from the folder."""

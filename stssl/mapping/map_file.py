@@ -26,6 +26,8 @@ TILE = 512
 """Width and height of the tiles of a map."""
 LEAST_ROOM = 1 << 20
 """If fewer bytes are free after an error of writing, the disk counts as full."""
+MAP_REQUEST = "STSSL_REQUEST"
+"""Name of the metadata entry with the hash of what was asked for: models, scene and options."""
 _EXTRA_SAMPLES, _SHORT = 338, 3
 
 
@@ -163,6 +165,19 @@ def _silent() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)
+
+
+def request_of(path: Path) -> str | None:
+    """Return the hash of the request that made a map; None if the file is no map of this program, or is damaged."""
+    try:
+        with quiet(), rasterio.open(path, driver="GTiff", sharing=False) as file:
+            found: str | None = file.tags().get(MAP_REQUEST)
+            # Read all of it: a map that was cut off later must not count as finished.
+            for _, window in file.block_windows(1) if found else ():
+                file.read(window=window)
+            return found
+    except READ_ERRORS:
+        return None
 
 
 def _room(path: Path) -> int:

@@ -54,8 +54,8 @@ def common_needs(students: Sequence[ModelDescription], pixel_size: float | None)
     for number, one in enumerate(students, 1):
         if one.network.role == "direct":
             raise ConfigError(
-                "this student sees place and date (model.metadata: direct), which the windows of a scene have not. "
-                "Give a student that sees only images (model.metadata: none or teacher)."
+                "this student sees place and date (model.metadata: direct), which a map does not give it. Give a "
+                "student that sees only images (model.metadata: none or teacher), or write a table: --out FILE.parquet."
             )
         if (one.classes, one.task) != (first.classes, first.task):
             raise ConfigError(f"model {number} has other classes than the first model: an ensemble shares its classes.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from stssl.archives.raster_files import MOST_NAME, SCENE_ENDINGS
 from stssl.archives.safe_product import SafeProduct, is_safe, read_safe
 from stssl.base.errors import ConfigError, DataError, shown
-from stssl.mapping.band_names import matching, matching_file
+from stssl.mapping.band_names import matching, matching_file, stated_band
 from stssl.mapping.layers import Source
 from stssl.mapping.needs import SceneNeeds
 from stssl.mapping.rasters import Raster, describe_raster
@@ -74,12 +74,24 @@ def open_scene(
     chosen = [one for one in _of_files([describe_raster(path) for path in files], needs, bands) if one.bands]
     missing = [band for band in needs.bands if not any(band in one.bands for one in chosen)]
     if missing:
-        raise DataError(_missing(missing, files))
+        raise DataError(_missing(missing, files, bands))
     return arrange(Path(inputs[0]).name if len(inputs) == 1 else files[0].name, chosen, needs, resample=resample)
 
 
-def _missing(missing: Sequence[str], files: Sequence[Path]) -> str:
-    """Compose the message about missing bands: which ones the files lack, which ones they have, and what to do."""
+def _missing(missing: Sequence[str], files: Sequence[Path], given: Sequence[str]) -> str:
+    """Compose the message about missing bands: which ones the files lack, which ones they have, and what to do.
+
+    Args:
+        missing: Bands that the scene lacks.
+        files: Files of the scene.
+        given: Names of bands that the user gave.
+    """
+    if given:
+        return (
+            f"the scene has no band {', '.join(missing)}, which the student needs: --bands names "
+            f"{', '.join(shown(name, 30) for name in given[:20])}. Name all bands that the student needs, or give a "
+            "scene that has them."
+        )
     there = [own.description or f"number {own.index}" for own in describe_raster(files[0]).bands]
     where = f"{files[0]} has {', '.join(shown(name, 30) for name in there[:20])}"
     others = f" and {len(files) - 1} other files" if len(files) > 1 else ""
@@ -116,6 +128,8 @@ def _of_files(rasters: Sequence[Raster], needs: SceneNeeds, bands: Sequence[str]
                 f"--bands names {len(bands)} bands, and {raster.path} has {len(raster.bands)}. Name each band of a "
                 "file once, or each of the files of one band."
             )
+        if bands:
+            _require_same_names(raster, [bands[number]] if by_file else bands, single=single)
         if by_file:
             names = [named[number]]
         elif bands:
@@ -133,6 +147,29 @@ def _of_files(rasters: Sequence[Raster], needs: SceneNeeds, bands: Sequence[str]
             own = raster.bands[place]
             found[name] = Source(0, own.index, own.masked, own.numbers)
         yield Chosen(raster, found)
+
+
+def _require_same_names(raster: Raster, given: Sequence[str], *, single: bool) -> None:
+    """Refuse names that contradict those that a file states: bands would be mixed up in silence.
+
+    Args:
+        raster: The file.
+        given: Names that the user gave to its bands.
+        single: True if all files have one band. Then the name of a file may name its band.
+
+    Raises:
+        ConfigError: A band of the file has another name.
+    """
+    own = [band.description for band in raster.bands]
+    if single and own == [""]:
+        found = stated_band(raster.path)
+        own = [found or ""]
+    if any(stated and matching(stated, [name]) is None for stated, name in zip(own, given, strict=True)):
+        raise ConfigError(
+            f"--bands names {', '.join(shown(name, 30) for name in given[:20])}, and {raster.path} names its bands "
+            f"{', '.join(shown(name or '?', 30) for name in own[:20])}. "
+            "Leave --bands out: only files without names need it."
+        )
 
 
 def _require_type(raster: Raster, place: int, needs: SceneNeeds) -> None:

@@ -13,26 +13,26 @@ import torch
 from stssl import __version__
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.json_types import JsonObject
-from stssl.base.whole_files import write_whole
+from stssl.base.whole_files import is_there, write_whole
 from stssl.mapping.assembly import FinishedRows, MapAssembly
 from stssl.mapping.block_tasks import run_here, run_on_ray
-from stssl.mapping.blocks import BlockPlan, BlockPredictor, plan_blocks
+from stssl.mapping.blocks import BlockPlan, BlockPredictor, OnWindows, plan_blocks
 from stssl.mapping.ensemble import Ensemble
 from stssl.mapping.kept_blocks import KeptBlocks, sole_prediction
 from stssl.mapping.map_bands import Probabilities, map_bands
-from stssl.mapping.map_file import MapFile
+from stssl.mapping.map_file import MAP_REQUEST, MapFile, request_of
 from stssl.mapping.needs import SceneNeeds, common_needs
 from stssl.mapping.opening import open_scene
 from stssl.mapping.preview import draw_preview, sampled_classes
 from stssl.mapping.scene import Scene, pixel_meters
-from stssl.students.loading import read_student, weights_hashes
+from stssl.students.loading import different_models, read_student
 from stssl.training.trained_run import device_of
 
 MAP_SUFFIXES = (".tif", ".tiff")
-KEPT_FORMAT = 1
+KEPT_FORMAT = 2
 """Version of the files of kept blocks. Blocks of another version are predicted again."""
-OnBlock = Callable[[int, int], None]
-"""Function that gets the number of finished blocks and of all blocks."""
+OnWindow = Callable[[int, int], None]
+"""Function that gets the number of predicted windows and of all windows."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,13 @@ class MapFiles:
         map: The map.
         preview: Picture of the map; None if none was asked for.
         windows: Number of windows of the scene.
+        notes: Remarks for the user, one line each.
     """
 
     map: Path
     preview: Path | None
     windows: int
+    notes: tuple[str, ...] = ()
 
 
 def predict_scene(
@@ -86,32 +88,34 @@ def predict_scene(
     inputs: Sequence[str | Path],
     out: str | Path,
     options: MapOptions = MapOptions(),
-    progress: OnBlock | None = None,
+    progress: OnWindow | None = None,
 ) -> MapFiles:
-    """Predict the map of a scene. The same call resumes an interrupted prediction.
+    """Predict the map of a scene. The same call resumes an interrupted prediction, and leaves a finished map as it is.
 
     Args:
         models: Runs or students. The probabilities of several are averaged.
         inputs: A `.SAFE` folder, or files, folders and patterns of GeoTIFFs.
         out: Map to write (`.tif`).
         options: Distance of windows, kind of map, device and workers.
-        progress: Called with the number of finished blocks and of all blocks.
+        progress: Called with the number of predicted windows and of all windows.
 
     Raises:
-        ConfigError: An option does not fit, or a model cannot be used.
-        DataError: The scene cannot be used.
+        ConfigError: An option does not fit, a model cannot be used, or the output is another file.
+        DataError: The scene cannot be used, or a model gives numbers that are not finite.
         RunError: The map cannot be written, or Ray cannot be used.
     """
     target = map_path(out, inputs)
     device = _device(options)
+    hashes = different_models(models)
     students = [read_student(place) for place in models]
     needs = common_needs([student.description for student in students], options.pixel_size)
     scene = open_scene(inputs, needs, options.bands, resample=options.resample)
     if target in scene.files:
         raise ConfigError(f"--out: {target} is a file of the scene. Give another name.")
     plan = plan_blocks(scene, _stride(options, needs), needs.window)
-    predictor = BlockPredictor(scene, plan, Ensemble(students, scene.layers), batch=options.batch)
-    job = _MapJob(target, scene, needs, predictor, options, device, weights_hashes(models))
+    ensemble, names = Ensemble(students, scene.layers), [str(place) for place in models]
+    predictor = BlockPredictor(scene, plan, ensemble, batch=options.batch, models=names)
+    job = _MapJob(target, scene, needs, predictor, options, device, hashes)
     with sole_prediction(target):
         return job.run(progress)
 
@@ -179,16 +183,57 @@ class _MapJob:
     def plan(self) -> BlockPlan:
         return self.predictor.plan
 
-    def run(self, progress: OnBlock | None) -> MapFiles:
-        """Predict missing blocks, write the map while they finish, and remove the kept blocks."""
+    def run(self, progress: OnWindow | None) -> MapFiles:
+        """Predict missing blocks, write the map while they finish, and remove the kept blocks.
+
+        Raises:
+            ConfigError: Another file has the name of the map or of its picture.
+        """
         kept = KeptBlocks(self.out, self.plan)
+        if self._is_made(kept):
+            note = f"{self.out.name} is already made: by the same models, from the same scene, with the same options"
+            return MapFiles(self.out, self._picture, self.plan.grid.count, (note,))
         try:
             return self._run(kept, progress)
         except BaseException:
             kept.clean()
             raise
 
-    def _run(self, kept: KeptBlocks, progress: OnBlock | None) -> MapFiles:
+    @property
+    def _picture(self) -> Path | None:
+        """Return the path of the map's picture; None if none is asked for."""
+        return self.out.with_suffix(".png") if self.options.preview else None
+
+    def _is_made(self, kept: KeptBlocks) -> bool:
+        """Return True if an earlier call finished this map. Refuse to replace any other file."""
+        picture = self._picture
+        if is_there(self.out):
+            if request_of(self.out) != self._request():
+                raise ConfigError(
+                    f"--out: {self.out} is there already, and is no whole map of this scene by these models and "
+                    "options. Remove it, or give another name."
+                )
+            if picture is not None and not picture.is_file():
+                raise ConfigError(
+                    f"--out: {self.out} is there already, without its picture. Remove it, or give another name."
+                )
+            return True
+        if picture is not None and is_there(picture) and kept.begun(self._identity()) is None:
+            raise ConfigError(f"--preview: {picture} is there already. Remove it, or give --out another name.")
+        return False
+
+    def _notes(self) -> tuple[str, ...]:
+        """Return remarks about the scene."""
+        scene = self.scene
+        if scene.height >= scene.window[0] and scene.width >= scene.window[1]:
+            return ()
+        return (
+            f"{scene.name} has {scene.height} x {scene.width} pixels, fewer than a window of the student "
+            f"({scene.window[0]} x {scene.window[1]}). It is reflected at its edges. The student never saw such "
+            "images.",
+        )
+
+    def _run(self, kept: KeptBlocks, progress: OnWindow | None) -> MapFiles:
         about = kept.prepare(self._identity(), {"date": f"{datetime.now(UTC):%Y-%m-%d}"})
         bands = map_bands(self.needs, self.options.probabilities)
         target, shape = MapFile(kept.folder, self.out, bands), (self.scene.height, self.scene.width)
@@ -198,35 +243,32 @@ class _MapJob:
         if not assembly.measured:
             kept.remove()
             raise DataError(f"{self.scene.name} has no measured pixel: all are nodata or masked. No map is written.")
-        preview = self._preview(kept) if self.options.preview else None
+        if self._picture is not None:
+            self._preview(kept, self._picture)
         target.finish()
         kept.remove()
-        return MapFiles(self.out, preview, self.plan.grid.count)
+        return MapFiles(self.out, self._picture, self.plan.grid.count, self._notes())
 
-    def _blocks(self, kept: KeptBlocks, assembly: MapAssembly, progress: OnBlock | None) -> None:
+    def _blocks(self, kept: KeptBlocks, assembly: MapAssembly, progress: OnWindow | None) -> None:
         """Predict the missing blocks. Meanwhile, a thread writes them to disk, and writes the map."""
         missing = kept.missing()
-        rows, done = FinishedRows(self.plan, missing), self.plan.count - len(missing)
-        if progress:
-            progress(done, self.plan.count)
+        rows, count = FinishedRows(self.plan, missing), _WindowCount(self.plan, missing, progress)
         with ThreadPoolExecutor(1) as writer:
             last = writer.submit(assembly.advance, rows.windows)
-            for number, data in self._predicted(missing):
+            for number, data in self._predicted(missing, count.add):
                 last.result()  # wait for the last block: otherwise a slow disk would fill the memory with blocks
                 rows.add(number)
                 last = writer.submit(_keep, kept, assembly, number, data, rows.windows)
-                done += 1
-                if progress:
-                    progress(done, self.plan.count)
+                count.finish(number)
             last.result()
 
-    def _predicted(self, missing: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    def _predicted(self, missing: Sequence[int], progress: OnWindows) -> Iterator[tuple[int, bytes]]:
         """Yield the numbers and bytes of predicted blocks, from this process or from Ray."""
         options = self.options
         if not missing:
             return iter(())
         if options.workers == 0 and options.address is None:
-            return run_here(self.predictor.to(self.device), missing)
+            return run_here(self.predictor.to(self.device), missing, progress)
         return run_on_ray(
             self.predictor, missing, workers=options.workers or None, address=options.address, gpus=options.gpus
         )
@@ -238,6 +280,11 @@ class _MapJob:
         parts = (KEPT_FORMAT, sorted(self.models.items()), files, self.scene, self.plan, self.options.batch, gpu)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
+    def _request(self) -> str:
+        """Hash everything that changes the map or its picture."""
+        parts = (self._identity(), self.options.probabilities, self.options.preview, self.needs)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
     def _tags(self, about: JsonObject) -> dict[str, str]:
         """Return the metadata of the map."""
         tags = {
@@ -246,6 +293,7 @@ class _MapJob:
             "STSSL_CLASSES": json.dumps(self.needs.classes),
             "STSSL_TASK": "multi-label" if self.needs.multilabel else "single-label",
             "STSSL_DATE": str(about["date"]),
+            MAP_REQUEST: self._request(),
             "STSSL_SCENE": self.scene.name,
             "STSSL_WINDOW_METERS": f"{self.needs.ground:g}",
             "STSSL_STRIDE_METERS": f"{self.needs.pixel * _stride(self.options, self.needs):g}",
@@ -254,16 +302,40 @@ class _MapJob:
             tags["STSSL_SCENE_DATE"] = self.scene.date.isoformat()
         return tags
 
-    def _preview(self, kept: KeptBlocks) -> Path:
-        """Draw the picture of the map, and write it beside the map."""
+    def _preview(self, kept: KeptBlocks, path: Path) -> None:
+        """Draw the picture of the map, and write it."""
         classes, step = sampled_classes(kept)
         down, across = pixel_meters(self.scene.crs, self.scene.transform, self.scene.height, self.scene.width)
         date = f", {self.scene.date:%Y-%m-%d}" if self.scene.date else ""
         names, colors = self.needs.classes, self.needs.colors
         picture = draw_preview(classes, names, colors, f"{self.scene.name}{date}", (step * down, step * across))
-        path = self.out.with_suffix(".png")
         write_whole(path, picture)
-        return path
+
+
+class _WindowCount:
+    """Count predicted windows, and report them."""
+
+    def __init__(self, plan: BlockPlan, missing: Sequence[int], progress: OnWindow | None) -> None:
+        """Begin with the windows of the blocks that are not missing."""
+        self.plan, self.progress, self.within, self.shown = plan, progress, 0, -1
+        self.done = plan.grid.count - sum(map(plan.windows, missing))
+        self._report()
+
+    def add(self, count: int) -> None:
+        """Count windows of a block that is not finished yet."""
+        self.within += count
+        self._report()
+
+    def finish(self, number: int) -> None:
+        """Count all windows of a finished block."""
+        self.done, self.within = self.done + self.plan.windows(number), 0
+        self._report()
+
+    def _report(self) -> None:
+        now = self.done + self.within
+        if self.progress and now != self.shown:
+            self.shown = now
+            self.progress(now, self.plan.grid.count)
 
 
 def _keep(kept: KeptBlocks, assembly: MapAssembly, number: int, data: bytes, ready: int) -> None:

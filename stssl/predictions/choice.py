@@ -26,7 +26,7 @@ class Predicted:
 
 
 def unit_of(inputs: Sequence[str | Path], out: str | Path) -> str:
-    """Return the unit of a prediction's progress: `blocks` for a map, `patches` for a table.
+    """Return the unit of a prediction's progress: `windows` for a map, `patches` for a table.
 
     Args:
         inputs: Inputs of the prediction.
@@ -43,7 +43,7 @@ def unit_of(inputs: Sequence[str | Path], out: str | Path) -> str:
     for given in inputs:
         if is_store(str(given)) or Path(given).suffix.lower() in TABLE_ENDINGS:
             raise ConfigError(f"--out: {given} has patches, which become a table, not a map. Give --out FILE.parquet.")
-    return "blocks"
+    return "windows"
 
 
 def predict_inputs(
@@ -63,21 +63,22 @@ def predict_inputs(
         out: Map (`.tif`) or table (`.parquet`) to write.
         options: Bands, windows, kind of map, workers, batch and device.
         labels: For tables: label set to score against; None takes one with the models' classes.
-        progress: Called with the number of finished blocks or patches, and with the number of all.
+        progress: Called with the number of finished windows or patches, and with the number of all.
 
     Raises:
         StsslError: A model or an input cannot be used, they do not fit, or the output cannot be written.
     """
-    if unit_of(inputs, out) == "blocks":
+    if unit_of(inputs, out) == "windows":
         if labels is not None:
             raise ConfigError("--labels scores patches: give --out FILE.parquet.")
-        return Predicted(predict_scene(models, inputs, out, options, progress).map)
+        made = predict_scene(models, inputs, out, options, progress)
+        return Predicted(made.map, lines=made.notes)
     _refuse_map_options(options)
     chosen = PatchOptions(options.bands, labels, options.resample, options.stride, options.batch, options.device)
     found = predict_patches(models, inputs, out, chosen, progress)
     lines = list(found.notes)
     if found.failed:
-        lines.append(f"{found.failed:,} of {found.patches:,} patches cannot be used: see the column error")
+        lines.append(f"{found.failed:,} of {found.patches:,} patches have no result: see the column error")
     if found.scores:
         lines.append(f"scores over all {found.scored:,} patches with a label; the column label has it")
     return Predicted(found.path, found.scores, tuple(lines))

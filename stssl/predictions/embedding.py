@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 
 from stssl import __version__
 from stssl.base.arrays import Floats
-from stssl.base.errors import ConfigError, RunError
+from stssl.base.errors import RunError
 from stssl.base.json_types import JsonObject
 from stssl.base.whole_files import cannot_write, require_writable
+from stssl.mapping.kept_blocks import sole_prediction
 from stssl.predictions.common_columns import CommonColumns, output_path
 from stssl.predictions.geoparquet import write_places_table
 from stssl.predictions.inputs import open_patches
 from stssl.predictions.patches import PatchSource
 from stssl.predictions.predicted_table import DEFAULTS, TABLE_SUFFIXES, OnPatch, PatchOptions, batches_of
 from stssl.predictions.preparation import PatchInputs, metadata_for
+from stssl.predictions.requests import REQUEST_KEY, made_already, made_note, request_hash
+from stssl.predictions.usable import broken_notes, require_usable, with_broken
 from stssl.students.features import FeatureModel, read_features
 from stssl.students.loading import weights_hashes
 from stssl.training.trained_run import device_of
@@ -40,7 +43,7 @@ class EmbeddedPatches:
         path: The table or Zarr group.
         patches: Number of its rows.
         width: Number of features.
-        failed: Number of patches that could not be read. Their features are missing.
+        failed: Number of patches without features: they could not be read, or the model gives no finite numbers.
         notes: Remarks for the user, one line each.
     """
 
@@ -60,6 +63,8 @@ def embed_patches(
 ) -> EmbeddedPatches:
     """Compute the features of patches, and write them as Parquet or Zarr.
 
+    If an earlier call with the same model, patches and options has finished the output, leave it as it is.
+
     Args:
         model: Run, student or pretrained encoder.
         inputs: A store, a table of images, a folder or pattern of images, or a scene.
@@ -68,41 +73,51 @@ def embed_patches(
         progress: Called with the number of finished patches and of all patches.
 
     Raises:
-        ConfigError: The model cannot be used, or an option does not fit.
-        DataError: The patches cannot be used.
+        ConfigError: The model cannot be used, an option does not fit, or the output is another file.
+        DataError: The patches cannot be used, or none of them has features.
         RunError: The output cannot be written.
     """
     path = output_path(out, inputs, (*TABLE_SUFFIXES, ZARR), "features are a table or a Zarr group")
-    if path.suffix.lower() == ZARR and path.exists():
-        raise ConfigError(f"--out: {path} is there already. Remove it, or give another name.")
     network = read_features(model).to(device_of(options.device))
     source = open_patches(inputs, network.description, options.bands, wanted=network.bands, stride=options.stride)
     plan = PatchInputs(network, source, resample=options.resample)
-    require_writable(path)
-    columns, usable, features = _features(network, plan, source, options.batch, progress)
-    about: JsonObject = {"stssl": __version__, "models": {**weights_hashes([model])}, "input": source.place}
-    if path.suffix.lower() == ZARR:
-        _write_group(path, columns, features, about)
-    else:
-        rows = pyarrow.FixedSizeListArray.from_arrays(
-            pyarrow.array(features.reshape(-1)), network.width, mask=pyarrow.array(~usable)
-        )
-        table = pyarrow.table({**columns.first(), "features": rows, **columns.last()})
-        write_places_table(path, table, columns.centers, columns.rings, about)
-    return EmbeddedPatches(path, source.size, network.width, int((~usable).sum()), source.notes)
+    hashes = weights_hashes([model])
+    request = request_hash(hashes, source, ("embed", options.bands, options.resample, options.stride))
+    with sole_prediction(path):
+        made = made_already(path, request)
+        if made is not None:
+            failed = int(str(made["failed"]))
+            return EmbeddedPatches(path, source.size, network.width, failed, (made_note(path),))
+        require_writable(path)
+        columns, usable, features = _features(network, plan, source, options.batch, progress)
+        require_usable(source, usable, columns.errors)
+        failed = int((~usable).sum())
+        about: JsonObject = {"stssl": __version__, "models": {**hashes}, "input": source.place}
+        about |= {"failed": failed, REQUEST_KEY: request}
+        if path.suffix.lower() == ZARR:
+            _write_group(path, columns, features, about)
+        else:
+            rows = pyarrow.FixedSizeListArray.from_arrays(
+                pyarrow.array(features.reshape(-1)), network.width, mask=pyarrow.array(~usable)
+            )
+            table = pyarrow.table({**columns.first(), "features": rows, **columns.last()})
+            write_places_table(path, table, columns.centers, columns.rings, about)
+    notes = (*source.notes, *broken_notes(columns.errors))
+    return EmbeddedPatches(path, source.size, network.width, failed, notes)
 
 
 @torch.inference_mode()
 def _features(
     network: FeatureModel, plan: PatchInputs, source: PatchSource, batch: int, progress: OnPatch | None
 ) -> tuple[CommonColumns, NDArray[np.bool_], Floats]:
-    """Compute the features [n, width] of all patches; NaN for patches that could not be read."""
+    """Compute the features [n, width] of all patches; NaN for patches without features."""
     columns, usable, done = CommonColumns(source), [], 0
     out = np.full((source.size, network.width), np.nan, np.float32)
-    for found in batches_of(source, batch):
+    for read in batches_of(source, batch):
+        values = network(plan.images(read.pixels), metadata_for(network, read, source)).float().cpu().numpy()
+        found = with_broken(read, np.isfinite(values).all(1))
         columns.add(found)
         usable.append(found.usable)
-        values = network(plan.images(found.pixels), metadata_for(network, found, source)).float().cpu().numpy()
         out[done : done + len(values)][found.usable] = values[found.usable]
         done += len(values)
         if progress:

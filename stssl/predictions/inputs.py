@@ -48,27 +48,43 @@ def open_patches(
         if bands:
             raise ConfigError("a store names its bands itself: leave --bands out.")
         return StorePatches(Store.open(store_given(first, "INPUT")), wanted)
+    stores = [one for one in inputs if is_store(str(one)) and not is_url(str(one))]
+    if stores:
+        raise ConfigError(f"{stores[0]} is a store. Give one store alone, or images alone.")
     if is_url(first):
         raise ConfigError(f"{shown(first, 200)}: only stores may be URLs. Copy the images to this machine.")
     paths = [Path(one).absolute() for one in inputs]
     if any(map(is_safe, paths)):
-        kept = ",".join(wanted)
-        return ArchivePatches(
-            Scenes(*paths, size=side_of(model), stride=stride, band_names=names, keep_bands=kept), place
-        )
+        scenes = Scenes(*paths, size=side_of(model), stride=stride, band_names=names, keep_bands=",".join(wanted))
+        return _of_scenes(scenes, place, model)
     if len(paths) == 1 and not (paths[0].is_file() and paths[0].suffix.lower() in IMAGES):
         if paths[0].is_file() and paths[0].suffix.lower() not in TABLE_ENDINGS:
             raise DataError(
                 f"{paths[0]} is neither an image, nor a table of images ({', '.join(TABLE_ENDINGS)}), nor a store."
             )
-        return ArchivePatches(Manifest(paths[0], band_names=names), place)
+        return _of_images(Manifest(paths[0], band_names=names), place)
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(f"there is no image {shown(str(missing[0]), 300)}.")
     side = side_of(model)
     if _is_scene(paths[0], side):
-        return ArchivePatches(Scenes(*paths, size=side, stride=stride, band_names=names), place)
-    return ArchivePatches(Manifest.listed(paths, names), place)
+        return _of_scenes(Scenes(*paths, size=side, stride=stride, band_names=names), place, model)
+    return _of_images(Manifest.listed(paths, names), place)
+
+
+def _of_scenes(scenes: Scenes, place: str, model: ModelDescription) -> ArchivePatches:
+    """Open the windows of scenes. Scenes without a date get a remark if the model sees dates."""
+    advice = "Put it into the name of the file or folder"
+    notes = [
+        f"{name}: its name has no date (such as 20230614), which the model sees. {advice}."
+        for name in (scenes.undated if model.network.role == "direct" else ())
+    ]
+    return ArchivePatches(scenes, place, scenes.files, [*scenes.remarks, *notes])
+
+
+def _of_images(images: Manifest, place: str) -> ArchivePatches:
+    """Open a table, a folder or a list of images."""
+    return ArchivePatches(images, place, images.files, images.notes)
 
 
 def _is_scene(path: Path, side: int) -> bool:

@@ -1,7 +1,9 @@
 """Read batches of patches with their metadata, from a store or from an archive that was never converted."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -74,10 +76,12 @@ class PatchSource(Protocol):
         label_sets: Names of the columns with labels.
         splits: Names of the splits. The column of a split is called `split_NAME`.
         notes: Remarks for the user, one line each.
+        identity: Hash that changes if the patches change.
     """
 
     place: str
     size: int
+    identity: str
     arrays: dict[str, BandArray]
     columns: dict[str, Column]
     label_sets: tuple[str, ...]
@@ -109,6 +113,7 @@ class StorePatches:
             bands: Bands that the models need. Bands that the store lacks are left out.
         """
         self.place, self.size, self._store = store.path, store.size, store
+        self.identity = store.fingerprint
         found = [band for band in bands if band in store.bands]
         self._reader = store.reader(found or store.bands)
         self.arrays = {}
@@ -153,19 +158,23 @@ def _described(store: Store, name: str) -> Column:
 class ArchivePatches:
     """Read the patches of an open archive, such as a folder of images, without converting it first."""
 
-    def __init__(self, archive: Archive, place: str) -> None:
+    def __init__(self, archive: Archive, place: str, files: Iterable[Path], notes: Sequence[str]) -> None:
         """Prepare to read the patches of an open archive.
 
         Args:
             archive: The archive.
             place: The input as the user wrote it, for messages.
+            files: Files that patches are read from.
+            notes: Remarks for the user.
         """
         self.place, self.size, self._archive = place, len(archive.names), archive
+        stamps = (tuple(archive.names), [_stamp(path) for path in files], {**archive.about})
+        self.identity = hashlib.blake2b(repr(stamps).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
         self.arrays = {
             one.name: BandArray(one.bands, one.height, one.width, one.dtype, one.gsd_m) for one in archive.arrays
         }
         self.columns = {column.name: column for column in archive.columns}
-        self.label_sets, self.splits, self.notes = archive.label_sets, archive.splits, tuple(archive.notes)
+        self.label_sets, self.splits, self.notes = archive.label_sets, archive.splits, tuple(notes)
 
     def read(self, rows: Ints) -> PatchBatch:
         """Read the patches with the given numbers, as one batch.
@@ -199,3 +208,12 @@ class ArchivePatches:
             return self._archive.read(row)
         except OSError as error:
             return Patch(problems=[("unreadable", printable(f"{type(error).__name__}: {error.strerror}"))])
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Return a file's path, its size and the time of its last change in nanoseconds; -1 if it cannot be read."""
+    try:
+        about = path.stat()
+    except (OSError, ValueError):
+        return str(path), -1, -1
+    return str(path), about.st_size, about.st_mtime_ns

@@ -1,7 +1,7 @@
 """Predict the classes of patches, and write them as a table: `stssl predict MODEL PATCHES --out TABLE.parquet`."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,24 +18,28 @@ from stssl.base.batch import IGNORED
 from stssl.base.errors import ConfigError
 from stssl.base.json_types import JsonObject
 from stssl.base.labels import LabelSpace
-from stssl.base.logs import LOG
 from stssl.base.whole_files import require_writable
 from stssl.data.loader import prefetch
+from stssl.mapping.kept_blocks import sole_prediction
 from stssl.predictions.common_columns import CommonColumns, output_path
 from stssl.predictions.geoparquet import write_places_table
 from stssl.predictions.inputs import open_patches
 from stssl.predictions.known_labels import KnownLabels
 from stssl.predictions.patches import PatchBatch, PatchSource
 from stssl.predictions.preparation import PatchInputs, metadata_for
+from stssl.predictions.requests import REQUEST_KEY, made_already, made_note, request_hash
+from stssl.predictions.usable import broken_notes, require_usable, with_broken
 from stssl.scoring.evaluation import without_nan
 from stssl.scoring.metrics import score
-from stssl.students.loading import read_student, weights_hashes
+from stssl.students.loading import different_models, read_student
 from stssl.students.student import Student
 from stssl.training.trained_run import device_of
 
 TABLE_SUFFIXES = (".parquet", ".pq")
 LEAST_CHOSEN = 0.5
 """Probability from which on a class is chosen, if a patch may have any number of classes."""
+LEAST_SHARE = 1e-15
+"""Least mean probability of several models. A smaller one counts as this."""
 OnPatch = Callable[[int, int], None]
 """Function that gets the number of predicted patches and of all patches."""
 
@@ -71,7 +75,7 @@ class PredictedTable:
     Attributes:
         path: The table.
         patches: Number of its rows.
-        failed: Number of patches that could not be read. Their row says why.
+        failed: Number of patches without a result. Their row says why.
         scored: Number of patches with a known label.
         scores: Scores by name; empty if no patch has a label.
         notes: Remarks for the user, one line each.
@@ -94,6 +98,8 @@ def predict_patches(
 ) -> PredictedTable:
     """Predict the classes of patches, and write a table: Parquet, as GeoParquet if patches have places.
 
+    If an earlier call with the same models, patches and options has finished the table, leave it as it is.
+
     Args:
         models: Runs or students. The probabilities of several are averaged.
         inputs: A store, a table of images, a folder or pattern of images, or a scene.
@@ -102,12 +108,14 @@ def predict_patches(
         progress: Called with the number of predicted patches and of all patches.
 
     Raises:
-        ConfigError: A model cannot be used, models do not fit together, or an option does not fit.
-        DataError: The patches cannot be used.
+        ConfigError: A model cannot be used, models do not fit together, an option does not fit, or the output is
+            another file.
+        DataError: The patches cannot be used, or none of them has a result.
         RunError: The table cannot be written.
     """
     path = output_path(out, inputs, TABLE_SUFFIXES, "predictions of patches are a table (a map of a scene is .tif)")
     device = device_of(options.device)
+    hashes = different_models(models)
     students = [read_student(place).to(device) for place in models]
     _require_equal(students)
     first = students[0]
@@ -116,23 +124,30 @@ def predict_patches(
     plans = [PatchInputs(student, source, resample=options.resample) for student in students]
     space = LabelSpace(first.classes, first.description.multilabel)
     labels = KnownLabels.find(source, space, options.labels)
-    require_writable(path)
-    job = _Prediction(source, students, plans, space, labels)
-    results = job.run(options.batch, progress)
-    scores = job.scores(results.logits) if labels is not None else {}
-    notes = (*source.notes, *(() if labels is None else labels.notes))
-    about: JsonObject = {
-        "stssl": __version__,
-        "models": {**weights_hashes(models)},
-        "input": source.place,
-        "task": first.description.task,
-        "classes": [*space.classes],
-        "labels": None if labels is None else labels.name,
-        "scores": json.loads(json.dumps(without_nan(scores))),
-    }
-    write_places_table(path, job.table(results.probabilities), job.columns.centers, job.columns.rings, about)
-    failed = int((~job.usable()).sum())
-    return PredictedTable(path, source.size, failed, job.scored, scores, notes)
+    asked = (options.bands, options.labels, options.resample, options.stride)
+    request = request_hash(hashes, source, ("predict", *asked))
+    with sole_prediction(path):
+        made = made_already(path, request)
+        if made is not None:
+            return _made_table(path, made)
+        require_writable(path)
+        job = _Prediction(source, students, plans, space, labels)
+        results = job.run(options.batch, progress)
+        require_usable(source, job.usable(), job.columns.errors)
+        scores = job.scores(results.logits) if labels is not None else {}
+        notes = (*source.notes, *(labels.notes if labels else ()), *broken_notes(job.columns.errors))
+        about = job.about(hashes, scores) | {REQUEST_KEY: request}
+        write_places_table(path, job.table(results.probabilities), job.columns.centers, job.columns.rings, about)
+    return PredictedTable(path, source.size, job.failed, job.scored, scores, notes)
+
+
+def _made_table(path: Path, about: JsonObject) -> PredictedTable:
+    """Return the result of an earlier call, from what its table says about itself."""
+    counts, scores = about["counts"], about["scores"]
+    assert isinstance(counts, dict) and isinstance(scores, dict)  # the request's hash says that this program wrote them
+    patches, failed, scored = (int(str(counts[name])) for name in ("patches", "failed", "scored"))
+    kept = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+    return PredictedTable(path, patches, failed, scored, kept, (made_note(path),))
 
 
 def batches_of(source: PatchSource, batch: int) -> Iterator[PatchBatch]:
@@ -157,7 +172,7 @@ def _require_equal(students: Sequence[Student]) -> None:
 
 @dataclass(frozen=True)
 class _Results:
-    """Hold logits and probabilities [n, classes] of n patches; NaN for patches that could not be read."""
+    """Hold logits and probabilities [n, classes] of n patches; NaN for patches without a result."""
 
     logits: Tensor
     probabilities: Floats
@@ -180,27 +195,53 @@ class _Prediction:
         self.scored = 0
 
     def usable(self) -> NDArray[np.bool_]:
-        """Return booleans [n]: False for patches that could not be read."""
+        """Return booleans [n]: False for patches without a result or with one that is not finite."""
         return np.concatenate(self._usable)
+
+    @property
+    def failed(self) -> int:
+        """Return the number of patches without a result."""
+        return int((~self.usable()).sum())
+
+    def about(self, models: Mapping[str, str], scores: Mapping[str, float]) -> JsonObject:
+        """Return the entries that a table holds about itself.
+
+        Args:
+            models: Hash of each model's weights, by name.
+            scores: Scores by name.
+        """
+        return {
+            "stssl": __version__,
+            "models": {**models},
+            "input": self.source.place,
+            "task": self.students[0].description.task,
+            "classes": [*self.space.classes],
+            "labels": None if self.labels is None else self.labels.name,
+            "scores": json.loads(json.dumps(without_nan(scores))),
+            "counts": {"patches": self.source.size, "failed": self.failed, "scored": self.scored},
+        }
 
     @torch.inference_mode()
     def run(self, batch: int, progress: OnPatch | None) -> _Results:
         """Predict all patches of the source, and return their logits and probabilities."""
         logits, done = [], 0
-        for found in batches_of(self.source, batch):
+        for read in batches_of(self.source, batch):
+            values, finite = self._logits(read)
+            found = with_broken(read, finite)
+            values[torch.from_numpy(~found.usable)] = torch.nan
+            logits.append(values)
             self.columns.add(found)
             self._usable.append(found.usable)
             if self.labels is not None:
                 self.labels.add(found)
-            logits.append(self._logits(found))
             done += len(found.names)
             if progress:
                 progress(done, self.source.size)
         joined = torch.cat(logits)
         return _Results(joined, self.space.probabilities(joined).numpy())
 
-    def _logits(self, batch: PatchBatch) -> Tensor:
-        """Compute the logits [n, classes] of a batch of patches.
+    def _logits(self, batch: PatchBatch) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Compute the logits [n, classes] of a batch. Mark [n] the patches for which all models give finite numbers.
 
         With several models, these are the logits of the mean of the models' probabilities.
         """
@@ -208,14 +249,14 @@ class _Prediction:
         for student, plan in zip(self.students, self.plans, strict=True):
             metadata = metadata_for(student, batch, self.source)
             parts.append(student(plan.images(batch.pixels), metadata).float().cpu())
-        logits = parts[0] if len(parts) == 1 else self._mean(parts)
-        logits[torch.from_numpy(~batch.usable)] = torch.nan
-        return logits
+        finite = torch.stack([logits.isfinite().all(1) for logits in parts]).all(0).numpy()
+        return parts[0] if len(parts) == 1 else self._mean(parts), finite
 
     def _mean(self, parts: Sequence[Tensor]) -> Tensor:
         """Return the logits [n, classes] of the mean of several models' probabilities."""
         mean = torch.stack([self.space.probabilities(logits.double()) for logits in parts]).mean(0)
-        return (torch.logit(mean) if self.space.multilabel else mean.log()).float()
+        # A probability of exactly 0 or 1 has no finite logit.
+        return (torch.logit(mean, LEAST_SHARE) if self.space.multilabel else mean.clamp_min(LEAST_SHARE).log()).float()
 
     def scores(self, logits: Tensor) -> dict[str, float]:
         """Return the scores, by name, of the patches with a known label; empty if no patch has one."""
@@ -226,8 +267,6 @@ class _Prediction:
         self.scored = int(known.sum())
         if not self.scored:
             return {}
-        if not bool(logits[known].isfinite().all()):
-            LOG.warning("some predictions are not finite, so they have no scores")
         return dict(score(logits[known], targets[known], self.space).scores)
 
     def table(self, probabilities: Floats) -> pyarrow.Table:

@@ -67,6 +67,26 @@ def weights_hashes(places: Sequence[str | Path]) -> dict[str, str]:
     return found
 
 
+def different_models(places: Sequence[str | Path]) -> dict[str, str]:
+    """Return the hash of each model of an ensemble; see `weights_hashes`.
+
+    Args:
+        places: Files, runs' folders, or folders of checkpoints.
+
+    Raises:
+        ConfigError: There is no such file, or two models have the same weights.
+    """
+    found = weights_hashes(places)
+    known: dict[str, str | Path] = {}
+    for place, digest in zip(places, found.values(), strict=True):
+        if digest in known:
+            raise ConfigError(
+                f"{known[digest]} and {place} are the same model: it would count twice in the mean. Give it once."
+            )
+        known[digest] = place
+    return found
+
+
 class DescribedFile(NamedTuple):
     """Hold the contents of a weights file: its path, its description, and its tensors by name."""
 

@@ -11,6 +11,7 @@ import shapely
 from rasterio.transform import from_origin
 
 from stssl.archives.conversion import Options, convert_archive, verify_store
+from stssl.archives.manifest import Manifest
 from stssl.archives.places import to_degrees
 from stssl.archives.scenes import Scenes
 from stssl.base.errors import ConfigError, DataError
@@ -123,6 +124,16 @@ def test_a_raster_of_class_indexes_gives_labels(tmp_path):
     assert store.classes("label") == ("forest", "lake") and list(store.column("label")) == [0, -1, -1, 1]
 
 
+def test_names_that_equal_those_of_the_file_are_taken_and_others_are_not(tmp_path):
+    write_scene(tmp_path / "a.tif", (16, 16))
+    assert converted(tmp_path, tmp_path / "a.tif", band_names="B2,b03")[1].bands == ("B2", "b03")
+    assert Manifest.listed([tmp_path / "a.tif"], "B02,B3").arrays[0].bands == ("B02", "B3")
+    with pytest.raises(ConfigError, match=r"B03, B02 are given, and a\.tif names its bands B02, B03"):
+        Manifest.listed([tmp_path / "a.tif"], "B03,B02")
+    write_scene(tmp_path / "plain.tif", (16, 16), bands=("", ""))
+    assert Manifest.listed([tmp_path / "plain.tif"], "B03,B02").arrays[0].bands == ("B03", "B02")  # the control
+
+
 def test_files_of_one_band_are_one_scene_with_several_pixel_sizes(tmp_path):
     folder = tmp_path / "T33_20230614"
     folder.mkdir()
@@ -167,6 +178,7 @@ BAD = {
     "all nodata": (lambda path: write_scene(path, hole=(slice(None), slice(None))), {}, "has a measured pixel"),
     "stride": (write_scene, {"stride": 0}, "--stride 1 or more"),
     "names": (write_scene, {"band_names": "a"}, "--band-names has 1 names"),
+    "mixed names": (write_scene, {"band_names": "B03,B02"}, "B03, B02 are given, and a names its bands B02, B03"),
     "date": (write_scene, {"date": "13/06/17"}, "--date"),
     "share alone": (write_scene, {"share": 0.2}, "give it too"),
 }

@@ -32,10 +32,10 @@ def main() -> None:
     killers = []
 
     def watch(done: int, of: int) -> None:
-        if done >= 6 and not killers:
+        if done > of // 16 and not killers:
             killers.append(threading.Thread(target=cluster.remove_node, args=(nodes[0], False)))
             killers[0].start()
-            sys.stdout.write(f"removed a node after {done} of {of} blocks\n")
+            sys.stdout.write(f"removed a node after {done} of {of} windows\n")
 
     try:
         predict_scene([run], [scene], out, MapOptions(stride=8, workers=4, address=cluster.address), watch)

@@ -9,6 +9,10 @@ from scenes import NATIVE, write_safe, write_tif
 
 import stssl
 from stssl.commands.cli import main
+from stssl.mapping.prediction import MapOptions
+from stssl.models.sealed import seal
+from stssl.predictions.choice import predict_inputs
+from stssl.students.description import KEY
 
 NAMES = ("B04", "B03", "B02")
 VALUES = np.random.default_rng(0).integers(1, 255, (3, 130, 140), np.uint8)
@@ -99,9 +103,12 @@ def test_options_that_do_not_fit_are_refused(plain, twelve, tmp_path):
     refused("there is no file or folder", model=tmp_path / "no-run")
     refused("--gpus: only Ray tasks", gpus=0.5)
     refused("--device cuda does not fit --gpus 0", device="cuda", workers=1)
+    refused("are the same model: it would count twice", model=[plain.run, plain.run])
+    refused(r"--bands names B02, B03, B04, and .* names its bands B04, B03, B02\. Leave", bands=["B02", "B03", "B04"])
     unnamed = write_tif(tmp_path / "unnamed.tif", VALUES)
     named = stssl.predict(plain.run, unnamed, tmp_path / "a.tif", bands=NAMES, progress=False).read_bytes()
-    told = stssl.predict(plain.run, scene, tmp_path / "b.tif", progress=False).read_bytes()
+    told = stssl.predict(plain.run, scene, tmp_path / "b.tif", bands=NAMES, progress=False).read_bytes()
+    refused("--bands names B04, B03, B99", given=unnamed, bands=["B04", "B03", "B99"])
     assert named.replace(b"unnamed.tif", b"scene.tif")[-2000:] == told[-2000:]
 
 
@@ -118,6 +125,29 @@ def test_a_student_that_needs_metadata_and_one_without_ground_size_say_so(plain,
     with pytest.raises(stssl.ConfigError, match="Give --pixel-size METERS"):
         common_needs([sizeless], None)
     assert (common_needs([sizeless], 2.5).pixel, common_needs([sizeless], 2.5).window) == (2.5, 64)
+
+
+def test_a_student_with_numbers_that_are_not_finite_makes_no_map(plain, tmp_path):
+    weights = dict(stssl.load_student(plain.run).network.state_dict())
+    name = next(name for name in weights if name.endswith("fc.weight") or weights[name].ndim == 2)
+    weights[name] = weights[name] * np.nan
+    text = stssl.load_student(plain.run).description.text()
+    (tmp_path / "student.safetensors").write_bytes(seal(weights, {KEY: text}))
+    scene, out = write_tif(tmp_path / "scene.tif", VALUES, NAMES), tmp_path / "map.tif"
+    for models in ([tmp_path], [plain.run, tmp_path]):
+        with pytest.raises(
+            stssl.DataError, match=rf"{tmp_path} gives .* not finite, for the window at row -\d+, column -\d"
+        ):
+            stssl.predict(models, scene, out, preview=True, progress=False)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.tif", "student.safetensors"]
+
+
+def test_a_scene_smaller_than_a_window_is_said(plain, tmp_path):
+    small = write_tif(tmp_path / "small.tif", VALUES[:, :40, :50], NAMES)
+    found = predict_inputs([plain.run.path], [small], tmp_path / "small_map.tif", MapOptions())
+    assert "small.tif has 40 x 50 pixels, fewer than a window of the student (64 x 64)" in found.lines[0]
+    whole = write_tif(tmp_path / "whole.tif", VALUES, NAMES)
+    assert not predict_inputs([plain.run.path], [whole], tmp_path / "m.tif", MapOptions()).lines  # the control
 
 
 def test_damaged_products_are_refused(twelve, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from processes import family, kill, start
 from scenes import write_tif
 
@@ -22,6 +23,7 @@ from stssl.mapping.kept_blocks import KeptBlocks, sole_prediction
 from stssl.mapping.needs import common_needs
 from stssl.mapping.opening import open_scene
 from stssl.mapping.prediction import MapOptions, predict_scene
+from stssl.predictions.choice import predict_inputs
 from stssl.students.loading import read_student
 
 OPTIONS = MapOptions(stride=32, preview=True)
@@ -33,13 +35,22 @@ def scene(tmp_path):
     return write_tif(tmp_path / "scene.tif", values, ("B04", "B03", "B02"))
 
 
+def pixels(path):
+    with rasterio.open(path) as file:
+        return file.read()
+
+
 class BrokenOffError(Exception):
     """End a prediction in the middle."""
 
 
 def interrupt_after(count):
+    """Break off when so many blocks are predicted. These blocks have one batch each, so each is reported once."""
+    calls = []
+
     def watch(done, of):
-        if done == count:
+        calls.append(done)
+        if len(calls) > count:
             raise BrokenOffError
 
     return watch
@@ -57,7 +68,9 @@ def test_an_interrupted_prediction_resumes_and_ends_with_equal_bytes(plain, scen
     damaged.write_bytes(damaged.read_bytes()[:-9] + bytes(9))
     (parts / "block_000003.bin").write_bytes(b"")
     real = prediction.run_here
-    monkeypatch.setattr(prediction, "run_here", lambda one, numbers: predicted.extend(numbers) or real(one, numbers))
+    monkeypatch.setattr(
+        prediction, "run_here", lambda one, numbers, *rest: predicted.extend(numbers) or real(one, numbers, *rest)
+    )
     predict_scene([plain.run.path], [scene], out, OPTIONS)
     assert out.read_bytes() == whole.map.read_bytes() and predicted[:2] == [2, 3] and 0 not in predicted
     assert out.with_suffix(".png").read_bytes() != b"" and not parts.exists()
@@ -65,9 +78,11 @@ def test_an_interrupted_prediction_resumes_and_ends_with_equal_bytes(plain, scen
 
 def test_blocks_of_another_prediction_are_not_taken(plain, other, scene, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_SIDE", 100)
-    wanted = predict_scene([other.run.path], [scene], tmp_path / "other.tif", OPTIONS).map.read_bytes()
+    wanted = pixels(predict_scene([other.run.path], [scene], tmp_path / "other.tif", OPTIONS).map)
     for change in ("model", "scene"):
         first = plain if change == "model" else other
+        for path in (tmp_path / "map.tif", tmp_path / "map.png"):
+            path.unlink(missing_ok=True)
         with pytest.raises(BrokenOffError):
             predict_scene([first.run.path], [scene], tmp_path / "map.tif", OPTIONS, interrupt_after(7))
         if change == "scene":
@@ -76,7 +91,44 @@ def test_blocks_of_another_prediction_are_not_taken(plain, other, scene, tmp_pat
         predict_scene(
             [other.run.path], [scene], tmp_path / "map.tif", OPTIONS, lambda now, of, done=done: done.append(now)
         )
-        assert done[0] == 0 and (tmp_path / "map.tif").read_bytes() == wanted
+        assert done[0] == 0 and np.array_equal(pixels(tmp_path / "map.tif"), wanted)
+
+
+def test_a_repeated_prediction_leaves_the_map_and_other_files_stay(plain, other, scene, tmp_path, monkeypatch):
+    out = tmp_path / "map.tif"
+    predict_scene([plain.run.path], [scene], out, OPTIONS)
+    stamps = [path.stat().st_mtime_ns for path in (out, out.with_suffix(".png"))]
+    monkeypatch.setattr(prediction, "run_here", lambda *given: pytest.fail("predicted again"))
+    found = predict_inputs([plain.run.path], [scene], out, OPTIONS)
+    assert found.lines == ("map.tif is already made: by the same models, from the same scene, with the same options",)
+    assert stamps == [path.stat().st_mtime_ns for path in (out, out.with_suffix(".png"))]
+
+    def refused(words, model=plain, to=out, options=OPTIONS):
+        with pytest.raises(stssl.ConfigError, match=words):
+            predict_scene([model.run.path], [scene], to, options)
+
+    there = "is there already, and is no whole map"
+    refused(there, model=other)
+    refused(there, options=MapOptions(stride=16, preview=True))
+    refused(there, options=MapOptions(stride=32, preview=True, probabilities="uint8"))
+    strange = tmp_path / "strange.tif"
+    strange.write_text("my thesis")
+    refused(there, to=strange)
+    strange.rename(tmp_path / "new.png")
+    refused(r"--preview: .*new\.png is there already", to=tmp_path / "new.tif")
+    assert (tmp_path / "new.png").read_text() == "my thesis"
+    out.write_bytes(out.read_bytes()[:-3000])
+    refused(there)  # a map that was cut off is not whole
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_progress_moves_within_a_block(plain, scene, tmp_path):
+    calls = []
+    predict_scene(
+        [plain.run.path], [scene], tmp_path / "m.tif", MapOptions(stride=32, batch=16), lambda *now: calls.append(now)
+    )
+    done, every = [now for now, _ in calls], calls[0][1]
+    assert every == 130 == done[-1] and done[0] == 0 and done == sorted(set(done)) and len(done) == 1 + -(-130 // 16)
 
 
 def test_two_predictions_of_one_map_exclude_each_other(plain, scene, tmp_path):

@@ -20,7 +20,10 @@ import stssl
 from stssl.archives.conversion import Options, convert_archive
 from stssl.base.errors import ConfigError, DataError
 from stssl.commands.cli import app
+from stssl.mapping.kept_blocks import sole_prediction
 from stssl.predictions.geoparquet import outlines
+from stssl.predictions.inputs import open_patches
+from stssl.predictions.predicted_table import PatchOptions, predict_patches
 from stssl.scoring.metrics import score
 from stssl.students.features import read_features
 from stssl.students.loading import read_student
@@ -167,8 +170,66 @@ def test_features_are_those_before_the_head(folder, tmp_path):
     group = zarr.open_group(str(written), mode="r")
     np.testing.assert_allclose(group["features"][:], features, atol=1e-5)
     assert list(group["patch_id"][:]) == [f"images/i{n}.tif" for n in range(7)]
+    stamp = (written / "zarr.json").stat().st_mtime_ns
+    stssl.embed(folder / "run", folder / "s.zarr", tmp_path / "e.zarr", progress=False)
+    assert (written / "zarr.json").stat().st_mtime_ns == stamp  # it is made already
     with pytest.raises(ConfigError, match="is there already"):
-        stssl.embed(folder / "run", folder / "s.zarr", tmp_path / "e.zarr", progress=False)
+        stssl.embed(folder / "cdmad", folder / "s.zarr", tmp_path / "e.zarr", progress=False)
+    with sole_prediction(tmp_path / "f.zarr"), pytest.raises(stssl.RunError, match="another prediction is writing"):
+        stssl.embed(folder / "run", folder / "s.zarr", tmp_path / "f.zarr", progress=False)
+
+
+def test_a_repeated_table_is_left_and_other_files_are_not_replaced(folder, tmp_path):
+    out = tmp_path / "p.parquet"
+
+    def predict(model="run", given="t.csv", to=out, **options):
+        return predict_patches([folder / model], [folder / given], to, PatchOptions(device="cpu", **options))
+
+    first, stamp = predict(), out.stat().st_mtime_ns
+    again = predict()
+    assert (again.patches, again.failed, again.scored, again.scores) == (7, 0, 5, first.scores)
+    assert "p.parquet is already made" in again.notes[0] and out.stat().st_mtime_ns == stamp
+    (tmp_path / "notes.parquet").write_text("my thesis")
+    for changes in ({"model": "cdmad"}, {"given": "s.zarr"}, {"resample": True}, {"to": tmp_path / "notes.parquet"}):
+        with pytest.raises(ConfigError, match="is there already"):
+            predict(**changes)
+    assert (tmp_path / "notes.parquet").read_text() == "my thesis" and not list(tmp_path.glob(".*"))
+
+
+def test_results_that_are_not_finite_are_named_and_none_of_them_make_no_table(folder, tmp_path, monkeypatch):
+    from stssl.students.features import FeatureModel
+    from stssl.students.student import Student
+
+    broken = [1, 4]
+
+    def spoiled(forward):
+        def wrapped(model, images, metadata=None):
+            found = forward(model, images, metadata)
+            found[broken] = np.nan
+            return found
+
+        return wrapped
+
+    for kind in (Student, FeatureModel):
+        monkeypatch.setattr(kind, "forward", spoiled(kind.forward))
+    done = CliRunner().invoke(
+        app, ["predict", str(folder / "run"), str(folder / "s.zarr"), "--out", f"{tmp_path}/p.parquet"]
+    )
+    assert done.exit_code == 0 and "2 of 7 patches have no result: the model gives numbers that are not" in done.output
+    table = table_of(tmp_path / "p.parquet")
+    assert [text is not None for text in table["error"].to_pylist()] == [n in broken for n in range(7)]
+    assert table["chosen"].to_pylist()[1] is None and table["probability_class 0"].null_count == 2
+    assert "over all 3 patches with a label" in done.output
+    done = CliRunner().invoke(
+        app, ["embed", str(folder / "run"), str(folder / "s.zarr"), "--out", f"{tmp_path}/e.zarr"]
+    )
+    assert "2 of 7 patches have no result" in done.output and "2 patches without usable features" in done.output
+    assert np.isnan(zarr.open_group(f"{tmp_path}/e.zarr", mode="r")["features"][broken]).all()
+    broken[:] = range(7)
+    for command in (stssl.predict, stssl.embed):
+        with pytest.raises(DataError, match=r"none of the 7 patches has a result.*not_finite"):
+            command(folder / "run", folder / "s.zarr", tmp_path / "none.parquet", progress=False)
+    assert not (tmp_path / "none.parquet").exists()
 
 
 def test_a_scene_is_cut_into_patches(folder, tmp_path):
@@ -179,6 +240,11 @@ def test_a_scene_is_cut_into_patches(folder, tmp_path):
         file.write(scene)
     options = {"bands": ("B04", "B03", "B02"), "progress": False}
     table = table_of(stssl.predict(folder / "run", tmp_path / "s.tif", tmp_path / "p.parquet", **options))
+    notes = open_patches([tmp_path / "s.tif"], read_student(folder / "run").description, wanted=("B04",)).notes
+    seen = open_patches([tmp_path / "s.tif"], read_student(folder / "direct").description, wanted=("B04",)).notes
+    assert not any("date" in note for note in notes) and any(
+        "Put it into the name of the file" in note for note in seen
+    )
     expected = read_student(folder / "run").predict(images[:6])
     # The student knows its patches as 640 m wide, and its bands have no pixel size: a window has its 16 pixels.
     np.testing.assert_allclose(probabilities(table), expected, atol=1e-6)
@@ -207,6 +273,9 @@ BAD = {
     "nothing there": ("nothing", "p.parquet", {}, "there is no file"),
     "other bands": ("images", "p.parquet", {"bands": ("a", "b", "c")}, "has no band B04, B03, B02"),
     "few names": ("images", "p.parquet", {"bands": ("a",)}, "1 band names are given"),
+    "map by place": ("images/i0.tif", "p.tif", {"model": "direct"}, "write a table: --out FILE.parquet"),
+    "same model twice": ("s.zarr", "p.parquet", {"model": ["run", "run"]}, "are the same model"),
+    "store among images": (["images/i0.tif", "s.zarr"], "p.parquet", {}, "s.zarr is a store. Give one store alone"),
 }
 
 
@@ -214,9 +283,13 @@ BAD = {
 def test_what_does_not_fit_is_said_in_one_line(folder, fault, tmp_path):
     given, out, options, words = BAD[fault]
     given = "missing.csv" if fault == "input itself" else given
+    inputs = [folder / one for one in given] if isinstance(given, list) else folder / given
+    options = dict(options)
+    named = options.pop("model", "run")
+    models = [folder / one for one in named] if isinstance(named, list) else folder / named
     target = folder / out if fault == "inside" else tmp_path / out
     with pytest.raises((ConfigError, DataError), match=words) as caught:
-        stssl.predict(folder / "run", folder / given, target, progress=False, **options)
+        stssl.predict(models, inputs, target, progress=False, **options)
     assert "\n" not in str(caught.value) and not target.exists()
 
 
