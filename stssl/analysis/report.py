@@ -48,11 +48,11 @@ class Panel:
 
 
 PANELS = {
-    "Student on validation": (
-        Panel("mAP", "validation", "mAP", "mAP"),
-        Panel("accuracy", "validation", "accuracy", "accuracy"),
-        Panel("F1", "validation", "F1", "F1"),
-        Panel("loss", "validation", "loss", "loss"),
+    "Student and teacher on validation": (
+        Panel("mAP", "validation", "mAP", "mAP", "teacher_mAP"),
+        Panel("accuracy", "validation", "accuracy", "accuracy", "teacher_accuracy"),
+        Panel("F1", "validation", "F1", "F1", "teacher_F1"),
+        Panel("loss", "validation", "loss", "loss", "teacher_loss"),
     ),
     "Losses of student and teacher": (
         Panel("supervised loss", "train", "student_supervised", "supervised", "teacher_supervised"),

@@ -81,6 +81,8 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
     def validate(self, progress: Progress) -> Validation:
         """Score the averaged student on the validation part, after its BatchNorm statistics were computed anew.
 
+        The averaged teacher is scored, too. Its scores have names such as `teacher_mAP`, and decide nothing.
+
         With `evaluation.checkpoint: last`, the scores only inform users. The newest checkpoint with finite weights is
         then the best. The scores are empty if the split has no validation part.
 
@@ -92,11 +94,19 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
             return Validation({}, None if self._finite() else nan)
         scores = self.evaluate_student("validation", progress).scores
         score = scores[headline(self.data.space)]
+        shown = {**scores, **self._teacher_scores()}
         if self.recipe.evaluation.checkpoint == "last":
-            return Validation(scores, nan if diverged(scores) else None)
+            return Validation(shown, nan if diverged(scores) else None)
         # If the score is NaN but predictions are finite, no patch of this part has any class: nothing can be scored.
         # None then makes the newest checkpoint the best.
-        return Validation(scores, None if isnan(score) and not diverged(scores) else score)
+        return Validation(shown, None if isnan(score) and not diverged(scores) else score)
+
+    def _teacher_scores(self) -> dict[str, float]:
+        """Score the averaged teacher on the validation part; no scores for a run without a teacher."""
+        if "teacher" not in self.step.averages:
+            return {}
+        found = self._scored("teacher", "validation").scores
+        return {f"teacher_{name}": value for name, value in found.items()}
 
     def _finite(self) -> bool:
         """Return True if the averaged student's weights are finite. If not, they are useless."""
@@ -109,10 +119,13 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
             part: `train`, `validation` or `test`.
             progress: The last step that was taken.
         """
-        options, pixels = self.recipe.evaluation, self.views.pixels
-        calibrate(self.step, self.recipe, self.data, pixels, progress)
-        predictor = self.step.predictor("student")
-        return score_part(predictor, self.data, pixels, part, batch=options.batch, limit=options.limit)
+        calibrate(self.step, self.recipe, self.data, self.views.pixels, progress)
+        return self._scored("student", part)
+
+    def _scored(self, network: str, part: str) -> Evaluation:
+        options = self.recipe.evaluation
+        predictor = self.step.predictor(network)
+        return score_part(predictor, self.data, self.views.pixels, part, batch=options.batch, limit=options.limit)
 
     def export(self, checkpoints: Checkpoints) -> None:
         """Write the best student as `student.safetensors`, the file that users ship, and sample patches beside it.

@@ -19,6 +19,7 @@ from stssl.training.checkpoints import read_state
 from stssl.training.launch import run
 from stssl.training.run_folder import RunFolder
 from stssl.training.state import open_train_state
+from stssl.training.trained_run import evaluate_run
 
 
 def make(tree, **changes):
@@ -63,6 +64,14 @@ def test_a_run_leaves_what_it_promises(unbroken):
     record = json.loads((folder.path / "record.json").read_text())
     assert record["recipe_hash"] == unbroken.hash() and torch.__version__.startswith(record["versions"]["torch"])
     assert folder.recipe() == unbroken
+
+
+def test_validations_score_the_teacher_too(unbroken):
+    folder = RunFolder.of(unbroken)
+    rows = [row for row in folder.rows() if row["kind"] == "validation"]
+    found = evaluate_run(folder.path, "validation", checkpoint="last")
+    assert rows[-1]["teacher_loss"] == pytest.approx(found["teacher"]["loss"], rel=1e-4)
+    assert rows[-1]["teacher_loss"] != rows[-1]["loss"] == pytest.approx(found["student"]["loss"], rel=1e-4)
 
 
 def test_unlabeled_patches_are_read_from_the_step_that_learns_from_them(recipe_tree):
