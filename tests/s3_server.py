@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape, unescape
 
 import pytest
 
-from stssl.store import remote
+from stssl.base import remote
 
 
 class S3Server(ThreadingHTTPServer):
@@ -23,10 +23,13 @@ class S3Server(ThreadingHTTPServer):
 
     Attributes:
         objects: Content by `bucket/key`.
+        parts: Parts of uploads that have not ended yet, by upload and number.
         requests: Command and path of each request so far.
         failures: Number of requests from now on that fail.
         kind: Kind of failure: a status code, `silent` (no answer), `short` or `reset` (half an answer).
         key: Access key that requests must have.
+        refused: Methods that are not allowed, such as PUT of a bucket that may only be read.
+        buckets: Names of the buckets that exist; None lets every name be a bucket.
         over: Event that is set when the server ends. It also ends requests without an answer.
     """
 
@@ -34,7 +37,10 @@ class S3Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
+        self.parts: dict[tuple[str, int], bytes] = {}
         self.failures, self.key = 0, key
+        self.refused: tuple[str, ...] = ()
+        self.buckets: set[str] | None = None
         self.kind: int | str = 503
         self.over = threading.Event()
 
@@ -84,15 +90,46 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.key not in self.headers.get("Authorization", ""):
             self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
             return None
-        return unquote(urlsplit(self.path).path).lstrip("/")
+        if self.command in self.server.refused:
+            self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+            return None
+        key = unquote(urlsplit(self.path).path).lstrip("/")
+        if self.server.buckets is not None and key.split("/")[0] not in self.server.buckets:
+            self.answer(404, b"<Error><Code>NoSuchBucket</Code></Error>")
+            return None
+        return key
 
     def do_PUT(self) -> None:
-        if key := self.begin():
-            if self.headers.get("If-None-Match") == "*" and key in self.server.objects:
-                return self.answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
-            self.server.objects[key] = self.body
-            return self.answer(200, ETag=f'"{md5(self.body).hexdigest()}"')
-        return None
+        key = self.begin()
+        if not key:
+            return
+        query = parse_qs(urlsplit(self.path).query)
+        if "partNumber" in query:
+            self.server.parts[query["uploadId"][0], int(query["partNumber"][0])] = self.body
+            self.answer(200, ETag=f'"{md5(self.body).hexdigest()}"')
+            return
+        if not self.condition_holds(self.server.objects.get(key)):
+            self.answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            return
+        source = self.headers.get("x-amz-copy-source") or self.headers.get("x-goog-copy-source")
+        copied = self.body if source is None else self.server.objects.get(unquote(source).lstrip("/"))
+        if copied is None:
+            self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            return
+        self.server.objects[key] = copied
+        tag = md5(copied).hexdigest()
+        body = b"" if source is None else f"<CopyObjectResult><ETag>{tag}</ETag></CopyObjectResult>".encode()
+        self.answer(200, body, ETag=f'"{tag}"', x_goog_generation=generation_of(copied))
+
+    def condition_holds(self, present: bytes | None) -> bool:
+        """Return True if the object is as the request demands: absent, or with a certain content."""
+        if self.headers.get("If-None-Match") == "*" and present is not None:
+            return False
+        tag = self.headers.get("If-Match")
+        if tag is not None and (present is None or tag != f'"{md5(present).hexdigest()}"'):
+            return False
+        generation = self.headers.get("x-goog-if-generation-match")
+        return generation is None or generation == generation_of(present)
 
     def do_DELETE(self) -> None:
         if key := self.begin():
@@ -100,13 +137,23 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(204)
 
     def do_POST(self) -> None:
-        """Delete several objects, which the request's body lists."""
+        """Delete several objects, which the request's body lists, or begin or end an upload in parts."""
         if key := self.begin():
+            query = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+            if "uploads" in query:
+                number = f"upload{len(self.server.requests)}"
+                return self.answer(200, f"<R><Bucket/><Key/><UploadId>{number}</UploadId></R>".encode())
+            if "uploadId" in query:
+                own = sorted(part for part in self.server.parts if part[0] == query["uploadId"][0])
+                self.server.objects[key] = b"".join(self.server.parts.pop(part) for part in own)
+                tag = md5(self.server.objects[key]).hexdigest()
+                return self.answer(200, f"<R><ETag>{tag}</ETag></R>".encode())
             found = re.findall(r"<Key>(.*?)</Key>", self.body.decode())
             for name in found:
                 self.server.objects.pop(f"{key.split('/')[0]}/{unescape(name)}", None)
             gone = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in found)
-            self.answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
+            return self.answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
+        return None
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -125,9 +172,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, body: bytes) -> None:
         about = {"ETag": f'"{md5(body).hexdigest()}"', "Last_Modified": formatdate(0, usegmt=True)}
+        about["x_goog_generation"] = generation_of(body)
         wanted = self.headers.get("Range")
         if not wanted:
             return self.answer(200, body, **about)
+        if not body:
+            return self.answer(416, b"<Error><Code>InvalidRange</Code></Error>")
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         start = int(first) if first else len(body) - int(last)
         stop = min(int(last) + 1, len(body)) if first and last else len(body)
@@ -142,12 +192,18 @@ class Handler(BaseHTTPRequestHandler):
             if delimiter and delimiter in rest:
                 folders.add(prefix + rest.split(delimiter)[0] + delimiter)
             else:
-                size = len(self.server.objects[f"{bucket}/{name}"])
+                body = self.server.objects[f"{bucket}/{name}"]
+                size, tag = len(body), f"<ETag>{md5(body).hexdigest()}</ETag>"
                 date = "<LastModified>2020-01-01T00:00:00.000Z</LastModified>"
-                entries.append(f"<Contents><Key>{escape(name)}</Key>{date}<Size>{size}</Size></Contents>")
+                entries.append(f"<Contents><Key>{escape(name)}</Key>{date}{tag}<Size>{size}</Size></Contents>")
         groups = [f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in sorted(folders)]
         text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{''.join(entries + groups)}</ListBucketResult>"
         self.answer(200, text.encode(), Content_Type="application/xml")
+
+
+def generation_of(body: bytes | None) -> str:
+    """Return the number by which Google's protocol tells contents of an object apart; 0 for no object."""
+    return "0" if body is None else str(int(md5(body).hexdigest()[:12], 16) + 1)
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from stssl.base.config import load_tree
 from stssl.base.distributed import reading_threads
 from stssl.base.errors import ConfigError, RunError
 from stssl.base.logs import LOG
+from stssl.base.remote import is_remote
 from stssl.recipes.part_counts import announce
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import RunRecipe, load_as
 from stssl.recipes.run_data import PixelData
-from stssl.store.remote import is_remote
 from stssl.training.loop import train_step
 from stssl.training.state import TrainState, open_train_state
 

@@ -23,6 +23,7 @@ from stssl.base.config import apply_overrides, merge, validate
 from stssl.base.errors import ConfigError, RunError
 from stssl.base.labels import LabelSpace
 from stssl.base.logs import LOG
+from stssl.base.paths import below
 from stssl.base.randomness import RandomStream, permutation
 from stssl.base.whole_files import is_there
 from stssl.contrastive.step import PretrainEncoder
@@ -54,11 +55,11 @@ class Probed:
     Attributes:
         rows: One row for each method and number of labels. A row has the keys `weights`, `method`, `labels`, `labeled`,
             `validation` and `test`.
-        path: File with the rows.
+        path: File with the rows: its path, or its URL in an object store.
     """
 
     rows: list[ProbeResult]
-    path: Path
+    path: Path | str
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Frozen:
 
 
 def probe_run(
-    path: Path,
+    path: str | Path,
     labels: Sequence[str],
     seed: int = 0,
     *,
@@ -96,7 +97,7 @@ def probe_run(
     """Train and score classifiers on a pretraining run's features, and write `probe/<weights>-s<seed>.json`.
 
     Args:
-        path: Folder of the pretraining run.
+        path: Path or URL of the folder of the pretraining run.
         labels: Number of labels of each probe: `all`, `fraction=F`, `per-class=N` or `total=N`.
         seed: Seed of the draw of labels, of the new layer and of its batches.
         random: True to probe random weights instead of the best checkpoint, for comparison.
@@ -138,7 +139,8 @@ def probe_run(
         # Write the file after each number of labels: an interrupted probe keeps the earlier results.
         written = _kept(target, rows) + rows
         write_text(target, json.dumps(without_nan({"rows": [*written]}), indent=1))
-    return Probed(written, target)
+        folder.publish()
+    return Probed(written, target if folder.mirror is None else below(folder.place, "probe", target.name))
 
 
 def score_features(
@@ -328,7 +330,7 @@ def tuned(
         "name": f"fine_tune-{'random' if random else 'pretrained'}-{name.replace('=', '')}-s{rule.seed}",
         "data": recipe.data.model_dump(mode="json"),
         "labels": rule.model_dump() | {"allow_missing_classes": True},
-        "model": merge(recipe.model.model_dump(), {"weights": "none" if random else f"run:{folder.path}"}),
+        "model": merge(recipe.model.model_dump(), {"weights": "none" if random else f"run:{folder.place}"}),
         "algorithm": {"name": "supervised"},
         "batch": {"labeled": 64, "unlabeled_ratio": 0},
         "augment": {"strong_labeled": True},
@@ -337,9 +339,9 @@ def tuned(
         "ema": {"decay": 0.0},
         "evaluation": recipe.evaluation.model_dump(),
         "compute": recipe.compute.model_dump(),
-        "launch": merge(recipe.launch.model_dump(mode="json"), {"storage": str(folder.path / "probe")}),
+        "launch": merge(recipe.launch.model_dump(mode="json"), {"storage": below(folder.place, "probe")}),
         "logging": {"tensorboard": False},
         "seed": rule.seed,
     }
-    done = run(validate(Recipe, tree, f"fine-tuning of {folder.path}"))
-    return {part: evaluate_run(done.path, part)["student"] for part in ("validation", "test")}
+    done = run(validate(Recipe, tree, f"fine-tuning of {folder.place}"))
+    return {part: evaluate_run(done.place, part)["student"] for part in ("validation", "test")}

@@ -22,6 +22,7 @@ from stssl.base.batch import MetadataColumn
 from stssl.base.errors import RunError, StsslError
 from stssl.base.labels import LabelSpace
 from stssl.base.logs import LOG
+from stssl.base.paths import folder_given, is_url
 from stssl.base.whole_files import write_whole
 
 PAGE_BYTES = 3_500_000
@@ -84,9 +85,10 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
     target = Path(out).absolute()
     if target.is_dir():
         raise RunError(f"{out} is a folder. Give --out a file, such as {Path(out) / 'report.html'}.")
-    folders = list(dict.fromkeys(Path(path).absolute() for path in paths))
+    places = list(dict.fromkeys(folder_given(path, "RUN") for path in paths))
+    folders = [Path(place).absolute() if not is_url(place) else Path(place) for place in places]
     digests, reasons, seen, size = list[RunDigest](), list[str](), set[str](), 0
-    for path, name in zip(folders, names_apart(folders), strict=True):
+    for path, name in zip(places, names_apart(folders), strict=True):
         try:
             view = replace(read_run(path), name=name)
         except StsslError as error:

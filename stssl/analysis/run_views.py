@@ -65,11 +65,11 @@ def read_run(path: str | Path) -> RunView:
     for part in ("validation", "test", "train"):
         file = folder.path / "evaluation" / f"{part}.json"
         if is_there(file):
-            advice = f"Evaluate it again: `stssl evaluate {folder.path} --split {part}`."
+            advice = f"Evaluate it again: `stssl evaluate {folder.place} --split {part}`."
             parts[part] = read_run_file(ScoresFile, file, advice)[0]
             arrays[part] = read_arrays(file.with_suffix(".npz"), parts[part], advice)
     if not parts:
-        path = folder.path
+        path = folder.place
         raise RunError(f"{path} was not evaluated yet. Run `stssl evaluate {path} --split test` first.")
     rows, damaged = folder.read_rows()
     if damaged:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -139,14 +138,15 @@ def training_progress(console: Console, steps: int, workers: bool = True) -> Ite
         yield watch
 
 
-def run_with_progress(console: Console, recipe: RunRecipe) -> Path:
-    """Train a recipe with a progress bar, or say that its run is finished. Return the run's folder."""
+def run_with_progress(console: Console, recipe: RunRecipe) -> str:
+    """Train a recipe with a progress bar, or say that its run is finished. Return the path or URL of its folder."""
     folder = RunFolder.of(recipe)
+    folder.refresh()
     done = folder.finished() if folder.refuse_others(recipe) else None
     if done:
         best = "" if done["best"] is None else f", best validation score {done['best']:.4f}"
         console.print(f"This run is finished: {done['steps']} steps{best}.")
-        return folder.path
+        return folder.place
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -157,7 +157,7 @@ def run_with_progress(console: Console, recipe: RunRecipe) -> Path:
     # Without progress, leave warnings to Python's own logging: the console would swallow them.
     messages = contextlib.nullcontext() if console.quiet else shown_messages(say)
     with training_progress(console, recipe.schedule.steps, recipe.launch.workers != 0) as watch, messages:
-        return run(recipe, watch, checked=True).path
+        return run(recipe, watch, checked=True).place
 
 
 def probe_table(rows: list[ProbeResult]) -> Table:

@@ -30,24 +30,26 @@ class Run:
     """Give access to a training or pretraining run that was started.
 
     Attributes:
-        path: Folder of the run.
+        place: Path of the run's folder, or its URL in an object store.
+        path: Folder with the run's files. For a URL, it is a copy that goes when this process ends.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         """Wrap the folder of a run that is open already. To open a run by its path, call `Run.open`."""
-        self.path = folder.path
+        self.place, self.path = folder.place, folder.path
         self._folder = folder
 
     def __repr__(self) -> str:
         """Return a text with the run's name and kind, its folder, and whether it is finished."""
         state = "finished" if self.finished else "not finished"
-        return f"<stssl.Run {self.name}: {self.recipe.what}, {state}, in {self.path}>"
+        return f"<stssl.Run {self.name}: {self.recipe.what}, {state}, in {self.place}>"
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """Open a run by its folder, such as `runs/eurosat-fixmatch_cpu-s0`.
+        """Open a run by its folder, such as `runs/eurosat-fixmatch_cpu-s0`, or by its URL in an object store.
 
         Raises:
+            DataError: The object store cannot be read.
             RunError: The folder has no run.
         """
         return cls(RunFolder.existing(folder))
@@ -79,9 +81,12 @@ class Run:
 
     @property
     def checkpoints(self) -> dict[str, Path]:
-        """Return the paths of the checkpoint files that exist, by name: `last`, `previous`, `best`."""
-        found = {name: self._folder.checkpoints.path(name) for name in CHECKPOINTS}
-        return {name: path for name, path in found.items() if path.exists()}
+        """Return the paths of the checkpoint files that exist, by name: `last`, `previous`, `best`.
+
+        They are fetched from an object store.
+        """
+        checkpoints = self._folder.checkpoints
+        return {name: checkpoints.path(name) for name in CHECKPOINTS if checkpoints.has(name)}
 
     def metrics(self) -> "pyarrow.Table":
         """Read the metrics that the run has written so far.
@@ -119,8 +124,8 @@ class Run:
         if part not in PARTS or not is_there(path):
             done = [name for name in PARTS if is_there(self.path / "evaluation" / f"{name}.json")]
             raise RunError(
-                f"{self.path} has no scores of '{part}' (evaluated so far: {', '.join(done) or 'nothing'}). "
-                f"Run stssl.evaluate(run, part), or `stssl evaluate {self.path} --split PART`, with a part of "
+                f"{self.place} has no scores of '{part}' (evaluated so far: {', '.join(done) or 'nothing'}). "
+                f"Run stssl.evaluate(run, part), or `stssl evaluate {self.place} --split PART`, with a part of "
                 f"{', '.join(PARTS)}."
             )
         scored = read_run_file(ScoresFile, path, "Evaluate the part again.")[0]
@@ -161,7 +166,7 @@ class Run:
         """
         from stssl.students.loading import read_student
 
-        return read_student(self.path)
+        return read_student(self.place)
 
     def networks(
         self, checkpoint: str = "best", *, device: str = "cpu", store: str | None = None
@@ -225,6 +230,6 @@ class Run:
         return read_inputs(self._folder, np.asarray(rows, np.int64), device_of(device), store)
 
 
-def folder_of_run(run: Run | str | Path) -> Path:
-    """Return the folder of a run. A path is returned unchanged."""
-    return run.path if isinstance(run, Run) else Path(run)
+def folder_of_run(run: Run | str | Path) -> str:
+    """Return the path or URL of a run's folder. A path is returned unchanged."""
+    return run.place if isinstance(run, Run) else str(run)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from stssl.api.progress import counting, default_console
 from stssl.api.run import Run, folder_of_run
+from stssl.base.paths import is_url
 
 Given = TypeVar("Given", Run | str | Path, str | Path)
 """Type of an argument that may be one thing or a sequence of things."""
@@ -41,25 +42,25 @@ def export(
     *,
     bands: Sequence[str] | None = None,
     license: str | None = None,
-) -> Path:
+) -> Path | str:
     """Write a run's student for other programs, with a model card. Compare the written file with the student.
 
     Args:
-        run: A run, its folder, or its weights file.
+        run: A run, its folder, or its weights file; a path or URL.
         format: `pt2` (torch.export), `onnx`, or `torchvision` (the layers of a ResNet, without its head).
-        out: Folder to write; None takes the folder `export` inside the run's.
+        out: Path or URL of the folder to write; None takes the folder `export` inside the run's.
         bands: Three bands for `torchvision`; None takes all bands of the student.
         license: License of the weights (SPDX) for the card and the STAC item.
 
     Returns:
-        Path of the model file.
+        Path of the model file, or its URL (a text) if it was written to an object store.
 
     Raises:
         StsslError: The run has no student, the format cannot hold it, or the folder holds other files.
     """
-    from stssl.exports.writing import export_run
+    from stssl.exports.writing import export_to
 
-    return export_run(folder_of_run(run), format, out, bands=bands, license=license)
+    return export_to(folder_of_run(run), format, out, bands=bands, license=license)
 
 
 def predict(
@@ -80,14 +81,14 @@ def predict(
     ray_address: str | None = None,
     gpus: float = 0.0,
     progress: bool | None = None,
-) -> Path:
+) -> Path | str:
     """Predict the map of a scene (`out` is `.tif`), or a table of patches (`out` is `.parquet`).
 
     Args:
         model: A run or its student; several average their probabilities.
         inputs: For a map: GeoTIFFs (one scene, one band each, or a mosaic), or a `.SAFE` folder of level 2A. For a
             table: a store, a table of images, a folder or pattern of images, or a scene, which is cut into patches.
-        out: Map (a Cloud Optimized GeoTIFF) or table (a GeoParquet file, if patches have places).
+        out: Map (a Cloud Optimized GeoTIFF) or table (a GeoParquet file, if patches have places): a path or URL.
         labels: For tables: label set to score against; None takes one with the model's classes.
         stride: Distance between windows in pixels; None blends windows at half their width.
         bands: Names of the bands of the files. Only files that do not name them need this.
@@ -103,8 +104,8 @@ def predict(
         progress: False shows no progress.
 
     Returns:
-        Absolute path of the map or table. The same call resumes an interrupted map, and leaves a finished result as
-        it is.
+        Absolute path of the map or table, or its URL (a text). The same call resumes an interrupted map on a disk, and
+        leaves a finished result as it is.
 
     Raises:
         StsslError: The model or the inputs cannot be used, they do not fit, or the output cannot be written.
@@ -116,7 +117,8 @@ def predict(
     options = replace(windows, workers=workers, address=ray_address, gpus=gpus)
     models, given = [folder_of_run(one) for one in _listed(model)], list(_listed(inputs))
     with counting(default_console(progress), "predict", unit_of(given, out)) as follow:
-        return predict_inputs(models, given, out, options, labels=labels, progress=follow).path
+        found = predict_inputs(models, given, out, options, labels=labels, progress=follow)
+    return found.place if is_url(found.place) else found.path
 
 
 def embed(

@@ -20,8 +20,8 @@ from stssl.archives.registry import ARCHIVES
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.json_types import JsonObject
 from stssl.base.ray_session import connected_ray, finished_tasks
+from stssl.base.remote import is_remote
 from stssl.store.files import sole_writer, writing
-from stssl.store.remote import is_remote
 from stssl.store.schema import SHARD, Patch
 from stssl.store.store import Store
 from stssl.store.verification import Findings, verify

@@ -16,6 +16,8 @@ KeyPath = Sequence[str | int]
 Fields = Mapping[str, FieldInfo]
 """Fields of one part of a configuration by name."""
 
+_PASSWORD = re.compile(r"://[^/@\s]*@")
+"""User and password in a URL."""
 _UNION = re.compile(r"[\[\](),]|^(str|int|float|bool|none|constrained-\w+|[A-Z]\w*)$")
 """Names that pydantic gives to the members of a union without a discriminator."""
 _ARRAYS = ("tuple_type", "list_type", "set_type")
@@ -124,7 +126,11 @@ def explain(problem: Problem, tree: object, fields: Fields) -> str:
         # Leave out the number and the value of the entry: all wrong entries then give the same line, shown once.
         location, problem = location[:-1], {**problem, "input": {}}
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
-    given = "" if kind == "missing" or isinstance(value, dict) else f" (given: {shown(repr(value))})"
+    given = (
+        ""
+        if kind == "missing" or isinstance(value, dict)
+        else f" (given: {shown(_PASSWORD.sub('://***@', repr(value)))})"
+    )
     if kind == "extra_forbidden":
         return f"unknown key {path}: {_nearest(str(location[-1]), sorted(fields))}"
     form = _form_of(problem, location, fields)

@@ -19,7 +19,7 @@ ELSEWHERE = {"elsewhere": True}
 """Validation context for a file that another machine will run. Paths stay as they are."""
 
 STORES = ("s3", "gs", "az")
-"""URL schemes of the object stores that may hold a store of patches."""
+"""URL schemes of the object stores that may hold stores of patches and results."""
 
 WEIGHT_KINDS = ("timm", "hf", "package", "file", "run")
 """Words before the colon in values of `model.weights`."""
@@ -30,7 +30,7 @@ NAME_BYTES = 255
 _URL = re.compile(
     r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):/|^\s*(?P<known>s3a?|gs|gcs|az|abfss?|hdfs|https?|file):|://"
 )
-SHARED = "Results go to a folder for now, on a cluster to one that all nodes share: give its path, such as /shared/runs"
+_BUCKET = re.compile(r"(?P<scheme>s3|gs|az)://(?P<bucket>[A-Za-z0-9][\w.-]*)(?P<key>/.*)?", re.IGNORECASE | re.ASCII)
 
 
 def is_url(path: str) -> bool:
@@ -78,14 +78,34 @@ def located(path: str) -> str:
 
 
 def folder(path: str) -> str:
-    """Make the path of a folder for results absolute.
+    """Return the place of a folder for results: the URL of a folder in an object store, or an absolute path.
 
     Raises:
-        ValueError: The text is a URL, or no path.
+        ValueError: The text is neither the URL of an object store nor a path.
     """
-    if is_url(path):
-        raise ValueError(f"URLs cannot be used here yet. {SHARED}")
-    return absolute(path)
+    return bucket_folder(path) if is_url(path) else absolute(path)
+
+
+def bucket_folder(url: str) -> str:
+    """Check the URL of a folder in an object store, and return it without slashes at its end.
+
+    Raises:
+        ValueError: The text is no such URL. The message does not repeat it, since it may hold a password.
+    """
+    parts = _BUCKET.fullmatch(url.strip())
+    names = (parts["key"] or "").removeprefix("/").rstrip("/").split("/") if parts else []
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise ValueError("a URL must not hold a user or password: credentials come from environment variables")
+    if parts is None:
+        raise ValueError("this is neither a path nor the URL of an object store: s3://, gs:// or az://BUCKET/FOLDER")
+    if names != [""] and (not url.isprintable() or set("?#\\") & set(url) or {"", ".", ".."} & set(names)):
+        raise ValueError("the folder in a URL must be of plain names: no '..', no double slash, no ? and no #")
+    return "/".join([f"{parts['scheme'].lower()}://{parts['bucket']}", *(names if names != [""] else [])])
+
+
+def below(place: str | Path, *names: str) -> str:
+    """Return the path or URL of something inside a folder, which is given by its path or URL."""
+    return "/".join([str(place), *names]) if is_url(str(place)) else str(Path(place, *names))
 
 
 def local(path: str) -> str:
@@ -114,25 +134,34 @@ def weights(text: str) -> str:
 
 
 def started_from(text: str, storage: str) -> str:
-    """Turn `run:NAME` or `run:FOLDER` into `run:` followed by the absolute folder of that run.
+    """Turn `run:NAME` or `run:FOLDER` into `run:` followed by the absolute folder or the URL of that run.
 
     Args:
         text: Value of `model.weights`.
-        storage: Folder of the runs. NAME is a folder in it.
+        storage: Folder of the runs, or its URL. NAME is a folder in it.
 
     Raises:
-        ValueError: The text after `run:` is a URL, or no path.
+        ValueError: The text after `run:` is no path and no URL of an object store. Or the storage is in an object
+            store, and a relative path names no folder of this machine.
     """
     kind, colon, name = text.partition(":")
     if not colon or kind != "run":
         return text
-    if is_url(name):
-        raise ValueError("model.weights: run: takes the name or folder of a run, not a URL: copy that folder here")
+    bare = os.sep not in name and not name.startswith("~")
     try:
-        here, kept = absolute(name), absolute(os.path.join(storage, from_home(name)))  # noqa: PTH118
+        if is_url(name):
+            return f"run:{bucket_folder(name)}"
+        here = absolute(name)
+        if is_url(storage):
+            # A folder of this machine must not stand in for a run in the bucket.
+            if bare:
+                return f"run:{below(storage, component(name))}"
+            if Path(name).is_absolute() or Path(here).is_dir():
+                return f"run:{here}"
+            raise ValueError(f"there is no folder {here}, and a path is not looked up in {storage}")
+        kept = absolute(os.path.join(storage, from_home(name)))  # noqa: PTH118
     except ValueError as error:
-        raise ValueError(f"model.weights: {error}: give run:NAME or run:FOLDER") from None
-    bare = os.sep not in name
+        raise ValueError(f"model.weights: {error}: give run:NAME, run:FOLDER or run:URL") from None
     return f"run:{here if Path(here).is_dir() or not (bare or Path(kept).is_dir()) else kept}"
 
 
@@ -143,12 +172,16 @@ def stable_weights(text: str, storage: str) -> str:
     run or file unchanged.
     """
     try:
-        storage = absolute(storage)
+        storage = folder(storage)
         text = started_from(weights(text), storage)
     except ValueError:
         return text
     kind, _, name = text.partition(":")
-    inside = kind == "run" and Path(name).is_relative_to(storage) and name != storage
+    if kind != "run" or is_url(storage) != is_url(name):
+        return text
+    if is_url(storage):
+        return f"run:{name.removeprefix(f'{storage}/')}"
+    inside = Path(name).is_relative_to(storage) and name != storage
     return f"run:{os.path.relpath(name, storage)}" if inside else text
 
 
@@ -239,7 +272,7 @@ StorePlace = Annotated[str, _where_it_runs(located)]
 Location = Annotated[str, _where_it_runs(local)]
 """Path of a file or folder that a recipe reads."""
 Folder = Annotated[str, _where_it_runs(folder)]
-"""Path of a folder for results."""
+"""Place of a folder for results: a path, or the URL of a folder in an object store."""
 Weights = Annotated[str, _where_it_runs(weights)]
 """Weights that networks start from: `none`, `imagenet`, `timm:TAG`, `hf:REPO[/FILE]`, `file:PATH` or `run:NAME`."""
 Study = Annotated[str, _where_it_runs(study)]
@@ -283,3 +316,19 @@ def store_given(path: str, what: str) -> str:
         return located(path)
     except ValueError as error:
         raise ConfigError(f"{what}: {error} (given: {path!r})") from None
+
+
+def folder_given(path: str | Path, what: str) -> str:
+    """Check a folder that the command line names: a path stays as it is, and a URL must be of an object store.
+
+    Args:
+        path: Argument of the command.
+        what: Name of the argument in the error.
+
+    Raises:
+        ConfigError: The argument is neither the URL of an object store nor a path.
+    """
+    try:
+        return bucket_folder(str(path)) if is_url(str(path)) else str(path_given(path, what))
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from None

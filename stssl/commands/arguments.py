@@ -78,6 +78,39 @@ def _warn_if_vanishing(parameter: typer.CallbackParam, value: str | Path | None)
         LOG.warning("%s", warning)
 
 
+def run_place(parameter: typer.CallbackParam, value: Any) -> Any:
+    """Check that an argument is a path or the URL of an object store.
+
+    Args:
+        parameter: The option or argument, for the message.
+        value: A path or URL, a list of them, or None.
+
+    Raises:
+        ConfigError: A text is neither a path nor the URL of an object store.
+    """
+    from stssl.base.paths import folder_given
+
+    for place in value if isinstance(value, list | tuple) else [value]:
+        if place is not None:
+            folder_given(place, _shown(parameter))
+    return value
+
+
+def new_result(parameter: typer.CallbackParam, value: Any) -> Any:
+    """Check that an argument is the path or the URL of a result, and warn if the result would vanish with a Ray job.
+
+    Args:
+        parameter: The option or argument, for the message.
+        value: A path or URL, or None.
+
+    Raises:
+        ConfigError: The text is neither a path nor the URL of an object store.
+    """
+    run_place(parameter, value)
+    _warn_if_vanishing(parameter, value)
+    return value
+
+
 def store_place(parameter: typer.CallbackParam, value: str | None) -> str | None:
     """Check that an argument is a path or a URL that a store can have. Return it unchanged.
 

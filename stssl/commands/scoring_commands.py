@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from stssl.commands.arguments import local_path, result_path, store_place
+from stssl.commands.arguments import result_path, run_place, store_place
 from stssl.commands.terminal import console
 
 
 def probe_command(
-    run: Annotated[Path | None, typer.Argument(help="Folder of a pretraining run.", callback=local_path)] = None,
+    run: Annotated[str | None, typer.Argument(help="Path or URL of a pretraining run.", callback=run_place)] = None,
     weights: Annotated[
         str | None, typer.Option(help="Instead of a run: weights, as in model.weights. Needs --store.")
     ] = None,
@@ -60,7 +60,7 @@ def weights_command(
 
 
 def evaluate_command(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=local_path)],
+    run: Annotated[str, typer.Argument(help="Path or URL of a run.", callback=run_place)],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
@@ -101,9 +101,9 @@ def evaluate_command(
 
 
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.", callback=local_path)],
+    runs: Annotated[list[str], typer.Argument(help="Paths or URLs of evaluated runs.", callback=run_place)],
     against: Annotated[
-        list[Path], typer.Option(help="Runs of one other recipe, with the same seeds.", callback=local_path)
+        list[str], typer.Option(help="Runs of one other recipe, with the same seeds.", callback=run_place)
     ],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     network: Annotated[str, typer.Option(help="student or teacher.")] = "student",
@@ -120,7 +120,7 @@ def compare_command(
 
 
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", callback=local_path)],
+    runs: Annotated[list[str], typer.Argument(help="Paths or URLs of runs.", callback=run_place)],
     out: Annotated[Path, typer.Option(help="HTML file to write.", callback=result_path)] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page about runs: recipes, curves, scores, classes, maps."""

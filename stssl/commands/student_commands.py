@@ -6,26 +6,27 @@ from typing import Annotated, Literal
 
 import typer
 
-from stssl.commands.arguments import local_path, result_path
+from stssl.commands.arguments import new_result, result_path, run_place
 from stssl.commands.terminal import console
 
 
 def export_command(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", callback=local_path)],
+    run: Annotated[str, typer.Argument(help="Path or URL of a run.", callback=run_place)],
     form: Annotated[
         str, typer.Option("--format", help="pt2, onnx, or torchvision (ResNets, without their head).")
     ] = "pt2",
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: export in the run's folder.", callback=result_path)
+        str | None,
+        typer.Option(help="Folder or URL to write; default: export in the run's folder.", callback=new_result),
     ] = None,
     bands: Annotated[str | None, typer.Option(help="Three bands for torchvision, such as B04,B03,B02.")] = None,
     license: Annotated[str | None, typer.Option(help="License of the weights, such as CC-BY-4.0.")] = None,
 ) -> None:
     """Write a run's student for other programs, compare it with the student, and describe it."""
-    from stssl.exports.writing import export_run
+    from stssl.exports.writing import export_to
 
     chosen = None if bands is None else [band.strip() for band in bands.split(",")]
-    print(export_run(run, form, out, bands=chosen, license=license))
+    print(export_to(run, form, out, bands=chosen, license=license))
 
 
 Windows = Annotated[int | None, typer.Option(help="Distance of a scene's windows in pixels.")]
@@ -47,12 +48,14 @@ Inputs = Annotated[
 
 
 def predict_command(
-    model: Annotated[Path, typer.Argument(help="Folder of a run, or a student's file.", callback=local_path)],
+    model: Annotated[str, typer.Argument(help="Path or URL of a run or of a student's file.", callback=run_place)],
     inputs: Inputs,
-    out: Annotated[Path, typer.Option(help="Map (.tif) or table (.parquet) to write.", callback=result_path)],
+    out: Annotated[
+        str, typer.Option(help="Map (.tif) or table (.parquet) to write: a path or URL.", callback=new_result)
+    ],
     also: Annotated[
-        list[Path] | None,
-        typer.Option("--model", help="Further model of an ensemble; repeatable.", callback=local_path),
+        list[str] | None,
+        typer.Option("--model", help="Further model of an ensemble; repeatable.", callback=run_place),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Label set to score a table against; default: found.")] = None,
     stride: Windows = None,
@@ -84,11 +87,13 @@ def predict_command(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if found.scores:
         console.print(score_table({"student": found.scores}, "patches with a label"))
-    print(found.path)
+    print(found.place)
 
 
 def embed_command(
-    model: Annotated[Path, typer.Argument(help="A run, a student or a pretrained encoder.", callback=local_path)],
+    model: Annotated[
+        str, typer.Argument(help="Path or URL of a run, a student or a pretrained encoder.", callback=run_place)
+    ],
     inputs: Inputs,
     out: Annotated[Path, typer.Option(help="Table (.parquet) or Zarr group (.zarr) to write.", callback=result_path)],
     stride: Windows = None,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stssl.base.config import Tree, apply_overrides, load_tree, load_with, parse_tree, validate
 from stssl.base.errors import ConfigError, RunError, first_line
+from stssl.base.paths import is_url
 from stssl.base.stopping import stopped
 from stssl.recipes.pretraining import kind_of
 from stssl.recipes.recipe import Recipe
@@ -133,10 +134,10 @@ def job(submission: Submission) -> dict[str, Any]:
 def _prediction(submission: Submission) -> dict[str, Any]:
     """Check a prediction, and make the arguments of Ray's function `submit_job` from it."""
     for path in submission.paths:
-        if not path.startswith("/"):
+        if not path.startswith("/") and not is_url(path):
             raise ConfigError(
                 f"'{path}' is relative: models, scenes and maps are not sent to the cluster. Give absolute paths in a "
-                "folder that all nodes share, such as /shared/map.tif."
+                "folder that all nodes share, such as /shared/map.tif, or URLs of an object store."
             )
     # Without Ray tasks, the job's first process does the prediction. Reserve a CPU for it: by default, Ray reserves
     # none.
@@ -226,10 +227,10 @@ def _travels(file: Path, folder: Path) -> None:
 
 def _lasting(key: str, storage: str) -> None:
     """Raise a ConfigError if a storage is a relative path: it would be in the job's copy of the working folder."""
-    if not storage.startswith(("/", "~")) and "${" not in storage:
+    if not storage.startswith(("/", "~")) and "${" not in storage and not is_url(storage):
         raise ConfigError(
             f"{key}: '{storage}' would lie in the job's copy of the folder and vanish with it. "
-            f"Give a folder that all nodes share, such as {key}=/shared/runs."
+            f"Give a folder that all nodes share, such as {key}=/shared/runs, or a URL such as s3://BUCKET/runs."
         )
 
 

@@ -15,6 +15,8 @@ from typing import Literal, cast, get_args
 import numpy as np
 
 from stssl.base.errors import ConfigError, RunError, shown
+from stssl.base.mirror import mirror_of
+from stssl.base.paths import folder_given, is_url
 from stssl.base.whole_files import cannot_write, is_there, sync_folder
 from stssl.exports.card import model_card
 from stssl.exports.facts import (
@@ -33,6 +35,7 @@ from stssl.exports.graphs import graph_file, require_onnx
 from stssl.exports.places import places_svg
 from stssl.exports.stac import stac_item
 from stssl.exports.torchvision_weights import chosen_bands, torchvision_weights
+from stssl.models.fetched_weights import run_of_weights
 from stssl.models.sealed import seal
 from stssl.students.description import ModelDescription
 from stssl.students.loading import DescribedFile, network_of, read_described
@@ -110,6 +113,37 @@ def export_run(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target / FILES[form]
+
+
+def export_to(
+    place: str | Path,
+    kind: str = "pt2",
+    out: str | Path | None = None,
+    *,
+    bands: Sequence[str] | None = None,
+    license: str | None = None,
+) -> Path | str:
+    """Write a run's student for other programs as `export_run` does. Run and output may lie in an object store.
+
+    Returns:
+        Path of the model file, or its URL if it was written to an object store.
+
+    Raises:
+        StsslError: As `export_run`. Or the object store refuses files, or does not answer.
+    """
+    run = run_of_weights(str(place)) if is_url(str(place)) else None
+    if out is None and run is not None:
+        out = f"{run}/{EXPORT_FOLDER}"
+    if out is None or not is_url(str(out)):
+        return export_run(place, kind, out, bands=bands, license=license)
+    url = folder_given(out, "--out")
+    if run is not None and (url == run or url.startswith(tuple(f"{run}/{name}" for name in TAKEN))):
+        raise RunError(f"--out {url}: the run keeps its own files there. Give {run}/{EXPORT_FOLDER} or another folder.")
+    mirror = mirror_of(url)
+    mirror.pull(lambda name: True)
+    made = export_run(place, kind, mirror.folder, bands=bands, license=license)
+    mirror.push(lambda name: True)
+    return f"{url}/{made.name}"
 
 
 def _checked(kind: str, bands: Sequence[str] | None) -> ExportFormat:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from stssl.base.errors import ConfigError, first_line
 from stssl.base.json_types import JsonMapping
+from stssl.base.paths import is_url
 from stssl.base.scaling import BandScaling, StoredType
 from stssl.base.textfiles import read_json
 from stssl.base.yaml_text import parse_yaml
 from stssl.models.backbones import make_backbone
+from stssl.models.fetched_weights import fetched_weights
 from stssl.models.hub_access import UNREACHED, short_of_hub
 from stssl.models.known_weights import (
     LITE0,
@@ -88,7 +90,7 @@ def open_checkpoint(weights: str, name: str, options: JsonMapping, *, size: int,
     if kind == "file" and place:
         return replace(open_file(place), source=weights)
     if kind == "run" and place:
-        return from_run(weights, Path(place))
+        return from_run(weights, fetched_weights(place) if is_url(place) else Path(place))
     raise ConfigError(f"model.weights: give {WEIGHT_SOURCES} (given: {weights!r})")
 
 
@@ -324,11 +326,11 @@ def from_run(weights: str, folder: Path) -> Checkpoint:
     bands = data.get("bands") if isinstance(data, dict) else None
     arch = model.get("backbone") if isinstance(model, dict) else None
     named = tuple(str(band) for band in bands) if isinstance(bands, list) else None
-    known = _fed_by_run(folder, named)
+    known = _fed_by_run(folder, named, weights.partition(":")[2])
     return replace(opened, bands=named, arch=arch.partition(".")[0] if isinstance(arch, str) else None, known=known)
 
 
-def _fed_by_run(folder: Path, bands: tuple[str, ...] | None) -> KnownWeights | None:
+def _fed_by_run(folder: Path, bands: tuple[str, ...] | None, place: str) -> KnownWeights | None:
     """Read the scaling of a run's images from its record. Return None if the record of an older release lacks it."""
     record = folder / "record.json"
     if bands is None or not record.is_file():
@@ -343,7 +345,7 @@ def _fed_by_run(folder: Path, bands: tuple[str, ...] | None) -> KnownWeights | N
         numbers = BandScaling.from_about(scaling)
     except ValueError:
         raise ConfigError(f"model.weights: {record} is damaged: scaling lacks numbers. Put it back.") from None
-    return KnownWeights(f"the run {folder.name}", bands, stored, numbers, str(folder), "")
+    return KnownWeights(f"the run {folder.name}", bands, stored, numbers, place, "")
 
 
 def facts_offline(weights: str, name: str) -> Checkpoint | None:

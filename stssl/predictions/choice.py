@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stssl.base.errors import ConfigError
+from stssl.base.outputs import local_output
+from stssl.base.paths import is_url
 from stssl.mapping.prediction import MAP_SUFFIXES, MapOptions, predict_scene
 from stssl.predictions.inputs import TABLE_ENDINGS, is_store
 from stssl.predictions.predicted_table import TABLE_SUFFIXES, OnPatch, PatchOptions, predict_patches
@@ -15,12 +17,14 @@ class Predicted:
     """Hold the result of a prediction.
 
     Attributes:
-        path: Map or table.
+        path: Map or table. For a URL, this process's copy of it.
+        place: Path or URL of it.
         scores: Scores by name, for tables of patches with labels.
         lines: Remarks for the user, one line each.
     """
 
     path: Path
+    place: str
     scores: dict[str, float] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
 
@@ -60,7 +64,7 @@ def predict_inputs(
     Args:
         models: Runs or students. The probabilities of several are averaged.
         inputs: A scene, a store, a table of images, or a folder or pattern of images.
-        out: Map (`.tif`) or table (`.parquet`) to write.
+        out: Map (`.tif`) or table (`.parquet`) to write: a path or URL.
         options: Bands, windows, kind of map, workers, batch and device.
         labels: For tables: label set to score against; None takes one with the models' classes.
         progress: Called with the number of finished windows or patches, and with the number of all.
@@ -71,17 +75,19 @@ def predict_inputs(
     if unit_of(inputs, out) == "windows":
         if labels is not None:
             raise ConfigError("--labels scores patches: give --out FILE.parquet.")
-        made = predict_scene(models, inputs, out, options, progress)
-        return Predicted(made.map, lines=made.notes)
+        with local_output(out) as path:
+            made = predict_scene(models, inputs, path, options, progress)
+        return Predicted(made.map, str(out) if is_url(str(out)) else str(made.map), lines=made.notes)
     _refuse_map_options(options)
     chosen = PatchOptions(options.bands, labels, options.resample, options.stride, options.batch, options.device)
-    found = predict_patches(models, inputs, out, chosen, progress)
+    with local_output(out) as path:
+        found = predict_patches(models, inputs, path, chosen, progress)
     lines = list(found.notes)
     if found.failed:
         lines.append(f"{found.failed:,} of {found.patches:,} patches have no result: see the column error")
     if found.scores:
         lines.append(f"scores over all {found.scored:,} patches with a label; the column label has it")
-    return Predicted(found.path, found.scores, tuple(lines))
+    return Predicted(found.path, str(out) if is_url(str(out)) else str(found.path), found.scores, tuple(lines))
 
 
 def _refuse_map_options(options: MapOptions) -> None:

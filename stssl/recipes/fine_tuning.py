@@ -1,7 +1,6 @@
 """Choose the learning rates of networks that start from given weights, if the recipe does not set them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from stssl.base.errors import ConfigError
 from stssl.base.json_types import JsonObject
@@ -70,7 +69,7 @@ def require_same_classes(recipe: Recipe, classes: Sequence[str]) -> None:
     """
     if recipe.model.head != "weights":
         return
-    path = weights_file(Path(recipe.model.weights.partition(":")[2]))
+    path = weights_file(recipe.model.weights.partition(":")[2])
     try:
         header = read_with_header(path)[1] if path.suffix == ".safetensors" else {}
     except (OSError, *UNREADABLE):  # the code that loads the weights reports a damaged file

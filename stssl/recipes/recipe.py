@@ -29,7 +29,7 @@ from stssl.base.logs import LOG
 from stssl.base.paths import (
     ELSEWHERE,
     Name,
-    absolute,
+    folder,
     stable_weights,
     started_from,
 )
@@ -147,7 +147,7 @@ class RunRecipe(Config):
         """Make the storage folder and the folder of `run:NAME` weights absolute. The second needs the first."""
         if info.context == ELSEWHERE:
             return self
-        storage = absolute(self.launch.storage)
+        storage = folder(self.launch.storage)
         weights = started_from(self.model.weights, storage)
         if (storage, weights) == (self.launch.storage, self.model.weights):
             return self

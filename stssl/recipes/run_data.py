@@ -16,6 +16,7 @@ from stssl.base.json_types import JsonObject
 from stssl.base.labels import LabelSpace
 from stssl.base.logs import LOG
 from stssl.base.randomness import RandomStream
+from stssl.base.remote import is_remote
 from stssl.data.draws import draw_labeled
 from stssl.data.loader import metadata_table
 from stssl.data.order import Sampler, ShardOrder, make_order, shard_order_of
@@ -25,7 +26,6 @@ from stssl.recipes.sections import DataConfig
 from stssl.store.cache import Held, PixelSource, Streamed, hold
 from stssl.store.disk import DiskCache, default_folder
 from stssl.store.lists import as_text
-from stssl.store.remote import is_remote
 from stssl.store.store import Store
 
 LEAST_KNOWN = 0.5

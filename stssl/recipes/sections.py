@@ -211,7 +211,7 @@ class LaunchConfig(Config):
             to 8 workers and change their number during the run.
         gpus_per_worker: Number of GPUs for each worker.
         cpus_per_worker: Number of CPUs for each worker.
-        storage: Folder of all runs. All nodes must see it.
+        storage: Folder of all runs, which all nodes must see, or a URL such as `s3://BUCKET/runs`.
         max_failures: How often Ray restarts failed workers; -1 sets no limit.
         placement: Ray's strategy to place workers on nodes.
         address: Address of the Ray cluster; None starts Ray on this machine.

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from stssl.base.remote import is_remote
     from stssl.store.cache import ArrayReader, Held, PixelSource, Streamed, hold
     from stssl.store.description import describe_store
     from stssl.store.disk import DiskCache, default_folder
     from stssl.store.files import sole_writer
     from stssl.store.lists import rows_named
     from stssl.store.reader import StoreReader
-    from stssl.store.remote import is_remote
     from stssl.store.schema import (
         BadPatchError,
         Column,

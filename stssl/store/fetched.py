@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from stssl.base.arrays import Ints
 from stssl.base.errors import DataError
+from stssl.base.remote import bucket, explained, get_object, split_url
 from stssl.store.disk import DiskCache
 from stssl.store.encode import EMPTY, tail_bytes
-from stssl.store.remote import bucket, explained, get_object, split_url
 from stssl.store.shard_index import parse_tail
 from stssl.store.shard_layout import Layout, ZarrTree, known_layout
 from stssl.store.shards import RawPixels, ShardedArray, Wanted

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from stssl.base.errors import DataError
+from stssl.base.remote import RemoteFiles, explained_if_remote, is_remote
 from stssl.base.whole_files import cannot_write
-from stssl.store.remote import RemoteFiles, explained_if_remote, is_remote
 
 
 class Files:

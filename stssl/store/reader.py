@@ -18,11 +18,11 @@ from zarr.storage import StorePath
 
 from stssl.base.arrays import Ints
 from stssl.base.errors import DataError
+from stssl.base.remote import explained_if_remote, is_remote, zarr_place
 from stssl.store.disk import DiskCache
 from stssl.store.encode import tail_bytes
 from stssl.store.fetched import FetchedArray, fetched_array
 from stssl.store.files import files_at
-from stssl.store.remote import explained_if_remote, is_remote, zarr_place
 from stssl.store.shard_index import parse_tail
 from stssl.store.shard_layout import ZarrTree, known_layout
 from stssl.store.shards import RawPixels, ShardedArray

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from stssl.base.arrays import AnyArray, Ints
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.hashing import column_hash
+from stssl.base.remote import explained_if_remote, zarr_place
 from stssl.store.disk import DiskCache
 from stssl.store.encode import SHARD_CHECKSUMS
 from stssl.store.reader import Stored, StoreReader, open_array
-from stssl.store.remote import explained_if_remote, zarr_place
 from stssl.store.schema import ColumnArray
 from stssl.store.shard_layout import ZarrTree
 from stssl.store.zarr_metadata import COLUMN_HASHES, DESCRIPTION_HASHES, Description, read_description

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import content_hash
+from stssl.base.remote import is_remote
 from stssl.store.disk import DiskCache
 from stssl.store.files import files_at
 from stssl.store.reader import StoreReader
-from stssl.store.remote import is_remote
 from stssl.store.schema import ERRORS, Patch
 from stssl.store.store import Store
 from stssl.store.zarr_metadata import COLUMN_HASHES, differing_entries, read_array

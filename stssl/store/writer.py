@@ -26,12 +26,12 @@ from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
 from stssl.base.hashing import column_hash, content_hash
 from stssl.base.json_types import JsonObject
+from stssl.base.remote import is_remote, split_url, zarr_place
 from stssl.base.textfiles import parse_json
 from stssl.store.band_statistics import statistics, tally
 from stssl.store.encode import LEVEL, SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
 from stssl.store.files import files_at
 from stssl.store.identities import differing
-from stssl.store.remote import is_remote, split_url, zarr_place
 from stssl.store.schema import (
     ERRORS,
     NO_SPLIT,

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stssl.base.errors import DataError, shown
+from stssl.base.remote import RemoteFiles, is_remote
 from stssl.base.textfiles import JSON_BYTES, parse_json, read_bounded
 from stssl.store.encode import SHARD_CHECKSUMS
 from stssl.store.files import files_at
-from stssl.store.remote import RemoteFiles, is_remote
 from stssl.store.rules import ADVICE, Rule, are_names, check_array, is_list, is_name, is_whole, one_of, require
 from stssl.store.schema import COMMON, CONDITIONS, GEOREFERENCE, REGION, SCHEMA_VERSION
 from stssl.store.shard_layout import MOST_PATCHES, ZarrTree, known_layout

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from stssl.base.errors import ConfigError, first_line, shown
+from stssl.base.paths import is_url
 from stssl.models import Network, build_network
 from stssl.models.backbones import MISFITS
 from stssl.models.encoders import RawConfig
+from stssl.models.fetched_weights import fetched_weights
 from stssl.models.geoclip import without_file
 from stssl.models.injection import NoInjectionConfig
 from stssl.models.sealed import EXPORTS, UNREADABLE, WRITER, read_with_header
@@ -24,15 +26,16 @@ DUMMY_PLACES = torch.tensor([[0.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
 
 
 def weights_file(place: str | Path) -> Path:
-    """Find the weights file of a student or encoder.
+    """Find the weights file of a student or encoder. Fetch it, if it is in an object store.
 
     Args:
-        place: The file itself, a run's folder, or its folder of checkpoints.
+        place: The file itself, a run's folder, or its folder of checkpoints; a path or a URL.
 
     Raises:
         ConfigError: There is no such file or folder, or the folder has no weights file.
+        DataError: The object store cannot be read.
     """
-    path = Path(place)
+    path = fetched_weights(str(place)) if is_url(str(place)) else Path(place)
     if path.is_file():
         return path
     if not path.is_dir():

@@ -13,17 +13,20 @@ from markupsafe import Markup
 from stssl.analysis.page import joined
 from stssl.base.errors import RunError
 from stssl.base.json_types import JsonObject
+from stssl.base.paths import below
 from stssl.base.whole_files import is_there
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.results import TrialRow, chosen_recipe, ranked
 from stssl.sweeps.study import Book
-from stssl.sweeps.trials import REASON, outcome, scored, trial, trial_recipe
+from stssl.sweeps.trials import forget_failure, outcome, scored, trial, trial_recipe
 from stssl.sweeps.tuning import train_here, tune_session
 from stssl.training.checkpoints import UnusableError
 from stssl.training.run_files import ConfirmationFile, ScoresFile, read_run_file
 from stssl.training.run_folder import RunFolder, write_text
 from stssl.training.trained_run import evaluate_run
 
+CONFIRM = "confirm"
+"""Folder in a sweep's folder that holds these runs."""
 BASE = "recipe"
 """Name of the sweep's base recipe among the candidates."""
 CONFIRMATION_ADVICE = "Delete it: the same `stssl sweep --top N` writes it again."
@@ -125,14 +128,14 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
     config, base = book.sweep.config, book.sweep.recipe
     best = ranked(trials, config.modes)[:top]
     if not best:
-        raise RunError(f"no trial of {book.sweep.folder} has scores, so there is nothing to run again")
-    recipes = {row.run.name: chosen_recipe(book, row, row.run.name) for row in best}
+        raise RunError(f"no trial of {book.sweep.place} has scores, so there is nothing to run again")
+    recipes = {row.name: chosen_recipe(book, row, row.name) for row in best}
     # Leave out trials that equal the base recipe: they would be trained twice.
     recipes = {name: recipe for name, recipe in recipes.items() if recipe.hash() != base.hash()} | {BASE: base}
     # All trials of the search have the base recipe's seed, so these seeds are new.
     numbers = list(range(base.seed + 1, base.seed + 1 + seeds))
     runs = {name: [_seeded(recipe, name, number, book) for number in numbers] for name, recipe in recipes.items()}
-    left = [recipe for group in runs.values() for recipe in group if not RunFolder.of(recipe).finished()]
+    left = [recipe for group in runs.values() for recipe in group if not _opened(recipe).finished()]
     if left:
         say(f"{len(left)} runs with other seeds to do, of {len(recipes)} candidates")
         _train(book, left)
@@ -140,7 +143,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
     sign = 1 if config.modes[0] == "max" else -1
     ended = [one for one in found if one.validation[config.metrics[0]]]
     if not ended:
-        raise RunError(f"no run with another seed came to its end; see {book.sweep.folder / 'confirm'}/*/failed.txt")
+        raise RunError(f"no run with another seed came to its end; see {below(book.sweep.place, CONFIRM)}/*/failed.txt")
     # Put candidates without failed seeds first: the mean of another candidate leaves out its failed seeds.
     ended.sort(key=lambda one: (one.failed, -sign * mean(one.validation[config.metrics[0]])))
     chosen = [*ended[:1], *(one for one in ended[1:] if one.name == BASE)]
@@ -175,13 +178,13 @@ def _seeded(recipe: Recipe, name: str, seed: int, book: Book) -> Recipe:
     """Copy a recipe with another name, folder and seed. The seed applies to the run and to the choice of labels."""
     labels = recipe.labels.model_copy(update={"seed": seed})
     again = recipe.model_copy(update={"seed": seed, "labels": labels})
-    return trial_recipe(again, f"{name}-s{seed}", book.sweep.folder / "confirm")
+    return trial_recipe(again, f"{name}-s{seed}", below(book.sweep.place, CONFIRM))
 
 
 def _train(book: Book, recipes: Sequence[Recipe]) -> None:
     """Train the recipes in this process if `launch.workers` is 0, else as trials of Ray Tune."""
     for recipe in recipes:
-        (RunFolder.of(recipe).path / REASON).unlink(missing_ok=True)
+        forget_failure(RunFolder.of(recipe).place)
     if book.sweep.recipe.launch.workers == 0:
         train_here(recipes)
         return
@@ -202,10 +205,17 @@ def _again(config: dict[str, int], trees: Sequence[JsonObject]) -> None:
 
 
 def _candidate(name: str, runs: Sequence[Recipe], metrics: tuple[str, ...]) -> Candidate:
-    ends = [outcome(RunFolder.of(recipe).path, metrics) for recipe in runs]
+    ends = [outcome(RunFolder.of(recipe).place, metrics) for recipe in runs]
     finished = [end for end in ends if end is not None and end.finished]
     scores = {metric: [end.values[i] for end in finished] for i, metric in enumerate(metrics)}
     return Candidate(name, scores, {}, len(runs) - len(finished))
+
+
+def _opened(recipe: Recipe) -> RunFolder:
+    """Return the folder of a recipe's run, with the files that an object store has of it."""
+    folder = RunFolder.of(recipe)
+    folder.refresh()
+    return folder
 
 
 def _evaluate(folder: RunFolder) -> None:
@@ -218,9 +228,9 @@ def _evaluate(folder: RunFolder) -> None:
         folder.checkpoints.best()
     except UnusableError as error:
         raise RunError(
-            f"{error}. Put a whole one back, or delete {folder.path}: the same `stssl sweep --top N` trains it again."
+            f"{error}. Put a whole one back, or delete {folder.place}: the same `stssl sweep --top N` trains it again."
         ) from None
-    evaluate_run(folder.path, "test")
+    evaluate_run(folder.place, "test")
 
 
 def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[TestLook]:
@@ -239,7 +249,7 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
     known, fresh = {name for look in looks for name in look["runs"]}, list[str]()
     for one in chosen:
         for recipe in runs[one.name]:
-            folder = RunFolder.of(recipe)
+            folder = _opened(recipe)
             if not folder.finished():
                 continue
             file = folder.path / "evaluation" / "test.json"
@@ -248,7 +258,7 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
                 fresh.append(one.name)
             elif one.name not in known:  # an earlier start evaluated it, but was killed before it recorded that
                 fresh.append(one.name)
-            scores = read_run_file(ScoresFile, file, f"Evaluate it again: `stssl evaluate {folder.path}`.")[0].student
+            scores = read_run_file(ScoresFile, file, f"Evaluate it again: `stssl evaluate {folder.place}`.")[0].student
             if scores.get("loss") is None:
                 continue  # predictions on test are not finite, although they were finite on validation
             for metric in book.sweep.config.metrics:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stssl.base.logs import LOG
+from stssl.base.paths import is_url
 from stssl.recipes.build import build_step, without_weights
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import open_data
 from stssl.sweeps.spec import Sweep
-from stssl.sweeps.study import Book, run_name, trials_folder
+from stssl.sweeps.study import Book, run_name
+from stssl.sweeps.sweep_place import SweepPlace
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -31,10 +33,9 @@ def tidy(book: Book) -> None:
     if keep == "all":
         return
     ended = [t for t in book.study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED", "FAIL")]
+    place = SweepPlace(book.sweep.place)
     for trial in sorted(ended, key=lambda trial: _rank(book, trial, ended))[keep:]:
-        folder = trials_folder(book.sweep.folder) / run_name(trial.number) / "checkpoints"
-        for path in [*folder.glob("*.pt"), *folder.glob(".*.pt.*")]:
-            path.unlink(missing_ok=True)
+        place.remove_checkpoints(run_name(trial.number))
 
 
 def _rank(book: Book, trial: "FrozenTrial", among: list["FrozenTrial"]) -> tuple[object, ...]:
@@ -86,19 +87,20 @@ def needed_bytes(sweep: Sweep, checkpoint: int, at_once: int) -> int:
 def room_line(sweep: Sweep, checkpoint: int, at_once: int) -> str:
     """Return a line for the user on the room that a sweep's checkpoints need. Warn if the disk has less."""
     needed = needed_bytes(sweep, checkpoint, at_once)
+    keep = sweep.config.keep
+    whose = "all trials" if keep == "all" else f"the best {keep} trials" if keep > 1 else "the best trial"
+    line = f"up to {_size(needed)} for the checkpoints of {whose} (keep) and of {at_once} running, "
+    line += f"{_size(checkpoint)} each"
+    if is_url(sweep.place):
+        return line
     free = shutil.disk_usage(_existing(sweep.folder)).free
     if needed > free:
         LOG.warning(
             "the sweep's checkpoints need up to %.1f GB, and %s has %.1f GB free: lower keep (now %s) or concurrent, "
             "or set another storage",
-            *(needed / 1e9, _existing(sweep.folder), free / 1e9, sweep.config.keep),
+            *(needed / 1e9, _existing(sweep.folder), free / 1e9, keep),
         )
-    keep = sweep.config.keep
-    whose = "all trials" if keep == "all" else f"the best {keep} trials" if keep > 1 else "the best trial"
-    return (
-        f"up to {_size(needed)} for the checkpoints of {whose} (keep) and of {at_once} running, "
-        f"{_size(checkpoint)} each; {_size(free)} free"
-    )
+    return f"{line}; {_size(free)} free"
 
 
 def _size(count: int) -> str:

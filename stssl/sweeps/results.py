@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Literal
 from stssl.base.errors import RunError
 from stssl.base.json_types import JsonObject, JsonValue
 from stssl.base.logs import LOG
+from stssl.base.paths import below, is_url
 from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.space import TrialValues
 from stssl.sweeps.spec import Mode
-from stssl.sweeps.study import Book, run_name, trials_folder
+from stssl.sweeps.study import Book, run_name, trial_place
 from stssl.sweeps.trials import needs, outcome
 from stssl.training.checkpoints import UnusableError
 from stssl.training.run_folder import RunFolder, write_text
@@ -44,7 +45,7 @@ class TrialRow:
         gpu_hours: Number of GPUs of its workers, times hours.
         params: Dotted recipe keys that the search set for this trial, and their values.
         reason: Reason why the trial failed; None if it did not fail.
-        run: Folder of the trial's run.
+        run: Path or URL of the folder of the trial's run.
     """
 
     number: int
@@ -57,7 +58,12 @@ class TrialRow:
     gpu_hours: float
     params: TrialValues
     reason: str | None
-    run: Path
+    run: str
+
+    @property
+    def name(self) -> str:
+        """Return the name of the trial's run, such as `trial-0007`."""
+        return run_name(self.number)
 
 
 def rows(book: Book) -> list[TrialRow]:
@@ -66,8 +72,8 @@ def rows(book: Book) -> list[TrialRow]:
 
 
 def _row(book: Book, trial: "FrozenTrial") -> TrialRow:
-    folder = trials_folder(book.sweep.folder) / run_name(trial.number)
-    ended = outcome(folder, book.sweep.config.metrics)
+    place = trial_place(book.sweep, trial.number)
+    ended = outcome(place, book.sweep.config.metrics)
     values = list(trial.values) if trial.state.name == "COMPLETE" else ended.values if ended else None
     seconds, held = float(trial.user_attrs.get("seconds", 0.0)), needs(book.sweep.recipe.launch)
     return TrialRow(
@@ -81,7 +87,7 @@ def _row(book: Book, trial: "FrozenTrial") -> TrialRow:
         gpu_hours=seconds * held.get("GPU", 0.0) / 3600,
         params=book.space.values(trial.params),
         reason=trial.user_attrs.get("reason"),
-        run=folder,
+        run=place,
     )
 
 
@@ -94,7 +100,7 @@ def records(book: Book, trials: Sequence[TrialRow]) -> list[JsonObject]:
         | {"best_step": row.step, "last_step": row.last, "seconds": row.seconds}
         | {"cpu_hours": round(row.cpu_hours, 5), "gpu_hours": round(row.gpu_hours, 5)}
         | {key: _flat(row.params.get(key)) for key in keys}
-        | {"reason": row.reason.splitlines()[0] if row.reason else None, "run": str(row.run)}
+        | {"reason": row.reason.splitlines()[0] if row.reason else None, "run": row.run}
         for row in trials
     ]
 
@@ -175,7 +181,7 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
         why = f" Trial {failed[0].number} failed: {(failed[0].reason or 'no reason').splitlines()[0]}" if failed else ""
         what = f"all {len(failed)} trials" if len(failed) == len(trials) else "no trial"
         ended = "failed" if len(failed) == len(trials) else "came to its first validation"
-        raise RunError(f"{what} of {folder} {ended}, so there is no best one.{why}")
+        raise RunError(f"{what} of {book.sweep.place} {ended}, so there is no best one.{why}")
     best = order[0]
     target = folder / "best.yaml"
     write_text(target, _file(book, best))
@@ -185,22 +191,23 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
         **dict(zip(config.metrics, best.values or [], strict=True)),
         "step": best.step,
         "values": best.params,
-        "run": str(best.run),
-        "checkpoint": str(best.run / "checkpoints" / "best.pt"),
+        "run": best.run,
+        "checkpoint": below(best.run, "checkpoints", "best.pt"),
     }
     write_text(folder / "best.json", json.dumps(about, indent=1))
     try:
         RunFolder(best.run).checkpoints.best()
     except UnusableError as error:
         LOG.warning("%s. To have the best trial's weights, train it again: stssl train %s", error, target)
-    _link(folder / "best", best.run)
+    if not is_url(best.run):
+        _link(folder / "best", Path(best.run))
     if len(config.metrics) > 1:
         (folder / "pareto").mkdir(exist_ok=True)
         # Delete the old files first: an earlier start may have written trials that newer trials now beat.
         for old in (folder / "pareto").glob("*.yaml"):
             old.unlink()
         for row in pareto(order, config.modes):
-            write_text(folder / "pareto" / f"{row.run.name}.yaml", _file(book, row))
+            write_text(folder / "pareto" / f"{row.name}.yaml", _file(book, row))
     return target
 
 
@@ -218,7 +225,7 @@ def chosen_recipe(book: Book, row: TrialRow, name: str) -> Recipe:
 def _file(book: Book, row: TrialRow) -> str:
     metrics, config = book.sweep.config.metrics, book.sweep.config
     scores = ", ".join(f"{name} {value:.4f}" for name, value in zip(metrics, row.values or [], strict=True))
-    name = f"{config.name}-best" if len(metrics) == 1 else f"{config.name}-{row.run.name}"
+    name = f"{config.name}-best" if len(metrics) == 1 else f"{config.name}-{row.name}"
     head = f"# Trial {row.number} of the sweep {config.name} ({row.state}): {scores} on validation.\n"
     return head + chosen_recipe(book, row, name).yaml()
 

@@ -13,6 +13,7 @@ from stssl.base.errors import ConfigError
 from stssl.base.exclusive import alone
 from stssl.base.job_copy import vanishing
 from stssl.base.logs import LOG
+from stssl.base.paths import below, is_url
 from stssl.recipes.run_data import open_data
 from stssl.scoring.metrics import score
 from stssl.sweeps.domains import build_space
@@ -21,20 +22,21 @@ from stssl.sweeps.space import did_you_mean
 from stssl.sweeps.spec import Say, Sweep, load_sweep
 from stssl.sweeps.storage_errors import study_errors
 from stssl.sweeps.study import Book, open_study, study_url
+from stssl.sweeps.sweep_place import SweepPlace
 from stssl.training.launch import check_run
 
 
 @dataclass(frozen=True)
 class SweepFiles:
-    """Hold the paths of the files that a sweep wrote.
+    """Hold the paths of the files that a sweep wrote, or their URLs if it lies in an object store.
 
     Attributes:
         best: Recipe of the best trial.
         report: Page about the sweep.
     """
 
-    best: Path
-    report: Path
+    best: Path | str
+    report: Path | str
 
 
 def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, seeds: int = 5) -> SweepFiles:
@@ -57,13 +59,16 @@ def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0
     what = load_sweep(path, overrides)
     if warning := vanishing("storage", what.config.storage):
         LOG.warning("%s", warning)
-    with alone(what.folder, "sweep"), study_errors(study_url(what.config)):
+    with alone(what.folder, "sweep"), SweepPlace(what.place).shared(), study_errors(study_url(what.config)):
         book = search(what, say)
         trials = rows(book)
         write_table(book, trials)
         best = write_best(book, trials)
         found = confirm(book, trials, top, seeds, say) if top else confirmed(book)
-        return SweepFiles(best, write_sweep_report(book, trials, found))
+        page = write_sweep_report(book, trials, found)
+    if is_url(what.place):
+        return SweepFiles(below(what.place, best.name), below(what.place, page.name))
+    return SweepFiles(best, page)
 
 
 def search(what: Sweep, say: Say) -> Book:
@@ -86,7 +91,7 @@ def search(what: Sweep, say: Say) -> Book:
     book = Book(what, space, open_study(what, space))
     left = _left(book)
     if left:
-        say(f"{left} of {what.config.trials} trials to do; metrics, records and students are kept in {what.folder}")
+        say(f"{left} of {what.config.trials} trials to do; metrics, records and students are kept in {what.place}")
         _carry_out(book, say)
     tidy(book)  # a stopped trial may have written a checkpoint after its end was recorded
     return book

@@ -23,9 +23,10 @@ from stssl.base.config import (
 )
 from stssl.base.errors import ConfigError, shown
 from stssl.base.json_types import JsonMapping, JsonValue
-from stssl.base.paths import Folder, Study, SweepName
+from stssl.base.paths import Folder, Study, SweepName, below
 from stssl.recipes.recipe import Recipe, load_as
 from stssl.scoring.metrics import LOWER_IS_BETTER
+from stssl.sweeps.sweep_place import SweepPlace
 
 Say = Callable[[str], None]
 """Type of a function that shows one line of progress to the user."""
@@ -160,7 +161,7 @@ class SweepConfig(Config):
         search: Dotted recipe keys. null or `auto` takes the domain of the recipe's type; a list or a range replaces it.
         concurrent: Number of trials at the same time; None for as many as the resources allow.
         keep: Number of best trials whose checkpoints are kept; `all` keeps all. Running trials keep theirs.
-        storage: Folder of sweeps. All machines must see it.
+        storage: Folder of sweeps, which all machines must see, or a URL such as `s3://BUCKET/sweeps`.
         study: Optuna storage: None for SQLite in the sweep's folder, `postgresql://...`, or `journal:FILE`.
     """
 
@@ -226,9 +227,14 @@ class SweepConfig(Config):
         return (self.mode,) if isinstance(self.mode, str) else self.mode
 
     @property
+    def place(self) -> str:
+        """Return the absolute path or the URL of the sweep's folder."""
+        return below(self.storage, self.name)
+
+    @property
     def folder(self) -> Path:
-        """Return the absolute path of the sweep's folder, which holds all its files."""
-        return Path(self.storage) / self.name
+        """Return the absolute path of the folder with the sweep's files. For a URL, it is this process's copy."""
+        return SweepPlace(self.place).folder
 
 
 @dataclass(frozen=True)
@@ -239,8 +245,13 @@ class Sweep:
     recipe: Recipe
 
     @property
+    def place(self) -> str:
+        """Return the absolute path or the URL of the sweep's folder."""
+        return self.config.place
+
+    @property
     def folder(self) -> Path:
-        """Return the absolute path of the sweep's folder, which holds all its files."""
+        """Return the absolute path of the folder with the sweep's files. For a URL, it is this process's copy."""
         return self.config.folder
 
 

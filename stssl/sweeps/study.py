@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from stssl.base.config import differing_keys, validate
 from stssl.base.errors import ConfigError, RunError
 from stssl.base.json_types import JsonObject
+from stssl.base.paths import below
 from stssl.base.textfiles import read_bounded
 from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.space import Space, TrialValues
 from stssl.sweeps.spec import Sweep, SweepConfig
 from stssl.sweeps.storage_errors import study_errors, without_password
+from stssl.sweeps.sweep_place import STUDY_FILE, TRIALS, SweepPlace
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -76,7 +78,7 @@ def storage_of(url: str) -> "BaseStorage":
 
 def study_url(config: SweepConfig) -> str:
     """Return the URL of the storage of a sweep's study. The default is an SQLite file in the sweep's folder."""
-    return config.study or f"sqlite:///{config.folder / 'study.db'}"
+    return config.study or f"sqlite:///{config.folder / STUDY_FILE}"
 
 
 def open_study(sweep: Sweep, space: Space) -> "Study":
@@ -140,11 +142,11 @@ def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
             json.loads(study.user_attrs.get(SPACE, "{}"))
             study.get_trials(deepcopy=False)
             return study
-    runs = trials_folder(config.folder)
-    if runs.is_dir() and any(runs.iterdir()):
+    if SweepPlace(config.place).has_runs():
+        runs = below(config.place, TRIALS)
         raise RunError(
             f"{without_password(study_url(config))} has no study '{config.name}', and {runs} has runs of its trials. "
-            f"Put the study back, give this sweep another name (name=...), or delete {config.folder} to begin again."
+            f"Put the study back, give this sweep another name (name=...), or delete {config.place} to begin again."
         )
     return None
 
@@ -159,7 +161,7 @@ def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "ru
     if keys:
         raise RunError(
             f"the study '{config.name}' in {place} searched something else; it differs in "
-            f"{', '.join(keys)}. Give this sweep another name (name=...), or delete the study and {config.folder}."
+            f"{', '.join(keys)}. Give this sweep another name (name=...), or delete the study and {config.place}."
         )
 
 
@@ -187,11 +189,11 @@ def _one_folder(study: "Study", config: SweepConfig) -> None:
     advice = "Put it back as it was, or give this sweep another name (name=...)."
     mark = read_bounded(path, MARK_BYTES, RunError, advice).decode("utf-8", "replace")
     if theirs is None:
-        study.set_user_attr(FOLDER, [mark, f"{socket.gethostname()}:{config.folder}"])
+        study.set_user_attr(FOLDER, [mark, f"{socket.gethostname()}:{config.place}"])
     elif theirs[0] != mark:
         raise RunError(
             f"the study '{config.name}' in {without_password(study_url(config))} keeps its runs in {theirs[1]}, and "
-            f"not in {config.folder}. Continue it there (storage=...), or give this sweep another name (name=...)."
+            f"not in {config.place}. Continue it there (storage=...), or give this sweep another name (name=...)."
         )
 
 
@@ -272,6 +274,16 @@ class Book:
         """Return this object itself, because Ray Tune copies its arguments and a copy would miss later changes."""
         return self
 
+    def send(self) -> None:
+        """Send the study to the object store, if the sweep lies in one and the study in its folder.
+
+        Raises:
+            DataError: The object store refuses the file, or does not answer.
+            RunError: The study cannot be copied.
+        """
+        if self.sweep.config.study is None:
+            SweepPlace(self.sweep.place).send_study()
+
     @property
     def hours(self) -> float:
         """Return the hours that the sweep took in all its starts together, as the study recorded them."""
@@ -349,5 +361,10 @@ def run_name(number: int) -> str:
 
 
 def trials_folder(folder: Path) -> Path:
-    """Return the folder that holds the runs of a sweep's trials."""
-    return folder / "trials"
+    """Return the folder that holds the runs of a sweep's trials, if the sweep lies on a disk."""
+    return folder / TRIALS
+
+
+def trial_place(sweep: Sweep, number: int) -> str:
+    """Return the path or URL of the folder with the run of the trial with this number."""
+    return below(sweep.place, TRIALS, run_name(number))

@@ -45,13 +45,14 @@ def scored(row: Mapping[str, Any]) -> dict[str, Any]:
     return known if headline is None else known | {"score": headline}
 
 
-def outcome(folder: Path, metrics: tuple[str, ...]) -> Outcome | None:
-    """Read the scores of the best checkpoint of a trial's run from its folder.
+def outcome(place: str | Path, metrics: tuple[str, ...]) -> Outcome | None:
+    """Read the scores of the best checkpoint of a trial's run from its folder, given by its path or URL.
 
     Return None before the first validation, or if a metric has no value. For example, mAP has none if no patch has any
     class.
     """
-    run = RunFolder(folder)
+    run = RunFolder(place)
+    run.refresh()
     best: dict[str, Any] | None = None
     last = 0
     for row in run.rows():
@@ -132,26 +133,34 @@ def carry_out(recipe: Recipe, watch: Watch | None = None, report: Watch | None =
 
 
 def _write_reason(recipe: Recipe, reason: str) -> None:
-    folder = RunFolder.of(recipe).path
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / REASON, reason)
+    folder = RunFolder.of(recipe)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_text(folder.path / REASON, reason)
+    folder.publish()
 
 
-def failure(folder: Path) -> str | None:
-    """Read from a run's folder why its trial failed. Return None if it did not fail."""
-    path = folder / REASON
+def forget_failure(place: str | Path) -> None:
+    """Remove the reason of a failure from a run's folder, if there is one: the trial is tried again."""
+    RunFolder(place).remove(REASON)
+
+
+def failure(place: str | Path) -> str | None:
+    """Read from a run's folder, given by its path or URL, why its trial failed. Return None if it did not fail."""
+    run = RunFolder(place)
+    run.refresh()
+    path = run.path / REASON
     return path.read_text("utf-8", "replace") if path.exists() else None
 
 
-def trial_recipe(recipe: Recipe, name: str, storage: Path) -> Recipe:
+def trial_recipe(recipe: Recipe, name: str, storage: str) -> Recipe:
     """Copy a recipe with the name of a trial, and with the sweep's folder as the place of its run.
 
     Args:
         recipe: Recipe of the trial.
         name: Name of the trial's run.
-        storage: Folder of the sweep's runs.
+        storage: Path or URL of the folder of the sweep's runs.
     """
-    launch = recipe.launch.model_copy(update={"storage": str(storage)})
+    launch = recipe.launch.model_copy(update={"storage": storage})
     logging = recipe.logging.model_copy(update={"tensorboard": False})
     return recipe.model_copy(update={"name": name, "launch": launch, "logging": logging})
 

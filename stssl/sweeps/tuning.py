@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import Trial
@@ -15,14 +14,16 @@ from ray.tune.search import Searcher
 
 from stssl.base.errors import RunError, StsslError
 from stssl.base.json_types import JsonMapping, JsonObject
+from stssl.base.paths import below
 from stssl.base.ray_session import connected_ray, resources_for
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.sections import LaunchConfig
 from stssl.sweeps.keeping import tidy
 from stssl.sweeps.spec import Say
 from stssl.sweeps.storage_errors import study_errors
-from stssl.sweeps.study import Book, run_name, study_url, trials_folder
-from stssl.sweeps.trials import REASON, Stopped, carry_out, failure, needs, outcome, trial_config, trial_recipe
+from stssl.sweeps.study import Book, run_name, study_url, trial_place
+from stssl.sweeps.sweep_place import TRIALS
+from stssl.sweeps.trials import Stopped, carry_out, failure, forget_failure, needs, outcome, trial_config, trial_recipe
 from stssl.training.launch import check_run, growing, worker_bundles
 from stssl.training.run_folder import RunFolder
 
@@ -53,7 +54,7 @@ class StudySearcher(Searcher):
         self.stopped: set[str] = set()
         self.exhausted = False
         self.since: dict[str, float] = {}
-        self.trouble: RunError | None = None
+        self.trouble: StsslError | None = None
         """Error that says why the study could not be read or written. It is kept, because Tune would hide it."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> "StudySearcher":
@@ -70,7 +71,7 @@ class StudySearcher(Searcher):
         try:
             with study_errors(study_url(self.book.sweep.config)):
                 yield
-        except RunError as error:
+        except StsslError as error:
             self.trouble = error
             raise
 
@@ -99,7 +100,7 @@ class StudySearcher(Searcher):
         self.live[trial_id] = trial
         # Set the begin earlier by the time of a resumed trial's earlier starts: the study records the sum.
         self.since[trial_id] = time.time() - float(trial.user_attrs.get("seconds", 0.0))
-        storage = trials_folder(self.book.sweep.folder)
+        storage = below(self.book.sweep.place, TRIALS)
         try:
             recipe = trial_recipe(self.book.space.recipe(values), run_name(trial.number), storage)
             check_run(recipe)
@@ -108,7 +109,9 @@ class StudySearcher(Searcher):
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
             return self._next(trial_id)
         # Remove an old reason of failure: a start that was killed may have left it, and this start tries again.
-        (self._folder(trial.number) / REASON).unlink(missing_ok=True)
+        forget_failure(self._place(trial.number))
+        # Send the study first: an unknown run would take the name of the next trial.
+        self.book.send()
         return {"number": trial.number, "recipe": recipe.tree()}
 
     def late(self) -> bool:
@@ -145,8 +148,8 @@ class StudySearcher(Searcher):
                 self._complete(trial_id, result, error)
 
     def _complete(self, trial_id: str, result: JsonObject | None, error: bool) -> None:
-        folder = self._folder(self.live[trial_id].number)
-        reason, ended = failure(folder), outcome(folder, self.book.sweep.config.metrics)
+        place = self._place(self.live[trial_id].number)
+        reason, ended = failure(place), outcome(place, self.book.sweep.config.metrics)
         if trial_id in self.stopped:
             at = result["step"] if result else "?"
             self._end(trial_id, self.book.stop, f"stopped at step {at}")
@@ -154,7 +157,7 @@ class StudySearcher(Searcher):
             values = ended.values
             words = ", ".join(f"{name} {value:.4f}" for name, value in zip(ended.names, values, strict=True))
             self._end(trial_id, lambda trial: self.book.complete(trial, values), words)
-        elif RunFolder(folder).finished() is not None:
+        elif RunFolder(place).finished() is not None:
             why = f"it was trained to its end, but no checkpoint has {' and '.join(self.book.sweep.config.metrics)}"
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
         elif reason is None and error and self.book.again(self.live[trial_id]):
@@ -173,11 +176,12 @@ class StudySearcher(Searcher):
         # Set the attribute before `write`: Optuna refuses attributes of a trial that has ended.
         trial.set_user_attr("seconds", round(time.time() - self.since[trial_id], 2))
         write(trial)
+        self.book.send()
         self.say(f"trial {trial.number}: {words}")
         tidy(self.book)
 
-    def _folder(self, number: int) -> Path:
-        return trials_folder(self.book.sweep.folder) / run_name(number)
+    def _place(self, number: int) -> str:
+        return trial_place(self.book.sweep, number)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study already has the state of the search on disk."""

@@ -19,15 +19,17 @@ import torch
 from torch import Tensor
 
 from stssl import __version__
-from stssl.base.errors import RunError, first_line
+from stssl.base.errors import DataError, RunError, StsslError, first_line
 from stssl.base.logs import LOG
+from stssl.base.remote_folder import OtherWriterError
 from stssl.base.whole_files import cannot_write, is_there, open_plain, sync_folder, write_whole
 from stssl.models.sealed import seal
+from stssl.training.remote_checkpoints import DIGEST_BYTES, TAIL_BYTES, RemoteCheckpoints
 from stssl.training.run_files import version_problem
 
 _FORMAT = b"STSSLCK"
 _MARK = _FORMAT + b"1"
-_TAIL = 16 + len(_MARK)
+_TAIL = TAIL_BYTES
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 """Errors that torch raises when it reads a file that holds no state dict."""
 _PARTS = {"recipe": str, "progress": dict, "step": dict, "optimizer": dict}
@@ -68,7 +70,7 @@ def write_state(state: Mapping[str, object], path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with buffer.getbuffer() as payload:
-        tail = hashlib.blake2b(payload, digest_size=16).digest() + _MARK
+        tail = hashlib.blake2b(payload, digest_size=DIGEST_BYTES).digest() + _MARK
     # Append the digest to the same buffer: a copy of the payload would double the memory.
     buffer.seek(0, os.SEEK_END)
     buffer.write(tail)
@@ -92,7 +94,7 @@ def read_state(path: Path) -> dict[str, object]:
             f"the checkpoint {path} has format {_shown(tail[-1:])} of another version of stssl; this one "
             f"({__version__}) reads format {_shown(_MARK[-1:])}. Use that version, or train under another name"
         )
-    if tail != hashlib.blake2b(payload, digest_size=16).digest() + _MARK:
+    if tail != hashlib.blake2b(payload, digest_size=DIGEST_BYTES).digest() + _MARK:
         raise UnusableError(f"the checkpoint {path} is truncated or damaged ({len(data)} bytes)")
     try:
         # Without `weights_only`, pickle would run code that somebody put into the file.
@@ -149,17 +151,27 @@ def does_not_fit(path: Path, state: CheckpointState, error: Exception) -> Unusab
 
 
 class Checkpoints:
-    """Write and read the checkpoints of one run, in `<run>/checkpoints`. A thread writes while training continues."""
+    """Write and read the checkpoints of one run, in `<run>/checkpoints`. A thread writes while training continues.
 
-    def __init__(self, folder: Path) -> None:
-        """Use `folder` for the checkpoints. The first write creates the folder."""
-        self.folder = folder
+    Attributes:
+        folder: Folder of the files.
+        remote: Checkpoints of the same run in an object store; None if the run lies on a disk.
+    """
+
+    def __init__(self, folder: Path, remote: RemoteCheckpoints | None = None) -> None:
+        """Use `folder` for the checkpoints, and in an object store. The first write creates the folder."""
+        self.folder, self.remote = folder, remote
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def path(self, name: str) -> Path:
         """Return the path of one checkpoint; `name` is `last`, `previous` or `best`."""
         return self.folder / f"{name}.pt"
+
+    def begin_sending(self) -> None:
+        """Fetch the checkpoints from the object store, and prepare to send new ones. Do nothing on a disk."""
+        if self.remote is not None:
+            self.remote.begin()
 
     def save(self, state: CheckpointState, best: bool) -> None:
         """Copy the run's state to host memory, and let a thread write the copy as the checkpoint `last`.
@@ -169,7 +181,7 @@ class Checkpoints:
             best: True to write the copy as `best`, too.
 
         Raises:
-            RunError: The earlier write of the thread failed.
+            StsslError: The earlier write of the thread failed.
         """
         self.wait()
         copy = cast(CheckpointState, _copied(state))  # a copy has the same types as the original
@@ -187,14 +199,16 @@ class Checkpoints:
             if best:
                 _replace_by_link(last, self.path("best"))
             sync_folder(self.folder)
+            if self.remote is not None:
+                self.remote.send(best)
         except BaseException as error:  # a thread's error would be lost: `wait` raises it in the training thread
             self._error = error
 
     def wait(self) -> None:
-        """Wait until the writing thread has written its checkpoint to disk.
+        """Wait until the writing thread has written its checkpoint, to disk and to the object store.
 
         Raises:
-            RunError: The write failed. The message says why.
+            StsslError: The write failed. The message says why.
         """
         if self._writer is not None:
             self._writer.join()
@@ -205,7 +219,13 @@ class Checkpoints:
 
     def exist(self) -> bool:
         """Return True if the run has a checkpoint `last` or `previous`."""
-        return any(is_there(self.path(name)) for name in ("last", "previous"))
+        return any(self.has(name) for name in ("last", "previous"))
+
+    def has(self, name: str) -> bool:
+        """Return True if the run has this checkpoint: `last`, `previous` or `best`. Fetch it from an object store."""
+        if self.remote is not None:
+            self.remote.fetch(name)
+        return is_there(self.path(name))
 
     def mend(self, state: CheckpointState, best: bool) -> None:
         """Repair the folder after the process was killed during a write: remove half-written files, restore `best`.
@@ -228,7 +248,7 @@ class Checkpoints:
             recipe: Hash of the recipe that the run must have; None accepts any run.
         """
         for path in (self.path("last"), self.path("previous")):
-            if is_there(path):
+            if self.has(path.stem):
                 try:
                     yield path, require_state(read_state(path), path, recipe)
                 except UnusableError as error:
@@ -268,15 +288,18 @@ class Checkpoints:
         return "", None
 
     def _read(self, name: str, recipe: str | None) -> CheckpointState:
+        self.has(name)
         return require_state(read_state(self.path(name)), self.path(name), recipe)
 
 
-def no_usable_checkpoint(problems: list[str], run: Path) -> RunError:
+def no_usable_checkpoint(problems: list[str], run: str) -> RunError:
     """Return the error for a run without a usable checkpoint; `problems` has one sentence for each damaged one."""
     return RunError("; ".join(problems) + f". Put a whole one back, or delete {run} to start the run again.")
 
 
-def _unwritten(folder: Path, error: BaseException) -> RunError:
+def _unwritten(folder: Path, error: BaseException) -> StsslError:
+    if isinstance(error, DataError | OtherWriterError):  # the object store's own message; some allow another try
+        return error
     reason = cannot_write(folder, error) if isinstance(error, OSError) else f"{error}"
     return RunError(f"could not write a checkpoint: {reason}")
 

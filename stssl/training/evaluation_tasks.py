@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from stssl.base.errors import RunError, StsslError
+from stssl.base.paths import is_url
 from stssl.base.ray_session import connected_ray
 from stssl.training.trained_run import AskedLogits, Elsewhere, predict_share
 
@@ -45,6 +46,6 @@ def predict_on_ray(workers: int) -> Elsewhere:
 def _task(asked: AskedLogits, share: tuple[int, int]) -> dict[str, torch.Tensor]:
     """Compute one worker's share of a run's logits, inside a Ray worker."""
     torch.set_num_threads(1)
-    if not Path(asked.path).exists():
+    if not is_url(asked.path) and not Path(asked.path).exists():
         raise RunError(f"{asked.path} is not there on {socket.gethostname()}: all nodes must see the run and its store")
     return predict_share(asked, share)

@@ -118,12 +118,12 @@ class MlFlow:
         self.client = MlflowClient(tracking_uri=uri)
         known = self.client.get_experiment_by_name("stssl")
         experiment = known.experiment_id if known else self.client.create_experiment("stssl")
-        mark = f"tags.recipe = '{recipe.hash()}' and tags.folder = '{folder.path}'"
+        mark = f"tags.recipe = '{recipe.hash()}' and tags.folder = '{folder.place}'"
         found = self.client.search_runs([experiment], mark, max_results=1)
         if found:
             self.run: str = found[0].info.run_id
             return
-        tags = {"recipe": recipe.hash(), "folder": str(folder.path)}
+        tags = {"recipe": recipe.hash(), "folder": folder.place}
         self.run = self.client.create_run(experiment, tags=tags, run_name=recipe.name).info.run_id
         for key, value in flatten(recipe.tree()):
             self.client.log_param(self.run, key, str(value)[:500])  # older servers refuse longer values

@@ -25,6 +25,8 @@ from stssl.training.run_folder import RunFolder
 from stssl.training.runtime import check_shared, memory_advice, start_line
 from stssl.training.state import TASKS, TrainState, open_train_state
 
+REMOTE_PAUSE_S = 3.0
+"""Seconds between two looks for new metrics of a run that other processes write into an object store."""
 Watch = Callable[[MetricsRow], None]
 """Type of a function that is called with each new row of a run's metrics."""
 
@@ -63,6 +65,7 @@ def run(
         StsslError: The recipe, the data or the machines do not allow the run, or training failed.
     """
     folder = RunFolder.of(recipe)
+    folder.refresh()
     if folder.refuse_others(recipe) and folder.finished():
         return folder
     if warning := vanishing("launch.storage", recipe.launch.storage):
@@ -70,22 +73,28 @@ def run(
     if not checked:
         for line in check_run(folder.recipe_to_build(recipe)):
             LOG.info("%s", line)
-    # Claim the folder after the check: a recipe that cannot run must not take a name.
-    folder.claim(recipe)
-    with watching(folder, watch):
-        if recipe.launch.workers == 0:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            _train_here(recipe, device, report or (lambda metrics: None))
-        else:
-            _train_on_ray(recipe)
+    with folder.held():
+        folder.refresh()
+        # Claim the folder after the check: a recipe that cannot run must not take a name.
+        folder.claim(recipe)
+        with watching(folder, watch):
+            if recipe.launch.workers == 0:
+                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+                _train_here(recipe, device, report or (lambda metrics: None))
+            else:
+                _train_on_ray(recipe)
+        folder.refresh()
     return folder
 
 
 def _train_here(recipe: RunRecipe, device: torch.device, report: Report) -> None:
     with memory_advice(recipe):
         train_state = open_train_state(recipe, device)
-        _resume(train_state)
-        train_state.finish(train_to_end(train_state, report))
+        try:
+            _resume(train_state)
+            train_state.finish(train_to_end(train_state, report))
+        finally:
+            train_state.close()
 
 
 def _resume(train_state: TrainState) -> None:
@@ -125,7 +134,7 @@ def _train_on_ray(recipe: RunRecipe) -> None:
             torch_config=TorchConfig(timeout_s=launch.collective_timeout_s),
             run_config=RunConfig(
                 name="ray",
-                storage_path=str(RunFolder.of(recipe).path),
+                storage_path=str(RunFolder.of(recipe).for_ray),
                 failure_config=FailureConfig(max_failures=launch.max_failures),
                 callbacks=[_not_again()],
                 **_quiet(),
@@ -161,13 +170,18 @@ def _worker(config: dict[str, Any]) -> None:
 
     tree: Tree = config["recipe"]
     recipe = validate(kind_of(tree), tree, "recipe")
-    check_shared(RunFolder.of(recipe).path)
+    folder = RunFolder.of(recipe)
+    if folder.mirror is None:  # each node reaches an object store by itself
+        check_shared(folder.path)
     with memory_advice(recipe):
         train_state = open_train_state(recipe, get_device())
-        _resume(train_state)
-        end = train_to_end(train_state, ray.train.report, RayOutside(Post(config["start"])))
-    if rank() == 0:
-        train_state.finish(end)
+        try:
+            _resume(train_state)
+            end = train_to_end(train_state, ray.train.report, RayOutside(Post(config["start"])))
+            if rank() == 0:
+                train_state.finish(end)
+        finally:
+            train_state.close()
 
 
 def _scaling(launch: LaunchConfig) -> dict[str, Any]:
@@ -285,7 +299,8 @@ def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
     def follow() -> None:
         rows = NewRows(folder.path / METRICS_FILE)
         while True:
-            last = stop.wait(0.3)
+            last = stop.wait(0.3 if folder.mirror is None or folder.mirror.writing else REMOTE_PAUSE_S)
+            folder.follow_file(METRICS_FILE)
             for row in rows.take():
                 watch(row)
             if last:

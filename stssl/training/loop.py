@@ -187,7 +187,7 @@ def save_and_stop(train_state: TrainState, notices: Notices, by: signal.Signals)
     notices.meet()
     raise StoppedError(
         f"asked to end ({by.name}) after step {train_state.progress.step}; the same command continues from there "
-        f"({train_state.folder.path})",
+        f"({train_state.folder.place})",
         exit_code=128 + by,
     )
 
@@ -276,7 +276,7 @@ class Meter:
                 rows = state.task.loader.global_rows(bad["step"])
                 state.journal.note(NONFINITE_FILE, {**bad, "rows": rows})
         if found:
-            where = str(state.folder.path / NONFINITE_FILE)
+            where = f"{state.folder.place}/{NONFINITE_FILE}"
             self.guard.stop_if_too_many(state.progress.left_out, where, found[-1])
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 
 from stssl.base.errors import RunError
-from stssl.base.whole_files import is_there
 from stssl.contrastive.step import PretrainEncoder
 from stssl.models.layout import placed
 from stssl.recipes.pretraining import PretrainRecipe
@@ -53,12 +52,12 @@ def load_pretrained(
     require_name(checkpoint)
     recipe = folder.recipe_as(PretrainRecipe)
     path = folder.checkpoints.path(checkpoint)
-    if not folder.checkpoints.exist() and not is_there(path):
-        raise RunError(f"{folder.path} has no checkpoint yet. Pretrain it to its first evaluation.")
-    if checkpoint == "best" and not is_there(path) and never_finite(folder):
-        raise RunError(f"{folder.path} is of no use so far: its features were not finite. {COOLER}")
+    if not folder.checkpoints.exist() and not folder.checkpoints.has(checkpoint):
+        raise RunError(f"{folder.place} has no checkpoint yet. Pretrain it to its first evaluation.")
+    if checkpoint == "best" and not folder.checkpoints.has(checkpoint) and never_finite(folder):
+        raise RunError(f"{folder.place} is of no use so far: its features were not finite. {COOLER}")
     state = read_own_state(
-        folder, path, recipe.hash(), f"Put a whole one back, or delete {folder.path} and pretrain it again."
+        folder, path, recipe.hash(), f"Put a whole one back, or delete {folder.place} and pretrain it again."
     )
     encoders = {name: _fresh(recipe) for name in PREFIXES}
     for name, encoder in encoders.items():

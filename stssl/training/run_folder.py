@@ -14,6 +14,7 @@ from stssl.base.config import Tree, differing_keys, validate
 from stssl.base.errors import RunError
 from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.base.logs import LOG
+from stssl.base.paths import below, folder_given, is_url
 from stssl.base.textfiles import read_bounded
 from stssl.base.whole_files import append_line, is_there, sync, write_whole
 from stssl.base.yaml_text import FILE_BYTES, parse_yaml
@@ -23,6 +24,7 @@ from stssl.recipes.recipe import R, RunRecipe, identity_of
 from stssl.scoring.evaluation import without_nan
 from stssl.store.store import Store
 from stssl.training.checkpoints import Checkpoints
+from stssl.training.remote_checkpoints import RemoteCheckpoints
 from stssl.training.run_files import (
     METRICS_FILE,
     NONFINITE_FILE,
@@ -35,40 +37,46 @@ from stssl.training.run_files import (
     read_run_file,
     version_problem,
 )
+from stssl.training.run_place import RunPlace
 
 PACKAGES = ("torch", "timm", "ray", "zarr", "numpy")
 """Packages whose versions a run's record lists, besides stssl itself."""
 
 
-class RunFolder:
+class RunFolder(RunPlace):
     """Read and write the files of one run.
 
     The start of a run writes `recipe.yaml`. Training writes `record.json`, `labels.json`, `metrics.jsonl` and
     `checkpoints/`. The end of the run writes `done.json`. An evaluation writes `evaluation/`.
 
     Attributes:
-        path: Path of the folder.
         checkpoints: Checkpoints in the folder.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Manage the folder at `path`. Create nothing yet."""
-        self.path = Path(path)
-        self.checkpoints = Checkpoints(self.path / "checkpoints")
+    def __init__(self, place: str | Path) -> None:
+        """Manage the folder at a path or URL. Create and fetch nothing yet."""
+        super().__init__(place)
+        remote = None if self.mirror is None else RemoteCheckpoints(self.mirror)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", remote)
 
     @classmethod
     def of(cls, recipe: RunRecipe) -> "RunFolder":
         """Return the folder of a recipe's run, `<launch.storage>/<name>`, as an object. It may not exist yet."""
-        return cls(Path(recipe.launch.storage) / recipe.name)
+        return cls(below(recipe.launch.storage, recipe.name))
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
-        """Return the folder of an existing run as an object.
+        """Return the folder of an existing run as an object. Fetch its files, if it lies in an object store.
+
+        Args:
+            path: Path or URL of the folder.
 
         Raises:
+            DataError: The object store cannot be read.
             RunError: The folder has no `recipe.yaml`, so it is not the folder of a run.
         """
-        folder = cls(Path(path).absolute())
+        folder = cls(folder_given(path, "RUN") if is_url(str(path)) else Path(path).absolute())
+        folder.refresh()
         if not (folder.path / "recipe.yaml").exists():
             raise RunError(f"{path} is not a run: it has no recipe.yaml. Give the folder that `stssl train` printed.")
         return folder
@@ -92,7 +100,7 @@ class RunFolder:
         """
         recipe = self.recipe()
         if not isinstance(recipe, kind):
-            raise RunError(f"{self.path} is {recipe.what}, not {kind.what}. `{recipe.scored_by}` scores it.")
+            raise RunError(f"{self.place} is {recipe.what}, not {kind.what}. `{recipe.scored_by}` scores it.")
         return recipe
 
     def _tree(self) -> Tree:
@@ -108,7 +116,7 @@ class RunFolder:
         # Only release 0.1 wrote this key. If a run was killed before it wrote its record, only this key tells its
         # release.
         first = "0.1" if "neighbours" in tree else None
-        if problem := version_problem(f"the run {self.path}", self._written_by() or first):
+        if problem := version_problem(f"the run {self.place}", self._written_by() or first):
             raise RunError(f"{problem}.")
         return tree
 
@@ -135,7 +143,7 @@ class RunFolder:
 
     @property
     def _advice(self) -> str:
-        return f"Put the run's recipe back, or delete {self.path} to start the run again."
+        return f"Put the run's recipe back, or delete {self.place} to start the run again."
 
     def refuse_others(self, recipe: RunRecipe) -> bool:
         """Raise an error if the folder holds a run of another recipe.
@@ -153,7 +161,7 @@ class RunFolder:
             keys = differing_keys(identity_of(self._tree()), recipe.identity())
             if keys:
                 raise RunError(
-                    f"{self.path} holds a run of another recipe; it differs in {', '.join(keys)}. "
+                    f"{self.place} holds a run of another recipe; it differs in {', '.join(keys)}. "
                     "Give this run another name (name=...), or delete that folder."
                 )
         return started
@@ -168,6 +176,7 @@ class RunFolder:
         """
         if not self.refuse_others(recipe):
             write_text(self.path / "recipe.yaml", recipe.yaml())
+            self.publish()
 
     def recipe_to_build(self, recipe: R) -> R:
         """Return the recipe from which to build the networks: without initial weights if the run resumes.
@@ -199,8 +208,10 @@ class RunFolder:
         return {"steps": done.steps, "best": done.best, "best_step": done.best_step}
 
     def finish(self, end: RunEnd) -> None:
-        """Write `done.json`, which marks the run as finished."""
+        """Write `done.json`, which marks the run as finished. In an object store, too, it is the last file."""
+        self.publish()
         write_text(self.path / "done.json", json.dumps(without_nan(end), indent=1))
+        self.publish()
 
     def write_record(
         self, recipe: RunRecipe, data: JsonObject, labels: JsonMapping | None, *, world: int, step: int
@@ -254,7 +265,7 @@ class RunFolder:
         record = self.read_record()[0]
         if record is not None and record.store.fingerprint != store.fingerprint:
             raise RunError(
-                f"{store.path} has other patches or labels than when {self.path} was trained on it. "
+                f"{store.path} has other patches or labels than when {self.place} was trained on it. "
                 "Give back that store, or train under another name (name=...)."
             )
 
@@ -295,8 +306,9 @@ class RunFolder:
         """Append a row to `metrics.jsonl` or another file of rows. If writing fails, the file keeps no part of the row.
 
         Raises:
-            RunError: The file cannot be written.
+            StsslError: The file cannot be written, or an object store refuses files.
         """
+        self.check_sending()
         append_line(self.path / file, json.dumps(without_nan(row)))
 
     def sync(self) -> None:

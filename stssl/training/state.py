@@ -4,6 +4,7 @@ To train in Python, call `train_state = open_train_state(recipe, device)`, `trai
 `end = train(train_state, report)` and `train_state.finish(end)`. `launch.run` does the same, also on Ray.
 """
 
+import contextlib
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stssl import __version__
 from stssl.base.batch import Progress
 from stssl.base.distributed import rank, world_size
-from stssl.base.errors import RunError
+from stssl.base.errors import RunError, StsslError
 from stssl.base.json_types import JsonObject
 from stssl.models.ema import KeptStatistics, statistics_of_ranks, take_statistics
 from stssl.recipes.fine_tuning import about_fine_tuning
@@ -155,6 +156,8 @@ class TrainState:
         """
         if rank() == 0:
             self.folder.claim(self.recipe)
+            self.folder.checkpoints.begin_sending()
+            self.folder.begin_sending()
         problems: list[str] = []
         for path, found in self.folder.checkpoints.newest(self.recipe.hash()):
             try:
@@ -167,7 +170,7 @@ class TrainState:
                 break
         else:
             if problems:
-                raise no_usable_checkpoint(problems, self.folder.path)
+                raise no_usable_checkpoint(problems, self.folder.place)
         self.journal = Journal(self.folder, self.recipe, writes=rank() == 0, step=self.progress.step)
         if rank() == 0:
             about: JsonObject = self.task.about() | about_fine_tuning(self.recipe) | {PRECISION: self.precision}
@@ -234,11 +237,18 @@ class TrainState:
         """
         if not self.progress.best_step:
             raise RunError(
-                f"no validation of {self.folder.path} had finite predictions, so there is no best checkpoint. Lower "
+                f"no validation of {self.folder.place} had finite predictions, so there is no best checkpoint. Lower "
                 "optimizer.lr, set optimizer.clip=1.0, or use compute.precision=fp32, under another name (name=...)."
             )
         self.task.export(self.folder.checkpoints)
         self.folder.finish(end)
+        self.close()
+
+    def close(self) -> None:
+        """Send what is left to an object store, after the end of training or an error. Do nothing on a disk."""
+        with contextlib.suppress(StsslError):  # what ended the run is the message
+            self.folder.checkpoints.wait()
+        self.folder.end_sending()
 
 
 def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
@@ -252,6 +262,7 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
         torch.set_num_threads(recipe.compute.threads)
     keep_memory()
     folder = RunFolder.of(recipe)
+    folder.refresh()
     recorded = folder.start_record()
     task = TASKS[type(recipe)](folder.recipe_to_build(recipe) if recorded is not None else recipe, device, recorded)
     if recipe.compute.compile:

@@ -14,7 +14,6 @@ from stssl.base.errors import ConfigError, DataError, RunError
 from stssl.base.json_types import JsonObject
 from stssl.base.logs import LOG
 from stssl.base.paths import store_given
-from stssl.base.whole_files import is_there
 from stssl.data.views import PixelScaler
 from stssl.models.layout import placed
 from stssl.recipes.build import as_trained, build_pixels, build_step
@@ -89,13 +88,13 @@ def load_run(
     device = device if isinstance(device, torch.device) else device_of(device)
     require_name(checkpoint)
     path = folder.checkpoints.path(checkpoint)
-    if not is_there(path):
+    if not folder.checkpoints.has(checkpoint):
         if not folder.checkpoints.exist():
-            raise RunError(f"{folder.path} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
+            raise RunError(f"{folder.place} has no {checkpoint} checkpoint yet. Train it to its first evaluation.")
         if checkpoint == "best" and never_finite(folder):
             raise RunError(
-                f"{folder.path} has no best checkpoint: no validation had finite predictions so far. Give --checkpoint "
-                "last to see the last one."
+                f"{folder.place} has no best checkpoint: no validation had finite predictions so far. Give "
+                "--checkpoint last to see the last one."
             )
     recipe = folder.recipe_as(Recipe)
     expected = recipe.hash()
@@ -189,7 +188,7 @@ def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "")
         return require_state(state, path, recipe if state["recipe"] != earlier else None)
     except UnusableError as error:
         other = "last" if best else "best"
-        whole = f"Give --checkpoint {other}, or put" if is_there(folder.checkpoints.path(other)) else "Put"
+        whole = f"Give --checkpoint {other}, or put" if folder.checkpoints.has(other) else "Put"
         raise RunError(f"{error}. {advice or f'{whole} a whole one back.'}") from None
 
 
@@ -235,7 +234,7 @@ def evaluate_fully(
     """Score a run's networks on a part of the data, and write the scores and logits to the folder `evaluation`.
 
     Args:
-        path: Folder of the run.
+        path: Path or URL of the run's folder.
         part: `train`, `validation` or `test`.
         checkpoint: `best` or `last`.
         device: `cpu`, `cuda` or `auto`.
@@ -264,7 +263,7 @@ def evaluate_fully(
     require_known(data.metadata[rows], change, part)
     if groups:
         check_options(data, part, groups)
-    asked = AskedLogits(str(trained.folder.path), part, checkpoint, device, store, metadata)
+    asked = AskedLogits(trained.folder.place, part, checkpoint, device, store, metadata)
     results = _evaluated_elsewhere(trained, asked, elsewhere) if elsewhere else _evaluated_here(trained, part, change)
     for network, result in results.items():
         if diverged(result.scores):
@@ -274,6 +273,7 @@ def evaluate_fully(
     if found and groups:
         about = _about(trained, change, checkpoint)
         save_groups(found, groups, file.with_name(f"{file.stem}-groups"), about | {"part": part})
+    trained.folder.publish()
     scores = {network: result.scores for network, result in results.items()}
     return EvaluationFiles(scores, found, file, len(results["student"].rows))
 

@@ -191,11 +191,8 @@ def test_urls_of_studies_and_of_mlflow(tmp_path, monkeypatch):
 
 
 FAR = [
-    "s3://bucket/runs",
-    "gs://b/r",
-    "az://b/r",
     "hdfs://n/r",
-    "S3://b/r",
+    "s3a://b/r",
     "s3:/bucket/r",
     "s3:bucket",
     "file:///runs",
@@ -203,17 +200,31 @@ FAR = [
 
 
 @pytest.mark.parametrize("url", FAR)
-def test_urls_for_results_are_refused(file, url):
+def test_urls_of_no_object_store_are_refused(file, url):
     for key in ("launch.storage", "data.cache_dir", "labels.list"):
-        with pytest.raises(ConfigError, match=rf"{key}: URLs cannot be used here") as caught:
+        words = "neither a path nor the URL of an object store" if key == "launch.storage" else "URLs cannot be used"
+        with pytest.raises(ConfigError, match=rf"{key}: .*{words}") as caught:
             load_training_recipe(file, [f"{key}={url}"])
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match=r"model\.weights: run: takes .* not a URL"):
+    with pytest.raises(ConfigError, match=r"model\.weights: .*neither a path nor the URL"):
         load_training_recipe(file, [f"model.weights=run:{url}"])
     tree = {"name": "s", "recipe": "r", "trials": 1, "search": {"optimizer.lr": "auto"}, "storage": url}
     for absolute in (True, False):
-        with pytest.raises(ConfigError, match=r"storage: URLs cannot be used here yet\. Results go to a folder"):
+        with pytest.raises(ConfigError, match=r"storage: .*neither a path nor the URL"):
             validate(SweepConfig, tree, "s.yaml", absolute)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/runs", "gs://b/r/", "az://b", "S3://b/r"])
+def test_urls_of_object_stores_hold_results(file, url):
+    plain = url.rstrip("/").replace("S3", "s3")
+    recipe = load_training_recipe(file, [f"launch.storage={url}", "model.weights=run:first"])
+    assert recipe.launch.storage == plain and recipe.model.weights == f"run:{plain}/first"
+    assert validate(Recipe, recipe.tree(), "worker") == recipe
+    for key in ("data.cache_dir", "labels.list"):
+        with pytest.raises(ConfigError, match=rf"{key}: URLs cannot be used here"):
+            load_training_recipe(file, [f"{key}={url}"])
+    tree = {"name": "s", "recipe": "r", "trials": 1, "search": {"optimizer.lr": "auto"}, "storage": url}
+    assert validate(SweepConfig, tree, "s.yaml").place == f"{plain}/s"
 
 
 def test_paths_that_only_look_like_urls(file, tmp_path):
@@ -250,9 +261,12 @@ def test_names_that_are():
 
 
 COMMANDS = [
-    ("evaluate", "s3://b/run"),
-    ("probe", "gs://b/run"),
-    ("report", "s3://b/run"),
+    ("evaluate", "s3:/b/run"),
+    ("probe", "hdfs://b/run"),
+    ("report", "s3:b/run"),
+    ("export", "s3a://b/run"),
+    ("predict", "s3:/b/run", "x.tif", "--out", "y.tif"),
+    ("predict", "runs/x", "x.tif", "--out", "s3:/b/y.tif"),
     ("report", "runs", "--out", "s3://b/r.html"),
     ("synthesize", "s3://b/archive"),
     ("quickstart", "--out", "s3://b/q"),
@@ -275,4 +289,4 @@ def test_commands_make_no_folder_of_a_url(arguments, tmp_path, monkeypatch, caps
         main()
     words = capsys.readouterr().err
     assert ended.value.code == 2 and list(tmp_path.iterdir()) == []
-    assert words.count("\n") == 1 and ("URLs cannot be used here" in words or "neither a path nor a URL" in words)
+    assert words.count("\n") == 1 and ("URLs cannot be used here" in words or "neither a path nor" in words)

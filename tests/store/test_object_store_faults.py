@@ -10,10 +10,10 @@ import pytest
 from s3_server import serving
 
 from stssl.archives.conversion import Options, convert_archive
+from stssl.base import remote
 from stssl.base.errors import DataError
-from stssl.store import remote
+from stssl.base.remote import RemoteFiles
 from stssl.store.disk import DiskCache
-from stssl.store.remote import RemoteFiles
 from stssl.store.store import Store
 
 pytest.importorskip("obstore")

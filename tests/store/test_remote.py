@@ -4,8 +4,8 @@ import pytest
 from s3_server import environment, s3_server
 
 from stssl.archives.conversion import Options, convert_archive, verify_store
+from stssl.base import remote
 from stssl.base.errors import DataError
-from stssl.store import remote
 from stssl.store.store import Store
 
 pytest.importorskip("obstore")

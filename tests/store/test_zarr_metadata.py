@@ -11,8 +11,8 @@ import tiny
 from s3_server import environment, s3_server
 
 from stssl.archives.conversion import Options, convert_archive, verify_store
+from stssl.base import remote
 from stssl.base.errors import DataError
-from stssl.store import remote
 from stssl.store.description import describe_store
 from stssl.store.store import Store
 from stssl.store.writer import Writer

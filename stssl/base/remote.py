@@ -7,6 +7,7 @@ and others.
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import lru_cache
@@ -49,6 +50,12 @@ CREDENTIALS = (
     "Set the provider's variables (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION; "
     "AWS_SKIP_SIGNATURE=true for a public bucket)."
 )
+
+
+_SECRETS = re.compile(r"(?i)\b(sig|signature|token|x-(?:amz|goog)-[a-z-]+)=[^&\s\"']+")
+"""Parts of signed URLs that must not come into messages."""
+_REGION = ("redirect without LOCATION", "PermanentRedirect", "AuthorizationHeaderMalformed", "301 Moved")
+"""What S3 or obstore say if a bucket is in another region than the requests."""
 
 
 def is_remote(path: str) -> bool:
@@ -135,7 +142,7 @@ def get_object(url: str, place: str, options: "GetOptions | None" = None, most: 
     with explained(f"{url}/{place}"):
         # obstore tries a failed request again, but not an answer that ends too early.
         for left in reversed(range(BODIES)):
-            answer = bucket(url).get(place, options=options)
+            answer = bucket(url).get(place, options=_without_suffix(url, place, options))
             start, stop = answer.range
             if most is not None and stop - start > most:
                 raise DataError(f"cannot read {url}/{place}: it is larger than {most:,} bytes")
@@ -150,6 +157,16 @@ def get_object(url: str, place: str, options: "GetOptions | None" = None, most: 
     raise UnreachableError(
         f"{url}/{place}: {len(data):,} of {stop - start:,} bytes came, {BODIES} times. Try again later."
     )
+
+
+def _without_suffix(url: str, place: str, options: "GetOptions | None") -> "GetOptions | None":
+    """Replace a range that counts from the end of an object, which Azure does not have, by one from its start."""
+    wanted: Any = options.get("range") if options is not None else None
+    if not url.startswith("az:") or not isinstance(wanted, dict) or "suffix" not in wanted:
+        return options
+    size = int(bucket(url).head(place)["size"])
+    from_start: GetOptions = {"range": (max(0, size - int(wanted["suffix"])), size)}
+    return from_start if size else None
 
 
 def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
@@ -178,6 +195,13 @@ def explained(url: str) -> Iterator[None]:
             raise DataError(f"{url}: access is denied ({_first_line(error)}). {CREDENTIALS}") from None
         if missing:
             raise DataError(f"{url}: {_first_line(error)}; there are no credentials. {CREDENTIALS}") from None
+        if any(sign in str(error) for sign in _REGION):
+            where = "the bucket is in another region than AWS_REGION says"
+            raise DataError(f"{url}: {where} ({_first_line(error)}). Set AWS_REGION to the bucket's region.") from None
+        if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
+            raise DataError(
+                f"{url}: there is no such bucket ({_first_line(error)}). Make it, or correct the URL."
+            ) from None
         advice = "tried again several times, in vain."
         if "timed out" in repr(error) or "TimedOut" in repr(error):
             advice = "it does not answer. Look at network and server, and run the same command again."
@@ -185,8 +209,8 @@ def explained(url: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).split("\n", maxsplit=1)[0].rstrip(".")
+    """Return the first line of an error's message, without signatures of requests."""
+    return _SECRETS.sub(r"\1=...", str(error).split("\n", maxsplit=1)[0].rstrip("."))
 
 
 def zarr_place(path: str, read_only: bool = False) -> Any:

@@ -1,0 +1,153 @@
+"""Let one process at a time work on a folder in an object store.
+
+The process writes the file `lock.json` there, on the condition that it does not exist, and renews it. A lock that is
+not renewed belongs to a process that died: another process may take it over.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from stssl.base.errors import RunError, StsslError
+from stssl.base.logs import LOG
+from stssl.base.mirror import process_start
+from stssl.base.remote_folder import ObjectMark, OtherWriterError, RemoteFolder
+
+LOCK_FILE = "lock.json"
+RENEW_S = 15.0
+"""Seconds between two renewals of a lock."""
+EXPIRE_S = 60.0
+"""A lock that was not renewed for this many seconds is free. Only this process's clock counts."""
+LOOK_S = 5.0
+"""Seconds between two looks at the lock of another process."""
+
+
+class Lease:
+    """Hold the lock of one folder in an object store, and renew it in a thread."""
+
+    def __init__(self, remote: RemoteFolder, doing: str) -> None:
+        """Set the folder. Lock nothing yet.
+
+        Args:
+            remote: Folder in the object store.
+            doing: What the holder does, for messages, such as "trains this run".
+        """
+        self.remote, self.doing = remote, doing
+        self._mark: ObjectMark | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Return a context in which no other process holds the lock.
+
+        Raises:
+            RunError: Another process holds the lock.
+            DataError: The bucket does not exist or refuses the file, or the store does not answer.
+        """
+        self._take()
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._renew, name="stssl-lease", daemon=True)
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            self._thread.join()
+            if self._mark is not None:
+                with contextlib.suppress(StsslError):  # an unreachable store must not hide how the work ended
+                    self.remote.remove(LOCK_FILE)
+
+    def _take(self) -> None:
+        found = self.remote.read_marked(LOCK_FILE)
+        if found is not None:
+            found = self._left_behind(*found)
+        try:
+            self._mark = self.remote.replace(LOCK_FILE, _content(), None if found is None else found[1])
+        except OtherWriterError:
+            raise self._refused("") from None
+
+    def _left_behind(self, data: bytes, mark: ObjectMark) -> tuple[bytes, ObjectMark] | None:
+        """Wait until it is sure that the holder of a lock died. Return the lock, or None if it went meanwhile.
+
+        Raises:
+            RunError: The holder is alive.
+        """
+        holder, since = _holder(data), time.monotonic()
+        alive = _is_alive(holder)
+        if alive is None:
+            LOG.warning("%s: looking if the process that holds its lock is alive%s", self.remote.url, _who(holder))
+        while alive is None and time.monotonic() - since < EXPIRE_S:
+            time.sleep(LOOK_S)
+            found = self.remote.read_marked(LOCK_FILE)
+            if found is None:
+                return None
+            alive = True if found[1] != mark else None
+        if alive:
+            raise self._refused(_who(holder))
+        return data, mark
+
+    def _refused(self, who: str) -> RunError:
+        return RunError(f"{self.remote.url}: another process {self.doing}{who}. Wait for it, or stop it.")
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_S):
+            try:
+                self._mark = self.remote.replace(LOCK_FILE, _content(), self._mark)
+            except OtherWriterError as error:
+                # Checkpoints have a lock of their own: the run ends at the next one.
+                LOG.warning("%s: this process has lost its lock", error)
+                self._mark = None
+                return
+            except StsslError as error:
+                LOG.warning("%s; the lock was not renewed", error)
+
+
+def _content() -> bytes:
+    """Return the content of a lock of this process."""
+    return json.dumps(_myself() | {"at": time.time_ns()}).encode()
+
+
+def _myself() -> dict[str, object]:
+    """Describe this process: machine, start of the machine, space of process numbers, number and start."""
+    boot = space = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = str(Path("/proc/self/ns/pid").readlink())
+    number = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "boot": boot,
+        "space": space,
+        "pid": number,
+        "started": process_start(number),
+    }
+
+
+def _holder(data: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_alive(holder: dict[str, object]) -> bool | None:
+    """Say if a lock's process is alive. Return None if it ran on another machine, so that only time can tell."""
+    own, number = _myself(), holder.get("pid")
+    here = own["boot"] and all(holder.get(name) == own[name] for name in ("host", "boot", "space"))
+    if not here or not isinstance(number, int):
+        return None
+    return process_start(number) == holder.get("started")
+
+
+def _who(holder: dict[str, object]) -> str:
+    """Return in brackets which process holds a lock, or nothing if the lock does not say it."""
+    number, host = holder.get("pid"), holder.get("host")
+    known = isinstance(number, int) and isinstance(host, str) and host.isprintable()
+    return f" (process {number} on {str(host)[:64]})" if known else ""

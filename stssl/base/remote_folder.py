@@ -1,0 +1,176 @@
+"""Read and write the files of a folder in an object store (`s3://`, `gs://`, `az://`): results of runs and sweeps."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from stssl.base.errors import DataError, RunError, UnreachableError
+from stssl.base.remote import bucket, explained, get_object, split_url
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
+    from obstore.store import ObjectStore
+
+PART_BYTES = 32 << 20
+"""Larger files are sent in parts of this size, so that a lost connection costs one part."""
+
+
+class ObjectMark(NamedTuple):
+    """Identify one content of an object: its entity tag and its version, as far as the store has them."""
+
+    tag: str | None
+    version: str | None
+
+
+class Listed(NamedTuple):
+    """Describe a file in a folder of an object store: its size in bytes and its entity tag, if the store lists it."""
+
+    size: int
+    tag: str | None
+
+
+class OtherWriterError(RunError):
+    """Report that another process has written an object meanwhile. Ray may restart the workers that meet it."""
+
+    passing = True
+
+
+class RemoteFolder:
+    """Read and write the files below one URL. All files are written whole or not at all."""
+
+    def __init__(self, url: str) -> None:
+        """Set the URL of the folder. Ask the store nothing yet."""
+        self.url = url
+        self.bucket_url, self.key = split_url(url)
+
+    def place(self, name: str) -> str:
+        """Return the key of a file: its path in the bucket."""
+        return f"{self.key}/{name}".strip("/")
+
+    @contextlib.contextmanager
+    def _bucket(self, name: str = "") -> Iterator["ObjectStore"]:
+        """Return a context with the open bucket, in which errors of the store become messages."""
+        with explained(f"{self.url}/{name}".rstrip("/")):
+            yield bucket(self.bucket_url)
+
+    def listed(self) -> dict[str, Listed]:
+        """List all files below the URL by their names relative to it.
+
+        Raises:
+            DataError: The bucket does not exist, or it cannot be read.
+        """
+        found: dict[str, Listed] = {}
+        head = f"{self.key}/" if self.key else ""
+        try:
+            with self._bucket() as store:
+                for chunk in store.list(head or None):
+                    for entry in chunk:
+                        name = entry["path"].removeprefix(head)
+                        if not {"", ".", ".."} & set(name.split("/")):
+                            found[name] = Listed(int(entry["size"]), entry.get("e_tag"))
+        except FileNotFoundError:
+            raise self._no_bucket() from None
+        return found
+
+    def read(self, name: str) -> bytes | None:
+        """Download a file. Return None if it does not exist."""
+        try:
+            return get_object(self.bucket_url, self.place(name))[0]
+        except FileNotFoundError:
+            return None
+
+    def tail(self, name: str, size: int) -> bytes | None:
+        """Download the last `size` bytes of a file. Return None if it does not exist."""
+        try:
+            return get_object(self.bucket_url, self.place(name), {"range": {"suffix": size}})[0]
+        except FileNotFoundError:
+            return None
+        except UnreachableError as error:
+            if "416" in str(error):  # no part of an empty object can be asked for
+                return b""
+            raise
+
+    def read_marked(self, name: str) -> tuple[bytes, ObjectMark] | None:
+        """Download a file with the mark of its content. Return None if it does not exist."""
+        with contextlib.suppress(FileNotFoundError), self._bucket(name) as store:
+            answer = store.get(self.place(name))
+            mark = ObjectMark(answer.meta.get("e_tag"), answer.meta.get("version"))
+            return bytes(answer.bytes()), mark
+        return None
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Upload a file, or replace it.
+
+        Raises:
+            DataError: The bucket does not exist or refuses the file, or the store does not answer.
+        """
+        try:
+            with self._bucket(name) as store:
+                store.put(self.place(name), bytes(data), use_multipart=len(data) > PART_BYTES, chunk_size=PART_BYTES)
+        except FileNotFoundError:
+            raise self._no_bucket() from None
+
+    def replace(self, name: str, data: bytes, known: ObjectMark | None) -> ObjectMark:
+        """Upload a file, but only if nobody else wrote it meanwhile.
+
+        Args:
+            name: Name of the file.
+            data: Its new content.
+            known: Mark of the content to replace; None if the file must not exist yet.
+
+        Returns:
+            Mark of the new content.
+
+        Raises:
+            OtherWriterError: The object store has another content.
+            DataError: The bucket does not exist or refuses the file, or the store does not answer.
+        """
+        from obstore import exceptions
+
+        try:
+            with self._bucket(name) as store:
+                try:
+                    if known is None:
+                        put = store.put(self.place(name), data, mode="create", use_multipart=False)
+                    else:
+                        put = store.put(self.place(name), data, mode=_mode(known), use_multipart=False)
+                    return ObjectMark(put["e_tag"], put["version"])
+                except (exceptions.AlreadyExistsError, exceptions.PreconditionError, exceptions.NotFoundError):
+                    pass
+        except FileNotFoundError:
+            pass
+        # A lost answer makes obstore send the request again. The second one then meets the content of the first.
+        found = self.read_marked(name)
+        if found is not None and found[0] == data:
+            return found[1]
+        if found is None and known is None:
+            raise self._no_bucket()
+        raise OtherWriterError(f"{self.url}/{name}: another process has written it meanwhile")
+
+    def copy(self, name: str, target: str) -> None:
+        """Copy a file inside the object store.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            DataError: The store refuses the copy, or does not answer.
+        """
+        with self._bucket(target) as store:
+            store.copy(self.place(name), self.place(target))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it exists."""
+        with contextlib.suppress(FileNotFoundError), self._bucket(name) as store:
+            store.delete(self.place(name))
+
+    def _no_bucket(self) -> DataError:
+        return DataError(f"{self.url}: there is no bucket {self.bucket_url}. Make it, or correct the URL.")
+
+
+def _mode(known: ObjectMark) -> "UpdateVersion":
+    """Return the condition of a request: the object must still have this content."""
+    condition: UpdateVersion = {}
+    if known.tag is not None:
+        condition["e_tag"] = known.tag
+    if known.version is not None:
+        condition["version"] = known.version
+    return condition

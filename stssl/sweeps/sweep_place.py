@@ -1,0 +1,112 @@
+"""Say where a sweep lies: in a folder of a disk, or in an object store, of which this process has a local copy.
+
+The runs of the trials lie in the same object store, and each is sent by the process that trains it.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from stssl.base.errors import RunError, StsslError
+from stssl.base.lease import LOCK_FILE, Lease
+from stssl.base.mirror import Mirror, mirror_of
+from stssl.base.paths import is_url
+from stssl.base.remote_folder import RemoteFolder
+from stssl.base.whole_files import as_size
+
+STUDY_FILE = "study.db"
+TRIALS = "trials"
+"""Folder in a sweep's folder that holds the runs of the trials."""
+RUNS = (f"{TRIALS}/", "confirm/", "tune/")
+"""Folders in a sweep's folder that hold runs, and files of Ray Tune."""
+
+
+def is_own(name: str) -> bool:
+    """Return True if a file in a sweep's folder is the sweep's own: no file of a run, no lock, not the study."""
+    return not name.startswith((*RUNS, STUDY_FILE)) and name not in (LOCK_FILE, "lock")
+
+
+class SweepPlace:
+    """Manage where the files of a sweep lie.
+
+    Attributes:
+        place: Path or URL of the sweep's folder.
+        folder: Folder with the sweep's own files. For a URL: this process's copy.
+        mirror: Connection with the object store; None for a sweep on a disk.
+    """
+
+    def __init__(self, place: str) -> None:
+        """Set the place by its path or URL. Create and fetch nothing yet."""
+        self.place = place
+        self.mirror: Mirror | None = mirror_of(place) if is_url(place) else None
+        self.folder = Path(place) if self.mirror is None else self.mirror.folder
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Return a context in which no other process works on a sweep in an object store. On a disk, do nothing.
+
+        It fetches the sweep's files at its begin, and sends them at its end.
+
+        Raises:
+            RunError: Another process runs the sweep.
+            DataError: The object store refuses files, or does not answer.
+        """
+        if self.mirror is None:
+            yield
+            return
+        with Lease(self.mirror.remote, "runs this sweep").held():
+            self.mirror.pull(lambda name: is_own(name) or name == STUDY_FILE)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(StsslError):  # an unreachable store must not hide how the sweep ended
+                    self.send_study()
+            self.mirror.push(is_own)
+
+    def send_study(self) -> None:
+        """Send the SQLite file of the study to the object store. Do nothing on a disk, or if there is no such file.
+
+        Raises:
+            RunError: The study cannot be copied.
+            DataError: The object store refuses the file, or does not answer.
+        """
+        study, copy = self.folder / STUDY_FILE, self.folder / f".{STUDY_FILE}.copy"
+        if self.mirror is None or not study.exists():
+            return
+        try:
+            # Copy it by SQLite: another thread may be in the middle of a change.
+            with contextlib.closing(sqlite3.connect(study)) as source, contextlib.closing(sqlite3.connect(copy)) as out:
+                source.backup(out)
+        except sqlite3.Error as error:
+            raise RunError(f"cannot copy {study} ({as_size(study.stat().st_size)}): {error}") from None
+        self.mirror.remote.write(STUDY_FILE, copy.read_bytes())
+
+    def remove_checkpoints(self, run: str) -> None:
+        """Remove the checkpoints of a trial's run, and half-written ones.
+
+        Args:
+            run: Name of the run, such as `trial-0007`.
+
+        Raises:
+            DataError: The object store refuses it, or does not answer.
+        """
+        inside = f"{TRIALS}/{run}/checkpoints/"
+        if self.mirror is None:
+            folder = self.folder / inside
+            for path in [*folder.glob("*.pt"), *folder.glob(".*.pt.*")]:
+                path.unlink(missing_ok=True)
+            return
+        remote = RemoteFolder(f"{self.place}/{inside.rstrip('/')}")
+        # The mark goes first: it must not name checkpoints that are gone.
+        for name in sorted(remote.listed(), key=lambda name: name.endswith(".pt")):
+            if name.endswith((".pt", ".json")):
+                remote.remove(name)
+
+    def has_runs(self) -> bool:
+        """Return True if there are runs of trials."""
+        if self.mirror is not None:
+            return any(name.startswith(f"{TRIALS}/") for name in self.mirror.remote.listed())
+        runs = self.folder / TRIALS
+        return runs.is_dir() and any(runs.iterdir())

@@ -1,0 +1,202 @@
+"""Runs whose folder is in an object store: the same results and files as on a disk, from any machine."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+import yaml
+from far_storage import BUCKET, far_server, forgetting
+from gcs_server import gcs_server
+from s3_server import environment, s3_server
+
+from stssl.analysis.report import write_report
+from stssl.api.run import Run
+from stssl.base import remote
+from stssl.base.config import merge, validate
+from stssl.base.errors import ConfigError, DataError
+from stssl.recipes.recipe import Recipe
+from stssl.training import loop
+from stssl.training.launch import run
+from stssl.training.run_folder import RunFolder
+from stssl.training.trained_run import evaluate_run
+
+pytest.importorskip("obstore")
+HEAD = "bucket/runs/far/"
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """Return a function after which this process knows nothing of earlier commands, like one on another machine."""
+    return forgetting(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def server(monkeypatch, elsewhere):
+    with far_server(monkeypatch) as running:
+        yield running
+
+
+def recipe_of(tree, **keys):
+    return validate(Recipe, merge(tree, keys), "test")
+
+
+@pytest.fixture
+def far(recipe_tree):
+    return recipe_of(recipe_tree, launch={"storage": BUCKET}, name="far")
+
+
+@pytest.fixture(scope="module")
+def unbroken(store, tmp_path_factory):
+    """Files of the same run on a disk, trained without a break."""
+    recipe = recipe_of(tiny.tiny_recipe(store, tmp_path_factory.mktemp("unbroken")), name="far")
+    run(recipe)
+    folder = RunFolder.of(recipe).path
+    evaluate_run(folder, "test")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def files(server):
+    return {name.removeprefix(HEAD): data for name, data in server.objects.items() if name.startswith(HEAD)}
+
+
+def steps_of(metrics):
+    return [(row["kind"], row["step"], row.get("loss")) for row in map(json.loads, metrics.splitlines())]
+
+
+SAME = [f"checkpoints/{name}" for name in ("last.pt", "previous.pt", "best.pt", "student.safetensors", "samples.npz")]
+SAME += ["labels.json", "done.json"]
+
+
+def test_a_run_in_a_bucket_is_the_one_on_a_disk(server, far, unbroken, elsewhere, tmp_path):
+    rows = []
+    folder = run(far, rows.append)
+    assert folder.place == f"{BUCKET}/far"
+    assert [(row["kind"], row["step"], row.get("loss")) for row in rows] == steps_of(unbroken["metrics.jsonl"])
+    elsewhere()
+    assert run(far).finished() and "bucket/runs/far/lock.json" not in server.objects
+    evaluate_run(f"{BUCKET}/far", "test")
+    there = files(server)
+    assert there.keys() - {"checkpoints/committed.json"} == unbroken.keys()
+    assert [name for name in SAME if there[name] != unbroken[name]] == []
+    scores, wanted = (json.loads(held["evaluation/test.json"])["networks"] for held in (there, unbroken))
+    assert scores == wanted
+    elsewhere()
+    assert "far" in write_report([f"{BUCKET}/far"], tmp_path / "page.html").read_text()
+    opened = Run.open(f"{BUCKET}/far")
+    assert opened.finished and opened.student().classes and sorted(opened.checkpoints) == ["best", "last", "previous"]
+    everything = b"".join(server.objects.values())
+    assert b"secret" not in everything and b"tester" not in everything
+
+
+def test_a_name_of_a_run_in_a_bucket_is_no_local_folder(far, recipe_tree, tmp_path, monkeypatch):
+    (tmp_path / "far").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for weights in ("run:far", f"run:{BUCKET}/far/"):
+        second = recipe_of(recipe_tree, launch={"storage": BUCKET}, name="second", model={"weights": weights})
+        assert second.model.weights == f"run:{BUCKET}/far"
+        assert second.identity()["model"]["weights"] == "run:far"
+    near = recipe_of(recipe_tree, launch={"storage": BUCKET}, model={"weights": "run:./far"})
+    assert near.model.weights == f"run:{tmp_path}/far"
+    with pytest.raises(ConfigError, match="not looked up in s3"):
+        recipe_of(recipe_tree, launch={"storage": BUCKET}, model={"weights": "run:runs/far"})
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "hdfs://n/r", "s3a://b/r", "s3:/bucket/r", "s3:bucket", "file:///runs", "s3://", "s3:///r", "https://b/r",
+        "s3://b/../r", "s3://b//r", "s3://b/r?x=1", "s3://b/r#x", "s3://b/a\\b", "gs:/b", "s3://-b/r", "s3://b:80/r",
+    ],
+)  # fmt: skip
+def test_other_urls_for_results_are_refused(storage, recipe_tree):
+    with pytest.raises(ConfigError, match=r"launch.storage: .*(URL|plain names)") as caught:
+        recipe_of(recipe_tree, launch={"storage": storage})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated(recipe_tree):
+    with pytest.raises(ConfigError, match="environment variables") as caught:
+        recipe_of(recipe_tree, launch={"storage": "s3://key:hidden@bucket/runs"})
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_weights_of_a_run_in_a_bucket_soak(server, far, recipe_tree, elsewhere):
+    run(far)
+    elsewhere()
+    second = recipe_of(recipe_tree, launch={"storage": BUCKET}, name="second", model={"weights": "run:far"})
+    assert run(second).finished()
+
+
+@pytest.mark.slow
+def test_a_bucket_that_becomes_read_only_in_mid_run_soak(server, far, elsewhere, monkeypatch, unbroken):
+    train_step, count = loop.train_step, iter(range(100))
+
+    def forbid(train_state, raw):
+        server.refused = ("PUT", "DELETE") if next(count) >= 6 else ()
+        return train_step(train_state, raw)
+
+    monkeypatch.setattr(loop, "train_step", forbid)
+    with pytest.raises(DataError, match="access is denied") as caught:
+        run(far)
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+    server.refused = ()
+    monkeypatch.setattr(loop, "train_step", train_step)
+    elsewhere()
+    run(far)
+    assert [name for name in SAME if files(server)[name] != unbroken[name]] == []
+
+
+@pytest.mark.slow
+def test_requests_that_fail_for_a_while_do_not_end_a_run_soak(server, far, unbroken, monkeypatch):
+    train_step, kinds = loop.train_step, iter([500, 503, "short", "reset"] * 9)
+
+    def fail(train_state, raw):
+        server.kind, server.failures = next(kinds), 2
+        return train_step(train_state, raw)
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    run(far)
+    assert [name for name in SAME if files(server)[name] != unbroken[name]] == []
+
+
+@pytest.mark.slow
+def test_a_run_on_google_storage_soak(recipe_tree, unbroken, elsewhere, tmp_path, monkeypatch):
+    remote.bucket.cache_clear()
+    with gcs_server(tmp_path, monkeypatch) as server:
+        run(recipe_of(recipe_tree, launch={"storage": "gs://bucket/runs"}, name="far"))
+        elsewhere()
+        evaluate_run("gs://bucket/runs/far", "test")
+        assert [name for name in SAME if files(server)[name] != unbroken[name]] == []
+    remote.bucket.cache_clear()
+
+
+@pytest.mark.slow
+def test_ten_random_kills_of_a_run_in_a_bucket(recipe_tree, unbroken, tmp_path):
+    """Kill the command ten times, each time as if the next start was on another machine."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_tree | {"name": "far"}))
+    chance = random.Random(3)
+    with s3_server() as server:
+        for number in range(10):
+            variables = os.environ | environment(server) | {"STSSL_RUN_CACHE": str(tmp_path / f"machine{number}")}
+            command = [sys.executable, "-m", "stssl.commands.cli", "train", str(recipe), f"launch.storage={BUCKET}"]
+            before, begun = len(server.requests), time.monotonic()
+            with (tmp_path / "log").open("ab") as log:
+                process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+                wanted = before + chance.randrange(2, 60)
+                while process.poll() is None and len(server.requests) < wanted and time.monotonic() - begun < 300:
+                    time.sleep(0.002)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == f"{BUCKET}/far"
+        assert [name for name in SAME if files(server)[name] != unbroken[name]] == []
+        assert steps_of(files(server)["metrics.jsonl"]) == steps_of(unbroken["metrics.jsonl"])
