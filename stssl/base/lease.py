@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stssl.base.errors import RunError, StsslError
 from stssl.base.logs import LOG
-from stssl.base.mirror import process_start
+from stssl.base.mirror import process_space, process_start
 from stssl.base.remote_folder import ObjectMark, OtherWriterError, RemoteFolder
 
 LOCK_FILE = "lock.json"
@@ -115,15 +115,13 @@ def _content() -> bytes:
 
 def _myself() -> dict[str, object]:
     """Describe this process: machine, start of the machine, space of process numbers, number and start."""
-    boot = space = ""
+    boot, number = "", os.getpid()
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        space = str(Path("/proc/self/ns/pid").readlink())
-    number = os.getpid()
     return {
         "host": socket.gethostname(),
         "boot": boot,
-        "space": space,
+        "space": process_space(),
         "pid": number,
         "started": process_start(number),
     }

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -225,12 +226,13 @@ def mirror_of(url: str) -> Mirror:
 
 def _own_folder() -> Path:
     """Return the folder of this process, and remove those of processes that were killed."""
-    kept = cache_folder() / "processes"
+    # Other machines and containers may share the cache. Their process numbers say nothing here.
+    kept = cache_folder() / "processes" / f"{socket.gethostname()}-{process_space()}"
     own = kept / _process_name(os.getpid())
     if own.exists():
         return own
     try:
-        kept.mkdir(exist_ok=True)
+        kept.mkdir(parents=True, exist_ok=True)
         for other in kept.iterdir():
             number = other.name.partition("-")[0]
             if number.isdecimal() and other.name != _process_name(int(number)):
@@ -245,6 +247,14 @@ def _own_folder() -> Path:
 def _process_name(number: int) -> str:
     """Return a name for a process that no later process has: its number and the time of its start."""
     return f"{number}-{process_start(number)}"
+
+
+def process_space() -> str:
+    """Return a name of the space of process numbers: containers have spaces of their own."""
+    try:
+        return "".join(filter(str.isdecimal, str(Path("/proc/self/ns/pid").readlink())))
+    except OSError:
+        return "0"
 
 
 def process_start(number: int) -> str:
