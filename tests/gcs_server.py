@@ -18,10 +18,11 @@ from s3_server import S3Server
 
 
 class EmulatorObjects(MutableMapping[str, bytes]):
-    """Hold the objects of an emulator, by `bucket/key`."""
+    """Hold the objects of an emulator, by `bucket/key`. Empty ones stay here, since the emulator takes none."""
 
     def __init__(self, url: str, bucket: str) -> None:
         self.url, self.bucket = url, bucket
+        self.empty: set[str] = set()
         self.ask("/storage/v1/b?project=test", json.dumps({"name": bucket}).encode(), "POST")
 
     def ask(self, path: str, data: bytes | None = None, method: str = "GET") -> bytes:
@@ -30,23 +31,33 @@ class EmulatorObjects(MutableMapping[str, bytes]):
             return bytes(answer.read())
 
     def __getitem__(self, key: str) -> bytes:
+        if key in self.empty:
+            return b""
         try:
             return self.ask(f"/{quote(key)}")
         except HTTPError:
             raise KeyError(key) from None
 
     def __setitem__(self, key: str, body: bytes) -> None:
-        self.ask(f"/{quote(key)}", body, "PUT")
+        if body:
+            self.empty.discard(key)
+            self.ask(f"/{quote(key)}", body, "PUT")
+        else:
+            self.pop(key, None)
+            self.empty.add(key)
 
     def __delitem__(self, key: str) -> None:
         bucket, _, name = key.partition("/")
         if key not in set(self):
             raise KeyError(key)
+        if key in self.empty:
+            self.empty.discard(key)
+            return
         self.ask(f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}", method="DELETE")
 
     def __iter__(self) -> Iterator[str]:
         found = json.loads(self.ask(f"/storage/v1/b/{self.bucket}/o"))
-        return iter([f"{self.bucket}/{item['name']}" for item in found.get("items", [])])
+        return iter([*(f"{self.bucket}/{item['name']}" for item in found.get("items", [])), *self.empty])
 
     def __len__(self) -> int:
         return len(list(iter(self)))

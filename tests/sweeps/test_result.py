@@ -60,7 +60,7 @@ def test_best_yaml_is_a_recipe(book):
     assert about["trial"] == 1 and about["accuracy"] == 0.6 and recipe.name == "s-best"
     assert recipe.algorithm.threshold == about["values"]["algorithm.threshold"]
     assert recipe.launch == book.sweep.recipe.launch
-    assert (path.parent / "best").resolve() == rows(book)[1].run
+    assert str((path.parent / "best").resolve()) == rows(book)[1].run
 
 
 def test_without_any_score_the_error_says_why(open_book, carry_out):
