@@ -140,7 +140,7 @@ def compare_runs(
 
 
 def compare_groups(
-    groups: Sequence[Sequence[Path]], against: Sequence[Path], options: ComparisonOptions
+    groups: Sequence[Sequence[str | Path]], against: Sequence[str | Path], options: ComparisonOptions
 ) -> list[Difference]:
     """Compare several recipes with another one, as `compare_runs` does, but load only two recipes' runs at a time.
 

@@ -126,7 +126,7 @@ def _body(title: str, runs: Sequence[RunDigest]) -> list[Markup]:
     return [*body, Markup("<h2>What produced the runs</h2>"), record_table(runs), *_recipes(groups)]
 
 
-def _digest(view: RunView, path: Path, key: str, details: list[Markup]) -> RunDigest:
+def _digest(view: RunView, path: str | Path, key: str, details: list[Markup]) -> RunDigest:
     """Return the few things of a run that the page shows, so the run's large arrays and metrics can be freed."""
     wanted = [(panel.kind, metric) for group in PANELS.values() for panel in group for metric in _metrics(panel)]
     return RunDigest(

@@ -22,7 +22,7 @@ class RunDigest:
 
     Attributes:
         name: Name of the run on the page.
-        path: Folder of the run.
+        path: Path or URL of the run's folder.
         key: Text that is equal for runs that differ only in their seeds.
         seed: Seeds of the run and of its choice of labels.
         recipe_text: Text of the recipe's file.
@@ -34,7 +34,7 @@ class RunDigest:
     """
 
     name: str
-    path: Path
+    path: str | Path
     key: str
     seed: tuple[int, int]
     recipe_text: str
