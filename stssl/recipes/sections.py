@@ -192,6 +192,7 @@ class ComputeConfig(Config):
     Attributes:
         precision: Number format for computing in the networks. Weights are always fp32. `auto` takes bf16 if all
             devices have instructions for it (AVX-512 bf16, AMX, GPU), else fp32; a resumed run keeps its first choice.
+            On CPUs, networks with depthwise convolutions, such as EfficientNet, are slower in bf16.
         threads: Number of CPU threads of each process; None keeps PyTorch's default.
         compile: True to compile the networks' blocks with torch.compile.
         nonfinite_steps: Number of steps that may be skipped because a gradient is not finite. More of them end the run.
