@@ -2,7 +2,7 @@
 
 `schema` defines the layout of a store, `writer` writes a store, and `verification` checks it. `Store` opens a store and
 makes its readers. A reader takes patches from shard files (`shards`, `shard_index`, `shard_layout`), or from an object
-store through a disk cache (`fetched`, `disk`, `remote`). It reads any other layout with zarr-python. `cache` keeps
+store through a disk cache (`fetched`, `disk`). It reads any other layout with zarr-python. `cache` keeps
 decoded copies in host memory or device memory.
 
 Importing zarr and torch takes long. So Python imports each name below at its first use.
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from stssl.base.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from stssl.base.remote import is_remote
     from stssl.store.cache import ArrayReader, Held, PixelSource, Streamed, hold
     from stssl.store.description import describe_store
     from stssl.store.disk import DiskCache, default_folder
@@ -55,7 +54,6 @@ __all__ = [
     "default_folder",
     "describe_store",
     "hold",
-    "is_remote",
     "label_columns",
     "rows_named",
     "sole_writer",
@@ -79,7 +77,6 @@ _MODULES = {
     "files": ("sole_writer",),
     "lists": ("rows_named",),
     "reader": ("StoreReader",),
-    "remote": ("is_remote",),
     "schema": (
         "BadPatchError",
         "Column",

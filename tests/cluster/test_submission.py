@@ -164,7 +164,8 @@ def test_a_sweep_runs(cluster, recipe, project, tmp_path):
     assert best.exists() and str(best) in done.stdout
 
 
-def test_a_prediction_runs_in_tasks_and_in_its_own_process(cluster, project, tmp_path):
+@pytest.mark.slow
+def test_soak_predictions_run_in_tasks_and_in_the_jobs_own_process(cluster, project, tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (4, 3, 32, 32), np.uint8)
     run, scene = write_run(tmp_path / "run", images), tmp_path / "scene.tif"
     about = {"driver": "GTiff", "count": 3, "height": 96, "width": 96, "dtype": "uint8", "crs": "EPSG:32633"}

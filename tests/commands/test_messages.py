@@ -107,7 +107,7 @@ class Placeless:
         return np.full(4, np.nan) if name in ("lat", "lon") else np.zeros(4)
 
 
-@pytest.mark.parametrize("split", ["random", "blocks", "official"])
+@pytest.mark.parametrize("split", ["rounds", "blocks", "official"])
 def test_a_store_without_places_or_splits_says_how_to_get_one(split):
     with pytest.raises((ConfigError, DataError), match=r"data\.split: placeless\.zarr .* a column `split`"):
         make_split(Placeless(), split)
@@ -164,7 +164,7 @@ def test_a_command_into_a_pipe(tmp_path, monkeypatch, capsys):
 
 def test_what_is_wrong_is_the_only_line(recipe_tree, tmp_path, monkeypatch, capsys):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_tree))
-    monkeypatch.setattr(sys, "argv", ["stssl", "train", str(tmp_path / "r.yaml"), "data.split=random"])
+    monkeypatch.setattr(sys, "argv", ["stssl", "train", str(tmp_path / "r.yaml"), "data.split=rounds"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2

@@ -22,7 +22,7 @@ from stssl.training.launch import run
 
 def interrupted(arguments, place, number, out, twice=False):
     """Carry a command out in a process of its own that gets a signal in a function of it, or twice."""
-    module, name = {"convert": (conversion.Job, "convert_shard"), "evaluate": (finished, "score_part")}[place]
+    module, name = {"convert": (conversion.Job, "convert_shard"), "evaluate": (finished, "score_networks")}[place]
     signal.signal(number, signal.SIG_DFL)  # shells start background commands with Ctrl-C ignored
     before, calls = getattr(module, name), []
 

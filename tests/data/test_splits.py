@@ -95,8 +95,8 @@ def test_lists_name_patches(tmp_path):
 
 
 def test_unknown_split_and_empty_part():
-    with pytest.raises(ConfigError, match=r"no split 'random'. It has: official, blocks"):
-        make_split(Table(), "random")
+    with pytest.raises(ConfigError, match=r"no split 'rounds'. It has: official, random, blocks"):
+        make_split(Table(), "rounds")
     table = Table()
     table.columns["split_official"][:] = 0
     with pytest.raises(DataError, match="no patch for validation"):

@@ -103,8 +103,8 @@ def test_a_known_field_lies_within_half_a_pixel_of_its_place_in_any_projection(p
         values[:, 128:192, 64:128] = inside
         transform = rasterio.transform.from_origin(*corner, pixel, pixel)
         scene = write_tif(tmp_path / "s.tif", values, ("B04", "B03", "B02"), crs=crs, transform=transform)
-        found = predict(plain.run, scene, tmp_path / "map.tif", stride=64)
-        with rasterio.open(tmp_path / "map.tif") as file:
+        found = predict(plain.run, scene, tmp_path / f"{crs[5:]}.tif", stride=64)
+        with rasterio.open(tmp_path / f"{crs[5:]}.tif") as file:
             rows, columns = np.nonzero(found[0] == found[0][150, 100])
             left, top = file.transform @ (columns.min(), rows.min())
             right, bottom = file.transform @ (columns.max() + 1, rows.max() + 1)
