@@ -3,7 +3,8 @@
     python experiments/benchmarks/kill_predict.py --side 10980 --kills 10 --threads 0 --json kills.json
 
 The script generates a scene of 12 bands and a ResNet-18, as `predict.py` does, and maps the scene without interruption.
-Then it starts the same command again and again, and kills its whole group of processes (SIGKILL) after a random time.
+Then it starts the same command again and again, and kills its whole group of processes (SIGKILL) a random time after
+the first file of the map appears: the start of Python would take most of the kills of a small scene.
 If a map is finished before its kill, it is compared and removed, and the next one begins. The last one may end. All
 maps must be equal, byte by byte.
 """
@@ -30,6 +31,16 @@ def start(folder: Path, out: Path, workers: int, stride: int) -> subprocess.Pope
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     nothing = subprocess.DEVNULL
     return subprocess.Popen(words, env=environment, start_new_session=True, stdout=nothing, stderr=nothing)
+
+
+def begin(folder: Path, out: Path, workers: int, stride: int) -> subprocess.Popen[bytes]:
+    """Start a prediction, and wait until it keeps blocks in their folder."""
+    process = start(folder, out, workers, stride)
+    while not (out.parent / f".{out.name}.parts" / "plain.tif").exists():
+        if process.poll() is not None:
+            raise SystemExit(f"the prediction failed with exit code {process.returncode}")
+        time.sleep(0.01)
+    return process
 
 
 def kill_after(process: subprocess.Popen[bytes], seconds: float) -> bool:
@@ -59,14 +70,16 @@ def main() -> None:
         whole, out = folder / "whole.tif", folder / "map.tif"
         write_scene(folder / "scene.tif", options.side)
         write_student(folder / "student.safetensors")
-        began = time.perf_counter()
-        if start(folder, whole, options.threads, options.stride).wait():
+        process, began = begin(folder, whole, options.threads, options.stride), time.perf_counter()
+        if process.wait():
             raise SystemExit("the prediction failed")
         seconds, truth = time.perf_counter() - began, whole.read_bytes()
         print(f"{options.side} x {options.side} pixels in {seconds:.0f} s", flush=True)
         while kills < options.kills:
-            moment = dice.uniform(0.02, 0.9) * seconds
-            killed = kill_after(start(folder, out, options.threads, options.stride), moment)
+            # A killed prediction may leave this file. Its next start removes it only after Python has started.
+            (folder / ".map.tif.parts" / "plain.tif").unlink(missing_ok=True)
+            moment = dice.uniform(0, 0.4) * seconds
+            killed = kill_after(begin(folder, out, options.threads, options.stride), moment)
             kills += killed
             kept = len(list(folder.glob(".map.tif.parts/block_*.bin")))
             rows.append({"after": round(moment, 2), "killed": killed, "kept blocks": kept, "identical": None})

@@ -171,7 +171,7 @@ def test_a_kill_after_each_block_leaves_nothing_that_changes_the_map(plain, tmp_
 @pytest.mark.timeout(1200)
 def test_ten_kills_at_random_moments_change_no_byte_of_the_map(tmp_path):
     script = Path(__file__).parents[2] / "experiments" / "benchmarks" / "kill_predict.py"
-    words = ["--side", "1500", "--kills", "10", "--json", str(tmp_path / "kills.json")]
+    words = ["--side", "3000", "--kills", "10", "--json", str(tmp_path / "kills.json")]
     subprocess.run([sys.executable, str(script), *words], check=True)
     found = json.loads((tmp_path / "kills.json").read_text())
     assert found["identical"] and sum(row["killed"] for row in found["rows"]) == 10
