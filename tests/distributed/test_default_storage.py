@@ -8,7 +8,8 @@ from stssl.training.launch import run
 
 
 @pytest.mark.ray
-def test_a_run_lies_where_the_command_was_typed(recipe_tree, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_readme_a_run_lies_where_the_command_was_typed(recipe_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "near.zarr").symlink_to(recipe_tree["data"]["store"])
     recipe_tree["data"]["store"] = "near.zarr"

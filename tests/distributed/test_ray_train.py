@@ -15,7 +15,7 @@ from processes import family, finish, kill, start
 
 from stssl.training.checkpoints import read_state
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 COMMAND = [sys.executable, "-m", "stssl.commands.cli", "train"]
 SCRIPT = Path(__file__).with_name("simulated.py")
 STEPS = {"elastic": 450, "unbroken": 60, "worker": 60, "node": 60, "job": 60, "asked": 60, "many": 60}
@@ -97,7 +97,6 @@ def rows(folder, name, kind):
     return []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["worker", "node"])
 def test_a_run_continues_and_ends_the_same_after_a_kill_of(folder, unbroken, disturbed, lost):
     assert 20 <= disturbed[lost] < 60
@@ -106,14 +105,13 @@ def test_a_run_continues_and_ends_the_same_after_a_kill_of(folder, unbroken, dis
     assert same(folder, lost, "unbroken")
 
 
-def test_an_elastic_run_takes_in_a_node_that_joins(folder, grown):
+def test_soak_an_elastic_run_takes_in_a_node_that_joins(folder, grown):
     (first, alone), *_, (grown, together) = starts(folder, "elastic")
     assert (first, alone, together) == (0, 1, 2) and 20 <= grown < 450
     assert rows(folder, "elastic", "train") == list(range(10, 451, 10))
     weights(folder, "elastic")
 
 
-@pytest.mark.slow
 def test_a_killed_job_continues_and_ends_the_same(folder, unbroken):
     process = train(folder, "job")
     end = time.monotonic() + 200
@@ -129,7 +127,6 @@ def test_a_killed_job_continues_and_ends_the_same(folder, unbroken):
     assert same(folder, "job", "unbroken")
 
 
-@pytest.mark.slow
 def test_a_job_that_is_asked_to_end_and_not_killed_saves_its_last_step(folder, unbroken):
     process = train(folder, "asked")
     end = time.monotonic() + 200
@@ -147,5 +144,5 @@ def test_a_job_that_is_asked_to_end_and_not_killed_saves_its_last_step(folder, u
     assert same(folder, "asked", "unbroken")
 
 
-def test_more_workers_than_resources_is_an_error(grown):
+def test_soak_more_workers_than_resources_is_an_error(grown):
     assert "7 workers with 9 CPU each need 63 CPU, and Ray has 1" in grown["many"]
