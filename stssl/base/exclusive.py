@@ -1,11 +1,14 @@
-"""Let only one process at a time work in a folder."""
+"""Let only one process at a time work in a folder, or write a file."""
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
-from stssl.base.errors import RunError
+from stssl.base.errors import RunError, StsslError
+from stssl.base.whole_files import cannot_write
 
 
 @contextlib.contextmanager
@@ -13,17 +16,55 @@ def alone(folder: Path, what: str) -> Iterator[None]:
     """Return a context in which no other process can work in a folder. Make the folder if it is missing.
 
     Args:
-        folder: The folder. It gets a file `lock`.
+        folder: The folder. While the context lasts, it has a file `lock`.
         what: Name of the work, such as `sweep`, for the message.
 
     Raises:
-        RunError: Another process works in the folder.
+        RunError: Another process works in the folder, or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        # Use `flock`: the system frees it even if the process is killed. A mere file as a sign would stay behind.
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"another process is running the {what} in {folder}. Wait for it, or stop it.") from None
+    busy = f"another process is running the {what} in {folder}. Wait for it, or stop it."
+    with sole_holder(folder / "lock", folder, busy):
         yield
+
+
+@contextlib.contextmanager
+def sole_holder(path: Path, about: Path | str, busy: str, error: type[StsslError] = RunError) -> Iterator[None]:
+    """Return a context in which no other process of this machine holds a lock file. It ends with the process.
+
+    Args:
+        path: The lock file. It is made, with its folder, and removed at the end of the context.
+        about: What the lock protects, for the message of a failed write.
+        busy: Message if another process holds the lock.
+        error: Class of the error to raise.
+
+    Raises:
+        StsslError: Another process holds the lock, or the lock file cannot be written. The error has the class `error`.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                file = opened.enter_context(path.open("a"))
+                # Use `flock`: the system frees it even if the process is killed. A mere file as a sign would stay.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The last holder may have removed the file after this process opened it. Such a lock stops nobody.
+                if _is_at(file, path):
+                    break
+        except BlockingIOError:
+            raise error(busy) from None
+        except OSError as problem:
+            raise error(cannot_write(about, problem)) from None
+        try:
+            yield
+        finally:
+            # Ignore a lock file that stays, as on a read-only disk. It stops nobody: the lock ends with the process.
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Return True if an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -5,10 +5,8 @@ Each block begins with a checksum of the rest: a damaged block is predicted agai
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from stssl.base.arrays import Floats
 from stssl.base.errors import RunError
+from stssl.base.exclusive import sole_holder
 from stssl.base.json_types import JsonObject
 from stssl.base.whole_files import cannot_write, write_whole
 from stssl.mapping.blocks import BlockPlan, BlockResult
@@ -199,26 +198,6 @@ def sole_prediction(out: Path) -> Iterator[None]:
     Raises:
         RunError: Another prediction writes the same map, or the lock file cannot be written.
     """
-    path = out.with_name(f".{out.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise RunError(cannot_write(out, error)) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            words = f"another prediction is writing {out}. Wait for it, stop it, or give another --out."
-            raise RunError(words) from None
-        except OSError as error:
-            raise RunError(cannot_write(path, error)) from None
-        # The last holder may have removed the file after this process opened it: such a lock stops nobody.
-        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-            raise RunError(f"another prediction to {out} has just ended. Run this one again.")
-        try:
-            yield
-        finally:
-            # A file that stays behind locks nobody out: the lock ends with the process.
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+    busy = f"another prediction is writing {out}. Wait for it, stop it, or give another --out."
+    with sole_holder(out.with_name(f".{out.name}.lock"), out, busy):
+        yield

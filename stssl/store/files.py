@@ -1,7 +1,6 @@
 """Read and write the files in a store and beside it, each whole or not at all. Hold the lock of a store."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import secrets
@@ -9,9 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from stssl.base.errors import DataError
+from stssl.base.exclusive import sole_holder
 from stssl.base.remote import RemoteFiles, explained_if_remote, is_remote
 from stssl.base.whole_files import cannot_write
 
@@ -121,26 +120,6 @@ def sole_writer(store: str) -> Iterator[None]:
         path = Path(tempfile.gettempdir(), f"stssl-{hashlib.blake2b(store.encode(), digest_size=8).hexdigest()}.lock")
     else:
         path = Path(store).with_name(f".{Path(store).name}.lock")
-    with _opened(path, store) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another conversion is writing to {store}. Wait for it, or stop it.") from None
-        # Another writer may have removed the file after this process opened it. A lock on a removed file stops nobody.
-        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-            raise DataError(f"another conversion to {store} has just ended. Run this one again.")
-        try:
-            yield
-        finally:
-            # Ignore a lock file that stays, as on a read-only disk. It stops nobody: the lock ends with the process.
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-
-
-def _opened(path: Path, store: str) -> TextIO:
-    """Open a lock file. If its folder is missing, make the folder."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a")
-    except OSError as error:
-        raise DataError(cannot_write(store, error)) from None
+    busy = f"another conversion is writing to {store}. Wait for it, or stop it."
+    with sole_holder(path, store, busy, DataError):
+        yield
