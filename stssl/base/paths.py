@@ -30,7 +30,9 @@ NAME_BYTES = 255
 _URL = re.compile(
     r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):/|^\s*(?P<known>s3a?|gs|gcs|az|abfss?|hdfs|https?|file):|://"
 )
-_BUCKET = re.compile(r"(?P<scheme>s3|gs|az)://(?P<bucket>[A-Za-z0-9][\w.-]*)(?P<key>/.*)?", re.IGNORECASE | re.ASCII)
+_BUCKET = re.compile(
+    rf"(?P<scheme>{'|'.join(STORES)})://(?P<bucket>[A-Za-z0-9][\w.-]*)(?P<key>/.*)?", re.IGNORECASE | re.ASCII
+)
 
 
 def is_url(path: str) -> bool:

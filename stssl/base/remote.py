@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from stssl.base.errors import DataError, UnreachableError
+from stssl.base.paths import STORES
 
 if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-SCHEMES = ("s3", "gs", "az")
 RETRY: "RetryConfig" = {
     "max_retries": 6,
     "retry_timeout": timedelta(seconds=120),
@@ -70,7 +70,7 @@ def split_url(url: str) -> tuple[str, str]:
         DataError: The kind of URL is not known.
     """
     parts = urlsplit(url)
-    if parts.scheme not in SCHEMES or not parts.netloc:
+    if parts.scheme not in STORES or not parts.netloc:
         raise DataError(f"{url} is not a URL that can be used. Give a local path, or s3://, gs:// or az://BUCKET/PATH.")
     return f"{parts.scheme}://{parts.netloc}", parts.path.strip("/")
 
@@ -157,6 +157,34 @@ def get_object(url: str, place: str, options: "GetOptions | None" = None, most: 
     raise UnreachableError(
         f"{url}/{place}: {len(data):,} of {stop - start:,} bytes came, {BODIES} times. Try again later."
     )
+
+
+def object_tail(url: str, place: str, size: int) -> bytes | None:
+    """Download the last bytes of an object, or a shorter object whole. Return None if it does not exist.
+
+    Args:
+        url: URL of the bucket.
+        place: Key of the object in the bucket.
+        size: Number of bytes.
+
+    Raises:
+        DataError: The object cannot be read. The message says why.
+    """
+    try:
+        return get_object(url, place, {"range": {"suffix": size}})[0]
+    except FileNotFoundError:
+        return None
+    except UnreachableError as error:
+        # Stores answer with status 416 if the object is empty. The URL in the message may hold the number 416, too.
+        if "416" not in str(error) or not _is_empty(url, place):
+            raise
+        return b""
+
+
+def _is_empty(url: str, place: str) -> bool:
+    with contextlib.suppress(FileNotFoundError), explained(f"{url}/{place}"):
+        return int(bucket(url).head(place)["size"]) == 0
+    return False
 
 
 def _without_suffix(url: str, place: str, options: "GetOptions | None") -> "GetOptions | None":
@@ -257,10 +285,7 @@ class RemoteFiles:
 
     def tail(self, name: str, size: int) -> bytes | None:
         """Read the last `size` bytes of an object, or a shorter object whole. Return None if it does not exist."""
-        try:
-            return get_object(*self._where(name), {"range": {"suffix": size}})[0]
-        except FileNotFoundError:
-            return None
+        return object_tail(*self._where(name), size)
 
     def write(self, name: str, data: bytes) -> None:
         """Upload an object. If the upload fails, the old object stays, or no object exists."""

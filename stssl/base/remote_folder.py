@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from stssl.base.errors import DataError, RunError, UnreachableError
-from stssl.base.remote import bucket, explained, get_object, split_url
+from stssl.base.errors import DataError, RunError
+from stssl.base.remote import bucket, explained, get_object, object_tail, split_url
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -81,14 +81,7 @@ class RemoteFolder:
 
     def tail(self, name: str, size: int) -> bytes | None:
         """Download the last `size` bytes of a file. Return None if it does not exist."""
-        try:
-            return get_object(self.bucket_url, self.place(name), {"range": {"suffix": size}})[0]
-        except FileNotFoundError:
-            return None
-        except UnreachableError as error:
-            if "416" in str(error):  # no part of an empty object can be asked for
-                return b""
-            raise
+        return object_tail(self.bucket_url, self.place(name), size)
 
     def read_marked(self, name: str) -> tuple[bytes, ObjectMark] | None:
         """Download a file with the mark of its content. Return None if it does not exist."""

@@ -64,6 +64,16 @@ def test_google_storage_does_what_runs_need(monkeypatch, tmp_path):
     remote.bucket.cache_clear()
 
 
+def test_the_end_of_an_empty_file_is_empty_and_a_number_in_its_name_does_not_make_it_so(server):
+    folder = RemoteFolder(f"{BUCKET}/run416")
+    folder.write("a", b"")
+    assert folder.tail("a", 3) == b"" and folder.tail("none", 3) is None
+    folder.write("a", b"hello")
+    server.failures, server.kind = 3, 503
+    with pytest.raises(DataError, match="run416/a"):
+        folder.tail("a", 3)
+
+
 def test_large_files_are_sent_in_parts(server, monkeypatch):
     monkeypatch.setattr(remote_folder, "PART_BYTES", 1000)
     folder, body = RemoteFolder(f"{BUCKET}/x"), bytes(range(250)) * 10
