@@ -5,7 +5,9 @@
 - `errors` and `logs` define errors and log messages for the user.
 - `batch` and `labels` define the data of a step.
 - `randomness`, `distributed` and `ray_session` serve all runs.
-- `whole_files` writes files safely.
+- `whole_files` writes files safely. `exclusive` and `lease` are locks: on a disk, and in an object store.
+- `remote`, `remote_folder`, `mirror` and `outputs` read and write object stores.
+- `processes` and `job_copy` find out where a process runs.
 
 The package exports the names that many modules use. It imports each name at its first use (see `lazy`): some modules
 need torch, which takes seconds to import, and the command line must show its help without torch.

@@ -11,11 +11,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from stssl.base.errors import RunError, StsslError
 from stssl.base.logs import LOG
-from stssl.base.mirror import process_space, process_start
+from stssl.base.processes import machine_start, process_space, process_start
 from stssl.base.remote_folder import ObjectMark, OtherWriterError, RemoteFolder
 
 LOCK_FILE = "lock.json"
@@ -98,7 +97,7 @@ class Lease:
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_S):
             try:
-                self._mark = self.remote.replace(LOCK_FILE, _content(), self._mark)
+                self._mark = self._renewed()
             except OtherWriterError as error:
                 # Checkpoints have a lock of their own: the run ends at the next one.
                 LOG.warning("%s: this process has lost its lock", error)
@@ -106,6 +105,22 @@ class Lease:
                 return
             except StsslError as error:
                 LOG.warning("%s; the lock was not renewed", error)
+
+    def _renewed(self) -> ObjectMark:
+        """Write the lock again, and return its mark.
+
+        Raises:
+            OtherWriterError: Another process has taken the lock.
+            DataError: The store refuses the lock, or does not answer.
+        """
+        try:
+            return self.remote.replace(LOCK_FILE, _content(), self._mark)
+        except OtherWriterError:
+            # An earlier renewal may have come to the store although no answer came back. Then the lock is still ours.
+            found = self.remote.read_marked(LOCK_FILE)
+            if found is None or _holder(found[0]) | {"at": None} != _myself() | {"at": None}:
+                raise
+            return found[1]
 
 
 def _content() -> bytes:
@@ -115,12 +130,10 @@ def _content() -> bytes:
 
 def _myself() -> dict[str, object]:
     """Describe this process: machine, start of the machine, space of process numbers, number and start."""
-    boot, number = "", os.getpid()
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    number = os.getpid()
     return {
         "host": socket.gethostname(),
-        "boot": boot,
+        "boot": machine_start(),
         "space": process_space(),
         "pid": number,
         "started": process_start(number),

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from stssl.base.errors import RunError, StsslError
 from stssl.base.logs import LOG
+from stssl.base.processes import process_space, process_start
 from stssl.base.remote_folder import Listed, RemoteFolder
 from stssl.base.whole_files import cannot_write, write_whole
 
@@ -247,32 +248,6 @@ def _own_folder() -> Path:
 def _process_name(number: int) -> str:
     """Return a name for a process that no later process has: its number and the time of its start."""
     return f"{number}-{process_start(number)}"
-
-
-def process_space() -> str:
-    """Return a name of the space of process numbers: containers have spaces of their own."""
-    try:
-        return "".join(filter(str.isdecimal, str(Path("/proc/self/ns/pid").readlink())))
-    except OSError:
-        return "0"
-
-
-def process_start(number: int) -> str:
-    """Return when a process began, in ticks since the machine began. Return "gone" if there is no such process."""
-    try:
-        words = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
-        return "gone" if words[0] == "Z" else words[19]
-    except OSError:
-        pass
-    if Path("/proc/self/stat").exists():
-        return "gone"
-    try:  # a system without /proc
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return "gone"
-    except OSError:
-        pass
-    return "0"
 
 
 def _remove(folder: Path, process: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stssl.base.distributed import exchange_device, gather_rows, rank, rows_of, world_size
 from stssl.base.logs import LOG
+from stssl.base.processes import machine_start
 
 MEMORY = Path("/dev/shm")
 """Folder whose files lie in memory, on Linux."""
@@ -104,9 +105,7 @@ def _boot() -> str:
 
     Host names cannot tell this: containers on different machines may have equal ones.
     """
-    path = Path("/proc/sys/kernel/random/boot_id")
-    space = Path("/dev/shm")
-    return f"{path.read_text() if path.exists() else ''} {space.stat().st_dev if space.exists() else ''}"
+    return f"{machine_start()} {MEMORY.stat().st_dev if MEMORY.exists() else ''}"
 
 
 def _number(text: str) -> int:

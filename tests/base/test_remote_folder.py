@@ -124,6 +124,17 @@ def test_a_lock_that_is_renewed_elsewhere_is_refused(server, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_lock_stays_held_if_the_answer_to_its_renewal_was_lost(server, own):
+    folder = RemoteFolder(f"{BUCKET}/x")
+    holder = lease._myself() | {"at": 0} | ({} if own else {"pid": 1})
+    with Lease(folder, "trains this run").held():
+        folder.write(LOCK_FILE, json.dumps(holder).encode())
+        time.sleep(0.3)
+        assert (json.loads(folder.read(LOCK_FILE))["at"] != 0) == own  # renewed; the control: never again
+    assert (folder.read(LOCK_FILE) is None) == own
+
+
 def test_files_are_sent_and_fetched_once(server, elsewhere):
     mirror = mirror_of(f"{BUCKET}/x")
     mirror.folder.mkdir(parents=True)
