@@ -16,7 +16,7 @@ def local_output(out: str | Path) -> Iterator[Path]:
     Files with other endings, such as the picture beside a map, are sent too.
 
     Args:
-        out: Path or URL of a file or folder.
+        out: Path or URL of a file.
 
     Raises:
         ConfigError: The URL is not one of an object store, or it names no file.
@@ -31,8 +31,9 @@ def local_output(out: str | Path) -> Iterator[Path]:
     mirror.remote.write(f".{name}.new", b"")
     mirror.remote.remove(f".{name}.new")
     yield mirror.folder / name
-    stem = Path(name).stem
-    mirror.push(lambda file: file.startswith(stem))
+    # Send no file of another output whose name only begins alike: it may be half written.
+    beside = f"{Path(name).stem}."
+    mirror.push(lambda file: file == name or file.startswith(beside))
 
 
 def _divided(out: str) -> tuple[str, str]:

@@ -184,6 +184,10 @@ def _until(reached):
 
 
 def test_outputs_go_to_a_bucket(server):
+    with pytest.raises(KeyboardInterrupt), local_output("s3://bucket/maps/map2.tif") as path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half of a map")
+        raise KeyboardInterrupt
     with local_output("s3://bucket/maps/map.tif") as path:
         path.parent.mkdir(parents=True, exist_ok=True)
         for name in ("map.tif", "map.png", "other.tif"):
