@@ -179,10 +179,8 @@ def shares_asked(config: SplitConfig) -> dict[str, float]:
     The share of `leave_out` counts among the patches that are not test patches. Stored splits and lists ask for no
     share.
     """
-    if config == "blocks":
-        config = BlockSplit(name="blocks")
-    if config == "random":
-        config = RandomSplit(name="random")
+    if isinstance(config, str):
+        config = _NAMED.get(config, config)
     if isinstance(config, BlockSplit | RandomSplit):
         return {"validation": config.validation, "test": config.test}
     return {"validation": config.validation} if isinstance(config, LeaveOutSplit) else {}
