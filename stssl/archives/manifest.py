@@ -26,29 +26,24 @@ from stssl.archives.base import Example, ExamplePatch, Option, Window
 from stssl.archives.cells import first_rows, image_path, place_name, place_of, split_of, time_of
 from stssl.archives.grids import ImageGrid, common_meters
 from stssl.archives.image_places import place_in
-from stssl.archives.images import Picture, in_color_order, read_image, sidecars
-from stssl.archives.label_cells import is_missing, read_labels
-from stssl.archives.scene_files import canonical_band
-from stssl.archives.tables import (
-    ABOUT,
-    FORM,
-    TableColumns,
-    cells_of,
-    choose_columns,
-    folder_of,
-    folder_table,
-    nearest_column,
-    read_table,
+from stssl.archives.images import Picture, in_color_order, read_image
+from stssl.archives.label_cells import read_labels
+from stssl.archives.manifest_words import (
+    WANTED,
+    column_remarks,
+    elsewhere,
+    files_beside,
+    lacking_columns,
+    missing_words,
+    stated_scales,
 )
+from stssl.archives.scene_files import canonical_band, other_names
+from stssl.archives.tables import cells_of, choose_columns, folder_of, folder_table, read_table
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.json_types import JsonMapping
 from stssl.store.schema import COMMON, GRID, REGION, BadPatchError, Column, Patch, PixelArray, Values, split_column
 from stssl.store.schema import label_columns as labels_of
 
-PATHS = ("path", "filepath", "file_path", "filename", "file_name", "image", "image_path", "file")
-READ = ("country", "lat", "lon", "label", "labels", "time", "location_id", "split")
-WANTED = {"path": PATHS} | {name: ABOUT[name] for name in READ}
-"""Columns that a manifest may have, and the possible names of each. The first name that a table has is used."""
 TRIED_IMAGES = 16
 MOST_BANDS = 16
 """Largest number of bands of an image: `valid_bands` has one bit for each band."""
@@ -120,7 +115,7 @@ class Manifest:
         """Read a table of images, and find out size and bands from the first images; see `__init__`."""
         columns = choose_columns(whole.column_names, WANTED, archive)
         if "path" not in columns.used or not whole.num_rows:
-            raise DataError(f"{archive} needs {_missing(whole.column_names, 'path' in columns.used)}")
+            raise DataError(f"{archive} needs {missing_words(whole.column_names, 'path' in columns.used)}")
         table = {name: cells_of(whole, own, archive) for name, own in columns.used.items()}
         self.folder, self._size = images or folder_of(archive), size
         self._table: Mapping[str, Sequence[object]] = table
@@ -138,11 +133,11 @@ class Manifest:
         self.classes = {name: own.classes for name, own in self._labels_of.items()}
         self.notes: tuple[str, ...] = (
             *columns.words(),
-            *_lacking(columns),
-            *_remarks(table),
+            *lacking_columns(columns),
+            *column_remarks(table),
             *(note for own in labels.values() for note in own.notes),
-            *_beside(self.folder, self.names),
-            *_scales(self._scaling),
+            *files_beside(self.folder, self.names),
+            *stated_scales(self._scaling),
         )
         places = sorted({place_name(place) for place in table.get("location_id", ())} - {""})
         self._places = {place: number for number, place in enumerate(places)}
@@ -187,7 +182,7 @@ class Manifest:
         if first is None:
             raise DataError(
                 f"none of the first {TRIED_IMAGES} images can be read ({found}). Paths start at {self.folder}"
-                f"{_elsewhere(self.folder, self.names)}"
+                f"{elsewhere(self.folder, self.names)}"
             )
         self._named, self._scaling = band_names is not None, first.scaling
         arranged = self._arranged(first)
@@ -197,10 +192,7 @@ class Manifest:
         given = tuple(name.strip() for name in band_names.split(",")) if band_names else None
         own = _described(arranged)
         if given and own and tuple(map(canonical_band, given)) != own:
-            raise ConfigError(
-                f"the band names {', '.join(given)} are given, and {self.names[0]} names its bands {', '.join(own)}. "
-                "Leave the names out: only images without names need them."
-            )
+            raise other_names(given, self.names[0], own)
         names = given or own or (("B04", "B03", "B02") if color else _numbers(count))
         if len(names) != count or len(set(names)) != count or not all(names):
             raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands: {names}")
@@ -375,55 +367,6 @@ def _read(path: Path, name: str, size: int | None) -> Picture:
     return picture
 
 
-def _elsewhere(folder: Path, names: Sequence[str]) -> str:
-    """Look for missing images in the folders directly below and above `folder`.
-
-    Return advice for an error message that names the folder with the images; empty if no folder has them.
-
-    Args:
-        folder: Folder that paths start at.
-        names: Paths in the table.
-    """
-    try:
-        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        name = next(name for name in names if not is_missing(name))
-        found = next((path for path in (*below, folder.parent) if image_path(path, name).is_file()), None)
-    except (OSError, BadPatchError, StopIteration, ValueError):
-        return ""
-    if found is None or Path(name).is_absolute():
-        return ""
-    if found == folder.parent:
-        return f". {name} is found in {found}: give --images {found}"
-    return f". {name} is found in {found.name}/: add this folder to the paths, or give --images {found}"
-
-
-def _beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    """Yield one remark if images have files beside them that GDAL would read. This program ignores such files."""
-    listed: dict[Path, frozenset[str]] = {}
-    count, example = 0, ""
-    for name in dict.fromkeys(names):
-        try:
-            path = image_path(folder, name)
-            if path.parent not in listed:
-                listed[path.parent] = frozenset(file.name.lower() for file in path.parent.iterdir())
-        except (BadPatchError, OSError, ValueError):
-            continue
-        found = sidecars(path, listed[path.parent])
-        count, example = count + bool(found), example or next(iter(found), "")
-    if count:
-        yield (
-            f"{count:,} images have files beside them that are never read (such as {example}): a place, mask or "
-            "palette that stands only there counts as absent"
-        )
-
-
-def _scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
-    """Yield a remark if files state a scale or offset: the stored values do not include them."""
-    if any(one != (1.0, 0.0) for one in scaling):
-        scale, offset = scaling[0]
-        yield f"values are stored as the files have them; these state a scale of {scale:g} and an offset of {offset:g}"
-
-
 def _described(picture: Picture) -> tuple[str, ...]:
     """Return the names of bands that an image states, such as `B02`; none if a band has no name of its own."""
     names = tuple(canonical_band(name) for name in picture.names)
@@ -434,36 +377,3 @@ def _described(picture: Picture) -> tuple[str, ...]:
 def _numbers(count: int) -> tuple[str, ...]:
     """Name bands by number: return the texts `1` to `count`."""
     return tuple(str(number + 1) for number in range(count))
-
-
-def _missing(names: list[str], rows: bool) -> str:
-    """Compose the message about a table that lacks a column with paths, or rows.
-
-    Args:
-        names: Names of the table's columns.
-        rows: True if only rows are missing.
-    """
-    if rows:
-        return "at least one row below the names of the columns"
-    has = f"It has: {', '.join(names)[:300]}" if names else "It is empty"
-    return f"a column 'path' with the images' paths, and at least one row. {has}. {FORM[0].upper()}{FORM[1:]}"
-
-
-def _lacking(columns: TableColumns) -> Iterator[str]:
-    """Yield remarks on columns that a table lacks: labels, and others that it seems to have under a mistyped name."""
-    if columns.unused and not {"label", "labels"} & columns.used.keys():
-        near = nearest_column("label", columns.unused, WANTED) or nearest_column("labels", columns.unused, WANTED)
-        yield f"no labels: no column is called label (or class). Not used: {near or ', '.join(columns.unused)}"
-    for name in ("lat", "lon", "time", "location_id", "country", "split"):
-        if name not in columns.used and (near := nearest_column(name, columns.unused, WANTED)):
-            yield f"no {name}: not used is the column {near}"
-
-
-def _remarks(table: Mapping[str, list[object]]) -> Iterator[str]:
-    """Yield remarks for the user about a table of images: columns that are empty or useless."""
-    for name, other in (("lat", "lon"), ("lon", "lat")):
-        if name in table and other not in table:
-            yield f"{name} is of no use without a column {other}: no patch has its place from the table"
-    for name in ("lat", "lon", "time", "location_id", "split"):
-        if name in table and all(map(is_missing, table[name])):
-            yield f"the column of {name} is empty"

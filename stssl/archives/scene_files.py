@@ -20,7 +20,7 @@ from stssl.archives.grids import EQUAL, ImageGrid, grid_of
 from stssl.archives.images import IMAGE_SETTINGS
 from stssl.archives.raster_files import explained_raster, scene_driver
 from stssl.base.arrays import AnyArray
-from stssl.base.errors import DataError
+from stssl.base.errors import ConfigError, DataError
 
 MOST_FILES = 32
 """Largest number of files that a reader keeps open."""
@@ -187,6 +187,20 @@ def canonical_band(name: str) -> str:
     start = re.split(r"[,;:(\s]", name.strip(), maxsplit=1)[0]
     match = _SENTINEL.fullmatch(start)
     return f"B{int(match[1]):02d}" if match else ("B8A" if start.upper() == "B8A" else name.strip())
+
+
+def other_names(given: Sequence[str], place: str, stated: Sequence[str]) -> ConfigError:
+    """Return the error for band names of the user that contradict the names in a file.
+
+    Args:
+        given: Names that the user gave.
+        place: Name of the image or scene.
+        stated: Names that the file states.
+    """
+    return ConfigError(
+        f"the band names {', '.join(given)} are given, and {place} names its bands {', '.join(stated)}. Leave the "
+        "names out: only files without names need them."
+    )
 
 
 def arrange_scene(name: str, bands: Sequence[SceneBand]) -> SceneImage:

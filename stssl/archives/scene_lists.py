@@ -8,7 +8,7 @@ from pathlib import Path
 from stssl.archives.cells import time_of
 from stssl.archives.raster_files import SCENE_ENDINGS
 from stssl.archives.safe_product import METADATA, SafeProduct, is_safe, read_safe
-from stssl.archives.scene_files import SceneBand, SceneImage, arrange_scene, canonical_band, describe_file
+from stssl.archives.scene_files import SceneBand, SceneImage, arrange_scene, canonical_band, describe_file, other_names
 from stssl.base.errors import ConfigError, DataError
 from stssl.store.schema import BadPatchError, Values
 
@@ -43,11 +43,7 @@ class BandChoice:
             if len(self.names) != len(bands):
                 raise ConfigError(f"--band-names has {len(self.names)} names, and {scene} has {len(bands)} bands.")
             if any(one.stated and canonical_band(new) != one.name for one, new in zip(bands, self.names, strict=True)):
-                raise ConfigError(
-                    f"the band names {', '.join(self.names)} are given, and {scene} names its bands "
-                    f"{', '.join(band.name for band in bands)}. Leave the names out: only files without names need "
-                    "them."
-                )
+                raise other_names(self.names, scene, [band.name for band in bands])
             bands = [replace(one, name=new) for one, new in zip(bands, self.names, strict=True)]
         if self.kept is None:
             return list(bands)
