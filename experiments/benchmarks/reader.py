@@ -40,7 +40,8 @@ from stssl.store.encode import SHARD_CHECKSUMS, encode_shard, shard_checksum, ta
 from stssl.store.reader import Stored, StoreReader
 from stssl.store.shard_layout import direct_layout
 from stssl.store.shards import ShardedArray
-from stssl.store.writer import CODECS, StorePlan, Writer
+from stssl.store.store_plan import CODECS, StorePlan
+from stssl.store.writer import Writer
 
 RGB = ("B04", "B03", "B02")
 BATCH, SHARD, TURN = 64, 512, 1

@@ -24,8 +24,9 @@ from stssl.base.remote import is_remote
 from stssl.store.files import sole_writer, writing
 from stssl.store.schema import SHARD, Patch
 from stssl.store.store import Store
+from stssl.store.store_plan import CODECS, StorePlan
 from stssl.store.verification import Findings, verify
-from stssl.store.writer import CODECS, StorePlan, Writer
+from stssl.store.writer import Writer
 
 ArchivePlace = str | Path | Sequence[str | Path]
 """Path of an archive, or paths of several scenes."""

@@ -15,7 +15,7 @@ from stssl.base.arrays import AnyArray, Ints
 from stssl.data.loader import metadata_table
 from stssl.store.schema import ERRORS, UNUSABLE, Column, ColumnArray, Patch, printable
 from stssl.store.store import Store
-from stssl.store.writer import empty_column
+from stssl.store.store_plan import empty_column
 
 ERROR_NAMES = {code: name for name, code in ERRORS.items()}
 PLACED = ("utm_epsg", "ulx", "uly", "crs", "corner_x", "corner_y", "pixel_width", "pixel_height")

@@ -1,9 +1,9 @@
 """Define the Zarr store of a converted archive, write it, check it, and read its pixels fast.
 
-`schema` defines the layout of a store, `writer` writes a store, and `verification` checks it. `Store` opens a store and
-makes its readers. A reader takes patches from shard files (`shards`, `shard_index`, `shard_layout`), or from an object
-store through a disk cache (`fetched`, `disk`). It reads any other layout with zarr-python. `cache` keeps
-decoded copies in host memory or device memory.
+`schema` defines the layout of a store, `store_plan` plans one, `writer` writes it, and `verification` checks it.
+`Store` opens a store and makes its readers. A reader takes patches from shard files (`shards`, `shard_index`,
+`shard_layout`), or from an object store through a disk cache (`fetched`, `disk`). It reads any other layout with
+zarr-python. `cache` keeps decoded copies in host memory or device memory.
 
 Importing zarr and torch takes long. So Python imports each name below at its first use.
 """
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
         split_column,
     )
     from stssl.store.store import BandGroup, Store
+    from stssl.store.store_plan import StorePlan
     from stssl.store.verification import Findings, verify
-    from stssl.store.writer import StorePlan, Writer
+    from stssl.store.writer import Writer
 
 __all__ = [
     "ArrayReader",
@@ -91,14 +92,12 @@ _MODULES = {
         "BandGroup",
         "Store",
     ),
+    "store_plan": ("StorePlan",),
     "verification": (
         "Findings",
         "verify",
     ),
-    "writer": (
-        "StorePlan",
-        "Writer",
-    ),
+    "writer": ("Writer",),
 }
 
 __getattr__ = lazy_names(__name__, _MODULES)

@@ -12,9 +12,8 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
@@ -24,7 +23,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from stssl.base.arrays import AnyArray
 from stssl.base.errors import DataError
-from stssl.base.hashing import column_hash, content_hash
+from stssl.base.hashing import column_hash
 from stssl.base.json_types import JsonObject
 from stssl.base.remote import is_remote, split_url, zarr_place
 from stssl.base.textfiles import parse_json
@@ -32,65 +31,10 @@ from stssl.store.band_statistics import statistics, tally
 from stssl.store.encode import LEVEL, SHARD_CHECKSUMS, encode_shard, shard_checksum, tail_bytes
 from stssl.store.files import files_at
 from stssl.store.identities import differing
-from stssl.store.schema import (
-    ERRORS,
-    NO_SPLIT,
-    SCHEMA_VERSION,
-    SPLIT_CODES,
-    UNUSABLE,
-    Column,
-    ColumnArray,
-    Patch,
-    PixelArray,
-    Values,
-    printable,
-)
+from stssl.store.schema import ERRORS, SCHEMA_VERSION, UNUSABLE, Column, Patch, PixelArray, printable
 from stssl.store.shard_layout import known_layout
+from stssl.store.store_plan import CODECS, ColumnArrays, StorePlan, measured_masks, stacked
 from stssl.store.zarr_metadata import DESCRIPTION_HASHES, description_hashes, read_array, read_description, read_file
-
-CODECS: dict[str, Literal["lz4", "zstd"] | None] = {"lz4": "lz4", "zstd": "zstd", "none": None}
-ColumnArrays = dict[str, ColumnArray]
-
-
-@dataclass(frozen=True)
-class StorePlan:
-    """Describe the store that a conversion writes: its arrays, columns and splits.
-
-    Attributes:
-        patches: Number of rows.
-        shard: Number of patches in a shard.
-        codec: A key of `CODECS`.
-        arrays: Pixel arrays. Together they make up a patch.
-        columns: Metadata arrays.
-        label_sets: Names of the columns with labels.
-        splits: Names of the splits. The column of a split is called `split_<name>`.
-        statistics_split: Name of a split. Its training part gives the band statistics. If the store has no such split,
-            all patches do.
-        identity: Source of the conversion, without paths, hosts or times.
-        maps: Arrays with the same rows that are no image bands.
-        attributes: More attributes for the group.
-    """
-
-    patches: int
-    shard: int
-    codec: str
-    arrays: tuple[PixelArray, ...]
-    columns: tuple[Column, ...]
-    label_sets: tuple[str, ...]
-    splits: tuple[str, ...]
-    statistics_split: str
-    identity: JsonObject
-    maps: tuple[PixelArray, ...] = ()
-    attributes: JsonObject = field(default_factory=dict)
-
-    @property
-    def shards(self) -> int:
-        """Return the number of shards that the store will have."""
-        return -(-self.patches // self.shard)
-
-    def rows(self, shard: int) -> range:
-        """Return which rows of the store a shard (a file of many patches) has."""
-        return range(shard * self.shard, min((shard + 1) * self.shard, self.patches))
 
 
 class Writer:
@@ -227,21 +171,21 @@ class Writer:
             patches: The patches, one for each name.
         """
         checksums = {}
-        pixels = {array.name: _stack(patches, array) for array in self.plan.arrays}
-        maps = {array.name: _stack(patches, array) for array in self.plan.maps}
+        pixels = {array.name: stacked(patches, array) for array in self.plan.arrays}
+        maps = {array.name: stacked(patches, array) for array in self.plan.maps}
         for name, block in (pixels | maps).items():
             shard_bytes = encode_shard(block, self.plan.shard, CODECS[self.plan.codec], checked=True)
             self.files.write(f"{name}/c/{shard}/0/0/0", shard_bytes)
             # Compute the checksum from memory, not from the file: so later reads find an error of the disk.
             checksums[f"shard_{name}"] = np.array(shard_checksum(shard_bytes[-tail_bytes(self.plan.shard) :]), np.int64)
-        columns = self._columns(names, patches, pixels)
+        columns = self.plan.metadata(names, patches, pixels)
         sidecar = {
             c.name: columns[c.name].astype(np.str_ if c.dtype == "string" else c.dtype) for c in self.plan.columns
         }
-        counted = self._counted(columns)
+        counted = self.plan.counted(columns)
         for array in self.plan.arrays:
             for key, value in tally(
-                pixels[array.name][counted], array.nodata, _measured(patches, array, counted)
+                pixels[array.name][counted], array.nodata, measured_masks(patches, array, counted)
             ).items():
                 sidecar[f"{key}_{array.name}"] = value
         problems = [[name, *problem] for name, patch in zip(names, patches, strict=True) for problem in patch.problems]
@@ -252,34 +196,6 @@ class Writer:
         self.work.write(f"{shard:06d}.npz", buffer.getvalue())
         # Write the marker last: it promises that pixels and sidecar are whole.
         self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
-
-    def _columns(self, names: Sequence[str], patches: list[Patch], pixels: ColumnArrays) -> ColumnArrays:
-        """Arrange the metadata of a shard's patches as columns: one array for each name, with one row for each patch.
-
-        Args:
-            names: Names of the patches.
-            patches: The patches, one for each name.
-            pixels: Pixels of all patches, by name of the array, for their hashes.
-        """
-        columns = {column.name: empty_column(column, len(patches)) for column in self.plan.columns}
-        for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
-            hashed = content_hash([block[place] for block in pixels.values()])
-            made: Values = {"patch_id": name, "valid_bands": patch.valid_bands, "content_hash": hashed}
-            for column, value in (patch.values | made | {"error_code": ERRORS[patch.error]}).items():
-                columns[column][place] = value
-        # The archives' splits list bad patches too. No training or scoring may use these.
-        for split in self.plan.splits:
-            columns[f"split_{split}"][np.isin(columns["error_code"], UNUSABLE)] = NO_SPLIT
-        return columns
-
-    def _counted(self, columns: ColumnArrays) -> NDArray[np.bool_]:
-        """Return True for each patch that counts for the band statistics: the usable training patches.
-
-        Without a split, all usable patches count for the statistics.
-        """
-        split = columns.get(f"split_{self.plan.statistics_split}")
-        whole = ~np.isin(columns["error_code"], UNUSABLE)
-        return whole if split is None else whole & (split == SPLIT_CODES["train"])
 
     def require_usable(self) -> None:
         """Check that at least one patch can be used. If none can, remove the store and its working files.
@@ -397,41 +313,8 @@ class Writer:
         self.files.write("zarr.json", json.dumps(whole, indent=2).encode())
 
 
-def _measured(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Join the masks of the patches that count for band statistics: True for each pixel that the satellite measured.
-
-    Args:
-        patches: The n patches of a shard.
-        array: Pixel array of the masks.
-        counted: [n] True for the patches that count for statistics.
-
-    Returns:
-        [counted patches, bands, height, width]; None if all pixels are measured.
-    """
-    if not any(array.name in patch.measured for patch in patches):
-        return None
-    whole = np.ones(array.shape, np.bool_)
-    kept = [patch for patch, own in zip(patches, counted, strict=True) if own]
-    return np.stack([patch.measured.get(array.name, whole) for patch in kept]) if kept else None
-
-
-def _stack(patches: list[Patch], array: PixelArray) -> NDArray[np.unsignedinteger]:
-    """Join the pixels of n patches into one array [n, bands, height, width]. A patch without pixels gets zeros."""
-    block = np.zeros((len(patches), *array.shape), array.dtype)
-    for place, patch in enumerate(patches):
-        if array.name in patch.arrays:
-            block[place] = patch.arrays[array.name]
-    return block
-
-
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).hexdigest().encode()
-
-
-def empty_column(column: Column, rows: int) -> ColumnArray:
-    """Make a metadata column of `rows` rows, in which each value is missing (it has the fill value)."""
-    dtype: Any = object if column.dtype == "string" else column.dtype
-    return np.full((rows, column.width) if column.width else rows, column.fill, dtype=dtype)
 
 
 def location_ids(columns: ColumnArrays) -> NDArray[np.int32]:
