@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stssl.base.errors import ConfigError, DataError
-from stssl.data.splits import BlockSplit, LeaveOutSplit, ListSplit, make_split
+from stssl.data.splits import BlockSplit, LeaveOutSplit, ListSplit, RandomSplit, make_split, shares_asked
 
 N = 600
 
@@ -72,6 +72,20 @@ def test_blocks_follow_their_seed_and_need_places():
     table.columns["lat"][:] = np.nan
     with pytest.raises(DataError, match="no coordinates"):
         make_split(table, "blocks")
+
+
+def test_a_random_split_needs_no_places_and_mixes_neighbors():
+    table = Table()
+    split = make_split(table, "random")
+    assert sorted(np.concatenate([split.train, split.validation, split.test])) == list(range(N))
+    assert (len(split.validation), len(split.test)) == (N // 10, N // 5)
+    assert shares_asked("random") == shares_asked("blocks") == {"validation": 0.1, "test": 0.2}
+    assert cells(table, split.train) & cells(table, split.test)  # the control: blocks put no square into two parts
+    larger = make_split(table, RandomSplit(name="random", test=0.5))
+    assert len(larger.test) == N // 2 and len(larger.validation) == N // 10
+    table.columns["lat"][:] = np.nan
+    assert np.array_equal(make_split(table, "random").test, split.test)
+    assert not np.array_equal(make_split(table, RandomSplit(name="random", seed=1)).test, split.test)
 
 
 def test_leave_out_tests_on_the_named_values():
