@@ -86,7 +86,9 @@ class RayOutside(Outside):
         """Return True if Ray knows that a node of this run will be taken away. All ranks call this together."""
         import ray.train
 
-        return ray.train.get_preemption_info() is not None
+        # Releases of Ray before the summer of 2026 tell nothing of nodes that will leave.
+        ask = getattr(ray.train, "get_preemption_info", None)
+        return ask is not None and ask() is not None
 
 
 @contextlib.contextmanager

@@ -153,6 +153,18 @@ def test_a_driver_passes_its_first_signal_on_if_ranks_take_steps(tmp_path, case,
     assert (tmp_path / "said").read_text() == said
 
 
+@pytest.mark.parametrize(("tells", "leaves"), [(None, False), (lambda: None, False), (lambda: "a node", True)])
+def test_a_ray_that_tells_nothing_of_leaving_nodes_is_one_without_such_nodes(tells, leaves, monkeypatch):
+    """Releases of Ray before the summer of 2026 lack the function."""
+    import ray.train
+
+    if tells is None:
+        monkeypatch.delattr(ray.train, "get_preemption_info", raising=False)
+    else:
+        monkeypatch.setattr(ray.train, "get_preemption_info", tells, raising=False)
+    assert ray_notices.RayOutside(Kept()).node_leaves() is leaves
+
+
 def test_what_the_driver_was_asked_reaches_rank_0(monkeypatch):
     monkeypatch.setattr(ray_notices, "POLL_S", 0.01)
     outside = ray_notices.RayOutside(Kept())
