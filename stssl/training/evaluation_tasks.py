@@ -33,8 +33,7 @@ def predict_on_ray(workers: int) -> Elsewhere:
                 parts: list[dict[str, torch.Tensor]] = ray.get(shares)
             except ray.exceptions.RayTaskError as error:
                 # Ray's error includes the worker's traceback, but the message of a user's mistake should be one line.
-                cause = getattr(error, "cause", None)
-                raise (RunError(str(cause)) if isinstance(cause, StsslError) else error) from None
+                raise (error.cause if isinstance(error.cause, StsslError) else error) from None
             except ray.exceptions.RayError as error:
                 words = " ".join(str(error).split())[:300]
                 raise RunError(f"workers died again and again ({words}): give fewer --workers.") from None
