@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from stssl.base.logs import LOG
 from stssl.base.paths import is_url
+from stssl.base.whole_files import as_size
 from stssl.recipes.build import build_step, without_weights
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import open_data
+from stssl.sweeps.results import dominates, gains
 from stssl.sweeps.spec import Sweep
 from stssl.sweeps.study import Book, run_name
 from stssl.sweeps.sweep_place import SweepPlace
@@ -33,9 +35,8 @@ def tidy(book: Book) -> None:
     if keep == "all":
         return
     ended = [t for t in book.study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED", "FAIL")]
-    place = SweepPlace(book.sweep.place)
-    for trial in sorted(ended, key=lambda trial: _rank(book, trial, ended))[keep:]:
-        place.remove_checkpoints(run_name(trial.number))
+    others = sorted(ended, key=lambda trial: _rank(book, trial, ended))[keep:]
+    SweepPlace(book.sweep.place).remove_checkpoints([run_name(trial.number) for trial in others])
 
 
 def _rank(book: Book, trial: "FrozenTrial", among: list["FrozenTrial"]) -> tuple[object, ...]:
@@ -44,23 +45,20 @@ def _rank(book: Book, trial: "FrozenTrial", among: list["FrozenTrial"]) -> tuple
     With several metrics, trials that no other trial dominates come first. After that, the first metric decides.
     """
     kind = ("COMPLETE", "PRUNED", "FAIL").index(trial.state.name)
-    gains = _gains(book, trial)
-    if not gains:
+    own = _gains(book, trial)
+    if not own:
         return kind, True, 0.0, trial.number
-    others = [_gains(book, other) for other in among if other.state == trial.state] if len(gains) > 1 else []
-    dominated = any(
-        other != gains and all(a >= b for a, b in zip(other, gains, strict=True)) for other in others if other
-    )
-    return kind, dominated, -gains[0], trial.number
+    others = [_gains(book, other) for other in among if other.state == trial.state] if len(own) > 1 else []
+    return kind, any(dominates(other, own) for other in others if other), -own[0], trial.number
 
 
 def _gains(book: Book, trial: "FrozenTrial") -> list[float]:
     """Return a trial's scores, negated if smaller is better. A stopped trial gets its best validation score."""
     modes = book.sweep.config.modes
     if trial.state.name == "COMPLETE" and trial.values:
-        return [value if mode == "max" else -value for value, mode in zip(trial.values, modes, strict=True)]
-    on_the_way = list(trial.intermediate_values.values())
-    return [max(on_the_way) if modes[0] == "max" else -min(on_the_way)] if on_the_way else []
+        return gains(trial.values, modes)
+    on_the_way = [gains([value], modes[:1])[0] for value in trial.intermediate_values.values()]
+    return [max(on_the_way)] if on_the_way else []
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
@@ -89,23 +87,18 @@ def room_line(sweep: Sweep, checkpoint: int, at_once: int) -> str:
     needed = needed_bytes(sweep, checkpoint, at_once)
     keep = sweep.config.keep
     whose = "all trials" if keep == "all" else f"the best {keep} trials" if keep > 1 else "the best trial"
-    line = f"up to {_size(needed)} for the checkpoints of {whose} (keep) and of {at_once} running, "
-    line += f"{_size(checkpoint)} each"
+    line = f"up to {as_size(needed)} for the checkpoints of {whose} (keep) and of {at_once} running, "
+    line += f"{as_size(checkpoint)} each"
     if is_url(sweep.place):
         return line
     free = shutil.disk_usage(_existing(sweep.folder)).free
     if needed > free:
         LOG.warning(
-            "the sweep's checkpoints need up to %.1f GB, and %s has %.1f GB free: lower keep (now %s) or concurrent, "
-            "or set another storage",
-            *(needed / 1e9, _existing(sweep.folder), free / 1e9, keep),
+            "the sweep's checkpoints need up to %s, and %s has %s free: lower keep (now %s) or concurrent, or set "
+            "another storage",
+            *(as_size(needed), _existing(sweep.folder), as_size(free), keep),
         )
-    return f"{line}; {_size(free)} free"
-
-
-def _size(count: int) -> str:
-    """Return a number of bytes in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return f"{line}; {as_size(free)} free"
 
 
 def _existing(folder: Path) -> Path:

@@ -148,21 +148,22 @@ def pareto(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
 
     A trial dominates another one if it is worse in no metric, and better in at least one.
     """
-    return [
-        row
-        for row in trials
-        if row.values and not any(_dominates(other, row, modes) for other in trials if other.values)
-    ]
+    found = [(row, _gains(row, modes)) for row in trials if row.values]
+    return [row for row, own in found if not any(dominates(other, own) for _, other in found)]
 
 
-def _dominates(one: TrialRow, other: TrialRow, modes: Sequence[Mode]) -> bool:
-    left, right = _gains(one, modes), _gains(other, modes)
-    return left != right and all(a >= b for a, b in zip(left, right, strict=True))
+def dominates(one: list[float], other: list[float]) -> bool:
+    """Return True if the gains of one trial are nowhere smaller than those of another one, and not all equal."""
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+
+
+def gains(values: Sequence[float], modes: Sequence[Mode]) -> list[float]:
+    """Return scores with changed sign for metrics of mode `min`: larger is then always better."""
+    return [value if mode == "max" else -value for value, mode in zip(values, modes, strict=True)]
 
 
 def _gains(row: TrialRow, modes: Sequence[Mode]) -> list[float]:
-    """Return a trial's scores, with changed sign for metrics of mode `min`: larger is then always better."""
-    return [value if mode == "max" else -value for value, mode in zip(row.values or [], modes, strict=True)]
+    return gains(row.values or [], modes)
 
 
 def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stssl.base.config import differing_keys, validate
@@ -358,11 +357,6 @@ class Book:
 def run_name(number: int) -> str:
     """Return the name of the run folder of the trial with this number, such as `trial-0007`."""
     return f"trial-{number:04d}"
-
-
-def trials_folder(folder: Path) -> Path:
-    """Return the folder that holds the runs of a sweep's trials, if the sweep lies on a disk."""
-    return folder / TRIALS
 
 
 def trial_place(sweep: Sweep, number: int) -> str:

@@ -5,13 +5,13 @@ The runs of the trials lie in the same object store, and each is sent by the pro
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from stssl.base.errors import RunError, StsslError
 from stssl.base.lease import LOCK_FILE, Lease
 from stssl.base.mirror import Mirror, mirror_of
-from stssl.base.paths import is_url
+from stssl.base.paths import below, is_url
 from stssl.base.remote_folder import RemoteFolder
 from stssl.base.whole_files import as_size
 
@@ -46,7 +46,7 @@ class SweepPlace:
     def shared(self) -> Iterator[None]:
         """Return a context in which no other process works on a sweep in an object store. On a disk, do nothing.
 
-        It fetches the sweep's files at its begin, and sends them at its end.
+        It fetches the sweep's files at its start, and sends them at its end.
 
         Raises:
             RunError: Another process runs the sweep.
@@ -83,26 +83,28 @@ class SweepPlace:
             raise RunError(f"cannot copy {study} ({as_size(study.stat().st_size)}): {error}") from None
         self.mirror.remote.write(STUDY_FILE, copy.read_bytes())
 
-    def remove_checkpoints(self, run: str) -> None:
-        """Remove the checkpoints of a trial's run, and half-written ones.
+    def remove_checkpoints(self, runs: Collection[str]) -> None:
+        """Remove the checkpoints of trials' runs, and half-written ones.
 
         Args:
-            run: Name of the run, such as `trial-0007`.
+            runs: Names of the runs, such as `trial-0007`.
 
         Raises:
             DataError: The object store refuses it, or does not answer.
         """
-        inside = f"{TRIALS}/{run}/checkpoints/"
         if self.mirror is None:
-            folder = self.folder / inside
-            for path in [*folder.glob("*.pt"), *folder.glob(".*.pt.*")]:
-                path.unlink(missing_ok=True)
+            for folder in (self.folder / TRIALS / run / "checkpoints" for run in runs):
+                for path in [*folder.glob("*.pt"), *folder.glob(".*.pt.*")]:
+                    path.unlink(missing_ok=True)
             return
-        remote = RemoteFolder(f"{self.place}/{inside.rstrip('/')}")
-        # The mark goes first: it must not name checkpoints that are gone.
-        for name in sorted(remote.listed(), key=lambda name: name.endswith(".pt")):
-            if name.endswith((".pt", ".json")):
-                remote.remove(name)
+        trials = RemoteFolder(below(self.place, TRIALS))
+        # List all trials at once: a sweep calls this at the end of each trial, with the runs of all earlier ones.
+        listed = trials.listed() if runs else {}
+        # Remove marks first: a mark must not name checkpoints that are gone.
+        for name in sorted(listed, key=lambda name: name.endswith(".pt")):
+            run, _, file = name.partition("/checkpoints/")
+            if run in runs and file.endswith((".pt", ".json")):
+                trials.remove(name)
 
     def has_runs(self) -> bool:
         """Return True if there are runs of trials."""

@@ -11,7 +11,7 @@ from optuna import Trial
 from stssl.recipes.recipe import Recipe
 from stssl.sweeps.domains import build_space
 from stssl.sweeps.spec import load_sweep
-from stssl.sweeps.study import Book, open_study, run_name, trials_folder
+from stssl.sweeps.study import Book, open_study, trial_place
 from stssl.training.run_folder import RunFolder
 
 Scores = float | dict[str, float]
@@ -41,7 +41,7 @@ def open_book(recipe_tree: dict[str, Any], tmp_path: Path) -> Callable[..., Book
 
 def write_run(book: Book, number: int, scores: Sequence[Scores], *, finished: bool = True, every: int = 4) -> None:
     """Write the folder of a trial's run: a validation row for each of `scores`, and the end of the run."""
-    folder = RunFolder(trials_folder(book.sweep.folder) / run_name(number))
+    folder = RunFolder(trial_place(book.sweep, number))
     folder.path.mkdir(parents=True)
     for position, given in enumerate(scores, 1):
         row = given if isinstance(given, dict) else {"accuracy": given}

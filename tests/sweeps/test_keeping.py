@@ -1,19 +1,20 @@
 """The checkpoints of the best trials stay, those of other ended trials go, and the room that they need is said."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from stssl.base.errors import ConfigError
 from stssl.sweeps.keeping import checkpoint_bytes, needed_bytes, room_line, tidy
-from stssl.sweeps.study import run_name, trials_folder
+from stssl.sweeps.study import trial_place
 from stssl.training.loop import train_step
 from stssl.training.state import open_train_state
 
 
 def checkpoints(book, number):
-    return trials_folder(book.sweep.folder) / run_name(number) / "checkpoints"
+    return Path(trial_place(book.sweep, number), "checkpoints")
 
 
 def with_files(book, count):
