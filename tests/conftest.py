@@ -15,7 +15,11 @@ from unittest import mock
 
 import pytest
 import tiny
+from far_storage import elsewhere, server
 from marks import NO_RAY, SLOW
+
+__all__ = ["elsewhere", "server"]
+"""Fixtures of `far_storage` for all tests."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,7 +1,6 @@
-"""Let tests use an S3 server of their own, as if each command ran on another machine."""
+"""Define fixtures with which tests use an S3 server of their own, as if each command ran on another machine."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,21 +17,22 @@ QUICK = {
 }
 
 
-def forgetting(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[[], None]:
-    """Return a function after which this process has no copy of any result, as on another machine."""
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
+    """Return a function after which this process has no copy of any result, like one on another machine."""
     count = iter(range(100))
 
     def forget() -> None:
         monkeypatch.setattr(mirror, "_MIRRORS", {})
-        monkeypatch.setenv("STSSL_RUN_CACHE", str(folder / f"machine{next(count)}"))
+        monkeypatch.setenv("STSSL_RUN_CACHE", str(tmp_path / f"machine{next(count)}"))
 
     forget()
     return forget
 
 
-@contextmanager
-def far_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """Run an S3 server, and let clients give up after seconds."""
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[[], None]) -> Iterator[S3Server]:
+    """Run an S3 server for results, and let clients give up after seconds. Tests of stores define servers with data."""
     monkeypatch.setattr(remote, "RETRY", QUICK)
     monkeypatch.setattr(mirror, "PAUSE_S", 0.1)
     for name, seconds in {"LOOK_S": 0.05, "EXPIRE_S": 0.3, "RENEW_S": 0.05}.items():

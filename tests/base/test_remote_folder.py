@@ -5,7 +5,7 @@ import os
 import time
 
 import pytest
-from far_storage import BUCKET, far_server, forgetting
+from far_storage import BUCKET
 from gcs_server import gcs_server
 
 from stssl.base import lease, remote, remote_folder
@@ -16,17 +16,6 @@ from stssl.base.outputs import local_output
 from stssl.base.remote_folder import OtherWriterError, RemoteFolder
 
 pytest.importorskip("obstore")
-
-
-@pytest.fixture
-def elsewhere(monkeypatch, tmp_path):
-    return forgetting(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def server(monkeypatch, elsewhere):
-    with far_server(monkeypatch) as running:
-        yield running
 
 
 def everything(name):

@@ -4,7 +4,6 @@ import json
 import math
 
 import pytest
-from far_storage import far_server, forgetting
 
 from stssl.base.errors import RunError
 from stssl.sweeps.run import run_sweep
@@ -13,17 +12,6 @@ from stssl.sweeps.tuning import StudySearcher
 
 pytest.importorskip("obstore")
 PLACE = "s3://bucket/sweeps/s"
-
-
-@pytest.fixture
-def elsewhere(monkeypatch, tmp_path):
-    return forgetting(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def server(monkeypatch, elsewhere):
-    with far_server(monkeypatch) as running:
-        yield running
 
 
 def test_a_study_is_sent_before_a_trial_begins(server, elsewhere, open_book):

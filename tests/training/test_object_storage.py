@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from far_storage import BUCKET, far_server, forgetting
+from far_storage import BUCKET
 from gcs_server import gcs_server
 from s3_server import environment, s3_server
 
@@ -31,18 +31,6 @@ from stssl.training.trained_run import evaluate_run
 
 pytest.importorskip("obstore")
 HEAD = "bucket/runs/far/"
-
-
-@pytest.fixture
-def elsewhere(monkeypatch, tmp_path):
-    """Return a function after which this process knows nothing of earlier commands, like one on another machine."""
-    return forgetting(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def server(monkeypatch, elsewhere):
-    with far_server(monkeypatch) as running:
-        yield running
 
 
 def recipe_of(tree, **keys):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from far_storage import BUCKET, far_server, forgetting
+from far_storage import BUCKET
 
 from stssl import __version__
 from stssl.base.errors import DataError, StsslError
@@ -13,17 +13,6 @@ from stssl.training.remote_checkpoints import RemoteCheckpoints
 
 pytest.importorskip("obstore")
 PLACE = "bucket/runs/far/checkpoints/"
-
-
-@pytest.fixture
-def elsewhere(monkeypatch, tmp_path):
-    return forgetting(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def server(monkeypatch, elsewhere):
-    with far_server(monkeypatch) as running:
-        yield running
 
 
 def opened():
