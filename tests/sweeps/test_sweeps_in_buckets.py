@@ -37,6 +37,22 @@ def test_a_study_is_sent_before_a_trial_begins(server, elsewhere, open_book):
         open_book(storage="s3://bucket/sweeps")
 
 
+def test_checkpoints_in_a_bucket_go_after_one_listing_and_after_their_mark(server):
+    names = ("checkpoints/best.pt", "checkpoints/committed.json", "checkpoints/student.safetensors", "done.json")
+    for number in range(3):
+        server.objects |= {f"bucket/sweeps/s/trials/trial-000{number}/{name}": b"x" for name in names}
+    SweepPlace(PLACE).remove_checkpoints(["trial-0000", "trial-0002"])
+    left = {name.removeprefix("bucket/sweeps/s/trials/") for name in server.objects}
+    assert left == {f"trial-0001/{name}" for name in names} | {
+        f"trial-000{number}/{name}" for number in (0, 2) for name in names[2:]
+    }
+    assert [command for command, _ in server.requests] == ["GET"] + ["DELETE"] * 4
+    gone = [path.rpartition("/")[2] for _, path in server.requests[1:]]
+    assert gone == ["committed.json"] * 2 + ["best.pt"] * 2
+    SweepPlace(PLACE).remove_checkpoints([])
+    assert len(server.requests) == 5
+
+
 @pytest.mark.slow
 def test_a_sweep_in_a_bucket_soak(server, elsewhere, open_book, tmp_path):
     open_book(storage="s3://bucket/sweeps", trials=2, scheduler={"name": "none"})
