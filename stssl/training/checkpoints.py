@@ -218,8 +218,11 @@ class Checkpoints:
             raise _unwritten(self.folder, error) from error
 
     def exist(self) -> bool:
-        """Return True if the run has a checkpoint `last` or `previous`."""
-        return any(self.has(name) for name in ("last", "previous"))
+        """Return True if the run has a checkpoint `last` or `previous`. Fetch none from an object store."""
+        names = ("last", "previous")
+        if self.remote is not None:
+            return self.remote.any_committed(*names)
+        return any(is_there(self.path(name)) for name in names)
 
     def has(self, name: str) -> bool:
         """Return True if the run has this checkpoint: `last`, `previous` or `best`. Fetch it from an object store."""

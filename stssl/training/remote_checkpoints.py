@@ -64,6 +64,20 @@ class RemoteCheckpoints:
                 "to train it again."
             )
 
+    def any_committed(self, *names: str) -> bool:
+        """Return True if the run has committed one of some checkpoints. Fetch none.
+
+        Args:
+            names: Names of checkpoints, such as `last`.
+
+        Raises:
+            DataError: The object store cannot be read.
+        """
+        if self.mirror.writing:
+            return any(self._local(name).exists() for name in names)
+        self._read_mark()
+        return any(name in self._committed for name in names)
+
     def begin(self) -> None:
         """Prepare to send checkpoints: fetch all, and find out what an earlier start left in the object store."""
         self.fetch()

@@ -119,6 +119,18 @@ def test_only_what_the_mark_names_counts(server, elsewhere):
         steps()
 
 
+def test_no_checkpoint_is_fetched_to_learn_that_there_is_one(server, elsewhere):
+    """A driver asks this of a run that other machines train."""
+    assert not opened().exist()
+    save(writer(), 1, 1)
+    elsewhere()
+    before = len(server.requests)
+    assert opened().exist()
+    assert not [path for _, path in server.requests[before:] if path.endswith(".pt")]
+    assert opened().has("last")
+    assert [path for _, path in server.requests[before:] if path.endswith("last.pt")]  # control
+
+
 def test_lost_checkpoints_are_not_a_run_at_its_start(server, elsewhere):
     save(writer(), 1, 1)
     for name in ("last.pt", "best.pt"):
