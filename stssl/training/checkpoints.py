@@ -267,7 +267,7 @@ class Checkpoints:
             UnusableError: The best checkpoint cannot be used, and no other one is a copy of it.
         """
         try:
-            return self._read("best", recipe)
+            return self.read("best", recipe)
         except UnusableError as error:
             name, state = self.same_as_best(recipe)
             if state is None:
@@ -281,16 +281,25 @@ class Checkpoints:
         Return the name and the state of this checkpoint; "" and None if neither is a copy.
         """
         with contextlib.suppress(UnusableError):
-            last = self._read("last", recipe)
+            last = self.read("last", recipe)
             step = last["progress"].get("best_step")
             if last["progress"]["step"] == step:
                 return "last", last
-            previous = self._read("previous", recipe)
+            previous = self.read("previous", recipe)
             if previous["progress"]["step"] == step:
                 return "previous", previous
         return "", None
 
-    def _read(self, name: str, recipe: str | None) -> CheckpointState:
+    def read(self, name: str, recipe: str | None) -> CheckpointState:
+        """Read one checkpoint. Fetch it from an object store.
+
+        Args:
+            name: `last`, `previous` or `best`.
+            recipe: Hash of the recipe that the run must have; None accepts any run.
+
+        Raises:
+            UnusableError: The checkpoint is missing or damaged, or belongs to another run.
+        """
         self.has(name)
         return require_state(read_state(self.path(name)), self.path(name), recipe)
 

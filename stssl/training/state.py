@@ -28,8 +28,6 @@ from stssl.training.checkpoints import (
     UnusableError,
     does_not_fit,
     no_usable_checkpoint,
-    read_state,
-    require_state,
     write_state,
 )
 from stssl.training.contrastive_task import ContrastiveTask
@@ -214,7 +212,7 @@ class TrainState:
         if progress.best_step in (0, progress.step):
             return []
         try:
-            require_state(read_state(path), path, recipe)
+            checkpoints.read("best", recipe)
         except UnusableError as error:
             same, state = checkpoints.same_as_best(recipe)
             if state is not None:

@@ -23,10 +23,11 @@ from stssl.base import remote
 from stssl.base.config import merge, validate
 from stssl.base.errors import ConfigError, DataError
 from stssl.recipes.recipe import Recipe
-from stssl.training import loop
+from stssl.training import loop, state
 from stssl.training.launch import run
 from stssl.training.remote_checkpoints import TAIL_BYTES
 from stssl.training.run_folder import RunFolder
+from stssl.training.state import open_train_state
 from stssl.training.trained_run import evaluate_run
 
 pytest.importorskip("obstore")
@@ -109,6 +110,26 @@ def test_a_run_in_a_bucket_is_the_one_on_a_disk(server, far, unbroken, elsewhere
     assert opened.finished and opened.student().classes and sorted(opened.checkpoints) == ["best", "last", "previous"]
     everything = b"".join(server.objects.values())
     assert b"secret" not in everything and b"tester" not in everything
+
+
+def test_a_rank_that_sends_no_files_knows_the_best_step_too(server, far, elsewhere, monkeypatch):
+    """Ranks that count the steps since the best score from different steps would end at different steps."""
+    first = open_train_state(far, torch.device("cpu"))
+    first.resume()
+    for step in range(5, 8):
+        first.progress.step, first.progress.best_step = step, 5
+        first.folder.checkpoints.save(first.checkpoint_state(), best=step == 5)
+    first.close()
+    for number in range(2):
+        elsewhere()
+        monkeypatch.setattr(state, "rank", lambda number=number: number)
+        again = open_train_state(far, torch.device("cpu"))
+        assert again.resume() == [] and (again.progress.step, again.progress.best_step) == (7, 5)
+        again.close()
+    del server.objects[f"{HEAD}checkpoints/best.pt"]  # the control: a best checkpoint that is lost is seen
+    elsewhere()
+    again = open_train_state(far, torch.device("cpu"))
+    assert "the best checkpoint is chosen anew" in again.resume()[0] and again.progress.best_step == 0
 
 
 def test_a_name_of_a_run_in_a_bucket_is_no_local_folder(far, recipe_tree, tmp_path, monkeypatch):
