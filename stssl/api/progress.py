@@ -18,7 +18,7 @@ from rich.text import Text
 
 from stssl.analysis.probe import ProbeResult
 from stssl.archives.conversion import Summary
-from stssl.base.logs import shown_messages
+from stssl.base.logs import plain_printer, shown_messages
 from stssl.recipes.recipe import RunRecipe
 from stssl.store.schema import printable
 from stssl.training.launch import Watch, check_run, run
@@ -148,9 +148,7 @@ def run_with_progress(console: Console, recipe: RunRecipe) -> str:
         console.print(f"This run is finished: {done['steps']} steps{best}.")
         return folder.place
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = plain_printer(console)
     # Check before the bar appears: after an error, the message must be the only output.
     for line in check_run(folder.recipe_to_build(recipe)):
         say(line)

@@ -8,6 +8,7 @@ from stssl.api.progress import counting, default_console, run_with_progress
 from stssl.api.run import Run
 from stssl.base.config import load_tree
 from stssl.base.errors import ConfigError
+from stssl.base.logs import plain_printer
 from stssl.recipes.catalog import find_recipe
 from stssl.recipes.pretraining import PretrainRecipe, kind_of
 from stssl.recipes.recipe import Recipe, RunRecipe, load_as
@@ -97,12 +98,7 @@ def sweep(
     """
     from stssl.sweeps.run import run_sweep
 
-    console = default_console(progress)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    return run_sweep(find_recipe(file), overrides, say, top, seeds)
+    return run_sweep(find_recipe(file), overrides, plain_printer(default_console(progress)), top, seeds)
 
 
 def plan(
@@ -185,10 +181,6 @@ def shift(
         raise ConfigError(f"{given.name} is a recipe of {given.what}: give a training recipe with a teacher")
     asked, changes = (None if words is None else tuple(words) for words in (splits, metadata))
     options, console = ShiftOptions(seeds, asked, changes, degrees, draws), default_console(progress)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    folder = None if out is None else Path(out)
+    say, folder = plain_printer(console), None if out is None else Path(out)
     with counting(console, "study", "runs") as follow:
         return run_shift(given, options, say, folder, workers=workers, gpus=gpus, progress=follow)

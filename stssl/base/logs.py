@@ -3,9 +3,19 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LOG = logging.getLogger("stssl")
 """The terminal shows warnings without any set-up, and information while `shown_messages` lasts."""
+
+
+def plain_printer(console: "Console") -> Callable[[str], None]:
+    """Return a function that shows a line on a console as it is: without colors, markup and new line breaks."""
+    return partial(console.print, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Shower(logging.Handler):

@@ -30,7 +30,7 @@ from stssl.commands.scoring_commands import (
     weights_command,
 )
 from stssl.commands.student_commands import embed_command, export_command, predict_command
-from stssl.commands.terminal import console
+from stssl.commands.terminal import console, say
 from stssl.commands.training_commands import (
     plan_command,
     pretrain_command,
@@ -142,13 +142,13 @@ def main() -> None:
             app()
     except StsslError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error).translate(_CONTROLS), markup=False, highlight=False, soft_wrap=True)
+        say(str(error).translate(_CONTROLS))
         sys.exit(error.exit_code)
     except OSError as error:
         # An error that names no file is a defect of the program, not a wrong path: show the traceback.
         if error.filename is None:
             raise
-        console.print(f"cannot use {error.filename}: {error.strerror}", markup=False, highlight=False, soft_wrap=True)
+        say(f"cannot use {error.filename}: {error.strerror}")
         sys.exit(2)
 
 

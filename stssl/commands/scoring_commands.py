@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from stssl.commands.arguments import result_path, run_place, store_place
-from stssl.commands.terminal import console
+from stssl.commands.terminal import console, say
 
 
 def probe_command(
@@ -97,7 +97,7 @@ def evaluate_command(
     if result.groups:
         console.print(group_table(result.groups))
         for line in result.groups.lines():
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(line)
 
 
 def compare_command(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from stssl.commands.arguments import new_result, result_path, run_place
-from stssl.commands.terminal import console
+from stssl.commands.terminal import console, say
 
 
 def export_command(
@@ -84,7 +84,7 @@ def predict_command(
     with counting(console, "predict", unit_of(inputs, out)) as progress:
         found = predict_inputs([model, *(also or ())], inputs, out, options, labels=labels, progress=progress)
     for line in found.lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     if found.scores:
         console.print(score_table({"student": found.scores}, "patches with a label"))
     print(found.place)
@@ -111,7 +111,7 @@ def embed_command(
     with counting(console, "embed", "patches") as progress:
         found = embed_patches(model, inputs, out, options, progress)
     for line in found.notes:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     console.print(
         f"{found.patches:,} patches, {found.width} features, {found.failed:,} patches without usable features"
     )

@@ -11,7 +11,7 @@ import typer
 from stssl.algorithms import NAMES
 from stssl.commands.arguments import Overrides, local_path
 from stssl.commands.student_commands import predict_command
-from stssl.commands.terminal import console
+from stssl.commands.terminal import console, say
 
 
 def recipes_command(
@@ -77,9 +77,6 @@ def sweep_command(
     from stssl.recipes.catalog import find_recipe
     from stssl.sweeps.run import run_sweep
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
     result = run_sweep(find_recipe(file), overrides or (), say, top, seeds)
     print(result.best, result.report, sep="\n")
 
@@ -120,9 +117,6 @@ def shift_command(
         print(plan_shift(loaded, options, out))
         return
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
     with counting(console, "study", "runs") as progress:
         found = run_shift(loaded, options, say, out, workers=workers, gpus=gpus, progress=progress)
     for sentence in found.claims.values():
@@ -150,7 +144,7 @@ def plan_command(
     file = find_recipe(recipe)
     sweep = load_sweep(file, overrides or ()) if "search" in load_tree(file) else None
     loaded = sweep.recipe if sweep else load(file, overrides or ())
-    with shown_messages(lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)):
+    with shown_messages(say):
         found = plan_run(loaded, machines_for(loaded, nodes, gpus_per_node, link), steps)
     print(describe_costs(found))
     if sweep:
