@@ -1,7 +1,7 @@
 """Check paths on the command line, and parse the options that archive formats declare."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,10 +34,7 @@ def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
     """
     from stssl.base.paths import path_given
 
-    for path in value if isinstance(value, list | tuple) else [value]:
-        if path is not None:
-            path_given(path, _shown(parameter))
-    return value
+    return _checked(parameter, value, path_given)
 
 
 def result_path(parameter: typer.CallbackParam, value: Any) -> Any:
@@ -90,10 +87,7 @@ def run_place(parameter: typer.CallbackParam, value: Any) -> Any:
     """
     from stssl.base.paths import folder_given
 
-    for place in value if isinstance(value, list | tuple) else [value]:
-        if place is not None:
-            folder_given(place, _shown(parameter))
-    return value
+    return _checked(parameter, value, folder_given)
 
 
 def new_result(parameter: typer.CallbackParam, value: Any) -> Any:
@@ -111,7 +105,7 @@ def new_result(parameter: typer.CallbackParam, value: Any) -> Any:
     return value
 
 
-def store_place(parameter: typer.CallbackParam, value: str | None) -> str | None:
+def store_place(parameter: typer.CallbackParam, value: Any) -> Any:
     """Check that an argument is a path or a URL that a store can have. Return it unchanged.
 
     Args:
@@ -123,8 +117,14 @@ def store_place(parameter: typer.CallbackParam, value: str | None) -> str | None
     """
     from stssl.base.paths import store_given
 
-    if value is not None:
-        store_given(value, _shown(parameter))
+    return _checked(parameter, value, store_given)
+
+
+def _checked(parameter: typer.CallbackParam, value: Any, check: Callable[[Any, str], object]) -> Any:
+    """Call a check with each text of an argument and the argument's name. Return the argument's value unchanged."""
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if one is not None:
+            check(one, _shown(parameter))
     return value
 
 
