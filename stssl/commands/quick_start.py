@@ -75,11 +75,11 @@ def run_quickstart(
     _make_store(archive, store, console, patches)
     console.rule("3  train: a teacher that sees place and date, a student that does not")
     write_text(out / "recipe.yaml", text)
-    run_with_progress(console, recipe)
+    place = run_with_progress(console, recipe)
     console.rule("4  evaluate and report")
     for part in ("validation", "test"):
-        console.print(score_table(evaluate_run(folder.path, part), part))
-    write_report([folder.path], report)
+        console.print(score_table(evaluate_run(place, part), part))
+    write_report([place], report)
     _clear({"all": (), "store": (archive,), "none": (archive, store)}[keep], out, console)
     return report
 
