@@ -72,10 +72,11 @@ class Submission:
         variables: Environment of the job: `NAME=VALUE`, or `NAME` to take the value on this machine.
         pip: Packages to install for the job, or one requirements file.
         cpus: CPUs of the job's first process. None reserves no CPU; if this process trains itself (`launch.workers:
-            0`, or a prediction without `--workers`), None reserves the CPUs of a worker.
+            0`, or a prediction without Ray tasks), None reserves the CPUs of a worker.
         gpus: GPUs of the job's first process. None means the same as for `cpus`.
         wait: True to follow the job to its end.
         paths: Paths of a prediction: models, inputs and output.
+        tasks: True if a prediction computes in Ray tasks, and not in the job's first process.
     """
 
     file: Path
@@ -88,6 +89,7 @@ class Submission:
     gpus: float | None = None
     wait: bool = True
     paths: tuple[str, ...] = ()
+    tasks: bool = False
 
 
 def command_for(tree: Tree) -> str:
@@ -141,8 +143,7 @@ def _prediction(submission: Submission) -> dict[str, Any]:
             )
     # Without Ray tasks, the job's first process does the prediction. Reserve a CPU for it: by default, Ray reserves
     # none.
-    tasks = any(word.partition("=")[0] in ("--workers", "--ray-address") for word in submission.overrides)
-    cpus = 1 if submission.cpus is None and not tasks else submission.cpus
+    cpus = 1 if submission.cpus is None and not submission.tasks else submission.cpus
     resources = {"entrypoint_num_cpus": cpus, "entrypoint_num_gpus": submission.gpus}
     words = ["predict", *submission.overrides]
     return _arguments(words, f"predict {submission.paths[-1]}", _environment({}, submission), submission) | {

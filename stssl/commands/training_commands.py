@@ -182,20 +182,16 @@ def submit_command(
     from stssl.recipes.catalog import find_recipe
 
     words = tuple(overrides or ())
-    paths = _prediction_paths(words) if file == str(PREDICT) else ()
+    paths, tasks = _prediction(words) if file == str(PREDICT) else ((), False)
     what = PREDICT if paths else find_recipe(file)
-    given = Submission(what, words, address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait, paths)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    given = Submission(what, words, address, folder, tuple(env or ()), tuple(pip or ()), cpus, gpus, wait, paths, tasks)
     raise typer.Exit(submit_job(given, lambda text: print(text, end="", flush=True), say))
 
 
-def _prediction_paths(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Check the words of `stssl predict`, and return the paths of models, inputs and output in them."""
+def _prediction(words: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
+    """Check the words of `stssl predict`. Return the paths of models, inputs and output, and if Ray tasks predict."""
     predict = typer.Typer(add_completion=False)
     predict.command()(predict_command)
     given = typer.main.get_command(predict).make_context("stssl predict", list(words)).params
-    found = [given[name] or () for name in ("model", "also", "scene", "inputs", "out") if name in given]
-    return tuple(str(one) for value in found for one in (value if isinstance(value, list | tuple) else [value]))
+    paths = (given["model"], *(given["also"] or ()), *given["inputs"], given["out"])
+    return paths, given["workers"] > 0 or given["ray_address"] is not None

@@ -220,6 +220,9 @@ def test_a_prediction_becomes_a_command(monkeypatch, capsys, tmp_path):
     assert submit(words) == (0, "")
     assert sent[0]["entrypoint"] == f"python -m stssl.commands.cli predict {words}"
     assert sent[0]["metadata"] == {"stssl": "predict /shared/map.tif"} and len(sent) == 1
+    assert "entrypoint_num_cpus" not in sent[0]
     code, told = submit(words.replace("/shared/T32", "T32"))
     assert code == 2 and "'T32.SAFE' is relative" in told and len(sent) == 1
     assert submit(words.replace("--out", "--ouput"))[0] == 2
+    assert submit(words.replace("--workers 4 --gpus 0.25", "--workers 0")) == (0, "")
+    assert sent[1]["entrypoint_num_cpus"] == 1  # without tasks, the first process predicts
