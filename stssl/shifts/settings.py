@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stssl.base.errors import ConfigError, StsslError
+from stssl.base.errors import ConfigError, DataError
 from stssl.data.known_splits import LongitudeSplit
 from stssl.data.splits import BlockSplit, LeaveOutSplit, RandomSplit, Split, SplitConfig, make_split
 from stssl.recipes.recipe import Recipe
@@ -109,19 +109,25 @@ def choose_setting(recipe: Recipe, options: ShiftOptions) -> ShiftSetting:
 
     Raises:
         ConfigError: A split or change that was asked for is unknown or impossible here, or the store allows no split.
+        DataError: The store cannot be read.
     """
     if options.seeds < 1 or options.draws < 100 or options.degrees <= 0:
         raise ConfigError("--seeds needs 1 or more, --draws 100 or more, --degrees more than 0")
     store = Store.open(recipe.data.store)
-    splits, notes = list[ShiftSplit](), list[str]()
+    named, notes = dict[str, ShiftSplit](), list[str]()
     for word in dict.fromkeys(options.splits or USUAL_SPLITS):
         try:
-            splits.append(_split(word, recipe, store))
-            notes += _few_blocks(splits[-1], store, options.degrees)
-        except StsslError as error:
+            split = _split(word, recipe, store)
+            if split.name not in named:  # `country` and `country:Serbia` may be the same split
+                notes += _few_blocks(split, store, options.degrees)
+                named[split.name] = split
+        except (ConfigError, DataError) as error:
+            if error.passing:
+                raise
             if options.splits:
                 raise ConfigError(f"--splits {word}: {error}") from None
             notes.append(f"The split {word} is left out: {error}")
+    splits = tuple(named.values())
     if not splits:
         raise ConfigError(f"{store.path} allows none of the splits {', '.join(USUAL_SPLITS)}: {notes[0]}")
     least = 1 + 20 * COMPARISONS * len(splits)
@@ -131,14 +137,15 @@ def choose_setting(recipe: Recipe, options: ShiftOptions) -> ShiftSetting:
             f"--draws: {options.draws} could show no difference in {len(splits)} splits: give {least} or more"
         )
     changes, left = _changes(recipe, store, splits, options)
-    return ShiftSetting(tuple(splits), changes, (*notes, *left))
+    return ShiftSetting(splits, changes, (*notes, *left))
 
 
 def _split(word: str, recipe: Recipe, store: Store) -> ShiftSplit:
     """Make a split from its word.
 
     Raises:
-        StsslError: The store cannot be split so, or no patch is left for test.
+        ConfigError: The split is unknown, or no patch is left for test.
+        DataError: The store cannot be split so.
     """
     name, config = _rule(word, recipe, store)
     parts = make_split(store, config, recipe.data.exclude, recipe.evaluation.validated)

@@ -9,7 +9,7 @@ from pyarrow import parquet
 from tiny import tiny_recipe
 
 from stssl.base.config import merge, validate
-from stssl.base.errors import ConfigError, RunError
+from stssl.base.errors import ConfigError, DataError, RunError, UnreachableError
 from stssl.base.exclusive import alone
 from stssl.base.labels import LabelSpace
 from stssl.recipes.recipe import Recipe
@@ -116,6 +116,26 @@ def test_what_the_store_does_not_allow_is_left_out_and_said(made):
     assert (
         "split country is left out" in words and "moved:90d is left out" in words and "too few for intervals" in words
     )
+
+
+def test_a_split_with_two_names_is_studied_once(made):
+    (left,) = choose_setting(made[0], ShiftOptions(1, ("label",))).splits
+    value = left.name.removeprefix("label ")
+    two = choose_setting(made[0], ShiftOptions(1, ("label", f"label:{value}", "random"))).splits
+    assert [split.name for split in two] == [left.name, "random"]
+
+
+def test_a_store_that_does_not_answer_ends_the_study(made, monkeypatch):
+    def fail(*given):
+        raise error("no answer")
+
+    monkeypatch.setattr("stssl.shifts.settings.make_split", fail)
+    error = UnreachableError
+    with pytest.raises(UnreachableError):
+        choose_setting(made[0], ShiftOptions(2))
+    error = DataError  # control: every usual split is left out
+    with pytest.raises(ConfigError, match="allows none of the splits"):
+        choose_setting(made[0], ShiftOptions(2))
 
 
 def test_the_plan_counts_runs_and_writes_nothing(made, tmp_path):
