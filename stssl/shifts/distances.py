@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from stssl.analysis.outcomes import compare_with_labels
-from stssl.base.arrays import Ints
 from stssl.base.sphere import on_sphere
-from stssl.shifts.effects import Contrast, FinishedStudy, ShiftEffect, contrast_effect
+from stssl.shifts.effects import SEEING, Contrast, FinishedStudy, ShiftEffect, contrast_effect
 from stssl.shifts.settings import ShiftSplit
 from stssl.steps.votes import EARTH_KM
 
@@ -19,8 +18,6 @@ KM_EDGES = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 20100.0)
 """Edges of the ranges of distance in km. The last one is half the way around the Earth."""
 LEAST_PATCHES = 20
 """A range of distance with fewer test patches is left out."""
-GAINING = ("teacher", "direct")
-"""Networks whose gain over the student is computed."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def gains_by_distance(study: FinishedStudy, places: NDArray[np.float64]) -> list
             if len(chosen) < LEAST_PATCHES:
                 continue
             middle = float(np.median(distance[chosen]))
-            for model in GAINING:
+            for model in SEEING:
                 effect = contrast_effect(study, split, Contrast(model, "student"), chosen, test=False)
                 if effect is not None and np.isfinite(effect.difference):
                     found.append(DistanceGain(model, low, high, middle, effect))
@@ -90,13 +87,8 @@ def distances_of(study: FinishedStudy, split: ShiftSplit, places: NDArray[np.flo
         split: The split.
         places: [rows, 2] latitude and longitude of all rows of the store.
     """
-    rows = _test_rows(study, split)
+    rows = study.test(split, study.seeds[0]).arrays["rows"]
     return nearest_km(places[rows], places[split.parts.train])
-
-
-def _test_rows(study: FinishedStudy, split: ShiftSplit) -> Ints:
-    rows: Ints = study.test(split, study.seeds[0]).arrays["rows"].astype(np.int64)
-    return rows
 
 
 def gain_by_place(study: FinishedStudy, split: ShiftSplit) -> Mapping[str, NDArray[np.float64]]:

@@ -1,8 +1,8 @@
 """Compute what a study found: scores of each network, differences with intervals, and gains by distance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +138,8 @@ class FinishedStudy:
     space: LabelSpace
 
     @cached_property
-    def _kept(self) -> dict[tuple[Path, str, str], ScoredPart]:
-        return {}
+    def _read(self) -> Callable[[Path, str, MetadataChange], ScoredPart]:
+        return lru_cache(MOST_KEPT)(read_scored)
 
     @property
     def score(self) -> str:
@@ -159,12 +159,7 @@ class FinishedStudy:
         Raises:
             RunError: They are missing or damaged.
         """
-        key = (self.folders[split, kind, seed], part, str(change))
-        if key not in self._kept:
-            while len(self._kept) >= MOST_KEPT:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = read_scored(key[0], part, change)
-        return self._kept[key]
+        return self._read(self.folders[split, kind, seed], part, change)
 
     def test(self, split: ShiftSplit, seed: int, model: str = "student") -> ScoredPart:
         """Read the scores of a network's run on the test patches, with true metadata.

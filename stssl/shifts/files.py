@@ -66,20 +66,20 @@ def save_findings(
         "metadata": [str(change) for change in setting.changes],
         "notes": list(setting.notes),
         "claims": dict(found.claims),
-        "effects": [without_nan(_effect(one)) for one in found.effects],
-        "gains": [
-            {**{key: value for key, value in vars(one).items() if key != "effect"}, **without_nan(_effect(one.effect))}
-            for one in found.gains
-        ],
-        "scores": [without_nan(row) for row in rows],
+        "effects": [_effect(one) for one in found.effects],
+        "gains": [_gain(one) for one in found.gains],
+        "scores": rows,
     }
-    write_whole(folder / "study.json", json.dumps(content, indent=1))
+    write_whole(folder / "study.json", json.dumps(without_nan(content), indent=1))
 
 
 def _split(split: ShiftSplit) -> JsonObject:
-    config = split.config if isinstance(split.config, str) else split.config.model_dump(mode="json")
     counts: JsonObject = {part: len(split.parts.part(part)) for part in PARTS}
-    return {"name": split.name, "data.split": config, "inside": split.inside, "patches": counts}
+    return {"name": split.name, "data.split": split.rule, "inside": split.inside, "patches": counts}
+
+
+def _gain(one: DistanceGain) -> dict[str, object]:
+    return {**{name: value for name, value in vars(one).items() if name != "effect"}, **_effect(one.effect)}
 
 
 def _effect(one: ShiftEffect) -> dict[str, object]:

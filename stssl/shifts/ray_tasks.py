@@ -18,8 +18,8 @@ from stssl.shifts.trainings import Training
 
 RUN_RETRIES = 3
 """How often Ray begins a run again after its worker or node died. It resumes from its last checkpoint."""
-Done = Callable[[Training, str], None]
-"""A function that is called after each run, with its name or the reason why it failed."""
+Done = Callable[[str], None]
+"""A function that is called after each run, with the reason why it failed; empty if it did not fail."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,19 @@ def complete_runs(work: ShiftWork, done: Done) -> list[Path]:
         RunError: Some runs failed, or Ray has too few resources.
         StoppedError: A signal asked the process to end.
     """
-    found, failed = dict[int, Path](), dict[int, str]()
+    found, failed = dict[int, Path](), list[str]()
     # Close the generator after an error or a signal: it then ends the tasks that are running.
     with contextlib.closing(_here(work) if work.here else _on_ray(work)) as results:
         for number, result in results:
-            name = work.trainings[number].recipe.name
             if isinstance(result, Path):
                 found[number] = result
+                done("")
             else:
-                failed[number] = f"{name}: {result}"
-            done(work.trainings[number], name if isinstance(result, Path) else f"failed: {failed[number]}")
+                failed.append(f"{work.trainings[number].recipe.name}: {result}")
+                done(failed[-1])
     if failed:
         raise RunError(
-            f"{len(failed)} of {len(work.trainings)} runs failed, the first: {next(iter(failed.values()))} "
+            f"{len(failed)} of {len(work.trainings)} runs failed, the first: {failed[0]} "
             "The others are kept; the same command tries these again."
         )
     return [found[number] for number in range(len(work.trainings))]

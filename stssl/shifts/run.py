@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from stssl.base.exclusive import alone
 from stssl.base.job_copy import vanishing
 from stssl.base.logs import LOG
@@ -16,10 +14,10 @@ from stssl.shifts.distances import gains_by_distance
 from stssl.shifts.effects import all_effects, all_scores, study_of
 from stssl.shifts.files import ShiftFindings, save_findings
 from stssl.shifts.ray_tasks import ShiftWork, complete_runs
-from stssl.shifts.settings import ShiftOptions, choose_setting, require_teacher
+from stssl.shifts.settings import ShiftOptions, choose_setting, places_of, require_teacher
 from stssl.shifts.shift_costs import describe_study
 from stssl.shifts.shift_report import write_shift_report
-from stssl.shifts.trainings import Training, check_trainings, finished_runs, trainings_of
+from stssl.shifts.trainings import check_trainings, finished_runs, trainings_of
 from stssl.store.store import Store
 
 Tell = Callable[[str], None]
@@ -103,11 +101,11 @@ def run_shift(
         say(f"{left} of {len(trainings)} runs to train; everything is kept in {folder}")
         count = 0
 
-        def done(training: Training, words: str) -> None:
+        def done(failure: str) -> None:
             nonlocal count
             count += 1
-            if words != training.recipe.name:
-                say(words)
+            if failure:
+                say(f"failed: {failure}")
             if progress:
                 progress(count, len(trainings))
 
@@ -116,10 +114,9 @@ def run_shift(
         folders = complete_runs(work, done)
         store = Store.open(recipe.data.store)
         study = study_of(trainings, folders, setting, options, labels_of(store, recipe.data.labels).space)
-        where = np.stack([np.asarray(store.column(name), float) for name in ("lat", "lon")], 1)
         effects = all_effects(study)
         claims = claim_sentences(effects)
-        found = ShiftFindings(all_scores(study, trainings), effects, gains_by_distance(study, where), claims)
+        found = ShiftFindings(all_scores(study, trainings), effects, gains_by_distance(study, places_of(store)), claims)
         save_findings(found, recipe, setting, options, folder)
         report = write_shift_report(study, found, recipe, folders, folder)
     return ShiftStudy(claims, found, folder / "scores.parquet", report)

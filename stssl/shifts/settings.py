@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stssl.base.errors import ConfigError, DataError
+from stssl.base.json_types import JsonObject
 from stssl.data.known_splits import LongitudeSplit
+from stssl.data.loader import metadata_table
 from stssl.data.splits import BlockSplit, LeaveOutSplit, RandomSplit, Split, SplitConfig, make_split
 from stssl.recipes.recipe import Recipe
 from stssl.scoring.changed_metadata import MetadataChange, parse_change, require_known
@@ -63,6 +66,11 @@ class ShiftSplit:
     config: SplitConfig
     parts: Split
     inside: bool
+
+    @property
+    def rule(self) -> str | JsonObject:
+        """Return the value of `data.split` as JSON has it."""
+        return self.config if isinstance(self.config, str) else self.config.model_dump(mode="json")
 
     @property
     def slug(self) -> str:
@@ -157,12 +165,16 @@ def _split(word: str, recipe: Recipe, store: Store) -> ShiftSplit:
 def _few_blocks(split: ShiftSplit, store: Store, degrees: float) -> list[str]:
     """Say in a note if the test patches of a split lie in too few blocks for an interval."""
     rows = split.parts.test
-    places = np.stack([np.asarray(store.column(column), float)[rows] for column in ("lat", "lon")], 1)
-    blocks = len(np.unique(place_blocks(places, degrees)))
+    blocks = len(np.unique(place_blocks(places_of(store)[rows], degrees)))
     if blocks >= LEAST_BLOCKS:
         return []
     words = f"The {len(rows):,} test patches of split {split.name} lie in {blocks} blocks of {degrees:g} degrees"
     return [f"{words}, too few for intervals ({LEAST_BLOCKS}). Smaller blocks: --degrees {degrees / 2:g}."]
+
+
+def places_of(store: Store) -> NDArray[np.float64]:
+    """Return latitude and longitude [rows, 2] in degrees of all rows of a store; NaN if missing."""
+    return np.stack([np.asarray(store.column(name), float) for name in ("lat", "lon")], 1)
 
 
 def _rule(word: str, recipe: Recipe, store: Store) -> tuple[str, SplitConfig]:
@@ -204,8 +216,6 @@ def _changes(
     recipe: Recipe, store: Store, splits: Sequence[ShiftSplit], options: ShiftOptions
 ) -> tuple[tuple[MetadataChange, ...], list[str]]:
     """Read the changes of metadata. Leave out those that change nothing here, unless the user asked for them."""
-    from stssl.data.loader import metadata_table
-
     columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
     table, encoder = metadata_table(*columns), recipe.model.encoder
     seen = {"km": encoder.place, "d": encoder.date, "": True}

@@ -16,8 +16,8 @@ from stssl.analysis.tables import Cell, CellValue, table
 from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
 from stssl.shifts.claims import QUESTIONS, points
-from stssl.shifts.distances import GAINING, DistanceGain, gain_by_place
-from stssl.shifts.effects import NETWORKS, FinishedStudy, ShiftEffect, ShiftScore
+from stssl.shifts.distances import DistanceGain, gain_by_place
+from stssl.shifts.effects import NETWORKS, SEEING, FinishedStudy, ShiftEffect, ShiftScore
 from stssl.shifts.files import ShiftFindings
 
 MODELS = {
@@ -126,7 +126,7 @@ def _differences(effects: Sequence[ShiftEffect]) -> list[Markup]:
 
 def _distances(gains: Sequence[DistanceGain], splits: Sequence[str], score: str) -> list[Markup]:
     high = max(abs(value) for one in gains for value in _ends(one.effect))
-    drawn = [_distance_panel(model, gains, splits, score, 1.05 * high) for model in GAINING]
+    drawn = [_distance_panel(model, gains, splits, score, 1.05 * high) for model in SEEING]
     words = (
         "Each point is the test patches in one range of distance to the nearest training patch of the same split "
         "(0, 1, 3, 10, 30, 100, 300, 1,000 km), at their median distance. Lines above zero: metadata helps. Bars are "
@@ -199,10 +199,9 @@ def _limit(gain: NDArray[np.float64]) -> float:
 def _what(study: FinishedStudy) -> list[Markup]:
     rows = list[list[CellValue]]()
     for split in study.setting.splits:
-        config = split.config if isinstance(split.config, str) else split.config.model_dump(mode="json")
         parts = split.parts
         inside = "among training places" if split.inside else "apart from training places or times"
-        rows.append([split.name, inside, len(parts.train), len(parts.validation), len(parts.test), str(config)])
+        rows.append([split.name, inside, len(parts.train), len(parts.validation), len(parts.test), str(split.rule)])
     head = ["split", "test patches", "train", "validation", "test", "data.split"]
     return [table(head, rows)]
 
