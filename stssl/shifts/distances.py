@@ -99,15 +99,16 @@ def gain_by_place(study: FinishedStudy, split: ShiftSplit) -> Mapping[str, NDArr
         split: The split.
 
     Returns:
-        `lat`, `lon` and `gain` [n]: the gain is a share of the patch's labels, averaged over seeds.
+        `lat`, `lon` and `gain` [n]: the gain is a share of the patch's labels, averaged over seeds with finite
+        predictions. It is NaN for a patch without a label, or if no seed has finite predictions.
     """
     gains = []
     for seed in study.seeds:
-        wrong = []
-        for model in ("student", "direct"):
-            part = study.test(split, seed, model)
-            logits = part.arrays["logits_student"]
-            wrong.append(compare_with_labels(logits, part.arrays["targets"], study.space).wrong)
-        gains.append(wrong[0] - wrong[1])
+        both = [study.test(split, seed, model).arrays for model in ("student", "direct")]
+        if all(np.isfinite(one["logits_student"]).all() for one in both):
+            student, direct = (
+                compare_with_labels(one["logits_student"], one["targets"], study.space).wrong for one in both
+            )
+            gains.append(student - direct)
     lat, lon = study.test(split, study.seeds[0]).arrays["metadata"][:, :2].astype(float).T
-    return {"lat": lat, "lon": lon, "gain": np.mean(gains, 0)}
+    return {"lat": lat, "lon": lon, "gain": np.mean(gains, 0) if gains else np.full(len(lat), np.nan)}

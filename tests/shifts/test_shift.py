@@ -1,6 +1,7 @@
 """A study on tiny data: what is trained, kept, compared and refused. Two trainings of steps without meaning."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from stssl.base.labels import LabelSpace
 from stssl.recipes.recipe import Recipe
 from stssl.scoring.paired_scores import PredictionPair, _over_runs, compare_predictions, holm_corrected
 from stssl.shifts.claims import claim_sentences
-from stssl.shifts.distances import nearest_km
+from stssl.shifts.distances import gain_by_place, nearest_km
 from stssl.shifts.effects import CLAIMS, ShiftEffect
 from stssl.shifts.run import plan_shift, run_shift
 from stssl.shifts.settings import ShiftOptions, choose_setting
@@ -172,6 +173,23 @@ def test_distances_are_those_on_the_sphere():
     places = np.array([[0.0, 0.0], [0.0, 179.9], [np.nan, 3.0]])
     found = nearest_km(places, np.array([[0.0, 1.0], [0.0, -179.9], [np.nan, 0.0]]))
     assert found[:2] == pytest.approx([111.19, 22.24], abs=0.01) and np.isnan(found[2])
+
+
+def test_a_map_of_gains_leaves_out_runs_that_diverged():
+    known = {"targets": np.array([[0], [1]]), "metadata": np.zeros((2, 4))}
+    right, wrong = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
+
+    def gain(*direct):
+        logits = {"student": [wrong] * len(direct), "direct": direct}
+
+        def read(_, seed, model="student"):
+            return SimpleNamespace(arrays={**known, "logits_student": logits[model][seed]})
+
+        study = SimpleNamespace(seeds=range(len(direct)), test=read, space=LabelSpace(("a", "b"), False))
+        return gain_by_place(study, None)["gain"].tolist()
+
+    assert gain(right, wrong) == [0.5, 0.5] and gain(right, wrong * np.nan) == [1, 1]
+    assert np.isnan(gain(right * np.nan)).all()
 
 
 def without_widening(drawn, seed):
