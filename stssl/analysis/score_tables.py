@@ -29,8 +29,6 @@ DUPLICATES = {"recall": "balanced_accuracy"}
 """Scores that equal another one. A table that has the other one leaves them out."""
 MOST_COMPARED = 2_000_000
 """Most decisions (patches, classes and pairs of runs multiplied) that a page compares. More would take minutes."""
-DRAWS = 1000
-"""Number of draws for an interval, and of swaps for a p-value."""
 
 
 def score_tables(groups: Sequence[RunGroup]) -> list[Markup]:
@@ -68,8 +66,11 @@ def _best(groups: Sequence[RunGroup], part: str) -> tuple[tuple[str, str] | None
     chance = "A small difference between two rows may be chance"
     own = _with(groups, part)
     name = "mAP" if own[0].runs[0].multilabel else "accuracy"
-    values = {group.label: [_scores(run, part, "student").get(name) for run in group.runs] for group in own}
-    known = {label: mean(found) for label, own in values.items() if (found := [v for v in own if v is not None])}
+    known = dict[str, float]()
+    for group in own:
+        values = [_scores(run, part, "student").get(name) for run in group.runs]
+        if there := [value for value in values if value is not None]:
+            known[group.label] = mean(there)
     if len(own) < 2 or len(known) < len(own):
         return None, ""
     first = max(own, key=lambda group: known[group.label])
@@ -79,7 +80,9 @@ def _best(groups: Sequence[RunGroup], part: str) -> tuple[tuple[str, str] | None
         return None, f"{chance}: `stssl compare` tells."
     try:
         paths = [[run.path for run in group.runs] for group in (*others, first)]
-        compared = compare_groups(paths[:-1], paths[-1], ComparisonOptions(part=part, score=name, draws=DRAWS))
+        # The smallest p is 1 / (1 + draws), and Holm multiplies it by the number of comparisons.
+        draws = max(ComparisonOptions.draws, 1 + 20 * len(others))
+        compared = compare_groups(paths[:-1], paths[-1], ComparisonOptions(part=part, score=name, draws=draws))
     except StsslError as error:
         return None, f"{chance}. No row is bold, because the rows cannot be compared: {str(error).rstrip('.')}."
     if all(one.significant and one.difference < 0 for one in compared):

@@ -257,7 +257,7 @@ def _without_memory(name: str, options: JsonObject, bands: int) -> Backbone | No
     try:
         with torch.device("meta"):
             return make_backbone(name, options, size=224, in_channels=bands, classes=2, hub=False)
-    except (ConfigError, RuntimeError, NotImplementedError):
+    except (ConfigError, RuntimeError):
         return None
 
 
@@ -285,7 +285,7 @@ def _candidates(found: Checkpoint) -> list[str]:
     plain = frozenset(re.sub(r"\d+", "#", name) for name in found.tensors)
     fitting = []
     for module, names in _families():
-        likely = [name for name in names if f"{kernel}" in _first_layers(get_pretrained_cfg(name, True))]
+        likely = [name for name in names if kernel in _first_layers(get_pretrained_cfg(name, True))]
         if not likely or (found.arches and not any(name.startswith(found.arches) for name in likely)):
             continue
         # Build only one backbone of each family, to save time: names of tensors hardly differ inside a family.
