@@ -108,7 +108,7 @@ def read_arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArra
         # Allow no pickle: a pickle in somebody else's run could run any code.
         found = dict(np.load(BytesIO(data), allow_pickle=False))
         _require_shapes(found, scored)
-    except (ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError, EOFError, OSError, MemoryError, RuntimeError, BadZipFile, zlib.error) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {first_line(error)}). {advice}") from None
     return found
 

@@ -5,6 +5,7 @@
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def read_samples(path: Path) -> Samples:
             images, metadata, places = (arrays[name] for name in ("images", "metadata", "places"))
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or first_line(error)}. {REWRITE}") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{path} is damaged: {first_line(error)}. {REWRITE}") from None
     fits = images.ndim == 4 and metadata.shape == (len(images), 4) and places.ndim == 2 and places.shape[1] == 2
     if not fits or images.dtype.kind not in "uf" or not len(images):
