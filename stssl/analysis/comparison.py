@@ -7,7 +7,7 @@ often chance alone gives such a large difference.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -267,4 +267,4 @@ def _compare(pairs: Sequence[tuple[_Scored, _Scored]], blocks: Ints, options: Co
 def _corrected(found: Sequence[Difference]) -> list[Difference]:
     """Return the differences in the same order, with their p-values corrected by Holm's method in `holm`."""
     corrected = holm_corrected([one.p for one in found])
-    return [Difference(**(vars(one) | {"holm": p})) for one, p in zip(found, corrected, strict=True)]
+    return [replace(one, holm=p) for one, p in zip(found, corrected, strict=True)]

@@ -108,7 +108,7 @@ def test_a_report_prints_bold_only_what_is_better_beyond_chance(made):
 
 @pytest.mark.slow
 def test_a_report_of_fifty_runs_stays_small_soak(made, tmp_path, monkeypatch):
-    """Fifty recipes: the page stays below 5 MB, and only one run at a time is in memory."""
+    """Fifty recipes: the page stays below 5 MB, and the runs are read one after the other."""
     paths = [made(f"run{n}", 1.0 + n / 50, 0, optimizer={"lr": 0.001 * (n + 1)}) for n in range(50)]
     arrays, alive = [], []
 
