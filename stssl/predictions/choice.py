@@ -75,7 +75,7 @@ def predict_inputs(
     if unit_of(inputs, out) == "windows":
         if labels is not None:
             raise ConfigError("--labels scores patches: give --out FILE.parquet.")
-        with local_output(out) as path:
+        with local_output(out, [".png"] if options.preview else []) as path:
             made = predict_scene(models, inputs, path, options, progress)
         return Predicted(made.map, str(out) if is_url(str(out)) else str(made.map), lines=made.notes)
     _refuse_map_options(options)

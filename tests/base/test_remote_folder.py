@@ -177,7 +177,7 @@ def test_outputs_go_to_a_bucket(server):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half of a map")
         raise KeyboardInterrupt
-    with local_output("s3://bucket/maps/map.tif") as path:
+    with local_output("s3://bucket/maps/map.tif", [".png"]) as path:
         path.parent.mkdir(parents=True, exist_ok=True)
         for name in ("map.tif", "map.png", "other.tif"):
             (path.parent / name).write_text(name)

@@ -421,10 +421,10 @@ def environment(copy, token=None):
 
 
 def shell(copy, command, token=None, limit=420):
-    """Run a command as the next one of the same shell: its variables stay."""
+    """Run a command as the next one of the same shell: its variables stay, but for the token of a cluster that ended."""
     state = copy.parent / "state"
     before = f"source {state}; " if state.exists() else ""
-    script = f"{before}{command}\ncode=$?; export -p > {state}; exit $code"
+    script = f"{before}{command}\ncode=$?; export -p | grep -v RAY_AUTH_ > {state}; exit $code"
     return finish(
         start(
             "env",

@@ -330,7 +330,7 @@ def test_run_files(finished_run, small_store, tmp_path):
             read_state(file)
         view = read_run(path)
         if file.name == "record.json":  # a page takes a second to draw
-            page = record_table([_digest(view, "", [])])
+            page = record_table([_digest(view, "", "run-0", [])])
             assert "<script>" not in page, "markup from a file reaches the page"
 
     run(recipe)  # a run that ended stays as it is
