@@ -16,6 +16,7 @@ import numpy as np
 
 from stssl.base.errors import ConfigError, RunError, shown
 from stssl.base.mirror import mirror_of
+from stssl.base.outputs import naming_url
 from stssl.base.paths import folder_given, is_url
 from stssl.base.whole_files import cannot_write, is_there, sync_folder
 from stssl.exports.card import model_card
@@ -140,10 +141,20 @@ def export_to(
     if run is not None and (url == run or url.startswith(tuple(f"{run}/{name}" for name in TAKEN))):
         raise RunError(f"--out {url}: the run keeps its own files there. Give {run}/{EXPORT_FOLDER} or another folder.")
     mirror = mirror_of(url)
-    mirror.pull(lambda name: True)
-    made = export_run(place, kind, mirror.folder, bands=bands, license=license)
-    mirror.push(lambda name: True)
+    strangers = set(mirror.pull(lambda name: name in EXPORT_FILES)) - set(EXPORT_FILES)
+    if strangers:
+        raise _not_ours(url, min(strangers))
+    with naming_url(mirror.folder, url):
+        made = export_run(place, kind, mirror.folder, bands=bands, license=license)
+    # As on a disk, `config.json` comes last: a folder without it is not whole.
+    mirror.remote.remove(CONFIG)
+    mirror.push(lambda name: name != CONFIG)
+    mirror.push(lambda name: name == CONFIG)
     return f"{url}/{made.name}"
+
+
+def _not_ours(target: Path | str, stranger: str) -> RunError:
+    return RunError(f"--out {target} holds other files ({shown(stranger)}). Give an empty or a new folder.")
 
 
 def _checked(kind: str, bands: Sequence[str] | None) -> ExportFormat:
@@ -189,8 +200,7 @@ def _claim(target: Path, run: Path, digest: str) -> dict[str, object]:
         return {}  # an export was killed while it replaced its files: write all of them again
     earlier = read_config(target / CONFIG)
     if earlier is None or not names <= set(EXPORT_FILES):
-        stranger = next(iter(sorted(names - set(EXPORT_FILES))), CONFIG)
-        raise RunError(f"--out {target} holds other files ({shown(stranger)}). Give an empty or a new folder.")
+        raise _not_ours(target, min(names - set(EXPORT_FILES), default=CONFIG))
     if earlier["student"] != digest:
         raise RunError(f"--out {target} holds the export of another student. Remove that folder, or give another one.")
     return {**earlier}

@@ -15,6 +15,7 @@ import pytest
 import rasterio
 import torch
 from exported import bigearthnet_patches, eurosat_patches, write_run
+from far_storage import far_server, forgetting
 from real import real_data
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
@@ -22,10 +23,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import stssl
+from stssl.base.remote_folder import RemoteFolder
 from stssl.commands.cli import app
 from stssl.exports import graphs
 from stssl.exports.places import places_svg
 from stssl.exports.stac import stac_item
+from stssl.exports.writing import export_to
 from stssl.models import backbones
 from stssl.models.sealed import seal
 from stssl.models.sites import LateConfig, TokenConfig
@@ -162,6 +165,38 @@ def test_a_later_export_keeps_the_license_and_the_card_shows_each_format(tmp_pat
     assert "torch.export.load" in card and "resnet_fpn_backbone" in card
     assert json.loads(item)["properties"]["mlm:total_parameters"] == count  # of the student, not of the backbone alone
     stssl.export(folder, "torchvision", license="CC-BY-4.0")  # the control: the same license is no contradiction
+
+
+def test_an_export_into_a_bucket_refuses_other_files_unread_and_ends_with_its_description(tmp_path, monkeypatch):
+    pytest.importorskip("obstore")
+    folder, write = write_run(tmp_path / "run", patches(), size=12, backbone="resnet18"), RemoteFolder.write
+    forget, words = forgetting(monkeypatch, tmp_path), ("--format", "torchvision", "--license", "MIT", "--out")
+
+    def broken_off(remote, name, data):
+        if name == "backbone.safetensors":
+            raise KeyboardInterrupt
+        write(remote, name, data)
+
+    with far_server(monkeypatch) as server:
+        server.objects["bucket/strange/data/big.bin"] = bytes(9)
+        assert exported(folder, *words, "s3://bucket/strange").startswith(
+            "--out s3://bucket/strange holds other files (data/big.bin)"
+        )
+        assert ("GET", "/bucket/strange/data/big.bin") not in server.requests
+        export_to(folder, "torchvision", "s3://bucket/e", license="MIT")
+        whole = set(server.objects)
+        assert {"bucket/e/config.json", "bucket/e/backbone.safetensors"} < whole
+        forget()
+        assert "s3://bucket/e holds an export" in exported(
+            folder, *words[:3], "GPL-2.0-only", *words[4:], "s3://bucket/e"
+        )
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(RemoteFolder, "write", broken_off)
+            export_to(folder, "torchvision", "s3://bucket/e")
+        assert set(server.objects) == whole - {"bucket/e/config.json"}
+        forget()
+        export_to(folder, "torchvision", "s3://bucket/e", license="MIT")
+        assert set(server.objects) == whole
 
 
 def test_an_export_that_finds_no_room_gives_one_line_and_leaves_nothing(run, tmp_path):
