@@ -1,4 +1,4 @@
-"""Hash the pixels of patches and the values of columns. Code compares and checks stores by these hashes."""
+"""Hash pixels of patches, columns of stores, and settings. Code finds out by these hashes if something changed."""
 
 import hashlib
 import json
@@ -40,3 +40,8 @@ def column_hash(values: AnyArray) -> str:
 def digest_of(*columns: AnyArray) -> str:
     """Hash several columns into one text. A resumed conversion compares it, to see if its input has changed."""
     return hashlib.blake2b(" ".join(map(column_hash, columns)).encode(), digest_size=16).hexdigest()
+
+
+def settings_hash(settings: object) -> str:
+    """Hash values such as numbers, texts and paths, by their text from `repr`. Return 16 bytes in hexadecimal."""
+    return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()

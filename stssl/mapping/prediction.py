@@ -1,6 +1,5 @@
 """Predict the map of a scene: `stssl predict MODEL SCENE --out MAP.tif`."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ import torch
 
 from stssl import __version__
 from stssl.base.errors import ConfigError, DataError
+from stssl.base.hashing import settings_hash
 from stssl.base.json_types import JsonObject
 from stssl.base.whole_files import is_there, write_whole
 from stssl.mapping.assembly import FinishedRows, MapAssembly
@@ -278,12 +278,11 @@ class _MapJob:
         files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.scene.files]
         gpu = self.options.gpus > 0 if self.options.workers or self.options.address else self.device.type == "cuda"
         parts = (KEPT_FORMAT, sorted(self.models.items()), files, self.scene, self.plan, self.options.batch, gpu)
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+        return settings_hash(parts)
 
     def _request(self) -> str:
         """Hash everything that changes the map or its picture."""
-        parts = (self._identity(), self.options.probabilities, self.options.preview, self.needs)
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+        return settings_hash((self._identity(), self.options.probabilities, self.options.preview, self.needs))
 
     def _tags(self, about: JsonObject) -> dict[str, str]:
         """Return the metadata of the map."""

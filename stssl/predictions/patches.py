@@ -1,6 +1,5 @@
 """Read batches of patches with their metadata, from a store or from an archive that was never converted."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from stssl.archives.base import Archive
 from stssl.base.arrays import AnyArray, Ints
+from stssl.base.hashing import settings_hash
 from stssl.data.loader import metadata_table
 from stssl.store.schema import ERRORS, UNUSABLE, Column, ColumnArray, Patch, printable
 from stssl.store.store import Store
@@ -169,7 +169,7 @@ class ArchivePatches:
         """
         self.place, self.size, self._archive = place, len(archive.names), archive
         stamps = (tuple(archive.names), [_stamp(path) for path in files], {**archive.about})
-        self.identity = hashlib.blake2b(repr(stamps).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+        self.identity = settings_hash(stamps)
         self.arrays = {
             one.name: BandArray(one.bands, one.height, one.width, one.dtype, one.gsd_m) for one in archive.arrays
         }

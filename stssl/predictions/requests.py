@@ -1,7 +1,6 @@
 """Tell whether a table or group exists already, and whether the same request made it."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow.parquet
 import zarr
 
 from stssl.base.errors import ConfigError
+from stssl.base.hashing import settings_hash
 from stssl.base.json_types import JsonObject
 from stssl.base.whole_files import is_there
 from stssl.predictions.geoparquet import NOTES
@@ -30,8 +30,7 @@ def request_hash(models: Mapping[str, str], source: PatchSource, options: Iterab
         source: Source of the patches.
         options: Values of the options.
     """
-    parts = (TABLE_FORMAT, sorted(models.items()), source.identity, [*options])
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+    return settings_hash((TABLE_FORMAT, sorted(models.items()), source.identity, [*options]))
 
 
 def made_already(path: Path, request: str) -> JsonObject | None:
