@@ -34,7 +34,7 @@ def start(folder: Path, out: Path, workers: int, stride: int) -> subprocess.Pope
 
 
 def begin(folder: Path, out: Path, workers: int, stride: int) -> subprocess.Popen[bytes]:
-    """Start a prediction, and wait until it keeps blocks in their folder."""
+    """Start a prediction, and wait until the first file of the map appears."""
     process = start(folder, out, workers, stride)
     while not (out.parent / f".{out.name}.parts" / "plain.tif").exists():
         if process.poll() is not None:
