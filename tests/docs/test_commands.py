@@ -421,7 +421,7 @@ def environment(copy, token=None):
 
 
 def shell(copy, command, token=None, limit=420):
-    """Run a command as the next one of the same shell: its variables stay, but for the token of a cluster that ended."""
+    """Run a command as the next one of the same shell: variables stay, but no token of an ended cluster."""
     state = copy.parent / "state"
     before = f"source {state}; " if state.exists() else ""
     script = f"{before}{command}\ncode=$?; export -p | grep -v RAY_AUTH_ > {state}; exit $code"
