@@ -15,7 +15,6 @@ import pytest
 import rasterio
 import torch
 from exported import bigearthnet_patches, eurosat_patches, write_run
-from far_storage import far_server, forgetting
 from real import real_data
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
@@ -167,36 +166,35 @@ def test_a_later_export_keeps_the_license_and_the_card_shows_each_format(tmp_pat
     stssl.export(folder, "torchvision", license="CC-BY-4.0")  # the control: the same license is no contradiction
 
 
-def test_an_export_into_a_bucket_refuses_other_files_unread_and_ends_with_its_description(tmp_path, monkeypatch):
+def test_an_export_into_a_bucket_refuses_other_files_unread_and_ends_with_its_description(
+    tmp_path, monkeypatch, server, elsewhere
+):
     pytest.importorskip("obstore")
     folder, write = write_run(tmp_path / "run", patches(), size=12, backbone="resnet18"), RemoteFolder.write
-    forget, words = forgetting(monkeypatch, tmp_path), ("--format", "torchvision", "--license", "MIT", "--out")
+    words = ("--format", "torchvision", "--license", "MIT", "--out")
 
     def broken_off(remote, name, data):
         if name == "backbone.safetensors":
             raise KeyboardInterrupt
         write(remote, name, data)
 
-    with far_server(monkeypatch) as server:
-        server.objects["bucket/strange/data/big.bin"] = bytes(9)
-        assert exported(folder, *words, "s3://bucket/strange").startswith(
-            "--out s3://bucket/strange holds other files (data/big.bin)"
-        )
-        assert ("GET", "/bucket/strange/data/big.bin") not in server.requests
-        export_to(folder, "torchvision", "s3://bucket/e", license="MIT")
-        whole = set(server.objects)
-        assert {"bucket/e/config.json", "bucket/e/backbone.safetensors"} < whole
-        forget()
-        assert "s3://bucket/e holds an export" in exported(
-            folder, *words[:3], "GPL-2.0-only", *words[4:], "s3://bucket/e"
-        )
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(RemoteFolder, "write", broken_off)
-            export_to(folder, "torchvision", "s3://bucket/e")
-        assert set(server.objects) == whole - {"bucket/e/config.json"}
-        forget()
-        export_to(folder, "torchvision", "s3://bucket/e", license="MIT")
-        assert set(server.objects) == whole
+    server.objects["bucket/strange/data/big.bin"] = bytes(9)
+    assert exported(folder, *words, "s3://bucket/strange").startswith(
+        "--out s3://bucket/strange holds other files (data/big.bin)"
+    )
+    assert ("GET", "/bucket/strange/data/big.bin") not in server.requests
+    export_to(folder, "torchvision", "s3://bucket/e", license="MIT")
+    whole = set(server.objects)
+    assert {"bucket/e/config.json", "bucket/e/backbone.safetensors"} < whole
+    elsewhere()
+    assert "s3://bucket/e holds an export" in exported(folder, *words[:3], "GPL-2.0-only", *words[4:], "s3://bucket/e")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RemoteFolder, "write", broken_off)
+        export_to(folder, "torchvision", "s3://bucket/e")
+    assert set(server.objects) == whole - {"bucket/e/config.json"}
+    elsewhere()
+    export_to(folder, "torchvision", "s3://bucket/e", license="MIT")
+    assert set(server.objects) == whole
 
 
 def test_an_export_that_finds_no_room_gives_one_line_and_leaves_nothing(run, tmp_path):

@@ -11,7 +11,6 @@ import rasterio
 import torch
 import zarr
 from exported import write_run
-from far_storage import far_server, forgetting
 from PIL import Image
 from rasterio.transform import from_origin
 from tiny import tiny_bigearthnet
@@ -199,28 +198,26 @@ def test_a_repeated_table_is_left_and_other_files_are_not_replaced(folder, tmp_p
     assert (tmp_path / "notes.parquet").read_text() == "my thesis" and not list(tmp_path.glob(".*"))
 
 
-def test_a_table_in_a_bucket_is_left_or_refused_as_on_a_disk(folder, tmp_path, monkeypatch):
+def test_a_table_in_a_bucket_is_left_or_refused_as_on_a_disk(folder, server, elsewhere):
     pytest.importorskip("obstore")
     url, place = "s3://bucket/tables/p.parquet", "bucket/tables/p.parquet"
-    forget = forgetting(monkeypatch, tmp_path)
 
     def predict(model="run"):
         return predict_inputs([folder / model], [folder / "s.zarr"], url, MapOptions(device="cpu"))
 
-    with far_server(monkeypatch) as server:
-        first, body = predict(), server.objects[place]
-        for elsewhere in (False, True):
-            if elsewhere:
-                forget()
-            server.requests.clear()
-            again = predict()
-            assert "p.parquet is already made" in again.lines[0] and again.scores == first.scores
-            with pytest.raises(ConfigError, match=r"^--out: s3://bucket/tables/p\.parquet is there already"):
-                predict("cdmad")
-            assert server.objects[place] == body and ("PUT", f"/{place}") not in server.requests
-        del server.objects[place]
-        assert not any("already" in line for line in predict().lines)  # control: a copy of this process does not count
-        assert ("PUT", f"/{place}") in server.requests and set(server.objects) == {place}
+    first, body = predict(), server.objects[place]
+    for other_machine in (False, True):
+        if other_machine:
+            elsewhere()
+        server.requests.clear()
+        again = predict()
+        assert "p.parquet is already made" in again.lines[0] and again.scores == first.scores
+        with pytest.raises(ConfigError, match=r"^--out: s3://bucket/tables/p\.parquet is there already"):
+            predict("cdmad")
+        assert server.objects[place] == body and ("PUT", f"/{place}") not in server.requests
+    del server.objects[place]
+    assert not any("already" in line for line in predict().lines)  # control: a copy of this process does not count
+    assert ("PUT", f"/{place}") in server.requests and set(server.objects) == {place}
 
 
 def test_results_that_are_not_finite_are_named_and_none_of_them_make_no_table(folder, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def flipped(data):
 @pytest.mark.parametrize("damaged", [encrypted, flipped])
 def test_damaged_arrays_give_one_line(damaged, tmp_path):
     path = tmp_path / "a.npz"
-    images = np.random.default_rng(0).integers(0, 9, (8, 3, 24, 24))
+    images = np.random.default_rng(0).integers(0, 9, (8, 3, 24, 24), np.uint8)
     write_samples(path, Samples(images, np.zeros((8, 4), np.float32), np.zeros((5, 2), np.float32)))
     assert (read_samples(path).images == images).all()  # control
     path.write_bytes(damaged(bytearray(path.read_bytes())))
