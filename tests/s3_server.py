@@ -25,6 +25,7 @@ class S3Server(ThreadingHTTPServer):
         objects: Content by `bucket/key`.
         parts: Parts of uploads that have not ended yet, by upload and number.
         requests: Command and path of each request so far.
+        removed: Keys of removed objects, in order.
         failures: Number of requests from now on that fail.
         kind: Kind of failure: a status code, `silent` (no answer), `short` or `reset` (half an answer).
         key: Access key that requests must have.
@@ -37,6 +38,7 @@ class S3Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
+        self.removed: list[str] = []
         self.parts: dict[tuple[str, int], bytes] = {}
         self.failures, self.key = 0, key
         self.refused: tuple[str, ...] = ()
@@ -131,9 +133,13 @@ class Handler(BaseHTTPRequestHandler):
         generation = self.headers.get("x-goog-if-generation-match")
         return generation is None or generation == generation_of(present)
 
+    def remove(self, key: str) -> None:
+        self.server.objects.pop(key, None)
+        self.server.removed.append(key)
+
     def do_DELETE(self) -> None:
         if key := self.begin():
-            self.server.objects.pop(key, None)
+            self.remove(key)
             self.answer(204)
 
     def do_POST(self) -> None:
@@ -150,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer(200, f"<R><ETag>{tag}</ETag></R>".encode())
             found = re.findall(r"<Key>(.*?)</Key>", self.body.decode())
             for name in found:
-                self.server.objects.pop(f"{key.split('/')[0]}/{unescape(name)}", None)
+                self.remove(f"{key.split('/')[0]}/{unescape(name)}")
             gone = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in found)
             return self.answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
         return None

@@ -180,7 +180,7 @@ def take_samples(data: PixelData, description: ModelDescription) -> Samples:
     order = [layout.index(band.name) for band in description.bands]
     side = description.image.side
     images = torch.cat([on_grid(arrays[name], side) for name in data.reader.layout], 1)[:, order]
-    places = places_of(data)
+    places = training_places(data)
     chosen = spread(np.arange(len(places)), MOST_PLACES)
     return Samples(images.numpy(), data.metadata[torch.from_numpy(rows)].numpy(), places[chosen])
 
@@ -192,7 +192,7 @@ def on_grid(images: Tensor, side: int) -> Tensor:
     return resize_images(images, side, "centers")
 
 
-def places_of(data: PixelData) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def training_places(data: PixelData) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """Return latitude and longitude [n, 2] in degrees of the training patches with a place."""
     table = data.metadata[torch.from_numpy(data.split.train)][:, :2]
     found = table[torch.isfinite(table).all(1)].numpy().astype(np.float32)
@@ -200,7 +200,7 @@ def places_of(data: PixelData) -> np.ndarray[tuple[int, int], np.dtype[np.float3
 
 
 def _box(data: PixelData) -> Box | None:
-    places = places_of(data)
+    places = training_places(data)
     if not len(places):
         return None
     (south, west), (north, east) = (

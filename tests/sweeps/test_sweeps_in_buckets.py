@@ -46,9 +46,8 @@ def test_checkpoints_in_a_bucket_go_after_one_listing_and_after_their_mark(serve
     assert left == {f"trial-0001/{name}" for name in names} | {
         f"trial-000{number}/{name}" for number in (0, 2) for name in names[2:]
     }
-    assert [command for command, _ in server.requests] == ["GET"] + ["DELETE"] * 4
-    gone = [path.rpartition("/")[2] for _, path in server.requests[1:]]
-    assert gone == ["committed.json"] * 2 + ["best.pt"] * 2
+    assert [command for command, _ in server.requests].count("GET") == 1 and len(server.requests) == 5
+    assert [key.rpartition("/")[2] for key in server.removed] == ["committed.json"] * 2 + ["best.pt"] * 2
     SweepPlace(PLACE).remove_checkpoints([])
     assert len(server.requests) == 5
 
