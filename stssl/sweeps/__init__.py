@@ -1,10 +1,10 @@
-"""Search recipe keys: train one recipe many times with other values. Optuna chooses the values; Ray Tune trains.
+"""Search for good values of recipe keys: train one recipe many times with other values (trials).
 
-`spec` reads a sweep file. `domains` and `space` make its search space. `study` keeps the trials. `tuning` and `trials`
-train them. `results`, `report` and `charts` show them. `confirmation` trains the best trials again. `run` calls all of
-these.
+Optuna chooses the values; Ray Tune trains. `spec` reads a sweep file, which describes a search. `domains` and `space`
+build the search space from it. `study` records the trials. `tuning` and `trials` train them. `results`, `report` and
+`charts` show them. `confirmation` trains the best trials again with other seeds. `run` calls all of these modules.
 
-The names below are imported at their first use, since they import torch, and some of them Ray.
+The names in `__all__` are imported only at their first use, because their modules import torch, and some of them Ray.
 """
 
 from typing import TYPE_CHECKING

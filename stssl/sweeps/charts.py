@@ -1,4 +1,4 @@
-"""Draw the figures of a sweep as SVG text. Trials that were stopped early always look different from complete ones."""
+"""Draw the figures of a sweep's report as SVG. Dots of complete trials are filled, of trials stopped early hollow."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,8 +30,10 @@ COMPLETE: dict[str, Any] = {"color": COLORS[0], "s": 26, "linewidths": 0}
 def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) -> Markup:
     """Draw a score of each trial (training run) over the trial's number, and a line for the best score so far.
 
+    The line follows complete trials only. A cross marks each failed trial. Return the figure as SVG.
+
     Args:
-        trials: Trials, by number.
+        trials: Trials, sorted by number.
         metric: Position of the score among the metrics.
         name: Name of the score.
         larger: True if larger scores are better.
@@ -57,7 +59,7 @@ def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) ->
 
 
 def _dots(axis: "Axes", points: Sequence[tuple[float, TrialRow, float]]) -> None:
-    """Draw a dot at (x, y) for each trial in `points`. Dots of complete trials are filled, of stopped ones hollow."""
+    """Draw a dot for each complete trial (filled) and each stopped trial (hollow). A point is (x, trial, y)."""
     for state, style, label in (("complete", COMPLETE, "complete"), ("stopped", STOPPED, "stopped early")):
         shown = [(x, y) for x, row, y in points if row.state == state]
         if shown:
@@ -65,7 +67,7 @@ def _dots(axis: "Axes", points: Sequence[tuple[float, TrialRow, float]]) -> None
 
 
 def importances(shares: Mapping[str, float]) -> Markup:
-    """Draw the importance of each searched key as horizontal bars, the largest on top."""
+    """Draw how important each searched key is (a share, 0 to 1) as horizontal bars, the largest on top. Return SVG."""
     names = sorted(shares, key=lambda name: shares[name])
     figure, (axis,) = figure_of(8.4, 0.9 + 0.32 * len(names))
     axis.barh(range(len(names)), [shares[name] for name in names], 0.6, color=COLORS[0])
@@ -77,10 +79,12 @@ def importances(shares: Mapping[str, float]) -> Markup:
 
 
 def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> list[Markup]:
-    """Draw for each searched key how the score depends on the key's value: one panel for each key, three in a figure.
+    """Draw for each searched key the score of each trial over its value of the key.
+
+    Return SVG figures, each with up to three panels. A panel shows one key.
 
     Args:
-        trials: Trials, by number.
+        trials: Trials, sorted by number.
         axes: Searched keys.
         metric: Position of the score among the metrics.
         name: Name of the score.
@@ -99,7 +103,7 @@ def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: 
 
 
 def wholes(axes: Sequence[Axis]) -> list[Axis]:
-    """Return one search dimension for each recipe key: its domain covers those of all dimensions of the key."""
+    """Merge search dimensions of the same recipe key into one that covers all their values. Return one for each key."""
     groups: dict[str, list[Axis]] = {}
     for axis in axes:
         groups.setdefault(axis.key, []).append(axis)
@@ -116,7 +120,7 @@ def _joined(domains: Sequence[Domain]) -> Domain:
 
 
 def _slice(panel: "Axes", trials: Sequence[TrialRow], axis: Axis, metric: int) -> None:
-    """Draw a panel with the score of each trial over its value of one key."""
+    """Draw the score of each trial over its value of one key (`axis`) into a panel of a figure."""
     rows = [row for row in trials if row.values and axis.key in row.params]
     if axis.domain.choices:
         known = {str(choice): place for place, choice in enumerate(axis.domain.choices)}
@@ -137,7 +141,7 @@ def _slice(panel: "Axes", trials: Sequence[TrialRow], axis: Axis, metric: int) -
 
 
 def _ranged(panel: "Axes", axis: Axis) -> None:
-    """Set the limits of a panel so it shows the key's whole domain, with a margin at both ends."""
+    """Set the x limits of a panel so it shows a key's whole range of numbers, with a margin at both ends."""
     low, high = float(axis.domain.low or 0), float(axis.domain.high or 0)
     if axis.domain.log:
         room = (high / low) ** 0.03
@@ -154,8 +158,10 @@ def _ranged(panel: "Axes", axis: Axis) -> None:
 def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> Markup:
     """Draw parallel coordinates: each complete trial is a line across its values of all keys, colored by score.
 
+    Return the figure as SVG. Return an empty text if there are fewer than two complete trials or two keys.
+
     Args:
-        trials: Trials, by number.
+        trials: Trials, sorted by number.
         axes: Searched keys.
         metric: Position of the score among the metrics.
         name: Name of the score.
@@ -192,7 +198,7 @@ def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name
 
 
 def _place(axis: Axis, value: object) -> float:
-    """Return a value's height in a figure: 0 to 1 over the key's domain, below 0 if the trial lacks the key."""
+    """Return the height of a key's value in parallel coordinates: 0 to 1, or below 0 if the trial lacks the key."""
     domain = axis.domain
     if value is None and None not in domain.choices:
         return -0.12
@@ -219,7 +225,7 @@ def _ticks(axis: Axis) -> list[tuple[float, str]]:
 
 
 def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
-    """Draw the scores of each group of trials as dots, with their mean and standard deviation."""
+    """Draw the scores of each named group of trials as dots, with mean and standard deviation. Return SVG."""
     figure, (axis,) = figure_of(8.4, 1.0 + 0.42 * len(groups))
     random = np.random.default_rng(0)
     for place, values in enumerate(groups.values()):
@@ -235,12 +241,12 @@ def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
 
 
 def front(trials: Sequence[TrialRow], best: Sequence[TrialRow], names: Sequence[str]) -> Markup:
-    """Draw two scores against each other, and mark the Pareto front: trials that no other trial dominates.
+    """Draw the first score of complete trials against the second, and mark the Pareto front. Return the figure as SVG.
 
     Args:
-        trials: Trials, by number.
-        best: Trials that no other trial dominates.
-        names: Names of the two scores.
+        trials: Trials, in any sequence.
+        best: Trials of the Pareto front: no other trial dominates them.
+        names: Names of the scores. Only the first two are drawn.
     """
     figure, (axis,) = figure_of(6.0, 4.2)
     rows = [row for row in trials if row.state == "complete" and row.values]

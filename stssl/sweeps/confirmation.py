@@ -1,4 +1,4 @@
-"""Train a sweep's best recipes again with new seeds, choose the winner by validation, and test it once."""
+"""Train a sweep's best recipes again with new seeds, choose the winner by validation, and score it once on test."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ CONFIRMATION_ADVICE = "Delete it: the same `stssl sweep --top N` writes it again
 
 
 class TestLook(TypedDict):
-    """Record one evaluation on the test part: its time, and the candidates (recipes) that were evaluated."""
+    """Record one evaluation on the test patches: its time, and the names of the candidates (recipes) evaluated."""
 
     time: str
     runs: list[str]
@@ -41,13 +41,13 @@ class TestLook(TypedDict):
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hold the scores of one recipe of a sweep that was trained again with several seeds.
+    """Describe a recipe of a sweep that was trained again with several seeds: its scores with each seed.
 
     Attributes:
-        name: `trial-0007`, or `recipe` for the sweep's base recipe.
-        validation: Values of each metric on validation, one for each seed that was trained to its end.
-        test: Values of each metric on test; only the winner and the base recipe have them.
-        failed: Number of seeds that were not trained to their end.
+        name: Name of a trial, such as `trial-0007`, or `recipe` for the sweep's base recipe.
+        validation: Validation scores by metric: one value for each seed with which the run reached its end.
+        test: Test scores by metric. Only the winner and the base recipe have them.
+        failed: Number of seeds with which the run did not reach its end.
     """
 
     name: str
@@ -58,13 +58,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Hold the scores of a sweep's best recipes, which were trained again with other seeds.
+    """Describe the result of `confirm`: scores of a sweep's best recipes after training with other seeds.
 
     Attributes:
-        seeds: Seeds of the runs and of their label draws.
-        candidates: Candidates, the base recipe among them. The best mean on validation comes first; candidates with
-            failed seeds come last.
-        looks: Times when test was evaluated, and for which candidates.
+        seeds: Seeds of the new runs. Each seed also chooses which patches are labeled.
+        candidates: Candidates with at least one finished run, best first: few failed seeds count more than a good mean
+            on validation. The base recipe is one of them if it has a finished run.
+        looks: Records of the evaluations on test: when, and of which candidates.
     """
 
     seeds: list[int]
@@ -72,7 +72,7 @@ class Confirmation:
     looks: list[TestLook]
 
     def html(self) -> Markup:
-        """Make a section of the sweep's report: a table with mean and standard deviation of each recipe's scores."""
+        """Return a section of the sweep's HTML report: a table with mean and deviation of each candidate's scores."""
         names = list(self.candidates[0].validation)
         head = Markup("<th>{}, {}</th>")
         return _SECTION.format(
@@ -101,29 +101,29 @@ def _line(one: Candidate, names: Sequence[str]) -> Markup:
 
 
 def words(values: Sequence[float]) -> str:
-    """Format the mean and the standard deviation of some values as text, such as `0.9120 ± 0.0040`."""
+    """Return the mean and the standard deviation of scores as text, such as `0.9120 ± 0.0040`; `–` without scores."""
     if not values:
         return "–"
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: Callable[[str], None]) -> Confirmation:
-    """Train a sweep's best recipes and its base recipe with new seeds, and test the winner.
+    """Train a sweep's best recipes and its base recipe with new seeds; score the winner and the base recipe on test.
 
-    Do not train again what an earlier start has trained to its end.
+    Runs that an earlier start of the sweep trained to their end are not trained again.
 
     Args:
-        book: Study of the sweep.
+        book: Manager of the sweep's study and trials.
         trials: Trials of the sweep.
         top: Number of best trials to train again.
         seeds: Number of seeds for each of these trials.
         say: Shows a line of progress.
 
     Returns:
-        Scores of all candidates. `confirmation.json` has the same scores.
+        Scores of all candidates (recipes). `confirmation.json` has the same scores.
 
     Raises:
-        RunError: No trial has scores, or none of the new runs was trained to its end.
+        RunError: No trial has scores, none of the new runs was trained to its end, or test gives no score.
     """
     config, base = book.sweep.config, book.sweep.recipe
     best = ranked(trials, config.modes)[:top]
@@ -132,7 +132,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
     recipes = {row.name: chosen_recipe(book, row, row.name) for row in best}
     # Leave out trials that equal the base recipe: they would be trained twice.
     recipes = {name: recipe for name, recipe in recipes.items() if recipe.hash() != base.hash()} | {BASE: base}
-    # All trials of the search have the base recipe's seed, so these seeds are new.
+    # Use new seeds, which cannot favor the best trials by luck: all trials of the search had the base recipe's seed.
     numbers = list(range(base.seed + 1, base.seed + 1 + seeds))
     runs = {name: [_seeded(recipe, name, number, book) for number in numbers] for name, recipe in recipes.items()}
     left = [recipe for group in runs.values() for recipe in group if not _opened(recipe).finished()]
@@ -144,7 +144,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
     ended = [one for one in found if one.validation[config.metrics[0]]]
     if not ended:
         raise RunError(f"no run with another seed came to its end; see {below(book.sweep.place, CONFIRM)}/*/failed.txt")
-    # Put candidates without failed seeds first: the mean of another candidate leaves out its failed seeds.
+    # Put candidates without failed seeds first: the mean of the others leaves out the failed seeds, which may flatter.
     ended.sort(key=lambda one: (one.failed, -sign * mean(one.validation[config.metrics[0]])))
     chosen = [*ended[:1], *(one for one in ended[1:] if one.name == BASE)]
     looks = _test(book, chosen, runs)
@@ -158,7 +158,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
 
 
 def confirmed(book: Book) -> Confirmation | None:
-    """Read the scores of a confirmation that an earlier start wrote; None if `confirmation.json` does not exist."""
+    """Read the result of `confirm` that an earlier start of the sweep wrote. Return None if its file does not exist."""
     if not is_there(_file(book)):
         return None
     kept = read_run_file(ConfirmationFile, _file(book), CONFIRMATION_ADVICE)[0]
@@ -175,7 +175,10 @@ def _plain(result: Confirmation) -> dict[str, object]:
 
 
 def _seeded(recipe: Recipe, name: str, seed: int, book: Book) -> Recipe:
-    """Copy a recipe with another name, folder and seed. The seed applies to the run and to the choice of labels."""
+    """Return a copy of a recipe for a run with another seed, which also chooses the labeled patches.
+
+    The copy also has another name, `NAME-sSEED`, and its run lies in the sweep's folder `confirm`.
+    """
     labels = recipe.labels.model_copy(update={"seed": seed})
     again = recipe.model_copy(update={"seed": seed, "labels": labels})
     return trial_recipe(again, f"{name}-s{seed}", below(book.sweep.place, CONFIRM))
@@ -212,14 +215,14 @@ def _candidate(name: str, runs: Sequence[Recipe], metrics: tuple[str, ...]) -> C
 
 
 def _opened(recipe: Recipe) -> RunFolder:
-    """Return the folder of a recipe's run, with the files that an object store has of it."""
+    """Return the folder of a recipe's run. If the run lies in an object store, fetch its files first."""
     folder = RunFolder.of(recipe)
     folder.refresh()
     return folder
 
 
 def _evaluate(folder: RunFolder) -> None:
-    """Score a run's networks on the test part.
+    """Score a run's networks on the test patches, and write the scores into the run's folder.
 
     Raises:
         RunError: The run's best checkpoint is missing or damaged. The message says how to get it back.
@@ -234,10 +237,10 @@ def _evaluate(folder: RunFolder) -> None:
 
 
 def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[TestLook]:
-    """Score the winner and the base recipe on the test part, unless an earlier start did, and record when.
+    """Score the runs of the winner and the base recipe on test, and record when. Skip runs scored earlier.
 
     Args:
-        book: Study of the sweep.
+        book: Manager of the sweep's study and trials.
         chosen: Winner and base recipe. This function fills their `test`.
         runs: Recipes of all candidates, one for each seed.
 
@@ -256,11 +259,12 @@ def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]
             if not is_there(file):
                 _evaluate(folder)
                 fresh.append(one.name)
-            elif one.name not in known:  # an earlier start evaluated it, but was killed before it recorded that
+            elif one.name not in known:
+                # An earlier start evaluated this candidate, but was killed before it recorded that. Record it now.
                 fresh.append(one.name)
             scores = read_run_file(ScoresFile, file, f"Evaluate it again: `stssl evaluate {folder.place}`.")[0].student
             if scores.get("loss") is None:
-                continue  # predictions on test are not finite, although they were finite on validation
+                continue  # no metric can be computed: predictions are not finite, although they were on validation
             for metric in book.sweep.config.metrics:
                 value = scored(scores).get(metric)
                 if value is None:

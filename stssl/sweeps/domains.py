@@ -1,4 +1,4 @@
-"""Turn the recipe keys of a sweep file into search dimensions. The recipe's types give each key's allowed values."""
+"""Turn the recipe keys of a sweep file into dimensions of a search. The types of keys say which values are allowed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -40,12 +40,12 @@ FIRST = ("model.metadata", "model.injection.name", "loss.distance")
 
 @dataclass(frozen=True)
 class Found:
-    """Describe one definition of a recipe key. A key has several definitions if several kinds of a section have it.
+    """Describe a recipe key as one class of recipe sections defines it. Several algorithms may define the same key.
 
     Attributes:
-        domain: Values that the recipe's type allows; None if the type sets no bounds.
+        domain: Values that the key's type allows; None if the type sets no bounds.
         integer: True if values are whole numbers.
-        gates: Conditions on other keys under which this definition holds.
+        gates: Conditions on other keys. The definition holds only if all conditions hold.
     """
 
     domain: Domain | None
@@ -59,7 +59,7 @@ def build_space(config: SweepConfig, recipe: Recipe, source: str = "search") -> 
     Args:
         config: The sweep file.
         recipe: Base recipe of the sweep.
-        source: Name of the section in messages.
+        source: Name of the sweep file's section in error messages.
 
     Returns:
         The search space over the base recipe.
@@ -77,16 +77,16 @@ def build_space(config: SweepConfig, recipe: Recipe, source: str = "search") -> 
 
 
 class _Finder:
-    """Look up searched keys in the recipe's types, to find their allowed values and conditions."""
+    """Find the allowed values and conditions of searched keys in the type annotations of the recipe's classes."""
 
     def __init__(self, config: SweepConfig, recipe: Recipe, source: str) -> None:
         self.search, self.recipe, self.tree, self.source = config.search, recipe, recipe.tree(), source
 
     def axes(self, key: str) -> list[Axis]:
-        """Make the search dimensions of one recipe key.
+        """Return the search dimensions of one recipe key.
 
         Several kinds of a section, such as several algorithms, may have the key. If their domains differ, each kind
-        gets its own dimension; else they share one.
+        gets its own dimension. Otherwise, they share one.
         """
         found = [replace(one, domain=self._domain(key, one)) for one in self._look_up(key)]
         domains = [one.domain or Domain() for one in found]
@@ -120,7 +120,7 @@ class _Finder:
         return found.domain
 
     def _needs_float(self, value: object, found: Found) -> TypeGuard[int]:
-        """Return True if a value is a whole number but the key's type is float, so it must be converted."""
+        """Return True if a listed value is a whole number, but the key takes floats: the value must be converted."""
         ranged = found.domain is not None and found.domain.low is not None
         return ranged and not found.integer and isinstance(value, int) and not isinstance(value, bool)
 
@@ -145,7 +145,7 @@ class _Finder:
         raise ConfigError(f"{self.source}: the key '{key}' is empty")
 
     def _names(self, prefix: str, union: list[type[Config]]) -> tuple[str, ...]:
-        """List the names that a section may have, such as all algorithms. Leave out injection sites that do not fit."""
+        """Return the names of a section's kinds, such as all algorithms. Leave out sites that the backbone lacks."""
         names = tuple(name for name in map(part_name, union) if name)
         if prefix != "model.injection":
             return names
@@ -163,7 +163,10 @@ class _Finder:
     def _chosen(
         self, prefix: str, union: list[type[Config]], gates: tuple[Gate, ...]
     ) -> list[tuple[type[Config], tuple[Gate, ...]]]:
-        """List the kinds of a recipe section (such as algorithms) that trials may have, with their conditions."""
+        """Return the kinds of a recipe section (such as algorithms) that trials may have: class and conditions of each.
+
+        If the section's name is searched, a kind exists only in trials with its name.
+        """
         if len(union) == 1:
             return [(union[0], gates)]
         by_name = {part_name(part): part for part in union}
@@ -184,12 +187,16 @@ class _Finder:
         return node
 
     def _awake(self, key: str) -> Iterator[Gate]:
-        """Yield conditions that leave a key out while another key's value makes it useless (see `IDLE`)."""
+        """Yield conditions under which a key has an effect. Values of other keys can make it useless (see `IDLE`).
+
+        Raises:
+            ConfigError: The key has no effect in any trial.
+        """
         for prefix, conditions in IDLE.items():
             if key != prefix and not key.startswith(f"{prefix}."):
                 continue
             for other, idle in conditions:
-                if other == key:  # skip the key `model.injection.name`: its existence cannot depend on itself
+                if other == key:  # true for `model.injection.name`: the existence of a key cannot depend on itself
                     continue
                 if other in self.search:
                     choices = self.axes(other)[0].domain.choices
@@ -207,7 +214,7 @@ class _Finder:
                     )
 
     def _unknown(self, here: str, part: str, places: list[type[Config]], prefix: str) -> str:
-        """Return an error message about an unknown key. It names the kinds of its section that have this key."""
+        """Return an error message about an unknown key. If other kinds of its section have the key, it names them."""
         known = {f"{prefix}.{name}".lstrip(".") for place in places for name in place.model_fields}
         having = [name for name in self._others(prefix) if name]
         owners = [name for name, part_type in self._others(prefix).items() if part in part_type.model_fields and name]
@@ -235,7 +242,11 @@ class _Finder:
 
 
 def check_site(model: ModelConfig, injection: InjectionBase) -> None:
-    """Raise a ConfigError if an injection site, where metadata enters, does not fit a recipe's backbone."""
+    """Check that a recipe's backbone has the site (place in the network) where `injection` adds metadata.
+
+    Raises:
+        ConfigError: The backbone does not have the site.
+    """
     check_fit(
         backbone=model.backbone,
         backbone_args=model.backbone_args,
@@ -245,7 +256,7 @@ def check_site(model: ModelConfig, injection: InjectionBase) -> None:
 
 
 def _found(field: FieldInfo, gates: tuple[Gate, ...]) -> Found:
-    # Pydantic removes the outermost `Annotated` from a field's type. Add it again: the code below expects it.
+    # Pydantic removes the outermost `Annotated` from a field's type. Add it again, because it may contain the domain.
     annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     types = list(_types(annotation))
     numbers = {kind for kind in types if kind in (int, float)}
@@ -271,7 +282,7 @@ def _types(annotation: object) -> Iterator[object]:
 
 
 def _domains(annotation: object) -> Iterator[Domain]:
-    """Yield the search domains that are attached to a type annotation."""
+    """Yield the `Domain` objects that a type annotation has as metadata (`Annotated[..., Domain(...)]`)."""
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
         yield from (part for part in arguments[1:] if isinstance(part, Domain))
@@ -289,7 +300,11 @@ def _literals(annotation: object) -> Iterator[JsonValue]:
 
 
 def _try(space: Space, axis: Axis, source: str) -> None:
-    """Check that the recipe accepts a domain's ends or choices: an error must come before the first trial."""
+    """Check that the recipe accepts the ends or choices of a key's domain: an error must come before the first trial.
+
+    Raises:
+        ConfigError: The recipe refuses a value. The message names the key and the value.
+    """
     ends = axis.domain.choices or (axis.domain.low, axis.domain.high)
     for value in ends:
         values = {gate.key: gate.values[0] for gate in axis.gates}

@@ -1,4 +1,4 @@
-"""Keep the checkpoints of a sweep's best trials, delete those of others, and say how much disk room they need."""
+"""Delete the checkpoints of all but a sweep's best trials, and compute how much disk room its checkpoints need."""
 
 import shutil
 from pathlib import Path
@@ -27,9 +27,9 @@ STATES_OF_OPTIMIZER = {"adamw": 2, "sgd": 1}
 
 
 def tidy(book: Book) -> None:
-    """Delete the checkpoints of trials that ended, except those of the best `keep` trials.
+    """Delete the checkpoints of trials that ended, except those of the best trials: the key `keep` says how many.
 
-    Running trials keep theirs. Students, metrics and records of all trials stay.
+    Running trials keep their checkpoints. The student networks, metrics and records of all trials stay.
     """
     keep = book.sweep.config.keep
     if keep == "all":
@@ -40,9 +40,10 @@ def tidy(book: Book) -> None:
 
 
 def _rank(book: Book, trial: "FrozenTrial", among: list["FrozenTrial"]) -> tuple[object, ...]:
-    """Return a key that sorts trials, best first: complete ones, then stopped ones, then failed ones.
+    """Return a trial's sort key: with it, complete trials come first, then stopped ones, then failed ones, best first.
 
-    With several metrics, trials that no other trial dominates come first. After that, the first metric decides.
+    With several metrics, trials that no other trial in `among` dominates come first. After that, the first metric
+    decides.
     """
     kind = ("COMPLETE", "PRUNED", "FAIL").index(trial.state.name)
     own = _gains(book, trial)
@@ -53,7 +54,10 @@ def _rank(book: Book, trial: "FrozenTrial", among: list["FrozenTrial"]) -> tuple
 
 
 def _gains(book: Book, trial: "FrozenTrial") -> list[float]:
-    """Return a trial's scores, negated if smaller is better. A stopped trial gets its best validation score."""
+    """Return a trial's scores so that larger is better: scores are negated if smaller is better.
+
+    For a stopped or failed trial, return only its best score so far, or no score if it was never validated.
+    """
     modes = book.sweep.config.modes
     if trial.state.name == "COMPLETE" and trial.values:
         return gains(trial.values, modes)
@@ -62,7 +66,7 @@ def _gains(book: Book, trial: "FrozenTrial") -> list[float]:
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Compute the size of a checkpoint of a recipe's run in bytes, without training."""
+    """Compute from a recipe's networks how many bytes a checkpoint of its run has. Train nothing."""
     step = build_step(without_weights(recipe), open_data(recipe))
     trained = sum(part.nbytes for part in step.networks.parameters() if part.requires_grad)
     state = sum(int(value.nbytes) for value in step.state_dict().values())
@@ -75,7 +79,7 @@ def needed_bytes(sweep: Sweep, checkpoint: int, at_once: int) -> int:
     Args:
         sweep: Sweep file and base recipe.
         checkpoint: Size of one checkpoint of the base recipe. Trials with other networks may need more or less.
-        at_once: Number of trials at the same time.
+        at_once: Number of trials that run at the same time.
     """
     config = sweep.config
     kept = config.trials if config.keep == "all" else min(config.keep, config.trials)
@@ -83,7 +87,7 @@ def needed_bytes(sweep: Sweep, checkpoint: int, at_once: int) -> int:
 
 
 def room_line(sweep: Sweep, checkpoint: int, at_once: int) -> str:
-    """Return a line for the user on the room that a sweep's checkpoints need. Warn if the disk has less."""
+    """Return a line for the user: the disk room that a sweep's checkpoints need. Log a warning if the disk has less."""
     needed = needed_bytes(sweep, checkpoint, at_once)
     keep = sweep.config.keep
     whose = "all trials" if keep == "all" else f"the best {keep} trials" if keep > 1 else "the best trial"
@@ -102,5 +106,5 @@ def room_line(sweep: Sweep, checkpoint: int, at_once: int) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """Return a folder, or the nearest folder above it that exists."""
+    """Return a folder if it exists, else the nearest folder above it that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())

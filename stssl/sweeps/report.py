@@ -31,9 +31,9 @@ def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confir
     """Write the HTML page `report.html` into the sweep's folder, and return its path.
 
     Args:
-        book: Study of the sweep.
+        book: Manager of the sweep's study and trials.
         trials: Trials of the sweep.
-        confirmed: Scores of runs with other seeds; None if no such runs exist.
+        confirmed: Scores of the best recipes with other seeds; None if they were not trained again.
     """
     config = book.sweep.config
     body = [
@@ -62,7 +62,7 @@ def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confir
 
 
 def _facts(book: Book, trials: Sequence[TrialRow]) -> Markup:
-    """Make a paragraph that describes the search: metrics, trials, sampler, base recipe."""
+    """Return a paragraph of HTML that describes the search: metrics, number of trials, sampler, base recipe."""
     config, recipe = book.sweep.config, book.sweep.recipe
     goals = ", ".join(f"{name} ({mode})" for name, mode in zip(config.metrics, config.modes, strict=True))
     counts = {state: sum(row.state == state for row in trials) for state in ("complete", "stopped", "failed")}
@@ -81,7 +81,7 @@ def _place(config: SweepConfig) -> str:
 
 
 def _best(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Make a table of the five best trials or, with several metrics, of the trials that no other trial dominates."""
+    """Return a table of the five best trials as HTML; with several metrics, of the trials that no other dominates."""
     config = book.sweep.config
     order = ranked(trials, config.modes)
     if not order:
@@ -111,7 +111,7 @@ def _history(config: SweepConfig, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Draw how important each searched key is for each metric."""
+    """Draw for each metric how well each searched key tells good trials from others. Return the figures as HTML."""
     complete = [row for row in trials if row.state == "complete"]
     if len(complete) < 4:
         return [note("Fewer than four complete trials: no importances.")]
@@ -128,7 +128,10 @@ def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def _importances(book: Book, metric: int) -> dict[str, float]:
-    """Compute how important each searched key is for one metric, as shares, by PED-ANOVA (arXiv:2304.10255)."""
+    """Compute how important each searched key is for one metric, by PED-ANOVA (arXiv:2304.10255).
+
+    Return a share from 0 to 1 for each key, or an empty mapping if the trials do not allow to compute it.
+    """
     import warnings
 
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -150,7 +153,10 @@ def _importances(book: Book, metric: int) -> dict[str, float]:
 
 
 def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Draw for each key with a list of choices the scores of complete trials, grouped by choice."""
+    """Draw, for each searched key with a list of choices, the scores of the complete trials with each choice.
+
+    Return the figures as HTML, each with a table.
+    """
     parts: list[Markup] = []
     name, mode = book.sweep.config.metrics[0], book.sweep.config.modes[0]
     keys = {axis.key: axis for axis in book.space.axes if axis.domain.choices}
@@ -170,7 +176,7 @@ def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[object]) -> dict[str, list[float]]:
-    """Group complete trials by their choice for one key, and return the first metric's values of each group.
+    """Group complete trials by their choice for one key, and return the first metric's scores in each group.
 
     Args:
         trials: Trials of the study.
@@ -178,7 +184,7 @@ def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[object]) -> d
         choices: Values that the key may have.
 
     Returns:
-        Values by choice. The choices are sorted as in `choices`.
+        Scores by choice, as text, sorted as in `choices`. Choices that no complete trial has are left out.
     """
     groups = {
         str(choice): [
@@ -239,11 +245,11 @@ def _failures(trials: Sequence[TrialRow]) -> Markup:
 
 
 def _table(lines: Sequence[JsonMapping], folder: Path | None = None) -> Markup:
-    """Make an HTML table with one row for each mapping. Leave out columns without any value.
+    """Return an HTML table with one row for each mapping in `lines`. Leave out the column `run` and empty columns.
 
     Args:
         lines: Values of each row by the name of the column.
-        folder: Folder of the page, if rows are trials: their numbers then link to the folders of their runs.
+        folder: Folder of the page. If it is given, the number of each trial links to the folder of its run.
     """
     if not lines:
         return Markup()
@@ -255,9 +261,12 @@ def _table(lines: Sequence[JsonMapping], folder: Path | None = None) -> Markup:
 
 
 def _linked(line: JsonMapping, folder: Path) -> CellValue:
-    """Link the number of a trial to the folder of its run, relative to the page, so that both can move together."""
+    """Return a table cell in which the number of a trial links to the folder of its run.
+
+    The link is relative to the page's folder, so that the page and the runs can move together.
+    """
     number, run = line["trial"], line.get("run")
-    # A trial that failed early, or whose run was deleted, has no folder.
+    # Show the number without a link if the run has no folder: the trial failed early, or its run was deleted.
     if not isinstance(number, int) or not isinstance(run, str) or not is_there(Path(run)):
         return _cell(number)
     place = quote(os.path.relpath(run, folder).encode("utf-8", "replace"))

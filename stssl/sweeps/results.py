@@ -36,13 +36,13 @@ class TrialRow:
 
     Attributes:
         number: Number of the trial, counted from 0.
-        state: `complete`, `stopped` early (its values cannot be compared with others), `failed` or `unfinished`.
-        values: Scores of the trial's best checkpoint so far, one for each metric.
-        step: Step of that checkpoint.
-        last: Last step that was validated.
+        state: `complete`, `stopped` early (its scores come from shorter training), `failed` or `unfinished`.
+        values: Scores of the trial's best checkpoint so far, one for each metric; None before the first validation.
+        step: Training step of that checkpoint.
+        last: Last training step after which the trial was validated.
         seconds: Time that the trial took, summed over its starts.
-        cpu_hours: Number of CPUs of its workers, times hours.
-        gpu_hours: Number of GPUs of its workers, times hours.
+        cpu_hours: Number of CPUs of the trial's workers, times the hours that it took.
+        gpu_hours: Number of GPUs of the trial's workers, times the hours that it took.
         params: Dotted recipe keys that the search set for this trial, and their values.
         reason: Reason why the trial failed; None if it did not fail.
         run: Path or URL of the folder of the trial's run.
@@ -67,7 +67,7 @@ class TrialRow:
 
 
 def rows(book: Book) -> list[TrialRow]:
-    """Read from a sweep's study all trials that were started, and return them sorted by number."""
+    """Return all started trials of a sweep, sorted by number, as its study and the folders of its runs record them."""
     return [_row(book, trial) for trial in book.study.get_trials(deepcopy=False) if trial.state.name in STATES]
 
 
@@ -92,7 +92,7 @@ def _row(book: Book, trial: "FrozenTrial") -> TrialRow:
 
 
 def records(book: Book, trials: Sequence[TrialRow]) -> list[JsonObject]:
-    """Turn each trial into a row of a table: a mapping from column name to text or number."""
+    """Return a table row for each trial: a mapping from the names of columns to texts or numbers."""
     metrics, keys = book.sweep.config.metrics, dict.fromkeys(axis.key for axis in book.space.axes)
     return [
         {"trial": row.number, "state": row.state}
@@ -110,7 +110,7 @@ def _flat(value: JsonValue) -> JsonValue:
 
 
 def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
-    """Write all trials as the tables `trials.csv` and `trials.parquet` into the sweep's folder."""
+    """Write the trials as the tables `trials.csv` and `trials.parquet` into the sweep's folder, if there are any."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,7 +133,7 @@ def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
 
 
 def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
-    """Return complete trials, best first. Without any, return unfinished and stopped trials that have scores.
+    """Return the complete trials, best first. If none is complete, return unfinished and stopped trials with scores.
 
     With several metrics, trials that no other trial dominates come first. After that, the first metric decides.
     """
@@ -144,7 +144,7 @@ def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
 
 
 def pareto(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
-    """Select the trials that no other trial dominates, by several metrics (Pareto front).
+    """Return the Pareto front: the trials that no other trial dominates.
 
     A trial dominates another one if it is worse in no metric, and better in at least one.
     """
@@ -153,12 +153,15 @@ def pareto(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
 
 
 def dominates(one: list[float], other: list[float]) -> bool:
-    """Return True if the gains of one trial are nowhere smaller than those of another one, and not all equal."""
+    """Return True if trial `one` dominates trial `other`: none of its scores is worse, and one is better.
+
+    Each trial is given by its `gains`: scores of which larger ones are better.
+    """
     return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def gains(values: Sequence[float], modes: Sequence[Mode]) -> list[float]:
-    """Return scores with changed sign for metrics of mode `min`: larger is then always better."""
+    """Return scores so that larger is always better: scores of metrics with mode `min` get the other sign."""
     return [value if mode == "max" else -value for value, mode in zip(values, modes, strict=True)]
 
 
@@ -168,6 +171,8 @@ def _gains(row: TrialRow, modes: Sequence[Mode]) -> list[float]:
 
 def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
     """Write the best trial's recipe as `best.yaml`, its scores as `best.json`, and a link `best` to its run.
+
+    With several metrics, also write the recipes of the Pareto front (trials that no other dominates) into `pareto`.
 
     Returns:
         Path of `best.yaml`.
@@ -213,11 +218,11 @@ def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
 
 
 def chosen_recipe(book: Book, row: TrialRow, name: str) -> Recipe:
-    """Build the full recipe of a trial, with which it can be trained again outside of the sweep.
+    """Return the full recipe of a trial, so that it can be trained again outside of the sweep.
 
     Args:
-        book: Study of the sweep.
-        row: Row of the trial.
+        book: Manager of the sweep's study and trials.
+        row: The trial.
         name: Name of the new run.
     """
     return book.space.recipe(row.params).model_copy(update={"name": name})
@@ -232,8 +237,8 @@ def _file(book: Book, row: TrialRow) -> str:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Create a symbolic link to a run's folder, or change an existing one."""
-    # Ignore an error: some file systems have no links, and `best.json` names the folder, too.
+    """Create the symbolic link `link` to a run's folder, or make an existing link point to this folder."""
+    # Ignore an error: some file systems have no links, and the user finds the run's folder in `best.json`, too.
     with contextlib.suppress(OSError):
         # Make the new link under another name and rename it: `link` then exists at every moment.
         fresh = link.with_name(f".{link.name}.new")

@@ -1,4 +1,4 @@
-"""Run a sweep: train its trials, record them, and write tables, the best recipe and the report."""
+"""Run a sweep (a search for good recipe values): train its trials, and write tables, the best recipe and a report."""
 
 import math
 import time
@@ -28,11 +28,11 @@ from stssl.training.launch import check_run
 
 @dataclass(frozen=True)
 class SweepFiles:
-    """Hold the paths of the files that a sweep wrote, or their URLs if it lies in an object store.
+    """Say where a sweep wrote its main files: their paths, or their URLs if the sweep lies in an object store.
 
     Attributes:
-        best: Recipe of the best trial.
-        report: Page about the sweep.
+        best: File with the recipe of the best trial.
+        report: HTML page about the sweep.
     """
 
     best: Path | str
@@ -40,7 +40,7 @@ class SweepFiles:
 
 
 def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0, seeds: int = 5) -> SweepFiles:
-    """Run a sweep file, or resume it, and write its results.
+    """Run or resume the search that a sweep file describes, and write its tables, best recipe and report.
 
     Args:
         path: The sweep file.
@@ -48,6 +48,9 @@ def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0
         say: Shows a line for each trial that ends.
         top: Number of best trials to train again with other seeds; 0 for none.
         seeds: Number of seeds for each of these trials.
+
+    Returns:
+        Paths or URLs of the best recipe and the report.
 
     Raises:
         StsslError: The sweep file is wrong, or no trial reached its first validation.
@@ -72,14 +75,14 @@ def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0
 
 
 def search(what: Sweep, say: Say) -> Book:
-    """Train all trials of a sweep that have not ended yet.
+    """Train all trials of a sweep that have not ended yet, until its time limit (`hours`).
 
     Args:
         what: Sweep file and base recipe.
         say: Shows a line for each trial that ends.
 
     Returns:
-        The book: the object that manages the sweep's trials and study.
+        Manager of the sweep's study and trials.
 
     Raises:
         StsslError: The sweep file is wrong. A trial that fails does not raise an error.
@@ -93,18 +96,22 @@ def search(what: Sweep, say: Say) -> Book:
     if left:
         say(f"{left} of {what.config.trials} trials to do; metrics, records and students are kept in {what.place}")
         _carry_out(book, say)
-    tidy(book)  # a stopped trial may have written a checkpoint after its end was recorded
+    tidy(book)  # once more: a stopped trial may have written a checkpoint after its end was recorded
     return book
 
 
 def _check_metrics(what: Sweep) -> None:
-    """Raise a ConfigError if validations of the recipe do not give the sweep's metric, or choose no best checkpoint."""
+    """Check that validations of the base recipe compute the sweep's metrics and choose a best checkpoint.
+
+    Raises:
+        ConfigError: They do not. The message says which key to change.
+    """
     if not what.recipe.evaluation.validated:
         raise ConfigError(
             "evaluation.checkpoint: the recipe has last, and a sweep compares the best checkpoints of its trials on "
             "validation. Set change: {evaluation.checkpoint: best}, with a data.split that has validation patches."
         )
-    # The names of scores depend only on the kind of task and its classes. Score two patches of zeros to get the names.
+    # Score two patches of zeros to get the names of scores: these depend only on the kind of task and its classes.
     space = open_data(what.recipe).space
     targets = torch.zeros(2, space.groups, dtype=torch.long)
     scores, _ = score(torch.zeros(2, len(space.classes)), targets, space)
@@ -114,7 +121,7 @@ def _check_metrics(what: Sweep) -> None:
 
 
 def _left(book: Book) -> int:
-    """Return how many trials of the sweep have not ended yet."""
+    """Return how many trials of the sweep have not ended yet, including those not started."""
     from optuna.trial import TrialState
 
     waiting = (TrialState.WAITING, TrialState.RUNNING)

@@ -1,4 +1,4 @@
-"""Define the search space: recipe keys, their allowed values, and the conditions under which each key exists."""
+"""Define the search space of a sweep: recipe keys, their allowed values, and conditions under which each key exists."""
 
 import difflib
 import json
@@ -38,10 +38,11 @@ class Axis:
 
     Attributes:
         key: Dotted recipe key.
-        name: Name of the Optuna parameter: the key, followed by `@PART` if its domain depends on the kind of a section.
-        domain: Values that may be drawn.
+        name: Name of the Optuna parameter: the key, followed by `@KIND` (such as the name of an algorithm) if the
+            domain depends on the kind of a section.
+        domain: Values that a trial may have.
         integer: True if values are whole numbers.
-        gates: Conditions. The key exists if all of them hold.
+        gates: Conditions on other keys. The key exists if all of them hold.
     """
 
     key: str
@@ -68,11 +69,11 @@ class Axis:
         return domain.low is not None and domain.high is not None and domain.low <= value <= domain.high
 
     def encode(self, value: JsonValue | tuple[JsonValue, ...]) -> Scalar:
-        """Convert a value to a scalar, as Optuna stores only scalars. Lists and mappings become JSON text."""
+        """Return a value as a scalar, because Optuna stores only scalars. Lists and mappings become JSON text."""
         return json.dumps(value, sort_keys=True) if isinstance(value, list | tuple | dict) else value
 
     def suggest(self, trial: "Trial") -> JsonValue:
-        """Let Optuna draw a value of this key for a trial."""
+        """Let Optuna choose a value of this key for a trial, and return the value."""
         domain = self.domain
         if domain.choices:
             codes = [self.encode(choice) for choice in domain.choices]
@@ -84,7 +85,7 @@ class Axis:
         return trial.suggest_float(self.name, low, high, log=domain.log, step=domain.step)
 
     def listed(self) -> tuple[JsonValue, ...]:
-        """List all values of this key's domain, for a grid search.
+        """Return all values of this key's domain, for a grid search.
 
         Raises:
             ConfigError: The domain has infinitely many values, or more than a grid may have.
@@ -102,7 +103,7 @@ class Axis:
         return tuple(int(value) if self.integer else value for value in values)
 
     def words(self) -> str:
-        """Describe this key's allowed values in words, for messages."""
+        """Return this key's allowed values as text for error messages, such as `0.1 to 1`."""
         if self.domain.choices:
             return ", ".join(str(choice) for choice in self.domain.choices)
         return f"{self.domain.low:g} to {self.domain.high:g}" + (" (log)" if self.domain.log else "")
@@ -110,13 +111,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """Hold a base recipe and all searched keys. Each key comes after the keys that it depends on."""
+    """Describe a search: its base recipe, and the searched keys. Each key comes after the keys that it depends on."""
 
     base: Recipe
     axes: tuple[Axis, ...]
 
     def recipe(self, values: JsonMapping) -> Recipe:
-        """Return a copy of the base recipe with the given values.
+        """Return a copy of the base recipe in which the keys of `values`, such as `optimizer.lr`, have these values.
 
         Raises:
             ConfigError: The recipe refuses a value, or the values do not fit together.
@@ -127,7 +128,10 @@ class Space:
         return validate(Recipe, tree, ", ".join(f"{key}={value}" for key, value in values.items()))
 
     def draw(self, trial: "Trial") -> TrialValues:
-        """Let Optuna draw a trial's values, one for each key that exists. A resumed trial gets its old values again."""
+        """Let Optuna choose a trial's values, and return them by key. A resumed trial gets its old values again.
+
+        Leave out keys that do not exist together with the trial's other values.
+        """
         values = self._fixed()
         for axis in self.axes:
             if axis.exists(values):
@@ -135,7 +139,7 @@ class Space:
         return self._searched(values)
 
     def values(self, params: Mapping[str, Any]) -> TrialValues:
-        """Convert a trial's Optuna parameters to recipe keys and their values."""
+        """Convert the parameters that Optuna stored for a trial to recipe keys and their values."""
         found: TrialValues = {}
         for axis in self.axes:
             if axis.name in params:
@@ -145,13 +149,14 @@ class Space:
         return found
 
     def point(self, given: JsonMapping, source: str = "points") -> TrialValues:
-        """Convert a point, values from the sweep file that must be tried first, to Optuna parameters.
+        """Convert a point (values in the sweep file that must be tried first) to Optuna parameters, and return them.
 
-        If the point leaves a key out, the key gets the base recipe's value, if this value lies in the domain.
+        A searched key that the point leaves out gets the base recipe's value. If this value lies outside of the key's
+        domain, the key stays out, so Optuna chooses its value.
 
         Args:
             given: Dotted keys and values of the point.
-            source: Name of the point in messages.
+            source: Name of the point in error messages.
 
         Raises:
             ConfigError: A key is not searched, its value lies outside of its domain, or it does not exist with the
@@ -176,7 +181,7 @@ class Space:
         return params
 
     def grid(self) -> list[TrialValues]:
-        """List all possible combinations of values for a grid search, as Optuna parameters.
+        """Return all possible combinations of the searched keys' values for a grid search, as Optuna parameters.
 
         Raises:
             ConfigError: A domain is a range without a step, or the grid has too many combinations.
@@ -197,7 +202,7 @@ class Space:
         return list(points.values())
 
     def identity(self) -> Tree:
-        """Return the search space and the parts of the base recipe that must stay equal when a sweep resumes."""
+        """Return what must stay equal when a sweep resumes: the search space and some keys of the base recipe."""
         axes = {
             axis.name: [
                 list(axis.domain.choices) or [axis.domain.low, axis.domain.high, axis.domain.log, axis.domain.step],
@@ -210,7 +215,7 @@ class Space:
         return tree
 
     def _fixed(self) -> TrialValues:
-        """Return the base recipe's values of keys that are not searched but that other keys' conditions use."""
+        """Return the base recipe's values of keys that are not searched, but on which searched keys depend."""
         searched = {axis.key for axis in self.axes}
         named = {gate.key for axis in self.axes for gate in axis.gates} - searched
         return {key: self._own(key, {}) for key in named}

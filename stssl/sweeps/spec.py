@@ -1,4 +1,4 @@
-"""Define the keys of a sweep file, and read sweep files."""
+"""Define the keys of a sweep file (YAML that describes a search for good recipe values), and read sweep files."""
 
 import json
 import math
@@ -66,8 +66,9 @@ class AshaConfig(Config):
     """Stop bad trials early by successive halving (ASHA, Li et al., MLSys 2020, arXiv:1810.05934).
 
     Attributes:
-        grace: Step of the first decision. Later decisions follow at `grace * reduction`, `grace * reduction**2`, ...
-        reduction: At each decision, the best 1/`reduction` of the trials that reached this step continue.
+        grace: Training step at which bad trials are first stopped, then again at `grace * reduction`,
+            `grace * reduction**2`, ... None takes 1/`reduction**2` of all steps, but at least the first validation.
+        reduction: At each of these steps, the best 1/`reduction` of the trials that reached it continue.
     """
 
     name: Literal["asha"] = "asha"
@@ -80,7 +81,7 @@ class MedianConfig(Config):
 
     Attributes:
         grace: Number of first steps in which no trial is stopped; None for the steps before the first validation.
-        startup: Number of trials that must end before a trial can be stopped.
+        startup: Number of trials that must be trained to their end before a trial can be stopped.
     """
 
     name: Literal["median"] = "median"
@@ -95,10 +96,10 @@ class NoSchedulerConfig(Config):
 
 
 class TpeConfig(Config):
-    """Choose values by tree-structured Parzen estimators (TPE). The first `startup` trials are random.
+    """Choose the values of trials by tree-structured Parzen estimators (TPE).
 
     Attributes:
-        startup: Number of random trials at the beginning.
+        startup: Number of first trials that get random values.
     """
 
     name: Literal["tpe"] = "tpe"
@@ -106,10 +107,10 @@ class TpeConfig(Config):
 
 
 class GpConfig(Config):
-    """Choose values by Gaussian processes. The first `startup` trials are random.
+    """Choose the values of trials by Gaussian processes.
 
     Attributes:
-        startup: Number of random trials at the beginning.
+        startup: Number of first trials that get random values.
     """
 
     name: Literal["gp"] = "gp"
@@ -117,7 +118,7 @@ class GpConfig(Config):
 
 
 class Nsga2Config(Config):
-    """Choose values by the genetic algorithm NSGA-II, which can improve several metrics at once.
+    """Choose the values of trials by the genetic algorithm NSGA-II, which can improve several metrics at once.
 
     Attributes:
         population: Number of trials in a generation.
@@ -128,13 +129,13 @@ class Nsga2Config(Config):
 
 
 class RandomConfig(Config):
-    """Choose values at random, independently of earlier trials."""
+    """Choose the values of each trial at random, independently of earlier trials."""
 
     name: Literal["random"] = "random"
 
 
 class GridConfig(Config):
-    """Try every possible combination of the listed values."""
+    """Train one trial with each possible combination of the searched keys' values."""
 
     name: Literal["grid"] = "grid"
 
@@ -144,7 +145,7 @@ SamplerConfig = Annotated[TpeConfig | GpConfig | Nsga2Config | RandomConfig | Gr
 
 
 class SweepConfig(Config):
-    """Define the keys of a sweep file.
+    """Define the keys of a sweep file, which describes a search for good values of recipe keys.
 
     Attributes:
         name: Name of the sweep's folder and study. The default is the name of the file.
@@ -153,11 +154,11 @@ class SweepConfig(Config):
         metric: Validation score of a trial's best checkpoint, or several scores (trials are compared by dominance).
         mode: `max` or `min` for each metric; None chooses by the name of the score.
         trials: Number of trials, including failed and stopped ones.
-        hours: Time after which all trials stop. The same command with more hours continues them.
+        hours: Hours after which all trials stop. The same command with more hours continues them.
         scheduler: Rule that stops trials early.
-        sampler: Method that chooses values.
+        sampler: Method that chooses the values of each trial.
         seed: Seed of the sampler.
-        points: Values to try first. If a point leaves a key out, the key has the recipe's value.
+        points: Trials to train first, each as keys and values. A key that is left out has the base recipe's value.
         search: Dotted recipe keys. null or `auto` takes the domain of the recipe's type; a list or a range replaces it.
         concurrent: Number of trials at the same time; None for as many as the resources allow.
         keep: Number of best trials whose checkpoints are kept; `all` keeps all. Running trials keep theirs.
@@ -185,9 +186,9 @@ class SweepConfig(Config):
     @field_validator("search", mode="before")
     @classmethod
     def _forms(cls, search: object) -> object:
-        """Check that each entry under `search` is null or `auto`, a list, or a range.
+        """Check that each entry under `search` is null or `auto`, a list, or a range. Return `search` unchanged.
 
-        Pydantic's own error is hard to read.
+        Without this check, Pydantic raises an error that is hard to read.
         """
         if not isinstance(search, dict):
             raise ValueError("give recipe keys and where their values come from, such as {optimizer.lr: auto}")
@@ -233,13 +234,13 @@ class SweepConfig(Config):
 
     @property
     def folder(self) -> Path:
-        """Return the absolute path of the folder with the sweep's files. For a URL, it is this process's copy."""
+        """Return the absolute path of the sweep's folder. If `place` is a URL, it is this process's local copy."""
         return SweepPlace(self.place).folder
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Hold a sweep file and its base recipe. The keys under `change` are already changed in the recipe."""
+    """Combine a sweep file's keys (`config`) and its base recipe, in which the keys under `change` are changed."""
 
     config: SweepConfig
     recipe: Recipe
@@ -251,7 +252,7 @@ class Sweep:
 
     @property
     def folder(self) -> Path:
-        """Return the absolute path of the folder with the sweep's files. For a URL, it is this process's copy."""
+        """Return the absolute path of the sweep's folder. If `place` is a URL, it is this process's local copy."""
         return self.config.folder
 
 
@@ -279,7 +280,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
 
 
 def _base_recipe(source: Path, path: str, here: bool) -> Recipe:
-    """Read the recipe that a sweep file names. Errors also name the sweep file."""
+    """Read the base recipe from the file `source`. Its errors also name the sweep file, `path`."""
     try:
         if here:
             return load_as(Recipe, source, absolute=False)
@@ -293,7 +294,7 @@ def _unexpanded(tree: Tree, source: str) -> Tree:
 
 
 def _tree(change: JsonMapping, source: str) -> Tree:
-    """Turn recipe keys with dots, such as `optimizer.lr`, into nested mappings."""
+    """Convert the entries under `change`, whose keys have dots (`optimizer.lr`), to nested mappings."""
     tree: Tree = {}
     for key, value in change.items():
         if not key:

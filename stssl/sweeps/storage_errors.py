@@ -40,8 +40,8 @@ def study_errors(url: str, opening: bool = False) -> Iterator[None]:
     """Return a context that turns errors of a study's storage into a `RunError` with advice.
 
     Args:
-        url: URL of the study.
-        opening: True if the code in this context reads the study for the first time.
+        url: URL of the study's storage.
+        opening: True if the code in this context reads the study for the first time. More errors then mean damage.
 
     Raises:
         RunError: The study cannot be read or written. The message says why, and what to do.
@@ -77,7 +77,7 @@ def _explained(url: str, error: BaseException, what: str) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Find the database's own error, which SQLAlchemy and Optuna wrap in errors of theirs."""
+    """Return the database's own error, which SQLAlchemy and Optuna have wrapped in their errors."""
     seen = error
     while (inner := getattr(seen, "orig", None) or seen.__cause__) is not None:
         seen = inner

@@ -1,4 +1,4 @@
-"""Keep the Optuna study of a sweep, which is the only record of its trials. Each event is written at once."""
+"""Open the Optuna study of a sweep, the only record of its trials, and write each event of a trial to it at once."""
 
 import contextlib
 import json
@@ -76,7 +76,7 @@ def storage_of(url: str) -> "BaseStorage":
 
 
 def study_url(config: SweepConfig) -> str:
-    """Return the URL of the storage of a sweep's study. The default is an SQLite file in the sweep's folder."""
+    """Return the URL of the storage of a sweep's study: the key `study`, or an SQLite file in the sweep's folder."""
     return config.study or f"sqlite:///{config.folder / STUDY_FILE}"
 
 
@@ -97,7 +97,11 @@ def open_study(sweep: Sweep, space: Space) -> "Study":
 
 
 def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
-    """Create the sweep's study in its storage, or open an existing one."""
+    """Create the sweep's study in its storage, or open it if it exists. Then queue the points to try first.
+
+    Raises:
+        RunError: The existing study is damaged, or was made for another search or another sweep's folder.
+    """
     import optuna
 
     config = sweep.config
@@ -151,7 +155,7 @@ def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
 
 
 def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "runs") -> None:
-    """Raise a RunError if a study was made for another search space or base recipe than `ours`."""
+    """Raise a RunError if a study was made for another search than `ours`: search space, base recipe and metrics."""
     text, place = study.user_attrs.get(SPACE), without_password(study_url(config))
     theirs = _as_today(json.loads(text), runs) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
@@ -165,7 +169,10 @@ def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "ru
 
 
 def _as_today(identity: JsonObject, storage: str) -> JsonObject:
-    """Convert a stored description of search space and recipe to this version: new recipe keys get their defaults."""
+    """Update a study's stored base recipe to this version of stssl: recipe keys that are new get their defaults.
+
+    Return it with the search space. Return it unchanged if this version cannot read the recipe.
+    """
     try:
         own = identity["recipe"]
         if not isinstance(own, dict):
@@ -177,7 +184,9 @@ def _as_today(identity: JsonObject, storage: str) -> JsonObject:
 
 
 def _one_folder(study: "Study", config: SweepConfig) -> None:
-    """Check that a study belongs to this sweep folder: another folder lacks the runs of the study's trials.
+    """Check that a study belongs to this sweep's folder: another folder lacks the runs of the study's trials.
+
+    If the study has no folder yet, record this one in it.
 
     Raises:
         RunError: The study belongs to another folder.
@@ -197,7 +206,11 @@ def _one_folder(study: "Study", config: SweepConfig) -> None:
 
 
 def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
-    """Create the Optuna sampler. Its seed depends on the number of trials, so a resumed sweep draws new values."""
+    """Return the Optuna sampler that a sweep file names.
+
+    Its seed depends on `drawn`, the number of trials so far, because a resumed sweep must not choose the same values
+    again.
+    """
     import optuna
 
     chosen, seed = config.sampler, config.seed * 100_003 + drawn
@@ -214,7 +227,7 @@ def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
 
 
 def _pruner(sweep: Sweep) -> "BasePruner":
-    """Create Optuna's rule that stops trials early. It reads only the study, so it also works after a restart."""
+    """Return the Optuna pruner: the rule that stops trials early. It reads only the study, so it survives a restart."""
     import optuna
 
     scheduler, steps = sweep.config.scheduler, sweep.recipe.schedule.steps
@@ -229,19 +242,23 @@ def _pruner(sweep: Sweep) -> "BasePruner":
 
 
 def _enqueue(study: "Study", config: SweepConfig, space: Space) -> None:
-    """Queue the points of the sweep file, which are tried first. Leave out points that are in the study already."""
+    """Queue the trials that a study must train first: the points of the sweep file, and all combinations of a grid.
+
+    Leave out points that an earlier start queued.
+    """
     points = [space.point(point, f"points[{i}]") for i, point in enumerate(config.points)]
     if config.sampler.name == "grid":
         points += [point for point in space.grid() if point not in points]
     for number in range(study.user_attrs.get("points", 0), len(points)):
-        # If the process is killed between these two lines, `skip_if_exists` prevents a second copy of the point.
+        # If the process is killed between these two lines, the next start queues the point again. `skip_if_exists`
+        # prevents a second trial with it.
         study.enqueue_trial(points[number], skip_if_exists=True)
         study.set_user_attr("points", number + 1)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Return a context without Optuna's warnings about experimental options and repeated reports."""
+    """Return a context that hides Optuna's warnings about experimental options and repeated reports."""
     import warnings
 
     with warnings.catch_warnings():
@@ -253,7 +270,7 @@ class Book:
     """Manage the trials of a sweep's study: give out the next trial, and record each trial's scores and end."""
 
     def __init__(self, sweep: Sweep, space: Space, study: "Study") -> None:
-        """Prepare to give out trials. First come the trials that were running when an earlier process ended.
+        """Prepare to give out trials, first those that were still running when an earlier process of the sweep ended.
 
         Args:
             sweep: Sweep file and base recipe.
@@ -270,11 +287,11 @@ class Book:
         self.spent = self.hours
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Book":
-        """Return this object itself, because Ray Tune copies its arguments and a copy would miss later changes."""
+        """Return this object itself: Ray Tune copies its arguments, and a copy would miss later changes."""
         return self
 
     def send(self) -> None:
-        """Send the study to the object store, if the sweep lies in one and the study in its folder.
+        """Send the study's file to the object store. Do nothing if the sweep or its study is stored elsewhere.
 
         Raises:
             DataError: The object store refuses the file, or does not answer.
@@ -289,7 +306,7 @@ class Book:
         return float(self.study.user_attrs.get("hours", 0.0))
 
     def tick(self) -> None:
-        """Record in the study how long this process has run, so a killed sweep loses little of its time."""
+        """Record in the study how many hours the sweep has taken so far, because its process may be killed."""
         self.started = self.started or time.time()
         self.study.set_user_attr("hours", self.spent + (time.time() - self.started) / 3600)
 
@@ -311,7 +328,10 @@ class Book:
         return trial, values
 
     def again(self, trial: "Trial") -> bool:
-        """Queue a trial again after its driver process died. Return False if it died `DEATHS` times."""
+        """Queue a trial again, because its driver (the process that controls it) died, and return True.
+
+        If drivers of the trial died `DEATHS` times, do not queue it, and return False.
+        """
         deaths = int(trial.user_attrs.get("deaths", 0)) + 1
         trial.set_user_attr("deaths", deaths)
         if deaths < DEATHS:
@@ -319,13 +339,15 @@ class Book:
         return deaths < DEATHS
 
     def report(self, trial: "Trial", step: int, value: float, seconds: float) -> bool:
-        """Record a score of a running trial. Return True if the trial must stop early.
+        """Record a score and the time of a running trial. Return True if the trial must stop early.
+
+        With several metrics, record only the time, and return False.
 
         Args:
             trial: Optuna's object of the trial.
-            step: Step of the score.
-            value: The score.
-            seconds: Time since the trial began.
+            step: Training step of the score.
+            value: Score by the sweep's first metric.
+            seconds: Seconds that the trial took so far.
         """
         self.tick()
         trial.set_user_attr("seconds", round(seconds, 2))

@@ -1,6 +1,6 @@
-"""Say where a sweep lies: in a folder of a disk, or in an object store, of which this process has a local copy.
+"""Manage where a sweep's files lie: in a folder on a disk, or in an object store with a local copy in this process.
 
-The runs of the trials lie in the same object store, and each is sent by the process that trains it.
+Runs of trials lie in the same object store. The process that trains a run sends its files there.
 """
 
 import contextlib
@@ -23,16 +23,19 @@ RUNS = (f"{TRIALS}/", "confirm/", "tune/")
 
 
 def is_own(name: str) -> bool:
-    """Return True if a file in a sweep's folder is the sweep's own: no file of a run, no lock, not the study."""
+    """Return True if a file in a sweep's folder belongs to the sweep's results, such as its report.
+
+    Files of runs, of Ray Tune, of locks and of the study do not.
+    """
     return not name.startswith((*RUNS, STUDY_FILE)) and name not in (LOCK_FILE, "lock")
 
 
 class SweepPlace:
-    """Manage where the files of a sweep lie.
+    """Lock, fetch and send the files of a sweep, which lie on a disk or in an object store.
 
     Attributes:
         place: Path or URL of the sweep's folder.
-        folder: Folder with the sweep's own files. For a URL: this process's copy.
+        folder: Sweep's folder on a disk. If `place` is a URL, it is this process's local copy.
         mirror: Connection with the object store; None for a sweep on a disk.
     """
 
@@ -44,9 +47,10 @@ class SweepPlace:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Return a context in which no other process works on a sweep in an object store. On a disk, do nothing.
+        """Return a context that locks a sweep in an object store: no other process can run it meanwhile.
 
-        It fetches the sweep's files at its start, and sends them at its end.
+        The context fetches the sweep's files at its start, and sends them at its end. For a sweep on a disk, it does
+        nothing.
 
         Raises:
             RunError: Another process runs the sweep.
@@ -66,7 +70,7 @@ class SweepPlace:
             self.mirror.push(is_own)
 
     def send_study(self) -> None:
-        """Send the SQLite file of the study to the object store. Do nothing on a disk, or if there is no such file.
+        """Send the study's SQLite file to the object store. Do nothing for a sweep on a disk, or without such a file.
 
         Raises:
             RunError: The study cannot be copied.
@@ -76,7 +80,7 @@ class SweepPlace:
         if self.mirror is None or not study.exists():
             return
         try:
-            # Copy it by SQLite: another thread may be in the middle of a change.
+            # Let SQLite copy the file: another thread may be writing, and a plain copy could get half of its change.
             with contextlib.closing(sqlite3.connect(study)) as source, contextlib.closing(sqlite3.connect(copy)) as out:
                 source.backup(out)
         except sqlite3.Error as error:
@@ -84,13 +88,13 @@ class SweepPlace:
         self.mirror.remote.write(STUDY_FILE, copy.read_bytes())
 
     def remove_checkpoints(self, runs: Collection[str]) -> None:
-        """Remove the checkpoints of trials' runs, and half-written ones.
+        """Remove all checkpoints of some trials' runs, including half-written ones.
 
         Args:
             runs: Names of the runs, such as `trial-0007`.
 
         Raises:
-            DataError: The object store refuses it, or does not answer.
+            DataError: The object store refuses to remove a file, or does not answer.
         """
         if self.mirror is None:
             for folder in (self.folder / TRIALS / run / "checkpoints" for run in runs):
@@ -98,16 +102,17 @@ class SweepPlace:
                     path.unlink(missing_ok=True)
             return
         trials = RemoteFolder(below(self.place, TRIALS))
-        # List all trials at once: a sweep calls this at the end of each trial, with the runs of all earlier ones.
+        # List all trials at once: a sweep calls this method at the end of each trial, with the runs of all earlier
+        # trials. A request for each run would be slow.
         listed = trials.listed() if runs else {}
-        # Remove marks first: a mark must not name checkpoints that are gone.
+        # First remove `committed.json`, which lists the run's checkpoints: it must not name files that are gone.
         for name in sorted(listed, key=lambda name: name.endswith(".pt")):
             run, _, file = name.partition("/checkpoints/")
             if run in runs and file.endswith((".pt", ".json")):
                 trials.remove(name)
 
     def has_runs(self) -> bool:
-        """Return True if there are runs of trials."""
+        """Return True if the sweep's folder has runs of trials."""
         if self.mirror is not None:
             return any(name.startswith(f"{TRIALS}/") for name in self.mirror.remote.listed())
         runs = self.folder / TRIALS

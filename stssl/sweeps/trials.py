@@ -1,4 +1,4 @@
-"""Train one trial, and read its scores and its end from its run's folder."""
+"""Train one trial of a sweep, and read its scores and its end from the folder of its run."""
 
 import contextlib
 import traceback
@@ -19,13 +19,13 @@ from stssl.training.run_folder import RunFolder, write_text
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold the scores of the best checkpoint of a trial's run.
+    """Describe what a trial's run has reached: the scores and the step of its best checkpoint.
 
     Attributes:
         names: Names of the sweep's metrics.
         values: Values of these metrics, sorted like `names`.
-        step: Step of the checkpoint.
-        last: Last step that was validated.
+        step: Training step of the checkpoint.
+        last: Last training step after which the run was validated.
         finished: True if the run was trained to its end.
         scores: All scores of the checkpoint on validation.
     """
@@ -39,7 +39,10 @@ class Outcome:
 
 
 def scored(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of validation metrics without None, and with `score`, which chooses the best checkpoint."""
+    """Return a copy of a validation's metrics without entries that are None, but with `score`, if it can be computed.
+
+    `score` is the metric by which a run chooses its best checkpoint.
+    """
     known = {name: value for name, value in row.items() if value is not None}
     headline = next((known[name] for name in HEADLINES.values() if name in known), None)
     return known if headline is None else known | {"score": headline}
@@ -59,7 +62,7 @@ def outcome(place: str | Path, metrics: tuple[str, ...]) -> Outcome | None:
         if row["kind"] != "validation":
             continue
         last, known = max(last, row["step"]), scored(row)
-        # If scores are equal, take the first one: the run replaces its best checkpoint only by a better one.
+        # If scores are equal, take the earlier one, as the run does: only a better checkpoint replaces its best one.
         if "score" in known and (best is None or known["score"] > best["score"]):
             best = known
     if best is None or any(name not in best for name in metrics):
@@ -79,14 +82,14 @@ REASON = "failed.txt"
 
 
 class Stopped(Exception):  # noqa: N818
-    """Exception that ends a run in this process, because the sweep stops its trial early."""
+    """Exception that ends the training of a trial in this process, because the trial stops early."""
 
 
 def trial(config: JsonObject) -> None:
     """Train one trial on its own Ray workers, and report its validations to Tune. Tune calls this function.
 
     Args:
-        config: Number of the trial in `number`, and its recipe as a tree in `recipe`.
+        config: Mapping with the trial's `number`, and with its `recipe` as nested mappings.
     """
     from ray import tune
 
@@ -113,8 +116,8 @@ def carry_out(recipe: Recipe, watch: Watch | None = None, report: Watch | None =
 
     Args:
         recipe: Recipe of the trial.
-        watch: Called with each new row of metrics.
-        report: Called with the scores of each validation. It raises `Stopped` to stop the trial.
+        watch: Called with each new row of metrics that the run writes into its folder.
+        report: Called with the scores of each validation, if this process trains. It may raise `Stopped` to end it.
 
     Raises:
         Stopped: `report` stopped the trial.
@@ -140,7 +143,7 @@ def _write_reason(recipe: Recipe, reason: str) -> None:
 
 
 def forget_failure(place: str | Path) -> None:
-    """Remove the reason of a failure from a run's folder, if there is one: the trial is tried again."""
+    """Remove the file that says why a run failed from the run's folder, because its trial is tried again."""
     RunFolder(place).remove(REASON)
 
 
@@ -153,12 +156,12 @@ def failure(place: str | Path) -> str | None:
 
 
 def trial_recipe(recipe: Recipe, name: str, storage: str) -> Recipe:
-    """Copy a recipe with the name of a trial, and with the sweep's folder as the place of its run.
+    """Return a copy of a recipe for a sweep's trial: with the name and the folder of its run, without TensorBoard.
 
     Args:
         recipe: Recipe of the trial.
         name: Name of the trial's run.
-        storage: Path or URL of the folder of the sweep's runs.
+        storage: Path or URL of the folder that has the sweep's runs.
     """
     launch = recipe.launch.model_copy(update={"storage": storage})
     logging = recipe.logging.model_copy(update={"tensorboard": False})
@@ -166,6 +169,6 @@ def trial_recipe(recipe: Recipe, name: str, storage: str) -> Recipe:
 
 
 def needs(launch: LaunchConfig) -> dict[str, float]:
-    """Sum the Ray resources that all workers of a trial need. Return the amount of each kind, such as CPUs."""
+    """Return the Ray resources that all workers of a trial need together: the amount of each kind, such as CPUs."""
     bundles = worker_bundles(launch)
     return {kind: len(bundles) * amount for kind, amount in bundles[0].items()}

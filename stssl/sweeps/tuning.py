@@ -37,15 +37,15 @@ HEAD = "node:__internal_head__"
 
 
 class StudySearcher(Searcher):
-    """Give the trials of an Optuna study to Ray Tune, and record in the study how they end."""
+    """Hand out the trials of a sweep's Optuna study to Ray Tune, and record in the study how each trial ends."""
 
     def __init__(self, book: Book, at_once: int, deadline: float, say: Say) -> None:
-        """Create the searcher; no trial is running yet.
+        """Create the searcher. It has handed out no trial yet.
 
         Args:
-            book: Study of the sweep.
-            at_once: Largest number of trials at the same time.
-            deadline: Time in seconds of `time.time`. No trial is handed out after it.
+            book: Manager of the sweep's study and trials.
+            at_once: Largest number of trials that run at the same time.
+            deadline: Time, in seconds of `time.time`, after which no trial is handed out.
             say: Shows a line for each trial that ends.
         """
         super().__init__()
@@ -67,7 +67,7 @@ class StudySearcher(Searcher):
 
     @contextlib.contextmanager
     def _study(self) -> Iterator[None]:
-        """Return a context in which an error of the study's storage is stored in `trouble`, and raised again."""
+        """Return a context that copies an error of the study's storage to `trouble`, and raises it again."""
         try:
             with study_errors(study_url(self.book.sweep.config)):
                 yield
@@ -76,19 +76,20 @@ class StudySearcher(Searcher):
             raise
 
     def suggest(self, trial_id: str) -> Any:
-        """Give Ray Tune the configuration of the next trial.
+        """Return the configuration of the next trial to Ray Tune, which trains it under the name `trial_id`.
 
-        It has the trial's number in `number`, and its recipe as nested mappings in `recipe`. Return None if too many
-        trials are running, and `FINISHED` after the last trial.
+        The configuration has the trial's number in `number`, and its recipe as nested mappings in `recipe`. Return
+        None if Tune must ask again later, because other trials are running. Return `FINISHED` after all trials ended.
         """
         with self._study():
             return self._next(trial_id)
 
     def _next(self, trial_id: str) -> Any:
-        """Return what `suggest` returns. If a trial fails before its start, go on with the next trial."""
+        """Return what `suggest` returns. If the recipe of a trial is wrong, record a failure and try the next trial."""
         if len(self.live) >= self.at_once:
             return None
-        # Remember if the study has no more trials: Tune asks many times a second, and the study reads the disk.
+        # Do not ask the study again if it has no more trials: Tune asks many times a second, and the study reads the
+        # disk each time.
         if self.exhausted and not self.book.interrupted:
             return None if self.live else FINISHED
         drawn = None if self.late() else self.book.next()
@@ -98,7 +99,7 @@ class StudySearcher(Searcher):
             return None if self.live else FINISHED
         trial, values = drawn
         self.live[trial_id] = trial
-        # Set the begin earlier by the time of a resumed trial's earlier starts: the study records the sum.
+        # Move the start of a resumed trial back by the time that it took before: the study must record the sum.
         self.since[trial_id] = time.time() - float(trial.user_attrs.get("seconds", 0.0))
         storage = below(self.book.sweep.place, TRIALS)
         try:
@@ -108,9 +109,10 @@ class StudySearcher(Searcher):
             why = str(error)
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
             return self._next(trial_id)
-        # Remove an old reason of failure: a start that was killed may have left it, and this start tries again.
+        # Remove the reason of an earlier failure, which a killed start may have left: this trial would count as failed.
         forget_failure(self._place(trial.number))
-        # Send the study first: an unknown run would take the name of the next trial.
+        # Send the study before the trial starts. If this process dies, the next start must know the trial: otherwise,
+        # another trial would get the same number, and so the same run folder.
         self.book.send()
         return {"number": trial.number, "recipe": recipe.tree()}
 
@@ -122,10 +124,10 @@ class StudySearcher(Searcher):
         """Ignore a result from Ray Tune, because the scheduler gets the same results and calls `decide`."""
 
     def decide(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Record the scores of a validation in the study. Return True if the trial must stop early."""
+        """Record the first metric's score of a validation in the study. Return True if the trial must stop early."""
         trial, name = self.live.get(trial_id), self.book.sweep.config.metrics[0]
         value = result.get(name)
-        # Do not record a score that is missing or not finite: the rule that stops trials would use it.
+        # Do not record a score that is missing or not finite: the rule that stops trials could not compare it.
         if trial is None or value is None or not isfinite(value):
             return False
         with self._study():
@@ -137,6 +139,8 @@ class StudySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: JsonObject | None = None, error: bool = False) -> None:
         """Record in the study how a trial ended: with scores, stopped early, or failed for a reason.
+
+        Record no end if the trial can go on later: the time is over, or its driver process died for the first times.
 
         Args:
             trial_id: Tune's name of the trial.
@@ -171,7 +175,10 @@ class StudySearcher(Searcher):
             self.say(f"trial {self.live.pop(trial_id).number}: not at its end; the same command continues it")
 
     def _end(self, trial_id: str, write: Callable[[Trial], None], words: str) -> None:
-        """Record the end of a trial in the study by calling `write`, and show the user the text `words`."""
+        """Record the end of a trial in the study by calling `write`, and show the user the text `words`.
+
+        Then delete checkpoints that the sweep no longer needs.
+        """
         trial = self.live.pop(trial_id)
         # Set the attribute before `write`: Optuna refuses attributes of a trial that has ended.
         trial.set_user_attr("seconds", round(time.time() - self.since[trial_id], 2))
@@ -191,30 +198,30 @@ class StudySearcher(Searcher):
 
 
 class StudyScheduler(FIFOScheduler):
-    """Stop trials of Ray Tune early if the rule of the Optuna study says so."""
+    """Tell Ray Tune to stop a trial early if the pruner of the sweep's Optuna study says so."""
 
     def __init__(self, searcher: StudySearcher) -> None:
-        """Store the searcher, which records validations and decides if a trial must stop."""
+        """Store the searcher, which records validations in the study and decides if a trial must stop."""
         # Ray's class has no annotations. Give its `__init__` a type: mypy refuses untyped calls.
         start: Callable[[], None] = super().__init__
         start()
         self.searcher = searcher
 
     def __deepcopy__(self, memo: dict[int, object]) -> "StudyScheduler":
-        """Return the scheduler itself, because Tune copies its arguments."""
+        """Return the scheduler itself: Tune copies its arguments, but the study behind it must exist only once."""
         return self
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Pickle as an empty object: Tune pickles its arguments but never loads them."""
+        """Pickle as an empty object. Tune pickles its arguments but never loads them, and a study cannot be pickled."""
         return (object, ())
 
     def on_trial_result(self, tune_controller: object, trial: Any, result: JsonObject) -> str:
-        """Record a validation in the study, and tell Ray Tune to continue or stop the trial.
+        """Record a validation in the study. Return Ray Tune's word for what the trial must do: continue or stop.
 
         Args:
             tune_controller: Tune's controller. It is not used.
             trial: Tune's trial.
-            result: Newest result of the trial.
+            result: Metrics of the trial's newest validation.
         """
         stop = self.searcher.decide(trial.trial_id, result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
@@ -236,7 +243,7 @@ class TuneSession(NamedTuple):
 
 @contextlib.contextmanager
 def tune_session(book: Book) -> Iterator[TuneSession]:
-    """Connect to Ray for the trials of a sweep, and disconnect at the end.
+    """Return a context that connects to Ray for the trials of a sweep, and disconnects at its end.
 
     Raises:
         RunError: Ray cannot be reached, or has too few resources for one trial.
@@ -250,7 +257,8 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
     if not (launch.address or os.environ.get("RAY_ADDRESS")):
         # Start no watcher of preemption: a local Ray has no node to lose, and each trial would need one more process.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Start the dashboard: Ray Train asks it if a stopped trial's driver lives. Else it keeps the trial's workers.
+    # Start the dashboard: Ray Train asks it whether the driver of a stopped trial still lives. Without an answer, Ray
+    # would not free the trial's workers.
     with connected_ray(launch.address, dashboard=True):
         import ray
         from ray import tune
@@ -261,7 +269,7 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
         available = resources_for(trials, launch.nodes_timeout_s)
         nodes: Callable[[], list[dict[str, object]]] = ray.nodes
         driver = driver_needs(sum(bool(node["Alive"]) for node in nodes()))
-        # Make a new Tune experiment at each start: a resumed sweep needs only its study and run folders.
+        # Make a new Tune experiment at each start: a resumed sweep needs no files of Tune, only study and run folders.
         run_config = tune.RunConfig(
             name=datetime.now().strftime("%Y%m%d-%H%M%S-%f"),
             storage_path=str(book.sweep.folder / "tune"),
@@ -272,13 +280,16 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
 
 
 def driver_needs(nodes: int) -> dict[str, float]:
-    """Return the Ray resources of a trial's driver, the process that only waits for the trial's workers."""
-    # On one machine, take no share of a CPU: with it, the last worker of another trial might find no whole CPU.
+    """Return the Ray resources of a trial's driver, the process that only waits for the trial's workers.
+
+    `nodes` is the number of machines of the cluster. The result is an amount for each kind of resource.
+    """
+    # On one machine, reserve no share of a CPU: otherwise, the last worker of another trial might find no whole CPU.
     return {HEAD: 0.001} if nodes == 1 else {"CPU": 0.01}
 
 
 def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[str, float]) -> int:
-    """Compute how many trials can run on the cluster at the same time.
+    """Return how many trials can run on the cluster at the same time.
 
     Args:
         launch: Section `launch` of the trials' recipe.
@@ -319,12 +330,12 @@ def _trial(searcher: StudySearcher, trial_id: str, config: JsonObject) -> None:
 
     with contextlib.suppress(Stopped):
         carry_out(trial_config(config), report=report)
-    if searcher.trouble is not None:  # the study failed, not the trial: the trial's end cannot be recorded
+    if searcher.trouble is not None:  # the study's storage failed, so the end of the trial cannot be recorded
         raise searcher.trouble
     searcher.on_trial_complete(trial_id, last)
 
 
 def train_here(recipes: Sequence[Recipe]) -> None:
-    """Train recipes in this process, one after another."""
+    """Train recipes in this process, one after another. If one fails, write why into its run's folder, and go on."""
     for recipe in recipes:
         carry_out(recipe)
