@@ -1,1 +1,1 @@
-"""Predict maps of whole scenes: read windows, classify each by a student (network), blend, write a GeoTIFF."""
+"""Predict maps of whole scenes (large images): classify overlapping windows with a student network, and blend them."""

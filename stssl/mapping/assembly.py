@@ -1,4 +1,4 @@
-"""Blend the finished blocks of a map to pixels, from the top down, and write them."""
+"""Blend the predictions in a map's finished blocks (groups of windows) to pixels, and write the pixels top down."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ class FinishedRows:
     """Record which blocks (groups of windows) are finished. Count the rows of windows above the first missing block."""
 
     def __init__(self, plan: BlockPlan, missing: list[int]) -> None:
-        """Set which blocks are missing.
+        """Set which blocks are missing at the start of the prediction.
 
         Args:
             plan: Blocks of the map.
@@ -43,10 +43,10 @@ class MapAssembly:
     """Write the pixels of a map as soon as all windows that touch them are finished."""
 
     def __init__(self, kept: KeptBlocks, bands: MapBands, target: MapFile, file: DatasetWriter) -> None:
-        """Remember what to write and where. `advance` begins at the first row of the map's pixels.
+        """Store the source and the target of the map's pixels. Write nothing yet: `advance` writes them from the top.
 
         Args:
-            kept: Finished blocks.
+            kept: Finished blocks on disk.
             bands: Bands of the map.
             target: Writer of the map.
             file: Open file of the map.
@@ -75,7 +75,10 @@ class MapAssembly:
             self.row = bottom
 
     def _chunks(self) -> Iterator[Ints]:
-        """Yield ranges of columns to blend at a time: one tile wide, or several tiles if there are few classes."""
+        """Yield ranges of columns to blend at a time: one tile wide, or more if the map has few classes.
+
+        A larger range would need too much memory.
+        """
         axis, classes = self.kept.plan.grid.across, max(1, len(self.bands.names))
         width = max(1, CHUNK_NUMBERS // (TILE * TILE * classes)) * TILE
         for left in range(0, axis.size, width):

@@ -9,13 +9,16 @@ _SENTINEL = re.compile(r"B0?(\d{1,2})", re.IGNORECASE)
 
 
 def canonical(name: str) -> str:
-    """Return one spelling of a band's name: `B4`, `b04` and `B04` are the same band of Sentinel-2."""
+    """Return a band's name in one spelling, so that names can be compared: `B04` for `B4`, `b04` and `B04`.
+
+    Names that are not of this form become lower case.
+    """
     match = _SENTINEL.fullmatch(name.strip())
     return f"B{int(match[1]):02d}" if match else name.strip().casefold()
 
 
 def matching(text: str, wanted: Collection[str]) -> str | None:
-    """Find the band that a description names, such as `B4` or `B4, central wavelength 665 nm`.
+    """Find the student's band that a description in a file names: `B4` or `B4, central wavelength 665 nm` names `B04`.
 
     Args:
         text: Description of a band in a file.
@@ -32,7 +35,7 @@ def matching(text: str, wanted: Collection[str]) -> str | None:
 
 
 def matching_file(path: Path, wanted: Collection[str]) -> str | None:
-    """Find the band that a file's name names, such as `B04` in `T32UMC_20220614_B04_10m.jp2`.
+    """Find the student's band that a file's name contains, such as `B04` in `T32UMC_20220614_B04_10m.jp2`.
 
     Args:
         path: A file of one band.
@@ -49,7 +52,9 @@ def matching_file(path: Path, wanted: Collection[str]) -> str | None:
 
 
 def stated_band(path: Path) -> str | None:
-    """Return the band of Sentinel-2 that a file's name names, such as `B04` in `T32UMC_B04_10m.jp2`; else None.
+    """Return the band of Sentinel-2 that a file's name contains, such as `B04` in `T32UMC_B04_10m.jp2`.
+
+    Return None if the name contains none, or several.
 
     Args:
         path: A file of one band.

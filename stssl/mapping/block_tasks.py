@@ -1,4 +1,4 @@
-"""Predict blocks of a scene: in this process, or as Ray tasks on one machine or a cluster."""
+"""Predict blocks of a scene (groups of windows): in this process, or as Ray tasks on one machine or a cluster."""
 
 import contextlib
 import socket
@@ -25,9 +25,9 @@ def run_here(
     """Predict blocks in this process. While the students predict a block, a thread reads the next one.
 
     Args:
-        predictor: Scene and students.
+        predictor: Predictor with the scene and the students.
         numbers: Numbers of the blocks.
-        progress: Called within a block, after each batch, with the number of its windows.
+        progress: Called after each batch of windows, with the number of windows in it.
 
     Yields:
         Number and bytes (`BlockResult.packed`) of each finished block.
@@ -51,18 +51,18 @@ def run_on_ray(
     """Predict blocks as Ray tasks, each on one CPU and a share of a GPU. Blocks finish in any sequence.
 
     Args:
-        predictor: Scene and students.
+        predictor: Predictor with the scene and the students.
         numbers: Numbers of the blocks.
         workers: Largest number of tasks at the same time; None takes all CPUs. Without an address, Ray starts on this
             machine with this number of CPUs.
         address: Address of a cluster; None starts Ray on this machine.
-        gpus: GPUs of a task, such as 0.25.
+        gpus: Share of a GPU for each task, such as 0.25.
 
     Yields:
         Number and bytes (`BlockResult.packed`) of each finished block.
 
     Raises:
-        DataError: A file cannot be read, or a node does not see it.
+        DataError: A file cannot be read, a node does not see it, or a student gives numbers that are not finite.
         RunError: Ray cannot be reached, has too few GPUs, or its workers die again and again.
     """
     import ray
@@ -83,13 +83,13 @@ def run_on_ray(
 
 
 class ReadAhead:
-    """Predict blocks in a worker, and read the block that probably follows in a thread meanwhile."""
+    """Predict blocks in a Ray worker. Meanwhile, a thread reads the block that the worker will probably get next."""
 
     def __init__(self, predictor: BlockPredictor) -> None:
         """Store the predictor. Do not read a block yet.
 
         Args:
-            predictor: Scene and students.
+            predictor: Predictor with the scene and the students.
         """
         self._predictor, self._reader = predictor, LayerReader()
         self._pool = ThreadPoolExecutor(1, "stssl-reader")
@@ -102,7 +102,7 @@ class ReadAhead:
         self._reader.close()
 
     def predict(self, number: int, following: int | None) -> bytes:
-        """Predict a block.
+        """Predict a block, and start to read the following one.
 
         Args:
             number: Number of the block.
@@ -112,7 +112,7 @@ class ReadAhead:
             Bytes of the block, as `BlockResult.packed` returns them.
 
         Raises:
-            DataError: A file cannot be read.
+            DataError: A file cannot be read, or a student gives numbers that are not finite.
         """
         ahead, self._next = self._next, None
         fits = ahead is not None and ahead[0] == number
@@ -129,12 +129,16 @@ _kept: dict[object, ReadAhead] = {}
 
 
 def _task(shared: list[Any], number: int, following: int | None, gpu: bool) -> tuple[int, bytes]:
-    """Predict one block in a Ray worker, and return its bytes. The worker keeps students and open files for later."""
+    """Predict one block in a Ray worker, and return its number and bytes.
+
+    The worker's process keeps the students and open files, so that it can use them for further blocks. `shared` has
+    one item: Ray's reference of the predictor.
+    """
     import ray
 
     torch.set_num_threads(1)
     if shared[0] not in _kept:
-        # Delete the old scene: its students take memory, and a worker serves one prediction at a time.
+        # Delete the scene and students of an earlier prediction, which take memory: a worker serves one at a time.
         for old in _kept.values():
             old.close()
         _kept.clear()

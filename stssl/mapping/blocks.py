@@ -1,4 +1,4 @@
-"""Divide the windows of a scene into blocks, and predict a block. A block is a unit of work that is kept on disk."""
+"""Divide the windows of a scene into blocks, and predict blocks. The predictions of a block are saved as one file."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ OnWindows = Callable[[int], None]
 
 @dataclass(frozen=True)
 class SceneBlock:
-    """Hold the windows of a block: the ranges of their numbers down and across the scene."""
+    """Describe a block (rectangle of windows): its number, and the numbers of its windows down and across the scene."""
 
     number: int
     down: range
@@ -36,7 +36,7 @@ class SceneBlock:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Divide the windows of a scene into blocks.
+    """Divide the windows of a scene into blocks: rectangles of windows.
 
     Attributes:
         grid: Windows of the scene.
@@ -59,19 +59,19 @@ class BlockPlan:
         return self.shape[0] * self.shape[1]
 
     def block(self, number: int) -> SceneBlock:
-        """Return a block by its number. Numbers count row by row."""
+        """Return the block with a number. Blocks are numbered from 0, row by row."""
         row, column = divmod(number, self.shape[1])
         down = range(row * self.rows, min((row + 1) * self.rows, self.grid.down.count))
         across = range(column * self.columns, min((column + 1) * self.columns, self.grid.across.count))
         return SceneBlock(number, down, across)
 
     def windows(self, number: int) -> int:
-        """Return how many windows a block has."""
+        """Return how many windows the block with this number has."""
         block = self.block(number)
         return len(block.down) * len(block.across)
 
     def cells(self, block: SceneBlock) -> tuple[range, range]:
-        """Return the rows and columns of pixels in a block: those in the cells (middle parts) of its windows."""
+        """Return the rows and columns of a block's pixels: those in the cells (middle parts) of its windows."""
         return _cells(self.grid.down, block.down), _cells(self.grid.across, block.across)
 
 
@@ -80,12 +80,12 @@ def _cells(axis: WindowAxis, numbers: range) -> range:
 
 
 def plan_blocks(scene: Scene, stride: int, window: int) -> BlockPlan:
-    """Lay windows over a scene, and divide them into blocks of a size that fits into memory.
+    """Lay windows over a scene, and divide them into blocks that fit into memory.
 
     Args:
         scene: The scene.
-        stride: Distance between windows, in pixels of the student.
-        window: Side of a window, in pixels of the student.
+        stride: Distance between windows, in pixels of the student's finest band.
+        window: Side of a window, in pixels of the student's finest band.
     """
     ratios = [round(layer.rows) for layer in scene.layers], [round(layer.columns) for layer in scene.layers]
     down, across = (
@@ -106,7 +106,7 @@ def _axis(size: int, window: int, stride: int, ratios: Sequence[int]) -> WindowA
         size: Length of the scene in pixels.
         window: Length of a window in pixels.
         stride: Distance between windows in pixels.
-        ratios: Length of the pixels of each layer in pixels of the scene, the smallest first.
+        ratios: Size of a pixel of each layer, in pixels of the scene, the smallest first.
     """
     margin = (window - stride) // 2
     # Begin windows where coarse pixels begin. Otherwise the coarse bands would be shifted by a part of a pixel.
@@ -118,12 +118,12 @@ def _axis(size: int, window: int, stride: int, ratios: Sequence[int]) -> WindowA
 
 @dataclass(frozen=True)
 class BlockResult:
-    """Hold the predictions for the windows of a block.
+    """Describe the predictions for the windows of a block.
 
     Attributes:
-        values: [rows, columns, C] probabilities of its windows; 0 for windows without a measured pixel.
-        valid: [rows, columns] False for windows without a measured pixel.
-        measured: [height, width] True for pixels of its cells that are measured in all bands.
+        values: [rows, columns, C] probabilities of C classes for each window; 0 for windows that are not valid.
+        valid: [rows, columns] False for windows in which a band has no measured pixel.
+        measured: [height, width] True for pixels in the cells (middle parts) of the windows that all bands measured.
     """
 
     values: Floats
@@ -131,7 +131,7 @@ class BlockResult:
     measured: NDArray[np.bool_]
 
     def packed(self) -> bytes:
-        """Return the predictions of the block as bytes."""
+        """Return the predictions of the block as bytes, in NumPy's format `npz`."""
         buffer = io.BytesIO()
         shape = np.array(self.measured.shape)
         arrays = {"values": self.values, "valid": self.valid, "measured": np.packbits(self.measured), "shape": shape}
@@ -140,7 +140,7 @@ class BlockResult:
 
     @classmethod
     def unpacked(cls, data: bytes) -> "BlockResult":
-        """Read a block from bytes that `packed` wrote."""
+        """Return the predictions of a block from bytes that `packed` returned."""
         with np.load(io.BytesIO(data), allow_pickle=False) as found:
             height, width = (int(size) for size in found["shape"])
             measured = np.unpackbits(found["measured"], count=height * width).astype(np.bool_).reshape(height, width)
@@ -149,14 +149,17 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class BlockInput:
-    """Hold the stored values of a block: a region of each layer, and its first row and column in that layer."""
+    """Describe what a scene's files have for a block: a region of each layer (bands of one pixel size).
+
+    Each item of `regions` is a region, and its first row and first column in the layer.
+    """
 
     block: SceneBlock
     regions: tuple[tuple[Region, int, int], ...]
 
 
 class BlockPredictor:
-    """Read and predict blocks of a scene. Reading and predicting may run in two threads."""
+    """Read blocks of a scene from its files, and predict them. One thread may read while another one predicts."""
 
     def __init__(
         self, scene: Scene, plan: BlockPlan, ensemble: Ensemble, *, batch: int, models: Sequence[str] = ()
@@ -168,7 +171,7 @@ class BlockPredictor:
             plan: Blocks of the scene.
             ensemble: Students.
             batch: Number of windows that the students see at a time.
-            models: Name of each student for messages.
+            models: Name of each student for error messages.
         """
         self.scene, self.plan, self.ensemble, self.batch = scene, plan, ensemble, batch
         self.models = tuple(models) or tuple(f"model {number}" for number in range(1, len(ensemble.students) + 1))
@@ -181,10 +184,10 @@ class BlockPredictor:
         return self
 
     def read(self, reader: LayerReader, number: int) -> BlockInput:
-        """Read the stored values of a block.
+        """Read the values of a block from the scene's files, and return them.
 
         Args:
-            reader: Reader of layers, of the calling thread.
+            reader: Reader of layers that only the calling thread uses.
             number: Number of the block.
 
         Raises:
@@ -198,7 +201,8 @@ class BlockPredictor:
             height, width = self._size(layer)
             shape = (tops[-1] - tops[0] + height, lefts[-1] - lefts[0] + width)
             regions.append((reader.read(layer, tops[0], lefts[0], *shape), tops[0], lefts[0]))
-        assert down.stride <= down.window and across.stride <= across.window  # so the windows leave no gap
+        # Larger strides would leave gaps between windows, and pixels in gaps would get no prediction.
+        assert down.stride <= down.window and across.stride <= across.window
         return BlockInput(block, tuple(regions))
 
     def _starts(self, layer: Layer, block: SceneBlock) -> tuple[list[int], list[int]]:
@@ -214,11 +218,11 @@ class BlockPredictor:
 
     @torch.inference_mode()
     def predict(self, given: BlockInput, progress: OnWindows | None = None) -> BlockResult:
-        """Predict the windows of a block.
+        """Compute and return the class probabilities of a block's windows. Windows in which a band is unmeasured get 0.
 
         Args:
-            given: Stored values of the block.
-            progress: Called after each batch with the number of its windows.
+            given: Values of the block, as `read` returns them.
+            progress: Called after each batch of windows, with the number of windows in it.
 
         Raises:
             DataError: A student gives numbers that are not finite.
@@ -243,7 +247,7 @@ class BlockPredictor:
         return BlockResult(values.reshape(*shape, classes), valid, self._measured(given))
 
     def _broken(self, block: SceneBlock, windows: Mapping[int, Tensor], numbers: NDArray[np.intp]) -> str:
-        """Compose the message about numbers that are not finite: which model gives them, and for which window."""
+        """Return the error message about numbers that are not finite: which model gives them, and for which window."""
         student, window = self.ensemble.broken(windows) or (0, 0)
         row, column = divmod(int(numbers[window]), len(block.across))
         top, left = self.plan.grid.down.start(block.down[row]), self.plan.grid.across.start(block.across[column])
@@ -254,7 +258,11 @@ class BlockPredictor:
         )
 
     def _windows(self, layer: Layer, given: BlockInput, place: int, numbers: NDArray[np.intp]) -> Floats:
-        """Cut windows out of a region [n, bands, height, width]. Pixels that are not measured get the band's mean."""
+        """Return n windows of a block as values of one layer, [n, bands, height, width].
+
+        Pixels that are not measured get the mean of their band in the window. `place` is the position of the layer in
+        the scene, and `numbers` are the numbers of the windows in the block.
+        """
         (region, top, left), (height, width) = given.regions[place], self._size(layer)
         tops, lefts = self._starts(layer, given.block)
         out = np.empty((len(numbers), len(layer.bands), height, width), np.float32)
@@ -300,7 +308,10 @@ def _area(row: int, column: int, height: int, width: int) -> tuple[slice, slice]
 
 
 def _fill(window: Floats, measured: NDArray[np.bool_]) -> None:
-    """Fill pixels that are not measured with the mean of the band's measured pixels: a neutral value for a network."""
+    """Set pixels of a window that are not measured to their band's mean, because it is a neutral value for a network.
+
+    Only measured pixels count for the mean.
+    """
     if measured.all():
         return
     counts = measured.sum((1, 2))

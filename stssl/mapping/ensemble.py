@@ -1,4 +1,4 @@
-"""Average the probabilities of one or several students for windows of a scene."""
+"""Average the class probabilities that one or several students predict for windows of a scene."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ class Ensemble(nn.Module):
     """Compute class probabilities of windows: the mean of the students' probabilities."""
 
     def __init__(self, students: Sequence[Student], layers: Sequence[Layer]) -> None:
-        """Find the bands of each student in the layers of a scene.
+        """Store the students, and find the bands that each needs in the layers of a scene (bands of one pixel size).
 
         Args:
             students: Students with equal classes.
@@ -29,7 +29,7 @@ class Ensemble(nn.Module):
         self.eval()
 
     def forward(self, windows: Mapping[int, Tensor]) -> Tensor:
-        """Compute the probabilities [n, C] of n windows.
+        """Return the probabilities [n, C] of C classes for n windows.
 
         Args:
             windows: Stored values [n, bands, height, width] of each layer, by the layer's number.
@@ -38,7 +38,7 @@ class Ensemble(nn.Module):
         return torch.stack(found).mean(0) if len(found) > 1 else found[0]
 
     def broken(self, windows: Mapping[int, Tensor]) -> tuple[int, int] | None:
-        """Find a student that gives probabilities that are not finite.
+        """Find a student that gives probabilities that are not finite, so that an error message can name it.
 
         Args:
             windows: Stored values [n, bands, height, width] of each layer, by the layer's number.
@@ -53,7 +53,7 @@ class Ensemble(nn.Module):
         return None
 
     def _probabilities(self, number: int, windows: Mapping[int, Tensor]) -> Tensor:
-        """Compute the probabilities [n, C] of one student for n windows."""
+        """Return the probabilities [n, C] that one student predicts for n windows."""
         student = self.students[number]
         assert isinstance(student, Student)
         images = self.plans[number].images(windows, student.description.image.side)
@@ -61,7 +61,7 @@ class Ensemble(nn.Module):
 
 
 class _BandPlan:
-    """Hold where the bands of one student are: the layer of each band, and its position in that layer."""
+    """Say where a scene has the bands of one student: the layer of each band, and its position in that layer."""
 
     def __init__(self, places: Sequence[tuple[int, int]]) -> None:
         self.chosen: dict[int, list[int]] = {}
@@ -71,7 +71,7 @@ class _BandPlan:
         self.order = [sorted_places.index(place) for place in places]
 
     def images(self, windows: Mapping[int, Tensor], side: int) -> Tensor:
-        """Collect the bands of a student from n windows, and resample them to `side` pixels: [n, bands, side, side]."""
+        """Collect the student's bands of n windows from all layers. Return them resampled as [n, bands, side, side]."""
         parts = []
         for layer, own in self.chosen.items():
             values = windows[layer]

@@ -1,7 +1,8 @@
-"""Keep finished blocks on disk beside the map, so that a killed prediction resumes. Only one prediction writes a map.
+"""Save finished blocks beside the map, so that a killed prediction can resume, and lock a map for one prediction.
 
-The folder `.NAME.parts` has a file `plan.json`, which says what is predicted, and one file for each finished block.
-Each block begins with a checksum of the rest: a damaged block is predicted again.
+A block is a group of windows. The folder `.NAME.parts` has one file with the predictions of each finished block, and
+the file `plan.json`, which says what is predicted. A block's file begins with a checksum of its other bytes. If they
+do not match, the block counts as missing and is predicted again.
 """
 
 import contextlib
@@ -28,13 +29,13 @@ PLAN = "plan.json"
 
 
 class KeptBlocks:
-    """Write and read the finished blocks of one map."""
+    """Write and read the predictions of one map's finished blocks in a hidden folder beside the map."""
 
     def __init__(self, out: Path, plan: BlockPlan) -> None:
         """Choose the folder of the blocks. Write nothing yet.
 
         Args:
-            out: The map.
+            out: Path of the map.
             plan: Blocks of the map.
         """
         self.out, self.plan = out, plan
@@ -42,14 +43,14 @@ class KeptBlocks:
         self._cache: OrderedDict[int, BlockResult] = OrderedDict()
 
     def prepare(self, identity: str, about: JsonObject) -> JsonObject:
-        """Make the folder, and remove blocks of other predictions from it.
+        """Make the folder ready for the blocks of a prediction. If it has blocks of another prediction, remove them.
 
         Args:
             identity: Hash of all that decides the values of the map.
-            about: Entries to keep beside the hash, such as the date at which the prediction began.
+            about: Entries to write into `plan.json` beside the hash, such as the date at which the prediction began.
 
         Returns:
-            The entries that an earlier call of the same prediction kept, or else `about`.
+            The entries that an earlier call for the same prediction wrote, or else `about`.
 
         Raises:
             RunError: The folder cannot be written.
@@ -62,7 +63,7 @@ class KeptBlocks:
         return about
 
     def begun(self, identity: str) -> JsonObject | None:
-        """Return the entries that an unfinished prediction kept; None if no prediction with this hash began here.
+        """Return the entries in `plan.json` (`about` of `prepare`); None if no prediction with this hash has begun.
 
         Args:
             identity: Hash of all that decides the values of the map.
@@ -77,7 +78,7 @@ class KeptBlocks:
         return found
 
     def _empty(self) -> None:
-        """Remove the blocks of another prediction from the folder."""
+        """Create the folder of the blocks, or remove all files of another prediction from it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
@@ -86,7 +87,7 @@ class KeptBlocks:
             raise RunError(cannot_write(self.folder, error)) from None
 
     def path(self, number: int) -> Path:
-        """Return the file of a block."""
+        """Return the path of the file of the block with this number."""
         return self.folder / f"block_{number:06d}.bin"
 
     def write(self, number: int, data: bytes) -> None:
@@ -102,7 +103,7 @@ class KeptBlocks:
         write_whole(self.path(number), hashlib.blake2b(data, digest_size=DIGEST).digest() + data)
 
     def _read(self, number: int) -> bytes | None:
-        """Read a finished block. Return None if its file is missing or damaged."""
+        """Return the bytes of a finished block, without checksum. Return None if its file is missing or damaged."""
         try:
             data = self.path(number).read_bytes()
         except OSError:
@@ -111,14 +112,16 @@ class KeptBlocks:
         return rest if hashlib.blake2b(rest, digest_size=DIGEST).digest() == digest else None
 
     def missing(self) -> list[int]:
-        """List the numbers of the blocks whose files are missing or damaged."""
+        """Return the numbers of all blocks of the map without a whole file: it is missing or damaged."""
         return [number for number in range(self.plan.count) if self._read(number) is None]
 
     def block(self, number: int) -> BlockResult:
-        """Read a finished block. The blocks of the last two rows stay in memory.
+        """Return the predictions of a finished block, from its file or from memory.
+
+        About two rows of blocks stay in memory, because neighboring pixels of the map need the same blocks.
 
         Raises:
-            RunError: The file of the block was deleted or damaged meanwhile.
+            RunError: The file of the block was deleted or damaged after it was written.
         """
         if number in self._cache:
             self._cache.move_to_end(number)
@@ -132,14 +135,14 @@ class KeptBlocks:
         return self._cache[number]
 
     def windows(self, down: range, across: range) -> tuple[Floats, NDArray[np.bool_]]:
-        """Collect the predictions of some windows from the finished blocks.
+        """Collect the predictions of a rectangle of windows from the finished blocks.
 
         Args:
             down: Numbers of m windows down.
             across: Numbers of n windows across.
 
         Returns:
-            [m, n, C] probabilities, and [m, n] False for windows without a measured pixel.
+            [m, n, C] probabilities, and [m, n] False for windows in which a band has no measured pixel.
         """
         rows = range(down.start // self.plan.rows, (down.stop - 1) // self.plan.rows + 1)
         columns = range(across.start // self.plan.columns, (across.stop - 1) // self.plan.columns + 1)
@@ -151,7 +154,7 @@ class KeptBlocks:
         return values[area], valid[area]
 
     def measured(self, rows: range, columns: range) -> NDArray[np.bool_]:
-        """Return for each pixel of a rectangle of the scene, [height, width], whether it is measured.
+        """Return for each pixel of a rectangle of the scene, [height, width], whether all bands measured it.
 
         Args:
             rows: Rows of the scene.
@@ -170,7 +173,7 @@ class KeptBlocks:
         return out
 
     def clean(self) -> None:
-        """Remove unfinished files after an error. Remove the whole folder if it has no finished block."""
+        """Remove the unfinished GeoTIFFs of the map after an error. Remove the folder if it has no finished block."""
         if not any(self.folder.glob("block_*.bin")):
             self.remove()
         with contextlib.suppress(OSError):  # ignore a read-only disk: the user sees the first error
@@ -193,7 +196,7 @@ def _shared(wanted: range, start: int, size: int) -> tuple[slice, slice]:
 
 @contextlib.contextmanager
 def sole_prediction(out: Path) -> Iterator[None]:
-    """Hold the lock of a map while the context lasts. If the process dies, the system frees the lock.
+    """Return a context in which no other process predicts the same map. If this process dies, the lock is freed.
 
     Raises:
         RunError: Another prediction writes the same map, or the lock file cannot be written.

@@ -22,13 +22,13 @@ MOST_OPEN = 64
 
 @dataclass(frozen=True)
 class Source:
-    """Say which band of a layer comes from which band of a file.
+    """Say which band of a layer (bands of one pixel size) is read from which band of a file, and how.
 
     Attributes:
         band: Position of the band in its layer.
         index: Number of the band in its file, from 1.
         masked: True if the file marks pixels that are not measured.
-        numbers: How its stored numbers become those that students expect.
+        numbers: How to convert the file's numbers to those that students expect.
     """
 
     band: int
@@ -39,11 +39,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Piece:
-    """Place one file on the grid of its layer.
+    """Describe one file of a layer: its place on the layer's grid of pixels, and the bands to read.
 
     Attributes:
         path: The file.
-        driver: GDAL driver that may open it.
+        driver: GDAL driver that opens it. No other driver is tried.
         row: Row of its upper edge in the layer.
         column: Column of its left edge in the layer.
         height: Height in pixels.
@@ -99,7 +99,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Region:
-    """Hold the values of a rectangle of a layer.
+    """Describe the values of a rectangle of a layer.
 
     Attributes:
         values: [bands, height, width] values; 0 where nothing is measured.
@@ -111,9 +111,10 @@ class Region:
 
 
 def reflected(first: int, last: int, size: int) -> Ints:
-    """Return the positions inside 0..size-1 that stand for positions first..last-1, reflected at both edges.
+    """Return for each of the positions first..last-1 the position inside 0..size-1 that it is reflected to.
 
-    The edge line is the mirror, so the edge pixel is repeated. Layers of different pixel sizes have the same mirror.
+    The mirror is the outer border of the edge pixel, so this pixel comes twice. Layers of all pixel sizes end at this
+    border, so their reflections fit together.
     """
     places = np.arange(first, last, dtype=np.int64) % (2 * size)
     return np.where(places < size, places, 2 * size - 1 - places)
@@ -132,7 +133,7 @@ class LayerReader:
             self._open.popitem()[1][1].close()
 
     def read(self, layer: Layer, row: int, column: int, height: int, width: int) -> Region:
-        """Read a rectangle of a layer. Outside the layer, its pixels are reflected at the edges.
+        """Read a rectangle of a layer, and return its values. Outside the layer, pixels are reflected at the edges.
 
         Args:
             layer: The layer.
@@ -170,7 +171,10 @@ class LayerReader:
         return Region(values, None if measured.all() else measured)
 
     def _whole(self, layer: Layer, window: FileWindow) -> AnyArray | None:
-        """Read a window of a layer that is one file without a mask, as it is. Return None for any other layer."""
+        """Read a window of a layer from its only file, if the numbers can be used as they are stored.
+
+        Return None if the layer has several files or masks, or if its numbers must be converted or bands sorted.
+        """
         piece = layer.pieces[0]
         plain = all(not one.masked and one.numbers.nodata is None and one.numbers.plain for one in piece.sources)
         if len(layer.pieces) > 1 or not plain or [one.band for one in piece.sources] != [*range(len(layer.bands))]:
@@ -180,7 +184,10 @@ class LayerReader:
         return values
 
     def _fill(self, piece: Piece, window: FileWindow, values: AnyArray, measured: NDArray[np.bool_]) -> None:
-        """Read a window of a file, and write its pixels to those places where no earlier file has a measured pixel."""
+        """Read a window of a file, and write its measured pixels into `values` and `measured`.
+
+        Leave pixels unchanged that an earlier file has measured.
+        """
         with explained_raster(piece.path), rasterio.Env(**SETTINGS):
             file = self._file(piece)
             found = file.read([source.index for source in piece.sources], window=window)

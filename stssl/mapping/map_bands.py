@@ -1,4 +1,4 @@
-"""Turn blended probabilities into the bands of a map: classes, probabilities, confidence."""
+"""Turn the probabilities of pixels into the bands of a map: classes or probabilities, and confidence."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,14 +19,14 @@ PRESENT = 0.5
 class MapBands:
     """Describe the bands of a map.
 
-    The last band is the confidence. The bands before it are one band of class indexes (if a place has one class), or
-    one band for each class.
+    The last band is the confidence. The bands before it are one band of class indexes (if each place has one class, and
+    no probabilities are asked for), or one band for each class.
 
     Attributes:
         names: Descriptions of the bands.
         dtype: Type of all bands.
         nodata: Value of pixels that are not measured.
-        scales: Number to multiply the values of each band with, to get a probability. 1 for classes.
+        scales: Number by which to multiply the values of each band to get a probability; 1 for bands of classes.
         colors: Color [red, green, blue] of each class in the first band; empty if the map has no color table.
         probabilities: True if the bands before the confidence hold probabilities.
         multilabel: True if a place may have any number of classes.
@@ -42,11 +42,11 @@ class MapBands:
 
     @property
     def most(self) -> int:
-        """Return the stored value that means probability 1, for integer types."""
+        """Return the stored value that means probability 1, if the map's type is an integer."""
         return int(self.nodata) - 1
 
     def encoded(self, values: Floats, there: NDArray[np.bool_]) -> AnyArray:
-        """Return the bands [bands, h, w] of a rectangle of the map, as the map stores them.
+        """Convert the probabilities of a rectangle to the values [bands, h, w] that the map stores.
 
         Args:
             values: [h, w, C] probabilities.
@@ -71,7 +71,7 @@ class MapBands:
 
 
 def map_bands(needs: SceneNeeds, probabilities: Probabilities | None) -> MapBands:
-    """Choose the bands of a map.
+    """Choose the bands of a map and their type, and return their description.
 
     Args:
         needs: Classes of the students, their colors, and whether a place may have several classes.
@@ -83,7 +83,7 @@ def map_bands(needs: SceneNeeds, probabilities: Probabilities | None) -> MapBand
         dtype: Literal["uint8", "uint16", "float32"] = "float32"
         nodata = float("nan")
     else:
-        # The largest number of the type is nodata, and classes count from 0.
+        # Take the smallest type that has a number for each class, from 0, and another one, its largest, for nodata.
         dtype, nodata = ("uint8", 255) if len(bands) > 1 or count < 255 else ("uint16", 65535)
     unit = 1.0 if dtype == "float32" else 1 / (nodata - 1)
     own = unit if probabilities else 1.0

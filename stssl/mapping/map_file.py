@@ -32,14 +32,14 @@ _EXTRA_SAMPLES, _SHORT = 338, 3
 
 
 class MapFile:
-    """Write the tiles of a map into a temporary GeoTIFF, then make a COG of it."""
+    """Write the pixels of a map into a temporary GeoTIFF, then convert it to a COG."""
 
     def __init__(self, folder: Path, out: Path, bands: MapBands) -> None:
         """Choose the paths of the temporary files. Write nothing yet.
 
         Args:
             folder: Folder of the temporary files, on the same disk as the map.
-            out: The map.
+            out: Path of the map.
             bands: Bands of the map.
         """
         self.plain, self.finished, self.out, self.bands = folder / "plain.tif", folder / "cog.tif", out, bands
@@ -49,13 +49,13 @@ class MapFile:
     def writing(
         self, crs: str, transform: Affine, shape: tuple[int, int], tags: Mapping[str, str]
     ) -> Iterator[DatasetWriter]:
-        """Open the temporary GeoTIFF for writing while the context lasts.
+        """Return a context in which the temporary GeoTIFF is open for writing.
 
         Args:
             crs: Coordinate system as WKT.
             transform: Affine transform from pixels to coordinates.
             shape: Height and width in pixels.
-            tags: Metadata.
+            tags: Metadata to store in the file: text by name.
 
         Raises:
             RunError: The file cannot be written.
@@ -85,9 +85,9 @@ class MapFile:
 
         Args:
             file: Temporary file that `writing` opened.
-            row: First row.
-            column: First column.
-            values: [bands, h, w] values.
+            row: First row of the rectangle.
+            column: First column of the rectangle.
+            values: [bands, h, w] values of its pixels.
 
         Raises:
             RunError: The disk is full, or cannot be written.
@@ -98,13 +98,14 @@ class MapFile:
         self._digests[row, column] = _digest(values)
 
     def finish(self) -> None:
-        """Make the COG, read it back, and give it the map's name.
+        """Convert the temporary GeoTIFF to a COG, check it by reading it, and give it the map's name.
 
         Raises:
             RunError: The disk is full, or cannot be written.
         """
         classes = not self.bands.probabilities
-        # Overviews take a third of the map's size. The map itself is packed better than the temporary file.
+        # The COG fits into this room: its pixels are packed better than in the temporary file, and its overviews
+        # (smaller copies) take a third more.
         self._require_room(self.plain.stat().st_size * 4 // 3)
         with self._explained(), quiet():
             copy_raster(
@@ -123,7 +124,11 @@ class MapFile:
         put_whole(self.finished, self.out)
 
     def _check(self) -> None:
-        """Read the COG, and compare it with what was written: GDAL does not report all failures of a full disk."""
+        """Compare the COG with what was written, because GDAL does not report all failures of a full disk.
+
+        Raises:
+            RunError: They differ.
+        """
         with rasterio.open(self.finished, driver="GTiff") as file:
             for (row, column), digest in self._digests.items():
                 if _digest(_read(file, row, column, self._digests)) != digest:
@@ -133,13 +138,13 @@ class MapFile:
                     )
 
     def _require_room(self, size: int) -> None:
-        """Raise a `RunError` if the disk is full. GDAL would write its own lines to the terminal about that."""
+        """Raise a `RunError` if fewer than `size` bytes are free. GDAL would write its own lines to the terminal."""
         if _room(self.out) < size:
             raise RunError(cannot_write(self.out, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), size))
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn GDAL's errors of writing into a `RunError` of one line."""
+        """Return a context that turns GDAL's errors of writing into a `RunError` of one line."""
         try:
             yield
         except READ_ERRORS as error:
@@ -156,7 +161,10 @@ class MapFile:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Hide what C libraries write to stderr: on a full disk, libtiff adds a line of its own when a file is closed."""
+    """Return a context that hides what C libraries write to stderr.
+
+    On a full disk, libtiff writes a line of its own when a file is closed, beside the message of stssl.
+    """
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 2)
@@ -168,11 +176,14 @@ def _silent() -> Iterator[None]:
 
 
 def request_of(path: Path) -> str | None:
-    """Return the hash of the request that made a map; None if the file is no map of this program, or is damaged."""
+    """Return the hash of the request (models, scene, options) that made a map.
+
+    Return None if the file is no map of this program, or is damaged.
+    """
     try:
         with quiet(), rasterio.open(path, driver="GTiff", sharing=False) as file:
             found: str | None = file.tags().get(MAP_REQUEST)
-            # Read all of it: a map that was cut off later must not count as finished.
+            # Read the whole file to find damage: a map that was cut off later must not count as finished.
             for _, window in file.block_windows(1) if found else ():
                 file.read(window=window)
             return found
@@ -181,7 +192,7 @@ def request_of(path: Path) -> str | None:
 
 
 def _room(path: Path) -> int:
-    """Return the number of free bytes on the disk of a file."""
+    """Return the number of free bytes on the disk where a file lies."""
     about = os.statvfs(path.parent)
     return about.f_bavail * about.f_frsize
 
@@ -205,10 +216,10 @@ def _read(file: DatasetReader, row: int, column: int, all_of: Mapping[tuple[int,
 
 
 def _without_alpha(path: Path) -> None:
-    """Say in a COG with a color table that its second band is not transparency.
+    """Change a tag of a COG with a color table, so that it does not call the second band, the confidence, transparency.
 
-    GDAL says that the second of two bands is transparency if the first has a color table. Programs would then draw
-    unsure pixels as transparent. The tag `ExtraSamples` has one number: 2 means transparency, 0 means any other band.
+    GDAL calls the second of two bands transparency if the first has a color table. Programs would then draw unsure
+    pixels as transparent. The tag `ExtraSamples` has one number: 2 means transparency, 0 means any other band.
     """
     with path.open("r+b") as file:
         for position, order in _entries(file.fileno(), _EXTRA_SAMPLES):
@@ -222,12 +233,15 @@ def _without_alpha(path: Path) -> None:
 
 
 def _is_big(handle: int) -> bool:
-    """Return True if a TIFF is a BigTIFF."""
+    """Return True if an open TIFF (`handle` is its file descriptor) is a BigTIFF, with file positions of 8 bytes."""
     return os.pread(handle, 2, 2) in (b"+\0", b"\0+")
 
 
 def _entries(handle: int, tag: int) -> Iterator[tuple[int, str]]:
-    """Find a tag in each directory of a TIFF. Yield the position of its field type, and the file's byte order."""
+    """Find a tag in each directory of an open TIFF (`handle` is its file descriptor).
+
+    Yield the position in the file of the tag's field type, and the file's byte order: `<` or `>`.
+    """
     order = "<" if os.pread(handle, 2, 0) == b"II" else ">"
     big = _is_big(handle)
     word, count, size = ("Q", "Q", 20) if big else ("I", "H", 12)

@@ -1,4 +1,4 @@
-"""Collect the requirements of one or several students on a scene: bands, pixel size, size of windows."""
+"""Collect what one or several students require of a scene: bands, pixel size, size of windows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from stssl.students.description import BandDescription, ModelDescription
 
 @dataclass(frozen=True)
 class SceneNeeds:
-    """Hold the requirements of students on a scene, and the classes that they predict.
+    """Describe what students require of a scene, and the classes that they predict.
 
     Attributes:
-        bands: Needed bands by name.
+        bands: Descriptions of the required bands, by name.
         pixel: Pixel size of the finest band in meters.
         window: Width and height of a window, in pixels of the finest band.
         classes: Names of the classes.
@@ -29,22 +29,22 @@ class SceneNeeds:
 
     @property
     def ground(self) -> float:
-        """Return the width and height of a window in meters."""
+        """Return the side of a window, which is square, in meters on the ground."""
         return self.pixel * self.window
 
     @property
     def dtype(self) -> str:
-        """Return the type of the stored values that the students need."""
+        """Return the type that the scene's stored values must have, such as `uint16`."""
         return next(iter(self.bands.values())).dtype
 
 
 def common_needs(students: Sequence[ModelDescription], pixel_size: float | None) -> SceneNeeds:
-    """Collect the requirements of all students of an ensemble on a scene, and check that they agree.
+    """Collect what all students of an ensemble require of a scene, and check that they agree. Return the requirements.
 
     Args:
         students: Descriptions of the students.
-        pixel_size: Pixel size in meters of the images that the students were trained on. Only students that do not
-            say it need this.
+        pixel_size: Pixel size in meters of the images that the students were trained on. Give it only if the
+            descriptions do not say it.
 
     Raises:
         ConfigError: The students do not fit together, need metadata, or do not say their pixel size.
@@ -76,7 +76,11 @@ def common_needs(students: Sequence[ModelDescription], pixel_size: float | None)
 
 
 def _window(student: ModelDescription, pixel_size: float | None) -> tuple[float, int]:
-    """Return the pixel size of a student's finest band in meters, and the side of its windows in such pixels."""
+    """Return the pixel size of a student's finest band in meters, and the side of its windows in such pixels.
+
+    Raises:
+        ConfigError: The description says the pixel size although `pixel_size` is given, or neither says it.
+    """
     image, known = student.image, [band.meters for band in student.bands if band.meters]
     if image.meters and known:
         if pixel_size is not None:

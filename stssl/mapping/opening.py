@@ -14,7 +14,7 @@ from stssl.mapping.scene import Chosen, Scene, arrange
 
 
 def scene_files(inputs: Sequence[str | Path]) -> list[Path]:
-    """List the files of a scene.
+    """Return the absolute paths of a scene's files, without duplicates.
 
     Args:
         inputs: Files, folders, or patterns such as `tiles/*.tif`.
@@ -41,7 +41,7 @@ def scene_files(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """List the files that a pattern such as `tiles/*.tif` names."""
+    """Return the sorted paths that match a pattern such as `tiles/*.tif`; none if it has no wildcard."""
     parts = pattern.absolute().parts
     plain = next((number for number, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
     return sorted(Path(*parts[:plain]).glob("/".join(parts[plain:]))) if plain < len(parts) else []
@@ -50,7 +50,7 @@ def _matches(pattern: Path) -> list[Path]:
 def open_scene(
     inputs: Sequence[str | Path], needs: SceneNeeds, bands: Sequence[str] = (), *, resample: bool = False
 ) -> Scene:
-    """Open a scene: find its bands, and check that they fit the students.
+    """Find the files and bands of a scene, check that they fit the students, and return the scene.
 
     Args:
         inputs: A `.SAFE` folder, or files, folders and patterns of GeoTIFFs.
@@ -79,7 +79,7 @@ def open_scene(
 
 
 def _missing(missing: Sequence[str], files: Sequence[Path], given: Sequence[str]) -> str:
-    """Compose the message about missing bands: which ones the files lack, which ones they have, and what to do.
+    """Return the error message about missing bands: which ones the files lack, which ones they have, and what to do.
 
     Args:
         missing: Bands that the scene lacks.
@@ -102,7 +102,11 @@ def _missing(missing: Sequence[str], files: Sequence[Path], given: Sequence[str]
 
 
 def _of_product(product: SafeProduct, needs: SceneNeeds) -> Iterator[Chosen]:
-    """Yield the images of a Sentinel-2 product that the students need."""
+    """Yield the files of a Sentinel-2 product that have a band that the students need, each with its band.
+
+    Raises:
+        DataError: The product does not have a band, or a file has values of another type.
+    """
     for band, about in needs.bands.items():
         name = matching(band, product.images)
         if name is None:
@@ -118,7 +122,14 @@ def _of_product(product: SafeProduct, needs: SceneNeeds) -> Iterator[Chosen]:
 
 
 def _of_files(rasters: Sequence[Raster], needs: SceneNeeds, bands: Sequence[str]) -> Iterator[Chosen]:
-    """Yield each file with the bands in it that the students need."""
+    """Yield each file together with those of its bands that the students need.
+
+    `bands` has names that the user gave. If it is empty, the names come from the files.
+
+    Raises:
+        ConfigError: The names that the user gave do not fit a file.
+        DataError: A file has a band twice, or values of another type.
+    """
     single = all(len(one.bands) == 1 for one in rasters)
     named = [matching(band, needs.bands) for band in bands]
     by_file = single and len(bands) == len(rasters) and len(bands) > 1
@@ -150,15 +161,15 @@ def _of_files(rasters: Sequence[Raster], needs: SceneNeeds, bands: Sequence[str]
 
 
 def _require_same_names(raster: Raster, given: Sequence[str], *, single: bool) -> None:
-    """Refuse names that contradict those that a file states: bands would be mixed up in silence.
+    """Refuse band names of the user that contradict the names in a file, because bands could be mixed up unnoticed.
 
     Args:
         raster: The file.
         given: Names that the user gave to its bands.
-        single: True if all files have one band. Then the name of a file may name its band.
+        single: True if all files have one band. If so, the name of a file may contain the name of its band.
 
     Raises:
-        ConfigError: A band of the file has another name.
+        ConfigError: The file gives a band another name.
     """
     own = [band.description for band in raster.bands]
     if single and own == [""]:
@@ -173,7 +184,10 @@ def _require_same_names(raster: Raster, given: Sequence[str], *, single: bool) -
 
 
 def _require_type(raster: Raster, place: int, needs: SceneNeeds) -> None:
-    """Refuse a band whose stored values have another type than those that the student was trained on."""
+    """Raise a DataError if a band's stored values have another type than those that the student was trained on.
+
+    `place` is the position of the band in the file, from 0.
+    """
     dtype = raster.bands[place].dtype
     if dtype != needs.dtype:
         raise DataError(

@@ -37,20 +37,20 @@ OnWindow = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MapOptions:
-    """Set how to predict a map.
+    """Set how `predict_scene` predicts a map.
 
     Attributes:
-        stride: Distance between windows in pixels of the student; None takes half a window.
+        stride: Distance between windows, in pixels of the student's finest band; None takes half a window.
         bands: Names of the bands of the scene's files; empty to read them from the files.
         resample: True to accept a scene with another pixel size than the student's.
         pixel_size: Pixel size in meters of the images that the students were trained on, if they do not say it.
         probabilities: Type of the probabilities to write; None writes classes.
         preview: True to write a picture too.
         batch: Number of windows that a student sees at a time.
-        device: `auto`, `cpu` or `cuda`.
-        workers: Number of Ray tasks at the same time; 0 predicts in this process.
+        device: `auto`, `cpu` or `cuda`, for a prediction in this process.
+        workers: Number of Ray tasks at the same time; 0 predicts in this process or, with `address`, takes all CPUs.
         address: Address of a Ray cluster.
-        gpus: GPUs of a Ray task.
+        gpus: Share of a GPU for each Ray task, such as 0.5.
     """
 
     stride: int | None = None
@@ -68,10 +68,10 @@ class MapOptions:
 
 @dataclass(frozen=True)
 class MapFiles:
-    """Name the files of a finished map.
+    """Say which files a finished prediction wrote.
 
     Attributes:
-        map: The map.
+        map: Path of the map.
         preview: Picture of the map; None if none was asked for.
         windows: Number of windows of the scene.
         notes: Remarks for the user, one line each.
@@ -93,7 +93,7 @@ def predict_scene(
     """Predict the map of a scene. The same call resumes an interrupted prediction, and leaves a finished map as it is.
 
     Args:
-        models: Runs or students. The probabilities of several are averaged.
+        models: Folders of runs, or files of students. The probabilities of several models are averaged.
         inputs: A `.SAFE` folder, or files, folders and patterns of GeoTIFFs.
         out: Map to write (`.tif`).
         options: Distance of windows, kind of map, device and workers.
@@ -121,7 +121,11 @@ def predict_scene(
 
 
 def _device(options: MapOptions) -> torch.device:
-    """Return the device of a prediction in this process. With Ray, `gpus` decides where each task predicts."""
+    """Return the device of a prediction in this process. With Ray, return the CPU: `gpus` decides for each task.
+
+    Raises:
+        ConfigError: The options contradict each other, or the device does not exist.
+    """
     if not options.workers and options.address is None:
         if options.gpus:
             raise ConfigError("--gpus: only Ray tasks take a share of a GPU. Give --workers or --ray-address too.")
@@ -135,14 +139,14 @@ def _device(options: MapOptions) -> torch.device:
 
 
 def map_path(out: str | Path, inputs: Sequence[str | Path]) -> Path:
-    """Check the path of a map, and make it absolute.
+    """Check the path of a map, and return the absolute path.
 
     Args:
         out: Path that the user gave.
         inputs: Inputs of the prediction.
 
     Raises:
-        ConfigError: The path is no GeoTIFF, or lies inside an input folder.
+        ConfigError: The path is a folder, does not end in `.tif`, or lies inside an input folder.
     """
     path = Path(out).absolute()
     if path.suffix.lower() not in MAP_SUFFIXES:
@@ -169,7 +173,7 @@ def _stride(options: MapOptions, needs: SceneNeeds) -> int:
 
 @dataclass
 class _MapJob:
-    """Hold the scene, the students and the output of one prediction."""
+    """Predict one map: from a scene, by students, into the file `out`."""
 
     out: Path
     scene: Scene
@@ -184,7 +188,9 @@ class _MapJob:
         return self.predictor.plan
 
     def run(self, progress: OnWindow | None) -> MapFiles:
-        """Predict missing blocks, write the map while they finish, and remove the kept blocks.
+        """Predict the blocks that no earlier call has finished, write the map meanwhile, and remove the saved blocks.
+
+        Predict nothing if an earlier call has finished the map. Return the paths of its files.
 
         Raises:
             ConfigError: Another file has the name of the map or of its picture.
@@ -201,11 +207,15 @@ class _MapJob:
 
     @property
     def _picture(self) -> Path | None:
-        """Return the path of the map's picture; None if none is asked for."""
+        """Return the path of the map's picture; None if the options ask for no picture."""
         return self.out.with_suffix(".png") if self.options.preview else None
 
     def _is_made(self, kept: KeptBlocks) -> bool:
-        """Return True if an earlier call finished this map. Refuse to replace any other file."""
+        """Return True if an earlier call has finished this map. Refuse to replace any other file by the map.
+
+        Raises:
+            ConfigError: Another file has the name of the map or of its picture.
+        """
         picture = self._picture
         if is_there(self.out):
             if request_of(self.out) != self._request():
@@ -223,7 +233,7 @@ class _MapJob:
         return False
 
     def _notes(self) -> tuple[str, ...]:
-        """Return remarks about the scene."""
+        """Return a remark for the user if the scene is smaller than a window; otherwise none."""
         scene = self.scene
         if scene.height >= scene.window[0] and scene.width >= scene.window[1]:
             return ()
@@ -250,7 +260,7 @@ class _MapJob:
         return MapFiles(self.out, self._picture, self.plan.grid.count, self._notes())
 
     def _blocks(self, kept: KeptBlocks, assembly: MapAssembly, progress: OnWindow | None) -> None:
-        """Predict the missing blocks. Meanwhile, a thread writes them to disk, and writes the map."""
+        """Predict the missing blocks. Meanwhile, a thread saves finished blocks and writes the map's complete rows."""
         missing = kept.missing()
         rows, count = FinishedRows(self.plan, missing), _WindowCount(self.plan, missing, progress)
         with ThreadPoolExecutor(1) as writer:
@@ -263,7 +273,7 @@ class _MapJob:
             last.result()
 
     def _predicted(self, missing: Sequence[int], progress: OnWindows) -> Iterator[tuple[int, bytes]]:
-        """Yield the numbers and bytes of predicted blocks, from this process or from Ray."""
+        """Predict the missing blocks in this process or by Ray. Yield the number and the bytes of each block."""
         options = self.options
         if not missing:
             return iter(())
@@ -274,18 +284,18 @@ class _MapJob:
         )
 
     def _identity(self) -> str:
-        """Hash everything that changes the kept blocks: models, files, windows, batch size and device."""
+        """Return a hash of all that changes predictions of blocks: models, files, windows, batch size, CPU or GPU."""
         files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.scene.files]
         gpu = self.options.gpus > 0 if self.options.workers or self.options.address else self.device.type == "cuda"
         parts = (KEPT_FORMAT, sorted(self.models.items()), files, self.scene, self.plan, self.options.batch, gpu)
         return settings_hash(parts)
 
     def _request(self) -> str:
-        """Hash everything that changes the map or its picture."""
+        """Return a hash of all that changes the map or its picture: predictions, options and classes."""
         return settings_hash((self._identity(), self.options.probabilities, self.options.preview, self.needs))
 
     def _tags(self, about: JsonObject) -> dict[str, str]:
-        """Return the metadata of the map."""
+        """Return the metadata to store in the map's file, such as its models and classes. `about` has its date."""
         tags = {
             "STSSL_VERSION": __version__,
             "STSSL_MODELS": json.dumps(self.models),
@@ -302,7 +312,7 @@ class _MapJob:
         return tags
 
     def _preview(self, kept: KeptBlocks, path: Path) -> None:
-        """Draw the picture of the map, and write it."""
+        """Draw a small picture of the map from the finished blocks, and write it as a PNG file."""
         classes, step = sampled_classes(kept)
         down, across = pixel_meters(self.scene.crs, self.scene.transform, self.scene.height, self.scene.width)
         date = f", {self.scene.date:%Y-%m-%d}" if self.scene.date else ""
@@ -312,21 +322,21 @@ class _MapJob:
 
 
 class _WindowCount:
-    """Count predicted windows, and report them."""
+    """Count the windows that are predicted so far, and report the number to the user's function `progress`."""
 
     def __init__(self, plan: BlockPlan, missing: Sequence[int], progress: OnWindow | None) -> None:
-        """Begin with the windows of the blocks that are not missing."""
+        """Begin with the number of windows in blocks that an earlier call has finished: all but the missing blocks."""
         self.plan, self.progress, self.within, self.shown = plan, progress, 0, -1
         self.done = plan.grid.count - sum(map(plan.windows, missing))
         self._report()
 
     def add(self, count: int) -> None:
-        """Count windows of a block that is not finished yet."""
+        """Add `count` windows of the block that is being predicted."""
         self.within += count
         self._report()
 
     def finish(self, number: int) -> None:
-        """Count all windows of a finished block."""
+        """Add all windows of the finished block `number`, instead of those that `add` counted for it."""
         self.done, self.within = self.done + self.plan.windows(number), 0
         self._report()
 
@@ -338,6 +348,6 @@ class _WindowCount:
 
 
 def _keep(kept: KeptBlocks, assembly: MapAssembly, number: int, data: bytes, ready: int) -> None:
-    """Write a finished block to disk, and write the rows of the map that this block completes."""
+    """Save a finished block, and write the rows of the map that it completes: `ready` rows of windows are finished."""
     kept.write(number, data)
     assembly.advance(ready)

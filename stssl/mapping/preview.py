@@ -21,13 +21,13 @@ PICTURE_STYLE: dict[Any, Any] = {"text.parse_math": False, "font.size": 9.0}
 
 
 def sampled_classes(kept: KeptBlocks) -> tuple[NDArray[np.int16], int]:
-    """Choose evenly spaced pixels of a map. Return the most probable class of each, and the distance of the pixels.
+    """Choose evenly spaced pixels of a map for its picture. Return their most probable classes, and their distance.
 
     Args:
         kept: Finished blocks of the map.
 
     Returns:
-        [h, w] class indexes, -1 where nothing is measured; and the distance between the pixels.
+        [h, w] class indexes, -1 where nothing is measured; and the distance between neighbors, in pixels of the map.
     """
     grid = kept.plan.grid
     step = -(-max(grid.down.size, grid.across.size) // MOST_PIXELS)
@@ -52,7 +52,7 @@ def _classes(kept: KeptBlocks, rows: Ints, columns: Ints) -> NDArray[np.int16]:
 def draw_preview(
     classes: NDArray[np.int16], names: Sequence[str], colors: Sequence[str], title: str, meters: tuple[float, float]
 ) -> bytes:
-    """Draw a map as PNG.
+    """Draw a map as a PNG picture with a legend and a scale bar.
 
     Args:
         classes: [h, w] class indexes; -1 where nothing is measured.
@@ -62,7 +62,7 @@ def draw_preview(
         meters: Height and width of a pixel of `classes` on the ground, in meters.
 
     Returns:
-        The PNG file.
+        Content of the PNG file.
     """
     # Import Matplotlib only here: it takes half a second.
     import matplotlib as mpl

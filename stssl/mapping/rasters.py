@@ -33,10 +33,10 @@ class RasterBand:
 
     Attributes:
         index: Number of the band in its file, from 1.
-        description: Description of the band by the file; empty if there is none.
+        description: Description of the band in the file; empty if there is none.
         dtype: Type of the stored values, such as `uint16`.
         masked: True if the file marks pixels that are not measured, by a nodata value, a mask or transparency.
-        numbers: How its stored numbers become those that students expect, by the file alone.
+        numbers: How to convert its stored numbers to those that students expect, as far as the file itself says it.
     """
 
     index: int
@@ -52,12 +52,12 @@ class Raster:
 
     Attributes:
         path: The file.
-        driver: GDAL driver that may open it.
+        driver: GDAL driver that opens it. No other driver is tried.
         crs: Coordinate system as WKT.
         transform: Affine transform from pixels to coordinates.
         width: Width in pixels.
         height: Height in pixels.
-        bands: Bands, without transparency.
+        bands: Bands, except a band of transparency.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class Raster:
 
 @contextlib.contextmanager
 def opened_raster(path: Path, driver: str) -> Iterator[DatasetReader]:
-    """Open a raster file by one driver while the context lasts.
+    """Return a context in which a raster file is open for reading by one driver.
 
     Args:
         path: The file.
@@ -86,16 +86,17 @@ def opened_raster(path: Path, driver: str) -> Iterator[DatasetReader]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Use this module's GDAL settings while the context lasts, and hide warnings about files without a place."""
+    """Return a context with this module's GDAL settings that hides warnings about files without coordinates."""
     with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), rasterio.Env(**SETTINGS):
         yield
 
 
 def describe_raster(path: Path) -> Raster:
-    """Read the grid and the bands of a raster file.
+    """Read the description of a raster file: its grid on the ground and its bands.
 
     Raises:
-        DataError: The file cannot be read, has no coordinate system, is turned, or holds no plain values.
+        DataError: The file cannot be read, has no coordinate system or a rotated grid, or is no image of a scene. For
+            example, it has several pages, a color table, or its mask in another file.
     """
     driver = scene_driver(path)
     with opened_raster(path, driver) as file:
@@ -117,7 +118,7 @@ def describe_raster(path: Path) -> Raster:
 
 
 def _bands(file: DatasetReader) -> Iterator[RasterBand]:
-    """Yield the bands of an open file, without transparency."""
+    """Yield the bands of an open file, except a band of transparency. Raise a DataError for a color table."""
     for place, index in enumerate(file.indexes):
         if file.colorinterp[place] == ColorInterp.alpha:
             continue

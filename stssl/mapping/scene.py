@@ -1,4 +1,4 @@
-"""Describe a scene: its grid of pixels on the ground, and its layers of bands."""
+"""Describe a scene: its grid of pixels on the ground, and its layers (bands of one pixel size)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +26,11 @@ LEAST_WINDOW, MOST_WINDOW = 4, 4096
 
 @dataclass(frozen=True)
 class Chosen:
-    """Hold a file of a scene and the bands to read from it.
+    """Describe a file of a scene, and the bands to read from it.
 
     Attributes:
         raster: The file.
-        bands: Name of each band, and how to read it. `Source.band` is not set yet.
+        bands: Name of each band, and how to read it. `Source.band` is still 0; `arrange` sets it.
     """
 
     raster: Raster
@@ -47,7 +47,7 @@ class Scene:
         transform: Affine transform from pixels of the finest layer to coordinates.
         height: Height in pixels of the finest layer.
         width: Width in pixels of the finest layer.
-        layers: Layers, the finest first.
+        layers: Layers (bands of one pixel size), the finest first.
         window: Height and width of a window in pixels of the finest layer.
         date: Time of acquisition, UTC; None if unknown.
         files: All files that are read.
@@ -72,7 +72,7 @@ class Scene:
 def arrange(
     name: str, chosen: Sequence[Chosen], needs: SceneNeeds, *, resample: bool, date: datetime | None = None
 ) -> Scene:
-    """Put the files of a scene on a common grid, and check that they fit the students.
+    """Put the files of a scene on a common grid, check that they fit the students, and return the scene.
 
     Args:
         name: Name of the scene.
@@ -82,7 +82,7 @@ def arrange(
         date: Time of acquisition.
 
     Raises:
-        ConfigError: The pixel size differs from the student's, and `resample` is False.
+        ConfigError: The pixel size differs from the student's, and `resample` is False; or it differs too much.
         DataError: The files do not fit together.
     """
     _same_projection([one.raster for one in chosen])
@@ -129,7 +129,7 @@ def _same_projection(rasters: Sequence[Raster]) -> None:
 
 
 def _by_pixel_size(chosen: Sequence[Chosen]) -> list[list[Chosen]]:
-    """Group files by their pixel size, the smallest first."""
+    """Group files by their pixel size. Return the groups, the one with the smallest pixels first."""
     groups: list[list[Chosen]] = []
     for one in sorted(chosen, key=lambda own: own.raster.transform.a):
         size = one.raster.transform
@@ -145,7 +145,7 @@ def _by_pixel_size(chosen: Sequence[Chosen]) -> list[list[Chosen]]:
 
 @dataclass(frozen=True)
 class _Grid:
-    """Hold the grid of a layer: transform, height and width."""
+    """Describe a layer's grid of pixels: affine transform to coordinates, height and width in pixels."""
 
     transform: Affine
     height: int
@@ -153,7 +153,7 @@ class _Grid:
 
 
 def _grid(group: Sequence[Chosen]) -> _Grid:
-    """Find the smallest grid that contains all files of one pixel size."""
+    """Return the smallest grid that contains all files of a group, which have one pixel size."""
     first = group[0].raster.transform
     rasters = [one.raster for one in group]
     left, top = min(one.transform.c for one in rasters), max(one.transform.f for one in rasters)
@@ -164,7 +164,11 @@ def _grid(group: Sequence[Chosen]) -> _Grid:
 
 
 def _layer(group: Sequence[Chosen], grid: _Grid, finest: _Grid, needs: SceneNeeds) -> Layer:
-    """Make the layer of the files of one pixel size."""
+    """Return the layer that a group of files with one pixel size forms: its bands, and its place in the scene.
+
+    Raises:
+        DataError: The pixels of two files are shifted against each other.
+    """
     bands = tuple(dict.fromkeys(band for one in group for band in one.bands))
     pieces = []
     for one in group:
@@ -194,7 +198,7 @@ def _layer(group: Sequence[Chosen], grid: _Grid, finest: _Grid, needs: SceneNeed
 
 
 def _aligned(layers: Sequence[Layer], finest: _Grid) -> None:
-    """Refuse layers that cover another area than the finest layer."""
+    """Raise a DataError if a layer begins elsewhere than the finest layer, or ends before it (by over one pixel)."""
     for layer in layers:
         bottom, right = layer.row + layer.height * layer.rows, layer.column + layer.width * layer.columns
         off = (layer.row, layer.column, bottom - finest.height, right - finest.width)
@@ -206,7 +210,7 @@ def _aligned(layers: Sequence[Layer], finest: _Grid) -> None:
 
 
 def _once(layers: Sequence[Layer]) -> None:
-    """Refuse a band that comes in two pixel sizes."""
+    """Raise a DataError if a scene has files of two pixel sizes for the same band."""
     names = [band for layer in layers for band in layer.bands]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -214,7 +218,7 @@ def _once(layers: Sequence[Layer]) -> None:
 
 
 def pixel_meters(crs: str, transform: Affine, height: int, width: int) -> tuple[float, float]:
-    """Measure the height and width of a pixel on the ground, in meters, in the middle of a scene.
+    """Return the height and width on the ground, in meters, of a pixel in the middle of a scene.
 
     Args:
         crs: Coordinate system as WKT.
@@ -251,7 +255,7 @@ def _fits(meters: tuple[float, float], sizes: dict[str, float], needs: SceneNeed
 
 
 def _other_size(meters: tuple[float, float], sizes: dict[str, float], needs: SceneNeeds) -> str:
-    """Compose the message about a wrong pixel size: which size differs, and what to do."""
+    """Return the error message about a wrong pixel size: which size differs, and what to do."""
     if all(abs(size / needs.pixel - 1) <= SIZE_TOLERANCE for size in meters):
         coarse = [
             f"{band} ({size:.3g} m)"

@@ -29,11 +29,11 @@ class WindowAxis:
 
     @property
     def count(self) -> int:
-        """Return the number of windows."""
+        """Return the number of windows along this axis."""
         return -(-self.size // self.stride)
 
     def start(self, number: int) -> int:
-        """Return the first pixel of a window. It is negative if the window reaches over the scene's edge."""
+        """Return the position of a window's first pixel. It is negative if the window begins before the scene."""
         return number * self.stride - self.margin
 
     def touching(self, first: int, last: int) -> range:
@@ -42,10 +42,10 @@ class WindowAxis:
         return range(low, min(self.count, (last - 1 + self.margin) // self.stride + 1))
 
     def weights(self, pixels: Ints, numbers: range) -> Floats:
-        """Compute the weight of windows at pixels: sin^2 over the window, which falls smoothly to almost 0 at its ends.
+        """Return the weights of windows at pixels: a sin^2 curve, 1 in a window's middle and almost 0 at its ends.
 
         Args:
-            pixels: [n] pixels.
+            pixels: [n] positions of pixels along this axis.
             numbers: Numbers of m windows.
 
         Returns:
@@ -61,8 +61,8 @@ class WindowGrid:
     """Lay windows over a scene in rows and columns.
 
     Attributes:
-        down: Windows along the rows of the scene.
-        across: Windows along its columns.
+        down: Windows along the height of the scene.
+        across: Windows along its width.
     """
 
     down: WindowAxis
@@ -70,7 +70,7 @@ class WindowGrid:
 
     @property
     def count(self) -> int:
-        """Return the number of windows."""
+        """Return the number of windows in the whole scene."""
         return self.down.count * self.across.count
 
 
@@ -81,17 +81,20 @@ def blend(
     values: Floats,
     valid: NDArray[np.bool_],
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Average the predictions of windows at each pixel. Windows count more if their middle is near the pixel.
+    """Average the predictions of the windows that contain a pixel, for each pixel of a rectangle or of a coarser grid.
+
+    A window counts more if its middle is near the pixel.
 
     Args:
         grid: Windows of the scene.
         pixels: [h] rows and [w] columns of the pixels.
-        numbers: Numbers of the windows in `values`, down and across. They must include all that touch the pixels.
-        values: [m, n, C] values of the windows.
-        valid: [m, n] False for windows without a value.
+        numbers: Numbers of the m windows down and n windows across that have predictions in `values`. All windows that
+            contain one of the pixels must be among them.
+        values: [m, n, C] predictions of the windows.
+        valid: [m, n] False for windows without a prediction.
 
     Returns:
-        [h, w, C] averages, and [h, w] False where no window has a value. The average is 0 there.
+        [h, w, C] averages, and [h, w] False for pixels without a prediction. Their averages are 0.
     """
     down, across = grid.down.weights(pixels[0], numbers[0]), grid.across.weights(pixels[1], numbers[1])
     weighed = np.concatenate([values * valid[..., None], valid[..., None].astype(np.float32)], 2)
