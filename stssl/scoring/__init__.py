@@ -1,7 +1,7 @@
-"""Score networks: metrics of predictions, evaluation on a part of the data and its groups, and k-NN on features.
+"""Score networks: their predictions on a part of the data (such as `test`) and on groups of it, and their features.
 
-Register new metrics in `stssl/scoring/metrics.py`. The names below are imported at their first use, since they import
-torch.
+Register new metrics in `stssl/scoring/metrics.py`. The names below are imported at their first use, because their
+modules import torch, which takes seconds.
 """
 
 from typing import TYPE_CHECKING

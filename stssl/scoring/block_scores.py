@@ -1,9 +1,10 @@
-"""Compute scores for many bootstrap draws of test blocks at once.
+"""Compute a network's scores on many bootstrap samples of test patches at once, from which intervals are made.
 
-A block is a group of nearby patches, which resemble each other.
+A sample ("draw") takes blocks with replacement. A block is a group of nearby patches, which resemble each other. A draw
+is a row of counts that says how often it takes each block.
 
-A draw is a row of counts, which say how often it takes each block. Scores that are made of sums (accuracy, F1) need one
-matrix product for all draws. Average precision needs ranks: rows are sorted once, and each draw only weights them.
+Scores that are made of sums (accuracy, F1) need one matrix product for all draws. Average precision needs the
+predictions sorted by logit: they are sorted once, and each draw only gives them other weights.
 """
 
 import os
@@ -30,15 +31,16 @@ WEIGHTS_AT_ONCE = 1 << 18
 
 @dataclass(frozen=True)
 class RankedRows:
-    """Hold one class's predictions sorted by falling logit, to compute its average precision for any draws.
+    """Hold predictions sorted by falling logit, to compute their average precision fast for many bootstrap draws.
 
-    A row is the prediction for one patch. It is positive if the patch has the class.
+    A row is the prediction of one class for one patch. It is positive if the patch has the class. Rows with a smaller
+    logit than all positive rows are left out: they change no average precision.
 
     Attributes:
-        blocks: [m] block of each row, up to the last row with the same logit as a positive row.
-        ends: [p] for each positive row, the last row with the same logit.
-        positives: [p] block of each positive row.
-        last: [p] for each positive row, the last positive row with the same logit.
+        blocks: [m] number of the block of each row's patch.
+        ends: [p] for each positive row, the number of the last row with the same logit.
+        positives: [p] number of the block of each positive row's patch.
+        last: [p] for each positive row, the last positive row with the same logit, as a number among positive rows.
     """
 
     blocks: NDArray[np.int32]
@@ -48,12 +50,12 @@ class RankedRows:
 
     @classmethod
     def of(cls, logits: Float64s, truth: NDArray[np.bool_], blocks: NDArray[np.int32]) -> "RankedRows":
-        """Sort the predictions of one class for n patches by falling logit.
+        """Sort n predictions by falling logit, and return them as `RankedRows`.
 
         Args:
-            logits: [n] logits of one class.
+            logits: [n] logits: those of one class, or of all classes for a micro average.
             truth: [n] True if the patch has the class.
-            blocks: [n] block of each row.
+            blocks: [n] number of the block in which each patch lies.
         """
         order = np.argsort(-logits, kind="stable")
         sorted_logits, truth = logits[order], truth[order]
@@ -65,7 +67,11 @@ class RankedRows:
         return cls(own[: ends[-1] + 1 if len(ends) else 0], ends, own[places], last)
 
     def average_precision(self, draws: Counts) -> Float64s:
-        """Return the average precision [draws] of each draw in `draws` [draws, blocks]; NaN without a positive."""
+        """Return the average precision [draws] of the predictions in each bootstrap draw.
+
+        Args:
+            draws: [draws, blocks] how often each draw takes each block. A draw without a positive row gives NaN.
+        """
         if not len(self.ends):
             return np.full(len(draws), np.nan)
         every = np.cumsum(draws.take(self.blocks, axis=1), axis=1, dtype=np.int32).take(self.ends, axis=1)
@@ -78,19 +84,21 @@ class RankedRows:
 
 
 class BlockScores:
-    """Compute the scores of one network for bootstrap draws of blocks.
+    """Compute all scores of one network for many bootstrap draws of blocks of patches.
 
-    A draw that takes each block once has the scores that the function `score` gives.
+    A draw that takes each block exactly once gives the same scores as the function `score` gives for all patches.
     """
 
     def __init__(self, logits: Tensor, targets: Tensor, space: LabelSpace, blocks: Ints) -> None:
-        """Sum predictions over blocks, and sort them by logit, so `scores` needs little time for each draw.
+        """Sum what the scores need over each block's patches, and sort the predictions by logit.
+
+        With this preparation, `scores` needs little time for each draw.
 
         Args:
-            logits: [n, classes] finite logits.
-            targets: [n, decisions] choice ids; `IGNORED` if unknown.
-            space: Classes and kind of task.
-            blocks: [n] number of the block of each patch, from 0.
+            logits: [n, classes] finite logits of n patches.
+            targets: [n, 1] class ids (single-label) or [n, classes] zeros and ones (multi-label); `IGNORED` if unknown.
+            space: Classes of the task, and whether it is single-label or multi-label.
+            blocks: [n] number of the block in which each patch lies, from 0.
         """
         known = (targets != IGNORED).any(1)
         logits, targets = logits[known].double(), targets[known]
@@ -110,10 +118,10 @@ class BlockScores:
             self._micro = RankedRows.of(found[there], truth[there], wide[there])
 
     def scores(self, draws: AnyArray) -> dict[str, Float64s]:
-        """Return by name each score [draws] of the given draws; NaN where a score is not defined for a draw.
+        """Return by name the values [draws] of each score, one for each bootstrap draw; NaN if a score is not defined.
 
         Args:
-            draws: [draws, blocks] how often each draw takes each block, sorted by the number of the block.
+            draws: [draws, blocks] how often each draw takes each block. Column b is that of the block with number b.
         """
         own: Counts = np.ascontiguousarray(draws[:, self.own], np.int32)
         parts = _multi_label_scores if self.multilabel else _single_label_scores
@@ -130,7 +138,10 @@ def _pieces(draws: Counts, most: int) -> Iterator[Float64s]:
 
 
 def _threaded(ranked: RankedRows, draws: Counts) -> Float64s:
-    """Return the average precision [draws] of all draws. Large inputs use all processors of this process."""
+    """Return the average precision [draws] of `ranked` in each bootstrap draw.
+
+    For large inputs, threads on all CPUs of this process share the draws.
+    """
     size = max(1, WEIGHTS_AT_ONCE // max(1, len(ranked.blocks)))
     chunks = [draws[start : start + size] for start in range(0, len(draws), size)]
     if len(draws) * len(ranked.blocks) < 8 * WEIGHTS_AT_ONCE:
@@ -140,7 +151,16 @@ def _threaded(ranked: RankedRows, draws: Counts) -> Float64s:
 
 
 def _by_block(columns: Float64s, blocks: NDArray[np.int32], count: int) -> Float64s:
-    """Return sums [blocks, values] over the patches of each block, from values [n, values] of n patches."""
+    """Sum values over the patches of each block.
+
+    Args:
+        columns: [n, values] values of n patches.
+        blocks: [n] number of the block in which each patch lies.
+        count: Number of blocks. Each has at least one patch.
+
+    Returns:
+        [blocks, values] sums.
+    """
     order = np.argsort(blocks, kind="stable")
     starts = np.searchsorted(blocks[order], np.arange(count))
     found: Float64s = np.add.reduceat(columns[order], starts, axis=0)
@@ -148,18 +168,20 @@ def _by_block(columns: Float64s, blocks: NDArray[np.int32], count: int) -> Float
 
 
 def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Float64s:
-    """Sum each patch's predictions in bins of confidence, for the calibration error.
-
-    Return [n, 3 * bins]: for each bin the number of predictions, the sum of their confidences, and the number of
-    right predictions.
+    """Sort each patch's predictions into bins of confidence (probability), for the expected calibration error.
 
     Args:
         confidence: [m] predicted probabilities.
         right: [m] 1 if the prediction is right, or the class present; else 0.
-        rows: [m] patch of each prediction.
+        rows: [m] number of the patch that each prediction is about, from 0.
         count: Number n of patches.
+
+    Returns:
+        [n, 3 * bins] of each patch: the number of its predictions in each bin, then the sums of their confidences in
+        each bin, then the numbers of right ones in each bin.
     """
-    bins = CONFIDENCE_BINS + 1  # the last bin holds the probability 1 alone
+    # As in torchmetrics, the probability 1 has one more bin for itself: it is the last edge, and lies behind all bins.
+    bins = CONFIDENCE_BINS + 1
     edges = torch.linspace(0, 1, bins, dtype=torch.float32)
     place = rows * bins + (torch.bucketize(confidence.float(), edges, right=True) - 1).numpy()
     weights = (None, confidence.numpy(), right.double().numpy())
@@ -167,7 +189,11 @@ def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Float6
 
 
 def _calibration(binned: Float64s) -> Float64s:
-    """Compute the expected calibration error [draws] from sums [draws, 3 * bins]."""
+    """Compute the expected calibration error [draws] of each bootstrap draw.
+
+    Args:
+        binned: [draws, 3 * bins] rows of `_binned`, summed over the patches of each draw.
+    """
     count, confidence, right = np.split(binned, 3, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         found: Float64s = np.abs(confidence - right).sum(1) / count.sum(1)
@@ -226,7 +252,7 @@ def _multi_label_scores(sums: Float64s, classes: int) -> dict[str, Float64s]:
 
 
 def _mean(each: Float64s) -> Float64s:
-    """Return the mean [draws] over classes of scores [draws, classes], without NaN; NaN if all are NaN."""
+    """Return the mean [draws] over classes of scores [draws, classes] that are not NaN; NaN if all are NaN."""
     there = ~np.isnan(each)
     with np.errstate(invalid="ignore"):
         found: Float64s = np.where(there, each, 0.0).sum(1) / there.sum(1)
@@ -234,9 +260,15 @@ def _mean(each: Float64s) -> Float64s:
 
 
 def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:
-    """Draw blocks with replacement, each time as many as exist (the bootstrap).
+    """Draw bootstrap samples of blocks: each sample takes as many blocks as exist, with replacement.
 
-    Return how often each draw takes each block: [draws, blocks].
+    Args:
+        blocks: Number of blocks.
+        draws: Number of samples.
+        seed: Seed of the random numbers.
+
+    Returns:
+        [draws, blocks] how often each sample takes each block.
     """
     rng = np.random.default_rng((seed, blocks))
     found = np.empty((draws, blocks), np.uint16)
@@ -246,6 +278,9 @@ def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:
 
 
 def percentiles(values: Float64s, level: float = 0.95) -> tuple[float, float]:
-    """Return the ends of the interval that holds the middle share `level` of bootstrap values. Ignore NaN."""
+    """Return the lower and the upper end of the interval that holds the middle share `level` of bootstrap values.
+
+    Leave out values that are NaN.
+    """
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,6 +1,6 @@
-"""Change the places and dates that networks get in an evaluation: absent, shuffled, or moved by a distance or by days.
+"""Change the places and dates that networks get in an evaluation: remove them, shuffle them, or move them.
 
-Labels and images stay as they are. So a lower score shows how much a network relies on true metadata.
+Labels and images stay as they are. If the score falls, the network relies on true places or dates.
 """
 
 import math
@@ -24,13 +24,13 @@ _UNITS = {"km": "km", "d": "d", "day": "d", "days": "d"}
 
 @dataclass(frozen=True)
 class MetadataChange:
-    """Say how to change metadata.
+    """Say how an evaluation changes the places and dates of patches, as `stssl evaluate --metadata` takes it.
 
     Attributes:
-        kind: `true` changes nothing. `absent` removes place and date. `shuffled` gives each patch those of another one.
-            `moved` moves all places or all dates.
-        amount: Distance in kilometers, or number of days.
-        unit: `km` or `d`; empty if nothing moves.
+        kind: `true` changes nothing. `absent` removes place and date. `shuffled` gives each patch the place and date of
+            another patch. `moved` moves all places or all dates.
+        amount: Distance in kilometers, or number of days, by which `moved` moves; 0 for other kinds.
+        unit: `km` or `d` for `moved`; empty for other kinds.
     """
 
     kind: Literal["true", "absent", "shuffled", "moved"] = "true"
@@ -43,15 +43,18 @@ class MetadataChange:
 
     @property
     def suffix(self) -> str:
-        """Return the end of an evaluation's file names, such as `-moved-500km`; empty for true metadata."""
+        """Return the text, such as `-moved-500km`, that ends the names of an evaluation's files.
+
+        It is empty for true metadata.
+        """
         return "" if self.kind == "true" else "-" + str(self).replace(":", "-")
 
 
 def parse_change(text: str) -> MetadataChange:
-    """Parse the text of a change of metadata, such as `absent` or `moved:500km`.
+    """Return the change of metadata that a user wrote as text, such as `absent` or `moved:500km`.
 
     Raises:
-        ConfigError: The text is no change, lacks its unit, or moves too far. The message lists the forms.
+        ConfigError: The text has no known form, lacks its unit, or moves too far. The message lists what is allowed.
     """
     word = text.strip().lower()
     if word in ("true", "absent", "shuffled"):
@@ -69,12 +72,13 @@ def parse_change(text: str) -> MetadataChange:
 
 
 def changed_metadata(metadata: Tensor, change: MetadataChange, seed: int = 0) -> Tensor:
-    """Change a table of places and dates. Missing values stay missing.
+    """Return a changed copy of a table of places and dates, which networks then get in an evaluation.
 
     Args:
-        metadata: [n, 4] table with the columns of `MetadataColumn`: degrees, day of the year, hour; NaN if missing.
-        change: Change to make. Shuffling permutes whole rows, so places keep their dates. Moving by kilometers takes a
-            random direction for each patch, along a great circle. Moving by days goes forward, through the new year.
+        metadata: [n, 4] latitude and longitude in degrees, day of the year, and hour of n patches; NaN if missing.
+        change: Change to make. Shuffling exchanges whole rows among the patches that have any value, so that places
+            keep their dates. Moving by kilometers takes a random direction for each patch, along a great circle. Moving
+            by days goes forward; after December 31 comes January 1. Moving leaves missing values missing.
         seed: Seed of the shuffling and of the directions.
 
     Returns:
@@ -88,7 +92,7 @@ def changed_metadata(metadata: Tensor, change: MetadataChange, seed: int = 0) ->
     if change.kind == "shuffled":
         rows = torch.nonzero(~metadata.isnan().all(1))[:, 0]
         found = metadata.clone()
-        # Shift a random sequence of the rows by one: then no patch keeps its own row.
+        # Give each patch the row of its predecessor in a random sequence: a plain permutation may keep some rows.
         order = rows[torch.randperm(len(rows), generator=generator)]
         found[order] = metadata[order.roll(1)]
         return found
@@ -116,15 +120,15 @@ def _moved_km(metadata: Tensor, distance: float, generator: torch.Generator) -> 
 
 
 def require_known(metadata: Tensor, change: MetadataChange, part: str) -> None:
-    """Check that at least one patch has the metadata that a change shuffles or moves.
+    """Check that at least one patch has the place or date that a change shuffles or moves.
 
     Args:
-        metadata: [n, 4] places and dates of the part.
+        metadata: [n, 4] places and dates of the patches to evaluate; NaN if missing.
         change: Change to make.
-        part: Part of the split, for the message.
+        part: Part of the data, such as `test`, for the message.
 
     Raises:
-        ConfigError: No patch has this metadata.
+        ConfigError: No patch has it, so the change would change nothing.
     """
     columns = {"km": PLACE, "d": (MetadataColumn.DAY,), "": (*PLACE, *DATE)}[change.unit]
     if change.kind in ("shuffled", "moved") and metadata[:, list(columns)].isnan().all():

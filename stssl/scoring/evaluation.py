@@ -1,4 +1,4 @@
-"""Evaluate a network on a part of the data (such as test): compute logits and scores, and write them to files."""
+"""Evaluate a network on a part of the data (such as `test`): compute logits and scores, and write them to files."""
 
 import hashlib
 import io
@@ -31,13 +31,13 @@ Predictor = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold the scores of one network on one part of the data, and its logits.
+    """Hold the scores and logits of one network on one part of the data, such as `test`.
 
     Attributes:
-        scores: Scores by name.
-        per_class: Scores of each class, by the name of the class.
-        rows: [n] store rows of the scored patches.
-        logits: [n, classes] logits of these patches.
+        scores: Scores over all classes, by the name of the score.
+        per_class: Scores of each class: by the name of the class, then by the name of the score.
+        rows: [n] row numbers of the scored patches in the store.
+        logits: [n, classes] the network's logits for these patches.
     """
 
     scores: dict[str, float]
@@ -47,16 +47,16 @@ class Evaluation:
 
 
 def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of images [n, bands, height, width], without augmentation, and their place and date [n, 4].
+    """Yield the given patches in batches: images [n, bands, height, width], and metadata (place and date) [n, 4].
 
-    Batches have the order of `rows` and are on the device of `pixels`. A thread reads the next batches while the caller
-    works with one.
+    Images are not augmented. Batches have the order of `rows` and are on the device of `pixels`. A thread reads the
+    next batches while the caller works with one.
 
     Args:
-        data: Store and reader.
+        data: Open data: the reader of pixels, and the metadata of all patches.
         pixels: Module that scales stored bands to images.
-        rows: Store rows to read.
-        batch: Number of rows in a batch; the last one may be smaller.
+        rows: Row numbers of the patches in the store.
+        batch: Number of patches in a batch; the last batch may be smaller.
     """
     device = pixels.low.device
     chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
@@ -67,14 +67,16 @@ def batches(data: PixelData, pixels: PixelScaler, rows: Ints, batch: int) -> Ite
 
 @torch.no_grad()
 def predict_rows(predictor: Predictor, data: RunData, pixels: PixelScaler, rows: Ints, batch: int) -> Tensor:
-    """Compute a network's logits for store rows. Each rank predicts a part of the rows, and gets the logits of all.
+    """Compute a network's logits for some patches of the store. All ranks (training processes) must call this together.
+
+    Each rank predicts a share of the patches, and gets the logits of all.
 
     Args:
-        predictor: Function that takes images and metadata, and returns logits.
-        data: Store, classes and reader.
+        predictor: The network, as a function that takes images and metadata, and returns logits.
+        data: Open data: the reader of pixels, the metadata and the classes.
         pixels: Module that scales stored bands to images.
-        rows: [n] store rows.
-        batch: Number of rows in a batch.
+        rows: [n] row numbers of the patches in the store.
+        batch: Number of patches in a batch.
 
     Returns:
         [n, classes] logits, on the CPU.
@@ -92,12 +94,15 @@ def score_part(
     """Score a network on a part of the data. All ranks (training processes) must call this together.
 
     Args:
-        predictor: Function that takes images and metadata, and returns logits.
-        data: Store, split and targets.
+        predictor: The network, as a function that takes images and metadata, and returns logits.
+        data: Open data: the reader of pixels, the split, the metadata and the labels.
         pixels: Module that scales stored bands to images.
         part: `train`, `validation` or `test`.
-        batch: Number of rows in a batch.
+        batch: Number of patches in a batch.
         limit: Largest number of patches to score. They are evenly spread over the part. None scores all patches.
+
+    Returns:
+        The network's scores and logits.
 
     Raises:
         DataError: No patch of the part has a known label.
@@ -109,13 +114,18 @@ def score_part(
 
 
 def score_logits(logits: Tensor, data: RunData, rows: Ints, device: torch.device) -> Evaluation:
-    """Compute scores from a network's logits for store rows. All ranks (training processes) must call this together.
+    """Compute scores from a network's logits and the labels of their patches.
+
+    All ranks (training processes) must call this together: only rank 0 computes the scores, and the others get them.
 
     Args:
         logits: [n, classes] logits, the same on all ranks.
-        data: Classes and targets.
-        rows: [n] store rows.
+        data: Open data: the classes and the labels of all patches.
+        rows: [n] row numbers of the n patches in the store.
         device: Device of the tensors that the ranks exchange.
+
+    Returns:
+        The scores with the given logits and rows.
     """
     targets = data.targets[torch.from_numpy(rows)].long()
     scores, per_class = score_once(logits, targets, data.space, device)
@@ -123,13 +133,14 @@ def score_logits(logits: Tensor, data: RunData, rows: Ints, device: torch.device
 
 
 def share_of_batches(rows: Ints, batch: int, share: tuple[int, int]) -> Ints:
-    """Return the rows of whole batches that one of several workers predicts.
+    """Return the rows that one of several workers predicts: those of a share of the batches.
 
-    One process and several workers use the same batches: other batches could change the last digits of logits.
+    Workers share whole batches, so that their batches are those of a single process: other batches could change the
+    last digits of logits.
 
     Args:
-        rows: [n] store rows of a part.
-        batch: Number of rows in a batch.
+        rows: [n] row numbers in the store of all patches to predict.
+        batch: Number of patches in a batch.
         share: Number of the worker, counted from 0, and number of workers.
     """
     whole = rows_of(-(-len(rows) // batch), *share)
@@ -137,14 +148,17 @@ def share_of_batches(rows: Ints, batch: int, share: tuple[int, int]) -> Ints:
 
 
 def spread(rows: Ints, limit: int | None) -> Ints:
-    """Choose at most `limit` of the given rows, evenly spread; a limit of None chooses all rows."""
+    """Return at most `limit` of the given rows, evenly spread over them; a limit of None returns all rows."""
     if limit is None or limit >= len(rows):
         return rows
     return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
 
 
 def without_nan(value: Mapping[str, object]) -> dict[str, object]:
-    """Copy nested mappings and lists with None in place of NaN and infinite numbers: JSON cannot express those."""
+    """Return a copy of nested mappings and lists with None in place of NaN and infinite numbers.
+
+    JSON cannot express these numbers.
+    """
     return {key: _without_nan(item) for key, item in value.items()}
 
 
@@ -161,15 +175,16 @@ def _without_nan(value: object) -> object:
 def save_evaluations(
     results: Mapping[str, Evaluation], data: RunData, part: str, path: Path, about: JsonMapping
 ) -> None:
-    """Write two files: scores as JSON, and arrays as `.npz`.
+    """Write the results of an evaluation into two files: scores as JSON, and arrays as `.npz`.
 
-    The arrays are the logits of all networks, `targets`, `metadata`, `rows`, `patch_ids` and `classes`. NumPy reads
-    them with `allow_pickle=False`.
+    The arrays are `logits_<network>` of each network and, for the scored patches, `targets` (labels as numbers),
+    `metadata`, `rows` (in the store) and `patch_ids`, and the names of the `classes`. NumPy reads them with
+    `allow_pickle=False`.
 
     Args:
-        results: Evaluation of each network, by the name of the network.
-        data: Data of the evaluations.
-        part: `train`, `validation` or `test`.
+        results: Evaluation of each network on the same patches, by the name of the network.
+        data: Open data, with the store, labels and metadata of these patches.
+        part: Part of the data, such as `test`.
         path: JSON file to write. The other file has the same name, with the suffix `.npz`.
         about: Entries about the run and the checkpoint to add to the JSON.
 
@@ -184,7 +199,8 @@ def save_evaluations(
     arrays |= {"targets": targets.numpy(), "patch_ids": names, "classes": np.array(data.space.classes, np.str_)}
     arrays |= {f"logits_{name}": result.logits.numpy() for name, result in results.items()}
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs take a keyword for `allow_pickle`
-    # Write the scores last, with the digest of the arrays: readers can then see that both files belong together.
+    # Write the scores last, with the digest of the arrays. If the process dies between the two files, readers see by
+    # the digest that the old scores do not belong to the new arrays.
     write_whole(path.with_suffix(".npz"), buffer.getbuffer())
     content: dict[str, JsonValue] = {
         "part": part,
@@ -201,5 +217,8 @@ def _as_json(result: Evaluation) -> dict[str, JsonValue]:
 
 
 def array_digest(data: bytes | memoryview) -> str:
-    """Compute the hash of an `.npz` file's bytes. The JSON file with the scores holds this hash."""
+    """Return the hash of an `.npz` file's bytes as text.
+
+    The JSON file with the scores holds it, so that readers can check that both files are of one evaluation.
+    """
     return hashlib.blake2b(data, digest_size=16).hexdigest()

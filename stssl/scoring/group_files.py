@@ -1,4 +1,7 @@
-"""Write scores of groups into two files: a table for programs (Parquet), and settings, notes and rows as JSON."""
+"""Write and read the scores of groups of patches, such as countries.
+
+They lie in two files: a table for programs (Parquet), and the same rows with settings and notes as JSON.
+"""
 
 import json
 from collections.abc import Sequence
@@ -20,10 +23,10 @@ SCHEMA = pyarrow.schema([(field.name, _NUMBERS.get(field.name, pyarrow.string())
 
 
 def save_groups(found: GroupScores, options: GroupOptions, path: Path, about: JsonMapping) -> None:
-    """Write the scores of groups as `<path>.parquet` and `<path>.json`.
+    """Write the scores of groups of patches as `<path>.parquet` and `<path>.json`.
 
     Args:
-        found: Scores of groups.
+        found: Scores of groups, as `score_groups` returns them.
         options: How the groups and intervals were made.
         path: Path of both files, without suffix.
         about: Entries about the run and the evaluation to add to the JSON.
@@ -45,13 +48,13 @@ def save_groups(found: GroupScores, options: GroupOptions, path: Path, about: Js
 
 
 def read_groups(path: Path) -> Sequence[GroupRow]:
-    """Read the scores of groups that `save_groups` wrote.
+    """Return the scores of groups that `save_groups` wrote into `<path>.parquet`.
 
     Args:
-        path: Path of the files, without suffix.
+        path: Path of the file, without suffix.
 
     Raises:
-        RunError: The file is missing or damaged.
+        RunError: The file is missing or damaged, or another version of this program wrote it.
     """
     file = path.with_name(path.name + ".parquet")
     if not is_there(file):

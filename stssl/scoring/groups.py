@@ -30,13 +30,13 @@ Resampled = Literal["blocks", "patches"]
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """Say how to divide a part into groups, and how to compute intervals.
+    """Say how an evaluation divides its patches into groups (such as countries), and how it computes intervals.
 
     Attributes:
         by: Columns whose values are the groups: columns of the store, `block` or `month`.
-        bootstrap: Number of bootstrap draws for the intervals; 0 computes no intervals.
-        least: Groups with fewer patches are pooled into one group.
-        degrees: Side of a block in degrees of latitude and longitude.
+        bootstrap: Number of bootstrap draws for the intervals of scores; 0 computes no intervals.
+        least: Groups with fewer labeled patches than this are pooled into one group, `others`.
+        degrees: Side of a block (a square of latitude and longitude) in degrees.
         resample: `blocks` draws whole blocks, as nearby patches are not independent. `patches` draws single patches.
         seed: Seed of the draws.
     """
@@ -51,18 +51,18 @@ class GroupOptions:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """Hold one score of one network on one group.
+    """Hold one score (such as accuracy) of one network on one group of patches (such as a country).
 
     Attributes:
         network: `student` or `teacher`.
-        column: Column that makes the groups. `all` stands for the whole part.
-        group: Value of the column. `others` is the pool of small groups, `unknown` has no value.
+        column: Column whose values are the groups, such as `country`. `all` stands for all patches together.
+        group: Value of the column. `others` is the pool of small groups. `unknown` has the patches without a value.
         patches: Number of scored patches of the group, those with a known label.
-        blocks: Number of blocks among them.
+        blocks: Number of blocks of places in which these patches lie, or of patches if the bootstrap draws patches.
         score: Name of the score.
-        value: The score, NaN if it is not defined.
-        low: Lower end of its 95 % interval; None if it has none.
-        high: Upper end of its 95 % interval; None if it has none.
+        value: The score; NaN if it is not defined.
+        low: Lower end of the score's 95 % interval; None if it has none.
+        high: Upper end of this interval; None if it has none.
     """
 
     network: str
@@ -78,18 +78,18 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class WorstGroup:
-    """Compare the worst group of a column with the best one, by the score that chooses checkpoints.
+    """Name the worst and the best group of a column, such as two countries, and the gap between their scores.
 
     Attributes:
         network: `student` or `teacher`.
-        column: Column that makes the groups.
-        score: Name of the score.
+        column: Column whose values are the groups, such as `country`.
+        score: Name of the score that compares the groups: the one that chooses checkpoints.
         worst: The group with the lowest score.
-        value: Its score.
+        value: Score of the worst group.
         best: The group with the highest score.
         gap: Score of the best group minus score of the worst one.
-        low: Lower end of the gap's 95 % interval, for these two groups; None without intervals.
-        high: Upper end of it.
+        low: Lower end of the gap's 95 % interval, for these two groups; None if one of them has no interval.
+        high: Upper end of this interval.
     """
 
     network: str
@@ -105,7 +105,7 @@ class WorstGroup:
 
 @dataclass
 class GroupScores:
-    """Hold the scores of groups.
+    """Hold the scores of all networks of a run on all groups of patches, as `score_groups` returns them.
 
     Attributes:
         rows: One entry for each network, column, group and score.
@@ -118,7 +118,7 @@ class GroupScores:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """Return lines of text for the user: the worst group of each column, and the notes."""
+        """Return lines of text for the user: the worst group of each network and column, then the notes."""
         found = []
         for one in self.worst:
             ends = "" if one.low is None else f" ({one.low:.4f} to {one.high:.4f})"
@@ -135,8 +135,8 @@ class Units:
 
     Attributes:
         names: Names of the units.
-        of_patch: [n] number of the unit of each patch.
-        draws: [draws, units] how often each draw takes each unit; None without intervals.
+        of_patch: [n] number of the unit to which each patch belongs.
+        draws: [draws, units] how often each bootstrap draw takes each unit; None if no intervals are computed.
     """
 
     names: NDArray[np.str_]
@@ -145,15 +145,16 @@ class Units:
 
 
 def check_options(data: RunData, part: str, options: GroupOptions) -> None:
-    """Check before an evaluation that the groups and intervals can be computed.
+    """Check before an evaluation that its groups can be made and their intervals can be computed.
 
     Args:
-        data: Store, split and labels.
-        part: Part of the split.
-        options: Groups and intervals.
+        data: Open data: the store, the split and the metadata.
+        part: Part of the data to evaluate, such as `test`.
+        options: How to make the groups and intervals.
 
     Raises:
-        ConfigError: The store lacks a column, a column cannot make groups, or the part has too few blocks.
+        ConfigError: An option is out of range, the store lacks a column, a column cannot make groups, or the patches
+            of the part lie in too few blocks for an interval.
         DataError: The part has no patches.
     """
     rows = data.split.part(part)
@@ -178,12 +179,21 @@ def check_options(data: RunData, part: str, options: GroupOptions) -> None:
 
 
 def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True) -> Units:
-    """Divide patches into units (blocks or single patches). Return the units, with bootstrap draws of them.
+    """Divide patches into the units that a bootstrap draws: blocks of places, or single patches.
 
-    Patches without a place are blocks of their own.
+    A patch without a place is a block of its own.
+
+    Args:
+        data: Open data: the store and the metadata.
+        rows: [n] row numbers of the patches in the store.
+        options: Kind of unit, side of a block, number of draws.
+        draw: False makes no draws.
+
+    Returns:
+        The units, with bootstrap draws of them if `options` ask for intervals.
 
     Raises:
-        ConfigError: No patch has a place.
+        ConfigError: Blocks are wanted, but no patch has a place.
     """
     if options.resample == "patches":
         names, of_patch = rows.astype(np.str_), np.arange(len(rows))
@@ -204,7 +214,10 @@ def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True
 
 
 def _cells(data: RunData, rows: Ints, degrees: float) -> NDArray[np.str_]:
-    """Return the south-west corner of each patch's square of latitude and longitude as text; empty if unknown."""
+    """Return the name [n] of the square of latitude and longitude in which each patch lies.
+
+    The name is the south-west corner of the square; it is empty for a patch without a place.
+    """
     lat, lon = data.metadata[torch.from_numpy(rows)][:, list(PLACE)].double().numpy().T
     known = np.isfinite(lat) & np.isfinite(lon)
     corners = [np.floor(np.where(known, values, 0) / degrees) * degrees for values in (lat, lon)]
@@ -213,19 +226,20 @@ def _cells(data: RunData, rows: Ints, degrees: float) -> NDArray[np.str_]:
 
 
 def values_of(data: RunData, rows: Ints, column: str, degrees: float) -> NDArray[np.str_]:
-    """Read from a column the name of the group to which each patch belongs.
+    """Read from a column, such as `country`, the name of the group to which each patch belongs.
 
     Args:
-        data: Open store.
-        rows: [n] store rows.
-        column: A column of the store, `block` or `month`.
+        data: Open data: the store and the metadata.
+        rows: [n] row numbers of the patches in the store.
+        column: A column of the store; or `block` (a square of latitude and longitude) or `month`.
         degrees: Side of a block in degrees.
 
     Returns:
         [n] names of groups; `unknown` if a patch has no value.
 
     Raises:
-        ConfigError: The store lacks the column, or it has many values a patch, or numbers that are no categories.
+        ConfigError: The store lacks the column, or the column has many values a patch, or numbers that are no
+            categories.
     """
     if column == "block":
         found = _cells(data, rows, degrees)
@@ -242,9 +256,9 @@ def values_of(data: RunData, rows: Ints, column: str, degrees: float) -> NDArray
 
 
 def _groups(data: RunData, column: str) -> bool:
-    """Return True if a column can make groups: it has one word, flag or whole number for each patch.
+    """Return True if a column of the store has one word, flag or whole number for each patch, whose values are groups.
 
-    `patch_id`, `time` and `content_hash` have another value for nearly every patch. They make no groups.
+    Return False for `patch_id`, `time` and `content_hash`: nearly every patch has another value.
     """
     if not data.store.has_column(column) or column in ("patch_id", "time", "content_hash"):
         return False
@@ -270,7 +284,10 @@ def _named(data: RunData, rows: Ints, column: str) -> NDArray[np.str_]:
 
 
 def _months(data: RunData, rows: Ints) -> NDArray[np.str_]:
-    """Return the month of each patch, `01` to `12`, from its time, or from its day of the year; empty if unknown."""
+    """Return the month [n] of each patch, `01` to `12`; empty if unknown.
+
+    The month comes from the patch's time or, if this is missing, from its day of the year.
+    """
     time, day = (np.asarray(data.store.column(name))[rows] for name in ("time", "day_of_year"))
     found = np.full(len(rows), "", "<U2")
     dated = time != MISSING_TIME
@@ -281,14 +298,17 @@ def _months(data: RunData, rows: Ints) -> NDArray[np.str_]:
 
 
 def score_groups(results: Mapping[str, Evaluation], data: RunData, options: GroupOptions) -> GroupScores:
-    """Score all networks on the whole part and on its groups.
+    """Score all networks of a run on all evaluated patches together, and on each group of them (such as a country).
 
-    All groups and networks share the bootstrap draws, so their differences have intervals too.
+    All groups use the same bootstrap draws, so that the gap between two groups has an interval too.
 
     Args:
-        results: Evaluation of each network, by the name of the network.
-        data: Store and labels.
-        options: Groups and intervals.
+        results: Evaluation of each network on the same patches, by the name of the network.
+        data: Open data: the store, the metadata and the labels.
+        options: How to make the groups and intervals.
+
+    Returns:
+        The scores, the worst group of each column, and notes for the user.
     """
     rows = next(iter(results.values())).rows
     targets = data.targets[torch.from_numpy(rows)]
@@ -327,7 +347,20 @@ def _words_on_units(units: Units, options: GroupOptions) -> str:
 def _pooled(
     values: NDArray[np.str_], labeled: NDArray[np.bool_], column: str, options: GroupOptions, notes: list[str]
 ) -> NDArray[np.str_]:
-    """Return each patch's group, `others` for all groups with few labeled patches. List these in `notes`."""
+    """Replace the names of groups that have fewer than `options.least` labeled patches by `others`.
+
+    Append a sentence to `notes` that lists these groups.
+
+    Args:
+        values: [n] name of the group to which each patch belongs.
+        labeled: [n] True if the patch has a known label.
+        column: Column whose values are the groups, for the note.
+        options: Smallest number of labeled patches of a group.
+        notes: Notes for the user.
+
+    Returns:
+        [n] names of groups.
+    """
     names, number = np.unique(values, return_inverse=True)
     counts = np.bincount(number.reshape(-1)[labeled], minlength=len(names))
     small = counts < options.least
@@ -343,7 +376,10 @@ def _pooled(
 
 @dataclass(frozen=True)
 class _Group:
-    """Hold one network's predictions on one group of patches, as `_score_group` takes them."""
+    """Name a network and a group of patches to score, with the network's predictions and all labels.
+
+    `own` are the numbers of the group's labeled patches among those of `result`.
+    """
 
     network: str
     column: str
@@ -354,9 +390,12 @@ class _Group:
 
 
 def _score_group(group: _Group, data: RunData, units: Units, found: GroupScores) -> NDArray[np.float64]:
-    """Add the scores of one group, with bootstrap intervals, to `found`.
+    """Append all scores of a network on one group, with their bootstrap intervals, to the rows of `found`.
 
-    Return the headline score of each bootstrap draw, [draws]; empty if there are no intervals.
+    If the group can have no intervals, append a note with the reason.
+
+    Returns:
+        [draws] score that chooses checkpoints, for each bootstrap draw; empty if the group has no intervals.
     """
     chosen = torch.from_numpy(group.own)
     logits, targets = group.result.logits[chosen].double(), group.targets[chosen]
@@ -383,7 +422,17 @@ def _score_group(group: _Group, data: RunData, units: Units, found: GroupScores)
 def _worst(
     network: str, rows: Sequence[GroupRow], drawn: Mapping[tuple[str, str], NDArray[np.float64]], name: str
 ) -> list[WorstGroup]:
-    """Find the worst and the best group of each column by the score `name`, with an interval of their gap."""
+    """Find a network's worst and best group of each column, with the 95 % interval of the gap between them.
+
+    Args:
+        network: `student` or `teacher`.
+        rows: Scores on groups.
+        drawn: [draws] score `name` in each bootstrap draw, by column and group; empty if a group has no interval.
+        name: Name of the score that compares the groups.
+
+    Returns:
+        One entry for each column with at least two groups whose score is finite.
+    """
     sign = -1 if name in LOWER_IS_BETTER else 1
     found = []
     for column in dict.fromkeys(row.column for row in rows if row.column != WHOLE):

@@ -3,8 +3,9 @@
 To add a metric, write one function that takes `Predictions`, and add one line to `MULTILABEL` or `SINGLE_LABEL`. Put a
 long function into its own file. Functions import torchmetrics when they run, because the import takes seconds.
 
-In shapes, a single-label patch has one decision (label). A multi-label patch has one decision for each class. A choice
-id is the number of the chosen answer: of the class, or 1 (present) and 0 (absent) for one class of several.
+In shapes such as [patches, decisions], a decision is one question about a patch: which class it has (single-label, one
+question), or whether it has a class (multi-label, one question for each class). A choice id is the answer as a number:
+the class number, or 1 (present) or 0 (absent).
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ CONFIDENCE_BINS = 15
 
 
 class PartScores(NamedTuple):
-    """Hold the scores of a network over all classes, and the scores of each class by the name of the class."""
+    """Hold a network's scores by name: those over all classes, and those of each class by the name of the class."""
 
     scores: Scores
     per_class: dict[str, Scores]
@@ -38,12 +39,15 @@ class PartScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Hold predictions and labels for metrics. Each patch has at least one known label, and logits are finite.
+    """Hold the predictions and labels of patches, from which metrics are computed.
+
+    Each patch has at least one known label, and logits are finite.
 
     Attributes:
         logits: [patches, classes] logits as float64.
-        targets: [patches, decisions] choice ids; `IGNORED` if unknown.
-        space: Classes and kind of task.
+        targets: [patches, 1] class ids (single-label) or [patches, classes] zeros and ones (multi-label); `IGNORED` if
+            unknown.
+        space: Classes of the task, and whether it is single-label or multi-label.
     """
 
     logits: Tensor
@@ -57,12 +61,12 @@ class Predictions:
 
     @property
     def known(self) -> Tensor:
-        """Return booleans [patches, decisions]: true if the label is known."""
+        """Return booleans with the shape of `targets`: true if the label is known."""
         return self.targets != IGNORED
 
     @cached_property
     def count(self) -> Tensor:
-        """Count for each class how many patches have it as label. Return [classes]."""
+        """Return for each class the number [classes] of patches that have it as label."""
         return self.space.positives(self.targets).sum(0)
 
     @cached_property
@@ -88,9 +92,13 @@ class Predictions:
         return self._each_choice(_measure().multiclass_recall)
 
     def _each(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Return a metric [classes] of each class of a multi-label task, over the patches with a known label for it.
+        """Compute a metric of each class of a multi-label task, over the patches whose label for the class is known.
 
-        The metric is NaN for a class that no patch has.
+        Args:
+            measure: Function that takes the logits and the labels (0 or 1) of one class, and returns the metric.
+
+        Returns:
+            [classes] metric of each class; NaN for a class that no patch has.
         """
         classes = zip(self.logits.T, self.targets.T, self.known.T, self.count, strict=True)
         return torch.stack(
@@ -114,26 +122,32 @@ def mean_average_precision(predictions: Predictions) -> Tensor:
 
 
 def micro_average_precision(predictions: Predictions) -> Tensor:
-    """Compute the average precision over the known labels of all classes together (micro average)."""
+    """Compute the micro average precision: all pairs of patch and class with a known label are ranked together."""
     logits, truth = predictions.logits[predictions.known], predictions.targets[predictions.known]
     found: Tensor = _measure().binary_average_precision(_ranks(logits), truth)
     return found
 
 
 def micro_f1(predictions: Predictions) -> Tensor:
-    """Compute the F1 score at probability 0.5 over the known labels of all classes together (micro average)."""
+    """Compute the micro F1 score: all pairs of patch and class with a known label are counted together.
+
+    A class is predicted if its probability is above 0.5.
+    """
     logits, truth = predictions.logits[predictions.known], predictions.targets[predictions.known]
     found: Tensor = _measure().binary_f1_score((logits > 0).long(), truth)
     return found
 
 
 def accuracy(predictions: Predictions) -> Tensor:
-    """Compute the accuracy: how often the most probable class is right, as a share of the patches."""
+    """Compute the accuracy: the share of the patches whose most probable class is their label."""
     return (predictions.logits.argmax(1) == predictions.targets[:, 0]).float().mean()
 
 
 def label_calibration_error(predictions: Predictions) -> Tensor:
-    """Compute the expected calibration error of the predicted probabilities of all classes (multi-label)."""
+    """Compute the expected calibration error of a multi-label task, over all classes with a known label together.
+
+    The error is the mean gap between predicted probabilities and the share of patches that have the class, in bins.
+    """
     known = predictions.known
     found: Tensor = _measure().binary_calibration_error(
         predictions.probabilities[known], predictions.targets[known], n_bins=CONFIDENCE_BINS
@@ -142,7 +156,10 @@ def label_calibration_error(predictions: Predictions) -> Tensor:
 
 
 def choice_calibration_error(predictions: Predictions) -> Tensor:
-    """Compute the expected calibration error of the most probable class of each patch (single-label)."""
+    """Compute the expected calibration error of a single-label task, from the most probable class of each patch.
+
+    The error is the mean gap between predicted probabilities and the share of right predictions, in bins.
+    """
     right = (predictions.logits.argmax(1) == predictions.targets[:, 0]).long()
     found: Tensor = _measure().binary_calibration_error(
         predictions.probabilities.amax(1), right, n_bins=CONFIDENCE_BINS
@@ -191,7 +208,7 @@ PER_CLASS: Mapping[bool, dict[str, Metric]] = {
 
 
 def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
-    """Compute all metrics that fit the kind of task (multi-label or single-label).
+    """Compute all scores of a network's predictions that fit the kind of task (multi-label or single-label).
 
     Multi-label: `mAP` and `mAP_micro`, `F1` and `F1_micro` at probability 0.5. Single-label: `accuracy`,
     `balanced_accuracy`, `precision`, `recall` (equal to balanced accuracy) and `F1`. Both: `loss` (mean cross-entropy
@@ -202,12 +219,13 @@ def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
 
     Args:
         logits: [patches, classes] logits.
-        targets: [patches, decisions] choice ids; `IGNORED` if unknown. At least one must be known.
-        space: Classes and kind of task.
+        targets: [patches, 1] class ids (single-label) or [patches, classes] zeros and ones (multi-label); `IGNORED` if
+            unknown. At least one must be known.
+        space: Classes of the task, and whether it is single-label or multi-label.
 
     Returns:
-        Scores of the network and of each class. Multi-label classes have `AP`, `F1` and `count`, the number of
-        positives. Single-label classes have `recall`, `F1` and `count`.
+        Scores over all classes and of each class. Multi-label classes have `AP`, `F1` and `count` (the number of
+        patches with the class). Single-label classes have `recall`, `F1` and `count`.
     """
     logits, targets = logits.double().cpu(), targets.cpu()
     rows = (targets != IGNORED).any(1)
@@ -230,12 +248,14 @@ def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
 
 
 def score_once(logits: Tensor, targets: Tensor, space: LabelSpace, device: torch.device) -> PartScores:
-    """Compute all metrics as `score` does, on rank 0 only. All ranks call this together, and get the result.
+    """Compute all scores as `score` does, but only on rank 0, which sends them to the other ranks.
+
+    All ranks (training processes) must call this together, and all return the same scores.
 
     Args:
         logits: [patches, classes] logits, the same on all ranks.
-        targets: [patches, decisions] choice ids; `IGNORED` if unknown. At least one must be known.
-        space: Classes and kind of task.
+        targets: Labels of the patches as numbers, as `score` takes them.
+        space: Classes of the task, and whether it is single-label or multi-label.
         device: Device of the tensors that the ranks exchange.
     """
     made = made_once(lambda: [dict(part) for part in score(logits, targets, space)], device)
@@ -248,7 +268,10 @@ def diverged(scores: Scores) -> bool:
 
 
 def headline(space: LabelSpace) -> str:
-    """Return the name of the score that chooses the best checkpoint. Higher is better."""
+    """Return the name of the score that chooses the best checkpoint: `mAP` (multi-label) or `accuracy` (single-label).
+
+    Higher is better.
+    """
     return HEADLINES[space.multilabel]
 
 
@@ -259,7 +282,10 @@ def _measure() -> ModuleType:
 
 
 def _ranks(logits: Tensor) -> Tensor:
-    """Turn logits [n] into numbers in [0, 1] with the same order. Equal logits give equal numbers."""
+    """Return numbers [n] in [0, 1] with the same order as the logits [n]. Equal logits give equal numbers.
+
+    torchmetrics takes numbers in [0, 1] as they are, and would apply the sigmoid to others.
+    """
     # Do not use the sigmoid: it is exactly 1 for all logits above about 37, so large logits would look equal.
     found: Tensor = torch.unique(logits, return_inverse=True)[1]
     return found.double() / max(1, len(logits))

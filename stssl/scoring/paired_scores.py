@@ -1,8 +1,9 @@
-"""Compare two sets of predictions for the same patches, paired over runs and over blocks of places.
+"""Compare two methods by their predictions for the same patches: difference of a score, its interval and p-value.
 
-The interval comes from a bootstrap, which draws blocks and runs with replacement. Few runs say little about other runs,
-so the spread of runs is widened as by Student's t. For the p-value, the two sets of predictions are swapped in random
-blocks: p tells how often chance alone gives such a large difference.
+Predictions are paired: over runs (such as two runs with the same seed), and over blocks (squares of latitude and
+longitude). The interval comes from a bootstrap, which draws blocks and runs with replacement. Few runs say little about
+other runs, so the spread of runs is widened as by Student's t. For the p-value, the two methods' predictions are
+swapped in random blocks: p tells how often chance alone gives such a large difference.
 """
 
 from collections.abc import Sequence
@@ -21,13 +22,14 @@ from stssl.scoring.metrics import score
 
 @dataclass(frozen=True)
 class PredictionPair:
-    """Hold the logits [n, classes] of two networks for the same n patches.
+    """Hold the logits of two networks for the same n patches, to compare the scores of the networks.
 
     Attributes:
-        one: Logits of one network.
-        other: Logits of the other network.
-        targets: [n, decisions] choice ids; `IGNORED` if unknown.
-        blocks: [n] number of the block of each patch, from 0. All pairs number the same blocks.
+        one: [n, classes] logits of one network.
+        other: [n, classes] logits of the other network.
+        targets: [n, 1] class ids (single-label) or [n, classes] zeros and ones (multi-label); `IGNORED` if unknown.
+        blocks: [n] number of the block of places in which each patch lies, from 0. A number means the same block in all
+            pairs that are compared together.
         names: Names of the two networks or their runs, for messages.
     """
 
@@ -40,14 +42,14 @@ class PredictionPair:
 
 @dataclass(frozen=True)
 class PairedScores:
-    """Hold the mean scores of two sets of predictions, and the interval and p-value of their difference.
+    """Hold the mean scores of two methods, and the interval and p-value of their difference.
 
     Attributes:
-        value: Mean score of the predictions `one` over all pairs.
-        other: Mean score of the predictions `other` over all pairs.
+        value: Mean score of the networks `one` of all pairs.
+        other: Mean score of the networks `other` of all pairs.
         low: Lower end of the 95 % interval of the difference.
         high: Upper end of this interval.
-        p: Probability of a difference as large by chance, two-sided; NaN without swaps.
+        p: Probability that chance alone gives a difference at least as large, two-sided; NaN if it was not computed.
     """
 
     value: float
@@ -71,12 +73,12 @@ def compare_predictions(
     seed: int = 0,
     swap: bool = True,
 ) -> PairedScores:
-    """Compute the difference between the scores of two sets of predictions, its interval, and its p-value.
+    """Compute the difference between the mean scores of two methods, its interval, and its p-value.
 
     Args:
-        pairs: Predictions of each run, such as those of one seed.
+        pairs: Predictions of both methods, one pair for each two runs, such as those with the same seed.
         space: Classes and kind of task.
-        name: Name of the score.
+        name: Name of the score to compare.
         draws: Number of bootstrap draws for the interval, and of random swaps for the p-value.
         seed: Seed of the draws and swaps.
         swap: False computes no p-value.
@@ -97,7 +99,7 @@ def compare_predictions(
         if not all(np.isfinite(each[name]) for each in measured):
             raise RunError(f"{' or '.join(pair.names)} has no {name}: its predictions are not finite")
         values.append([each[name] for each in measured])
-        # Number the blocks of the second network anew: each draw can then choose the network for each block.
+        # Give the second network's blocks other numbers: a draw can then take each block from either network.
         both = BlockScores(torch.cat(logits), torch.cat([targets] * 2), space, np.append(blocks, blocks + count))
         none = np.zeros_like(taken)
         ends = [both.scores(np.concatenate(sides, 1))[name] for sides in ((taken, none), (none, taken))]
@@ -109,19 +111,21 @@ def compare_predictions(
     low, high = percentiles(_over_runs(np.stack(drawn), seed))
     p = float("nan")
     if swap:
-        # Count the unswapped predictions as one more swap: else p could be 0, but chance can give any difference.
+        # Count the found difference as one more swap: else p could be 0, but chance can give any difference.
         as_large = np.abs(np.mean(swapped, 0)) >= abs(mean[0] - mean[1]) - 1e-12
         p = float((1 + as_large.sum()) / (1 + draws))
     return PairedScores(float(mean[0]), float(mean[1]), low, high, p)
 
 
 def _over_runs(drawn: Float64s, seed: int) -> Float64s:
-    """Return for each bootstrap draw the mean difference [draws] over runs, which are drawn anew each time.
+    """Return for each bootstrap draw the mean difference [draws] over runs, which each draw takes with replacement.
 
-    The argument `drawn` has the difference of each run in each draw: [runs, draws].
+    A bootstrap of n runs gives a too narrow interval: its variance lacks the factor n / (n - 1), and it takes the
+    spread of few runs for the true one. Therefore each run's distance from the mean of all runs is widened first.
 
-    A bootstrap of n runs is too narrow: its variance lacks the factor n / (n - 1), and it takes the spread of few runs
-    for the true one. So each run's distance from the mean is widened first.
+    Args:
+        drawn: [runs, draws] difference between the two networks of each run in each draw of blocks.
+        seed: Seed of the draws of runs.
     """
     from scipy.stats import norm, t
 
@@ -135,16 +139,16 @@ def _over_runs(drawn: Float64s, seed: int) -> Float64s:
 
 
 def place_blocks(places: Float64s, degrees: float) -> Ints:
-    """Return the number of the block, a square of latitude and longitude, in which each patch lies.
+    """Divide patches into blocks (squares of latitude and longitude), and return the number of each patch's block.
 
     A patch without a place is a block of its own.
 
     Args:
-        places: [n, 2] latitudes and longitudes in degrees.
+        places: [n, 2] latitudes and longitudes of n patches in degrees; NaN if unknown.
         degrees: Side of a square in degrees.
 
     Returns:
-        [n] numbers from 0.
+        [n] numbers of blocks, from 0.
     """
     lat, lon = places.astype(float).T
     known = np.isfinite(lat) & np.isfinite(lon)
@@ -155,7 +159,7 @@ def place_blocks(places: Float64s, degrees: float) -> Ints:
 
 
 def holm_corrected(p_values: Sequence[float]) -> list[float]:
-    """Return p-values of several comparisons in the same order, corrected by Holm's method.
+    """Return the p-values of several comparisons, corrected for their number, in the same order.
 
     The method is that of Holm, Scand. J. Statist. 6, 1979.
     """
