@@ -1,10 +1,13 @@
-"""Study what metadata is worth under shift: train with and without it, and test it true, absent, shuffled and moved.
+"""Study whether metadata (place and date) helps networks if test patches differ from training patches: `stssl shift`.
 
-`settings` chooses splits and metadata. `trainings` lists the runs, `ray_tasks` and `evaluated` complete them.
-`effects`, `distances` and `claims` compare their networks. `files` and `shift_report` write what was found. `run` calls
-all of these.
+A study trains networks with and without metadata on several splits. It tests them with true, absent, shuffled and moved
+metadata, and compares their scores.
 
-The names below are imported at their first use, since they import torch.
+`settings` chooses the splits and the metadata at test. `trainings` lists the training runs; `ray_tasks` and `evaluated`
+train and score them. `effects`, `distances` and `claims` compare the networks. `files` and `shift_report` write the
+results. `run` calls all of these.
+
+The names below are imported at their first use, because their modules import torch, which takes seconds.
 """
 
 from typing import TYPE_CHECKING

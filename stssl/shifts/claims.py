@@ -1,4 +1,4 @@
-"""Say in three sentences what a study found: one for each claim, with numbers and intervals."""
+"""Say in three sentences what a study of metadata under shift found: one for each claim, with numbers and intervals."""
 
 from collections.abc import Sequence
 
@@ -37,13 +37,13 @@ WORDS = {
 
 
 def claim_sentences(effects: Sequence[ShiftEffect]) -> dict[str, str]:
-    """Write a sentence for each claim. A difference counts as shown if its interval and its corrected p say so.
+    """Write for each of a study's three claims a sentence that says what its comparisons show on each split.
 
     Args:
-        effects: Comparisons of the study.
+        effects: Comparisons of networks in the study.
 
     Returns:
-        Sentences by claim.
+        Sentences by claim. A sentence calls a network better or worse only if `ShiftEffect.shown` is true.
     """
     return {claim: _sentence(claim, [one for one in effects if one.claim == claim]) for claim in CLAIMS}
 
@@ -70,7 +70,7 @@ def _sentence(claim: str, effects: Sequence[ShiftEffect]) -> str:
 
 
 def points(effect: ShiftEffect) -> str:
-    """Write a difference in points (hundredths of the score) with its interval."""
+    """Return as text the difference between two networks in points (hundredths of the score), with its interval."""
     ends = (
         "" if effect.low is None or effect.high is None else f" ({100 * effect.low:+.1f} to {100 * effect.high:+.1f})"
     )

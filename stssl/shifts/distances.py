@@ -1,4 +1,7 @@
-"""Compute how gains depend on the distance from a test patch to the nearest training patch."""
+"""Compute where networks with metadata beat the student, which sees images alone: by distance and on the map.
+
+The distance is that from a test patch to the nearest training patch.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,14 +25,16 @@ LEAST_PATCHES = 20
 
 @dataclass(frozen=True)
 class DistanceGain:
-    """Hold the gain over the student in one range of distances.
+    """Say how much better a network is than the student on the test patches in one range of distances.
+
+    The distance is that from a test patch to the nearest training patch.
 
     Attributes:
-        model: Network that is compared with the student.
-        low_km: Smallest distance to the nearest training patch.
-        high_km: Largest distance.
-        middle_km: Median distance of the patches in the range.
-        effect: The comparison.
+        model: Network that is compared with the student: `teacher` or `direct`.
+        low_km: Smallest distance of the range in km.
+        high_km: End of the range in km; larger than each of its distances.
+        middle_km: Median distance of the test patches in the range, in km.
+        effect: Comparison of the network with the student on these patches.
     """
 
     model: str
@@ -40,11 +45,14 @@ class DistanceGain:
 
 
 def nearest_km(places: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the distance in km from n places to the nearest of m other places; NaN if a place is unknown.
+    """Compute the distance from each of n places to the nearest of m other places.
 
     Args:
-        places: [n, 2] latitudes and longitudes in degrees.
-        others: [m, 2] latitudes and longitudes in degrees.
+        places: [n, 2] latitudes and longitudes in degrees; NaN if unknown.
+        others: [m, 2] latitudes and longitudes in degrees; NaN if unknown.
+
+    Returns:
+        [n] distances in km; NaN for an unknown place, or if all other places are unknown.
     """
     from scipy.spatial import KDTree
 
@@ -58,11 +66,17 @@ def nearest_km(places: NDArray[np.float64], others: NDArray[np.float64]) -> NDAr
 
 
 def gains_by_distance(study: FinishedStudy, places: NDArray[np.float64]) -> list[DistanceGain]:
-    """Compute the gain of teacher and `direct` over the student, in ranges of distance to the nearest training patch.
+    """Compute how much better than the student `teacher` and `direct` are, in ranges of distance.
+
+    These two networks see metadata at test; the student does not. The distance is that from a test patch to the nearest
+    training patch.
 
     Args:
-        study: The study.
-        places: [rows, 2] latitude and longitude of all rows of the store.
+        study: The study, with finished runs.
+        places: [rows, 2] latitude and longitude of all rows of the store, in degrees.
+
+    Returns:
+        One entry for each split, range and network. Ranges with fewer than `LEAST_PATCHES` test patches are left out.
     """
     found = []
     for split in study.setting.splits:
@@ -80,27 +94,33 @@ def gains_by_distance(study: FinishedStudy, places: NDArray[np.float64]) -> list
 
 
 def distances_of(study: FinishedStudy, split: ShiftSplit, places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the distance in km from each scored test patch to the nearest training patch of its split.
+    """Compute the distance from each scored test patch of a split to the nearest training patch of this split.
 
     Args:
-        study: The study.
-        split: The split.
-        places: [rows, 2] latitude and longitude of all rows of the store.
+        study: The study, with finished runs.
+        split: Split of the study.
+        places: [rows, 2] latitude and longitude of all rows of the store, in degrees.
+
+    Returns:
+        [n] distances in km; NaN for a test patch without a place.
     """
     rows = study.test(split, study.seeds[0]).arrays["rows"]
     return nearest_km(places[rows], places[split.parts.train])
 
 
 def gain_by_place(study: FinishedStudy, split: ShiftSplit) -> Mapping[str, NDArray[np.float64]]:
-    """Compute where metadata at test helps: for each test patch, wrong labels of the student minus those of `direct`.
+    """Compute for each test patch of a split whether metadata at test helps.
+
+    The gain of a patch is the share of its labels that the student predicts wrong, minus the share that `direct`
+    predicts wrong. `direct` sees metadata at test; the student does not.
 
     Args:
-        study: The study.
-        split: The split.
+        study: The study, with finished runs.
+        split: Split of the study.
 
     Returns:
-        `lat`, `lon` and `gain` [n]: the gain is a share of the patch's labels, averaged over seeds with finite
-        predictions. It is NaN for a patch without a label, or if no seed has finite predictions.
+        `lat` and `lon` [n] in degrees, and `gain` [n], averaged over seeds with finite predictions. The gain is NaN for
+        a patch without a label, or if no seed has finite predictions.
     """
     gains = []
     for seed in study.seeds:

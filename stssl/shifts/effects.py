@@ -1,4 +1,4 @@
-"""Compute what a study found: scores of each network, differences with intervals, and gains by distance."""
+"""Collect the scores of a study's networks, and compare networks: differences of scores with intervals and p-values."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,15 +40,16 @@ CLAIMS = ("pseudo-labels", "metadata at test", "student")
 
 @dataclass(frozen=True)
 class ShiftScore:
-    """Hold one score of one network.
+    """Hold one score (such as accuracy) of one network of a study.
 
     Attributes:
-        split: Name of the split.
+        split: Name of the split on which the network was trained and scored.
         model: `student`, `teacher`, `direct`, `control` (the student of the training without metadata) or `control
             teacher`.
-        metadata: Metadata at test, such as `true` or `moved:500km`; `none` for networks that see images alone.
+        metadata: Metadata that the network got, such as `true` or `moved:500km`; `none` for networks that see images
+            alone.
         seed: Seed of the run.
-        part: `test`, or `unlabeled` for training patches without a label.
+        part: Scored patches: `test`, or `unlabeled` for training patches whose labels the training did not use.
         score: Name of the score.
         value: The score; None if it is not defined.
         patches: Number of scored patches.
@@ -68,25 +69,25 @@ class ShiftScore:
 
 @dataclass(frozen=True)
 class ShiftEffect:
-    """Compare two networks of a study on the same patches of one split.
+    """Hold the comparison of two networks of a study by their scores on the same patches of one split.
 
     Attributes:
-        claim: `pseudo-labels`, `metadata at test` or `student` if a claim rests on the comparison; else empty.
+        claim: Claim that the comparison supports: `pseudo-labels`, `metadata at test` or `student`; empty if none.
         split: Name of the split.
         inside: True if test places lie among training places.
-        part: `test`, or `unlabeled` for training patches without a label.
-        one: The network, and its metadata at test.
-        other: The network that it is compared with.
-        score: Name of the score.
-        seeds: Number of pairs of runs.
-        patches: Number of patches.
-        blocks: Number of blocks with patches.
-        value: Mean score of the network.
-        against: Mean score of the other one.
+        part: Compared patches: `test`, or `unlabeled` for training patches whose labels the training did not use.
+        one: First network, with the metadata that it got if it sees any, such as `teacher (true)`.
+        other: Second network, named likewise.
+        score: Name of the score that is compared.
+        seeds: Number of seeds, each with a run of both networks.
+        patches: Number of labeled patches in the comparison, as a mean over the seeds.
+        blocks: Number of blocks (squares of latitude and longitude) in which these patches lie.
+        value: Mean score of the first network over the seeds.
+        against: Mean score of the second network over the seeds.
         low: Lower end of the 95 % interval of the difference; None with one seed or too few blocks.
-        high: Upper end of it.
-        p: Probability of a difference as large by chance; None without an interval.
-        holm: The same after Holm's correction for all comparisons that claims rest on; None for others.
+        high: Upper end of this interval.
+        p: Probability that chance alone gives a difference at least as large; None without an interval.
+        holm: `p` after Holm's correction for the number of comparisons that support claims; None for others.
     """
 
     claim: str
@@ -108,12 +109,12 @@ class ShiftEffect:
 
     @property
     def difference(self) -> float:
-        """Return the score minus that of the other network."""
+        """Return the mean score of the first network minus that of the second network."""
         return self.value - self.against
 
     @property
     def shown(self) -> bool:
-        """Return True if the interval excludes zero and the corrected p-value is below 0.05."""
+        """Return True if the networks differ beyond chance: the interval excludes zero, and `holm` is below 0.05."""
         if self.low is None or self.high is None or self.holm is None:
             return False
         return self.holm < 0.05 and not self.low <= 0 <= self.high
@@ -121,14 +122,14 @@ class ShiftEffect:
 
 @dataclass(frozen=True)
 class FinishedStudy:
-    """Hold the finished runs of a study.
+    """Find and read the scores of a study's finished runs.
 
     Attributes:
-        setting: Splits and metadata.
+        setting: Splits of the study, and changes of the metadata at test.
         options: How to compute intervals.
-        folders: Folder of each training, by split, kind and seed.
-        seeds: The seeds.
-        space: Classes and kind of task.
+        folders: Folder of each run, by name of the split, kind of training (such as `teacher`) and seed.
+        seeds: Seeds of the runs.
+        space: Classes of the task, and whether it is single-label or multi-label.
     """
 
     setting: ShiftSetting
@@ -143,31 +144,37 @@ class FinishedStudy:
 
     @property
     def score(self) -> str:
-        """Return the name of the score that claims are about: `accuracy` or `mAP`."""
+        """Return the name of the score by which networks are compared: `accuracy` (single-label) or `mAP`."""
         return headline(self.space)
 
     def part(self, split: str, kind: str, seed: int, part: str, change: MetadataChange) -> ScoredPart:
-        """Read the scores of one run.
+        """Read the scores and predictions of one run's networks on some patches.
 
         Args:
             split: Name of the split.
-            kind: `teacher`, `direct` or `control`.
+            kind: Kind of the training: `teacher`, `direct` or `control`.
             seed: Seed of the run.
-            part: `test` or `unlabeled`.
-            change: Metadata at test.
+            part: Scored patches: `test` or `unlabeled`.
+            change: Change of the metadata that the networks got.
 
         Raises:
-            RunError: They are missing or damaged.
+            RunError: The scores are missing or damaged.
         """
         return self._read(self.folders[split, kind, seed], part, change)
 
     def test(self, split: ShiftSplit, seed: int, model: str = "student") -> ScoredPart:
-        """Read the scores of a network's run on the test patches, with true metadata.
+        """Read the scores and predictions on test patches, with true metadata, of the run that trained a network.
 
         Args:
-            split: The split.
+            split: Split of the study.
             seed: Seed of the run.
-            model: A network of `NETWORKS`.
+            model: Name of the network, a key of `NETWORKS`.
+
+        Returns:
+            Scores and predictions of all networks of this run.
+
+        Raises:
+            RunError: The scores are missing or damaged.
         """
         return self.part(split.name, NETWORKS[model][0], seed, "test", TRUE)
 
@@ -179,14 +186,14 @@ def study_of(
     options: ShiftOptions,
     space: LabelSpace,
 ) -> FinishedStudy:
-    """Collect the finished runs of a study.
+    """Return a `FinishedStudy`, which finds and reads the scores of a study's finished runs.
 
     Args:
-        trainings: The runs.
-        folders: Folder of each run.
-        setting: Splits and metadata.
+        trainings: All trainings of the study.
+        folders: Folder of each training's run, in the same order.
+        setting: Splits of the study, and changes of the metadata at test.
         options: How to compute intervals.
-        space: Classes and kind of task.
+        space: Classes of the task, and whether it is single-label or multi-label.
     """
     places = {(one.split.name, one.kind, one.seed): folder for one, folder in zip(trainings, folders, strict=True)}
     seeds = tuple(dict.fromkeys(one.seed for one in trainings))
@@ -194,11 +201,11 @@ def study_of(
 
 
 def all_scores(study: FinishedStudy, trainings: Sequence[Training]) -> list[ShiftScore]:
-    """List every score of every network, split, change of metadata and seed.
+    """List all scores of a study: one entry for each score, network, split, seed, part and change of metadata.
 
     Args:
-        study: The study.
-        trainings: Its runs.
+        study: The study, with finished runs.
+        trainings: All trainings of the study.
     """
     found = []
     for training in trainings:
@@ -223,15 +230,15 @@ def all_scores(study: FinishedStudy, trainings: Sequence[Training]) -> list[Shif
 
 @dataclass(frozen=True)
 class Contrast:
-    """Name two networks of a study that are compared, and what they see.
+    """Name two networks of a study to compare, the metadata that each gets, and the patches.
 
     Attributes:
-        one: The network.
-        other: The network that it is compared with.
-        change: Metadata at test of the network.
-        other_change: Metadata at test of the other network.
-        part: `test` or `unlabeled`.
-        claim: Claim that rests on the comparison; empty if none does.
+        one: Name of the first network.
+        other: Name of the second network.
+        change: Change of the metadata that the first network gets.
+        other_change: Change of the metadata that the second network gets.
+        part: Patches to compare on: `test` or `unlabeled`.
+        claim: Claim that the comparison supports; empty if none.
     """
 
     one: str
@@ -243,7 +250,7 @@ class Contrast:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Return the names of both networks, with their metadata."""
+        """Return the names of both networks, each with the metadata that it got if it sees any: `teacher (true)`."""
         both = ((self.one, self.change), (self.other, self.other_change))
         first, second = (f"{model} ({change})" if model in SEEING else model for model, change in both)
         return first, second
@@ -252,17 +259,17 @@ class Contrast:
 def contrast_effect(
     study: FinishedStudy, split: ShiftSplit, contrast: Contrast, chosen: Ints | None = None, test: bool = True
 ) -> ShiftEffect | None:
-    """Compare two networks over all seeds.
+    """Compare the scores of two networks of a study on one split, over the runs of all seeds.
 
     Args:
-        study: The study.
-        split: The split.
-        contrast: Both networks.
-        chosen: Numbers of the patches of the part to compare on; None takes all.
+        study: The study, with finished runs.
+        split: Split of the study.
+        contrast: Both networks, the metadata that each gets, and the patches.
+        chosen: Numbers of the patches to compare on, among those that were scored; None takes all.
         test: False computes no p-value.
 
     Returns:
-        The comparison; None if no patch has a label, or no seed has finite predictions.
+        The comparison; None if no patch has a class as label, or no seed has finite predictions.
 
     Raises:
         RunError: Runs were scored on different patches.
@@ -289,7 +296,8 @@ def contrast_effect(
             places.append(first.arrays["metadata"][own, :2].astype(float))
     if not pairs:
         return None
-    # Number the blocks of all seeds together: seeds may have other unlabeled patches.
+    # Number the blocks of all seeds together: the unlabeled patches differ between seeds, and a number must mean the
+    # same place for all of them.
     numbers = place_blocks(np.concatenate(places), study.options.degrees)
     ends = np.cumsum([len(one) for one in places])[:-1]
     pairs = [replace(pair, blocks=own) for pair, own in zip(pairs, np.split(numbers, ends), strict=True)]
@@ -299,9 +307,16 @@ def contrast_effect(
 def _compared(
     study: FinishedStudy, split: ShiftSplit, contrast: Contrast, pairs: Sequence[PredictionPair], test: bool
 ) -> ShiftEffect:
-    """Compare two networks' predictions on a split: difference, interval and p over seeds and blocks of places.
+    """Compute the difference between two networks' scores on a split, with its interval and p-value.
 
-    With one seed or too few blocks there is neither an interval nor a p. If `test` is false, there is no p.
+    With one seed or too few blocks, there is neither an interval nor a p-value: seeds and blocks are drawn for both.
+
+    Args:
+        study: The study.
+        split: Split of the study.
+        contrast: Names of both networks, and the metadata that each got.
+        pairs: Predictions of both networks, one pair for each seed.
+        test: False computes no p-value.
     """
     blocks = len(np.unique(np.concatenate([pair.blocks for pair in pairs])))
     sure = len(pairs) > 1 and blocks >= LEAST_BLOCKS
@@ -314,7 +329,11 @@ def _compared(
 
 
 def all_effects(study: FinishedStudy) -> list[ShiftEffect]:
-    """Compare the networks that claims are about, and those that say more, in each split."""
+    """Compare networks of a study with each other on each split, and return all comparisons.
+
+    The first comparisons support the three claims, and their p-values are corrected for their number (Holm). The others
+    compare the teachers on test patches, and each network that sees metadata with itself under changed metadata.
+    """
     contrasts = [
         Contrast("teacher", "control teacher", part=UNLABELED, claim=CLAIMS[0]),
         Contrast("direct", "control teacher", claim=CLAIMS[1]),

@@ -34,11 +34,11 @@ TRUE = MetadataChange()
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """Hold the scores and predictions of a run's networks on some patches.
+    """Hold the scores and predictions of a run's networks on some patches, as read from two files.
 
     Attributes:
-        file: Scores.
-        arrays: Rows, targets, metadata, classes and logits.
+        file: Scores of each network, from the JSON file.
+        arrays: Store rows, labels (`targets`), metadata, classes and logits by name, from the `.npz` file.
     """
 
     file: ScoresFile
@@ -46,15 +46,15 @@ class ScoredPart:
 
 
 def read_scored(folder: Path, part: str, change: MetadataChange) -> ScoredPart:
-    """Read the scores of a run's best checkpoint.
+    """Read the scores and predictions of the networks in a run's best checkpoint.
 
     Args:
         folder: Folder of the run.
-        part: `test` or `unlabeled`.
-        change: Metadata at test.
+        part: Scored patches: `test` or `unlabeled`.
+        change: Change of the metadata that the networks got.
 
     Raises:
-        RunError: The part was not scored, or a file is damaged.
+        RunError: These patches were not scored with this change, or a file is damaged or of another checkpoint.
     """
     path = evaluation_file(folder, part, change)
     advice = "Remove it: the same `stssl shift` scores the run again."
@@ -67,12 +67,12 @@ def read_scored(folder: Path, part: str, change: MetadataChange) -> ScoredPart:
 
 
 def complete_run(recipe: Recipe, folder: Path | None, changes: Sequence[MetadataChange]) -> Path:
-    """Train a run to its end, and score its networks. Leave out what was done before.
+    """Train one run of a study to its end, and score its networks. Leave out what an earlier start has done.
 
     Args:
         recipe: Recipe of the run.
-        folder: Folder of a finished run of this recipe; None trains it.
-        changes: Metadata that the networks get on test patches.
+        folder: Folder of the run if it is trained already; None trains it.
+        changes: Changes of the metadata that the networks get on test patches, one evaluation for each.
 
     Returns:
         Folder of the run.
@@ -82,7 +82,7 @@ def complete_run(recipe: Recipe, folder: Path | None, changes: Sequence[Metadata
     """
     if folder is None:
         place = RunFolder.of(recipe).path
-        # After a kill, workers of the old start may live for a moment: two must not write one run.
+        # Lock the folder: after a kill, a worker of the earlier start may live on for a moment and still write to it.
         with alone(place, "training"):
             folder = run(recipe).path
     wanted = [("test", change) for change in changes if change == TRUE or sees_metadata(recipe)]
@@ -93,7 +93,7 @@ def complete_run(recipe: Recipe, folder: Path | None, changes: Sequence[Metadata
 
 
 def sees_metadata(recipe: Recipe) -> bool:
-    """Return True if a network of a recipe's run sees places or dates."""
+    """Return True if a run of this recipe trains a network that sees places or dates."""
     encoder = recipe.model.encoder
     return recipe.model.metadata != "none" and (encoder.place or encoder.date)
 
@@ -114,16 +114,23 @@ def _score(folder: Path, missing: Sequence[tuple[str, MetadataChange]]) -> None:
     for part, change in sorted(missing, key=lambda one: one[1] != TRUE):
         results = score_networks(trained, part, rows[part], change, known if change != TRUE else None)
         if (part, change) == ("test", TRUE) and len(results) > 1:
-            known = {"student": results["student"]}  # this student sees images alone, so no change alters it
+            # Reuse the student's evaluation for all changes of metadata: beside a teacher, it sees images alone.
+            known = {"student": results["student"]}
         save_results(trained, results, part, change, "best")
 
 
 def unlabeled_rows(data: RunData) -> Ints:
-    """Return the store rows of the training patches without a drawn label, at most `MOST_UNLABELED` of them."""
+    """Return the store rows of the training patches whose labels the training does not use.
+
+    If they are more than `MOST_UNLABELED`, return so many of them, evenly spread.
+    """
     return spread(np.setdiff1d(data.split.train, data.labeled), MOST_UNLABELED)
 
 
 def limit_threads(recipe: Recipe, cpus: float) -> None:
-    """Let this process compute with as many threads as it has CPUs, unless the recipe says how many."""
+    """Let this process compute with one thread for each of the `cpus` that it may use.
+
+    If the recipe sets a number of threads, PyTorch uses that number.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(cpus))))
     torch.set_num_threads(recipe.compute.threads or max(1, int(cpus)))

@@ -1,4 +1,4 @@
-"""Write what a study found for programs: a table of all scores (Parquet), and everything as JSON."""
+"""Write the results of a study of metadata under shift for programs: all scores as Parquet, all results as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ SCORES_SCHEMA = pyarrow.schema(
 
 @dataclass(frozen=True)
 class ShiftFindings:
-    """Hold what a study found.
+    """Hold the results of a study of metadata under shift.
 
     Attributes:
-        scores: Scores of each network, split, change of metadata and seed.
-        effects: Comparisons of networks.
-        gains: Gains over the student by distance to the nearest training patch.
+        scores: Scores of each network on each split, for each seed and change of metadata.
+        effects: Comparisons of two networks each.
+        gains: How much better than the student networks with metadata are, by distance to the nearest training patch.
         claims: A sentence for each claim.
     """
 
@@ -43,12 +43,12 @@ class ShiftFindings:
 def save_findings(
     found: ShiftFindings, recipe: Recipe, setting: ShiftSetting, options: ShiftOptions, folder: Path
 ) -> None:
-    """Write `scores.parquet` and `study.json` into the study's folder.
+    """Write `scores.parquet` (all scores) and `study.json` (all results and settings) into the study's folder.
 
     Args:
-        found: What the study found.
+        found: Results of the study.
         recipe: Recipe of the study.
-        setting: Splits and metadata.
+        setting: Splits of the study, and changes of the metadata at test.
         options: Seeds, and how intervals were computed.
         folder: Folder of the study.
 

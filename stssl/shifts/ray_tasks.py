@@ -1,4 +1,4 @@
-"""Complete the runs of a study: one after another in this process, or several at a time as Ray tasks."""
+"""Train and score the runs of a study: one after another in this process, or several at a time as Ray tasks."""
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
@@ -24,16 +24,16 @@ Done = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ShiftWork:
-    """Hold the runs of a study, and how to carry them out.
+    """Say which runs of a study to train and score, and with which processes and GPUs.
 
     Attributes:
-        trainings: The runs.
-        folders: Folder of each run that is finished already; None for others.
-        changes: Metadata at test.
+        trainings: All trainings of the study, one for each run.
+        folders: Folder of each run that is trained already; None for others.
+        changes: Changes of the metadata at test, with which networks are scored.
         launch: Section `launch` of the study's recipe.
         workers: Number of runs at the same time. 0 trains in this process, without Ray. None takes as many as fit, or 0
             if the recipe has `launch.workers: 0`.
-        gpus: GPUs of a run; None takes those of a worker of the recipe.
+        gpus: Number of GPUs of each run; None takes `launch.gpus_per_worker`.
     """
 
     trainings: Sequence[Training]
@@ -45,26 +45,26 @@ class ShiftWork:
 
     @property
     def here(self) -> bool:
-        """Return True if the runs are trained in this process."""
+        """Return True if this process trains the runs itself, one after another; False if Ray tasks do."""
         return self.workers == 0 or (self.workers is None and self.launch.workers == 0)
 
 
 def complete_runs(work: ShiftWork, done: Done) -> list[Path]:
-    """Train and score all runs of a study. If some fail, complete the others first.
+    """Train and score all runs of a study. If a run fails, complete the others before raising an error.
 
     Args:
-        work: The runs.
-        done: Called after each run.
+        work: The runs, and where to train them.
+        done: Called after each run with the reason why it failed; with an empty text if it succeeded.
 
     Returns:
-        Folder of each run.
+        Folder of each run, in the order of `work.trainings`.
 
     Raises:
-        RunError: Some runs failed, or Ray has too few resources.
+        RunError: Some runs failed, or Ray has too few CPUs or GPUs.
         StoppedError: A signal asked the process to end.
     """
     found, failed = dict[int, Path](), list[str]()
-    # Close the generator after an error or a signal: it then ends the tasks that are running.
+    # Close the generator if an error or a signal leaves the loop: closing it cancels the Ray tasks that still run.
     with contextlib.closing(_here(work) if work.here else _on_ray(work)) as results:
         for number, result in results:
             if isinstance(result, Path):
@@ -115,10 +115,10 @@ def _on_ray(work: ShiftWork) -> Generator[RunResult, None, None]:
 
 
 def _needed(work: ShiftWork) -> tuple[float, float]:
-    """Return the CPUs and GPUs of a run.
+    """Return the number of CPUs and the number of GPUs that Ray reserves for each run of a study.
 
     Raises:
-        RunError: Ray has too few of them.
+        RunError: Ray has fewer than one run needs.
     """
     launch = work.launch
     cpus, gpus = launch.cpus_per_worker, launch.gpus_per_worker if work.gpus is None else work.gpus
@@ -135,7 +135,7 @@ def _needed(work: ShiftWork) -> tuple[float, float]:
 
 
 def _result(reference: Any) -> Path | StsslError:
-    """Get the result of a task, or the reason why it failed."""
+    """Return the folder of the run that a Ray task completed, or the error with which the task or its worker failed."""
     import ray
 
     try:
@@ -150,7 +150,14 @@ def _result(reference: Any) -> Path | StsslError:
 
 
 def _task(tree: JsonObject, folder: Path | None, changes: list[MetadataChange], cpus: float) -> Path:
-    """Complete one run in a Ray worker."""
+    """Train and score one run in a Ray worker, and return the folder of the run.
+
+    Args:
+        tree: Recipe of the run as nested mappings.
+        folder: Folder of the run if it is trained already; else None.
+        changes: Changes of the metadata at test.
+        cpus: Number of CPUs that the worker may use.
+    """
     recipe = validate(Recipe, tree, "recipe")
     limit_threads(recipe, cpus)
     return complete_run(recipe, folder, changes)

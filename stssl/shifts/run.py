@@ -1,4 +1,4 @@
-"""Run a study of metadata under shift: train, score, compare, and write tables and the page."""
+"""Run a study of metadata under shift: train and score networks, compare them, and write tables and a report page."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ShiftStudy:
-    """Hold the results of a study.
+    """Hold the results of a study of metadata under shift, and the paths of its files.
 
     Attributes:
         claims: A sentence for each claim: `pseudo-labels`, `metadata at test`, `student`.
-        findings: Scores, comparisons and gains by distance.
-        scores: Table of all scores (Parquet).
-        report: The page.
+        findings: Scores, comparisons of networks, and gains by distance.
+        scores: Path of the table of all scores (Parquet).
+        report: Path of the HTML page with the results.
     """
 
     claims: dict[str, str]
@@ -41,16 +41,19 @@ class ShiftStudy:
 
 
 def study_folder(recipe: Recipe, out: Path | None) -> Path:
-    """Return the folder of a study: `out`, or `shifts/NAME`, where NAME is that of the recipe without its seed."""
+    """Return the absolute path of a study's folder: `out`, or `shifts/NAME` if `out` is None.
+
+    NAME is the recipe's name without its seed, such as `eurosat` for `eurosat-s0`.
+    """
     return Path(out or Path("shifts") / recipe.name.removesuffix(f"-s{recipe.seed}")).absolute()
 
 
 def plan_shift(recipe: Recipe, options: ShiftOptions, out: Path | None = None) -> str:
-    """Say which runs a study has, and estimate its time. Write nothing.
+    """Return a text that says which runs a study has, and how long they will take. Write nothing.
 
     Args:
-        recipe: Recipe with a teacher.
-        options: Seeds, splits and metadata.
+        recipe: Recipe with a teacher that sees metadata.
+        options: Seeds, splits and changes of the metadata at test.
         out: Folder of the study; None takes `shifts/NAME`.
 
     Raises:
@@ -73,16 +76,16 @@ def run_shift(
     gpus: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ShiftStudy:
-    """Run a study, or resume it, and write its results. Finished runs are kept.
+    """Run a study of metadata under shift, or resume it without its finished runs, and write its results.
 
     Args:
-        recipe: Recipe with a teacher.
-        options: Seeds, splits and metadata.
+        recipe: Recipe with a teacher that sees metadata.
+        options: Seeds, splits and changes of the metadata at test.
         say: Shows a line to the user.
         out: Folder of the study; None takes `shifts/NAME`.
         workers: Number of runs at the same time; 0 trains in this process, without Ray. None takes as many as fit.
-        gpus: GPUs of a run, such as 0.25; None takes those of a worker of the recipe.
-        progress: Called with the numbers of completed runs and of all runs.
+        gpus: GPUs of each run, such as 0.25; None takes `launch.gpus_per_worker`.
+        progress: Called after each run with the numbers of completed runs and of all runs.
 
     Raises:
         StsslError: The recipe, the store or the options do not allow the study, or a run failed.

@@ -1,4 +1,4 @@
-"""Choose what a study of metadata under shift compares: models, changes of metadata, and splits that a store allows."""
+"""Choose the splits of a study of metadata under shift and its changes of metadata at test, as a store allows them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,17 +31,17 @@ TEST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class ShiftOptions:
-    """Say what a study compares, and how.
+    """Hold the options of `stssl shift`: the seeds, splits and metadata of a study, and how it computes intervals.
 
     Attributes:
         seeds: Number of seeds. They count from the recipe's seed.
-        splits: Splits by word: `random`, `blocks`, `longitude`, a column such as `country` or `season` (one value is
-            left out), a column with its value (`country:Serbia`), or a split of the store. None takes the usual ones
-            that the store allows.
-        metadata: Metadata that networks get at test, as `stssl evaluate --metadata` takes it. None takes the usual ones
-            that the store allows.
-        degrees: Side of a block in degrees, for the intervals.
-        draws: Number of draws for the intervals, and of swaps for the p-values.
+        splits: Words that name splits: `random`, `blocks`, `longitude`, a column such as `country` or `season` (the
+            patches with one of its values are the test patches), a column with its value (`country:Serbia`), or a split
+            of the store. None takes those of `USUAL_SPLITS` that the store allows.
+        metadata: Changes of the metadata at test, as `stssl evaluate --metadata` takes them. None takes those of
+            `USUAL_CHANGES` that the store allows.
+        degrees: Side of a block (a square of latitude and longitude) in degrees, for the intervals.
+        draws: Number of bootstrap draws for the intervals, and of random swaps for the p-values.
     """
 
     seeds: int = 5
@@ -56,10 +56,10 @@ class ShiftSplit:
     """Describe one split of a study.
 
     Attributes:
-        name: Name on the page, such as `country Finland`.
-        config: Value of `data.split`.
-        parts: Store rows of its parts.
-        inside: True if test places lie among training places, so nothing is shifted.
+        name: Name of the split on the report page, such as `country Finland`.
+        config: Value of the recipe's key `data.split` that makes the split.
+        parts: Store rows of each part: `train`, `validation` and `test`.
+        inside: True if test places lie among training places. Such a split has no shift.
     """
 
     name: str
@@ -69,23 +69,23 @@ class ShiftSplit:
 
     @property
     def rule(self) -> str | JsonObject:
-        """Return the value of `data.split` as JSON has it."""
+        """Return the value of the recipe's key `data.split` for JSON files: a name, or a mapping with settings."""
         return self.config if isinstance(self.config, str) else self.config.model_dump(mode="json")
 
     @property
     def slug(self) -> str:
-        """Return the name as a part of file names."""
+        """Return the split's name for use in file names: only letters, digits and hyphens."""
         return "".join(sign if sign.isalnum() else "-" for sign in self.name)
 
 
 @dataclass(frozen=True)
 class ShiftSetting:
-    """Hold what a study compares.
+    """Hold the splits of a study, and the changes of the metadata with which its networks are tested.
 
     Attributes:
-        splits: The splits.
-        changes: Metadata at test. The first one is `true`.
-        notes: Sentences on what was left out, and why.
+        splits: Splits on which all networks are trained and tested.
+        changes: Changes of the metadata at test. The first one is `true`, which changes nothing.
+        notes: Sentences for the user on usual splits and changes that were left out, and why.
     """
 
     splits: tuple[ShiftSplit, ...]
@@ -94,10 +94,10 @@ class ShiftSetting:
 
 
 def require_teacher(recipe: Recipe) -> None:
-    """Check that a recipe has a teacher that sees places or dates.
+    """Check that a recipe trains a teacher that sees places or dates, as a study of metadata needs it.
 
     Raises:
-        ConfigError: It has none. The message says what to set.
+        ConfigError: The recipe has no such teacher. The message says what to set.
     """
     encoder = recipe.model.encoder
     if recipe.model.metadata != "teacher":
@@ -113,10 +113,13 @@ def require_teacher(recipe: Recipe) -> None:
 
 
 def choose_setting(recipe: Recipe, options: ShiftOptions) -> ShiftSetting:
-    """Find the splits and changes of metadata that a recipe's store allows.
+    """Choose the splits of a study and its changes of metadata: those that the user asked for, else usual ones.
+
+    Usual splits and changes that the recipe's store does not allow are left out, with a note.
 
     Raises:
-        ConfigError: A split or change that was asked for is unknown or impossible here, or the store allows no split.
+        ConfigError: An option is out of range, a split or change that the user asked for is unknown or not possible
+            with the store, or the store allows no split.
         DataError: The store cannot be read.
     """
     if options.seeds < 1 or options.draws < 100 or options.degrees <= 0:
@@ -126,7 +129,8 @@ def choose_setting(recipe: Recipe, options: ShiftOptions) -> ShiftSetting:
     for word in dict.fromkeys(options.splits or USUAL_SPLITS):
         try:
             split = _split(word, recipe, store)
-            if split.name not in named:  # `country` and `country:Serbia` may be the same split
+            # `country` and `country:Serbia` are the same split if `country` leaves Serbia out: train on it only once.
+            if split.name not in named:
                 notes += _few_blocks(split, store, options.degrees)
                 named[split.name] = split
         except (ConfigError, DataError) as error:
@@ -140,7 +144,8 @@ def choose_setting(recipe: Recipe, options: ShiftOptions) -> ShiftSetting:
         raise ConfigError(f"{store.path} allows none of the splits {', '.join(USUAL_SPLITS)}: {notes[0]}")
     least = 1 + 20 * COMPARISONS * len(splits)
     if options.draws < least:
-        # The smallest p is 1 / (1 + draws), and Holm multiplies it by the number of comparisons.
+        # The smallest p is 1 / (1 + draws), and Holm multiplies it by the number of comparisons: with fewer draws, no
+        # corrected p can be below 0.05.
         raise ConfigError(
             f"--draws: {options.draws} could show no difference in {len(splits)} splits: give {least} or more"
         )
@@ -149,11 +154,11 @@ def choose_setting(recipe: Recipe, options: ShiftOptions) -> ShiftSetting:
 
 
 def _split(word: str, recipe: Recipe, store: Store) -> ShiftSplit:
-    """Make a split from its word.
+    """Make the split of a study that a word of `ShiftOptions.splits` names, such as `blocks` or `country:Serbia`.
 
     Raises:
-        ConfigError: The split is unknown, or no patch is left for test.
-        DataError: The store cannot be split so.
+        ConfigError: The split is unknown, or it has no test patch.
+        DataError: The store cannot be split in this way.
     """
     name, config = _rule(word, recipe, store)
     parts = make_split(store, config, recipe.data.exclude, recipe.evaluation.validated)
@@ -163,7 +168,13 @@ def _split(word: str, recipe: Recipe, store: Store) -> ShiftSplit:
 
 
 def _few_blocks(split: ShiftSplit, store: Store, degrees: float) -> list[str]:
-    """Say in a note if the test patches of a split lie in too few blocks for an interval."""
+    """Return a note for the user if a split's test patches lie in too few blocks for intervals; else an empty list.
+
+    Args:
+        split: Split of the study.
+        store: Store that is split.
+        degrees: Side of a block (a square of latitude and longitude) in degrees.
+    """
     rows = split.parts.test
     blocks = len(np.unique(place_blocks(places_of(store)[rows], degrees)))
     if blocks >= LEAST_BLOCKS:
@@ -173,7 +184,7 @@ def _few_blocks(split: ShiftSplit, store: Store, degrees: float) -> list[str]:
 
 
 def places_of(store: Store) -> NDArray[np.float64]:
-    """Return latitude and longitude [rows, 2] in degrees of all rows of a store; NaN if missing."""
+    """Return latitude and longitude [rows, 2] in degrees of all patches of a store; NaN if missing."""
     return np.stack([np.asarray(store.column(name), float) for name in ("lat", "lon")], 1)
 
 
@@ -198,7 +209,9 @@ def _rule(word: str, recipe: Recipe, store: Store) -> tuple[str, SplitConfig]:
 
 
 def _usual_value(store: Store, column: str) -> str:
-    """Choose the value to leave out: that with a share of the patches nearest to `TEST_SHARE`.
+    """Return the value of a column (such as `country`) whose patches a split leaves out of training, to test on them.
+
+    It is the value whose share of all patches is nearest to `TEST_SHARE`.
 
     Raises:
         ConfigError: The column has many values a patch, or fewer than two different ones.
@@ -215,7 +228,20 @@ def _usual_value(store: Store, column: str) -> str:
 def _changes(
     recipe: Recipe, store: Store, splits: Sequence[ShiftSplit], options: ShiftOptions
 ) -> tuple[tuple[MetadataChange, ...], list[str]]:
-    """Read the changes of metadata. Leave out those that change nothing here, unless the user asked for them."""
+    """Choose the changes of the metadata at test: those that the user asked for, else usual ones.
+
+    Args:
+        recipe: Recipe of the study, which says whether networks see places and dates.
+        store: Store with the metadata.
+        splits: Splits of the study, with their test patches.
+        options: Options of the study, with the changes that the user asked for.
+
+    Returns:
+        The changes, and notes on the usual changes that were left out because they would change nothing.
+
+    Raises:
+        ConfigError: A change that the user asked for is unknown, or would change nothing.
+    """
     columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
     table, encoder = metadata_table(*columns), recipe.model.encoder
     seen = {"km": encoder.place, "d": encoder.date, "": True}

@@ -1,4 +1,4 @@
-"""Say before a study starts which runs it has, and what they will cost."""
+"""Say before a study of metadata under shift starts which runs it has, and how long they will take."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,15 +14,15 @@ TIMED_STEPS = 3
 
 
 def describe_study(trainings: Sequence[Training], finished: Mapping[str, RunFolder], setting: ShiftSetting) -> str:
-    """Time a few steps of each kind of training in this process, and estimate the time of a study. Write nothing.
+    """Estimate the time of a study from a few training steps of each kind, timed in this process. Write nothing.
 
     Args:
-        trainings: The runs.
-        finished: Finished runs by the hash of their recipe.
-        setting: Splits and metadata of the study.
+        trainings: All trainings of the study.
+        finished: Finished runs by the hash of their recipe. They need no more time.
+        setting: Splits of the study, and changes of the metadata at test.
 
     Returns:
-        Text for the user.
+        Text for the user, with the splits, the changes, the runs and their hours.
 
     Raises:
         StsslError: A run does not fit into memory.
@@ -40,7 +40,8 @@ def describe_study(trainings: Sequence[Training], finished: Mapping[str, RunFold
         own = [one for one in left if one.kind == kind]
         if not own:
             continue
-        like = own[0].recipe.model.metadata  # the control has the networks of the teacher, so it costs the same
+        # `teacher` and `control` have the same `model.metadata` and train networks of the same size: time only one.
+        like = own[0].recipe.model.metadata
         if like not in known:
             known[like] = plan_run(own[0].recipe, machines_for(own[0].recipe, 1, None, 10.0), TIMED_STEPS)
         found = known[like]
@@ -54,7 +55,13 @@ def describe_study(trainings: Sequence[Training], finished: Mapping[str, RunFold
 
 
 def _scoring_hours(training: Training, setting: ShiftSetting, validation: float) -> float:
-    """Estimate the hours to score a run from the seconds of a validation, which scores one network."""
+    """Estimate the hours to score the networks of one run of a study, once it is trained.
+
+    Args:
+        training: Training of the run.
+        setting: Splits of the study, and changes of the metadata at test.
+        validation: Seconds of one validation, which scores one network on validation patches.
+    """
     parts, recipe = training.split.parts, training.recipe
     scored = len(parts.validation) if recipe.evaluation.limit is None else recipe.evaluation.limit
     networks = 2 if recipe.model.metadata == "teacher" else 1

@@ -1,4 +1,4 @@
-"""Write the page of a study: three claims first, then scores, differences, gains by distance, and maps."""
+"""Write the HTML page of a study of metadata under shift: claims, scores, differences, gains by distance, and maps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,8 +40,8 @@ def write_shift_report(
     """Write the page `report.html` into the study's folder, and return its path.
 
     Args:
-        study: The finished runs.
-        found: What the study found.
+        study: The study, with finished runs.
+        found: Results of the study.
         recipe: Recipe of the study.
         runs: Folder of each run.
         folder: Folder of the study.
@@ -82,7 +82,15 @@ def _head(study: FinishedStudy) -> Markup:
 
 
 def _matrix(scores: Sequence[ShiftScore], splits: Sequence[str], name: str) -> list[Markup]:
-    """Make the table of mean scores: a row for each network and metadata at test, a column for each split."""
+    """Make the page's table of mean scores on test patches over seeds, with explanations below it.
+
+    It has a row for each network and change of metadata, and a column for each split.
+
+    Args:
+        scores: All scores of the study.
+        splits: Names of the splits.
+        name: Name of the score to show.
+    """
     cells: dict[tuple[str, str], dict[str, list[float]]] = {}
     for one in scores:
         if one.part == "test" and one.score == name and one.value is not None:
@@ -150,7 +158,7 @@ def _distance_panel(
         own = [one for one in gains if one.model == model and one.effect.split == split]
         if not own:
             continue
-        # Patches at the place of a training patch have no place on a logarithmic axis: draw them at its start.
+        # A logarithmic axis has no zero: draw smaller medians, such as 0 km for patches at training places, at 0.1 km.
         x = np.array([max(0.1, one.middle_km) for one in own]) * 1.04**number
         y = np.array([100 * one.effect.difference for one in own])
         (line,) = axis.plot(x, y, marker="o", markersize=4, color=COLORS[number % len(COLORS)])
@@ -163,7 +171,7 @@ def _distance_panel(
                 ends = 100 * one.effect.low, 100 * one.effect.high
                 axis.plot([at, at], ends, color=COLORS[number % len(COLORS)], linewidth=1)
     axis.set_xscale("log")
-    # Write the ticks here: by default Matplotlib writes powers of ten as formulas, and pages show formulas as text.
+    # Give the labels of the ticks as text: Matplotlib's own labels are formulas, which this page shows as raw text.
     farthest = max(one.middle_km for one in gains)
     ticks = [km for km in TICKS_KM if km <= 3 * farthest]
     axis.set_xticks(ticks, [f"{km:g}" for km in ticks])

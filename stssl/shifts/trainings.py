@@ -1,10 +1,11 @@
-"""List the trainings of a study, and find those that are finished.
+"""List the trainings of a study of metadata under shift, and find those that are finished.
 
-Three trainings of one recipe, one split and one seed give five networks:
+For each split and seed, a study trains three kinds of runs, which give five networks:
 
-- `teacher`: the recipe as it is. It gives the teacher and the student.
+- `teacher`: the recipe as it is. It gives the teacher, which sees metadata, and the student, which sees images alone.
 - `direct`: one network that sees metadata in training and at test, and makes its own pseudo-labels.
-- `control`: the recipe without any metadata. Its teacher never sees a place or a date, and no neighbors vote.
+- `control`: the recipe without any metadata, with a teacher and a student. Its teacher never sees a place or a date,
+  and no votes of neighboring patches change its pseudo-labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,12 +26,12 @@ TRAINED = ("teacher", "direct", "control")
 
 @dataclass(frozen=True)
 class Training:
-    """Describe one training of a study.
+    """Describe one training run of a study.
 
     Attributes:
         kind: `teacher`, `direct` or `control`.
-        split: Split of the data.
-        seed: Seed of the run and of its drawn labels.
+        split: Split of the study on which the run trains.
+        seed: Seed of the run and of the random choice of its labels.
         recipe: Recipe of the run.
     """
 
@@ -44,10 +45,10 @@ def trainings_of(recipe: Recipe, setting: ShiftSetting, options: ShiftOptions, s
     """List all trainings of a study: for each seed, each split and each kind.
 
     Args:
-        recipe: Recipe with a teacher.
+        recipe: Recipe of the study, with a teacher that sees metadata.
         setting: Splits of the study.
         options: Number of seeds.
-        storage: Folder of the runs.
+        storage: Folder into which the runs write.
     """
     return [
         Training(kind, split, seed, _recipe(recipe, kind, split, seed, storage))
@@ -58,11 +59,19 @@ def trainings_of(recipe: Recipe, setting: ShiftSetting, options: ShiftOptions, s
 
 
 def _recipe(recipe: Recipe, kind: str, split: ShiftSplit, seed: int, storage: Path) -> Recipe:
-    """Change the seeds, the split, the metadata, the name and the folder of a recipe."""
+    """Return the recipe of one training of a study: the study's recipe, changed for this kind, split and seed.
+
+    Args:
+        recipe: Recipe of the study.
+        kind: `teacher`, `direct` or `control`.
+        split: Split on which the run trains.
+        seed: Seed of the run and of the random choice of its labels.
+        storage: Folder into which the run writes.
+    """
     changes: dict[str, object] = {"name": f"{split.slug}-{kind}-s{seed}", "seed": seed}
     changes["labels"] = recipe.labels.model_copy(update={"seed": seed})
     changes["data"] = recipe.data.model_copy(update={"split": split.config})
-    # Each run trains in one process: the study runs several at a time.
+    # Train each run in one process, without Ray: the study itself trains several runs at a time on the machine.
     changes["launch"] = recipe.launch.model_copy(update={"workers": 0, "storage": str(storage)})
     changes["logging"] = recipe.logging.model_copy(update={"tensorboard": False, "mlflow": None})
     if kind == "direct":
@@ -70,19 +79,20 @@ def _recipe(recipe: Recipe, kind: str, split: ShiftSplit, seed: int, storage: Pa
     if kind == "control":
         encoder = recipe.model.encoder.model_copy(update={"place": False, "date": False})
         changes["model"] = recipe.model.model_copy(update={"encoder": encoder})
-        changes["votes"] = NoVotesConfig()  # votes know places
+        # Neighboring patches vote on pseudo-labels by their distance, so votes would bring places into the control.
+        changes["votes"] = NoVotesConfig()
     return recipe.model_copy(update=changes)
 
 
 def check_trainings(trainings: Sequence[Training], finished: Mapping[str, RunFolder]) -> list[str]:
-    """Check before the first run starts that data and networks fit all trainings that are not finished.
+    """Check before a study starts that data and networks fit all its trainings that are not finished.
 
     Args:
-        trainings: The runs.
+        trainings: All trainings of the study.
         finished: Finished runs by the hash of their recipe.
 
     Returns:
-        Lines for the user on what the first run trains on.
+        Lines for the user on the data of the first run to train: patches of each part, labels and bands.
 
     Raises:
         StsslError: A training cannot run. The message says which.
@@ -111,7 +121,10 @@ def check_trainings(trainings: Sequence[Training], finished: Mapping[str, RunFol
 
 
 def finished_runs(storage: Path) -> dict[str, RunFolder]:
-    """Find the finished training runs in a folder, by the hash of their recipe."""
+    """Return the finished training runs in a folder, by the hash of their recipe.
+
+    Leave out runs that cannot be read, with a warning.
+    """
     found: dict[str, RunFolder] = {}
     for file in sorted(storage.glob("*/done.json")):
         folder = RunFolder(file.parent)
