@@ -1,11 +1,12 @@
-"""Hold the modules that all other folders use.
+"""Collect the modules that all other folders of the package use.
 
-- `config`, `yaml_text`, `mistakes` and `paths` read recipes.
-- `json_types` and `textfiles` read JSON and lists.
-- `errors` and `logs` define errors and log messages for the user.
-- `batch` and `labels` define the data of a step.
-- `randomness`, `distributed` and `ray_session` serve all runs.
-- `whole_files` writes files safely. `exclusive` and `lease` are locks: on a disk, and in an object store.
+- `config`, `yaml_text`, `mistakes` and `paths` read recipes and check them.
+- `json_types` names the types of JSON values. `textfiles` reads JSON files and lists of patches.
+- `errors` and `logs` define errors and log messages for the user. `stopping` turns signals into such errors.
+- `batch`, `labels` and `scaling` define the data of a training step.
+- `randomness` draws random numbers. `hashing` hashes data and settings, to find out if they have changed.
+- `distributed` exchanges tensors between training processes. `ray_session` connects to Ray.
+- `whole_files` writes files safely. `exclusive` locks folders on a disk, and `lease` folders in an object store.
 - `remote`, `remote_folder`, `mirror` and `outputs` read and write object stores.
 - `processes` and `job_copy` find out where a process runs.
 

@@ -1,4 +1,4 @@
-"""Name the array types that the whole package uses."""
+"""Define short names for types of NumPy arrays, for the type annotations of the whole package."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -40,7 +40,7 @@ class Stream(Enum):
 
     @property
     def randomness(self) -> RandomStream:
-        """Return the name of the random numbers that shuffle this source of patches."""
+        """Return the name of the random numbers that shuffle the patches of this source."""
         return RandomStream[self.name]
 
 
@@ -65,14 +65,14 @@ class View(Enum):
 
 @dataclass(frozen=True)
 class Progress:
-    """Hold the progress of a training: the number of the next step, counted from 0, and the total number of steps."""
+    """Say how far a training has come: the number of the current step, counted from 0, and the number of all steps."""
 
     step: int
     total: int
 
     @property
     def fraction(self) -> float:
-        """Return the share of the steps that are done, 0..1."""
+        """Return the share of all steps that are done before the current step, 0..1."""
         return self.step / max(self.total, 1)
 
 
@@ -99,7 +99,10 @@ class Batch:
     truth: Tensor | None = None
 
     def split(self, parts: int) -> Iterator["Batch"]:
-        """Cut the batch into `parts` micro-batches. Each gets nearly equally many labeled and unlabeled rows."""
+        """Yield `parts` micro-batches that together make up this batch.
+
+        Their numbers of labeled rows differ by at most one, and so do their numbers of unlabeled rows.
+        """
         for part in range(parts):
             yield replace(
                 self,
@@ -112,7 +115,7 @@ class Batch:
 
 
 def part_rows(rows: Tensor, part: int, parts: int) -> Tensor:
-    """Cut rows into `parts` contiguous pieces, and return one piece. The sizes of the pieces differ by at most one.
+    """Cut a tensor into `parts` pieces of contiguous rows, and return one piece. Sizes differ by at most one row.
 
     Args:
         rows: [n, ...] tensor.

@@ -1,7 +1,7 @@
 """Read typed configurations: YAML files with `base:`, and overrides such as `section.key=value`.
 
 First merge files and overrides as plain dicts. Then validate the result once. Errors name the key and the fix. The type
-annotation of a key may hold the `Domain` that a search draws its values from.
+annotation of a key may hold a `Domain`: a hyperparameter search draws values for the key from it.
 """
 
 import difflib
@@ -29,7 +29,7 @@ Tree = JsonObject
 
 
 class Config(BaseModel):
-    """Hold the values of one section of a recipe. They cannot change later.
+    """Define the base class of recipes and their sections. An object holds checked values that cannot change later.
 
     Refuse unknown keys and values of a wrong type: the text "5" is no number.
 
@@ -43,7 +43,7 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Domain:
-    """Set the values of a recipe key that a hyperparameter search may try.
+    """Define which values of a recipe key a hyperparameter search may try: a range of numbers, or a list of choices.
 
     Attributes:
         low: Smallest number of a range.
@@ -86,10 +86,11 @@ YAML_ADVICE = "Give the path of a YAML file."
 
 
 def merge(under: JsonMapping, over: JsonMapping) -> Tree:
-    """Merge two recipes (nested dicts) key by key, at every depth. If both have a value for a key, take that of `over`.
+    """Return a merge of two recipes (nested dicts), key by key. If both have a value for a key, use that of `over`.
 
-    If `over` gives a section another `name`, replace the whole section: the parameters of one algorithm or encoder mean
-    nothing to another. If `over` gives a section `{}`, the section gets its defaults.
+    If `over` gives a section another `name`, its section replaces the whole section of `under`: the parameters of one
+    algorithm or encoder do not fit another. If `over` sets a section to `{}`, the section of `under` is dropped too,
+    and validation fills in the defaults.
     """
     merged = dict(under)
     for key, value in over.items():
@@ -103,14 +104,14 @@ def merge(under: JsonMapping, over: JsonMapping) -> Tree:
 
 
 def load_with(path: str | Path, overrides: Iterable[str]) -> tuple[Tree, list[str]]:
-    """Read a YAML file like `load_tree`. If an override `base=FILE` names a base file, use it as the base.
+    """Read a YAML file as `load_tree` does. An override `base=FILE` replaces the base file that the file names.
 
     Args:
         path: File to read.
         overrides: Arguments such as `section.key=value`. The path in `base=FILE` is relative to the folder of `path`.
 
     Returns:
-        The merged keys and values, and the other overrides. They are not applied yet.
+        The merged keys and values of the files, and the overrides other than `base=FILE`, which are not applied yet.
 
     Raises:
         ConfigError: A file is missing, too large or no mapping, or the files name each other in a circle.
@@ -121,14 +122,14 @@ def load_with(path: str | Path, overrides: Iterable[str]) -> tuple[Tree, list[st
 
 
 def load_tree(path: str | Path, seen: tuple[Path, ...] = (), base: str | None = None) -> Tree:
-    """Read a YAML file, and merge it over the file that its `base:` key names. That file may have a base too.
+    """Read a YAML file, merge it over the file that its `base:` key names, and return the keys and values.
 
-    The path after `base:` is relative to the folder of the file that has this key.
+    The base file may name a base too. The path after `base:` is relative to the folder of the file that has this key.
 
     Args:
         path: File to read.
         seen: Files that were already read in this chain of `base:` keys. Callers leave it out.
-        base: Path of the base to take in place of the file's own one.
+        base: Path of a base file that replaces the one of the file's `base:` key; None for no replacement.
 
     Raises:
         ConfigError: A file is missing, too large or no mapping, or the files name each other in a circle.
@@ -161,10 +162,11 @@ def _read_tree(path: str | Path) -> Tree:
 
 
 def parse_tree(text: str, source: str) -> Tree:
-    """Parse YAML text that must hold keys and values at its top level.
+    """Parse YAML text that must hold keys and values at its top level, and return them as a dict.
 
     Raises:
-        ConfigError: The text is no valid YAML, or holds no keys. The message names `source`.
+        ConfigError: The text is no valid YAML, or its top level is empty, a list or a single value. The message names
+            `source`.
     """
     tree = parse_yaml(text, source)
     if not isinstance(tree, dict):
@@ -175,7 +177,7 @@ def parse_tree(text: str, source: str) -> Tree:
 
 
 def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
-    """Merge arguments such as `section.key=value` into a recipe. The value after `=` is YAML.
+    """Return a recipe with the values of arguments such as `section.key=value` merged in. The value is YAML.
 
     Raises:
         ConfigError: An argument has no `=`, a wrong key, or a value that is not YAML.
@@ -190,7 +192,8 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
         try:
             value = parse_yaml(text, f"override {shown(override)}")
         except ConfigError as error:
-            # A shell splits `data.split={name: blocks}` at its spaces, and the first piece is no YAML.
+            # A shell splits `data.split={name: blocks}` at its space, and the first piece ends without its bracket.
+            # The parser's message does not explain this: so add the advice to quote the argument.
             split = text.count("{") > text.count("}") or text.count("[") > text.count("]")
             raise ConfigError(
                 f"{error}{_QUOTE.format(key.strip(), '{...}' if '{' in text else '[...]')}" if split else str(error)
@@ -212,7 +215,7 @@ def nested(dotted: str, value: JsonValue) -> Tree:
 
 
 def flatten(tree: JsonMapping, prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
-    """Yield each value of nested dicts with its dotted key, such as `a.b`. A list counts as one value."""
+    """Yield the pair (dotted key such as `a.b`, value) for each value in nested dicts. A list counts as one value."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -221,21 +224,23 @@ def flatten(tree: JsonMapping, prefix: str = "") -> Iterator[tuple[str, JsonValu
 
 
 def differing_keys(one: JsonMapping, other: JsonMapping) -> list[str]:
-    """Compare two recipes. List the dotted keys with different values, and keys that only one recipe has, sorted."""
+    """Return the sorted dotted keys whose values differ between two recipes. A missing key counts as null."""
     left, right = dict(flatten(one)), dict(flatten(other))
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
 
 
 def expand_variables(tree: JsonMapping, source: str, advise: Callable[[str], str] = lambda _: "") -> Tree:
-    """Replace `${NAME}` with the environment variable NAME in all texts of a recipe.
+    """Return a recipe in whose texts each `${NAME}` is replaced by the value of the environment variable NAME.
 
     Args:
-        tree: Keys and values.
-        source: Name of their file in error messages.
-        advise: Function that returns more advice on a variable that is not set; it begins with a space.
+        tree: Keys and values of the recipe.
+        source: Name of the recipe's file in error messages.
+        advise: Function that takes the name of a variable that is not set, and returns more advice for the message.
+            The advice begins with a space.
 
     Raises:
-        ConfigError: A variable is not set. The message names the key and the variable.
+        ConfigError: A variable is not set, or its value has control characters. The message names the key and the
+            variable.
     """
     return {name: _expanded(value, source, name, advise) for name, value in tree.items()}
 
@@ -269,8 +274,8 @@ def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = Tru
         tree: Values of its fields.
         source: Name of the file or command in error messages.
         absolute: True to make paths absolute; False if another machine will run the recipe.
-        overrides: Changes of the form `key=value` that the tree has. If they alone are wrong, the message names them
-            in place of the file.
+        overrides: Command-line arguments `key=value` that the tree contains already. If all wrong values come from
+            them, the message names them in place of `source`.
 
     Raises:
         ConfigError: Some keys are wrong. The message lists each one with its dotted path, the allowed values, and the
@@ -296,7 +301,7 @@ def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = Tru
 
 
 def _sets(override: str, key: str) -> bool:
-    """Return True if an override sets a key, or the section or list that holds it."""
+    """Return True if an override `KEY=VALUE` sets the dotted key `key`, or a section or list that contains it."""
     given = override.partition("=")[0].strip()
     return key == given or key.startswith(f"{given}.")
 
@@ -317,7 +322,7 @@ def _explain(model: type[Config], tree: ConfigTree, problem: Problem) -> str:
 
 
 def fields_of(model: type[Config], tree: ConfigTree, path: Sequence[str]) -> dict[str, FieldInfo]:
-    """Find the fields of one section of a configuration.
+    """Return the pydantic fields of the section of a configuration to which `path` leads.
 
     Some sections have several kinds, such as the algorithm or the encoder. The section's key `name` chooses the kind.
 
@@ -351,7 +356,7 @@ def fields_of(model: type[Config], tree: ConfigTree, path: Sequence[str]) -> dic
 
 
 def config_types(annotation: object) -> list[type[Config]]:
-    """List the Config classes in a type annotation: the class itself, or the members of a union."""
+    """Return the subclasses of `Config` that a type annotation allows: the class itself, or those in a union."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, UnionType):
@@ -360,7 +365,10 @@ def config_types(annotation: object) -> list[type[Config]]:
 
 
 def part_name(part: type[Config]) -> str | None:
-    """Return the `name` that selects a Config class in a recipe, such as an algorithm's. Return None if it has none."""
+    """Return the value of the recipe key `name` that selects a Config class, or None if no single value does.
+
+    For example, `name: fixmatch` selects the class with the settings of the algorithm FixMatch.
+    """
     field = part.model_fields.get("name")
     values = get_args(field.annotation) if field is not None else ()
     return str(values[0]) if len(values) == 1 else None

@@ -23,24 +23,26 @@ def rank() -> int:
 
 
 def ranks_here() -> int:
-    """Return the number of training processes (ranks) of this run on this machine."""
+    """Return the number of training processes (ranks) of this run on this machine; 1 without LOCAL_WORLD_SIZE."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def reading_threads(ranks: int | None = None) -> int:
-    """Return the default of `data.threads`, the number of threads that read for a rank: its share of the cores.
+    """Return the default of `data.threads`: how many threads read patches for one rank (training process).
+
+    This is the rank's share of the CPU cores of this machine, from 1 to `MOST_READING`.
 
     Args:
-        ranks: Number of ranks on this machine; None asks the running job.
+        ranks: Number of ranks on this machine; None uses `ranks_here()`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MOST_READING, cores // (ranks or ranks_here())))
 
 
 def rows_of(total: int, rank: int, world: int) -> slice:
-    """Divide the rows of a global batch among training processes, and return the rows of one process.
+    """Divide the rows of a global batch among training processes, and return the slice of rows for one process.
 
-    The rows of a process are contiguous. Two processes differ by at most one row.
+    The numbers of rows of two processes differ by at most one.
 
     Args:
         total: Number of rows in the global batch.
@@ -51,7 +53,10 @@ def rows_of(total: int, rank: int, world: int) -> slice:
 
 
 def row_counts(rows: Tensor) -> list[int]:
-    """Return how many rows each training process (rank) holds, rank 0 first. This waits for the device."""
+    """Return the length of the tensor `rows` on each training process (rank), rank 0 first.
+
+    All ranks call this together. It waits until the device has finished its earlier work.
+    """
     if world_size() == 1:
         return [len(rows)]
     sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
@@ -87,16 +92,19 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def exchange_device() -> torch.device:
-    """Return the device for small tensors that ranks exchange: with NCCL the GPU, since NCCL cannot send from a CPU."""
+    """Return the device for small tensors that ranks exchange: with NCCL the GPU, else the CPU.
+
+    NCCL cannot send tensors that lie in the memory of the CPU.
+    """
     nccl = world_size() > 1 and dist.get_backend() == "nccl"
     return torch.device("cuda") if nccl else torch.device("cpu")
 
 
 def made_once(make: Callable[[], object], device: torch.device) -> object:
-    """Call a function on rank 0 only, and return its result on all ranks. All ranks call this together.
+    """Call the function `make` on rank 0 only, and return its result on all ranks. All ranks call this together.
 
     Args:
-        make: Function that returns plain values, as JSON has them. NaN and infinities are kept.
+        make: Function that returns plain values, as JSON has them. NaN and infinities are allowed.
         device: Device of the tensors that the ranks exchange.
     """
     if world_size() == 1:

@@ -65,7 +65,10 @@ def first_line(error: BaseException) -> str:
 
 
 def shown(text: object, most: int = 80) -> str:
-    """Shorten a value for an error message: keep at most `most` characters, and escape those that cannot print."""
+    """Return a value as short text for an error message: at most its first `most` characters.
+
+    If one of these characters cannot be printed, return Python's escapes for all characters outside ASCII.
+    """
     words = text if isinstance(text, str) else repr(text)
     words = words if len(words) <= most else f"{words[: most - 3]}..."
     return words if words.isprintable() else ascii(words)

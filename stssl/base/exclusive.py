@@ -1,4 +1,4 @@
-"""Let only one process at a time work in a folder, or write a file."""
+"""Let only one process of this machine at a time work in a folder, or write a file, by means of lock files."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,9 @@ from stssl.base.whole_files import cannot_write
 
 @contextlib.contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
-    """Return a context in which no other process can work in a folder. Make the folder if it is missing.
+    """Return a context that locks a folder: meanwhile, `alone` raises an error in other processes of this machine.
+
+    Make the folder if it is missing.
 
     Args:
         folder: The folder. While the context lasts, it has a file `lock`.
@@ -29,7 +31,9 @@ def alone(folder: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sole_holder(path: Path, about: Path | str, busy: str, error: type[StsslError] = RunError) -> Iterator[None]:
-    """Return a context in which no other process of this machine holds a lock file. It ends with the process.
+    """Return a context in which this process holds a lock file, and no other process of this machine can hold it.
+
+    If the process ends inside the context, the system frees the lock.
 
     Args:
         path: The lock file. It is made, with its folder, and removed at the end of the context.
@@ -45,9 +49,11 @@ def sole_holder(path: Path, about: Path | str, busy: str, error: type[StsslError
             path.parent.mkdir(parents=True, exist_ok=True)
             while True:
                 file = opened.enter_context(path.open("a"))
-                # Use `flock`: the system frees it even if the process is killed. A mere file as a sign would stay.
+                # Use `flock`: the system frees the lock even if the process is killed. If the mere existence of the
+                # file were the lock, a killed process would lock the folder forever.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The last holder may have removed the file after this process opened it. Such a lock stops nobody.
+                # The last holder may have removed the file after this process opened it. A lock on a removed file
+                # stops no other process: so open the file again.
                 if _is_at(file, path):
                     break
         except BlockingIOError:
@@ -57,13 +63,14 @@ def sole_holder(path: Path, about: Path | str, busy: str, error: type[StsslError
         try:
             yield
         finally:
-            # Ignore a lock file that stays, as on a read-only disk. It stops nobody: the lock ends with the process.
+            # Ignore a lock file that cannot be removed, as on a read-only disk. It stops no other process, because the
+            # lock on it ends with this process.
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
 
 def _is_at(file: TextIO, path: Path) -> bool:
-    """Return True if an open file still has its name."""
+    """Return True if `path` still names the open file: another process may have removed or replaced it."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

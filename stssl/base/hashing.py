@@ -1,4 +1,4 @@
-"""Hash pixels of patches, columns of stores, and settings. Code finds out by these hashes if something changed."""
+"""Hash pixels of patches, columns of stores, and settings. Other code compares hashes to find out if these changed."""
 
 import hashlib
 import json
@@ -38,10 +38,16 @@ def column_hash(values: AnyArray) -> str:
 
 
 def digest_of(*columns: AnyArray) -> str:
-    """Hash several columns into one text. A resumed conversion compares it, to see if its input has changed."""
+    """Hash several columns together with BLAKE2b. Return 16 bytes in hexadecimal.
+
+    A resumed conversion compares this hash with the one of its start, to see if its input has changed.
+    """
     return hashlib.blake2b(" ".join(map(column_hash, columns)).encode(), digest_size=16).hexdigest()
 
 
 def settings_hash(settings: object) -> str:
-    """Hash values such as numbers, texts and paths, by their text from `repr`. Return 16 bytes in hexadecimal."""
+    """Hash the `repr` of settings (such as a tuple of numbers, texts and paths). Return 16 bytes in hexadecimal.
+
+    Code that resumes work compares this hash, to see if the work was begun with the same settings.
+    """
     return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Find results that would vanish with a Ray job: those in the job's own copy of the working folder."""
+"""Warn of results in a Ray job's own copy of the working folder: Ray deletes this copy after the job."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ JOB_COPIES = "working_dir_files"
 
 
 def in_job_copy(path: str | Path) -> bool:
-    """Return True if a path lies in a Ray job's copy of the working folder. A relative path starts at this folder."""
+    """Return True if a path, relative to the current folder, lies in a Ray job's copy of the working folder."""
     return not is_url(str(path)) and JOB_COPIES in Path(path).absolute().parts
 
 
 def vanishing(what: str, path: str | Path) -> str | None:
-    """Return a warning if a result would be written into a job's copy of the working folder; else None.
+    """Return a warning if a result would be written into a Ray job's copy of the working folder; else None.
 
     Args:
         what: Key or option that sets the path, such as `launch.storage`.

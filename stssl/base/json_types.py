@@ -1,4 +1,4 @@
-"""Name the types of JSON values and of recipe trees."""
+"""Define short names for the types of JSON objects and of recipes before validation, for type annotations."""
 
 from collections.abc import Mapping
 

@@ -1,8 +1,8 @@
-"""Describe the classes of a task as G groups of K choices. C is the number of classes.
+"""Describe the labels of a patch as G decisions with K choices each. C is the number of classes.
 
-A single-label task has one group of C choices. A multi-label task has C groups of 2 choices: "absent" and "present".
-These two have the logits (0, l); their softmax is the sigmoid of l. No other module distinguishes the two kinds of
-task: losses and algorithms work on the last axis, the choices.
+A single-label task has one decision with C choices. A multi-label task has C decisions with 2 choices: "absent" and
+"present". If a network's output for a class is l, these two have the logits (0, l): their softmax is the sigmoid of l.
+Losses and algorithms work on the last axis, the choices. So they need not distinguish the two kinds of task.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from stssl.base.batch import IGNORED
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """Hold the class names of a classification task, in the sequence of the networks' outputs.
+    """Hold the classes of a task, and convert between labels, network outputs, and choices in decisions.
 
     Attributes:
-        classes: Names of the C classes.
+        classes: Names of the C classes, in the sequence of the networks' outputs.
         multilabel: True if a patch may have any number of classes, False if it has exactly one.
     """
 
@@ -44,7 +44,8 @@ class LabelSpace:
     def ungrouped(self, grouped: Tensor) -> Tensor:
         """Turn logits [..., G, K] of G decisions with K choices back into network outputs [..., C] for C classes.
 
-        A single-label row may differ from the first network outputs by one constant, which the softmax ignores.
+        Logits may be logarithms of probabilities. In single-label tasks, each row then differs by a constant from the
+        outputs that gave these probabilities; the softmax ignores this constant.
         """
         return grouped[..., 1] - grouped[..., 0] if self.multilabel else grouped[..., 0, :]
 
@@ -56,10 +57,10 @@ class LabelSpace:
         return choices[..., 1] if self.multilabel else choices[..., 0, :]
 
     def sides(self, choices: Tensor) -> Tensor:
-        """Return for each choice id the column of a statistics table that counts it.
+        """Return in which column of a table of running means (such as confidences) each choice id is averaged.
 
-        Tables of multi-label tasks have one column for "absent" and one for "present". Tables of single-label tasks
-        have one column.
+        Tables of multi-label tasks have one column for "absent" and one for "present". In tables of single-label
+        tasks, only the first column is used, for all classes together.
 
         Args:
             choices: [B, G] choice ids of B patches, each with G decisions.
@@ -74,14 +75,15 @@ class LabelSpace:
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
     def band(self, low: float | None, high: float | None) -> tuple[float, float] | None:
-        """Return (`low`, `high`): a class counts as absent below probability `low`, and as present above `high`.
+        """Return the limits (`low`, `high`) that choose multi-label pseudo-labels by probability.
 
-        Return None for single-label tasks, or if `low` or `high` is None.
+        A class counts as absent below `low`, and as present above `high`. Return None for single-label tasks, or if
+        `low` or `high` is None.
         """
         return (low, high) if self.multilabel and low is not None and high is not None else None
 
     def claims(self, choices: Tensor) -> Tensor:
-        """Return True for each choice id that assigns a class to its patch.
+        """Return booleans of the same shape as `choices`: True for each choice id that assigns a class to its patch.
 
         These are all known ids (single-label), or only the id of "present" (multi-label).
         """
@@ -95,7 +97,7 @@ class LabelSpace:
                 ids, negative if unknown.
 
         Returns:
-            [N, G] int64; `IGNORED` if unknown.
+            [N, G] choice ids as int64; `IGNORED` if unknown.
         """
         ids = labels.long() if self.multilabel else labels.long()[:, None]
         return torch.where((ids >= 0) & (ids < self.choices), ids, IGNORED)
@@ -109,13 +111,13 @@ class LabelSpace:
             labels: Labels of N patches, as in `targets`.
 
         Returns:
-            [N, G] `IGNORED` if unknown. Multi-label: int8, because a million patches with a thousand classes take 1 GB
-            so, and 8 GB as int64. Single-label: int64 with G = 1.
+            [N, G] choice ids; `IGNORED` if unknown. Multi-label: int8, because a million patches with a thousand
+            classes take 1 GB as int8, and 8 GB as int64. Single-label: int64 with G = 1.
         """
         if not self.multilabel or labels.dtype not in (torch.uint8, torch.int8, torch.bool):
             ids = self.targets(labels)
             return ids.to(torch.int8) if self.multilabel else ids
-        # Seen as int8, 255 is -1. Values from 2 to 127 are not known, either.
+        # Only 0 and 1 are labels. 255 (unknown) becomes -1 as int8, and other values than 0 and 1 count as unknown too.
         signed = labels.to(torch.int8)
         return signed.masked_fill((signed < 0) | (signed > 1), IGNORED)
 

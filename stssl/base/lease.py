@@ -1,7 +1,7 @@
 """Let one process at a time work on a folder in an object store.
 
-The process writes the file `lock.json` there, on the condition that it does not exist, and renews it. A lock that is
-not renewed belongs to a process that died: another process may take it over.
+The process writes the file `lock.json` into the folder if the folder has none, and writes it again every few seconds.
+A lock that is not written again for `EXPIRE_S` seconds belongs to a process that died: another may take it over.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ LOOK_S = 5.0
 
 
 class Lease:
-    """Hold the lock of one folder in an object store, and renew it in a thread."""
+    """Lock one folder in an object store for this process. A thread writes the lock again while it is held."""
 
     def __init__(self, remote: RemoteFolder, doing: str) -> None:
-        """Set the folder. Lock nothing yet.
+        """Set the folder to lock. Lock nothing yet.
 
         Args:
             remote: Folder in the object store.
@@ -43,7 +43,9 @@ class Lease:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Return a context in which no other process holds the lock.
+        """Return a context in which this process holds the lock.
+
+        If another process takes the lock during the context, this process only logs a warning.
 
         Raises:
             RunError: Another process holds the lock.
@@ -72,7 +74,13 @@ class Lease:
             raise self._refused("") from None
 
     def _left_behind(self, data: bytes, mark: ObjectMark) -> tuple[bytes, ObjectMark] | None:
-        """Wait until it is sure that the holder of a lock died. Return the lock, or None if it went meanwhile.
+        """Check that the process that holds a lock died; if needed, wait. Return the lock's content and mark.
+
+        Return None if the lock was removed during the wait.
+
+        Args:
+            data: Content of the lock.
+            mark: Entity tag and version of this content. If they change, the holder is alive.
 
         Raises:
             RunError: The holder is alive.
@@ -99,7 +107,8 @@ class Lease:
             try:
                 self._mark = self._renewed()
             except OtherWriterError as error:
-                # Checkpoints have a lock of their own: the run ends at the next one.
+                # Only warn: this thread cannot end the run. The run ends when it sends its next checkpoint, because
+                # this also notices the other process.
                 LOG.warning("%s: this process has lost its lock", error)
                 self._mark = None
                 return
@@ -107,16 +116,17 @@ class Lease:
                 LOG.warning("%s; the lock was not renewed", error)
 
     def _renewed(self) -> ObjectMark:
-        """Write the lock again, and return its mark.
+        """Write the lock again, and return the mark (entity tag and version) of its new content.
 
         Raises:
-            OtherWriterError: Another process has taken the lock.
+            OtherWriterError: Another process has taken or removed the lock.
             DataError: The store refuses the lock, or does not answer.
         """
         try:
             return self.remote.replace(LOCK_FILE, _content(), self._mark)
         except OtherWriterError:
-            # An earlier renewal may have come to the store although no answer came back. Then the lock is still ours.
+            # The store may have taken an earlier renewal although its answer was lost. Then the lock has a mark that
+            # this process does not know, but it still belongs to this process.
             found = self.remote.read_marked(LOCK_FILE)
             if found is None or _holder(found[0]) | {"at": None} != _myself() | {"at": None}:
                 raise
@@ -124,12 +134,12 @@ class Lease:
 
 
 def _content() -> bytes:
-    """Return the content of a lock of this process."""
+    """Return the content of a lock that this process holds, as JSON: a description of the process, and the time."""
     return json.dumps(_myself() | {"at": time.time_ns()}).encode()
 
 
 def _myself() -> dict[str, object]:
-    """Describe this process: machine, start of the machine, space of process numbers, number and start."""
+    """Describe this process by values that no other process shares: machine, its start, process number, and others."""
     number = os.getpid()
     return {
         "host": socket.gethostname(),
@@ -149,7 +159,10 @@ def _holder(data: bytes) -> dict[str, object]:
 
 
 def _is_alive(holder: dict[str, object]) -> bool | None:
-    """Say if a lock's process is alive. Return None if it ran on another machine, so that only time can tell."""
+    """Return True if the process that holds a lock is alive, and False if it died.
+
+    Return None if it runs on another machine: then only a wait can show if the lock is still renewed.
+    """
     own, number = _myself(), holder.get("pid")
     here = own["boot"] and all(holder.get(name) == own[name] for name in ("host", "boot", "space"))
     if not here or not isinstance(number, int):
@@ -158,7 +171,10 @@ def _is_alive(holder: dict[str, object]) -> bool | None:
 
 
 def _who(holder: dict[str, object]) -> str:
-    """Return in brackets which process holds a lock, or nothing if the lock does not say it."""
+    """Return words for a message about the process that holds a lock, such as ` (process 7 on node1)`.
+
+    Return an empty text if the lock does not say which process holds it.
+    """
     number, host = holder.get("pid"), holder.get("host")
     known = isinstance(number, int) and isinstance(host, str) and host.isprintable()
     return f" (process {number} on {str(host)[:64]})" if known else ""

@@ -14,7 +14,7 @@ LOG = logging.getLogger("stssl")
 
 
 def plain_printer(console: "Console") -> Callable[[str], None]:
-    """Return a function that shows a line on a console as it is: without colors, markup and new line breaks."""
+    """Return a function that prints a text on a rich console unchanged: without colors, markup or added line breaks."""
     return partial(console.print, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -31,7 +31,7 @@ class _Shower(logging.Handler):
 
 @contextlib.contextmanager
 def shown_messages(show: Callable[[str], None]) -> Iterator[None]:
-    """Show all messages of this package while the context lasts, information too.
+    """Return a context in which the package's log messages, from level INFO up, are shown to the user.
 
     If the calling program has set up logging, change nothing: its own handlers get the messages.
 

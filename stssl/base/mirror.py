@@ -1,8 +1,9 @@
 """Keep a folder of this process and a folder in an object store the same.
 
 Results are written to a local folder, as always, and sent to the object store. Each process has local folders of its
-own, in the system's folder for temporary files or in STSSL_RUN_CACHE. They go when the process ends. So the object
-store always decides what a command sees: nothing is taken from an earlier process of this machine.
+own, in the system's folder for temporary files or in STSSL_RUN_CACHE. They are removed when the process ends. So a
+command always sees what the object store has, not what an earlier process left on this machine. Only `shared_object`
+lets processes share local files: checkpoints, under names that are hashes of their content.
 """
 
 import atexit
@@ -39,7 +40,13 @@ ChoosesFile = Callable[[str], bool]
 
 
 class _Synced(NamedTuple):
-    """Hold what is known of a file that is the same here and there: entity tag, and local size and time in ns."""
+    """Describe a file when it was last the same in the local folder and in the object store.
+
+    Attributes:
+        tag: Entity tag of the file in the object store; None if unknown.
+        size: Size of the local file in bytes.
+        changed_ns: Time of the last change of the local file, in nanoseconds.
+    """
 
     tag: str | None
     size: int
@@ -47,7 +54,9 @@ class _Synced(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Return the folder of this user's copies of results: STSSL_RUN_CACHE, or one in the folder for temporary files.
+    """Return the folder for this user's local copies of results in object stores. Make it if it is missing.
+
+    This is the folder STSSL_RUN_CACHE, or one in the system's folder for temporary files.
 
     Raises:
         RunError: The folder cannot be made, or it belongs to another user.
@@ -65,7 +74,7 @@ def cache_folder() -> Path:
 
 
 class Mirror:
-    """Fetch and send the files of one folder in an object store. Threads may share this object.
+    """Copy files between a local folder and one folder in an object store, both ways. Threads may share this object.
 
     Attributes:
         remote: The folder in the object store.
@@ -74,7 +83,7 @@ class Mirror:
     """
 
     def __init__(self, url: str, folder: Path) -> None:
-        """Set the URL and the local folder. Fetch nothing yet."""
+        """Set the URL of the folder in the object store, and the local folder. Fetch nothing yet."""
         self.remote, self.folder = RemoteFolder(url), folder
         self.writing = False
         self._synced: dict[str, _Synced] = {}
@@ -84,13 +93,16 @@ class Mirror:
         self._trouble: StsslError | None = None
 
     def pull(self, wanted: ChoosesFile) -> dict[str, Listed]:
-        """Make local files the same as in the object store: fetch those that differ, and remove the others.
+        """Make the wanted local files the same as in the object store.
+
+        Fetch files that differ, and remove local files that the object store lacks. While this process writes the
+        run, change nothing.
 
         Args:
-            wanted: Chooses the files. The others stay as they are.
+            wanted: Chooses the wanted files by name. All other local files stay as they are.
 
         Returns:
-            All files in the object store, by name.
+            Size and entity tag of all files in the object store, by name.
 
         Raises:
             DataError: The object store cannot be read.
@@ -109,7 +121,10 @@ class Mirror:
             return listed
 
     def fetch(self, name: str) -> None:
-        """Fetch one file, if the object store has it. Else remove it here."""
+        """Fetch one file from the object store. If the object store lacks the file, remove the local one.
+
+        While this process writes the run, do nothing.
+        """
         with self._lock:
             if not self.writing:
                 data = self.remote.read(name)
@@ -138,7 +153,7 @@ class Mirror:
         return _Synced(tag, about.st_size, about.st_mtime_ns)
 
     def _local(self) -> list[str]:
-        """List the names of local files, without temporary ones."""
+        """Return the sorted paths of the files in the local folder, relative to it, without hidden, temporary files."""
         found = []
         for parent, folders, files in os.walk(self.folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -146,7 +161,10 @@ class Mirror:
         return sorted(found)
 
     def push(self, wanted: ChoosesFile) -> None:
-        """Send the local files that have changed since they were fetched or sent.
+        """Send the wanted local files that have changed since they were last fetched or sent.
+
+        Args:
+            wanted: Chooses the wanted files by name.
 
         Raises:
             DataError: The object store refuses a file, or does not answer.
@@ -156,14 +174,18 @@ class Mirror:
                 now, known = self._now(name, None), self._synced.get(name)
                 if not wanted(name) or now is None or (known is not None and known[1:] == now[1:]):
                     continue
-                with contextlib.suppress(FileNotFoundError):  # the writer has removed it meanwhile
+                # Skip a missing file: the code that writes results may have removed it after the files were listed.
+                with contextlib.suppress(FileNotFoundError):
                     data = (self.folder / name).read_bytes()
-                    # Another thread may be in the middle of a line.
+                    # Send only whole lines: another thread may not have finished writing the last line.
                     self.remote.write(name, data[: data.rfind(b"\n") + 1] if name.endswith(".jsonl") else data)
                     self._synced[name] = now
 
     def start(self, wanted: ChoosesFile) -> None:
-        """Let a thread send changed files every few seconds. From now on, this process writes the run."""
+        """Start a thread that sends the changed files that `wanted` chooses by name, every few seconds.
+
+        From now on, this process writes the run: the local files are the newest, and none is fetched.
+        """
         self.writing, self._trouble = True, None
         if self._thread is None:
             self._stop = threading.Event()
@@ -189,7 +211,7 @@ class Mirror:
             pause = max(PAUSE_S, BUSY * (time.monotonic() - begun))
 
     def check(self) -> None:
-        """Raise the error that ended the sending thread, if any.
+        """Raise the error that ended the thread that sends files, if an error ended it.
 
         Raises:
             StsslError: The object store refuses files.
@@ -198,7 +220,7 @@ class Mirror:
             raise self._trouble
 
     def stop(self) -> None:
-        """End the sending thread. From now on, the object store is the newest again."""
+        """End the thread that sends files. From now on, `pull` and `fetch` fetch files from the object store again."""
         if self._thread is not None and self._stop is not None:
             self._stop.set()
             self._thread.join()
@@ -210,7 +232,9 @@ _GUARD = threading.Lock()
 
 
 def mirror_of(url: str) -> Mirror:
-    """Return this process's mirror of a folder in an object store. The same URL always gives the same object.
+    """Return this process's `Mirror` of the folder in an object store that a URL names.
+
+    In one process, the same URL always gives the same object.
 
     Raises:
         DataError: The URL is not one of an object store.
@@ -219,15 +243,20 @@ def mirror_of(url: str) -> Mirror:
     with _GUARD:
         key = os.getpid(), url
         if key not in _MIRRORS:
-            # Keep the last part: it is the name of the run, and commands show the names of folders.
+            # Name the local folder like the last folder of the URL. This is the name of the run, and commands take
+            # the name of a run from its folder.
             mark = blake2b(url.encode(), digest_size=6).hexdigest()
             _MIRRORS[key] = Mirror(url, _own_folder() / mark / url.rsplit("/", 1)[-1])
         return _MIRRORS[key]
 
 
 def _own_folder() -> Path:
-    """Return the folder of this process, and remove those of processes that were killed."""
-    # Other machines and containers may share the cache. Their process numbers say nothing here.
+    """Return this process's folder for local copies; make it if it is missing.
+
+    Also remove the folders of processes that were killed before they could remove them.
+    """
+    # Give each machine and container a folder of its own. They may share the cache, and this machine cannot find out
+    # if a process of another machine is alive.
     kept = cache_folder() / "processes" / f"{socket.gethostname()}-{process_space()}"
     own = kept / _process_name(os.getpid())
     if own.exists():
@@ -246,7 +275,7 @@ def _own_folder() -> Path:
 
 
 def _process_name(number: int) -> str:
-    """Return a name for a process that no later process has: its number and the time of its start."""
+    """Return a name that only one process ever has: the process's number and the time of its start."""
     return f"{number}-{process_start(number)}"
 
 
@@ -256,11 +285,13 @@ def _remove(folder: Path, process: int) -> None:
 
 
 def shared_object(name: str, fetch: Callable[[], bytes]) -> Path:
-    """Return a file that all processes of this user share. Fetch it if it is missing, and remove old ones.
+    """Return the path of a local file that all processes of this user share. If it is missing, fetch its content.
+
+    After a fetch, remove the shared files that were not used for a day.
 
     Args:
-        name: Name that tells the content, such as its hash.
-        fetch: Function that gets the content.
+        name: Name that identifies the content, such as its hash.
+        fetch: Function that downloads and returns the content.
 
     Raises:
         RunError: The file cannot be written.
@@ -268,7 +299,7 @@ def shared_object(name: str, fetch: Callable[[], bytes]) -> Path:
     folder = cache_folder() / "objects"
     path = folder / name
     with contextlib.suppress(OSError):
-        os.utime(path)  # the last use
+        os.utime(path)  # mark the file as used just now: files that nobody uses are removed after a day
     if not path.is_file():
         write_whole(path, fetch())
         now = time.time()

@@ -25,17 +25,17 @@ _PARTS = ("model_type", "model_attributes_type", "dict_type")
 
 
 def without_tags(location: KeyPath, tree: object) -> list[str | int]:
-    """Return the keys of the recipe file that lead to an error.
+    """Return the keys and list positions that lead to a wrong value in a recipe file.
 
-    For a key with several types, pydantic adds the name of a type to this path. Drop these names.
+    If a key accepts several types, pydantic adds the name of a type to the path of an error. Drop these names.
     """
     return [part for part, tag in _marked(location, tree) if not tag]
 
 
 def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]:
-    """Yield each item of an error's path with a flag.
+    """Yield the pair (item, flag) for each item on the path of a pydantic error.
 
-    The flag is True if the item is no key of the file's `tree`: pydantic added it to name a type.
+    The flag is True if the item is no key of the recipe `tree`: pydantic added it to name a type.
     """
     kept = False
     for index, part in enumerate(location):
@@ -56,10 +56,10 @@ def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]
 
 
 def one_for_each(problems: Sequence[Problem], tree: object) -> list[Problem]:
-    """Keep only the useful errors for each wrong value of a recipe.
+    """Return only those of pydantic's errors that help the user to correct each wrong value of a recipe.
 
-    If a key accepts several types, pydantic reports errors for each type. Keep the errors for the type that the user
-    wanted.
+    If a key accepts several types, pydantic reports errors for each type. Of these, return the errors for the type
+    that the user probably meant.
     """
     groups: dict[tuple[str | int, ...], list[Problem]] = {}
     for problem in problems:
@@ -85,9 +85,14 @@ def _union_of(location: KeyPath, tree: object) -> tuple[str | int, ...]:
 
 
 def _meant(place: tuple[str | int, ...], group: list[Problem], tree: object) -> list[Problem]:
-    """Keep the errors for the type that the user wanted, if a key accepts several types.
+    """Return the errors for the type that the user probably meant, if a key accepts several types.
 
     If no type is near to the given value, return one error that describes all accepted types.
+
+    Args:
+        place: Path of the key.
+        group: All errors that pydantic reported for the key.
+        tree: Plain values of the recipe.
     """
     value = tree
     for part in place:
@@ -105,7 +110,7 @@ def _meant(place: tuple[str | int, ...], group: list[Problem], tree: object) -> 
 
 
 def _form(problem: Problem) -> str:
-    """Describe the values that one of the types of a key accepts, for a message about a wrong value."""
+    """Describe in words which values a key accepts if it has the type that a pydantic error is about."""
     if problem["type"] in _ARRAYS:
         return "a list"
     if problem["type"] in _PARTS:

@@ -1,4 +1,4 @@
-"""Write results to a path or to the URL of an object store: to a local file first, which is then sent."""
+"""Let commands write results to a path or to a URL of an object store. For a URL, they write a local file to send."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -11,13 +11,14 @@ from stssl.base.paths import bucket_folder, is_url
 
 @contextlib.contextmanager
 def local_output(out: str | Path, beside: Sequence[str] = ()) -> Iterator[Path]:
-    """Return a context with the local path of an output. If the output is a URL, send its files at the end.
+    """Return a context that yields the local path where to write an output file.
 
-    A file that the object store has already is fetched first. So the code inside the context decides about existing
-    files as it does on a disk. An unchanged file is not sent again.
+    If `out` is a URL, send the written files to the object store at the end. Files that the object store has already
+    are fetched first, so the code inside the context treats existing files as it does on a disk. An unchanged file is
+    not sent again.
 
     Args:
-        out: Path or URL of a file.
+        out: Path or URL of the output file.
         beside: Endings of further files with the same name, such as `.png` for the picture beside a map.
 
     Raises:
@@ -30,7 +31,7 @@ def local_output(out: str | Path, beside: Sequence[str] = ()) -> Iterator[Path]:
         return
     parent, name = _divided(str(out))
     mirror = mirror_of(parent)
-    # Find out before hours of work that nothing can be written there.
+    # Send and remove an empty file: if the bucket refuses files, the user must learn this before hours of work.
     mirror.remote.write(f".{name}.new", b"")
     mirror.remote.remove(f".{name}.new")
     names = {name, *(f"{Path(name).stem}{ending}" for ending in beside)}
@@ -38,13 +39,13 @@ def local_output(out: str | Path, beside: Sequence[str] = ()) -> Iterator[Path]:
         mirror.fetch(one)
     with naming_url(mirror.folder, parent):
         yield mirror.folder / name
-    # Send no file of another output: it may be half written.
+    # Send only the files of this output: files of another output in the same folder may be half written.
     mirror.push(names.__contains__)
 
 
 @contextlib.contextmanager
 def naming_url(folder: Path, url: str) -> Iterator[None]:
-    """Return a context in which messages about options name the URL that the user gave, not this process's copy of it.
+    """Return a context in which errors about options name the URL that the user gave, not the local copy of it.
 
     Args:
         folder: Local copy of the folder in the object store.
@@ -53,14 +54,15 @@ def naming_url(folder: Path, url: str) -> Iterator[None]:
     try:
         yield
     except (ConfigError, RunError) as error:
-        # Other messages, such as that of a full disk, are about the local copy.
+        # Change only messages about options: they begin with `--`. Other messages, such as that of a full disk, are
+        # about the local copy.
         if not str(error).startswith("--"):
             raise
         raise type(error)(str(error).replace(str(folder), url)) from None
 
 
 def _divided(out: str) -> tuple[str, str]:
-    """Divide the URL of a file into the URL of its folder and its name."""
+    """Divide the URL of a file: return the URL of its folder, and the file's name."""
     try:
         parent, _, name = bucket_folder(out).rpartition("/")
     except ValueError as error:

@@ -67,7 +67,7 @@ def absolute(path: str) -> str:
 
 
 def located(path: str) -> str:
-    """Return the place of a store of patches. Keep the URL of an object store; make a path absolute.
+    """Return where a store of patches lies: a URL unchanged, and a path as an absolute path.
 
     Raises:
         ValueError: The text is neither a URL nor a path.
@@ -80,7 +80,7 @@ def located(path: str) -> str:
 
 
 def folder(path: str) -> str:
-    """Return the place of a folder for results: the URL of a folder in an object store, or an absolute path.
+    """Return where a folder for results lies: its URL in an object store, or its absolute path.
 
     Raises:
         ValueError: The text is neither the URL of an object store nor a path.
@@ -106,7 +106,10 @@ def bucket_folder(url: str) -> str:
 
 
 def below(place: str | Path, *names: str) -> str:
-    """Return the path or URL of something inside a folder, which is given by its path or URL."""
+    """Return the path or URL of a file or folder inside the folder `place`, which is a path or URL.
+
+    `names` are the folders below `place` that lead to it, and its own name.
+    """
     return "/".join([str(place), *names]) if is_url(str(place)) else str(Path(place, *names))
 
 
@@ -122,9 +125,9 @@ def local(path: str) -> str:
 
 
 def weights(text: str) -> str:
-    """Make the path in `file:PATH` absolute. Leave other values of `model.weights` as they are.
+    """Make the path in `file:PATH` absolute. Return other values of `model.weights` unchanged.
 
-    This includes `run:NAME`: only `started_from` knows the folder of the runs.
+    `run:NAME` stays unchanged too: only `started_from` knows the folder of the runs.
 
     Raises:
         ValueError: The text is none of the allowed kinds. Or the text after `file:` is a URL, or no path.
@@ -137,6 +140,8 @@ def weights(text: str) -> str:
 
 def started_from(text: str, storage: str) -> str:
     """Turn `run:NAME` or `run:FOLDER` into `run:` followed by the absolute folder or the URL of that run.
+
+    Return other values of `model.weights` unchanged.
 
     Args:
         text: Value of `model.weights`.
@@ -155,7 +160,7 @@ def started_from(text: str, storage: str) -> str:
             return f"run:{bucket_folder(name)}"
         here = absolute(name)
         if is_url(storage):
-            # A folder of this machine must not stand in for a run in the bucket.
+            # Look up a bare name only in the bucket: a local folder that happens to have this name is another run.
             if bare:
                 return f"run:{below(storage, component(name))}"
             if Path(name).is_absolute() or Path(here).is_dir():
@@ -168,10 +173,10 @@ def started_from(text: str, storage: str) -> str:
 
 
 def stable_weights(text: str, storage: str) -> str:
-    """Write the folder in `run:FOLDER` relative to the storage (the folder of all runs), if it lies inside.
+    """Return a value of `model.weights` in the form in which recipes of runs are compared.
 
-    Runs are compared by this text. So a run stays the same run after the storage moved. Return a text that names no
-    run or file unchanged.
+    Write the folder in `run:FOLDER` relative to the storage (the folder of all runs) if it lies inside. So a run counts
+    as the same run after the storage has moved. Make the path in `file:PATH` absolute. Return other values unchanged.
     """
     try:
         storage = folder(storage)
@@ -188,7 +193,7 @@ def stable_weights(text: str, storage: str) -> str:
 
 
 def study(url: str) -> str:
-    """Make the path of the file in the URL of an Optuna storage absolute.
+    """Make the path of the file in the URL of an Optuna storage absolute. Return the URLs of servers unchanged.
 
     Raises:
         ValueError: The URL has no path after `journal:` or `sqlite:///`.
@@ -202,7 +207,7 @@ def study(url: str) -> str:
 
 
 def tracking(uri: str) -> str:
-    """Make the path in an MLflow tracking URI absolute. Leave the address of a server as it is.
+    """Make the path in an MLflow tracking URI absolute. Return the address of a server unchanged.
 
     Raises:
         ValueError: The path is empty.
@@ -215,7 +220,9 @@ def tracking(uri: str) -> str:
 
 
 def component(name: str) -> str:
-    """Check a name that will become the name of a folder or file. It must have printable characters and no slashes.
+    """Check that a folder or file can have this name, and return it unchanged.
+
+    It must have printable characters, no slashes, no space at its ends, and at most `NAME_BYTES` bytes.
 
     Raises:
         ValueError: The name cannot be that of a folder or file. The message says why.
@@ -232,7 +239,7 @@ def component(name: str) -> str:
 
 
 def column(name: str) -> str:
-    """Check the name of a column of a store. A column is one array in the store.
+    """Check that a column of a store can have this name, and return it unchanged. A column is an array in the store.
 
     Raises:
         ValueError: The name is empty or a path, or it has characters that cannot be printed.
@@ -243,16 +250,16 @@ def column(name: str) -> str:
 
 
 def _where_it_runs(function: Callable[[str], str]) -> AfterValidator:
-    """Build a pydantic validator of a path. It checks the path everywhere, and makes it absolute only where it is used.
+    """Build a pydantic validator that checks a path, and makes it absolute only on the machine that uses it.
 
-    `stssl submit` checks a recipe on one machine, and another machine uses it.
+    For example, `stssl submit` checks a recipe on one machine, and a job on another machine uses it.
 
     Args:
         function: Checks a path and makes it absolute.
     """
 
     def validate(value: str, info: ValidationInfo) -> str:
-        # Only the machine of the job knows which home folder `~` means.
+        # Leave a `~` to the machine of the job: this machine may have another home folder, or lack the user.
         if info.context == ELSEWHERE and value.startswith("~"):
             return value
         changed = function(value)
@@ -262,7 +269,7 @@ def _where_it_runs(function: Callable[[str], str]) -> AfterValidator:
 
 
 def digits(name: object) -> object:
-    """Turn a whole number into the text of its digits, and return everything else as it is.
+    """Turn a whole number into the text of its digits, and return everything else unchanged.
 
     YAML reads `[1,2,3]` as numbers, and bands may have these names.
     """
@@ -292,7 +299,7 @@ SweepName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100), AfterVal
 
 
 def path_given(path: str | Path, what: str) -> Path:
-    """Check a path from the command line and return it unchanged. Error messages name the argument by `what`.
+    """Check that an argument of a command is a local path, and return it unchanged. `what` names it in messages.
 
     Raises:
         ConfigError: The argument is a URL, or no path.
@@ -321,7 +328,7 @@ def store_given(path: str, what: str) -> str:
 
 
 def folder_given(path: str | Path, what: str) -> str:
-    """Check a folder that the command line names: a path stays as it is, and a URL must be of an object store.
+    """Check an argument that names a folder. Return a path unchanged, and a URL without slashes at its end.
 
     Args:
         path: Argument of the command.

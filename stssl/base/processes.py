@@ -1,11 +1,11 @@
-"""Tell processes and machines apart, also after a process number was given again or a machine was started again."""
+"""Tell processes and machines apart, even after the system reuses a process number or the machine is restarted."""
 
 import os
 from pathlib import Path
 
 
 def machine_start() -> str:
-    """Return an id that the system draws when a machine starts: empty on a system that draws none."""
+    """Return the random id that Linux draws at each start of this machine. Return an empty text on other systems."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -13,7 +13,10 @@ def machine_start() -> str:
 
 
 def process_space() -> str:
-    """Return a name of the space of process numbers: containers have spaces of their own."""
+    """Return the id of the PID namespace of this process; "0" on a system without namespaces.
+
+    Processes in two containers may have the same number. Their namespaces differ.
+    """
     try:
         return "".join(filter(str.isdecimal, str(Path("/proc/self/ns/pid").readlink())))
     except OSError:
@@ -21,7 +24,10 @@ def process_space() -> str:
 
 
 def process_start(number: int) -> str:
-    """Return when a process began, in ticks since the machine began. Return "gone" if there is no such process."""
+    """Return when the process with a number began, in clock ticks since the start of this machine.
+
+    Return "gone" if the process does not exist or has ended, and "0" if it exists on a system without `/proc`.
+    """
     try:
         words = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
         return "gone" if words[0] == "Z" else words[19]
@@ -29,7 +35,7 @@ def process_start(number: int) -> str:
         pass
     if Path("/proc/self/stat").exists():
         return "gone"
-    try:  # a system without /proc
+    try:  # without /proc, the system does not tell when a process began, only if it exists
         os.kill(number, 0)
     except ProcessLookupError:
         return "gone"

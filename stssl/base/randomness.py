@@ -25,8 +25,8 @@ class RandomStream(Enum):
     PAIRS = "pairs"
     SHARD_DELAY = "delay"
     METADATA_DROPOUT = "metadata"
-    # Old code made the words of a view from the end and the start of its name. Keep them: a seed must give the same
-    # images as before.
+    # Old code made the words of a view from the end and the start of its name. Do not correct them: then a seed would
+    # give other images than in earlier releases.
     LABELED_WEAK = "led_weak labeled_"
     LABELED_STRONG = "d_strong labeled_"
     UNLABELED_WEAK = "led_weak unlabele"
@@ -57,7 +57,7 @@ def _words(stream: RandomStream) -> list[NDArray[np.uint64]]:
 
 def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
     """Hash integers, names of random streams and integer arrays [n] into n keys of 64 bits."""
-    # A loader draws with the same seed and stream all the time: hash these first parts only once.
+    # Let `_start` cache the hash of the first parts: a loader draws with the same seed and stream again and again.
     plain = next((at for at, part in enumerate(parts) if not isinstance(part, int | RandomStream)), len(parts))
     state = _start(tuple(part for part in parts[:plain] if isinstance(part, int | RandomStream)))
     for part in parts[plain:]:
@@ -67,7 +67,7 @@ def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
 
 @lru_cache(maxsize=256)
 def _start(parts: tuple[int | RandomStream, ...]) -> NDArray[np.uint64]:
-    """Hash the first parts of a key, which are no arrays. Do not change the result: later calls return it, too."""
+    """Hash the parts of a key before its first array. Callers must not change the result: it is cached."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         state = _next(state, part)
@@ -75,7 +75,7 @@ def _start(parts: tuple[int | RandomStream, ...]) -> NDArray[np.uint64]:
 
 
 def _next(state: NDArray[np.uint64], part: KeyPart) -> NDArray[np.uint64]:
-    """Return the hash of a key with one more part, given the hash `state` of the parts before."""
+    """Return the hash of a key with one more part, given the hash `state` of the key's earlier parts."""
     for value in _words(part) if isinstance(part, RandomStream) else [np.asarray(part)]:
         state = _mix((state ^ _mix(value.astype(np.uint64) + _GOLDEN)) + _GOLDEN)
     return state
@@ -105,7 +105,7 @@ def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
     Args:
         size: Number of positions.
         seed: Seed of the run.
-        stream: Use of the random numbers.
+        stream: What the permutation is for. Different uses get independent permutations.
         epoch: Number of the epoch.
 
     Returns:

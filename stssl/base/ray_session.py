@@ -1,4 +1,4 @@
-"""Connect to Ray: to the session of this process, to a cluster with an address, or to a new local session."""
+"""Connect to Ray, run Ray tasks, and compare the resources of Ray with those that workers need."""
 
 import contextlib
 import logging
@@ -19,7 +19,9 @@ _Result = TypeVar("_Result")
 
 @contextlib.contextmanager
 def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int | None = None) -> Iterator[None]:
-    """Connect to Ray while the context lasts. If this process has a session already, use it and do not close it.
+    """Return a context in which this process is connected to Ray.
+
+    If this process has a session already, use it and do not close it.
 
     Args:
         address: Address of a cluster. None takes `RAY_ADDRESS`, or starts a local session if that is not set.
@@ -60,7 +62,7 @@ def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int
 
 
 def _take_back(number: signal.Signals, handler: object) -> None:
-    """Restore the handler of a signal that Ray replaced. Ray's handler ends the process without a message."""
+    """Restore the earlier handler of a signal that Ray replaced: Ray's handler ends the process without a message."""
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(number, handler)
 
@@ -68,15 +70,16 @@ def _take_back(number: signal.Signals, handler: object) -> None:
 def finished_tasks(
     start: "Callable[[int, int | None], ObjectRef[_Result]]", numbers: Sequence[int], most: int, advice: str
 ) -> Iterator[_Result]:
-    """Run Ray tasks, at most `most` at a time, and yield their results in any sequence. More would fill Ray's queue.
+    """Run Ray tasks, at most `most` at a time, and yield each result when its task ends, in any sequence.
 
     Each task also gets the number of the task that starts when it ends. Often the same worker runs that task next,
-    so it can prepare for it.
+    so the worker can prepare for it.
 
     Args:
-        start: Starts the task of a number. Its second argument is the number that follows, or None.
+        start: Function that starts a task. It gets the task's number, and the number of the task that starts when it
+            ends, or None.
         numbers: Numbers of the tasks.
-        most: Most tasks at the same time.
+        most: Largest number of tasks at the same time. More tasks would only wait in Ray's queue.
         advice: What to do if workers die again and again.
 
     Yields:
@@ -117,20 +120,23 @@ def finished_tasks(
 
 
 def resources_for(bundles: list[dict[str, float]], seconds: float) -> dict[str, float]:
-    """Return all resources of the Ray session. If they are too few, first wait for an autoscaler to start nodes.
+    """Return the resources of all nodes of the Ray session. If they are too few, first wait for more nodes.
+
+    An autoscaler may start these nodes.
 
     Args:
-        bundles: Resources that each worker needs. Each bundle must fit into one node.
+        bundles: For each worker, the resources that it needs. Each bundle must fit into one node.
         seconds: Longest time to wait in seconds; 0 returns at once.
 
     Returns:
-        Resources of all nodes together: `CPU`, `GPU` and others by name.
+        Amounts of `CPU`, `GPU` and other resources by name, summed over all nodes.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
     found = _cluster_resources()
     if seconds and lacking(bundles, found):
-        # A pending group makes an autoscaler start nodes. After its removal they stay for the idle time-out.
+        # Ask for a placement group only to make an autoscaler start nodes. After the group is removed, the nodes stay
+        # until they were idle for some time, so the workers find them.
         group = placement_group(bundles)
         try:
             group.wait(seconds)
@@ -148,14 +154,15 @@ def _cluster_resources() -> dict[str, float]:
 
 
 def lacking(bundles: list[dict[str, float]], available: dict[str, float]) -> dict[str, float]:
-    """Find the Ray resources, such as `CPU`, that are too few for all workers together.
+    """Return the Ray resources, such as `CPU`, of which a session has too little for all workers together.
 
     Args:
-        bundles: Resources that each worker needs.
+        bundles: For each worker, the resources that it needs.
         available: Resources of the session.
 
     Returns:
-        The needed amount of each resource that is too small in `available`.
+        By name of the resource, the amount that all workers together need; only resources of which `available` has
+        less.
     """
     needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for bundle in bundles for kind in bundle}
     return {kind: amount for kind, amount in needed.items() if amount > available.get(kind, 0.0)}

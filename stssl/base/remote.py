@@ -59,7 +59,7 @@ _REGION = ("redirect without LOCATION", "PermanentRedirect", "AuthorizationHeade
 
 
 def is_remote(path: str) -> bool:
-    """Return True for a URL such as `s3://bucket/store.zarr`."""
+    """Return True if a text is a URL such as `s3://bucket/store.zarr`, and False if it is a local path."""
     return "://" in path
 
 
@@ -77,7 +77,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=64)
 def bucket(url: str) -> "ObjectStore":
-    """Open a bucket of an object store, or the part of it below a key such as `folder/store.zarr`.
+    """Return an obstore client for the bucket of a URL, or for the part of the bucket below the URL's key.
 
     Raises:
         DataError: obstore is not installed, or the environment has impossible settings.
@@ -94,7 +94,7 @@ def bucket(url: str) -> "ObjectStore":
 
 
 def client_options(url: str) -> "ClientConfig":
-    """Return the options of requests to an object store: this module's defaults, and those in the environment.
+    """Return the options of requests to an object store: `CLIENT`, changed by variables of the environment.
 
     The library obstore reads the environment only if the caller gives no options. So this function reads it.
     """
@@ -106,7 +106,7 @@ def client_options(url: str) -> "ClientConfig":
 
 
 def patience() -> timedelta:
-    """Return how long an object store may send nothing before a retry: STSSL_REMOTE_TIMEOUT seconds, or 30.
+    """Return how long an object store may send nothing before a retry: STSSL_REMOTE_TIMEOUT, or 30 seconds.
 
     Raises:
         DataError: The variable is no number of seconds between 0 and 3600.
@@ -160,12 +160,12 @@ def get_object(url: str, place: str, options: "GetOptions | None" = None, most: 
 
 
 def object_tail(url: str, place: str, size: int) -> bytes | None:
-    """Download the last bytes of an object, or a shorter object whole. Return None if it does not exist.
+    """Download the last bytes of an object; if it has fewer, all its bytes. Return None if it does not exist.
 
     Args:
         url: URL of the bucket.
         place: Key of the object in the bucket.
-        size: Number of bytes.
+        size: Number of bytes to download.
 
     Raises:
         DataError: The object cannot be read. The message says why.
@@ -175,7 +175,8 @@ def object_tail(url: str, place: str, size: int) -> bytes | None:
     except FileNotFoundError:
         return None
     except UnreachableError as error:
-        # Stores answer with status 416 if the object is empty. The URL in the message may hold the number 416, too.
+        # Stores answer with status 416 if the object is empty. But the URL in the message may contain 416 too: so also
+        # ask for the size of the object.
         if "416" not in str(error) or not _is_empty(url, place):
             raise
         return b""
@@ -188,7 +189,10 @@ def _is_empty(url: str, place: str) -> bool:
 
 
 def _without_suffix(url: str, place: str, options: "GetOptions | None") -> "GetOptions | None":
-    """Replace a range that counts from the end of an object, which Azure does not have, by one from its start."""
+    """Return the options of a request, with a range at the end of the object written as one from its start.
+
+    Change only requests to Azure (`az://`), which does not offer ranges from the end.
+    """
     wanted: Any = options.get("range") if options is not None else None
     if not url.startswith("az:") or not isinstance(wanted, dict) or "suffix" not in wanted:
         return options
@@ -198,13 +202,13 @@ def _without_suffix(url: str, place: str, options: "GetOptions | None") -> "GetO
 
 
 def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
-    """Turn errors of an object store into clear messages, if the path is a URL. Do nothing for a local path."""
+    """Return a context that works as `explained` if the path is a URL, and does nothing for a local path."""
     return explained(path) if is_remote(path) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn errors of an object store into DataErrors that say what to do.
+    """Return a context that turns errors of an object store into DataErrors. They name `url` and say what to do.
 
     A missing object stays a FileNotFoundError: callers decide what it means.
     """
@@ -242,7 +246,7 @@ def _first_line(error: Exception) -> str:
 
 
 def zarr_place(path: str, read_only: bool = False) -> Any:
-    """Return the argument `store` for zarr's functions: a folder, or the part of an object store below the URL."""
+    """Return what zarr's functions take as `store`, for a local folder or for a folder in an object store."""
     from zarr.storage import LocalStore, ObjectStore
 
     if not is_remote(path):
@@ -252,7 +256,7 @@ def zarr_place(path: str, read_only: bool = False) -> Any:
 
 
 class RemoteFiles:
-    """Read and write objects of an object store like files in a folder, with the same methods as `Files`."""
+    """Read and write objects below a URL like files in a folder. `Files` has the same methods for local folders."""
 
     def __init__(self, root: str) -> None:
         """Set the URL that serves as the folder. The bucket may have no object below it yet."""
@@ -272,19 +276,19 @@ class RemoteFiles:
         return url, f"{key}/{name}".strip("/")
 
     def _place(self, name: str = "") -> tuple["ObjectStore", str]:
-        """Open the bucket. Return it with the key (the path inside the bucket) of a file."""
+        """Return an obstore client for the bucket, and the key (the path inside the bucket) of a file."""
         url, key = self._where(name)
         return bucket(url), key
 
     def read(self, name: str, most: int | None = None) -> bytes | None:
-        """Download an object. Return None if it does not exist, and refuse one of more than `most` bytes."""
+        """Download an object. Return None if it does not exist. Raise a DataError if it has more than `most` bytes."""
         try:
             return get_object(*self._where(name), most=most)[0]
         except FileNotFoundError:
             return None
 
     def tail(self, name: str, size: int) -> bytes | None:
-        """Read the last `size` bytes of an object, or a shorter object whole. Return None if it does not exist."""
+        """Return the last `size` bytes of an object, or all if it has fewer. Return None if it does not exist."""
         return object_tail(*self._where(name), size)
 
     def write(self, name: str, data: bytes) -> None:
@@ -311,4 +315,4 @@ class RemoteFiles:
                         store.delete(entry["path"])
 
     def remove_partial(self) -> None:
-        """Do nothing: an object store has no partial files."""
+        """Do nothing: an object store never has partly written files, which `Files.remove_partial` removes."""

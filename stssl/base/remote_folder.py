@@ -16,7 +16,10 @@ PART_BYTES = 32 << 20
 
 
 class ObjectMark(NamedTuple):
-    """Identify one content of an object: its entity tag and its version, as far as the store has them."""
+    """Identify the present content of an object by its entity tag and version. Each write changes them.
+
+    One of them is None if the object store does not have it.
+    """
 
     tag: str | None
     version: str | None
@@ -30,7 +33,10 @@ class Listed(NamedTuple):
 
 
 class OtherWriterError(RunError):
-    """Report that another process has written an object meanwhile. Ray may restart the workers that meet it."""
+    """Report that another process has written an object since this process read or wrote it.
+
+    Ray may restart workers that raise this error.
+    """
 
     passing = True
 
@@ -44,17 +50,17 @@ class RemoteFolder:
         self.bucket_url, self.key = split_url(url)
 
     def place(self, name: str) -> str:
-        """Return the key of a file: its path in the bucket."""
+        """Return the key of the file `name` in this folder: its path inside the bucket."""
         return f"{self.key}/{name}".strip("/")
 
     @contextlib.contextmanager
     def _bucket(self, name: str = "") -> Iterator["ObjectStore"]:
-        """Return a context with the open bucket, in which errors of the store become messages."""
+        """Return a context that yields a client for the bucket, and turns errors of the store into clear DataErrors."""
         with explained(f"{self.url}/{name}".rstrip("/")):
             yield bucket(self.bucket_url)
 
     def listed(self) -> dict[str, Listed]:
-        """List all files below the URL by their names relative to it.
+        """Return the size and entity tag of each file below the URL, by its path relative to the URL.
 
         Raises:
             DataError: The bucket does not exist, or it cannot be read.
@@ -80,11 +86,11 @@ class RemoteFolder:
             return None
 
     def tail(self, name: str, size: int) -> bytes | None:
-        """Download the last `size` bytes of a file. Return None if it does not exist."""
+        """Download the last `size` bytes of a file, or all if it has fewer. Return None if it does not exist."""
         return object_tail(self.bucket_url, self.place(name), size)
 
     def read_marked(self, name: str) -> tuple[bytes, ObjectMark] | None:
-        """Download a file with the mark of its content. Return None if it does not exist."""
+        """Download a file. Return its bytes and the mark that identifies this content; None if it does not exist."""
         with contextlib.suppress(FileNotFoundError), self._bucket(name) as store:
             answer = store.get(self.place(name))
             mark = ObjectMark(answer.meta.get("e_tag"), answer.meta.get("version"))
@@ -92,7 +98,7 @@ class RemoteFolder:
         return None
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """Upload a file, or replace it.
+        """Upload a file. It replaces a file of the same name.
 
         Raises:
             DataError: The bucket does not exist or refuses the file, or the store does not answer.
@@ -104,7 +110,7 @@ class RemoteFolder:
             raise self._no_bucket() from None
 
     def replace(self, name: str, data: bytes, known: ObjectMark | None) -> ObjectMark:
-        """Upload a file, but only if nobody else wrote it meanwhile.
+        """Upload a file, but only if no other process has written it since this process learned the mark `known`.
 
         Args:
             name: Name of the file.
@@ -115,7 +121,7 @@ class RemoteFolder:
             Mark of the new content.
 
         Raises:
-            OtherWriterError: The object store has another content.
+            OtherWriterError: The file in the object store has another content than that of `known`.
             DataError: The bucket does not exist or refuses the file, or the store does not answer.
         """
         from obstore import exceptions
@@ -132,7 +138,8 @@ class RemoteFolder:
                     pass
         except FileNotFoundError:
             pass
-        # A lost answer makes obstore send the request again. The second one then meets the content of the first.
+        # If an answer is lost, obstore sends the file again. The store refuses it, since the first try has already
+        # changed the file. So compare the contents before blaming another process.
         found = self.read_marked(name)
         if found is not None and found[0] == data:
             return found[1]
@@ -160,7 +167,7 @@ class RemoteFolder:
 
 
 def _mode(known: ObjectMark) -> "UpdateVersion":
-    """Return the condition of a request: the object must still have this content."""
+    """Return obstore's condition for an upload: the object must still have the content that `known` identifies."""
     condition: UpdateVersion = {}
     if known.tag is not None:
         condition["e_tag"] = known.tag

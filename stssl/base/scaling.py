@@ -30,7 +30,7 @@ class BandScaling:
     std: tuple[float, ...]
 
     def about(self) -> JsonObject:
-        """Return the numbers as JSON values, for the record of a run."""
+        """Return the lists `low`, `high`, `mean` and `std` as JSON values by name, for the record of a run."""
         return {name: list(values) for name, values in asdict(self).items()}
 
     @classmethod

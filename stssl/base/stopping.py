@@ -1,4 +1,4 @@
-"""Turn the signals that end a command into an exception. So the command can print one line and end."""
+"""Turn the signals that end a command into an exception, so that the command can print one line and end."""
 
 import contextlib
 import signal
@@ -47,9 +47,10 @@ def stopped(words: str = "What is written is whole; run the same command again t
 
 @contextlib.contextmanager
 def heeding_signals() -> Iterator[None]:
-    """While the context lasts, turn a signal that ends the process (such as Ctrl-C) into the exception `Asked`.
+    """Return a context in which a signal that ends the process (such as Ctrl-C) raises the exception `Asked`.
 
-    If the process ignores a signal already, as under `nohup`, it continues to ignore it.
+    At the end of the context, `Asked` becomes a `StoppedError` for the user. If the process ignores a signal already,
+    as under `nohup`, it continues to ignore it.
 
     Raises:
         StoppedError: A signal asked the process to end.

@@ -37,7 +37,7 @@ JSON_DEPTH = 100
 
 
 def read_unpacked(path: Path) -> bytes:
-    """Read the bytes of a plain, bz2 or gzip file. Unpack at most `MOST_BYTES`.
+    """Return the content of a plain, bz2 or gzip file, unpacked.
 
     Raises:
         DataError: The file cannot be read, or it holds more than `MOST_BYTES`.
@@ -46,7 +46,7 @@ def read_unpacked(path: Path) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"cannot read {path}: it is not a file")
         with _opened(path) as file:
-            # Read one byte more than allowed. A small file may unpack to terabytes: this finds it early.
+            # Stop one byte after the allowed size: a small file may unpack to terabytes.
             data = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
@@ -62,7 +62,7 @@ def _opened(path: Path) -> BinaryIO | bz2.BZ2File | gzip.GzipFile:
 
 
 def read_text(path: Path) -> str:
-    """Read the text of a plain, bz2 or gzip file.
+    """Return the text of a plain, bz2 or gzip file.
 
     The text is UTF-8. It is UTF-16 or UTF-32 if the file begins with the byte order mark of that encoding.
 
@@ -73,7 +73,9 @@ def read_text(path: Path) -> str:
 
 
 def decode_text(data: bytes, path: Path) -> str:
-    """Decode the bytes of a text file. Error messages name the file by `path`.
+    """Decode the bytes of a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
+    Error messages name the file by `path`.
 
     Raises:
         DataError: The bytes are not text. The message names the line.
@@ -104,7 +106,8 @@ def refuse_pickle(path: Path) -> None:
             head = file.read(2)
     except OSError:
         head = b""
-    # Pickles of protocols 2 to 5 begin with the byte 0x80 and the number of the protocol.
+    # Look at the first bytes too, since a pickle may have any name: pickles of protocols 2 to 5 begin with the byte
+    # 0x80 and the number of the protocol.
     if path.suffix in PICKLES or (head[:1] == b"\x80" and head[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
         raise DataError(
             f"{path} is a pickle, and opening a pickle can run any code. Convert it in the environment that wrote it: "
@@ -113,7 +116,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read_names(path: Path) -> frozenset[str]:
-    """Read a list of patch names.
+    """Return the patch names in a file.
 
     The file has one name in each line, or is a table. The names are then in the column `patch`, `patch_id` or
     `s2v1_name`; without such a column, they are in column 1.
@@ -133,7 +136,7 @@ def read_names(path: Path) -> frozenset[str]:
 
 
 def _name_column(text: str) -> int | None:
-    """Return the number of the column of patch names in a table with commas; None if line 1 is no head of a table."""
+    """Return which column of a CSV table has the patch names, counted from 0; None if line 1 has no such column."""
     head = [cell.strip().strip('"').lower() for cell in text.partition("\n")[0].split(",")]
     return next((head.index(name) for name in NAME_HEADS if name in head), None)
 

@@ -35,7 +35,7 @@ _ADVICE = {
 def write_whole(
     path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object], error: type[StsslError] = RunError
 ) -> None:
-    """Replace a file. Readers see either the old content or the new one, even after a crash or a power cut.
+    """Write a file whole. Readers see either the old content or the new one, even after a crash or a power cut.
 
     Processes that write the same file wait for each other. If a process is killed, the next writer uses its temporary
     file again.
@@ -91,9 +91,9 @@ def require_writable(path: Path, error: type[StsslError] = RunError) -> None:
 
 @contextlib.contextmanager
 def _sole(path: Path) -> Iterator[BinaryIO]:
-    """Open an empty temporary file, and lock it: no other process writes it meanwhile.
+    """Return a context that yields an empty temporary file, open and locked, so that no other process writes it.
 
-    The caller renames the file after writing. If the caller fails earlier, remove the file.
+    The caller renames the file inside the context. If an error ends the context earlier, remove the file.
     """
     while True:
         # O_NOFOLLOW: a link with this name must not lead the write to another file.
@@ -149,11 +149,11 @@ def append_line(path: Path, line: str, error: type[StsslError] = RunError) -> No
 
 
 def put_whole(finished: Path, path: Path, error: type[StsslError] = RunError) -> None:
-    """Give a finished file its name. Readers see either the old file or the new one, even after a power cut.
+    """Rename a finished file to its final path. Readers see either the old file or the new one, even after a power cut.
 
     Args:
         finished: The file, on the same disk as `path`.
-        path: Its name. A file with this name is replaced.
+        path: Final path. A file that lies there is replaced.
         error: Class of the error to raise.
 
     Raises:
@@ -168,7 +168,7 @@ def put_whole(finished: Path, path: Path, error: type[StsslError] = RunError) ->
 
 
 def is_there(path: Path) -> bool:
-    """Return True if a file, folder or link has this name. A link counts even if its target does not exist."""
+    """Return True if a file, folder or link exists at a path. A link counts even if its target does not exist."""
     return os.path.lexists(path)
 
 
@@ -198,7 +198,7 @@ def sync(path: Path, error: type[StsslError] = RunError) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Wait until new, renamed and removed names in a folder are on the disk: a power cut must not undo them."""
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; only the failed call shows it
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder, and only a failed call shows this
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(handle)
@@ -230,7 +230,7 @@ def _room(path: Path, size: int | None) -> str:
 
 
 def free_room(path: Path) -> str:
-    """Compose words on how many bytes are free on the disk of a file, and in which folder."""
+    """Return words about the free space on the disk of a file, such as `1.5 GB free in /data`."""
     folder = next((above for above in path.absolute().parents if above.is_dir()), Path("/"))
     try:
         free = as_size(shutil.disk_usage(folder).free)
@@ -240,7 +240,7 @@ def free_room(path: Path) -> str:
 
 
 def as_size(count: int) -> str:
-    """Write a number of bytes in words, such as 1.5 GB."""
+    """Return a number of bytes as a text with a unit, such as `1.5 GB`."""
     for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
         if count >= 10**power:
             return f"{count / 10**power:.1f} {unit}"

@@ -162,7 +162,7 @@ def dump_yaml(tree: object) -> str:
 def unclean(text: str) -> str | None:
     """Describe the first control character or lone surrogate in a text. Return None if the text has none.
 
-    These characters cannot be part of a path. In a message, they would confuse a terminal.
+    Tabs and line breaks are allowed. The other characters do not belong in a path, and would confuse a terminal.
     """
     if text.isascii() and text.isprintable():
         return None
@@ -174,7 +174,7 @@ def unclean(text: str) -> str | None:
 
 
 def _require_clean(tree: JsonValue, source: str) -> None:
-    """Refuse YAML values that have control characters, or that are nested too deep. Aliases can make them deep.
+    """Refuse YAML values with control characters, or nested too deep. Aliases can nest values that look flat.
 
     Raises:
         ConfigError: A key or value is refused. The message names the key.
